@@ -1,0 +1,1 @@
+"""Models as folders: manifests, artefacts and their differentiable twins, baseline sets, versions."""

@@ -1,0 +1,46 @@
+"""Opening the files of a model version: digests first, then bytes; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from service.catalog.manifest import BaselineSet, Manifest
+from service.errors import CatalogError
+
+
+def read_verified(folder: Path, file: str, sha256: str) -> bytes:
+    """The bytes of `folder/file`, which must be a plain file inside `folder` with exactly this sha256.
+
+    Bytes that were verified are the bytes that are used: the file is read once. Raises CatalogError otherwise.
+    """
+    path = folder / file
+    if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+        raise CatalogError(f"{file} is not a plain file inside the model's folder")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CatalogError(f"{file} cannot be read: {error.strerror}") from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != sha256:
+        raise CatalogError(f"{file} has the sha256 {actual}, the manifest says {sha256}")
+    return content
+
+
+def read_baseline_rows(folder: Path, manifest: Manifest, baseline: BaselineSet) -> NDArray[np.float32]:
+    """The rows [K, features] of a baseline set, checked against the manifest's features."""
+    content = read_verified(folder, baseline.file, baseline.sha256)
+    try:
+        rows = load(content)["rows"]
+    except (SafetensorError, KeyError) as error:
+        raise CatalogError(f"{baseline.file} holds no tensor `rows`") from error
+    if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != len(manifest.inputs.features):
+        raise CatalogError(f"{baseline.file} has shape {list(rows.shape)}, not [K, {len(manifest.inputs.features)}]")
+    if rows.dtype != np.float32 or not np.isfinite(rows).all():
+        raise CatalogError(f"{baseline.file} must hold finite float32 values")
+    return rows

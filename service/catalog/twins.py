@@ -1,0 +1,115 @@
+"""The differentiable twin of an ONNX artefact: the same graph in torch, cut at the logits.
+
+`onnx2torch` does the conversion and is used in this file only. It imports torchvision for two detection operators
+that have no gradient to explain; torchvision's binary must match torch's build exactly, so an empty stand-in is
+imported in its place, which also saves a second of start-up.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+
+import onnx
+import onnx.utils
+import torch
+from google.protobuf.message import DecodeError
+from torch import fx, nn
+
+from service.errors import CatalogError
+
+
+def _import_onnx2torch() -> types.ModuleType:
+    stand_in = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.ops")}
+    stand_in["torchvision.ops"].__dict__["roi_align"] = None
+    absent = {name: module for name, module in stand_in.items() if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import onnx2torch
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    return onnx2torch
+
+
+def parse_onnx(content: bytes) -> onnx.ModelProto:
+    """The model in `content`. Raises CatalogError when it is no valid ONNX model or points to data outside itself."""
+    try:
+        model = onnx.load_model_from_string(content)
+        external = [
+            tensor.name
+            for tensor in model.graph.initializer
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data
+        ]
+        if external:
+            raise CatalogError(f"the ONNX model keeps {external[0]!r} in a file outside itself")
+        onnx.checker.check_model(model)
+    except (DecodeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
+        raise CatalogError(f"not a valid ONNX model: {error}") from error
+    return model
+
+
+class _Division(nn.Module):
+    def forward(self, dividend: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
+        return torch.div(dividend, divisor)
+
+
+class _Extremum(nn.Module):
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.operation = {"Min": torch.minimum, "Max": torch.maximum}[operation]
+
+    def forward(self, first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        for other in others:
+            first = self.operation(first, other)
+        return first
+
+
+def _plain(converted: fx.GraphModule) -> fx.GraphModule:
+    """The converted graph in torch's own modules and functions, none of onnx2torch's left.
+
+    Division and the extrema are replaced first: onnx2torch's look at types and shapes, which tracing cannot.
+    """
+    for name, module in list(converted.named_children()):
+        operation = getattr(module, "_op_type", None)
+        if operation in ("Min", "Max"):
+            setattr(converted, name, _Extremum(operation))
+        elif getattr(getattr(module, "math_op_function", None), "__name__", "") == "_onnx_div":
+            setattr(converted, name, _Division())
+    return fx.symbolic_trace(converted)
+
+
+def build_twin(model: onnx.ModelProto, input_tensor: str, logit_tensor: str) -> fx.GraphModule:
+    """A torch module [N, ...] -> logits [N, labels] with frozen parameters, equal to the graph up to `logit_tensor`.
+
+    Raises CatalogError when a tensor is not in the graph or an operator has no torch counterpart.
+    """
+    onnx2torch = _import_onnx2torch()
+    try:
+        part = onnx.utils.Extractor(model).extract_model([input_tensor], [logit_tensor])
+        twin = _plain(onnx2torch.convert(part))
+    except NotImplementedError as error:
+        raise CatalogError(f"an operator of the model cannot be differentiated here: {error}") from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {error}") from error
+    twin.eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    return twin
+
+
+def check_parity(twin_outputs: torch.Tensor, deployed_outputs: torch.Tensor, limit: float = 1e-4) -> float:
+    """The largest difference of the two, relative to the larger of one and the deployed magnitude.
+
+    Raises CatalogError over `limit`: then the twin is not a twin.
+    """
+    scale = deployed_outputs.abs().clamp_min(1.0)
+    difference = float(((twin_outputs - deployed_outputs).abs() / scale).max())
+    if not difference <= limit:
+        raise CatalogError(
+            f"the torch twin and the deployed artefact differ by {difference:.2g} (relative), over {limit:g}"
+        )
+    return difference

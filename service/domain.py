@@ -1,0 +1,133 @@
+"""The vocabulary that every layer shares: what is asked (`Plan`) and what comes back (`Explanation`).
+
+All values are frozen and cross the process boundary between the front and the workers as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+class OutputSpace(StrEnum):
+    """Where the explained output lives: after or before the model's link function."""
+
+    PROBABILITY = "probability"
+    LOGIT = "logit"
+
+
+class Completeness(StrEnum):
+    """In what sense a method's attributions sum to f(x) - f(x')."""
+
+    EXACT = "exact"
+    ASYMPTOTIC = "asymptotic"
+    BY_CONSTRUCTION = "by_construction"
+    NONE = "none"
+
+
+class Priority(StrEnum):
+    """The two classes of the scheduler; interactive points are packed first."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKey:
+    """One version of one model; `digest` is the sha256 of the artefact in production."""
+
+    name: str
+    version: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineChoice:
+    """The baseline of a plan: a named set of the model, or one row that came with the request."""
+
+    name: str
+    version: str
+    digest: str
+    size: int
+    row: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that decides the numbers of one explanation, and nothing else.
+
+    `input` is the model's input row in the artefact's own units. `target` None means the predicted class.
+    `tolerance` bounds the relative completeness error, whose denominator is at least `floor` (units of the output
+    space; None: one hundredth of the spread of the output over the baseline set). `max_evaluations` is the budget in
+    gradient points.
+    """
+
+    model: ModelKey
+    method: str
+    options: tuple[tuple[str, str | float | int], ...]
+    input: tuple[float, ...]
+    target: int | None
+    output_space: OutputSpace
+    baseline: BaselineChoice
+    tolerance: float
+    max_evaluations: int
+    seed: int
+    floor: float | None
+
+    def digest(self) -> str:
+        """sha256 over every field, the model's digest included: equal digests have equal explanations."""
+        return hashlib.sha256(orjson.dumps(self, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a worker computed for one plan.
+
+    `outputs` is the deployed artefact's output for the input, in the plan's output space, one value a label.
+    `attributions` has one value an input column, `standard_error` likewise where the method has one.
+    `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`). When the model answered
+    a number that is not finite, `converged` is false with reason `non_finite` and the figures that could not be
+    computed are None.
+    """
+
+    outputs: tuple[float, ...] | None
+    target: int
+    output: float | None
+    baseline_output: float | None
+    attributions: tuple[float, ...] | None
+    standard_error: tuple[float, ...] | None
+    completeness: Completeness
+    completeness_error: float | None
+    attribution_error: float | None
+    converged: bool
+    reason: str | None
+    evaluations: int
+    rule: str
+    small_difference: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one request went in the worker, in seconds."""
+
+    queue: float
+    compute: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The deployed artefact's outputs for one input, by output space; one value a label."""
+
+    outputs: Mapping[OutputSpace, tuple[float, ...]]

@@ -1,0 +1,108 @@
+"""What the front and a worker say to each other. Both are this program's own processes, so frames are pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.domain import Explanation, Floats, ModelKey, OutputSpace, Plan, Prediction, Priority, Timings
+from service.errors import AnswerableError
+
+BaselineOutputs = Mapping[str, Mapping[OutputSpace, Floats]]
+"""By digest of the set and output space, the outputs over its rows and, last, over their mean: [K + 1, labels]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load the version in `folder`; `known` holds baseline outputs computed earlier."""
+
+    folder: Path
+    known: BaselineOutputs
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    key: ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Explain `plan`; `deadline` is on the monotonic clock, which the processes of one machine share."""
+
+    task: int
+    plan: Plan
+    priority: Priority
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Predict:
+    task: int
+    model: ModelKey
+    row: tuple[float, ...]
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    task: int
+
+
+Request = Load | Unload | Explain | Predict | Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version is ready. `environment` is what a replay must find equal."""
+
+    key: ModelKey
+    baseline_outputs: BaselineOutputs
+    is_piecewise_linear: bool
+    parity: float
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    folder: Path
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    task: int
+    result: Explanation | Prediction
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    task: int
+    error: AnswerableError
+
+
+Outcome = Done | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """One chunk: `units` of its `capacity` were filled, by `explanations`, and it took `seconds`."""
+
+    model: str
+    kernel: str
+    units: int
+    capacity: int
+    explanations: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What happened since the worker's last message."""
+
+    outcomes: list[Outcome]
+    chunks: list[ChunkReport]
+
+
+Reply = Loaded | LoadFailed | Progress

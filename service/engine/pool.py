@@ -1,0 +1,339 @@
+"""The engine's client side: a pool of local worker processes behind one small interface.
+
+The front imports neither torch nor onnxruntime; it sends plans and receives explanations. A worker that dies is
+replaced, and what it held is run once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import pickle
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.engine.messages import (
+    BaselineOutputs,
+    Cancel,
+    ChunkReport,
+    Done,
+    Explain,
+    Load,
+    Loaded,
+    LoadFailed,
+    Outcome,
+    Predict,
+    Progress,
+    Reply,
+    Request,
+    Unload,
+)
+from service.errors import CatalogError, Overloaded, WorkerLost
+
+LOG = logging.getLogger("answerable.engine")
+HEADER = struct.Struct("!I")
+ATTEMPTS = 2
+RESTART_DELAYS = (0.0, 0.5, 2.0, 5.0)
+
+
+@dataclass(slots=True)
+class _Task:
+    """A request in flight, with the points it is expected to cost."""
+
+    request: Explain | Predict
+    points: int
+    future: asyncio.Future[Done]
+    attempts: int = 0
+
+
+class _Connection(asyncio.Protocol):
+    """The front's end of one worker's socket. Requests of one turn of the event loop travel in one frame."""
+
+    def __init__(self, receive: Callable[[Reply], None], lost: Callable[[], None]) -> None:
+        self._receive = receive
+        self._lost = lost
+        self._buffer = bytearray()
+        self._outbox: list[Request] = []
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        at = 0
+        while len(self._buffer) - at >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer, at)
+            end = at + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            reply: Reply = pickle.loads(self._buffer[at + HEADER.size : end])  # noqa: S301
+            at = end
+            self._receive(reply)
+        del self._buffer[:at]
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._transport = None
+        self._lost()
+
+    def send(self, request: Request) -> None:
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(request)
+
+    def _flush(self) -> None:
+        batch, self._outbox = self._outbox, []
+        if self._transport is not None:
+            frame = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
+            self._transport.write(HEADER.pack(len(frame)) + frame)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One worker process as the front sees it."""
+
+    index: int
+    process: asyncio.subprocess.Process
+    connection: _Connection
+    tasks: dict[int, _Task] = field(default_factory=dict)
+    loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
+    models: set[ModelKey] = field(default_factory=set)
+
+    @property
+    def points(self) -> int:
+        return sum(task.points for task in self.tasks.values())
+
+
+class Pool:
+    """Local workers, one a device.
+
+    `observe` is given every chunk a worker ran, `restarted` the reason of every restart. `max_queued_points` bounds the
+    points that are expected of everything in flight.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        max_queued_points: int,
+        observe: Callable[[ChunkReport], None] = lambda _: None,
+        restarted: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._count = workers
+        self._max_queued_points = max_queued_points
+        self._observe = observe
+        self._restarted = restarted
+        self._workers: dict[int, _Worker] = {}
+        self._folders: dict[Path, BaselineOutputs] = {}
+        self._numbers = itertools.count()
+        self._parked: list[_Task] = []
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.queued_points = 0
+
+    async def start(self) -> None:
+        """Starts the workers; they load nothing yet."""
+        await asyncio.gather(*(self._spawn(index) for index in range(self._count)))
+
+    async def close(self) -> None:
+        """Ends the workers and fails what was in flight."""
+        self._closing = True
+        for restart in self._restarts:
+            restart.cancel()
+        workers = list(self._workers.values())
+        for worker in workers:
+            worker.connection.close()
+        for worker in workers:
+            try:
+                await asyncio.wait_for(worker.process.wait(), 5)
+            except TimeoutError:
+                worker.process.kill()
+                await worker.process.wait()
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that have loaded every model."""
+        return sum(len(worker.models) == len(self._folders) for worker in self._workers.values())
+
+    async def load(self, folder: Path, known: BaselineOutputs) -> Loaded:
+        """Loads the version in `folder` on every worker. Raises CatalogError when one cannot."""
+        loaded = await asyncio.gather(*(self._load(worker, folder, known) for worker in self._workers.values()))
+        self._folders[folder] = loaded[0].baseline_outputs
+        return loaded[0]
+
+    def unload(self, folder: Path, key: ModelKey) -> None:
+        """Forgets a version on every worker; what is in flight of it ends normally."""
+        self._folders.pop(folder, None)
+        for worker in self._workers.values():
+            worker.models.discard(key)
+            worker.connection.send(Unload(key))
+
+    async def explain(
+        self, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+    ) -> tuple[Explanation, Timings]:
+        """The explanation of `plan`. Raises Overloaded, WorkerLost, or what the worker answered."""
+        request = Explain(next(self._numbers), plan, priority, deadline)
+        done = await self._submit(request, expected_points)
+        assert isinstance(done.result, Explanation)
+        return done.result, done.timings
+
+    async def predict(self, model: ModelKey, row: tuple[float, ...], deadline: float | None) -> Prediction:
+        """The deployed artefact's outputs at `row`."""
+        done = await self._submit(Predict(next(self._numbers), model, row, deadline), 1)
+        assert isinstance(done.result, Prediction)
+        return done.result
+
+    async def _submit(self, request: Explain | Predict, points: int) -> Done:
+        if self.queued_points + points > self._max_queued_points and self.queued_points:
+            raise Overloaded("the engine holds as much work as it may; try again in a second")
+        task = _Task(request, points, asyncio.get_running_loop().create_future())
+        self.queued_points += points
+        try:
+            self._dispatch(task)
+            return await task.future
+        finally:
+            self.queued_points -= points
+            self._forget(task)
+
+    def _dispatch(self, task: _Task) -> None:
+        """Gives the task to the worker with the least work, or parks it until one is back."""
+        able = [worker for worker in self._workers.values() if _model(task.request) in worker.models]
+        if not able:
+            if self._restarts or not self._workers:
+                self._parked.append(task)
+            else:
+                task.future.set_exception(WorkerLost("no worker has this model version loaded"))
+            return
+        worker = min(able, key=lambda candidate: candidate.points)
+        task.attempts += 1
+        worker.tasks[task.request.task] = task
+        worker.connection.send(task.request)
+
+    def _forget(self, task: _Task) -> None:
+        """Drops a task that nobody waits for; a worker that still computes it is told."""
+        number = task.request.task
+        if task in self._parked:
+            self._parked.remove(task)
+        for worker in self._workers.values():
+            if worker.tasks.pop(number, None) is not None:
+                worker.connection.send(Cancel(number))
+
+    async def _spawn(self, index: int) -> _Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service.engine.worker",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env=_environment(index),
+            )
+        connection = _Connection(lambda reply: self._received(index, reply), lambda: self._lost(index))
+        await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
+        worker = _Worker(index, process, connection)
+        self._workers[index] = worker
+        return worker
+
+    async def _load(self, worker: _Worker, folder: Path, known: BaselineOutputs) -> Loaded:
+        future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        worker.loading[folder] = future
+        worker.connection.send(Load(folder, known))
+        loaded = await future
+        worker.models.add(loaded.key)
+        return loaded
+
+    def _received(self, index: int, reply: Reply) -> None:
+        worker = self._workers[index]
+        match reply:
+            case Progress(outcomes, chunks):
+                for outcome in outcomes:
+                    self._ended(worker, outcome)
+                for chunk in chunks:
+                    self._observe(chunk)
+            case Loaded():
+                folder = next(f for f in worker.loading if (f.parent.name, f.name) == (reply.key.name, reply.key.version))
+                worker.loading.pop(folder).set_result(reply)
+            case LoadFailed(folder, detail):
+                worker.loading.pop(folder).set_exception(CatalogError(detail))
+
+    def _ended(self, worker: _Worker, outcome: Outcome) -> None:
+        task = worker.tasks.pop(outcome.task, None)
+        if task is None or task.future.done():
+            return
+        if isinstance(outcome, Done):
+            task.future.set_result(outcome)
+        else:
+            task.future.set_exception(outcome.error)
+
+    def _lost(self, index: int) -> None:
+        worker = self._workers.pop(index, None)
+        if worker is None or self._closing:
+            return
+        LOG.error("worker %d is gone; starting another", index)
+        self._restarted("died")
+        for waiting in worker.loading.values():
+            waiting.set_exception(CatalogError("the worker died while it loaded the model"))
+        restart = asyncio.get_running_loop().create_task(self._restart(index))
+        self._restarts.add(restart)
+        restart.add_done_callback(self._restarts.discard)
+        for task in worker.tasks.values():
+            if task.future.done():
+                continue
+            if task.attempts >= ATTEMPTS:
+                task.future.set_exception(WorkerLost("the worker died twice while it computed this"))
+            else:
+                self._dispatch(task)
+
+    async def _restart(self, index: int) -> None:
+        for delay in itertools.chain(RESTART_DELAYS, itertools.repeat(RESTART_DELAYS[-1])):
+            await asyncio.sleep(delay)
+            worker = await self._spawn(index)
+            try:
+                for folder, known in list(self._folders.items()):
+                    await self._load(worker, folder, known)
+            except CatalogError as error:
+                LOG.error("worker %d did not come back: %s", index, error)  # noqa: TRY400
+                self._workers.pop(index, None)
+                with contextlib.suppress(ProcessLookupError):
+                    worker.process.kill()
+                continue
+            break
+        parked, self._parked = self._parked, []
+        for task in parked:
+            self._dispatch(task)
+
+
+def _model(request: Explain | Predict) -> ModelKey:
+    return request.plan.model if isinstance(request, Explain) else request.model
+
+
+def count_devices() -> int:
+    """CUDA devices of this machine, at least one for the CPU; read without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([device for device in visible.split(",") if device.strip()]))
+    return max(1, len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdecimal()]))
+
+
+def _environment(index: int) -> Mapping[str, str]:
+    """The worker's environment: its own device, if there are several."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(number) for number in range(count_devices())]
+    environment = dict(os.environ)
+    environment["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)] if visible != "" else ""
+    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return environment

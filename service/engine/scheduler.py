@@ -1,0 +1,227 @@
+"""The scheduler: packs points of many live explanations into chunks of one (model, kernel), fairly.
+
+It pulls: `step` packs one chunk from whatever is waiting, runs it, and moves every explanation on whose question was
+answered; there is no timer and no waiting for a fuller chunk. Interactive work is packed before bulk, and inside a
+class each explanation gets `QUANTUM` units in turn, so that a large one never keeps a small one waiting for more than
+a chunk. Explanations that were cancelled, or whose deadline passed, are dropped when the next chunk is packed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from service.domain import Explanation, Prediction, Priority, Timings
+from service.engine.explanation import Steps
+from service.engine.kernels import Kernel, Segment
+from service.engine.messages import ChunkReport, Done, Failed, Outcome
+from service.errors import AnswerableError, ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
+from service.methods.oracle import DeadlinePassed
+
+LOG = logging.getLogger("answerable.worker")
+
+QUANTUM = 64
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """An explanation under way. `parts` are the answers so far to `question`, of which `packed` units are done."""
+
+    task: int
+    steps: Steps
+    kernels: dict[type, Kernel]
+    model: str
+    priority: Priority
+    deadline: float | None
+    received: float
+    started: float | None = None
+    question: object = None
+    packed: int = 0
+    parts: list[object] = field(default_factory=list)
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that answers the open question."""
+        return self.kernels[type(self.question)]
+
+    @property
+    def remaining(self) -> int:
+        """Units of the open question that no chunk has taken yet."""
+        return _units(self.question) - self.packed
+
+
+class _Queue:
+    """What waits for one kernel of one model, by class."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Priority, deque[Live]] = {priority: deque() for priority in Priority}
+
+    def __bool__(self) -> bool:
+        return any(self._waiting.values())
+
+    def add(self, live: Live) -> None:
+        self._waiting[live.priority].append(live)
+
+    def take(self, capacity: int, alive: dict[int, Live]) -> list[tuple[Live, Segment]]:
+        """Segments of at most `capacity` units together; dead explanations fall out on the way."""
+        taken: dict[Live, Segment] = {}
+        for priority in Priority:
+            waiting = self._waiting[priority]
+            while waiting and capacity:
+                live = waiting.popleft()
+                if alive.get(live.task) is not live:
+                    continue
+                units = min(QUANTUM, live.remaining, capacity)
+                start = taken[live].start if live in taken else live.packed
+                live.packed += units
+                capacity -= units
+                taken[live] = Segment(live.question, start, live.packed)
+                if live.remaining:
+                    waiting.append(live)
+        return list(taken.items())
+
+
+class Scheduler:
+    """All live explanations of one device."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, Live] = {}
+        self._queues: dict[Kernel, _Queue] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._outcomes: list[Outcome] = []
+        self.reports: list[ChunkReport] = []
+
+    def __bool__(self) -> bool:
+        """Whether anything waits for a chunk."""
+        return bool(self._queues)
+
+    def add(self, live: Live) -> None:
+        """Starts an explanation; its first question waits for a chunk."""
+        self._alive[live.task] = live
+        if live.deadline is not None:
+            heapq.heappush(self._deadlines, (live.deadline, live.task))
+        self._advance(live, None)
+
+    def cancel(self, task: int) -> None:
+        """Drops an explanation; what it has in the current chunk is computed in vain, and no more."""
+        live = self._alive.pop(task, None)
+        if live is not None:
+            live.steps.close()
+
+    def outcomes(self) -> list[Outcome]:
+        """What ended since the last call."""
+        ended, self._outcomes = self._outcomes, []
+        return ended
+
+    def step(self) -> None:
+        """Packs, runs and delivers one chunk; does nothing when nothing waits."""
+        self._expire()
+        kernel = next(iter(self._queues), None)
+        if kernel is None:
+            return
+        queue = self._queues.pop(kernel)
+        segments = queue.take(kernel.capacity, self._alive)
+        if queue:
+            self._queues[kernel] = queue
+        if segments:
+            self._run(kernel, segments)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, task = heapq.heappop(self._deadlines)
+            live = self._alive.get(task)
+            if live is not None:
+                self._advance(live, DeadlinePassed())
+
+    def _run(self, kernel: Kernel, taken: list[tuple[Live, Segment]]) -> None:
+        started = time.monotonic()
+        for live, _ in taken:
+            live.started = live.started or started
+        for live, part in self._parts(kernel, taken):
+            if isinstance(part, AnswerableError):
+                self._fail(live, part)
+                continue
+            live.parts.append(part)
+            if not live.remaining and len(live.parts) and self._alive.get(live.task) is live:
+                self._advance(live, kernel.join(live.parts))
+        units = sum(len(segment) for _, segment in taken)
+        seconds = time.monotonic() - started
+        self.reports.append(ChunkReport(taken[0][0].model, kernel.name, units, kernel.capacity, len(taken), seconds))
+
+    def _parts(
+        self, kernel: Kernel, taken: list[tuple[Live, Segment]]
+    ) -> Iterator[tuple[Live, object | AnswerableError]]:
+        """Each explanation's part of the chunk; when the chunk fails, each is run alone, so that one bad row fails
+        nobody else."""
+        try:
+            parts = kernel.run([segment for _, segment in taken])
+        except torch.OutOfMemoryError:
+            yield from self._after_out_of_memory(kernel, taken)
+        except Exception as error:
+            if len(taken) == 1:
+                LOG.exception("a chunk of one explanation failed")
+                yield taken[0][0], ComputationFailed(f"the model failed on this input: {type(error).__name__}")
+                return
+            for one in taken:
+                yield from self._parts(kernel, [one])
+        else:
+            yield from zip((live for live, _ in taken), parts, strict=True)
+
+    def _after_out_of_memory(
+        self, kernel: Kernel, taken: list[tuple[Live, Segment]]
+    ) -> Iterator[tuple[Live, object | AnswerableError]]:
+        """Halves the chunk, for good, and queues what it held once more; gives up when one row does not fit."""
+        if kernel.capacity == 1:
+            for live, _ in taken:
+                yield live, DeviceOutOfMemory("the device has not the memory for one row of this model")
+            return
+        kernel.capacity //= 2
+        LOG.warning("out of memory: chunks of the %s kernel now have %d units", kernel.name, kernel.capacity)
+        for live, segment in taken:
+            if not live.remaining:
+                self._enqueue(live)
+            live.packed = segment.start
+
+    def _advance(self, live: Live, answer: object) -> None:
+        """Sends the answer, or throws the deadline, into the explanation, and queues its next question."""
+        live.question, live.packed, live.parts = None, 0, []
+        try:
+            if isinstance(answer, DeadlinePassed):
+                live.steps.throw(answer)
+                raise RuntimeError("a method went on after its deadline")
+            question = live.steps.send(answer)
+        except StopIteration as stop:
+            self._finish(live, stop.value)
+        except DeadlinePassed:
+            self._fail(live, DeadlineExceeded("the deadline passed before any result"))
+        except Exception as error:
+            LOG.exception("an explanation failed")
+            self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
+        else:
+            live.question = question
+            self._enqueue(live)
+
+    def _enqueue(self, live: Live) -> None:
+        self._queues.setdefault(live.kernel, _Queue()).add(live)
+
+    def _finish(self, live: Live, result: Explanation | Prediction) -> None:
+        del self._alive[live.task]
+        now = time.monotonic()
+        started = live.started or now
+        self._outcomes.append(Done(live.task, result, Timings(started - live.received, now - started)))
+
+    def _fail(self, live: Live, error: AnswerableError) -> None:
+        if self._alive.pop(live.task, None) is live:
+            live.steps.close()
+            self._outcomes.append(Failed(live.task, error))
+
+
+def _units(question: object) -> int:
+    return len(question) if hasattr(question, "__len__") else 1

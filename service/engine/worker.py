@@ -1,0 +1,172 @@
+"""A worker: the process that owns one device. It reads requests, runs the scheduler, and sends what ended.
+
+Started by the pool as `python -m service.engine.worker SOCKET`. It ends when its socket closes, so that it cannot
+outlive the front, whatever happened to that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import platform
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime
+import torch
+
+from service import __version__
+from service.domain import ModelKey
+from service.engine.device import CHUNK_ROWS, DeviceModel, best_device, put_on_device
+from service.engine.explanation import Steps, explain, predict
+from service.engine.messages import (
+    Cancel,
+    Explain,
+    Failed,
+    Load,
+    Loaded,
+    LoadFailed,
+    Predict,
+    Progress,
+    Reply,
+    Request,
+    Unload,
+)
+from service.engine.scheduler import Live, Scheduler
+from service.domain import Priority
+from service.errors import CatalogError, ModelNotReady
+
+HEADER = struct.Struct("!I")
+
+
+class _Channel:
+    """The worker's end of the socket: frames of a length and a pickle."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._buffer = bytearray()
+
+    def requests(self, *, wait: bool) -> Iterator[Request]:
+        """Whatever has arrived; with `wait`, at least one. Raises EOFError when the front is gone."""
+        while wait or select.select([self._socket], [], [], 0)[0]:
+            received = self._socket.recv(1 << 20)
+            if not received:
+                raise EOFError
+            self._buffer += received
+            for request in self._complete():
+                wait = False
+                yield request
+
+    def _complete(self) -> Iterator[Request]:
+        at = 0
+        while len(self._buffer) - at >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer, at)
+            end = at + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            batch: list[Request] = pickle.loads(memoryview(self._buffer)[at + HEADER.size : end])  # noqa: S301
+            at = end
+            yield from batch
+        del self._buffer[:at]
+
+    def send(self, reply: Reply) -> None:
+        frame = pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
+        self._socket.sendall(HEADER.pack(len(frame)) + frame)
+
+
+class Worker:
+    """The models of one device and the explanations under way on it."""
+
+    def __init__(self, connection: socket.socket, device: torch.device) -> None:
+        self._channel = _Channel(connection)
+        self._device = device
+        self._models: dict[ModelKey, DeviceModel] = {}
+        self._scheduler = Scheduler()
+
+    def run(self) -> None:
+        """Serves until the front closes the socket."""
+        while True:
+            for request in self._channel.requests(wait=not self._scheduler):
+                self._handle(request)
+            self._scheduler.step()
+            outcomes, chunks = self._scheduler.outcomes(), self._scheduler.reports
+            if outcomes:
+                self._scheduler.reports = []
+                self._channel.send(Progress(outcomes, chunks))
+
+    def _handle(self, request: Request) -> None:
+        match request:
+            case Explain(task, plan, priority, deadline):
+                model = self._models.get(plan.model)
+                self._start(task, model, explain(plan, model) if model else None, priority, deadline)
+            case Predict(task, key, row, deadline):
+                self._start(task, self._models.get(key), predict(row), Priority.INTERACTIVE, deadline)
+            case Cancel(task):
+                self._scheduler.cancel(task)
+            case Load(folder, known):
+                try:
+                    model = put_on_device(folder, self._device, known)
+                except CatalogError as error:
+                    self._channel.send(LoadFailed(folder, str(error)))
+                else:
+                    self._models[model.key] = model
+                    self._channel.send(_loaded(model, self._device))
+            case Unload(key):
+                self._models.pop(key, None)
+
+    def _start(
+        self, task: int, model: DeviceModel | None, steps: Steps | None, priority: Priority, deadline: float | None
+    ) -> None:
+        if model is None or steps is None:
+            self._channel.send(Progress([Failed(task, ModelNotReady("the model version is not loaded"))], []))
+            return
+        live = Live(task, steps, dict(model.kernels), str(model.key), priority, deadline, time.monotonic())
+        self._scheduler.add(live)
+
+
+def _loaded(model: DeviceModel, device: torch.device) -> Loaded:
+    outputs = {
+        digest: {
+            space: np.concatenate([values, baseline.center_outputs[space][None]])
+            for space, values in baseline.outputs.items()
+        }
+        for digest, baseline in model.baselines.items()
+    }
+    environment = {
+        "answerable": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+        "cuda": torch.version.cuda or "none",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "dtype": "float32",
+        "chunk_rows": str(CHUNK_ROWS),
+        "deterministic": str(torch.are_deterministic_algorithms_enabled()),
+    }
+    return Loaded(model.key, outputs, model.is_piecewise_linear, model.parity, environment)
+
+
+def main() -> None:
+    """The process's main function; its argument is the number of the inherited socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    device = best_device()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    with socket.socket(fileno=int(sys.argv[1])) as connection, contextlib.suppress(EOFError, ConnectionError):
+        Worker(connection, device).run()
+
+
+if __name__ == "__main__":
+    main()

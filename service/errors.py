@@ -1,0 +1,126 @@
+"""Every error a user can meet, with the HTTP status and title it is answered with.
+
+    AnswerableError
+    ├── MalformedBody        400   not JSON, nested too deep, wrong shape
+    ├── Unauthenticated      401   no key, or a wrong one
+    ├── Forbidden            403   a key without the scope
+    ├── NotFound             404   no such model, version or explanation
+    ├── ClientTooSlow        408   the body did not arrive in time
+    ├── BodyTooLarge         413
+    ├── InvalidRequest       422   well-formed but impossible
+    │   └── NotConverged     422   `strict` was asked for and the tolerance was not met
+    ├── Overloaded           429   the queue is full; carries Retry-After
+    ├── ComputationFailed    500   the model failed on this input
+    ├── ModelNotReady        503
+    ├── LedgerUnavailable    503   no record can be written, so nothing is answered
+    ├── WorkerLost           503   the worker died twice with this request in flight
+    ├── DeadlineExceeded     504   the deadline passed before any result
+    └── DeviceOutOfMemory    507   the device cannot hold one chunk
+
+Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
+and never reach a client.
+"""
+
+from __future__ import annotations
+
+
+class AnswerableError(Exception):
+    """An error with an HTTP answer. `str(error)` is the sentence the client reads."""
+
+    status = 500
+    title = "Internal error"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to this error."""
+        return {}
+
+
+class MalformedBody(AnswerableError):
+    status = 400
+    title = "Malformed body"
+
+
+class Unauthenticated(AnswerableError):
+    status = 401
+    title = "No valid key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(AnswerableError):
+    status = 403
+    title = "Key without the scope"
+
+
+class NotFound(AnswerableError):
+    status = 404
+    title = "Not found"
+
+
+class ClientTooSlow(AnswerableError):
+    status = 408
+    title = "Body too slow"
+
+
+class BodyTooLarge(AnswerableError):
+    status = 413
+    title = "Body too large"
+
+
+class InvalidRequest(AnswerableError):
+    status = 422
+    title = "Impossible request"
+
+
+class NotConverged(InvalidRequest):
+    title = "Not converged"
+
+
+class Overloaded(AnswerableError):
+    status = 429
+    title = "Queue full"
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after)}
+
+
+class ComputationFailed(AnswerableError):
+    status = 500
+    title = "Computation failed"
+
+
+class ModelNotReady(AnswerableError):
+    status = 503
+    title = "Model not ready"
+
+
+class LedgerUnavailable(AnswerableError):
+    status = 503
+    title = "Ledger not writable"
+
+
+class WorkerLost(AnswerableError):
+    status = 503
+    title = "Worker lost"
+
+
+class DeadlineExceeded(AnswerableError):
+    status = 504
+    title = "Deadline exceeded"
+
+
+class DeviceOutOfMemory(AnswerableError):
+    status = 507
+    title = "Device out of memory"
+
+
+class CatalogError(Exception):
+    """A model folder that cannot be served; the message says which file and why."""

@@ -1,0 +1,137 @@
+"""The database of the ledger: SQLite in a file, or PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from service.errors import LedgerUnavailable
+
+LOCK_SECONDS = 5
+"""How long a SQLite connection waits for another process's write."""
+
+WRITE_LOCK = 0x416E737765726162
+"""The PostgreSQL advisory lock that writers of the ledger take in turn; any constant will do."""
+
+_POSTGRESQL_TIMEOUTS = {
+    "connect_timeout": 5,  # seconds
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds until a silent peer counts as gone
+}
+
+
+def open_engine(url: str) -> Engine:
+    """Opens the database at `url`: `sqlite:///file` or `postgresql://...` (driven by psycopg, whatever the
+    URL says).
+
+    SQLite runs in WAL mode with synchronous=FULL, so a commit is on the disk when it returns. Raises
+    ValueError for another database, and for SQLite in memory, which would keep nothing.
+    """
+    address = make_url(url)
+    backend = address.get_backend_name()
+    if backend == "sqlite":
+        return _open_sqlite(address)
+    if backend in ("postgresql", "postgres"):
+        return _open_postgresql(address.set(drivername="postgresql+psycopg"))
+    raise ValueError(f"the ledger needs sqlite or postgresql, not {backend}")
+
+
+def serialised(engine: Engine) -> Engine:
+    """The same engine, whose transactions run one after another across all processes and hosts.
+
+    Each starts by taking the write lock of the database, so that what it reads stays true until it commits.
+    """
+    return engine.execution_options(serialised=True)
+
+
+@contextmanager
+def database_in_reach() -> Iterator[None]:
+    """Turns what the database raises inside into LedgerUnavailable, except that it refuses a row."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except SQLAlchemyError as error:
+        raise LedgerUnavailable("The ledger's database does not answer.") from error
+
+
+def _open_sqlite(address: URL) -> Engine:
+    if not address.database or ":memory:" in address.database:
+        raise ValueError("the ledger needs a file, not SQLite in memory")
+    engine = create_engine(
+        address,
+        hide_parameters=True,  # they are personal data, and errors are logged
+        connect_args={
+            "timeout": LOCK_SECONDS,
+            "isolation_level": None,
+        },  # transactions begin in _begin_sqlite
+    )
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
+    _use_write_ahead_log(cursor)
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _use_write_ahead_log(cursor: DBAPICursor) -> None:
+    """Asks again while other processes do: SQLite's own timeout does not cover this change of a new file."""
+    deadline = monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that reads before it writes fails at once when another wrote in between.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_serialised(connection) else "BEGIN")
+
+
+def _open_postgresql(address: URL) -> Engine:
+    timeouts = {name: value for name, value in _POSTGRESQL_TIMEOUTS.items() if name not in address.query}
+    engine = create_engine(address, hide_parameters=True, pool_pre_ping=True, connect_args=timeouts)
+    event.listen(engine, "connect", _set_up_postgresql)
+    event.listen(engine, "begin", _begin_postgresql)
+    return engine
+
+
+def _set_up_postgresql(connection: Any, _record: object) -> None:
+    connection.autocommit = True
+    # A commit must be durable when it returns, also where the server's default says otherwise.
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false)"
+        " WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    # A host that stalls inside a transaction must not hold the write lock over all others.
+    connection.execute("SET idle_in_transaction_session_timeout = '10s'")
+    connection.autocommit = False
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if _is_serialised(connection):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+
+
+def _is_serialised(connection: Connection) -> bool:
+    return bool(connection.get_execution_options().get("serialised"))

@@ -1,0 +1,132 @@
+"""What the ledger keeps, how it is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from service.errors import AnswerableError, InvalidRequest
+
+LONGEST_TEXT = 200
+"""Characters in any text column. Four-byte characters in the widest index then stay under PostgreSQL's limit
+of 2,704 bytes an index row; one longer value would fail the whole group of appends it shares a transaction
+with."""
+
+
+class EntryRefused(AnswerableError):
+    """The database holds something that excludes this entry, an explanation of the same id for instance."""
+
+    status = 500
+    title = "Record refused"
+
+
+class MalformedCursor(InvalidRequest):
+    title = "Malformed cursor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One explanation to be recorded.
+
+    `created` is in microseconds since the epoch, UTC. `record` is the immutable record and `personal` the
+    part that belongs to a person, both as JSON bytes, serialised once by the caller and never again. `label`
+    is the predicted label, `cohort` the tags of the request's context, `flags` the review rules that fired.
+
+    Raises InvalidRequest for a text that is too long or that a database cannot hold.
+    """
+
+    id: str
+    tenant: str
+    created: int
+    model: str
+    version: str
+    method: str
+    converged: bool
+    key_id: str
+    record: bytes
+    personal: bytes
+    label: str | None = None
+    decision_id: str | None = None
+    subject: str | None = None
+    cohort: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, text in _texts(self):
+            _check_text(name, text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored(Entry):
+    """An entry as it stands in the log.
+
+    `seq` is its place: 1, 2, 3 ... without gaps, in the order of commit. `leaf` is its leaf hash,
+    SHA-256(0x00 || record) (RFC 9162, 2.1.1). `flags` are in alphabetical order, each once.
+    """
+
+    seq: int
+    leaf: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Conditions that all hold for what is found; None asks for nothing.
+
+    `created_from` is included and `created_to` excluded, in microseconds since the epoch, UTC. `cohort` holds
+    (name, value) pairs. A version is only unique within its model, so it is asked for together with one:
+    InvalidRequest otherwise.
+    """
+
+    model: str | None = None
+    version: str | None = None
+    subject: str | None = None
+    decision_id: str | None = None
+    created_from: int | None = None
+    created_to: int | None = None
+    converged: bool | None = None
+    flag: str | None = None
+    label: str | None = None
+    cohort: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.model is None:
+            raise InvalidRequest("A version is searched for together with its model.")
+        for name in ("model", "version", "subject", "decision_id", "flag", "label"):
+            _check_text(name, getattr(self, name))
+        for name, value in self.cohort:
+            _check_text("cohort", name)
+            _check_text(f"cohort.{name}", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Entries from the newest to the oldest, and where the next page begins; None after the last one."""
+
+    entries: tuple[Stored, ...]
+    next_cursor: str | None
+
+
+def _texts(entry: Entry) -> Iterator[tuple[str, str | None]]:
+    yield "id", entry.id
+    yield "tenant", entry.tenant
+    yield "model", entry.model
+    yield "version", entry.version
+    yield "method", entry.method
+    yield "key_id", entry.key_id
+    yield "label", entry.label
+    yield "decision_id", entry.decision_id
+    yield "subject", entry.subject
+    for name, value in entry.cohort.items():
+        yield "cohort", name
+        yield "cohort value", value
+    for flag in entry.flags:
+        yield "flag", flag
+
+
+def _check_text(name: str, text: str | None) -> None:
+    if text is None or (text.isascii() and len(text) <= LONGEST_TEXT and "\0" not in text):
+        return
+    if len(text) > LONGEST_TEXT:
+        raise InvalidRequest(f"{name} is longer than {LONGEST_TEXT} characters.")
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(f"{name} holds a character that cannot be stored.")

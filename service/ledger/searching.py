@@ -1,0 +1,110 @@
+"""A search as SQL: a range of one index, from the newest to the oldest, continued at a cursor."""
+
+from __future__ import annotations
+
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, literal, not_, select, tuple_
+
+from service.errors import InvalidRequest
+from service.ledger.entries import MalformedCursor, Page, Search, Stored
+from service.ledger.tables import COHORT, FLAG, explanation_tags, explanations
+
+LARGEST_PAGE = 1000
+
+_CURSOR = struct.Struct(">qq")  # created, seq
+
+
+def read_one(connection: Connection, tenant: str, explanation_id: str) -> Stored | None:
+    """The explanation of that id, None when there is none or it is another tenant's."""
+    found = explanations.c.id == explanation_id
+    rows = connection.execute(select(explanations).where(found, explanations.c.tenant == tenant)).all()
+    return next(iter(_stored(connection, rows)), None)
+
+
+def read_page(connection: Connection, tenant: str, search: Search, limit: int, cursor: str | None) -> Page:
+    """The first `limit` explanations behind `cursor`.
+
+    Raises InvalidRequest for a limit outside 1 to LARGEST_PAGE, MalformedCursor for a cursor that no page
+    ended in.
+    """
+    if not 1 <= limit <= LARGEST_PAGE:
+        raise InvalidRequest(f"limit is a number from 1 to {LARGEST_PAGE}.")
+    rows = connection.execute(statement(tenant, search, cursor).limit(limit + 1)).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return Page(
+        tuple(_stored(connection, rows[:limit])),
+        None if last is None else _cursor_after(last.created, last.seq),
+    )
+
+
+def statement(tenant: str, search: Search, cursor: str | None) -> Select[Any]:
+    """The explanations that `search` asks for, from the newest to the oldest.
+
+    When a tag is asked for, the first one leads: its index holds the same order, and the explanations are
+    looked up from it.
+    """
+    leading: Any = explanations
+    query = select(explanations)
+    for name, value in _tags(search):
+        tags = explanation_tags.alias()
+        is_tagged = and_(tags.c.name == literal(name), tags.c.value == literal(value))
+        query = query.join(tags, tags.c.seq == leading.c.seq).where(is_tagged)
+        if leading is explanations:
+            leading = tags
+    place = (leading.c.created, leading.c.seq)
+    if cursor is not None:
+        query = query.where(tuple_(*place) < tuple_(*map(literal, _place_of(cursor))))
+    return query.where(*_conditions(leading, tenant, search)).order_by(*(column.desc() for column in place))
+
+
+def _tags(search: Search) -> Iterable[tuple[str, str]]:
+    if search.flag is not None:
+        yield FLAG, search.flag
+    for name, value in search.cohort:
+        yield f"{COHORT}{name}", value
+
+
+def _conditions(leading: Table, tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
+    yield leading.c.tenant == tenant
+    if search.created_from is not None:
+        yield leading.c.created >= search.created_from
+    if search.created_to is not None:
+        yield leading.c.created < search.created_to
+    if search.converged is not None:
+        # Written out, not as a parameter: the partial index answers only to the words it was made with.
+        yield explanations.c.converged.is_(True) if search.converged else not_(explanations.c.converged)
+    for column in ("model", "version", "subject", "decision_id", "label"):
+        if (value := getattr(search, column)) is not None:
+            yield explanations.c[column] == value
+
+
+def _cursor_after(created: int, seq: int) -> str:
+    return urlsafe_b64encode(_CURSOR.pack(created, seq)).decode().rstrip("=")
+
+
+def _place_of(cursor: str) -> tuple[int, int]:
+    try:
+        created, seq = _CURSOR.unpack(urlsafe_b64decode(f"{cursor}=="))
+    except (ValueError, struct.error) as error:
+        raise MalformedCursor("This cursor was not given by a search.") from error
+    return created, seq
+
+
+def _stored(connection: Connection, rows: Sequence[Row[Any]]) -> Iterable[Stored]:
+    """The rows with their tags, which take one query for all."""
+    tags = select(explanation_tags.c.seq, explanation_tags.c.name, explanation_tags.c.value).where(
+        explanation_tags.c.seq.in_([row.seq for row in rows])
+    )
+    flags: dict[int, list[str]] = {row.seq: [] for row in rows}
+    cohorts: dict[int, dict[str, str]] = {row.seq: {} for row in rows}
+    for seq, name, value in connection.execute(tags) if rows else ():
+        if name == FLAG:
+            flags[seq].append(value)
+        else:
+            cohorts[seq][name.removeprefix(COHORT)] = value
+    for row in rows:
+        yield Stored(**row._mapping, flags=tuple(sorted(flags[row.seq])), cohort=cohorts[row.seq])

@@ -1,0 +1,116 @@
+"""The tables, and the indexes that make every search a range scan from the newest record to the oldest.
+
+Each index on `explanations` ends in (created, seq), the order in which records are listed: by the time of the
+decision, and by place in the log where two share a microsecond. Listing by `seq` alone would leave "from one
+date to another" without an index, because the time of a decision and the order of commit differ by the time a
+request waits.
+
+The tags repeat `tenant` and `created` of their explanation for the same reason: one index answers a search by
+tag.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    not_,
+)
+
+from service.ledger.entries import LONGEST_TEXT
+
+FLAG = "flag"
+COHORT = "cohort."
+"""Names of tags: a flag is ("flag", "protected_share"), a cohort ("cohort.channel", "web")."""
+
+metadata = MetaData()
+
+text = String(LONGEST_TEXT)
+place = BigInteger().with_variant(Integer, "sqlite")  # in SQLite only INTEGER names the row itself
+
+explanations = Table(
+    "explanations",
+    metadata,
+    Column("seq", place, primary_key=True, autoincrement=False),  # 1, 2, 3 ... in the order of commit
+    Column("id", String(36), nullable=False),
+    Column("tenant", text, nullable=False),
+    Column("created", BigInteger, nullable=False),  # microseconds since the epoch, UTC
+    Column("model", text, nullable=False),
+    Column("version", text, nullable=False),
+    Column("method", text, nullable=False),
+    Column("label", text),
+    Column("converged", Boolean, nullable=False),
+    Column("decision_id", text),
+    Column("subject", text),
+    Column("key_id", text, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Column("personal", LargeBinary, nullable=False),
+    Column("leaf", LargeBinary(32), nullable=False),
+)
+
+explanation_tags = Table(
+    "explanation_tags",
+    metadata,
+    Column("seq", place, ForeignKey("explanations.seq"), primary_key=True, autoincrement=False),
+    Column("name", String(LONGEST_TEXT + 20), primary_key=True),
+    Column("value", text, primary_key=True),
+    Column("tenant", text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column(
+        "hash", String(64), nullable=False
+    ),  # SHA-256 of the key, hexadecimal; the key itself is never stored
+    Column("tenant", text, nullable=False),
+    Column("scopes", text, nullable=False),
+    Column("name", text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
+)
+
+_of = explanations.c
+_newest_first = (_of.created, _of.seq)
+
+Index("explanations_id", _of.id, unique=True)
+Index("explanations_newest", _of.tenant, *_newest_first)
+Index("explanations_model", _of.tenant, _of.model, *_newest_first)
+Index("explanations_version", _of.tenant, _of.model, _of.version, *_newest_first)
+for _column in (_of.label, _of.decision_id, _of.subject):
+    Index(
+        f"explanations_{_column.name}",
+        _of.tenant,
+        _column,
+        *_newest_first,
+        sqlite_where=_column.is_not(None),
+        postgresql_where=_column.is_not(None),
+    )
+Index(
+    "explanations_not_converged",  # the converged ones are nearly all: the index of the newest serves them
+    _of.tenant,
+    *_newest_first,
+    sqlite_where=not_(_of.converged),
+    postgresql_where=not_(_of.converged),
+)
+Index(
+    "explanation_tags_newest",
+    explanation_tags.c.tenant,
+    explanation_tags.c.name,
+    explanation_tags.c.value,
+    explanation_tags.c.created,
+    explanation_tags.c.seq,
+)
+Index("keys_hash", keys.c.hash, unique=True)

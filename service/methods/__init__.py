@@ -1,0 +1,1 @@
+"""Attribution methods, one generator a file, over a gradient oracle that somebody else drives."""

@@ -1,0 +1,113 @@
+"""Adaptive composite quadrature that knows its error on every gap between two nodes.
+
+At each node the model gives its output and the derivative along the path. The integral of the derivative between two
+nodes is the difference of their outputs, so what the rule's interpolant misses there, its defect, is known and costs
+nothing. E, the sum of the absolute defects, forbids cancellation between gaps; the overall residual does not. The
+refinement stops on both, and splits panels where the defects are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.domain import Floats
+from service.numerics.quadrature import gauss_legendre
+
+
+class Refinement:
+    """A composite Gauss-Legendre rule on [0, 1], refined where its defects are.
+
+    With `order` 1 this is the composite midpoint rule: a split panel becomes three, and its node stays the middle of
+    the middle one, so that nothing evaluated is lost. Panels of higher order are halved, and their nodes keep serving
+    as points where the output is known only through the panels that replace them.
+    """
+
+    def __init__(self, start_output: float, end_output: float, order: int, panels: int) -> None:
+        self._ends = (start_output, end_output)
+        self._rule = gauss_legendre(order)
+        edges = np.linspace(0.0, 1.0, panels + 1)
+        self._left, self._width = edges[:-1], np.diff(edges)
+        # Row p holds the indices, in the order of evaluation, of panel p's nodes.
+        self._nodes = np.arange(panels * order).reshape(panels, order)
+        self._outputs: Floats = np.empty(0)
+        self._derivatives: Floats = np.empty(0)
+        self._next = (self._left, self._width, self._nodes)
+        self._pending = (self._left[:, None] + self._width[:, None] * self._rule.nodes).ravel()
+
+    @property
+    def pending(self) -> Floats:
+        """The alphas to be evaluated next."""
+        return self._pending
+
+    def learn(self, outputs: Floats, derivatives: Floats) -> None:
+        """Takes the outputs and the derivatives along the path at the pending alphas."""
+        self._outputs = np.concatenate([self._outputs, outputs])
+        self._derivatives = np.concatenate([self._derivatives, derivatives])
+        self._left, self._width, self._nodes = self._next
+        self._pending = np.empty(0)
+
+    def defects(self) -> tuple[Floats, Floats]:
+        """The defect of every gap, and for every panel the sum of the absolute defects of the gaps it touches.
+
+        A gap that two panels share counts for both.
+        """
+        order = len(self._rule.nodes)
+        predicted = self._width[:, None] * (self._derivatives[self._nodes] @ self._rule.gaps.T)
+        start, end = self._ends
+        outputs = self._outputs[self._nodes]
+        inner = np.diff(outputs, axis=1) - predicted[:, 1:order]
+        borders = np.concatenate([[start], outputs[1:, 0], [end]])
+        borders[1:-1] -= outputs[:-1, -1]
+        borders[0] = outputs[0, 0] - start
+        borders[-1] = end - outputs[-1, -1]
+        borders[:-1] -= predicted[:, 0]
+        borders[1:] -= predicted[:, order]
+        of_panel = np.abs(inner).sum(axis=1) + np.abs(borders[:-1]) + np.abs(borders[1:])
+        return np.concatenate([inner.ravel(), borders]), of_panel
+
+    def split(self, target: float, most: int) -> int:
+        """Splits the worst panels, enough to leave at most `target` on the others, with at most `most` new nodes.
+
+        Returns the number of nodes now pending; 0 when `most` allows no split. The rule changes when their values are
+        learnt, so that weights and defects always speak of what was evaluated.
+        """
+        order = len(self._rule.nodes)
+        cost = 2 if order == 1 else 2 * order
+        _, of_panel = self.defects()
+        worst_first = np.argsort(-of_panel, kind="stable")
+        left_over = of_panel.sum() - np.cumsum(of_panel[worst_first])
+        wanted = int(np.searchsorted(-left_over, -target)) + 1
+        chosen = np.sort(worst_first[: min(wanted, most // cost)])
+        if not len(chosen):
+            return 0
+        parts = 3 if order == 1 else 2
+        lefts = self._left[chosen, None] + self._width[chosen, None] * np.arange(parts) / parts
+        widths = np.repeat(self._width[chosen] / parts, parts)
+        evaluated = len(self._outputs)
+        if order == 1:
+            fresh = evaluated + np.arange(2 * len(chosen)).reshape(-1, 2)
+            nodes = np.stack([fresh[:, 0], self._nodes[chosen, 0], fresh[:, 1]], axis=1).reshape(-1, 1)
+            self._pending = ((lefts + widths.reshape(-1, 3) / 2)[:, [0, 2]]).ravel()
+        else:
+            nodes = evaluated + np.arange(cost * len(chosen)).reshape(-1, order)
+            self._pending = (lefts.reshape(-1, 1) + widths[:, None] * self._rule.nodes).ravel()
+        kept = np.delete(np.arange(len(self._left)), chosen)
+        left = np.concatenate([self._left[kept], lefts.ravel()])
+        ascending = np.argsort(left)
+        self._next = (
+            left[ascending],
+            np.concatenate([self._width[kept], widths])[ascending],
+            np.concatenate([self._nodes[kept], nodes])[ascending],
+        )
+        return len(self._pending)
+
+    def weights(self) -> Floats:
+        """The weight of every evaluated node, in the order of evaluation; they sum to one."""
+        weights = np.zeros(len(self._outputs))
+        weights[self._nodes] = self._width[:, None] * self._rule.weights
+        return weights
+
+    def sum_of_defects(self) -> float:
+        """E, in units of the output."""
+        gaps, _ = self.defects()
+        return float(np.abs(gaps).sum())

@@ -1,0 +1,29 @@
+"""Settings: environment variables `ANSWERABLE_*`, a `.env` file, or options of `answerable serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """All have defaults that run. Unset stores are embedded ones, kept under `data`."""
+
+    model_config = SettingsConfigDict(env_prefix="ANSWERABLE_", env_file=".env", extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    data: Path = Path(".answerable")
+    models: Path = Path("models")
+    redis_url: str | None = None
+    database_url: str | None = None
+    key: str | None = None
+    workers: int | None = Field(default=None, ge=1)
+    ledger: Literal["required", "best_effort", "off"] = "required"
+    max_queued_points: int = Field(default=200_000, ge=1)
+    max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    drain_seconds: float = Field(default=10.0, ge=0)
+    result_ttl_seconds: int = Field(default=86_400, ge=1)

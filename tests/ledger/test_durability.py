@@ -1,0 +1,123 @@
+"""What is left when the process or the database goes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, event, func, make_url, select
+
+from service.errors import LedgerUnavailable
+from service.ledger import Entry, Ledger, Search, open_engine
+from service.ledger.tables import explanations
+
+EntryMaker = Callable[..., Entry]
+
+WRITER = """
+import asyncio, sys, uuid
+from service.ledger import Entry, Ledger, open_engine
+
+def entry():
+    return Entry(id=str(uuid.uuid4()), tenant="bank", created=1, model="loan", version="1", method="gradient",
+                 converged=True, key_id="key", record=b"x" * 1000, personal=b"{}", flags=("protected_share",))
+
+async def append_for_ever(ledger):
+    while True:
+        made = entry()
+        await ledger.append([made])
+        print(made.id, flush=True)
+
+async def main():
+    ledger = Ledger(open_engine(sys.argv[1]))
+    await asyncio.gather(*(append_for_ever(ledger) for _ in range(8)))
+
+asyncio.run(main())
+"""
+
+
+def test_every_acknowledged_record_survives_kill_9(engine: Engine, url: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, url],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": "."},
+    )
+    assert process.stdout is not None
+    acknowledged = [process.stdout.readline().strip() for _ in range(300)]
+    process.kill()
+    acknowledged += process.stdout.read().split("\n")[:-1]
+    process.stdout.close()
+    assert process.wait() == -9
+    after = open_engine(url)
+    with after.connect() as connection:
+        recorded = set(connection.scalars(select(explanations.c.id)))
+        count, last = connection.execute(select(func.count(), func.max(explanations.c.seq))).one()
+    after.dispose()
+    assert set(acknowledged) <= recorded
+    assert count == last
+
+
+@contextmanager
+def disk_full(engine: Engine) -> Iterator[None]:
+    """SQLite may not add a page to its file inside."""
+
+    def limit(pages: int) -> Callable[[Connection], None]:
+        return lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}").close()
+
+    full, roomy = limit(1), limit(1_000_000)  # fewer pages than there are means: no more
+    event.listen(engine, "begin", full)
+    yield
+    event.remove(engine, "begin", full)
+    event.listen(engine, "begin", roomy)
+
+
+@contextmanager
+def database_gone(engine: Engine) -> Iterator[None]:
+    """PostgreSQL ends every connection to the database inside, and takes no new ones."""
+    name = engine.url.database
+    outside = open_engine(str(make_url(engine.url.render_as_string(False)).set(database="postgres")))
+    with outside.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        connection.exec_driver_sql(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
+        yield
+        connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    outside.dispose()
+
+
+async def test_without_its_database_the_ledger_refuses_and_recovers(
+    ledger: Ledger, engine: Engine, make_entry: EntryMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = disk_full if engine.dialect.name == "sqlite" else database_gone
+    before = make_entry()
+    await ledger.append([before])
+    refused = [make_entry(record=b"x" * 100_000, subject="Ann Example") for _ in range(20)]
+    with broken(engine):
+        outcomes = await asyncio.gather(
+            *(ledger.append([entry]) for entry in refused), return_exceptions=True
+        )
+        assert {type(outcome) for outcome in outcomes} == {LedgerUnavailable}
+    assert "Ann Example" not in caplog.text
+    after = [make_entry() for _ in range(20)]
+    await asyncio.gather(*(ledger.append([entry]) for entry in after))
+    page = await ledger.search("bank", Search(), limit=100)
+    assert {stored.id for stored in page.entries} == {entry.id for entry in [before, *after]}
+    assert sorted(stored.seq for stored in page.entries) == list(range(1, 22))
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_reads_without_the_database(ledger: Ledger, engine: Engine) -> None:
+    with database_gone(engine):
+        with pytest.raises(LedgerUnavailable):
+            await ledger.search("bank", Search())
+        with pytest.raises(LedgerUnavailable):
+            await ledger.get("bank", "id")
+    assert await ledger.get("bank", "id") is None

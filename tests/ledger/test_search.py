@@ -1,0 +1,264 @@
+"""Searches against a slow oracle, their paging, and the indexes they use."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, event, text
+
+from service.errors import InvalidRequest
+from service.ledger import Entry, Ledger, MalformedCursor, Search, Stored
+
+EntryMaker = Callable[..., Entry]
+
+MIDDLE = 1_700_000_000_000_030
+
+SEARCHES = {
+    "newest": Search(),
+    "model": Search(model="loan"),
+    "version": Search(model="loan", version="2"),
+    "subject": Search(subject="ann"),
+    "decision_id": Search(decision_id="d-3"),
+    "from": Search(created_from=MIDDLE),
+    "to": Search(created_to=MIDDLE),
+    "window": Search(created_from=MIDDLE - 9, created_to=MIDDLE + 9, model="loan"),
+    "converged": Search(converged=True),
+    "not_converged": Search(converged=False),
+    "flag": Search(flag="protected_share"),
+    "label": Search(label="denied"),
+    "cohort": Search(cohort=(("channel", "web"),)),
+    "cohorts": Search(cohort=(("channel", "web"), ("region", "north"))),
+    "everything": Search(
+        model="loan",
+        version="2",
+        created_from=MIDDLE - 25,
+        created_to=MIDDLE + 29,
+        converged=True,
+        flag="protected_share",
+        label="denied",
+        cohort=(("channel", "web"),),
+    ),
+    "nothing": Search(subject="nobody"),
+}
+
+
+def varied(make_entry: EntryMaker, count: int) -> list[Entry]:
+    draw = random.Random(7)
+    tags = {"channel": ["web", "branch"], "region": ["north", "south"]}
+    entries = [
+        make_entry(
+            tenant=draw.choice(["bank", "bank", "bank", "broker"]),
+            model=draw.choice(["loan", "loan", "digits"]),
+            version=draw.choice(["1", "2"]),
+            subject=draw.choice(["ann", "bob", None]),
+            decision_id=draw.choice(["d-1", "d-2", "d-3", None]),
+            converged=draw.random() < 0.7,
+            label=draw.choice(["denied", "approved", None]),
+            flags=tuple(flag for flag in ("protected_share", "low_margin") if draw.random() < 0.5),
+            cohort={name: draw.choice(values) for name, values in tags.items() if draw.random() < 0.8},
+        )
+        for _ in range(count)
+    ]
+    draw.shuffle(entries)  # requests commit in another order than they were made in
+    return entries
+
+
+def is_meant(entry: Entry, search: Search) -> bool:
+    """The search, said again in other words."""
+    columns = ("model", "version", "subject", "decision_id", "label", "converged")
+    asked = {name: getattr(search, name) for name in columns}
+    return (
+        all(wanted is None or getattr(entry, name) == wanted for name, wanted in asked.items())
+        and (search.created_from is None or search.created_from <= entry.created)
+        and (search.created_to is None or entry.created < search.created_to)
+        and (search.flag is None or search.flag in entry.flags)
+        and set(search.cohort) <= set(entry.cohort.items())
+    )
+
+
+async def follow(ledger: Ledger, tenant: str, search: Search, limit: int) -> list[Stored]:
+    """Every entry of every page."""
+    page = await ledger.search(tenant, search, limit)
+    found = list(page.entries)
+    while page.next_cursor is not None:
+        assert len(page.entries) == limit
+        page = await ledger.search(tenant, search, limit, page.next_cursor)
+        found += page.entries
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+async def test_every_search_finds_what_is_meant(ledger: Ledger, make_entry: EntryMaker, limit: int) -> None:
+    entries = varied(make_entry, 70)
+    await ledger.append(entries)
+    found_any = set()
+    for tenant in ("bank", "broker", "stranger"):
+        for name, search in SEARCHES.items():
+            meant = [entry for entry in entries if entry.tenant == tenant and is_meant(entry, search)]
+            found = await follow(ledger, tenant, search, limit)
+            newest_first = sorted(meant, key=lambda entry: entry.created, reverse=True)
+            assert [stored.id for stored in found] == [entry.id for entry in newest_first], name
+            assert [stored.flags for stored in found] == [
+                tuple(sorted(entry.flags)) for entry in newest_first
+            ]
+            assert [stored.cohort for stored in found] == [entry.cohort for entry in newest_first]
+            found_any |= {name} if meant else set()
+    assert found_any == set(SEARCHES) - {"nothing"}
+
+
+async def test_another_tenant_sees_nothing(ledger: Ledger, make_entry: EntryMaker) -> None:
+    entry = make_entry(subject="ann", flags=("protected_share",))
+    await ledger.append([entry])
+    assert await ledger.get("broker", entry.id) is None
+    assert await ledger.get("bank", "absent") is None
+    page = await ledger.search("bank", Search(), limit=1)
+    for search in (Search(), Search(subject="ann"), Search(flag="protected_share")):
+        assert (await ledger.search("broker", search)).entries == ()
+    assert page.next_cursor is None
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.lists(st.integers(0, 5), min_size=1, max_size=25),
+    meanwhile=st.lists(st.lists(st.integers(0, 5), max_size=4), max_size=30),
+    limit=st.integers(1, 6),
+    flagged=st.booleans(),
+)
+async def test_paging_is_stable_while_records_are_added(
+    ledger: Ledger,
+    make_entry: EntryMaker,
+    before: list[int],
+    meanwhile: list[list[int]],
+    limit: int,
+    flagged: bool,
+) -> None:
+    """Whatever is added, of whatever time: the old ones come once each, in order, the new at most once."""
+    tenant = make_entry().id
+    search = Search(flag="seen") if flagged else Search()
+
+    def made(times: list[int]) -> list[Entry]:
+        return [make_entry(tenant=tenant, created=time, flags=("seen",)) for time in times]
+
+    old = made(before)
+    await ledger.append(old)
+    found: list[Stored] = []
+    additions = iter(meanwhile)
+    cursor = None
+    while True:
+        page = await ledger.search(tenant, search, limit, cursor)
+        found += page.entries
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        await ledger.append(made(next(additions, [])))
+    places = [(stored.created, stored.seq) for stored in found]
+    assert places == sorted(set(places), reverse=True)
+    assert {entry.id for entry in old} <= {stored.id for stored in found}
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "é", "AAAA", "A" * 23, "A" * 100, "'; DROP TABLE keys"])
+async def test_a_malformed_cursor_is_named(ledger: Ledger, cursor: str) -> None:
+    with pytest.raises(MalformedCursor):
+        await ledger.search("bank", Search(), 10, cursor)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001])
+async def test_a_limit_out_of_range(ledger: Ledger, limit: int) -> None:
+    with pytest.raises(InvalidRequest):
+        await ledger.search("bank", Search(), limit)
+
+
+def test_a_version_without_a_model() -> None:
+    with pytest.raises(InvalidRequest):
+        Search(version="1")
+
+
+async def plan(ledger: Ledger, engine: Engine, search: Search) -> list[str]:
+    """How the database goes about the search, first page and next, in its own words."""
+    sent: list[tuple[str, Any]] = []
+
+    def remember(_c: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", remember)
+    page = await ledger.search("bank", search, 1)
+    if page.next_cursor:
+        await ledger.search("bank", search, 1, page.next_cursor)
+    event.remove(engine, "before_cursor_execute", remember)
+    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    with engine.connect() as connection:
+        return [
+            str(row[-1])
+            for statement, parameters in sent
+            if statement.startswith("SELECT")
+            for row in connection.exec_driver_sql(f"{explain} {statement}", parameters)
+        ]
+
+
+INDEXES = {
+    "newest": "explanations_newest (tenant=?",
+    "model": "explanations_model (tenant=? AND model=?",
+    "version": "explanations_version (tenant=? AND model=? AND version=?",
+    "subject": "explanations_subject (tenant=? AND subject=?",
+    "decision_id": "explanations_decision_id (tenant=? AND decision_id=?",
+    "from": "explanations_newest (tenant=? AND created>?",
+    "to": "explanations_newest (tenant=? AND created<?",
+    "window": "explanations_model (tenant=? AND model=? AND created>? AND created<?",
+    "converged": "explanations_newest (tenant=?",
+    "not_converged": "explanations_not_converged (tenant=?",
+    "flag": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "label": "explanations_label (tenant=? AND label=?",
+    "cohort": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "cohorts": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "everything": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+}
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", INDEXES)
+async def test_sqlite_reads_a_range_of_the_right_index(
+    ledger: Ledger, engine: Engine, make_entry: EntryMaker, name: str
+) -> None:
+    await ledger.append(varied(make_entry, 70))
+    steps = await plan(ledger, engine, SEARCHES[name])
+    assert any(INDEXES[name] in step for step in steps), steps
+    assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], steps
+
+
+MANY_EXPLANATIONS = """
+    INSERT INTO explanations
+    SELECT i, md5(i::text), 'bank', i, 'model' || i % 10, i % 7, 'gradient', 'label' || i % 50, i % 100 > 0,
+           'd' || i, 's' || i % 2000, 'key', '', '', '' FROM generate_series(1, 20000) i
+"""
+MANY_TAGS = (
+    "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FROM generate_series(1, 20000, 40) i"
+)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(MANY_EXPLANATIONS))
+        connection.execute(text(MANY_TAGS))
+        connection.execute(text("ANALYZE"))
+    indexes = {
+        "newest": Search(),
+        "model": Search(model="model1"),
+        "version": Search(model="model1", version="3"),
+        "subject": Search(subject="s77"),
+        "decision_id": Search(decision_id="d88"),
+        "label": Search(label="label7"),
+        "not_converged": Search(converged=False),
+    }
+    for name, search in indexes.items():
+        steps = await plan(ledger, engine, search)
+        assert any(f"explanations_{name}" in step for step in steps), steps
+        assert not [step for step in steps if "Seq Scan" in step or "Sort" in step], steps
+    for search in (Search(flag="seen"), Search(created_from=9, created_to=99), Search(converged=True)):
+        steps = await plan(ledger, engine, search)
+        assert not [step for step in steps if "Seq Scan" in step], steps
