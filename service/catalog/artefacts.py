@@ -33,14 +33,15 @@ def read_verified(folder: Path, file: str, sha256: str) -> bytes:
 
 
 def read_baseline_rows(folder: Path, manifest: Manifest, baseline: BaselineSet) -> NDArray[np.float32]:
-    """The rows [K, features] of a baseline set, checked against the manifest's features."""
+    """The rows [size, features] of a baseline set, checked against the manifest's features."""
     content = read_verified(folder, baseline.file, baseline.sha256)
     try:
         rows = load(content)["rows"]
     except (SafetensorError, KeyError) as error:
         raise CatalogError(f"{baseline.file} holds no tensor `rows`") from error
-    if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != len(manifest.inputs.features):
-        raise CatalogError(f"{baseline.file} has shape {list(rows.shape)}, not [K, {len(manifest.inputs.features)}]")
+    expected = (baseline.size, len(manifest.inputs.features))
+    if rows.shape != expected:
+        raise CatalogError(f"{baseline.file} has shape {list(rows.shape)}, the manifest says {list(expected)}")
     if rows.dtype != np.float32 or not np.isfinite(rows).all():
         raise CatalogError(f"{baseline.file} must hold finite float32 values")
     return rows

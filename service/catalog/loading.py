@@ -96,7 +96,9 @@ def _parity(
     outputs = deployed.outputs(rows)
     logits, probabilities = (torch.from_numpy(outputs[s]) for s in (OutputSpace.LOGIT, OutputSpace.PROBABILITY))
     if logits.shape != (len(rows), len(manifest.outputs.labels)):
-        raise CatalogError(f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels")
+        raise CatalogError(
+            f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
+        )
     with torch.no_grad():
         twin_logits = twin(torch.from_numpy(rows).to(device)).cpu()
     parity = check_parity(twin_logits, logits)

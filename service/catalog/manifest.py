@@ -7,7 +7,15 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
@@ -75,10 +83,11 @@ class Outputs(_Frozen):
 
 
 class BaselineSet(_Frozen):
-    """One version of a named set of baseline rows; `file` is safetensors with one tensor `rows` [K, features]."""
+    """One version of a named set of baseline rows; `file` is safetensors with one tensor `rows` [size, features]."""
 
     name: str = Field(pattern=NAME)
     version: str = Field(pattern=NAME)
+    size: int = Field(ge=1)
     file: RelativePath
     sha256: Sha256
     description: str = ""
@@ -148,9 +157,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey]:
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
-        raise CatalogError(
-            f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}"
-        )
+        raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")
     return manifest, ModelKey(manifest.name, manifest.version, "sha256:" + manifest.artefact.sha256)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from typing import Any
 
 import onnx
 import onnx.utils
@@ -20,7 +21,7 @@ from torch import fx, nn
 from service.errors import CatalogError
 
 
-def _import_onnx2torch() -> types.ModuleType:
+def _import_onnx2torch() -> Any:
     stand_in = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.ops")}
     stand_in["torchvision.ops"].__dict__["roi_align"] = None
     absent = {name: module for name, module in stand_in.items() if name not in sys.modules}
@@ -79,7 +80,8 @@ def _plain(converted: fx.GraphModule) -> fx.GraphModule:
             setattr(converted, name, _Extremum(operation))
         elif getattr(getattr(module, "math_op_function", None), "__name__", "") == "_onnx_div":
             setattr(converted, name, _Division())
-    return fx.symbolic_trace(converted)
+    traced: fx.GraphModule = fx.symbolic_trace(converted)
+    return traced
 
 
 def build_twin(model: onnx.ModelProto, input_tensor: str, logit_tensor: str) -> fx.GraphModule:

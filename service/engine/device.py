@@ -20,15 +20,22 @@ from service.engine.kernels import (
     Kernel,
     Segment,
 )
-from service.engine.piecewise import PiecewiseLinear
-from service.methods.oracle import Breakpoints, Points
+from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear
+from service.methods.oracle import Breakpoints, Points, Readout
 
 CHUNK_ROWS = 512
 """Rows of a gradient chunk: near the peak rate of small networks on one CPU core, and under a millisecond for them."""
 DEPLOYED_ROWS = 32
 BREAKPOINT_LINES = 32
 
-KINKED = (torch.nn.ReLU, torch.nn.LeakyReLU, torch.nn.ReLU6, torch.nn.Hardtanh, torch.nn.MaxPool1d, torch.nn.MaxPool2d)
+KINKED = (
+    torch.nn.ReLU,
+    torch.nn.LeakyReLU,
+    torch.nn.ReLU6,
+    torch.nn.Hardtanh,
+    torch.nn.MaxPool1d,
+    torch.nn.MaxPool2d,
+)
 KINKED_FUNCTIONS = {torch.relu, torch.nn.functional.relu, torch.maximum, torch.minimum, torch.abs}
 
 
@@ -48,19 +55,18 @@ class PreparedBaseline:
 
 @dataclass(frozen=True, slots=True)
 class DeviceModel:
-    """A model version on a device. `kernels` maps the type of a question to the kernel that answers it."""
+    """A model version on a device. `kernels` maps the type of a question to the kernel that answers it.
+
+    `obstacle` says why its breakpoints cannot be found and the exact rule does not apply; None where they can.
+    """
 
     key: ModelKey
     manifest: Manifest
     kernels: Mapping[type, Kernel]
     baselines: Mapping[str, PreparedBaseline]
     has_kinks: bool
+    obstacle: str | None
     parity: float
-
-    @property
-    def is_piecewise_linear(self) -> bool:
-        """Whether its breakpoints can be found, and so the exact rule applies."""
-        return Breakpoints in self.kernels
 
 
 def best_device() -> torch.device:
@@ -82,15 +88,29 @@ def put_on_device(
         Deployed: deployed,
         Points: GradientKernel(model.twin, device, CHUNK_ROWS),
     }
+    obstacle = None
     try:
         kernels[Breakpoints] = BreakpointsKernel(PiecewiseLinear(model.twin, CHUNK_ROWS), device, BREAKPOINT_LINES)
-    except ValueError:
-        pass
+    except NotPiecewiseLinear as error:
+        obstacle = str(error)
     baselines = {
         digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest))
         for digest, rows in model.baselines.items()
     }
-    return DeviceModel(model.key, model.manifest, kernels, baselines, _has_kinks(model), model.parity)
+    _warm_up(kernels, next(iter(baselines.values())))
+    return DeviceModel(model.key, model.manifest, kernels, baselines, _has_kinks(model), obstacle, model.parity)
+
+
+def _warm_up(kernels: Mapping[type, Kernel], baseline: PreparedBaseline) -> None:
+    """Runs every kernel once, so that the first request finds a model that has answered before."""
+    start, end = baseline.rows[0], baseline.center
+    questions = (
+        Points(start[None], end, np.zeros(1, dtype=np.intp), np.array([0.5]), Readout.LOGIT, 0),
+        Breakpoints(start, end, CHUNK_ROWS),
+    )
+    for question in questions:
+        if type(question) in kernels:
+            kernels[type(question)].run([Segment(question, 0, 1)])
 
 
 def prepare_baseline(

@@ -1,4 +1,4 @@
-"""One explanation from plan to figures, as a generator over the questions of the deployed artefact and of its method."""
+"""One explanation from plan to figures, as a generator over questions to the artefact and the twin."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _problem(
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,
         options=dict(plan.options),
-        is_piecewise_linear=model.is_piecewise_linear,
+        is_piecewise_linear=model.obstacle is None,
         has_kinks=model.has_kinks,
     )
 

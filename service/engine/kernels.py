@@ -225,9 +225,7 @@ def _read_out(logits: Tensor, readouts: Tensor, targets: Tensor) -> tuple[Tensor
     return outputs, torch.where(is_probability[:, None], slope, linear)
 
 
-def _divided(
-    segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor
-) -> list[object]:
+def _divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor) -> list[object]:
     parts: list[object] = []
     at = 0
     for segment in segments:

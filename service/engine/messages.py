@@ -54,11 +54,14 @@ Request = Load | Unload | Explain | Predict | Cancel
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version is ready. `environment` is what a replay must find equal."""
+    """A version is ready. `environment` is what a replay must find equal.
+
+    `obstacle` says why the exact rule does not apply; None when the network is piecewise linear.
+    """
 
     key: ModelKey
     baseline_outputs: BaselineOutputs
-    is_piecewise_linear: bool
+    obstacle: str | None
     parity: float
     environment: Mapping[str, str]
 

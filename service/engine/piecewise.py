@@ -43,6 +43,10 @@ EXTREMA = {torch.maximum, torch.minimum}
 RECTIFIERS = {torch.relu, functional.relu}
 
 
+class NotPiecewiseLinear(Exception):
+    """The network has an operator whose breakpoints cannot be found."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Breakpoints of several lines, in order: row r lies on line `line[r]` at `alpha[r]` and has `logits[r]`.
@@ -120,7 +124,7 @@ class PiecewiseLinear:
     """A network of affine layers and piecewise-linear activations, prepared for finding its breakpoints.
 
     Affine layers, sums, products with constants, ReLU, leaky ReLU, clipping, minimum and maximum, and the replacement
-    of NaN, which cannot occur between finite ends. Raises ValueError, naming the first other operator.
+    of NaN, which cannot occur between finite ends. Raises NotPiecewiseLinear, naming the first other operator.
     """
 
     def __init__(self, twin: fx.GraphModule, block_rows: int) -> None:
@@ -144,7 +148,7 @@ class PiecewiseLinear:
         handler = self._handler(node)
         if handler is None:
             name = type(self._twin.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.name
-            raise ValueError(f"the operator {name} is not piecewise linear")
+            raise NotPiecewiseLinear(f"the operator {name} is not piecewise linear")
         self._handlers[node] = handler
 
     def _attribute(self, path: str) -> Tensor:
@@ -203,9 +207,7 @@ class PiecewiseLinear:
         return [value(argument) for argument in node.args]
 
     def _apply(self, node: fx.Node, arguments: list[object]) -> Tensor:
-        operation = (
-            self._twin.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-        )
+        operation = self._twin.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         assert callable(operation)
         result = operation(*arguments, **node.kwargs)
         assert isinstance(result, Tensor)
@@ -227,7 +229,7 @@ class PiecewiseLinear:
         count = len(rows)
         padded = functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, -count % self._block_rows])
         blocks = []
-        for block in padded.split(self._block_rows):
+        for block in torch.split(padded, self._block_rows):
             arguments[varying] = block
             blocks.append(self._apply(node, arguments))
         return torch.cat(blocks)[:count]

@@ -14,10 +14,12 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
 from service.engine.messages import (
@@ -65,8 +67,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -106,7 +107,7 @@ class _Worker:
     """One worker process as the front sees it."""
 
     index: int
-    process: asyncio.subprocess.Process
+    process: subprocess.Popen[bytes]
     connection: _Connection
     tasks: dict[int, _Task] = field(default_factory=dict)
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
@@ -139,7 +140,7 @@ class Pool:
         self._folders: dict[Path, BaselineOutputs] = {}
         self._numbers = itertools.count()
         self._parked: list[_Task] = []
-        self._restarts: set[asyncio.Task[None]] = set()
+        self._restarts: dict[int, asyncio.Task[None]] = {}
         self._closing = False
         self.queued_points = 0
 
@@ -150,22 +151,22 @@ class Pool:
     async def close(self) -> None:
         """Ends the workers and fails what was in flight."""
         self._closing = True
-        for restart in self._restarts:
+        for restart in self._restarts.values():
             restart.cancel()
         workers = list(self._workers.values())
         for worker in workers:
             worker.connection.close()
-        for worker in workers:
-            try:
-                await asyncio.wait_for(worker.process.wait(), 5)
-            except TimeoutError:
-                worker.process.kill()
-                await worker.process.wait()
+        await asyncio.gather(*(asyncio.to_thread(_reap, worker.process) for worker in workers))
 
     @property
     def ready_workers(self) -> int:
         """Workers that have loaded every model."""
         return sum(len(worker.models) == len(self._folders) for worker in self._workers.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every worker is there and has loaded every model."""
+        return self.ready_workers == self._count
 
     async def load(self, folder: Path, known: BaselineOutputs) -> Loaded:
         """Loads the version in `folder` on every worker. Raises CatalogError when one cannot."""
@@ -233,15 +234,7 @@ class Pool:
     async def _spawn(self, index: int) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "service.engine.worker",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                env=_environment(index),
-            )
+            process = await asyncio.to_thread(_start, theirs.fileno(), index)
         connection = _Connection(lambda reply: self._received(index, reply), lambda: self._lost(index))
         await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
         worker = _Worker(index, process, connection)
@@ -265,7 +258,9 @@ class Pool:
                 for chunk in chunks:
                     self._observe(chunk)
             case Loaded():
-                folder = next(f for f in worker.loading if (f.parent.name, f.name) == (reply.key.name, reply.key.version))
+                folder = next(
+                    f for f in worker.loading if (f.parent.name, f.name) == (reply.key.name, reply.key.version)
+                )
                 worker.loading.pop(folder).set_result(reply)
             case LoadFailed(folder, detail):
                 worker.loading.pop(folder).set_exception(CatalogError(detail))
@@ -285,11 +280,11 @@ class Pool:
             return
         LOG.error("worker %d is gone; starting another", index)
         self._restarted("died")
+        asyncio.get_running_loop().run_in_executor(None, _reap, worker.process)
         for waiting in worker.loading.values():
             waiting.set_exception(CatalogError("the worker died while it loaded the model"))
-        restart = asyncio.get_running_loop().create_task(self._restart(index))
-        self._restarts.add(restart)
-        restart.add_done_callback(self._restarts.discard)
+        if index not in self._restarts:
+            self._restarts[index] = asyncio.get_running_loop().create_task(self._restart(index))
         for task in worker.tasks.values():
             if task.future.done():
                 continue
@@ -312,6 +307,7 @@ class Pool:
                     worker.process.kill()
                 continue
             break
+        del self._restarts[index]
         parked, self._parked = self._parked, []
         for task in parked:
             self._dispatch(task)
@@ -319,6 +315,24 @@ class Pool:
 
 def _model(request: Explain | Predict) -> ModelKey:
     return request.plan.model if isinstance(request, Explain) else request.model
+
+
+def _start(socket_number: int, index: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "service.engine.worker", str(socket_number)],
+        pass_fds=[socket_number],
+        stdin=subprocess.DEVNULL,
+        env=_environment(index),
+    )
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Waits for a worker whose socket is closed; one that does not end is killed."""
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def count_devices() -> int:

@@ -167,7 +167,10 @@ class Scheduler:
         except Exception as error:
             if len(taken) == 1:
                 LOG.exception("a chunk of one explanation failed")
-                yield taken[0][0], ComputationFailed(f"the model failed on this input: {type(error).__name__}")
+                yield (
+                    taken[0][0],
+                    ComputationFailed(f"the model failed on this input: {type(error).__name__}"),
+                )
                 return
             for one in taken:
                 yield from self._parts(kernel, [one])

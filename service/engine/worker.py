@@ -23,7 +23,7 @@ import onnxruntime
 import torch
 
 from service import __version__
-from service.domain import ModelKey
+from service.domain import ModelKey, Priority
 from service.engine.device import CHUNK_ROWS, DeviceModel, best_device, put_on_device
 from service.engine.explanation import Steps, explain, predict
 from service.engine.messages import (
@@ -40,7 +40,6 @@ from service.engine.messages import (
     Unload,
 )
 from service.engine.scheduler import Live, Scheduler
-from service.domain import Priority
 from service.errors import CatalogError, ModelNotReady
 
 HEADER = struct.Struct("!I")
@@ -122,7 +121,12 @@ class Worker:
                 self._models.pop(key, None)
 
     def _start(
-        self, task: int, model: DeviceModel | None, steps: Steps | None, priority: Priority, deadline: float | None
+        self,
+        task: int,
+        model: DeviceModel | None,
+        steps: Steps | None,
+        priority: Priority,
+        deadline: float | None,
     ) -> None:
         if model is None or steps is None:
             self._channel.send(Progress([Failed(task, ModelNotReady("the model version is not loaded"))], []))
@@ -151,7 +155,7 @@ def _loaded(model: DeviceModel, device: torch.device) -> Loaded:
         "chunk_rows": str(CHUNK_ROWS),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }
-    return Loaded(model.key, outputs, model.is_piecewise_linear, model.parity, environment)
+    return Loaded(model.key, outputs, model.obstacle, model.parity, environment)
 
 
 def main() -> None:

@@ -120,8 +120,7 @@ def _set_up_postgresql(connection: Any, _record: object) -> None:
     connection.autocommit = True
     # A commit must be durable when it returns, also where the server's default says otherwise.
     connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false)"
-        " WHERE current_setting('synchronous_commit') = 'off'"
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
     )
     # A host that stalls inside a transaction must not hold the write lock over all others.
     connection.execute("SET idle_in_transaction_session_timeout = '10s'")

@@ -43,9 +43,7 @@ class Keys:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(
-        self, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None
-    ) -> tuple[Key, str]:
+    def create(self, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None) -> tuple[Key, str]:
         """Makes a key; returns it with its secret, `ak_` and 43 characters, which cannot be read again.
 
         `expires` is in microseconds since the epoch, UTC. Raises ValueError for an unknown scope.
@@ -53,9 +51,7 @@ class Keys:
         secret = f"ak_{secrets.token_urlsafe(32)}"
         return self._insert(secret, name, tenant, scopes, expires), secret
 
-    def add(
-        self, secret: str, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None
-    ) -> Key:
+    def add(self, secret: str, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None) -> Key:
         """Stores a key that the operator chose. One that is known stays as it is, also when it was revoked.
 
         Raises ValueError for an empty secret or an unknown scope.
@@ -95,9 +91,7 @@ class Keys:
 def _known(scopes: Iterable[str]) -> frozenset[str]:
     wanted = frozenset(scopes)
     if unknown := wanted - SCOPES:
-        raise ValueError(
-            f"unknown scopes: {', '.join(sorted(unknown))}; known are {', '.join(sorted(SCOPES))}"
-        )
+        raise ValueError(f"unknown scopes: {', '.join(sorted(unknown))}; known are {', '.join(sorted(SCOPES))}")
     return wanted
 
 
@@ -115,9 +109,7 @@ def _row(key: Key, secret: str) -> dict[str, Any]:
 
 
 def _key(row: Row[Any]) -> Key:
-    return Key(
-        row.id, row.tenant, row.name, frozenset(row.scopes.split()), row.created, row.expires, row.revoked
-    )
+    return Key(row.id, row.tenant, row.name, frozenset(row.scopes.split()), row.created, row.expires, row.revoked)
 
 
 def _hash(secret: str) -> str:

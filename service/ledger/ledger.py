@@ -117,9 +117,7 @@ class Ledger:
             if not append.settled.done():
                 append.settled.set_result(outcome)
 
-    async def _read(
-        self, read: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs
-    ) -> T:
+    async def _read(self, read: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         def run() -> T:
             with database_in_reach(), self._engine.connect() as connection:
                 return read(connection, *arguments, **named)

@@ -7,7 +7,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, literal, not_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, literal, not_, select, tuple_
 
 from service.errors import InvalidRequest
 from service.ledger.entries import MalformedCursor, Page, Search, Stored
@@ -44,21 +44,18 @@ def read_page(connection: Connection, tenant: str, search: Search, limit: int, c
 def statement(tenant: str, search: Search, cursor: str | None) -> Select[Any]:
     """The explanations that `search` asks for, from the newest to the oldest.
 
-    When a tag is asked for, the first one leads: its index holds the same order, and the explanations are
-    looked up from it.
+    Order and conditions on time are put to the rarest thing asked for, whose index ends in that order: a
+    person or a decision, else the first tag, else the column of an explanation that the database chooses.
     """
-    leading: Any = explanations
-    query = select(explanations)
-    for name, value in _tags(search):
-        tags = explanation_tags.alias()
-        is_tagged = and_(tags.c.name == literal(name), tags.c.value == literal(value))
-        query = query.join(tags, tags.c.seq == leading.c.seq).where(is_tagged)
-        if leading is explanations:
-            leading = tags
-    place = (leading.c.created, leading.c.seq)
-    if cursor is not None:
-        query = query.where(tuple_(*place) < tuple_(*map(literal, _place_of(cursor))))
-    return query.where(*_conditions(leading, tenant, search)).order_by(*(column.desc() for column in place))
+    wanted = list(_tags(search))
+    tags = [explanation_tags.alias() for _ in wanted]
+    is_rare = search.subject is not None or search.decision_id is not None
+    leading: FromClause = tags[0] if tags and not is_rare else explanations
+    query = select(explanations).where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
+    for tag, (name, value) in zip(tags, wanted, strict=True):
+        is_tagged = and_(tag.c.seq == explanations.c.seq, tag.c.name == name, tag.c.value == value)
+        query = query.join(tag, is_tagged)
+    return query.order_by(leading.c.created.desc(), leading.c.seq.desc())
 
 
 def _tags(search: Search) -> Iterable[tuple[str, str]]:
@@ -68,18 +65,25 @@ def _tags(search: Search) -> Iterable[tuple[str, str]]:
         yield f"{COHORT}{name}", value
 
 
-def _conditions(leading: Table, tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
-    yield leading.c.tenant == tenant
-    if search.created_from is not None:
-        yield leading.c.created >= search.created_from
-    if search.created_to is not None:
-        yield leading.c.created < search.created_to
+def _conditions(tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
+    yield explanations.c.tenant == tenant
     if search.converged is not None:
         # Written out, not as a parameter: the partial index answers only to the words it was made with.
         yield explanations.c.converged.is_(True) if search.converged else not_(explanations.c.converged)
     for column in ("model", "version", "subject", "decision_id", "label"):
         if (value := getattr(search, column)) is not None:
             yield explanations.c[column] == value
+
+
+def _range(leading: FromClause, tenant: str, search: Search, cursor: str | None) -> Iterable[ColumnElement[bool]]:
+    yield leading.c.tenant == tenant
+    if search.created_from is not None:
+        yield leading.c.created >= search.created_from
+    if search.created_to is not None:
+        yield leading.c.created < search.created_to
+    if cursor is not None:
+        created, seq = _place_of(cursor)
+        yield tuple_(leading.c.created, leading.c.seq) < tuple_(literal(created), literal(seq))
 
 
 def _cursor_after(created: int, seq: int) -> str:

@@ -71,9 +71,7 @@ keys = Table(
     "keys",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column(
-        "hash", String(64), nullable=False
-    ),  # SHA-256 of the key, hexadecimal; the key itself is never stored
+    Column("hash", String(64), nullable=False),  # SHA-256 of the key, hexadecimal; the key itself is never stored
     Column("tenant", text, nullable=False),
     Column("scopes", text, nullable=False),
     Column("name", text, nullable=False),
@@ -101,6 +99,7 @@ for _column in (_of.label, _of.decision_id, _of.subject):
 Index(
     "explanations_not_converged",  # the converged ones are nearly all: the index of the newest serves them
     _of.tenant,
+    _of.converged,  # always false here; without it SQLite takes any index that has a column more
     *_newest_first,
     sqlite_where=not_(_of.converged),
     postgresql_where=not_(_of.converged),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.oracle import Attribution, DeadlinePassed, Evaluated, Method, Points, Problem
+from service.methods.oracle import Attribution, DeadlinePassed, Evaluated, Method, Points, Problem, evaluated
 from service.numerics.errors import SWEEP_SAFETY
 from service.numerics.sweep import Sweep
 
@@ -25,48 +25,53 @@ def expected_gradients(problem: Problem) -> Method:
     paths = len(problem.baselines)
     sweep = Sweep(problem.output - problem.baseline_outputs, min(NODES_PER_PATH, problem.max_evaluations // paths))
     stopped = None
-    evaluated = yield _points(problem, sweep)
-    sweep.learn(evaluated.derivatives)
-    values = _controlled(sweep, evaluated)
+    known = yield from evaluated(_points(problem, sweep))
+    sweep.learn(known.derivatives)
+    values = _controlled(sweep, known)
     while sweep.path_error() > (target := problem.tolerance * max(float(np.abs(values).sum()), problem.floor)):
-        if not sweep.refine(target, problem.max_evaluations - len(evaluated.outputs)):
+        if not sweep.refine(target, problem.max_evaluations - len(known.outputs)):
             stopped = "budget"
             break
         try:
-            answer = yield _points(problem, sweep)
+            answer = yield from evaluated(_points(problem, sweep))
         except DeadlinePassed:
             stopped = "deadline"
             break
         sweep.learn(answer.derivatives)
-        evaluated = evaluated.joined(answer)
-        values = _controlled(sweep, evaluated)
+        known = known.joined(answer)
+        values = _controlled(sweep, known)
     return Attribution(
         values=values,
         baseline_output=float(problem.baseline_outputs.mean()),
         completeness=Completeness.BY_CONSTRUCTION,
         path_error=SWEEP_SAFETY * sweep.path_error(),
-        evaluations=len(evaluated.outputs),
+        evaluations=len(known.outputs),
         rule="sweep",
         stopped=stopped,
-        standard_error=_standard_error(sweep, evaluated, paths),
+        standard_error=_standard_error(sweep, known, paths),
     )
 
 
 def _points(problem: Problem, sweep: Sweep) -> Points:
     return Points(
-        problem.baselines, problem.input, sweep.pending_line, sweep.pending_alphas, problem.readout, problem.target
+        problem.baselines,
+        problem.input,
+        sweep.pending_line,
+        sweep.pending_alphas,
+        problem.readout,
+        problem.target,
     )
 
 
-def _controlled(sweep: Sweep, evaluated: Evaluated) -> Floats:
+def _controlled(sweep: Sweep, known: Evaluated) -> Floats:
     """The attributions with the part of their error that the mean residual reveals removed: [inputs]."""
     control, mean_residual = sweep.control()
-    return evaluated.weighted_sum(sweep.weights() - mean_residual * control)
+    return known.weighted_sum(sweep.weights() - mean_residual * control)
 
 
-def _standard_error(sweep: Sweep, evaluated: Evaluated, paths: int) -> Floats | None:
+def _standard_error(sweep: Sweep, known: Evaluated, paths: int) -> Floats | None:
     if paths < 2:
         return None
-    of_paths = paths * evaluated.group_sums(sweep.weights(), sweep.line, paths)
+    of_paths = paths * known.group_sums(sweep.weights(), sweep.line, paths)
     error: Floats = of_paths.std(axis=0, ddof=1) / np.sqrt(paths)
     return error

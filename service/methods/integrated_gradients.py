@@ -27,6 +27,8 @@ from service.methods.oracle import (
     Points,
     Problem,
     Readout,
+    evaluated,
+    pieces_of,
 )
 from service.numerics.errors import PATH_SAFETY, completeness_error
 from service.numerics.quadrature import gauss_legendre, softmax_piece_weights
@@ -41,7 +43,7 @@ def integrated_gradients(problem: Problem) -> Method:
     """One explanation by Integrated Gradients; see the module's docstring."""
     rule = str(problem.options["rule"])
     if rule == "exact" or (rule == "auto" and problem.is_piecewise_linear):
-        found = yield Breakpoints(problem.center, problem.input, problem.max_evaluations)
+        found = yield from pieces_of(Breakpoints(problem.center, problem.input, problem.max_evaluations))
         pieces = _pieces(problem, found)
         if pieces is not None:
             return (yield from _exact(problem, pieces))
@@ -98,10 +100,10 @@ def _line(problem: Problem, alphas: Floats, readout: Readout) -> Points:
 
 
 def _exact(problem: Problem, rule: _ExactRule) -> Method:
-    evaluated = yield _line(problem, rule.alphas, rule.readout)
-    integrals = (rule.weights * evaluated.derivatives).reshape(-1, rule.nodes_per_piece).sum(axis=1)
+    known = yield from evaluated(_line(problem, rule.alphas, rule.readout))
+    integrals = (rule.weights * known.derivatives).reshape(-1, rule.nodes_per_piece).sum(axis=1)
     return Attribution(
-        values=evaluated.weighted_sum(rule.weights),
+        values=known.weighted_sum(rule.weights),
         baseline_output=problem.center_output,
         completeness=Completeness.EXACT,
         path_error=PATH_SAFETY * float(np.abs(rule.changes - integrals).sum()),
@@ -115,34 +117,34 @@ def _refined(problem: Problem, order: int) -> Method:
     panels, order = (nodes, 1) if order == 1 else (1, nodes)
     refinement = Refinement(problem.center_output, problem.output, order, panels)
     stopped = None
-    answer = yield _line(problem, refinement.pending, problem.readout)
+    answer = yield from evaluated(_line(problem, refinement.pending, problem.readout))
     refinement.learn(answer.outputs, answer.derivatives)
-    evaluated = answer
-    while (target := _target(problem, refinement, evaluated)) is not None:
-        if not refinement.split(target, problem.max_evaluations - len(evaluated.outputs)):
+    known = answer
+    while (target := _target(problem, refinement, known)) is not None:
+        if not refinement.split(target, problem.max_evaluations - len(known.outputs)):
             stopped = "budget"
             break
         try:
-            answer = yield _line(problem, refinement.pending, problem.readout)
+            answer = yield from evaluated(_line(problem, refinement.pending, problem.readout))
         except DeadlinePassed:
             stopped = "deadline"
             break
         refinement.learn(answer.outputs, answer.derivatives)
-        evaluated = evaluated.joined(answer)
+        known = known.joined(answer)
     return Attribution(
-        values=evaluated.weighted_sum(refinement.weights()),
+        values=known.weighted_sum(refinement.weights()),
         baseline_output=problem.center_output,
         completeness=Completeness.ASYMPTOTIC,
         path_error=PATH_SAFETY * refinement.sum_of_defects(),
-        evaluations=len(evaluated.outputs),
+        evaluations=len(known.outputs),
         rule="midpoint" if order == 1 else "gauss_legendre",
         stopped=stopped,
     )
 
 
-def _target(problem: Problem, refinement: Refinement, evaluated: Evaluated) -> float | None:
+def _target(problem: Problem, refinement: Refinement, known: Evaluated) -> float | None:
     """The sum of defects to aim at next; None when the tolerance holds for both errors."""
-    values = evaluated.weighted_sum(refinement.weights())
+    values = known.weighted_sum(refinement.weights())
     error = refinement.sum_of_defects()
     residual = completeness_error(values, problem.output, problem.center_output, problem.floor)
     accepted = problem.tolerance * max(float(np.abs(values).sum()), problem.floor)

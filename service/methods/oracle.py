@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from service.domain import Completeness, Floats, Indices, OutputSpace
 
@@ -142,10 +142,26 @@ class Attribution:
     standard_error: Floats | None = None
 
 
-class DeadlinePassed(Exception):  # noqa: N818 - a signal to the generator, not an error of its own
+class DeadlinePassed(Exception):
     """Thrown into a method whose deadline has passed while its question was open."""
 
 
 Question = Points | Breakpoints
 Answer = Evaluated | Pieces
-Method = Generator[Question, Answer, Attribution]
+T = TypeVar("T")
+Steps = Generator[Question, Answer, T]
+Method = Steps[Attribution]
+
+
+def evaluated(points: Points) -> Steps[Evaluated]:
+    """Asks for `points`; to be used with `yield from`."""
+    answer = yield points
+    assert not isinstance(answer, Pieces)
+    return answer
+
+
+def pieces_of(line: Breakpoints) -> Steps[Pieces]:
+    """Asks for the pieces of a line; to be used with `yield from`."""
+    answer = yield line
+    assert isinstance(answer, Pieces)
+    return answer

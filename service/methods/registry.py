@@ -25,7 +25,8 @@ class Option:
 class MethodEntry:
     """A method by its wire name.
 
-    `least_points` gives, for a baseline set of a size, the smallest number of gradient points that give any answer.
+    `least_points` gives, for a baseline set of a size, the smallest number of gradient points that give any answer,
+    and `usual_points` the number to reckon with when work is admitted.
     `sweeps_baselines` says that every row of the baseline set is used, not only their mean.
     """
 
@@ -34,6 +35,7 @@ class MethodEntry:
     completeness: tuple[Completeness, ...]
     sweeps_baselines: bool
     least_points: Callable[[int], int]
+    usual_points: Callable[[int], int]
     options: tuple[Option, ...]
     description: str
     citation: str
@@ -46,6 +48,7 @@ METHODS: tuple[MethodEntry, ...] = (
         completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
         sweeps_baselines=False,
         least_points=lambda _size: 1,
+        usual_points=lambda _size: 64,
         options=(
             Option(
                 "rule",
@@ -63,6 +66,7 @@ METHODS: tuple[MethodEntry, ...] = (
         completeness=(Completeness.BY_CONSTRUCTION,),
         sweeps_baselines=True,
         least_points=lambda size: size,
+        usual_points=lambda size: 8 * size,
         options=(),
         description="the mean of integrated gradients over every row of the baseline set",
         citation="Erion et al., Nature Machine Intelligence 2021",

@@ -42,7 +42,7 @@ def gauss_legendre(order: int) -> Rule:
 def softmax_piece_weights(start: Floats, end: Floats, length: Floats) -> Floats:
     """Weights that make one gradient per piece the exact integral through a two-class softmax.
 
-    Inside a piece the margin u = z_t - z_other is affine in alpha, from `start` to `end`; the gradient of p = sigmoid(u)
+    Inside a piece u = z_t - z_other is affine in alpha, from `start` to `end`; the gradient of p = sigmoid(u)
     is sigmoid'(u) du/dx with a constant du/dx. So the integral of the gradient of p over the piece is du/dx times
     `length` times the mean of sigmoid' between `start` and `end`, (sigmoid(end) - sigmoid(start)) / (end - start). That
     mean is computed without cancellation as sinh(h)/h / (2 (cosh m + cosh h)), m the middle and h half the width.

@@ -48,7 +48,8 @@ class Sweep:
     def residuals(self) -> Floats:
         """What the rule of each path misses of its change, in units of the output: [K]."""
         sums = np.bincount(self.line, self._derivatives, minlength=len(self._counts))
-        return self._changes - sums / self._counts
+        residuals: Floats = self._changes - sums / self._counts
+        return residuals
 
     def path_error(self) -> float:
         """The mean of the absolute residuals, in units of the output."""

@@ -70,9 +70,7 @@ async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, make_entry: E
     assert stored.leaf == hashlib.sha256(b"\x00" + entry.record).digest()
 
 
-async def test_concurrent_appends_share_transactions(
-    ledger: Ledger, engine: Engine, make_entry: EntryMaker
-) -> None:
+async def test_concurrent_appends_share_transactions(ledger: Ledger, engine: Engine, make_entry: EntryMaker) -> None:
     entries = [make_entry() for _ in range(300)]
     made = commits(engine)
     with database_held(engine):
@@ -84,9 +82,7 @@ async def test_concurrent_appends_share_transactions(
     assert [stored.seq for stored in page.entries] == list(range(300, 0, -1))
 
 
-async def test_the_entries_of_one_call_are_recorded_all_or_none(
-    ledger: Ledger, make_entry: EntryMaker
-) -> None:
+async def test_the_entries_of_one_call_are_recorded_all_or_none(ledger: Ledger, make_entry: EntryMaker) -> None:
     first, second = make_entry(), make_entry()
     with pytest.raises(EntryRefused):
         await ledger.append([first, second, make_entry(id=first.id)])
@@ -176,9 +172,7 @@ async def observed(engine: Engine) -> AsyncIterator[tuple[Ledger, list[tuple[int
     await ledger.close()
 
 
-async def test_appends_are_observed(
-    observed: tuple[Ledger, list[tuple[int, bool]]], make_entry: EntryMaker
-) -> None:
+async def test_appends_are_observed(observed: tuple[Ledger, list[tuple[int, bool]]], make_entry: EntryMaker) -> None:
     ledger, calls = observed
     entry = make_entry()
     await ledger.append([])

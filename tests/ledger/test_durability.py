@@ -85,9 +85,7 @@ def database_gone(engine: Engine) -> Iterator[None]:
     outside = open_engine(str(make_url(engine.url.render_as_string(False)).set(database="postgres")))
     with outside.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        connection.exec_driver_sql(
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-        )
+        connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
         yield
         connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     outside.dispose()
@@ -101,9 +99,7 @@ async def test_without_its_database_the_ledger_refuses_and_recovers(
     await ledger.append([before])
     refused = [make_entry(record=b"x" * 100_000, subject="Ann Example") for _ in range(20)]
     with broken(engine):
-        outcomes = await asyncio.gather(
-            *(ledger.append([entry]) for entry in refused), return_exceptions=True
-        )
+        outcomes = await asyncio.gather(*(ledger.append([entry]) for entry in refused), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {LedgerUnavailable}
     assert "Ann Example" not in caplog.text
     after = [make_entry() for _ in range(20)]

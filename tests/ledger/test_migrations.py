@@ -17,7 +17,8 @@ from service.ledger import open_engine, upgrade
 from service.ledger.tables import metadata
 
 DEFINITIONS = {
-    "sqlite": "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'alembic%'",
+    "sqlite": "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    " AND name NOT LIKE 'alembic%' AND name NOT LIKE 'sqlite%'",
     "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
     " AND tablename NOT LIKE 'alembic%'",
 }

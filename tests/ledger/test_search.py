@@ -43,6 +43,9 @@ SEARCHES = {
         label="denied",
         cohort=(("channel", "web"),),
     ),
+    "subject_of_version": Search(model="loan", version="2", subject="ann"),
+    "label_not_converged": Search(label="denied", converged=False),
+    "subject_with_flag": Search(subject="ann", flag="protected_share"),
     "nothing": Search(subject="nobody"),
 }
 
@@ -103,9 +106,7 @@ async def test_every_search_finds_what_is_meant(ledger: Ledger, make_entry: Entr
             found = await follow(ledger, tenant, search, limit)
             newest_first = sorted(meant, key=lambda entry: entry.created, reverse=True)
             assert [stored.id for stored in found] == [entry.id for entry in newest_first], name
-            assert [stored.flags for stored in found] == [
-                tuple(sorted(entry.flags)) for entry in newest_first
-            ]
+            assert [stored.flags for stored in found] == [tuple(sorted(entry.flags)) for entry in newest_first]
             assert [stored.cohort for stored in found] == [entry.cohort for entry in newest_first]
             found_any |= {name} if meant else set()
     assert found_any == set(SEARCHES) - {"nothing"}
@@ -210,11 +211,14 @@ INDEXES = {
     "to": "explanations_newest (tenant=? AND created<?",
     "window": "explanations_model (tenant=? AND model=? AND created>? AND created<?",
     "converged": "explanations_newest (tenant=?",
-    "not_converged": "explanations_not_converged (tenant=?",
+    "not_converged": "explanations_not_converged (tenant=? AND converged=?",
     "flag": "explanation_tags_newest (tenant=? AND name=? AND value=?",
     "label": "explanations_label (tenant=? AND label=?",
     "cohort": "explanation_tags_newest (tenant=? AND name=? AND value=?",
     "cohorts": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "subject_of_version": "explanations_subject (tenant=? AND subject=?",
+    "label_not_converged": "explanations_not_converged (tenant=? AND converged=?",
+    "subject_with_flag": "explanations_subject (tenant=? AND subject=?",
     "everything": "explanation_tags_newest (tenant=? AND name=? AND value=?",
 }
 
@@ -235,9 +239,7 @@ MANY_EXPLANATIONS = """
     SELECT i, md5(i::text), 'bank', i, 'model' || i % 10, i % 7, 'gradient', 'label' || i % 50, i % 100 > 0,
            'd' || i, 's' || i % 2000, 'key', '', '', '' FROM generate_series(1, 20000) i
 """
-MANY_TAGS = (
-    "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FROM generate_series(1, 20000, 40) i"
-)
+MANY_TAGS = "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FROM generate_series(1, 20000, 40) i"
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)

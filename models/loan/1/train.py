@@ -274,9 +274,7 @@ def main() -> None:
     stamp(out / "manifest.yaml")
 
     scores = probability_of_denial(network, scaling(rows[heldout]))
-    print(
-        f"rows    {len(training)} training, {len(heldout)} held out, {denied[heldout].sum()} of these denied"
-    )
+    print(f"rows    {len(training)} training, {len(heldout)} held out, {denied[heldout].sum()} of these denied")
     print(f"AUC     {area_under_curve(scores, denied[heldout]):.4f} on the held-out rows")
     print(f"sha256  {hashlib.sha256(artefact.read_bytes()).hexdigest()}")
 

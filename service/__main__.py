@@ -1,0 +1,144 @@
+"""The command line: serve, demo, models, keys."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    return int(options.run(settings, options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="answerable", description="Predictions with explanations that can be checked."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    for name, run, about in (
+        ("serve", _serve, "serve until Ctrl-C"),
+        ("demo", _demo, "serve, and explain one denied application before your eyes"),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run)
+        _add_settings(command)
+
+    models = commands.add_parser("models", help="list the models and whether their files are what they should be")
+    models.set_defaults(run=_models)
+    models.add_argument("--models", type=Path, help="the folder of models")
+
+    keys = commands.add_parser("keys", help="make, list and revoke keys")
+    actions = keys.add_subparsers(required=True, metavar="action")
+    create = actions.add_parser("create", help="make a key and print it once")
+    create.set_defaults(run=_create_key)
+    create.add_argument("name", help="what the key is for")
+    create.add_argument("--tenant", default="default")
+    create.add_argument("--scopes", default="explain,ledger:read", help="comma-separated; default: %(default)s")
+    create.add_argument("--days", type=float, help="days until it expires; default: never")
+    listing = actions.add_parser("list", help="list keys; the keys themselves are not stored")
+    listing.set_defaults(run=_list_keys)
+    revoke = actions.add_parser("revoke", help="end a key")
+    revoke.set_defaults(run=_revoke_key)
+    revoke.add_argument("id")
+    for action in (create, listing, revoke):
+        action.add_argument("--data", type=Path, help="the folder of the embedded stores")
+        action.add_argument("--database-url", dest="database_url", help="the ledger's database")
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", help="address to listen on (127.0.0.1)")
+    command.add_argument("--port", type=int, help="port to listen on (8080)")
+    command.add_argument("--data", type=Path, help="the folder of the embedded stores (.answerable)")
+    command.add_argument("--models", type=Path, help="the folder of models (models)")
+    command.add_argument("--redis-url", dest="redis_url", help="a Redis of your own; default: a private one")
+    command.add_argument("--database-url", dest="database_url", help="PostgreSQL or SQLite; default: SQLite in --data")
+    command.add_argument("--workers", type=int, help="worker processes; default: one per device")
+    command.add_argument("--ledger", choices=("required", "best_effort", "off"), help="default: required")
+
+
+def _serve(settings: Settings, _options: argparse.Namespace) -> int:
+    from service.serving import run
+
+    return run(settings)
+
+
+def _demo(settings: Settings, _options: argparse.Namespace) -> int:
+    from service.demo import explain_one_denial
+    from service.serving import run
+
+    return run(settings, once_ready=explain_one_denial)
+
+
+def _models(settings: Settings, _options: argparse.Namespace) -> int:
+    from service.catalog.artefacts import read_baseline_rows, read_verified
+    from service.catalog.manifest import find_versions, read_manifest
+    from service.errors import CatalogError
+
+    faults = 0
+    for folder in find_versions(settings.models):
+        try:
+            manifest, key = read_manifest(folder)
+            read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
+            for baseline in manifest.baselines:
+                read_baseline_rows(folder, manifest, baseline)
+        except CatalogError as error:
+            faults += 1
+            print(f"{folder.parent.name}@{folder.name}  FAULT  {error}")
+        else:
+            print(f"{key}  {manifest.title}  {key.digest}")
+    return 1 if faults else 0
+
+
+def _create_key(settings: Settings, options: argparse.Namespace) -> int:
+    import time
+
+    from service.app import open_keys
+
+    engine, keys = open_keys(settings)
+    expires = None if options.days is None else int((time.time() + options.days * 86_400) * 1e6)
+    try:
+        key, secret = keys.create(options.name, options.tenant, options.scopes.split(","), expires)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        engine.dispose()
+    print(f"id   {key.id}\nkey  {secret}")
+    return 0
+
+
+def _list_keys(settings: Settings, _options: argparse.Namespace) -> int:
+    from service.app import open_keys
+
+    engine, keys = open_keys(settings)
+    for key in keys.list():
+        state = "revoked" if key.revoked else "valid"
+        print(f"{key.id}  {key.tenant}  {key.name}  {','.join(sorted(key.scopes))}  {state}")
+    engine.dispose()
+    return 0
+
+
+def _revoke_key(settings: Settings, options: argparse.Namespace) -> int:
+    from service.app import open_keys
+
+    engine, keys = open_keys(settings)
+    found = keys.revoke(options.id)
+    engine.dispose()
+    if not found:
+        print("there is no such key", file=sys.stderr)
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""HTTP: parse, authenticate, validate; nothing else. One file a resource."""

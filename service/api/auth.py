@@ -1,0 +1,79 @@
+"""Keys and scopes. Every route declares its scope, or that it is public; one that declares nothing is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from service.errors import Forbidden, Unauthenticated
+from service.ledger.keys import SCOPES, Key, Keys
+from service.records import Caller
+
+FRESH_SECONDS = 5.0
+MOST_REMEMBERED = 10_000
+PUBLIC = "public"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def needs(scope: str) -> Callable[[F], F]:
+    """Declares the scope of a route's handler; `PUBLIC` for none."""
+    if scope != PUBLIC and scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope}")
+
+    def declare(handler: F) -> F:
+        handler.__dict__["needs_scope"] = scope
+        return handler
+
+    return declare
+
+
+class Authenticator:
+    """Finds keys, remembering each for a few seconds so that a revoked one stops working soon."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._remembered: dict[str, tuple[float, Key | None]] = {}
+
+    async def find(self, secret: str) -> Key | None:
+        """The valid key of this secret."""
+        now = time.monotonic()
+        remembered = self._remembered.get(secret)
+        if remembered is None or remembered[0] < now:
+            if len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.clear()
+            key = await asyncio.to_thread(self._keys.find, secret)
+            self._remembered[secret] = (now + FRESH_SECONDS, key)
+        else:
+            key = remembered[1]
+        return key if key is not None and key.is_valid(time.time_ns() // 1000) else None
+
+
+async def authorise(request: Request) -> None:
+    """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
+    scope = getattr(request.scope.get("endpoint"), "needs_scope", None)
+    if scope == PUBLIC:
+        return
+    kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not secret:
+        raise Unauthenticated("send a key: Authorization: Bearer <key>")
+    authenticator: Authenticator = request.app.state.authenticator
+    key = await authenticator.find(secret.strip())
+    if key is None:
+        raise Unauthenticated("the key is not valid")
+    if scope is None or scope not in key.scopes:
+        raise Forbidden(f"the key lacks the scope {scope}" if scope else "this route is closed")
+    request.state.caller = Caller(key.tenant, key.id)
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerOf = Annotated[Caller, Depends(_caller)]
+"""The caller of an authorised request."""

@@ -1,0 +1,161 @@
+"""`:explain` and `:predict` (KServe's V1 protocol)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Path, Request, Response
+
+from service.api.auth import CallerOf, needs
+from service.api.parsing import StrictRoute
+from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply, Problem
+from service.catalog.versions import ModelVersion
+from service.errors import AnswerableError, InvalidRequest, MalformedBody
+from service.explaining import Explaining
+from service.explaining import Request as ExplainingRequest
+from service.methods.registry import BY_NAME
+from service.monitoring.metrics import Metrics
+from service.planning import read_instance
+from service.records import Caller, Context
+
+T = TypeVar("T")
+PREDICT = "predict"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 401, 403, 404, 408, 413, 422, 429, 503, 504, 507)
+}
+ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
+
+router = APIRouter(route_class=StrictRoute, tags=["Predict and explain"])
+
+
+@router.post("/v1/models/{model}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
+@needs("explain")
+async def explain_newest(request: Request, model: ModelName, body: ExplainBody, caller: CallerOf) -> Response:
+    """Predicts and explains with the newest ready version."""
+    return await _explain(request, model, None, body, caller)
+
+
+@router.post("/v1/models/{model}/versions/{version}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
+@needs("explain")
+async def explain_version(
+    request: Request, model: ModelName, version: ModelName, body: ExplainBody, caller: CallerOf
+) -> Response:
+    """Predicts and explains with one version."""
+    return await _explain(request, model, version, body, caller)
+
+
+@router.post("/v1/models/{model}:predict", responses={200: {"model": PredictReply}, **ERRORS})
+@needs("explain")
+async def predict_newest(request: Request, model: ModelName, body: PredictBody, caller: CallerOf) -> Response:
+    """Predicts with the newest ready version."""
+    return await _predict(request, model, None, body, caller)
+
+
+@router.post("/v1/models/{model}/versions/{version}:predict", responses={200: {"model": PredictReply}, **ERRORS})
+@needs("explain")
+async def predict_version(
+    request: Request, model: ModelName, version: ModelName, body: PredictBody, caller: CallerOf
+) -> Response:
+    """Predicts with one version."""
+    return await _predict(request, model, version, body, caller)
+
+
+async def _explain(request: Request, model: str, version: str | None, body: ExplainBody, caller: Caller) -> Response:
+    started = time.monotonic()
+    found: ModelVersion = request.app.state.catalog.find(model, version)
+    method = body.parameters.method or found.manifest.defaults.method
+    explaining: Explaining = request.app.state.explaining
+    asked = _request(found, body, caller, started, use_cache=_may_cache(request))
+    with _Counted(request.app.state.metrics, model, method, started):
+        answers = await _unless_disconnected(request, explaining.explain(asked))
+    reply = {
+        "predictions": [answer.prediction for answer in answers],
+        "explanations": [answer.explanation for answer in answers],
+    }
+    timings = answers[0].explanation["timings_ms"]
+    header = ", ".join(f"{name};dur={value}" for name, value in timings.items())
+    return Response(orjson.dumps(reply), media_type="application/json", headers={"Server-Timing": header})
+
+
+async def _predict(request: Request, model: str, version: str | None, body: PredictBody, caller: Caller) -> Response:
+    started = time.monotonic()
+    found: ModelVersion = request.app.state.catalog.find(model, version)
+    explaining: Explaining = request.app.state.explaining
+    asked = _request(found, body, caller, started, use_cache=False)
+    with _Counted(request.app.state.metrics, model, PREDICT, started):
+        predictions = await _unless_disconnected(request, explaining.predict(asked))
+    return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
+
+
+def _request(
+    version: ModelVersion,
+    body: ExplainBody | PredictBody,
+    caller: Caller,
+    received: float,
+    *,
+    use_cache: bool,
+) -> ExplainingRequest:
+    rows = []
+    for number, instance in enumerate(body.instances):
+        try:
+            rows.append(read_instance(version.manifest, instance))
+        except InvalidRequest as error:
+            where = f"instance {number}: " if len(body.instances) > 1 else ""
+            raise InvalidRequest(f"{where}{error}") from None
+    contexts = _contexts(body.context, len(rows))
+    return ExplainingRequest(version, rows, body.parameters.parameters(), contexts, caller, use_cache, received)
+
+
+def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Context]:
+    if isinstance(given, ContextBody):
+        return [given.context()] * count
+    if len(given) != count:
+        raise MalformedBody(f"there are {count} instances and {len(given)} contexts")
+    return [context.context() for context in given]
+
+
+def _may_cache(request: Request) -> bool:
+    return "no-cache" not in request.headers.get("cache-control", "").lower()
+
+
+class _Counted:
+    """Counts a request of a known model by its outcome, and its duration."""
+
+    def __init__(self, metrics: Metrics, model: str, method: str, started: float) -> None:
+        self._metrics, self._model, self._started = metrics, model, started
+        # A label must not take whatever a client sends.
+        self._method = method if method in BY_NAME or method == PREDICT else "unknown"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
+        outcome = "ok"
+        if error is not None:
+            outcome = str(error.status) if isinstance(error, AnswerableError) else "cancelled"
+        self._metrics.requests.labels(self._model, self._method, outcome).inc()
+        if error is None:
+            self._metrics.duration.labels(self._model, self._method).observe(time.monotonic() - self._started)
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves."""
+    task = asyncio.get_running_loop().create_task(work)
+    watcher = asyncio.get_running_loop().create_task(_disconnected(request))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        watcher.cancel()
+        task.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

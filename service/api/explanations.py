@@ -1,0 +1,136 @@
+"""Look-ups of stored explanations: by id, and by what they belong to."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api.auth import CallerOf, needs
+from service.errors import InvalidRequest, NotFound
+from service.ledger.entries import Search, Stored
+from service.ledger.ledger import Ledger
+from service.records import MOST_REASONS, Caller
+
+MOST_PER_PAGE = 200
+COHORT = "cohort."
+FILTERS = frozenset(
+    {
+        "model",
+        "version",
+        "subject",
+        "decision_id",
+        "from",
+        "to",
+        "converged",
+        "flag",
+        "label",
+        "limit",
+        "cursor",
+    }
+)
+
+router = APIRouter(tags=["Stored explanations"])
+
+
+@router.get("/v1/explanations/{explanation}")
+@needs("ledger:read")
+async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
+    """The record: everything that was answered, and what it takes to repeat it."""
+    stored = await _stored(request, explanation, caller)
+    return Response(orjson.dumps(_shown(stored)), media_type="application/json")
+
+
+@router.get("/v1/explanations/{explanation}/reasons")
+@needs("ledger:read")
+async def show_reasons(
+    request: Request,
+    explanation: str,
+    caller: CallerOf,
+    most: Annotated[int, Query(alias="max", ge=1, le=MOST_REASONS)] = MOST_REASONS,
+) -> dict[str, Any]:
+    """The principal reasons, adverse direction only, the strongest first."""
+    record = orjson.loads((await _stored(request, explanation, caller)).record)
+    if "reasons" not in record:
+        raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
+    return {"id": record["id"], "reasons": record["reasons"][:most]}
+
+
+@router.get("/v1/explanations")
+@needs("ledger:read")
+async def search_explanations(
+    request: Request,
+    caller: CallerOf,
+    model: str | None = None,
+    version: str | None = None,
+    subject: str | None = None,
+    decision_id: str | None = None,
+    created_from: Annotated[datetime | None, Query(alias="from")] = None,
+    created_to: Annotated[datetime | None, Query(alias="to")] = None,
+    converged: bool | None = None,
+    flag: str | None = None,
+    label: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = 50,
+    cursor: str | None = None,
+) -> Response:
+    """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag."""
+    names = request.query_params.keys()
+    unknown = [name for name in names if name not in FILTERS and not name.startswith(COHORT)]
+    if unknown:
+        raise InvalidRequest(
+            f"{unknown[0][:64]!r} is not a condition; known are {', '.join(sorted(FILTERS))}, cohort.*"
+        )
+    search = Search(
+        model=model,
+        version=version,
+        subject=subject,
+        decision_id=decision_id,
+        created_from=_microseconds("from", created_from),
+        created_to=_microseconds("to", created_to),
+        converged=converged,
+        flag=flag,
+        label=label,
+        cohort=tuple(
+            (name.removeprefix(COHORT), value)
+            for name, value in request.query_params.items()
+            if name.startswith(COHORT)
+        ),
+    )
+    page = await _ledger(request).search(caller.tenant, search, limit, cursor)
+    found = {"explanations": [_shown(stored) for stored in page.entries], "next_cursor": page.next_cursor}
+    return Response(orjson.dumps(found), media_type="application/json")
+
+
+def _ledger(request: Request) -> Ledger:
+    ledger: Ledger | None = request.app.state.ledger
+    if ledger is None:
+        raise NotFound("this service keeps no ledger")
+    return ledger
+
+
+async def _stored(request: Request, explanation: str, caller: Caller) -> Stored:
+    stored = await _ledger(request).get(caller.tenant, explanation)
+    if stored is None:
+        raise NotFound("there is no such explanation")
+    return stored
+
+
+def _shown(stored: Stored) -> dict[str, Any]:
+    """The record with its personal part and its leaf hash, by which it can be found in the log."""
+    personal = orjson.loads(stored.personal)
+    return {
+        **orjson.loads(stored.record),
+        "subject": personal["subject"],
+        "input": personal["input"],
+        "ledger": {"sequence": stored.seq, "leaf": stored.leaf.hex()},
+    }
+
+
+def _microseconds(name: str, moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise InvalidRequest(f"{name} needs a time zone, for instance 2026-01-31T12:00:00Z")
+    return round(moment.timestamp() * 1e6)

@@ -1,0 +1,47 @@
+"""Liveness, readiness, metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service import __version__
+from service.api.auth import PUBLIC, needs
+from service.catalog.versions import Catalog
+from service.engine.pool import Pool
+
+router = APIRouter(tags=["Health"])
+
+
+@router.get("/v2/health/live")
+@needs(PUBLIC)
+async def live() -> dict[str, bool]:
+    """Whether the process answers."""
+    return {"live": True}
+
+
+@router.get("/v2/health/ready")
+@needs(PUBLIC)
+async def ready(request: Request, response: Response) -> dict[str, bool]:
+    """Whether every configured model answers a real forward pass on every worker."""
+    catalog: Catalog = request.app.state.catalog
+    engine: Pool = request.app.state.engine
+    is_ready = all(version.is_ready for version in catalog) and engine.is_complete
+    if not is_ready:
+        response.status_code = 503
+    return {"ready": is_ready}
+
+
+@router.get("/v2")
+@needs(PUBLIC)
+async def server() -> dict[str, object]:
+    """The server's name and version."""
+    return {"name": "answerable", "version": __version__, "extensions": []}
+
+
+@router.get("/metrics")
+@needs("metrics")
+async def metrics(request: Request) -> Response:
+    """All figures, for Prometheus."""
+    request.app.state.update_gauges()
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)

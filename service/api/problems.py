@@ -1,0 +1,81 @@
+"""Errors on the wire: `application/problem+json` (RFC 9457), with `error` for KServe clients."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from service.errors import AnswerableError
+
+LOG = logging.getLogger("answerable.api")
+MEDIA_TYPE = "application/problem+json"
+WRONG_SHAPE = {
+    "extra_forbidden",
+    "missing",
+    "model_type",
+    "model_attributes_type",
+    "dict_type",
+    "list_type",
+    "json_invalid",
+}
+"""Kinds of validation errors that are about the body's shape (400) and not about a value (422)."""
+
+
+def problem(request: Request, status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
+    content = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "error": detail,
+        "request_id": getattr(request.state, "request_id", ""),
+    }
+    return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Makes `app` answer every error as a problem."""
+    app.add_exception_handler(AnswerableError, _answerable)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _answerable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AnswerableError)
+    return problem(request, error.status, error.title, str(error), error.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    status = 400 if first["type"] in WRONG_SHAPE else 422
+    return problem(request, status, HTTPStatus(status).phrase, _sentence(first))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    headers = dict(error.headers) if error.headers else None
+    return problem(request, error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail), headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    LOG.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
+    return problem(request, 500, "Internal error", "an unexpected error; the request id leads to it in the log")
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
+    if error["type"] == "extra_forbidden":
+        return f"{where} is not a known field"
+    if error["type"] == "missing":
+        return f"{where or 'a body'} is required"
+    return f"{where}: {error['msg']}" if where else str(error["msg"])

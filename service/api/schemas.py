@@ -1,0 +1,171 @@
+"""The shapes of `:explain` and `:predict`. Unknown fields are refused, so that a typo never changes an explanation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr
+
+from service.planning import Parameters
+from service.records import Context
+
+MOST_INSTANCES = 1000
+Number = Annotated[FiniteFloat, Field(strict=True)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ExplainParameters(Strict):
+    """All optional; the model's manifest holds the defaults."""
+
+    method: StrictStr | None = Field(None, description="an attribution method; the model's page lists them")
+    target: StrictStr | StrictInt = Field("predicted", description="a label, its index, or `predicted`")
+    output_space: StrictStr | None = Field(None, description="`probability` or `logit`")
+    baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
+    tolerance: Number | None = Field(None, description="largest relative completeness error accepted, in (0, 1]")
+    max_evaluations: StrictInt | None = Field(None, description="budget, in gradient points")
+    seed: StrictInt = 0
+    deadline_ms: StrictInt | None = Field(None, description="milliseconds until an answer is due")
+    strict: StrictBool = Field(False, description="answer 422 instead of an explanation over its tolerance")
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's own options, by name")
+
+    def parameters(self) -> Parameters:
+        """As planning takes them."""
+        return Parameters(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class PredictParameters(Strict):
+    """What a prediction may be asked with."""
+
+    output_space: StrictStr | None = Field(None, description="`probability` or `logit`")
+
+    def parameters(self) -> Parameters:
+        """As planning takes them."""
+        return Parameters(output_space=self.output_space)
+
+
+class ContextBody(Strict):
+    """What the explanation belongs to; the ledger can be searched by each."""
+
+    decision_id: StrictStr | None = Field(None, max_length=200)
+    subject: StrictStr | None = Field(None, max_length=200)
+    cohort: dict[StrictStr, StrictStr] = Field(default_factory=dict, max_length=8)
+
+    def context(self) -> Context:
+        """As the ledger takes it."""
+        return Context(self.decision_id, self.subject, self.cohort)
+
+
+Instances = Annotated[
+    list[Any],
+    Field(
+        min_length=1,
+        max_length=MOST_INSTANCES,
+        description="each an object by feature name, in raw units, or a list in feature order",
+    ),
+]
+
+
+class ExplainBody(Strict):
+    """Instances to predict and explain; the answer is for all of them or none."""
+
+    instances: Instances
+    parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters())
+    context: ContextBody | list[ContextBody] = Field(
+        default_factory=lambda: ContextBody(), description="one for all instances, or a list with one per instance"
+    )
+
+
+class PredictBody(Strict):
+    """Instances to predict."""
+
+    instances: Instances
+    parameters: PredictParameters = Field(default_factory=lambda: PredictParameters())
+    context: ContextBody | list[ContextBody] = Field(default_factory=lambda: ContextBody())
+
+
+class PredictionItem(BaseModel):
+    """What the deployed artefact answers; no label where it answered no finite numbers."""
+
+    label: str | None = None
+    index: int | None = None
+    outputs: list[float]
+    output_space: Literal["probability", "logit"]
+
+
+class PredictReply(BaseModel):
+    predictions: list[PredictionItem]
+
+
+class ModelItem(BaseModel):
+    name: str
+    version: str
+    digest: str
+
+
+class TargetItem(BaseModel):
+    index: int
+    label: str
+
+
+class BaselineItem(BaseModel):
+    name: str
+    version: str
+    digest: str
+    size: int
+
+
+class ReasonItem(BaseModel):
+    feature: str
+    code: str
+    text: str
+    contribution: float
+
+
+class TimingsItem(BaseModel):
+    queue: float
+    compute: float
+    total: float
+
+
+class ExplanationItem(BaseModel):
+    """One explanation. What could not be computed, after an answer that is not finite, is absent."""
+
+    id: str
+    model: ModelItem
+    method: str
+    target: TargetItem
+    output_space: Literal["probability", "logit"]
+    output: float | None = None
+    baseline_output: float | None = None
+    attributions: dict[str, float] | None = None
+    completeness: Literal["exact", "asymptotic", "by_construction", "none"] | None = None
+    completeness_error: float | None = None
+    attribution_error: float | None = None
+    standard_error: dict[str, float] | None = None
+    converged: bool
+    reason: Literal["budget", "deadline", "non_finite"] | None = None
+    evaluations: int
+    baseline: BaselineItem
+    reasons: list[ReasonItem] | None = None
+    flags: list[str]
+    cached: bool
+    timings_ms: TimingsItem
+
+
+class ExplainReply(BaseModel):
+    predictions: list[PredictionItem]
+    explanations: list[ExplanationItem]
+
+
+class Problem(BaseModel):
+    """RFC 9457, with the detail once more in `error`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error: str
+    request_id: str

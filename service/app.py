@@ -1,0 +1,176 @@
+"""The composition root: settings -> stores -> engine -> routes, and the lifespan that unwinds them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from sqlalchemy import Engine
+
+from service import __version__
+from service.api import explain, explanations, health, models, problems
+from service.api.auth import Authenticator, authorise
+from service.api.transport import BoundedBodies, RequestIds
+from service.cache import Cache
+from service.catalog.manifest import find_versions, read_manifest
+from service.catalog.versions import Catalog, ModelVersion
+from service.embedded_redis import start_embedded_redis
+from service.engine.pool import Pool, count_devices
+from service.errors import CatalogError
+from service.explaining import Explaining
+from service.ledger import SCOPES, Keys, Ledger, open_engine, upgrade
+from service.monitoring.metrics import Metrics
+from service.settings import Settings
+
+LOG = logging.getLogger("answerable")
+BOOTSTRAP = "bootstrap"
+DEFAULT_TENANT = "default"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service. Everything it opens is opened when it starts and closed when it stops."""
+    catalog = read_catalog(settings.models)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await _compose(app, settings, catalog, stack)
+            yield
+
+    app = FastAPI(
+        title="Answerable",
+        version=__version__,
+        summary="Predictions of deployed models, each with an explanation that can be checked.",
+        lifespan=lifespan,
+        dependencies=[Depends(authorise)],
+    )
+    app.state.catalog = catalog
+    problems.install(app)
+    for router in (explain.router, models.router, explanations.router, health.router):
+        app.include_router(router)
+    app.add_middleware(BoundedBodies, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestIds)
+    _describe(app, catalog)
+    return app
+
+
+def read_catalog(folder: Path) -> Catalog:
+    """Every version under the folder of models; one whose manifest is wrong is logged and left out."""
+    catalog = Catalog()
+    for version in find_versions(folder):
+        try:
+            manifest, key = read_manifest(version)
+        except CatalogError as error:
+            LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
+            continue
+        catalog.put(ModelVersion(key, manifest, version.resolve()))
+    return catalog
+
+
+def open_keys(settings: Settings) -> tuple[Engine, Keys]:
+    """The database with its schema up to date, and the keys in it."""
+    url = settings.database_url
+    if url is None:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        url = f"sqlite:///{settings.data.resolve() / 'ledger.db'}"
+    engine = open_engine(url)
+    upgrade(engine)
+    return engine, Keys(engine)
+
+
+def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
+    """The operator's key, or on the very first start a new one, which is returned to be shown once."""
+    if settings.key is not None:
+        keys.add(settings.key, BOOTSTRAP, DEFAULT_TENANT, SCOPES)
+        return settings.key
+    if keys.list():
+        return None
+    _, secret = keys.create(BOOTSTRAP, DEFAULT_TENANT, SCOPES)
+    return secret
+
+
+async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: AsyncExitStack) -> None:
+    metrics = Metrics()
+    database, keys = await asyncio.to_thread(open_keys, settings)
+    stack.callback(database.dispose)
+    app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
+
+    redis_url = settings.redis_url
+    if redis_url is None:
+        embedded = await start_embedded_redis()
+        if embedded is None:
+            LOG.warning("there is no redis-server on this machine; results are not cached")
+        else:
+            stack.push_async_callback(embedded.close)
+            redis_url = embedded.url
+    cache = Cache(redis_url, settings.result_ttl_seconds, metrics.observe_cache)
+    stack.push_async_callback(cache.close)
+
+    ledger = None
+    if settings.ledger != "off":
+        ledger = Ledger(database, metrics.observe_append)
+        stack.push_async_callback(ledger.close)
+
+    engine = Pool(
+        settings.workers or count_devices(),
+        settings.max_queued_points,
+        metrics.observe_chunk,
+        lambda reason: metrics.restarts.labels(reason).inc(),
+    )
+    stack.push_async_callback(engine.close)
+    await engine.start()
+    for version in list(catalog):
+        await _load(engine, cache, catalog, version)
+
+    def update_gauges() -> None:
+        metrics.queue_points.set(engine.queued_points)
+        metrics.workers.set(engine.ready_workers)
+        for version in catalog:
+            metrics.model_info.labels(version.key.name, version.key.version, version.key.digest).set(version.is_ready)
+
+    app.state.engine = engine
+    app.state.ledger = ledger
+    app.state.metrics = metrics
+    app.state.update_gauges = update_gauges
+    app.state.keys = keys
+    app.state.authenticator = Authenticator(keys)
+    app.state.explaining = Explaining(engine, cache, ledger, settings.ledger, metrics)
+
+
+async def _load(engine: Pool, cache: Cache, catalog: Catalog, version: ModelVersion) -> None:
+    """Loads one version on all workers; one that cannot be loaded stays not ready, and the others serve."""
+    digests = ["sha256:" + baseline.sha256 for baseline in version.manifest.baselines]
+    known = {digest: await cache.baseline_outputs(version.key, digest) for digest in digests}
+    try:
+        loaded = await engine.load(version.folder, {d: outputs for d, outputs in known.items() if outputs is not None})
+    except CatalogError as error:
+        LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
+        catalog.put(replace(version, problem=str(error)))
+        return
+    for digest, outputs in loaded.baseline_outputs.items():
+        if known.get(digest) is None:
+            cache.keep_baseline_outputs(version.key, digest, outputs)
+    catalog.put(replace(version, environment=loaded.environment, obstacle=loaded.obstacle))
+
+
+def _describe(app: FastAPI, catalog: Catalog) -> None:
+    """Puts each model's example into the OpenAPI description, so that what the docs show runs as it stands."""
+    generate = app.openapi
+
+    def described() -> dict[str, Any]:
+        schema = generate()
+        for path, operations in schema["paths"].items():
+            if path.endswith((":explain", ":predict")):
+                content = operations["post"]["requestBody"]["content"]["application/json"]
+                content["examples"] = {
+                    v.key.name: {"value": {"instances": [dict(v.manifest.example)]}} for v in catalog
+                }
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]

@@ -1,0 +1,163 @@
+"""Redis: results of explanations, and the deployed outputs over baseline sets.
+
+A cache that fails is a cache that misses: no call here raises, and none takes longer than two timeouts. After three
+failures in a row a breaker keeps Redis out of the way for `REST_SECONDS`. Every value carries the key it was stored
+under; a value that answers to another key is dropped and counted (CVE-2023-28858 gave clients one another's replies).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import numpy as np
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from service.domain import Completeness, Explanation, Floats, ModelKey, OutputSpace, Plan
+
+TIMEOUT_SECONDS = 0.05
+FAILURES_TO_OPEN = 3
+REST_SECONDS = 2.0
+MOST_PENDING_WRITES = 1000
+
+Observe = Callable[[str, str], None]
+"""Told the cache (`results`, `baselines`) and the result (`hit`, `miss`, `error`, `foreign`) of every request."""
+
+
+class _Breaker:
+    """Open, it keeps calls away for a while; one failure after that opens it again."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._closed_from = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return time.monotonic() < self._closed_from
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES_TO_OPEN:
+            self._closed_from = time.monotonic() + REST_SECONDS
+
+
+class Cache:
+    """The caches in one Redis. `url` None means that there is none, and everything misses."""
+
+    def __init__(self, url: str | None, ttl_seconds: int, observe: Observe = lambda _cache, _result: None) -> None:
+        self._ttl = ttl_seconds
+        self._observe = observe
+        self._breaker = _Breaker()
+        self._writes: set[asyncio.Task[None]] = set()
+        self._redis: Redis | None = None
+        if url is not None:
+            self._redis = Redis.from_url(
+                url,
+                socket_timeout=TIMEOUT_SECONDS,
+                socket_connect_timeout=TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+                health_check_interval=0,
+            )
+
+    async def close(self) -> None:
+        """Finishes pending writes and closes the connections."""
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=1)
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    async def result(self, tenant: str, plan_digest: str) -> Explanation | None:
+        """The stored explanation of a plan, for this tenant only."""
+        stored = await self._get("results", _result_key(tenant, plan_digest))
+        return None if stored is None else _explanation(stored)
+
+    def keep_result(self, tenant: str, plan_digest: str, explanation: Explanation) -> None:
+        """Stores an explanation, in the background."""
+        self._put(_result_key(tenant, plan_digest), explanation)
+
+    async def baseline_outputs(self, model: ModelKey, baseline_digest: str) -> Mapping[OutputSpace, Floats] | None:
+        """The deployed outputs [K + 1, labels] over a baseline set and its mean."""
+        stored = await self._get("baselines", _baseline_key(model, baseline_digest))
+        if not isinstance(stored, dict):
+            return None
+        return {OutputSpace(space): np.array(values, dtype=np.float64) for space, values in stored.items()}
+
+    def keep_baseline_outputs(
+        self, model: ModelKey, baseline_digest: str, outputs: Mapping[OutputSpace, Floats]
+    ) -> None:
+        """Stores the deployed outputs over a baseline set, in the background."""
+        self._put(
+            _baseline_key(model, baseline_digest),
+            {space.value: np.ascontiguousarray(values) for space, values in outputs.items()},
+        )
+
+    async def _get(self, cache: str, key: str) -> object | None:
+        if self._redis is None:
+            return None
+        content = await self._guarded(self._redis.get(key)) if not self._breaker.is_open else False
+        if content is False:
+            self._observe(cache, "error")
+            return None
+        if content is None:
+            self._observe(cache, "miss")
+            return None
+        assert isinstance(content, bytes)
+        stored = orjson.loads(content)
+        if stored.get("key") != key:
+            self._observe(cache, "foreign")
+            return None
+        self._observe(cache, "hit")
+        value: object = stored["value"]
+        return value
+
+    def _put(self, key: str, value: object) -> None:
+        if self._redis is None or self._breaker.is_open or len(self._writes) >= MOST_PENDING_WRITES:
+            return
+        content = orjson.dumps({"key": key, "value": value}, option=orjson.OPT_SERIALIZE_NUMPY)
+        write = asyncio.get_running_loop().create_task(self._write(key, content))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+
+    async def _write(self, key: str, content: bytes) -> None:
+        assert self._redis is not None
+        await self._guarded(self._redis.set(key, content, ex=self._ttl))
+
+    async def _guarded(self, call: Awaitable[object]) -> object:
+        """The reply, or False when Redis failed or took too long."""
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                reply = await call
+        except (RedisError, OSError, TimeoutError):
+            self._breaker.failed()
+            return False
+        self._breaker.succeeded()
+        return reply
+
+
+def plan_cache_digest(plan: Plan, environment: Mapping[str, str]) -> str:
+    """The digest under which a plan's result is kept: the plan, and all that decides the last bits of its numbers."""
+    return hashlib.sha256(plan.digest().encode() + orjson.dumps(environment, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _result_key(tenant: str, plan_digest: str) -> str:
+    return "answerable:result:" + hashlib.sha256(f"{tenant}\0{plan_digest}".encode()).hexdigest()
+
+
+def _baseline_key(model: ModelKey, digest: str) -> str:
+    return f"answerable:baseline:{model.digest}:{digest}"
+
+
+def _explanation(stored: object) -> Explanation:
+    assert isinstance(stored, dict)
+    for name in ("outputs", "attributions", "standard_error"):
+        stored[name] = None if stored[name] is None else tuple(stored[name])
+    return Explanation(**{**stored, "completeness": Completeness(stored["completeness"])})

@@ -1,0 +1,213 @@
+"""The use case: a request for predictions with explanations, from plans to recorded answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from service.cache import Cache, plan_cache_digest
+from service.catalog.versions import ModelVersion
+from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.errors import LedgerUnavailable, NotConverged
+from service.ledger.ledger import Ledger
+from service.methods.registry import BY_NAME
+from service.monitoring.metrics import Metrics
+from service.planning import Parameters, deadline_of, make_plan, output_space
+from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of
+
+LOG = logging.getLogger("answerable.explaining")
+LedgerMode = Literal["required", "best_effort", "off"]
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What this use case needs of the engine."""
+
+    async def explain(
+        self, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+    ) -> tuple[Explanation, Timings]: ...
+
+    async def predict(self, model: ModelKey, row: tuple[float, ...], deadline: float | None) -> Prediction: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One `:explain` or `:predict` call, parsed: a row and a context for each instance."""
+
+    version: ModelVersion
+    rows: Sequence[tuple[float, ...]]
+    parameters: Parameters
+    contexts: Sequence[Context]
+    caller: Caller
+    use_cache: bool
+    received: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One instance's prediction and explanation, as they are sent."""
+
+    prediction: dict[str, Any]
+    explanation: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A computation that several identical requests wait for; it ends when the last of them leaves."""
+
+    task: asyncio.Task[tuple[Explanation, Timings]]
+    waiters: int = 0
+
+
+class Explaining:
+    """Answers requests: from the cache or the engine, and never without a record."""
+
+    def __init__(
+        self, engine: Engine, cache: Cache, ledger: Ledger | None, ledger_mode: LedgerMode, metrics: Metrics
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._ledger = ledger
+        self._ledger_mode = ledger_mode
+        self._metrics = metrics
+        self._flights: dict[str, _Flight] = {}
+
+    async def explain(self, request: Request) -> list[Answer]:
+        """One answer an instance, or an error for all of them.
+
+        Raises InvalidRequest, NotConverged (if `strict`), Overloaded, DeadlineExceeded, WorkerLost, ComputationFailed,
+        LedgerUnavailable.
+        """
+        version, parameters = request.version, request.parameters
+        plans = [make_plan(version, row, parameters) for row in request.rows]
+        deadline = deadline_of(parameters, time.monotonic())
+
+        results = await _all([self._result(request, plan, deadline) for plan in plans])
+
+        bodies = [
+            explanation_body(version, plan, explanation, cached=cached)
+            for plan, (explanation, cached, _) in zip(plans, results, strict=True)
+        ]
+        if parameters.strict:
+            _refuse_not_converged([explanation for explanation, _, _ in results])
+        entries = [
+            ledger_entry(version, plan, explanation, body, request.caller, context)
+            for plan, (explanation, _, _), body, context in zip(plans, results, bodies, request.contexts, strict=True)
+        ]
+        if self._ledger is not None:
+            try:
+                await self._ledger.append(entries)
+            except LedgerUnavailable:
+                if self._ledger_mode == "required":
+                    raise
+                LOG.exception("explanations were answered without a record")
+        total = time.monotonic() - request.received
+        return [
+            Answer(
+                prediction_of(version, plan, explanation.outputs),
+                {**body, "timings_ms": _milliseconds(timings, total)},
+            )
+            for plan, (explanation, _, timings), body in zip(plans, results, bodies, strict=True)
+        ]
+
+    async def predict(self, request: Request) -> list[dict[str, Any]]:
+        """The deployed artefact's prediction for each instance."""
+        version, parameters = request.version, request.parameters
+        space = output_space(version.manifest, parameters.output_space)
+        deadline = deadline_of(parameters, time.monotonic())
+        predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
+        labels = version.manifest.outputs.labels
+        items = []
+        for prediction in predictions:
+            outputs = prediction.outputs[space]
+            index = max(range(len(outputs)), key=outputs.__getitem__)
+            items.append({"label": labels[index], "index": index, "outputs": outputs, "output_space": space})
+        return items
+
+    async def _result(
+        self, request: Request, plan: Plan, deadline: float | None
+    ) -> tuple[Explanation, bool, Timings | None]:
+        """The explanation of a plan, whether it came from the cache, and how long it took if not."""
+        tenant = request.caller.tenant
+        if not request.use_cache:
+            explanation, timings = await self._compute(plan, deadline)
+            return explanation, False, timings
+        digest = plan_cache_digest(plan, request.version.environment or {})
+        stored = await self._cache.result(tenant, digest)
+        if stored is not None:
+            return stored, True, None
+        if deadline is None:
+            explanation, timings = await self._shared(tenant, digest, plan)
+        else:
+            explanation, timings = await self._compute_and_keep(tenant, digest, plan, deadline)
+        return explanation, False, timings
+
+    async def _shared(self, tenant: str, digest: str, plan: Plan) -> tuple[Explanation, Timings]:
+        """One computation for all identical requests that are under way."""
+        key = f"{tenant} {digest}"
+        flight = self._flights.get(key)
+        if flight is None:
+            work = self._compute_and_keep(tenant, digest, plan, None)
+            flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters:
+                flight.task.cancel()
+            if not flight.waiters or flight.task.done():
+                self._land(key, flight)
+
+    def _land(self, key: str, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _compute_and_keep(
+        self, tenant: str, digest: str, plan: Plan, deadline: float | None
+    ) -> tuple[Explanation, Timings]:
+        explanation, timings = await self._compute(plan, deadline)
+        if explanation.reason not in ("deadline", "non_finite"):
+            self._cache.keep_result(tenant, digest, explanation)
+        return explanation, timings
+
+    async def _compute(self, plan: Plan, deadline: float | None) -> tuple[Explanation, Timings]:
+        points = min(plan.max_evaluations, BY_NAME[plan.method].usual_points(plan.baseline.size))
+        explanation, timings = await self._engine.explain(plan, points, Priority.INTERACTIVE, deadline)
+        self._metrics.observe_explanation(plan.model, plan.method, explanation, timings.queue)
+        return explanation, timings
+
+
+def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:
+    for explanation in explanations:
+        if not explanation.converged:
+            error = explanation.completeness_error
+            reached = "" if error is None else f"; the completeness error is {error:.2g}"
+            raise NotConverged(
+                f"the tolerance was not met after {explanation.evaluations} evaluations ({explanation.reason}){reached}"
+            )
+
+
+def _milliseconds(timings: Timings | None, total: float) -> dict[str, float]:
+    queue, compute = (timings.queue, timings.compute) if timings is not None else (0.0, 0.0)
+    return {
+        "queue": round(queue * 1e3, 3),
+        "compute": round(compute * 1e3, 3),
+        "total": round(total * 1e3, 3),
+    }
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all calls; the first error cancels the others and is raised as it is."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

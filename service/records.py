@@ -1,0 +1,196 @@
+"""What is said of an explanation: to the caller in the reply, and to posterity in the record."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from service.catalog.versions import ModelVersion
+from service.domain import Explanation, Plan
+from service.ledger.entries import Entry
+
+MOST_REASONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the tenant and the id of the key."""
+
+    tenant: str
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the explanation belongs to, in the caller's world."""
+
+    decision_id: str | None = None
+    subject: str | None = None
+    cohort: Mapping[str, str] = field(default_factory=dict)
+
+
+def uuid7() -> str:
+    """A UUID of version 7 (RFC 9562, 5.7): 48 bits of milliseconds, then random; ids sort by time."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def prediction_of(version: ModelVersion, plan: Plan, outputs: tuple[float, ...] | None) -> dict[str, Any]:
+    """The `predictions` item; without a label where the model answered no finite numbers."""
+    if outputs is None:
+        return {"outputs": [], "output_space": plan.output_space}
+    index = max(range(len(outputs)), key=outputs.__getitem__)
+    labels = version.manifest.outputs.labels
+    return {"label": labels[index], "index": index, "outputs": outputs, "output_space": plan.output_space}
+
+
+def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation, *, cached: bool) -> dict[str, Any]:
+    """The `explanations` item without its timings. What could not be computed is left out, never null."""
+    manifest = version.manifest
+    names = [feature.name for feature in manifest.inputs.features]
+    body: dict[str, Any] = {
+        "id": uuid7(),
+        "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+        "method": plan.method,
+        "target": {"index": explanation.target, "label": manifest.outputs.labels[explanation.target]},
+        "output_space": plan.output_space,
+    }
+    if explanation.output is not None:
+        body["output"] = explanation.output
+    if explanation.attributions is not None:
+        body |= {
+            "baseline_output": explanation.baseline_output,
+            "attributions": dict(zip(names, explanation.attributions, strict=True)),
+            "completeness": explanation.completeness,
+            "completeness_error": explanation.completeness_error,
+            "attribution_error": explanation.attribution_error,
+        }
+    if explanation.standard_error is not None:
+        body["standard_error"] = dict(zip(names, explanation.standard_error, strict=True))
+    body["converged"] = explanation.converged
+    if explanation.reason is not None:
+        body["reason"] = explanation.reason
+    baseline = plan.baseline
+    body |= {
+        "evaluations": explanation.evaluations,
+        "baseline": {
+            "name": baseline.name,
+            "version": baseline.version,
+            "digest": baseline.digest,
+            "size": baseline.size,
+        },
+        "flags": _flags(version, explanation),
+        "cached": cached,
+    }
+    reasons = principal_reasons(version, explanation)
+    if reasons is not None:
+        body["reasons"] = reasons
+    return body
+
+
+def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[dict[str, Any]] | None:
+    """The features that moved the output towards the adverse label, the strongest first.
+
+    None when the manifest names no adverse label or no reason texts, or the explained output says nothing of it.
+    """
+    outputs, features = version.manifest.outputs, version.manifest.inputs.features
+    if outputs.adverse is None or explanation.attributions is None or not any(f.reason for f in features):
+        return None
+    adverse = outputs.labels.index(outputs.adverse)
+    if explanation.target != adverse and len(outputs.labels) != 2:
+        return None
+    sign = 1 if explanation.target == adverse else -1
+    towards = [(sign * value, feature) for value, feature in zip(explanation.attributions, features, strict=True)]
+    ranked = sorted((pair for pair in towards if pair[0] > 0), key=lambda pair: -pair[0])
+    return [
+        {"feature": f.name, "code": f.reason.code, "text": f.reason.text, "contribution": value}
+        for value, f in ranked
+        if f.reason is not None
+    ][:MOST_REASONS]
+
+
+def _flags(version: ModelVersion, explanation: Explanation) -> list[str]:
+    """The review rules of the manifest that fired."""
+    limit = version.manifest.review.protected_share
+    if limit is None or explanation.attributions is None:
+        return []
+    sizes = [abs(value) for value in explanation.attributions]
+    protected = sum(
+        size for size, feature in zip(sizes, version.manifest.inputs.features, strict=True) if feature.protected
+    )
+    return ["protected_share"] if protected > limit * sum(sizes) else []
+
+
+def ledger_entry(
+    version: ModelVersion,
+    plan: Plan,
+    explanation: Explanation,
+    body: Mapping[str, Any],
+    caller: Caller,
+    context: Context,
+) -> Entry:
+    """The record of one explanation, serialised once.
+
+    The personal part, the input and whom it concerns, is kept apart; the record holds its salted commitment.
+    """
+    created = time.time_ns() // 1000
+    label = prediction_of(version, plan, explanation.outputs).get("label")
+    names = [feature.name for feature in version.manifest.inputs.features]
+    personal = orjson.dumps(
+        {
+            "salt": secrets.token_hex(16),
+            "subject": context.subject,
+            "input": dict(zip(names, plan.input, strict=True)),
+            "baseline_row": plan.baseline.row,
+        }
+    )
+    record = {
+        **body,
+        "created": created,
+        "tenant": caller.tenant,
+        "key_id": caller.key_id,
+        "decision_id": context.decision_id,
+        "cohort": dict(context.cohort),
+        "prediction": prediction_of(version, plan, explanation.outputs),
+        "parameters": {
+            "target": plan.target,
+            "tolerance": plan.tolerance,
+            "max_evaluations": plan.max_evaluations,
+            "seed": plan.seed,
+            "floor": plan.floor,
+            "options": dict(plan.options),
+        },
+        "rule": explanation.rule,
+        "plan_digest": plan.digest(),
+        "personal_commitment": hashlib.sha256(personal).hexdigest(),
+        "features": names,
+        "environment": version.environment,
+    }
+    return Entry(
+        id=body["id"],
+        tenant=caller.tenant,
+        created=created,
+        model=plan.model.name,
+        version=plan.model.version,
+        method=plan.method,
+        converged=explanation.converged,
+        key_id=caller.key_id,
+        record=orjson.dumps(record, option=orjson.OPT_SORT_KEYS),
+        personal=personal,
+        label=label,
+        decision_id=context.decision_id,
+        subject=context.subject,
+        cohort=context.cohort,
+        flags=tuple(body["flags"]),
+    )

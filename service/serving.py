@@ -1,0 +1,88 @@
+"""Running the service: one uvicorn server in one process, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.settings import Settings
+
+OnceReady = Callable[[FastAPI, str], Awaitable[None]]
+
+
+class _Server(uvicorn.Server):
+    """A server that tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ends in good order on SIGINT and SIGTERM; uvicorn's own raises the signal again after that."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, also when the port was chosen by the system."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}"
+
+
+def run(settings: Settings, once_ready: OnceReady | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; `once_ready` runs beside it as soon as it listens. Returns the exit code."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, once_ready))
+
+
+async def _serve(settings: Settings, once_ready: OnceReady | None) -> int:
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("answerable").setLevel(logging.INFO)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=round(settings.drain_seconds),
+        timeout_keep_alive=30,
+    )
+    server = _Server(config)
+    greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
+    try:
+        await server.serve()
+    finally:
+        greeting.cancel()
+    return 0 if server.started else 1
+
+
+async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
+    await server.listening.wait()
+    if not server.started:
+        return
+    print(f"Answerable listens on {server.address}", flush=True)  # noqa: T201
+    if settings.key is None and app.state.bootstrap_key is not None:
+        print(f"The key made on this first start, shown once: {app.state.bootstrap_key}", flush=True)  # noqa: T201
+    if once_ready is not None:
+        await once_ready(app, server.address)
