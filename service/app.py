@@ -117,8 +117,9 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
         ledger = Ledger(database, metrics.observe_append)
         stack.push_async_callback(ledger.close)
 
+    workers = settings.workers or count_devices()
     engine = Pool(
-        settings.workers or count_devices(),
+        workers,
         settings.max_queued_points,
         metrics.observe_chunk,
         lambda reason: metrics.restarts.labels(reason).inc(),
@@ -128,16 +129,17 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     for version in list(catalog):
         await _load(engine, cache, catalog, version)
 
-    def update_gauges() -> None:
+    def render_metrics() -> bytes:
         metrics.queue_points.set(engine.queued_points)
         metrics.workers.set(engine.ready_workers)
         for version in catalog:
             metrics.model_info.labels(version.key.name, version.key.version, version.key.digest).set(version.is_ready)
+        return metrics.render(workers)
 
     app.state.engine = engine
     app.state.ledger = ledger
     app.state.metrics = metrics
-    app.state.update_gauges = update_gauges
+    app.state.render_metrics = render_metrics
     app.state.keys = keys
     app.state.authenticator = Authenticator(keys)
     app.state.explaining = Explaining(engine, cache, ledger, settings.ledger, metrics)

@@ -70,7 +70,7 @@ async def authorise(request: Request) -> None:
     request.state.caller = Caller(key.tenant, key.id)
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:  # async: FastAPI runs plain functions in threads
     caller: Caller = request.state.caller
     return caller
 

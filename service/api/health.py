@@ -43,5 +43,5 @@ async def server() -> dict[str, object]:
 @needs("metrics")
 async def metrics(request: Request) -> Response:
     """All figures, for Prometheus."""
-    request.app.state.update_gauges()
-    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    content = request.app.state.render_metrics()
+    return Response(content, media_type=CONTENT_TYPE_LATEST)

@@ -6,6 +6,8 @@ feature or id.
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service.domain import Explanation, ModelKey
@@ -23,6 +25,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._busy_seconds = 0.0
+        self._scraped = time.monotonic()
         model, pair = ["model"], ["model", "method"]
 
         def counter(name: str, help_text: str, labels: list[str]) -> Counter:
@@ -47,6 +51,7 @@ class Metrics:
         self.chunk_duration = histogram(
             "chunk_duration_seconds", "Device time of a chunk.", ["model", "kernel"], SECONDS
         )
+        self.busy = gauge("device_busy_ratio", "Share of the devices' time spent on chunks since the last scrape.", [])
         self.points = counter("gradient_points", "Gradient points evaluated.", model)
         self.points_each = histogram("points_per_explanation", "Gradient points of an explanation.", pair, POINTS)
         self.completeness = histogram("completeness_error", "Relative completeness error.", pair, ERRORS)
@@ -72,6 +77,7 @@ class Metrics:
         name = chunk.model.partition("@")[0]
         self.fill.labels(name, chunk.kernel).observe(chunk.units / chunk.capacity)
         self.sharing.labels(name, chunk.kernel).observe(chunk.explanations)
+        self._busy_seconds += chunk.seconds
         self.chunk_duration.labels(name, chunk.kernel).observe(chunk.seconds)
         if chunk.kernel == "gradient":
             self.points.labels(name).inc(chunk.units)
@@ -101,6 +107,10 @@ class Metrics:
         self.appends.labels("ok" if ok else "failed").inc(entries)
         self.append_duration.observe(seconds)
 
-    def render(self) -> bytes:
-        """The text exposition format."""
+    def render(self, workers: int) -> bytes:
+        """The text exposition format. `workers` is the number of devices, for the share of their time."""
+        now = time.monotonic()
+        elapsed, self._scraped = now - self._scraped, now
+        self.busy.set(min(1.0, self._busy_seconds / (elapsed * workers)) if elapsed > 0 else 0.0)
+        self._busy_seconds = 0.0
         return generate_latest(self.registry)

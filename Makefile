@@ -1,0 +1,35 @@
+# `make run` and `make test` set up what they need in .venv, from the versions pinned in deploy/constraints.txt.
+# ANSWERABLE_* settings of the environment pass through. On a machine with a GPU: make run RUNTIME=gpu
+
+PYTHON ?= python3
+RUNTIME ?= cpu
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
+
+.PHONY: run serve test gate clean
+
+run: .venv/.$(RUNTIME)
+	@exec $(BIN)/answerable demo
+
+serve: .venv/.$(RUNTIME)
+	@exec $(BIN)/answerable serve
+
+test: .venv/.dev
+	$(MAKE) --no-print-directory gate
+
+gate:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.%: .venv/bin/python pyproject.toml deploy/constraints.txt
+	$(INSTALL) '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv .answerable

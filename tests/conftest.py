@@ -1,0 +1,158 @@
+"""A real service for the whole session: sockets, embedded Redis and SQLite, and one worker process.
+
+It runs on a thread of its own with its own event loop, so a test may use it from any loop or from none:
+
+- `service`   where it listens, its app (with `app.state.engine`, `.ledger`, `.metrics` ...) and its operator's key
+- `make_key`  makes keys of any tenant, scopes and expiry
+- `client`    an httpx client whose key has every scope; one per test
+- `instance`  the loan model's example, a fresh copy
+- `loan`      the loan model's manifest, as a dict
+
+Nothing is reset between tests: take a tenant of your own (`make_key(tenant=...)`) where it matters what else is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.ledger import SCOPES
+from service.settings import Settings
+
+MODELS = Path(__file__).parent.parent / "models"
+START_SECONDS = 90.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that was made for a test."""
+
+    id: str
+    tenant: str
+    secret: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request with this key carries."""
+        return {"Authorization": f"Bearer {self.secret}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The running service. `key` has every scope and the tenant `default`."""
+
+    app: FastAPI
+    url: str
+    key: ApiKey
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the service's event loop and waits for its result."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+    def client(self, key: ApiKey | None = None) -> httpx.AsyncClient:
+        """A client of the service, with a key or without; close it."""
+        headers = {} if key is None else key.headers
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+
+MakeKey = Callable[..., ApiKey]
+
+
+class _Server(uvicorn.Server):
+    """A server that tells when it listens, or that it never will."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.settled = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        try:
+            await super().startup(sockets)
+        finally:
+            self.settled.set()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service, started once for the session. See the module's docstring."""
+    secret = f"test-{uuid.uuid4().hex}"
+    settings = Settings(
+        _env_file=None,
+        data=tmp_path_factory.mktemp("data"),
+        models=MODELS,
+        redis_url=None,
+        database_url=None,
+        key=secret,
+        workers=1,
+        ledger="required",
+        max_queued_points=200_000,
+        max_body_bytes=8 * 1024 * 1024,
+    )
+    app = create_app(settings)
+    server = _Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, name="service")
+    thread.start()
+    try:
+        assert server.settled.wait(START_SECONDS), "the service did not start in time"
+        assert server.started, "the service did not start"
+        assert server.loop is not None
+        port = server.servers[0].sockets[0].getsockname()[1]
+        key_id = app.state.keys.find(secret).id
+        yield Service(app, f"http://127.0.0.1:{port}", ApiKey(key_id, "default", secret), server.loop)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the service did not stop"
+
+
+@pytest.fixture(scope="session")
+def make_key(service: Service) -> MakeKey:
+    """Makes keys: `make_key("explain", "ledger:read", tenant="bank", expires_in=-1)`.
+
+    Without scopes it has all of them. `expires_in` is in seconds from now; negative for a key that has expired.
+    """
+
+    def make(*scopes: str, tenant: str = "default", expires_in: float | None = None) -> ApiKey:
+        expires = None if expires_in is None else time.time_ns() // 1000 + round(expires_in * 1e6)
+        key, secret = service.app.state.keys.create("test", tenant, scopes or SCOPES, expires)
+        return ApiKey(key.id, key.tenant, secret)
+
+    return make
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose key has every scope, of the tenant `default`."""
+    async with service.client(service.key) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def loan() -> dict[str, Any]:
+    """The loan model's manifest."""
+    manifest: dict[str, Any] = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())
+    return manifest
+
+
+@pytest.fixture
+def instance(loan: dict[str, Any]) -> dict[str, Any]:
+    """The loan model's example: a denied application. A copy of its own for every test."""
+    return dict(loan["example"])
