@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
-from service.api import explain, explanations, health, models, problems
+from service.api import documentation, explain, explanations, health, models, problems
 from service.api.auth import Authenticator, authorise
 from service.api.transport import BoundedBodies, RequestIds
 from service.cache import Cache
@@ -47,6 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Answerable",
         version=__version__,
         summary="Predictions of deployed models, each with an explanation that can be checked.",
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
         dependencies=[Depends(authorise)],
     )
@@ -56,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.add_middleware(BoundedBodies, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestIds)
-    _describe(app, catalog)
+    documentation.install(app, catalog)
     return app
 
 
@@ -158,21 +159,4 @@ async def _load(engine: Pool, cache: Cache, catalog: Catalog, version: ModelVers
     for digest, outputs in loaded.baseline_outputs.items():
         if known.get(digest) is None:
             cache.keep_baseline_outputs(version.key, digest, outputs)
-    catalog.put(replace(version, environment=loaded.environment, obstacle=loaded.obstacle))
-
-
-def _describe(app: FastAPI, catalog: Catalog) -> None:
-    """Puts each model's example into the OpenAPI description, so that what the docs show runs as it stands."""
-    generate = app.openapi
-
-    def described() -> dict[str, Any]:
-        schema = generate()
-        for path, operations in schema["paths"].items():
-            if path.endswith((":explain", ":predict")):
-                content = operations["post"]["requestBody"]["content"]["application/json"]
-                content["examples"] = {
-                    v.key.name: {"value": {"instances": [dict(v.manifest.example)]}} for v in catalog
-                }
-        return schema
-
-    app.openapi = described  # type: ignore[method-assign]
+    catalog.put(replace(version, environment=loaded.environment, obstacle=loaded.obstacle, parity=loaded.parity))

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -25,6 +26,8 @@ TIMEOUT_SECONDS = 0.05
 FAILURES_TO_OPEN = 3
 REST_SECONDS = 2.0
 MOST_PENDING_WRITES = 1000
+
+T = TypeVar("T")
 
 Observe = Callable[[str, str], None]
 """Told the cache (`results`, `baselines`) and the result (`hit`, `miss`, `error`, `foreign`) of every request."""
@@ -77,8 +80,7 @@ class Cache:
 
     async def result(self, tenant: str, plan_digest: str) -> Explanation | None:
         """The stored explanation of a plan, for this tenant only."""
-        stored = await self._get("results", _result_key(tenant, plan_digest))
-        return None if stored is None else _explanation(stored)
+        return await self._get("results", _result_key(tenant, plan_digest), _explanation)
 
     def keep_result(self, tenant: str, plan_digest: str, explanation: Explanation) -> None:
         """Stores an explanation, in the background."""
@@ -86,10 +88,7 @@ class Cache:
 
     async def baseline_outputs(self, model: ModelKey, baseline_digest: str) -> Mapping[OutputSpace, Floats] | None:
         """The deployed outputs [K + 1, labels] over a baseline set and its mean."""
-        stored = await self._get("baselines", _baseline_key(model, baseline_digest))
-        if not isinstance(stored, dict):
-            return None
-        return {OutputSpace(space): np.array(values, dtype=np.float64) for space, values in stored.items()}
+        return await self._get("baselines", _baseline_key(model, baseline_digest), _outputs)
 
     def keep_baseline_outputs(
         self, model: ModelKey, baseline_digest: str, outputs: Mapping[OutputSpace, Floats]
@@ -100,23 +99,22 @@ class Cache:
             {space.value: np.ascontiguousarray(values) for space, values in outputs.items()},
         )
 
-    async def _get(self, cache: str, key: str) -> object | None:
+    async def _get(self, cache: str, key: str, read: Callable[[Any], T]) -> T | None:
         if self._redis is None:
             return None
-        content = await self._guarded(self._redis.get(key)) if not self._breaker.is_open else False
+        content = False if self._breaker.is_open else await self._guarded(self._redis.get(key))
         if content is False:
             self._observe(cache, "error")
             return None
         if content is None:
             self._observe(cache, "miss")
             return None
-        assert isinstance(content, bytes)
-        stored = orjson.loads(content)
-        if stored.get("key") != key:
+        try:
+            value = read(_value(key, content))
+        except (ValueError, TypeError, KeyError):  # not this key's, or not what this version of the service writes
             self._observe(cache, "foreign")
             return None
         self._observe(cache, "hit")
-        value: object = stored["value"]
         return value
 
     def _put(self, key: str, value: object) -> None:
@@ -156,8 +154,19 @@ def _baseline_key(model: ModelKey, digest: str) -> str:
     return f"answerable:baseline:{model.digest}:{digest}"
 
 
-def _explanation(stored: object) -> Explanation:
-    assert isinstance(stored, dict)
+def _value(key: str, content: Any) -> object:
+    """What was stored under `key`. Raises ValueError, TypeError or KeyError when `content` is something else."""
+    stored = orjson.loads(content)
+    if stored["key"] != key:
+        raise ValueError("the value answers to another key")
+    return stored["value"]
+
+
+def _explanation(stored: Any) -> Explanation:
     for name in ("outputs", "attributions", "standard_error"):
         stored[name] = None if stored[name] is None else tuple(stored[name])
     return Explanation(**{**stored, "completeness": Completeness(stored["completeness"])})
+
+
+def _outputs(stored: Any) -> Mapping[OutputSpace, Floats]:
+    return {OutputSpace(space): np.array(values, dtype=np.float64) for space, values in dict(stored).items()}

@@ -26,8 +26,7 @@ class EmbeddedRedis:
 
     async def close(self) -> None:
         """Ends the process and removes its socket."""
-        self._process.terminate()
-        await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(_end, self._process)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -63,6 +62,15 @@ def _start(program: str, folder: Path, socket: Path) -> subprocess.Popen[bytes]:
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(2)
+    except subprocess.TimeoutExpired:  # stopped or hung; it holds nothing that is worth more waiting
+        process.kill()
+        process.wait()
 
 
 def find_redis_server() -> str | None:

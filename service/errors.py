@@ -10,6 +10,7 @@
     ├── InvalidRequest       422   well-formed but impossible
     │   └── NotConverged     422   `strict` was asked for and the tolerance was not met
     ├── Overloaded           429   the queue is full; carries Retry-After
+    ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
     ├── ModelNotReady        503
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
@@ -90,6 +91,11 @@ class Overloaded(AnswerableError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.retry_after)}
+
+
+class ClientGone(AnswerableError):
+    status = 499
+    title = "Client gone"
 
 
 class ComputationFailed(AnswerableError):

@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shown
 
 from service.catalog.manifest import BaselineSet, Feature, Manifest
 from service.catalog.versions import ModelVersion
@@ -94,7 +95,7 @@ def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
     if name is None:
         return manifest.outputs.default_space
     if name not in set(OutputSpace):
-        raise InvalidRequest(f"output_space {name!r} is not known; {_known('spaces', OutputSpace)}")
+        raise InvalidRequest(f"output_space {shown(name)} is not known; {_known('spaces', OutputSpace)}")
     return OutputSpace(name)
 
 
@@ -130,7 +131,7 @@ def _number(feature: Feature, value: object) -> float:
 
 def _method(name: str) -> MethodEntry:
     if name not in BY_NAME:
-        raise InvalidRequest(f"method {name!r} is not known; {_known('methods', BY_NAME)}")
+        raise InvalidRequest(f"method {shown(name)} is not known; {_known('methods', BY_NAME)}")
     return BY_NAME[name]
 
 
@@ -143,7 +144,7 @@ def _target(manifest: Manifest, target: str | int) -> int | None:
             raise InvalidRequest(f"target {target} is not a label's index; it must lie between 0 and {len(labels) - 1}")
         return target
     if target not in labels:
-        raise InvalidRequest(f"target {target!r} is not a label; {_known('labels', [*labels, PREDICTED])}")
+        raise InvalidRequest(f"target {shown(target)} is not a label; {_known('labels', [*labels, PREDICTED])}")
     return labels.index(target)
 
 
@@ -172,7 +173,7 @@ def _baseline_set(manifest: Manifest, asked: str) -> BaselineSet:
     found = [s for s in manifest.baselines if s.name == name and version in ("", s.version)]
     if not found:
         names = [f"{s.name}@{s.version}" for s in manifest.baselines]
-        raise InvalidRequest(f"baseline {asked!r} is not known; {_known('baselines', [*names, ZEROS])}")
+        raise InvalidRequest(f"baseline {shown(asked)} is not known; {_known('baselines', [*names, ZEROS])}")
     return found[-1]
 
 
@@ -182,9 +183,9 @@ def _options(
     known = {option.name: option for option in method.options}
     for name, value in asked.items():
         if name not in known:
-            raise InvalidRequest(f"{method.name} has no option {name!r}; {_known('options', known)}")
+            raise InvalidRequest(f"{method.name} has no option {shown(name)}; {_known('options', known)}")
         if value not in known[name].choices:
-            raise InvalidRequest(f"option {name} is {value!r}; {_known('values', known[name].choices)}")
+            raise InvalidRequest(f"option {name} is {shown(value)}; {_known('values', known[name].choices)}")
     chosen = {name: str(asked.get(name, option.default)) for name, option in known.items()}
     if chosen.get("rule") == "exact" and version.obstacle is not None:
         raise InvalidRequest(

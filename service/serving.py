@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,19 +17,30 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.settings import Settings
 
+LAST_WORDS_SECONDS = 2
+"""After the drain: until the refusals of what was still in flight have been sent."""
+
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
-    """A server that tells when it listens."""
+    """A server that tells when it listens, and calls `overdue` when requests outlast the drain at its end."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, drain_seconds: float, overdue: Callable[[], None]) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._drain_seconds = drain_seconds
+        self._overdue = overdue
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more requests and waits for those under way; what is left after the drain is answered 503."""
+        stop = asyncio.get_running_loop().call_later(self._drain_seconds, self._overdue)
+        await super().shutdown(sockets)
+        stop.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -65,10 +77,10 @@ async def _serve(settings: Settings, once_ready: OnceReady | None) -> int:
         port=settings.port,
         access_log=False,
         log_level="warning",
-        timeout_graceful_shutdown=round(settings.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,
         timeout_keep_alive=30,
     )
-    server = _Server(config)
+    server = _Server(config, settings.drain_seconds, lambda: app.state.engine.stop())
     greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
     try:
         await server.serve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -37,17 +38,18 @@ class Authenticator:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        self._remembered: dict[str, tuple[float, Key | None]] = {}
+        self._remembered: dict[bytes, tuple[float, Key | None]] = {}
 
     async def find(self, secret: str) -> Key | None:
         """The valid key of this secret."""
         now = time.monotonic()
-        remembered = self._remembered.get(secret)
+        digest = hashlib.sha256(secret.encode()).digest()  # of one size, whatever strangers send
+        remembered = self._remembered.get(digest)
         if remembered is None or remembered[0] < now:
             if len(self._remembered) >= MOST_REMEMBERED:
                 self._remembered.clear()
             key = await asyncio.to_thread(self._keys.find, secret)
-            self._remembered[secret] = (now + FRESH_SECONDS, key)
+            self._remembered[digest] = (now + FRESH_SECONDS, key)
         else:
             key = remembered[1]
         return key if key is not None and key.is_valid(time.time_ns() // 1000) else None

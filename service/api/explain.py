@@ -14,7 +14,7 @@ from service.api.auth import CallerOf, needs
 from service.api.parsing import StrictRoute
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply, Problem
 from service.catalog.versions import ModelVersion
-from service.errors import AnswerableError, InvalidRequest, MalformedBody
+from service.errors import AnswerableError, ClientGone, InvalidRequest, MalformedBody
 from service.explaining import Explaining
 from service.explaining import Request as ExplainingRequest
 from service.methods.registry import BY_NAME
@@ -69,8 +69,8 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
     found: ModelVersion = request.app.state.catalog.find(model, version)
     method = body.parameters.method or found.manifest.defaults.method
     explaining: Explaining = request.app.state.explaining
-    asked = _request(found, body, caller, started, use_cache=_may_cache(request))
     with _Counted(request.app.state.metrics, model, method, started):
+        asked = _request(found, body, caller, started, use_cache=_may_cache(request))
         answers = await _unless_disconnected(request, explaining.explain(asked))
     reply = {
         "predictions": [answer.prediction for answer in answers],
@@ -85,8 +85,8 @@ async def _predict(request: Request, model: str, version: str | None, body: Pred
     started = time.monotonic()
     found: ModelVersion = request.app.state.catalog.find(model, version)
     explaining: Explaining = request.app.state.explaining
-    asked = _request(found, body, caller, started, use_cache=False)
     with _Counted(request.app.state.metrics, model, PREDICT, started):
+        asked = _request(found, body, caller, started, use_cache=False)
         predictions = await _unless_disconnected(request, explaining.predict(asked))
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
@@ -134,12 +134,20 @@ class _Counted:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
-        outcome = "ok"
-        if error is not None:
-            outcome = str(error.status) if isinstance(error, AnswerableError) else "cancelled"
-        self._metrics.requests.labels(self._model, self._method, outcome).inc()
+        self._metrics.requests.labels(self._model, self._method, _outcome(error)).inc()
         if error is None:
             self._metrics.duration.labels(self._model, self._method).observe(time.monotonic() - self._started)
+
+
+def _outcome(error: BaseException | None) -> str:
+    match error:
+        case None:
+            return "ok"
+        case AnswerableError():
+            return str(error.status)
+        case asyncio.CancelledError():
+            return "cancelled"
+    return "500"
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -149,8 +157,8 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
     try:
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
-        return await task
+            raise ClientGone("the client closed the connection")
+        return task.result()
     finally:
         watcher.cancel()
         task.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from service.records import MOST_REASONS, Caller
 
 MOST_PER_PAGE = 200
 COHORT = "cohort."
+ID = re.compile(r"[0-9a-f-]{36}")
 FILTERS = frozenset(
     {
         "model",
@@ -111,7 +113,8 @@ def _ledger(request: Request) -> Ledger:
 
 
 async def _stored(request: Request, explanation: str, caller: Caller) -> Stored:
-    stored = await _ledger(request).get(caller.tenant, explanation)
+    is_id = ID.fullmatch(explanation) is not None  # PostgreSQL would not even compare a text with a NUL
+    stored = await _ledger(request).get(caller.tenant, explanation) if is_id else None
     if stored is None:
         raise NotFound("there is no such explanation")
     return stored

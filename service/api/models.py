@@ -69,8 +69,10 @@ async def list_baselines(request: Request, model: str) -> dict[str, Any]:
 
 
 def _version(version: ModelVersion) -> dict[str, Any]:
-    shown = {"version": version.key.version, "digest": version.key.digest, "ready": version.is_ready}
-    return shown if version.problem is None else {**shown, "problem": version.problem}
+    shown: dict[str, Any] = {"version": version.key.version, "digest": version.key.digest, "ready": version.is_ready}
+    if version.parity is not None:
+        shown["parity"] = version.parity
+    return shown
 
 
 def _feature(feature: Feature) -> dict[str, Any]:

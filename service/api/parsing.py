@@ -1,4 +1,4 @@
-"""JSON bodies: parsed by orjson, which knows neither NaN nor unbounded nesting."""
+"""JSON bodies: read only from those who may send them, by orjson, which knows neither NaN nor unbounded nesting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+
+from service.api.auth import authorise
 
 
 class _StrictRequest(Request):
@@ -31,20 +33,23 @@ def _refusal(body: bytes, error: orjson.JSONDecodeError) -> HTTPException:
 
 def _holds_constants(body: bytes) -> bool:
     """Whether the body would be JSON but for NaN and Infinity, which Python's parser accepts."""
+    constants: list[str] = []
     try:
-        json.loads(body)
+        json.loads(body.decode(), parse_constant=constants.append)
     except (ValueError, RecursionError):
         return False
-    return True
+    return bool(constants)
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON bodies are parsed strictly."""
+    """A route whose JSON bodies are parsed strictly, and not before the caller is known: FastAPI alone would read a
+    stranger's body first, and answer 400 where 401 is due."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            await authorise(request)
             return await handler(_StrictRequest(request.scope, request.receive))
 
         return strict

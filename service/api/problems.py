@@ -11,12 +11,14 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from service.api.schemas import UNKNOWN_FIELD
 from service.errors import AnswerableError
 
 LOG = logging.getLogger("answerable.api")
 MEDIA_TYPE = "application/problem+json"
 WRONG_SHAPE = {
     "extra_forbidden",
+    UNKNOWN_FIELD,
     "missing",
     "model_type",
     "model_attributes_type",
@@ -25,6 +27,11 @@ WRONG_SHAPE = {
     "json_invalid",
 }
 """Kinds of validation errors that are about the body's shape (400) and not about a value (422)."""
+
+
+NOT_AN_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
+NOT_PLACES = {"body", "query", "path", "ContextBody", "list[ContextBody]"}
+"""Parts of an error's location that are no names in the request."""
 
 
 def problem(request: Request, status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
@@ -56,7 +63,7 @@ async def _answerable(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, the branch that got furthest
     status = 400 if first["type"] in WRONG_SHAPE else 422
     return problem(request, status, HTTPStatus(status).phrase, _sentence(first))
 
@@ -69,13 +76,24 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     LOG.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-    return problem(request, 500, "Internal error", "an unexpected error; the request id leads to it in the log")
+    # Starlette answers these outside of all middleware, which therefore cannot add the headers.
+    headers = {"X-Request-Id": getattr(request.state, "request_id", "")}
+    if "traceparent" in request.headers:
+        headers["traceparent"] = request.headers["traceparent"]
+    detail = "an unexpected error; the request id leads to it in the log"
+    return problem(request, 500, "Internal error", detail, headers)
 
 
 def _sentence(error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
-    if error["type"] == "extra_forbidden":
-        return f"{where} is not a known field"
+    where = ".".join(str(part)[:64] for part in error["loc"] if part not in NOT_PLACES)
+    if error["type"] == UNKNOWN_FIELD:
+        name, meant = error["ctx"]["name"], error["ctx"]["meant"]
+        hint = f"; did you mean {meant}?" if meant else ""
+        return f"{where}.{name} is not a known field{hint}" if where else f"{name} is not a known field{hint}"
+    if error["type"] in NOT_AN_OBJECT and isinstance(error["input"], bytes):
+        return "the body is read as JSON only; send it with Content-Type: application/json"
+    if error["type"] in NOT_AN_OBJECT:
+        return f"{where or 'the body'} must be a JSON object"
     if error["type"] == "missing":
         return f"{where or 'a body'} is required"
     return f"{where}: {error['msg']}" if where else str(error["msg"])

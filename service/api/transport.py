@@ -64,6 +64,7 @@ class _Body:
         encoding = dict(scope["headers"]).get(b"content-encoding", b"identity").strip().lower()
         self._receive = receive
         self._left = max_bytes
+        self._left_encoded = max_bytes
         self._complete = False
         self._deadline: float | None = None
         self._encoding = encoding
@@ -76,9 +77,11 @@ class _Body:
         if message["type"] != "http.request":
             return message
         self._complete = not message.get("more_body", False)
-        body = self._decoded(message.get("body", b""))
+        encoded = message.get("body", b"")
+        self._left_encoded -= len(encoded)
+        body = self._decoded(encoded)
         self._left -= len(body)
-        if self._left < 0:
+        if self._left < 0 or self._left_encoded < 0:
             raise HTTPException(413, "the body is larger than this service accepts")
         return {**message, "body": body}
 
@@ -100,6 +103,8 @@ class _Body:
             decoded = self._gunzip.decompress(body, self._left + 1)
         except zlib.error:
             raise HTTPException(400, "the body is not gzip") from None
+        if self._gunzip.unused_data:
+            raise HTTPException(400, "the gzip body goes on after its end")
         if self._complete and len(decoded) <= self._left and not self._gunzip.eof:
             raise HTTPException(400, "the gzip body ends early")
         return decoded

@@ -15,8 +15,8 @@ from service.errors import ModelNotReady, NotFound
 class ModelVersion:
     """One version as the front knows it.
 
-    `environment` and `obstacle` come from the worker that loaded it (see `service.engine.messages.Loaded`); a version
-    without an environment is not ready, and `problem` says why, once that is known.
+    `environment`, `obstacle` and `parity` come from the worker that loaded it (`service.engine.messages.Loaded`); a
+    version without an environment is not ready, and `problem` says why, once that is known.
     """
 
     key: ModelKey
@@ -24,6 +24,7 @@ class ModelVersion:
     folder: Path
     environment: Mapping[str, str] | None = None
     obstacle: str | None = None
+    parity: float | None = None
     problem: str | None = None
 
     @property

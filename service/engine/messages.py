@@ -53,10 +53,16 @@ Request = Load | Unload | Explain | Predict | Cancel
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker listens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A version is ready. `environment` is what a replay must find equal.
 
-    `obstacle` says why the exact rule does not apply; None when the network is piecewise linear.
+    `parity` is the largest relative difference between twin and artefact at load. `obstacle` says why the exact rule
+    does not apply; None when the network is piecewise linear.
     """
 
     key: ModelKey
@@ -108,4 +114,4 @@ class Progress:
     chunks: list[ChunkReport]
 
 
-Reply = Loaded | LoadFailed | Progress
+Reply = Ready | Loaded | LoadFailed | Progress

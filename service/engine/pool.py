@@ -1,13 +1,12 @@
 """The engine's client side: a pool of local worker processes behind one small interface.
 
 The front imports neither torch nor onnxruntime; it sends plans and receives explanations. A worker that dies is
-replaced, and what it held is run once more.
+replaced, and what it held is run once more. Whatever ends a worker, be it a file of the operator's, the front lives on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -16,7 +15,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -34,16 +34,19 @@ from service.engine.messages import (
     Outcome,
     Predict,
     Progress,
+    Ready,
     Reply,
     Request,
     Unload,
 )
-from service.errors import CatalogError, Overloaded, WorkerLost
+from service.errors import AnswerableError, CatalogError, DeadlineExceeded, Overloaded, WorkerLost
 
 LOG = logging.getLogger("answerable.engine")
 HEADER = struct.Struct("!I")
 ATTEMPTS = 2
 RESTART_DELAYS = (0.0, 0.5, 2.0, 5.0)
+DEADLINE_GRACE_SECONDS = 0.5
+"""How long after a deadline a worker may still answer; the scheduler keeps it, this is for a worker that is gone."""
 
 
 @dataclass(slots=True)
@@ -109,6 +112,7 @@ class _Worker:
     index: int
     process: subprocess.Popen[bytes]
     connection: _Connection
+    ready: asyncio.Future[None]
     tasks: dict[int, _Task] = field(default_factory=dict)
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
     models: set[ModelKey] = field(default_factory=set)
@@ -145,14 +149,23 @@ class Pool:
         self.queued_points = 0
 
     async def start(self) -> None:
-        """Starts the workers; they load nothing yet."""
-        await asyncio.gather(*(self._spawn(index) for index in range(self._count)))
+        """Starts the workers; they load nothing yet. Raises WorkerLost when one does not come up."""
+        spawning = (self._spawn(index) for index in range(self._count))
+        _raise_first(await asyncio.gather(*spawning, return_exceptions=True))
+
+    def stop(self) -> None:
+        """Fails what is in flight, and whatever is asked from now on."""
+        self._closing = True
+        held = [task for worker in self._workers.values() for task in worker.tasks.values()]
+        for task in [*self._parked, *held]:
+            _fail(task, _stopping())
 
     async def close(self) -> None:
-        """Ends the workers and fails what was in flight."""
-        self._closing = True
+        """Stops, and ends the workers."""
+        self.stop()
         for restart in self._restarts.values():
             restart.cancel()
+        await asyncio.gather(*self._restarts.values(), return_exceptions=True)
         workers = list(self._workers.values())
         for worker in workers:
             worker.connection.close()
@@ -170,7 +183,15 @@ class Pool:
 
     async def load(self, folder: Path, known: BaselineOutputs) -> Loaded:
         """Loads the version in `folder` on every worker. Raises CatalogError when one cannot."""
-        loaded = await asyncio.gather(*(self._load(worker, folder, known) for worker in self._workers.values()))
+        while self._restarts:
+            await asyncio.wait(self._restarts.values())
+        loading = (self._load(worker, folder, known) for worker in self._workers.values())
+        results = await asyncio.gather(*loading, return_exceptions=True)
+        loaded = [result for result in results if isinstance(result, Loaded)]
+        if len(loaded) < len(results):
+            for key in {result.key for result in loaded}:
+                self.unload(folder, key)
+        _raise_first(results)
         self._folders[folder] = loaded[0].baseline_outputs
         return loaded[0]
 
@@ -197,13 +218,21 @@ class Pool:
         return done.result
 
     async def _submit(self, request: Explain | Predict, points: int) -> Done:
+        if self._closing:
+            raise _stopping()
         if self.queued_points + points > self._max_queued_points and self.queued_points:
             raise Overloaded("the engine holds as much work as it may; try again in a second")
         task = _Task(request, points, asyncio.get_running_loop().create_future())
         self.queued_points += points
         try:
             self._dispatch(task)
-            return await task.future
+            if request.deadline is None:
+                return await task.future
+            left = request.deadline - time.monotonic() + DEADLINE_GRACE_SECONDS
+            async with asyncio.timeout(left):
+                return await task.future
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before any result") from None
         finally:
             self.queued_points -= points
             self._forget(task)
@@ -215,7 +244,7 @@ class Pool:
             if self._restarts or not self._workers:
                 self._parked.append(task)
             else:
-                task.future.set_exception(WorkerLost("no worker has this model version loaded"))
+                _fail(task, WorkerLost("no worker has this model version loaded"))
             return
         worker = min(able, key=lambda candidate: candidate.points)
         task.attempts += 1
@@ -232,16 +261,25 @@ class Pool:
                 worker.connection.send(Cancel(number))
 
     async def _spawn(self, index: int) -> _Worker:
+        """Starts a worker and waits until it listens. Raises WorkerLost when it ends before that."""
+        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.to_thread(_start, theirs.fileno(), index)
-        connection = _Connection(lambda reply: self._received(index, reply), lambda: self._lost(index))
-        await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
-        worker = _Worker(index, process, connection)
-        self._workers[index] = worker
+        starting = loop.run_in_executor(None, _start, theirs, index)
+        try:
+            process = await asyncio.shield(starting)
+            connection = _Connection(lambda reply: self._received(worker, reply), lambda: self._lost(worker))
+            worker = _Worker(index, process, connection, loop.create_future())
+            await loop.create_connection(lambda: connection, sock=ours)
+            await worker.ready
+        except BaseException:
+            ours.close()  # on which a process that was started ends
+            await asyncio.to_thread(_reap, await starting)
+            raise
         return worker
 
     async def _load(self, worker: _Worker, folder: Path, known: BaselineOutputs) -> Loaded:
+        if self._workers.get(worker.index) is not worker:
+            raise CatalogError("the worker died before it loaded the model")
         future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         worker.loading[folder] = future
         worker.connection.send(Load(folder, known))
@@ -249,9 +287,11 @@ class Pool:
         worker.models.add(loaded.key)
         return loaded
 
-    def _received(self, index: int, reply: Reply) -> None:
-        worker = self._workers[index]
+    def _received(self, worker: _Worker, reply: Reply) -> None:
         match reply:
+            case Ready():
+                self._workers[worker.index] = worker
+                worker.ready.set_result(None)
             case Progress(outcomes, chunks):
                 for outcome in outcomes:
                     self._ended(worker, outcome)
@@ -261,9 +301,9 @@ class Pool:
                 folder = next(
                     f for f in worker.loading if (f.parent.name, f.name) == (reply.key.name, reply.key.version)
                 )
-                worker.loading.pop(folder).set_result(reply)
+                _settle(worker.loading.pop(folder), reply)
             case LoadFailed(folder, detail):
-                worker.loading.pop(folder).set_exception(CatalogError(detail))
+                _settle(worker.loading.pop(folder), CatalogError(detail))
 
     def _ended(self, worker: _Worker, outcome: Outcome) -> None:
         task = worker.tasks.pop(outcome.task, None)
@@ -274,56 +314,87 @@ class Pool:
         else:
             task.future.set_exception(outcome.error)
 
-    def _lost(self, index: int) -> None:
-        worker = self._workers.pop(index, None)
-        if worker is None or self._closing:
+    def _lost(self, worker: _Worker) -> None:
+        if self._closing:
             return
-        LOG.error("worker %d is gone; starting another", index)
+        if not worker.ready.done():
+            worker.ready.set_exception(WorkerLost("a worker process ended before it was ready"))
+            return
+        LOG.error("worker %d is gone; starting another", worker.index)
+        del self._workers[worker.index]
         self._restarted("died")
         asyncio.get_running_loop().run_in_executor(None, _reap, worker.process)
         for waiting in worker.loading.values():
-            waiting.set_exception(CatalogError("the worker died while it loaded the model"))
-        if index not in self._restarts:
-            self._restarts[index] = asyncio.get_running_loop().create_task(self._restart(index))
+            _settle(waiting, CatalogError("the worker died while it loaded the model"))
+        if worker.index not in self._restarts:
+            restart = asyncio.get_running_loop().create_task(self._restart(worker.index))
+            self._restarts[worker.index] = restart
         for task in worker.tasks.values():
-            if task.future.done():
-                continue
             if task.attempts >= ATTEMPTS:
-                task.future.set_exception(WorkerLost("the worker died twice while it computed this"))
-            else:
+                _fail(task, WorkerLost("the worker died twice while it computed this"))
+            elif not task.future.done():
                 self._dispatch(task)
 
     async def _restart(self, index: int) -> None:
+        """Starts workers until one is up; a version whose files it cannot load any more does not keep it from others."""
         for delay in itertools.chain(RESTART_DELAYS, itertools.repeat(RESTART_DELAYS[-1])):
             await asyncio.sleep(delay)
-            worker = await self._spawn(index)
             try:
-                for folder, known in list(self._folders.items()):
-                    await self._load(worker, folder, known)
-            except CatalogError as error:
-                LOG.error("worker %d did not come back: %s", index, error)  # noqa: TRY400
-                self._workers.pop(index, None)
-                with contextlib.suppress(ProcessLookupError):
-                    worker.process.kill()
+                worker = await self._spawn(index)
+            except (OSError, WorkerLost):
+                LOG.exception("worker %d could not be started", index)
                 continue
-            break
+            for folder, known in list(self._folders.items()):
+                try:
+                    await self._load(worker, folder, known)
+                except CatalogError as error:
+                    LOG.error("worker %d came back without %s: %s", index, folder, error)  # noqa: TRY400
+            if self._workers.get(index) is worker:
+                break
         del self._restarts[index]
         parked, self._parked = self._parked, []
         for task in parked:
             self._dispatch(task)
 
 
+def _raise_first(results: Sequence[object]) -> None:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _stopping() -> WorkerLost:
+    return WorkerLost("the service is stopping")
+
+
+def _settle(waiting: asyncio.Future[Loaded], result: Loaded | CatalogError) -> None:
+    if waiting.done():  # whoever waited was cancelled
+        return
+    if isinstance(result, CatalogError):
+        waiting.set_exception(result)
+    else:
+        waiting.set_result(result)
+
+
+def _fail(task: _Task, error: AnswerableError) -> None:
+    if not task.future.done():
+        task.future.set_exception(error)
+
+
 def _model(request: Explain | Predict) -> ModelKey:
     return request.plan.model if isinstance(request, Explain) else request.model
 
 
-def _start(socket_number: int, index: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "service.engine.worker", str(socket_number)],
-        pass_fds=[socket_number],
-        stdin=subprocess.DEVNULL,
-        env=_environment(index),
-    )
+def _start(theirs: socket.socket, index: int) -> subprocess.Popen[bytes]:
+    """Starts the process at the other end of `theirs`; in a session of its own, so that Ctrl-C is the front's alone."""
+    with theirs:
+        return subprocess.Popen(
+            [sys.executable, "-m", "service.engine.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=_environment(index),
+        )
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,8 @@ It pulls: `step` packs one chunk from whatever is waiting, runs it, and moves ev
 answered; there is no timer and no waiting for a fuller chunk. Interactive work is packed before bulk, and inside a
 class each explanation gets `QUANTUM` units in turn, so that a large one never keeps a small one waiting for more than
 a chunk. Explanations that were cancelled, or whose deadline passed, are dropped when the next chunk is packed.
+
+An error of the device itself (a CUDA error sticks to the process) is let through: the worker ends and is replaced.
 """
 
 from __future__ import annotations
@@ -164,6 +166,8 @@ class Scheduler:
             parts = kernel.run([segment for _, segment in taken])
         except torch.OutOfMemoryError:
             yield from self._after_out_of_memory(kernel, taken)
+        except torch.AcceleratorError:  # it sticks: every later answer of this process would be wrong or none
+            raise
         except Exception as error:
             if len(taken) == 1:
                 LOG.exception("a chunk of one explanation failed")
@@ -199,17 +203,17 @@ class Scheduler:
             if isinstance(answer, DeadlinePassed):
                 live.steps.throw(answer)
                 raise RuntimeError("a method went on after its deadline")
-            question = live.steps.send(answer)
+            live.question = live.steps.send(answer)
+            self._enqueue(live)
         except StopIteration as stop:
             self._finish(live, stop.value)
         except DeadlinePassed:
             self._fail(live, DeadlineExceeded("the deadline passed before any result"))
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             LOG.exception("an explanation failed")
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
-        else:
-            live.question = question
-            self._enqueue(live)
 
     def _enqueue(self, live: Live) -> None:
         self._queues.setdefault(live.kernel, _Queue()).add(live)

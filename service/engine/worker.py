@@ -11,7 +11,6 @@ import logging
 import pickle
 import platform
 import select
-import signal
 import socket
 import struct
 import sys
@@ -35,6 +34,7 @@ from service.engine.messages import (
     LoadFailed,
     Predict,
     Progress,
+    Ready,
     Reply,
     Request,
     Unload,
@@ -42,6 +42,7 @@ from service.engine.messages import (
 from service.engine.scheduler import Live, Scheduler
 from service.errors import CatalogError, ModelNotReady
 
+LOG = logging.getLogger("answerable.worker")
 HEADER = struct.Struct("!I")
 
 
@@ -91,6 +92,7 @@ class Worker:
 
     def run(self) -> None:
         """Serves until the front closes the socket."""
+        self._channel.send(Ready())
         while True:
             for request in self._channel.requests(wait=not self._scheduler):
                 self._handle(request)
@@ -114,6 +116,11 @@ class Worker:
                     model = put_on_device(folder, self._device, known)
                 except CatalogError as error:
                     self._channel.send(LoadFailed(folder, str(error)))
+                except Exception as error:
+                    LOG.exception("a model could not be loaded")
+                    self._channel.send(
+                        LoadFailed(folder, f"the model cannot be loaded: {type(error).__name__}: {error}")
+                    )
                 else:
                     self._models[model.key] = model
                     self._channel.send(_loaded(model, self._device))
@@ -160,7 +167,6 @@ def _loaded(model: DeviceModel, device: torch.device) -> Loaded:
 
 def main() -> None:
     """The process's main function; its argument is the number of the inherited socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     device = best_device()
     torch.use_deterministic_algorithms(True, warn_only=True)

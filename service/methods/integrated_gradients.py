@@ -5,9 +5,9 @@ mean of the chosen baseline set, or the one row that came with the request.
 
 The rule decides how the integral is taken. `exact`: on a piecewise-linear network, one gradient per piece is the
 integral itself; through a two-class softmax it stays exact with the weights of `softmax_piece_weights`, with more
-labels three Gauss nodes a piece are used. `gauss_legendre` and `midpoint` refine until the error holds. `auto` takes
-the exact rule where the network allows it and its pieces fit the budget, else midpoint on networks with kinks, else
-Gauss-Legendre.
+labels three Gauss nodes a piece are used. Pieces that do not fit the budget are not taken; the refining rules answer
+instead. `gauss_legendre` and `midpoint` refine until the error holds. `auto` takes the exact rule where the network
+allows it, else midpoint on networks with kinks, else Gauss-Legendre.
 """
 
 from __future__ import annotations

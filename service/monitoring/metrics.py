@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from service.domain import Explanation, ModelKey
 from service.engine.messages import ChunkReport
@@ -24,6 +24,7 @@ class Metrics:
     """One registry with every metric of this process."""
 
     def __init__(self) -> None:
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self._busy_seconds = 0.0
         self._scraped = time.monotonic()

@@ -18,8 +18,8 @@ class Refinement:
     """A composite Gauss-Legendre rule on [0, 1], refined where its defects are.
 
     With `order` 1 this is the composite midpoint rule: a split panel becomes three, and its node stays the middle of
-    the middle one, so that nothing evaluated is lost. Panels of higher order are halved, and their nodes keep serving
-    as points where the output is known only through the panels that replace them.
+    the middle one, so that nothing evaluated is lost. Panels of higher order are halved, and their nodes
+    give way to those of the halves.
     """
 
     def __init__(self, start_output: float, end_output: float, order: int, panels: int) -> None:

@@ -18,6 +18,8 @@ from service.domain import Floats, Indices
 
 GAIN = 3.0
 """Three times the nodes leave about a third of a path's residual where the integrand jumps (first order)."""
+RESOLUTION = float(np.finfo(np.float32).eps)
+"""Derivatives come from float32 gradients: a smaller relative difference between two of them is rounding."""
 
 
 class Sweep:
@@ -60,14 +62,16 @@ class Sweep:
 
         A point's own residual has the mean zero over its path. Regressing the contributions on it, within the paths,
         tells how a feature's attribution errs when the sum errs: adding the regression times the mean residual
-        removes that part, and makes the attributions sum to the change exactly.
+        removes that part, and makes the attributions sum to the change exactly. Where the derivatives vary along no
+        path by more than float32 resolves (a linear model), there is nothing to regress on and the control is zero.
         """
         own = self._changes[self.line] - self._derivatives
         means = self.residuals()
         deviation = (own - means[self.line]) * self.weights()
         scale = float(((own - means[self.line]) * deviation).sum())
+        magnitude = float(self.weights() @ (self._derivatives**2 + self._changes[self.line] ** 2))
         mean = float(means.mean())
-        return (deviation / scale if scale > 0 else np.zeros_like(deviation)), mean
+        return (deviation / scale if scale > RESOLUTION**2 * magnitude else np.zeros_like(deviation)), mean
 
     def refine(self, target: float, most: int) -> int:
         """Triples the nodes of the paths with the largest residuals until `target` should hold; at most `most` new.

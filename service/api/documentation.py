@@ -1,0 +1,64 @@
+"""`/docs`: the OpenAPI description as a page that needs nothing from outside, and what makes its examples run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from service.api.auth import PUBLIC, needs
+from service.catalog.versions import Catalog
+
+ASSETS = "/docs/assets"
+
+
+def install(app: FastAPI, catalog: Catalog) -> None:
+    """Adds the page and its assets to `app`, which must have been made without pages of its own."""
+    app.mount(ASSETS, StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
+
+    @app.get("/docs", include_in_schema=False)
+    @needs(PUBLIC)
+    async def show_documentation() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Answerable",
+            swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{ASSETS}/swagger-ui.css",
+            swagger_favicon_url=f"{ASSETS}/favicon.png",
+            swagger_ui_parameters={"persistAuthorization": True, "defaultModelsExpandDepth": -1},
+        )
+
+    generate = app.openapi
+
+    def described() -> dict[str, Any]:
+        schema = generate()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                _declare_key(path, operation)
+                _add_examples(path, operation, catalog)
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _declare_key(path: str, operation: dict[str, Any]) -> None:
+    if not path.startswith("/v2"):
+        operation["security"] = [{"key": []}]
+
+
+def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> None:
+    """Each model's example as a body, and the first model as the path's parameter, so that they run as they stand."""
+    for parameter in operation.get("parameters", []):
+        first = next(iter(catalog), None)
+        if first is not None and parameter["in"] == "path" and parameter["name"] in ("model", "version"):
+            parameter["example"] = first.key.name if parameter["name"] == "model" else first.key.version
+    if path.endswith((":explain", ":predict")):
+        operation["requestBody"]["content"]["application/json"]["examples"] = {
+            version.key.name: {"value": {"instances": [dict(version.manifest.example)]}} for version in catalog
+        }
