@@ -88,7 +88,7 @@ def _models(settings: Settings, _options: argparse.Namespace) -> int:
     faults = 0
     for folder in find_versions(settings.models):
         try:
-            manifest, key = read_manifest(folder)
+            manifest, key, _ = read_manifest(folder)
             read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
             for baseline in manifest.baselines:
                 read_baseline_rows(folder, manifest, baseline)

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from service import __version__
 from service.api import documentation, explain, explanations, health, models, problems
 from service.api.auth import Authenticator, authorise
+from service.api.traffic import CountedRequests
 from service.api.transport import BoundedBodies, RequestIds
 from service.cache import Cache
 from service.catalog.manifest import find_versions, read_manifest
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Answerable",
         version=__version__,
         summary="Predictions of deployed models, each with an explanation that can be checked.",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -56,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (explain.router, models.router, explanations.router, health.router):
         app.include_router(router)
     app.add_middleware(BoundedBodies, max_bytes=settings.max_body_bytes)
+    app.add_middleware(CountedRequests)
     app.add_middleware(RequestIds)
     documentation.install(app, catalog)
     return app
@@ -66,11 +69,14 @@ def read_catalog(folder: Path) -> Catalog:
     catalog = Catalog()
     for version in find_versions(folder):
         try:
-            manifest, key = read_manifest(version)
+            manifest, key, digest = read_manifest(version)
         except CatalogError as error:
             LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
+            catalog.faults += 1
             continue
-        catalog.put(ModelVersion(key, manifest, version.resolve()))
+        catalog.put(ModelVersion(key, manifest, version.resolve(), digest))
+    if not list(catalog):
+        LOG.error("there is no model in %s", folder)
     return catalog
 
 

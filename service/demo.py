@@ -32,7 +32,9 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
         "parameters": {"target": version.manifest.outputs.adverse or "predicted"},
         "context": {"decision_id": "demo"},
     }
-    async with httpx.AsyncClient(base_url=address, headers={"Authorization": f"Bearer {key}"}) as client:
+    async with httpx.AsyncClient(
+        base_url=address, trust_env=False, headers={"Authorization": f"Bearer {key}"}
+    ) as client:
         reply = await client.post(path, json=body, headers={"Cache-Control": "no-cache"})
     reply.raise_for_status()
     print(_shown(version, reply.json(), address, path, key, body), flush=True)  # noqa: T201

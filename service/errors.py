@@ -1,12 +1,10 @@
-"""Every error a user can meet, with the HTTP status and title it is answered with.
+"""The errors a user can meet, with the HTTP status and title they are answered with.
 
     AnswerableError
     ├── MalformedBody        400   not JSON, nested too deep, wrong shape
     ├── Unauthenticated      401   no key, or a wrong one
     ├── Forbidden            403   a key without the scope
     ├── NotFound             404   no such model, version or explanation
-    ├── ClientTooSlow        408   the body did not arrive in time
-    ├── BodyTooLarge         413
     ├── InvalidRequest       422   well-formed but impossible
     │   └── NotConverged     422   `strict` was asked for and the tolerance was not met
     ├── Overloaded           429   the queue is full; carries Retry-After
@@ -17,6 +15,9 @@
     ├── WorkerLost           503   the worker died twice with this request in flight
     ├── DeadlineExceeded     504   the deadline passed before any result
     └── DeviceOutOfMemory    507   the device cannot hold one chunk
+
+A body that is too large, too slow or no JSON never gets this far: `service.api.transport` and `parsing` answer 413,
+408, 415 and 400 with FastAPI's own HTTPException, the only one it lets through while it reads a body.
 
 Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
 and never reach a client.
@@ -59,16 +60,6 @@ class Forbidden(AnswerableError):
 class NotFound(AnswerableError):
     status = 404
     title = "Not found"
-
-
-class ClientTooSlow(AnswerableError):
-    status = 408
-    title = "Body too slow"
-
-
-class BodyTooLarge(AnswerableError):
-    status = 413
-    title = "Body too large"
 
 
 class InvalidRequest(AnswerableError):

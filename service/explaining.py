@@ -55,11 +55,15 @@ class Answer:
     explanation: dict[str, Any]
 
 
+_Result = tuple[Explanation, bool, Timings | None]
+"""The explanation of a plan, whether it came from the cache, and how long it took if not."""
+
+
 @dataclass(slots=True)
 class _Flight:
     """A computation that several identical requests wait for; it ends when the last of them leaves."""
 
-    task: asyncio.Task[tuple[Explanation, Timings]]
+    task: asyncio.Task[_Result]
     waiters: int = 0
 
 
@@ -108,7 +112,7 @@ class Explaining:
         total = time.monotonic() - request.received
         return [
             Answer(
-                prediction_of(version, plan, explanation.outputs),
+                prediction_of(version, plan.output_space, explanation.outputs),
                 {**body, "timings_ms": _milliseconds(timings, total)},
             )
             for plan, (explanation, _, timings), body in zip(plans, results, bodies, strict=True)
@@ -120,38 +124,22 @@ class Explaining:
         space = output_space(version.manifest, parameters.output_space)
         deadline = deadline_of(parameters, time.monotonic())
         predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
-        labels = version.manifest.outputs.labels
-        items = []
-        for prediction in predictions:
-            outputs = prediction.outputs[space]
-            index = max(range(len(outputs)), key=outputs.__getitem__)
-            items.append({"label": labels[index], "index": index, "outputs": outputs, "output_space": space})
-        return items
+        return [prediction_of(version, space, prediction.outputs[space]) for prediction in predictions]
 
-    async def _result(
-        self, request: Request, plan: Plan, deadline: float | None
-    ) -> tuple[Explanation, bool, Timings | None]:
-        """The explanation of a plan, whether it came from the cache, and how long it took if not."""
-        tenant = request.caller.tenant
+    async def _result(self, request: Request, plan: Plan, deadline: float | None) -> _Result:
         if not request.use_cache:
-            explanation, timings = await self._compute(plan, deadline)
-            return explanation, False, timings
+            return await self._compute(plan, deadline)
         digest = plan_cache_digest(plan, request.version.environment or {})
-        stored = await self._cache.result(tenant, digest)
-        if stored is not None:
-            return stored, True, None
         if deadline is None:
-            explanation, timings = await self._shared(tenant, digest, plan)
-        else:
-            explanation, timings = await self._compute_and_keep(tenant, digest, plan, deadline)
-        return explanation, False, timings
+            return await self._shared(request.caller.tenant, digest, plan)
+        return await self._found_or_computed(request.caller.tenant, digest, plan, deadline)
 
-    async def _shared(self, tenant: str, digest: str, plan: Plan) -> tuple[Explanation, Timings]:
-        """One computation for all identical requests that are under way."""
+    async def _shared(self, tenant: str, digest: str, plan: Plan) -> _Result:
+        """One look-up and at most one computation for all identical requests that are under way."""
         key = f"{tenant} {digest}"
         flight = self._flights.get(key)
         if flight is None:
-            work = self._compute_and_keep(tenant, digest, plan, None)
+            work = self._found_or_computed(tenant, digest, plan, None)
             flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
         flight.waiters += 1
         try:
@@ -167,19 +155,21 @@ class Explaining:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _compute_and_keep(
-        self, tenant: str, digest: str, plan: Plan, deadline: float | None
-    ) -> tuple[Explanation, Timings]:
-        explanation, timings = await self._compute(plan, deadline)
+    async def _found_or_computed(self, tenant: str, digest: str, plan: Plan, deadline: float | None) -> _Result:
+        stored = await self._cache.result(tenant, digest)
+        if stored is not None:
+            return stored, True, None
+        result = await self._compute(plan, deadline)
+        explanation = result[0]
         if explanation.reason not in ("deadline", "non_finite"):
             self._cache.keep_result(tenant, digest, explanation)
-        return explanation, timings
+        return result
 
-    async def _compute(self, plan: Plan, deadline: float | None) -> tuple[Explanation, Timings]:
+    async def _compute(self, plan: Plan, deadline: float | None) -> _Result:
         points = min(plan.max_evaluations, BY_NAME[plan.method].usual_points(plan.baseline.size))
         explanation, timings = await self._engine.explain(plan, points, Priority.INTERACTIVE, deadline)
         self._metrics.observe_explanation(plan.model, plan.method, explanation, timings.queue)
-        return explanation, timings
+        return explanation, False, timings
 
 
 def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:

@@ -8,7 +8,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from reprlib import repr as shown
+from reprlib import repr as abridged
 
 from service.catalog.manifest import BaselineSet, Feature, Manifest
 from service.catalog.versions import ModelVersion
@@ -16,7 +16,7 @@ from service.domain import BaselineChoice, OutputSpace, Plan
 from service.errors import InvalidRequest
 from service.methods.registry import BY_NAME, MethodEntry
 
-MOST_EVALUATIONS = 1_000_000
+MOST_EVALUATIONS = 65_536
 ZEROS = "zeros"
 INLINE = "inline"
 PREDICTED = "predicted"
@@ -95,25 +95,21 @@ def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
     if name is None:
         return manifest.outputs.default_space
     if name not in set(OutputSpace):
-        raise InvalidRequest(f"output_space {shown(name)} is not known; {_known('spaces', OutputSpace)}")
+        raise InvalidRequest(f"output_space {abridged(name)} is not known; {_known('spaces', OutputSpace)}")
     return OutputSpace(name)
 
 
 def _by_name(features: Sequence[Feature], instance: Mapping[str, object]) -> list[object]:
-    try:
-        values = [instance[feature.name] for feature in features]
-    except KeyError:
-        missing = [feature.name for feature in features if feature.name not in instance]
-        unknown = [name for name in instance if name not in {feature.name for feature in features}]
-        hint = f"; not known: {_listed(unknown)}" if unknown else ""
-        raise InvalidRequest(f"missing: {_listed(missing)}{hint}") from None
-    if len(instance) > len(features):
-        names = [feature.name for feature in features]
-        unknown = [name for name in instance if name not in set(names)]
-        close = difflib.get_close_matches(unknown[0], names, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InvalidRequest(f"the model has no feature {_listed(unknown)}{hint}")
-    return values
+    names = {feature.name: None for feature in features}
+    if instance.keys() == names.keys():
+        return [instance[name] for name in names]
+    missing = [name for name in names if name not in instance]
+    unknown = [name for name in instance if name not in names]
+    hint = _did_you_mean(unknown, missing or names)
+    if missing:
+        also = f"; not known: {_listed(unknown)}" if unknown else ""
+        raise InvalidRequest(f"missing: {_listed(missing)}{also}{hint}")
+    raise InvalidRequest(f"the model has no feature {_listed(unknown)}{hint}")
 
 
 def _number(feature: Feature, value: object) -> float:
@@ -131,7 +127,7 @@ def _number(feature: Feature, value: object) -> float:
 
 def _method(name: str) -> MethodEntry:
     if name not in BY_NAME:
-        raise InvalidRequest(f"method {shown(name)} is not known; {_known('methods', BY_NAME)}")
+        raise InvalidRequest(f"method {abridged(name)} is not known; {_known('methods', BY_NAME)}")
     return BY_NAME[name]
 
 
@@ -144,7 +140,7 @@ def _target(manifest: Manifest, target: str | int) -> int | None:
             raise InvalidRequest(f"target {target} is not a label's index; it must lie between 0 and {len(labels) - 1}")
         return target
     if target not in labels:
-        raise InvalidRequest(f"target {shown(target)} is not a label; {_known('labels', [*labels, PREDICTED])}")
+        raise InvalidRequest(f"target {abridged(target)} is not a label; {_known('labels', [*labels, PREDICTED])}")
     return labels.index(target)
 
 
@@ -169,11 +165,11 @@ def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
 
 def _baseline_set(manifest: Manifest, asked: str) -> BaselineSet:
     """The set `name@version`, or the last version that the manifest lists of `name`."""
-    name, _, version = asked.partition("@")
-    found = [s for s in manifest.baselines if s.name == name and version in ("", s.version)]
+    name, at, version = asked.partition("@")
+    found = [s for s in manifest.baselines if s.name == name and (not at or s.version == version)]
     if not found:
         names = [f"{s.name}@{s.version}" for s in manifest.baselines]
-        raise InvalidRequest(f"baseline {shown(asked)} is not known; {_known('baselines', [*names, ZEROS])}")
+        raise InvalidRequest(f"baseline {abridged(asked)} is not known; {_known('baselines', [*names, ZEROS])}")
     return found[-1]
 
 
@@ -183,9 +179,9 @@ def _options(
     known = {option.name: option for option in method.options}
     for name, value in asked.items():
         if name not in known:
-            raise InvalidRequest(f"{method.name} has no option {shown(name)}; {_known('options', known)}")
+            raise InvalidRequest(f"{method.name} has no option {abridged(name)}; {_known('options', known)}")
         if value not in known[name].choices:
-            raise InvalidRequest(f"option {name} is {shown(value)}; {_known('values', known[name].choices)}")
+            raise InvalidRequest(f"option {name} is {abridged(value)}; {_known('values', known[name].choices)}")
     chosen = {name: str(asked.get(name, option.default)) for name, option in known.items()}
     if chosen.get("rule") == "exact" and version.obstacle is not None:
         raise InvalidRequest(
@@ -197,6 +193,11 @@ def _options(
 def _known(what: str, names: Iterable[str]) -> str:
     listed = ", ".join(str(name) for name in names)
     return f"the {what} are {listed}" if listed else f"there are no {what}"
+
+
+def _did_you_mean(unknown: Sequence[str], names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(unknown[0][:64], list(names), 1) if unknown else []
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import orjson
 
 from service.catalog.versions import ModelVersion
-from service.domain import Explanation, Plan
+from service.domain import Explanation, OutputSpace, Plan
 from service.ledger.entries import Entry
 
 MOST_REASONS = 4
@@ -46,13 +47,13 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def prediction_of(version: ModelVersion, plan: Plan, outputs: tuple[float, ...] | None) -> dict[str, Any]:
-    """The `predictions` item; without a label where the model answered no finite numbers."""
-    if outputs is None:
-        return {"outputs": [], "output_space": plan.output_space}
+def prediction_of(version: ModelVersion, space: OutputSpace, outputs: tuple[float, ...] | None) -> dict[str, Any]:
+    """The `predictions` item; without a label and outputs where the model answered a number that is not finite."""
+    if outputs is None or not all(map(math.isfinite, outputs)):
+        return {"outputs": [], "output_space": space}
     index = max(range(len(outputs)), key=outputs.__getitem__)
     labels = version.manifest.outputs.labels
-    return {"label": labels[index], "index": index, "outputs": outputs, "output_space": plan.output_space}
+    return {"label": labels[index], "index": index, "outputs": outputs, "output_space": space}
 
 
 def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation, *, cached: bool) -> dict[str, Any]:
@@ -142,27 +143,30 @@ def ledger_entry(
 ) -> Entry:
     """The record of one explanation, serialised once.
 
-    The personal part, the input and whom it concerns, is kept apart; the record holds its salted commitment.
+    The personal part is kept apart: the input and whom it concerns, and every digest that a guess of them could be
+    tried against. The record holds its salted commitment only.
     """
     created = time.time_ns() // 1000
-    label = prediction_of(version, plan, explanation.outputs).get("label")
+    label = prediction_of(version, plan.output_space, explanation.outputs).get("label")
     names = [feature.name for feature in version.manifest.inputs.features]
     personal = orjson.dumps(
         {
             "salt": secrets.token_hex(16),
             "subject": context.subject,
             "input": dict(zip(names, plan.input, strict=True)),
-            "baseline_row": plan.baseline.row,
+            "baseline": {"row": plan.baseline.row, "digest": plan.baseline.digest},
+            "plan_digest": plan.digest(),
         }
     )
     record = {
         **body,
+        "baseline": body["baseline"] if plan.baseline.row is None else {"name": plan.baseline.name, "size": 1},
         "created": created,
         "tenant": caller.tenant,
         "key_id": caller.key_id,
         "decision_id": context.decision_id,
         "cohort": dict(context.cohort),
-        "prediction": prediction_of(version, plan, explanation.outputs),
+        "prediction": prediction_of(version, plan.output_space, explanation.outputs),
         "parameters": {
             "target": plan.target,
             "tolerance": plan.tolerance,
@@ -172,7 +176,7 @@ def ledger_entry(
             "options": dict(plan.options),
         },
         "rule": explanation.rule,
-        "plan_digest": plan.digest(),
+        "manifest": version.manifest_digest,
         "personal_commitment": hashlib.sha256(personal).hexdigest(),
         "features": names,
         "environment": version.environment,

@@ -107,7 +107,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         max_body_bytes=8 * 1024 * 1024,
     )
     app = create_app(settings)
-    server = _Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    server = _Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
     try:

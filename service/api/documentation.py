@@ -1,7 +1,8 @@
-"""`/docs`: the OpenAPI description as a page that needs nothing from outside, and what makes its examples run."""
+"""`/openapi.json` and `/docs`, a page that needs nothing from outside; public, with each model's example in them."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from service.api import problems
 from service.api.auth import PUBLIC, needs
 from service.catalog.versions import Catalog
 
@@ -34,17 +36,22 @@ def install(app: FastAPI, catalog: Catalog) -> None:
         )
 
     generate = app.openapi
+    app.openapi = cache(lambda: _description(generate(), catalog))  # type: ignore[method-assign]
 
-    def described() -> dict[str, Any]:
-        schema = generate()
-        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                _declare_key(path, operation)
-                _add_examples(path, operation, catalog)
-        return schema
+    @app.get("/openapi.json", include_in_schema=False)
+    @needs(PUBLIC)
+    async def show_description() -> dict[str, Any]:
+        return app.openapi()
 
-    app.openapi = described  # type: ignore[method-assign]
+
+def _description(schema: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
+    problems.describe(schema)
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            _declare_key(path, operation)
+            _add_examples(path, operation, catalog)
+    return schema
 
 
 def _declare_key(path: str, operation: dict[str, Any]) -> None:

@@ -12,21 +12,18 @@ from fastapi import APIRouter, Path, Request, Response
 
 from service.api.auth import CallerOf, needs
 from service.api.parsing import StrictRoute
-from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply, Problem
+from service.api.problems import answers
+from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
+from service.api.traffic import PREDICT, name_for_metrics
 from service.catalog.versions import ModelVersion
-from service.errors import AnswerableError, ClientGone, InvalidRequest, MalformedBody
+from service.errors import ClientGone, InvalidRequest, MalformedBody
 from service.explaining import Explaining
 from service.explaining import Request as ExplainingRequest
-from service.methods.registry import BY_NAME
-from service.monitoring.metrics import Metrics
 from service.planning import read_instance
 from service.records import Caller, Context
 
 T = TypeVar("T")
-PREDICT = "predict"
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 403, 404, 408, 413, 422, 429, 503, 504, 507)
-}
+ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
 
 router = APIRouter(route_class=StrictRoute, tags=["Predict and explain"])
@@ -67,11 +64,10 @@ async def predict_version(
 async def _explain(request: Request, model: str, version: str | None, body: ExplainBody, caller: Caller) -> Response:
     started = time.monotonic()
     found: ModelVersion = request.app.state.catalog.find(model, version)
-    method = body.parameters.method or found.manifest.defaults.method
+    name_for_metrics(request, model, body.parameters.method or found.manifest.defaults.method)
     explaining: Explaining = request.app.state.explaining
-    with _Counted(request.app.state.metrics, model, method, started):
-        asked = _request(found, body, caller, started, use_cache=_may_cache(request))
-        answers = await _unless_disconnected(request, explaining.explain(asked))
+    asked = _request(found, body, caller, started, use_cache=_may_cache(request))
+    answers = await _unless_disconnected(request, explaining.explain(asked))
     reply = {
         "predictions": [answer.prediction for answer in answers],
         "explanations": [answer.explanation for answer in answers],
@@ -84,10 +80,10 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
 async def _predict(request: Request, model: str, version: str | None, body: PredictBody, caller: Caller) -> Response:
     started = time.monotonic()
     found: ModelVersion = request.app.state.catalog.find(model, version)
+    name_for_metrics(request, model, PREDICT)
     explaining: Explaining = request.app.state.explaining
-    with _Counted(request.app.state.metrics, model, PREDICT, started):
-        asked = _request(found, body, caller, started, use_cache=False)
-        predictions = await _unless_disconnected(request, explaining.predict(asked))
+    asked = _request(found, body, caller, started, use_cache=False)
+    predictions = await _unless_disconnected(request, explaining.predict(asked))
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
 
@@ -120,34 +116,6 @@ def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Contex
 
 def _may_cache(request: Request) -> bool:
     return "no-cache" not in request.headers.get("cache-control", "").lower()
-
-
-class _Counted:
-    """Counts a request of a known model by its outcome, and its duration."""
-
-    def __init__(self, metrics: Metrics, model: str, method: str, started: float) -> None:
-        self._metrics, self._model, self._started = metrics, model, started
-        # A label must not take whatever a client sends.
-        self._method = method if method in BY_NAME or method == PREDICT else "unknown"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
-        self._metrics.requests.labels(self._model, self._method, _outcome(error)).inc()
-        if error is None:
-            self._metrics.duration.labels(self._model, self._method).observe(time.monotonic() - self._started)
-
-
-def _outcome(error: BaseException | None) -> str:
-    match error:
-        case None:
-            return "ok"
-        case AnswerableError():
-            return str(error.status)
-        case asyncio.CancelledError():
-            return "cancelled"
-    return "500"
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import CallerOf, needs
+from service.api.problems import answers
 from service.errors import InvalidRequest, NotFound
 from service.ledger.entries import Search, Stored
 from service.ledger.ledger import Ledger
@@ -34,7 +35,7 @@ FILTERS = frozenset(
     }
 )
 
-router = APIRouter(tags=["Stored explanations"])
+router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 422, 503))
 
 
 @router.get("/v1/explanations/{explanation}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import __version__
 from service.api.auth import PUBLIC, needs
+from service.api.problems import answers
 from service.catalog.versions import Catalog
 from service.engine.pool import Pool
 
@@ -20,13 +22,13 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/v2/health/ready")
+@router.get("/v2/health/ready", responses={503: {"description": "Not ready"}})
 @needs(PUBLIC)
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """Whether every configured model answers a real forward pass on every worker."""
     catalog: Catalog = request.app.state.catalog
     engine: Pool = request.app.state.engine
-    is_ready = all(version.is_ready for version in catalog) and engine.is_complete
+    is_ready = catalog.is_ready and engine.is_complete
     if not is_ready:
         response.status_code = 503
     return {"ready": is_ready}
@@ -39,7 +41,7 @@ async def server() -> dict[str, object]:
     return {"name": "answerable", "version": __version__, "extensions": []}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse, responses=answers(401, 403))
 @needs("metrics")
 async def metrics(request: Request) -> Response:
     """All figures, for Prometheus."""

@@ -7,11 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service.api.auth import needs
+from service.api.problems import answers
 from service.catalog.manifest import BaselineSet, Feature
 from service.catalog.versions import Catalog, ModelVersion
 from service.methods.registry import METHODS, MethodEntry
 
-router = APIRouter(tags=["Models"])
+router = APIRouter(tags=["Models"], responses=answers(401, 403, 404))
 
 
 def _catalog(request: Request) -> Catalog:

@@ -11,7 +11,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from service.api.schemas import UNKNOWN_FIELD
+from service.api.schemas import UNKNOWN_FIELD, Problem
 from service.errors import AnswerableError
 
 LOG = logging.getLogger("answerable.api")
@@ -54,6 +54,25 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of routes that answer with these errors."""
+    return {status: {"model": Problem} for status in statuses}
+
+
+def describe(schema: dict[str, Any]) -> None:
+    """Corrects an OpenAPI schema, where FastAPI would have errors leave as plain JSON or in its own shape."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and "content" in response:
+                    response["content"] = content
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema()
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
 
 
 async def _answerable(request: Request, error: Exception) -> Response:

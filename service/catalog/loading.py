@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
-from service.catalog.manifest import BaselineSet, Manifest, read_manifest
+from service.catalog.manifest import BaselineSet, Feature, Manifest, read_manifest
 from service.catalog.twins import build_twin, check_parity, parse_onnx
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
@@ -68,7 +68,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
 
     Raises CatalogError when a digest is wrong, the graph has no twin, or twin and artefact disagree.
     """
-    manifest, key = read_manifest(folder)
+    manifest, key, _ = read_manifest(folder)
     content = read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
     graph = parse_onnx(content)
     try:
@@ -79,7 +79,29 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     baselines = {
         baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline) for baseline in manifest.baselines
     }
+    _check_imputation(manifest, deployed)
     return LoadedModel(key, manifest, deployed, twin, baselines, _parity(manifest, deployed, twin, device, baselines))
+
+
+def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
+    """Holds the manifest's `missing` values against the artefact: NaN in a feature must answer what its value does."""
+    features = manifest.inputs.features
+    imputed = [at for at, feature in enumerate(features) if feature.missing is not None]
+    if not imputed:
+        return
+    example = np.array([_filled(feature, manifest.example[feature.name]) for feature in features], dtype=np.float32)
+    filled, missing = np.tile(example, (len(imputed), 1)), np.tile(example, (len(imputed), 1))
+    for row, at in enumerate(imputed):
+        filled[row, at], missing[row, at] = _filled(features[at], None), np.nan
+    for space, expected in deployed.outputs(filled).items():
+        differ = np.flatnonzero((deployed.outputs(missing)[space] != expected).any(axis=1))
+        if len(differ):
+            name = features[imputed[differ[0]]].name
+            raise CatalogError(f"the artefact does not replace a missing {name} by the manifest's value")
+
+
+def _filled(feature: Feature, value: float | None) -> float:
+    return feature.missing if value is None and feature.missing is not None else float(value or 0.0)
 
 
 def _parity(

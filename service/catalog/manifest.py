@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -109,7 +110,7 @@ class Review(_Frozen):
 
 
 class Manifest(_Frozen):
-    """The whole of `manifest.yaml`."""
+    """The whole of `manifest.yaml`. The `example` is shown to everybody: it should be nobody's."""
 
     name: str = Field(pattern=NAME)
     version: str = Field(pattern=NAME)
@@ -144,8 +145,8 @@ class Manifest(_Frozen):
         return self
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, ModelKey]:
-    """The manifest of one version folder, and its key.
+def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
+    """The manifest of one version folder, the version's key, and the sha256 of the manifest.
 
     Raises CatalogError when the file is absent, is not what the schema asks for, or names another model or version
     than the folders it lies in.
@@ -158,7 +159,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey]:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")
-    return manifest, ModelKey(manifest.name, manifest.version, "sha256:" + manifest.artefact.sha256)
+    key = ModelKey(manifest.name, manifest.version, "sha256:" + manifest.artefact.sha256)
+    return manifest, key, "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def find_versions(models: Path) -> list[Path]:

@@ -22,6 +22,7 @@ class ModelVersion:
     key: ModelKey
     manifest: Manifest
     folder: Path
+    manifest_digest: str
     environment: Mapping[str, str] | None = None
     obstacle: str | None = None
     parity: float | None = None
@@ -33,9 +34,13 @@ class ModelVersion:
 
 
 class Catalog:
-    """Every known version, in the order in which versions succeed each other."""
+    """Every known version, in the order in which versions succeed each other.
+
+    `faults` counts the version folders that could not be read; with any, or with no version, it is not ready.
+    """
 
     def __init__(self) -> None:
+        self.faults = 0
         self._versions: dict[str, dict[str, ModelVersion]] = {}
 
     def __iter__(self) -> Iterator[ModelVersion]:
@@ -44,6 +49,12 @@ class Catalog:
     def put(self, version: ModelVersion) -> None:
         """Adds the version, or replaces what was known of it."""
         self._versions.setdefault(version.key.name, {})[version.key.version] = version
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything that was configured can be served."""
+        versions = list(self)
+        return bool(versions) and not self.faults and all(version.is_ready for version in versions)
 
     @property
     def names(self) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.catalog.loading import LoadedModel, load_model
+from service.catalog.loading import load_model
 from service.catalog.manifest import Manifest
 from service.domain import Floats, ModelKey, OutputSpace
 from service.engine.kernels import (
@@ -20,23 +20,13 @@ from service.engine.kernels import (
     Kernel,
     Segment,
 )
-from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear
+from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear, has_kinks
 from service.methods.oracle import Breakpoints, Points, Readout
 
 CHUNK_ROWS = 512
 """Rows of a gradient chunk: near the peak rate of small networks on one CPU core, and under a millisecond for them."""
 DEPLOYED_ROWS = 32
 BREAKPOINT_LINES = 32
-
-KINKED = (
-    torch.nn.ReLU,
-    torch.nn.LeakyReLU,
-    torch.nn.ReLU6,
-    torch.nn.Hardtanh,
-    torch.nn.MaxPool1d,
-    torch.nn.MaxPool2d,
-)
-KINKED_FUNCTIONS = {torch.relu, torch.nn.functional.relu, torch.maximum, torch.minimum, torch.abs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +88,7 @@ def put_on_device(
         for digest, rows in model.baselines.items()
     }
     _warm_up(kernels, next(iter(baselines.values())))
-    return DeviceModel(model.key, model.manifest, kernels, baselines, _has_kinks(model), obstacle, model.parity)
+    return DeviceModel(model.key, model.manifest, kernels, baselines, has_kinks(model.twin), obstacle, model.parity)
 
 
 def _warm_up(kernels: Mapping[type, Kernel], baseline: PreparedBaseline) -> None:
@@ -120,7 +110,7 @@ def prepare_baseline(
     center = rows.mean(axis=0).astype(np.float32).astype(np.float64)
     question = Deployed(np.concatenate([rows, center[None]]))
     outputs = known
-    if outputs is None or any(len(values) != len(question) for values in outputs.values()):
+    if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(question) for v in outputs.values()):
         starts = range(0, len(question), deployed.capacity)
         parts = [
             deployed.run([Segment(question, start, min(start + deployed.capacity, len(question)))])[0]
@@ -133,11 +123,3 @@ def prepare_baseline(
         {space: values[:-1] for space, values in outputs.items()},
         {space: values[-1] for space, values in outputs.items()},
     )
-
-
-def _has_kinks(model: LoadedModel) -> bool:
-    """Whether the gradient jumps somewhere; decides between the midpoint and the Gauss-Legendre rule."""
-    graph = model.twin.graph
-    used = [model.twin.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"]
-    functions = {n.target for n in graph.nodes if n.op == "call_function"}
-    return any(isinstance(module, KINKED) for module in used) or bool(functions & KINKED_FUNCTIONS)

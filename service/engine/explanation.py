@@ -42,7 +42,7 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     target = int(np.argmax(at_input)) if plan.target is None else plan.target
     problem = _problem(plan, model, row, baseline, at_input, target)
     if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
-        return _not_finite(at_input, target)
+        return _not_finite(at_input, target, evaluations=0)
     attribution = yield from BY_NAME[plan.method].attribute(problem)
     return _explanation(plan, problem, attribution, at_input)
 
@@ -89,11 +89,11 @@ def _floor(plan: Plan, baseline_outputs: Floats) -> float:
 def _explanation(plan: Plan, problem: Problem, attribution: Attribution, at_input: Floats) -> Explanation:
     values = attribution.values
     if not (np.isfinite(values).all() and np.isfinite(attribution.path_error)):
-        return _not_finite(at_input, problem.target)
+        return _not_finite(at_input, problem.target, attribution.evaluations)
     error = completeness_error(values, problem.output, attribution.baseline_output, problem.floor)
     checked = attribution.completeness is not Completeness.NONE
     converged = attribution.stopped is None and (error <= plan.tolerance or not checked)
-    reason = None if converged else attribution.stopped or "budget"
+    reason = None if converged else attribution.stopped or "precision"
     return Explanation(
         outputs=tuple(at_input.tolist()),
         target=problem.target,
@@ -112,7 +112,7 @@ def _explanation(plan: Plan, problem: Problem, attribution: Attribution, at_inpu
     )
 
 
-def _not_finite(at_input: Floats, target: int) -> Explanation:
+def _not_finite(at_input: Floats, target: int, evaluations: int) -> Explanation:
     finite = bool(np.isfinite(at_input).all())
     return Explanation(
         outputs=tuple(at_input.tolist()) if finite else None,
@@ -126,7 +126,7 @@ def _not_finite(at_input: Floats, target: int) -> Explanation:
         attribution_error=None,
         converged=False,
         reason="non_finite",
-        evaluations=0,
+        evaluations=evaluations,
         rule="none",
         small_difference=False,
     )

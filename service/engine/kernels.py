@@ -230,7 +230,10 @@ def _divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, 
     at = 0
     for segment in segments:
         rows = slice(at, at + len(segment))
-        parts.append(EvaluatedPoints(outputs[rows], derivatives[rows], (contributions[rows],)))
+        own = contributions[rows]
+        if 2 * len(segment) < len(contributions):
+            own = own.clone()  # a view would keep the whole chunk in memory
+        parts.append(EvaluatedPoints(outputs[rows], derivatives[rows], (own,)))
         at = rows.stop
     return parts
 

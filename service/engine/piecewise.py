@@ -41,6 +41,8 @@ PRODUCTS = {torch.mul, operator.mul, operator.imul, torch.matmul, operator.matmu
 QUOTIENTS = {torch.div, operator.truediv}
 EXTREMA = {torch.maximum, torch.minimum}
 RECTIFIERS = {torch.relu, functional.relu}
+OTHER_KINKED_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.PReLU, nn.Hardsigmoid, nn.Hardswish)
+OTHER_KINKED_FUNCTIONS = {torch.abs, torch.amax, torch.amin, torch.max_pool2d, functional.max_pool2d}
 
 
 class NotPiecewiseLinear(Exception):
@@ -158,9 +160,11 @@ class PiecewiseLinear:
         return value
 
     def _handler(self, node: fx.Node) -> Handler | None:
+        kinks = _kinks(self._twin, node)
+        if kinks is not None:
+            return lambda state, at: self._bend(state, at, kinks)
         if node.op == "call_module":
-            module = self._twin.get_submodule(str(node.target))
-            return self._module_handler(module)
+            return self._in_blocks if isinstance(self._twin.get_submodule(str(node.target)), AFFINE_MODULES) else None
         if node.op != "call_function":
             return None
         function = node.target
@@ -178,25 +182,7 @@ class PiecewiseLinear:
             return self._elementwise
         if function in AFFINE_FUNCTIONS:
             return self._elementwise
-        if function in EXTREMA:
-            return self._extremum
-        if function in RECTIFIERS:
-            return lambda state, at: self._bend(state, at, (0.0,))
-        return None
-
-    def _module_handler(self, module: nn.Module) -> Handler | None:
-        if isinstance(module, AFFINE_MODULES):
-            return self._in_blocks
-        kinks: tuple[float, ...]
-        if isinstance(module, nn.ReLU | nn.LeakyReLU):
-            kinks = (0.0,)
-        elif isinstance(module, nn.ReLU6):
-            kinks = (0.0, 6.0)
-        elif isinstance(module, nn.Hardtanh):
-            kinks = (module.min_val, module.max_val)
-        else:
-            return None
-        return lambda state, at: self._bend(state, at, kinks)
+        return self._extremum if function in EXTREMA else None
 
     def _arguments(self, state: _State, node: fx.Node) -> list[object]:
         def value(argument: object) -> object:
@@ -273,3 +259,33 @@ class PiecewiseLinear:
                     if self._last_use.get(used) is node:
                         state.values.pop(used, None)
         raise AssertionError("the graph has no output")
+
+
+def _kinks(twin: fx.GraphModule, node: fx.Node) -> tuple[float, ...] | None:
+    """The values of its input at which an elementwise activation bends; None for anything else."""
+    if node.op == "call_function":
+        if node.target in RECTIFIERS:
+            return (0.0,)
+        if node.target is torch.clamp:
+            bounds = [*node.args[1:], node.kwargs.get("min"), node.kwargs.get("max")]
+            return tuple(float(bound) for bound in bounds if isinstance(bound, int | float))
+        return None
+    module = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
+    match module:
+        case nn.ReLU6():
+            return (0.0, 6.0)
+        case nn.ReLU() | nn.LeakyReLU():
+            return (0.0,)
+        case nn.Hardtanh():
+            return (module.min_val, module.max_val)
+    return None
+
+
+def has_kinks(twin: fx.GraphModule) -> bool:
+    """Whether the gradient jumps somewhere; decides between the midpoint and the Gauss-Legendre rule."""
+    for node in twin.graph.nodes:
+        if _kinks(twin, node) or node.target in EXTREMA or node.target in OTHER_KINKED_FUNCTIONS:
+            return True
+        if node.op == "call_module" and isinstance(twin.get_submodule(str(node.target)), OTHER_KINKED_MODULES):
+            return True
+    return False

@@ -265,13 +265,14 @@ class Pool:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         starting = loop.run_in_executor(None, _start, theirs, index)
+        connection = _Connection(lambda reply: self._received(worker, reply), lambda: self._lost(worker))
         try:
             process = await asyncio.shield(starting)
-            connection = _Connection(lambda reply: self._received(worker, reply), lambda: self._lost(worker))
             worker = _Worker(index, process, connection, loop.create_future())
             await loop.create_connection(lambda: connection, sock=ours)
             await worker.ready
         except BaseException:
+            connection.close()
             ours.close()  # on which a process that was started ends
             await asyncio.to_thread(_reap, await starting)
             raise
@@ -289,7 +290,7 @@ class Pool:
 
     def _received(self, worker: _Worker, reply: Reply) -> None:
         match reply:
-            case Ready():
+            case Ready() if not worker.ready.done():
                 self._workers[worker.index] = worker
                 worker.ready.set_result(None)
             case Progress(outcomes, chunks):
@@ -336,7 +337,7 @@ class Pool:
                 self._dispatch(task)
 
     async def _restart(self, index: int) -> None:
-        """Starts workers until one is up; a version whose files it cannot load any more does not keep it from others."""
+        """Starts workers until one stays up; a version it cannot load any more does not keep it from the others."""
         for delay in itertools.chain(RESTART_DELAYS, itertools.repeat(RESTART_DELAYS[-1])):
             await asyncio.sleep(delay)
             try:
@@ -421,4 +422,6 @@ def _environment(index: int) -> Mapping[str, str]:
     environment = dict(os.environ)
     environment["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)] if visible != "" else ""
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    # Without it MKL's results for narrow layers (38 inputs, 2 labels) depend on a row's place in the chunk.
+    environment["MKL_CBWR"] = "AVX2,STRICT"
     return environment

@@ -1,9 +1,10 @@
 """The scheduler: packs points of many live explanations into chunks of one (model, kernel), fairly.
 
 It pulls: `step` packs one chunk from whatever is waiting, runs it, and moves every explanation on whose question was
-answered; there is no timer and no waiting for a fuller chunk. Interactive work is packed before bulk, and inside a
-class each explanation gets `QUANTUM` units in turn, so that a large one never keeps a small one waiting for more than
-a chunk. Explanations that were cancelled, or whose deadline passed, are dropped when the next chunk is packed.
+answered; there is no timer and no waiting for a fuller chunk. Kernels take turns, those with interactive work before
+those without. Inside a chunk, too, interactive work is packed before bulk, and inside a class each explanation gets
+`QUANTUM` units in turn, so that a large one never keeps a small one waiting for more than a chunk. Explanations that
+were cancelled, or whose deadline passed, are dropped when the next chunk is packed.
 
 An error of the device itself (a CUDA error sticks to the process) is let through: the worker ends and is replaced.
 """
@@ -67,6 +68,11 @@ class _Queue:
     def __bool__(self) -> bool:
         return any(self._waiting.values())
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether interactive work waits here."""
+        return bool(self._waiting[Priority.INTERACTIVE])
+
     def add(self, live: Live) -> None:
         self._waiting[live.priority].append(live)
 
@@ -124,9 +130,9 @@ class Scheduler:
     def step(self) -> None:
         """Packs, runs and delivers one chunk; does nothing when nothing waits."""
         self._expire()
-        kernel = next(iter(self._queues), None)
-        if kernel is None:
+        if not self._queues:
             return
+        kernel = next((kernel for kernel, queue in self._queues.items() if queue.is_urgent), next(iter(self._queues)))
         queue = self._queues.pop(kernel)
         segments = queue.take(kernel.capacity, self._alive)
         if queue:

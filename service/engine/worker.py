@@ -153,7 +153,7 @@ def _loaded(model: DeviceModel, device: torch.device) -> Loaded:
     environment = {
         "answerable": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own type would have the front import torch to read it
         "onnxruntime": onnxruntime.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
         "cuda": torch.version.cuda or "none",

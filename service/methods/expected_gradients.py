@@ -15,6 +15,7 @@ import numpy as np
 from service.domain import Completeness, Floats
 from service.methods.oracle import Attribution, DeadlinePassed, Evaluated, Method, Points, Problem, evaluated
 from service.numerics.errors import SWEEP_SAFETY
+from service.numerics.refinement import Stagnation
 from service.numerics.sweep import Sweep
 
 NODES_PER_PATH = 4
@@ -28,7 +29,11 @@ def expected_gradients(problem: Problem) -> Method:
     known = yield from evaluated(_points(problem, sweep))
     sweep.learn(known.derivatives)
     values = _controlled(sweep, known)
+    stagnation = Stagnation()
     while sweep.path_error() > (target := problem.tolerance * max(float(np.abs(values).sum()), problem.floor)):
+        if stagnation.after(sweep.path_error()):
+            stopped = "precision"
+            break
         if not sweep.refine(target, problem.max_evaluations - len(known.outputs)):
             stopped = "budget"
             break

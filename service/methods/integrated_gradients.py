@@ -21,7 +21,6 @@ from service.methods.oracle import (
     Attribution,
     Breakpoints,
     DeadlinePassed,
-    Evaluated,
     Method,
     Pieces,
     Points,
@@ -32,7 +31,7 @@ from service.methods.oracle import (
 )
 from service.numerics.errors import PATH_SAFETY, completeness_error
 from service.numerics.quadrature import gauss_legendre, softmax_piece_weights
-from service.numerics.refinement import Refinement
+from service.numerics.refinement import Refinement, Stagnation
 
 GAUSS_NODES = 6
 MIDPOINT_PANELS = 8
@@ -120,7 +119,12 @@ def _refined(problem: Problem, order: int) -> Method:
     answer = yield from evaluated(_line(problem, refinement.pending, problem.readout))
     refinement.learn(answer.outputs, answer.derivatives)
     known = answer
-    while (target := _target(problem, refinement, known)) is not None:
+    values = known.weighted_sum(refinement.weights())
+    stagnation = Stagnation()
+    while (target := _target(problem, refinement, values)) is not None:
+        if stagnation.after(refinement.sum_of_defects()):
+            stopped = "precision"
+            break
         if not refinement.split(target, problem.max_evaluations - len(known.outputs)):
             stopped = "budget"
             break
@@ -131,8 +135,9 @@ def _refined(problem: Problem, order: int) -> Method:
             break
         refinement.learn(answer.outputs, answer.derivatives)
         known = known.joined(answer)
+        values = known.weighted_sum(refinement.weights())
     return Attribution(
-        values=known.weighted_sum(refinement.weights()),
+        values=values,
         baseline_output=problem.center_output,
         completeness=Completeness.ASYMPTOTIC,
         path_error=PATH_SAFETY * refinement.sum_of_defects(),
@@ -142,10 +147,11 @@ def _refined(problem: Problem, order: int) -> Method:
     )
 
 
-def _target(problem: Problem, refinement: Refinement, known: Evaluated) -> float | None:
-    """The sum of defects to aim at next; None when the tolerance holds for both errors."""
-    values = known.weighted_sum(refinement.weights())
+def _target(problem: Problem, refinement: Refinement, values: Floats) -> float | None:
+    """The sum of defects to aim at next; None when the tolerance holds for both errors, or can never hold."""
     error = refinement.sum_of_defects()
+    if not np.isfinite(error):
+        return None
     residual = completeness_error(values, problem.output, problem.center_output, problem.floor)
     accepted = problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
     if residual <= problem.tolerance and error <= accepted:

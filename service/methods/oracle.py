@@ -129,7 +129,7 @@ class Attribution:
 
     Complete values sum to f(x) - `baseline_output`. `path_error` is E (see `service.numerics.refinement`) or its
     counterpart, an estimate of the L1 error of the values in units of the output. `stopped` names what ended the
-    computation before the tolerance was met: budget or deadline.
+    computation before the tolerance was met: budget, deadline, or precision, that of the model's own arithmetic.
     """
 
     values: Floats

@@ -24,7 +24,7 @@ class Metrics:
     """One registry with every metric of this process."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._busy_seconds = 0.0
         self._scraped = time.monotonic()
@@ -40,7 +40,7 @@ class Metrics:
             return Histogram(name, help_text, labels, namespace="answerable", registry=self.registry, buckets=buckets)
 
         self.requests = counter("requests", "Requests by outcome: ok, or the status.", ["model", "method", "outcome"])
-        self.duration = histogram("request_duration_seconds", "Time from body to reply.", pair, SECONDS)
+        self.duration = histogram("request_duration_seconds", "Time from the request to its answer.", pair, SECONDS)
         self.queue_duration = histogram(
             "queue_duration_seconds", "Time until the first chunk took points.", pair, SECONDS
         )
@@ -72,6 +72,12 @@ class Metrics:
         self.append_duration = histogram(
             "ledger_append_duration_seconds", "Time until a record is durable.", [], SECONDS
         )
+
+    def observe_request(self, model: str, method: str, status: int, seconds: float) -> None:
+        """Counts one call by what came of it."""
+        self.requests.labels(model, method, "ok" if status == 200 else str(status)).inc()
+        if status == 200:
+            self.duration.labels(model, method).observe(seconds)
 
     def observe_chunk(self, chunk: ChunkReport) -> None:
         """Counts one chunk that a worker ran."""

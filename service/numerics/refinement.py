@@ -111,3 +111,22 @@ class Refinement:
         """E, in units of the output."""
         gaps, _ = self.defects()
         return float(np.abs(gaps).sum())
+
+
+class Stagnation:
+    """Tells when more points no longer help: the error stops falling at the precision of the model's own arithmetic."""
+
+    PATIENCE = 4
+    PROGRESS = 0.9
+
+    def __init__(self) -> None:
+        self._best = np.inf
+        self._rounds = 0
+
+    def after(self, error: float) -> bool:
+        """Whether `PATIENCE` rounds in a row have not brought the error under `PROGRESS` times its best."""
+        if error < self.PROGRESS * self._best:
+            self._best, self._rounds = error, 0
+        else:
+            self._rounds += 1
+        return self._rounds >= self.PATIENCE

@@ -21,13 +21,23 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from service.catalog.loading import DeployedArtefact, baseline_digest
-from service.domain import BaselineChoice, Explanation, Floats, OutputSpace, Plan, Priority
+from service.domain import BaselineChoice, Explanation, Floats, Indices, OutputSpace, Plan, Priority
 from service.engine.device import CHUNK_ROWS, DEPLOYED_ROWS, DeviceModel, prepare_baseline, put_on_device
 from service.engine.explanation import explain
-from service.engine.kernels import Deployed, DeployedKernel, GradientKernel
+from service.engine.kernels import Deployed, DeployedKernel, GradientKernel, Kernel
 from service.engine.messages import Done
 from service.engine.scheduler import Live, Scheduler
-from service.methods.oracle import Breakpoints, Points
+from service.methods.oracle import (
+    Attribution,
+    Breakpoints,
+    DeadlinePassed,
+    Evaluated,
+    Method,
+    Pieces,
+    Points,
+    Problem,
+    Readout,
+)
 
 FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
 
@@ -63,6 +73,12 @@ def model() -> DeviceModel:
     """The loan model, on one thread as in a worker."""
     torch.set_num_threads(1)
     return put_on_device(FOLDER, torch.device("cpu"), {})
+
+
+@pytest.fixture(scope="session")
+def model_file() -> str:
+    """The artefact in production."""
+    return str(FOLDER / "model.onnx")
 
 
 @pytest.fixture(scope="session")
@@ -119,9 +135,8 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
         if isinstance(module, nn.ReLU):
             setattr(twin, name, nn.GELU())
     deployed = DeployedKernel(_SameNetwork(twin), DEPLOYED_ROWS)
-    kernels = {Deployed: deployed, Points: GradientKernel(twin, torch.device("cpu"), CHUNK_ROWS)}
+    kernels: dict[type, Kernel] = {Deployed: deployed, Points: GradientKernel(twin, torch.device("cpu"), CHUNK_ROWS)}
     baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
-    assert Breakpoints not in kernels
     return replace(model, kernels=kernels, baselines=baselines, obstacle="GELU")
 
 
@@ -155,7 +170,7 @@ class Reference:
         logit, probability = torch.zeros_like(start), torch.zeros_like(start)
         alpha, live = torch.zeros(len(start), dtype=torch.float64), torch.arange(len(start))
         while len(live):
-            for chunk in live.split(4096):
+            for chunk in torch.tensor_split(live, len(live) // 4096 + 1):
                 self._walk_one_piece(start[chunk], direction[chunk], chunk, alpha, logit, probability)
             live = live[alpha[live] < 1]
         return {OutputSpace.LOGIT: logit.numpy(), OutputSpace.PROBABILITY: probability.numpy()}
@@ -259,6 +274,144 @@ def reference() -> Reference:
     }
     weights = tuple(constants[f"weight_{k}"] for k in (1, 2, 3))
     biases = tuple(constants[f"bias_{k}"] for k in (1, 2, 3))
-    return Reference(
-        constants["low"], constants["high"], constants["mean"], constants["deviation"], weights, biases
-    )
+    return Reference(constants["low"], constants["high"], constants["mean"], constants["deviation"], weights, biases)
+
+
+Network = Callable[[Tensor], Tensor]
+Pose = Callable[..., Problem]
+Drive = Callable[..., Attribution]
+
+
+@pytest.fixture(scope="session")
+def pose() -> Pose:
+    """Poses a problem about label 1 of a float64 network; keywords replace its fields."""
+
+    def make(
+        network: Network,
+        x: Floats,
+        baselines: Floats,
+        space: OutputSpace = OutputSpace.PROBABILITY,
+        rule: str = "auto",
+        **fields: object,
+    ) -> Problem:
+        center = baselines.mean(axis=0)
+        logits = network(torch.from_numpy(np.concatenate([x[None], center[None], baselines])))
+        outputs = logits[:, 1] if space is OutputSpace.LOGIT else torch.softmax(logits, dim=1)[:, 1]
+        problem = Problem(
+            input=x,
+            output=float(outputs[0]),
+            baselines=baselines,
+            baseline_outputs=outputs[2:].numpy(),
+            center=center,
+            center_output=float(outputs[1]),
+            target=1,
+            labels=logits.shape[1],
+            output_space=space,
+            tolerance=0.01,
+            floor=0.01,
+            max_evaluations=100_000,
+            seed=0,
+            options={"rule": rule},
+            is_piecewise_linear=False,
+            has_kinks=True,
+        )
+        return replace(problem, **fields)  # type: ignore[arg-type]
+
+    return make
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownPoints:
+    """Outputs and contributions in plain arrays; see `service.methods.oracle.Evaluated`."""
+
+    outputs: Floats
+    contributions: Floats
+
+    @property
+    def derivatives(self) -> Floats:
+        result: Floats = self.contributions.sum(axis=1)
+        return result
+
+    def weighted_sum(self, weights: Floats) -> Floats:
+        result: Floats = weights @ self.contributions
+        return result
+
+    def group_sums(self, weights: Floats, group: Indices, groups: int) -> Floats:
+        sums = np.zeros((groups, self.contributions.shape[1]))
+        np.add.at(sums, group, weights[:, None] * self.contributions)
+        return sums
+
+    def joined(self, later: Evaluated) -> _KnownPoints:
+        assert isinstance(later, _KnownPoints)
+        return _KnownPoints(
+            np.concatenate([self.outputs, later.outputs]), np.concatenate([self.contributions, later.contributions])
+        )
+
+
+def _gradients(network: Network, points: Points) -> _KnownPoints:
+    starts = points.starts[points.line]
+    rows = torch.from_numpy(starts + points.alphas[:, None] * (points.end - starts)).requires_grad_()
+    logits = network(rows)
+    at_target = logits[:, points.target]
+    match points.readout:
+        case Readout.LOGIT:
+            outputs = at_target
+        case Readout.PROBABILITY:
+            outputs = torch.softmax(logits, dim=1)[:, points.target]
+        case Readout.MARGIN:
+            outputs = at_target - logits[:, 1 - points.target]
+    (gradients,) = torch.autograd.grad(outputs.sum(), rows)
+    return _KnownPoints(outputs.detach().numpy(), gradients.numpy() * (points.end - starts))
+
+
+def _scanned_pieces(network: Network, line: Breakpoints, most: int | None) -> Pieces:
+    """Bends found by comparing gradients at 1,001 points and halving the intervals over which they differ."""
+
+    def slopes(alphas: Floats) -> Floats:
+        columns = []
+        for label in range(network(torch.from_numpy(line.start[None])).shape[1]):
+            one_line = np.zeros(len(alphas), dtype=np.intp)
+            points = Points(line.start[None], line.end, one_line, alphas, Readout.LOGIT, label)
+            columns.append(_gradients(network, points).derivatives)
+        return np.stack(columns, axis=1)
+
+    scan = np.linspace(0, 1, 1001)
+    at = slopes(scan)
+    bends = []
+    for k in np.flatnonzero(np.abs(np.diff(at, axis=0)).max(axis=1) > 1e-9):
+        low, high = scan[k], scan[k + 1]
+        for _ in range(40):
+            middle = (low + high) / 2
+            unchanged = np.allclose(slopes(np.array([middle])), at[k], rtol=0, atol=1e-9)
+            low, high = (middle, high) if unchanged else (low, middle)
+        bends.append(high)
+    alphas = np.array([0.0, *bends, 1.0])
+    if most is not None and len(alphas) - 1 > most:
+        return Pieces(None, None)
+    rows = line.start + alphas[:, None] * (line.end - line.start)
+    return Pieces(alphas, network(torch.from_numpy(rows)).numpy())
+
+
+@pytest.fixture(scope="session")
+def drive() -> Drive:
+    """Drives a method on a float64 network; its deadline passes after `answers` answers."""
+
+    def to_the_end(
+        method: Method, network: Network, answers: int | None = None, most_pieces: int | None = None
+    ) -> Attribution:
+        given = 0
+        question = next(method)
+        try:
+            while given != answers:
+                if isinstance(question, Points):
+                    question = method.send(_gradients(network, question))
+                else:
+                    question = method.send(_scanned_pieces(network, question, most_pieces))
+                given += 1
+            method.throw(DeadlinePassed())
+        except StopIteration as stop:
+            attribution: Attribution = stop.value
+            return attribution
+        raise AssertionError("the method went on after its deadline")
+
+    return to_the_end

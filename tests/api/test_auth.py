@@ -1,0 +1,209 @@
+"""Keys and scopes: what is open to whom."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+
+from service.api import auth, problems
+from service.api.auth import Authenticator, authorise, needs
+from service.api.parsing import StrictRoute
+from service.api.transport import RequestIds
+from service.ledger import SCOPES
+
+if TYPE_CHECKING:
+    from tests.api.conftest import AssertProblem
+    from tests.conftest import MakeKey, Service
+
+PUBLIC = {("get", "/v2"), ("get", "/v2/health/live"), ("get", "/v2/health/ready")}
+DOCUMENTATION = {"/openapi.json", "/docs", "/docs/assets"}
+EXPLAIN = "/v1/models/loan:explain"
+
+
+def expected_scope(path: str) -> str:
+    if path == "/metrics":
+        return "metrics"
+    return "ledger:read" if path.startswith("/v1/explanations") else "explain"
+
+
+def operations(service: Service) -> list[tuple[str, str]]:
+    """Method and path of everything that is described."""
+    return [(method, path) for path, each in service.app.openapi()["paths"].items() for method in each]
+
+
+async def answers(service: Service, headers: dict[str, str], **body: Any) -> dict[tuple[str, str], httpx.Response]:
+    """What every operation but the public ones answers."""
+    found = {}
+    async with service.client() as client:
+        for method, path in operations(service):
+            if (method, path) not in PUBLIC:
+                asked = path.format(model="loan", version="1", explanation="nothing")
+                found[method, path] = await client.request(method, asked, headers=headers, **body)
+    assert len(found) >= 10
+    return found
+
+
+async def test_what_is_public(service: Service, assert_problem: AssertProblem) -> None:
+    assert set(operations(service)) > PUBLIC
+
+    async with service.client() as client:
+        for method, path in operations(service):
+            response = await client.request(method, path.format(model="loan", version="1", explanation="nothing"))
+            assert (response.status_code == 200) is ((method, path) in PUBLIC), path
+
+
+def test_nothing_else_is_served_than_what_is_described_and_the_pages_that_describe_it(service: Service) -> None:
+    routes = [*service.app.routes]
+    paths = {str(route.path) for route in routes if hasattr(route, "path")}
+    described = {path for _, path in operations(service)}
+    included = {r.path for route in routes for r in getattr(getattr(route, "original_router", None), "routes", [])}
+
+    assert paths - described == DOCUMENTATION
+    assert included <= described
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer ak_" + "x" * 43},
+        {"Authorization": "Bearer " + "x" * 10_000},
+        {"Authorization": b"Bearer \xff\xfe"},
+        {"Authorization": "Basic dXNlcjpwYXNz"},
+        {"X-Api-Key": "wrong"},
+    ],
+    ids=lambda headers: str(headers)[:40],
+)
+async def test_no_key_or_a_wrong_one(
+    service: Service, assert_problem: AssertProblem, credentials: dict[str, str]
+) -> None:
+    for response in (await answers(service, credentials)).values():
+        assert_problem(response, 401)
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_the_operators_key_under_another_scheme(service: Service, assert_problem: AssertProblem) -> None:
+    for response in (await answers(service, {"Authorization": f"Basic {service.key.secret}"})).values():
+        assert_problem(response, 401)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 250_000, b'{"instances": [NaN]}', b"\xff" * 1000])
+async def test_a_strangers_body_is_not_read(service: Service, assert_problem: AssertProblem, body: bytes) -> None:
+    """The same body from somebody with a key is a 400 or 422."""
+    found = await answers(service, {"Content-Type": "application/json"}, content=body)
+
+    for response in found.values():
+        assert_problem(response, 401)
+
+
+async def test_an_expired_key(service: Service, make_key: MakeKey, assert_problem: AssertProblem) -> None:
+    expired, lasting = make_key(expires_in=-1), make_key(expires_in=3600)
+
+    for response in (await answers(service, expired.headers)).values():
+        assert assert_problem(response, 401) == "the key is not valid"
+    for response in (await answers(service, lasting.headers)).values():
+        assert response.status_code not in (401, 403)
+
+
+async def test_a_key_ends_while_it_is_in_use(
+    service: Service, make_key: MakeKey, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make_key(expires_in=600)
+    async with service.client(key) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        later = SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: time.time_ns() + 601 * 10**9)
+        monkeypatch.setattr(auth, "time", later)
+        assert_problem(await client.get("/v1/models"), 401)
+
+
+async def test_a_revoked_key(
+    service: Service, make_key: MakeKey, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make_key()
+    for response in (await answers(service, key.headers)).values():
+        assert response.status_code not in (401, 403)
+
+    service.app.state.keys.revoke(key.id)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + auth.FRESH_SECONDS, time_ns=time.time_ns)
+    monkeypatch.setattr(auth, "time", later)
+
+    for response in (await answers(service, key.headers)).values():
+        assert assert_problem(response, 401) == "the key is not valid"
+
+
+async def test_every_operation_opens_to_its_own_scope_and_no_other(
+    service: Service, make_key: MakeKey, assert_problem: AssertProblem
+) -> None:
+    opened: dict[tuple[str, str], set[str]] = {}
+    for scope in sorted(SCOPES):
+        for operation, response in (await answers(service, make_key(scope).headers)).items():
+            if response.status_code not in (401, 403):
+                opened.setdefault(operation, set()).add(scope)
+            else:
+                sentence = assert_problem(response, 403)
+                assert sentence == f"the key lacks the scope {expected_scope(operation[1])}"
+
+    assert opened == {one: {expected_scope(one[1])} for one in operations(service) if one not in PUBLIC}
+
+
+@pytest.mark.parametrize("route_class", [None, StrictRoute])
+async def test_a_new_route_is_closed_until_it_declares_a_scope(
+    service: Service, make_key: MakeKey, assert_problem: AssertProblem, route_class: type[StrictRoute] | None
+) -> None:
+    app = FastAPI(dependencies=[Depends(authorise)])
+    problems.install(app)
+    if route_class is not None:
+        app.router.route_class = route_class
+    app.add_middleware(RequestIds)
+    app.state.authenticator = Authenticator(service.app.state.keys)
+
+    @app.get("/undeclared")
+    async def undeclared() -> str:
+        return "open"
+
+    @app.get("/declared")
+    @needs("metrics")
+    async def declared() -> str:
+        return "open"
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        everything = make_key().headers
+        assert_problem(await client.get("/undeclared"), 401)
+        assert assert_problem(await client.get("/undeclared", headers=everything), 403) == "this route is closed"
+        assert_problem(await client.get("/declared"), 401)
+        assert (await client.get("/declared", headers=everything)).json() == "open"
+
+
+def test_a_scope_that_does_not_exist_cannot_be_declared() -> None:
+    with pytest.raises(ValueError, match="unknown scope everything"):
+        needs("everything")
+
+
+async def test_a_key_is_never_in_an_answer(service: Service, make_key: MakeKey, instance: dict[str, Any]) -> None:
+    key = make_key()
+    bodies: list[dict[str, Any]] = [{"json": {"instances": [instance]}}, {"content": b"{"}]
+
+    for body in bodies:
+        for response in (await answers(service, key.headers, **body)).values():
+            assert key.secret not in response.text
+            assert key.secret not in str(response.headers)
+
+
+async def test_wrong_keys_do_not_pile_up(service: Service, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of them is bounded, and they crowd no right key out for good."""
+    monkeypatch.setattr(auth, "MOST_REMEMBERED", 3)
+    key = make_key()
+    async with service.client() as client:
+        for number in range(10):
+            wrong = await client.get("/v1/models", headers={"Authorization": f"Bearer {number}"})
+            right = await client.get("/v1/models", headers=key.headers)
+            assert (wrong.status_code, right.status_code) == (401, 200)

@@ -1,0 +1,141 @@
+"""What is served, and the description of the whole interface: what it shows runs as it stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from service.api.schemas import ExplainReply, PredictReply
+from service.errors import AnswerableError
+
+if TYPE_CHECKING:
+    from tests.api.conftest import AssertProblem
+    from tests.conftest import Service
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+def operations(service: Service) -> list[tuple[str, str, dict[str, Any]]]:
+    """Path, method and description of every operation."""
+    paths = service.app.openapi()["paths"]
+    return [(path, method, one) for path, each in paths.items() for method, one in each.items() if method in METHODS]
+
+
+def statuses(kind: type[AnswerableError]) -> set[str]:
+    return {str(kind.status)}.union(*(statuses(one) for one in kind.__subclasses__()))
+
+
+async def test_list_of_models(client: httpx.AsyncClient) -> None:
+    response = await client.get("/v1/models")
+
+    assert response.status_code == 200
+    assert "loan" in response.json()["models"]
+
+
+async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, Any]) -> None:
+    model = (await client.get("/v1/models/loan")).json()
+
+    assert (model["name"], model["ready"], model["title"]) == ("loan", True, loan["title"])
+    assert {"version": "1", "digest": f"sha256:{loan['artefact']['sha256']}", "ready": True}.items() <= model[
+        "versions"
+    ][0].items()
+    assert [feature["name"] for feature in model["inputs"]] == [
+        feature["name"] for feature in loan["inputs"]["features"]
+    ]
+    assert all({"name", "unit", "range", "protected"} <= set(feature) for feature in model["inputs"])
+    assert {feature["name"] for feature in model["inputs"] if feature["protected"]} >= {"black", "hispanic", "male"}
+    assert model["outputs"]["labels"] == ["approved", "denied"]
+    assert model["outputs"]["adverse"] == "denied"
+    assert [method["name"] for method in model["methods"]] == ["integrated_gradients", "expected_gradients"]
+    assert [baseline["name"] for baseline in model["baselines"]] == ["training", "approved"]
+    assert model["defaults"]["method"] == "integrated_gradients"
+
+
+async def test_a_models_baselines(client: httpx.AsyncClient, loan: dict[str, Any]) -> None:
+    response = await client.get("/v1/models/loan/baselines")
+
+    expected = [(one["name"], one["version"], one["size"], f"sha256:{one['sha256']}") for one in loan["baselines"]]
+    found = response.json()["baselines"]
+    assert [(one["name"], one["version"], one["size"], one["digest"]) for one in found] == expected
+
+
+async def test_every_models_example_is_a_valid_instance(client: httpx.AsyncClient) -> None:
+    for name in (await client.get("/v1/models")).json()["models"]:
+        example = (await client.get(f"/v1/models/{name}")).json()["example"]
+        response = await client.post(f"/v1/models/{name}:explain", json={"instances": [example]})
+        assert response.status_code == 200, response.text
+
+
+async def test_every_method_and_option_that_a_model_shows_is_accepted(
+    client: httpx.AsyncClient, instance: dict[str, Any]
+) -> None:
+    model = (await client.get("/v1/models/loan")).json()
+
+    asked = [
+        {"method": method["name"], "options": {option["name"]: choice}}
+        for method in model["methods"]
+        for option in method["options"]
+        for choice in option["choices"]
+    ]
+    asked += [{"method": method["name"]} for method in model["methods"]]
+    asked += [{"output_space": space} for space in model["outputs"]["spaces"]]
+    asked += [{"target": label} for label in model["outputs"]["labels"]]
+    asked += [{"baseline": f"{baseline['name']}@{baseline['version']}"} for baseline in model["baselines"]]
+
+    for parameters in asked:
+        body = {"instances": [instance], "parameters": parameters}
+        response = await client.post("/v1/models/loan:explain", json=body)
+        assert response.status_code == 200, (parameters, response.text)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/nothing", "/v1/models/nothing/baselines", "/v1/models/..%2f..%2fetc"])
+async def test_a_model_that_is_not_there(client: httpx.AsyncClient, assert_problem: AssertProblem, path: str) -> None:
+    assert_problem(await client.get(path), 404)
+
+
+async def test_every_example_runs_and_its_reply_has_the_described_shape(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    ran = 0
+    for path, method, operation in operations(service):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        for name, example in content.get("examples", {}).items():
+            response = await client.request(method, path.format(model=name, version="1"), json=example["value"])
+            assert response.status_code == 200, response.text
+            reply = PredictReply if path.endswith("predict") else ExplainReply
+            described = operation["responses"]["200"]["content"]["application/json"]["schema"]
+            assert described == {"$ref": f"#/components/schemas/{reply.__name__}"}
+            # Nothing is missing, of another type, or there without being described.
+            parsed = reply.model_validate_json(response.content, strict=True)
+            assert parsed.model_dump(exclude_unset=True) == response.json()
+            ran += 1
+    assert ran >= 4
+
+
+def test_every_operation_that_takes_a_body_has_an_example(service: Service) -> None:
+    for path, _, operation in operations(service):
+        if "requestBody" in operation:
+            assert operation["requestBody"]["content"]["application/json"]["examples"], path
+
+
+def test_errors_are_described_as_the_problems_they_are(service: Service) -> None:
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    described = service.app.openapi()["components"]["schemas"]["Problem"]
+
+    assert set(described["required"]) == {"type", "title", "status", "detail", "error", "request_id"}
+    for path, method, operation in operations(service):
+        for status, response in operation["responses"].items():
+            if status != "200" and (path, status) != ("/v2/health/ready", "503"):
+                assert response["content"] == problem, (method, path, status)
+
+
+def test_explaining_describes_every_error_it_can_end_in(service: Service) -> None:
+    paths = service.app.openapi()["paths"]
+    nobody_reads = {"499"}
+
+    for path in paths:
+        if path.endswith((":explain", ":predict")):
+            possible = statuses(AnswerableError) - nobody_reads | {"415"}
+            assert possible <= set(paths[path]["post"]["responses"]), path

@@ -1,0 +1,29 @@
+"""The loan model on one CPU thread, as a worker has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from service.domain import Floats
+from service.engine.device import DeviceModel, put_on_device
+
+FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
+
+
+@pytest.fixture(scope="session")
+def model() -> DeviceModel:
+    """The loan model."""
+    torch.set_num_threads(1)
+    return put_on_device(FOLDER, torch.device("cpu"), {})
+
+
+@pytest.fixture(scope="session")
+def heldout() -> Floats:
+    """The 389 rows that were held out of training."""
+    rows: Floats = load_file(FOLDER / "heldout.safetensors")["rows"].astype(np.float64)
+    return rows

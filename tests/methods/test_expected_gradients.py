@@ -1,0 +1,108 @@
+"""Expected Gradients, driven by a plain function: closed forms, standard errors, budgets and deadlines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from service.domain import Completeness, Floats, OutputSpace
+from service.methods.expected_gradients import expected_gradients
+from service.methods.oracle import DeadlinePassed
+
+if TYPE_CHECKING:
+    from tests.methods.conftest import Drive, Pose, Reference
+
+WEIGHTS = np.array([1.5, -2.0, 0.25])
+X = np.array([1.0, 2.0, -3.0])
+BASELINES = np.random.default_rng(3).normal(size=(24, 3))
+
+
+def linear(rows: Tensor) -> Tensor:
+    score = rows @ torch.from_numpy(WEIGHTS) + 0.3
+    return torch.stack([-score, score], dim=1)
+
+
+def bent(rows: Tensor) -> Tensor:
+    score = torch.relu(rows @ torch.from_numpy(WEIGHTS)) + torch.relu(rows[:, 0] - rows[:, 1])
+    return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def quadratic(rows: Tensor) -> Tensor:
+    score = rows[:, 0] ** 2 + 3 * rows[:, 1] * rows[:, 2]
+    return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+@pytest.mark.parametrize("budget", [24, 48, 72, 4096])
+def test_on_a_linear_model_it_is_weight_times_difference_from_the_mean(pose: Pose, drive: Drive, budget: int) -> None:
+    problem = pose(linear, X, BASELINES, OutputSpace.LOGIT, max_evaluations=budget)
+    result = drive(expected_gradients(problem), linear)
+    np.testing.assert_allclose(result.values, WEIGHTS * (X - BASELINES.mean(axis=0)), rtol=1e-9)
+    assert result.standard_error is not None
+    spread = np.abs(WEIGHTS) * BASELINES.std(axis=0, ddof=1) / np.sqrt(len(BASELINES))
+    np.testing.assert_allclose(result.standard_error, spread, rtol=1e-9)
+
+
+def test_on_a_quadratic_model_it_is_exact(pose: Pose, drive: Drive) -> None:
+    result = drive(expected_gradients(pose(quadratic, X, BASELINES, OutputSpace.LOGIT)), quadratic)
+    middle = (X + BASELINES) / 2
+    gradient = np.stack([2 * middle[:, 0], 3 * middle[:, 2], 3 * middle[:, 1]], axis=1)
+    np.testing.assert_allclose(result.values, ((X - BASELINES) * gradient).mean(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.01, 0.001])
+@pytest.mark.parametrize("space", OutputSpace)
+def test_it_is_complete_by_construction(pose: Pose, drive: Drive, space: OutputSpace, tolerance: float) -> None:
+    problem = pose(bent, X, BASELINES, space, tolerance=tolerance)
+    result = drive(expected_gradients(problem), bent)
+    assert result.completeness is Completeness.BY_CONSTRUCTION
+    assert result.baseline_output == pytest.approx(problem.baseline_outputs.mean())
+    assert result.values.sum() == pytest.approx(problem.output - result.baseline_output, abs=1e-12)
+
+
+def test_with_one_baseline_it_has_no_standard_error(pose: Pose, drive: Drive) -> None:
+    result = drive(expected_gradients(pose(linear, X, BASELINES[:1], OutputSpace.LOGIT)), linear)
+    np.testing.assert_allclose(result.values, WEIGHTS * (X - BASELINES[0]), rtol=1e-12)
+    assert result.standard_error is None
+
+
+@pytest.mark.parametrize("budget", [24, 50, 100, 300])
+def test_a_spent_budget_is_said_and_never_exceeded(pose: Pose, drive: Drive, budget: int) -> None:
+    problem = pose(bent, X, BASELINES, OutputSpace.LOGIT, tolerance=1e-6, max_evaluations=budget)
+    result = drive(expected_gradients(problem), bent)
+    assert result.stopped == "budget"
+    assert result.evaluations <= budget
+
+
+def test_after_a_deadline_what_is_known_is_returned(pose: Pose, drive: Drive) -> None:
+    problem = pose(bent, X, BASELINES, OutputSpace.LOGIT, tolerance=1e-6)
+    result = drive(expected_gradients(problem), bent, answers=1)
+    assert (result.stopped, result.evaluations) == ("deadline", 4 * len(BASELINES))
+    assert result.values.sum() == pytest.approx(problem.output - result.baseline_output, abs=1e-12)
+
+
+def test_a_deadline_before_the_first_answer_passes_through(pose: Pose, drive: Drive) -> None:
+    with pytest.raises(DeadlinePassed):
+        drive(expected_gradients(pose(bent, X, BASELINES)), bent, answers=0)
+
+
+def test_more_points_leave_the_standard_error_where_it_is(
+    pose: Pose, drive: Drive, reference: Reference, heldout: Floats, training_baselines: Floats
+) -> None:
+    """It is a property of the baseline set, not of the quadrature."""
+
+    def network(rows: Tensor) -> Tensor:
+        return reference.logits(rows, torch.relu)
+
+    baselines = training_baselines.astype(np.float64)[:32]
+    row = heldout[0]
+    of_baselines = reference.walked(baselines, np.tile(row, (32, 1)))[OutputSpace.LOGIT]
+    expected = of_baselines.std(axis=0, ddof=1) / np.sqrt(32)
+    for tolerance in (0.05, 0.01):
+        problem = pose(network, row, baselines, OutputSpace.LOGIT, tolerance=tolerance)
+        result = drive(expected_gradients(problem), network)
+        assert result.standard_error is not None
+        assert np.abs(result.standard_error - expected).sum() <= 2 * tolerance * expected.sum()
