@@ -17,7 +17,7 @@ from service.api import documentation, explain, explanations, health, models, pr
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
 from service.api.transport import BoundedBodies, RequestIds
-from service.cache import Cache
+from service.cache import Cache, environment_digest
 from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.versions import Catalog, ModelVersion
 from service.embedded_redis import start_embedded_redis
@@ -149,13 +149,16 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.render_metrics = render_metrics
     app.state.keys = keys
     app.state.authenticator = Authenticator(keys)
-    app.state.explaining = Explaining(engine, cache, ledger, settings.ledger, metrics)
+    app.state.explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, settings.max_queued_points)
 
 
 async def _load(engine: Pool, cache: Cache, catalog: Catalog, version: ModelVersion) -> None:
     """Loads one version on all workers; one that cannot be loaded stays not ready, and the others serve."""
-    digests = ["sha256:" + baseline.sha256 for baseline in version.manifest.baselines]
-    known = {digest: await cache.baseline_outputs(version.key, digest) for digest in digests}
+    names = {
+        "sha256:" + baseline.sha256: f"{baseline.sha256}:{environment_digest(engine.environment)}"
+        for baseline in version.manifest.baselines
+    }
+    known = {digest: await cache.baseline_outputs(version.key, name) for digest, name in names.items()}
     try:
         loaded = await engine.load(version.folder, {d: outputs for d, outputs in known.items() if outputs is not None})
     except CatalogError as error:
@@ -164,5 +167,5 @@ async def _load(engine: Pool, cache: Cache, catalog: Catalog, version: ModelVers
         return
     for digest, outputs in loaded.baseline_outputs.items():
         if known.get(digest) is None:
-            cache.keep_baseline_outputs(version.key, digest, outputs)
-    catalog.put(replace(version, environment=loaded.environment, obstacle=loaded.obstacle, parity=loaded.parity))
+            cache.keep_baseline_outputs(version.key, names[digest], outputs)
+    catalog.put(replace(version, environment=engine.environment, obstacle=loaded.obstacle, parity=loaded.parity))

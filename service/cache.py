@@ -91,16 +91,17 @@ class Cache:
         """Stores an explanation in the background; it is found from now on."""
         self._put(_result_key(tenant, plan_digest), explanation)
 
-    async def baseline_outputs(self, model: ModelKey, baseline_digest: str) -> Mapping[OutputSpace, Floats] | None:
-        """The deployed outputs [K + 1, labels] over a baseline set and its mean."""
-        return await self._get("baselines", _baseline_key(model, baseline_digest), _outputs)
+    async def baseline_outputs(self, model: ModelKey, name: str) -> Mapping[OutputSpace, Floats] | None:
+        """The deployed outputs [K + 1, labels] over a baseline set and its mean.
 
-    def keep_baseline_outputs(
-        self, model: ModelKey, baseline_digest: str, outputs: Mapping[OutputSpace, Floats]
-    ) -> None:
+        `name` tells the set and the environment in which the outputs were computed.
+        """
+        return await self._get("baselines", _baseline_key(model, name), _outputs)
+
+    def keep_baseline_outputs(self, model: ModelKey, name: str, outputs: Mapping[OutputSpace, Floats]) -> None:
         """Stores the deployed outputs over a baseline set, in the background."""
         self._put(
-            _baseline_key(model, baseline_digest),
+            _baseline_key(model, name),
             {space.value: np.ascontiguousarray(values) for space, values in outputs.items()},
         )
 
@@ -158,17 +159,23 @@ class Cache:
             return reply
 
 
-def plan_cache_digest(plan: Plan, environment: Mapping[str, str]) -> str:
+def plan_cache_digest(plan: Plan, manifest_digest: str, environment: Mapping[str, str]) -> str:
     """The digest under which a plan's result is kept: the plan, and all that decides the last bits of its numbers."""
-    return hashlib.sha256(plan.digest().encode() + orjson.dumps(environment, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    parts = [plan.digest(), manifest_digest, environment_digest(environment)]
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+
+
+def environment_digest(environment: Mapping[str, str]) -> str:
+    """One word for an environment: versions, device, numerics."""
+    return hashlib.sha256(orjson.dumps(environment, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _result_key(tenant: str, plan_digest: str) -> str:
     return "answerable:result:" + hashlib.sha256(f"{tenant}\0{plan_digest}".encode()).hexdigest()
 
 
-def _baseline_key(model: ModelKey, digest: str) -> str:
-    return f"answerable:baseline:{model.digest}:{digest}"
+def _baseline_key(model: ModelKey, name: str) -> str:
+    return f"answerable:baseline:{model.digest}:{name}"
 
 
 def _value(key: str, content: Any) -> object:

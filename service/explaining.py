@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from service.cache import Cache, plan_cache_digest
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
-from service.errors import LedgerUnavailable, NotConverged
+from service.errors import InvalidRequest, LedgerUnavailable, NotConverged
 from service.ledger.ledger import Ledger
 from service.methods.registry import BY_NAME
 from service.monitoring.metrics import Metrics
@@ -22,6 +22,8 @@ from service.records import Caller, Context, explanation_body, ledger_entry, pre
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
 T = TypeVar("T")
+USUAL_BUDGET = 4096
+MOST_POINTS = 200_000
 
 
 class Engine(Protocol):
@@ -71,13 +73,20 @@ class Explaining:
     """Answers requests: from the cache or the engine, and never without a record."""
 
     def __init__(
-        self, engine: Engine, cache: Cache, ledger: Ledger | None, ledger_mode: LedgerMode, metrics: Metrics
+        self,
+        engine: Engine,
+        cache: Cache,
+        ledger: Ledger | None,
+        ledger_mode: LedgerMode,
+        metrics: Metrics,
+        most_points: int = MOST_POINTS,
     ) -> None:
         self._engine = engine
         self._cache = cache
         self._ledger = ledger
         self._ledger_mode = ledger_mode
         self._metrics = metrics
+        self._most_points = most_points
         self._flights: dict[str, _Flight] = {}
 
     async def explain(self, request: Request) -> list[Answer]:
@@ -89,6 +98,7 @@ class Explaining:
         version, parameters = request.version, request.parameters
         plans = [make_plan(version, row, parameters) for row in request.rows]
         deadline = deadline_of(parameters, time.monotonic())
+        self._refuse_what_never_fits(plans)
 
         results = await _all([self._result(request, plan, deadline) for plan in plans])
 
@@ -118,6 +128,14 @@ class Explaining:
             for plan, (explanation, _, timings), body in zip(plans, results, bodies, strict=True)
         ]
 
+    def _refuse_what_never_fits(self, plans: Sequence[Plan]) -> None:
+        points = sum(map(_expected_points, plans))
+        if points > self._most_points:
+            fitting = self._most_points * len(plans) // points
+            raise InvalidRequest(
+                f"this is more work than the engine ever holds; send at most {fitting} instances at once"
+            )
+
     async def predict(self, request: Request) -> list[dict[str, Any]]:
         """The deployed artefact's prediction for each instance."""
         version, parameters = request.version, request.parameters
@@ -129,7 +147,7 @@ class Explaining:
     async def _result(self, request: Request, plan: Plan, deadline: float | None) -> _Result:
         if not request.use_cache:
             return await self._compute(plan, deadline)
-        digest = plan_cache_digest(plan, request.version.environment or {})
+        digest = plan_cache_digest(plan, request.version.manifest_digest, request.version.environment or {})
         if deadline is None:
             return await self._shared(request.caller.tenant, digest, plan)
         return await self._found_or_computed(request.caller.tenant, digest, plan, deadline)
@@ -166,10 +184,16 @@ class Explaining:
         return result
 
     async def _compute(self, plan: Plan, deadline: float | None) -> _Result:
-        points = min(plan.max_evaluations, BY_NAME[plan.method].usual_points(plan.baseline.size))
+        points = _expected_points(plan)
         explanation, timings = await self._engine.explain(plan, points, Priority.INTERACTIVE, deadline)
         self._metrics.observe_explanation(plan.model, plan.method, explanation, timings.queue)
         return explanation, False, timings
+
+
+def _expected_points(plan: Plan) -> int:
+    """What a plan is reckoned with when work is admitted: a budget beyond the usual one may be meant to be used."""
+    usual = BY_NAME[plan.method].usual_points(plan.baseline.size)
+    return plan.max_evaluations if plan.max_evaluations > USUAL_BUDGET else min(plan.max_evaluations, usual)
 
 
 def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:

@@ -68,7 +68,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         baseline=baseline,
         tolerance=tolerance,
         max_evaluations=budget,
-        seed=parameters.seed,
+        seed=parameters.seed if method.draws else 0,
         floor=manifest.floor.get(space),
     )
 

@@ -20,6 +20,7 @@ from service.settings import Settings
 LAST_WORDS_SECONDS = 2
 """After the drain: until the refusals of what was still in flight have been sent."""
 
+LOG = logging.getLogger("answerable")
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]
 
 
@@ -47,18 +48,22 @@ class _Server(uvicorn.Server):
         """Ends in good order on SIGINT and SIGTERM; uvicorn's own raises the signal again after that."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._stop)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
+    def _stop(self) -> None:
+        """A second signal changes nothing: unwinding has a deadline of its own."""
+        self.should_exit = True
+
     @property
     def address(self) -> str:
         """Where it listens, also when the port was chosen by the system."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://{host}:{port}"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run(settings: Settings, once_ready: OnceReady | None = None) -> int:
@@ -82,11 +87,17 @@ async def _serve(settings: Settings, once_ready: OnceReady | None) -> int:
     )
     server = _Server(config, settings.drain_seconds, lambda: app.state.engine.stop())
     greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
+    greeting.add_done_callback(_log_failure)
     try:
         await server.serve()
     finally:
         greeting.cancel()
     return 0 if server.started else 1
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        LOG.error("the greeting failed", exc_info=task.exception())
 
 
 async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from service.errors import Forbidden, Unauthenticated
+from service.errors import Forbidden, LedgerUnavailable, Unauthenticated
 from service.ledger.keys import SCOPES, Key, Keys
 from service.records import Caller
 
@@ -46,13 +46,26 @@ class Authenticator:
         digest = hashlib.sha256(secret.encode()).digest()  # of one size, whatever strangers send
         remembered = self._remembered.get(digest)
         if remembered is None or remembered[0] < now:
-            if len(self._remembered) >= MOST_REMEMBERED:
-                self._remembered.clear()
-            key = await asyncio.to_thread(self._keys.find, secret)
-            self._remembered[digest] = (now + FRESH_SECONDS, key)
+            key = await self._look_up(secret, remembered)
+            self._remember(digest, now + FRESH_SECONDS, key)
         else:
             key = remembered[1]
         return key if key is not None and key.is_valid(time.time_ns() // 1000) else None
+
+    async def _look_up(self, secret: str, remembered: tuple[float, Key | None] | None) -> Key | None:
+        """The stored key; while the database is away, a key that was valid goes on being so."""
+        try:
+            return await asyncio.to_thread(self._keys.find, secret)
+        except LedgerUnavailable:
+            if remembered is None or remembered[1] is None:
+                raise
+            return remembered[1]
+
+    def _remember(self, digest: bytes, until: float, key: Key | None) -> None:
+        if len(self._remembered) >= MOST_REMEMBERED:  # strangers' first
+            self._remembered = {d: found for d, found in self._remembered.items() if found[1] is not None}
+        if len(self._remembered) < MOST_REMEMBERED:
+            self._remembered[digest] = (until, key)
 
 
 async def authorise(request: Request) -> None:

@@ -71,7 +71,7 @@ class ExplainParameters(Strict):
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative completeness error accepted, in (0, 1]")
     max_evaluations: StrictInt | None = Field(None, description="budget, in gradient points")
-    seed: StrictInt = 0
+    seed: StrictInt = Field(0, description="of methods that draw; neither method so far does, and it is recorded as 0")
     deadline_ms: StrictInt | None = Field(None, description="milliseconds until an answer is due")
     strict: StrictBool = Field(False, description="answer 422 instead of an explanation over its tolerance")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own options, by name")

@@ -15,7 +15,7 @@ from service.errors import ModelNotReady, NotFound
 class ModelVersion:
     """One version as the front knows it.
 
-    `environment`, `obstacle` and `parity` come from the worker that loaded it (`service.engine.messages.Loaded`); a
+    `environment`, `obstacle` and `parity` come from the worker that loaded it (`service.engine.messages`); a
     version without an environment is not ready, and `problem` says why, once that is known.
     """
 

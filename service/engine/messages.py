@@ -54,12 +54,14 @@ Request = Load | Unload | Explain | Predict | Cancel
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker listens."""
+    """The worker listens. `environment` is what decides the last bits of its numbers; a replay must find it equal."""
+
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version is ready. `environment` is what a replay must find equal.
+    """A version is ready.
 
     `parity` is the largest relative difference between twin and artefact at load. `obstacle` says why the exact rule
     does not apply; None when the network is piecewise linear.
@@ -69,7 +71,6 @@ class Loaded:
     baseline_outputs: BaselineOutputs
     obstacle: str | None
     parity: float
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

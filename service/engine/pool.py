@@ -147,6 +147,7 @@ class Pool:
         self._restarts: dict[int, asyncio.Task[None]] = {}
         self._closing = False
         self.queued_points = 0
+        self.environment: Mapping[str, str] = {}
 
     async def start(self) -> None:
         """Starts the workers; they load nothing yet. Raises WorkerLost when one does not come up."""
@@ -290,7 +291,8 @@ class Pool:
 
     def _received(self, worker: _Worker, reply: Reply) -> None:
         match reply:
-            case Ready() if not worker.ready.done():
+            case Ready(environment) if not worker.ready.done():
+                self.environment = environment
                 self._workers[worker.index] = worker
                 worker.ready.set_result(None)
             case Progress(outcomes, chunks):

@@ -159,15 +159,13 @@ class Scheduler:
             live.parts.append(part)
             if not live.remaining and len(live.parts) and self._alive.get(live.task) is live:
                 self._advance(live, kernel.join(live.parts))
-        units = sum(len(segment) for _, segment in taken)
-        seconds = time.monotonic() - started
-        self.reports.append(ChunkReport(taken[0][0].model, kernel.name, units, kernel.capacity, len(taken), seconds))
 
     def _parts(
         self, kernel: Kernel, taken: list[tuple[Live, Segment]]
     ) -> Iterator[tuple[Live, object | AnswerableError]]:
         """Each explanation's part of the chunk; when the chunk fails, each is run alone, so that one bad row fails
         nobody else."""
+        started = time.monotonic()
         try:
             parts = kernel.run([segment for _, segment in taken])
         except torch.OutOfMemoryError:
@@ -177,14 +175,19 @@ class Scheduler:
         except Exception as error:
             if len(taken) == 1:
                 LOG.exception("a chunk of one explanation failed")
-                yield (
-                    taken[0][0],
-                    ComputationFailed(f"the model failed on this input: {type(error).__name__}"),
-                )
+                failure = ComputationFailed(f"the model failed on this input: {type(error).__name__}")
+                yield taken[0][0], failure
                 return
             for one in taken:
-                yield from self._parts(kernel, [one])
+                if len(one[1]) > kernel.capacity:  # it was halved since the chunk was packed
+                    self._requeue([one])
+                else:
+                    yield from self._parts(kernel, [one])
         else:
+            seconds = time.monotonic() - started
+            units = sum(len(segment) for _, segment in taken)
+            model = taken[0][0].model
+            self.reports.append(ChunkReport(model, kernel.name, units, kernel.capacity, len(taken), seconds))
             yield from zip((live for live, _ in taken), parts, strict=True)
 
     def _after_out_of_memory(
@@ -197,6 +200,9 @@ class Scheduler:
             return
         kernel.capacity //= 2
         LOG.warning("out of memory: chunks of the %s kernel now have %d units", kernel.name, kernel.capacity)
+        self._requeue(taken)
+
+    def _requeue(self, taken: list[tuple[Live, Segment]]) -> None:
         for live, segment in taken:
             if not live.remaining:
                 self._enqueue(live)
@@ -217,6 +223,8 @@ class Scheduler:
             self._fail(live, DeadlineExceeded("the deadline passed before any result"))
         except torch.AcceleratorError:
             raise
+        except torch.OutOfMemoryError:
+            self._fail(live, DeviceOutOfMemory("the device has not the memory to sum up this explanation"))
         except Exception as error:
             LOG.exception("an explanation failed")
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pickle
 import platform
 import select
@@ -16,6 +17,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -92,7 +94,7 @@ class Worker:
 
     def run(self) -> None:
         """Serves until the front closes the socket."""
-        self._channel.send(Ready())
+        self._channel.send(Ready(_environment(self._device)))
         while True:
             for request in self._channel.requests(wait=not self._scheduler):
                 self._handle(request)
@@ -123,7 +125,7 @@ class Worker:
                     )
                 else:
                     self._models[model.key] = model
-                    self._channel.send(_loaded(model, self._device))
+                    self._channel.send(_loaded(model))
             case Unload(key):
                 self._models.pop(key, None)
 
@@ -142,7 +144,7 @@ class Worker:
         self._scheduler.add(live)
 
 
-def _loaded(model: DeviceModel, device: torch.device) -> Loaded:
+def _loaded(model: DeviceModel) -> Loaded:
     outputs = {
         digest: {
             space: np.concatenate([values, baseline.center_outputs[space][None]])
@@ -150,19 +152,32 @@ def _loaded(model: DeviceModel, device: torch.device) -> Loaded:
         }
         for digest, baseline in model.baselines.items()
     }
-    environment = {
+    return Loaded(model.key, outputs, model.obstacle, model.parity)
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    return {
         "answerable": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # its own type would have the front import torch to read it
         "onnxruntime": onnxruntime.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cuda": torch.version.cuda or "none",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "dtype": "float32",
+        "mkl_cbwr": os.environ.get("MKL_CBWR", "default"),
         "chunk_rows": str(CHUNK_ROWS),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }
-    return Loaded(model.key, outputs, model.obstacle, model.parity, environment)
+
+
+def _processor() -> str:
+    """The name of the CPU, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:

@@ -27,13 +27,13 @@ class MethodEntry:
 
     `least_points` gives, for a baseline set of a size, the smallest number of gradient points that give any answer,
     and `usual_points` the number to reckon with when work is admitted.
-    `sweeps_baselines` says that every row of the baseline set is used, not only their mean.
+    `draws` says that the seed matters.
     """
 
     name: str
     attribute: Callable[[Problem], Method]
     completeness: tuple[Completeness, ...]
-    sweeps_baselines: bool
+    draws: bool
     least_points: Callable[[int], int]
     usual_points: Callable[[int], int]
     options: tuple[Option, ...]
@@ -46,7 +46,7 @@ METHODS: tuple[MethodEntry, ...] = (
         name="integrated_gradients",
         attribute=integrated_gradients,
         completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
-        sweeps_baselines=False,
+        draws=False,
         least_points=lambda _size: 1,
         usual_points=lambda _size: 64,
         options=(
@@ -64,7 +64,7 @@ METHODS: tuple[MethodEntry, ...] = (
         name="expected_gradients",
         attribute=expected_gradients,
         completeness=(Completeness.BY_CONSTRUCTION,),
-        sweeps_baselines=True,
+        draws=False,
         least_points=lambda size: size,
         usual_points=lambda size: 8 * size,
         options=(),

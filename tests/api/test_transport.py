@@ -230,7 +230,8 @@ async def test_a_client_that_leaves_takes_its_work_along(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     endless = {"method": "expected_gradients", "tolerance": 1e-12, "max_evaluations": 65_536}
-    body = json.dumps({"instances": [instance] * 100, "parameters": {**endless, "seed": 99}}).encode()
+    several = [{**instance, "loan_amount": 100 + number} for number in range(3)]
+    body = json.dumps({"instances": several, "parameters": endless}).encode()
     before = await figures()
     expected_points = 0.0
 
