@@ -155,7 +155,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
     try:
         content = path.read_bytes()
         manifest = Manifest.model_validate(yaml.safe_load(content))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, yaml.YAMLError, ValidationError, RecursionError) as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
 import onnx.utils
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from torch import fx, nn
 
 from service.errors import CatalogError
@@ -40,17 +41,28 @@ def parse_onnx(content: bytes) -> onnx.ModelProto:
     """The model in `content`. Raises CatalogError when it is no valid ONNX model or points to data outside itself."""
     try:
         model = onnx.load_model_from_string(content)
-        external = [
-            tensor.name
-            for tensor in model.graph.initializer
-            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data
-        ]
+        external = [tensor.name for tensor in _tensors(model) if _is_external(tensor)]
         if external:
             raise CatalogError(f"the ONNX model keeps {external[0]!r} in a file outside itself")
         onnx.checker.check_model(model)
     except (DecodeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         raise CatalogError(f"not a valid ONNX model: {error}") from error
     return model
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in the model: initialisers, constants, branches, functions."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if isinstance(value, Message) else value:
+                yield from _tensors(child)
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data) > 0
 
 
 class _Division(nn.Module):

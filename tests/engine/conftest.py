@@ -1,0 +1,286 @@
+"""The loan model on this process's CPU, plans for it, and two ways to have them explained: a scheduler and a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.numpy import load_file
+
+from service.domain import BaselineChoice, Explanation, Floats, OutputSpace, Plan, Priority
+from service.engine.device import DeviceModel, put_on_device
+from service.engine.explanation import explain
+from service.engine.kernels import Kernel, Segment
+from service.engine.messages import ChunkReport, Done, Failed, Outcome
+from service.engine.pool import Pool
+from service.engine.scheduler import Live, Scheduler
+
+LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+
+MakePlan = Callable[..., Plan]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
+
+@pytest.fixture(scope="session")
+def device_model() -> DeviceModel:
+    """The loan model, as a worker holds it."""
+    torch.set_num_threads(1)
+    return put_on_device(LOAN, torch.device("cpu"), {})
+
+
+@pytest.fixture(scope="session")
+def rows() -> Floats:
+    """Held-out applications: [389, features]."""
+    found: Floats = load_file(LOAN / "heldout.safetensors")["rows"].astype(float)
+    return found
+
+
+@pytest.fixture(scope="session")
+def make_plan(device_model: DeviceModel, rows: Floats) -> MakePlan:
+    """Makes plans: `make_plan(7, rule="midpoint", tolerance=0.1)` for the seventh application."""
+    sets = {baseline.name: baseline for baseline in device_model.manifest.baselines}
+
+    def make(
+        number: int, *, rule: str = "auto", baseline: str = "training", inline: int | None = None, **fields: Any
+    ) -> Plan:
+        chosen = sets[baseline]
+        choice = BaselineChoice(chosen.name, chosen.version, "sha256:" + chosen.sha256, chosen.size)
+        if inline is not None:
+            choice = BaselineChoice("inline", "1", f"sha256:{inline}", 1, tuple(rows[inline].tolist()))
+        method = fields.get("method", "integrated_gradients")
+        usual: dict[str, Any] = {
+            "model": device_model.key,
+            "method": method,
+            "options": (("rule", rule),) if method == "integrated_gradients" else (),
+            "input": tuple(rows[number % len(rows)].tolist()),
+            "target": 1,
+            "output_space": OutputSpace.PROBABILITY,
+            "baseline": choice,
+            "tolerance": 0.01,
+            "max_evaluations": 4096,
+            "seed": 0,
+            "floor": None,
+        }
+        return Plan(**usual | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def various(make_plan: MakePlan) -> list[Plan]:
+    """64 plans, no two alike: rows, targets, baselines, methods, rules, output spaces and tolerances."""
+    kinds: list[dict[str, Any]] = [
+        {"rule": "auto"},
+        {"rule": "midpoint", "baseline": "approved"},
+        {"rule": "gauss_legendre"},
+        {"method": "expected_gradients"},
+        {"rule": "auto", "inline": 300},
+        {"rule": "gauss_legendre", "baseline": "approved", "tolerance": 0.001},
+        {"method": "expected_gradients", "baseline": "approved", "tolerance": 0.1},
+        {"rule": "midpoint", "tolerance": 0.05},
+    ]
+    spaces, targets = tuple(OutputSpace), (0, 1, None)
+    return [
+        make_plan(number, output_space=spaces[number // 8 % 2], target=targets[number % 3], **kinds[number % 8])
+        for number in range(64)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What a kernel was given: how many units of how many questions."""
+
+    kernel: str
+    units: int
+    questions: int
+
+
+@dataclass(slots=True)
+class WrappedKernel:
+    """A kernel of the model that may fail first: `before` is called with the segments of every chunk."""
+
+    wrapped: Kernel
+    before: Callable[[WrappedKernel, Sequence[Segment]], None]
+    name: str = field(init=False)
+    capacity: int = field(init=False)
+    chunks: list[Chunk] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name, self.capacity = self.wrapped.name, self.wrapped.capacity
+
+    # Kernels are compared, and found in the scheduler's queues, by identity.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        self.chunks.append(Chunk(self.name, sum(len(segment) for segment in segments), len(segments)))
+        self.before(self, segments)
+        self.wrapped.capacity = self.capacity
+        return self.wrapped.run(segments)
+
+    def join(self, parts: Sequence[object]) -> object:
+        return self.wrapped.join(parts)
+
+
+@dataclass(slots=True)
+class Driver:
+    """A scheduler in this process, stepped by hand."""
+
+    model: DeviceModel
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    def add(
+        self, task: int, plan: Plan, priority: Priority = Priority.INTERACTIVE, deadline: float | None = None
+    ) -> Live:
+        kernels = dict(self.model.kernels)
+        name = str(self.model.key)
+        live = Live(task, explain(plan, self.model), kernels, name, priority, deadline, time.monotonic())
+        self.scheduler.add(live)
+        return live
+
+    def step(self) -> ChunkReport | None:
+        """One chunk; its report, if there was anything to do."""
+        before = len(self.scheduler.reports)
+        self.scheduler.step()
+        self.outcomes |= {outcome.task: outcome for outcome in self.scheduler.outcomes()}
+        reports: list[ChunkReport] = self.scheduler.reports[before:]
+        return reports[0] if reports else None
+
+    def finish(self) -> dict[int, Outcome]:
+        """Steps until nothing waits."""
+        while self.scheduler:
+            self.step()
+        return self.outcomes
+
+    def result(self, task: int) -> Explanation:
+        outcome = self.outcomes[task]
+        assert isinstance(outcome, Done), outcome
+        assert isinstance(outcome.result, Explanation)
+        return outcome.result
+
+    def error(self, task: int) -> Exception:
+        outcome = self.outcomes[task]
+        assert isinstance(outcome, Failed), outcome
+        return outcome.error
+
+
+MakeDriver = Callable[..., Driver]
+
+
+@pytest.fixture
+def driver(device_model: DeviceModel) -> MakeDriver:
+    """Makes drivers: `driver(kernels={Points: kernel})` with some of the model's kernels replaced."""
+
+    def make(kernels: Mapping[type, Kernel] | None = None) -> Driver:
+        return Driver(replace(device_model, kernels={**device_model.kernels, **(kernels or {})}))
+
+    return make
+
+
+@pytest.fixture
+def wrap(device_model: DeviceModel) -> Callable[..., WrappedKernel]:
+    """Wraps the model's kernel for a type of question: `wrap(Points, before)`; see `WrappedKernel`."""
+
+    def make(
+        question: type, before: Callable[[WrappedKernel, Sequence[Segment]], None] = lambda _kernel, _segments: None
+    ) -> WrappedKernel:
+        return WrappedKernel(_copied(device_model.kernels[question]), before)
+
+    return make
+
+
+def _copied(kernel: Kernel) -> Kernel:
+    """The same kernel with a capacity of its own, which a test may shrink."""
+    copied: Kernel = object.__new__(type(kernel))
+    copied.__dict__.update(kernel.__dict__)
+    return copied
+
+
+@pytest.fixture
+def alone(device_model: DeviceModel) -> Callable[[Plan], Explanation]:
+    """Explains one plan with nothing else under way."""
+
+    def compute(plan: Plan) -> Explanation:
+        single = Driver(device_model)
+        single.add(0, plan)
+        single.finish()
+        return single.result(0)
+
+    return compute
+
+
+@dataclass(slots=True)
+class PoolUnderTest:
+    """A pool with one worker that has loaded the loan model, and what it reported."""
+
+    pool: Pool
+    chunks: list[ChunkReport]
+    restarts: list[str]
+
+    @property
+    def worker(self) -> Any:
+        """The worker as the pool sees it."""
+        (worker,) = self.pool._workers.values()
+        return worker
+
+    async def explain(self, plan: Plan, points: int = 64, **fields: Any) -> Explanation:
+        usual: dict[str, Any] = {"priority": Priority.INTERACTIVE, "deadline": None}
+        explanation, _ = await self.pool.explain(plan, points, **usual | fields)
+        return explanation
+
+
+StartPool = Callable[..., Awaitable[PoolUnderTest]]
+
+
+async def _start_pool(max_queued_points: int = 10**9, folder: Path | None = LOAN) -> PoolUnderTest:
+    chunks: list[ChunkReport] = []
+    restarts: list[str] = []
+    pool = Pool(1, max_queued_points, chunks.append, restarts.append)
+    await pool.start()
+    if folder is not None:
+        await pool.load(folder, {})
+    return PoolUnderTest(pool, chunks, restarts)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[PoolUnderTest]:
+    """One pool for the tests of a module that leave it as they found it."""
+    started = await _start_pool()
+    yield started
+    await started.pool.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def start_pool() -> AsyncIterator[StartPool]:
+    """Starts pools for one test: `await start_pool(max_queued_points=100, folder=None)`."""
+    started: list[PoolUnderTest] = []
+
+    async def start(**options: Any) -> PoolUnderTest:
+        started.append(await _start_pool(**options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        await one.pool.close()
+
+
+@pytest.fixture(scope="session")
+def until() -> Until:
+    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails after half a minute."""
+
+    async def wait(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
+                await asyncio.sleep(0.005)
+
+    return wait

@@ -1,0 +1,451 @@
+"""The pool with a real worker process: sharing, cancelling, admission, deadlines, death and recovery, bad models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+import yaml
+
+from service.domain import Explanation, ModelKey, OutputSpace, Plan, Priority
+from service.engine import pool as pool_module
+from service.engine.pool import Pool
+from service.errors import (
+    CatalogError,
+    ComputationFailed,
+    DeadlineExceeded,
+    ModelNotReady,
+    Overloaded,
+    WorkerLost,
+)
+
+if TYPE_CHECKING:
+    from tests.engine.conftest import MakePlan, PoolUnderTest, StartPool, Until
+
+LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def big(make_plan: MakePlan, number: int = 0) -> Plan:
+    """Hundreds of thousands of points: seconds of work."""
+    return make_plan(number, method="expected_gradients", tolerance=1e-9, max_evaluations=400_000)
+
+
+async def test_64_concurrent_explanations_are_what_each_is_alone(
+    shared: PoolUnderTest, various: Sequence[Plan]
+) -> None:
+    alone = [await shared.explain(plan) for plan in various]
+    shared.chunks.clear()
+    together = await asyncio.gather(*(shared.explain(plan) for plan in various))
+
+    assert together == alone
+    gradients = [chunk for chunk in shared.chunks if chunk.kernel == "gradient"]
+    assert max(chunk.explanations for chunk in gradients) >= 8
+    assert shared.pool.queued_points == 0
+
+
+async def test_a_prediction_is_the_explained_output(shared: PoolUnderTest, make_plan: MakePlan) -> None:
+    plan = make_plan(5)
+    prediction = await shared.pool.predict(plan.model, plan.input, None)
+    explained = await shared.explain(plan)
+
+    assert prediction.outputs[OutputSpace.PROBABILITY] == explained.outputs
+
+
+async def test_cancelling_one_of_four_leaves_three(shared: PoolUnderTest, make_plan: MakePlan, until: Until) -> None:
+    plans = [make_plan(number, method="expected_gradients") for number in range(3)]
+    alone = [await shared.explain(plan) for plan in plans]
+    cancelled = asyncio.create_task(shared.explain(big(make_plan)))
+    others = [asyncio.create_task(shared.explain(plan)) for plan in plans]
+    await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+    assert not cancelled.done()
+    cancelled.cancel()
+
+    assert await asyncio.gather(*others) == alone
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert shared.pool.queued_points == 0
+    # The worker takes what was sent before the cancellation in order, so behind this one nothing of it is left.
+    await shared.explain(plans[0])
+    shared.chunks.clear()
+    again = await shared.explain(plans[0])
+    await until(lambda: sum(c.units for c in shared.chunks if c.kernel == "gradient") >= again.evaluations)
+    assert sum(chunk.units for chunk in shared.chunks if chunk.kernel == "gradient") == again.evaluations
+    assert not shared.worker.tasks
+
+
+async def test_small_ones_finish_while_a_large_bulk_one_runs(shared: PoolUnderTest, make_plan: MakePlan) -> None:
+    large = asyncio.create_task(shared.explain(big(make_plan), priority=Priority.BULK))
+    small = [await shared.explain(make_plan(number)) for number in range(20)]
+
+    assert not large.done()
+    assert all(explanation.converged for explanation in small)
+    large.cancel()
+    await asyncio.wait([large])
+
+
+async def test_a_row_of_the_wrong_length_fails_alone(shared: PoolUnderTest, make_plan: MakePlan) -> None:
+    plans = [make_plan(number) for number in range(31)]
+    alone = [await shared.explain(plan) for plan in plans]
+    bad = replace(plans[0], input=plans[0].input[:-1])
+    *good, failed = await asyncio.gather(*(shared.explain(p) for p in [*plans, bad]), return_exceptions=True)
+
+    assert good == alone
+    assert isinstance(failed, ComputationFailed)
+
+
+async def test_a_model_that_is_not_loaded(shared: PoolUnderTest, make_plan: MakePlan) -> None:
+    stranger = replace(make_plan(0), model=ModelKey("loan", "2", "sha256:none"))
+    with pytest.raises(WorkerLost):
+        await shared.explain(stranger)
+    assert shared.pool.queued_points == 0
+
+
+async def test_a_deadline_that_has_passed(shared: PoolUnderTest, make_plan: MakePlan) -> None:
+    late, other = await asyncio.gather(
+        shared.explain(make_plan(0), deadline=time.monotonic() - 1),
+        shared.explain(make_plan(1)),
+        return_exceptions=True,
+    )
+    assert isinstance(late, DeadlineExceeded)
+    assert isinstance(other, Explanation)
+
+
+async def test_a_deadline_that_passes_under_way(shared: PoolUnderTest, make_plan: MakePlan) -> None:
+    plan = make_plan(0, method="expected_gradients", tolerance=1e-12, max_evaluations=1_000_000)
+    cut = await shared.explain(plan, deadline=time.monotonic() + 0.3)
+
+    assert (cut.converged, cut.reason) == (False, "deadline")
+    assert cut.attributions is not None
+
+
+async def test_a_deadline_holds_while_no_worker_answers(
+    shared: PoolUnderTest, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "DEADLINE_GRACE_SECONDS", 0.0)
+    stopped = shared.worker.process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        with pytest.raises(DeadlineExceeded):
+            await shared.explain(make_plan(0), deadline=time.monotonic() + 0.05)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert shared.pool.queued_points == 0
+    assert (await shared.explain(make_plan(0))).converged
+
+
+async def test_over_the_limit_exactly_the_surplus_is_refused(
+    shared: PoolUnderTest, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.pool, "_max_queued_points", 6400)
+    capacity, surplus = 100, 37
+    turns: list[Explanation | Overloaded] = []
+
+    async def ask(number: int) -> None:
+        try:
+            turns.append(await shared.explain(make_plan(number), 64))
+        except Overloaded as refused:
+            turns.append(refused)
+
+    await asyncio.gather(*(ask(number) for number in range(capacity + surplus)))
+
+    refused = [turn for turn in turns if isinstance(turn, Overloaded)]
+    assert len(refused) == surplus
+    assert turns[:surplus] == refused, "the refusals did not come at once"
+    assert all(int(error.headers["Retry-After"]) >= 1 for error in refused)
+    assert shared.pool.queued_points == 0
+
+
+async def test_a_request_over_the_whole_limit_is_taken_when_nothing_else_is_there(
+    shared: PoolUnderTest, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.pool, "_max_queued_points", 10)
+    assert (await shared.explain(make_plan(0), 64)).converged
+
+
+async def test_a_killed_worker_is_replaced_and_everything_answered(
+    shared: PoolUnderTest, make_plan: MakePlan, until: Until
+) -> None:
+    plans = [make_plan(number, method="expected_gradients") for number in range(48)]
+    alone = [await shared.explain(plan) for plan in plans]
+    first = shared.worker.process
+    under_way = [asyncio.create_task(shared.explain(plan)) for plan in plans]
+    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+    assert not all(task.done() for task in under_way)
+    first.kill()
+    await until(lambda: not shared.pool.is_complete)
+    meanwhile = [asyncio.create_task(shared.explain(plan)) for plan in plans[:8]]
+
+    assert await asyncio.gather(*under_way) == alone
+    assert await asyncio.gather(*meanwhile) == alone[:8]
+    await until(lambda: shared.pool.is_complete)
+    assert shared.worker.process.pid != first.pid
+    assert shared.restarts == ["died"]
+    shared.restarts.clear()
+    await until(lambda: first.returncode is not None)
+    assert shared.pool.queued_points == 0
+
+
+async def test_what_was_in_flight_twice_when_its_worker_died_is_given_up(
+    shared: PoolUnderTest, make_plan: MakePlan, until: Until
+) -> None:
+    large = asyncio.create_task(shared.explain(big(make_plan)))
+    for _ in range(2):
+        await until(lambda: shared.pool.is_complete and bool(shared.worker.tasks))
+        died = shared.worker.process
+        died.kill()
+        await until(lambda gone=died: gone not in [w.process for w in shared.pool._workers.values()])  # type: ignore[misc]
+
+    with pytest.raises(WorkerLost):
+        await large
+    await until(lambda: shared.pool.is_complete)
+    assert shared.restarts == ["died", "died"]
+    shared.restarts.clear()
+    assert (await shared.explain(make_plan(0))).converged
+    assert shared.pool.queued_points == 0
+
+
+async def test_cancelled_while_there_is_no_worker(shared: PoolUnderTest, make_plan: MakePlan, until: Until) -> None:
+    shared.worker.process.kill()
+    await until(lambda: not shared.pool.is_complete)
+    parked = asyncio.create_task(shared.explain(make_plan(0)))
+    await until(lambda: shared.pool.queued_points > 0)
+    parked.cancel()
+    await asyncio.wait([parked])
+
+    assert shared.pool.queued_points == 0
+    await until(lambda: shared.pool.is_complete)
+    assert not shared.worker.tasks
+    shared.restarts.clear()
+
+
+async def test_closing_fails_what_is_in_flight(start_pool: StartPool, make_plan: MakePlan, until: Until) -> None:
+    started = await start_pool()
+    large = asyncio.create_task(started.explain(big(make_plan)))
+    await until(lambda: bool(started.worker.tasks))
+    process = started.worker.process
+    await started.pool.close()
+
+    with pytest.raises(WorkerLost):
+        await large
+    with pytest.raises(WorkerLost):
+        await started.explain(make_plan(0))
+    assert process.returncode == 0
+
+
+async def test_closing_while_a_worker_restarts_leaves_no_process(start_pool: StartPool, until: Until) -> None:
+    started = await start_pool(folder=None)
+    spawned: list[subprocess.Popen[bytes]] = []
+    start = pool_module._start
+
+    def remember(*arguments: Any) -> subprocess.Popen[bytes]:
+        spawned.append(start(*arguments))
+        return spawned[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "_start", remember)
+        started.worker.process.kill()
+        await until(lambda: bool(spawned))
+        await started.pool.close()
+
+    assert [process.returncode is not None for process in spawned] == [True]
+
+
+async def test_a_worker_that_cannot_start_is_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    pool = Pool(2, 1000)
+    with pytest.raises(WorkerLost, match="before it was ready"):
+        await pool.start()
+    await pool.close()
+
+
+# --- models that must not load, and must not take the worker with them ------------------------------------------------
+
+
+def resigned(folder: Path) -> None:
+    """Makes the manifest's digest that of the artefact as it is now."""
+    import hashlib
+
+    path = folder / "manifest.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["artefact"]["sha256"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    path.write_text(yaml.safe_dump(manifest))
+
+
+def wrong_digest(folder: Path) -> None:
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+
+
+def no_onnx(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"this is no model" * 100)
+    resigned(folder)
+
+
+def empty(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"")
+    resigned(folder)
+
+
+def truncated(folder: Path) -> None:
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(content[: len(content) // 2])
+    resigned(folder)
+
+
+def external_data(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    resigned(folder)
+
+
+def other_input(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    (given,) = model.graph.input
+    given.type.tensor_type.shape.dim[1].dim_value = 7
+    onnx.save(model, folder / "model.onnx")
+    resigned(folder)
+
+
+def renamed_input(folder: Path) -> None:
+    path = folder / "manifest.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["inputs"]["tensor"] = "nothing_of_this_name"
+    path.write_text(yaml.safe_dump(manifest))
+
+
+def renamed_output(folder: Path) -> None:
+    path = folder / "manifest.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["outputs"]["tensors"]["probability"] = "nothing_of_this_name"
+    path.write_text(yaml.safe_dump(manifest))
+
+
+def swapped_outputs(folder: Path) -> None:
+    path = folder / "manifest.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    tensors = manifest["outputs"]["tensors"]
+    tensors["logit"], tensors["probability"] = tensors["probability"], tensors["logit"]
+    path.write_text(yaml.safe_dump(manifest))
+
+
+def third_label(folder: Path) -> None:
+    path = folder / "manifest.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["outputs"]["labels"].append("undecided")
+    path.write_text(yaml.safe_dump(manifest))
+
+
+def integer_input(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    cast = onnx.helper.make_node("Cast", [model.graph.input[0].name], ["as_float"], to=onnx.TensorProto.FLOAT)
+    for node in model.graph.node:
+        node.input[:] = ["as_float" if name == model.graph.input[0].name else name for name in node.input]
+    model.graph.node.insert(0, cast)
+    onnx.save(model, folder / "model.onnx")
+    resigned(folder)
+
+
+def no_manifest(folder: Path) -> None:
+    (folder / "manifest.yaml").unlink()
+
+
+def no_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        wrong_digest,
+        no_onnx,
+        empty,
+        truncated,
+        external_data,
+        other_input,
+        renamed_input,
+        renamed_output,
+        swapped_outputs,
+        third_label,
+        integer_input,
+        no_manifest,
+        no_folder,
+    ],
+)
+async def test_a_bad_model_does_not_load_and_the_others_go_on(
+    shared: PoolUnderTest, make_plan: MakePlan, tmp_path: Path, spoil: Any
+) -> None:
+    folder = tmp_path / "loan" / "1"
+    shutil.copytree(LOAN, folder)
+    spoil(folder)
+    worker = shared.worker
+    plan = make_plan(0)
+    before = await shared.explain(plan)
+
+    with pytest.raises(CatalogError):
+        await shared.pool.load(folder, {})
+
+    assert await shared.explain(plan) == before
+    assert shared.worker is worker
+    assert shared.pool.is_complete
+    assert not shared.restarts
+
+
+async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_coming_back(
+    shared: PoolUnderTest, make_plan: MakePlan, tmp_path: Path, until: Until
+) -> None:
+    folder = tmp_path / "loan" / "2"
+    shutil.copytree(LOAN, folder)
+    path = folder / "manifest.yaml"
+    path.write_text(path.read_text().replace('version: "1"', 'version: "2"', 1))
+    second = await shared.pool.load(folder, {})
+    plan = make_plan(0)
+    assert (await shared.explain(replace(plan, model=second.key))).converged
+    wrong_digest(folder)
+    first = shared.worker.process
+    first.kill()
+    await until(lambda: not shared.pool.is_complete)
+
+    assert (await shared.explain(plan)).converged
+    assert not shared.pool.is_complete
+    with pytest.raises(WorkerLost):
+        await shared.explain(replace(plan, model=second.key))
+    shared.pool.unload(folder, second.key)
+    assert shared.pool.is_complete
+
+
+async def test_unloading_ends_a_version(shared: PoolUnderTest, make_plan: MakePlan) -> None:
+    plan = make_plan(0)
+    under_way = asyncio.create_task(shared.explain(make_plan(1, method="expected_gradients")))
+    await asyncio.sleep(0)
+    shared.pool.unload(LOAN, plan.model)
+
+    assert (await under_way).converged
+    with pytest.raises((ModelNotReady, WorkerLost)):
+        await shared.explain(plan)
+    assert shared.pool.is_complete
+    await shared.pool.load(LOAN, {})
+    assert (await shared.explain(plan)).converged
+
+
+async def test_known_baseline_outputs_are_taken_as_they_are(shared: PoolUnderTest) -> None:
+    loaded = await shared.pool.load(LOAN, {})
+    again = await shared.pool.load(LOAN, loaded.baseline_outputs)
+
+    assert loaded.baseline_outputs.keys() == again.baseline_outputs.keys()
+    for digest, spaces in loaded.baseline_outputs.items():
+        for space, values in spaces.items():
+            assert values.tobytes() == again.baseline_outputs[digest][space].tobytes()

@@ -1,0 +1,246 @@
+"""The whole program as a user runs it: a command in a process of its own, its output read, its children looked up."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+MODELS = Path(__file__).parents[2] / "models"
+ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
+KEY = re.compile(r"^The key made on this first start, shown once: (\S+)$", re.MULTILINE)
+PATIENCE_SECONDS = 60.0
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition; fails after a minute."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+@dataclass(slots=True)
+class Program:
+    """A running `answerable` command."""
+
+    process: subprocess.Popen[str]
+    output_file: Path
+    errors_file: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        """All it has printed so far."""
+        return self.output_file.read_text()
+
+    @property
+    def errors(self) -> str:
+        """All it has logged so far."""
+        return self.errors_file.read_text()
+
+    @property
+    def address(self) -> str:
+        """Where it listens; waits for it to say so."""
+        _until(lambda: ADDRESS.search(self.output) is not None or self.process.poll() is not None)
+        found = ADDRESS.search(self.output)
+        assert found is not None, f"it ended with {self.process.returncode}: {self.errors}"
+        return found[1]
+
+    @property
+    def printed_key(self) -> str | None:
+        """The key it printed, if it did."""
+        found = KEY.search(self.output)
+        return None if found is None else found[1]
+
+    def children(self, word: str = "") -> list[int]:
+        """Process ids of its live children whose command line has `word`."""
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+        mine = [pid for pid in pids if _parent(pid) == self.pid and is_alive(pid)]
+        return [pid for pid in mine if word in _command(pid)]
+
+    def end(self, number: signal.Signals) -> int:
+        """Sends the signal and returns the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def client(self, key: str | None) -> httpx.AsyncClient:
+        """A client of the service; close it."""
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(base_url=self.address, headers=headers, timeout=30, trust_env=False)
+
+
+def _command(pid: int) -> str:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts commands: `start("serve", key="secret")`, with stores under `tmp_path/data`, on a port that is free."""
+    started: list[Program] = []
+
+    def run(command: str, *arguments: str, key: str | None = None, **settings: str) -> Program:
+        environment = environment_of(key, **settings)
+        options = ["--port", "0", "--data", str(tmp_path / "data"), "--models", str(MODELS), "--workers", "1"]
+        output, errors = (tmp_path / f"{len(started)}.{name}" for name in ("out", "err"))
+        with output.open("w") as stdout, errors.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service", command, *options, *arguments],
+                cwd=tmp_path,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+            )
+        started.append(Program(process, output, errors))
+        return started[-1]
+
+    yield run
+    for program in started:
+        if program.process.poll() is None:
+            children = program.children()
+            program.process.kill()
+            program.process.wait()
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+
+def environment_of(key: str | None = None, **settings: str) -> dict[str, str]:
+    """This process's environment with other ANSWERABLE_* settings."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSWERABLE_")}
+    environment |= {f"ANSWERABLE_{name.upper()}": value for name, value in settings.items()}
+    if key is not None:
+        environment["ANSWERABLE_KEY"] = key
+    return environment
+
+
+@pytest.fixture
+def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs commands to their end: `run_command("keys", "list")`."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "service", *arguments],
+            cwd=tmp_path,
+            env=environment_of(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Waits for a condition: `until(lambda: "done" in program.output)`; fails after a minute."""
+    return _until
+
+
+@dataclass(slots=True)
+class Load:
+    """Requests that go on until the load ends. `statuses` of those that were answered, `ids` of those with 200.
+
+    `broken` counts those whose connection ended without an answer.
+    """
+
+    statuses: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    broken: int = 0
+    is_over: bool = False
+
+    async def reaches(self, answers: int) -> None:
+        """Waits for so many more answers."""
+        goal = len(self.statuses) + answers
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while len(self.statuses) < goal:  # noqa: ASYNC110 - what is waited for happens in another process
+                await asyncio.sleep(0.005)
+
+
+UnderLoad = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def under_load() -> UnderLoad:
+    """`async with under_load(program, key) as load:` keeps 16 clients asking for different explanations."""
+    example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]
+    amounts = itertools.count(1)
+
+    @asynccontextmanager
+    async def loaded(
+        program: Program, key: str, clients: int = 16, parameters: dict[str, Any] | None = None
+    ) -> AsyncIterator[Load]:
+        load = Load()
+
+        async def ask(client: httpx.AsyncClient) -> None:
+            while not load.is_over:
+                instance = {**example, "loan_amount": 1 + next(amounts) % 9000 / 10}
+                body = {"instances": [instance], "parameters": parameters or {}}
+                try:
+                    reply = await client.post("/v1/models/loan:explain", json=body)
+                except httpx.TransportError:
+                    load.broken += 1
+                    if program.process.poll() is not None or load.broken > 1000:
+                        return
+                    continue
+                load.statuses.append(reply.status_code)
+                if reply.status_code == 200:
+                    load.ids.extend(explanation["id"] for explanation in reply.json()["explanations"])
+
+        async with program.client(key) as client, asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(ask(client))
+            try:
+                yield load
+            finally:
+                load.is_over = True
+
+    return loaded
+
+
+@pytest.fixture
+def body() -> dict[str, Any]:
+    """The body that explains the loan model's example."""
+    example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]
+    return {"instances": [example]}

@@ -1,0 +1,129 @@
+"""The other commands: demo, models, keys."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import Start
+
+MODELS = Path(__file__).parents[2] / "models"
+
+Until = Callable[[Callable[[], bool]], None]
+RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def curl_lines(output: str) -> list[str]:
+    """The commands that the demo offers, as printed."""
+    return [found.replace("\\\n", " ") for found in re.findall(r"^ *(curl (?:.*\\\n)*.*)$", output, re.MULTILINE)]
+
+
+def test_the_demo_explains_and_what_it_offers_works(start: Start, until: Until) -> None:
+    program = start("demo")
+    assert program.address
+    until(lambda: "Stop with Ctrl-C" in program.output)
+    output = program.output
+
+    assert re.search(r"Prediction +denied, probability of denied 0\.\d+", output)
+    assert re.search(r"Completeness error +\d\.\de-\d\d", output)
+    assert re.search(r"Points spent +\d+ gradients", output)
+    assert re.search(r"[█#]{3,}", output)
+    record = re.search(r"On record as +([0-9a-f-]{36})", output)
+    assert record is not None
+    asking, looking = curl_lines(output)
+    answered = run_curl(asking)
+    assert answered["predictions"][0]["label"] == "denied"
+    assert answered["explanations"][0]["converged"] is True
+    assert run_curl(looking)["id"] == record[1]
+    assert program.end(signal.SIGINT) == 0
+    assert "Traceback" not in program.errors
+
+    again = start("demo")  # the first key was shown once; the demo makes one of its own
+    assert again.address
+    until(lambda: "Stop with Ctrl-C" in again.output)
+    assert run_curl(curl_lines(again.output)[1])["id"]
+    assert again.end(signal.SIGTERM) == 0
+
+
+def run_curl(line: str) -> Any:
+    """What the printed command answers: run in a shell where there is curl, else read and done here."""
+    if shutil.which("curl") is not None:
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=True)
+        return json.loads(done.stdout)
+    url = line.split()[2]
+    headers = dict(header.split(": ", 1) for header in re.findall(r"-H '([^']*)'", line))
+    content = re.search(r"-d '([^']*)'", line)
+    reply = (
+        httpx.get(url, headers=headers, trust_env=False)
+        if content is None
+        else httpx.post(url, headers=headers, content=content[1], trust_env=False)
+    )
+    return reply.json()
+
+
+def test_models_says_which_are_whole(run_command: RunCommand, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(MODELS, models)
+    whole = run_command("models", "--models", str(models))
+    assert whole.returncode == 0
+    assert whole.stdout.startswith("loan@1 ")
+
+    with (models / "loan" / "1" / "model.onnx").open("ab") as artefact:
+        artefact.write(b"!")
+    spoilt = run_command("models", "--models", str(models))
+    assert spoilt.returncode == 1
+    assert "loan@1  FAULT" in spoilt.stdout
+    assert "sha256" in spoilt.stdout
+
+
+def test_keys_are_made_listed_and_ended(run_command: RunCommand, start: Start, tmp_path: Path, body: Any) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    made = [
+        run_command("keys", "create", name, "--tenant", "bank", "--scopes", "explain", *data).stdout
+        for name in ("a customer", "a former customer")
+    ]
+    (identifier, secret), (former, former_secret) = (
+        re.findall(r"^(?:id|key) +(\S+)$", text, re.MULTILINE) for text in made
+    )
+    assert run_command("keys", "revoke", former, *data).returncode == 0
+    listed = run_command("keys", "list", *data).stdout
+    assert f"{identifier}  bank  a customer  explain  valid" in listed
+    assert f"{former}  bank  a former customer  explain  revoked" in listed
+    assert secret not in listed
+
+    program = start("serve")
+    with httpx.Client(base_url=program.address, timeout=30, trust_env=False) as client:
+
+        def status(method: str, path: str, key: str) -> int:
+            content = body if method == "POST" else None
+            return client.request(method, path, headers={"Authorization": f"Bearer {key}"}, json=content).status_code
+
+        assert status("POST", "/v1/models/loan:explain", secret) == 200
+        assert status("GET", "/v1/explanations", secret) == 403
+        assert status("POST", "/v1/models/loan:explain", former_secret) == 401
+    assert program.printed_key is None
+    assert program.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["keys", "revoke", "no-such-id"], 1), (["keys", "create", "x", "--scopes", "everything"], 2), (["nothing"], 2)],
+)
+def test_what_cannot_be_done_ends_with_a_sentence(
+    run_command: RunCommand, tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    data = ["--data", str(tmp_path / "data")] if arguments[0] == "keys" else []
+    done = run_command(*arguments, *data)
+    assert done.returncode == code
+    assert done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,280 @@
+"""The cache against a real Redis: what it keeps, for whom, and that its failures are misses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from service import cache as cache_module
+from service.cache import Cache, _baseline_key, _explanation, _result_key
+from service.domain import Completeness, Explanation, ModelKey, OutputSpace
+from service.embedded_redis import EmbeddedRedis, start_embedded_redis
+
+if TYPE_CHECKING:
+    from tests.stores.conftest import MakeCache
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+WIDE_BOUND_SECONDS = 1.0
+"""A call takes at most two timeouts of 50 ms; redis-py's defaults take from 3.6 to over 25 s."""
+
+KEY = ModelKey("loan", "1", "sha256:abc")
+
+EXPLANATION = Explanation(
+    outputs=(0.25, 0.75),
+    target=1,
+    output=0.75,
+    baseline_output=0.1,
+    attributions=(0.1, -0.2, 1 / 3),
+    standard_error=None,
+    completeness=Completeness.EXACT,
+    completeness_error=1e-7,
+    attribution_error=2e-7,
+    converged=True,
+    reason=None,
+    evaluations=17,
+    rule="exact",
+    small_difference=False,
+)
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+several = st.lists(finite, min_size=1, max_size=5).map(tuple)
+explanations = st.builds(
+    Explanation,
+    outputs=st.none() | several,
+    target=st.integers(0, 1000),
+    output=st.none() | finite,
+    baseline_output=st.none() | finite,
+    attributions=st.none() | several,
+    standard_error=st.none() | several,
+    completeness=st.sampled_from(Completeness),
+    completeness_error=st.none() | finite,
+    attribution_error=st.none() | finite,
+    converged=st.booleans(),
+    reason=st.none() | st.text(),
+    evaluations=st.integers(0, 2**53),
+    rule=st.text(),
+    small_difference=st.booleans(),
+)
+
+
+def bits(explanation: Explanation) -> str:
+    """Tells -0.0 from 0.0 and types apart, which == does not."""
+    return repr(explanation)
+
+
+async def test_what_was_kept_is_found(make_cache: MakeCache) -> None:
+    one = make_cache()
+    assert await one.cache.result("bank", "found") is None
+    one.cache.keep_result("bank", "found", EXPLANATION)
+    await one.written()
+
+    assert await one.cache.result("bank", "found") == EXPLANATION
+    assert one.observed == [("results", "miss"), ("results", "hit")]
+
+
+async def test_no_tenant_finds_what_another_keeps(make_cache: MakeCache) -> None:
+    one = make_cache()
+    one.cache.keep_result("bank", "plan", EXPLANATION)
+    await one.written()
+
+    assert await one.cache.result("other", "plan") is None
+    assert await one.cache.result("ban", "kplan") is None
+    assert await one.cache.result("", "bankplan") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not json",
+        b"null",
+        b"[]",
+        b"{}",
+        orjson.dumps({"key": "another", "value": EXPLANATION}),
+        orjson.dumps({"value": EXPLANATION}),
+    ],
+)
+async def test_a_value_that_answers_to_another_key_is_a_counted_miss(
+    redis: EmbeddedRedis, make_cache: MakeCache, content: bytes
+) -> None:
+    one = make_cache()
+    async with Redis.from_url(redis.url) as client:
+        await client.set(_result_key("bank", "foreign"), content)
+        await client.set(_baseline_key(KEY, "foreign"), content)
+
+    assert await one.cache.result("bank", "foreign") is None
+    assert await one.cache.baseline_outputs(KEY, "foreign") is None
+    assert one.observed == [("results", "foreign"), ("baselines", "foreign")]
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1, "text", [], {}, {"outputs": 1}, {**orjson.loads(orjson.dumps(EXPLANATION)), "new_field": 1}]
+)
+async def test_a_value_of_another_version_of_the_service_is_a_miss(
+    redis: EmbeddedRedis, make_cache: MakeCache, value: object
+) -> None:
+    one = make_cache()
+    key = _result_key("bank", "old")
+    async with Redis.from_url(redis.url) as client:
+        await client.set(key, orjson.dumps({"key": key, "value": value}))
+
+    assert await one.cache.result("bank", "old") is None
+    assert one.observed == [("results", "foreign")]
+
+
+async def test_values_expire(redis: EmbeddedRedis, make_cache: MakeCache) -> None:
+    one = make_cache(ttl_seconds=1234)
+    one.cache.keep_result("bank", "ttl", EXPLANATION)
+    one.cache.keep_baseline_outputs(KEY, "ttl", {OutputSpace.LOGIT: np.zeros((2, 2))})
+    await one.written()
+
+    async with Redis.from_url(redis.url) as client:
+        assert 1200 < await client.ttl(_result_key("bank", "ttl")) <= 1234
+        assert 1200 < await client.ttl(_baseline_key(KEY, "ttl")) <= 1234
+
+
+async def test_baseline_outputs_come_back_bit_for_bit(make_cache: MakeCache) -> None:
+    one = make_cache()
+    random = np.random.default_rng(0)
+    outputs = {
+        OutputSpace.LOGIT: random.standard_normal((129, 2)) * 10.0 ** random.integers(-300, 300, (129, 2)),
+        OutputSpace.PROBABILITY: random.random((129, 2)).astype(np.float32).astype(np.float64),
+    }
+    outputs[OutputSpace.LOGIT][0] = -0.0, 5e-324
+    one.cache.keep_baseline_outputs(KEY, "bits", outputs)
+    await one.written()
+    found = await one.cache.baseline_outputs(KEY, "bits")
+
+    assert found is not None
+    assert found.keys() == outputs.keys()
+    for space, values in outputs.items():
+        assert found[space].dtype == np.float64
+        assert found[space].tobytes() == values.tobytes()
+
+
+async def test_an_explanation_comes_back_bit_for_bit(make_cache: MakeCache) -> None:
+    one = make_cache()
+    hard = replace(EXPLANATION, attributions=(-0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, 1e23))
+    one.cache.keep_result("bank", "bits", hard)
+    await one.written()
+
+    found = await one.cache.result("bank", "bits")
+    assert found is not None
+    assert bits(found) == bits(hard)
+
+
+@given(explanations)
+@pytest.mark.filterwarnings("ignore::pytest.PytestWarning")
+def test_every_explanation_survives_its_storage(explanation: Explanation) -> None:
+    assert bits(_explanation(orjson.loads(orjson.dumps(explanation)))) == bits(explanation)
+
+
+async def test_100_at_once_find_it(redis: EmbeddedRedis, make_cache: MakeCache) -> None:
+    first = make_cache()
+    first.cache.keep_result("bank", "many", EXPLANATION)
+    await first.written()
+    one = make_cache()
+    found = await asyncio.gather(*(one.cache.result("bank", "many") for _ in range(100)))
+    assert found == [EXPLANATION] * 100
+
+
+async def timed(cache: Cache) -> float:
+    """Seconds of a look-up, which must miss."""
+    started = time.monotonic()
+    assert await cache.result("bank", "anything") is None
+    assert await cache.baseline_outputs(KEY, "anything") is None
+    cache.keep_result("bank", "anything", EXPLANATION)
+    return time.monotonic() - started
+
+
+async def test_a_hung_redis_is_a_miss_within_two_timeouts(make_cache: MakeCache, hung: EmbeddedRedis) -> None:
+    one = make_cache()
+    started = time.monotonic()
+    await asyncio.gather(*(timed(one.cache) for _ in range(100)))
+    assert time.monotonic() - started < 2 * WIDE_BOUND_SECONDS
+    assert {result for _, result in one.observed} == {"error"}
+
+
+async def test_a_redis_that_hangs_between_two_calls(
+    redis: EmbeddedRedis, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "REST_SECONDS", 0.0)
+    one = make_cache()
+    one.cache.keep_result("bank", "before", EXPLANATION)
+    await one.written()
+    os.kill(redis.pid, signal.SIGSTOP)
+    try:
+        assert await timed(one.cache) < 2 * WIDE_BOUND_SECONDS
+    finally:
+        os.kill(redis.pid, signal.SIGCONT)
+    await one.written()
+
+    assert await one.cache.result("bank", "before") == EXPLANATION
+    assert await one.cache.result("bank", "never kept") is None
+    assert "foreign" not in {result for _, result in one.observed}
+
+
+async def test_the_breaker_keeps_calls_away_and_lets_them_back(
+    redis: EmbeddedRedis, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "REST_SECONDS", 3600.0)
+    one = make_cache()
+    one.cache.keep_result("bank", "breaker", EXPLANATION)
+    await one.written()
+    os.kill(redis.pid, signal.SIGSTOP)
+    try:
+        for _ in range(cache_module.FAILURES_TO_OPEN):
+            assert await one.cache.result("bank", "breaker") is None
+        # With the breaker open nothing is asked: a thousand calls take less than two timeouts would.
+        started = time.monotonic()
+        for _ in range(1000):
+            assert await one.cache.result("bank", "breaker") is None
+            one.cache.keep_result("bank", "breaker", EXPLANATION)
+        assert time.monotonic() - started < WIDE_BOUND_SECONDS
+        assert not one.cache._writes
+    finally:
+        os.kill(redis.pid, signal.SIGCONT)
+    assert await one.cache.result("bank", "breaker") is None, "the breaker did not rest"
+
+    later = time.monotonic() + 3600
+    monkeypatch.setattr("service.cache.time.monotonic", lambda: later)
+    assert await one.cache.result("bank", "breaker") == EXPLANATION
+
+
+async def test_redis_is_killed_and_another_comes_at_the_same_place(make_cache: MakeCache, tmp_path: object) -> None:
+    mortal = await start_embedded_redis()
+    assert mortal is not None
+    one = make_cache(mortal.url)
+    one.cache.keep_result("bank", "mortal", EXPLANATION)
+    await one.written()
+    assert await one.cache.result("bank", "mortal") == EXPLANATION
+    await mortal.close()
+
+    assert await timed(one.cache) < 2 * WIDE_BOUND_SECONDS
+    await one.written()
+    assert await timed(one.cache) < 2 * WIDE_BOUND_SECONDS
+
+
+async def test_closing_does_not_wait_for_a_hung_redis(make_cache: MakeCache, hung: EmbeddedRedis) -> None:
+    one = make_cache()
+    one.cache.keep_result("bank", "closing", EXPLANATION)
+    started = time.monotonic()
+    await one.cache.close()
+    assert time.monotonic() - started < 3 * WIDE_BOUND_SECONDS
+
+
+async def test_without_redis_everything_misses(make_cache: MakeCache) -> None:
+    none = make_cache(None)
+    assert await timed(none.cache) < WIDE_BOUND_SECONDS
+    assert not none.observed

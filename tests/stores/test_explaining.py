@@ -1,0 +1,316 @@
+"""The use case over an engine that is counted and held: single flight, what is cached, and never without a record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from service.cache import Cache
+from service.catalog.manifest import read_manifest
+from service.catalog.versions import ModelVersion
+from service.domain import Completeness, Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.errors import ComputationFailed, DeadlineExceeded, LedgerUnavailable, NotConverged, Overloaded
+from service.explaining import Answer, Explaining, LedgerMode, Request
+from service.ledger import Entry, Ledger
+from service.monitoring.metrics import Metrics
+from service.planning import Parameters
+from service.records import Caller, Context
+
+if TYPE_CHECKING:
+    from tests.stores.conftest import MakeCache, Until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+
+
+@dataclass(slots=True)
+class HeldEngine:
+    """Answers when it is told to, and counts."""
+
+    outcome: Explanation | Exception
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: list[Plan] = field(default_factory=list)
+    cancelled: int = 0
+
+    async def explain(
+        self,
+        plan: Plan,
+        expected_points: int,  # noqa: ARG002
+        priority: Priority,  # noqa: ARG002
+        deadline: float | None,  # noqa: ARG002
+    ) -> tuple[Explanation, Timings]:
+        self.asked.append(plan)
+        try:
+            await self.is_open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome, Timings(0.001, 0.002)
+
+    async def predict(self, model: ModelKey, row: tuple[float, ...], deadline: float | None) -> Prediction:
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class ListLedger:
+    """Keeps entries in a list, or is unavailable."""
+
+    entries: list[Entry] = field(default_factory=list)
+    is_available: bool = True
+
+    async def append(self, entries: Sequence[Entry]) -> None:
+        if not self.is_available:
+            raise LedgerUnavailable("the disk is full")
+        self.entries.extend(entries)
+
+
+@pytest.fixture(scope="module")
+def version() -> ModelVersion:
+    manifest, key, digest = read_manifest(LOAN)
+    return ModelVersion(key, manifest, LOAN, digest, environment={"answerable": "test"})
+
+
+@pytest.fixture
+def explanation(version: ModelVersion) -> Explanation:
+    features = len(version.manifest.inputs.features)
+    return Explanation(
+        outputs=(0.25, 0.75),
+        target=1,
+        output=0.75,
+        baseline_output=0.1,
+        attributions=tuple(0.65 / features for _ in range(features)),
+        standard_error=None,
+        completeness=Completeness.EXACT,
+        completeness_error=1e-7,
+        attribution_error=2e-7,
+        converged=True,
+        reason=None,
+        evaluations=17,
+        rule="exact",
+        small_difference=False,
+    )
+
+
+@dataclass(slots=True)
+class UnderTest:
+    """The use case and all that surrounds it."""
+
+    explaining: Explaining
+    engine: HeldEngine
+    ledger: ListLedger
+    cache: Cache
+    version: ModelVersion
+    tenant: str
+
+    def request(self, tenant: str | None = None, use_cache: bool = True, rows: int = 1, **parameters: Any) -> Request:
+        row = tuple(float(value or 0.0) for value in self.version.manifest.example.values())
+        return Request(
+            version=self.version,
+            rows=[row] * rows,
+            parameters=Parameters(**parameters),
+            contexts=[Context()] * rows,
+            caller=Caller(tenant or self.tenant, "key"),
+            use_cache=use_cache,
+            received=time.monotonic(),
+        )
+
+    def ask(self, **options: Any) -> asyncio.Task[list[Answer]]:
+        return asyncio.create_task(self.explaining.explain(self.request(**options)))
+
+    async def written(self) -> None:
+        while self.cache._writes:
+            await asyncio.wait(self.cache._writes)
+
+
+Make = Callable[..., UnderTest]
+
+
+@pytest.fixture
+def make(
+    make_cache: MakeCache, version: ModelVersion, explanation: Explanation, request: pytest.FixtureRequest
+) -> Make:
+    """Makes use cases whose engine answers `outcome`, an explanation or an error; each test has a tenant of its own."""
+
+    def made(
+        outcome: Explanation | Exception = explanation, *, mode: LedgerMode = "required", held: bool = False
+    ) -> UnderTest:
+        engine, ledger, cache = HeldEngine(outcome), ListLedger(), make_cache().cache
+        if not held:
+            engine.is_open.set()
+        known = None if mode == "off" else cast(Ledger, ledger)
+        explaining = Explaining(engine, cache, known, mode, Metrics())
+        return UnderTest(explaining, engine, ledger, cache, version, request.node.name)
+
+    return made
+
+
+async def test_100_identical_cold_requests_compute_once(make: Make, until: Until) -> None:
+    one = make(held=True)
+    asking = [one.ask() for _ in range(100)]
+    await until(lambda: len(one.engine.asked) > 0)
+    one.engine.is_open.set()
+    answers = [answer for (answer,) in await asyncio.gather(*asking)]
+
+    late = await asyncio.gather(*(one.ask() for _ in range(100)))
+    assert all(answer.explanation["cached"] for (answer,) in late)
+    assert len(one.engine.asked) == 1
+    assert len({answer.explanation["id"] for answer in answers}) == 100
+    assert len(one.ledger.entries) == 200
+    assert len({str(answer.explanation["attributions"]) for answer in answers}) == 1
+    await one.written()
+    (later,) = await one.ask()
+    assert later.explanation["cached"] is True
+    assert len(one.engine.asked) == 1
+
+
+async def test_other_tenants_compute_their_own(make: Make) -> None:
+    one = make()
+    await asyncio.gather(*(one.ask(tenant=f"bank {number}") for number in range(3)))
+    assert len(one.engine.asked) == 3
+
+
+async def test_identical_rows_of_one_request_compute_once(make: Make) -> None:
+    one = make()
+    answers = await one.ask(rows=5)
+    assert len(one.engine.asked) == 1
+    assert len({answer.explanation["id"] for answer in answers}) == len(one.ledger.entries) == 5
+
+
+async def test_a_waiter_that_leaves_disturbs_nobody(make: Make, until: Until) -> None:
+    one = make(held=True)
+    asking = [one.ask() for _ in range(5)]
+    await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    asking[0].cancel()
+    asking[3].cancel()
+    await asyncio.wait([asking[0], asking[3]])
+    one.engine.is_open.set()
+
+    for number in (1, 2, 4):
+        (answer,) = await asking[number]
+        assert answer.explanation["converged"]
+    assert (len(one.engine.asked), one.engine.cancelled) == (1, 0)
+    assert not one.explaining._flights
+
+
+async def test_the_last_waiter_that_leaves_ends_the_computation(make: Make, until: Until) -> None:
+    one = make(held=True)
+    asking = [one.ask() for _ in range(5)]
+    await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)
+    await until(lambda: one.engine.cancelled == 1)
+
+    assert not one.explaining._flights
+    assert not one.ledger.entries
+    one.engine.is_open.set()
+    (answer,) = await one.ask()
+    assert answer.explanation["converged"]
+    assert len(one.engine.asked) == 2
+
+
+@pytest.mark.parametrize("error", [ComputationFailed("the model failed"), Overloaded("full"), DeadlineExceeded("late")])
+async def test_a_failed_computation_fails_all_and_is_not_kept(
+    make: Make, until: Until, error: Exception, explanation: Explanation
+) -> None:
+    one = make(error, held=True)
+    asking = [one.ask() for _ in range(5)]
+    await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    one.engine.is_open.set()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+
+    assert outcomes == [error] * 5
+    assert not one.ledger.entries
+    assert not one.explaining._flights
+    one.engine.outcome = explanation
+    (answer,) = await one.ask()
+    assert answer.explanation["cached"] is False
+    assert len(one.engine.asked) == 2
+
+
+@pytest.mark.parametrize(("reason", "is_kept"), [("deadline", False), ("non_finite", False), ("budget", True)])
+async def test_what_chance_stopped_is_not_kept(
+    make: Make, explanation: Explanation, reason: str, is_kept: bool
+) -> None:
+    one = make(replace(explanation, converged=False, reason=reason))
+    await one.ask()
+    await one.written()
+    (again,) = await one.ask()
+
+    assert again.explanation["cached"] is is_kept
+    assert again.explanation["reason"] == reason
+    assert len(one.engine.asked) == (1 if is_kept else 2)
+
+
+async def test_one_with_a_deadline_computes_for_itself_and_may_be_kept(make: Make, until: Until) -> None:
+    one = make(held=True)
+    asking = [one.ask(deadline_ms=60_000) for _ in range(2)]
+    await until(lambda: len(one.engine.asked) == 2)
+    one.engine.is_open.set()
+    await asyncio.gather(*asking)
+    await one.written()
+    (again,) = await one.ask(deadline_ms=60_000)
+    assert again.explanation["cached"] is True
+
+
+async def test_without_the_cache_nothing_is_read_or_kept(make: Make) -> None:
+    one = make()
+    await one.ask(use_cache=False)
+    await one.written()
+    (again,) = await one.ask()
+    assert again.explanation["cached"] is False
+    (fresh,) = await one.ask(use_cache=False)
+    assert fresh.explanation["cached"] is False
+
+
+async def test_no_record_no_answer(make: Make) -> None:
+    one = make(mode="required")
+    one.ledger.is_available = False
+    with pytest.raises(LedgerUnavailable):
+        await one.ask()
+
+
+async def test_best_effort_answers_without_a_record_and_says_so(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    one = make(mode="best_effort")
+    one.ledger.is_available = False
+    (answer,) = await one.ask()
+    assert answer.explanation["converged"]
+    assert "without a record" in caplog.text
+
+    one.ledger.is_available = True
+    await one.ask()
+    assert len(one.ledger.entries) == 1
+
+
+async def test_off_has_no_ledger(make: Make) -> None:
+    one = make(mode="off")
+    (answer,) = await one.ask()
+    assert answer.explanation["converged"]
+    assert not one.ledger.entries
+
+
+async def test_strict_refuses_and_records_nothing(make: Make, explanation: Explanation) -> None:
+    one = make(replace(explanation, converged=False, reason="budget"))
+    with pytest.raises(NotConverged):
+        await one.ask(strict=True)
+    assert not one.ledger.entries
+
+
+async def test_one_failing_row_cancels_the_others_of_its_request(make: Make, until: Until) -> None:
+    one = make(held=True)
+    rows = [tuple(float(number) for _ in one.version.manifest.inputs.features) for number in range(3)]
+    asking = asyncio.create_task(one.explaining.explain(replace(one.request(rows=3), rows=rows)))
+    await until(lambda: len(one.engine.asked) == 3)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await until(lambda: one.engine.cancelled == 3)
+    assert not one.explaining._flights
