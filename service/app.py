@@ -21,7 +21,8 @@ from service.cache import Cache, environment_digest
 from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.versions import Catalog, ModelVersion
 from service.embedded_redis import start_embedded_redis
-from service.engine.pool import Pool, count_devices
+from service.engine.pool import Pool
+from service.engine.processes import count_devices
 from service.errors import CatalogError
 from service.explaining import Explaining
 from service.ledger import SCOPES, Keys, Ledger, open_engine, upgrade

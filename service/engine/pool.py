@@ -9,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
-import pickle
 import socket
-import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.engine.connection import Connection
 from service.engine.messages import (
     BaselineOutputs,
     Cancel,
@@ -36,13 +32,12 @@ from service.engine.messages import (
     Progress,
     Ready,
     Reply,
-    Request,
     Unload,
 )
+from service.engine.processes import reap, start_worker
 from service.errors import AnswerableError, CatalogError, DeadlineExceeded, Overloaded, WorkerLost
 
 LOG = logging.getLogger("answerable.engine")
-HEADER = struct.Struct("!I")
 ATTEMPTS = 2
 RESTART_DELAYS = (0.0, 0.5, 2.0, 5.0)
 DEADLINE_GRACE_SECONDS = 0.5
@@ -59,59 +54,13 @@ class _Task:
     attempts: int = 0
 
 
-class _Connection(asyncio.Protocol):
-    """The front's end of one worker's socket. Requests of one turn of the event loop travel in one frame."""
-
-    def __init__(self, receive: Callable[[Reply], None], lost: Callable[[], None]) -> None:
-        self._receive = receive
-        self._lost = lost
-        self._buffer = bytearray()
-        self._outbox: list[Request] = []
-        self._transport: asyncio.WriteTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        at = 0
-        while len(self._buffer) - at >= HEADER.size:
-            (length,) = HEADER.unpack_from(self._buffer, at)
-            end = at + HEADER.size + length
-            if len(self._buffer) < end:
-                break
-            reply: Reply = pickle.loads(self._buffer[at + HEADER.size : end])  # noqa: S301
-            at = end
-            self._receive(reply)
-        del self._buffer[:at]
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._transport = None
-        self._lost()
-
-    def send(self, request: Request) -> None:
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._outbox.append(request)
-
-    def _flush(self) -> None:
-        batch, self._outbox = self._outbox, []
-        if self._transport is not None:
-            frame = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
-            self._transport.write(HEADER.pack(len(frame)) + frame)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-
 @dataclass(slots=True, eq=False)
 class _Worker:
     """One worker process as the front sees it."""
 
     index: int
     process: subprocess.Popen[bytes]
-    connection: _Connection
+    connection: Connection
     ready: asyncio.Future[None]
     tasks: dict[int, _Task] = field(default_factory=dict)
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
@@ -170,7 +119,7 @@ class Pool:
         workers = list(self._workers.values())
         for worker in workers:
             worker.connection.close()
-        await asyncio.gather(*(asyncio.to_thread(_reap, worker.process) for worker in workers))
+        await asyncio.gather(*(asyncio.to_thread(reap, worker.process) for worker in workers))
 
     @property
     def ready_workers(self) -> int:
@@ -265,8 +214,8 @@ class Pool:
         """Starts a worker and waits until it listens. Raises WorkerLost when it ends before that."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        starting = loop.run_in_executor(None, _start, theirs, index)
-        connection = _Connection(lambda reply: self._received(worker, reply), lambda: self._lost(worker))
+        starting = loop.run_in_executor(None, start_worker, theirs, index)
+        connection = Connection(lambda reply: self._received(worker, reply), lambda: self._lost(worker))
         try:
             process = await asyncio.shield(starting)
             worker = _Worker(index, process, connection, loop.create_future())
@@ -275,7 +224,7 @@ class Pool:
         except BaseException:
             connection.close()
             ours.close()  # on which a process that was started ends
-            await asyncio.to_thread(_reap, await starting)
+            await asyncio.to_thread(reap, await starting)
             raise
         return worker
 
@@ -326,7 +275,7 @@ class Pool:
         LOG.error("worker %d is gone; starting another", worker.index)
         del self._workers[worker.index]
         self._restarted("died")
-        asyncio.get_running_loop().run_in_executor(None, _reap, worker.process)
+        asyncio.get_running_loop().run_in_executor(None, reap, worker.process)
         for waiting in worker.loading.values():
             _settle(waiting, CatalogError("the worker died while it loaded the model"))
         if worker.index not in self._restarts:
@@ -386,44 +335,3 @@ def _fail(task: _Task, error: AnswerableError) -> None:
 
 def _model(request: Explain | Predict) -> ModelKey:
     return request.plan.model if isinstance(request, Explain) else request.model
-
-
-def _start(theirs: socket.socket, index: int) -> subprocess.Popen[bytes]:
-    """Starts the process at the other end of `theirs`; in a session of its own, so that Ctrl-C is the front's alone."""
-    with theirs:
-        return subprocess.Popen(
-            [sys.executable, "-m", "service.engine.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=_environment(index),
-        )
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a worker whose socket is closed; one that does not end is killed."""
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def count_devices() -> int:
-    """CUDA devices of this machine, at least one for the CPU; read without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return max(1, len([device for device in visible.split(",") if device.strip()]))
-    return max(1, len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdecimal()]))
-
-
-def _environment(index: int) -> Mapping[str, str]:
-    """The worker's environment: its own device, if there are several."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(number) for number in range(count_devices())]
-    environment = dict(os.environ)
-    environment["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)] if visible != "" else ""
-    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    # Without it MKL's results for narrow layers (38 inputs, 2 labels) depend on a row's place in the chunk.
-    environment["MKL_CBWR"] = "AVX2,STRICT"
-    return environment

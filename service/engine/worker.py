@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import platform
 import select
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from service import __version__
 from service.domain import ModelKey, Priority
 from service.engine.device import CHUNK_ROWS, DeviceModel, best_device, put_on_device
 from service.engine.explanation import Steps, explain, predict
+from service.engine.frames import Unframer, frame
 from service.engine.messages import (
     Cancel,
     Explain,
@@ -45,15 +44,14 @@ from service.engine.scheduler import Live, Scheduler
 from service.errors import CatalogError, ModelNotReady
 
 LOG = logging.getLogger("answerable.worker")
-HEADER = struct.Struct("!I")
 
 
 class _Channel:
-    """The worker's end of the socket: frames of a length and a pickle."""
+    """The worker's end of the socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._buffer = bytearray()
+        self._unframer = Unframer()
 
     def requests(self, *, wait: bool) -> Iterator[Request]:
         """Whatever has arrived; with `wait`, at least one. Raises EOFError when the front is gone."""
@@ -61,26 +59,12 @@ class _Channel:
             received = self._socket.recv(1 << 20)
             if not received:
                 raise EOFError
-            self._buffer += received
-            for request in self._complete():
+            for batch in self._unframer.feed(received):
                 wait = False
-                yield request
-
-    def _complete(self) -> Iterator[Request]:
-        at = 0
-        while len(self._buffer) - at >= HEADER.size:
-            (length,) = HEADER.unpack_from(self._buffer, at)
-            end = at + HEADER.size + length
-            if len(self._buffer) < end:
-                break
-            batch: list[Request] = pickle.loads(memoryview(self._buffer)[at + HEADER.size : end])  # noqa: S301
-            at = end
-            yield from batch
-        del self._buffer[:at]
+                yield from batch
 
     def send(self, reply: Reply) -> None:
-        frame = pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
-        self._socket.sendall(HEADER.pack(len(frame)) + frame)
+        self._socket.sendall(frame(reply))
 
 
 class Worker:

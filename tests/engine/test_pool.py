@@ -247,14 +247,14 @@ async def test_closing_fails_what_is_in_flight(start_pool: StartPool, make_plan:
 async def test_closing_while_a_worker_restarts_leaves_no_process(start_pool: StartPool, until: Until) -> None:
     started = await start_pool(folder=None)
     spawned: list[subprocess.Popen[bytes]] = []
-    start = pool_module._start
+    start = pool_module.start_worker
 
     def remember(*arguments: Any) -> subprocess.Popen[bytes]:
         spawned.append(start(*arguments))
         return spawned[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "_start", remember)
+        patch.setattr(pool_module, "start_worker", remember)
         started.worker.process.kill()
         await until(lambda: bool(spawned))
         await started.pool.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from service.engine.pool import _environment
+from service.engine.processes import worker_environment
 
 PROGRAM = """
 import numpy as np, torch
@@ -38,6 +38,11 @@ for inputs in (2, 5, 6, 8, 13, 31, 38, 100):
 
 def test_a_row_has_the_same_bits_at_every_place_and_width() -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=_environment(0), capture_output=True, text=True, timeout=100, check=True
+        [sys.executable, "-c", PROGRAM],
+        env=worker_environment(0),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     assert ran.stdout == ""
