@@ -20,6 +20,7 @@ import yaml
 from service.domain import Explanation, ModelKey, OutputSpace, Plan, Priority
 from service.engine import pool as pool_module
 from service.engine.pool import Pool
+from service.engine.processes import start_worker
 from service.errors import (
     CatalogError,
     ComputationFailed,
@@ -247,7 +248,7 @@ async def test_closing_fails_what_is_in_flight(start_pool: StartPool, make_plan:
 async def test_closing_while_a_worker_restarts_leaves_no_process(start_pool: StartPool, until: Until) -> None:
     started = await start_pool(folder=None)
     spawned: list[subprocess.Popen[bytes]] = []
-    start = pool_module.start_worker
+    start = start_worker
 
     def remember(*arguments: Any) -> subprocess.Popen[bytes]:
         spawned.append(start(*arguments))
