@@ -6,7 +6,7 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate clean
+.PHONY: run serve test gate bench clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -23,6 +23,9 @@ gate:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+bench: .venv/.dev
+	$(BIN)/python tests/bench
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
