@@ -7,6 +7,7 @@ outlive the front, whatever happened to that.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import platform
@@ -109,6 +110,8 @@ class Worker:
                     )
                 else:
                     self._models[model.key] = model
+                    gc.collect()
+                    gc.freeze()  # modules and models stay; a full collection need not walk them
                     self._channel.send(_loaded(model))
             case Unload(key):
                 self._models.pop(key, None)
