@@ -1,16 +1,18 @@
 """Redis: results of explanations, and the deployed outputs over baseline sets.
 
 A cache that fails is a cache that misses: no call here raises, and none takes longer than two timeouts. After three
-failures in a row a breaker keeps Redis out of the way for `REST_SECONDS`. Calls share a few connections and are timed
-from when they have one: of 50 at once, each on a new connection, 9 were seen to time out, and open the breaker, while
-Redis was well. Every value carries the key it was stored under; a value that answers to another key is dropped and
-counted (CVE-2023-28858 gave clients one another's replies).
+failures in a row a breaker keeps Redis out of the way for `REST_SECONDS`. What is asked for while a call is under way
+travels together in the next one: of 50 calls at once, each on a new connection, 9 were seen to time out, and open the
+breaker, while Redis was well; and a call costs the front more time than Redis. Every value carries the key it was
+stored under; a value that answers to another key is dropped and counted (CVE-2023-28858 gave clients one another's
+replies).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -28,7 +30,7 @@ TIMEOUT_SECONDS = 0.05
 FAILURES_TO_OPEN = 3
 REST_SECONDS = 2.0
 MOST_PENDING_WRITES = 1000
-CONNECTIONS = 8
+MOST_TOGETHER = 200
 
 T = TypeVar("T")
 
@@ -63,7 +65,8 @@ class Cache:
         self._ttl = ttl_seconds
         self._observe = observe
         self._breaker = _Breaker()
-        self._connections = asyncio.Semaphore(CONNECTIONS)
+        self._wanted: list[tuple[str, asyncio.Future[object]]] = []
+        self._reading: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._unwritten: dict[str, bytes] = {}
         self._redis: Redis | None = None
@@ -110,7 +113,7 @@ class Cache:
             return None
         content: object = self._unwritten.get(key)
         if content is None:
-            content = await self._guarded(self._redis.get, key)
+            content = await self._read(key)
         if content is False:
             self._observe(cache, "error")
             return None
@@ -126,37 +129,61 @@ class Cache:
         return value
 
     def _put(self, key: str, value: object) -> None:
-        if self._redis is None or self._breaker.is_open or len(self._writes) >= MOST_PENDING_WRITES:
+        if self._redis is None or self._breaker.is_open or len(self._unwritten) >= MOST_PENDING_WRITES:
             return
         content = orjson.dumps({"key": key, "value": value}, option=orjson.OPT_SERIALIZE_NUMPY)
         self._unwritten[key] = content
-        write = asyncio.get_running_loop().create_task(self._write(key, content))
-        self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
+        if not self._writes:
+            writing = asyncio.get_running_loop().create_task(self._write_all())
+            self._writes.add(writing)
+            writing.add_done_callback(self._writes.discard)
 
-    async def _write(self, key: str, content: bytes) -> None:
+    async def _read(self, key: str) -> object:
+        """What Redis has under the key, or None; False when it failed."""
+        found: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._wanted.append((key, found))
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.get_running_loop().create_task(self._read_all())
+        return await found
+
+    async def _read_all(self) -> None:
+        """Asks for everything that is wanted, and for what is wanted meanwhile."""
         assert self._redis is not None
-        try:
-            await self._guarded(self._redis.set, key, content, self._ttl)
-        finally:
-            if self._unwritten.get(key) is content:
-                del self._unwritten[key]
+        while self._wanted:
+            batch, self._wanted = self._wanted[:MOST_TOGETHER], self._wanted[MOST_TOGETHER:]
+            reply = await self._guarded(self._redis.mget([key for key, _ in batch]))
+            contents = reply if isinstance(reply, list) else [False] * len(batch)
+            for (_, found), content in zip(batch, contents, strict=True):
+                if not found.done():
+                    found.set_result(content)
 
-    async def _guarded(self, command: Callable[..., Awaitable[object]], *arguments: object) -> object:
+    async def _write_all(self) -> None:
+        """Stores everything that is unwritten, and what is kept meanwhile."""
+        assert self._redis is not None
+        while self._unwritten:
+            batch = dict(itertools.islice(self._unwritten.items(), MOST_TOGETHER))
+            pipeline = self._redis.pipeline(transaction=False)
+            for key, content in batch.items():
+                pipeline.set(key, content, ex=self._ttl)
+            await self._guarded(pipeline.execute())
+            for key, content in batch.items():
+                if self._unwritten.get(key) is content:
+                    del self._unwritten[key]
+
+    async def _guarded(self, call: Awaitable[object]) -> object:
         """The reply, or False when Redis failed, took too long or rests."""
         if self._breaker.is_open:
+            if asyncio.iscoroutine(call):
+                call.close()
             return False
-        async with self._connections:
-            if self._breaker.is_open:  # by now
-                return False
-            try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
-                    reply = await command(*arguments)
-            except (RedisError, OSError, TimeoutError):
-                self._breaker.failed()
-                return False
-            self._breaker.succeeded()
-            return reply
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                reply = await call
+        except (RedisError, OSError, TimeoutError):
+            self._breaker.failed()
+            return False
+        self._breaker.succeeded()
+        return reply
 
 
 def plan_cache_digest(plan: Plan, manifest_digest: str, environment: Mapping[str, str]) -> str:

@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What was made until now stays; walking it in every full collection stopped all requests for 0.1 s, twice a second.
+        # What was made until now stays; full collections that walked it stopped all requests for 0.1 s, twice a second.
         gc.collect()
         gc.freeze()
         self.listening.set()
