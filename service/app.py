@@ -85,7 +85,7 @@ def open_keys(settings: Settings) -> tuple[Engine, Keys]:
     """The database with its schema up to date, and the keys in it."""
     url = settings.database_url
     if url is None:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         url = f"sqlite:///{settings.data.resolve() / 'ledger.db'}"
     engine = open_engine(url)
     upgrade(engine)

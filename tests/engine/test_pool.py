@@ -146,6 +146,21 @@ async def test_a_deadline_holds_while_no_worker_answers(
     assert (await shared.explain(make_plan(0))).converged
 
 
+async def test_a_worker_that_hangs_is_replaced_and_its_work_run_again(
+    start_pool: StartPool, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "SILENCE_SECONDS", 0.5)
+    started = await start_pool()
+    hanging = started.worker.process.pid
+    os.kill(hanging, signal.SIGSTOP)
+
+    async with asyncio.timeout(60):
+        explanation = await started.explain(make_plan(0))
+
+    assert explanation.converged
+    assert started.worker.process.pid != hanging
+
+
 async def test_over_the_limit_exactly_the_surplus_is_refused(
     shared: PoolUnderTest, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
