@@ -99,7 +99,7 @@ class Explanation:
     `attributions` has one value an input column, `standard_error` likewise where the method has one.
     `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`). When the model answered
     a number that is not finite, `converged` is false with reason `non_finite` and the figures that could not be
-    computed are None.
+    computed are None. `chunk_rows` is the shape it was computed at, on which its last bits depend.
     """
 
     outputs: tuple[float, ...] | None
@@ -116,6 +116,7 @@ class Explanation:
     evaluations: int
     rule: str
     small_difference: bool
+    chunk_rows: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ def ledger_entry(
         "manifest": version.manifest_digest,
         "personal_commitment": hashlib.sha256(personal).hexdigest(),
         "features": names,
-        "environment": version.environment,
+        "environment": {**(version.environment or {}), "chunk_rows": str(explanation.chunk_rows)},
     }
     return Entry(
         id=body["id"],

@@ -9,7 +9,7 @@ import numpy as np
 from service.domain import Completeness, Explanation, Floats, OutputSpace, Plan, Prediction
 from service.engine.device import DeviceModel, PreparedBaseline
 from service.engine.kernels import Deployed, DeployedOutputs
-from service.methods.oracle import Attribution, Problem
+from service.methods.oracle import Attribution, Points, Problem
 from service.methods.registry import BY_NAME
 from service.numerics.errors import completeness_error, relative_to_attributions
 
@@ -42,9 +42,14 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     target = int(np.argmax(at_input)) if plan.target is None else plan.target
     problem = _problem(plan, model, row, baseline, at_input, target)
     if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
-        return _not_finite(at_input, target, evaluations=0)
+        return _not_finite(at_input, target, 0, _chunk_rows(model))
     attribution = yield from BY_NAME[plan.method].attribute(problem)
-    return _explanation(plan, problem, attribution, at_input)
+    return _explanation(plan, problem, attribution, at_input, _chunk_rows(model))
+
+
+def _chunk_rows(model: DeviceModel) -> int:
+    """The rows of a gradient chunk now; fewer than at load when the device ran out of memory."""
+    return model.kernels[Points].capacity
 
 
 def _deployed(rows: Floats) -> Generator[object, object, DeployedOutputs]:
@@ -86,10 +91,12 @@ def _floor(plan: Plan, baseline_outputs: Floats) -> float:
     return max(0.01 * spread, LEAST_LOGIT_FLOOR)
 
 
-def _explanation(plan: Plan, problem: Problem, attribution: Attribution, at_input: Floats) -> Explanation:
+def _explanation(
+    plan: Plan, problem: Problem, attribution: Attribution, at_input: Floats, chunk_rows: int
+) -> Explanation:
     values = attribution.values
     if not (np.isfinite(values).all() and np.isfinite(attribution.path_error)):
-        return _not_finite(at_input, problem.target, attribution.evaluations)
+        return _not_finite(at_input, problem.target, attribution.evaluations, chunk_rows)
     error = completeness_error(values, problem.output, attribution.baseline_output, problem.floor)
     checked = attribution.completeness is not Completeness.NONE
     converged = attribution.stopped is None and (error <= plan.tolerance or not checked)
@@ -109,10 +116,11 @@ def _explanation(plan: Plan, problem: Problem, attribution: Attribution, at_inpu
         evaluations=attribution.evaluations,
         rule=attribution.rule,
         small_difference=abs(problem.output - attribution.baseline_output) < problem.floor,
+        chunk_rows=chunk_rows,
     )
 
 
-def _not_finite(at_input: Floats, target: int, evaluations: int) -> Explanation:
+def _not_finite(at_input: Floats, target: int, evaluations: int, chunk_rows: int) -> Explanation:
     finite = bool(np.isfinite(at_input).all())
     return Explanation(
         outputs=tuple(at_input.tolist()) if finite else None,
@@ -129,4 +137,5 @@ def _not_finite(at_input: Floats, target: int, evaluations: int) -> Explanation:
         evaluations=evaluations,
         rule="none",
         small_difference=False,
+        chunk_rows=chunk_rows,
     )

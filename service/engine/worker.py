@@ -24,7 +24,7 @@ import torch
 
 from service import __version__
 from service.domain import ModelKey, Priority
-from service.engine.device import CHUNK_ROWS, DeviceModel, best_device, put_on_device
+from service.engine.device import DeviceModel, best_device, put_on_device
 from service.engine.explanation import Steps, explain, predict
 from service.engine.frames import Unframer, frame
 from service.engine.messages import (
@@ -155,7 +155,6 @@ def _environment(device: torch.device) -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "dtype": "float32",
         "mkl_cbwr": os.environ.get("MKL_CBWR", "default"),
-        "chunk_rows": str(CHUNK_ROWS),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }
 

@@ -46,6 +46,7 @@ EXPLANATION = Explanation(
     evaluations=17,
     rule="exact",
     small_difference=False,
+    chunk_rows=512,
 )
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -66,6 +67,7 @@ explanations = st.builds(
     evaluations=st.integers(0, 2**53),
     rule=st.text(),
     small_difference=st.booleans(),
+    chunk_rows=st.integers(1, 2**31),
 )
 
 

@@ -97,6 +97,7 @@ def explanation(version: ModelVersion) -> Explanation:
         evaluations=17,
         rule="exact",
         small_difference=False,
+        chunk_rows=512,
     )
 
 
