@@ -1,4 +1,4 @@
-"""A private `redis-server` on a unix socket in the data folder, for installations that name no Redis of their own."""
+"""A private `redis-server` on a unix socket of its own, for installations that name no Redis of their own."""
 
 from __future__ import annotations
 

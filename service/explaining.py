@@ -23,7 +23,6 @@ LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
 T = TypeVar("T")
 USUAL_BUDGET = 4096
-MOST_POINTS = 200_000
 
 
 class Engine(Protocol):
@@ -70,7 +69,10 @@ class _Flight:
 
 
 class Explaining:
-    """Answers requests: from the cache or the engine, and never without a record."""
+    """Answers requests: from the cache or the engine, and never without a record.
+
+    `most_points` is the work the engine holds at most; a request that exceeds it alone is impossible, not early.
+    """
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class Explaining:
         ledger: Ledger | None,
         ledger_mode: LedgerMode,
         metrics: Metrics,
-        most_points: int = MOST_POINTS,
+        most_points: int,
     ) -> None:
         self._engine = engine
         self._cache = cache

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """All have defaults that run. Unset stores are embedded ones, kept under `data`."""
+    """All have defaults that run. Unset stores are embedded ones; what lasts of them lies under `data`."""
 
     model_config = SettingsConfigDict(env_prefix="ANSWERABLE_", env_file=".env", extra="ignore", frozen=True)
 

@@ -17,7 +17,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,9 @@ MODELS = Path(__file__).parent.parent / "models"
 START_SECONDS = 90.0
 
 T = TypeVar("T")
+
+
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +159,15 @@ def loan() -> dict[str, Any]:
 def instance(loan: dict[str, Any]) -> dict[str, Any]:
     """The loan model's example: a denied application. A copy of its own for every test."""
     return dict(loan["example"])
+
+
+@pytest.fixture(scope="session")
+def until() -> Until:
+    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails after half a minute."""
+
+    async def wait(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
+                await asyncio.sleep(0.005)
+
+    return wait

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,6 @@ from service.engine.scheduler import Live, Scheduler
 LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
 
 MakePlan = Callable[..., Plan]
-Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @pytest.fixture(scope="session")
@@ -272,15 +270,3 @@ async def start_pool() -> AsyncIterator[StartPool]:
     yield start
     for one in started:
         await one.pool.close()
-
-
-@pytest.fixture(scope="session")
-def until() -> Until:
-    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails after half a minute."""
-
-    async def wait(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
-                await asyncio.sleep(0.005)
-
-    return wait

@@ -31,7 +31,8 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
-    from tests.engine.conftest import MakePlan, PoolUnderTest, StartPool, Until
+    from tests.conftest import Until
+    from tests.engine.conftest import MakePlan, PoolUnderTest, StartPool
 
 LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,8 +13,6 @@ import pytest_asyncio
 
 from service.cache import Cache
 from service.embedded_redis import EmbeddedRedis, start_embedded_redis
-
-Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -63,15 +61,3 @@ async def make_cache(redis: EmbeddedRedis) -> AsyncIterator[MakeCache]:
     yield make
     for one in made:
         await one.cache.close()
-
-
-@pytest.fixture(scope="session")
-def until() -> Until:
-    """Waits for a condition; fails after half a minute."""
-
-    async def wait(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
-                await asyncio.sleep(0.005)
-
-    return wait

@@ -17,7 +17,7 @@ from service import embedded_redis
 from service.embedded_redis import EmbeddedRedis, find_redis_server, start_embedded_redis
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import Until
+    from tests.conftest import Until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

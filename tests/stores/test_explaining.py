@@ -23,7 +23,8 @@ from service.planning import Parameters
 from service.records import Caller, Context
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import MakeCache, Until
+    from tests.conftest import Until
+    from tests.stores.conftest import MakeCache
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -148,7 +149,7 @@ def make(
         if not held:
             engine.is_open.set()
         known = None if mode == "off" else cast(Ledger, ledger)
-        explaining = Explaining(engine, cache, known, mode, Metrics())
+        explaining = Explaining(engine, cache, known, mode, Metrics(), most_points=200_000)
         return UnderTest(explaining, engine, ledger, cache, version, request.node.name)
 
     return made
