@@ -92,6 +92,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkShapes:
+    """The rows of a model's two gradient chunks: `brief` for questions that fit it, `long` for all others."""
+
+    brief: int
+    long: int
+
+    def __str__(self) -> str:
+        return f"{self.brief}+{self.long}"
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What a worker computed for one plan.
 
@@ -99,7 +110,7 @@ class Explanation:
     `attributions` has one value an input column, `standard_error` likewise where the method has one.
     `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`). When the model answered
     a number that is not finite, `converged` is false with reason `non_finite` and the figures that could not be
-    computed are None. `chunk_rows` is the shape it was computed at, on which its last bits depend.
+    computed are None. `chunk_rows` are the `ChunkShapes` it was computed at, on which its last bits depend.
     """
 
     outputs: tuple[float, ...] | None
@@ -116,7 +127,7 @@ class Explanation:
     evaluations: int
     rule: str
     small_difference: bool
-    chunk_rows: int
+    chunk_rows: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,22 +11,16 @@ import torch
 
 from service.catalog.loading import load_model
 from service.catalog.manifest import Manifest
-from service.domain import Floats, ModelKey, OutputSpace
-from service.engine.kernels import (
-    BreakpointsKernel,
-    Deployed,
-    DeployedKernel,
-    GradientKernel,
-    Kernel,
-    Segment,
-)
+from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace
+from service.engine.calibration import calibrate
+from service.engine.gradient import GradientKernel
+from service.engine.kernels import BreakpointsKernel, Deployed, DeployedKernel, Kernel, Kernels, Segment
 from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear, has_kinks
 from service.methods.oracle import Breakpoints, Points, Readout
 
-CHUNK_ROWS = 512
-"""Rows of a gradient chunk: near the peak rate of small networks on one CPU core, and under a millisecond for them."""
 DEPLOYED_ROWS = 32
 BREAKPOINT_LINES = 32
+MOST_PIECES_TO_WARM_UP = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +39,24 @@ class PreparedBaseline:
 
 @dataclass(frozen=True, slots=True)
 class DeviceModel:
-    """A model version on a device. `kernels` maps the type of a question to the kernel that answers it.
+    """A model version on a device.
 
     `obstacle` says why its breakpoints cannot be found and the exact rule does not apply; None where they can.
     """
 
     key: ModelKey
     manifest: Manifest
-    kernels: Mapping[type, Kernel]
+    kernels: Kernels
     baselines: Mapping[str, PreparedBaseline]
     has_kinks: bool
     obstacle: str | None
     parity: float
+
+    @property
+    def shapes(self) -> ChunkShapes:
+        """The rows of the gradient chunks now; fewer than at load when the device ran out of memory."""
+        rows = [kernel.capacity for kernel in self.kernels[Points]]
+        return ChunkShapes(rows[0], rows[-1])
 
 
 def best_device() -> torch.device:
@@ -65,42 +65,58 @@ def best_device() -> torch.device:
 
 
 def put_on_device(
-    folder: Path, device: torch.device, known_outputs: Mapping[str, Mapping[OutputSpace, Floats]]
+    folder: Path,
+    device: torch.device,
+    known_outputs: Mapping[str, Mapping[OutputSpace, Floats]],
+    shapes: ChunkShapes | None = None,
 ) -> DeviceModel:
     """Loads the model version in `folder`.
 
     `known_outputs` holds, by baseline digest, outputs [K + 1, labels] computed earlier, the last row for the mean; what
-    it lacks is computed. Raises CatalogError.
+    it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
     """
     model = load_model(folder, device)
     deployed = DeployedKernel(model.deployed, DEPLOYED_ROWS)
-    kernels: dict[type, Kernel] = {
-        Deployed: deployed,
-        Points: GradientKernel(model.twin, device, CHUNK_ROWS),
-    }
-    obstacle = None
-    try:
-        kernels[Breakpoints] = BreakpointsKernel(PiecewiseLinear(model.twin, CHUNK_ROWS), device, BREAKPOINT_LINES)
-    except NotPiecewiseLinear as error:
-        obstacle = str(error)
     baselines = {
         digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest))
         for digest, rows in model.baselines.items()
     }
-    _warm_up(kernels, next(iter(baselines.values())))
+    line = next(iter(baselines.values()))
+    labels = len(model.manifest.outputs.labels)
+    if shapes is None:
+        shapes = calibrate(
+            lambda rows: GradientKernel(model.twin, device, rows, labels, trace=False),
+            lambda rows: _across(line, rows, Readout.PROBABILITY),
+        )
+    obstacle = None
+    by_type: dict[type, list[Kernel]] = {
+        Deployed: [deployed],
+        Points: [GradientKernel(model.twin, device, rows, labels) for rows in sorted({shapes.brief, shapes.long})],
+    }
+    try:
+        by_type[Breakpoints] = [BreakpointsKernel(PiecewiseLinear(model.twin), BREAKPOINT_LINES)]
+    except NotPiecewiseLinear as error:
+        obstacle = str(error)
+    kernels = Kernels(by_type)
+    _warm_up(kernels, line)
     return DeviceModel(model.key, model.manifest, kernels, baselines, has_kinks(model.twin), obstacle, model.parity)
 
 
-def _warm_up(kernels: Mapping[type, Kernel], baseline: PreparedBaseline) -> None:
+def _across(baseline: PreparedBaseline, count: int, readout: Readout) -> Points:
+    """So many points on the line from a baseline to the mean."""
+    alphas = np.linspace(0, 1, count)
+    return Points(baseline.rows[:1], baseline.center, np.zeros(count, dtype=np.intp), alphas, readout, 0)
+
+
+def _warm_up(kernels: Kernels, baseline: PreparedBaseline) -> None:
     """Runs every kernel once, so that the first request finds a model that has answered before."""
-    start, end = baseline.rows[0], baseline.center
-    questions = (
-        Points(start[None], end, np.zeros(1, dtype=np.intp), np.array([0.5]), Readout.LOGIT, 0),
-        Breakpoints(start, end, CHUNK_ROWS),
-    )
-    for question in questions:
-        if type(question) in kernels:
-            kernels[type(question)].run([Segment(question, 0, 1)])
+    for kernel in kernels[Points]:
+        for readout in (Readout.LOGIT, Readout.PROBABILITY):
+            kernel.run([Segment(_across(baseline, kernel.capacity, readout), 0, kernel.capacity)])
+    if Breakpoints in kernels:
+        line = Segment(Breakpoints(baseline.rows[0], baseline.center, MOST_PIECES_TO_WARM_UP), 0, 1)
+        for kernel in kernels[Breakpoints]:
+            kernel.run([line])
 
 
 def prepare_baseline(

@@ -9,7 +9,7 @@ import numpy as np
 from service.domain import Completeness, Explanation, Floats, OutputSpace, Plan, Prediction
 from service.engine.device import DeviceModel, PreparedBaseline
 from service.engine.kernels import Deployed, DeployedOutputs
-from service.methods.oracle import Attribution, Points, Problem
+from service.methods.oracle import Attribution, Problem
 from service.methods.registry import BY_NAME
 from service.numerics.errors import completeness_error, relative_to_attributions
 
@@ -42,14 +42,9 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     target = int(np.argmax(at_input)) if plan.target is None else plan.target
     problem = _problem(plan, model, row, baseline, at_input, target)
     if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
-        return _not_finite(at_input, target, 0, _chunk_rows(model))
+        return _not_finite(at_input, target, 0, str(model.shapes))
     attribution = yield from BY_NAME[plan.method].attribute(problem)
-    return _explanation(plan, problem, attribution, at_input, _chunk_rows(model))
-
-
-def _chunk_rows(model: DeviceModel) -> int:
-    """The rows of a gradient chunk now; fewer than at load when the device ran out of memory."""
-    return model.kernels[Points].capacity
+    return _explanation(plan, problem, attribution, at_input, str(model.shapes))
 
 
 def _deployed(rows: Floats) -> Generator[object, object, DeployedOutputs]:
@@ -92,7 +87,7 @@ def _floor(plan: Plan, baseline_outputs: Floats) -> float:
 
 
 def _explanation(
-    plan: Plan, problem: Problem, attribution: Attribution, at_input: Floats, chunk_rows: int
+    plan: Plan, problem: Problem, attribution: Attribution, at_input: Floats, chunk_rows: str
 ) -> Explanation:
     values = attribution.values
     if not (np.isfinite(values).all() and np.isfinite(attribution.path_error)):
@@ -120,7 +115,7 @@ def _explanation(
     )
 
 
-def _not_finite(at_input: Floats, target: int, evaluations: int, chunk_rows: int) -> Explanation:
+def _not_finite(at_input: Floats, target: int, evaluations: int, chunk_rows: str) -> Explanation:
     finite = bool(np.isfinite(at_input).all())
     return Explanation(
         outputs=tuple(at_input.tolist()) if finite else None,

@@ -7,18 +7,16 @@ depend on who shares the chunk, bit for bit; see `design.md`, idea 4, for the me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, fx
 
 from service.catalog.loading import DeployedArtefact
-from service.domain import Floats, Indices, OutputSpace
+from service.domain import Floats, OutputSpace
 from service.engine.piecewise import PiecewiseLinear
-from service.methods.oracle import Breakpoints, Pieces, Points, Readout
+from service.methods.oracle import Breakpoints, Pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,10 @@ class Segment:
 
 
 class Kernel(Protocol):
-    """One computation at one shape; a segment's part is joined with its siblings into the answer."""
+    """One computation at one shape; a segment's part is joined with its siblings into the answer.
+
+    `capacity` is in units of questions; it falls when the device runs out of memory.
+    """
 
     name: str
     capacity: int
@@ -64,6 +65,38 @@ class Kernel(Protocol):
         ...
 
 
+class Kernels(Mapping[type, Sequence[Kernel]]):
+    """The kernels of a model by type of question, from the smallest to the largest of each.
+
+    A question goes to the first that it fits as built, whatever else waits: so the shape it is computed at, and with it
+    the last bits of its answer, depend on nothing but itself.
+    """
+
+    def __init__(self, by_type: Mapping[type, Sequence[Kernel]]) -> None:
+        self._by_type = dict(by_type)
+        self._rooms = {kind: [(kernel.capacity, kernel) for kernel in kernels] for kind, kernels in by_type.items()}
+
+    def __getitem__(self, kind: type) -> Sequence[Kernel]:
+        return self._by_type[kind]
+
+    def __iter__(self) -> Iterator[type]:
+        return iter(self._by_type)
+
+    def __len__(self) -> int:
+        return len(self._by_type)
+
+    def of(self, question: object) -> Kernel:
+        """The kernel that answers `question`."""
+        rooms = self._rooms[type(question)]
+        units = units_of(question)
+        return next((kernel for room, kernel in rooms if units <= room), rooms[-1][1])
+
+
+def units_of(question: object) -> int:
+    """What a question counts in a chunk: its rows or points, or one."""
+    return len(question) if isinstance(question, Sized) else 1
+
+
 class DeployedKernel:
     """Forward passes of the artefact in production."""
 
@@ -74,7 +107,7 @@ class DeployedKernel:
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        rows = np.concatenate([_question(s, Deployed).rows[s.start : s.stop] for s in segments])
+        rows = np.concatenate([question_of(s, Deployed).rows[s.start : s.stop] for s in segments])
         chunk = np.zeros((self.capacity, *rows.shape[1:]), dtype=np.float32)
         chunk[: len(rows)] = rows
         outputs = {space: values.astype(np.float64) for space, values in self._artefact.outputs(chunk).items()}
@@ -94,27 +127,21 @@ class BreakpointsKernel:
 
     name = "breakpoints"
 
-    def __init__(self, network: PiecewiseLinear, device: torch.device, capacity: int) -> None:
+    def __init__(self, network: PiecewiseLinear, capacity: int) -> None:
         self._network = network
-        self._device = device
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        lines = [_question(segment, Breakpoints) for segment in segments]
+        lines = [question_of(segment, Breakpoints) for segment in segments]
         starts = np.stack([line.start for line in lines])
         directions = np.stack([line.end for line in lines]) - starts
-        rows = self._network.breakpoints(
-            _to_device(starts, self._device),
-            _to_device(directions, self._device),
-            torch.tensor([line.max_pieces for line in lines], device=self._device),
-        )
-        line, alpha = rows.line.cpu().numpy(), rows.alpha.cpu().numpy()
-        logits = rows.logits.cpu().numpy().astype(np.float64)
-        bounds = np.searchsorted(line, np.arange(len(lines) + 1))
-        overflowed = rows.overflowed.tolist()
+        most = np.array([line.max_pieces for line in lines])
+        rows = self._network.breakpoints(starts.astype(np.float32), directions.astype(np.float32), most)
+        logits = rows.logits.astype(np.float64)
+        bounds = np.searchsorted(rows.line, np.arange(len(lines) + 1)).tolist()
         return [
-            Pieces(None, None) if over else Pieces(alpha[first:last], logits[first:last])
-            for over, first, last in zip(overflowed, bounds[:-1], bounds[1:], strict=True)
+            Pieces(None, None) if over else Pieces(rows.alpha[first:last], logits[first:last])
+            for over, first, last in zip(rows.overflowed.tolist(), bounds[:-1], bounds[1:], strict=True)
         ]
 
     def join(self, parts: Sequence[object]) -> object:
@@ -122,126 +149,7 @@ class BreakpointsKernel:
         return pieces
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluatedPoints:
-    """The answer to `Points` (see `service.methods.oracle.Evaluated`); contributions stay on the device, in pieces."""
-
-    outputs: Floats
-    derivatives: Floats
-    contributions: tuple[Tensor, ...]
-
-    def weighted_sum(self, weights: Floats) -> Floats:
-        rows = torch.cat(self.contributions).double().flatten(1)
-        result: Floats = (torch.from_numpy(weights).to(rows.device) @ rows).cpu().numpy()
-        return result
-
-    def group_sums(self, weights: Floats, group: Indices, groups: int) -> Floats:
-        rows = torch.cat(self.contributions).double().flatten(1)
-        rows *= torch.from_numpy(weights).to(rows.device)[:, None]
-        sums = rows.new_zeros(groups, rows.shape[1])
-        result: Floats = sums.index_add_(0, torch.from_numpy(group).to(rows.device), rows).cpu().numpy()
-        return result
-
-    def joined(self, later: EvaluatedPoints) -> EvaluatedPoints:
-        return EvaluatedPoints(
-            np.concatenate([self.outputs, later.outputs]),
-            np.concatenate([self.derivatives, later.derivatives]),
-            self.contributions + later.contributions,
-        )
-
-
-class GradientKernel:
-    """Outputs and gradients of the twin at points of many explanations, each with its own target and readout."""
-
-    name = "gradient"
-
-    def __init__(self, twin: fx.GraphModule, device: torch.device, capacity: int) -> None:
-        self._twin = twin
-        self._device = device
-        self.capacity = capacity
-
-    def run(self, segments: Sequence[Segment]) -> list[object]:
-        starts, directions, row, alphas, readouts, targets = self._packed(segments)
-        direction = directions[row]
-        points = starts[row] + alphas.reshape(-1, *[1] * (direction.dim() - 1)) * direction
-        points.requires_grad_()
-        logits = self._twin(points)
-        outputs, cotangents = _read_out(logits.detach().double(), readouts, targets)
-        (gradients,) = torch.autograd.grad(logits, points, cotangents.to(logits.dtype))
-        contributions = gradients * direction
-        derivatives = contributions.double().flatten(1).sum(dim=1).cpu().numpy()
-        return _divided(segments, outputs.cpu().numpy(), derivatives, contributions)
-
-    def join(self, parts: Sequence[object]) -> EvaluatedPoints:
-        evaluated = [part for part in parts if isinstance(part, EvaluatedPoints)]
-        return EvaluatedPoints(
-            np.concatenate([part.outputs for part in evaluated]),
-            np.concatenate([part.derivatives for part in evaluated]),
-            tuple(piece for part in evaluated for piece in part.contributions),
-        )
-
-    def _packed(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The lines' starts and directions, and for each row of the chunk its line, alpha, readout and target."""
-        line = np.zeros(self.capacity, dtype=np.int64)
-        alphas = np.zeros(self.capacity, dtype=np.float32)
-        readouts = np.zeros(self.capacity, dtype=np.int64)
-        targets = np.zeros(self.capacity, dtype=np.int64)
-        starts, directions, lines, at = [], [], 0, 0
-        for segment in segments:
-            points = _question(segment, Points)
-            rows = slice(at, at + len(segment))
-            line[rows] = points.line[segment.start : segment.stop] + lines
-            alphas[rows] = points.alphas[segment.start : segment.stop]
-            readouts[rows] = points.readout
-            targets[rows] = points.target
-            starts.append(points.starts)
-            directions.append(points.end - points.starts)
-            lines += len(points.starts)
-            at = rows.stop
-        on = self._device
-        return (
-            _to_device(np.concatenate(starts), on),
-            _to_device(np.concatenate(directions), on),
-            torch.from_numpy(line).to(on),
-            torch.from_numpy(alphas).to(on),
-            torch.from_numpy(readouts).to(on),
-            torch.from_numpy(targets).to(on),
-        )
-
-
-def _read_out(logits: Tensor, readouts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The explained outputs [rows] and their gradients with respect to the logits [rows, labels]; see `Readout`."""
-    one_hot = torch.nn.functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
-    probabilities = torch.softmax(logits, dim=1)
-    logit, probability = (logits * one_hot).sum(1), (probabilities * one_hot).sum(1)
-    others = logits.sum(1) - logit
-    # p_t (1 - p_t) from the other labels' probabilities, which does not cancel where p_t is close to one.
-    remainder = (probabilities * (1 - one_hot)).sum(1)
-    slope = probability[:, None] * (one_hot * remainder[:, None] - (1 - one_hot) * probabilities)
-    is_probability = readouts == Readout.PROBABILITY
-    is_margin = readouts == Readout.MARGIN
-    outputs = torch.where(is_probability, probability, torch.where(is_margin, logit - others, logit))
-    linear = torch.where(is_margin[:, None], 2 * one_hot - 1, one_hot)
-    return outputs, torch.where(is_probability[:, None], slope, linear)
-
-
-def _divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor) -> list[object]:
-    parts: list[object] = []
-    at = 0
-    for segment in segments:
-        rows = slice(at, at + len(segment))
-        own = contributions[rows]
-        if 2 * len(segment) < len(contributions):
-            own = own.clone()  # a view would keep the whole chunk in memory
-        parts.append(EvaluatedPoints(outputs[rows], derivatives[rows], (own,)))
-        at = rows.stop
-    return parts
-
-
-def _to_device(values: Floats, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
-
-
-def _question(segment: Segment, kind: type[Q]) -> Q:
+def question_of(segment: Segment, kind: type[Q]) -> Q:
+    """The question of a segment, which must be of this kind."""
     assert isinstance(segment.question, kind)
     return segment.question

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.domain import Explanation, Floats, ModelKey, OutputSpace, Plan, Prediction, Priority, Timings
+from service.domain import ChunkShapes, Explanation, Floats, ModelKey, OutputSpace, Plan, Prediction, Priority, Timings
 from service.errors import AnswerableError
 
 BaselineOutputs = Mapping[str, Mapping[OutputSpace, Floats]]
@@ -15,10 +15,14 @@ BaselineOutputs = Mapping[str, Mapping[OutputSpace, Floats]]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load the version in `folder`; `known` holds baseline outputs computed earlier."""
+    """Load the version in `folder`.
+
+    `known` holds baseline outputs computed earlier, `shapes` those of an earlier calibration; None: calibrate.
+    """
 
     folder: Path
     known: BaselineOutputs
+    shapes: ChunkShapes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Loaded:
 
     key: ModelKey
     baseline_outputs: BaselineOutputs
+    shapes: ChunkShapes
     obstacle: str | None
     parity: float
 

@@ -6,19 +6,28 @@ changes its regime are found by linear interpolation, exactly, and inserted into
 that the statement holds again behind the activation. One forward pass finds all breakpoints of many lines together
 (the idea of ExactLine: Sotoudeh and Thakur, "Computing Linear Restrictions of Neural Networks", NeurIPS 2019).
 
-The number of rows varies, so affine layers are applied in blocks of the chunk's row count: a row's result then does
-not depend on which lines share the pass.
+The number of rows varies, so affine layers are applied in blocks of a fixed row count: a row's result then does not
+depend on which lines share the pass. Everything happens on the host, whatever device the gradients are on: how many
+rows there are is known only step by step, a device would be waited for at each of them, and numpy takes a third of
+torch's time for the many small arrays between the layers.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional
+
+from service.domain import Floats, Indices
 
 AFFINE_MODULES: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -37,12 +46,16 @@ AFFINE_MODULES: tuple[type[nn.Module], ...] = (
 )
 AFFINE_FUNCTIONS = {torch.flatten, torch.neg, operator.neg}
 SUMS = {torch.add, torch.sub, operator.add, operator.sub, operator.iadd, operator.isub}
-PRODUCTS = {torch.mul, operator.mul, operator.imul, torch.matmul, operator.matmul}
+PRODUCTS = {torch.mul, operator.mul, operator.imul}
+MATRIX_PRODUCTS = {torch.matmul, operator.matmul}
 QUOTIENTS = {torch.div, operator.truediv}
 EXTREMA = {torch.maximum, torch.minimum}
 RECTIFIERS = {torch.relu, functional.relu}
 OTHER_KINKED_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.PReLU, nn.Hardsigmoid, nn.Hardswish)
 OTHER_KINKED_FUNCTIONS = {torch.abs, torch.amax, torch.amin, torch.max_pool2d, functional.max_pool2d}
+
+
+BLOCK_ROWS = 128
 
 
 class NotPiecewiseLinear(Exception):
@@ -56,70 +69,92 @@ class Rows:
     `overflowed[l]` is true for a line with more pieces than were allowed; it has no rows.
     """
 
-    line: Tensor
-    alpha: Tensor
-    logits: Tensor
-    overflowed: Tensor
+    line: Indices
+    alpha: Floats
+    logits: NDArray[np.floating]
+    overflowed: NDArray[np.bool_]
 
 
 @dataclass(slots=True)
 class _State:
     """The pass so far: `values` holds every tensor still needed, all with the same rows."""
 
-    line: Tensor
-    alpha: Tensor
-    overflowed: Tensor
-    max_pieces: Tensor
+    line: Indices
+    alpha: Floats
+    overflowed: NDArray[np.bool_]
+    max_pieces: Indices
     values: dict[fx.Node, Tensor] = field(default_factory=dict)
 
     def split(self, thresholds: Tensor) -> None:
         """Insert a row wherever a column of `thresholds` [rows, units] changes its sign between two neighbours."""
-        units = thresholds.flatten(1)
-        before, after = units[:-1], units[1:]
-        crosses = (before * after < 0) & (self.line[:-1] == self.line[1:])[:, None]
-        row, unit = crosses.nonzero(as_tuple=True)
-        if not len(row):
+        values = thresholds.numpy().reshape(len(self.line), -1)
+        width = values.shape[1]
+        crossings = np.flatnonzero(values[:-1] * values[1:] < 0)
+        row = crossings // width
+        if self.max_pieces.size > 1:  # the end of a line and the start of the next are no neighbours
+            within = self.line[row] == self.line[row + 1]
+            crossings, row = crossings[within], row[within]
+        if not row.size:
             return
-        start, end = before[row, unit], after[row, unit]
+        flat = values.reshape(-1)
+        start, end = flat[crossings], flat[crossings + width]
         share = start / (start - end)
-        order = torch.argsort(row.double() + share.double().clamp(max=1 - 1e-9), stable=True)
+        order = np.argsort(row + np.minimum(share, 1 - 1e-9, dtype=np.float64), kind="stable")
         self._insert(row[order], share[order])
         self._drop_overflowing()
 
-    def _insert(self, row: Tensor, share: Tensor) -> None:
+    def _insert(self, row: Indices, share: NDArray[np.floating]) -> None:
         """Behind row[i], at the share[i] of the way to the next row, a new row of every tensor."""
-        total = len(self.line) + len(row)
-        new = row + 1 + torch.arange(len(row), device=row.device)
-        is_new = torch.zeros(total, dtype=torch.bool, device=row.device)
-        is_new[new] = True
-        old = (~is_new).nonzero().squeeze(1)
+        new = row + np.arange(1, len(row) + 1)
+        is_old = np.ones(len(self.line) + len(row), dtype=bool)
+        is_old[new] = False
+        old = np.flatnonzero(is_old)
 
-        def widened(values: Tensor) -> Tensor:
-            weight = share.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
-            result = values.new_empty(total, *values.shape[1:])
-            result[old] = values
+        def widened(values: NDArray[Any]) -> NDArray[Any]:
             left = values[row]
+            weight = share.astype(values.dtype, copy=False).reshape(-1, *[1] * (values.ndim - 1))
+            result = np.empty((len(is_old), *values.shape[1:]), values.dtype)
+            result[old] = values
             result[new] = left + weight * (values[row + 1] - left)
             return result
 
-        lines = self.line.new_empty(total)
-        lines[old], lines[new] = self.line, self.line[row]
-        self.alpha = widened(self.alpha)
-        self.line = lines
-        self.values = {node: widened(value) for node, value in self.values.items()}
+        line = np.empty(len(is_old), self.line.dtype)
+        line[old], line[new] = self.line, self.line[row]
+        self.line, self.alpha = line, widened(self.alpha)
+        self.values = {node: torch.from_numpy(widened(value.numpy())) for node, value in self.values.items()}
 
     def _drop_overflowing(self) -> None:
-        pieces = torch.bincount(self.line, minlength=len(self.max_pieces)) - 1
-        over = pieces > self.max_pieces
-        if not bool(over.any()):
+        over = np.bincount(self.line, minlength=len(self.max_pieces)) - 1 > self.max_pieces
+        if not over.any():
             return
         self.overflowed |= over
-        keep = (~over[self.line]).nonzero().squeeze(1)
+        keep = np.flatnonzero(~over[self.line])
         self.line, self.alpha = self.line[keep], self.alpha[keep]
-        self.values = {node: value[keep] for node, value in self.values.items()}
+        self.values = {node: torch.from_numpy(value.numpy()[keep]) for node, value in self.values.items()}
 
 
-Handler = Callable[[_State, fx.Node], Tensor]
+Operation = Callable[..., Tensor]
+Handler = Callable[[_State, "_Step"], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A node of the graph: `handler` computes it with `operation`; `released` are the values nobody needs after it."""
+
+    node: fx.Node
+    handler: Handler
+    operation: Operation
+    constants: Mapping[fx.Node, Tensor]
+    released: tuple[fx.Node, ...]
+
+    def arguments(self, state: _State) -> list[Any]:
+        """The node's arguments, with the tensors of the pass in the nodes' places."""
+        return [
+            (self.constants[argument] if argument in self.constants else state.values[argument])
+            if isinstance(argument, fx.Node)
+            else argument
+            for argument in self.node.args
+        ]
 
 
 class PiecewiseLinear:
@@ -129,29 +164,37 @@ class PiecewiseLinear:
     of NaN, which cannot occur between finite ends. Raises NotPiecewiseLinear, naming the first other operator.
     """
 
-    def __init__(self, twin: fx.GraphModule, block_rows: int) -> None:
-        self._twin = twin
+    def __init__(self, twin: fx.GraphModule, block_rows: int = BLOCK_ROWS) -> None:
+        self._twin = deepcopy(twin).cpu()
         self._block_rows = block_rows
         self._constants: dict[fx.Node, Tensor] = {}
         self._guards: set[fx.Node] = set()
-        self._handlers: dict[fx.Node, Handler] = {}
-        for node in twin.graph.nodes:
-            self._prepare(node)
-        self._last_use = {
-            used: node for node in twin.graph.nodes for used in node.all_input_nodes if used not in self._constants
-        }
+        nodes = list(self._twin.graph.nodes)
+        self._inputs = [node for node in nodes if node.op == "placeholder"]
+        last_use = {used: node for node in nodes for used in node.all_input_nodes}
+        self._steps = []
+        for node in nodes:
+            if node.op == "get_attr":
+                self._constants[node] = self._attribute(str(node.target))
+            elif node.op in ("call_module", "call_function", "call_method"):
+                released = tuple(
+                    used for used in node.all_input_nodes if last_use[used] is node and used not in self._constants
+                )
+                self._steps.append(self._step(node, released))
+        (output,) = nodes[-1].all_input_nodes
+        self._output: fx.Node = output
 
-    def _prepare(self, node: fx.Node) -> None:
-        if node.op in ("placeholder", "output"):
-            return
-        if node.op == "get_attr":
-            self._constants[node] = self._attribute(str(node.target))
-            return
-        handler = self._handler(node)
+    def _step(self, node: fx.Node, released: tuple[fx.Node, ...]) -> _Step:
+        module = self._twin.get_submodule(str(node.target)) if node.op == "call_module" else None
+        handler = self._handler(node, module)
         if handler is None:
-            name = type(self._twin.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.name
+            name = type(module).__name__ if module is not None else node.name
             raise NotPiecewiseLinear(f"the operator {name} is not piecewise linear")
-        self._handlers[node] = handler
+        operation = module.forward if module is not None else node.target
+        assert callable(operation)
+        if node.kwargs:
+            operation = partial(operation, **node.kwargs)
+        return _Step(node, handler, operation, self._constants, released)
 
     def _attribute(self, path: str) -> Tensor:
         module, _, name = path.rpartition(".")
@@ -159,106 +202,95 @@ class PiecewiseLinear:
         assert isinstance(value, Tensor)
         return value
 
-    def _handler(self, node: fx.Node) -> Handler | None:
+    def _handler(self, node: fx.Node, module: nn.Module | None) -> Handler | None:
         kinks = _kinks(self._twin, node)
         if kinks is not None:
-            return lambda state, at: self._bend(state, at, kinks)
-        if node.op == "call_module":
-            return self._in_blocks if isinstance(self._twin.get_submodule(str(node.target)), AFFINE_MODULES) else None
+            return partial(_bent, kinks)
+        if module is not None:
+            return self._in_blocks if isinstance(module, AFFINE_MODULES) else None
         if node.op != "call_function":
             return None
         function = node.target
         if function is torch.isnan:
             self._guards.add(node)
-            return self._never_nan
+            return _first_argument
         varying = [a for a in node.args[:2] if isinstance(a, fx.Node) and a not in self._constants]
-        if function in SUMS:
-            return self._elementwise
-        if function in PRODUCTS and len(varying) == 1:
+        if function in MATRIX_PRODUCTS and len(varying) == 1:
             return self._in_blocks
+        if function in SUMS or (function in PRODUCTS and len(varying) == 1):
+            return _elementwise
         if function in QUOTIENTS and node.args[1] not in varying:
-            return self._elementwise
-        if function is torch.where and node.args[0] in self._guards:
-            return self._elementwise
+            return _elementwise
+        if function is torch.where and node.args[0] in self._guards and node.args[2] not in self._constants:
+            return _unguarded
         if function in AFFINE_FUNCTIONS:
-            return self._elementwise
-        return self._extremum if function in EXTREMA else None
+            return _elementwise
+        return _extremum if function in EXTREMA else None
 
-    def _arguments(self, state: _State, node: fx.Node) -> list[object]:
-        def value(argument: object) -> object:
-            if isinstance(argument, fx.Node):
-                return self._constants[argument] if argument in self._constants else state.values[argument]
-            return argument
-
-        return [value(argument) for argument in node.args]
-
-    def _apply(self, node: fx.Node, arguments: list[object]) -> Tensor:
-        operation = self._twin.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-        assert callable(operation)
-        result = operation(*arguments, **node.kwargs)
-        assert isinstance(result, Tensor)
-        return result
-
-    def _elementwise(self, state: _State, node: fx.Node) -> Tensor:
-        return self._apply(node, self._arguments(state, node))
-
-    def _never_nan(self, state: _State, node: fx.Node) -> Tensor:
-        value = self._arguments(state, node)[0]
-        assert isinstance(value, Tensor)
-        return torch.zeros_like(value, dtype=torch.bool)
-
-    def _in_blocks(self, state: _State, node: fx.Node) -> Tensor:
-        arguments = self._arguments(state, node)
-        varying = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a not in self._constants)
-        rows = arguments[varying]
-        assert isinstance(rows, Tensor)
+    def _in_blocks(self, state: _State, step: _Step) -> Tensor:
+        arguments = step.arguments(state)
+        varying = next(i for i, a in enumerate(step.node.args) if isinstance(a, fx.Node) and a not in self._constants)
+        rows: Tensor = arguments[varying]
         count = len(rows)
-        padded = functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, -count % self._block_rows])
+        padded = rows.new_zeros(count + -count % self._block_rows, *rows.shape[1:])
+        padded[:count] = rows
         blocks = []
-        for block in torch.split(padded, self._block_rows):
-            arguments[varying] = block
-            blocks.append(self._apply(node, arguments))
-        return torch.cat(blocks)[:count]
+        for start in range(0, len(padded), self._block_rows):
+            arguments[varying] = padded[start : start + self._block_rows]
+            blocks.append(step.operation(*arguments))
+        return (torch.cat(blocks) if len(blocks) > 1 else blocks[0])[:count]
 
-    def _extremum(self, state: _State, node: fx.Node) -> Tensor:
-        first, second = self._arguments(state, node)
-        assert isinstance(first, Tensor)
-        assert isinstance(second, Tensor)
-        state.split(first - second)
-        return self._elementwise(state, node)
-
-    def _bend(self, state: _State, node: fx.Node, kinks: tuple[float, ...]) -> Tensor:
-        for kink in kinks:
-            value = self._arguments(state, node)[0]
-            assert isinstance(value, Tensor)
-            state.split(value - kink)
-        return self._elementwise(state, node)
-
-    @torch.no_grad()
-    def breakpoints(self, starts: Tensor, directions: Tensor, max_pieces: Tensor) -> Rows:
+    @torch.inference_mode()
+    def breakpoints(self, starts: NDArray[np.floating], directions: NDArray[np.floating], max_pieces: Indices) -> Rows:
         """The rows at which any unit bends, the two ends included, of each line starts[l] + alpha directions[l].
 
-        `starts` and `directions` are [lines, ...input], `max_pieces` [lines] int64; alpha runs from 0 to 1.
+        `starts` and `directions` are [lines, ...input], `max_pieces` [lines]; alpha runs from 0 to 1.
         """
         lines = len(starts)
-        line = torch.arange(lines, device=starts.device).repeat_interleave(2)
-        alpha = torch.tensor([0.0, 1.0], dtype=torch.float64, device=starts.device).repeat(lines)
-        overflowed = torch.zeros(lines, dtype=torch.bool, device=starts.device)
-        state = _State(line, alpha, overflowed, max_pieces)
-        for node in self._twin.graph.nodes:
-            if node.op == "placeholder":
-                state.values[node] = torch.stack([starts, starts + directions], 1).flatten(0, 1)
-            elif node.op == "output":
-                source = node.args[0]
-                source = source[0] if isinstance(source, tuple | list) else source
-                assert isinstance(source, fx.Node)
-                return Rows(state.line, state.alpha, state.values[source], state.overflowed)
-            elif node in self._handlers:
-                state.values[node] = self._handlers[node](state, node)
-                for used in node.all_input_nodes:
-                    if self._last_use.get(used) is node:
-                        state.values.pop(used, None)
-        raise AssertionError("the graph has no output")
+        with np.errstate(over="ignore", invalid="ignore"):  # ends beyond float32's range have pieces that are NaN
+            ends = np.repeat(starts, 2, axis=0)
+            ends[1::2] += directions
+            state = _State(
+                line=np.repeat(np.arange(lines), 2),
+                alpha=np.tile([0.0, 1.0], lines),
+                overflowed=np.zeros(lines, dtype=bool),
+                max_pieces=max_pieces,
+                values=dict.fromkeys(self._inputs, torch.from_numpy(ends)),
+            )
+            for step in self._steps:
+                state.values[step.node] = step.handler(state, step)
+                for node in step.released:
+                    del state.values[node]
+        return Rows(state.line, state.alpha, state.values[self._output].numpy(), state.overflowed)
+
+
+def _elementwise(state: _State, step: _Step) -> Tensor:
+    return step.operation(*step.arguments(state))
+
+
+def _first_argument(state: _State, step: _Step) -> Tensor:
+    """In place of isnan: nothing is NaN between finite ends, so whatever it guards is never replaced."""
+    value: Tensor = step.arguments(state)[0]
+    return value
+
+
+def _unguarded(state: _State, step: _Step) -> Tensor:
+    """where(isnan(...), replacement, value)"""
+    value: Tensor = step.arguments(state)[2]
+    return value
+
+
+def _extremum(state: _State, step: _Step) -> Tensor:
+    first, second = step.arguments(state)
+    state.split(first - second)
+    return _elementwise(state, step)
+
+
+def _bent(kinks: tuple[float, ...], state: _State, step: _Step) -> Tensor:
+    for kink in kinks:
+        value: Tensor = step.arguments(state)[0]
+        state.split(value - kink if kink else value)
+    return _elementwise(state, step)
 
 
 def _kinks(twin: fx.GraphModule, node: fx.Node) -> tuple[float, ...] | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.domain import ChunkShapes, Explanation, ModelKey, Plan, Prediction, Priority, Timings
 from service.engine.connection import Connection
 from service.engine.messages import (
     BaselineOutputs,
@@ -93,7 +93,7 @@ class Pool:
         self._observe = observe
         self._restarted = restarted
         self._workers: dict[int, _Worker] = {}
-        self._folders: dict[Path, BaselineOutputs] = {}
+        self._folders: dict[Path, Loaded] = {}
         self._numbers = itertools.count()
         self._parked: list[_Task] = []
         self._restarts: dict[int, asyncio.Task[None]] = {}
@@ -148,19 +148,24 @@ class Pool:
         """Whether every worker is there and has loaded every model."""
         return self.ready_workers == self._count
 
-    async def load(self, folder: Path, known: BaselineOutputs) -> Loaded:
-        """Loads the version in `folder` on every worker. Raises CatalogError when one cannot."""
+    async def load(self, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None = None) -> Loaded:
+        """Loads the version in `folder` on every worker. Raises CatalogError when one cannot.
+
+        What is not known is found by the first worker and given to the others, so that all compute at the same shapes.
+        """
         while self._restarts:
             await asyncio.wait(self._restarts.values())
-        loading = (self._load(worker, folder, known) for worker in self._workers.values())
+        if not self._workers:
+            raise CatalogError("there is no worker to load the model")
+        first, *others = self._workers.values()
+        loaded = await self._load(first, folder, known, shapes)
+        loading = (self._load(worker, folder, loaded.baseline_outputs, loaded.shapes) for worker in others)
         results = await asyncio.gather(*loading, return_exceptions=True)
-        loaded = [result for result in results if isinstance(result, Loaded)]
-        if len(loaded) < len(results):
-            for key in {result.key for result in loaded}:
-                self.unload(folder, key)
+        if any(isinstance(result, BaseException) for result in results):
+            self.unload(folder, loaded.key)
         _raise_first(results)
-        self._folders[folder] = loaded[0].baseline_outputs
-        return loaded[0]
+        self._folders[folder] = loaded
+        return loaded
 
     def unload(self, folder: Path, key: ModelKey) -> None:
         """Forgets a version on every worker; what is in flight of it ends normally."""
@@ -247,12 +252,12 @@ class Pool:
             raise
         return worker
 
-    async def _load(self, worker: _Worker, folder: Path, known: BaselineOutputs) -> Loaded:
+    async def _load(self, worker: _Worker, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None) -> Loaded:
         if self._workers.get(worker.index) is not worker:
             raise CatalogError("the worker died before it loaded the model")
         future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         worker.loading[folder] = future
-        worker.connection.send(Load(folder, known))
+        worker.connection.send(Load(folder, known, shapes))
         loaded = await future
         worker.models.add(loaded.key)
         return loaded
@@ -316,9 +321,9 @@ class Pool:
             except (OSError, WorkerLost):
                 LOG.exception("worker %d could not be started", index)
                 continue
-            for folder, known in list(self._folders.items()):
+            for folder, loaded in list(self._folders.items()):
                 try:
-                    await self._load(worker, folder, known)
+                    await self._load(worker, folder, loaded.baseline_outputs, loaded.shapes)
                 except CatalogError as error:
                     LOG.error("worker %d came back without %s: %s", index, folder, error)  # noqa: TRY400
             if self._workers.get(index) is worker:

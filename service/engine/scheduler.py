@@ -22,7 +22,7 @@ import torch
 
 from service.domain import Explanation, Prediction, Priority, Timings
 from service.engine.explanation import Steps
-from service.engine.kernels import Kernel, Segment
+from service.engine.kernels import Kernel, Kernels, Segment, units_of
 from service.engine.messages import ChunkReport, Done, Failed, Outcome
 from service.errors import AnswerableError, ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
 from service.methods.oracle import DeadlinePassed
@@ -38,7 +38,7 @@ class Live:
 
     task: int
     steps: Steps
-    kernels: dict[type, Kernel]
+    kernels: Kernels
     model: str
     priority: Priority
     deadline: float | None
@@ -51,12 +51,12 @@ class Live:
     @property
     def kernel(self) -> Kernel:
         """The kernel that answers the open question."""
-        return self.kernels[type(self.question)]
+        return self.kernels.of(self.question)
 
     @property
     def remaining(self) -> int:
         """Units of the open question that no chunk has taken yet."""
-        return _units(self.question) - self.packed
+        return units_of(self.question) - self.packed
 
 
 class _Queue:
@@ -242,7 +242,3 @@ class Scheduler:
         if self._alive.pop(live.task, None) is live:
             live.steps.close()
             self._outcomes.append(Failed(live.task, error))
-
-
-def _units(question: object) -> int:
-    return len(question) if hasattr(question, "__len__") else 1

@@ -100,9 +100,9 @@ class Worker:
                 self._start(task, self._models.get(key), predict(row), Priority.INTERACTIVE, deadline)
             case Cancel(task):
                 self._scheduler.cancel(task)
-            case Load(folder, known):
+            case Load(folder, known, shapes):
                 try:
-                    model = put_on_device(folder, self._device, known)
+                    model = put_on_device(folder, self._device, known, shapes)
                 except CatalogError as error:
                     self._channel.send(LoadFailed(folder, str(error)))
                 except Exception as error:
@@ -129,7 +129,7 @@ class Worker:
         if model is None or steps is None:
             self._channel.send(Progress([Failed(task, ModelNotReady("the model version is not loaded"))], []))
             return
-        live = Live(task, steps, dict(model.kernels), str(model.key), priority, deadline, time.monotonic())
+        live = Live(task, steps, model.kernels, str(model.key), priority, deadline, time.monotonic())
         self._scheduler.add(live)
 
 
@@ -141,7 +141,7 @@ def _loaded(model: DeviceModel) -> Loaded:
         }
         for digest, baseline in model.baselines.items()
     }
-    return Loaded(model.key, outputs, model.obstacle, model.parity)
+    return Loaded(model.key, outputs, model.shapes, model.obstacle, model.parity)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

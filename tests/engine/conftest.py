@@ -13,14 +13,15 @@ import pytest_asyncio
 import torch
 from safetensors.numpy import load_file
 
-from service.domain import BaselineChoice, Explanation, Floats, OutputSpace, Plan, Priority
+from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.device import DeviceModel, put_on_device
 from service.engine.explanation import explain
-from service.engine.kernels import Kernel, Segment
+from service.engine.kernels import Kernel, Kernels, Segment
 from service.engine.messages import ChunkReport, Done, Failed, Outcome
 from service.engine.pool import Pool
 from service.engine.scheduler import Live, Scheduler
 
+SHAPES = ChunkShapes(128, 512)
 LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
 
 MakePlan = Callable[..., Plan]
@@ -30,7 +31,7 @@ MakePlan = Callable[..., Plan]
 def device_model() -> DeviceModel:
     """The loan model, as a worker holds it."""
     torch.set_num_threads(1)
-    return put_on_device(LOAN, torch.device("cpu"), {})
+    return put_on_device(LOAN, torch.device("cpu"), {}, SHAPES)
 
 
 @pytest.fixture(scope="session")
@@ -140,9 +141,8 @@ class Driver:
     def add(
         self, task: int, plan: Plan, priority: Priority = Priority.INTERACTIVE, deadline: float | None = None
     ) -> Live:
-        kernels = dict(self.model.kernels)
         name = str(self.model.key)
-        live = Live(task, explain(plan, self.model), kernels, name, priority, deadline, time.monotonic())
+        live = Live(task, explain(plan, self.model), self.model.kernels, name, priority, deadline, time.monotonic())
         self.scheduler.add(live)
         return live
 
@@ -180,19 +180,20 @@ def driver(device_model: DeviceModel) -> MakeDriver:
     """Makes drivers: `driver(kernels={Points: kernel})` with some of the model's kernels replaced."""
 
     def make(kernels: Mapping[type, Kernel] | None = None) -> Driver:
-        return Driver(replace(device_model, kernels={**device_model.kernels, **(kernels or {})}))
+        given = {kind: [kernel] for kind, kernel in (kernels or {}).items()}
+        return Driver(replace(device_model, kernels=Kernels({**device_model.kernels, **given})))
 
     return make
 
 
 @pytest.fixture
 def wrap(device_model: DeviceModel) -> Callable[..., WrappedKernel]:
-    """Wraps the model's kernel for a type of question: `wrap(Points, before)`; see `WrappedKernel`."""
+    """Wraps the model's largest kernel for a type of question: `wrap(Points, before)`; see `WrappedKernel`."""
 
     def make(
         question: type, before: Callable[[WrappedKernel, Sequence[Segment]], None] = lambda _kernel, _segments: None
     ) -> WrappedKernel:
-        return WrappedKernel(_copied(device_model.kernels[question]), before)
+        return WrappedKernel(_copied(device_model.kernels[question][-1]), before)
 
     return make
 

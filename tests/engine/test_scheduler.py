@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from service.domain import Explanation, OutputSpace, Plan, Priority
-from service.engine.device import CHUNK_ROWS, DeviceModel
-from service.engine.kernels import Deployed, Kernel, Segment
+from service.engine.device import DeviceModel
+from service.engine.kernels import Deployed, Kernels, Segment
 from service.engine.scheduler import QUANTUM
 from service.errors import ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
 from service.methods.oracle import Breakpoints, Points
@@ -49,7 +49,9 @@ def test_64_explanations_together_are_what_each_is_alone(
     assert [together.result(number) for number in range(64)] == [alone(plan) for plan in various]
     gradients = [report for report in together.scheduler.reports if report.kernel == "gradient"]
     assert max(report.explanations for report in gradients) >= 8
-    assert all(report.units <= report.capacity == CHUNK_ROWS for report in gradients)
+    assert all(report.units <= report.capacity for report in gradients)
+    shapes = together.model.shapes
+    assert {report.capacity for report in gradients} == {shapes.brief, shapes.long}
 
 
 def test_only_what_was_asked_is_computed(driver: MakeDriver, various: Sequence[Plan]) -> None:
@@ -64,8 +66,14 @@ def test_only_what_was_asked_is_computed(driver: MakeDriver, various: Sequence[P
 
 @pytest.mark.parametrize("question", [Points, Deployed, Breakpoints])
 def test_a_failing_row_fails_its_own_request_only(
-    driver: MakeDriver, wrap: Wrap, make_plan: MakePlan, alone: Alone, question: type, caplog: pytest.LogCaptureFixture
+    driver: MakeDriver, wrap: Wrap, make_plan: MakePlan, question: type, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def alone(plan: Plan) -> Explanation:
+        single = driver({question: wrap(question)})
+        single.add(0, plan)
+        single.finish()
+        return single.result(0)
+
     def fail(_kernel: WrappedKernel, segments: Sequence[Segment]) -> None:
         if any(is_marked(segment) for segment in segments):
             raise RuntimeError("this row is bad")
@@ -89,17 +97,17 @@ def test_a_row_whose_output_is_not_finite_spoils_no_other(
     driver: MakeDriver, device_model: DeviceModel, make_plan: MakePlan, alone: Alone, value: float
 ) -> None:
     class Spoiled:
-        name, capacity = "deployed", device_model.kernels[Deployed].capacity
+        name, capacity = "deployed", device_model.kernels[Deployed][0].capacity
 
         def run(self, segments: Sequence[Segment]) -> list[object]:
-            parts: list[Any] = device_model.kernels[Deployed].run(segments)
+            parts: list[Any] = device_model.kernels[Deployed][0].run(segments)
             return [
                 {space: np.full_like(outputs, value) for space, outputs in part.items()} if is_marked(segment) else part
                 for segment, part in zip(segments, parts, strict=True)
             ]
 
         def join(self, parts: Sequence[object]) -> object:
-            return device_model.kernels[Deployed].join(parts)
+            return device_model.kernels[Deployed][0].join(parts)
 
     together = driver({Deployed: Spoiled()})
     plans = [make_plan(number) for number in range(8)]
@@ -117,7 +125,7 @@ def test_gradients_that_are_not_finite_are_said_to_be(
     driver: MakeDriver, device_model: DeviceModel, make_plan: MakePlan
 ) -> None:
     plan = make_plan(0, rule="midpoint", output_space=OutputSpace.LOGIT, max_evaluations=64)
-    kernel: Any = device_model.kernels[Points]
+    kernel: Any = device_model.kernels[Points][0]
 
     class Spoiled:
         name, capacity = "gradient", kernel.capacity
@@ -210,7 +218,7 @@ def test_equals_take_turns_by_points(driver: MakeDriver, wrap: Wrap, make_plan: 
 
     (chunk,) = taken
     shares = [size for _, size in chunk]
-    assert sum(shares) == CHUNK_ROWS
+    assert sum(shares) == shared.model.shapes.long
     assert max(shares) - min(shares) <= QUANTUM
 
 
@@ -279,12 +287,13 @@ def test_out_of_memory_halves_the_chunk_for_good(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     kernel = wrap(Points, need_memory)
+    rows = kernel.capacity
     small = driver({Points: kernel})
     for number, plan in enumerate(various):
         small.add(number, plan)
     small.finish()
 
-    assert kernel.capacity == CHUNK_ROWS // 8
+    assert kernel.capacity == rows // 8
     assert sum(chunk.units > fits for chunk in kernel.chunks) == 3
     for number, plan in enumerate(various):
         # Another number of rows: the last bits may differ, and no more than those.
@@ -326,7 +335,7 @@ def test_a_question_that_the_model_cannot_answer_fails_alone(
     driver: MakeDriver, make_plan: MakePlan, caplog: pytest.LogCaptureFixture
 ) -> None:
     lacking: Driver = driver()
-    kernels: dict[type, Kernel] = {k: v for k, v in lacking.model.kernels.items() if k is not Breakpoints}
+    kernels = Kernels({k: v for k, v in lacking.model.kernels.items() if k is not Breakpoints})
     lacking.model = replace(lacking.model, kernels=kernels)
     lacking.add(0, make_plan(0, rule="exact"))
     lacking.add(1, make_plan(1, rule="midpoint"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from service.domain import Floats
+from service.domain import ChunkShapes, Floats
 from service.engine.device import DeviceModel, put_on_device
 
 FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
 def model() -> DeviceModel:
     """The loan model."""
     torch.set_num_threads(1)
-    return put_on_device(FOLDER, torch.device("cpu"), {})
+    return put_on_device(FOLDER, torch.device("cpu"), {}, ChunkShapes(128, 512))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from service.domain import Floats, OutputSpace
 from service.engine.device import DeviceModel
-from service.engine.kernels import Deployed, EvaluatedPoints, Kernel, Segment
+from service.engine.gradient import EvaluatedPoints
+from service.engine.kernels import Deployed, Kernel, Segment
 from service.methods.oracle import Breakpoints, Pieces, Points, Readout
 
 UNHURRIED = settings(deadline=None, max_examples=50)
@@ -58,8 +59,9 @@ def alone(kernel: Kernel, probe: Question) -> list[bytes]:
     return run_amid(kernel, (), probe, ())
 
 
-def test_gradient_rows_at_every_position_of_the_chunk(model: DeviceModel, heldout: Floats) -> None:
-    kernel = model.kernels[Points]
+@pytest.mark.parametrize("shape", [0, 1])
+def test_gradient_rows_at_every_position_of_the_chunk(model: DeviceModel, heldout: Floats, shape: int) -> None:
+    kernel = model.kernels[Points][shape]
     generator = np.random.default_rng(0)
     probe = points(heldout, generator, 3)
     expected = alone(kernel, probe)
@@ -75,7 +77,7 @@ def test_gradient_rows_at_every_position_of_the_chunk(model: DeviceModel, heldou
 def test_gradient_rows_amid_any_traffic(
     model: DeviceModel, heldout: Floats, seed: int, before: list[int], after: list[int]
 ) -> None:
-    kernel = model.kernels[Points]
+    kernel = model.kernels[Points][-1]
     generator = np.random.default_rng(seed)
     probe = points(heldout, generator, 17)
     neighbours = [[points(heldout, generator, count) for count in counts] for counts in (before, after)]
@@ -87,7 +89,7 @@ def test_gradient_rows_amid_any_traffic(
 def test_a_question_cut_into_segments_has_the_same_answer(
     model: DeviceModel, heldout: Floats, seed: int, cuts: list[int]
 ) -> None:
-    kernel = model.kernels[Points]
+    kernel = model.kernels[Points][0]
     probe = points(heldout, np.random.default_rng(seed), 40)
     limits = [0, *sorted(cuts), 40]
     parts = [kernel.run([Segment(probe, a, b)])[0] for a, b in pairwise(limits)]
@@ -102,7 +104,7 @@ def test_a_question_cut_into_segments_has_the_same_answer(
 
 
 def test_deployed_rows_at_every_position_of_the_chunk(model: DeviceModel, heldout: Floats) -> None:
-    kernel = model.kernels[Deployed]
+    kernel = model.kernels[Deployed][0]
     generator = np.random.default_rng(0)
     for row in heldout[:20]:
         probe = Deployed(row[None])
@@ -113,7 +115,7 @@ def test_deployed_rows_at_every_position_of_the_chunk(model: DeviceModel, heldou
 
 
 def test_lines_at_every_position_of_the_pass(model: DeviceModel, heldout: Floats) -> None:
-    kernel = model.kernels[Breakpoints]
+    kernel = model.kernels[Breakpoints][0]
     generator = np.random.default_rng(0)
 
     def line() -> Breakpoints:
@@ -152,6 +154,6 @@ def test_a_neighbour_that_is_not_finite_changes_nothing(
         one, alpha = np.zeros(1, dtype=np.intp), np.array([0.4])
         probe = Points(heldout[2][None], row, one, alpha, Readout.PROBABILITY, 1)
         neighbours = [Points(start[None], end, one, alpha, Readout.PROBABILITY, 1) for start, end in ends]
-    kernel = model.kernels[kind]
+    kernel = model.kernels[kind][0]
     expected = alone(kernel, probe)
     assert run_amid(kernel, neighbours, probe, neighbours) == expected

@@ -14,7 +14,8 @@ from service.engine.processes import worker_environment
 PROGRAM = """
 import numpy as np, torch
 from torch import fx, nn
-from service.engine.kernels import GradientKernel, Segment
+from service.engine.gradient import GradientKernel
+from service.engine.kernels import Segment
 from service.methods.oracle import Points, Readout
 
 torch.set_num_threads(1)
@@ -26,7 +27,7 @@ for inputs in (2, 5, 6, 8, 13, 31, 38, 100):
             for parameter in network.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
                 parameter.requires_grad_(False)
-        kernel = GradientKernel(network, torch.device("cpu"), 512)
+        kernel = GradientKernel(network, torch.device("cpu"), 512, 2)
         start, end = torch.randn(2, inputs, generator=generator).double().numpy()
         everywhere = Points(start[None], end, np.zeros(512, dtype=np.intp), np.full(512, 0.3), Readout.PROBABILITY, 1)
         (part,) = kernel.run([Segment(everywhere, 0, 512)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from service.domain import Floats
 from service.engine.kernels import BreakpointsKernel, Segment
-from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear, Rows
+from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear
 from service.methods.oracle import Breakpoints, Pieces
 
 # Widths of eight: at others MKL's bits depend on a row's place, but for the setting that workers have.
@@ -127,9 +129,24 @@ def random_lines(kind: str, seed: int, lines: int) -> tuple[Tensor, Tensor]:
     return starts, ends - starts
 
 
-def found(network: nn.Module, starts: Tensor, directions: Tensor, most: int = MANY) -> Rows:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`Rows` as tensors."""
+
+    line: Tensor
+    alpha: Tensor
+    logits: Tensor
+    overflowed: Tensor
+
+
+def breakpoints(prepared: PiecewiseLinear, starts: Tensor, directions: Tensor, most: Tensor) -> Found:
+    rows = prepared.breakpoints(starts.numpy(), directions.numpy(), most.numpy())
+    return Found(*map(torch.from_numpy, (rows.line, rows.alpha, rows.logits, rows.overflowed)))
+
+
+def found(network: nn.Module, starts: Tensor, directions: Tensor, most: int = MANY) -> Found:
     prepared = PiecewiseLinear(fx.symbolic_trace(network), BLOCK)
-    return prepared.breakpoints(starts, directions, torch.full((len(starts),), most))
+    return breakpoints(prepared, starts, directions, torch.full((len(starts),), most))
 
 
 def along(start: Tensor, direction: Tensor, alphas: Tensor) -> Tensor:
@@ -183,11 +200,11 @@ def test_breakpoints_are_those_of_a_search(kind: str, seed: int) -> None:
 def test_a_line_with_too_many_pieces_is_flagged_and_the_others_stay_bit_equal(kind: str, seed: int) -> None:
     network = PiecewiseLinear(fx.symbolic_trace(random_network(kind, seed)), BLOCK)
     starts, directions = random_lines(kind, seed + 1, 6)
-    free = network.breakpoints(starts, directions, torch.full((6,), MANY))
+    free = breakpoints(network, starts, directions, torch.full((6,), MANY))
     pieces = torch.bincount(free.line, minlength=6) - 1
     limits = torch.full((6,), MANY)
     limits[2], limits[4] = pieces[2] - 1, pieces[4]
-    limited = network.breakpoints(starts, directions, limits)
+    limited = breakpoints(network, starts, directions, limits)
     over = [line == 2 for line in range(6)]
     assert limited.overflowed.tolist() == over
     assert not (limited.line == 2).any()
@@ -199,7 +216,7 @@ def test_a_line_with_too_many_pieces_is_flagged_and_the_others_stay_bit_equal(ki
 
 def test_the_kernel_answers_nothing_for_a_line_with_too_many_pieces() -> None:
     network = random_network("relu", 3).float()
-    kernel = BreakpointsKernel(PiecewiseLinear(fx.symbolic_trace(network), BLOCK), torch.device("cpu"), 8)
+    kernel = BreakpointsKernel(PiecewiseLinear(fx.symbolic_trace(network), BLOCK), 8)
     start: Floats = np.full(INPUTS, -2.0)
     lines = [Breakpoints(start, -start, most) for most in (MANY, 1, MANY)]
     first, second, third = kernel.run([Segment(line, 0, 1) for line in lines])

@@ -21,10 +21,11 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from service.catalog.loading import DeployedArtefact, baseline_digest
-from service.domain import BaselineChoice, Explanation, Floats, Indices, OutputSpace, Plan, Priority
-from service.engine.device import CHUNK_ROWS, DEPLOYED_ROWS, DeviceModel, prepare_baseline, put_on_device
+from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, Indices, OutputSpace, Plan, Priority
+from service.engine.device import DEPLOYED_ROWS, DeviceModel, prepare_baseline, put_on_device
 from service.engine.explanation import explain
-from service.engine.kernels import Deployed, DeployedKernel, GradientKernel, Kernel
+from service.engine.gradient import GradientKernel
+from service.engine.kernels import Deployed, DeployedKernel, Kernels
 from service.engine.messages import Done
 from service.engine.scheduler import Live, Scheduler
 from service.methods.oracle import (
@@ -40,6 +41,7 @@ from service.methods.oracle import (
 )
 
 FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
+SHAPES = ChunkShapes(128, 512)
 
 Run = Callable[[DeviceModel, Sequence[Plan]], list[Explanation]]
 Attributions = dict[OutputSpace, Floats]
@@ -50,7 +52,7 @@ def run_in_process(model: DeviceModel, plans: Sequence[Plan]) -> list[Explanatio
     scheduler = Scheduler()
     for task, plan in enumerate(plans):
         steps = explain(plan, model)
-        live = Live(task, steps, dict(model.kernels), str(model.key), Priority.INTERACTIVE, None, time.monotonic())
+        live = Live(task, steps, model.kernels, str(model.key), Priority.INTERACTIVE, None, time.monotonic())
         scheduler.add(live)
     results: dict[int, Explanation] = {}
     while scheduler:
@@ -72,7 +74,7 @@ def run() -> Run:
 def model() -> DeviceModel:
     """The loan model, on one thread as in a worker."""
     torch.set_num_threads(1)
-    return put_on_device(FOLDER, torch.device("cpu"), {})
+    return put_on_device(FOLDER, torch.device("cpu"), {}, SHAPES)
 
 
 @pytest.fixture(scope="session")
@@ -128,14 +130,15 @@ class _SameNetwork(DeployedArtefact):
 @pytest.fixture(scope="session")
 def gelu_model(model: DeviceModel) -> DeviceModel:
     """The loan network with GELU in the place of ReLU: smooth, but for the clipping of outlying inputs."""
-    gradient = model.kernels[Points]
+    gradient = model.kernels[Points][0]
     assert isinstance(gradient, GradientKernel)
     twin = copy.deepcopy(gradient._twin)
     for name, module in list(twin.named_children()):
         if isinstance(module, nn.ReLU):
             setattr(twin, name, nn.GELU())
     deployed = DeployedKernel(_SameNetwork(twin), DEPLOYED_ROWS)
-    kernels: dict[type, Kernel] = {Deployed: deployed, Points: GradientKernel(twin, torch.device("cpu"), CHUNK_ROWS)}
+    gradients = [GradientKernel(twin, torch.device("cpu"), rows, 2) for rows in (SHAPES.brief, SHAPES.long)]
+    kernels = Kernels({Deployed: [deployed], Points: gradients})
     baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
     return replace(model, kernels=kernels, baselines=baselines, obstacle="GELU")
 

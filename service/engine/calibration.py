@@ -1,0 +1,71 @@
+"""Calibration: at which shapes the gradient chunks of a model run well on this device.
+
+Measured on the loan network, one CPU thread, in microseconds a chunk: 32 rows 290, 64 rows 310, 128 rows 360, 256 rows
+470, 512 rows 690, 1,024 rows 1,130. Up to a hundred rows cost next to nothing, so a single small question is answered
+soonest at such a shape, and the rate still rises far beyond, which is where large questions belong. One shape for both
+would double the one's latency or halve the other's rate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from service.domain import ChunkShapes
+from service.engine.kernels import Kernel, Segment
+from service.methods.oracle import Points
+
+LADDER = tuple(2**power for power in range(2, 13))
+"""Row counts that are tried, ascending."""
+LONGEST_SECONDS = 0.02
+"""A chunk that takes longer is not tried at a larger shape: a small question may have to wait for one."""
+NEARLY_FREE = 1.5
+"""The brief chunk takes at most so many times as long as the smallest."""
+NEAR_PEAK = 0.85
+"""The long chunk is the smallest shape with this share of the best rate."""
+ENOUGH_SHARE = 0.98
+"""Larger shapes are not tried once the rate falls below this share of the best."""
+REPEATS = 5
+
+
+def calibrate(kernel_at: Callable[[int], Kernel], points: Callable[[int], Points]) -> ChunkShapes:
+    """The shapes for a model. `kernel_at` makes a gradient kernel of so many rows, `points` a question of so many."""
+    rows: list[int] = []
+    seconds: list[float] = []
+    for capacity in LADDER:
+        try:
+            seconds.append(_seconds(kernel_at(capacity), points(capacity)))
+        except torch.OutOfMemoryError:
+            if not rows:
+                raise
+            break
+        rows.append(capacity)
+        rates = np.array(rows) / np.array(seconds)
+        if seconds[-1] > LONGEST_SECONDS or rates[-1] < ENOUGH_SHARE * rates.max():
+            break
+    return chosen(rows, seconds)
+
+
+def chosen(rows: Sequence[int], seconds: Sequence[float]) -> ChunkShapes:
+    """The shapes for chunks of so many `rows`, ascending, that took so many `seconds`."""
+    count, time_taken = np.array(rows), np.array(seconds)
+    rates = count / time_taken
+    brief = int(count[time_taken <= NEARLY_FREE * time_taken[0]].max())
+    long = int(count[rates >= NEAR_PEAK * rates.max()].min())
+    return ChunkShapes(brief, max(brief, long))
+
+
+def _seconds(kernel: Kernel, question: Points) -> float:
+    """The shortest of a few runs, after one that does not count."""
+    segment = Segment(question, 0, len(question))
+    taken = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        kernel.run([segment])
+        taken.append(time.perf_counter() - started)
+        if taken[-1] > LONGEST_SECONDS:
+            break
+    return min(taken[1:] or taken)

@@ -1,0 +1,211 @@
+"""The gradient kernel: outputs and gradients of the twin at points of many explanations in one chunk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from service.domain import Floats, Indices
+from service.engine.kernels import Segment, question_of
+from service.methods.oracle import Points, Readout
+
+LOG = logging.getLogger("answerable.worker")
+LARGEST_VIEWED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedPoints:
+    """The answer to `Points` (see `service.methods.oracle.Evaluated`); contributions stay on the device, in pieces."""
+
+    outputs: Floats
+    derivatives: Floats
+    contributions: tuple[Tensor, ...]
+
+    def weighted_sum(self, weights: Floats) -> Floats:
+        rows = self._rows()
+        result: Floats = (torch.from_numpy(weights).to(rows.device) @ rows).cpu().numpy()
+        return result
+
+    def group_sums(self, weights: Floats, group: Indices, groups: int) -> Floats:
+        rows = self._rows()
+        rows = rows * torch.from_numpy(weights).to(rows.device)[:, None]
+        sums = rows.new_zeros(groups, rows.shape[1])
+        result: Floats = sums.index_add_(0, torch.from_numpy(group).to(rows.device), rows).cpu().numpy()
+        return result
+
+    def _rows(self) -> Tensor:
+        together = self.contributions[0] if len(self.contributions) == 1 else torch.cat(self.contributions)
+        return together.double().flatten(1)
+
+    def joined(self, later: EvaluatedPoints) -> EvaluatedPoints:
+        return EvaluatedPoints(
+            np.concatenate([self.outputs, later.outputs]),
+            np.concatenate([self.derivatives, later.derivatives]),
+            self.contributions + later.contributions,
+        )
+
+
+class Chunk(NamedTuple):
+    """A packed chunk: row r is the point starts[line[r]] + alphas[r] directions[line[r]], asked for asks[ask[r]].
+
+    `starts` and `directions` are [lines, ...input], no more lines than rows. An ask is a row of `coefficients`
+    [asks, labels], the gradient of its readout with respect to the logits, or, where `probability` [asks, 1] says so,
+    the one-hot target whose probability is read out.
+    """
+
+    starts: Tensor
+    directions: Tensor
+    coefficients: Tensor
+    probability: Tensor
+    line: Tensor
+    ask: Tensor
+    alphas: Tensor
+
+
+Program = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""Takes the fields of a `Chunk`; gives outputs, derivatives and contributions."""
+
+
+def traced(program: Program, chunk: Chunk) -> Program:
+    """The program as a flat list of operators, forward and backward; as it is where its flow depends on values."""
+    try:
+        graph = make_fx(program)(*chunk)
+    except Exception:
+        LOG.info("a model is evaluated without tracing", exc_info=True)
+        return program
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return torch.inference_mode()(graph.forward)
+
+
+class GradientKernel:
+    """Outputs and gradients of the twin at points of many explanations, each with its own target and readout.
+
+    With `trace`, the computation is recorded once at its fixed shape and replayed operator by operator without
+    building an autograd graph each time: on the loan network a tenth to a fifth faster, with the same bits.
+    """
+
+    name = "gradient"
+
+    def __init__(
+        self, twin: fx.GraphModule, device: torch.device, capacity: int, labels: int, *, trace: bool = True
+    ) -> None:
+        self._twin = twin
+        self._device = device
+        self._labels = labels
+        self._trace = trace
+        self._programs: dict[tuple[int, bool], Program] = {}
+        self.capacity = capacity
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        questions = [question_of(segment, Points) for segment in segments]
+        chunk = self._packed(segments, questions)
+        has_probabilities = any(points.readout is Readout.PROBABILITY for points in questions)
+        outputs, derivatives, contributions = self._program(chunk, has_probabilities)(*chunk)
+        return _divided(segments, outputs.cpu().numpy(), derivatives.cpu().numpy(), contributions)
+
+    def _program(self, chunk: Chunk, has_probabilities: bool) -> Program:
+        key = self.capacity, has_probabilities
+        if key not in self._programs:
+
+            def evaluated(*fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                return self._evaluated(Chunk(*fields), has_probabilities)
+
+            self._programs[key] = traced(evaluated, chunk) if self._trace else evaluated
+        return self._programs[key]
+
+    def _evaluated(self, chunk: Chunk, has_probabilities: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every row, the output and the derivative along its line, both float64 [rows], and the contributions."""
+        directions = chunk.directions.index_select(0, chunk.line)
+        alphas = chunk.alphas.reshape(-1, *[1] * (directions.dim() - 1))
+        points = torch.addcmul(chunk.starts.index_select(0, chunk.line), alphas, directions).requires_grad_()
+        logits = self._twin(points)
+        coefficients = chunk.coefficients.index_select(0, chunk.ask)
+        probability = chunk.probability.index_select(0, chunk.ask) if has_probabilities else None
+        outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
+        (gradients,) = torch.autograd.grad(logits, points, cotangents.to(logits.dtype))
+        contributions = gradients * directions
+        return outputs, contributions.flatten(1).sum(dim=1, dtype=torch.float64), contributions
+
+    def join(self, parts: Sequence[object]) -> EvaluatedPoints:
+        evaluated = [part for part in parts if isinstance(part, EvaluatedPoints)]
+        if len(evaluated) == 1:
+            return evaluated[0]
+        return EvaluatedPoints(
+            np.concatenate([part.outputs for part in evaluated]),
+            np.concatenate([part.derivatives for part in evaluated]),
+            tuple(piece for part in evaluated for piece in part.contributions),
+        )
+
+    def _packed(self, segments: Sequence[Segment], questions: Sequence[Points]) -> Chunk:
+        line = np.zeros(self.capacity, dtype=np.int64)
+        ask = np.zeros(self.capacity, dtype=np.int64)
+        alphas = np.zeros(self.capacity, dtype=np.float32)
+        starts, directions, lines, at = [], [], 0, 0
+        for number, (segment, points) in enumerate(zip(segments, questions, strict=True)):
+            own = slice(segment.start, segment.stop)
+            rows = slice(at, at + len(segment))
+            own_starts = points.starts
+            if len(own_starts) > 1:
+                used, position = np.unique(points.line[own], return_inverse=True)
+                own_starts, line[rows] = own_starts[used], position + lines
+            else:
+                line[rows] = lines
+            ask[rows] = number
+            alphas[rows] = points.alphas[own]
+            starts.append(own_starts)
+            directions.append(points.end - own_starts)
+            lines += len(own_starts)
+            at = rows.stop
+        coefficients = np.zeros((len(questions), self._labels))
+        for number, points in enumerate(questions):
+            if points.readout is Readout.MARGIN:
+                coefficients[number] = -1
+            coefficients[number, points.target] = 1
+        probability = np.array([[points.readout is Readout.PROBABILITY] for points in questions])
+        packed = (coefficients, probability, line, ask, alphas)
+        return Chunk(
+            torch.from_numpy(np.concatenate(starts, dtype=np.float32, casting="same_kind")).to(self._device),
+            torch.from_numpy(np.concatenate(directions, dtype=np.float32, casting="same_kind")).to(self._device),
+            *(torch.from_numpy(values).to(self._device) for values in packed),
+        )
+
+
+def read_out(logits: Tensor, coefficients: Tensor, probability: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The explained outputs [rows] and their gradients with respect to the logits [rows, labels].
+
+    `logits`, `coefficients` [rows, labels] and `probability` [rows, 1] are as in `Chunk`, by row; `probability` may be
+    None where no row reads out a probability.
+    """
+    outputs = (logits * coefficients).sum(1)
+    if probability is None:
+        return outputs, coefficients
+    probabilities = torch.softmax(logits, dim=1)
+    others = probabilities * (1 - coefficients)
+    chosen = (probabilities * coefficients).sum(1, keepdim=True)
+    # p_t (1 - p_t) from the other labels' probabilities, which does not cancel where p_t is close to one.
+    slopes = chosen * (coefficients * others.sum(1, keepdim=True) - others)
+    return torch.where(probability[:, 0], chosen[:, 0], outputs), torch.where(probability, slopes, coefficients)
+
+
+def _divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor) -> list[object]:
+    parts: list[object] = []
+    at = 0
+    for segment in segments:
+        rows = slice(at, at + len(segment))
+        own = contributions[rows]
+        if contributions.nbytes > LARGEST_VIEWED_BYTES and 2 * len(segment) < len(contributions):
+            own = own.clone()  # a view would keep the whole chunk in memory
+        parts.append(EvaluatedPoints(outputs[rows], derivatives[rows], (own,)))
+        at = rows.stop
+    return parts

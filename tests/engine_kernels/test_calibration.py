@@ -1,0 +1,101 @@
+"""The chunk shapes that calibration chooses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import fx, nn
+
+from service.domain import ChunkShapes
+from service.engine.calibration import calibrate, chosen
+from service.engine.gradient import Chunk, EvaluatedPoints, GradientKernel, traced
+from service.engine.kernels import Segment
+from service.methods.oracle import Points, Readout
+
+
+def question(count: int) -> Points:
+    return Points(np.zeros((1, 8)), np.ones(8), np.zeros(count, dtype=np.intp), np.linspace(0, 1, count), Readout(0), 0)
+
+
+class Clocked:
+    """A kernel whose runs take `fixed` + rows * `each` seconds of a clock of its own, and no memory beyond `most`."""
+
+    name = "clocked"
+    now = 0.0
+
+    def __init__(self, rows: int, fixed: float, each: float, most: int) -> None:
+        self.capacity = rows
+        self._seconds = fixed + rows * each
+        self._fits = rows <= most
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        assert sum(map(len, segments)) == self.capacity
+        if not self._fits:
+            raise torch.OutOfMemoryError
+        Clocked.now += self._seconds
+        return []
+
+    def join(self, parts: Sequence[object]) -> object:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "most", "expected"),
+    [
+        (300e-6, 1e-6, 10**6, ChunkShapes(128, 2048)),  # a small network: rows are nearly free up to 150
+        (100e-6, 30e-6, 10**6, ChunkShapes(4, 32)),  # a larger one
+        (0, 50e-3, 10**6, ChunkShapes(4, 4)),  # one whose smallest chunk already takes long
+        (300e-6, 1e-6, 256, ChunkShapes(128, 256)),  # more does not fit
+        (20e-3, 1e-6, 10**6, ChunkShapes(4, 4)),
+    ],
+)
+def test_shapes_follow_the_cost_of_rows(
+    fixed: float, each: float, most: int, expected: ChunkShapes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: Clocked.now)
+    assert calibrate(lambda rows: Clocked(rows, fixed, each, most), question) == expected
+
+
+def test_a_model_of_which_no_chunk_fits_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        calibrate(lambda rows: Clocked(rows, 0.0, 0.0, 1), question)
+
+
+def test_a_noisy_ladder_still_gives_shapes_in_order() -> None:
+    shapes = chosen([4, 8, 16, 32], [1.0, 1.6, 1.4, 3.0])
+    assert shapes == ChunkShapes(16, 16)
+
+
+class Branching(nn.Module):
+    """Its flow depends on values, which cannot be traced."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows * 2 if float(rows.sum()) > 0 else rows
+
+
+@pytest.mark.parametrize("readout", Readout)
+def test_tracing_changes_no_bit(readout: Readout) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 2)).eval()
+    twin = fx.symbolic_trace(network.requires_grad_(False))
+    points = Points(np.zeros((1, 8)), np.ones(8), np.zeros(30, dtype=np.intp), np.linspace(0, 1, 30), readout, 1)
+    answers = []
+    for trace in (False, True):
+        kernel = GradientKernel(twin, torch.device("cpu"), 32, 2, trace=trace)
+        (part,) = kernel.run([Segment(points, 0, 30)])
+        assert isinstance(part, EvaluatedPoints)
+        answers.append((part.outputs.tobytes(), part.derivatives.tobytes(), part.contributions[0].numpy().tobytes()))
+    assert answers[0] == answers[1]
+
+
+def test_what_cannot_be_traced_runs_as_it_is() -> None:
+    branching = Branching()
+
+    def program(*fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return branching(fields[0]), fields[0], fields[0]
+
+    assert traced(program, Chunk(*[torch.ones(2)] * len(Chunk._fields))) is program
