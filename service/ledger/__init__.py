@@ -1,7 +1,7 @@
 """The ledger: every explanation the service gives, written down before it is answered.
 
 Reading order: `entries` (what is kept), `tables`, `database`, `writer` (how appends are grouped),
-`searching`, `ledger` (what the rest of the service calls), `keys`.
+`appending`, `searching`, `ledger` (what the rest of the service calls), `keys`.
 """
 
 from service.ledger.database import open_engine

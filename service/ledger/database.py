@@ -17,8 +17,15 @@ from service.errors import LedgerUnavailable
 LOCK_SECONDS = 5
 """How long a SQLite connection waits for another process's write."""
 
-WRITE_LOCK = 0x416E737765726162
-"""The PostgreSQL advisory lock that writers of the ledger take in turn; any constant will do."""
+_ADVISORY_LOCK = 0x416E737765726162  # any constant will do
+
+WRITE_LOCK = {
+    # A deferred transaction that reads before it writes fails at once when another wrote in between.
+    "sqlite": "BEGIN IMMEDIATE",
+    # Its driver has begun the transaction.
+    "postgresql": f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})",
+}
+"""The first statement of a transaction that writes to the log: writers take turns until they commit."""
 
 _POSTGRESQL_TIMEOUTS = {
     "connect_timeout": 5,  # seconds
@@ -85,6 +92,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     _use_write_ahead_log(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; before that many, the writer does it
     cursor.close()
 
 
@@ -104,8 +112,7 @@ def _use_write_ahead_log(cursor: DBAPICursor) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A deferred transaction that reads before it writes fails at once when another wrote in between.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_serialised(connection) else "BEGIN")
+    connection.exec_driver_sql(WRITE_LOCK["sqlite"] if _is_serialised(connection) else "BEGIN")
 
 
 def _open_postgresql(address: URL) -> Engine:
@@ -129,7 +136,7 @@ def _set_up_postgresql(connection: Any, _record: object) -> None:
 
 def _begin_postgresql(connection: Connection) -> None:
     if _is_serialised(connection):
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+        connection.exec_driver_sql(WRITE_LOCK["postgresql"])
 
 
 def _is_serialised(connection: Connection) -> bool:

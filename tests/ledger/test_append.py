@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine
 
 from service.errors import InvalidRequest, LedgerUnavailable
 from service.ledger import Entry, EntryRefused, Ledger, Search
+from service.ledger.appending import Appender
+from service.ledger.database import serialised
 
 EntryMaker = Callable[..., Entry]
 
 
-def commits(engine: Engine) -> list[Connection]:
-    """Grows with every commit from here on."""
-    made: list[Connection] = []
-    event.listen(engine, "commit", made.append)
-    return made
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of entries of each transaction from here on."""
+    sizes: list[int] = []
+    append = Appender.append
+
+    def count(appender: Appender, entries: Sequence[Entry]) -> None:
+        sizes.append(len(entries))
+        append(appender, entries)
+
+    monkeypatch.setattr(Appender, "append", count)
+    return sizes
 
 
 @contextmanager
 def database_held(engine: Engine) -> Iterator[None]:
-    """No transaction begins inside, so that appends gather behind the first one."""
-    released = threading.Event()
-
-    def wait(_connection: Connection) -> None:
-        released.wait()
-
-    event.listen(engine, "begin", wait)
-    try:
+    """Somebody else writes inside, so that appends gather behind the first one."""
+    with serialised(engine).begin():
         yield
-    finally:
-        released.set()
 
 
 async def start(ledger: Ledger, *calls: list[Entry]) -> list[asyncio.Task[None]]:
@@ -70,13 +70,15 @@ async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, make_entry: E
     assert stored.leaf == hashlib.sha256(b"\x00" + entry.record).digest()
 
 
-async def test_concurrent_appends_share_transactions(ledger: Ledger, engine: Engine, make_entry: EntryMaker) -> None:
+async def test_concurrent_appends_share_transactions(
+    ledger: Ledger, engine: Engine, make_entry: EntryMaker, transactions: list[int]
+) -> None:
     entries = [make_entry() for _ in range(300)]
-    made = commits(engine)
     with database_held(engine):
         waiting = await start(ledger, *([entry] for entry in entries))
     await asyncio.gather(*waiting)
-    assert len(made) <= 2
+    assert sum(transactions) == 300
+    assert len(transactions) <= 2
     page = await ledger.search("bank", Search(), limit=1000)
     assert [stored.id for stored in page.entries] == [entry.id for entry in reversed(entries)]
     assert [stored.seq for stored in page.entries] == list(range(300, 0, -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, event, func, make_url, select
+from sqlalchemy import Engine, func, make_url, select
 
 from service.errors import LedgerUnavailable
 from service.ledger import Entry, Ledger, Search, open_engine
+from service.ledger.appending import CHECKPOINT_EVERY
 from service.ledger.tables import explanations
 
 EntryMaker = Callable[..., Entry]
@@ -65,17 +67,12 @@ def test_every_acknowledged_record_survives_kill_9(engine: Engine, url: str) -> 
 
 
 @contextmanager
-def disk_full(engine: Engine) -> Iterator[None]:
-    """SQLite may not add a page to its file inside."""
-
-    def limit(pages: int) -> Callable[[Connection], None]:
-        return lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}").close()
-
-    full, roomy = limit(1), limit(1_000_000)  # fewer pages than there are means: no more
-    event.listen(engine, "begin", full)
+def disk_full(_engine: Engine) -> Iterator[None]:
+    """This process writes to no file inside."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, usual[1]))
     yield
-    event.remove(engine, "begin", full)
-    event.listen(engine, "begin", roomy)
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 @contextmanager
@@ -117,3 +114,16 @@ async def test_reads_without_the_database(ledger: Ledger, engine: Engine) -> Non
         with pytest.raises(LedgerUnavailable):
             await ledger.get("bank", "id")
     assert await ledger.get("bank", "id") is None
+
+
+def write_ahead_log_size(engine: Engine) -> int:
+    return Path(f"{engine.url.database}-wal").stat().st_size
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_the_write_ahead_log_is_used_again(ledger: Ledger, engine: Engine, make_entry: EntryMaker) -> None:
+    await ledger.append([make_entry() for _ in range(CHECKPOINT_EVERY)])
+    size = write_ahead_log_size(engine)
+    for _ in range(5):
+        await ledger.append([make_entry() for _ in range(CHECKPOINT_EVERY)])
+    assert write_ahead_log_size(engine) < 2 * size
