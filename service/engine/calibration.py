@@ -24,7 +24,7 @@ LONGEST_SECONDS = 0.02
 """A chunk that takes longer is not tried at a larger shape: a small question may have to wait for one."""
 NEARLY_FREE = 1.5
 """The brief chunk takes at most so many times as long as the smallest."""
-NEAR_PEAK = 0.85
+NEAR_PEAK = 0.9
 """The long chunk is the smallest shape with this share of the best rate."""
 ENOUGH_SHARE = 0.98
 """Larger shapes are not tried once the rate falls below this share of the best."""
@@ -61,11 +61,10 @@ def chosen(rows: Sequence[int], seconds: Sequence[float]) -> ChunkShapes:
 def _seconds(kernel: Kernel, question: Points) -> float:
     """The shortest of a few runs, after one that does not count."""
     segment = Segment(question, 0, len(question))
-    taken = []
-    for _ in range(REPEATS + 1):
+    kernel.run([segment])
+    taken: list[float] = []
+    while len(taken) < REPEATS and sum(taken) < LONGEST_SECONDS:
         started = time.perf_counter()
         kernel.run([segment])
         taken.append(time.perf_counter() - started)
-        if taken[-1] > LONGEST_SECONDS:
-            break
-    return min(taken[1:] or taken)
+    return min(taken)

@@ -13,6 +13,7 @@ from service.catalog.loading import load_model
 from service.catalog.manifest import Manifest
 from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace
 from service.engine.calibration import calibrate
+from service.engine.cuda import GraphedGradientKernel
 from service.engine.gradient import GradientKernel
 from service.engine.kernels import BreakpointsKernel, Deployed, DeployedKernel, Kernel, Kernels, Segment
 from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear, has_kinks
@@ -89,9 +90,10 @@ def put_on_device(
             lambda rows: _across(line, rows, Readout.PROBABILITY),
         )
     obstacle = None
+    gradient = GraphedGradientKernel if device.type == "cuda" else GradientKernel
     by_type: dict[type, list[Kernel]] = {
         Deployed: [deployed],
-        Points: [GradientKernel(model.twin, device, rows, labels) for rows in sorted({shapes.brief, shapes.long})],
+        Points: [gradient(model.twin, device, rows, labels) for rows in sorted({shapes.brief, shapes.long})],
     }
     try:
         by_type[Breakpoints] = [BreakpointsKernel(PiecewiseLinear(model.twin), BREAKPOINT_LINES)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ LOG = logging.getLogger("answerable.worker")
 LARGEST_VIEWED_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EvaluatedPoints:
     """The answer to `Points` (see `service.methods.oracle.Evaluated`); contributions stay on the device, in pieces."""
 
@@ -29,20 +30,21 @@ class EvaluatedPoints:
     contributions: tuple[Tensor, ...]
 
     def weighted_sum(self, weights: Floats) -> Floats:
-        rows = self._rows()
+        rows = self._rows
         result: Floats = (torch.from_numpy(weights).to(rows.device) @ rows).cpu().numpy()
         return result
 
     def group_sums(self, weights: Floats, group: Indices, groups: int) -> Floats:
-        rows = self._rows()
-        rows = rows * torch.from_numpy(weights).to(rows.device)[:, None]
+        rows = self._rows
+        weighted = rows * torch.from_numpy(weights).to(rows.device)[:, None]
         sums = rows.new_zeros(groups, rows.shape[1])
-        result: Floats = sums.index_add_(0, torch.from_numpy(group).to(rows.device), rows).cpu().numpy()
+        result: Floats = sums.index_add_(0, torch.from_numpy(group).to(rows.device), weighted).cpu().numpy()
         return result
 
+    @cached_property
     def _rows(self) -> Tensor:
-        together = self.contributions[0] if len(self.contributions) == 1 else torch.cat(self.contributions)
-        return together.double().flatten(1)
+        """The contributions together, in float64: [n, inputs]."""
+        return torch.cat(self.contributions).flatten(1).double()
 
     def joined(self, later: EvaluatedPoints) -> EvaluatedPoints:
         return EvaluatedPoints(
@@ -108,21 +110,19 @@ class GradientKernel:
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        questions = [question_of(segment, Points) for segment in segments]
-        chunk = self._packed(segments, questions)
-        has_probabilities = any(points.readout is Readout.PROBABILITY for points in questions)
-        outputs, derivatives, contributions = self._program(chunk, has_probabilities)(*chunk)
-        return _divided(segments, outputs.cpu().numpy(), derivatives.cpu().numpy(), contributions)
-
-    def _program(self, chunk: Chunk, has_probabilities: bool) -> Program:
+        chunk, has_probabilities = self._packed(segments)
+        chunk = Chunk(*(values.to(self._device) for values in chunk))
         key = self.capacity, has_probabilities
         if key not in self._programs:
+            self._programs[key] = self._program(chunk, has_probabilities)
+        outputs, derivatives, contributions = self._programs[key](*chunk)
+        return divided(segments, outputs.cpu().numpy(), derivatives.cpu().numpy(), contributions)
 
-            def evaluated(*fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                return self._evaluated(Chunk(*fields), has_probabilities)
+    def _program(self, chunk: Chunk, has_probabilities: bool) -> Program:
+        def evaluated(*fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self._evaluated(Chunk(*fields), has_probabilities)
 
-            self._programs[key] = traced(evaluated, chunk) if self._trace else evaluated
-        return self._programs[key]
+        return traced(evaluated, chunk) if self._trace else evaluated
 
     def _evaluated(self, chunk: Chunk, has_probabilities: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Of every row, the output and the derivative along its line, both float64 [rows], and the contributions."""
@@ -147,38 +147,54 @@ class GradientKernel:
             tuple(piece for part in evaluated for piece in part.contributions),
         )
 
-    def _packed(self, segments: Sequence[Segment], questions: Sequence[Points]) -> Chunk:
+    def _packed(self, segments: Sequence[Segment]) -> tuple[Chunk, bool]:
+        """The chunk, on the host, and whether any of its rows reads out a probability."""
+        questions = [question_of(segment, Points) for segment in segments]
         line = np.zeros(self.capacity, dtype=np.int64)
         ask = np.zeros(self.capacity, dtype=np.int64)
         alphas = np.zeros(self.capacity, dtype=np.float32)
-        starts, directions, lines, at = [], [], 0, 0
+        starts, counts, lines, at = [], [], 0, 0
         for number, (segment, points) in enumerate(zip(segments, questions, strict=True)):
             own = slice(segment.start, segment.stop)
             rows = slice(at, at + len(segment))
             own_starts = points.starts
-            if len(own_starts) > 1:
-                used, position = np.unique(points.line[own], return_inverse=True)
-                own_starts, line[rows] = own_starts[used], position + lines
+            if len(own_starts) > 1:  # only those used here, and each once for a run of points on it
+                own_lines = points.line[own]
+                begins = np.ones(len(own_lines), dtype=bool)
+                np.not_equal(own_lines[1:], own_lines[:-1], out=begins[1:])
+                own_starts = own_starts[own_lines[begins]]
+                line[rows] = np.cumsum(begins) + (lines - 1)
             else:
                 line[rows] = lines
             ask[rows] = number
             alphas[rows] = points.alphas[own]
             starts.append(own_starts)
-            directions.append(points.end - own_starts)
+            counts.append(len(own_starts))
             lines += len(own_starts)
             at = rows.stop
+        start_rows = np.concatenate(starts)
+        directions = np.repeat(np.stack([points.end for points in questions]), counts, axis=0) - start_rows
         coefficients = np.zeros((len(questions), self._labels))
         for number, points in enumerate(questions):
             if points.readout is Readout.MARGIN:
                 coefficients[number] = -1
             coefficients[number, points.target] = 1
         probability = np.array([[points.readout is Readout.PROBABILITY] for points in questions])
-        packed = (coefficients, probability, line, ask, alphas)
-        return Chunk(
-            torch.from_numpy(np.concatenate(starts, dtype=np.float32, casting="same_kind")).to(self._device),
-            torch.from_numpy(np.concatenate(directions, dtype=np.float32, casting="same_kind")).to(self._device),
-            *(torch.from_numpy(values).to(self._device) for values in packed),
+        chunk = Chunk(
+            *map(
+                torch.from_numpy,
+                (
+                    start_rows.astype(np.float32),
+                    directions.astype(np.float32),
+                    coefficients,
+                    probability,
+                    line,
+                    ask,
+                    alphas,
+                ),
+            )
         )
+        return chunk, bool(probability.any())
 
 
 def read_out(logits: Tensor, coefficients: Tensor, probability: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -198,7 +214,8 @@ def read_out(logits: Tensor, coefficients: Tensor, probability: Tensor | None) -
     return torch.where(probability[:, 0], chosen[:, 0], outputs), torch.where(probability, slopes, coefficients)
 
 
-def _divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor) -> list[object]:
+def divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor) -> list[object]:
+    """What each segment gets of a chunk's outputs [rows], derivatives [rows] and contributions [rows, ...input]."""
     parts: list[object] = []
     at = 0
     for segment in segments:

@@ -7,9 +7,9 @@ depend on who shares the chunk, bit for bit; see `design.md`, idea 4, for the me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -95,6 +95,19 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
 def units_of(question: object) -> int:
     """What a question counts in a chunk: its rows or points, or one."""
     return len(question) if isinstance(question, Sized) else 1
+
+
+class Overlapping(Kernel, Protocol):
+    """A kernel whose chunk can be left to the device while the next one is packed."""
+
+    def launch(self, segments: Sequence[Segment]) -> Callable[[], list[object]]:
+        """Starts the chunk; the call that is returned waits for it and gives the parts, as `run` does."""
+        ...
+
+
+def is_overlapping(kernel: Kernel) -> TypeGuard[Overlapping]:
+    """Whether the kernel can be launched."""
+    return hasattr(kernel, "launch")
 
 
 class DeployedKernel:

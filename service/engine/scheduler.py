@@ -3,7 +3,7 @@
 It pulls: `step` packs one chunk from whatever is waiting, runs it, and moves every explanation on whose question was
 answered; there is no timer and no waiting for a fuller chunk. Kernels take turns, those with interactive work before
 those without. Inside a chunk, too, interactive work is packed before bulk, and inside a class each explanation gets
-`QUANTUM` units in turn, so that a large one never keeps a small one waiting for more than a chunk. Explanations that
+`quantum` units in turn, so that a large one never keeps a small one waiting for more than a chunk. Explanations that
 were cancelled, or whose deadline passed, are dropped when the next chunk is packed.
 
 An error of the device itself (a CUDA error sticks to the process) is let through: the worker ends and is replaced.
@@ -15,26 +15,31 @@ import heapq
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from service.domain import Explanation, Prediction, Priority, Timings
 from service.engine.explanation import Steps
-from service.engine.kernels import Kernel, Kernels, Segment, units_of
+from service.engine.kernels import Kernel, Kernels, Segment, is_overlapping, units_of
 from service.engine.messages import ChunkReport, Done, Failed, Outcome
 from service.errors import AnswerableError, ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
 from service.methods.oracle import DeadlinePassed
 
 LOG = logging.getLogger("answerable.worker")
 
-QUANTUM = 64
+LEAST_QUANTUM = 64
+SHARES = 8
 
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """An explanation under way. `parts` are the answers so far to `question`, of which `packed` units are done."""
+    """An explanation under way.
+
+    Of its open `question` chunks have taken `packed` units; `parts` are the answers so far, to `answered` units.
+    """
 
     task: int
     steps: Steps
@@ -46,6 +51,7 @@ class Live:
     started: float | None = None
     question: object = None
     packed: int = 0
+    answered: int = 0
     parts: list[object] = field(default_factory=list)
 
     @property
@@ -57,6 +63,25 @@ class Live:
     def remaining(self) -> int:
         """Units of the open question that no chunk has taken yet."""
         return units_of(self.question) - self.packed
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A chunk: what of which explanation is in it, the call that gives its parts, and when it was started."""
+
+    kernel: Kernel
+    taken: list[tuple[Live, Segment]]
+    collect: Callable[[], list[object]]
+    started: float
+
+
+def quantum(capacity: int) -> int:
+    """The units of a chunk that one explanation gets before the next has its turn.
+
+    An eighth of the chunk, since each explanation in it costs the host some time; at least 64, so that small questions
+    are not cut up.
+    """
+    return max(LEAST_QUANTUM, capacity // SHARES)
 
 
 class _Queue:
@@ -79,13 +104,14 @@ class _Queue:
     def take(self, capacity: int, alive: dict[int, Live]) -> list[tuple[Live, Segment]]:
         """Segments of at most `capacity` units together; dead explanations fall out on the way."""
         taken: dict[Live, Segment] = {}
+        most = quantum(capacity)
         for priority in Priority:
             waiting = self._waiting[priority]
             while waiting and capacity:
                 live = waiting.popleft()
                 if alive.get(live.task) is not live:
                     continue
-                units = min(QUANTUM, live.remaining, capacity)
+                units = min(most, live.remaining, capacity)
                 start = taken[live].start if live in taken else live.packed
                 live.packed += units
                 capacity -= units
@@ -102,12 +128,13 @@ class Scheduler:
         self._alive: dict[int, Live] = {}
         self._queues: dict[Kernel, _Queue] = {}
         self._deadlines: list[tuple[float, int]] = []
+        self._flight: _Flight | None = None
         self._outcomes: list[Outcome] = []
         self.reports: list[ChunkReport] = []
 
     def __bool__(self) -> bool:
-        """Whether anything waits for a chunk."""
-        return bool(self._queues)
+        """Whether anything waits for a chunk, or for the end of one."""
+        return bool(self._queues) or self._flight is not None
 
     def add(self, live: Live) -> None:
         """Starts an explanation; its first question waits for a chunk."""
@@ -128,17 +155,48 @@ class Scheduler:
         return ended
 
     def step(self) -> None:
-        """Packs, runs and delivers one chunk; does nothing when nothing waits."""
+        """Packs and launches a chunk, and delivers what is ready; does nothing when nothing waits.
+
+        A chunk of a kernel that overlaps is delivered behind the launch of the next one, so that the device works while
+        that is packed.
+        """
         self._expire()
+        before, self._flight = self._flight, None
+        taken = self._take()
+        if taken is not None:
+            self._go(*taken, alone=before is None)
+        if before is not None:
+            self._deliver(before)
+
+    def _go(self, kernel: Kernel, taken: list[tuple[Live, Segment]], *, alone: bool) -> None:
+        """Launches a chunk, or computes it, where its kernel does not overlap or, `alone`, could not launch it."""
+        now = time.monotonic()
+        for live, _ in taken:
+            live.started = live.started or now
+        segments = [segment for _, segment in taken]
+        if is_overlapping(kernel):
+            try:
+                self._flight = _Flight(kernel, taken, kernel.launch(segments), now)
+            except torch.AcceleratorError:
+                raise
+            except Exception:  # noqa: BLE001 - whatever it was, it comes again where each error has its answer
+                if not alone:  # behind the chunk under way, in order
+                    self._requeue(taken)
+                    return
+            else:
+                return
+        self._deliver(_Flight(kernel, taken, partial(kernel.run, segments), now))
+
+    def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
+        """The next chunk: its kernel, and what of which explanation is in it."""
         if not self._queues:
-            return
+            return None
         kernel = next((kernel for kernel, queue in self._queues.items() if queue.is_urgent), next(iter(self._queues)))
         queue = self._queues.pop(kernel)
         segments = queue.take(kernel.capacity, self._alive)
         if queue:
             self._queues[kernel] = queue
-        if segments:
-            self._run(kernel, segments)
+        return (kernel, segments) if segments else None
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -148,26 +206,23 @@ class Scheduler:
             if live is not None:
                 self._advance(live, DeadlinePassed())
 
-    def _run(self, kernel: Kernel, taken: list[tuple[Live, Segment]]) -> None:
-        started = time.monotonic()
-        for live, _ in taken:
-            live.started = live.started or started
-        for live, part in self._parts(kernel, taken):
+    def _deliver(self, flight: _Flight) -> None:
+        """Waits for a chunk, and moves on every explanation whose question is answered by it."""
+        for live, segment, part in self._parts(flight):
             if isinstance(part, AnswerableError):
                 self._fail(live, part)
                 continue
             live.parts.append(part)
-            if not live.remaining and len(live.parts) and self._alive.get(live.task) is live:
-                self._advance(live, kernel.join(live.parts))
+            live.answered += len(segment)
+            if live.answered == units_of(live.question) and self._alive.get(live.task) is live:
+                self._advance(live, flight.kernel.join(live.parts))
 
-    def _parts(
-        self, kernel: Kernel, taken: list[tuple[Live, Segment]]
-    ) -> Iterator[tuple[Live, object | AnswerableError]]:
+    def _parts(self, flight: _Flight) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
         """Each explanation's part of the chunk; when the chunk fails, each is run alone, so that one bad row fails
         nobody else."""
-        started = time.monotonic()
+        kernel, taken = flight.kernel, flight.taken
         try:
-            parts = kernel.run([segment for _, segment in taken])
+            parts = flight.collect()
         except torch.OutOfMemoryError:
             yield from self._after_out_of_memory(kernel, taken)
         except torch.AcceleratorError:  # it sticks: every later answer of this process would be wrong or none
@@ -176,27 +231,31 @@ class Scheduler:
             if len(taken) == 1:
                 LOG.exception("a chunk of one explanation failed")
                 failure = ComputationFailed(f"the model failed on this input: {type(error).__name__}")
-                yield taken[0][0], failure
+                yield *taken[0], failure
                 return
             for one in taken:
                 if len(one[1]) > kernel.capacity:  # it was halved since the chunk was packed
                     self._requeue([one])
                 else:
-                    yield from self._parts(kernel, [one])
+                    alone = partial(kernel.run, [one[1]])
+                    yield from self._parts(_Flight(kernel, [one], alone, time.monotonic()))
         else:
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - flight.started
             units = sum(len(segment) for _, segment in taken)
             model = taken[0][0].model
             self.reports.append(ChunkReport(model, kernel.name, units, kernel.capacity, len(taken), seconds))
-            yield from zip((live for live, _ in taken), parts, strict=True)
+            yield from ((*one, part) for one, part in zip(taken, parts, strict=True))
 
     def _after_out_of_memory(
         self, kernel: Kernel, taken: list[tuple[Live, Segment]]
-    ) -> Iterator[tuple[Live, object | AnswerableError]]:
+    ) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
         """Halves the chunk, for good, and queues what it held once more; gives up when one row does not fit."""
+        if self._flight is not None:  # launched behind this one: computed in vain, or parts would get out of order
+            self._requeue(self._flight.taken)
+            self._flight = None
         if kernel.capacity == 1:
-            for live, _ in taken:
-                yield live, DeviceOutOfMemory("the device has not the memory for one row of this model")
+            for live, segment in taken:
+                yield live, segment, DeviceOutOfMemory("the device has not the memory for one row of this model")
             return
         kernel.capacity //= 2
         LOG.warning("out of memory: chunks of the %s kernel now have %d units", kernel.name, kernel.capacity)
@@ -210,7 +269,7 @@ class Scheduler:
 
     def _advance(self, live: Live, answer: object) -> None:
         """Sends the answer, or throws the deadline, into the explanation, and queues its next question."""
-        live.question, live.packed, live.parts = None, 0, []
+        live.question, live.packed, live.answered, live.parts = None, 0, 0, []
         try:
             if isinstance(answer, DeadlinePassed):
                 live.steps.throw(answer)

@@ -23,7 +23,10 @@ RESOLUTION = float(np.finfo(np.float32).eps)
 
 
 class Sweep:
-    """Composite midpoints on each of K paths, refined where the residuals are. `changes` [K] are f(x) - f(x'_k)."""
+    """Composite midpoints on each of K paths, refined where the residuals are. `changes` [K] are f(x) - f(x'_k).
+
+    `residuals` [K] are what the rule of each path misses of its change, in units of the output.
+    """
 
     def __init__(self, changes: Floats, nodes_per_path: int) -> None:
         paths = len(changes)
@@ -32,6 +35,7 @@ class Sweep:
         self._next_counts = self._counts
         self.line: Indices = np.empty(0, dtype=np.intp)
         self._derivatives: Floats = np.empty(0)
+        self.residuals: Floats = changes
         self.pending_line: Indices = np.repeat(np.arange(paths), nodes_per_path)
         self.pending_alphas: Floats = np.tile((np.arange(nodes_per_path) + 0.5) / nodes_per_path, paths)
 
@@ -40,6 +44,8 @@ class Sweep:
         self._derivatives = np.concatenate([self._derivatives, derivatives])
         self.line = np.concatenate([self.line, self.pending_line])
         self._counts = self._next_counts
+        sums = np.bincount(self.line, self._derivatives, minlength=len(self._counts))
+        self.residuals = self._changes - sums / self._counts
         self.pending_line, self.pending_alphas = np.empty(0, dtype=np.intp), np.empty(0)
 
     def weights(self) -> Floats:
@@ -47,15 +53,9 @@ class Sweep:
         weights: Floats = 1.0 / (self._counts[self.line] * len(self._counts))
         return weights
 
-    def residuals(self) -> Floats:
-        """What the rule of each path misses of its change, in units of the output: [K]."""
-        sums = np.bincount(self.line, self._derivatives, minlength=len(self._counts))
-        residuals: Floats = self._changes - sums / self._counts
-        return residuals
-
     def path_error(self) -> float:
         """The mean of the absolute residuals, in units of the output."""
-        return float(np.abs(self.residuals()).mean())
+        return float(np.abs(self.residuals).sum()) / len(self.residuals)
 
     def control(self) -> tuple[Floats, float]:
         """The control variate: weights [n] and the mean residual.
@@ -65,13 +65,13 @@ class Sweep:
         removes that part, and makes the attributions sum to the change exactly. Where the derivatives vary along no
         path by more than float32 resolves (a linear model), there is nothing to regress on and the control is zero.
         """
-        own = self._changes[self.line] - self._derivatives
-        means = self.residuals()
-        deviation = (own - means[self.line]) * self.weights()
-        scale = float(((own - means[self.line]) * deviation).sum())
-        magnitude = float(self.weights() @ (self._derivatives**2 + self._changes[self.line] ** 2))
-        mean = float(means.mean())
-        return (deviation / scale if scale > RESOLUTION**2 * magnitude else np.zeros_like(deviation)), mean
+        changes = self._changes[self.line]
+        deviation = changes - self._derivatives - self.residuals[self.line]
+        weighted = deviation * self.weights()
+        scale = float(deviation @ weighted)
+        magnitude = float(self.weights() @ (self._derivatives**2 + changes**2))
+        mean = float(self.residuals.sum()) / len(self.residuals)
+        return (weighted / scale if scale > RESOLUTION**2 * magnitude else np.zeros_like(weighted)), mean
 
     def refine(self, target: float, most: int) -> int:
         """Triples the nodes of the paths with the largest residuals until `target` should hold; at most `most` new.
@@ -79,7 +79,7 @@ class Sweep:
         Returns the number of points now pending; 0 when `most` allows none.
         """
         paths = len(self._counts)
-        errors = np.abs(self.residuals()) / paths
+        errors = np.abs(self.residuals) / paths
         worst_first = np.argsort(-errors, kind="stable")
         gained = np.cumsum(errors[worst_first]) * (1 - 1 / GAIN)
         wanted = int(np.searchsorted(gained, errors.sum() - target)) + 1

@@ -14,7 +14,7 @@ import torch
 from service.domain import Explanation, OutputSpace, Plan, Priority
 from service.engine.device import DeviceModel
 from service.engine.kernels import Deployed, Kernels, Segment
-from service.engine.scheduler import QUANTUM
+from service.engine.scheduler import quantum
 from service.errors import ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
 from service.methods.oracle import Breakpoints, Points
 
@@ -219,7 +219,7 @@ def test_equals_take_turns_by_points(driver: MakeDriver, wrap: Wrap, make_plan: 
     (chunk,) = taken
     shares = [size for _, size in chunk]
     assert sum(shares) == shared.model.shapes.long
-    assert max(shares) - min(shares) <= QUANTUM
+    assert max(shares) - min(shares) <= quantum(shared.model.shapes.long)
 
 
 def test_a_cancelled_one_takes_no_more_points(driver: MakeDriver, wrap: Wrap, make_plan: MakePlan) -> None:

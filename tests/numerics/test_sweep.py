@@ -55,8 +55,8 @@ def test_laws_of_any_sweep(start: tuple[int, int], rounds: list[tuple[float, int
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     of_paths = np.bincount(sweep.line, weights, minlength=paths)
     np.testing.assert_allclose(of_paths, 1 / paths, atol=1e-12, err_msg="every baseline counts, and counts alike")
-    assert sweep.residuals().mean() == pytest.approx(swept.changes.mean() - weights @ swept.derivatives, abs=1e-12)
-    assert sweep.path_error() == pytest.approx(np.abs(sweep.residuals()).mean())
+    assert sweep.residuals.mean() == pytest.approx(swept.changes.mean() - weights @ swept.derivatives, abs=1e-12)
+    assert sweep.path_error() == pytest.approx(np.abs(sweep.residuals).mean())
 
 
 @UNHURRIED
@@ -124,4 +124,4 @@ def test_the_sweep_converges_on_piecewise_linear_paths(bent_paths: list[BentPath
     while sweep.path_error() > 0.01:
         assert sweep.refine(0.01, 100_000 - len(sweep.line)), "the budget is spent"
         learn()
-    assert abs(sweep.residuals().mean()) <= 0.01
+    assert abs(sweep.residuals.mean()) <= 0.01

@@ -1,0 +1,175 @@
+"""Chunks that are left to the device while the next one is packed: the same answers, in the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from service.domain import Explanation, Plan
+from service.engine.device import DeviceModel
+from service.engine.kernels import Kernel, Segment
+from service.errors import ComputationFailed
+from service.methods.oracle import Points
+
+if TYPE_CHECKING:
+    from tests.engine.conftest import Driver, MakeDriver, MakePlan
+
+Alone = Callable[[Plan], Explanation]
+Fault = Callable[[int, Sequence[Segment]], None]
+
+
+@dataclass(slots=True, eq=False)
+class Launched:
+    """The model's kernel, computing only when collected, as a device that was left to itself would.
+
+    `at_launch` and `at_collection` are called with the chunk's number and may raise; `events` tells the order.
+    """
+
+    wrapped: Kernel
+    at_launch: Fault = lambda _number, _segments: None
+    at_collection: Fault = lambda _number, _segments: None
+    name: str = "gradient"
+    events: list[tuple[str, int]] = field(default_factory=list)
+    chunks: int = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.wrapped.capacity
+
+    @capacity.setter
+    def capacity(self, rows: int) -> None:
+        self.wrapped.capacity = rows
+
+    def launch(self, segments: Sequence[Segment]) -> Callable[[], list[object]]:
+        number, self.chunks = self.chunks, self.chunks + 1
+        self.events.append(("launch", number))
+        self.at_launch(number, segments)
+
+        def collect() -> list[object]:
+            self.events.append(("collect", number))
+            self.at_collection(number, segments)
+            return self.wrapped.run(segments)
+
+        return collect
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        return self.launch(segments)()
+
+    def join(self, parts: Sequence[object]) -> object:
+        return self.wrapped.join(parts)
+
+
+@pytest.fixture
+def expected(driver: MakeDriver, gradient: Kernel, various: Sequence[Plan]) -> list[Explanation]:
+    """What each explanation is alone, at the one shape that these tests use."""
+
+    def alone(plan: Plan) -> Explanation:
+        single = driver({Points: gradient})
+        single.add(0, plan)
+        single.finish()
+        return single.result(0)
+
+    return [alone(plan) for plan in various]
+
+
+@pytest.fixture
+def gradient(device_model: DeviceModel) -> Kernel:
+    return device_model.kernels[Points][0]
+
+
+@pytest.fixture
+def copied(gradient: Kernel) -> Kernel:
+    """The same kernel with a capacity of its own, which a test may shrink."""
+    return copy(gradient)
+
+
+def finished(driver: Driver, plans: Sequence[Plan]) -> list[Explanation]:
+    for number, plan in enumerate(plans):
+        driver.add(number, plan)
+    driver.finish()
+    return [driver.result(number) for number in range(len(plans))]
+
+
+def test_the_next_chunk_is_launched_before_the_last_is_collected(
+    driver: MakeDriver, gradient: Kernel, various: Sequence[Plan], expected: list[Explanation]
+) -> None:
+    kernel = Launched(gradient)
+    assert finished(driver({Points: kernel}), various) == expected
+    order = kernel.events
+    both = [order.index(("launch", n + 1)) < order.index(("collect", n)) for n in range(kernel.chunks - 1)]
+    assert sum(both) > 0.8 * len(both)
+    assert all(order.index(("collect", n)) < order.index(("collect", n + 1)) for n in range(kernel.chunks - 1))
+    under_way = 0
+    for event, _ in order:
+        under_way += 1 if event == "launch" else -1
+        assert 0 <= under_way <= 2
+
+
+def test_memory_that_ends_while_two_chunks_are_under_way(
+    driver: MakeDriver, various: Sequence[Plan], expected: list[Explanation], copied: Kernel
+) -> None:
+    def run_out(number: int, _segments: Sequence[Segment]) -> None:
+        if number == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    kernel = Launched(copied, at_collection=run_out)
+    rows = kernel.capacity
+    results = finished(driver({Points: kernel}), various)
+    assert kernel.capacity == rows // 2
+    assert [result.evaluations for result in results] == [result.evaluations for result in expected]
+    for result, usual in zip(results, expected, strict=True):
+        assert result.attributions == pytest.approx(usual.attributions, rel=1e-4, abs=1e-6)
+
+
+def test_memory_that_ends_at_a_launch(
+    driver: MakeDriver, various: Sequence[Plan], expected: list[Explanation], copied: Kernel
+) -> None:
+    def run_out(_number: int, _segments: Sequence[Segment]) -> None:
+        if kernel.capacity > rows // 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    kernel = Launched(copied, at_launch=run_out)
+    rows = kernel.capacity
+    results = finished(driver({Points: kernel}), various)
+    assert kernel.capacity == rows // 4
+    assert [result.evaluations for result in results] == [result.evaluations for result in expected]
+
+
+@pytest.mark.parametrize("when", ["launch", "collection"])
+def test_a_failing_row_fails_its_own_request_only(
+    driver: MakeDriver, gradient: Kernel, various: Sequence[Plan], expected: list[Explanation], when: str
+) -> None:
+    bad = various[3].input
+
+    def fail(_number: int, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            assert isinstance(segment.question, Points)
+            if tuple(segment.question.end.tolist()) == bad:
+                raise RuntimeError("this row is bad")
+
+    kernel = Launched(gradient, at_launch=fail) if when == "launch" else Launched(gradient, at_collection=fail)
+    shared = driver({Points: kernel})
+    for number, plan in enumerate(various):
+        shared.add(number, plan)
+    shared.finish()
+    assert isinstance(shared.error(3), ComputationFailed)
+    assert [shared.result(n) for n in range(64) if n != 3] == [expected[n] for n in range(64) if n != 3]
+
+
+def test_an_explanation_cancelled_while_its_chunk_is_under_way_disturbs_no_other(
+    driver: MakeDriver, gradient: Kernel, make_plan: MakePlan
+) -> None:
+    shared = driver({Points: Launched(gradient)})
+    for number in range(4):
+        shared.add(number, make_plan(number, rule="midpoint"))
+    shared.step()
+    shared.step()
+    shared.scheduler.cancel(2)
+    shared.finish()
+    assert sorted(shared.outcomes) == [0, 1, 3]
+    assert not shared.scheduler
