@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import fx
 
 from service.catalog.loading import load_model
 from service.catalog.manifest import Manifest
 from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace
 from service.engine.calibration import calibrate
 from service.engine.cuda import GraphedGradientKernel
-from service.engine.gradient import GradientKernel
+from service.engine.gradient import BackgroundGradientKernel, GradientKernel
 from service.engine.kernels import BreakpointsKernel, Deployed, DeployedKernel, Kernel, Kernels, Segment
 from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear, has_kinks
 from service.methods.oracle import Breakpoints, Points, Readout
@@ -90,10 +91,9 @@ def put_on_device(
             lambda rows: _across(line, rows, Readout.PROBABILITY),
         )
     obstacle = None
-    gradient = GraphedGradientKernel if device.type == "cuda" else GradientKernel
     by_type: dict[type, list[Kernel]] = {
         Deployed: [deployed],
-        Points: [gradient(model.twin, device, rows, labels) for rows in sorted({shapes.brief, shapes.long})],
+        Points: _gradient_kernels(model.twin, device, shapes, labels),
     }
     try:
         by_type[Breakpoints] = [BreakpointsKernel(PiecewiseLinear(model.twin), BREAKPOINT_LINES)]
@@ -102,6 +102,14 @@ def put_on_device(
     kernels = Kernels(by_type)
     _warm_up(kernels, line)
     return DeviceModel(model.key, model.manifest, kernels, baselines, has_kinks(model.twin), obstacle, model.parity)
+
+
+def _gradient_kernels(twin: fx.GraphModule, device: torch.device, shapes: ChunkShapes, labels: int) -> list[Kernel]:
+    rows = sorted({shapes.brief, shapes.long})
+    if device.type == "cuda":
+        return [GraphedGradientKernel(twin, device, count, labels) for count in rows]
+    brief = GradientKernel(twin, device, rows[0], labels)
+    return [brief, *(BackgroundGradientKernel(twin, device, count, labels) for count in rows[1:])]
 
 
 def _across(baseline: PreparedBaseline, count: int, readout: Readout) -> Points:

@@ -146,10 +146,10 @@ class BreakpointsKernel:
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         lines = [question_of(segment, Breakpoints) for segment in segments]
-        starts = np.stack([line.start for line in lines])
-        directions = np.stack([line.end for line in lines]) - starts
+        starts = np.array([line.start for line in lines], dtype=np.float32)
+        ends = np.array([line.end for line in lines], dtype=np.float32)
         most = np.array([line.max_pieces for line in lines])
-        rows = self._network.breakpoints(starts.astype(np.float32), directions.astype(np.float32), most)
+        rows = self._network.breakpoints(starts, ends, most)
         logits = rows.logits.astype(np.float64)
         bounds = np.searchsorted(rows.line, np.arange(len(lines) + 1)).tolist()
         return [

@@ -55,7 +55,7 @@ OTHER_KINKED_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.PReLU, nn.H
 OTHER_KINKED_FUNCTIONS = {torch.abs, torch.amax, torch.amin, torch.max_pool2d, functional.max_pool2d}
 
 
-BLOCK_ROWS = 128
+BLOCK_ROWS = 64
 
 
 class NotPiecewiseLinear(Exception):
@@ -99,7 +99,7 @@ class _State:
         flat = values.reshape(-1)
         start, end = flat[crossings], flat[crossings + width]
         share = start / (start - end)
-        order = np.argsort(row + np.minimum(share, 1 - 1e-9, dtype=np.float64), kind="stable")
+        order = np.argsort(row + np.fmin(share, 1 - 1e-9, dtype=np.float64), kind="stable")
         self._insert(row[order], share[order])
         self._drop_overflowing()
 
@@ -232,7 +232,8 @@ class PiecewiseLinear:
         varying = next(i for i, a in enumerate(step.node.args) if isinstance(a, fx.Node) and a not in self._constants)
         rows: Tensor = arguments[varying]
         count = len(rows)
-        padded = rows.new_zeros(count + -count % self._block_rows, *rows.shape[1:])
+        blocks_needed = max(1, -(-count // self._block_rows))  # also where every line had too many pieces
+        padded = rows.new_zeros(blocks_needed * self._block_rows, *rows.shape[1:])
         padded[:count] = rows
         blocks = []
         for start in range(0, len(padded), self._block_rows):
@@ -241,21 +242,20 @@ class PiecewiseLinear:
         return (torch.cat(blocks) if len(blocks) > 1 else blocks[0])[:count]
 
     @torch.inference_mode()
-    def breakpoints(self, starts: NDArray[np.floating], directions: NDArray[np.floating], max_pieces: Indices) -> Rows:
-        """The rows at which any unit bends, the two ends included, of each line starts[l] + alpha directions[l].
+    def breakpoints(self, starts: NDArray[np.floating], ends: NDArray[np.floating], max_pieces: Indices) -> Rows:
+        """The rows at which any unit bends, the two ends included, on each line from starts[l] to ends[l].
 
-        `starts` and `directions` are [lines, ...input], `max_pieces` [lines]; alpha runs from 0 to 1.
+        `starts` and `ends` are [lines, ...input], `max_pieces` [lines]; alpha runs from 0 to 1.
         """
         lines = len(starts)
         with np.errstate(over="ignore", invalid="ignore"):  # ends beyond float32's range have pieces that are NaN
-            ends = np.repeat(starts, 2, axis=0)
-            ends[1::2] += directions
+            both = np.stack([starts, ends], axis=1).reshape(2 * lines, *starts.shape[1:])
             state = _State(
                 line=np.repeat(np.arange(lines), 2),
                 alpha=np.tile([0.0, 1.0], lines),
                 overflowed=np.zeros(lines, dtype=bool),
                 max_pieces=max_pieces,
-                values=dict.fromkeys(self._inputs, torch.from_numpy(ends)),
+                values=dict.fromkeys(self._inputs, torch.from_numpy(both)),
             )
             for step in self._steps:
                 state.values[step.node] = step.handler(state, step)

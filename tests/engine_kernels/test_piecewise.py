@@ -140,7 +140,7 @@ class Found:
 
 
 def breakpoints(prepared: PiecewiseLinear, starts: Tensor, directions: Tensor, most: Tensor) -> Found:
-    rows = prepared.breakpoints(starts.numpy(), directions.numpy(), most.numpy())
+    rows = prepared.breakpoints(starts.numpy(), (starts + directions).numpy(), most.numpy())
     return Found(*map(torch.from_numpy, (rows.line, rows.alpha, rows.logits, rows.overflowed)))
 
 
@@ -228,6 +228,14 @@ def test_the_kernel_answers_nothing_for_a_line_with_too_many_pieces() -> None:
         assert len(pieces.alphas) > 3
         rows = torch.from_numpy(start + pieces.alphas[:, None] * (-2 * start)).float()
         np.testing.assert_allclose(pieces.logits, network(rows).numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_when_every_line_has_too_many_pieces_there_are_no_rows(kind: str) -> None:
+    prepared = PiecewiseLinear(fx.symbolic_trace(random_network(kind, 1)), BLOCK)
+    rows = breakpoints(prepared, *random_lines(kind, 2, 3), torch.zeros(3, dtype=torch.int64))
+    assert rows.overflowed.all()
+    assert len(rows.line) == len(rows.alpha) == len(rows.logits) == 0
 
 
 def test_on_a_line_of_no_length_there_is_one_piece() -> None:
