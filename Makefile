@@ -1,4 +1,5 @@
 # `make run` and `make test` set up what they need in .venv, from the versions pinned in deploy/constraints.txt.
+# make bench BENCH="--quick" is a smoke run of the benchmark; see tests/bench/README.md.
 # ANSWERABLE_* settings of the environment pass through. On a machine with a GPU: make run RUNTIME=gpu
 
 PYTHON ?= python3
@@ -24,8 +25,8 @@ gate:
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-bench: .venv/.dev
-	$(BIN)/python tests/bench
+bench: .venv/.bench
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -16,8 +16,9 @@ from service import __version__
 from service.api import documentation, explain, explanations, health, models, problems
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
-from service.api.transport import BoundedBodies, RequestIds
+from service.api.transport import RequestIds
 from service.cache import Cache, environment_digest
+from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.versions import Catalog, ModelVersion
 from service.embedded_redis import start_embedded_redis
@@ -52,13 +53,14 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        routes=explain.router.routes,
         dependencies=[Depends(authorise)],
     )
     app.state.catalog = catalog
+    app.state.max_body_bytes = settings.max_body_bytes
     problems.install(app)
-    for router in (explain.router, models.router, explanations.router, health.router):
+    for router in (models.router, explanations.router, health.router):
         app.include_router(router)
-    app.add_middleware(BoundedBodies, max_bytes=settings.max_body_bytes)
     app.add_middleware(CountedRequests)
     app.add_middleware(RequestIds)
     documentation.install(app, catalog)
@@ -134,8 +136,9 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     )
     stack.push_async_callback(engine.close)
     await engine.start()
+    calibrations = Calibrations(settings.data / "calibrations")
     for version in list(catalog):
-        await _load(engine, cache, catalog, version)
+        await _load(engine, cache, calibrations, catalog, version)
 
     def render_metrics() -> bytes:
         metrics.queue_points.set(engine.queued_points)
@@ -153,20 +156,25 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, settings.max_queued_points)
 
 
-async def _load(engine: Pool, cache: Cache, catalog: Catalog, version: ModelVersion) -> None:
+async def _load(
+    engine: Pool, cache: Cache, calibrations: Calibrations, catalog: Catalog, version: ModelVersion
+) -> None:
     """Loads one version on all workers; one that cannot be loaded stays not ready, and the others serve."""
     names = {
         "sha256:" + baseline.sha256: f"{baseline.sha256}:{environment_digest(engine.environment)}"
         for baseline in version.manifest.baselines
     }
     known = {digest: await cache.baseline_outputs(version.key, name) for digest, name in names.items()}
+    outputs = {digest: found for digest, found in known.items() if found is not None}
+    shapes = await asyncio.to_thread(calibrations.find, version.key, engine.environment)
     try:
-        loaded = await engine.load(version.folder, {d: outputs for d, outputs in known.items() if outputs is not None})
+        loaded = await engine.load(version.folder, outputs, shapes)
     except CatalogError as error:
         LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
         catalog.put(replace(version, problem=str(error)))
         return
-    for digest, outputs in loaded.baseline_outputs.items():
-        if known.get(digest) is None:
-            cache.keep_baseline_outputs(version.key, names[digest], outputs)
+    for digest in loaded.baseline_outputs.keys() - outputs.keys():
+        cache.keep_baseline_outputs(version.key, names[digest], loaded.baseline_outputs[digest])
+    if loaded.shapes != shapes:
+        await asyncio.to_thread(calibrations.keep, version.key, engine.environment, loaded.shapes)
     catalog.put(replace(version, environment=engine.environment, obstacle=loaded.obstacle, parity=loaded.parity))

@@ -14,17 +14,17 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import orjson
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.domain import Completeness, Explanation, Floats, ModelKey, OutputSpace, Plan
+from service.domain import Completeness, Explanation, Floats, ModelKey, OutputSpace
 
 TIMEOUT_SECONDS = 0.05
 FAILURES_TO_OPEN = 3
@@ -58,6 +58,36 @@ class _Breaker:
             self._closed_from = time.monotonic() + REST_SECONDS
 
 
+class _Line:
+    """One connection to Redis, made when it is first needed and again whenever a call on it failed.
+
+    It is redis-py's connection without redis-py's client and pool around it, which double what a call costs. A call
+    that fails or is cancelled closes it, so that no reply is left for the next call to read.
+    """
+
+    def __init__(self, url: str) -> None:
+        pool = ConnectionPool.from_url(
+            url, socket_timeout=None, socket_connect_timeout=TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 0)
+        )
+        self._connection = pool.make_connection()  # type: ignore[no-untyped-call]
+        self._lock = asyncio.Lock()
+
+    async def ask(self, *commands: Sequence[object]) -> list[Any]:
+        """The replies to the commands. Raises RedisError or OSError; TimeoutError after `TIMEOUT_SECONDS`."""
+        async with self._lock:
+            try:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    packed = self._connection.pack_commands(commands)
+                    await self._connection.send_packed_command(packed, check_health=False)
+                    return [await self._connection.read_response() for _ in commands]
+            except BaseException:
+                await self._connection.disconnect(nowait=True)
+                raise
+
+    async def close(self) -> None:
+        await self._connection.disconnect()
+
+
 class Cache:
     """The caches in one Redis. `url` None means that there is none, and everything misses."""
 
@@ -69,22 +99,14 @@ class Cache:
         self._reading: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._unwritten: dict[str, bytes] = {}
-        self._redis: Redis | None = None
-        if url is not None:
-            self._redis = Redis.from_url(
-                url,
-                socket_timeout=TIMEOUT_SECONDS,
-                socket_connect_timeout=TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 0),
-                health_check_interval=0,
-            )
+        self._line = None if url is None else _Line(url)
 
     async def close(self) -> None:
-        """Finishes pending writes and closes the connections."""
+        """Finishes pending writes and closes the connection."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=1)
-        if self._redis is not None:
-            await self._redis.aclose()
+        if self._line is not None:
+            await self._line.close()
 
     async def result(self, tenant: str, plan_digest: str) -> Explanation | None:
         """The stored explanation of a plan, for this tenant only."""
@@ -109,7 +131,7 @@ class Cache:
         )
 
     async def _get(self, cache: str, key: str, read: Callable[[Any], T]) -> T | None:
-        if self._redis is None:
+        if self._line is None:
             return None
         content: object = self._unwritten.get(key)
         if content is None:
@@ -129,7 +151,7 @@ class Cache:
         return value
 
     def _put(self, key: str, value: object) -> None:
-        if self._redis is None or self._breaker.is_open or len(self._unwritten) >= MOST_PENDING_WRITES:
+        if self._line is None or self._breaker.is_open or len(self._unwritten) >= MOST_PENDING_WRITES:
             return
         content = orjson.dumps({"key": key, "value": value}, option=orjson.OPT_SERIALIZE_NUMPY)
         self._unwritten[key] = content
@@ -148,48 +170,40 @@ class Cache:
 
     async def _read_all(self) -> None:
         """Asks for everything that is wanted, and for what is wanted meanwhile."""
-        assert self._redis is not None
         while self._wanted:
             batch, self._wanted = self._wanted[:MOST_TOGETHER], self._wanted[MOST_TOGETHER:]
-            reply = await self._guarded(self._redis.mget([key for key, _ in batch]))
-            contents = reply if isinstance(reply, list) else [False] * len(batch)
+            replies = await self._ask(("MGET", *(key for key, _ in batch)))
+            contents = replies[0] if replies is not None else [False] * len(batch)
             for (_, found), content in zip(batch, contents, strict=True):
                 if not found.done():
                     found.set_result(content)
 
     async def _write_all(self) -> None:
         """Stores everything that is unwritten, and what is kept meanwhile."""
-        assert self._redis is not None
         while self._unwritten:
             batch = dict(itertools.islice(self._unwritten.items(), MOST_TOGETHER))
-            pipeline = self._redis.pipeline(transaction=False)
-            for key, content in batch.items():
-                pipeline.set(key, content, ex=self._ttl)
-            await self._guarded(pipeline.execute())
+            await self._ask(*(("SET", key, content, "EX", self._ttl) for key, content in batch.items()))
             for key, content in batch.items():
                 if self._unwritten.get(key) is content:
                     del self._unwritten[key]
 
-    async def _guarded(self, call: Awaitable[object]) -> object:
-        """The reply, or False when Redis failed, took too long or rests."""
-        if self._breaker.is_open:
-            if asyncio.iscoroutine(call):
-                call.close()
-            return False
+    async def _ask(self, *commands: Sequence[object]) -> list[Any] | None:
+        """The replies, or None when Redis failed, took too long or rests."""
+        if self._line is None or self._breaker.is_open:
+            return None
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                reply = await call
+            replies = await self._line.ask(*commands)
         except (RedisError, OSError, TimeoutError):
             self._breaker.failed()
-            return False
+            return None
         self._breaker.succeeded()
-        return reply
+        return replies
 
 
-def plan_cache_digest(plan: Plan, manifest_digest: str, environment: Mapping[str, str]) -> str:
+def plan_cache_digest(plan_digest: str, manifest_digest: str, environment: Mapping[str, str]) -> str:
     """The digest under which a plan's result is kept: the plan, and all that decides the last bits of its numbers."""
-    parts = [plan.digest(), manifest_digest, environment_digest(environment)]
-    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+    parts = [plan_digest, manifest_digest, environment]
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def environment_digest(environment: Mapping[str, str]) -> str:

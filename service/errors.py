@@ -16,8 +16,8 @@
     ├── DeadlineExceeded     504   the deadline passed before any result
     └── DeviceOutOfMemory    507   the device cannot hold one chunk
 
-A body that is too large, too slow or no JSON never gets this far: `service.api.transport` and `parsing` answer 413,
-408, 415 and 400 with FastAPI's own HTTPException, the only one it lets through while it reads a body.
+A body that is too large, too slow or wrongly encoded never gets this far: `service.api.transport` answers 413, 408, 415
+and 400 with FastAPI's own HTTPException.
 
 Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
 and never reach a client.

@@ -13,6 +13,7 @@ from service.cache import Cache, plan_cache_digest
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
 from service.errors import InvalidRequest, LedgerUnavailable, NotConverged
+from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
 from service.methods.registry import BY_NAME
 from service.monitoring.metrics import Metrics
@@ -89,7 +90,7 @@ class Explaining:
         self._ledger_mode = ledger_mode
         self._metrics = metrics
         self._most_points = most_points
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[tuple[str, str], _Flight] = {}
 
     async def explain(self, request: Request) -> list[Answer]:
         """One answer an instance, or an error for all of them.
@@ -99,36 +100,41 @@ class Explaining:
         """
         version, parameters = request.version, request.parameters
         plans = [make_plan(version, row, parameters) for row in request.rows]
+        digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
         self._refuse_what_never_fits(plans)
 
-        results = await _all([self._result(request, plan, deadline) for plan in plans])
+        results = await _all(
+            [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
+        )
 
-        bodies = [
-            explanation_body(version, plan, explanation, cached=cached)
-            for plan, (explanation, cached, _) in zip(plans, results, strict=True)
-        ]
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
-        entries = [
-            ledger_entry(version, plan, explanation, body, request.caller, context)
-            for plan, (explanation, _, _), body, context in zip(plans, results, bodies, request.contexts, strict=True)
-        ]
-        if self._ledger is not None:
-            try:
-                await self._ledger.append(entries)
-            except LedgerUnavailable:
-                if self._ledger_mode == "required":
-                    raise
-                LOG.exception("explanations were answered without a record")
+        untimed = []
+        entries = []
+        for plan, digest, (explanation, cached, timings), context in zip(
+            plans, digests, results, request.contexts, strict=True
+        ):
+            prediction = prediction_of(version, plan.output_space, explanation.outputs)
+            body = explanation_body(version, plan, explanation, cached=cached)
+            untimed.append((prediction, body, timings))
+            entries.append(ledger_entry(version, plan, digest, explanation, prediction, body, request.caller, context))
+        await self._record(entries)
         total = time.monotonic() - request.received
         return [
-            Answer(
-                prediction_of(version, plan.output_space, explanation.outputs),
-                {**body, "timings_ms": _milliseconds(timings, total)},
-            )
-            for plan, (explanation, _, timings), body in zip(plans, results, bodies, strict=True)
+            Answer(prediction, {**body, "timings_ms": _milliseconds(timings, total)})
+            for prediction, body, timings in untimed
         ]
+
+    async def _record(self, entries: Sequence[Entry]) -> None:
+        if self._ledger is None:
+            return
+        try:
+            await self._ledger.append(entries)
+        except LedgerUnavailable:
+            if self._ledger_mode == "required":
+                raise
+            LOG.exception("explanations were answered without a record")
 
     def _refuse_what_never_fits(self, plans: Sequence[Plan]) -> None:
         points = sum(map(_expected_points, plans))
@@ -146,20 +152,25 @@ class Explaining:
         predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
         return [prediction_of(version, space, prediction.outputs[space]) for prediction in predictions]
 
-    async def _result(self, request: Request, plan: Plan, deadline: float | None) -> _Result:
+    async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
         if not request.use_cache:
             return await self._compute(plan, deadline)
-        digest = plan_cache_digest(plan, request.version.manifest_digest, request.version.environment or {})
+        tenant, version = request.caller.tenant, request.version
+        digest = plan_cache_digest(plan_digest, version.manifest_digest, version.environment or {})
+        under_way = (tenant, digest) in self._flights
+        stored = None if under_way else await self._cache.result(tenant, digest)
+        if stored is not None:
+            return stored, True, None
         if deadline is None:
-            return await self._shared(request.caller.tenant, digest, plan)
-        return await self._found_or_computed(request.caller.tenant, digest, plan, deadline)
+            return await self._shared(tenant, digest, plan)
+        return await self._computed_and_kept(tenant, digest, plan, deadline)
 
     async def _shared(self, tenant: str, digest: str, plan: Plan) -> _Result:
-        """One look-up and at most one computation for all identical requests that are under way."""
-        key = f"{tenant} {digest}"
+        """At most one computation for all identical requests that are under way."""
+        key = tenant, digest
         flight = self._flights.get(key)
         if flight is None:
-            work = self._found_or_computed(tenant, digest, plan, None)
+            work = self._computed_and_kept(tenant, digest, plan, None)
             flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
         flight.waiters += 1
         try:
@@ -171,14 +182,11 @@ class Explaining:
             if not flight.waiters or flight.task.done():
                 self._land(key, flight)
 
-    def _land(self, key: str, flight: _Flight) -> None:
+    def _land(self, key: tuple[str, str], flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _found_or_computed(self, tenant: str, digest: str, plan: Plan, deadline: float | None) -> _Result:
-        stored = await self._cache.result(tenant, digest)
-        if stored is not None:
-            return stored, True, None
+    async def _computed_and_kept(self, tenant: str, digest: str, plan: Plan, deadline: float | None) -> _Result:
         result = await self._compute(plan, deadline)
         explanation = result[0]
         if explanation.reason not in ("deadline", "non_finite"):

@@ -80,7 +80,7 @@ def read_instance(manifest: Manifest, instance: object) -> tuple[float, ...]:
     """
     features = manifest.inputs.features
     if isinstance(instance, Mapping):
-        values: Sequence[object] = _by_name(features, instance)
+        values: Sequence[object] = _by_name(manifest.inputs.names, instance)
     elif isinstance(instance, Sequence) and not isinstance(instance, str):
         if len(instance) != len(features):
             raise InvalidRequest(f"the instance has {len(instance)} values, the model has {len(features)} features")
@@ -99,12 +99,12 @@ def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
     return OutputSpace(name)
 
 
-def _by_name(features: Sequence[Feature], instance: Mapping[str, object]) -> list[object]:
-    names = {feature.name: None for feature in features}
-    if instance.keys() == names.keys():
-        return [instance[name] for name in names]
+def _by_name(names: Sequence[str], instance: Mapping[str, object]) -> list[object]:
     missing = [name for name in names if name not in instance]
-    unknown = [name for name in instance if name not in names]
+    if not missing and len(instance) == len(names):
+        return [instance[name] for name in names]
+    known = set(names)
+    unknown = [name for name in instance if name not in known]
     hint = _did_you_mean(unknown, missing or names)
     if missing:
         also = f"; not known: {_listed(unknown)}" if unknown else ""

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -59,7 +60,7 @@ def prediction_of(version: ModelVersion, space: OutputSpace, outputs: tuple[floa
 def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation, *, cached: bool) -> dict[str, Any]:
     """The `explanations` item without its timings. What could not be computed is left out, never null."""
     manifest = version.manifest
-    names = [feature.name for feature in manifest.inputs.features]
+    names = manifest.inputs.names
     body: dict[str, Any] = {
         "id": uuid7(),
         "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
@@ -112,13 +113,16 @@ def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[d
     if explanation.target != adverse and len(outputs.labels) != 2:
         return None
     sign = 1 if explanation.target == adverse else -1
-    towards = [(sign * value, feature) for value, feature in zip(explanation.attributions, features, strict=True)]
-    ranked = sorted((pair for pair in towards if pair[0] > 0), key=lambda pair: -pair[0])
+    towards = [
+        (sign * value, feature.name, feature.reason)
+        for value, feature in zip(explanation.attributions, features, strict=True)
+        if sign * value > 0 and feature.reason is not None
+    ]
+    towards.sort(key=itemgetter(0), reverse=True)
     return [
-        {"feature": f.name, "code": f.reason.code, "text": f.reason.text, "contribution": value}
-        for value, f in ranked
-        if f.reason is not None
-    ][:MOST_REASONS]
+        {"feature": name, "code": reason.code, "text": reason.text, "contribution": value}
+        for value, name, reason in towards[:MOST_REASONS]
+    ]
 
 
 def _flags(version: ModelVersion, explanation: Explanation) -> list[str]:
@@ -136,7 +140,9 @@ def _flags(version: ModelVersion, explanation: Explanation) -> list[str]:
 def ledger_entry(
     version: ModelVersion,
     plan: Plan,
+    plan_digest: str,
     explanation: Explanation,
+    prediction: Mapping[str, Any],
     body: Mapping[str, Any],
     caller: Caller,
     context: Context,
@@ -147,15 +153,14 @@ def ledger_entry(
     tried against. The record holds its salted commitment only.
     """
     created = time.time_ns() // 1000
-    label = prediction_of(version, plan.output_space, explanation.outputs).get("label")
-    names = [feature.name for feature in version.manifest.inputs.features]
+    names = version.manifest.inputs.names
     personal = orjson.dumps(
         {
             "salt": secrets.token_hex(16),
             "subject": context.subject,
             "input": dict(zip(names, plan.input, strict=True)),
             "baseline": {"row": plan.baseline.row, "digest": plan.baseline.digest},
-            "plan_digest": plan.digest(),
+            "plan_digest": plan_digest,
         }
     )
     record = {
@@ -166,7 +171,7 @@ def ledger_entry(
         "key_id": caller.key_id,
         "decision_id": context.decision_id,
         "cohort": dict(context.cohort),
-        "prediction": prediction_of(version, plan.output_space, explanation.outputs),
+        "prediction": prediction,
         "parameters": {
             "target": plan.target,
             "tolerance": plan.tolerance,
@@ -179,7 +184,7 @@ def ledger_entry(
         "manifest": version.manifest_digest,
         "personal_commitment": hashlib.sha256(personal).hexdigest(),
         "features": names,
-        "environment": {**(version.environment or {}), "chunk_rows": str(explanation.chunk_rows)},
+        "environment": {**(version.environment or {}), "chunk_rows": explanation.chunk_rows},
     }
     return Entry(
         id=body["id"],
@@ -192,7 +197,7 @@ def ledger_entry(
         key_id=caller.key_id,
         record=orjson.dumps(record, option=orjson.OPT_SORT_KEYS),
         personal=personal,
-        label=label,
+        label=prediction.get("label"),
         decision_id=context.decision_id,
         subject=context.subject,
         cohort=context.cohort,

@@ -10,10 +10,12 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
 from service.settings import Settings
@@ -23,6 +25,45 @@ LAST_WORDS_SECONDS = 2
 
 LOG = logging.getLogger("answerable")
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]
+
+
+class _OneWrite:
+    """A transport that sends what is written in one turn of the event loop together.
+
+    uvicorn writes the head and the body of an answer apart, each with a system call and a wake-up of the client, which
+    took 8 % of the front's time and of the client's wait.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._held.append(data)
+        if len(self._held) == 1:
+            self._loop.call_soon(self._send)
+        else:
+            self._send()
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        held, self._held = self._held, []
+        if held and not self._transport.is_closing():
+            self._transport.write(b"".join(held))
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, over such a transport."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast(asyncio.Transport, _OneWrite(transport, self.loop)))
 
 
 class _Server(uvicorn.Server):
@@ -84,7 +125,9 @@ async def _serve(settings: Settings, once_ready: OnceReady | None) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=_Protocol,
         access_log=False,
+        proxy_headers=False,
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,
         timeout_keep_alive=30,

@@ -71,7 +71,7 @@ class Authenticator:
 async def authorise(request: Request) -> None:
     """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
     scope = getattr(request.scope.get("endpoint"), "needs_scope", None)
-    if scope == PUBLIC or hasattr(request.state, "caller"):
+    if scope == PUBLIC:
         return
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not secret:
@@ -85,10 +85,15 @@ async def authorise(request: Request) -> None:
     request.state.caller = Caller(key.tenant, key.id)
 
 
-async def _caller(request: Request) -> Caller:  # async: FastAPI runs plain functions in threads
+def caller_of(request: Request) -> Caller:
+    """The caller of an authorised request."""
     caller: Caller = request.state.caller
     return caller
 
 
+async def _caller(request: Request) -> Caller:  # async: FastAPI runs plain functions in threads
+    return caller_of(request)
+
+
 CallerOf = Annotated[Caller, Depends(_caller)]
-"""The caller of an authorised request."""
+"""The same, for handlers that FastAPI runs."""

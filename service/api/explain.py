@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Path, Request, Response
 
-from service.api.auth import CallerOf, needs
+from service.api.auth import caller_of, needs
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
 from service.api.traffic import PREDICT, name_for_metrics
+from service.api.transport import while_connected
 from service.catalog.versions import ModelVersion
-from service.errors import ClientGone, InvalidRequest, MalformedBody
+from service.errors import InvalidRequest, MalformedBody
 from service.explaining import Explaining
 from service.explaining import Request as ExplainingRequest
 from service.planning import read_instance
 from service.records import Caller, Context
 
-T = TypeVar("T")
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
 
@@ -31,43 +29,39 @@ router = APIRouter(route_class=StrictRoute, tags=["Predict and explain"])
 
 @router.post("/v1/models/{model}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
 @needs("explain")
-async def explain_newest(request: Request, model: ModelName, body: ExplainBody, caller: CallerOf) -> Response:
+async def explain_newest(request: Request, model: ModelName, body: ExplainBody) -> Response:
     """Predicts and explains with the newest ready version."""
-    return await _explain(request, model, None, body, caller)
+    return await _explain(request, model, None, body)
 
 
 @router.post("/v1/models/{model}/versions/{version}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
 @needs("explain")
-async def explain_version(
-    request: Request, model: ModelName, version: ModelName, body: ExplainBody, caller: CallerOf
-) -> Response:
+async def explain_version(request: Request, model: ModelName, version: ModelName, body: ExplainBody) -> Response:
     """Predicts and explains with one version."""
-    return await _explain(request, model, version, body, caller)
+    return await _explain(request, model, version, body)
 
 
 @router.post("/v1/models/{model}:predict", responses={200: {"model": PredictReply}, **ERRORS})
 @needs("explain")
-async def predict_newest(request: Request, model: ModelName, body: PredictBody, caller: CallerOf) -> Response:
+async def predict_newest(request: Request, model: ModelName, body: PredictBody) -> Response:
     """Predicts with the newest ready version."""
-    return await _predict(request, model, None, body, caller)
+    return await _predict(request, model, None, body)
 
 
 @router.post("/v1/models/{model}/versions/{version}:predict", responses={200: {"model": PredictReply}, **ERRORS})
 @needs("explain")
-async def predict_version(
-    request: Request, model: ModelName, version: ModelName, body: PredictBody, caller: CallerOf
-) -> Response:
+async def predict_version(request: Request, model: ModelName, version: ModelName, body: PredictBody) -> Response:
     """Predicts with one version."""
-    return await _predict(request, model, version, body, caller)
+    return await _predict(request, model, version, body)
 
 
-async def _explain(request: Request, model: str, version: str | None, body: ExplainBody, caller: Caller) -> Response:
+async def _explain(request: Request, model: str, version: str | None, body: ExplainBody) -> Response:
     started = time.monotonic()
     found: ModelVersion = request.app.state.catalog.find(model, version)
     name_for_metrics(request, model, body.parameters.method or found.manifest.defaults.method)
     explaining: Explaining = request.app.state.explaining
-    asked = _request(found, body, caller, started, use_cache=_may_cache(request))
-    answers = await _unless_disconnected(request, explaining.explain(asked))
+    asked = _request(found, body, caller_of(request), started, use_cache=_may_cache(request))
+    answers = await while_connected(request, explaining.explain(asked))
     reply = {
         "predictions": [answer.prediction for answer in answers],
         "explanations": [answer.explanation for answer in answers],
@@ -77,13 +71,13 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
     return Response(orjson.dumps(reply), media_type="application/json", headers={"Server-Timing": header})
 
 
-async def _predict(request: Request, model: str, version: str | None, body: PredictBody, caller: Caller) -> Response:
+async def _predict(request: Request, model: str, version: str | None, body: PredictBody) -> Response:
     started = time.monotonic()
     found: ModelVersion = request.app.state.catalog.find(model, version)
     name_for_metrics(request, model, PREDICT)
     explaining: Explaining = request.app.state.explaining
-    asked = _request(found, body, caller, started, use_cache=False)
-    predictions = await _unless_disconnected(request, explaining.predict(asked))
+    asked = _request(found, body, caller_of(request), started, use_cache=False)
+    predictions = await while_connected(request, explaining.predict(asked))
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
 
@@ -116,22 +110,3 @@ def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Contex
 
 def _may_cache(request: Request) -> bool:
     return "no-cache" not in request.headers.get("cache-control", "").lower()
-
-
-async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves."""
-    task = asyncio.get_running_loop().create_task(work)
-    watcher = asyncio.get_running_loop().create_task(_disconnected(request))
-    try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the client closed the connection")
-        return task.result()
-    finally:
-        watcher.cancel()
-        task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

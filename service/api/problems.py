@@ -109,8 +109,6 @@ def _sentence(error: dict[str, Any]) -> str:
         name, meant = error["ctx"]["name"], error["ctx"]["meant"]
         hint = f"; did you mean {meant}?" if meant else ""
         return f"{where}.{name} is not a known field{hint}" if where else f"{name} is not a known field{hint}"
-    if error["type"] in NOT_AN_OBJECT and isinstance(error["input"], bytes):
-        return "the body is read as JSON only; send it with Content-Type: application/json"
     if error["type"] in NOT_AN_OBJECT:
         return f"{where or 'the body'} must be a JSON object"
     if error["type"] == "missing":

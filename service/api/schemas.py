@@ -53,10 +53,10 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, value: object) -> object:
-        unknown = next((name for name in value if name not in cls.model_fields), None) if type(value) is dict else None
-        if unknown is None:
+        if type(value) is not dict or value.keys() <= cls.__pydantic_fields__.keys():
             return value
-        close = difflib.get_close_matches(unknown[:64], cls.model_fields, 1)
+        unknown = next(name for name in value if name not in cls.__pydantic_fields__)
+        close = difflib.get_close_matches(unknown[:64], cls.__pydantic_fields__, 1)
         raise PydanticCustomError(
             UNKNOWN_FIELD, "is not a known field", {"name": unknown[:64], "meant": close[0] if close else ""}
         )
@@ -78,7 +78,7 @@ class ExplainParameters(Strict):
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
-        return Parameters(**{name: getattr(self, name) for name in type(self).model_fields})
+        return Parameters(**vars(self))
 
 
 class PredictParameters(Strict):

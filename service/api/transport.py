@@ -1,6 +1,6 @@
-"""Pure ASGI middleware around every request: ids, and bodies that are bounded in size and time.
+"""Below the routes: ids on every answer, bodies that are bounded in size and time, and clients that leave.
 
-Not Starlette's BaseHTTPMiddleware, behind which a client's disconnect is never seen.
+The middleware is pure ASGI: behind Starlette's BaseHTTPMiddleware a client's disconnect is never seen.
 """
 
 from __future__ import annotations
@@ -8,13 +8,22 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from uuid import uuid4
+from collections.abc import Awaitable, Callable
+from functools import partial
+from secrets import token_hex
+from typing import TypeVar
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import ClientGone
+
 BODY_SECONDS = 30.0
+UNWATCHED_SECONDS = 0.05
+IDENTITY = "identity"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+T = TypeVar("T")
 
 
 class RequestIds:
@@ -29,7 +38,7 @@ class RequestIds:
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex.encode()
+        request_id = given if REQUEST_ID.fullmatch(given) else token_hex(16).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         added = [(b"x-request-id", request_id)]
         if b"traceparent" in headers:
@@ -43,68 +52,87 @@ class RequestIds:
         await self._app(scope, receive, send_with_ids)
 
 
-class BoundedBodies:
-    """Refuses bodies over `max_bytes`, counted as decompressed while they stream, and bodies that do not arrive."""
+async def read_body(request: Request) -> bytes:
+    """The whole body, decoded, within `BODY_SECONDS` and the app's `max_body_bytes`, as sent and as decoded.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
+    Raises HTTPException 400, 408, 413 or 415, ClientGone.
+    """
+    most: int = request.app.state.max_body_bytes
+    decode = _decoder(request.headers.get("content-encoding", IDENTITY))
+    pieces: list[bytes] = []
+    size = encoded_size = 0
+    is_complete = False
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while not is_complete:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone("the client closed the connection")
+                encoded = message.get("body", b"")
+                is_complete = not message.get("more_body", False)
+                piece = decode(encoded, is_complete, most - size + 1)
+                pieces.append(piece)
+                size += len(piece)
+                encoded_size += len(encoded)
+                if max(size, encoded_size) > most:
+                    raise HTTPException(413, "the body is larger than this service accepts")
+    except TimeoutError:
+        raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+    return b"".join(pieces)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        await self._app(scope, _Body(scope, receive, self._max_bytes).receive, send)
+
+def _decoder(content_encoding: str) -> Callable[[bytes, bool, int], bytes]:
+    """Turns a piece of a body into what it says; given too whether it is the last, and how much to decode at most."""
+    encoding = content_encoding.strip().lower()
+    if encoding == IDENTITY:
+        return lambda piece, _is_last, _most: piece
+    if encoding == "gzip":
+        return partial(_gunzip, zlib.decompressobj(zlib.MAX_WBITS | 16))
+    return _refuse
 
 
-class _Body:
-    """One request's body, passed on in pieces."""
+def _refuse(piece: bytes, _is_last: bool, _most: int) -> bytes:
+    if piece:
+        raise HTTPException(415, "the content encoding must be gzip or identity")
+    return piece
 
-    def __init__(self, scope: Scope, receive: Receive, max_bytes: int) -> None:
-        encoding = dict(scope["headers"]).get(b"content-encoding", b"identity").strip().lower()
-        self._receive = receive
-        self._left = max_bytes
-        self._left_encoded = max_bytes
-        self._complete = False
-        self._deadline: float | None = None
-        self._encoding = encoding
-        self._gunzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding == b"gzip" else None
 
-    async def receive(self) -> Message:
-        if self._complete:
-            return await self._receive()
-        message = await self._next()
-        if message["type"] != "http.request":
-            return message
-        self._complete = not message.get("more_body", False)
-        encoded = message.get("body", b"")
-        self._left_encoded -= len(encoded)
-        body = self._decoded(encoded)
-        self._left -= len(body)
-        if self._left < 0 or self._left_encoded < 0:
-            raise HTTPException(413, "the body is larger than this service accepts")
-        return {**message, "body": body}
+def _gunzip(stream: zlib._Decompress, piece: bytes, is_last: bool, most: int) -> bytes:
+    try:
+        decoded = stream.decompress(piece, most)
+    except zlib.error:
+        raise HTTPException(400, "the body is not gzip") from None
+    if stream.unused_data:
+        raise HTTPException(400, "the gzip body goes on after its end")
+    if is_last and len(decoded) < most and not stream.eof:
+        raise HTTPException(400, "the gzip body ends early")
+    return decoded
 
-    async def _next(self) -> Message:
-        now = asyncio.get_running_loop().time()
-        self._deadline = self._deadline or now + BODY_SECONDS
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                return await self._receive()
-        except TimeoutError:
-            raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
 
-    def _decoded(self, body: bytes) -> bytes:
-        if self._gunzip is None:
-            if self._encoding != b"identity" and body:
-                raise HTTPException(415, "the content encoding must be gzip or identity")
-            return body
-        try:
-            decoded = self._gunzip.decompress(body, self._left + 1)
-        except zlib.error:
-            raise HTTPException(400, "the body is not gzip") from None
-        if self._gunzip.unused_data:
-            raise HTTPException(400, "the gzip body goes on after its end")
-        if self._complete and len(decoded) <= self._left and not self._gunzip.eof:
-            raise HTTPException(400, "the gzip body ends early")
-        return decoded
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves: ClientGone.
+
+    Watching takes a task of its own, which costs as much as reading the body; work that is done sooner than
+    `UNWATCHED_SECONDS` goes unwatched.
+    """
+    loop = asyncio.get_running_loop()
+    presence = asyncio.timeout(None)
+    watchers: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        presence.reschedule(loop.time())
+
+    start = loop.call_later(UNWATCHED_SECONDS, lambda: watchers.append(loop.create_task(watch())))
+    try:
+        async with presence:
+            return await work
+    except TimeoutError:
+        if presence.expired():
+            raise ClientGone("the client closed the connection") from None
+        raise
+    finally:
+        start.cancel()
+        for watcher in watchers:
+            watcher.cancel()

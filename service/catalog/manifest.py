@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -71,6 +72,11 @@ class TabularInputs(_Frozen):
     kind: Literal["tabular"]
     tensor: str
     features: tuple[Feature, ...] = Field(min_length=1)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features, in their order."""
+        return tuple(feature.name for feature in self.features)
 
 
 class Outputs(_Frozen):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,8 @@ class _State:
 
     def split(self, thresholds: Tensor) -> None:
         """Insert a row wherever a column of `thresholds` [rows, units] changes its sign between two neighbours."""
-        values = thresholds.numpy().reshape(len(self.line), -1)
-        width = values.shape[1]
+        width = prod(thresholds.shape[1:])
+        values = thresholds.numpy().reshape(len(self.line), width)
         crossings = np.flatnonzero(values[:-1] * values[1:] < 0)
         row = crossings // width
         if self.max_pieces.size > 1:  # the end of a line and the start of the next are no neighbours

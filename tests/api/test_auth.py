@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from service.api import auth, problems
 from service.api.auth import Authenticator, authorise, needs
 from service.api.parsing import StrictRoute
+from service.api.schemas import PredictBody
 from service.api.transport import RequestIds
 from service.ledger import SCOPES
 
@@ -154,33 +157,45 @@ async def test_every_operation_opens_to_its_own_scope_and_no_other(
     assert opened == {one: {expected_scope(one[1])} for one in operations(service) if one not in PUBLIC}
 
 
-@pytest.mark.parametrize("route_class", [None, StrictRoute])
+@pytest.mark.parametrize("route_class", [APIRoute, StrictRoute])
 async def test_a_new_route_is_closed_until_it_declares_a_scope(
-    service: Service, make_key: MakeKey, assert_problem: AssertProblem, route_class: type[StrictRoute] | None
+    service: Service, make_key: MakeKey, assert_problem: AssertProblem, route_class: type[APIRoute]
 ) -> None:
     app = FastAPI(dependencies=[Depends(authorise)])
     problems.install(app)
-    if route_class is not None:
-        app.router.route_class = route_class
+    app.router.route_class = route_class
     app.add_middleware(RequestIds)
     app.state.authenticator = Authenticator(service.app.state.keys)
+    app.state.max_body_bytes = 1000
 
-    @app.get("/undeclared")
-    async def undeclared() -> str:
-        return "open"
+    @app.post("/undeclared")
+    async def undeclared(request: Request, body: PredictBody) -> Response:
+        return JSONResponse("open")
 
-    @app.get("/declared")
+    @app.post("/declared")
     @needs("metrics")
-    async def declared() -> str:
-        return "open"
+    async def declared(request: Request, body: PredictBody) -> Response:
+        return JSONResponse("open")
 
     transport = httpx.ASGITransport(app)
+    body = {"instances": [1]}
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         everything = make_key().headers
-        assert_problem(await client.get("/undeclared"), 401)
-        assert assert_problem(await client.get("/undeclared", headers=everything), 403) == "this route is closed"
-        assert_problem(await client.get("/declared"), 401)
-        assert (await client.get("/declared", headers=everything)).json() == "open"
+        assert_problem(await client.post("/undeclared", json=body), 401)
+        closed = await client.post("/undeclared", json=body, headers=everything)
+        assert assert_problem(closed, 403) == "this route is closed"
+        assert_problem(await client.post("/declared", json=body), 401)
+        assert (await client.post("/declared", json=body, headers=everything)).json() == "open"
+
+
+async def test_every_route_that_takes_a_body_is_a_strict_one(service: Service) -> None:
+    """The others would read bodies of any size, for as long as it takes, and before they know who sends them."""
+    routes = [*service.app.routes]
+    included = [r for route in routes for r in getattr(getattr(route, "original_router", None), "routes", [])]
+    taking = [route for route in [*routes, *included] if getattr(route, "body_field", None) is not None]
+
+    assert len(taking) >= 4
+    assert all(isinstance(route, StrictRoute) for route in taking)
 
 
 def test_a_scope_that_does_not_exist_cannot_be_declared() -> None:

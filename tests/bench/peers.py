@@ -1,56 +1,86 @@
-"""The peers: what people write today, served by uvicorn. `python tests/bench/peers.py NAME PORT [STEPS]`.
+"""The peers: what people write today, served by uvicorn. `python -m tests.bench.peers NAME PORT ...`.
 
-`captum`: FastAPI and Captum's Integrated Gradients with a fixed number of steps from the mean of the training set, one
-request one call, on the torch twin of the loan model, in probability space. `floor`: FastAPI parsing the same body and
-answering a constant of the same size, without computing.
+`captum PORT FOLDER STEPS [THREADS]`: FastAPI and Captum's Integrated Gradients with a fixed number of steps from the
+mean of the training set, one request one call, on the torch twin of the model, in probability space; torch has as many
+threads as it takes unless told. `floor PORT REPLY`: FastAPI that validates the body with this service's own schema and
+returns the content of the file REPLY, without computing. `bare_floor PORT`: FastAPI that parses the body as JSON and
+returns a small constant.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 import yaml
 from fastapi import FastAPI, Request
-from safetensors.numpy import load_file
 
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+from service.api.schemas import ExplainBody
+
+Answer = dict[str, Any]
 
 
-def captum_app(steps: int) -> FastAPI:
-    """One request, one call of Captum."""
+def captum_explainer(folder: Path, baselines: Path, steps: int) -> Callable[[Mapping[str, float]], Answer]:
+    """A function from an instance to its prediction and attributions, one call of Captum."""
     import torch
     from captum.attr import IntegratedGradients
+    from safetensors.numpy import load_file
 
     from service.catalog.twins import build_twin, parse_onnx
 
-    twin = build_twin(parse_onnx((LOAN / "model.onnx").read_bytes()), "features", "logits")
-    rows = torch.from_numpy(load_file(LOAN / "baselines" / "training.safetensors")["rows"])
-    baseline = rows.mean(dim=0, keepdim=True)
-    features = yaml.safe_load((LOAN / "manifest.yaml").read_text())["inputs"]["features"]
+    twin = build_twin(parse_onnx((folder / "model.onnx").read_bytes()), "features", "logits")
+    baseline = torch.from_numpy(load_file(baselines)["rows"]).mean(dim=0, keepdim=True)
+    features = yaml.safe_load((folder / "manifest.yaml").read_text())["inputs"]["features"]
     names = [feature["name"] for feature in features]
     explainer = IntegratedGradients(lambda x: torch.softmax(twin(x), dim=1))
-    app = FastAPI()
 
-    @app.post("/explain")
-    def explain(body: dict[str, Any]) -> dict[str, Any]:
-        row = torch.tensor([[body["instances"][0][name] for name in names]], dtype=torch.float32)
+    def explain(instance: Mapping[str, float]) -> Answer:
+        row = torch.tensor([[instance[name] for name in names]], dtype=torch.float32)
         attributions = explainer.attribute(row, baseline, target=1, n_steps=steps)
-        outputs = torch.softmax(twin(row), dim=1)
+        with torch.no_grad():
+            outputs = torch.softmax(twin(row), dim=1)
         return {
             "predictions": outputs.tolist(),
             "attributions": dict(zip(names, attributions[0].tolist(), strict=True)),
         }
 
+    return explain
+
+
+def captum_app(folder: Path, steps: int, threads: int | None) -> FastAPI:
+    """One request, one call of Captum."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    explainer = captum_explainer(folder, folder / "baselines" / "training.safetensors", steps)
+    app = FastAPI()
+
+    @app.post("/explain")
+    def explain(body: dict[str, Any]) -> dict[str, Any]:
+        return explainer(body["instances"][0])
+
     return app
 
 
-def floor_app() -> FastAPI:
-    """The same body, no computation."""
-    names = [f["name"] for f in yaml.safe_load((LOAN / "manifest.yaml").read_text())["inputs"]["features"]]
-    constant = {"predictions": [[0.2, 0.8]], "attributions": dict.fromkeys(names, 0.123456789)}
+def floor_app(reply: dict[str, Any]) -> FastAPI:
+    """The same body, validated as by the service; the same content back; no computation."""
+    app = FastAPI()
+
+    @app.post("/explain")
+    async def explain(body: ExplainBody) -> dict[str, Any]:
+        return reply
+
+    return app
+
+
+def bare_floor_app() -> FastAPI:
+    """A body that is JSON; a small constant back."""
+    constant = {"predictions": [[0.2, 0.8]], "attributions": {f"feature_{k}": 0.123456789 for k in range(38)}}
     app = FastAPI()
 
     @app.post("/explain")
@@ -61,7 +91,20 @@ def floor_app() -> FastAPI:
     return app
 
 
+def main(name: str, port: str, *arguments: str) -> None:
+    """Serves the peer of that name."""
+    match name:
+        case "captum":
+            folder, steps, *threads = arguments
+            app = captum_app(Path(folder), int(steps), int(threads[0]) if threads else None)
+        case "floor":
+            app = floor_app(json.loads(Path(arguments[0]).read_text()))
+        case "bare_floor":
+            app = bare_floor_app()
+        case _:
+            raise SystemExit(f"there is no peer {name}")
+    uvicorn.run(app, port=int(port), access_log=False, log_level="warning")
+
+
 if __name__ == "__main__":
-    name, port = sys.argv[1], int(sys.argv[2])
-    served = floor_app() if name == "floor" else captum_app(int(sys.argv[3]))
-    uvicorn.run(served, port=port, access_log=False, log_level="warning")
+    main(*sys.argv[1:])

@@ -98,7 +98,7 @@ def explanation(version: ModelVersion) -> Explanation:
         evaluations=17,
         rule="exact",
         small_difference=False,
-        chunk_rows=512,
+        chunk_rows="64+512",
     )
 
 
