@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -22,6 +23,10 @@ from service.settings import Settings
 
 LAST_WORDS_SECONDS = 2
 """After the drain: until the refusals of what was still in flight have been sent."""
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter when another waits. The ledger's writer wakes with whole groups of replies
+to let go: with Python's 5 ms cached answers at 32 connections came 12 % slower (median of four pairs of runs)."""
 
 LOG = logging.getLogger("answerable")
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]
@@ -113,6 +118,7 @@ class _Server(uvicorn.Server):
 
 def run(settings: Settings, once_ready: OnceReady | None = None) -> int:
     """Serves until SIGINT or SIGTERM; `once_ready` runs beside it as soon as it listens. Returns the exit code."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, once_ready))
 

@@ -45,6 +45,8 @@ from service.engine.scheduler import Live, Scheduler
 from service.errors import CatalogError, ModelNotReady
 
 LOG = logging.getLogger("answerable.worker")
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
 CHUNKS_UNTIL_WORD = 64
 """So many chunks are reported together at most, also while nothing ends: silence means that the worker hangs."""
 
@@ -172,6 +174,7 @@ def main() -> None:
     """The process's main function; its argument is the number of the inherited socket."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     device = best_device()
+    sys.setswitchinterval(SWITCH_SECONDS)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -24,26 +24,27 @@ NODES_PER_PATH = 4
 def expected_gradients(problem: Problem) -> Method:
     """One explanation by Expected Gradients; needs at least one point a baseline."""
     paths = len(problem.baselines)
-    sweep = Sweep(problem.output - problem.baseline_outputs, min(NODES_PER_PATH, problem.max_evaluations // paths))
-    stopped = None
+    nodes = min(NODES_PER_PATH, problem.max_evaluations // paths)
+    sweep = Sweep(problem.output - problem.baseline_outputs, nodes, problem.seed)
     known = yield from evaluated(_points(problem, sweep))
     sweep.learn(known.derivatives)
     values = _controlled(sweep, known)
-    stagnation = Stagnation()
-    while sweep.path_error() > (target := problem.tolerance * max(float(np.abs(values).sum()), problem.floor)):
-        if stagnation.after(sweep.path_error()):
-            stopped = "precision"
-            break
-        if not sweep.refine(target, problem.max_evaluations - len(known.outputs)):
-            stopped = "budget"
-            break
-        try:
-            answer = yield from evaluated(_points(problem, sweep))
-        except DeadlinePassed:
-            stopped = "deadline"
-            break
-        sweep.learn(answer.derivatives)
-        known = known.joined(answer)
+    stopped, stagnation = None, Stagnation()
+    while stopped is None and sweep.path_error() > (accepted := _accepted(problem, values)):
+        while sweep.path_error() > accepted:
+            if stagnation.after(sweep.path_error()):
+                stopped = "precision"
+                break
+            if not sweep.refine(accepted, problem.max_evaluations - len(known.outputs)):
+                stopped = "budget"
+                break
+            try:
+                answer = yield from evaluated(_points(problem, sweep))
+            except DeadlinePassed:
+                stopped = "deadline"
+                break
+            sweep.learn(answer.derivatives)
+            known = known.joined(answer)
         values = _controlled(sweep, known)
     return Attribution(
         values=values,
@@ -55,6 +56,11 @@ def expected_gradients(problem: Problem) -> Method:
         stopped=stopped,
         standard_error=_standard_error(sweep, known, paths),
     )
+
+
+def _accepted(problem: Problem, values: Floats) -> float:
+    """The path error that the tolerance allows at these attributions."""
+    return problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
 
 
 def _points(problem: Problem, sweep: Sweep) -> Points:

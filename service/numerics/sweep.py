@@ -1,13 +1,24 @@
 """Quadrature over all baselines at once: every path gets nodes, the worst paths get more.
 
-The mean over K baselines of path integrals is taken with composite midpoints on each path. What a path's rule misses,
-its residual f(x) - f(x'_k) - (its sum of derivatives), is known, and the mean of the absolute residuals estimates the
-error of the mean without letting paths cancel. Paths with the largest residuals get three times as many nodes; the old
-ones stay nodes of the finer rule, so nothing evaluated is lost.
+The mean over K baselines of path integrals is taken with equally weighted nodes on each path. What a path's nodes miss,
+its residual f(x) - f(x'_k) - (the mean of its derivatives), is known. The mean of the absolute residuals estimates the
+error of the mean without letting paths cancel, and the mean residual is the control variate (Owen, "Monte Carlo theory,
+methods and examples", chapter 8). The paths with the largest residuals get more nodes, and nothing evaluated is lost.
 
-Measured on the loan model with 128 baselines and 1,024 points (relative L1 error, median over held-out rows, logit and
-probability): independent draws 2.4% and 4.0%, Latin hypercubes over the baselines with the residual as control variate
-1.9% and 3.5%, midpoints on every path 0.4% and 0.5%. So the nodes are spread on each path, not drawn.
+With four nodes a path and more they are midpoints, and three times as many are the next midpoints: the residuals are
+smallest so. With fewer, midpoints would all miss in the same direction. Then paths begin at different places, a Latin
+hypercube over the baselines (one in each of K strata, in an order drawn from the seed), and their errors cancel in the
+mean; the second node mirrors the first, and from there on all are doubled by a shift of half a step.
+
+Measured on the loan model with 128 baselines: the squared error of as many independent draws divided by ours (mean over
+48 held-out rows; logit, probability), and for a tolerance of 0.01 the points a row:
+
+| points | midpoints | Latin hypercube |
+| --- | --- | --- |
+| 200 | 5, 5 | 21, 13 |
+| 512 | 41, 78 | 77, 90 |
+| 1,024 | 114, 243 | 146, 153 |
+| to tolerance 0.01 | 963 | 1,340 |
 """
 
 from __future__ import annotations
@@ -16,28 +27,50 @@ import numpy as np
 
 from service.domain import Floats, Indices
 
-GAIN = 3.0
-"""Three times the nodes leave about a third of a path's residual where the integrand jumps (first order)."""
+FEWEST_MIDPOINTS = 4
+PLACE_IN_STRATUM = (3 - 5**0.5) / 2
+"""The golden section, and not a half: no node falls on its mirror image, with however few paths."""
 RESOLUTION = float(np.finfo(np.float32).eps)
 """Derivatives come from float32 gradients: a smaller relative difference between two of them is rounding."""
 
 
 class Sweep:
-    """Composite midpoints on each of K paths, refined where the residuals are. `changes` [K] are f(x) - f(x'_k).
+    """Nodes on each of K paths, refined where the residuals are. `changes` [K] are f(x) - f(x'_k).
 
-    `residuals` [K] are what the rule of each path misses of its change, in units of the output.
+    `residuals` [K] are what the nodes of each path miss of its change, in units of the output. `factor` is by what a
+    refinement multiplies a path's nodes, and divides its residual where the integrand jumps (first order).
     """
 
-    def __init__(self, changes: Floats, nodes_per_path: int) -> None:
+    def __init__(self, changes: Floats, nodes_per_path: int, seed: int) -> None:
         paths = len(changes)
         self._changes = changes
-        self._counts = np.full(paths, nodes_per_path)
+        self._counts = np.full(paths, nodes_per_path if nodes_per_path >= FEWEST_MIDPOINTS else 1)
         self._next_counts = self._counts
+        self._begins: Floats | None = None
         self.line: Indices = np.empty(0, dtype=np.intp)
         self._derivatives: Floats = np.empty(0)
         self.residuals: Floats = changes
-        self.pending_line: Indices = np.repeat(np.arange(paths), nodes_per_path)
-        self.pending_alphas: Floats = np.tile((np.arange(nodes_per_path) + 0.5) / nodes_per_path, paths)
+        self.pending_line: Indices = np.repeat(np.arange(paths), self._counts[0])
+        self.pending_alphas: Floats = np.tile(_midpoints(int(self._counts[0])), paths)
+        if nodes_per_path < FEWEST_MIDPOINTS:
+            self._begins = (np.random.default_rng(seed).permutation(paths) + PLACE_IN_STRATUM) / paths
+            self.pending_alphas = self._begins
+
+    @property
+    def factor(self) -> int:
+        return 3 if self._begins is None else 2
+
+    def _finer(self, paths: Indices, count: int) -> Floats:
+        """The nodes to be added to those of `paths`, each of which has `count`: [paths, (factor - 1) count]."""
+        if self._begins is None:
+            fine = _midpoints(3 * count)
+            return np.broadcast_to(fine[np.arange(3 * count) % 3 != 1], (len(paths), 2 * count))
+        begins = self._begins[paths, None]
+        if count == 1:
+            return 1 - begins
+        steps = count // 2
+        shifted = (begins + _midpoints(steps)) % 1.0
+        return np.concatenate([shifted, 1 - shifted], axis=1)
 
     def learn(self, derivatives: Floats) -> None:
         """Takes the derivatives along the paths at the pending points."""
@@ -74,27 +107,32 @@ class Sweep:
         return (weighted / scale if scale > RESOLUTION**2 * magnitude else np.zeros_like(weighted)), mean
 
     def refine(self, target: float, most: int) -> int:
-        """Triples the nodes of the paths with the largest residuals until `target` should hold; at most `most` new.
+        """Adds nodes to the paths with the largest residuals until `target` should hold; at most `most`.
 
         Returns the number of points now pending; 0 when `most` allows none.
         """
-        paths = len(self._counts)
-        errors = np.abs(self.residuals) / paths
+        errors = np.abs(self.residuals) / len(self._counts)
         worst_first = np.argsort(-errors, kind="stable")
-        gained = np.cumsum(errors[worst_first]) * (1 - 1 / GAIN)
+        gained = np.cumsum(errors[worst_first]) * (1 - 1 / self.factor)
         wanted = int(np.searchsorted(gained, errors.sum() - target)) + 1
-        affordable = int(np.searchsorted(np.cumsum(2 * self._counts[worst_first]), most, side="right"))
+        costs = np.cumsum((self.factor - 1) * self._counts[worst_first])
+        affordable = int(np.searchsorted(costs, most, side="right"))
         chosen = np.sort(worst_first[: min(wanted, affordable)])
-        lines, alphas = [], []
-        for count in np.unique(self._counts[chosen]):
-            of_count = chosen[self._counts[chosen] == count]
-            fine = np.arange(3 * count)
-            fresh = (fine[fine % 3 != 1] + 0.5) / (3 * count)
-            lines.append(np.repeat(of_count, len(fresh)))
-            alphas.append(np.tile(fresh, len(of_count)))
-        if not lines:
+        if not len(chosen):
             return 0
+        counts = self._counts[chosen]
+        lines, alphas = [], []
+        for count in np.flatnonzero(np.bincount(counts)).tolist():
+            paths = chosen[counts == count]
+            fresh = self._finer(paths, count)
+            lines.append(np.repeat(paths, fresh.shape[1]))
+            alphas.append(fresh.ravel())
         self._next_counts = self._counts.copy()
-        self._next_counts[chosen] *= 3
+        self._next_counts[chosen] *= self.factor
         self.pending_line, self.pending_alphas = np.concatenate(lines), np.concatenate(alphas)
         return len(self.pending_alphas)
+
+
+def _midpoints(count: int) -> Floats:
+    midpoints: Floats = (np.arange(count) + 0.5) / count
+    return midpoints
