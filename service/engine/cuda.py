@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from service.domain import Floats
 from service.engine.gradient import Chunk, GradientKernel, Program, divided
-from service.engine.kernels import Segment
+from service.engine.kernels import Launched, Segment
 
 WARM_UP_RUNS = 3
 """Runs before a capture, in which libraries choose their algorithms and allocate their workspaces."""
@@ -29,7 +29,7 @@ class GraphedGradientKernel(GradientKernel):
         super().__init__(twin, device, capacity, labels)
         self._graphs: dict[tuple[int, bool], _Graph] = {}
 
-    def launch(self, segments: Sequence[Segment]) -> Callable[[], list[object]]:
+    def launch(self, segments: Sequence[Segment]) -> Launched:
         """Copies the chunk to the device and starts its graph."""
         chunk, has_probabilities = self._packed(segments)
         key = self.capacity, has_probabilities
@@ -37,11 +37,11 @@ class GraphedGradientKernel(GradientKernel):
             if any(capacity != self.capacity for capacity, _ in self._graphs):
                 self._graphs.clear()  # it was halved; the larger graphs hold memory
             self._graphs[key] = _Graph(lambda inputs: self._program(inputs, has_probabilities), chunk, self._device)
-        collect = self._graphs[key].launch(chunk)
-        return lambda: divided(segments, *collect())
+        is_done, collect = self._graphs[key].launch(chunk)
+        return Launched(is_done, lambda: divided(segments, *collect()))
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        return self.launch(segments)()
+        return self.launch(segments).collect()
 
 
 class _Place:
@@ -79,8 +79,8 @@ class _Graph:
         with torch.cuda.graph(self._graph):
             self._outputs, self._derivatives, self._contributions = program(*self._inputs)
 
-    def launch(self, chunk: Chunk) -> Callable[[], tuple[Floats, Floats, Tensor]]:
-        """Starts the computation of `chunk`, which lies on the host; the call returned waits for it."""
+    def launch(self, chunk: Chunk) -> tuple[Callable[[], bool], Callable[[], tuple[Floats, Floats, Tensor]]]:
+        """Starts the computation of `chunk`, which lies on the host; the calls tell if it is done, and wait for it."""
         place = next(self._places)
         place.arrived.synchronize()  # what was pinned here before has left
         for pinned, values in zip(place.pinned, chunk, strict=True):
@@ -105,4 +105,4 @@ class _Graph:
             place.done.synchronize()
             return place.outputs.numpy().copy(), place.derivatives.numpy().copy(), contributions
 
-        return collect
+        return place.done.query, collect

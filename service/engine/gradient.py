@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from service.domain import Floats, Indices
-from service.engine.kernels import Segment, question_of
+from service.engine.kernels import Launched, Segment, question_of
 from service.methods.oracle import Points, Readout
 
 LOG = logging.getLogger("answerable.worker")
@@ -220,13 +220,13 @@ class BackgroundGradientKernel(GradientKernel):
         super().__init__(twin, device, capacity, labels)
         self._thread = ThreadPoolExecutor(1, "gradient", torch.set_num_threads, (torch.get_num_threads(),))
 
-    def launch(self, segments: Sequence[Segment]) -> Callable[[], list[object]]:
+    def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""
         computing = self._thread.submit(self._computed, *self._packed(segments))
-        return lambda: divided(segments, *computing.result())
+        return Launched(computing.done, lambda: divided(segments, *computing.result()))
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        return self.launch(segments)()
+        return self.launch(segments).collect()
 
 
 def read_out(logits: Tensor, coefficients: Tensor, probability: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -97,11 +97,19 @@ def units_of(question: object) -> int:
     return len(question) if isinstance(question, Sized) else 1
 
 
-class Overlapping(Kernel, Protocol):
-    """A kernel whose chunk can be left to the device while the next one is packed."""
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A chunk that the device was left to: whether it is done, and the call that waits for it and gives the parts."""
 
-    def launch(self, segments: Sequence[Segment]) -> Callable[[], list[object]]:
-        """Starts the chunk; the call that is returned waits for it and gives the parts, as `run` does."""
+    is_done: Callable[[], bool]
+    collect: Callable[[], list[object]]
+
+
+class Overlapping(Kernel, Protocol):
+    """A kernel whose chunk can be left to the device while other work goes on. Two may be under way at once."""
+
+    def launch(self, segments: Sequence[Segment]) -> Launched:
+        """Starts the chunk."""
         ...
 
 

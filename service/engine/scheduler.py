@@ -32,6 +32,10 @@ LOG = logging.getLogger("answerable.worker")
 
 LEAST_QUANTUM = 64
 SHARES = 8
+MOST_FLIGHTS = 2
+"""Chunks the device is left to at once: one it computes, one that waits for it."""
+PATIENCE_SECONDS = 0.0005
+POLL_SECONDS = 0.0002
 
 
 @dataclass(slots=True, eq=False)
@@ -67,12 +71,23 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A chunk: what of which explanation is in it, the call that gives its parts, and when it was started."""
+    """A chunk: what of which explanation is in it, the calls of `Launched`, and when it was started."""
 
     kernel: Kernel
     taken: list[tuple[Live, Segment]]
+    is_done: Callable[[], bool]
     collect: Callable[[], list[object]]
     started: float
+
+    def wait(self, seconds: float) -> None:
+        """Returns when it is done, or after so long."""
+        until = time.monotonic() + seconds
+        while not self.is_done() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+
+
+def _always() -> bool:
+    return True
 
 
 def quantum(capacity: int) -> int:
@@ -128,13 +143,13 @@ class Scheduler:
         self._alive: dict[int, Live] = {}
         self._queues: dict[Kernel, _Queue] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._flight: _Flight | None = None
+        self._flights: deque[_Flight] = deque()
         self._outcomes: list[Outcome] = []
         self.reports: list[ChunkReport] = []
 
     def __bool__(self) -> bool:
         """Whether anything waits for a chunk, or for the end of one."""
-        return bool(self._queues) or self._flight is not None
+        return bool(self._queues) or bool(self._flights)
 
     def add(self, live: Live) -> None:
         """Starts an explanation; its first question waits for a chunk."""
@@ -155,48 +170,53 @@ class Scheduler:
         return ended
 
     def step(self) -> None:
-        """Packs and launches a chunk, and delivers what is ready; does nothing when nothing waits.
+        """Packs and runs, or launches, one chunk, and delivers what is done; does nothing when nothing waits.
 
-        A chunk of a kernel that overlaps is delivered behind the launch of the next one, so that the device works while
-        that is packed.
+        While the device has its chunks, whatever needs none goes on. With nothing else to do it waits for the device,
+        but not for long: there may be new requests.
         """
         self._expire()
-        before, self._flight = self._flight, None
         taken = self._take()
         if taken is not None:
-            self._go(*taken, alone=before is None)
-        if before is not None:
-            self._deliver(before)
+            self._go(*taken)
+        elif self._flights:
+            self._flights[0].wait(PATIENCE_SECONDS)
+        while self._flights and self._flights[0].is_done():
+            self._deliver(self._flights.popleft())
 
-    def _go(self, kernel: Kernel, taken: list[tuple[Live, Segment]], *, alone: bool) -> None:
-        """Launches a chunk, or computes it, where its kernel does not overlap or, `alone`, could not launch it."""
+    def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
+        """The next chunk: its kernel, and what of which explanation is in it."""
+        is_full = len(self._flights) == MOST_FLIGHTS
+        able = [kernel for kernel in self._queues if not (is_full and is_overlapping(kernel))]
+        if not able:
+            return None
+        kernel = next((kernel for kernel in able if self._queues[kernel].is_urgent), able[0])
+        queue = self._queues.pop(kernel)
+        segments = queue.take(kernel.capacity, self._alive)
+        if queue:
+            self._queues[kernel] = queue
+        return (kernel, segments) if segments else None
+
+    def _go(self, kernel: Kernel, taken: list[tuple[Live, Segment]]) -> None:
+        """Launches a chunk, or computes it, where its kernel does not overlap or could not launch it."""
         now = time.monotonic()
         for live, _ in taken:
             live.started = live.started or now
         segments = [segment for _, segment in taken]
         if is_overlapping(kernel):
             try:
-                self._flight = _Flight(kernel, taken, kernel.launch(segments), now)
+                launched = kernel.launch(segments)
             except torch.AcceleratorError:
                 raise
             except Exception:  # noqa: BLE001 - whatever it was, it comes again where each error has its answer
-                if not alone:  # behind the chunk under way, in order
+                if self._flights:  # behind the chunks under way, in order
                     self._requeue(taken)
+                    self._deliver(self._flights.popleft())
                     return
             else:
+                self._flights.append(_Flight(kernel, taken, launched.is_done, launched.collect, now))
                 return
-        self._deliver(_Flight(kernel, taken, partial(kernel.run, segments), now))
-
-    def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
-        """The next chunk: its kernel, and what of which explanation is in it."""
-        if not self._queues:
-            return None
-        kernel = next((kernel for kernel, queue in self._queues.items() if queue.is_urgent), next(iter(self._queues)))
-        queue = self._queues.pop(kernel)
-        segments = queue.take(kernel.capacity, self._alive)
-        if queue:
-            self._queues[kernel] = queue
-        return (kernel, segments) if segments else None
+        self._deliver(_Flight(kernel, taken, _always, partial(kernel.run, segments), now))
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -238,7 +258,7 @@ class Scheduler:
                     self._requeue([one])
                 else:
                     alone = partial(kernel.run, [one[1]])
-                    yield from self._parts(_Flight(kernel, [one], alone, time.monotonic()))
+                    yield from self._parts(_Flight(kernel, [one], _always, alone, time.monotonic()))
         else:
             seconds = time.monotonic() - flight.started
             units = sum(len(segment) for _, segment in taken)
@@ -250,9 +270,8 @@ class Scheduler:
         self, kernel: Kernel, taken: list[tuple[Live, Segment]]
     ) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
         """Halves the chunk, for good, and queues what it held once more; gives up when one row does not fit."""
-        if self._flight is not None:  # launched behind this one: computed in vain, or parts would get out of order
-            self._requeue(self._flight.taken)
-            self._flight = None
+        while self._flights:  # launched behind this one: computed in vain, or parts would get out of order
+            self._requeue(self._flights.pop().taken)
         if kernel.capacity == 1:
             for live, segment in taken:
                 yield live, segment, DeviceOutOfMemory("the device has not the memory for one row of this model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 
 from service.domain import Explanation, Plan
 from service.engine.device import DeviceModel
-from service.engine.kernels import Kernel, Segment
+from service.engine.kernels import Kernel, Launched, Segment
 from service.errors import ComputationFailed
 from service.methods.oracle import Points
 
@@ -23,11 +24,12 @@ Alone = Callable[[Plan], Explanation]
 Fault = Callable[[int, Sequence[Segment]], None]
 
 
-@dataclass(slots=True, eq=False)
-class Launched:
+@dataclass(eq=False)
+class Left:
     """The model's kernel, computing only when collected, as a device that was left to itself would.
 
-    `at_launch` and `at_collection` are called with the chunk's number and may raise; `events` tells the order.
+    One that is slow is done only when the next is launched, or after a few looks. `at_launch` and `at_collection` are
+    called with the chunk's number and may raise; `events` tells the order.
     """
 
     wrapped: Kernel
@@ -36,6 +38,7 @@ class Launched:
     name: str = "gradient"
     events: list[tuple[str, int]] = field(default_factory=list)
     chunks: int = 0
+    is_slow: bool = False
 
     @property
     def capacity(self) -> int:
@@ -45,7 +48,7 @@ class Launched:
     def capacity(self, rows: int) -> None:
         self.wrapped.capacity = rows
 
-    def launch(self, segments: Sequence[Segment]) -> Callable[[], list[object]]:
+    def launch(self, segments: Sequence[Segment]) -> Launched:
         number, self.chunks = self.chunks, self.chunks + 1
         self.events.append(("launch", number))
         self.at_launch(number, segments)
@@ -55,10 +58,11 @@ class Launched:
             self.at_collection(number, segments)
             return self.wrapped.run(segments)
 
-        return collect
+        polls = itertools.count()
+        return Launched(lambda: not self.is_slow or self.chunks > number + 1 or next(polls) > 3, collect)
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        return self.launch(segments)()
+        return self.launch(segments).collect()
 
     def join(self, parts: Sequence[object]) -> object:
         return self.wrapped.join(parts)
@@ -98,7 +102,7 @@ def finished(driver: Driver, plans: Sequence[Plan]) -> list[Explanation]:
 def test_the_next_chunk_is_launched_before_the_last_is_collected(
     driver: MakeDriver, gradient: Kernel, various: Sequence[Plan], expected: list[Explanation]
 ) -> None:
-    kernel = Launched(gradient)
+    kernel = Left(gradient, is_slow=True)
     assert finished(driver({Points: kernel}), various) == expected
     order = kernel.events
     both = [order.index(("launch", n + 1)) < order.index(("collect", n)) for n in range(kernel.chunks - 1)]
@@ -117,7 +121,7 @@ def test_memory_that_ends_while_two_chunks_are_under_way(
         if number == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    kernel = Launched(copied, at_collection=run_out)
+    kernel = Left(copied, at_collection=run_out, is_slow=True)
     rows = kernel.capacity
     results = finished(driver({Points: kernel}), various)
     assert kernel.capacity == rows // 2
@@ -133,7 +137,7 @@ def test_memory_that_ends_at_a_launch(
         if kernel.capacity > rows // 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    kernel = Launched(copied, at_launch=run_out)
+    kernel = Left(copied, at_launch=run_out)
     rows = kernel.capacity
     results = finished(driver({Points: kernel}), various)
     assert kernel.capacity == rows // 4
@@ -152,7 +156,11 @@ def test_a_failing_row_fails_its_own_request_only(
             if tuple(segment.question.end.tolist()) == bad:
                 raise RuntimeError("this row is bad")
 
-    kernel = Launched(gradient, at_launch=fail) if when == "launch" else Launched(gradient, at_collection=fail)
+    kernel = (
+        Left(gradient, at_launch=fail, is_slow=True)
+        if when == "launch"
+        else Left(gradient, at_collection=fail, is_slow=True)
+    )
     shared = driver({Points: kernel})
     for number, plan in enumerate(various):
         shared.add(number, plan)
@@ -164,7 +172,7 @@ def test_a_failing_row_fails_its_own_request_only(
 def test_an_explanation_cancelled_while_its_chunk_is_under_way_disturbs_no_other(
     driver: MakeDriver, gradient: Kernel, make_plan: MakePlan
 ) -> None:
-    shared = driver({Points: Launched(gradient)})
+    shared = driver({Points: Left(gradient, is_slow=True)})
     for number in range(4):
         shared.add(number, make_plan(number, rule="midpoint"))
     shared.step()
@@ -173,3 +181,26 @@ def test_an_explanation_cancelled_while_its_chunk_is_under_way_disturbs_no_other
     shared.finish()
     assert sorted(shared.outcomes) == [0, 1, 3]
     assert not shared.scheduler
+
+
+def test_what_needs_no_device_goes_on_while_a_chunk_is_under_way(
+    driver: MakeDriver, gradient: Kernel, make_plan: MakePlan
+) -> None:
+    done: list[bool] = [False]
+    kernel = Left(gradient)
+    shared = driver({Points: kernel})
+
+    def launch(segments: Sequence[Segment]) -> Launched:
+        return Launched(lambda: done[0], lambda: gradient.run(segments))
+
+    kernel.launch = launch  # type: ignore[method-assign]
+    shared.add(0, make_plan(0, rule="midpoint"))
+    for _ in range(3):
+        shared.step()
+    second = shared.add(1, make_plan(1, rule="auto"))
+    for _ in range(3):
+        shared.step()
+    assert isinstance(second.question, Points), "its output and its breakpoints were not waited for"
+    done[0] = True
+    shared.finish()
+    assert sorted(shared.outcomes) == [0, 1]

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from service.engine.cuda import GraphedGradientKernel
 from service.engine.device import DeviceModel
 from service.engine.gradient import EvaluatedPoints, GradientKernel
-from service.engine.kernels import Segment
+from service.engine.kernels import Launched, Segment
 from service.methods.oracle import Points, Readout
 
 pytestmark = [
@@ -140,14 +140,15 @@ def test_two_chunks_under_way_do_not_mix(table: fx.GraphModule, device: torch.de
     kernel = GraphedGradientKernel(table, device, 128, 2)
     questions = [points((38,), 128, seed, 2) for seed in range(12)]
     alone = [bits(answered(kernel.run([whole(question)]), 0)) for question in questions]
-    before, together = None, []
+    before: Launched | None = None
+    together = []
     for question in questions:
-        collect = kernel.launch([whole(question)])
+        launched = kernel.launch([whole(question)])
         if before is not None:
-            together.append(bits(answered(before(), 0)))
-        before = collect
+            together.append(bits(answered(before.collect(), 0)))
+        before = launched
     assert before is not None
-    together.append(bits(answered(before(), 0)))
+    together.append(bits(answered(before.collect(), 0)))
     assert together == alone
 
 
@@ -178,12 +179,12 @@ def bare_loop(network: fx.GraphModule, rows: Tensor) -> Callable[[], None]:
 
 def pipelined(kernel: GraphedGradientKernel, question: Points) -> Callable[[], None]:
     """The kernel with the next chunk launched before the last is collected."""
-    under_way: list[Callable[[], list[object]]] = []
+    under_way: list[Launched] = []
 
     def run() -> None:
         under_way.append(kernel.launch([whole(question)]))
         if len(under_way) > 1:
-            under_way.pop(0)()
+            under_way.pop(0).collect()
 
     return run
 
