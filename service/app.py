@@ -176,5 +176,8 @@ async def _load(
     for digest in loaded.baseline_outputs.keys() - outputs.keys():
         cache.keep_baseline_outputs(version.key, names[digest], loaded.baseline_outputs[digest])
     if loaded.shapes != shapes:
-        await asyncio.to_thread(calibrations.keep, version.key, engine.environment, loaded.shapes)
+        try:
+            await asyncio.to_thread(calibrations.keep, version.key, engine.environment, loaded.shapes)
+        except OSError as error:
+            LOG.warning("the chunk shapes of %s cannot be kept: %s", version.key, error.strerror)
     catalog.put(replace(version, environment=engine.environment, obstacle=loaded.obstacle, parity=loaded.parity))

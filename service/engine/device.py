@@ -23,6 +23,7 @@ from service.methods.oracle import Breakpoints, Points, Readout
 DEPLOYED_ROWS = 32
 BREAKPOINT_LINES = 32
 MOST_PIECES_TO_WARM_UP = 512
+GRADIENT_WARM_UPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,15 @@ def _across(baseline: PreparedBaseline, count: int, readout: Readout) -> Points:
 
 
 def _warm_up(kernels: Kernels, baseline: PreparedBaseline) -> None:
-    """Runs every kernel once, so that the first request finds a model that has answered before."""
+    """Runs every kernel, so that the first request finds a model that has answered before.
+
+    Gradient kernels run a few times, since TorchScript optimises what it has seen.
+    """
     for kernel in kernels[Points]:
         for readout in (Readout.LOGIT, Readout.PROBABILITY):
-            kernel.run([Segment(_across(baseline, kernel.capacity, readout), 0, kernel.capacity)])
+            whole = Segment(_across(baseline, kernel.capacity, readout), 0, kernel.capacity)
+            for _ in range(GRADIENT_WARM_UPS):
+                kernel.run([whole])
     if Breakpoints in kernels:
         line = Segment(Breakpoints(baseline.rows[0], baseline.center, MOST_PIECES_TO_WARM_UP), 0, 1)
         for kernel in kernels[Breakpoints]:

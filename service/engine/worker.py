@@ -48,7 +48,9 @@ LOG = logging.getLogger("answerable.worker")
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
 CHUNKS_UNTIL_WORD = 64
-"""So many chunks are reported together at most, also while nothing ends: silence means that the worker hangs."""
+SECONDS_UNTIL_WORD = 5.0
+"""So many chunks are reported together at most, and so late, also while nothing ends: silence means that the worker
+hangs."""
 
 
 class _Channel:
@@ -80,6 +82,7 @@ class Worker:
         self._device = device
         self._models: dict[ModelKey, DeviceModel] = {}
         self._scheduler = Scheduler()
+        self._spoke = time.monotonic()
 
     def run(self) -> None:
         """Serves until the front closes the socket."""
@@ -89,9 +92,13 @@ class Worker:
                 self._handle(request)
             self._scheduler.step()
             outcomes, chunks = self._scheduler.outcomes(), self._scheduler.reports
-            if outcomes or len(chunks) >= CHUNKS_UNTIL_WORD:
+            if outcomes or len(chunks) >= CHUNKS_UNTIL_WORD or (chunks and self._is_overdue()):
                 self._scheduler.reports = []
                 self._channel.send(Progress(outcomes, chunks))
+                self._spoke = time.monotonic()
+
+    def _is_overdue(self) -> bool:
+        return time.monotonic() - self._spoke > SECONDS_UNTIL_WORD
 
     def _handle(self, request: Request) -> None:
         match request:

@@ -77,7 +77,8 @@ def main() -> int:
             traceback.print_exc()
             failed = True
             found[name] = Section([report.Figure(f"section {name}", None, not_run=" ".join(str(error).split())[:300])])
-    command = "make bench" if is_whole else f"python -m tests.bench {' '.join(sys.argv[1:])}".strip()
+    asked = " ".join(sys.argv[1:])
+    command = f'make bench BENCH="{asked}"' if asked else "make bench"
     text = report.text_of(found, command, time.monotonic() - started)
     print(f"\n{text}\n")
     figures = [{**asdict(figure), "met": figure.is_met} for section in found.values() for figure in section.figures]

@@ -86,10 +86,12 @@ def test_tracing_changes_no_bit(readout: Readout) -> None:
     answers = []
     for trace in (False, True):
         kernel = GradientKernel(twin, torch.device("cpu"), 32, 2, trace=trace)
-        (part,) = kernel.run([Segment(points, 0, 30)])
-        assert isinstance(part, EvaluatedPoints)
-        answers.append((part.outputs.tobytes(), part.derivatives.tobytes(), part.contributions[0].numpy().tobytes()))
-    assert answers[0] == answers[1]
+        for _ in range(5):  # TorchScript optimises after the first ones
+            (part,) = kernel.run([Segment(points, 0, 30)])
+            assert isinstance(part, EvaluatedPoints)
+            contributions = part.contributions[0].numpy()
+            answers.append((part.outputs.tobytes(), part.derivatives.tobytes(), contributions.tobytes()))
+    assert len(set(answers)) == 1
 
 
 def test_what_cannot_be_traced_runs_as_it_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -66,6 +67,25 @@ async def test_a_first_start_and_a_second(start: Start, body: dict[str, Any]) ->
     assert second.end(signal.SIGINT) == 0
     assert not any(map(is_alive, children))
     assert "Traceback" not in second.errors
+
+
+async def test_chunk_shapes_are_kept_over_a_restart_and_recorded(
+    start: Start, body: dict[str, Any], tmp_path: Path
+) -> None:
+    first = start("serve", key=SECRET)
+    assert first.address
+    (kept,) = (tmp_path / "data" / "calibrations").iterdir()
+    found = json.loads(kept.read_text())
+    assert first.end(signal.SIGTERM) == 0
+    assert 4 <= found["rows"]["brief"] <= found["rows"]["long"]
+
+    kept.write_text(json.dumps({**found, "rows": {"brief": 16, "long": 48}}))
+    second = start("serve", key=SECRET)
+    async with second.client(SECRET) as client:
+        reply = (await client.post("/v1/models/loan:explain", json=body)).json()
+        record = (await client.get(f"/v1/explanations/{reply['explanations'][0]['id']}")).json()
+    assert record["environment"]["chunk_rows"] == "16+48"
+    assert second.end(signal.SIGTERM) == 0
 
 
 async def test_kill_9_of_the_front_under_load(start: Start, under_load: UnderLoad) -> None:
