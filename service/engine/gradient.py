@@ -97,11 +97,19 @@ def traced(program: Program, chunk: Chunk) -> Program:
     graph.recompile()
     forward: Program = graph.forward
     if chunk.alphas.device.type == "cpu":
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            script = torch.jit.trace(graph, tuple(chunk), check_trace=False)  # type: ignore[no-untyped-call]
-            forward = torch.jit.freeze(script.eval(), optimize_numerics=False)
+        try:
+            forward = _scripted(graph, chunk)
+        except Exception:
+            LOG.info("a model is evaluated without TorchScript", exc_info=True)
     return torch.inference_mode()(forward)
+
+
+def _scripted(graph: fx.GraphModule, chunk: Chunk) -> Program:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.trace(graph, tuple(chunk), check_trace=False)  # type: ignore[no-untyped-call]
+        program: Program = torch.jit.freeze(script.eval(), optimize_numerics=False)
+    return program
 
 
 class GradientKernel:

@@ -94,6 +94,20 @@ def test_tracing_changes_no_bit(readout: Readout) -> None:
     assert len(set(answers)) == 1
 
 
+def test_without_torchscript_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    twin = fx.symbolic_trace(network.requires_grad_(False))
+    segment = Segment(question(30), 0, 30)
+    (usual,) = GradientKernel(twin, torch.device("cpu"), 32, 2).run([segment])
+    monkeypatch.delattr(torch.jit, "trace")
+    (without,) = GradientKernel(twin, torch.device("cpu"), 32, 2).run([segment])
+    assert isinstance(usual, EvaluatedPoints)
+    assert isinstance(without, EvaluatedPoints)
+    assert usual.derivatives.tobytes() == without.derivatives.tobytes()
+    assert torch.equal(usual.contributions[0], without.contributions[0])
+
+
 def test_what_cannot_be_traced_runs_as_it_is() -> None:
     branching = Branching()
 
