@@ -22,6 +22,7 @@ gate:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(foreach script,$(wildcard models/*/*/*.py),$(BIN)/mypy $(script) &&) true
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 

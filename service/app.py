@@ -180,4 +180,4 @@ async def _load(
             await asyncio.to_thread(calibrations.keep, version.key, engine.environment, loaded.shapes)
         except OSError as error:
             LOG.warning("the chunk shapes of %s cannot be kept: %s", version.key, error.strerror)
-    catalog.put(replace(version, environment=engine.environment, obstacle=loaded.obstacle, parity=loaded.parity))
+    catalog.put(replace(version, environment=engine.environment, traits=loaded.traits, parity=loaded.parity))

@@ -24,7 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.domain import Completeness, Explanation, Floats, ModelKey, OutputSpace
+from service.domain import Completeness, Explanation, Floats, GroupShare, ModelKey, OutputSpace
 
 TIMEOUT_SECONDS = 0.05
 FAILURES_TO_OPEN = 3
@@ -228,9 +228,12 @@ def _value(key: str, content: Any) -> object:
 
 
 def _explanation(stored: Any) -> Explanation:
-    for name in ("outputs", "attributions", "standard_error"):
+    for name in ("outputs", "attributions", "standard_error", "shape"):
         stored[name] = None if stored[name] is None else tuple(stored[name])
-    return Explanation(**{**stored, "completeness": Completeness(stored["completeness"])})
+    if stored["interactions"] is not None:
+        stored["interactions"] = tuple(map(tuple, stored["interactions"]))
+    groups = tuple(GroupShare(**{**group, "members": tuple(group["members"])}) for group in stored["groups"])
+    return Explanation(**{**stored, "completeness": Completeness(stored["completeness"]), "groups": groups})
 
 
 def _outputs(stored: Any) -> Mapping[OutputSpace, Floats]:

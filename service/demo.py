@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import orjson
 from fastapi import FastAPI
 
 from service.app import DEFAULT_TENANT
+from service.catalog.manifest import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.ledger import Keys
 
@@ -20,8 +22,10 @@ NAME = 60
 
 async def explain_one_denial(app: FastAPI, address: str) -> None:
     """Explains the example of the first ready model and prints what the service says of it."""
-    version: ModelVersion | None = next((v for v in app.state.catalog if v.is_ready), None)
-    if version is None:
+    version: ModelVersion | None = next(
+        (v for v in app.state.catalog if v.is_ready and v.manifest.outputs.adverse), None
+    )
+    if version is None or not isinstance(version.manifest.example, Mapping):
         print("No model is ready; see the log above.", flush=True)  # noqa: T201
         return
     key = app.state.bootstrap_key or _demo_key(app.state.keys)
@@ -54,7 +58,8 @@ def _shown(
     version: ModelVersion, reply: dict[str, Any], address: str, path: str, key: str, body: dict[str, Any]
 ) -> str:
     explanation, prediction = reply["explanations"][0], reply["predictions"][0]
-    titles = {feature.name: feature.title for feature in version.manifest.inputs.features}
+    inputs = version.manifest.inputs
+    titles = {f.name: f.title for f in inputs.features} if isinstance(inputs, TabularInputs) else {}
     baseline = explanation["baseline"]
     chance = prediction["outputs"][explanation["target"]["index"]]
     lines = [

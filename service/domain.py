@@ -34,6 +34,25 @@ class Completeness(StrEnum):
     NONE = "none"
 
 
+class InputKind(StrEnum):
+    """What a model takes; methods see the rows of a table, the pixels of an image, or the embeddings of tokens."""
+
+    TABULAR = "tabular"
+    IMAGE = "image"
+    TOKENS = "tokens"
+
+
+class NoiseKind(StrEnum):
+    """What is told of the attributions of noisy copies of an input: their mean or their variance."""
+
+    SMOOTHGRAD = "smoothgrad"
+    VARGRAD = "vargrad"
+
+
+OptionValue = str | float | int | tuple[tuple[int, ...], ...]
+"""The value of a method's option; the last are groups of features by their numbers."""
+
+
 class Priority(StrEnum):
     """The two classes of the scheduler; interactive points are packed first."""
 
@@ -51,6 +70,39 @@ class ModelKey:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What of a model decides which methods apply to it, and at what cost; read off its graph when it is loaded.
+
+    `shape` is that of one input as methods see it: (features,), (channels, height, width) or (positions, dimensions).
+    `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
+    gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
+    """
+
+    kind: InputKind
+    shape: tuple[int, ...]
+    labels: int
+    obstacle: str | None
+    kinks: tuple[str, ...]
+    has_relu: bool
+    has_convolution: bool
+    biases_obstacle: str | None
+
+    @property
+    def is_piecewise_linear(self) -> bool:
+        """Whether the exact rule applies."""
+        return self.obstacle is None
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Gaussian noise around an explanation: so many `samples`, of a deviation of `scale` times each input's range."""
+
+    kind: NoiseKind
+    samples: int
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +128,7 @@ class Plan:
 
     model: ModelKey
     method: str
-    options: tuple[tuple[str, str | float | int], ...]
+    options: tuple[tuple[str, OptionValue], ...]
     input: tuple[float, ...]
     target: int | None
     output_space: OutputSpace
@@ -85,6 +137,7 @@ class Plan:
     max_evaluations: int
     seed: int
     floor: float | None
+    noise: Noise | None = None
 
     def digest(self) -> str:
         """sha256 over every field, the model's digest included: equal digests have equal explanations."""
@@ -103,12 +156,25 @@ class ChunkShapes:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupShare:
+    """What was found of several features together: their numbers, their dividend and their value."""
+
+    members: tuple[int, ...]
+    dividend: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What a worker computed for one plan.
 
     `outputs` is the deployed artefact's output for the input, in the plan's output space, one value a label.
-    `attributions` has one value an input column, `standard_error` likewise where the method has one.
-    `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`). When the model answered
+    `attributions` has one value an input column, or one a pixel, or one a position, as `shape` says; `standard_error`
+    likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which the attributions
+    then speak. `interactions` is a matrix over the features, `groups` what was found of several
+    features together.
+    `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`), and None for methods that
+    promise no sum, or take no integral. When the model answered
     a number that is not finite, `converged` is false with reason `non_finite` and the figures that could not be
     computed are None. `chunk_rows` are the `ChunkShapes` it was computed at, on which its last bits depend.
     """
@@ -118,6 +184,7 @@ class Explanation:
     output: float | None
     baseline_output: float | None
     attributions: tuple[float, ...] | None
+    shape: tuple[int, ...]
     standard_error: tuple[float, ...] | None
     completeness: Completeness
     completeness_error: float | None
@@ -128,6 +195,9 @@ class Explanation:
     rule: str
     small_difference: bool
     chunk_rows: str
+    interactions: tuple[tuple[float, ...], ...] | None = None
+    groups: tuple[GroupShare, ...] = ()
+    noisy_output: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,13 @@ from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Ti
 from service.errors import InvalidRequest, LedgerUnavailable, NotConverged
 from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
-from service.methods.registry import BY_NAME
 from service.monitoring.metrics import Metrics
-from service.planning import Parameters, deadline_of, make_plan, output_space
+from service.planning import Parameters, deadline_of, expected_points, make_plan, output_space
 from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
 T = TypeVar("T")
-USUAL_BUDGET = 4096
 
 
 class Engine(Protocol):
@@ -102,7 +100,7 @@ class Explaining:
         plans = [make_plan(version, row, parameters) for row in request.rows]
         digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
-        self._refuse_what_never_fits(plans)
+        self._refuse_what_never_fits(version, plans)
 
         results = await _all(
             [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
@@ -136,8 +134,8 @@ class Explaining:
                 raise
             LOG.exception("explanations were answered without a record")
 
-    def _refuse_what_never_fits(self, plans: Sequence[Plan]) -> None:
-        points = sum(map(_expected_points, plans))
+    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> None:
+        points = sum(expected_points(version, plan) for plan in plans)
         if points > self._most_points:
             fitting = self._most_points * len(plans) // points
             raise InvalidRequest(
@@ -154,7 +152,7 @@ class Explaining:
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
         if not request.use_cache:
-            return await self._compute(plan, deadline)
+            return await self._compute(request.version, plan, deadline)
         tenant, version = request.caller.tenant, request.version
         digest = plan_cache_digest(plan_digest, version.manifest_digest, version.environment or {})
         under_way = (tenant, digest) in self._flights
@@ -162,15 +160,15 @@ class Explaining:
         if stored is not None:
             return stored, True, None
         if deadline is None:
-            return await self._shared(tenant, digest, plan)
-        return await self._computed_and_kept(tenant, digest, plan, deadline)
+            return await self._shared(tenant, digest, version, plan)
+        return await self._computed_and_kept(tenant, digest, version, plan, deadline)
 
-    async def _shared(self, tenant: str, digest: str, plan: Plan) -> _Result:
+    async def _shared(self, tenant: str, digest: str, version: ModelVersion, plan: Plan) -> _Result:
         """At most one computation for all identical requests that are under way."""
         key = tenant, digest
         flight = self._flights.get(key)
         if flight is None:
-            work = self._computed_and_kept(tenant, digest, plan, None)
+            work = self._computed_and_kept(tenant, digest, version, plan, None)
             flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
         flight.waiters += 1
         try:
@@ -186,24 +184,20 @@ class Explaining:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _computed_and_kept(self, tenant: str, digest: str, plan: Plan, deadline: float | None) -> _Result:
-        result = await self._compute(plan, deadline)
+    async def _computed_and_kept(
+        self, tenant: str, digest: str, version: ModelVersion, plan: Plan, deadline: float | None
+    ) -> _Result:
+        result = await self._compute(version, plan, deadline)
         explanation = result[0]
         if explanation.reason not in ("deadline", "non_finite"):
             self._cache.keep_result(tenant, digest, explanation)
         return result
 
-    async def _compute(self, plan: Plan, deadline: float | None) -> _Result:
-        points = _expected_points(plan)
+    async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None) -> _Result:
+        points = expected_points(version, plan)
         explanation, timings = await self._engine.explain(plan, points, Priority.INTERACTIVE, deadline)
         self._metrics.observe_explanation(plan.model, plan.method, explanation, timings.queue)
         return explanation, False, timings
-
-
-def _expected_points(plan: Plan) -> int:
-    """What a plan is reckoned with when work is admitted: a budget beyond the usual one may be meant to be used."""
-    usual = BY_NAME[plan.method].usual_points(plan.baseline.size)
-    return plan.max_evaluations if plan.max_evaluations > USUAL_BUDGET else min(plan.max_evaluations, usual)
 
 
 def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:

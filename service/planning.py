@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
 from reprlib import repr as abridged
 
-from service.catalog.manifest import BaselineSet, Feature, Manifest
+from service.catalog.instances import known, read_instance
+from service.catalog.manifest import MASK, BaselineSet, Manifest, TokenInputs
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, OutputSpace, Plan
-from service.errors import InvalidRequest
-from service.methods.registry import BY_NAME, MethodEntry
+from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, Traits
+from service.errors import InvalidRequest, ModelNotReady
+from service.methods.entry import Facts, MethodEntry, Units
+from service.methods.registry import BY_NAME
 
 MOST_EVALUATIONS = 65_536
+USUAL_BUDGET = 4096
+NOISE_SAMPLES = 25
+NOISE_SCALE = 0.15
+MOST_NOISE_SAMPLES = 1000
 ZEROS = "zeros"
 INLINE = "inline"
 PREDICTED = "predicted"
@@ -35,24 +41,22 @@ class Parameters:
     seed: int = 0
     deadline_ms: int | None = None
     strict: bool = False
+    noise: Mapping[str, object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
 
 def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters) -> Plan:
-    """The plan for one input row. Raises InvalidRequest."""
+    """The plan for one input row. Raises InvalidRequest, or ModelNotReady before the model was ever loaded."""
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
     space = output_space(manifest, parameters.output_space)
-    baseline = _baseline(manifest, parameters.baseline)
-    budget = manifest.defaults.max_evaluations if parameters.max_evaluations is None else parameters.max_evaluations
-    if not 1 <= budget <= MOST_EVALUATIONS:
-        raise InvalidRequest(f"max_evaluations is {budget}; it must lie between 1 and {MOST_EVALUATIONS}")
-    least = method.least_points(baseline.size)
-    if least > budget:
-        raise InvalidRequest(
-            f"{method.name} with a baseline set of {baseline.size} rows needs at least {least} evaluations, "
-            f"max_evaluations is {budget}"
-        )
+    baseline = _baseline(manifest, parameters.baseline, row)
+    options = _options(version, method, parameters.options)
+    facts = Facts(_traits(version), baseline.size, options)
+    unfit = method.unfit(facts)
+    if unfit is not None:
+        raise InvalidRequest(unfit)
+    noise = _noise(parameters.noise)
     tolerance = manifest.defaults.tolerance if parameters.tolerance is None else parameters.tolerance
     if not 0 < tolerance <= 1:
         raise InvalidRequest(f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
@@ -61,33 +65,44 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     return Plan(
         model=version.key,
         method=method.name,
-        options=_options(version, method, parameters.options),
+        options=tuple(sorted(options.items())),
         input=row,
         target=_target(manifest, parameters.target),
         output_space=space,
         baseline=baseline,
         tolerance=tolerance,
-        max_evaluations=budget,
-        seed=parameters.seed if method.draws else 0,
+        max_evaluations=_budget(manifest, parameters, method, facts, noise),
+        seed=parameters.seed if method.draws or noise is not None else 0,
         floor=manifest.floor.get(space),
+        noise=noise,
     )
 
 
-def read_instance(manifest: Manifest, instance: object) -> tuple[float, ...]:
-    """The model's input row for one instance: an object by feature name, or a list in feature order, in raw units.
+def expected_points(version: ModelVersion, plan: Plan) -> int:
+    """What a plan is reckoned with when work is admitted: a budget beyond the usual one may be meant to be used."""
+    if plan.max_evaluations > USUAL_BUDGET:
+        return plan.max_evaluations
+    usual = BY_NAME[plan.method].usual_points(Facts(_traits(version), plan.baseline.size, dict(plan.options)))
+    copies = 1 if plan.noise is None else plan.noise.samples
+    return min(plan.max_evaluations, usual * copies)
 
-    Raises InvalidRequest, naming the features that are missing, unknown, not numbers or out of their range.
-    """
-    features = manifest.inputs.features
-    if isinstance(instance, Mapping):
-        values: Sequence[object] = _by_name(manifest.inputs.names, instance)
-    elif isinstance(instance, Sequence) and not isinstance(instance, str):
-        if len(instance) != len(features):
-            raise InvalidRequest(f"the instance has {len(instance)} values, the model has {len(features)} features")
-        values = instance
-    else:
-        raise InvalidRequest("an instance is an object by feature name, or a list in feature order")
-    return tuple([_number(feature, value) for feature, value in zip(features, values, strict=True)])
+
+def _budget(manifest: Manifest, parameters: Parameters, method: MethodEntry, facts: Facts, noise: Noise | None) -> int:
+    """The budget, if the smallest possible cost fits into it."""
+    budget = manifest.defaults.max_evaluations if parameters.max_evaluations is None else parameters.max_evaluations
+    if not 1 <= budget <= MOST_EVALUATIONS:
+        raise InvalidRequest(f"max_evaluations is {budget}; it must lie between 1 and {MOST_EVALUATIONS}")
+    least = method.least_points(facts)
+    copies = 1 if noise is None else noise.samples
+    if least * copies > budget:
+        by_set = least != method.least_points(replace(facts, baseline_size=1))
+        with_set = f" with a baseline set of {facts.baseline_size} rows" if by_set else ""
+        with_noise = "" if noise is None else f" for {copies} noisy copies"
+        raise InvalidRequest(
+            f"{method.name}{with_set} needs at least {least * copies} evaluations{with_noise}, "
+            f"max_evaluations is {budget}"
+        )
+    return budget
 
 
 def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
@@ -95,39 +110,13 @@ def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
     if name is None:
         return manifest.outputs.default_space
     if name not in set(OutputSpace):
-        raise InvalidRequest(f"output_space {abridged(name)} is not known; {_known('spaces', OutputSpace)}")
+        raise InvalidRequest(f"output_space {abridged(name)} is not known; {known('spaces', OutputSpace)}")
     return OutputSpace(name)
-
-
-def _by_name(names: Sequence[str], instance: Mapping[str, object]) -> list[object]:
-    missing = [name for name in names if name not in instance]
-    if not missing and len(instance) == len(names):
-        return [instance[name] for name in names]
-    known = set(names)
-    unknown = [name for name in instance if name not in known]
-    hint = _did_you_mean(unknown, missing or names)
-    if missing:
-        also = f"; not known: {_listed(unknown)}" if unknown else ""
-        raise InvalidRequest(f"missing: {_listed(missing)}{also}{hint}")
-    raise InvalidRequest(f"the model has no feature {_listed(unknown)}{hint}")
-
-
-def _number(feature: Feature, value: object) -> float:
-    if value is None and feature.missing is not None:
-        return feature.missing
-    if type(value) is not float and type(value) is not int:
-        wanted = "a number" if feature.missing is None else "a number or null"
-        raise InvalidRequest(f"{feature.name} must be {wanted}")
-    low, high = feature.range
-    if not low <= value <= high:
-        unit = "" if feature.unit == "1" else f" ({feature.unit})"
-        raise InvalidRequest(f"{feature.name} is {value:g}, outside its range from {low:g} to {high:g}{unit}")
-    return float(value)
 
 
 def _method(name: str) -> MethodEntry:
     if name not in BY_NAME:
-        raise InvalidRequest(f"method {abridged(name)} is not known; {_known('methods', BY_NAME)}")
+        raise InvalidRequest(f"method {abridged(name)} is not known; {known('methods', BY_NAME)}")
     return BY_NAME[name]
 
 
@@ -140,15 +129,18 @@ def _target(manifest: Manifest, target: str | int) -> int | None:
             raise InvalidRequest(f"target {target} is not a label's index; it must lie between 0 and {len(labels) - 1}")
         return target
     if target not in labels:
-        raise InvalidRequest(f"target {abridged(target)} is not a label; {_known('labels', [*labels, PREDICTED])}")
+        raise InvalidRequest(f"target {abridged(target)} is not a label; {known('labels', [*labels, PREDICTED])}")
     return labels.index(target)
 
 
-def _baseline(manifest: Manifest, asked: object) -> BaselineChoice:
+def _baseline(manifest: Manifest, asked: object, row: tuple[float, ...]) -> BaselineChoice:
     if asked is None:
         asked = manifest.defaults.baseline
-    if asked == ZEROS:
-        return _inline(ZEROS, (0.0,) * len(manifest.inputs.features))
+    if isinstance(manifest.inputs, TokenInputs):
+        if asked == MASK:
+            return _inline(MASK, _masked(manifest.inputs, row))
+    elif asked == ZEROS:
+        return _inline(ZEROS, (0.0,) * len(row))
     if isinstance(asked, str):
         found = _baseline_set(manifest, asked)
         return BaselineChoice(found.name, found.version, "sha256:" + found.sha256, found.size)
@@ -156,6 +148,12 @@ def _baseline(manifest: Manifest, asked: object) -> BaselineChoice:
         return _inline(INLINE, read_instance(manifest, asked))
     except InvalidRequest as error:
         raise InvalidRequest(f"baseline: {error}") from error
+
+
+def _masked(inputs: TokenInputs, row: tuple[float, ...]) -> tuple[float, ...]:
+    """The input with `mask` in the place of every token that is neither special nor padding."""
+    kept = {inputs.padding, *inputs.special}
+    return tuple(token if token in kept else float(inputs.mask) for token in row)
 
 
 def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
@@ -169,40 +167,42 @@ def _baseline_set(manifest: Manifest, asked: str) -> BaselineSet:
     found = [s for s in manifest.baselines if s.name == name and (not at or s.version == version)]
     if not found:
         names = [f"{s.name}@{s.version}" for s in manifest.baselines]
-        raise InvalidRequest(f"baseline {abridged(asked)} is not known; {_known('baselines', [*names, ZEROS])}")
+        own = MASK if isinstance(manifest.inputs, TokenInputs) else ZEROS
+        raise InvalidRequest(f"baseline {abridged(asked)} is not known; {known('baselines', [*names, own])}")
     return found[-1]
 
 
-def _options(
-    version: ModelVersion, method: MethodEntry, asked: Mapping[str, object]
-) -> tuple[tuple[str, str | float | int], ...]:
-    known = {option.name: option for option in method.options}
-    for name, value in asked.items():
-        if name not in known:
-            raise InvalidRequest(f"{method.name} has no option {abridged(name)}; {_known('options', known)}")
-        if value not in known[name].choices:
-            raise InvalidRequest(f"option {name} is {abridged(value)}; {_known('values', known[name].choices)}")
-    chosen = {name: str(asked.get(name, option.default)) for name, option in known.items()}
-    if chosen.get("rule") == "exact" and version.obstacle is not None:
-        raise InvalidRequest(
-            f"the exact rule does not apply to this model: {version.obstacle}; use auto, gauss_legendre or midpoint"
-        )
-    return tuple(sorted(chosen.items()))
+def _options(version: ModelVersion, method: MethodEntry, asked: Mapping[str, object]) -> dict[str, OptionValue]:
+    by_name = {option.name: option for option in method.options}
+    for name in asked:
+        if name not in by_name:
+            raise InvalidRequest(f"{method.name} has no option {abridged(name)}; {known('options', by_name)}")
+    inputs = version.manifest.inputs
+    units = Units(inputs.names, prod(inputs.shape[-2:]))
+    try:
+        read = {name: by_name[name].read(value, units) for name, value in asked.items()}
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    return method.defaults() | read
 
 
-def _known(what: str, names: Iterable[str]) -> str:
-    listed = ", ".join(str(name) for name in names)
-    return f"the {what} are {listed}" if listed else f"there are no {what}"
+def _traits(version: ModelVersion) -> Traits:
+    if version.traits is None:
+        raise ModelNotReady("the model is not ready yet")
+    return version.traits
 
 
-def _did_you_mean(unknown: Sequence[str], names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(unknown[0][:64], list(names), 1) if unknown else []
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(str(name)[:64] for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _noise(asked: Mapping[str, object] | None) -> Noise | None:
+    if asked is None:
+        return None
+    kind, samples, scale = asked.get("kind"), asked.get("samples", NOISE_SAMPLES), asked.get("scale", NOISE_SCALE)
+    if kind not in set(NoiseKind):
+        raise InvalidRequest(f"noise.kind is {abridged(kind)}; {known('kinds', NoiseKind)}")
+    if type(samples) is not int or not 2 <= samples <= MOST_NOISE_SAMPLES:
+        raise InvalidRequest(f"noise.samples must be a whole number from 2 to {MOST_NOISE_SAMPLES}")
+    if type(scale) not in (int, float) or not 0 < scale <= 1:  # type: ignore[operator]
+        raise InvalidRequest("noise.scale must be over 0 and at most 1")
+    return Noise(NoiseKind(kind), samples, float(scale))  # type: ignore[arg-type]
 
 
 def deadline_of(parameters: Parameters, now: float) -> float | None:

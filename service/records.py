@@ -7,15 +7,16 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from typing import Any
 
 import orjson
 
+from service.catalog.manifest import ImageInputs, Manifest, TabularInputs, TokenInputs
 from service.catalog.versions import ModelVersion
-from service.domain import Explanation, OutputSpace, Plan
+from service.domain import Completeness, Explanation, GroupShare, OutputSpace, Plan
 from service.ledger.entries import Entry
 
 MOST_REASONS = 4
@@ -60,7 +61,6 @@ def prediction_of(version: ModelVersion, space: OutputSpace, outputs: tuple[floa
 def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation, *, cached: bool) -> dict[str, Any]:
     """The `explanations` item without its timings. What could not be computed is left out, never null."""
     manifest = version.manifest
-    names = manifest.inputs.names
     body: dict[str, Any] = {
         "id": uuid7(),
         "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
@@ -73,13 +73,21 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
     if explanation.attributions is not None:
         body |= {
             "baseline_output": explanation.baseline_output,
-            "attributions": dict(zip(names, explanation.attributions, strict=True)),
+            "attributions": _shown(manifest, plan, explanation, explanation.attributions),
             "completeness": explanation.completeness,
-            "completeness_error": explanation.completeness_error,
-            "attribution_error": explanation.attribution_error,
         }
+    for name in ("completeness_error", "attribution_error"):
+        error = getattr(explanation, name)
+        if error is not None:
+            body[name] = error
     if explanation.standard_error is not None:
-        body["standard_error"] = dict(zip(names, explanation.standard_error, strict=True))
+        body["standard_error"] = _shown(manifest, plan, explanation, explanation.standard_error)
+    if explanation.interactions is not None:
+        body["interactions"] = explanation.interactions
+    if explanation.groups:
+        body["groups"] = [_group(manifest, group) for group in explanation.groups]
+    if plan.noise is not None:
+        body["noise"] = {**asdict(plan.noise), "output": explanation.noisy_output}
     body["converged"] = explanation.converged
     if explanation.reason is not None:
         body["reason"] = explanation.reason
@@ -101,13 +109,45 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
     return body
 
 
+def _shown(manifest: Manifest, plan: Plan, explanation: Explanation, values: tuple[float, ...]) -> Any:
+    """Values as the reply has them: by feature; summed over the channels of an image; by token."""
+    match manifest.inputs:
+        case TabularInputs():
+            return dict(zip(manifest.inputs.names, values, strict=True))
+        case ImageInputs():
+            height, width = explanation.shape[-2:]
+            pixels = height * width
+            channels = [values[at : at + pixels] for at in range(0, len(values), pixels)]
+            return {"shape": [height, width], "values": channels[0] if len(channels) == 1 else sum_of(channels)}
+        case TokenInputs():
+            pairs = zip(plan.input, values, strict=True)
+            return [{"token": int(token), "attribution": value} for token, value in pairs]
+
+
+def sum_of(channels: Sequence[Sequence[float]]) -> list[float]:
+    """The sum over the channels, pixel by pixel."""
+    return [math.fsum(values) for values in zip(*channels, strict=True)]
+
+
+def _group(manifest: Manifest, group: GroupShare) -> dict[str, Any]:
+    names = manifest.inputs.names
+    members = [names[member] for member in group.members] if names else group.members
+    return {"features": members, "dividend": group.dividend, "value": group.value}
+
+
 def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[dict[str, Any]] | None:
     """The features that moved the output towards the adverse label, the strongest first.
 
-    None when the manifest names no adverse label or no reason texts, or the explained output says nothing of it.
+    None when the manifest names no adverse label or no reason texts, the explained output says nothing of it, or the
+    attributions are of a method whose values do not add up to what the output moved by.
     """
-    outputs, features = version.manifest.outputs, version.manifest.inputs.features
-    if outputs.adverse is None or explanation.attributions is None or not any(f.reason for f in features):
+    outputs, inputs = version.manifest.outputs, version.manifest.inputs
+    if outputs.adverse is None or not isinstance(inputs, TabularInputs):
+        return None
+    if explanation.attributions is None or explanation.completeness is Completeness.NONE:
+        return None
+    features = inputs.features
+    if not any(feature.reason for feature in features):
         return None
     adverse = outputs.labels.index(outputs.adverse)
     if explanation.target != adverse and len(outputs.labels) != 2:
@@ -126,14 +166,14 @@ def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[d
 
 
 def _flags(version: ModelVersion, explanation: Explanation) -> list[str]:
-    """The review rules of the manifest that fired."""
-    limit = version.manifest.review.protected_share
-    if limit is None or explanation.attributions is None:
+    """The review rules of the manifest that fired; they speak of attributions that add up."""
+    limit, inputs = version.manifest.review.protected_share, version.manifest.inputs
+    if limit is None or not isinstance(inputs, TabularInputs):
+        return []
+    if explanation.attributions is None or explanation.completeness is Completeness.NONE:
         return []
     sizes = [abs(value) for value in explanation.attributions]
-    protected = sum(
-        size for size, feature in zip(sizes, version.manifest.inputs.features, strict=True) if feature.protected
-    )
+    protected = sum(size for size, feature in zip(sizes, inputs.features, strict=True) if feature.protected)
     return ["protected_share"] if protected > limit * sum(sizes) else []
 
 
@@ -158,7 +198,7 @@ def ledger_entry(
         {
             "salt": secrets.token_hex(16),
             "subject": context.subject,
-            "input": dict(zip(names, plan.input, strict=True)),
+            "input": dict(zip(names, plan.input, strict=True)) if names else plan.input,
             "baseline": {"row": plan.baseline.row, "digest": plan.baseline.digest},
             "plan_digest": plan_digest,
         }
@@ -179,6 +219,7 @@ def ledger_entry(
             "seed": plan.seed,
             "floor": plan.floor,
             "options": dict(plan.options),
+            "noise": plan.noise,
         },
         "rule": explanation.rule,
         "manifest": version.manifest_digest,

@@ -14,6 +14,7 @@ Nothing is reset between tests: take a tenant of your own (`make_key(tenant=...)
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import uuid
@@ -29,8 +30,12 @@ import yaml
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.engine.processes import worker_environment
 from service.ledger import SCOPES
 from service.settings import Settings
+
+# Kernels in the tests' own process run as in a worker; MKL looks at this when it is first called, which no import does.
+os.environ["MKL_CBWR"] = worker_environment(0)["MKL_CBWR"]
 
 MODELS = Path(__file__).parent.parent / "models"
 START_SECONDS = 90.0

@@ -67,5 +67,5 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
             parameter["example"] = first.key.name if parameter["name"] == "model" else first.key.version
     if path.endswith((":explain", ":predict")):
         operation["requestBody"]["content"]["application/json"]["examples"] = {
-            version.key.name: {"value": {"instances": [dict(version.manifest.example)]}} for version in catalog
+            version.key.name: {"value": {"instances": [version.manifest.example]}} for version in catalog
         }

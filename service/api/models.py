@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from service.api.auth import needs
 from service.api.problems import answers
-from service.catalog.manifest import BaselineSet, Feature
+from service.catalog.manifest import BaselineSet, Feature, Inputs, TabularInputs
 from service.catalog.versions import Catalog, ModelVersion
-from service.methods.registry import METHODS, MethodEntry
+from service.methods.entry import Choice, Facts, MethodEntry, Number, Option
+from service.methods.registry import METHODS
 
 router = APIRouter(tags=["Models"], responses=answers(401, 403, 404))
 
@@ -41,17 +43,17 @@ async def show_model(request: Request, model: str) -> dict[str, Any]:
         "description": manifest.description,
         "owner": manifest.owner,
         "versions": [_version(version) for version in versions],
-        "inputs": [_feature(feature) for feature in manifest.inputs.features],
+        "inputs": _inputs(manifest.inputs),
         "outputs": {
             "labels": manifest.outputs.labels,
             "adverse": manifest.outputs.adverse,
             "spaces": list(manifest.outputs.tensors),
             "default_space": manifest.outputs.default_space,
         },
-        "methods": [_method(method, shown) for method in METHODS],
+        **_methods(shown),
         "baselines": [_baseline(baseline) for baseline in manifest.baselines],
         "defaults": manifest.defaults.model_dump(),
-        "example": dict(manifest.example),
+        "example": manifest.example,
     }
 
 
@@ -87,22 +89,52 @@ def _feature(feature: Feature) -> dict[str, Any]:
     return shown if feature.missing is None else {**shown, "missing": feature.missing}
 
 
-def _method(method: MethodEntry, version: ModelVersion) -> dict[str, Any]:
+def _inputs(inputs: Inputs) -> list[dict[str, Any]]:
+    if isinstance(inputs, TabularInputs):
+        return [_feature(feature) for feature in inputs.features]
+    return [inputs.model_dump()]
+
+
+def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:
+    """The methods that this model can serve, and those that it cannot, each with the reason."""
+    if version.traits is None:
+        return {"methods": [], "unavailable_methods": []}
+    served, unavailable = [], []
+    for method in METHODS:
+        facts = Facts(version.traits, 1, method.defaults())
+        reason = method.unfit(facts)
+        if reason is None:
+            served.append(_method(method, facts))
+        else:
+            unavailable.append({"name": method.name, "reason": reason})
+    return {"methods": served, "unavailable_methods": unavailable}
+
+
+def _method(method: MethodEntry, facts: Facts) -> dict[str, Any]:
     return {
         "name": method.name,
         "description": method.description,
         "completeness": method.completeness,
-        "options": [
-            {
-                "name": option.name,
-                "default": option.default,
-                "choices": [c for c in option.choices if c != "exact" or version.obstacle is None],
-                "description": option.description,
-            }
-            for option in method.options
-        ],
+        "cost": method.cost,
+        "least_points": method.least_points(facts),
+        "options": [_option(method, option, facts) for option in method.options],
         "citation": method.citation,
     }
+
+
+def _option(method: MethodEntry, option: Option, facts: Facts) -> dict[str, Any]:
+    """An option with its bounds; of a choice, only what this model can be asked for."""
+    shown: dict[str, Any] = {"name": option.name, "default": option.default, "description": option.description}
+    match option:
+        case Choice():
+            shown["choices"] = [
+                choice
+                for choice in option.choices
+                if method.unfit(replace(facts, options={**facts.options, option.name: choice})) is None
+            ]
+        case Number():
+            shown |= {"low": option.low, "high": option.high, "whole": option.is_whole}
+    return shown
 
 
 def _baseline(baseline: BaselineSet) -> dict[str, Any]:

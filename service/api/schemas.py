@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from service.planning import Parameters
+from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
 
 MOST_INSTANCES = 1000
@@ -62,6 +62,14 @@ class Strict(BaseModel):
         )
 
 
+class NoiseBody(Strict):
+    """Noise around any method; each copy gets an equal share of `max_evaluations`."""
+
+    kind: StrictStr = Field(description="`smoothgrad`: the mean over the copies; `vargrad`: the variance")
+    samples: StrictInt = Field(NOISE_SAMPLES, description="copies")
+    scale: Number = Field(NOISE_SCALE, description="standard deviation, as a share of each input's range")
+
+
 class ExplainParameters(Strict):
     """All optional; the model's manifest holds the defaults."""
 
@@ -71,14 +79,15 @@ class ExplainParameters(Strict):
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative completeness error accepted, in (0, 1]")
     max_evaluations: StrictInt | None = Field(None, description="budget, in gradient points")
-    seed: StrictInt = Field(0, description="of methods that draw; neither method so far does, and it is recorded as 0")
+    seed: StrictInt = Field(0, description="of methods that draw, and of noise; recorded as 0 for others")
     deadline_ms: StrictInt | None = Field(None, description="milliseconds until an answer is due")
     strict: StrictBool = Field(False, description="answer 422 instead of an explanation over its tolerance")
+    noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own options, by name")
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
-        return Parameters(**vars(self))
+        return Parameters(**{**vars(self), "noise": None if self.noise is None else vars(self.noise)})
 
 
 class PredictParameters(Strict):
@@ -163,6 +172,35 @@ class BaselineItem(BaseModel):
     size: int
 
 
+class ImageItem(BaseModel):
+    """One value a pixel, row by row, summed over the channels; `shape` is height and width."""
+
+    shape: list[int]
+    values: list[float]
+
+
+class TokenItem(BaseModel):
+    token: int
+    attribution: float
+
+
+class GroupItem(BaseModel):
+    """Of `directional_ig`: a group's own share, and its value, the shares of all groups within it."""
+
+    features: list[str] | list[int]
+    dividend: float
+    value: float
+
+
+class NoiseItem(BaseModel):
+    """`output` is the mean over the copies, which the attributions sum to where the method is complete."""
+
+    kind: Literal["smoothgrad", "vargrad"]
+    samples: int
+    scale: float
+    output: float | None
+
+
 class ReasonItem(BaseModel):
     feature: str
     code: str
@@ -186,13 +224,16 @@ class ExplanationItem(BaseModel):
     output_space: Literal["probability", "logit"]
     output: float | None = None
     baseline_output: float | None = None
-    attributions: dict[str, float] | None = None
+    attributions: dict[str, float] | ImageItem | list[TokenItem] | None = None
     completeness: Literal["exact", "asymptotic", "by_construction", "none"] | None = None
     completeness_error: float | None = None
     attribution_error: float | None = None
-    standard_error: dict[str, float] | None = None
+    standard_error: dict[str, float] | ImageItem | list[TokenItem] | None = None
+    interactions: list[list[float]] | None = None
+    groups: list[GroupItem] | None = None
+    noise: NoiseItem | None = None
     converged: bool
-    reason: Literal["budget", "deadline", "non_finite"] | None = None
+    reason: Literal["budget", "deadline", "non_finite", "precision", "steps"] | None = None
     evaluations: int
     baseline: BaselineItem
     reasons: list[ReasonItem] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,13 @@ def read_verified(folder: Path, file: str, sha256: str) -> bytes:
 
 
 def read_baseline_rows(folder: Path, manifest: Manifest, baseline: BaselineSet) -> NDArray[np.float32]:
-    """The rows [size, features] of a baseline set, checked against the manifest's features."""
+    """The rows [size, columns] of a baseline set, flat, checked against the shape of the manifest's inputs."""
     content = read_verified(folder, baseline.file, baseline.sha256)
     try:
         rows = load(content)["rows"]
     except (SafetensorError, KeyError) as error:
         raise CatalogError(f"{baseline.file} holds no tensor `rows`") from error
-    expected = (baseline.size, len(manifest.inputs.features))
+    expected = (baseline.size, prod(manifest.inputs.shape))
     if rows.shape != expected:
         raise CatalogError(f"{baseline.file} has shape {list(rows.shape)}, the manifest says {list(expected)}")
     if rows.dtype != np.float32 or not np.isfinite(rows).all():

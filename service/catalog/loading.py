@@ -7,7 +7,7 @@ answered.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import fx
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
-from service.catalog.manifest import BaselineSet, Feature, Manifest, read_manifest
-from service.catalog.twins import build_twin, check_parity, parse_onnx
-from service.domain import ModelKey, OutputSpace
+from service.catalog.manifest import BaselineSet, Feature, Manifest, TabularInputs, TokenInputs, read_manifest
+from service.catalog.twins import build_twin, check_parity, find_embedding, parse_onnx
+from service.domain import Floats, ModelKey, OutputSpace
 from service.errors import CatalogError
 
 PARITY_ROWS = 256
@@ -38,24 +38,58 @@ class DeployedArtefact:
             providers.insert(0, "CUDAExecutionProvider")
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         self._input = manifest.inputs.tensor
+        self._shape = manifest.inputs.shape
+        self._dtype = np.float32 if manifest.inputs.kind != "tokens" else _integer_type(self._session)
         self._spaces = tuple(manifest.outputs.tensors)
         self._tensors = [manifest.outputs.tensors[space] for space in self._spaces]
 
     def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
-        """The outputs [n, labels] in every output space, for rows [n, inputs]."""
-        return dict(zip(self._spaces, self._session.run(self._tensors, {self._input: rows}), strict=True))
+        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
+        given = rows.reshape(-1, *self._shape).astype(self._dtype, copy=False)
+        return dict(zip(self._spaces, self._session.run(self._tensors, {self._input: given}), strict=True))
+
+
+def _integer_type(session: onnxruntime.InferenceSession) -> type[np.integer]:
+    return np.int32 if session.get_inputs()[0].type == "tensor(int32)" else np.int64
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model version that is ready to be put on a device. `baselines` maps the digest of a set to its rows."""
+    """A model version that is ready to be put on a device.
+
+    `baselines` maps the digest of a set to its rows, flat. `embedding` [vocabulary, dimensions] is that of tokens; the
+    twin takes what it gives.
+    """
 
     key: ModelKey
     manifest: Manifest
     deployed: DeployedArtefact
     twin: fx.GraphModule
+    embedding: NDArray[np.float32] | None
     baselines: Mapping[str, NDArray[np.float32]]
     parity: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input of the twin."""
+        shape = self.manifest.inputs.shape
+        return shape if self.embedding is None else (*shape, self.embedding.shape[1])
+
+    def seen(self, rows: Floats) -> Floats:
+        """What the twin takes, flat, where the artefact takes `rows` [n, columns]."""
+        if self.embedding is None:
+            return rows
+        return self.embedding[rows.astype(np.int64)].reshape(len(rows), -1).astype(np.float64)
+
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        """The range of each of the twin's inputs, flat."""
+        inputs = self.manifest.inputs
+        if not isinstance(inputs, TokenInputs):
+            return np.array(inputs.bounds[0]), np.array(inputs.bounds[1])
+        assert self.embedding is not None
+        table = self.embedding.astype(np.float64)
+        return np.tile(table.min(axis=0), inputs.length), np.tile(table.max(axis=0), inputs.length)
 
 
 def baseline_digest(baseline: BaselineSet) -> str:
@@ -75,16 +109,22 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         deployed = DeployedArtefact(content, manifest, device)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {error}") from error
-    twin = build_twin(graph, manifest.inputs.tensor, manifest.outputs.tensors[OutputSpace.LOGIT]).to(device)
+    tensor, embedding = manifest.inputs.tensor, None
+    if isinstance(manifest.inputs, TokenInputs):
+        tensor, embedding = find_embedding(graph, tensor)
+    twin = build_twin(graph, tensor, manifest.outputs.tensors[OutputSpace.LOGIT]).to(device)
     baselines = {
         baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline) for baseline in manifest.baselines
     }
     _check_imputation(manifest, deployed)
-    return LoadedModel(key, manifest, deployed, twin, baselines, _parity(manifest, deployed, twin, device, baselines))
+    loaded = LoadedModel(key, manifest, deployed, twin, embedding, baselines, parity=0.0)
+    return replace(loaded, parity=_parity(loaded, device))
 
 
 def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
     """Holds the manifest's `missing` values against the artefact: NaN in a feature must answer what its value does."""
+    if not isinstance(manifest.inputs, TabularInputs) or not isinstance(manifest.example, Mapping):
+        return
     features = manifest.inputs.features
     imputed = [at for at, feature in enumerate(features) if feature.missing is not None]
     if not imputed:
@@ -104,24 +144,28 @@ def _filled(feature: Feature, value: float | None) -> float:
     return feature.missing if value is None and feature.missing is not None else float(value or 0.0)
 
 
-def _parity(
-    manifest: Manifest,
-    deployed: DeployedArtefact,
-    twin: fx.GraphModule,
-    device: torch.device,
-    baselines: Mapping[str, NDArray[np.float32]],
-) -> float:
+def _random_rows(manifest: Manifest) -> NDArray[np.float32]:
+    """Rows within the range of the inputs, flat."""
+    generator = np.random.default_rng(0)
+    inputs = manifest.inputs
+    if isinstance(inputs, TokenInputs):
+        return generator.integers(0, inputs.vocabulary, (PARITY_ROWS, inputs.length)).astype(np.float32)
+    low, high = (np.array(limit, dtype=np.float32) for limit in inputs.bounds)
+    return generator.uniform(low, high, (PARITY_ROWS, len(low))).astype(np.float32)
+
+
+def _parity(model: LoadedModel, device: torch.device) -> float:
     """Compares twin and artefact on the baselines and on random rows within the features' ranges."""
-    low, high = np.array([feature.range for feature in manifest.inputs.features], dtype=np.float32).T
-    random = np.random.default_rng(0).uniform(low, high, (PARITY_ROWS, len(low))).astype(np.float32)
-    rows = np.concatenate([*baselines.values(), random])
-    outputs = deployed.outputs(rows)
+    manifest = model.manifest
+    rows = np.concatenate([*model.baselines.values(), _random_rows(manifest)])
+    outputs = model.deployed.outputs(rows)
     logits, probabilities = (torch.from_numpy(outputs[s]) for s in (OutputSpace.LOGIT, OutputSpace.PROBABILITY))
     if logits.shape != (len(rows), len(manifest.outputs.labels)):
         raise CatalogError(
             f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
         )
     with torch.no_grad():
-        twin_logits = twin(torch.from_numpy(rows).to(device)).cpu()
+        seen = model.seen(rows).astype(np.float32).reshape(-1, *model.shape)
+        twin_logits = model.twin(torch.from_numpy(seen).to(device)).cpu()
     parity = check_parity(twin_logits, logits)
     return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double()))

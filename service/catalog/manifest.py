@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -15,6 +16,9 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -22,6 +26,8 @@ from pydantic import (
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
+MASK = "mask"
+"""The baseline that masks all tokens but the special ones."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -78,6 +84,92 @@ class TabularInputs(_Frozen):
         """The names of the features, in their order."""
         return tuple(feature.name for feature in self.features)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input: (features,)."""
+        return (len(self.features),)
+
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and the greatest value of every column."""
+        return tuple(f.range[0] for f in self.features), tuple(f.range[1] for f in self.features)
+
+
+class Normalisation(_Frozen):
+    """From files: value / 255, less `mean`, over `deviation`, a number a channel each."""
+
+    mean: tuple[FiniteFloat, ...]
+    deviation: tuple[PositiveFloat, ...]
+
+
+class ImageInputs(_Frozen):
+    """An image: a float tensor of `shape` (channels, height, width) with values in `range`, inclusive, in `unit`.
+
+    Files are resized as `resize` says (`none`: files of another size are refused), and either normalised or stretched
+    over the range. Nested lists are taken as they are.
+    """
+
+    kind: Literal["image"]
+    tensor: str
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    range: tuple[FiniteFloat, FiniteFloat]
+    unit: str = "1"
+    resize: Literal["none", "nearest", "bilinear", "bicubic"] = "none"
+    normalise: Normalisation | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImageInputs:
+        channels = {self.shape[0]}
+        if self.normalise and {len(self.normalise.mean), len(self.normalise.deviation)} != channels:
+            raise ValueError("normalise has one mean and one deviation a channel")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Pixels have no names."""
+        return ()
+
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and the greatest value of every pixel and channel."""
+        values = prod(self.shape)
+        return (self.range[0],) * values, (self.range[1],) * values
+
+
+class TokenInputs(_Frozen):
+    """A sequence of `length` integers below `vocabulary`, explained at the network's first embedding.
+
+    Shorter sequences are filled up with `padding`. The baseline `mask` has the token `mask` at every position but
+    those of `special` tokens, which, like the padding, stay as they are.
+    """
+
+    kind: Literal["tokens"]
+    tensor: str
+    length: PositiveInt
+    vocabulary: PositiveInt
+    padding: NonNegativeInt
+    mask: NonNegativeInt
+    special: tuple[NonNegativeInt, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Positions have no names."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input of the artefact: (length,)."""
+        return (self.length,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TokenInputs:
+        if max(self.padding, self.mask, *self.special) >= self.vocabulary:
+            raise ValueError("padding, mask and special tokens must be below the vocabulary's size")
+        return self
+
+
+Inputs = Annotated[TabularInputs | ImageInputs | TokenInputs, Field(discriminator="kind")]
+
 
 class Outputs(_Frozen):
     """The output tensors by space. The twin is cut at the logit tensor; `link` leads from there to the probability."""
@@ -90,7 +182,7 @@ class Outputs(_Frozen):
 
 
 class BaselineSet(_Frozen):
-    """One version of a named set of baseline rows; `file` is safetensors with one tensor `rows` [size, features]."""
+    """One version of a named set of baseline rows; `file` is safetensors with one tensor `rows` [size, columns]."""
 
     name: str = Field(pattern=NAME)
     version: str = Field(pattern=NAME)
@@ -115,6 +207,10 @@ class Review(_Frozen):
     protected_share: float | None = Field(default=None, ge=0, le=1)
 
 
+Example = Mapping[str, FiniteFloat | None] | tuple[int, ...] | tuple[Any, ...]
+"""A row by feature name; for an image nested lists, for tokens a list."""
+
+
 class Manifest(_Frozen):
     """The whole of `manifest.yaml`. The `example` is shown to everybody: it should be nobody's."""
 
@@ -124,29 +220,32 @@ class Manifest(_Frozen):
     description: str = ""
     owner: str = ""
     artefact: Artefact
-    inputs: TabularInputs
+    inputs: Inputs
     outputs: Outputs
-    baselines: tuple[BaselineSet, ...] = Field(min_length=1)
+    baselines: tuple[BaselineSet, ...] = ()
     defaults: Defaults
     floor: Mapping[OutputSpace, float] = {}
     review: Review = Review()
-    example: Mapping[str, FiniteFloat | None]
+    example: Example
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        names = [feature.name for feature in self.inputs.features]
+        names = self.inputs.names
         sets = [(baseline.name, baseline.version) for baseline in self.baselines]
         if len(set(names)) != len(names):
             raise ValueError("two features have the same name")
         if len(set(sets)) != len(sets):
             raise ValueError("two baseline sets have the same name and version")
-        if self.defaults.baseline not in {name for name, _ in sets}:
+        own = {MASK} if isinstance(self.inputs, TokenInputs) else set()
+        if self.defaults.baseline not in own.union(name for name, _ in sets):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
         if self.outputs.adverse is not None and self.outputs.adverse not in self.outputs.labels:
             raise ValueError(f"the adverse label {self.outputs.adverse!r} is not among the labels")
         if set(self.outputs.tensors) != set(OutputSpace):
             raise ValueError("outputs.tensors names one tensor for `logit` and one for `probability`")
-        if set(self.example) != set(names):
+        if isinstance(self.inputs, TabularInputs) != isinstance(self.example, Mapping) or (
+            isinstance(self.example, Mapping) and set(self.example) != set(names)
+        ):
             raise ValueError("the example is not one complete instance")
         return self
 

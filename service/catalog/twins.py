@@ -13,10 +13,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.shape_inference
 import onnx.utils
 import torch
 from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import fx, nn
 
 from service.errors import CatalogError
@@ -103,7 +107,8 @@ def build_twin(model: onnx.ModelProto, input_tensor: str, logit_tensor: str) -> 
     """
     onnx2torch = _import_onnx2torch()
     try:
-        part = onnx.utils.Extractor(model).extract_model([input_tensor], [logit_tensor])
+        whole = onnx.shape_inference.infer_shapes(model)
+        part = onnx.utils.Extractor(whole).extract_model([input_tensor], [logit_tensor])
         twin = _plain(onnx2torch.convert(part))
     except NotImplementedError as error:
         raise CatalogError(f"an operator of the model cannot be differentiated here: {error}") from error
@@ -113,6 +118,23 @@ def build_twin(model: onnx.ModelProto, input_tensor: str, logit_tensor: str) -> 
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
     return twin
+
+
+def find_embedding(model: onnx.ModelProto, input_tensor: str) -> tuple[str, NDArray[np.float32]]:
+    """The tensor that holds the embeddings of the tokens in `input_tensor`, and the table [vocabulary, dimensions].
+
+    The embedding is the Gather of a constant table's rows by the tokens. Raises CatalogError where there is none.
+    """
+    tables = {tensor.name: tensor for tensor in model.graph.initializer}
+    tokens = {input_tensor}
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Identity") and node.input[0] in tokens:
+            tokens.add(node.output[0])
+        if node.op_type == "Gather" and node.input[1] in tokens and node.input[0] in tables:
+            table: NDArray[np.float32] = numpy_helper.to_array(tables[node.input[0]]).astype(np.float32)
+            if table.ndim == 2 and not any(a.name == "axis" and a.i != 0 for a in node.attribute):
+                return node.output[0], table
+    raise CatalogError(f"no embedding of the tokens in {input_tensor!r}: no Gather of a constant table's rows by them")
 
 
 def check_parity(twin_outputs: torch.Tensor, deployed_outputs: torch.Tensor, limit: float = 1e-4) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.catalog.manifest import Manifest
-from service.domain import ModelKey
+from service.domain import ModelKey, Traits
 from service.errors import ModelNotReady, NotFound
 
 
@@ -15,7 +15,7 @@ from service.errors import ModelNotReady, NotFound
 class ModelVersion:
     """One version as the front knows it.
 
-    `environment`, `obstacle` and `parity` come from the worker that loaded it (`service.engine.messages`); a
+    `environment`, `traits` and `parity` come from the worker that loaded it (`service.engine.messages`); a
     version without an environment is not ready, and `problem` says why, once that is known.
     """
 
@@ -24,7 +24,7 @@ class ModelVersion:
     folder: Path
     manifest_digest: str
     environment: Mapping[str, str] | None = None
-    obstacle: str | None = None
+    traits: Traits | None = None
     parity: float | None = None
     problem: str | None = None
 

@@ -25,8 +25,10 @@ WARM_UP_RUNS = 3
 class GraphedGradientKernel(GradientKernel):
     """As `GradientKernel`; `launch` returns while the device works."""
 
-    def __init__(self, twin: fx.GraphModule, device: torch.device, capacity: int, labels: int) -> None:
-        super().__init__(twin, device, capacity, labels)
+    def __init__(
+        self, twin: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+    ) -> None:
+        super().__init__(twin, device, capacity, shape, labels)
         self._graphs: dict[tuple[int, bool], _Graph] = {}
 
     def launch(self, segments: Sequence[Segment]) -> Launched:

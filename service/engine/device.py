@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
-from service.catalog.loading import load_model
+from service.catalog.loading import LoadedModel, load_model
 from service.catalog.manifest import Manifest
-from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace
+from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, Traits
 from service.engine.calibration import calibrate
 from service.engine.cuda import GraphedGradientKernel
 from service.engine.gradient import BackgroundGradientKernel, GradientKernel
-from service.engine.kernels import BreakpointsKernel, Deployed, DeployedKernel, Kernel, Kernels, Segment
-from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear, has_kinks
-from service.methods.oracle import Breakpoints, Points, Readout
+from service.engine.kernels import (
+    BreakpointsKernel,
+    Deployed,
+    DeployedKernel,
+    DeployedOutputs,
+    Kernel,
+    Kernels,
+    Segment,
+)
+from service.engine.piecewise import PiecewiseLinear
+from service.engine.rows import BiasKernel, HessianKernel, LayerKernel, RowsKernel, RuleKernel
+from service.engine.traits import traits_of
+from service.methods.oracle import (
+    BiasRows,
+    Breakpoints,
+    Forwards,
+    HessianRows,
+    LayerRows,
+    Points,
+    Readout,
+    Rows,
+    RuleRows,
+)
 
 DEPLOYED_ROWS = 32
 BREAKPOINT_LINES = 32
@@ -44,16 +66,19 @@ class PreparedBaseline:
 class DeviceModel:
     """A model version on a device.
 
-    `obstacle` says why its breakpoints cannot be found and the exact rule does not apply; None where they can.
+    `low` and `high` [inputs] are the range of each input as methods see it. `seen` leads from rows [n, columns] of the
+    artefact to those: from tokens to their embeddings, else to the same.
     """
 
     key: ModelKey
     manifest: Manifest
     kernels: Kernels
     baselines: Mapping[str, PreparedBaseline]
-    has_kinks: bool
-    obstacle: str | None
+    traits: Traits
+    low: Floats
+    high: Floats
     parity: float
+    seen: Callable[[Floats], Floats] = lambda rows: rows
 
     @property
     def shapes(self) -> ChunkShapes:
@@ -79,79 +104,145 @@ def put_on_device(
     it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
     """
     model = load_model(folder, device)
+    shape, labels = model.shape, len(model.manifest.outputs.labels)
     deployed = DeployedKernel(model.deployed, DEPLOYED_ROWS)
+    forwards = (
+        deployed if model.embedding is None else DeployedKernel(TwinOutputs(model.twin, device, shape), DEPLOYED_ROWS)
+    )
     baselines = {
-        digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest))
+        digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
         for digest, rows in model.baselines.items()
     }
-    line = next(iter(baselines.values()))
-    labels = len(model.manifest.outputs.labels)
+    ends = _ends(model)
     if shapes is None:
         shapes = calibrate(
-            lambda rows: GradientKernel(model.twin, device, rows, labels, trace=False),
-            lambda rows: _across(line, rows, Readout.PROBABILITY),
+            lambda rows: GradientKernel(model.twin, device, rows, shape, labels, trace=False),
+            lambda rows: _across(ends, rows, Readout.PROBABILITY),
         )
-    obstacle = None
-    by_type: dict[type, list[Kernel]] = {
+    traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels)
+    kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
+    _warm_up(kernels, ends)
+    return DeviceModel(model.key, model.manifest, kernels, baselines, traits, *model.bounds, model.parity, model.seen)
+
+
+def kernels_of(
+    twin: fx.GraphModule,
+    device: torch.device,
+    shapes: ChunkShapes,
+    traits: Traits,
+    deployed: DeployedKernel,
+    forwards: DeployedKernel | None = None,
+) -> Kernels:
+    """Everything that questions about a model can be answered with; `forwards` where embeddings are no input of it."""
+    gradient = _gradient_kernels(twin, device, shapes, traits)
+    by_type: dict[type, Sequence[Kernel]] = {
         Deployed: [deployed],
-        Points: _gradient_kernels(model.twin, device, shapes, labels),
+        Forwards: [forwards or deployed],
+        Points: gradient,
+        Rows: gradient,
     }
-    try:
-        by_type[Breakpoints] = [BreakpointsKernel(PiecewiseLinear(model.twin), BREAKPOINT_LINES)]
-    except NotPiecewiseLinear as error:
-        obstacle = str(error)
-    kernels = Kernels(by_type)
-    _warm_up(kernels, line)
-    return DeviceModel(model.key, model.manifest, kernels, baselines, has_kinks(model.twin), obstacle, model.parity)
+    if traits.is_piecewise_linear:
+        by_type[Breakpoints] = [
+            BreakpointsKernel(PiecewiseLinear(twin, shape=traits.shape), BREAKPOINT_LINES, traits.shape)
+        ]
+    on_rows: dict[type, type[RowsKernel]] = {
+        RuleRows: RuleKernel,
+        LayerRows: LayerKernel,
+        BiasRows: BiasKernel,
+        HessianRows: HessianKernel,
+    }
+    on_demand: dict[type, Callable[[], Kernel]] = {
+        question: partial(kernel, twin, device, shapes.brief, traits.shape, traits.labels)
+        for question, kernel in on_rows.items()
+    }
+    return Kernels(by_type, on_demand)
 
 
-def _gradient_kernels(twin: fx.GraphModule, device: torch.device, shapes: ChunkShapes, labels: int) -> list[Kernel]:
+def _gradient_kernels(
+    twin: fx.GraphModule, device: torch.device, shapes: ChunkShapes, traits: Traits
+) -> Sequence[Kernel]:
     rows = sorted({shapes.brief, shapes.long})
+    shape, labels = traits.shape, traits.labels
     if device.type == "cuda":
-        return [GraphedGradientKernel(twin, device, count, labels) for count in rows]
-    brief = GradientKernel(twin, device, rows[0], labels)
-    return [brief, *(BackgroundGradientKernel(twin, device, count, labels) for count in rows[1:])]
+        return [GraphedGradientKernel(twin, device, count, shape, labels) for count in rows]
+    brief = GradientKernel(twin, device, rows[0], shape, labels)
+    return [brief, *(BackgroundGradientKernel(twin, device, count, shape, labels) for count in rows[1:])]
 
 
-def _across(baseline: PreparedBaseline, count: int, readout: Readout) -> Points:
-    """So many points on the line from a baseline to the mean."""
+Ends = tuple[Floats, Floats]
+"""The two ends of a line through the inputs, [inputs] each."""
+
+
+def _ends(model: LoadedModel) -> Ends:
+    """Two inputs to calibrate and to warm up with: the first baseline and its set's mean, or else the range's ends."""
+    rows = next(iter(model.baselines.values()), None)
+    if rows is None:
+        return model.bounds
+    seen = model.seen(rows.astype(np.float64))
+    return seen[0], seen.mean(axis=0)
+
+
+def _across(ends: Ends, count: int, readout: Readout) -> Points:
+    """So many points on the line between two ends."""
     alphas = np.linspace(0, 1, count)
-    return Points(baseline.rows[:1], baseline.center, np.zeros(count, dtype=np.intp), alphas, readout, 0)
+    return Points(ends[0][None], ends[1], np.zeros(count, dtype=np.intp), alphas, readout, 0)
 
 
-def _warm_up(kernels: Kernels, baseline: PreparedBaseline) -> None:
+def _warm_up(kernels: Kernels, ends: Ends) -> None:
     """Runs every kernel, so that the first request finds a model that has answered before.
 
     Gradient kernels run a few times, since TorchScript optimises what it has seen.
     """
     for kernel in kernels[Points]:
         for readout in (Readout.LOGIT, Readout.PROBABILITY):
-            whole = Segment(_across(baseline, kernel.capacity, readout), 0, kernel.capacity)
+            whole = Segment(_across(ends, kernel.capacity, readout), 0, kernel.capacity)
             for _ in range(GRADIENT_WARM_UPS):
                 kernel.run([whole])
     if Breakpoints in kernels:
-        line = Segment(Breakpoints(baseline.rows[0], baseline.center, MOST_PIECES_TO_WARM_UP), 0, 1)
+        line = Segment(Breakpoints(*ends, MOST_PIECES_TO_WARM_UP), 0, 1)
         for kernel in kernels[Breakpoints]:
             kernel.run([line])
 
 
+class TwinOutputs:
+    """The twin in the artefact's place, for embeddings, which the artefact does not take."""
+
+    def __init__(self, twin: fx.GraphModule, device: torch.device, shape: tuple[int, ...]) -> None:
+        self._twin = twin
+        self._device = device
+        self._shape = shape
+
+    @torch.inference_mode()
+    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+        """The outputs [n, labels] in every output space, for rows [n, inputs]."""
+        logits = self._twin(torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device))
+        probabilities = torch.softmax(logits, dim=1)
+        return {OutputSpace.LOGIT: logits.cpu().numpy(), OutputSpace.PROBABILITY: probabilities.cpu().numpy()}
+
+
 def prepare_baseline(
-    rows: Floats, deployed: DeployedKernel, known: Mapping[OutputSpace, Floats] | None
+    rows: Floats,
+    deployed: DeployedKernel,
+    known: Mapping[OutputSpace, Floats] | None,
+    seen: Callable[[Floats], Floats] = lambda rows: rows,
+    forwards: DeployedKernel | None = None,
 ) -> PreparedBaseline:
-    """The set `rows` [K, inputs] with its mean and the outputs over both."""
-    center = rows.mean(axis=0).astype(np.float32).astype(np.float64)
-    question = Deployed(np.concatenate([rows, center[None]]))
+    """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both."""
+    inputs = seen(rows)
+    center = inputs.mean(axis=0).astype(np.float32).astype(np.float64)
     outputs = known
-    if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(question) for v in outputs.values()):
-        starts = range(0, len(question), deployed.capacity)
-        parts = [
-            deployed.run([Segment(question, start, min(start + deployed.capacity, len(question)))])[0]
-            for start in starts
-        ]
-        outputs = deployed.join(parts)
+    if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(rows) + 1 for v in outputs.values()):
+        at_rows, at_center = _outputs(deployed, rows), _outputs(forwards or deployed, center[None])
+        outputs = {space: np.concatenate([at_rows[space], at_center[space]]) for space in OutputSpace}
     return PreparedBaseline(
-        rows,
+        inputs,
         center,
         {space: values[:-1] for space, values in outputs.items()},
         {space: values[-1] for space, values in outputs.items()},
     )
+
+
+def _outputs(kernel: DeployedKernel, rows: Floats) -> DeployedOutputs:
+    question = Deployed(rows)
+    starts = range(0, len(rows), kernel.capacity)
+    return kernel.join([kernel.run([Segment(question, at, min(at + kernel.capacity, len(rows)))])[0] for at in starts])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from math import prod
 
 import numpy as np
 
-from service.domain import Completeness, Explanation, Floats, OutputSpace, Plan, Prediction
+from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Plan, Prediction
 from service.engine.device import DeviceModel, PreparedBaseline
 from service.engine.kernels import Deployed, DeployedOutputs
+from service.methods.noise import noisy
 from service.methods.oracle import Attribution, Problem
 from service.methods.registry import BY_NAME
 from service.numerics.errors import completeness_error, relative_to_attributions
@@ -37,13 +39,16 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
         own = np.array(plan.baseline.row)
         outputs = yield from _deployed(np.stack([row, own]))
         ends = {space: values[1] for space, values in outputs.items()}
-        baseline = PreparedBaseline(own[None], own, {s: v[None] for s, v in ends.items()}, ends)
+        seen = model.seen(own[None])
+        baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends)
     at_input = outputs[plan.output_space][0]
     target = int(np.argmax(at_input)) if plan.target is None else plan.target
     problem = _problem(plan, model, row, baseline, at_input, target)
     if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
         return _not_finite(at_input, target, 0, str(model.shapes))
-    attribution = yield from BY_NAME[plan.method].attribute(problem)
+    attribute = BY_NAME[plan.method].attribute
+    method = attribute(problem) if plan.noise is None else noisy(attribute, problem, plan.noise)
+    attribution = yield from method
     return _explanation(plan, problem, attribution, at_input, str(model.shapes))
 
 
@@ -58,22 +63,22 @@ def _problem(
 ) -> Problem:
     baseline_outputs = baseline.outputs[plan.output_space][:, target]
     return Problem(
-        input=row,
+        input=model.seen(row[None])[0],
         output=float(at_input[target]),
         baselines=baseline.rows,
         baseline_outputs=baseline_outputs,
         center=baseline.center,
         center_output=float(baseline.center_outputs[plan.output_space][target]),
+        low=model.low,
+        high=model.high,
         target=target,
-        labels=len(at_input),
         output_space=plan.output_space,
         tolerance=plan.tolerance,
         floor=_floor(plan, baseline_outputs),
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,
         options=dict(plan.options),
-        is_piecewise_linear=model.obstacle is None,
-        has_kinks=model.has_kinks,
+        traits=model.traits,
     )
 
 
@@ -90,29 +95,54 @@ def _explanation(
     plan: Plan, problem: Problem, attribution: Attribution, at_input: Floats, chunk_rows: str
 ) -> Explanation:
     values = attribution.values
-    if not (np.isfinite(values).all() and np.isfinite(attribution.path_error)):
+    path_error = attribution.path_error
+    if not (np.isfinite(values).all() and (path_error is None or np.isfinite(path_error))):
         return _not_finite(at_input, problem.target, attribution.evaluations, chunk_rows)
-    error = completeness_error(values, problem.output, attribution.baseline_output, problem.floor)
-    checked = attribution.completeness is not Completeness.NONE
-    converged = attribution.stopped is None and (error <= plan.tolerance or not checked)
-    reason = None if converged else attribution.stopped or "precision"
+    error = None
+    if attribution.completeness is not Completeness.NONE:
+        end = problem.output if attribution.output is None else attribution.output
+        error = completeness_error(values, end, attribution.baseline_output, problem.floor)
+    shown = _shown(values, problem)
+    converged = attribution.stopped is None and (error is None or error <= plan.tolerance)
+    reason = None if converged else attribution.stopped or _unstopped(attribution.completeness)
     return Explanation(
         outputs=tuple(at_input.tolist()),
         target=problem.target,
         output=problem.output,
         baseline_output=attribution.baseline_output,
-        attributions=tuple(values.tolist()),
+        attributions=tuple(shown.ravel().tolist()),
+        shape=shown.shape,
         standard_error=None if attribution.standard_error is None else tuple(attribution.standard_error.tolist()),
         completeness=attribution.completeness,
         completeness_error=error,
-        attribution_error=relative_to_attributions(attribution.path_error, values, problem.floor),
+        attribution_error=None if path_error is None else relative_to_attributions(path_error, values, problem.floor),
         converged=converged,
         reason=reason,
         evaluations=attribution.evaluations,
         rule=attribution.rule,
         small_difference=abs(problem.output - attribution.baseline_output) < problem.floor,
         chunk_rows=chunk_rows,
+        interactions=_matrix(attribution.interactions),
+        groups=attribution.groups,
+        noisy_output=attribution.output,
     )
+
+
+def _unstopped(completeness: Completeness) -> str:
+    """Why an explanation that nothing stopped is over its tolerance: the model's arithmetic, or steps of fixed size."""
+    return "steps" if completeness is Completeness.ASYMPTOTIC else "precision"
+
+
+def _shown(values: Floats, problem: Problem) -> Floats:
+    """The attributions as they are told: of tokens one a position, else one an input, or one a pixel."""
+    if problem.traits.kind is InputKind.TOKENS:
+        return problem.per_unit(values)
+    shape = problem.shape if values.size == prod(problem.shape) else problem.shape[1:]
+    return values.reshape(shape)
+
+
+def _matrix(values: Floats | None) -> tuple[tuple[float, ...], ...] | None:
+    return None if values is None else tuple(tuple(row) for row in values.tolist())
 
 
 def _not_finite(at_input: Floats, target: int, evaluations: int, chunk_rows: str) -> Explanation:
@@ -123,6 +153,7 @@ def _not_finite(at_input: Floats, target: int, evaluations: int, chunk_rows: str
         output=float(at_input[target]) if finite else None,
         baseline_output=None,
         attributions=None,
+        shape=(),
         standard_error=None,
         completeness=Completeness.NONE,
         completeness_error=None,

@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from service.domain import Floats, Indices
-from service.engine.kernels import Launched, Segment, question_of
-from service.methods.oracle import Points, Readout
+from service.engine.kernels import Launched, Segment
+from service.methods.oracle import Points, Readout, Rows
 
 LOG = logging.getLogger("answerable.worker")
 LARGEST_VIEWED_BYTES = 1 << 20
@@ -30,7 +31,12 @@ class EvaluatedPoints:
 
     outputs: Floats
     derivatives: Floats
-    contributions: tuple[Tensor, ...]
+    pieces: tuple[Tensor, ...]
+
+    @property
+    def contributions(self) -> Floats:
+        result: Floats = self._rows.cpu().numpy()
+        return result
 
     def weighted_sum(self, weights: Floats) -> Floats:
         rows = self._rows
@@ -47,13 +53,13 @@ class EvaluatedPoints:
     @cached_property
     def _rows(self) -> Tensor:
         """The contributions together, in float64: [n, inputs]."""
-        return torch.cat(self.contributions).flatten(1).double()
+        return torch.cat(self.pieces).flatten(1).double()
 
     def joined(self, later: EvaluatedPoints) -> EvaluatedPoints:
         return EvaluatedPoints(
             np.concatenate([self.outputs, later.outputs]),
             np.concatenate([self.derivatives, later.derivatives]),
-            self.contributions + later.contributions,
+            self.pieces + later.pieces,
         )
 
 
@@ -62,13 +68,15 @@ class Chunk(NamedTuple):
 
     `starts` are [lines, ...input], no more lines than rows, `ends` [asks, ...input]. An ask is a row of `coefficients`
     [asks, labels], the gradient of its readout with respect to the logits, or, where `probability` [asks, 1] says so,
-    the one-hot target whose probability is read out.
+    the one-hot target whose probability is read out. `along` [asks] is 1 for lines; it is 0 for rows given one by one,
+    which are their own starts, with an end of ones: end - along * start, which multiplies the gradients, is then one.
     """
 
     starts: Tensor
     ends: Tensor
     coefficients: Tensor
     probability: Tensor
+    along: Tensor
     line: Tensor
     ask: Tensor
     alphas: Tensor
@@ -122,9 +130,17 @@ class GradientKernel:
     name = "gradient"
 
     def __init__(
-        self, twin: fx.GraphModule, device: torch.device, capacity: int, labels: int, *, trace: bool = True
+        self,
+        twin: fx.GraphModule,
+        device: torch.device,
+        capacity: int,
+        shape: tuple[int, ...],
+        labels: int,
+        *,
+        trace: bool = True,
     ) -> None:
         self._twin = twin
+        self._shape = shape
         self._device = device
         self._labels = labels
         self._trace = trace
@@ -152,8 +168,10 @@ class GradientKernel:
     def _evaluated(self, chunk: Chunk, has_probabilities: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Of every row, the output and the derivative along its line, both float64 [rows], and the contributions."""
         starts = chunk.starts.index_select(0, chunk.line)
-        directions = chunk.ends.index_select(0, chunk.ask) - starts
-        alphas = chunk.alphas.reshape(-1, *[1] * (directions.dim() - 1))
+        one_by_row = (-1, *[1] * (starts.dim() - 1))
+        along = chunk.along.index_select(0, chunk.ask).reshape(one_by_row)
+        directions = torch.addcmul(chunk.ends.index_select(0, chunk.ask), along, starts, value=-1)
+        alphas = chunk.alphas.reshape(one_by_row)
         points = torch.addcmul(starts, alphas, directions).requires_grad_()
         logits = self._twin(points)
         coefficients = chunk.coefficients.index_select(0, chunk.ask)
@@ -170,44 +188,83 @@ class GradientKernel:
         return EvaluatedPoints(
             np.concatenate([part.outputs for part in evaluated]),
             np.concatenate([part.derivatives for part in evaluated]),
-            tuple(piece for part in evaluated for piece in part.contributions),
+            tuple(piece for part in evaluated for piece in part.pieces),
         )
 
     def _packed(self, segments: Sequence[Segment]) -> tuple[Chunk, bool]:
         """The chunk, on the host, and whether any of its rows reads out a probability."""
-        questions = [question_of(segment, Points) for segment in segments]
         line = np.zeros(self.capacity, dtype=np.int64)
         ask = np.zeros(self.capacity, dtype=np.int64)
         alphas = np.zeros(self.capacity, dtype=np.float32)
-        starts, lines, at = [], 0, 0
-        for number, (segment, points) in enumerate(zip(segments, questions, strict=True)):
-            own = slice(segment.start, segment.stop)
+        starts: list[Floats] = []
+        asks: list[_Ask] = []
+        lines, at = 0, 0
+        for segment in segments:
+            question, own = segment.question, slice(segment.start, segment.stop)
             rows = slice(at, at + len(segment))
-            own_starts = points.starts
-            if len(own_starts) > 1:  # only those used here, and each once for a run of points on it
-                own_lines = points.line[own]
-                begins = np.ones(len(own_lines), dtype=bool)
-                np.not_equal(own_lines[1:], own_lines[:-1], out=begins[1:])
-                own_starts = own_starts[own_lines[begins]]
-                line[rows] = np.cumsum(begins) + (lines - 1)
+            if isinstance(question, Rows):
+                own_starts = question.rows[own]
+                line[rows] = np.arange(lines, lines + len(segment))
+                targets, number = np.unique(question.targets[own], return_inverse=True)
+                ask[rows] = len(asks) + number
+                ones = np.ones(question.rows.shape[1])
+                asks += [_Ask(ones, 0.0, question.readout, target) for target in targets.tolist()]
             else:
-                line[rows] = lines
-            ask[rows] = number
-            alphas[rows] = points.alphas[own]
+                assert isinstance(question, Points)
+                own_starts, line[rows] = _lines(question, own, lines)
+                ask[rows] = len(asks)
+                alphas[rows] = question.alphas[own]
+                asks.append(_Ask(question.end, 1.0, question.readout, question.target))
             starts.append(own_starts)
             lines += len(own_starts)
             at = rows.stop
-        coefficients = np.zeros((len(questions), self._labels))
-        for number, points in enumerate(questions):
-            if points.readout is Readout.MARGIN:
-                coefficients[number] = -1
-            coefficients[number, points.target] = 1
-        probability = np.array([[points.readout is Readout.PROBABILITY] for points in questions])
-        start_rows = np.concatenate(starts, dtype=np.float32, casting="same_kind")
-        ends = np.array([points.end for points in questions], dtype=np.float32)
-        packed = (start_rows, ends, coefficients, probability, line, ask, alphas)
+        coefficients, probability = asked(asks, self._labels)
+        start_rows = np.concatenate(starts, dtype=np.float32, casting="same_kind").reshape(-1, *self._shape)
+        ends = np.array([one.end for one in asks], dtype=np.float32).reshape(-1, *self._shape)
+        along = np.array([one.along for one in asks], dtype=np.float32)
+        packed = (start_rows, ends, coefficients, probability, along, line, ask, alphas)
         chunk = Chunk(*map(torch.from_numpy, packed))
         return chunk, bool(probability.any())
+
+
+class _Ask(NamedTuple):
+    """What some rows of a chunk have in common; see `Chunk`."""
+
+    end: Floats
+    along: float
+    readout: Readout
+    target: int
+
+
+class Asked(Protocol):
+    """Whatever asks for a readout of a target."""
+
+    @property
+    def readout(self) -> Readout: ...
+
+    @property
+    def target(self) -> int: ...
+
+
+def asked(questions: Sequence[Asked], labels: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """The `coefficients` [questions, labels] and `probability` [questions, 1] of a `Chunk`."""
+    coefficients = np.zeros((len(questions), labels))
+    for number, question in enumerate(questions):
+        if question.readout is Readout.MARGIN:
+            coefficients[number] = -1
+        coefficients[number, question.target] = 1
+    return coefficients, np.array([[question.readout is Readout.PROBABILITY] for question in questions])
+
+
+def _lines(points: Points, own: slice, before: int) -> tuple[Floats, Indices]:
+    """The starts of the lines that these points lie on, each once for a run of points, and each point's line, counted
+    from `before`."""
+    if len(points.starts) == 1:
+        return points.starts, np.full(own.stop - own.start, before)
+    own_lines = points.line[own]
+    begins = np.ones(len(own_lines), dtype=bool)
+    np.not_equal(own_lines[1:], own_lines[:-1], out=begins[1:])
+    return points.starts[own_lines[begins]], np.cumsum(begins) + (before - 1)
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -224,8 +281,10 @@ class BackgroundGradientKernel(GradientKernel):
     the small chunks of a model, on which single requests wait, are computed without.
     """
 
-    def __init__(self, twin: fx.GraphModule, device: torch.device, capacity: int, labels: int) -> None:
-        super().__init__(twin, device, capacity, labels)
+    def __init__(
+        self, twin: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+    ) -> None:
+        super().__init__(twin, device, capacity, shape, labels)
         self._thread = ThreadPoolExecutor(1, "gradient", torch.set_num_threads, (torch.get_num_threads(),))
 
     def launch(self, segments: Sequence[Segment]) -> Launched:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Protocol, TypeGuard, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.catalog.loading import DeployedArtefact
 from service.domain import Floats, OutputSpace
 from service.engine.piecewise import PiecewiseLinear
-from service.methods.oracle import Breakpoints, Pieces
+from service.methods.oracle import Breakpoints, Forwards, Pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,17 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
     """The kernels of a model by type of question, from the smallest to the largest of each.
 
     A question goes to the first that it fits as built, whatever else waits: so the shape it is computed at, and with it
-    the last bits of its answer, depend on nothing but itself.
+    the last bits of its answer, depend on nothing but itself. Those `on_demand` are built when they are first needed.
     """
 
-    def __init__(self, by_type: Mapping[type, Sequence[Kernel]]) -> None:
+    def __init__(
+        self,
+        by_type: Mapping[type, Sequence[Kernel]],
+        on_demand: Mapping[type, Callable[[], Kernel]] | None = None,
+    ) -> None:
         self._by_type = dict(by_type)
         self._rooms = {kind: [(kernel.capacity, kernel) for kernel in kernels] for kind, kernels in by_type.items()}
+        self.on_demand = dict(on_demand or {})
 
     def __getitem__(self, kind: type) -> Sequence[Kernel]:
         return self._by_type[kind]
@@ -87,7 +92,11 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
 
     def of(self, question: object) -> Kernel:
         """The kernel that answers `question`."""
-        rooms = self._rooms[type(question)]
+        kind = type(question)
+        if kind not in self._rooms:
+            kernel = self.on_demand[kind]()
+            self._by_type[kind], self._rooms[kind] = [kernel], [(kernel.capacity, kernel)]
+        rooms = self._rooms[kind]
         units = units_of(question)
         return next((kernel for room, kernel in rooms if units <= room), rooms[-1][1])
 
@@ -118,17 +127,23 @@ def is_overlapping(kernel: Kernel) -> TypeGuard[Overlapping]:
     return hasattr(kernel, "launch")
 
 
+class HasOutputs(Protocol):
+    """Whatever answers for rows [n, inputs] with outputs [n, labels] in every output space."""
+
+    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]: ...
+
+
 class DeployedKernel:
     """Forward passes of the artefact in production."""
 
     name = "deployed"
 
-    def __init__(self, artefact: DeployedArtefact, capacity: int) -> None:
+    def __init__(self, artefact: HasOutputs, capacity: int) -> None:
         self._artefact = artefact
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        rows = np.concatenate([question_of(s, Deployed).rows[s.start : s.stop] for s in segments])
+        rows = np.concatenate([_rows_of(s.question)[s.start : s.stop] for s in segments])
         chunk = np.zeros((self.capacity, *rows.shape[1:]), dtype=np.float32)
         chunk[: len(rows)] = rows
         outputs = {space: values.astype(np.float64) for space, values in self._artefact.outputs(chunk).items()}
@@ -148,14 +163,15 @@ class BreakpointsKernel:
 
     name = "breakpoints"
 
-    def __init__(self, network: PiecewiseLinear, capacity: int) -> None:
+    def __init__(self, network: PiecewiseLinear, capacity: int, shape: tuple[int, ...]) -> None:
         self._network = network
+        self._shape = shape
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         lines = [question_of(segment, Breakpoints) for segment in segments]
-        starts = np.array([line.start for line in lines], dtype=np.float32)
-        ends = np.array([line.end for line in lines], dtype=np.float32)
+        starts = np.array([line.start for line in lines], dtype=np.float32).reshape(-1, *self._shape)
+        ends = np.array([line.end for line in lines], dtype=np.float32).reshape(-1, *self._shape)
         most = np.array([line.max_pieces for line in lines])
         rows = self._network.breakpoints(starts, ends, most)
         logits = rows.logits.astype(np.float64)
@@ -168,6 +184,11 @@ class BreakpointsKernel:
     def join(self, parts: Sequence[object]) -> object:
         (pieces,) = parts
         return pieces
+
+
+def _rows_of(question: object) -> Floats:
+    assert isinstance(question, Deployed | Forwards)
+    return question.rows
 
 
 def question_of(segment: Segment, kind: type[Q]) -> Q:

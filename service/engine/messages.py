@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.domain import ChunkShapes, Explanation, Floats, ModelKey, OutputSpace, Plan, Prediction, Priority, Timings
+from service.domain import (
+    ChunkShapes,
+    Explanation,
+    Floats,
+    ModelKey,
+    OutputSpace,
+    Plan,
+    Prediction,
+    Priority,
+    Timings,
+    Traits,
+)
 from service.errors import AnswerableError
 
 BaselineOutputs = Mapping[str, Mapping[OutputSpace, Floats]]
@@ -67,14 +78,13 @@ class Ready:
 class Loaded:
     """A version is ready.
 
-    `parity` is the largest relative difference between twin and artefact at load. `obstacle` says why the exact rule
-    does not apply; None when the network is piecewise linear.
+    `parity` is the largest relative difference between twin and artefact at load.
     """
 
     key: ModelKey
     baseline_outputs: BaselineOutputs
     shapes: ChunkShapes
-    obstacle: str | None
+    traits: Traits
     parity: float
 
 

@@ -2,9 +2,10 @@
 
 On the line x' + alpha (x - x') such a network is piecewise linear in alpha. The two ends of each line are pushed
 through the layers as rows; between neighbouring rows every tensor is linear. At each activation the rows where a unit
-changes its regime are found by linear interpolation, exactly, and inserted into every tensor that is still needed, so
-that the statement holds again behind the activation. One forward pass finds all breakpoints of many lines together
-(the idea of ExactLine: Sotoudeh and Thakur, "Computing Linear Restrictions of Neural Networks", NeurIPS 2019).
+changes its regime, and at each maximum those where another element becomes the largest, are found by linear
+interpolation, exactly, and inserted into every tensor that is still needed, so that the statement holds again behind
+the operator. One forward pass finds all breakpoints of many lines together (the idea of ExactLine: Sotoudeh and Thakur,
+"Computing Linear Restrictions of Neural Networks", NeurIPS 2019).
 
 The number of rows varies, so affine layers are applied in blocks of a fixed row count: a row's result then does not
 depend on which lines share the pass. Everything happens on the host, whatever device the gradients are on: how many
@@ -14,10 +15,8 @@ torch's time for the many small arrays between the layers.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -25,42 +24,32 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from service.domain import Floats, Indices
-
-AFFINE_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Flatten,
-    nn.Identity,
-    nn.Dropout,
+from service.engine.dimensions import dimensions, grows, is_row_count
+from service.engine.operators import (
+    FACTS,
+    IN_BLOCKS,
+    RESHAPES,
+    NotPiecewiseLinear,
+    Operation,
+    Operator,
+    bounds,
+    has_kinks,
+    is_affine,
+    kinked_operators,
+    operation_of,
+    operator_of,
+    unpacked,
 )
-AFFINE_FUNCTIONS = {torch.flatten, torch.neg, operator.neg}
-SUMS = {torch.add, torch.sub, operator.add, operator.sub, operator.iadd, operator.isub}
-PRODUCTS = {torch.mul, operator.mul, operator.imul}
-MATRIX_PRODUCTS = {torch.matmul, operator.matmul}
-QUOTIENTS = {torch.div, operator.truediv}
-EXTREMA = {torch.maximum, torch.minimum}
-RECTIFIERS = {torch.relu, functional.relu}
-OTHER_KINKED_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.PReLU, nn.Hardsigmoid, nn.Hardswish)
-OTHER_KINKED_FUNCTIONS = {torch.abs, torch.amax, torch.amin, torch.max_pool2d, functional.max_pool2d}
+from service.engine.simplification import attribute, simplified
+from service.engine.windows import Windows, changes, windows_of
 
+__all__ = ["NotPiecewiseLinear", "PiecewiseLinear", "Rows", "has_kinks", "kinked_operators"]
 
 BLOCK_ROWS = 64
-
-
-class NotPiecewiseLinear(Exception):
-    """The network has an operator whose breakpoints cannot be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +67,20 @@ class Rows:
 
 @dataclass(slots=True)
 class _State:
-    """The pass so far: `values` holds every tensor still needed, all with the same rows."""
+    """The pass so far: `values` holds every tensor still needed, all with the same rows, `constants` all else."""
 
     line: Indices
     alpha: Floats
     overflowed: NDArray[np.bool_]
     max_pieces: Indices
-    values: dict[fx.Node, Tensor] = field(default_factory=dict)
+    values: dict[fx.Node, Tensor]
+    constants: dict[fx.Node, Any]
+
+    def of(self, argument: Any) -> Any:
+        """The tensor or the constant that a node stands for, and any other argument as it is."""
+        if argument in self.values:
+            return self.values[argument]
+        return self.constants[argument] if isinstance(argument, fx.Node) else argument
 
     def split(self, thresholds: Tensor) -> None:
         """Insert a row wherever a column of `thresholds` [rows, units] changes its sign between two neighbours."""
@@ -95,11 +91,13 @@ class _State:
         if self.max_pieces.size > 1:  # the end of a line and the start of the next are no neighbours
             within = self.line[row] == self.line[row + 1]
             crossings, row = crossings[within], row[within]
-        if not row.size:
-            return
-        flat = values.reshape(-1)
-        start, end = flat[crossings], flat[crossings + width]
-        share = start / (start - end)
+        if row.size:
+            flat = values.reshape(-1)
+            start, end = flat[crossings], flat[crossings + width]
+            self.cut(row, start / (start - end))
+
+    def cut(self, row: Indices, share: NDArray[np.floating]) -> None:
+        """Insert rows behind row[i], at the share[i] of the way to the next one of the same line."""
         order = np.argsort(row + np.fmin(share, 1 - 1e-9, dtype=np.float64), kind="stable")
         self._insert(row[order], share[order])
         self._drop_overflowing()
@@ -134,112 +132,134 @@ class _State:
         self.values = {node: torch.from_numpy(value.numpy()[keep]) for node, value in self.values.items()}
 
 
-Operation = Callable[..., Tensor]
 Handler = Callable[[_State, "_Step"], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A node of the graph: `handler` computes it with `operation`; `released` are the values nobody needs after it."""
+    """An operator of the graph: `handler` computes it with `operation`.
+
+    `varying` are its arguments that depend on the input, `along` the dimensions it works along, and `released` the
+    values nobody needs after it. A step without a handler gives a constant of the pass.
+    """
 
     node: fx.Node
-    handler: Handler
+    name: str
     operation: Operation
-    constants: Mapping[fx.Node, Tensor]
+    handler: Handler | None
+    varying: tuple[fx.Node, ...]
+    along: tuple[int, ...]
+    grows: bool
     released: tuple[fx.Node, ...]
 
-    def arguments(self, state: _State) -> list[Any]:
+    def arguments(self, state: _State) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The node's arguments, with the tensors of the pass in the nodes' places."""
-        return [
-            (self.constants[argument] if argument in self.constants else state.values[argument])
-            if isinstance(argument, fx.Node)
-            else argument
-            for argument in self.node.args
-        ]
+        result: tuple[tuple[Any, ...], dict[str, Any]] = map_arg((self.node.args, self.node.kwargs), state.of)
+        return result
+
+    def compute(self, state: _State) -> Any:
+        """The operator's result for all rows together."""
+        arguments, keywords = self.arguments(state)
+        return self.operation(*arguments, **keywords)
+
+    def refuse_mixed_rows(self, state: _State) -> None:
+        """Raises NotPiecewiseLinear where rows would not be rows of the result, now that all ranks are known."""
+        ranks = {state.values[node].dim() for node in self.varying}
+        if len(ranks) > 1 or -(max(ranks) + self.grows) in self.along:
+            raise NotPiecewiseLinear(self.name)
 
 
 class PiecewiseLinear:
-    """A network of affine layers and piecewise-linear activations, prepared for finding its breakpoints.
+    """A network of affine and piecewise-linear operators, prepared for finding its breakpoints.
 
-    Affine layers, sums, products with constants, ReLU, leaky ReLU, clipping, minimum and maximum, and the replacement
-    of NaN, which cannot occur between finite ends. Raises NotPiecewiseLinear, naming the first other operator.
+    Which they are is said in `service.engine.operators`; besides them there is the replacement of NaN, which cannot
+    occur between finite ends. Raises NotPiecewiseLinear, naming the first other operator. Some can only be seen to mix
+    rows when ranks are known: they are refused here if `shape`, that of one row of the input, is given, and else when
+    breakpoints are first asked for.
     """
 
-    def __init__(self, twin: fx.GraphModule, block_rows: int = BLOCK_ROWS) -> None:
-        self._twin = deepcopy(twin).cpu()
+    def __init__(
+        self, twin: fx.GraphModule, block_rows: int = BLOCK_ROWS, shape: tuple[int, ...] | None = None
+    ) -> None:
+        self._twin = simplified(twin)
         self._block_rows = block_rows
-        self._constants: dict[fx.Node, Tensor] = {}
+        self._constants: dict[fx.Node, Any] = {}
         self._guards: set[fx.Node] = set()
         nodes = list(self._twin.graph.nodes)
         self._inputs = [node for node in nodes if node.op == "placeholder"]
+        self._varying = set(self._inputs)
         last_use = {used: node for node in nodes for used in node.all_input_nodes}
         self._steps = []
         for node in nodes:
+            operator = operator_of(self._twin, node)
             if node.op == "get_attr":
-                self._constants[node] = self._attribute(str(node.target))
-            elif node.op in ("call_module", "call_function", "call_method"):
-                released = tuple(
-                    used for used in node.all_input_nodes if last_use[used] is node and used not in self._constants
-                )
-                self._steps.append(self._step(node, released))
+                self._constants[node] = attribute(self._twin, node)
+            elif operator is not None:
+                released = tuple(u for u in node.all_input_nodes if last_use[u] is node and u in self._varying)
+                self._steps.append(self._step(operator, released))
         (output,) = nodes[-1].all_input_nodes
         self._output: fx.Node = output
+        self._is_checked = False
+        if shape is not None:
+            dtype = next((weight.dtype for weight in self._twin.parameters()), torch.float32)
+            point = torch.zeros(1, *shape, dtype=dtype).numpy()
+            self.breakpoints(point, point, np.ones(1, dtype=np.intp))
 
-    def _step(self, node: fx.Node, released: tuple[fx.Node, ...]) -> _Step:
-        module = self._twin.get_submodule(str(node.target)) if node.op == "call_module" else None
-        handler = self._handler(node, module)
-        if handler is None:
-            name = type(module).__name__ if module is not None else node.name
-            raise NotPiecewiseLinear(f"the operator {name} is not piecewise linear")
-        operation = module.forward if module is not None else node.target
-        assert callable(operation)
-        if node.kwargs:
-            operation = partial(operation, **node.kwargs)
-        return _Step(node, handler, operation, self._constants, released)
+    def _step(self, operator: Operator, released: tuple[fx.Node, ...]) -> _Step:
+        node = operator.node
+        varying: list[fx.Node] = []  # as often as they are given
+        map_arg((node.args, node.kwargs), lambda used: varying.append(used) if used in self._varying else None)
+        distinct = tuple(dict.fromkeys(varying))
+        operation = operation_of(operator, varies=bool(varying))
+        counts_rows = any(is_row_count(self._twin, used, self._varying) for used in node.all_input_nodes)
+        if counts_rows and operator.kind not in (*RESHAPES, "expand"):
+            raise NotPiecewiseLinear(operator.name)
+        if not varying or operator.kind in FACTS:
+            return _Step(node, operator.name, operation, None, distinct, (), False, released)
+        self._varying.add(node)
+        handler = self._handler(operator, varying)
+        along = dimensions(operator, distinct)
+        if handler is None or 0 in along:
+            raise NotPiecewiseLinear(operator.name)
+        return _Step(node, operator.name, operation, handler, distinct, along, grows(operator), released)
 
-    def _attribute(self, path: str) -> Tensor:
-        module, _, name = path.rpartition(".")
-        value = getattr(self._twin.get_submodule(module), name)
-        assert isinstance(value, Tensor)
-        return value
-
-    def _handler(self, node: fx.Node, module: nn.Module | None) -> Handler | None:
-        kinks = _kinks(self._twin, node)
-        if kinks is not None:
-            return partial(_bent, kinks)
-        if module is not None:
-            return self._in_blocks if isinstance(module, AFFINE_MODULES) else None
-        if node.op != "call_function":
+    def _handler(self, operator: Operator, varying: list[fx.Node]) -> Handler | None:
+        node, kind = operator.node, operator.kind
+        if operator.is_in_training:
             return None
-        function = node.target
-        if function is torch.isnan:
+        found = bounds(operator)
+        if found:
+            return partial(_bent, found) if {node.args[0], *found}.issuperset(varying) else None
+        windows = windows_of(operator)
+        if windows is not None:
+            return partial(_largest, windows, -1 if kind == "amin" else 1)
+        if kind == "isnan":
             self._guards.add(node)
-            return _first_argument
-        varying = [a for a in node.args[:2] if isinstance(a, fx.Node) and a not in self._constants]
-        if function in MATRIX_PRODUCTS and len(varying) == 1:
-            return self._in_blocks
-        if function in SUMS or (function in PRODUCTS and len(varying) == 1):
-            return _elementwise
-        if function in QUOTIENTS and node.args[1] not in varying:
-            return _elementwise
-        if function is torch.where and node.args[0] in self._guards and node.args[2] not in self._constants:
-            return _unguarded
-        if function in AFFINE_FUNCTIONS:
-            return _elementwise
-        return _extremum if function in EXTREMA else None
+            is_guard = all(user.target is torch.where and user.args[0] is node for user in node.users)
+            return _first_argument if is_guard else None
+        if kind == "where" and node.args[0] in self._guards:
+            return _unguarded if node.args[2] in varying else None
+        if not is_affine(operator, varying):
+            return None
+        if kind in RESHAPES:
+            return _reshaped
+        if kind in IN_BLOCKS:
+            return self._in_blocks if varying[0] in node.args else None
+        return _whole
 
     def _in_blocks(self, state: _State, step: _Step) -> Tensor:
-        arguments = step.arguments(state)
-        varying = next(i for i, a in enumerate(step.node.args) if isinstance(a, fx.Node) and a not in self._constants)
-        rows: Tensor = arguments[varying]
+        (varying,) = step.varying
+        rows = state.values[varying]
         count = len(rows)
         blocks_needed = max(1, -(-count // self._block_rows))  # also where every line had too many pieces
         padded = rows.new_zeros(blocks_needed * self._block_rows, *rows.shape[1:])
         padded[:count] = rows
+        given, keywords = step.arguments(state)
+        arguments, at = list(given), step.node.args.index(varying)
         blocks = []
         for start in range(0, len(padded), self._block_rows):
-            arguments[varying] = padded[start : start + self._block_rows]
-            blocks.append(step.operation(*arguments))
+            arguments[at] = padded[start : start + self._block_rows]
+            blocks.append(step.operation(*arguments, **keywords))
         return (torch.cat(blocks) if len(blocks) > 1 else blocks[0])[:count]
 
     @torch.inference_mode()
@@ -257,68 +277,65 @@ class PiecewiseLinear:
                 overflowed=np.zeros(lines, dtype=bool),
                 max_pieces=max_pieces,
                 values=dict.fromkeys(self._inputs, torch.from_numpy(both)),
+                constants=dict(self._constants),
             )
             for step in self._steps:
-                state.values[step.node] = step.handler(state, step)
+                if step.handler is None:
+                    state.constants[step.node] = step.compute(state)
+                else:
+                    if not self._is_checked:
+                        step.refuse_mixed_rows(state)
+                    state.values[step.node] = step.handler(state, step)
+                    if not self._is_checked and len(state.values[step.node]) != len(state.line):
+                        raise NotPiecewiseLinear(step.name)
                 for node in step.released:
                     del state.values[node]
+            self._is_checked = True  # the next inputs have the same ranks
         return Rows(state.line, state.alpha, state.values[self._output].numpy(), state.overflowed)
 
 
-def _elementwise(state: _State, step: _Step) -> Tensor:
-    return step.operation(*step.arguments(state))
+def _whole(state: _State, step: _Step) -> Tensor:
+    result: Tensor = step.compute(state)
+    return result
+
+
+def _reshaped(state: _State, step: _Step) -> Tensor:
+    """Rows stay rows, also where there are none, which torch cannot tell."""
+    (tensor, *given), keywords = step.arguments(state)
+    rows, *shape = unpacked(keywords.get("shape", given))
+    width, known = prod(tensor.shape[1:]), prod(size for size in shape if size != -1)
+    shape = [width // max(known, 1) if size == -1 else size for size in shape]
+    if rows != -1 or prod(shape) != width:
+        raise NotPiecewiseLinear(step.name)
+    result: Tensor = tensor.reshape(len(tensor), *shape)
+    return result
 
 
 def _first_argument(state: _State, step: _Step) -> Tensor:
     """In place of isnan: nothing is NaN between finite ends, so whatever it guards is never replaced."""
-    value: Tensor = step.arguments(state)[0]
-    return value
+    return state.values[step.varying[0]]
 
 
 def _unguarded(state: _State, step: _Step) -> Tensor:
     """where(isnan(...), replacement, value)"""
-    value: Tensor = step.arguments(state)[2]
+    value: Tensor = state.of(step.node.args[2])
     return value
 
 
-def _extremum(state: _State, step: _Step) -> Tensor:
-    first, second = step.arguments(state)
-    state.split(first - second)
-    return _elementwise(state, step)
+def _bent(bounds: tuple[float | fx.Node, ...], state: _State, step: _Step) -> Tensor:
+    for bound in bounds:
+        value, limit = state.of(step.node.args[0]), state.of(bound)
+        state.split(value - limit if isinstance(limit, Tensor) or limit else value)
+    return _whole(state, step)
 
 
-def _bent(kinks: tuple[float, ...], state: _State, step: _Step) -> Tensor:
-    for kink in kinks:
-        value: Tensor = step.arguments(state)[0]
-        state.split(value - kink if kink else value)
-    return _elementwise(state, step)
-
-
-def _kinks(twin: fx.GraphModule, node: fx.Node) -> tuple[float, ...] | None:
-    """The values of its input at which an elementwise activation bends; None for anything else."""
-    if node.op == "call_function":
-        if node.target in RECTIFIERS:
-            return (0.0,)
-        if node.target is torch.clamp:
-            bounds = [*node.args[1:], node.kwargs.get("min"), node.kwargs.get("max")]
-            return tuple(float(bound) for bound in bounds if isinstance(bound, int | float))
-        return None
-    module = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
-    match module:
-        case nn.ReLU6():
-            return (0.0, 6.0)
-        case nn.ReLU() | nn.LeakyReLU():
-            return (0.0,)
-        case nn.Hardtanh():
-            return (module.min_val, module.max_val)
-    return None
-
-
-def has_kinks(twin: fx.GraphModule) -> bool:
-    """Whether the gradient jumps somewhere; decides between the midpoint and the Gauss-Legendre rule."""
-    for node in twin.graph.nodes:
-        if _kinks(twin, node) or node.target in EXTREMA or node.target in OTHER_KINKED_FUNCTIONS:
-            return True
-        if node.op == "call_module" and isinstance(twin.get_submodule(str(node.target)), OTHER_KINKED_MODULES):
-            return True
-    return False
+def _largest(windows: Windows, sign: int, state: _State, step: _Step) -> Tensor:
+    result = _whole(state, step)
+    rows = state.values[step.varying[0]]
+    values = sign * rows.numpy().reshape(len(rows), prod(rows.shape[1:]))
+    row, share = changes(values, windows(tuple(rows.shape[1:]), tuple(result.shape[1:])))
+    within = state.line[row] == state.line[np.minimum(row + 1, len(rows) - 1)]
+    if not within.any():
+        return result
+    state.cut(row[within], share[within])
+    return _whole(state, step)

@@ -150,7 +150,7 @@ def _loaded(model: DeviceModel) -> Loaded:
         }
         for digest, baseline in model.baselines.items()
     }
-    return Loaded(model.key, outputs, model.shapes, model.obstacle, model.parity)
+    return Loaded(model.key, outputs, model.shapes, model.traits, model.parity)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

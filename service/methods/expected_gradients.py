@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
+from service.methods.entry import MethodEntry
 from service.methods.oracle import Attribution, DeadlinePassed, Evaluated, Method, Points, Problem, evaluated
 from service.numerics.errors import SWEEP_SAFETY
 from service.numerics.refinement import Stagnation
@@ -54,7 +55,7 @@ def expected_gradients(problem: Problem) -> Method:
         evaluations=len(known.outputs),
         rule="sweep",
         stopped=stopped,
-        standard_error=_standard_error(sweep, known, paths),
+        standard_error=_standard_error(problem, sweep, known),
     )
 
 
@@ -80,9 +81,23 @@ def _controlled(sweep: Sweep, known: Evaluated) -> Floats:
     return known.weighted_sum(sweep.weights() - mean_residual * control)
 
 
-def _standard_error(sweep: Sweep, known: Evaluated, paths: int) -> Floats | None:
+def _standard_error(problem: Problem, sweep: Sweep, known: Evaluated) -> Floats | None:
+    paths = len(problem.baselines)
     if paths < 2:
         return None
-    of_paths = paths * known.group_sums(sweep.weights(), sweep.line, paths)
+    of_paths = problem.per_unit(paths * known.group_sums(sweep.weights(), sweep.line, paths))
     error: Floats = of_paths.std(axis=0, ddof=1) / np.sqrt(paths)
     return error
+
+
+EXPECTED_GRADIENTS = MethodEntry(
+    name="expected_gradients",
+    attribute=expected_gradients,
+    completeness=(Completeness.BY_CONSTRUCTION,),
+    draws=True,
+    least_points=lambda facts: facts.baseline_size,
+    usual_points=lambda facts: 8 * facts.baseline_size,
+    cost="one a row of the baseline set at least, usually four to eight",
+    description="the mean of integrated gradients over every row of the baseline set",
+    citation="Erion et al., Nature Machine Intelligence 2021",
+)

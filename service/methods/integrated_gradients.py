@@ -7,153 +7,46 @@ The rule decides how the integral is taken. `exact`: on a piecewise-linear netwo
 integral itself; through a two-class softmax it stays exact with the weights of `softmax_piece_weights`, with more
 labels three Gauss nodes a piece are used. Pieces that do not fit the budget are not taken; the refining rules answer
 instead. `gauss_legendre` and `midpoint` refine until the error holds. `auto` takes the exact rule where the network
-allows it, else midpoint on networks with kinks, else Gauss-Legendre.
+allows it and the line has few pieces, else midpoint on networks with kinks, else Gauss-Legendre. The rules are in
+`service.methods.straight_path`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
-from service.domain import Completeness, Floats, OutputSpace
-from service.methods.oracle import (
-    Attribution,
-    Breakpoints,
-    DeadlinePassed,
-    Method,
-    Pieces,
-    Points,
-    Problem,
-    Readout,
-    evaluated,
-    pieces_of,
-)
-from service.numerics.errors import PATH_SAFETY, completeness_error
-from service.numerics.quadrature import gauss_legendre, softmax_piece_weights
-from service.numerics.refinement import Refinement, Stagnation
-
-GAUSS_NODES = 6
-MIDPOINT_PANELS = 8
-NODES_PER_SMOOTH_PIECE = 3
+from service.domain import Completeness
+from service.methods.entry import Choice, Facts, MethodEntry, one_point
+from service.methods.oracle import Method, Problem
+from service.methods.straight_path import straight_path
 
 
 def integrated_gradients(problem: Problem) -> Method:
     """One explanation by Integrated Gradients; see the module's docstring."""
-    rule = str(problem.options["rule"])
-    if rule == "exact" or (rule == "auto" and problem.is_piecewise_linear):
-        found = yield from pieces_of(Breakpoints(problem.center, problem.input, problem.max_evaluations))
-        pieces = _pieces(problem, found)
-        if pieces is not None:
-            return (yield from _exact(problem, pieces))
-    order = {"gauss_legendre": GAUSS_NODES, "midpoint": 1}.get(rule, 1 if problem.has_kinks else GAUSS_NODES)
-    return (yield from _refined(problem, order))
+    return straight_path(problem, str(problem.options["rule"]))
 
 
-@dataclass(frozen=True, slots=True)
-class _ExactRule:
-    """Nodes, weights [n] and readout of the exact rule, and the change of the output over each node's piece."""
-
-    alphas: Floats
-    weights: Floats
-    readout: Readout
-    changes: Floats
-    nodes_per_piece: int
-
-
-def _pieces(problem: Problem, found: Pieces) -> _ExactRule | None:
-    """The exact rule for the pieces that were found; None when they do not fit the budget."""
-    if found.alphas is None or found.logits is None:
+def _unfit(facts: Facts) -> str | None:
+    obstacle = facts.traits.obstacle
+    if facts.options["rule"] != "exact" or obstacle is None:
         return None
-    length = np.diff(found.alphas)
-    keep = length > 0
-    length, left = length[keep], found.alphas[:-1][keep]
-    target = found.logits[:, problem.target]
-    if problem.output_space is OutputSpace.LOGIT:
-        changes = np.diff(target)[keep]
-        return _ExactRule(left + length / 2, length, Readout.LOGIT, changes, 1)
-    if problem.labels == 2:
-        margin = target - found.logits[:, 1 - problem.target]
-        weights = softmax_piece_weights(margin[:-1][keep], margin[1:][keep], length)
-        changes = weights / length * np.diff(margin)[keep]
-        return _ExactRule(left + length / 2, weights, Readout.MARGIN, changes, 1)
-    rule = gauss_legendre(NODES_PER_SMOOTH_PIECE)
-    if NODES_PER_SMOOTH_PIECE * len(length) > problem.max_evaluations:
-        return None
-    shifted = np.exp(found.logits - found.logits.max(axis=1, keepdims=True))
-    probability = shifted[:, problem.target] / shifted.sum(axis=1)
-    alphas = left[:, None] + length[:, None] * rule.nodes
-    return _ExactRule(
-        alphas.ravel(),
-        (length[:, None] * rule.weights).ravel(),
-        Readout.PROBABILITY,
-        np.diff(probability)[keep],
-        NODES_PER_SMOOTH_PIECE,
-    )
+    return f"the exact rule does not apply to this model: {obstacle}; use auto, gauss_legendre or midpoint"
 
 
-def _line(problem: Problem, alphas: Floats, readout: Readout) -> Points:
-    """Points on the one line from the mean baseline to the input."""
-    line = np.zeros(len(alphas), dtype=np.intp)
-    return Points(problem.center[None], problem.input, line, alphas, readout, problem.target)
-
-
-def _exact(problem: Problem, rule: _ExactRule) -> Method:
-    known = yield from evaluated(_line(problem, rule.alphas, rule.readout))
-    integrals = (rule.weights * known.derivatives).reshape(-1, rule.nodes_per_piece).sum(axis=1)
-    return Attribution(
-        values=known.weighted_sum(rule.weights),
-        baseline_output=problem.center_output,
-        completeness=Completeness.EXACT,
-        path_error=PATH_SAFETY * float(np.abs(rule.changes - integrals).sum()),
-        evaluations=len(rule.alphas),
-        rule="exact",
-    )
-
-
-def _refined(problem: Problem, order: int) -> Method:
-    nodes = min(MIDPOINT_PANELS if order == 1 else order, problem.max_evaluations)
-    panels, order = (nodes, 1) if order == 1 else (1, nodes)
-    refinement = Refinement(problem.center_output, problem.output, order, panels)
-    stopped = None
-    answer = yield from evaluated(_line(problem, refinement.pending, problem.readout))
-    refinement.learn(answer.outputs, answer.derivatives)
-    known = answer
-    values = known.weighted_sum(refinement.weights())
-    stagnation = Stagnation()
-    while (target := _target(problem, refinement, values)) is not None:
-        if stagnation.after(refinement.sum_of_defects()):
-            stopped = "precision"
-            break
-        if not refinement.split(target, problem.max_evaluations - len(known.outputs)):
-            stopped = "budget"
-            break
-        try:
-            answer = yield from evaluated(_line(problem, refinement.pending, problem.readout))
-        except DeadlinePassed:
-            stopped = "deadline"
-            break
-        refinement.learn(answer.outputs, answer.derivatives)
-        known = known.joined(answer)
-        values = known.weighted_sum(refinement.weights())
-    return Attribution(
-        values=values,
-        baseline_output=problem.center_output,
-        completeness=Completeness.ASYMPTOTIC,
-        path_error=PATH_SAFETY * refinement.sum_of_defects(),
-        evaluations=len(known.outputs),
-        rule="midpoint" if order == 1 else "gauss_legendre",
-        stopped=stopped,
-    )
-
-
-def _target(problem: Problem, refinement: Refinement, values: Floats) -> float | None:
-    """The sum of defects to aim at next; None when the tolerance holds for both errors, or can never hold."""
-    error = refinement.sum_of_defects()
-    if not np.isfinite(error):
-        return None
-    residual = completeness_error(values, problem.output, problem.center_output, problem.floor)
-    accepted = problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
-    if residual <= problem.tolerance and error <= accepted:
-        return None
-    return min(accepted, error) / 3
+INTEGRATED_GRADIENTS = MethodEntry(
+    name="integrated_gradients",
+    attribute=integrated_gradients,
+    completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
+    least_points=one_point,
+    usual_points=lambda _facts: 64,
+    cost="one a piece by the exact rule; else what the tolerance takes, from 6 or 8",
+    options=(
+        Choice(
+            "rule",
+            "auto",
+            ("auto", "exact", "gauss_legendre", "midpoint"),
+            "how the path integral is taken; auto is exact where the network is piecewise linear, in few pieces",
+        ),
+    ),
+    unfit=_unfit,
+    description="the path integral of the gradient from the mean of the baseline set to the input",
+    citation="Sundararajan, Taly and Yan, ICML 2017",
+)

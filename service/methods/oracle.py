@@ -1,9 +1,11 @@
 """What a method asks of the model, and what it is told: the vocabulary between methods and the engine.
 
-A method is a generator. It yields a question (`Points`, `Breakpoints`), is sent the answer (`Evaluated`, `Pieces`) and
-returns an `Attribution`. It never sees a device, a queue or another request; whoever drives it, the scheduler or a
-test with a plain function, decides where the work is done. When the deadline passes while a question is open,
-`DeadlinePassed` is thrown into the generator: it may return what it has, or let the exception pass.
+A method is a generator. It yields a question (`Points`, `Rows`, `Breakpoints` ...), is sent the answer (`Evaluated`,
+`Pieces` ...) and returns an `Attribution`. It never sees a device, a queue or another request; whoever drives it, the
+scheduler or a test with a plain function, decides where the work is done. When the deadline passes while a question is
+open, `DeadlinePassed` is thrown into the generator: it may return what it has, or let the exception pass.
+
+Inputs, gradients and attributions are flat, [inputs]; `Problem.shape` says how an input is laid out.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
-from service.domain import Completeness, Floats, Indices, OutputSpace
+from service.domain import Completeness, Floats, GroupShare, Indices, InputKind, OptionValue, OutputSpace, Traits
 
 
 class Readout(IntEnum):
@@ -45,11 +47,144 @@ class Points:
         return len(self.alphas)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Gradient points given one by one: the `rows` [n, inputs], and for each the label in `targets` [n].
+
+    Answered with `Evaluated`, whose contributions are here the gradients themselves. They share chunks with `Points`.
+    """
+
+    rows: Floats
+    readout: Readout
+    targets: Indices
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Rule(IntEnum):
+    """How a gradient R passes a ReLU backwards, whose output is A.
+
+    `DECONVNET` relu(R); `GUIDED` relu(R) where A > 0; `RECTIFIED` R where A * R exceeds the `percentile` of A * R over
+    the layer, each row by itself.
+    """
+
+    DECONVNET = 0
+    GUIDED = 1
+    RECTIFIED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRows:
+    """As `Rows`, all with one `target`, and with another `rule` in the place of the gradient of every ReLU.
+
+    `percentile`, from 0 to 100, is that of `Rule.RECTIFIED`. Answered with `Evaluated`.
+    """
+
+    rows: Floats
+    readout: Readout
+    target: int
+    rule: Rule
+    percentile: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRows:
+    """Asks, at `rows` [n, inputs], for the last convolution's feature maps. Answered with `FeatureMaps`."""
+
+    rows: Floats
+    readout: Readout
+    target: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMaps:
+    """The `outputs` [n], the last convolution's `activations` [n, channels, ...space], the nonlinearity and batch norm
+    behind it included, and the `gradients` of the output with respect to them, of the same shape."""
+
+    outputs: Floats
+    activations: Floats
+    gradients: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class BiasRows:
+    """Asks, at `rows` [n, inputs], for the gradients of every bias. Answered with `BiasMaps`."""
+
+    rows: Floats
+    readout: Readout
+    target: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class BiasMaps:
+    """What each layer's bias adds to the output.
+
+    `outputs` [n], `gradients` [n, inputs] of the input, `totals` [n]: the sum of bias times its gradient over all
+    layers, and `maps` [n, inputs / channels]: per pixel, the sum over the convolutional layers and their channels of
+    psi(bias * gradient), psi as in FullGrad.
+    """
+
+    outputs: Floats
+    gradients: Floats
+    totals: Floats
+    maps: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class HessianRows:
+    """Asks, at each of `rows` [n, inputs], for the Hessian times the vector of the same number [n, inputs].
+
+    Every ReLU is replaced by a softplus where the network has one. Answered with `Curvatures`.
+    """
+
+    rows: Floats
+    vectors: Floats
+    readout: Readout
+    target: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Curvatures:
+    """The `outputs` [n], `gradients` [n, inputs] and Hessian-vector `products` [n, inputs]."""
+
+    outputs: Floats
+    gradients: Floats
+    products: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Forwards:
+    """Asks for the outputs at `rows` [n, inputs] of the deployed artefact; of the twin where the rows are embeddings,
+    which the artefact does not take. Answered with `Outputs`."""
+
+    rows: Floats
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Outputs = Mapping[OutputSpace, Floats]
+"""By output space, the outputs [n, labels]."""
+
+
 class Evaluated(Protocol):
     """The answer to `Points`: the outputs [n] and, on the device, the contributions [n, inputs].
 
     A contribution is the gradient times the direction of its line, elementwise; `derivatives` [n] are their sums, the
-    derivatives of the output along the path.
+    derivatives of the output along the path. To `Rows`, a contribution is the gradient.
     """
 
     @property
@@ -57,6 +192,11 @@ class Evaluated(Protocol):
 
     @property
     def derivatives(self) -> Floats: ...
+
+    @property
+    def contributions(self) -> Floats:
+        """All contributions, in float64, on the host: [n, inputs]."""
+        ...
 
     def weighted_sum(self, weights: Floats) -> Floats:
         """The sum of weights [n] times contributions [n, inputs], in float64 and in one fixed order: [inputs]."""
@@ -97,7 +237,8 @@ class Problem:
 
     `baselines` [K, inputs] with the deployed artefact's `baseline_outputs` [K]; `center` is the mean baseline, with the
     deployed `center_output`; `output` is the deployed output f(x). All outputs are of `target` in `output_space`.
-    `floor` is the smallest denominator of a relative completeness error, in units of the output.
+    `low` and `high` [inputs] are the range of each input. `floor` is the smallest denominator of a relative
+    completeness error, in units of the output.
     """
 
     input: Floats
@@ -106,62 +247,108 @@ class Problem:
     baseline_outputs: Floats
     center: Floats
     center_output: float
+    low: Floats
+    high: Floats
     target: int
-    labels: int
     output_space: OutputSpace
     tolerance: float
     floor: float
     max_evaluations: int
     seed: int
-    options: Mapping[str, str | float | int]
-    is_piecewise_linear: bool
-    has_kinks: bool
+    options: Mapping[str, OptionValue]
+    traits: Traits
 
     @property
     def readout(self) -> Readout:
         """The readout of the output space."""
         return Readout.LOGIT if self.output_space is OutputSpace.LOGIT else Readout.PROBABILITY
 
+    @property
+    def labels(self) -> int:
+        """The number of labels."""
+        return self.traits.labels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input: (features,), (channels, height, width) or (positions, dimensions)."""
+        return self.traits.shape
+
+    def per_unit(self, values: Floats) -> Floats:
+        """`values` [..., inputs] summed to what is shown as one: a feature, a pixel over its channels, a position."""
+        shaped = values.reshape(*values.shape[:-1], *self.shape)
+        match self.traits.kind:
+            case InputKind.IMAGE:
+                shaped = shaped.sum(axis=-3).reshape(*values.shape[:-1], -1)
+            case InputKind.TOKENS:
+                shaped = shaped.sum(axis=-1)
+        return shaped
+
+    def number(self, option: str) -> float:
+        """The value of a numeric option of the method."""
+        return cast(float, self.options[option])
+
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """What a method returns: `values` [inputs] and how well they are known.
+    """What a method returns: `values` and how well they are known.
 
-    Complete values sum to f(x) - `baseline_output`. `path_error` is E (see `service.numerics.refinement`) or its
-    counterpart, an estimate of the L1 error of the values in units of the output. `stopped` names what ended the
+    `values` are [inputs], or [pixels], one a pixel and not one a channel of it; `standard_error` is [units], see
+    `Problem.per_unit`. Complete values sum to
+    f(x) - `baseline_output`. `path_error` is E (see `service.numerics.refinement`) or its counterpart, an estimate of
+    the L1 error of the values in units of the output; None where no integral was taken. `output` is the end of the
+    path where it is not f(x): the mean over noisy copies. `stopped` names what ended the
     computation before the tolerance was met: budget, deadline, or precision, that of the model's own arithmetic.
     """
 
     values: Floats
     baseline_output: float
     completeness: Completeness
-    path_error: float
+    path_error: float | None
     evaluations: int
     rule: str
     stopped: str | None = None
     standard_error: Floats | None = None
+    interactions: Floats | None = None
+    groups: tuple[GroupShare, ...] = ()
+    output: float | None = None
 
 
 class DeadlinePassed(Exception):
     """Thrown into a method whose deadline has passed while its question was open."""
 
 
-Question = Points | Breakpoints
-Answer = Evaluated | Pieces
+Question = Points | Rows | RuleRows | LayerRows | BiasRows | HessianRows | Forwards | Breakpoints
+Answer = Evaluated | FeatureMaps | BiasMaps | Curvatures | Outputs | Pieces
 T = TypeVar("T")
 Steps = Generator[Question, Answer, T]
 Method = Steps[Attribution]
 
 
-def evaluated(points: Points) -> Steps[Evaluated]:
-    """Asks for `points`; to be used with `yield from`."""
-    answer = yield points
-    assert not isinstance(answer, Pieces)
-    return answer
+def evaluated(question: Points | Rows | RuleRows) -> Steps[Evaluated]:
+    """Asks for gradient points; to be used with `yield from`, as are the others."""
+    return cast(Evaluated, (yield question))
 
 
 def pieces_of(line: Breakpoints) -> Steps[Pieces]:
-    """Asks for the pieces of a line; to be used with `yield from`."""
-    answer = yield line
-    assert isinstance(answer, Pieces)
-    return answer
+    """Asks for the pieces of a line."""
+    return cast(Pieces, (yield line))
+
+
+def feature_maps(question: LayerRows) -> Steps[FeatureMaps]:
+    """Asks for the feature maps of the last convolution."""
+    return cast(FeatureMaps, (yield question))
+
+
+def bias_maps(question: BiasRows) -> Steps[BiasMaps]:
+    """Asks for what the biases add."""
+    return cast(BiasMaps, (yield question))
+
+
+def curvatures(question: HessianRows) -> Steps[Curvatures]:
+    """Asks for Hessian-vector products."""
+    return cast(Curvatures, (yield question))
+
+
+def outputs_at(rows: Floats) -> Steps[Outputs]:
+    """Asks for the deployed outputs."""
+    return cast(Outputs, (yield Forwards(rows)))

@@ -2,75 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from service.domain import Completeness
-from service.methods.expected_gradients import expected_gradients
-from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import Method, Problem
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One of a method's own options: its default and the values it may take."""
-
-    name: str
-    default: str
-    choices: tuple[str, ...]
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class MethodEntry:
-    """A method by its wire name.
-
-    `least_points` gives, for a baseline set of a size, the smallest number of gradient points that give any answer,
-    and `usual_points` the number to reckon with when work is admitted.
-    `draws` says that the seed matters.
-    """
-
-    name: str
-    attribute: Callable[[Problem], Method]
-    completeness: tuple[Completeness, ...]
-    draws: bool
-    least_points: Callable[[int], int]
-    usual_points: Callable[[int], int]
-    options: tuple[Option, ...]
-    description: str
-    citation: str
-
+from service.methods.agi import AGI
+from service.methods.blur_ig import BLUR_IG
+from service.methods.boundary_ig import BOUNDARY_IG
+from service.methods.boundary_saliency import BOUNDARY_SALIENCY
+from service.methods.decision_ig import DECISION_IG
+from service.methods.deconvnet import DECONVNET
+from service.methods.directional_ig import DIRECTIONAL_IG
+from service.methods.entry import MethodEntry
+from service.methods.expected_gradients import EXPECTED_GRADIENTS
+from service.methods.fullgrad import FULLGRAD
+from service.methods.grad_cam import GRAD_CAM
+from service.methods.grad_cam_pp import GRAD_CAM_PP
+from service.methods.guided_backprop import GUIDED_BACKPROP
+from service.methods.guided_ig import GUIDED_IG
+from service.methods.idgi import IDGI
+from service.methods.input_x_gradient import INPUT_X_GRADIENT
+from service.methods.integrated_gradients import INTEGRATED_GRADIENTS
+from service.methods.integrated_hessians import INTEGRATED_HESSIANS
+from service.methods.neflag import NEFLAG
+from service.methods.rectgrad import RECTGRAD
+from service.methods.saliency import SALIENCY
+from service.methods.sequential_ig import SEQUENTIAL_IG
+from service.methods.smooth_grad_cam_pp import SMOOTH_GRAD_CAM_PP
+from service.methods.split_ig import SPLIT_IG
+from service.methods.xrai import XRAI
 
 METHODS: tuple[MethodEntry, ...] = (
-    MethodEntry(
-        name="integrated_gradients",
-        attribute=integrated_gradients,
-        completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
-        draws=False,
-        least_points=lambda _size: 1,
-        usual_points=lambda _size: 64,
-        options=(
-            Option(
-                "rule",
-                "auto",
-                ("auto", "exact", "gauss_legendre", "midpoint"),
-                "how the path integral is taken; auto is exact where the network is piecewise linear",
-            ),
-        ),
-        description="the path integral of the gradient from the mean of the baseline set to the input",
-        citation="Sundararajan, Taly and Yan, ICML 2017",
-    ),
-    MethodEntry(
-        name="expected_gradients",
-        attribute=expected_gradients,
-        completeness=(Completeness.BY_CONSTRUCTION,),
-        draws=True,
-        least_points=lambda size: size,
-        usual_points=lambda size: 8 * size,
-        options=(),
-        description="the mean of integrated gradients over every row of the baseline set",
-        citation="Erion et al., Nature Machine Intelligence 2021",
-    ),
+    INTEGRATED_GRADIENTS,
+    EXPECTED_GRADIENTS,
+    INTEGRATED_HESSIANS,
+    DIRECTIONAL_IG,
+    GUIDED_IG,
+    SPLIT_IG,
+    DECISION_IG,
+    IDGI,
+    BLUR_IG,
+    XRAI,
+    SEQUENTIAL_IG,
+    AGI,
+    BOUNDARY_IG,
+    BOUNDARY_SALIENCY,
+    NEFLAG,
+    SALIENCY,
+    INPUT_X_GRADIENT,
+    DECONVNET,
+    GUIDED_BACKPROP,
+    RECTGRAD,
+    GRAD_CAM,
+    GRAD_CAM_PP,
+    SMOOTH_GRAD_CAM_PP,
+    FULLGRAD,
 )
 
 BY_NAME = {entry.name: entry for entry in METHODS}

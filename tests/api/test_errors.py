@@ -131,7 +131,7 @@ async def test_what_is_no_finite_number_is_refused_in_a_parameter(
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"method": "saliency"}, "method 'saliency' is not known; the methods are integrated_gradients"),
+        ({"method": "tarot"}, "method 'tarot' is not known; the methods are integrated_gradients"),
         ({"method": 5}, "parameters.method: "),
         ({"target": "maybe"}, "target 'maybe' is not a label; the labels are approved, denied, predicted"),
         ({"target": 2}, "target 2 is not a label's index; it must lie between 0 and 1"),

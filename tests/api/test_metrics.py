@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.methods.registry import BY_NAME
+
 if TYPE_CHECKING:
     from tests.api.conftest import Explain, Figures
     from tests.conftest import MakeKey, Service
@@ -141,8 +143,8 @@ async def test_no_label_says_anything_of_anybody(
             for name, found in sample.labels.items():
                 labels[name].add(found)
     assert set(labels) <= LABELS
-    assert labels["method"] <= {"integrated_gradients", "expected_gradients", "predict", "unknown"}
-    assert labels["model"] <= {"loan", "unknown"}
+    assert labels["method"] <= {*BY_NAME, "predict", "unknown"}
+    assert labels["model"] <= {"loan", "digits", "unknown"}
     secrets = {*marks.values(), key.id, key.secret, explanation["id"], *fresh}
     for values in labels.values():
         assert not values & secrets

@@ -9,6 +9,7 @@ import pytest
 
 from service.api.schemas import ExplainReply, PredictReply
 from service.errors import AnswerableError
+from service.methods.registry import METHODS as METHODS_KNOWN
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -48,7 +49,20 @@ async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, An
     assert {feature["name"] for feature in model["inputs"] if feature["protected"]} >= {"black", "hispanic", "male"}
     assert model["outputs"]["labels"] == ["approved", "denied"]
     assert model["outputs"]["adverse"] == "denied"
-    assert [method["name"] for method in model["methods"]] == ["integrated_gradients", "expected_gradients"]
+    named = [one["name"] for one in (*model["methods"], *model["unavailable_methods"])]
+    assert sorted(named) == sorted(entry.name for entry in METHODS_KNOWN)
+    assert named[:2] == ["integrated_gradients", "expected_gradients"]
+    for method in model["methods"]:
+        assert {"name", "description", "completeness", "cost", "least_points", "options", "citation"} == set(method)
+        for option in method["options"]:
+            assert {"name", "default", "description"} < set(option) or option["name"] == "groups"
+    assert {one["name"] for one in model["unavailable_methods"]} >= {
+        "grad_cam",
+        "blur_ig",
+        "xrai",
+        "integrated_hessians",
+    }
+    assert all(one["reason"] for one in model["unavailable_methods"])
     assert [baseline["name"] for baseline in model["baselines"]] == ["training", "approved"]
     assert model["defaults"]["method"] == "integrated_gradients"
 
@@ -77,7 +91,7 @@ async def test_every_method_and_option_that_a_model_shows_is_accepted(
         {"method": method["name"], "options": {option["name"]: choice}}
         for method in model["methods"]
         for option in method["options"]
-        for choice in option["choices"]
+        for choice in option.get("choices", [option["default"]])
     ]
     asked += [{"method": method["name"]} for method in model["methods"]]
     asked += [{"output_space": space} for space in model["outputs"]["spaces"]]

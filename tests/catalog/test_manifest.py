@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def test_the_loan_model_is_whole(version: Version) -> None:
     assert read_verified(version.folder, manifest.artefact.file, manifest.artefact.sha256)
     for baseline in manifest.baselines:
         rows = read_baseline_rows(version.folder, manifest, baseline)
-        assert rows.shape == (baseline.size, len(manifest.inputs.features))
+        assert rows.shape == (baseline.size, prod(manifest.inputs.shape))
 
 
 CHANGES: dict[str, Change] = {

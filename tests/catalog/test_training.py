@@ -1,4 +1,4 @@
-"""The loan model can be made again: the same data and the same script give the same files."""
+"""The example models can be made again: the same data and the same script give the same files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
-FILES = ("model.onnx", "heldout.safetensors", "baselines/training.safetensors", "baselines/approved.safetensors")
+import pytest
+
+MODELS = Path(__file__).parents[2] / "models"
 
 
-def test_training_again_gives_the_same_files(tmp_path: Path) -> None:
-    arguments = [sys.executable, str(LOAN / "train.py"), "--out", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("model", "baselines", "figure", "least"),
+    [
+        ("loan/1", ("training", "approved"), "AUC", 0.75),
+        ("digits/1", ("training", "blank"), "accuracy", 0.97),
+    ],
+)
+def test_training_again_gives_the_same_files(
+    model: str, baselines: tuple[str, ...], figure: str, least: float, tmp_path: Path
+) -> None:
+    arguments = [sys.executable, str(MODELS / model / "train.py"), "--out", str(tmp_path)]
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
-    for name in FILES:
-        assert (tmp_path / name).read_bytes() == (LOAN / name).read_bytes(), name
-    auc = re.search(r"AUC\s+(\d\.\d+)", printed)
-    assert auc is not None
-    assert float(auc[1]) >= 0.75
+    files = ["model.onnx", "heldout.safetensors", *(f"baselines/{name}.safetensors" for name in baselines)]
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (MODELS / model / name).read_bytes(), name
+    reached = re.search(rf"{figure}\s+(\d\.\d+)", printed)
+    assert reached is not None
+    assert float(reached[1]) >= least

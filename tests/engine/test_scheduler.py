@@ -132,7 +132,7 @@ def test_gradients_that_are_not_finite_are_said_to_be(
 
         def run(self, segments: Sequence[Segment]) -> list[object]:
             return [
-                replace(part, derivatives=part.derivatives * np.nan, contributions=(part.contributions[0] * np.nan,))
+                replace(part, derivatives=part.derivatives * np.nan, pieces=(part.pieces[0] * np.nan,))
                 for part in kernel.run(segments)
             ]
 

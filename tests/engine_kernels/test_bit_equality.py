@@ -40,7 +40,7 @@ def points(rows: Floats, generator: np.random.Generator, count: int) -> Points:
 def bits(part: object) -> list[bytes]:
     """Everything in a kernel's part, as bytes."""
     if isinstance(part, EvaluatedPoints):
-        contributions = [piece.numpy().tobytes() for piece in part.contributions]
+        contributions = [piece.numpy().tobytes() for piece in part.pieces]
         return [part.outputs.tobytes(), part.derivatives.tobytes(), *contributions]
     if isinstance(part, Pieces):
         assert part.alphas is not None

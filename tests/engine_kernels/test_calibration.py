@@ -85,11 +85,11 @@ def test_tracing_changes_no_bit(readout: Readout) -> None:
     points = Points(np.zeros((1, 8)), np.ones(8), np.zeros(30, dtype=np.intp), np.linspace(0, 1, 30), readout, 1)
     answers = []
     for trace in (False, True):
-        kernel = GradientKernel(twin, torch.device("cpu"), 32, 2, trace=trace)
+        kernel = GradientKernel(twin, torch.device("cpu"), 32, (8,), 2, trace=trace)
         for _ in range(5):  # TorchScript optimises after the first ones
             (part,) = kernel.run([Segment(points, 0, 30)])
             assert isinstance(part, EvaluatedPoints)
-            contributions = part.contributions[0].numpy()
+            contributions = part.pieces[0].numpy()
             answers.append((part.outputs.tobytes(), part.derivatives.tobytes(), contributions.tobytes()))
     assert len(set(answers)) == 1
 
@@ -99,13 +99,13 @@ def test_without_torchscript_the_bits_are_the_same(monkeypatch: pytest.MonkeyPat
     network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
     twin = fx.symbolic_trace(network.requires_grad_(False))
     segment = Segment(question(30), 0, 30)
-    (usual,) = GradientKernel(twin, torch.device("cpu"), 32, 2).run([segment])
+    (usual,) = GradientKernel(twin, torch.device("cpu"), 32, (8,), 2).run([segment])
     monkeypatch.delattr(torch.jit, "trace")
-    (without,) = GradientKernel(twin, torch.device("cpu"), 32, 2).run([segment])
+    (without,) = GradientKernel(twin, torch.device("cpu"), 32, (8,), 2).run([segment])
     assert isinstance(usual, EvaluatedPoints)
     assert isinstance(without, EvaluatedPoints)
     assert usual.derivatives.tobytes() == without.derivatives.tobytes()
-    assert torch.equal(usual.contributions[0], without.contributions[0])
+    assert torch.equal(usual.pieces[0], without.pieces[0])
 
 
 def test_what_cannot_be_traced_runs_as_it_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def points(
     shape: tuple[int, ...], count: int, seed: int, labels: int, readout: Readout = Readout.PROBABILITY
 ) -> Points:
     generator = np.random.default_rng(seed)
-    starts, end = generator.normal(size=(3, *shape)), generator.normal(size=shape)
+    starts, end = generator.normal(size=(3, prod(shape))), generator.normal(size=prod(shape))
     lines = np.sort(generator.integers(0, 3, count))
     target = int(generator.integers(0, labels))
     return Points(starts, end, lines, generator.uniform(0, 1, count), readout, target)
@@ -105,7 +106,7 @@ def bits(part: EvaluatedPoints) -> list[bytes]:
     return [
         part.outputs.tobytes(),
         part.derivatives.tobytes(),
-        *(c.cpu().numpy().tobytes() for c in part.contributions),
+        *(c.cpu().numpy().tobytes() for c in part.pieces),
     ]
 
 
@@ -114,11 +115,11 @@ def test_the_graph_answers_what_the_plain_kernel_does(
     table: fx.GraphModule, device: torch.device, readout: Readout
 ) -> None:
     question = points((38,), 100, 0, 2, readout)
-    graphed = answered(GraphedGradientKernel(table, device, 128, 2).run([whole(question)]), 0)
-    plain = answered(GradientKernel(table, device, 128, 2, trace=False).run([whole(question)]), 0)
+    graphed = answered(GraphedGradientKernel(table, device, 128, (38,), 2).run([whole(question)]), 0)
+    plain = answered(GradientKernel(table, device, 128, (38,), 2, trace=False).run([whole(question)]), 0)
     np.testing.assert_allclose(graphed.outputs, plain.outputs, rtol=1e-6)
     np.testing.assert_allclose(graphed.derivatives, plain.derivatives, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(graphed.contributions[0], plain.contributions[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(graphed.pieces[0], plain.pieces[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["table", "images"])
@@ -126,7 +127,7 @@ def test_alone_and_amid_traffic_the_bits_are_equal(
     kind: str, device: torch.device, request: pytest.FixtureRequest
 ) -> None:
     shape, rows, labels = ((38,), 512, 2) if kind == "table" else ((3, 64, 64), 32, LABELS)
-    kernel = GraphedGradientKernel(request.getfixturevalue(kind), device, rows, labels)
+    kernel = GraphedGradientKernel(request.getfixturevalue(kind), device, rows, shape, labels)
     probe = points(shape, 7, 0, labels)
     alone = bits(answered(kernel.run([whole(probe)]), 0))
     for seed in range(1, 20):
@@ -137,7 +138,7 @@ def test_alone_and_amid_traffic_the_bits_are_equal(
 
 
 def test_two_chunks_under_way_do_not_mix(table: fx.GraphModule, device: torch.device) -> None:
-    kernel = GraphedGradientKernel(table, device, 128, 2)
+    kernel = GraphedGradientKernel(table, device, 128, (38,), 2)
     questions = [points((38,), 128, seed, 2) for seed in range(12)]
     alone = [bits(answered(kernel.run([whole(question)]), 0)) for question in questions]
     before: Launched | None = None
@@ -191,7 +192,7 @@ def pipelined(kernel: GraphedGradientKernel, question: Points) -> Callable[[], N
 
 def test_large_networks_run_at_the_rate_of_the_bare_loop(images: fx.GraphModule, device: torch.device) -> None:
     question = points((3, 224, 224), 64, 0, LABELS, Readout.LOGIT)
-    ours = rate(pipelined(GraphedGradientKernel(images, device, 64, LABELS), question), 64, 10)
+    ours = rate(pipelined(GraphedGradientKernel(images, device, 64, (3, 224, 224), LABELS), question), 64, 10)
     bare = rate(bare_loop(images, torch.randn(64, 3, 224, 224, device=device)), 64, 10)
     print(f"ResNet-50: {ours:.0f} points/s, {ours / bare:.2f} of the bare loop")
     assert ours >= 0.9 * bare
@@ -201,7 +202,7 @@ def test_small_networks_run_at_ten_times_the_rate_of_the_eager_loop(
     table: fx.GraphModule, device: torch.device
 ) -> None:
     question = points((38,), 4096, 0, 2, Readout.LOGIT)
-    ours = rate(pipelined(GraphedGradientKernel(table, device, 4096, 2), question), 4096, 50)
+    ours = rate(pipelined(GraphedGradientKernel(table, device, 4096, (38,), 2), question), 4096, 50)
     eager = rate(bare_loop(table, torch.randn(50, 38, device=device)), 50, 100)
     print(f"loan: {ours:.0f} points/s, {ours / eager:.1f} times the eager loop at 50 rows")
     assert ours >= 10 * eager

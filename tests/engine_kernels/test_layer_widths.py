@@ -27,11 +27,11 @@ for inputs in (2, 5, 6, 8, 13, 31, 38, 100):
             for parameter in network.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
                 parameter.requires_grad_(False)
-        kernel = GradientKernel(network, torch.device("cpu"), 512, 2)
+        kernel = GradientKernel(network, torch.device("cpu"), 512, (inputs,), 2)
         start, end = torch.randn(2, inputs, generator=generator).double().numpy()
         everywhere = Points(start[None], end, np.zeros(512, dtype=np.intp), np.full(512, 0.3), Readout.PROBABILITY, 1)
         (part,) = kernel.run([Segment(everywhere, 0, 512)])
-        (contributions,) = part.contributions
+        (contributions,) = part.pieces
         if not (part.outputs == part.outputs[0]).all() or not (contributions == contributions[0]).all():
             print(inputs, labels)
 """

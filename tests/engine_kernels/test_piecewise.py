@@ -21,6 +21,12 @@ INPUTS, LABELS, BLOCK = 8, 2, 64
 MANY = 10_000
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    """The networks are small; further threads wait for each other."""
+    torch.set_num_threads(1)
+
+
 class Bent(nn.Module):
     """A network that also gives, for the search, every quantity whose sign decides its regime: [rows, units]."""
 
@@ -216,7 +222,7 @@ def test_a_line_with_too_many_pieces_is_flagged_and_the_others_stay_bit_equal(ki
 
 def test_the_kernel_answers_nothing_for_a_line_with_too_many_pieces() -> None:
     network = random_network("relu", 3).float()
-    kernel = BreakpointsKernel(PiecewiseLinear(fx.symbolic_trace(network), BLOCK), 8)
+    kernel = BreakpointsKernel(PiecewiseLinear(fx.symbolic_trace(network), BLOCK), 8, (INPUTS,))
     start: Floats = np.full(INPUTS, -2.0)
     lines = [Breakpoints(start, -start, most) for most in (MANY, 1, MANY)]
     first, second, third = kernel.run([Segment(line, 0, 1) for line in lines])

@@ -6,6 +6,7 @@ The references read the network from `model.onnx` themselves. Nothing in them is
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,33 +16,55 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from service.catalog.loading import DeployedArtefact, baseline_digest
-from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, Indices, OutputSpace, Plan, Priority
-from service.engine.device import DEPLOYED_ROWS, DeviceModel, prepare_baseline, put_on_device
+from service.domain import (
+    BaselineChoice,
+    ChunkShapes,
+    Explanation,
+    Floats,
+    Indices,
+    InputKind,
+    OptionValue,
+    OutputSpace,
+    Plan,
+    Priority,
+    Traits,
+)
+from service.engine.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline, put_on_device
 from service.engine.explanation import explain
 from service.engine.gradient import GradientKernel
-from service.engine.kernels import Deployed, DeployedKernel, Kernels
+from service.engine.kernels import DeployedKernel
 from service.engine.messages import Done
 from service.engine.scheduler import Live, Scheduler
+from service.engine.traits import traits_of
 from service.methods.oracle import (
+    Answer,
     Attribution,
     Breakpoints,
+    Curvatures,
     DeadlinePassed,
     Evaluated,
+    Forwards,
+    HessianRows,
     Method,
     Pieces,
     Points,
     Problem,
+    Question,
     Readout,
+    Rows,
 )
+from service.methods.registry import BY_NAME
 
 FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
 SHAPES = ChunkShapes(128, 512)
+SMALL = ChunkShapes(16, 64)
 
 Run = Callable[[DeviceModel, Sequence[Plan]], list[Explanation]]
 Attributions = dict[OutputSpace, Floats]
@@ -118,12 +141,13 @@ def plans(model: DeviceModel) -> PlanMaker:
 class _SameNetwork(DeployedArtefact):
     """Deployed ends from a torch network, where there is no artefact."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self._network = network
+        self._shape = shape
 
     def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
         with torch.no_grad():
-            logits = self._network(torch.from_numpy(rows))
+            logits = self._network(torch.from_numpy(rows).reshape(-1, *self._shape))
         return {OutputSpace.LOGIT: logits.numpy(), OutputSpace.PROBABILITY: torch.softmax(logits, dim=1).numpy()}
 
 
@@ -136,11 +160,12 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
     for name, module in list(twin.named_children()):
         if isinstance(module, nn.ReLU):
             setattr(twin, name, nn.GELU())
-    deployed = DeployedKernel(_SameNetwork(twin), DEPLOYED_ROWS)
-    gradients = [GradientKernel(twin, torch.device("cpu"), rows, 2) for rows in (SHAPES.brief, SHAPES.long)]
-    kernels = Kernels({Deployed: [deployed], Points: gradients})
+    twin.recompile()
+    deployed = DeployedKernel(_SameNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
+    traits = traits_of(twin, InputKind.TABULAR, model.traits.shape, 2)
+    kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
     baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
-    return replace(model, kernels=kernels, baselines=baselines, obstacle="GELU")
+    return replace(model, kernels=kernels, baselines=baselines, traits=traits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,10 +309,24 @@ Network = Callable[[Tensor], Tensor]
 Pose = Callable[..., Problem]
 Drive = Callable[..., Attribution]
 
+PLAIN = Traits(
+    kind=InputKind.TABULAR,
+    shape=(0,),
+    labels=0,
+    obstacle="not looked for",
+    kinks=("not looked for",),
+    has_relu=True,
+    has_convolution=False,
+    biases_obstacle="not looked for",
+)
+
 
 @pytest.fixture(scope="session")
 def pose() -> Pose:
-    """Poses a problem about label 1 of a float64 network; keywords replace its fields."""
+    """Poses a problem about a float64 network; keywords replace its fields, and `traits` fields of its traits.
+
+    `x` [...shape] and `baselines` [K, ...shape] have the shape that the network takes; the problem's are flat.
+    """
 
     def make(
         network: Network,
@@ -295,28 +334,32 @@ def pose() -> Pose:
         baselines: Floats,
         space: OutputSpace = OutputSpace.PROBABILITY,
         rule: str = "auto",
+        target: int = 1,
+        traits: Mapping[str, object] | None = None,
         **fields: object,
     ) -> Problem:
         center = baselines.mean(axis=0)
         logits = network(torch.from_numpy(np.concatenate([x[None], center[None], baselines])))
-        outputs = logits[:, 1] if space is OutputSpace.LOGIT else torch.softmax(logits, dim=1)[:, 1]
+        outputs = (logits if space is OutputSpace.LOGIT else torch.softmax(logits, dim=1))[:, target].detach()
+        kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[x.ndim]
+        known = {"kind": kind, "shape": x.shape, "labels": logits.shape[1], **(traits or {})}
         problem = Problem(
-            input=x,
+            input=x.ravel(),
             output=float(outputs[0]),
-            baselines=baselines,
+            baselines=baselines.reshape(len(baselines), -1),
             baseline_outputs=outputs[2:].numpy(),
-            center=center,
+            center=center.ravel(),
             center_output=float(outputs[1]),
-            target=1,
-            labels=logits.shape[1],
+            low=np.zeros(x.size),
+            high=np.ones(x.size),
+            target=target,
             output_space=space,
             tolerance=0.01,
             floor=0.01,
             max_evaluations=100_000,
             seed=0,
             options={"rule": rule},
-            is_piecewise_linear=False,
-            has_kinks=True,
+            traits=replace(PLAIN, **known),  # type: ignore[arg-type]
         )
         return replace(problem, **fields)  # type: ignore[arg-type]
 
@@ -351,31 +394,75 @@ class _KnownPoints:
         )
 
 
-def _gradients(network: Network, points: Points) -> _KnownPoints:
-    starts = points.starts[points.line]
-    rows = torch.from_numpy(starts + points.alphas[:, None] * (points.end - starts)).requires_grad_()
-    logits = network(rows)
-    at_target = logits[:, points.target]
-    match points.readout:
-        case Readout.LOGIT:
-            outputs = at_target
-        case Readout.PROBABILITY:
-            outputs = torch.softmax(logits, dim=1)[:, points.target]
-        case Readout.MARGIN:
-            outputs = at_target - logits[:, 1 - points.target]
-    (gradients,) = torch.autograd.grad(outputs.sum(), rows)
-    return _KnownPoints(outputs.detach().numpy(), gradients.numpy() * (points.end - starts))
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Answers questions about a float64 network by plain automatic differentiation.
+
+    The network takes rows of `shape`; None: flat ones.
+    """
+
+    network: Network
+    shape: tuple[int, ...] | None
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Of flat rows [n, inputs]."""
+        return self.network(rows if self.shape is None else rows.reshape(-1, *self.shape))
+
+    def output(self, rows: Tensor, readout: Readout, targets: Indices | int) -> Tensor:
+        """The explained output at flat rows [n, inputs]: [n]."""
+        logits = self.logits(rows)
+        wanted = torch.as_tensor(targets).expand(len(rows))[:, None]
+        at_target = logits.gather(1, wanted)[:, 0]
+        match readout:
+            case Readout.LOGIT:
+                return at_target
+            case Readout.PROBABILITY:
+                return torch.softmax(logits, dim=1).gather(1, wanted)[:, 0]
+            case Readout.MARGIN:
+                return at_target - logits.gather(1, 1 - wanted)[:, 0]
+
+    def gradients(self, rows: Floats, readout: Readout, targets: Indices | int) -> tuple[Floats, Floats]:
+        """Outputs [n] and gradients [n, inputs]."""
+        at = torch.from_numpy(rows).requires_grad_()
+        outputs = self.output(at, readout, targets)
+        (gradients,) = torch.autograd.grad(outputs.sum(), at)
+        return outputs.detach().numpy(), gradients.numpy()
+
+    def points(self, points: Points) -> _KnownPoints:
+        """The answer to `points`."""
+        starts = points.starts[points.line]
+        rows = starts + points.alphas[:, None] * (points.end - starts)
+        outputs, gradients = self.gradients(rows, points.readout, points.target)
+        return _KnownPoints(outputs, gradients * (points.end - starts))
+
+    def curvatures(self, asked: HessianRows) -> Curvatures:
+        """The answer to `asked`; the network is taken as it is, kinks and all."""
+
+        def products(row: Tensor, vector: Tensor) -> Tensor:
+            def output(at: Tensor) -> Tensor:
+                return self.output(at[None], asked.readout, asked.target)[0]
+
+            return torch.autograd.functional.hessian(output, row) @ vector  # type: ignore[no-untyped-call, no-any-return]
+
+        outputs, gradients = self.gradients(asked.rows, asked.readout, asked.target)
+        pairs = zip(torch.from_numpy(asked.rows), torch.from_numpy(asked.vectors), strict=True)
+        return Curvatures(outputs, gradients, np.stack([products(*pair).numpy() for pair in pairs]))
+
+    def forwards(self, asked: Forwards) -> dict[OutputSpace, Floats]:
+        """The answer to `asked`."""
+        logits = self.logits(torch.from_numpy(asked.rows)).detach()
+        return {OutputSpace.LOGIT: logits.numpy(), OutputSpace.PROBABILITY: torch.softmax(logits, dim=1).numpy()}
 
 
-def _scanned_pieces(network: Network, line: Breakpoints, most: int | None) -> Pieces:
+def _scanned_pieces(plain: Plain, line: Breakpoints, most: int | None) -> Pieces:
     """Bends found by comparing gradients at 1,001 points and halving the intervals over which they differ."""
 
     def slopes(alphas: Floats) -> Floats:
         columns = []
-        for label in range(network(torch.from_numpy(line.start[None])).shape[1]):
+        for label in range(plain.logits(torch.from_numpy(line.start[None])).shape[1]):
             one_line = np.zeros(len(alphas), dtype=np.intp)
             points = Points(line.start[None], line.end, one_line, alphas, Readout.LOGIT, label)
-            columns.append(_gradients(network, points).derivatives)
+            columns.append(plain.points(points).derivatives)
         return np.stack(columns, axis=1)
 
     scan = np.linspace(0, 1, 1001)
@@ -392,24 +479,26 @@ def _scanned_pieces(network: Network, line: Breakpoints, most: int | None) -> Pi
     if most is not None and len(alphas) - 1 > most:
         return Pieces(None, None)
     rows = line.start + alphas[:, None] * (line.end - line.start)
-    return Pieces(alphas, network(torch.from_numpy(rows)).numpy())
+    return Pieces(alphas, plain.forwards(Forwards(rows))[OutputSpace.LOGIT])
 
 
 @pytest.fixture(scope="session")
 def drive() -> Drive:
-    """Drives a method on a float64 network; its deadline passes after `answers` answers."""
+    """Drives a method on a float64 network that takes rows of `shape`; its deadline passes after `answers` answers."""
 
     def to_the_end(
-        method: Method, network: Network, answers: int | None = None, most_pieces: int | None = None
+        method: Method,
+        network: Network,
+        answers: int | None = None,
+        most_pieces: int | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> Attribution:
+        plain = Plain(network, shape)
         given = 0
         question = next(method)
         try:
             while given != answers:
-                if isinstance(question, Points):
-                    question = method.send(_gradients(network, question))
-                else:
-                    question = method.send(_scanned_pieces(network, question, most_pieces))
+                question = method.send(_answer(plain, question, most_pieces))
                 given += 1
             method.throw(DeadlinePassed())
         except StopIteration as stop:
@@ -418,3 +507,141 @@ def drive() -> Drive:
         raise AssertionError("the method went on after its deadline")
 
     return to_the_end
+
+
+def _answer(plain: Plain, question: Question, most_pieces: int | None) -> Answer:
+    match question:
+        case Points():
+            return plain.points(question)
+        case Rows():
+            return _KnownPoints(*plain.gradients(question.rows, question.readout, question.targets))
+        case HessianRows():
+            return plain.curvatures(question)
+        case Forwards():
+            return plain.forwards(question)
+        case Breakpoints():
+            return _scanned_pieces(plain, question, most_pieces)
+    raise AssertionError(f"{type(question).__name__} needs the engine: use `model_of`")
+
+
+ModelOf = Callable[..., DeviceModel]
+
+
+@pytest.fixture(scope="session")
+def model_of(model: DeviceModel) -> ModelOf:
+    """Puts a torch network behind the real kernels: `model_of(network, baselines)`, baselines [K, ...shape].
+
+    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Explain with
+    `run(model, [plan_for(model, x, method, ...)])`.
+    """
+
+    def make(network: nn.Module, baselines: Floats, shapes: ChunkShapes = SMALL) -> DeviceModel:
+        torch.set_num_threads(1)
+        network = network.float().eval()
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        twin = fx.symbolic_trace(network)
+        shape = baselines.shape[1:]
+        kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
+        with torch.no_grad():
+            labels = network(torch.zeros(1, *shape)).shape[1]
+        traits = traits_of(twin, kind, shape, labels)
+        deployed = DeployedKernel(_SameNetwork(twin, shape), DEPLOYED_ROWS)
+        kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
+        prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
+        low, high = np.zeros(prepared.rows.shape[1]), np.ones(prepared.rows.shape[1])
+        return DeviceModel(model.key, model.manifest, kernels, {"sha256:own": prepared}, traits, low, high, 0.0)
+
+    return make
+
+
+PlanFor = Callable[..., Plan]
+
+
+@pytest.fixture(scope="session")
+def plan_for() -> PlanFor:
+    """Makes a plan for a model of `model_of`: `plan_for(model, x, "saliency", target=2, options={...})`.
+
+    Options that are not named have their defaults; other keywords replace fields of the plan.
+    """
+
+    def make(
+        model: DeviceModel, x: Floats, method: str, options: Mapping[str, OptionValue] | None = None, **fields: object
+    ) -> Plan:
+        size = len(model.baselines["sha256:own"].rows)
+        plan = Plan(
+            model=model.key,
+            method=method,
+            options=tuple(sorted({**BY_NAME[method].defaults(), **(options or {})}.items())),
+            input=tuple(x.ravel().tolist()),
+            target=1,
+            output_space=OutputSpace.LOGIT,
+            baseline=BaselineChoice("own", "1", "sha256:own", size),
+            tolerance=0.01,
+            max_evaluations=65_536,
+            seed=0,
+            floor=None,
+        )
+        return replace(plan, **fields)  # type: ignore[arg-type]
+
+    return make
+
+
+TOKENS = 6
+VOCABULARY = 20
+
+
+@pytest.fixture(scope="session")
+def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version folder of a small model over tokens: embedding, positions, a tanh layer for each, mean, two labels."""
+    draws = np.random.default_rng(5)
+    sizes = {"table": (VOCABULARY, 4), "places": (TOKENS, 4), "inner": (4, 8), "outer": (8, 2)}
+    constants = {name: draws.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["embedded"], axis=0),
+        helper.make_node("Add", ["embedded", "places"], ["placed"]),
+        helper.make_node("MatMul", ["placed", "inner"], ["mixed"]),
+        helper.make_node("Tanh", ["mixed"], ["bent"]),
+        helper.make_node("ReduceMean", ["bent"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "outer"], ["logit"]),
+        helper.make_node("Softmax", ["logit"], ["probability"], axis=1),
+    ]
+    given = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["rows", TOKENS])
+    answers = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("logit", "probability")]
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "tokens", [given], answers, stored)
+    content = helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    folder = tmp_path_factory.mktemp("models") / "words" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(content)
+    manifest = {
+        "name": "words",
+        "version": "1",
+        "title": "Words",
+        "artefact": {"file": "model.onnx", "sha256": hashlib.sha256(content).hexdigest()},
+        "inputs": {
+            "kind": "tokens",
+            "tensor": "tokens",
+            "length": TOKENS,
+            "vocabulary": VOCABULARY,
+            "padding": 0,
+            "mask": 1,
+            "special": [2, 3],
+        },
+        "outputs": {
+            "labels": ["no", "yes"],
+            "link": "softmax",
+            "tensors": {"logit": "logit", "probability": "probability"},
+        },
+        "defaults": {"baseline": "mask"},
+        "example": [2, 7, 9, 12, 3],
+    }
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def token_model(token_folder: Path) -> DeviceModel:
+    """The model of `token_folder`."""
+    torch.set_num_threads(1)
+    return put_on_device(token_folder, torch.device("cpu"), {}, SMALL)

@@ -88,6 +88,7 @@ def test_on_the_sigmoid_of_a_linear_margin_shares_are_those_of_the_margin(
     assert result.stopped is None
     norm = max(np.abs(of_margin * slope).sum(), problem.floor)
     assert np.abs(result.values - of_margin * slope).sum() <= max(result.path_error, 1e-9 * norm)
+    assert result.path_error is not None
     assert abs(result.values.sum() - (sigmoid[1] - sigmoid[0])) <= tolerance * max(
         abs(sigmoid[1] - sigmoid[0]), problem.floor
     )
@@ -95,7 +96,7 @@ def test_on_the_sigmoid_of_a_linear_margin_shares_are_those_of_the_margin(
 
 @pytest.mark.parametrize("space", OutputSpace)
 def test_the_exact_rule_is_exact_with_one_gradient_a_piece(pose: Pose, drive: Drive, space: OutputSpace) -> None:
-    problem = pose(two_layers, X, BASELINE[None], space, rule="exact", is_piecewise_linear=True)
+    problem = pose(two_layers, X, BASELINE[None], space, rule="exact", traits={"obstacle": None})
     result = drive(integrated_gradients(problem), two_layers)
     dense = drive(
         integrated_gradients(pose(two_layers, X, BASELINE[None], space, rule="midpoint", tolerance=1e-6)), two_layers
@@ -110,9 +111,10 @@ def test_the_exact_rule_with_three_labels_needs_three_nodes_a_piece(pose: Pose, 
     def three(rows: Tensor) -> Tensor:
         return torch.cat([two_layers(rows), rows[:, :1]], dim=1)
 
-    problem = pose(three, X, BASELINE[None], OutputSpace.PROBABILITY, rule="exact", is_piecewise_linear=True)
+    problem = pose(three, X, BASELINE[None], OutputSpace.PROBABILITY, rule="exact", traits={"obstacle": None})
     result = drive(integrated_gradients(problem), three)
     assert result.evaluations % 3 == 0
+    assert result.path_error is not None
     assert abs(result.values.sum() - (problem.output - problem.center_output)) <= result.path_error + 1e-12
     assert result.path_error < 0.01
 
@@ -125,8 +127,7 @@ def test_auto_refines_where_pieces_do_not_fit_the_budget(pose: Pose, drive: Driv
         BASELINE[None],
         OutputSpace.LOGIT,
         rule="auto",
-        is_piecewise_linear=True,
-        has_kinks=has_kinks,
+        traits={"obstacle": None, "kinks": ("relu",) if has_kinks else ()},
         max_evaluations=2,
     )
     assert drive(integrated_gradients(problem), two_layers, most_pieces=1).rule == rule
@@ -155,7 +156,7 @@ def test_after_a_deadline_what_is_known_is_returned(pose: Pose, drive: Drive, ru
 
 @pytest.mark.parametrize("rule", [*RULES, "exact"])
 def test_a_deadline_before_the_first_answer_passes_through(pose: Pose, drive: Drive, rule: str) -> None:
-    problem = pose(two_layers, X, BASELINE[None], OutputSpace.LOGIT, rule=rule, is_piecewise_linear=True)
+    problem = pose(two_layers, X, BASELINE[None], OutputSpace.LOGIT, rule=rule, traits={"obstacle": None})
     with pytest.raises(DeadlinePassed):
         drive(integrated_gradients(problem), two_layers, answers=0)
 

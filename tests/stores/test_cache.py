@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from service import cache as cache_module
 from service.cache import Cache, _baseline_key, _explanation, _result_key
-from service.domain import Completeness, Explanation, ModelKey, OutputSpace
+from service.domain import Completeness, Explanation, GroupShare, ModelKey, OutputSpace
 from service.embedded_redis import EmbeddedRedis, start_embedded_redis
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ EXPLANATION = Explanation(
     output=0.75,
     baseline_output=0.1,
     attributions=(0.1, -0.2, 1 / 3),
+    shape=(3,),
     standard_error=None,
     completeness=Completeness.EXACT,
     completeness_error=1e-7,
@@ -58,6 +59,7 @@ explanations = st.builds(
     output=st.none() | finite,
     baseline_output=st.none() | finite,
     attributions=st.none() | several,
+    shape=st.lists(st.integers(1, 500), max_size=3).map(tuple),
     standard_error=st.none() | several,
     completeness=st.sampled_from(Completeness),
     completeness_error=st.none() | finite,
@@ -68,6 +70,11 @@ explanations = st.builds(
     rule=st.text(),
     small_difference=st.booleans(),
     chunk_rows=st.text(),
+    interactions=st.none() | st.lists(several, min_size=1, max_size=3).map(tuple),
+    groups=st.lists(
+        st.builds(GroupShare, st.lists(st.integers(0, 99), min_size=1).map(tuple), finite, finite), max_size=3
+    ).map(tuple),
+    noisy_output=st.none() | finite,
 )
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from service.cache import Cache
+from service.catalog.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
-from service.domain import Completeness, Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.domain import Completeness, Explanation, InputKind, ModelKey, Plan, Prediction, Priority, Timings, Traits
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerUnavailable, NotConverged, Overloaded
 from service.explaining import Answer, Explaining, LedgerMode, Request
 from service.ledger import Entry, Ledger
@@ -77,18 +78,20 @@ class ListLedger:
 @pytest.fixture(scope="module")
 def version() -> ModelVersion:
     manifest, key, digest = read_manifest(LOAN)
-    return ModelVersion(key, manifest, LOAN, digest, environment={"answerable": "test"})
+    traits = Traits(InputKind.TABULAR, manifest.inputs.shape, 2, None, ("relu",), True, False, "minimum")
+    return ModelVersion(key, manifest, LOAN, digest, environment={"answerable": "test"}, traits=traits)
 
 
 @pytest.fixture
 def explanation(version: ModelVersion) -> Explanation:
-    features = len(version.manifest.inputs.features)
+    features = len(version.manifest.inputs.names)
     return Explanation(
         outputs=(0.25, 0.75),
         target=1,
         output=0.75,
         baseline_output=0.1,
         attributions=tuple(0.65 / features for _ in range(features)),
+        shape=(features,),
         standard_error=None,
         completeness=Completeness.EXACT,
         completeness_error=1e-7,
@@ -114,7 +117,7 @@ class UnderTest:
     tenant: str
 
     def request(self, tenant: str | None = None, use_cache: bool = True, rows: int = 1, **parameters: Any) -> Request:
-        row = tuple(float(value or 0.0) for value in self.version.manifest.example.values())
+        row = read_instance(self.version.manifest, self.version.manifest.example)
         return Request(
             version=self.version,
             rows=[row] * rows,
@@ -309,7 +312,7 @@ async def test_strict_refuses_and_records_nothing(make: Make, explanation: Expla
 
 async def test_one_failing_row_cancels_the_others_of_its_request(make: Make, until: Until) -> None:
     one = make(held=True)
-    rows = [tuple(float(number) for _ in one.version.manifest.inputs.features) for number in range(3)]
+    rows = [tuple(float(number) for _ in one.version.manifest.inputs.names) for number in range(3)]
     asking = asyncio.create_task(one.explaining.explain(replace(one.request(rows=3), rows=rows)))
     await until(lambda: len(one.engine.asked) == 3)
     asking.cancel()

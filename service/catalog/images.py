@@ -1,0 +1,84 @@
+"""PNG and JPEG files as the pixels that a model takes.
+
+What is done to an image is declared in the manifest and so part of the version's digest. Headers are read before
+pixels: a file that says it is larger than `MOST_PIXELS` is refused before anything is decompressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.catalog.manifest import ImageInputs
+from service.domain import Floats
+from service.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG")
+MOST_PIXELS = 16_000_000
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def decode(inputs: ImageInputs, content: str) -> Floats:
+    """The pixels [channels, height, width] of the file that `content` is the base64 of, in the model's own units.
+
+    Raises InvalidRequest for what is no such file, too large, or of another size where the manifest allows no resizing.
+    """
+    try:
+        file = base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest("image must be the base64 of a PNG or JPEG file") from error
+    return _in_units(inputs, _pixels(inputs, _opened(file)))
+
+
+def _opened(file: bytes) -> Image:
+    from PIL import Image, UnidentifiedImageError  # the front starts without it
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one
+            image = Image.open(io.BytesIO(file), formats=FORMATS)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        raise InvalidRequest("image must be the base64 of a PNG or JPEG file") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise InvalidRequest(f"the image has {image.width} by {image.height} pixels, over {MOST_PIXELS} in all")
+    return image
+
+
+def _pixels(inputs: ImageInputs, image: Image) -> Floats:
+    """Values from 0 to 255, [channels, height, width]."""
+    from PIL import Image
+
+    channels, height, width = inputs.shape
+    if inputs.resize == "none" and image.size != (width, height):
+        raise InvalidRequest(
+            f"the image is {image.width} by {image.height} pixels, the model takes {width} by {height}"
+        )
+    if channels not in MODES:
+        raise InvalidRequest(f"an image file has no {channels} channels; send nested lists")
+    try:
+        image = image.convert(MODES[channels])
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling[inputs.resize.upper()])
+    except (OSError, ValueError, SyntaxError) as error:  # PIL's word for a broken PNG chunk is SyntaxError
+        raise InvalidRequest("the image file is damaged") from error
+    values = np.asarray(image, dtype=np.float64).reshape(height, width, channels)
+    return values.transpose(2, 0, 1)
+
+
+def _in_units(inputs: ImageInputs, values: Floats) -> Floats:
+    """From 0 to 255 to the model's units: normalised where the manifest says so, else stretched over its range."""
+    if inputs.normalise is not None:
+        mean = np.array(inputs.normalise.mean).reshape(-1, 1, 1)
+        deviation = np.array(inputs.normalise.deviation).reshape(-1, 1, 1)
+        normalised: Floats = (values / 255 - mean) / deviation
+        return normalised
+    low, high = inputs.range
+    return low + values / 255 * (high - low)

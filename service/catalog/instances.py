@@ -1,0 +1,128 @@
+"""From an instance, as a request brings it, to the model's input row."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from service.catalog.images import decode
+from service.catalog.manifest import Feature, ImageInputs, Manifest, TabularInputs, TokenInputs
+from service.errors import InvalidRequest
+
+Row = tuple[float, ...]
+
+
+def read_instance(manifest: Manifest, instance: object) -> Row:
+    """The model's input row for one instance, in the artefact's own units, flat.
+
+    A table row is an object by feature name or a list in feature order; an image nested lists by channel, row and
+    column, of which one channel needs no list of its own, or an object with a file in `image`; tokens are a list, or an
+    object with `tokens`. Raises InvalidRequest, naming what is missing, unknown, not a number or out of its range.
+    """
+    match manifest.inputs:
+        case TabularInputs():
+            return _table_row(manifest.inputs, instance)
+        case ImageInputs():
+            return _pixels(manifest.inputs, instance)
+        case TokenInputs():
+            return _tokens(manifest.inputs, instance)
+
+
+def known(what: str, names: Iterable[object]) -> str:
+    """What may be asked for, as an error says it."""
+    listed_names = ", ".join(str(name) for name in names)
+    return f"the {what} are {listed_names}" if listed_names else f"there are no {what}"
+
+
+def _table_row(inputs: TabularInputs, instance: object) -> Row:
+    features = inputs.features
+    if isinstance(instance, Mapping):
+        values: Sequence[object] = _by_name(inputs.names, instance)
+    elif isinstance(instance, Sequence) and not isinstance(instance, str):
+        if len(instance) != len(features):
+            raise InvalidRequest(f"the instance has {len(instance)} values, the model has {len(features)} features")
+        values = instance
+    else:
+        raise InvalidRequest("an instance is an object by feature name, or a list in feature order")
+    return tuple([_number(feature, value) for feature, value in zip(features, values, strict=True)])
+
+
+def _by_name(names: Sequence[str], instance: Mapping[str, object]) -> list[object]:
+    missing = [name for name in names if name not in instance]
+    if not missing and len(instance) == len(names):
+        return [instance[name] for name in names]
+    expected = set(names)
+    unknown = [name for name in instance if name not in expected]
+    hint = _did_you_mean(unknown, missing or names)
+    if missing:
+        also = f"; not known: {_listed(unknown)}" if unknown else ""
+        raise InvalidRequest(f"missing: {_listed(missing)}{also}{hint}")
+    raise InvalidRequest(f"the model has no feature {_listed(unknown)}{hint}")
+
+
+def _number(feature: Feature, value: object) -> float:
+    if value is None and feature.missing is not None:
+        return feature.missing
+    if type(value) is not float and type(value) is not int:
+        wanted = "a number" if feature.missing is None else "a number or null"
+        raise InvalidRequest(f"{feature.name} must be {wanted}")
+    low, high = feature.range
+    if not low <= value <= high:
+        unit = "" if feature.unit == "1" else f" ({feature.unit})"
+        raise InvalidRequest(f"{feature.name} is {value:g}, outside its range from {low:g} to {high:g}{unit}")
+    return float(value)
+
+
+def _did_you_mean(unknown: Sequence[str], names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(unknown[0][:64], list(names), 1) if unknown else []
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(str(name)[:64] for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _pixels(inputs: ImageInputs, instance: object) -> Row:
+    channels, height, width = inputs.shape
+    nested = instance
+    if isinstance(instance, Mapping) and set(instance) == {"image"} and isinstance(instance["image"], str):
+        nested = decode(inputs, instance["image"]).tolist()
+    if channels == 1 and isinstance(nested, Sequence) and len(nested) == height and height != 1:
+        nested = [nested]
+    values = tuple(_leaves(nested, inputs.shape))
+    low, high = inputs.range
+    for at, value in enumerate(values):
+        if not low <= value <= high:
+            row, column = divmod(at % (height * width), width)
+            raise InvalidRequest(
+                f"the pixel in row {row}, column {column} is {value:g}, outside the range from {low:g} to {high:g}"
+            )
+    return values
+
+
+def _leaves(nested: object, shape: tuple[int, ...]) -> Iterator[float]:
+    if not isinstance(nested, Sequence) or isinstance(nested, str) or len(nested) != shape[0]:
+        raise InvalidRequest(
+            "an image is nested lists by channel, row and column, as the model's shape says, or a file in `image`"
+        )
+    for item in nested:
+        if len(shape) > 1:
+            yield from _leaves(item, shape[1:])
+        elif type(item) is float or type(item) is int:
+            yield float(item)
+        else:
+            raise InvalidRequest("every pixel must be a number")
+
+
+def _tokens(inputs: TokenInputs, instance: object) -> Row:
+    if isinstance(instance, Mapping) and set(instance) == {"tokens"}:
+        instance = instance["tokens"]
+    if not isinstance(instance, Sequence) or isinstance(instance, str):
+        raise InvalidRequest("an instance is a list of tokens, or an object with `tokens`")
+    if not 1 <= len(instance) <= inputs.length:
+        raise InvalidRequest(f"the instance has {len(instance)} tokens; it must have from 1 to {inputs.length}")
+    for at, token in enumerate(instance):
+        if type(token) is not int or not 0 <= token < inputs.vocabulary:
+            raise InvalidRequest(f"token {at} must be a whole number from 0 to {inputs.vocabulary - 1}")
+    return tuple(map(float, instance)) + (float(inputs.padding),) * (inputs.length - len(instance))

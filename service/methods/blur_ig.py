@@ -1,0 +1,108 @@
+"""Blur IG: the gradient integrated while a blurred image becomes sharp.
+
+Xu, Venugopalan and Sundararajan, "Attribution in scale and space", CVPR 2020. With L(sigma) the image
+convolved with a Gaussian of the standard deviation sigma,
+
+    values_i = - int from 0 to sigma_max of df/dx_i (L(sigma)) dL_i/dsigma dsigma
+
+The baseline is the image itself, blurred, and no colour has to be chosen for it. The values sum to
+f(x) - f(L(sigma_max)), the latter being the `baseline_output`; the integral is refined until that and the path error
+hold the tolerance. sigma is a standard deviation, in pixels, where the paper's parameter is a variance; the image is
+mirrored at its border, and channels are blurred each by itself. `sigma_max` is a share of the longer side, so that it
+means the same at every resolution. The path is in `service.numerics.blur`.
+
+What blurring keeps, the mean brightness above all, gets no attribution.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.domain import Completeness, Floats, InputKind
+from service.methods.entry import Facts, MethodEntry, Number, one_point
+from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.refined_path import RefinedPath, accepted, first_rule, rule_name
+from service.numerics.blur import SIGMA_MAX, BlurPath
+from service.numerics.errors import PATH_SAFETY, completeness_error
+from service.numerics.refinement import Refinement
+
+
+def blur_ig(problem: Problem) -> Method:
+    """One explanation by Blur IG; see the module's docstring."""
+    path = _Sharpening(problem)
+    blurred = yield from path.blurred_output()
+    order, panels = first_rule(problem, problem.max_evaluations)
+    refinement = Refinement(blurred, problem.output, order, panels)
+
+    def aim() -> float | None:
+        error, values = refinement.sum_of_defects(), path.weighted_sum(refinement.weights())
+        if not np.isfinite(error):
+            return None
+        residual = completeness_error(values, problem.output, blurred, problem.floor)
+        if residual <= problem.tolerance and error <= accepted(problem, values):
+            return None
+        return min(accepted(problem, values), error) / 3
+
+    stopped = yield from path.refine(problem, refinement, aim)
+    return Attribution(
+        values=path.weighted_sum(refinement.weights()),
+        baseline_output=blurred,
+        completeness=Completeness.ASYMPTOTIC,
+        path_error=PATH_SAFETY * refinement.sum_of_defects(),
+        evaluations=path.evaluations,
+        rule=rule_name(order),
+        stopped=stopped,
+    )
+
+
+class _Sharpening(RefinedPath):
+    """The path from the blurred image to the image."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self._problem = problem
+        most = problem.number("sigma_max") * max(problem.shape[1:])
+        self._path = BlurPath(problem.input.reshape(problem.shape), most)
+
+    def blurred_output(self) -> Steps[float]:
+        """The deployed output where the path begins."""
+        problem = self._problem
+        start, _ = self._path.at(np.zeros(1))
+        outputs = yield from outputs_at(start)
+        return float(outputs[problem.output_space][0, problem.target])
+
+    def ask(self, alphas: Floats) -> Steps[tuple[Floats, Floats]]:
+        problem = self._problem
+        images, velocities = self._path.at(alphas)
+        known = yield from evaluated(Rows(images, problem.readout, np.full(len(alphas), problem.target)))
+        return known.outputs, known.contributions * velocities
+
+
+def _unfit(facts: Facts) -> str | None:
+    if facts.traits.kind is InputKind.IMAGE:
+        return None
+    return f"blur_ig blurs images, and this model takes {_TAKEN[facts.traits.kind]}; use integrated_gradients"
+
+
+_TAKEN = {InputKind.TABULAR: "the rows of a table", InputKind.TOKENS: "tokens"}
+
+BLUR_IG = MethodEntry(
+    name="blur_ig",
+    attribute=blur_ig,
+    completeness=(Completeness.ASYMPTOTIC,),
+    least_points=one_point,
+    usual_points=lambda _facts: 128,
+    cost="what the tolerance takes, from 6 or 8",
+    options=(
+        Number(
+            "sigma_max",
+            SIGMA_MAX,
+            0.01,
+            1.0,
+            "the standard deviation of the largest blur, as a share of the longer side",
+        ),
+    ),
+    unfit=_unfit,
+    description="the path integral of the gradient from the blurred image to the image",
+    citation="Xu, Venugopalan and Sundararajan, CVPR 2020",
+)

@@ -1,0 +1,46 @@
+"""Boundary-based saliency: the gradient at the nearest point at which the decision turns.
+
+Wang, Fredrikson and Datta, "Robust models are more interpretable because attributions look normal", ICML 2022,
+definition of BSM: df/dx at the closest point x' at which another class is predicted, which is normal to the boundary
+where two classes meet. The values keep their signs and are per unit of the input, not on one scale where features have
+different units. The search for x' is that of `service.methods.boundary_search`; nothing promises that it finds the
+nearest. Where it found none in the budget, x' is the point nearest to turning, and the answer says `stopped: budget`.
+
+No sum of the values relates to the output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.domain import Completeness
+from service.methods.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
+from service.methods.entry import MethodEntry
+from service.methods.oracle import Attribution, Method, Problem, Rows, evaluated
+
+
+def boundary_saliency(problem: Problem) -> Method:
+    """One explanation by boundary-based saliency; see the module's docstring."""
+    boundary = yield from nearest_boundary(problem, problem.max_evaluations - 1)
+    there = yield from evaluated(Rows(boundary.point[None], problem.readout, np.array([problem.target])))
+    return Attribution(
+        values=there.contributions[0],
+        baseline_output=problem.center_output,
+        completeness=Completeness.NONE,
+        path_error=None,
+        evaluations=boundary.evaluations + 1,
+        rule="gradient",
+        stopped=None if boundary.is_found else "budget",
+    )
+
+
+BOUNDARY_SALIENCY = MethodEntry(
+    name="boundary_saliency",
+    attribute=boundary_saliency,
+    completeness=(Completeness.NONE,),
+    least_points=lambda facts: least_gradients(facts.traits.labels) + 1,
+    usual_points=lambda _facts: MOST_GRADIENTS // 2,
+    cost=f"up to {MOST_GRADIENTS} for the search, and one",
+    description="the gradient at the nearest point found at which the decision turns",
+    citation="Wang, Fredrikson and Datta, ICML 2022",
+)

@@ -1,0 +1,135 @@
+"""Guided Integrated Gradients: the gradient integrated on a path that goes first where the output changes least.
+
+Kapishnikov, Venugopalan, Avci, Wedin, Terry and Bolukbasi, "Guided integrated gradients: an adaptive path method for
+removing noise", CVPR 2021, algorithm 1 with anchors as its authors' code has them (PAIR `saliency`). From x' to x in K
+steps; at the end of step k, sum over i of |x_i - gamma_i| is to be 1 - k / K of what it is at x'. In a step only the
+`fraction` of the inputs with the smallest absolute gradients moves, and then the next, until that is so. No input may
+be further from the straight line than `max_distance`, a share of its own way: behind it is moved up, ahead it waits.
+Then
+
+    values_i = sum over k of df/dx_i (gamma_k-1) (gamma_k - gamma_k-1)_i
+
+Where the paper and PAIR differ on when a step ends, this follows PAIR. Distances and gradients are measured in units
+of each input's range, so that the path does not depend on the units of the features; with ranges of one they are
+PAIR's. Each step needs the gradient at the end of the last.
+
+The values sum to f(x) - f(x') in the limit of many steps; what each step misses of the change of the output is known,
+and `path_error` comes of it. More steps than `steps` are not taken: the remaining error is reported. A smaller budget
+takes fewer and longer steps; after a deadline the rest of the way is one step. Two similar inputs may have different
+paths, since the order of the gradients decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.domain import Completeness, Floats
+from service.methods.entry import Facts, MethodEntry, Number, one_point
+from service.methods.oracle import Attribution, DeadlinePassed, Method, Problem, Rows, Steps, evaluated
+from service.numerics.errors import PATH_SAFETY
+
+SAME_DISTANCE = 1e-9
+"""Two distances are the same when they differ by less, relative to the whole way."""
+
+
+def guided_ig(problem: Problem) -> Method:
+    """One explanation by Guided Integrated Gradients; see the module's docstring."""
+    wanted = int(problem.number("steps"))
+    steps = min(wanted, problem.max_evaluations)
+    stopped = None if steps == wanted else "budget"
+    way = problem.input - problem.center
+    guide = _Guide.of(problem)
+    gone = np.zeros_like(way)
+    output, gradient = yield from _node(problem, problem.center)
+    output = problem.center_output
+    values, missed, evaluations = np.zeros_like(way), 0.0, 1
+    for step in range(1, steps):
+        onward = guide.onward(gone, gradient, step / steps)
+        try:
+            next_output, next_gradient = yield from _node(problem, problem.center + onward * way)
+        except DeadlinePassed:
+            stopped = "deadline"
+            break
+        moved = gradient * (onward - gone) * way
+        values += moved
+        missed += abs(next_output - output - float(moved.sum()))
+        gone, output, gradient = onward, next_output, next_gradient
+        evaluations += 1
+    moved = gradient * (1 - gone) * way
+    missed += abs(problem.output - output - float(moved.sum()))
+    return Attribution(
+        values=values + moved,
+        baseline_output=problem.center_output,
+        completeness=Completeness.ASYMPTOTIC,
+        path_error=PATH_SAFETY * missed,
+        evaluations=evaluations,
+        rule="guided",
+        stopped=stopped,
+    )
+
+
+def _node(problem: Problem, row: Floats) -> Steps[tuple[float, Floats]]:
+    """The output and the gradient [inputs] at `row`."""
+    answer = yield from evaluated(Rows(row[None], problem.readout, np.array([problem.target])))
+    return float(answer.outputs[0]), answer.contributions[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Guide:
+    """Chooses the path. `ways` [inputs] is how far each input has to go, in the units `scale` [inputs]; positions are
+    shares of the way, from 0 to 1."""
+
+    ways: Floats
+    scale: Floats
+    fraction: float
+    max_distance: float
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Guide:
+        extent = problem.high - problem.low
+        scale = np.where(extent > 0, extent, 1.0)
+        ways = np.abs(problem.input - problem.center) / scale
+        return cls(ways, scale, problem.number("fraction"), problem.number("max_distance"))
+
+    def onward(self, gone: Floats, gradient: Floats, alpha: float) -> Floats:
+        """Where the step ends that begins at `gone` and is to leave 1 - `alpha` of the whole distance: [inputs]."""
+        least, most = max(alpha - self.max_distance, 0.0), min(alpha + self.max_distance, 1.0)
+        whole = float(self.ways.sum())
+        wanted = whole * (1 - alpha)
+        steepness = np.abs(gradient) * self.scale
+        at = np.maximum(gone, least)
+        while (excess := float((self.ways * (1 - at)).sum()) - wanted) > SAME_DISTANCE * whole:
+            steepness[(at >= most) | (self.ways == 0)] = np.inf
+            threshold = np.quantile(steepness, self.fraction, method="lower")
+            chosen = (steepness <= threshold) & (steepness < np.inf)
+            if not chosen.any():  # a gradient that is not a number chooses nothing
+                break
+            gain = float((self.ways * (most - at))[chosen].sum())
+            if gain > excess:
+                at[chosen] += excess / gain * (most - at[chosen])
+                break
+            at[chosen] = most
+        return at
+
+
+def _steps(facts: Facts) -> int:
+    return int(facts.number("steps"))
+
+
+GUIDED_IG = MethodEntry(
+    name="guided_ig",
+    attribute=guided_ig,
+    completeness=(Completeness.ASYMPTOTIC,),
+    least_points=one_point,
+    usual_points=_steps,
+    cost="one a step, one after the other",
+    options=(
+        Number("steps", 200, 1, 5000, "the steps of the path"),
+        Number("fraction", 0.25, 0.01, 1.0, "the share of the inputs, those with the smallest gradients, that move"),
+        Number("max_distance", 0.02, 0.0, 1.0, "how far an input may be from the straight line, as a share of its way"),
+    ),
+    description="the gradient integrated on a path along which the inputs with small gradients go first",
+    citation="Kapishnikov et al., CVPR 2021",
+)

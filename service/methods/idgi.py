@@ -1,0 +1,128 @@
+"""IDGI, Important Direction Gradient Integration: each step of a path shared out by the squares of its gradient.
+
+Yang, Wang and Bilgic, "IDGI: a framework to eliminate explanation noise from integrated gradients", CVPR 2023,
+algorithm 1. Only the part of a step along the gradient changes the output; so of each step from x_j to x_j+1
+
+    values_i = sum over j of g_ji^2 / |g_j|^2 * (f(x_j+1) - f(x_j)),   g_j the gradient of the step
+
+On the straight path from x' to x, or on the path of blurs of `service.numerics.blur`. All values of a step have its
+sign, and inputs that do not move get a value too, where the gradient is not zero. In a table, where units differ, the
+gradient is taken by the features' ranges, so that the values do not depend on the units.
+
+The gradient is taken in the middle of the step, where the algorithm has its start: in the limit of many steps the same,
+but of second order in their length, and not at x' itself, where a ReLU network without biases has no gradient at zeros.
+The outputs at the ends of the steps are the deployed model's, so the values sum to f(x) - f(x') whatever the number of
+steps, except for steps with a zero gradient, which are skipped as in the paper; `path_error` tells how well the steps
+follow the path: what the gradients of the steps miss of their changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from service.domain import Completeness, Floats, InputKind
+from service.methods.entry import Choice, Facts, MethodEntry, Number, one_point
+from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.units import units_of_length
+from service.numerics.blur import SIGMA_MAX, BlurPath
+from service.numerics.errors import PATH_SAFETY
+
+STRAIGHT, BLUR = "straight", "blur"
+MOST_NUMBERS = 2**24
+"""In the rows of one question, which is 128 MiB; what takes more is asked in parts."""
+
+
+def idgi(problem: Problem) -> Method:
+    """One explanation by IDGI; see the module's docstring."""
+    wanted = int(problem.number("steps"))
+    steps = min(wanted, problem.max_evaluations)
+    path = _path(problem)
+    ends = np.linspace(0.0, 1.0, steps + 1)
+    outputs = yield from _outputs(problem, path, ends)
+    changes, units = np.diff(outputs), units_of_length(problem)
+    values, missed = np.zeros_like(problem.input), 0.0
+    for part in _parts(steps, problem):
+        rows, velocities = path.at((ends[:-1] + ends[1:])[part] / 2)
+        known = yield from evaluated(Rows(rows, problem.readout, np.full(len(rows), problem.target)))
+        gradients, own_changes = known.contributions, changes[part]
+        squares = (gradients * units) ** 2
+        norms = squares.sum(axis=1)
+        values += np.divide(own_changes, norms, out=np.zeros_like(norms), where=norms > 0) @ squares
+        missed += float(np.abs(own_changes - (gradients * velocities).sum(axis=1) / steps).sum())
+    return Attribution(
+        values=values,
+        baseline_output=float(outputs[0]),
+        completeness=Completeness.BY_CONSTRUCTION,
+        path_error=PATH_SAFETY * missed,
+        evaluations=steps,
+        rule=f"{problem.options['path']}_path",
+        stopped=None if steps == wanted else "budget",
+    )
+
+
+class _Path(Protocol):
+    """A path from x' at alpha 0 to x at 1."""
+
+    def at(self, alphas: Floats) -> tuple[Floats, Floats]:
+        """The points at `alphas` [n], and their derivatives by alpha: [n, inputs]."""
+        ...
+
+
+class _StraightPath:
+    """The line from `start` to `end`."""
+
+    def __init__(self, start: Floats, end: Floats) -> None:
+        self._start = start
+        self._way = end - start
+
+    def at(self, alphas: Floats) -> tuple[Floats, Floats]:
+        return self._start + alphas[:, None] * self._way, np.broadcast_to(self._way, (len(alphas), len(self._way)))
+
+
+def _path(problem: Problem) -> _Path:
+    if problem.options["path"] == BLUR:
+        return BlurPath(problem.input.reshape(problem.shape), SIGMA_MAX * max(problem.shape[1:]))
+    return _StraightPath(problem.center, problem.input)
+
+
+def _outputs(problem: Problem, path: _Path, ends: Floats) -> Steps[Floats]:
+    """The deployed outputs at the ends of the steps: [steps + 1]."""
+    outputs = np.full(len(ends), problem.output)
+    for part in _parts(len(ends) - 1, problem):
+        rows, _ = path.at(ends[:-1][part])
+        answer = yield from outputs_at(rows)
+        outputs[:-1][part] = answer[problem.output_space][:, problem.target]
+    if problem.options["path"] == STRAIGHT:
+        outputs[0] = problem.center_output
+    return outputs
+
+
+def _parts(rows: int, problem: Problem) -> Iterator[slice]:
+    together = max(1, MOST_NUMBERS // len(problem.input))
+    return (slice(start, min(start + together, rows)) for start in range(0, rows, together))
+
+
+def _unfit(facts: Facts) -> str | None:
+    if facts.options["path"] == BLUR and facts.traits.kind is not InputKind.IMAGE:
+        return "the path of blurs is for images, and this model takes none; use path: straight"
+    return None
+
+
+IDGI = MethodEntry(
+    name="idgi",
+    attribute=idgi,
+    completeness=(Completeness.BY_CONSTRUCTION,),
+    least_points=one_point,
+    usual_points=lambda facts: int(facts.number("steps")),
+    cost="one a step",
+    options=(
+        Choice("path", STRAIGHT, (STRAIGHT, BLUR), "where the steps are taken; blur is for images"),
+        Number("steps", 64, 1, 4096, "the steps of the path"),
+    ),
+    unfit=_unfit,
+    description="the change of the output on each step of a path, shared out by the squares of the gradient there",
+    citation="Yang, Wang and Bilgic, CVPR 2023",
+)

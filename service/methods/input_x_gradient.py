@@ -1,0 +1,41 @@
+"""Input x gradient: each input times its gradient, x_i df/dx_i.
+
+Shrikumar, Greenside, Shcherbina and Kundaje, "Not just a black box: learning important features through propagating
+activation differences", 2016. It is the first-order Taylor estimate of f(x) - f(0).
+
+The values sum to f(x) where the network is homogeneous (ReLU without biases): there they are Integrated Gradients from
+zeros. Elsewhere no sum holds, and an input that is zero gets nothing, whatever zero means in its unit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.domain import Completeness
+from service.methods.entry import MethodEntry, one_point
+from service.methods.oracle import Attribution, Method, Problem, Rows, evaluated
+
+
+def input_x_gradient(problem: Problem) -> Method:
+    """One explanation by input x gradient; see the module's docstring."""
+    here = yield from evaluated(Rows(problem.input[None], problem.readout, np.array([problem.target])))
+    return Attribution(
+        values=problem.input * here.contributions[0],
+        baseline_output=problem.center_output,
+        completeness=Completeness.NONE,
+        path_error=None,
+        evaluations=1,
+        rule="gradient",
+    )
+
+
+INPUT_X_GRADIENT = MethodEntry(
+    name="input_x_gradient",
+    attribute=input_x_gradient,
+    completeness=(Completeness.NONE,),
+    least_points=one_point,
+    usual_points=one_point,
+    cost="one",
+    description="each input times its gradient",
+    citation="Shrikumar, Greenside, Shcherbina and Kundaje, 2016",
+)

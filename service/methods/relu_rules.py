@@ -1,0 +1,40 @@
+"""What Deconvnet, Guided Backprop and RectGrad share: one backward pass with another rule at every ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.domain import Completeness, Floats
+from service.methods.entry import Facts
+from service.methods.oracle import Attribution, Problem, Rule, RuleRows, Steps, evaluated
+
+
+def passed_back(problem: Problem, rule: Rule, percentile: float = 0.0) -> Steps[Floats]:
+    """What arrives at the input, [inputs], when `rule` stands at every ReLU in the place of its gradient."""
+    question = RuleRows(problem.input[None], problem.readout, problem.target, rule, percentile)
+    here = yield from evaluated(question)
+    arriving: Floats = here.contributions[0]
+    return arriving
+
+
+def of_one_pass(problem: Problem, values: Floats) -> Attribution:
+    """The attribution of a method that takes one backward pass and promises no sum."""
+    return Attribution(
+        values=values,
+        baseline_output=problem.center_output,
+        completeness=Completeness.NONE,
+        path_error=None,
+        evaluations=1,
+        rule="gradient",
+    )
+
+
+def needs_relu(method: str) -> Callable[[Facts], str | None]:
+    """The `unfit` of a method that is the plain gradient where there is no ReLU."""
+
+    def unfit(facts: Facts) -> str | None:
+        if facts.traits.has_relu:
+            return None
+        return f"{method} replaces the gradient of every ReLU, and this network has none; use integrated_gradients"
+
+    return unfit

@@ -1,0 +1,133 @@
+"""Split IG, the left part of integrated gradients: the path up to where the output has made most of its way.
+
+Miglani, Kokhlikyan, Alsallakh, Martin and Reblitz-Richardson, "Investigating saturation effects in integrated
+gradients", ICML workshop on human interpretability 2020. With D = x - x', x' the mean of the baseline set,
+
+    alpha* = the first alpha with (f(x' + alpha D) - f(x')) / (f(x) - f(x')) > phi
+    values_i = D_i int from 0 to alpha* of df/dx_i (x' + alpha D) dalpha
+
+which are the integrated gradients of the point x' + alpha* D, and are computed as these are, see
+`service.methods.straight_path`. What lies behind, where the output is saturated, is left out. So the values sum to phi
+times the change f(x) - f(x') and not to the change, and with the right part they are integrated gradients. The path is
+not split, alpha* is 1, where no point makes more than phi of the way, and where the whole change is smaller than the
+floor of relative errors, so that shares of it are noise.
+
+On a piecewise-linear network alpha* is exact: the logits are linear between two bends, and their softmax, whose
+logarithm is concave there, turns back at most once. Elsewhere the deployed outputs on a grid bracket the first
+crossing, and finer grids narrow it down; an output that is past phi between two nodes of the first grid only is missed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from service.domain import Completeness, Floats, OutputSpace
+from service.methods.entry import MethodEntry, Number, one_point
+from service.methods.oracle import Breakpoints, Method, Problem, Steps, outputs_at, pieces_of
+from service.methods.straight_path import straight_path
+
+GRID = 65
+"""Nodes of a grid; each narrows the crossing down by 64."""
+ROUNDS = 4
+"""64^-4 is 6e-8, the resolution of float32."""
+HALVINGS = 60
+
+
+def split_ig(problem: Problem) -> Method:
+    """One explanation by Split IG; see the module's docstring."""
+    change = problem.output - problem.center_output
+    split = 1.0
+    if change != 0 and abs(change) >= problem.floor:
+        split = yield from _split(problem)
+    left = problem
+    if split < 1:
+        end = problem.center + split * (problem.input - problem.center)
+        left = replace(problem, input=end, output=problem.center_output + problem.number("phi") * change)
+    attribution = yield from straight_path(left, "auto")
+    rule = f"{attribution.rule}, to {split:.6g} of the path"
+    return replace(attribution, completeness=Completeness.NONE, path_error=None, rule=rule)
+
+
+def _split(problem: Problem) -> Steps[float]:
+    """alpha*; 1 where the output never makes more than phi of its way."""
+    if problem.traits.is_piecewise_linear:
+        found = yield from pieces_of(Breakpoints(problem.center, problem.input, problem.max_evaluations))
+        if found.alphas is not None and found.logits is not None:
+            return _split_of_pieces(problem, found.alphas, found.logits)
+    low, high = 0.0, 1.0
+    for _ in range(ROUNDS):
+        alphas = np.linspace(low, high, GRID)
+        rows = problem.center + alphas[:, None] * (problem.input - problem.center)
+        answer = yield from outputs_at(rows)
+        beyond = _excess(problem, answer[problem.output_space][:, problem.target]) > 0
+        first = int(np.argmax(beyond))
+        if not beyond[first]:
+            return high
+        if first == 0:
+            return low
+        low, high = alphas[first - 1], alphas[first]
+    return float(low + high) / 2
+
+
+def _excess(problem: Problem, outputs: Floats) -> Floats:
+    """The share of its way that the output has made at `outputs`, less phi."""
+    change = problem.output - problem.center_output
+    return (outputs - problem.center_output) / change - problem.number("phi")
+
+
+def _split_of_pieces(problem: Problem, alphas: Floats, logits: Floats) -> float:
+    """alpha* from the bends `alphas` [n] and the `logits` [n, labels] there."""
+    if problem.output_space is OutputSpace.PROBABILITY:
+        alphas, logits = _with_turns(alphas, logits, problem.target)
+
+    def excess(at: Floats) -> Floats:
+        if problem.output_space is OutputSpace.LOGIT:
+            return _excess(problem, at[:, problem.target])
+        return _excess(problem, _softmax(at)[:, problem.target])
+
+    beyond = excess(logits) > 0
+    first = int(np.argmax(beyond))
+    if not beyond[first] or first == 0:
+        return float(alphas[first]) if beyond[first] else 1.0
+    start, step = logits[first - 1 : first], logits[first : first + 1] - logits[first - 1 : first]
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if excess(start + middle * step)[0] > 0 else (middle, high)
+    return float(alphas[first - 1] + high * (alphas[first] - alphas[first - 1]))
+
+
+def _with_turns(alphas: Floats, logits: Floats, target: int) -> tuple[Floats, Floats]:
+    """With the points added at which the target's probability turns back inside a piece."""
+    steps = np.diff(logits, axis=0)
+    low, high = np.zeros(len(steps)), np.ones(len(steps))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        chances = _softmax(logits[:-1] + middle[:, None] * steps)
+        rises = steps[:, target] > (chances * steps).sum(axis=1)
+        low, high = np.where(rises, middle, low), np.where(rises, high, middle)
+    piece = np.flatnonzero((low > 0) & (high < 1))
+    turns = alphas[piece] + low[piece] * np.diff(alphas)[piece]
+    turn_logits = logits[piece] + low[piece, None] * steps[piece]
+    return np.insert(alphas, piece + 1, turns), np.insert(logits, piece + 1, turn_logits, axis=0)
+
+
+def _softmax(logits: Floats) -> Floats:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return chances
+
+
+SPLIT_IG = MethodEntry(
+    name="split_ig",
+    attribute=split_ig,
+    completeness=(Completeness.NONE,),
+    least_points=one_point,
+    usual_points=lambda _facts: 64,
+    cost="as integrated_gradients",
+    options=(Number("phi", 0.9, 0.01, 1.0, "the share of the output's change at which the path is cut"),),
+    description="integrated gradients on the path up to where the output has made most of its way",
+    citation="Miglani et al., ICML workshop on human interpretability 2020",
+)

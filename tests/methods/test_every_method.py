@@ -1,0 +1,188 @@
+"""What holds for all methods, on every kind of model that each applies to, through the real kernels and scheduler."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from service.catalog.instances import read_instance
+from service.catalog.manifest import read_manifest
+from service.catalog.versions import ModelVersion
+from service.domain import ChunkShapes, Completeness, OutputSpace, Plan, Priority
+from service.engine.device import DeviceModel, put_on_device
+from service.engine.explanation import explain
+from service.engine.scheduler import Live, Scheduler
+from service.errors import InvalidRequest
+from service.methods.entry import Choice, Facts, Number
+from service.methods.registry import BY_NAME, METHODS
+from service.planning import Parameters, make_plan
+
+if TYPE_CHECKING:
+    from tests.methods.conftest import Run
+
+MODELS = Path(__file__).parents[2] / "models"
+KINDS = ("loan", "digits", "words")
+NAMES = [entry.name for entry in METHODS]
+
+
+class Served:
+    """A model on a device, as the front knows it, and instances for it."""
+
+    def __init__(self, folder: Path, model: DeviceModel) -> None:
+        self.model = model
+        manifest, key, digest = read_manifest(folder)
+        self.version = ModelVersion(key, manifest, folder, digest, environment={}, traits=model.traits)
+        example = read_instance(manifest, manifest.example)
+        low, high = (8, manifest.inputs.vocabulary) if manifest.inputs.kind == "tokens" else (0, 0)
+        generator = np.random.default_rng(1)
+        self.rows = [example]
+        for _ in range(7):
+            if manifest.inputs.kind == "tokens":
+                row = tuple(t if t < 4 else float(generator.integers(low, high)) for t in example)
+            else:
+                least, most = (np.array(limit) for limit in manifest.inputs.bounds)
+                mixed = np.array(example) + 0.02 * (most - least) * generator.standard_normal(len(example))
+                row = tuple(np.clip(mixed, least, most).tolist())
+            self.rows.append(row)
+
+    def plan(self, method: str, number: int = 0, **parameters: Any) -> Plan:
+        return make_plan(self.version, self.rows[number], Parameters(method=method, **parameters))
+
+
+@pytest.fixture(scope="module")
+def served(model: DeviceModel, token_model: DeviceModel, token_folder: Path) -> dict[str, Served]:
+    shapes = ChunkShapes(32, 128)
+    digits = put_on_device(MODELS / "digits" / "1", torch.device("cpu"), {}, shapes)
+    return {
+        "loan": Served(MODELS / "loan" / "1", model),
+        "digits": Served(MODELS / "digits" / "1", digits),
+        "words": Served(token_folder, token_model),
+    }
+
+
+def applicable(served: Served, name: str) -> bool:
+    entry = BY_NAME[name]
+    return entry.unfit(Facts(served.model.traits, 1, entry.defaults())) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_answers_or_says_why_not(served: dict[str, Served], run: Run, name: str, kind: str) -> None:
+    one = served[kind]
+    if not applicable(one, name):
+        with pytest.raises(InvalidRequest, match=r"use |ask for|needs"):
+            one.plan(name)
+        return
+    plan = one.plan(name, max_evaluations=8192)
+    (explanation,) = run(one.model, [plan])
+    assert explanation.attributions is not None
+    assert np.isfinite(explanation.attributions).all()
+    assert np.any(explanation.attributions)
+    assert len(explanation.attributions) == np.prod(explanation.shape)
+    assert 0 < explanation.evaluations <= plan.max_evaluations
+    assert explanation.completeness in BY_NAME[name].completeness
+    assert (explanation.completeness_error is None) == (explanation.completeness is Completeness.NONE)
+    if explanation.converged and explanation.completeness_error is not None:
+        assert explanation.completeness_error <= plan.tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone_and_amid_traffic_every_bit_is_the_same(served: dict[str, Served], run: Run, kind: str) -> None:
+    one = served[kind]
+    plans = [
+        one.plan(name, number, output_space=space, target=number % 2, tolerance=0.05)
+        for name in NAMES
+        if applicable(one, name)
+        for number, space in enumerate(OutputSpace)
+    ]
+    together = run(one.model, plans)
+    assert together == [run(one.model, [plan])[0] for plan in plans]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_works_around_every_method(served: dict[str, Served], run: Run, kind: str) -> None:
+    one = served[kind]
+    names = [name for name in NAMES if applicable(one, name)]
+    for noise in ("smoothgrad", "vargrad"):
+        asked = {"kind": noise, "samples": 3, "scale": 0.05}
+        plans = [one.plan(name, noise=asked, max_evaluations=16384, tolerance=0.05) for name in names]
+        for name, explanation in zip(names, run(one.model, plans), strict=True):
+            assert explanation.attributions is not None, name
+            assert np.isfinite(explanation.attributions).all(), name
+            assert explanation.noisy_output is not None
+            is_complete = noise == "smoothgrad" and explanation.completeness is not Completeness.NONE
+            assert (explanation.completeness_error is not None) == is_complete
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smallest_cost_is_known_before_the_start(served: dict[str, Served], run: Run, name: str, kind: str) -> None:
+    one = served[kind]
+    if not applicable(one, name):
+        return
+    entry = BY_NAME[name]
+    size = one.plan(name, max_evaluations=65_536).baseline.size
+    least = entry.least_points(Facts(one.model.traits, size, entry.defaults()))
+    if least > 1:
+        with pytest.raises(InvalidRequest, match=f"needs at least {least} evaluations"):
+            one.plan(name, max_evaluations=least - 1)
+    (explanation,) = run(one.model, [one.plan(name, max_evaluations=least)])
+    assert explanation.attributions is not None
+    assert explanation.evaluations <= least
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_have_bounds_that_are_kept(served: dict[str, Served], run: Run, name: str) -> None:
+    one = next(each for each in served.values() if applicable(each, name))
+    entry = BY_NAME[name]
+    for option in entry.options:
+        match option:
+            case Choice():
+                wrong: list[object] = ["nonsense", 1, None]
+                right: list[object] = list(option.choices)
+            case Number():
+                wrong = [option.low - 1, option.high + 1, "1", True, float("nan")] + ([1.5] if option.is_whole else [])
+                right = [option.low, option.high]
+            case _:
+                wrong, right = ["all", [["nonsense"]], [[]], [[-1]], 1], [[[0, 1]]]
+        for value in wrong:
+            with pytest.raises(InvalidRequest, match=option.name):
+                one.plan(name, options={option.name: value})
+        for value in right:
+            refusal = refused(one, name, {option.name: value})
+            assert refusal is None or "evaluations" in refusal or "use " in refusal
+            if isinstance(option, Choice) and refusal is None:
+                plan = one.plan(name, options={option.name: value}, max_evaluations=65_536)
+                assert run(one.model, [plan])[0].attributions is not None
+
+
+def refused(served: Served, name: str, options: dict[str, object]) -> str | None:
+    """Why a plan with these options is refused; None where it is not."""
+    try:
+        served.plan(name, options=options, max_evaluations=65_536)
+    except InvalidRequest as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", ["guided_ig", "agi", "boundary_ig"])
+def test_sequential_methods_of_many_requests_advance_together(served: dict[str, Served], name: str) -> None:
+    one, requests = served["loan"], 32
+    scheduler = Scheduler()
+    for task in range(requests):
+        steps = explain(one.plan(name, task % len(one.rows), seed=task), one.model)
+        live = Live(task, steps, one.model.kernels, "loan@1", Priority.INTERACTIVE, None, time.monotonic())
+        scheduler.add(live)
+    ended = 0
+    while scheduler:
+        scheduler.step()
+        ended += len(scheduler.outcomes())
+    assert ended == requests
+    chunks = [report for report in scheduler.reports if report.kernel == "gradient"]
+    points = sum(report.units for report in chunks)
+    assert points / len(chunks) >= requests / 2
