@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Completeness, OutputSpace, Plan, Priority
 from service.engine.device import DeviceModel, put_on_device
 from service.engine.explanation import explain
+from service.engine.messages import ChunkReport, Done, Outcome
 from service.engine.scheduler import Live, Scheduler
 from service.errors import InvalidRequest
 from service.methods.entry import Choice, Facts, Number
@@ -170,19 +172,44 @@ def refused(served: Served, name: str, options: dict[str, object]) -> str | None
     return None
 
 
+def chunks_of(model: DeviceModel, plans: Sequence[Plan]) -> list[ChunkReport]:
+    """The chunks in which plans are explained that are all under way at once."""
+    scheduler = Scheduler()
+    for task, plan in enumerate(plans):
+        steps = explain(plan, model)
+        live = Live(task, steps, model.kernels, str(model.key), Priority.INTERACTIVE, None, time.monotonic())
+        scheduler.add(live)
+    ended: list[Outcome] = []
+    while scheduler:
+        scheduler.step()
+        ended += scheduler.outcomes()
+    assert all(isinstance(outcome, Done) for outcome in ended)
+    assert len(ended) == len(plans)
+    return scheduler.reports
+
+
 @pytest.mark.parametrize("name", ["guided_ig", "agi", "boundary_ig"])
 def test_sequential_methods_of_many_requests_advance_together(served: dict[str, Served], name: str) -> None:
     one, requests = served["loan"], 32
-    scheduler = Scheduler()
-    for task in range(requests):
-        steps = explain(one.plan(name, task % len(one.rows), seed=task), one.model)
-        live = Live(task, steps, one.model.kernels, "loan@1", Priority.INTERACTIVE, None, time.monotonic())
-        scheduler.add(live)
-    ended = 0
-    while scheduler:
-        scheduler.step()
-        ended += len(scheduler.outcomes())
-    assert ended == requests
-    chunks = [report for report in scheduler.reports if report.kernel == "gradient"]
-    points = sum(report.units for report in chunks)
+    plans = [one.plan(name, task % len(one.rows), seed=task) for task in range(requests)]
+    chunks = [chunk for chunk in chunks_of(one.model, plans) if chunk.kernel == "gradient"]
+    points = sum(chunk.units for chunk in chunks)
     assert points / len(chunks) >= requests / 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "names"),
+    [
+        ("gradient", ("saliency", "integrated_gradients", "guided_ig", "neflag", "decision_ig")),
+        ("rule", ("deconvnet", "guided_backprop", "rectgrad")),
+        ("feature_maps", ("grad_cam", "grad_cam_pp", "smooth_grad_cam_pp")),
+    ],
+)
+def test_points_of_different_methods_share_a_chunk(
+    served: dict[str, Served], kernel: str, names: Sequence[str]
+) -> None:
+    one = served["digits"]
+    options = {"integrated_gradients": {"rule": "midpoint"}}
+    plans = [one.plan(name, options=options.get(name, {})) for name in names]
+    first = next(chunk for chunk in chunks_of(one.model, plans) if chunk.kernel == kernel)
+    assert first.explanations == len(names)
