@@ -112,7 +112,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     tensor, embedding = manifest.inputs.tensor, None
     if isinstance(manifest.inputs, TokenInputs):
         tensor, embedding = find_embedding(graph, tensor)
-    twin = build_twin(graph, tensor, manifest.outputs.tensors[OutputSpace.LOGIT]).to(device)
+    twin = build_twin(graph, tensor, manifest.outputs.tensors[OutputSpace.LOGIT], manifest.inputs.shape).to(device)
     baselines = {
         baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline) for baseline in manifest.baselines
     }

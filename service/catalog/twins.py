@@ -1,8 +1,11 @@
 """The differentiable twin of an ONNX artefact: the same graph in torch, cut at the logits.
 
-`onnx2torch` does the conversion and is used in this file only. It imports torchvision for two detection operators
-that have no gradient to explain; torchvision's binary must match torch's build exactly, so an empty stand-in is
-imported in its place, which also saves a second of start-up.
+What does not depend on the input's values becomes a constant (`folding`), operators without a gradient are refused
+(`undifferentiable`), `onnx2torch` converts the others, mostly by converters of our own (`converters` and its
+neighbours), and tracing leaves torch's own modules and functions.
+
+`onnx2torch` imports torchvision for two detection operators that have no gradient to explain; torchvision's binary must
+match torch's build exactly, so an empty stand-in is imported in its place, which also saves a second of start-up.
 """
 
 from __future__ import annotations
@@ -10,23 +13,27 @@ from __future__ import annotations
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.shape_inference
-import onnx.utils
+import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import fx, nn
+from torch import fx
 
+from service.catalog.folding import choose_branches, fold, versions
+from service.catalog.graphs import network, read_graph
+from service.catalog.undifferentiable import REASONS, described, refuse_undifferentiable
 from service.errors import CatalogError
 
+HasConverter = Callable[[onnx.NodeProto, Mapping[str, int]], bool]
 
-def _import_onnx2torch() -> Any:
+
+def _import_conversion() -> Any:
     stand_in = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.ops")}
     stand_in["torchvision.ops"].__dict__["roi_align"] = None
     absent = {name: module for name, module in stand_in.items() if name not in sys.modules}
@@ -34,11 +41,11 @@ def _import_onnx2torch() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import onnx2torch
+            from service.catalog import conversion, converters, layout_converters, window_converters  # noqa: F401
     finally:
         for name in absent:
             del sys.modules[name]
-    return onnx2torch
+    return conversion
 
 
 def parse_onnx(content: bytes) -> onnx.ModelProto:
@@ -69,55 +76,57 @@ def _is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data) > 0
 
 
-class _Division(nn.Module):
-    def forward(self, dividend: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
-        return torch.div(dividend, divisor)
-
-
-class _Extremum(nn.Module):
-    def __init__(self, operation: str) -> None:
-        super().__init__()
-        self.operation = {"Min": torch.minimum, "Max": torch.maximum}[operation]
-
-    def forward(self, first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        for other in others:
-            first = self.operation(first, other)
-        return first
-
-
-def _plain(converted: fx.GraphModule) -> fx.GraphModule:
-    """The converted graph in torch's own modules and functions, none of onnx2torch's left.
-
-    Division and the extrema are replaced first: onnx2torch's look at types and shapes, which tracing cannot.
-    """
-    for name, module in list(converted.named_children()):
-        operation = getattr(module, "_op_type", None)
-        if operation in ("Min", "Max"):
-            setattr(converted, name, _Extremum(operation))
-        elif getattr(getattr(module, "math_op_function", None), "__name__", "") == "_onnx_div":
-            setattr(converted, name, _Division())
-    traced: fx.GraphModule = fx.symbolic_trace(converted)
-    return traced
-
-
-def build_twin(model: onnx.ModelProto, input_tensor: str, logit_tensor: str) -> fx.GraphModule:
+def build_twin(
+    model: onnx.ModelProto, input_tensor: str, logit_tensor: str, shape: tuple[int, ...] | None = None
+) -> fx.GraphModule:
     """A torch module [N, ...] -> logits [N, labels] with frozen parameters, equal to the graph up to `logit_tensor`.
 
-    Raises CatalogError when a tensor is not in the graph or an operator has no torch counterpart.
+    `shape` is that of one row of the graph's own input, which must declare it otherwise. Raises CatalogError when a
+    tensor is not in the graph, or an operator has no gradient or no torch counterpart.
     """
-    onnx2torch = _import_onnx2torch()
+    conversion = _import_conversion()
     try:
-        whole = onnx.shape_inference.infer_shapes(model)
-        part = onnx.utils.Extractor(whole).extract_model([input_tensor], [logit_tensor])
-        twin = _plain(onnx2torch.convert(part))
-    except NotImplementedError as error:
-        raise CatalogError(f"an operator of the model cannot be differentiated here: {error}") from error
-    except (ValueError, KeyError, RuntimeError) as error:
+        whole = _taken_apart(model, conversion.has_converter)
+        graph = choose_branches(read_graph(whole, logit_tensor, shape))
+        nodes = network(graph, input_tensor)
+        refuse_undifferentiable(nodes)
+        for node in nodes:
+            if not conversion.has_converter(node, versions(whole)):
+                raise CatalogError(
+                    f"{described(node)} has no counterpart in torch here, so it cannot be differentiated"
+                )
+        part = fold(graph, nodes, input_tensor)
+        twin: fx.GraphModule = fx.symbolic_trace(conversion.convert(part).eval()).requires_grad_(False)
+        _refuse_flat(twin, part.graph)
+    except (NotImplementedError, ValueError, KeyError, RuntimeError) as error:
         raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {error}") from error
-    twin.eval()
-    for parameter in twin.parameters():
-        parameter.requires_grad_(False)
     return twin
+
+
+def _refuse_flat(twin: fx.GraphModule, part: onnx.GraphProto) -> None:
+    """Raises CatalogError when the twin has no gradient at all, or not one result for each row."""
+    given, result = (value[0].type.tensor_type for value in (part.input, part.output))
+    sizes, expected = ([size.dim_value or 2 for size in value.shape.dim] for value in (given, result))
+    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(given.elem_type)))
+    if not rows.is_floating_point():
+        raise CatalogError("the input's values are integers, which have no gradient; an embedding of them has")
+    logits = twin(rows.requires_grad_())
+    if not logits.requires_grad:
+        raise CatalogError(
+            "no gradient reaches the input: on every way to the logits its values are rounded or compared"
+        )
+    if list(logits.shape) != expected:
+        raise CatalogError(f"{sizes[0]} rows have logits of the shape {list(logits.shape)}")
+
+
+def _taken_apart(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.ModelProto:
+    """The model without functions: its own, and those by which ONNX defines operators that have no converter."""
+    whole = onnx.inliner.inline_local_functions(model) if model.functions else model
+    nodes = [node for node in whole.graph.node if node.op_type not in REASONS]
+    unknown = {(node.domain, node.op_type) for node in nodes if not has_converter(node, versions(whole))}
+    if not unknown:
+        return whole
+    return onnx.inliner.inline_selected_functions(whole, sorted(unknown), inline_schema_functions=True)
 
 
 def find_embedding(model: onnx.ModelProto, input_tensor: str) -> tuple[str, NDArray[np.float32]]:

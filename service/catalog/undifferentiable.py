@@ -1,0 +1,43 @@
+"""The operators that a gradient cannot be taken through, and why not: one plain sentence for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnx import NodeProto
+
+from service.errors import CatalogError
+
+_STEPS = "its result jumps, and has no slope anywhere else"
+PLACES = "the place of an element is no number that could grow a little"
+_TREES = "an ensemble of trees is a step function, without a slope"
+_ROUNDING = "integers have no slope; deploy the network before its quantisation"
+_BRANCHES = "which branch is taken depends on the input's values"
+_LOOPS = "loops are not unrolled here; export the model without them"
+_CHANCE = "its result is random"
+
+REASONS = {
+    **dict.fromkeys(("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"), _TREES),
+    **dict.fromkeys(("ArgMax", "ArgMin", "NonZero", "Unique", "NonMaxSuppression"), PLACES),
+    **dict.fromkeys(("Binarizer", "Hardmax", "OneHot", "OneHotEncoder", "LabelEncoder", "CategoryMapper"), _STEPS),
+    **dict.fromkeys(("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"), _ROUNDING),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _ROUNDING),
+    **dict.fromkeys(("Loop", "Scan", "SequenceMap"), _LOOPS),
+    "If": _BRANCHES,
+    **dict.fromkeys(("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"), _CHANCE),
+    **dict.fromkeys(("Multinomial", "Bernoulli"), _CHANCE),
+    "ZipMap": "its result is a dictionary; export the model without it (zipmap=False)",
+}
+"""By the operator's name, which is the same in no two domains."""
+
+
+def refuse_undifferentiable(nodes: Iterable[NodeProto]) -> None:
+    """Raises CatalogError for the first operator that has no gradient."""
+    for node in nodes:
+        if node.op_type in REASONS:
+            raise CatalogError(f"{described(node)} cannot be differentiated: {REASONS[node.op_type]}")
+
+
+def described(node: NodeProto) -> str:
+    """The operator and its node's name, or its result's where the exporter gave it none."""
+    return f"{node.op_type} ({node.name or node.output[0]!r})"
