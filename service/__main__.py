@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.checking.commands import add_commands
 from service.settings import Settings
 
 
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list the models and whether their files are what they should be")
     models.set_defaults(run=_models)
     models.add_argument("--models", type=Path, help="the folder of models")
+    add_commands(models)
 
     keys = commands.add_parser("keys", help="make, list and revoke keys")
     actions = keys.add_subparsers(required=True, metavar="action")

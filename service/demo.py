@@ -29,7 +29,7 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
         print("No model is ready; see the log above.", flush=True)  # noqa: T201
         return
     key = app.state.bootstrap_key or _demo_key(app.state.keys)
-    path = f"/v1/models/{version.key.name}:explain"
+    path = f"/v1/models/{version.key.name}/versions/{version.key.version}:explain"
     example = {name: _plain(value) for name, value in version.manifest.example.items()}
     body = {
         "instances": [example],

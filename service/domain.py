@@ -62,7 +62,7 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
-    """One version of one model; `digest` is the sha256 of the artefact in production."""
+    """One version of one model; `digest` is that of the artefact in production: of its file, and its architecture."""
 
     name: str
     version: str
@@ -70,6 +70,10 @@ class ModelKey:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+LIMITS = frozenset({"maximum", "minimum", "clamp", "clampmin", "clampmax", "clip", "hardtanh"})
+"""Operators that are there to limit what goes in, by their names without underscores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class Traits:
     has_relu: bool
     has_convolution: bool
     biases_obstacle: str | None
+
+    @property
+    def bends(self) -> tuple[str, ...]:
+        """The kinks that are more than limits, which few paths meet and those that do meet once or twice."""
+        return tuple(name for name in self.kinks if name.replace("_", "").lower() not in LIMITS)
 
     @property
     def is_piecewise_linear(self) -> bool:

@@ -16,7 +16,7 @@ from service.errors import InvalidRequest, LedgerUnavailable, NotConverged
 from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
 from service.monitoring.metrics import Metrics
-from service.planning import Parameters, deadline_of, expected_points, make_plan, output_space
+from service.planning import Parameters, deadline_of, expected_points, make_plans, output_space
 from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of
 
 LOG = logging.getLogger("answerable.explaining")
@@ -97,7 +97,7 @@ class Explaining:
         LedgerUnavailable.
         """
         version, parameters = request.version, request.parameters
-        plans = [make_plan(version, row, parameters) for row in request.rows]
+        plans = make_plans(version, request.rows, parameters)
         digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
         self._refuse_what_never_fits(version, plans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from reprlib import repr as abridged
@@ -22,7 +22,6 @@ MOST_EVALUATIONS = 65_536
 USUAL_BUDGET = 4096
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
-MOST_NOISE_SAMPLES = 1000
 ZEROS = "zeros"
 INLINE = "inline"
 PREDICTED = "predicted"
@@ -45,6 +44,14 @@ class Parameters:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
+def make_plans(version: ModelVersion, rows: Sequence[tuple[float, ...]], parameters: Parameters) -> list[Plan]:
+    """One plan an input row; what the rows have in common is read once. Raises as `make_plan` does."""
+    first = make_plan(version, rows[0], parameters)
+    if first.baseline.name == MASK:  # it depends on the row
+        return [first, *(make_plan(version, row, parameters) for row in rows[1:])]
+    return [first, *(replace(first, input=row) for row in rows[1:])]
+
+
 def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters) -> Plan:
     """The plan for one input row. Raises InvalidRequest, or ModelNotReady before the model was ever loaded."""
     manifest = version.manifest
@@ -56,7 +63,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     unfit = method.unfit(facts)
     if unfit is not None:
         raise InvalidRequest(unfit)
-    noise = _noise(parameters.noise)
+    noise = _noise(parameters.noise, method)
     tolerance = manifest.defaults.tolerance if parameters.tolerance is None else parameters.tolerance
     if not 0 < tolerance <= 1:
         raise InvalidRequest(f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
@@ -192,14 +199,14 @@ def _traits(version: ModelVersion) -> Traits:
     return version.traits
 
 
-def _noise(asked: Mapping[str, object] | None) -> Noise | None:
+def _noise(asked: Mapping[str, object] | None, method: MethodEntry) -> Noise | None:
     if asked is None:
         return None
     kind, samples, scale = asked.get("kind"), asked.get("samples", NOISE_SAMPLES), asked.get("scale", NOISE_SCALE)
     if kind not in set(NoiseKind):
         raise InvalidRequest(f"noise.kind is {abridged(kind)}; {known('kinds', NoiseKind)}")
-    if type(samples) is not int or not 2 <= samples <= MOST_NOISE_SAMPLES:
-        raise InvalidRequest(f"noise.samples must be a whole number from 2 to {MOST_NOISE_SAMPLES}")
+    if type(samples) is not int or not 2 <= samples <= method.most_copies:
+        raise InvalidRequest(f"noise.samples must be a whole number from 2 to {method.most_copies} for {method.name}")
     if type(scale) not in (int, float) or not 0 < scale <= 1:  # type: ignore[operator]
         raise InvalidRequest("noise.scale must be over 0 and at most 1")
     return Noise(NoiseKind(kind), samples, float(scale))  # type: ignore[arg-type]

@@ -16,10 +16,13 @@ import orjson
 
 from service.catalog.manifest import ImageInputs, Manifest, TabularInputs, TokenInputs
 from service.catalog.versions import ModelVersion
-from service.domain import Completeness, Explanation, GroupShare, OutputSpace, Plan
+from service.domain import Explanation, GroupShare, NoiseKind, OutputSpace, Plan
 from service.ledger.entries import Entry
+from service.methods.registry import BY_NAME
 
 MOST_REASONS = 4
+MOST_ERROR = 0.1
+"""An explanation whose sum misses more than a tenth of the change gives no reasons and raises no flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
     body["converged"] = explanation.converged
     if explanation.reason is not None:
         body["reason"] = explanation.reason
-    baseline = plan.baseline
+    baseline, gives_reasons = plan.baseline, _gives_reasons(plan, explanation)
     body |= {
         "evaluations": explanation.evaluations,
         "baseline": {
@@ -100,10 +103,10 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
             "digest": baseline.digest,
             "size": baseline.size,
         },
-        "flags": _flags(version, explanation),
+        "flags": review_flags(version, explanation) if gives_reasons else [],
         "cached": cached,
     }
-    reasons = principal_reasons(version, explanation)
+    reasons = principal_reasons(version, explanation) if gives_reasons else None
     if reasons is not None:
         body["reasons"] = reasons
     return body
@@ -135,16 +138,22 @@ def _group(manifest: Manifest, group: GroupShare) -> dict[str, Any]:
     return {"features": members, "dividend": group.dividend, "value": group.value}
 
 
+def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
+    """Whether the values say what each feature moved the output by, and not too wrongly."""
+    is_variance = plan.noise is not None and plan.noise.kind is NoiseKind.VARGRAD
+    error = explanation.completeness_error
+    return BY_NAME[plan.method].gives_reasons and not is_variance and error is not None and error < MOST_ERROR
+
+
 def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[dict[str, Any]] | None:
     """The features that moved the output towards the adverse label, the strongest first.
 
-    None when the manifest names no adverse label or no reason texts, the explained output says nothing of it, or the
-    attributions are of a method whose values do not add up to what the output moved by.
+    None when the manifest names no adverse label or no reason texts, or the explained output says nothing of it.
     """
     outputs, inputs = version.manifest.outputs, version.manifest.inputs
     if outputs.adverse is None or not isinstance(inputs, TabularInputs):
         return None
-    if explanation.attributions is None or explanation.completeness is Completeness.NONE:
+    if explanation.attributions is None:
         return None
     features = inputs.features
     if not any(feature.reason for feature in features):
@@ -165,12 +174,12 @@ def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[d
     ]
 
 
-def _flags(version: ModelVersion, explanation: Explanation) -> list[str]:
+def review_flags(version: ModelVersion, explanation: Explanation) -> list[str]:
     """The review rules of the manifest that fired; they speak of attributions that add up."""
     limit, inputs = version.manifest.review.protected_share, version.manifest.inputs
     if limit is None or not isinstance(inputs, TabularInputs):
         return []
-    if explanation.attributions is None or explanation.completeness is Completeness.NONE:
+    if explanation.attributions is None:
         return []
     sizes = [abs(value) for value in explanation.attributions]
     protected = sum(size for size, feature in zip(sizes, inputs.features, strict=True) if feature.protected)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _digests(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    return [digest.removeprefix("sha256:") for digest in given.replace(",", " ").split()]
+
+
+Digests = Annotated[frozenset[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], NoDecode, BeforeValidator(_digests)]
+"""sha256 values, separated by commas."""
 
 
 class Settings(BaseSettings):
-    """All have defaults that run. Unset stores are embedded ones; what lasts of them lies under `data`."""
+    """All have defaults that run. Unset stores are embedded ones; what lasts of them lies under `data`.
+
+    `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
+    """
 
     model_config = SettingsConfigDict(env_prefix="ANSWERABLE_", env_file=".env", extra="ignore", frozen=True)
 
@@ -27,3 +40,4 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     drain_seconds: float = Field(default=10.0, ge=0)
     result_ttl_seconds: int = Field(default=86_400, ge=1)
+    trusted_artefacts: Digests = frozenset()

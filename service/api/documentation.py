@@ -60,12 +60,17 @@ def _declare_key(path: str, operation: dict[str, Any]) -> None:
 
 
 def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> None:
-    """Each model's example as a body, and the first model as the path's parameter, so that they run as they stand."""
+    """Examples that run as they stand: each model's as a body, and the first model as the path's parameter.
+
+    Where the path has no version the body is the newest's, as is the answer.
+    """
     for parameter in operation.get("parameters", []):
         first = next(iter(catalog), None)
         if first is not None and parameter["in"] == "path" and parameter["name"] in ("model", "version"):
             parameter["example"] = first.key.name if parameter["name"] == "model" else first.key.version
     if path.endswith((":explain", ":predict")):
+        versioned = "{version}" in path
         operation["requestBody"]["content"]["application/json"]["examples"] = {
-            version.key.name: {"value": {"instances": [version.manifest.example]}} for version in catalog
+            str(version.key) if versioned else version.key.name: {"value": {"instances": [version.manifest.example]}}
+            for version in catalog
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Path, Request, Response
@@ -15,6 +16,7 @@ from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictB
 from service.api.traffic import PREDICT, name_for_metrics
 from service.api.transport import while_connected
 from service.catalog.instances import read_instance
+from service.catalog.manifest import ImageInputs
 from service.catalog.versions import ModelVersion
 from service.errors import InvalidRequest, MalformedBody
 from service.explaining import Explaining
@@ -60,7 +62,7 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
     found: ModelVersion = request.app.state.catalog.find(model, version)
     name_for_metrics(request, model, body.parameters.method or found.manifest.defaults.method)
     explaining: Explaining = request.app.state.explaining
-    asked = _request(found, body, caller_of(request), started, use_cache=_may_cache(request))
+    asked = await _request(found, body, caller_of(request), started, use_cache=_may_cache(request))
     answers = await while_connected(request, explaining.explain(asked))
     reply = {
         "predictions": [answer.prediction for answer in answers],
@@ -76,12 +78,12 @@ async def _predict(request: Request, model: str, version: str | None, body: Pred
     found: ModelVersion = request.app.state.catalog.find(model, version)
     name_for_metrics(request, model, PREDICT)
     explaining: Explaining = request.app.state.explaining
-    asked = _request(found, body, caller_of(request), started, use_cache=False)
+    asked = await _request(found, body, caller_of(request), started, use_cache=False)
     predictions = await while_connected(request, explaining.predict(asked))
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 
 
-def _request(
+async def _request(
     version: ModelVersion,
     body: ExplainBody | PredictBody,
     caller: Caller,
@@ -89,15 +91,23 @@ def _request(
     *,
     use_cache: bool,
 ) -> ExplainingRequest:
+    if isinstance(version.manifest.inputs, ImageInputs):  # files take their time to decode
+        rows = await asyncio.to_thread(_rows, version, body.instances)
+    else:
+        rows = _rows(version, body.instances)
+    contexts = _contexts(body.context, len(rows))
+    return ExplainingRequest(version, rows, body.parameters.parameters(), contexts, caller, use_cache, received)
+
+
+def _rows(version: ModelVersion, instances: list[Any]) -> list[tuple[float, ...]]:
     rows = []
-    for number, instance in enumerate(body.instances):
+    for number, instance in enumerate(instances):
         try:
             rows.append(read_instance(version.manifest, instance))
         except InvalidRequest as error:
-            where = f"instance {number}: " if len(body.instances) > 1 else ""
+            where = f"instance {number}: " if len(instances) > 1 else ""
             raise InvalidRequest(f"{where}{error}") from None
-    contexts = _contexts(body.context, len(rows))
-    return ExplainingRequest(version, rows, body.parameters.parameters(), contexts, caller, use_cache, received)
+    return rows
 
 
 def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Context]:

@@ -11,6 +11,7 @@ from service.api.auth import needs
 from service.api.problems import answers
 from service.catalog.manifest import BaselineSet, Feature, Inputs, TabularInputs
 from service.catalog.versions import Catalog, ModelVersion
+from service.domain import OutputSpace
 from service.methods.entry import Choice, Facts, MethodEntry, Number, Option
 from service.methods.registry import METHODS
 
@@ -47,7 +48,7 @@ async def show_model(request: Request, model: str) -> dict[str, Any]:
         "outputs": {
             "labels": manifest.outputs.labels,
             "adverse": manifest.outputs.adverse,
-            "spaces": list(manifest.outputs.tensors),
+            "spaces": list(OutputSpace),
             "default_space": manifest.outputs.default_space,
         },
         **_methods(shown),
@@ -101,13 +102,19 @@ def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:
         return {"methods": [], "unavailable_methods": []}
     served, unavailable = [], []
     for method in METHODS:
-        facts = Facts(version.traits, 1, method.defaults())
+        facts = Facts(version.traits, _usual_size(version), method.defaults())
         reason = method.unfit(facts)
         if reason is None:
             served.append(_method(method, facts))
         else:
             unavailable.append({"name": method.name, "reason": reason})
     return {"methods": served, "unavailable_methods": unavailable}
+
+
+def _usual_size(version: ModelVersion) -> int:
+    """Of the default baseline."""
+    name = version.manifest.defaults.baseline
+    return next((one.size for one in reversed(version.manifest.baselines) if one.name == name), 1)
 
 
 def _method(method: MethodEntry, facts: Facts) -> dict[str, Any]:

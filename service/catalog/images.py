@@ -1,7 +1,8 @@
 """PNG and JPEG files as the pixels that a model takes.
 
 What is done to an image is declared in the manifest and so part of the version's digest. Headers are read before
-pixels: a file that says it is larger than `MOST_PIXELS` is refused before anything is decompressed.
+pixels: a file that says it is larger than `MOST_PIXELS` is refused before anything is decompressed. Transparency is
+dropped where the model has no channel for it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG")
-MOST_PIXELS = 16_000_000
+MOST_PIXELS = 4_000_000
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def decode(inputs: ImageInputs, content: str) -> Floats:
@@ -49,6 +51,8 @@ def _opened(file: bytes) -> Image:
         raise InvalidRequest("image must be the base64 of a PNG or JPEG file") from error
     if image.width * image.height > MOST_PIXELS:
         raise InvalidRequest(f"the image has {image.width} by {image.height} pixels, over {MOST_PIXELS} in all")
+    if image.mode not in EIGHT_BIT_MODES:
+        raise InvalidRequest("the image has more than 8 bits a channel; convert it first, as it was for the model")
     return image
 
 

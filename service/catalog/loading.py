@@ -1,56 +1,44 @@
 """Loading a model version in a worker: the deployed artefact, its differentiable twin, its baseline sets.
 
-Predictions come from the artefact in ONNX Runtime, gradients from the twin; the two are compared before anything is
-answered.
+Predictions come from the artefact, gradients from the twin; the two are compared before anything is answered. How both
+come from a file is a matter of its format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import fx
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
-from service.catalog.manifest import BaselineSet, Feature, Manifest, TabularInputs, TokenInputs, read_manifest
-from service.catalog.twins import build_twin, check_parity, find_embedding, parse_onnx
+from service.catalog.deployed import DeployedArtefact, Opened
+from service.catalog.formats import Format
+from service.catalog.manifest import (
+    BaselineSet,
+    Feature,
+    Manifest,
+    TabularInputs,
+    TokenInputs,
+    read_manifest,
+)
+from service.catalog.onnx_format import open_onnx
+from service.catalog.pt2_format import open_pt2
+from service.catalog.safetensors_format import open_safetensors
+from service.catalog.twins import check_parity
 from service.domain import Floats, ModelKey, OutputSpace
 from service.errors import CatalogError
 
 PARITY_ROWS = 256
-
-
-class DeployedArtefact:
-    """The artefact in production, in ONNX Runtime."""
-
-    def __init__(self, content: bytes, manifest: Manifest, device: torch.device) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
-        if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
-        self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        self._input = manifest.inputs.tensor
-        self._shape = manifest.inputs.shape
-        self._dtype = np.float32 if manifest.inputs.kind != "tokens" else _integer_type(self._session)
-        self._spaces = tuple(manifest.outputs.tensors)
-        self._tensors = [manifest.outputs.tensors[space] for space in self._spaces]
-
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
-        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
-        given = rows.reshape(-1, *self._shape).astype(self._dtype, copy=False)
-        return dict(zip(self._spaces, self._session.run(self._tensors, {self._input: given}), strict=True))
-
-
-def _integer_type(session: onnxruntime.InferenceSession) -> type[np.integer]:
-    return np.int32 if session.get_inputs()[0].type == "tensor(int32)" else np.int64
+OPEN: Mapping[Format, Callable[[bytes, Manifest, torch.device], Opened]] = {
+    "onnx": open_onnx,
+    "pt2": open_pt2,
+    "safetensors": open_safetensors,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +88,16 @@ def baseline_digest(baseline: BaselineSet) -> str:
 def load_model(folder: Path, device: torch.device) -> LoadedModel:
     """The model version in `folder`, its twin on `device`.
 
-    Raises CatalogError when a digest is wrong, the graph has no twin, or twin and artefact disagree.
+    Raises CatalogError when a digest is wrong, the artefact cannot be opened or has no twin, or the two disagree.
     """
     manifest, key, _ = read_manifest(folder)
     content = read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
-    graph = parse_onnx(content)
-    try:
-        deployed = DeployedArtefact(content, manifest, device)
-    except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {error}") from error
-    tensor, embedding = manifest.inputs.tensor, None
-    if isinstance(manifest.inputs, TokenInputs):
-        tensor, embedding = find_embedding(graph, tensor)
-    twin = build_twin(graph, tensor, manifest.outputs.tensors[OutputSpace.LOGIT], manifest.inputs.shape).to(device)
+    opened = OPEN[manifest.artefact.format](content, manifest, device)
     baselines = {
         baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline) for baseline in manifest.baselines
     }
-    _check_imputation(manifest, deployed)
-    loaded = LoadedModel(key, manifest, deployed, twin, embedding, baselines, parity=0.0)
+    _check_imputation(manifest, opened.deployed)
+    loaded = LoadedModel(key, manifest, opened.deployed, opened.twin, opened.embedding, baselines, parity=0.0)
     return replace(loaded, parity=_parity(loaded, device))
 
 

@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from service.catalog.architectures import Cnn
+from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
@@ -31,26 +32,8 @@ MASK = "mask"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
-def _inside(path: str) -> str:
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in path or not parts.parts:
-        raise ValueError("a file of a model must lie inside its folder")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_inside)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Artefact(_Frozen):
-    """The file in production."""
-
-    file: RelativePath
-    sha256: Sha256
 
 
 class Reason(_Frozen):
@@ -73,10 +56,10 @@ class Feature(_Frozen):
 
 
 class TabularInputs(_Frozen):
-    """A table row: one float column a feature, in the order of `features`."""
+    """A table row: one float column a feature, in the order of `features`. `tensor` is an ONNX graph's name for it."""
 
     kind: Literal["tabular"]
-    tensor: str
+    tensor: str = ""
     features: tuple[Feature, ...] = Field(min_length=1)
 
     @cached_property
@@ -110,7 +93,7 @@ class ImageInputs(_Frozen):
     """
 
     kind: Literal["image"]
-    tensor: str
+    tensor: str = ""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     range: tuple[FiniteFloat, FiniteFloat]
     unit: str = "1"
@@ -172,12 +155,16 @@ Inputs = Annotated[TabularInputs | ImageInputs | TokenInputs, Field(discriminato
 
 
 class Outputs(_Frozen):
-    """The output tensors by space. The twin is cut at the logit tensor; `link` leads from there to the probability."""
+    """`link` leads from the logits to the probability.
+
+    An ONNX graph's `tensors` are named by space, and the twin is cut at the logit tensor. Other artefacts answer logits
+    and nothing else.
+    """
 
     labels: tuple[str, ...] = Field(min_length=2)
     adverse: str | None = None
     link: Literal["softmax"]
-    tensors: Mapping[OutputSpace, str]
+    tensors: Mapping[OutputSpace, str] = {}
     default_space: OutputSpace = OutputSpace.PROBABILITY
 
 
@@ -241,13 +228,29 @@ class Manifest(_Frozen):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
         if self.outputs.adverse is not None and self.outputs.adverse not in self.outputs.labels:
             raise ValueError(f"the adverse label {self.outputs.adverse!r} is not among the labels")
-        if set(self.outputs.tensors) != set(OutputSpace):
-            raise ValueError("outputs.tensors names one tensor for `logit` and one for `probability`")
+        self._check_tensors()
         if isinstance(self.inputs, TabularInputs) != isinstance(self.example, Mapping) or (
             isinstance(self.example, Mapping) and set(self.example) != set(names)
         ):
             raise ValueError("the example is not one complete instance")
         return self
+
+    def _check_tensors(self) -> None:
+        """Holds the names of tensors, and the kind of the inputs, against the format of the artefact."""
+        form, tensor, tensors = self.artefact.format, self.inputs.tensor, self.outputs.tensors
+        if form == "onnx":
+            if not tensor:
+                raise ValueError("inputs.tensor is missing: the name of the ONNX graph's input")
+            if set(tensors) != set(OutputSpace):
+                raise ValueError("outputs.tensors names one tensor for `logit` and one for `probability`")
+            return
+        if isinstance(self.inputs, TokenInputs):
+            raise ValueError(f"tokens are explained at the embedding of an ONNX graph, not of the format {form}")
+        if tensor or tensors:
+            name = "inputs.tensor" if tensor else "outputs.tensors"
+            raise ValueError(f"{name} is for ONNX: an artefact in the format {form} has no names for it")
+        if isinstance(self.artefact.architecture, Cnn) and not isinstance(self.inputs, ImageInputs):
+            raise ValueError("the architecture 'cnn' takes images")
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
@@ -264,7 +267,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")
-    key = ModelKey(manifest.name, manifest.version, "sha256:" + manifest.artefact.sha256)
+    key = ModelKey(manifest.name, manifest.version, manifest.artefact.digest)
     return manifest, key, "sha256:" + hashlib.sha256(content).hexdigest()
 
 

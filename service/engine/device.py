@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
 
+from service.catalog.deployed import TorchOutputs
 from service.catalog.loading import LoadedModel, load_model
 from service.catalog.manifest import Manifest
 from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, Traits
@@ -29,7 +29,7 @@ from service.engine.kernels import (
 )
 from service.engine.piecewise import PiecewiseLinear
 from service.engine.rows import BiasKernel, HessianKernel, LayerKernel, RowsKernel, RuleKernel
-from service.engine.traits import traits_of
+from service.engine.traits import largest_layer, traits_of
 from service.methods.oracle import (
     BiasRows,
     Breakpoints,
@@ -44,6 +44,8 @@ from service.methods.oracle import (
 
 DEPLOYED_ROWS = 32
 BREAKPOINT_LINES = 32
+BREAKPOINT_VALUES = 2**26
+"""In one tensor of a pass over all lines, at most: 256 MiB. A line with more pieces than find room is refined."""
 MOST_PIECES_TO_WARM_UP = 512
 GRADIENT_WARM_UPS = 3
 
@@ -107,7 +109,7 @@ def put_on_device(
     shape, labels = model.shape, len(model.manifest.outputs.labels)
     deployed = DeployedKernel(model.deployed, DEPLOYED_ROWS)
     forwards = (
-        deployed if model.embedding is None else DeployedKernel(TwinOutputs(model.twin, device, shape), DEPLOYED_ROWS)
+        deployed if model.embedding is None else DeployedKernel(TorchOutputs(model.twin, device, shape), DEPLOYED_ROWS)
     )
     baselines = {
         digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
@@ -142,9 +144,9 @@ def kernels_of(
         Rows: gradient,
     }
     if traits.is_piecewise_linear:
-        by_type[Breakpoints] = [
-            BreakpointsKernel(PiecewiseLinear(twin, shape=traits.shape), BREAKPOINT_LINES, traits.shape)
-        ]
+        most_pieces = BREAKPOINT_VALUES // (BREAKPOINT_LINES * largest_layer(twin, traits.shape))
+        network = PiecewiseLinear(twin, shape=traits.shape)
+        by_type[Breakpoints] = [BreakpointsKernel(network, BREAKPOINT_LINES, traits.shape, most_pieces)]
     on_rows: dict[type, type[RowsKernel]] = {
         RuleRows: RuleKernel,
         LayerRows: LayerKernel,
@@ -202,22 +204,6 @@ def _warm_up(kernels: Kernels, ends: Ends) -> None:
         line = Segment(Breakpoints(*ends, MOST_PIECES_TO_WARM_UP), 0, 1)
         for kernel in kernels[Breakpoints]:
             kernel.run([line])
-
-
-class TwinOutputs:
-    """The twin in the artefact's place, for embeddings, which the artefact does not take."""
-
-    def __init__(self, twin: fx.GraphModule, device: torch.device, shape: tuple[int, ...]) -> None:
-        self._twin = twin
-        self._device = device
-        self._shape = shape
-
-    @torch.inference_mode()
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
-        """The outputs [n, labels] in every output space, for rows [n, inputs]."""
-        logits = self._twin(torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device))
-        probabilities = torch.softmax(logits, dim=1)
-        return {OutputSpace.LOGIT: logits.cpu().numpy(), OutputSpace.PROBABILITY: probabilities.cpu().numpy()}
 
 
 def prepare_baseline(

@@ -158,13 +158,19 @@ class DeployedKernel:
         return {space: np.concatenate([part[space] for part in outputs]) for space in outputs[0]}
 
 
+NO_LIMIT = 2**31
+
+
 class BreakpointsKernel:
-    """Breakpoints of a piecewise-linear network on many lines together. A unit is a line."""
+    """Breakpoints of a piecewise-linear network on many lines together. A unit is a line, of `most_pieces` at most."""
 
     name = "breakpoints"
 
-    def __init__(self, network: PiecewiseLinear, capacity: int, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, network: PiecewiseLinear, capacity: int, shape: tuple[int, ...], most_pieces: int = NO_LIMIT
+    ) -> None:
         self._network = network
+        self._most_pieces = most_pieces
         self._shape = shape
         self.capacity = capacity
 
@@ -172,7 +178,7 @@ class BreakpointsKernel:
         lines = [question_of(segment, Breakpoints) for segment in segments]
         starts = np.array([line.start for line in lines], dtype=np.float32).reshape(-1, *self._shape)
         ends = np.array([line.end for line in lines], dtype=np.float32).reshape(-1, *self._shape)
-        most = np.array([line.max_pieces for line in lines])
+        most = np.array([min(line.max_pieces, self._most_pieces) for line in lines])
         rows = self._network.breakpoints(starts, ends, most)
         logits = rows.logits.astype(np.float64)
         bounds = np.searchsorted(rows.line, np.arange(len(lines) + 1)).tolist()

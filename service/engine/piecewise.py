@@ -97,10 +97,21 @@ class _State:
             self.cut(row, start / (start - end))
 
     def cut(self, row: Indices, share: NDArray[np.floating]) -> None:
-        """Insert rows behind row[i], at the share[i] of the way to the next one of the same line."""
+        """Insert rows behind row[i], at the share[i] of the way to the next one of the same line.
+
+        Lines that would have too many are dropped first: there is no room for them.
+        """
         order = np.argsort(row + np.fmin(share, 1 - 1e-9, dtype=np.float64), kind="stable")
-        self._insert(row[order], share[order])
-        self._drop_overflowing()
+        row, share = row[order], share[order]
+        lines = len(self.max_pieces)
+        counts = np.bincount(self.line, minlength=lines) + np.bincount(self.line[row], minlength=lines)
+        over = counts - 1 > self.max_pieces
+        if over.any():
+            fits = ~over[self.line[row]]
+            row, share = row[fits], share[fits]
+            row = (np.cumsum(~over[self.line]) - 1)[row]
+            self._drop(over)
+        self._insert(row, share)
 
     def _insert(self, row: Indices, share: NDArray[np.floating]) -> None:
         """Behind row[i], at the share[i] of the way to the next row, a new row of every tensor."""
@@ -122,10 +133,8 @@ class _State:
         self.line, self.alpha = line, widened(self.alpha)
         self.values = {node: torch.from_numpy(widened(value.numpy())) for node, value in self.values.items()}
 
-    def _drop_overflowing(self) -> None:
-        over = np.bincount(self.line, minlength=len(self.max_pieces)) - 1 > self.max_pieces
-        if not over.any():
-            return
+    def _drop(self, over: NDArray[np.bool_]) -> None:
+        """Forget the lines for which `over` [lines] is true."""
         self.overflowed |= over
         keep = np.flatnonzero(~over[self.line])
         self.line, self.alpha = self.line[keep], self.alpha[keep]

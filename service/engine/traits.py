@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import fx
@@ -23,6 +24,8 @@ from service.engine.operators import (
 )
 from service.engine.piecewise import NotPiecewiseLinear, PiecewiseLinear
 
+LARGEST_LAYER = 2**15
+"""Breakpoints are looked for in blocks of 64 rows of every layer on the host: 8 MiB of such a layer."""
 MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "maskedfill"), *SUMS, *PADS}
 """Affine operators that can add something of their own to what they are given."""
 
@@ -34,6 +37,9 @@ def traits_of(twin: fx.GraphModule, kind: InputKind, shape: tuple[int, ...], lab
         PiecewiseLinear(twin, shape=shape)
     except NotPiecewiseLinear as error:
         obstacle = str(error)
+    largest = largest_layer(twin, shape)
+    if obstacle is None and largest > LARGEST_LAYER:
+        obstacle = f"it has a layer of {largest} values, and finding the pieces would take too much memory"
     return Traits(
         kind=kind,
         shape=shape,
@@ -44,6 +50,13 @@ def traits_of(twin: fx.GraphModule, kind: InputKind, shape: tuple[int, ...], lab
         has_convolution=_has_maps_over(twin, shape),
         biases_obstacle=_biases_obstacle(twin),
     )
+
+
+def largest_layer(twin: fx.GraphModule, shape: tuple[int, ...]) -> int:
+    """The number of values, for one row, of the largest tensor on the way."""
+    _propagate(twin, shape)
+    sizes = [_size(node) for node in twin.graph.nodes if node.op != "get_attr"]
+    return max(prod(size) for size in sizes if size is not None)
 
 
 def is_relu(operator: Operator) -> bool:
@@ -60,9 +73,7 @@ def last_feature_maps(twin: fx.GraphModule, shape: tuple[int, ...]) -> fx.Node |
     convolutions = [operator.node for operator in operators if operator.kind == "conv"]
     if not convolutions:
         return None
-    device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
-    with torch.no_grad():
-        ShapeProp(twin).propagate(torch.zeros(1, *shape, device=device))
+    _propagate(twin, shape)
     place = {operator.node: at for at, operator in enumerate(operators)}
     last = convolutions[-1]
     size, behind, furthest = _size(last), {last}, _furthest_use(last, place)
@@ -74,6 +85,13 @@ def last_feature_maps(twin: fx.GraphModule, shape: tuple[int, ...]) -> fx.Node |
                 last = operator.node
             furthest = max(furthest, _furthest_use(operator.node, place))
     return last
+
+
+def _propagate(twin: fx.GraphModule, shape: tuple[int, ...]) -> None:
+    """Notes in every node the shape of its tensor for one row."""
+    device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
+    with torch.no_grad():
+        ShapeProp(twin).propagate(torch.zeros(1, *shape, device=device))
 
 
 def _furthest_use(node: fx.Node, place: Mapping[fx.Node, int]) -> int:

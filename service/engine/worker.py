@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,8 @@ def _environment(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # its own type would have the front import torch to read it
         "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "scikit-image": _version_of("scikit-image"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cuda": torch.version.cuda or "none",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -166,6 +169,13 @@ def _environment(device: torch.device) -> dict[str, str]:
         "mkl_cbwr": os.environ.get("MKL_CBWR", "default"),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _processor() -> str:

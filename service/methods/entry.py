@@ -9,7 +9,8 @@ from reprlib import repr as abridged
 from service.domain import Completeness, OptionValue, Traits
 from service.methods.oracle import Method, Problem
 
-MOST_GROUPS = 1000
+MOST_GROUPS = 100
+MOST_MEMBERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +75,20 @@ class Groups:
         """The groups by the numbers of their features, ascending. Raises ValueError, saying what is allowed."""
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MOST_GROUPS:
             raise ValueError(f"option {self.name} must be a list of at most {MOST_GROUPS} lists of features")
-        return tuple(self._group(group, units) for group in value)
+        if sum(len(group) for group in value if isinstance(group, Sequence)) > MOST_MEMBERS:
+            raise ValueError(f"option {self.name}: all groups together must have at most {MOST_MEMBERS} members")
+        numbers = {name: number for number, name in enumerate(units.names)}
+        return tuple(self._group(group, units.count, numbers) for group in value)
 
-    def _group(self, group: object, units: Units) -> tuple[int, ...]:
-        if not isinstance(group, Sequence) or isinstance(group, str) or not group:
-            raise ValueError(f"option {self.name}: each group must be a list of features, and not empty")
-        return tuple(sorted({self._member(member, units) for member in group}))
+    def _group(self, group: object, count: int, numbers: Mapping[str, int]) -> tuple[int, ...]:
+        if not isinstance(group, Sequence) or isinstance(group, str) or not 0 < len(group) <= count:
+            raise ValueError(f"option {self.name}: each group must be a list of from 1 to {count} features")
+        return tuple(sorted({self._member(member, count, numbers) for member in group}))
 
-    def _member(self, member: object, units: Units) -> int:
-        if isinstance(member, str) and member in units.names:
-            return units.names.index(member)
-        if type(member) is int and 0 <= member < units.count:
+    def _member(self, member: object, count: int, numbers: Mapping[str, int]) -> int:
+        if isinstance(member, str) and member in numbers:
+            return numbers[member]
+        if type(member) is int and 0 <= member < count:
             return member
         raise ValueError(f"option {self.name}: there is no feature {abridged(member)}")
 
@@ -126,7 +130,9 @@ class MethodEntry:
 
     `least_points` gives the smallest number of gradient points that give any answer, and `usual_points` the number to
     reckon with when work is admitted; `cost` says it in words. `draws` says that the seed matters. `unfit` gives the
-    reason why the method does not apply, and what to use instead; None where it does.
+    reason why the method does not apply, and what to use instead; None where it does. `most_copies` is the largest
+    number of noisy copies it may be asked for. `gives_reasons` says that a value is what its feature moved the output
+    by from the baseline, up or down, so that the largest can be told to a consumer as reasons.
     """
 
     name: str
@@ -139,6 +145,8 @@ class MethodEntry:
     citation: str
     options: tuple[Option, ...] = ()
     draws: bool = False
+    gives_reasons: bool = False
+    most_copies: int = 1000
     unfit: Callable[[Facts], str | None] = everywhere
 
     def defaults(self) -> dict[str, OptionValue]:

@@ -97,6 +97,7 @@ EXPECTED_GRADIENTS = MethodEntry(
     draws=True,
     least_points=lambda facts: facts.baseline_size,
     usual_points=lambda facts: 8 * facts.baseline_size,
+    gives_reasons=True,
     cost="one a row of the baseline set at least, usually four to eight",
     description="the mean of integrated gradients over every row of the baseline set",
     citation="Erion et al., Nature Machine Intelligence 2021",

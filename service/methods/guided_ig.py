@@ -124,6 +124,7 @@ GUIDED_IG = MethodEntry(
     completeness=(Completeness.ASYMPTOTIC,),
     least_points=one_point,
     usual_points=_steps,
+    gives_reasons=True,
     cost="one a step, one after the other",
     options=(
         Number("steps", 200, 1, 5000, "the steps of the path"),

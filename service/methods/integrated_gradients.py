@@ -37,6 +37,7 @@ INTEGRATED_GRADIENTS = MethodEntry(
     completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
     least_points=one_point,
     usual_points=lambda _facts: 64,
+    gives_reasons=True,
     cost="one a piece by the exact rule; else what the tolerance takes, from 6 or 8",
     options=(
         Choice(

@@ -49,8 +49,6 @@ ENDS = 2
 """Rows that tell how a network with softplus changes; the deployed model's own change is known."""
 SOFTPLUS = "softplus"
 RELUS = {"relu"}
-BOUNDS = {"maximum", "minimum", "clamp", "clampmin", "clampmax", "clip", "hardtanh"}
-"""Kinks that are no obstacle, since they are there to clip inputs."""
 
 
 def integrated_hessians(problem: Problem) -> Method:
@@ -201,7 +199,7 @@ def _unfit(facts: Facts) -> str | None:
         return (
             "integrated_hessians needs a row of Hessians for each input, too many for an image; use expected_gradients"
         )
-    kinks = {_kind(name): name for name in facts.traits.kinks if _kind(name) not in BOUNDS}
+    kinks = {_kind(name): name for name in facts.traits.bends}
     others = [name for kind, name in kinks.items() if kind not in RELUS]
     if others:
         return f"integrated_hessians does not see the bends of {', '.join(others)}; use expected_gradients"
@@ -223,6 +221,7 @@ INTEGRATED_HESSIANS = MethodEntry(
     completeness=(Completeness.ASYMPTOTIC, Completeness.NONE),
     least_points=_least_points,
     usual_points=lambda facts: 7 * _least_points(facts),
+    gives_reasons=True,
     cost="4, 8, 16 and so on Hessians, a row each for every feature, until two answers agree",
     options=(
         Choice(

@@ -28,19 +28,26 @@ from service.domain import Completeness, Floats
 from service.methods.entry import Facts, MethodEntry, Number, one_point
 from service.methods.oracle import Attribution, Method, Problem, Rows, evaluated
 
+MOST_NUMBERS = 2**22
+"""In the rows of one question, which is 32 MiB; what takes more is asked in parts."""
+
 
 def neflag(problem: Problem) -> Method:
     """One explanation by negative flux aggregation; see the module's docstring."""
     wanted = int(problem.number("points"))
     points = min(wanted, problem.max_evaluations)
     extent = problem.high - problem.low
-    normals = _uniform_normals(np.random.default_rng(problem.seed), points, extent > 0)
-    rows = problem.input + problem.number("eps") * extent * normals
-    known = yield from evaluated(Rows(rows, problem.readout, np.full(points, problem.target)))
-    flux = known.contributions * extent * normals
-    flows_in = flux.sum(axis=1) < 0
+    generator = np.random.default_rng(problem.seed)
+    values, together = np.zeros_like(problem.input), max(1, MOST_NUMBERS // len(problem.input))
+    for done in range(0, points, together):
+        count = min(together, points - done)
+        normals = _uniform_normals(generator, count, extent > 0)
+        rows = problem.input + problem.number("eps") * extent * normals
+        known = yield from evaluated(Rows(rows, problem.readout, np.full(count, problem.target)))
+        flux = known.contributions * extent * normals
+        values -= flux[flux.sum(axis=1) < 0].sum(axis=0)
     return Attribution(
-        values=-flux[flows_in].sum(axis=0) / points,
+        values=values / points,
         baseline_output=problem.center_output,
         completeness=Completeness.NONE,
         path_error=None,

@@ -14,7 +14,7 @@ from service.numerics.refinement import Refinement, Stagnation
 
 def first_rule(problem: Problem, most: int) -> tuple[int, int]:
     """Order and number of panels to begin with, of at most `most` nodes: midpoints where the gradient jumps."""
-    if problem.traits.kinks:
+    if problem.traits.bends:
         return 1, min(MIDPOINT_PANELS, most)
     return min(GAUSS_NODES, most), 1
 

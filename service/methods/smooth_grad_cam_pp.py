@@ -47,7 +47,7 @@ SMOOTH_GRAD_CAM_PP = MethodEntry(
     usual_points=_all_copies,
     cost="one for the input and one a copy",
     options=(
-        Number("samples", 4, 1, 1000, "the noisy copies of the input"),
+        Number("samples", 4, 1, 100, "the noisy copies of the input"),
         Number("scale", 0.3, 0.0, 1.0, "the deviation of the noise, as a share of each input's range"),
     ),
     draws=True,

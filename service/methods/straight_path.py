@@ -29,6 +29,7 @@ from service.numerics.quadrature import gauss_legendre, softmax_piece_weights
 from service.numerics.refinement import Refinement, Stagnation
 
 GAUSS_NODES = 6
+"""With 4 to begin with, smooth networks would take 5.6 points to 1% and not 7.5, but stated errors would not hold."""
 MIDPOINT_PANELS = 8
 NODES_PER_SMOOTH_PIECE = 3
 FEW_PIECES = 256
@@ -44,7 +45,7 @@ def straight_path(problem: Problem, rule: str) -> Method:
         pieces = _pieces(problem, found)
         if pieces is not None:
             return (yield from _exact(problem, pieces))
-    order = {"gauss_legendre": GAUSS_NODES, "midpoint": 1}.get(rule, 1 if problem.traits.kinks else GAUSS_NODES)
+    order = {"gauss_legendre": GAUSS_NODES, "midpoint": 1}.get(rule, 1 if problem.traits.bends else GAUSS_NODES)
     return (yield from _refined(problem, order))
 
 

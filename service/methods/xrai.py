@@ -233,6 +233,7 @@ XRAI = MethodEntry(
     completeness=(Completeness.NONE,),
     least_points=lambda _facts: LINES,
     usual_points=lambda _facts: LINES * 64,
+    most_copies=8,
     cost="what the tolerance takes on two lines, from 12 or 16",
     options=(
         Number(

@@ -31,6 +31,10 @@ class DecisionRefinement(Refinement):
         weighted = 2 * gaps * steepest
         return weighted, np.abs(weighted[:-1]) + np.abs(weighted[1:])
 
+    def _tilts(self) -> Floats:
+        """None: a slope that is linear between two midpoints makes no defect, and its product with c does."""
+        return np.zeros(len(self._width) - 1)
+
     def slope_weights(self) -> Floats:
         """The weight of every evaluated node's contributions, its slope included, in the order of evaluation."""
         return self.weights() * self._derivatives

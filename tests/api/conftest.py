@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-EXPLAIN = "/v1/models/loan:explain"
+EXPLAIN = "/v1/models/loan/versions/1:explain"
 
 Explain = Callable[..., Awaitable[dict[str, Any]]]
 AssertProblem = Callable[..., str]

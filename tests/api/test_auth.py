@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PUBLIC = {("get", "/v2"), ("get", "/v2/health/live"), ("get", "/v2/health/ready")}
 DOCUMENTATION = {"/openapi.json", "/docs", "/docs/assets"}
-EXPLAIN = "/v1/models/loan:explain"
+EXPLAIN = "/v1/models/loan/versions/1:explain"
 
 
 def expected_scope(path: str) -> str:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
     from tests.conftest import Service
 
-EXPLAIN = "/v1/models/loan:explain"
-PREDICT = "/v1/models/loan:predict"
+EXPLAIN = "/v1/models/loan/versions/1:explain"
+PREDICT = "/v1/models/loan/versions/1:predict"
 JSON = {"Content-Type": "application/json"}
 NESTED = 250_000
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
 
 FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
-EXPLAIN = "/v1/models/loan:explain"
-PREDICT = "/v1/models/loan:predict"
+EXPLAIN = "/v1/models/loan/versions/1:explain"
+PREDICT = "/v1/models/loan/versions/1:predict"
 METHODS = ["integrated_gradients", "expected_gradients"]
 SPACES = ["probability", "logit"]
 TENSORS = {"probability": "probabilities", "logit": "logits"}
@@ -299,26 +299,29 @@ async def test_a_deadline_is_met_or_said_to_have_passed(
         assert "deadline" in assert_problem(response, 504)
 
 
-async def test_one_version_by_its_path(explain: Explain, fresh: dict[str, Any]) -> None:
-    by_version = await explain([fresh], path="/v1/models/loan/versions/1:explain")
-    newest = await explain([fresh])
+async def test_a_path_without_a_version_means_the_newest(
+    client: httpx.AsyncClient, explain: Explain, fresh: dict[str, Any]
+) -> None:
+    known = (await client.get("/v1/models/loan")).json()["example"]
+    instance = {name: fresh[name] for name in known}
+    newest = await explain([instance], path="/v1/models/loan:explain")
+    by_version = await explain([instance], path="/v1/models/loan/versions/2:explain")
 
+    assert newest["explanations"][0]["model"]["version"] == "2"
     assert numbers(by_version["explanations"][0]) == numbers(newest["explanations"][0])
 
 
-@pytest.mark.parametrize("path", [PREDICT, "/v1/models/loan/versions/1:predict"])
 @pytest.mark.parametrize("space", SPACES)
 async def test_predict(
     client: httpx.AsyncClient,
     artefact: onnxruntime.InferenceSession,
     instance: dict[str, Any],
     approved: dict[str, Any],
-    path: str,
     space: str,
 ) -> None:
     body = {"instances": [instance, list(approved.values())], "parameters": {"output_space": space}}
 
-    response = await client.post(path, json=body)
+    response = await client.post(PREDICT, json=body)
 
     assert response.status_code == 200
     assert set(response.json()) == {"predictions"}

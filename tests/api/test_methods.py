@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
 
 DIGITS = "/v1/models/digits:explain"
-LOAN = "/v1/models/loan:explain"
+LOAN = "/v1/models/loan/versions/1:explain"
 
 
 @pytest.fixture
@@ -154,3 +157,43 @@ async def test_a_record_holds_the_options_and_the_noise(
     assert parameters["options"]["phi"] == 0.5
     assert parameters["noise"] == noise
     assert parameters["seed"] == 7
+
+
+@pytest.mark.parametrize("method", ["idgi", "saliency", "agi"])
+async def test_values_that_are_no_account_of_the_decision_give_no_reasons(
+    explain: Explain, fresh: dict[str, Any], method: str
+) -> None:
+    reply = await explain([fresh], path=LOAN, method=method, target="denied")
+    (explanation,) = reply["explanations"]
+    assert "reasons" not in explanation
+    assert explanation["flags"] == []
+
+
+@pytest.mark.parametrize(
+    "groups", [[["black"] * 39], [["black"]] * 101, [["black", "nobody"]], ["black"], [[]], [[38]], [[True]]]
+)
+async def test_groups_are_bounded(
+    client: httpx.AsyncClient, fresh: dict[str, Any], assert_problem: AssertProblem, groups: Any
+) -> None:
+    parameters = {"method": "directional_ig", "options": {"groups": groups}}
+    response = await client.post(LOAN, json={"instances": [fresh] * 3, "parameters": parameters})
+    assert "option groups" in assert_problem(response, 422)
+
+
+async def test_regions_are_not_looked_for_in_many_noisy_copies(
+    client: httpx.AsyncClient, digit: list[list[int]], assert_problem: AssertProblem
+) -> None:
+    parameters = {"method": "xrai", "noise": {"kind": "smoothgrad", "samples": 9}}
+    response = await client.post(DIGITS, json={"instances": [digit], "parameters": parameters})
+    assert "from 2 to 8 for xrai" in assert_problem(response, 422)
+
+
+async def test_a_file_is_the_same_image_as_its_pixels(explain: Explain, digit: list[list[int]]) -> None:
+    pixels = np.array(digit, dtype=np.float64)
+    written = io.BytesIO()
+    Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).save(written, "PNG")
+    file = {"image": base64.b64encode(written.getvalue()).decode()}
+    (of_file,) = (await explain([file], path=DIGITS, method="saliency"))["predictions"]
+    (of_pixels,) = (await explain([digit], path=DIGITS, method="saliency"))["predictions"]
+    assert of_file["label"] == of_pixels["label"]
+    np.testing.assert_allclose(of_file["outputs"], of_pixels["outputs"], atol=0.01)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.api.conftest import Explain, Figures
     from tests.conftest import MakeKey, Service
 
-EXPLAIN = "/v1/models/loan:explain"
+EXPLAIN = "/v1/models/loan/versions/1:explain"
 NO_CACHE = {"Cache-Control": "no-cache"}
 LABELS = {"model", "method", "outcome", "kernel", "reason", "cache", "result", "version", "digest", "le"}
 KINDS = {
@@ -116,7 +116,7 @@ async def test_refusals_are_counted_by_status(
 async def test_a_prediction_counts(client: httpx.AsyncClient, figures: Figures, instance: dict[str, Any]) -> None:
     labels = {"model": "loan", "method": "predict", "outcome": "ok"}
     before = await figures()
-    assert (await client.post("/v1/models/loan:predict", json={"instances": [instance]})).status_code == 200
+    assert (await client.post("/v1/models/loan/versions/1:predict", json={"instances": [instance]})).status_code == 200
     after = await figures()
 
     assert value(after, "requests_total", **labels) == value(before, "requests_total", **labels) + 1

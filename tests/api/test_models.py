@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import yaml
 
 from service.api.schemas import ExplainReply, PredictReply
 from service.errors import AnswerableError
@@ -15,7 +17,15 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
     from tests.conftest import Service
 
+LOAN = Path(__file__).parents[2] / "models" / "loan"
 METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture(scope="session")
+def newest() -> dict[str, Any]:
+    """The manifest of the loan model's newest version."""
+    manifest: dict[str, Any] = yaml.safe_load((LOAN / "2" / "manifest.yaml").read_bytes())
+    return manifest
 
 
 def operations(service: Service) -> list[tuple[str, str, dict[str, Any]]]:
@@ -35,18 +45,20 @@ async def test_list_of_models(client: httpx.AsyncClient) -> None:
     assert "loan" in response.json()["models"]
 
 
-async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, Any]) -> None:
+async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]) -> None:
     model = (await client.get("/v1/models/loan")).json()
 
     assert (model["name"], model["ready"], model["title"]) == ("loan", True, loan["title"])
     assert {"version": "1", "digest": f"sha256:{loan['artefact']['sha256']}", "ready": True}.items() <= model[
         "versions"
     ][0].items()
+    assert [version["version"] for version in model["versions"]] == ["1", "2"]
     assert [feature["name"] for feature in model["inputs"]] == [
-        feature["name"] for feature in loan["inputs"]["features"]
+        feature["name"] for feature in newest["inputs"]["features"]
     ]
     assert all({"name", "unit", "range", "protected"} <= set(feature) for feature in model["inputs"])
-    assert {feature["name"] for feature in model["inputs"] if feature["protected"]} >= {"black", "hispanic", "male"}
+    assert not any(feature["protected"] for feature in model["inputs"])
+    assert model["example"] == newest["example"]
     assert model["outputs"]["labels"] == ["approved", "denied"]
     assert model["outputs"]["adverse"] == "denied"
     named = [one["name"] for one in (*model["methods"], *model["unavailable_methods"])]
@@ -67,10 +79,11 @@ async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, An
     assert model["defaults"]["method"] == "integrated_gradients"
 
 
-async def test_a_models_baselines(client: httpx.AsyncClient, loan: dict[str, Any]) -> None:
+async def test_a_models_baselines(client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]) -> None:
     response = await client.get("/v1/models/loan/baselines")
 
-    expected = [(one["name"], one["version"], one["size"], f"sha256:{one['sha256']}") for one in loan["baselines"]]
+    sets = [*loan["baselines"], *newest["baselines"]]
+    expected = [(one["name"], one["version"], one["size"], f"sha256:{one['sha256']}") for one in sets]
     found = response.json()["baselines"]
     assert [(one["name"], one["version"], one["size"], one["digest"]) for one in found] == expected
 
@@ -100,7 +113,7 @@ async def test_every_method_and_option_that_a_model_shows_is_accepted(
 
     for parameters in asked:
         body = {"instances": [instance], "parameters": parameters}
-        response = await client.post("/v1/models/loan:explain", json=body)
+        response = await client.post("/v1/models/loan/versions/1:explain", json=body)
         assert response.status_code == 200, (parameters, response.text)
 
 
@@ -116,7 +129,9 @@ async def test_every_example_runs_and_its_reply_has_the_described_shape(
     for path, method, operation in operations(service):
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
         for name, example in content.get("examples", {}).items():
-            response = await client.request(method, path.format(model=name, version="1"), json=example["value"])
+            model, _, version = name.partition("@")
+            asked = path.format(model=model, version=version)
+            response = await client.request(method, asked, json=example["value"])
             assert response.status_code == 200, response.text
             reply = PredictReply if path.endswith("predict") else ExplainReply
             described = operation["responses"]["200"]["content"]["application/json"]["schema"]

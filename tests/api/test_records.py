@@ -210,13 +210,13 @@ async def test_a_strict_refusal_leaves_no_record(
 ) -> None:
     body = {"instances": [instance], "parameters": {**NOT_CONVERGED, "strict": True}}
 
-    assert_problem(await bank.post("/v1/models/loan:explain", json=body), 422)
+    assert_problem(await bank.post("/v1/models/loan/versions/1:explain", json=body), 422)
 
     assert await found(bank) == []
 
 
 async def test_a_prediction_leaves_no_record(bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
-    response = await bank.post("/v1/models/loan:predict", json={"instances": [instance]})
+    response = await bank.post("/v1/models/loan/versions/1:predict", json={"instances": [instance]})
 
     assert response.status_code == 200
     assert await found(bank) == []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain, Figures
     from tests.conftest import Service
 
-EXPLAIN = "/v1/models/loan:explain"
+EXPLAIN = "/v1/models/loan/versions/1:explain"
 JSON = {"Content-Type": "application/json"}
 NO_CACHE = {"Cache-Control": "no-cache"}
 GZIP = {**JSON, "Content-Encoding": "gzip"}

@@ -73,8 +73,8 @@ def gelu_twin(folder: Path) -> None:
     shutil.copy(LOAN / "manifest.yaml", folder)
     with_relu = train.start_network
 
-    def with_gelu() -> nn.Sequential:
-        return nn.Sequential(*(nn.GELU() if isinstance(layer, nn.ReLU) else layer for layer in with_relu()))
+    def with_gelu(inputs: int) -> nn.Sequential:
+        return nn.Sequential(*(nn.GELU() if isinstance(layer, nn.ReLU) else layer for layer in with_relu(inputs)))
 
     train.__dict__["start_network"] = with_gelu
     rows, denied = train.load()

@@ -35,8 +35,8 @@ class Server:
     seconds_to_ready: float
 
     def explain(self, model: str = "loan") -> str:
-        """Where this service explains; the peers answer on `/explain`."""
-        return f"{self.base}/v1/models/{model}:explain"
+        """Where this service explains with version 1 of a model; the peers answer on `/explain`."""
+        return f"{self.base}/v1/models/{model}/versions/1:explain"
 
 
 def free_port() -> int:

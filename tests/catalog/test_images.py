@@ -83,6 +83,12 @@ def test_other_formats_are_refused() -> None:
         decode(GREY, file(random(4, 6), "GIF"))
 
 
+def test_more_than_8_bits_are_refused_rather_than_cut_off() -> None:
+    deep = np.arange(24, dtype=np.uint16).reshape(4, 6) * 1000
+    with pytest.raises(InvalidRequest, match="8 bits"):
+        decode(GREY, file(deep))
+
+
 def test_a_bomb_is_refused_by_its_header() -> None:
     side = 60_000
     header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])

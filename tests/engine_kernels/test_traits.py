@@ -13,7 +13,7 @@ from torch.nn import functional
 from service.domain import InputKind, Traits
 from service.engine.kernels import Segment
 from service.engine.rows import BiasKernel
-from service.engine.traits import last_feature_maps, traits_of
+from service.engine.traits import LARGEST_LAYER, last_feature_maps, traits_of
 from service.methods.oracle import BiasMaps, BiasRows, Readout
 
 IMAGE, TABLE, TOKENS = (3, 8, 8), (6,), (7, 4)
@@ -152,3 +152,14 @@ def test_maps_must_have_the_dimensions_of_the_input() -> None:
     assert traits(in_a_row, TABLE).has_convolution
     in_two_rows = nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 1, 2), nn.Flatten())
     assert not traits(in_two_rows, TABLE).has_convolution
+
+
+def test_pieces_are_not_looked_for_in_layers_too_large() -> None:
+    def traits(width: int) -> Traits:
+        network = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2)).requires_grad_(False)
+        return traits_of(fx.symbolic_trace(network), InputKind.TABULAR, (4,), 2)
+
+    assert traits(LARGEST_LAYER).is_piecewise_linear
+    obstacle = traits(LARGEST_LAYER + 1).obstacle
+    assert obstacle is not None
+    assert f"a layer of {LARGEST_LAYER + 1} values" in obstacle

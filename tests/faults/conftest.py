@@ -218,7 +218,7 @@ def under_load() -> UnderLoad:
                 instance = {**example, "loan_amount": 1 + next(amounts) % 9000 / 10}
                 body = {"instances": [instance], "parameters": parameters or {}}
                 try:
-                    reply = await client.post("/v1/models/loan:explain", json=body)
+                    reply = await client.post("/v1/models/loan/versions/1:explain", json=body)
                 except httpx.TransportError:
                     load.broken += 1
                     if program.process.poll() is not None or load.broken > 1000:

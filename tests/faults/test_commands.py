@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -86,6 +87,43 @@ def test_models_says_which_are_whole(run_command: RunCommand, tmp_path: Path) ->
     assert "sha256" in spoilt.stdout
 
 
+def test_a_check_is_a_gate(run_command: RunCommand, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(MODELS / "loan", models / "loan")
+    asked = ("models", "check", "loan@2", "--models", str(models), "--rows", "20")
+    passed = run_command(*asked)
+    assert (passed.returncode, passed.stderr) == (0, "")
+    assert re.search(r"^completeness +1\.000 +at least 1 +passed +21 of 21 rows", passed.stdout, re.MULTILINE)
+    assert passed.stdout.endswith("\nloan@2 against loan@1: passed\n")
+
+    failed = run_command(*asked, "--least-correlation", "0.99", "--format", "json")
+    assert failed.returncode == 1
+    report = json.loads(failed.stdout)
+    assert (report["passed"], report["failed"]) == (False, ["rank correlation"])
+    assert {"check": "flips", "passed": True, "limit": 0.05, "limit_is": "most"}.items() <= report["checks"][-1].items()
+    assert len(report["comparison"]["features"]) == 38
+
+    with (models / "loan" / "2" / "model.onnx").open("ab") as artefact:
+        artefact.write(b"!")
+    spoilt = run_command(*asked)
+    assert spoilt.returncode == 1
+    assert re.search(r"^digest .* FAILED +model\.onnx has the sha256", spoilt.stdout, re.MULTILINE)
+
+
+def test_a_comparison_is_printed_and_exported(run_command: RunCommand, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    asked = ("models", "--models", str(MODELS), "compare", "loan@1", "loan@2", "--rows", "20", "--out", str(table))
+    done = run_command(*asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^black +0\.\d{4} +\d+ +- +- +-0\.\d{4}$", done.stdout, re.MULTILINE)
+    with table.open(newline="") as file:
+        by_feature = {row["feature"]: row for row in csv.DictReader(file)}
+    assert len(by_feature) == 38
+    assert by_feature["black"]["after"] == by_feature["black"]["rank_after"] == ""
+    row = by_feature["loan_to_price"]
+    assert float(row["after"]) - float(row["before"]) == pytest.approx(float(row["difference"]))
+
+
 def test_keys_are_made_listed_and_ended(run_command: RunCommand, start: Start, tmp_path: Path, body: Any) -> None:
     data = ("--data", str(tmp_path / "data"))
     made = [
@@ -108,16 +146,24 @@ def test_keys_are_made_listed_and_ended(run_command: RunCommand, start: Start, t
             content = body if method == "POST" else None
             return client.request(method, path, headers={"Authorization": f"Bearer {key}"}, json=content).status_code
 
-        assert status("POST", "/v1/models/loan:explain", secret) == 200
+        assert status("POST", "/v1/models/loan/versions/1:explain", secret) == 200
         assert status("GET", "/v1/explanations", secret) == 403
-        assert status("POST", "/v1/models/loan:explain", former_secret) == 401
+        assert status("POST", "/v1/models/loan/versions/1:explain", former_secret) == 401
     assert program.printed_key is None
     assert program.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["keys", "revoke", "no-such-id"], 1), (["keys", "create", "x", "--scopes", "everything"], 2), (["nothing"], 2)],
+    [
+        (["keys", "revoke", "no-such-id"], 1),
+        (["keys", "create", "x", "--scopes", "everything"], 2),
+        (["nothing"], 2),
+        (["models", "check", "loan@99", "--models", str(MODELS)], 2),
+        (["models", "check", "loan@2", "--against", "loan", "--models", str(MODELS)], 2),
+        (["models", "check", "loan@2", "--rows", "0"], 2),
+        (["models", "compare", "loan@1", "loan@2", "--out", "table.xlsx"], 2),
+    ],
 )
 def test_what_cannot_be_done_ends_with_a_sentence(
     run_command: RunCommand, tmp_path: Path, arguments: list[str], code: int

@@ -37,7 +37,7 @@ def mapped(pid: int) -> str:
 
 async def explained(program: Program, key: str | None, body: dict[str, Any]) -> int:
     async with program.client(key) as client:
-        return (await client.post("/v1/models/loan:explain", json=body)).status_code
+        return (await client.post("/v1/models/loan/versions/1:explain", json=body)).status_code
 
 
 async def test_a_first_start_and_a_second(start: Start, body: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ async def test_chunk_shapes_are_kept_over_a_restart_and_recorded(
     kept.write_text(json.dumps({**found, "rows": {"brief": 16, "long": 48}}))
     second = start("serve", key=SECRET)
     async with second.client(SECRET) as client:
-        reply = (await client.post("/v1/models/loan:explain", json=body)).json()
+        reply = (await client.post("/v1/models/loan/versions/1:explain", json=body)).json()
         record = (await client.get(f"/v1/explanations/{reply['explanations'][0]['id']}")).json()
     assert record["environment"]["chunk_rows"] == "16+48"
     assert second.end(signal.SIGTERM) == 0

