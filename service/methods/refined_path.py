@@ -9,6 +9,7 @@ import numpy as np
 from service.domain import Floats
 from service.methods.oracle import DeadlinePassed, Problem, Steps
 from service.methods.straight_path import GAUSS_NODES, MIDPOINT_PANELS
+from service.numerics.errors import completeness_error
 from service.numerics.refinement import Refinement, Stagnation
 
 
@@ -38,6 +39,10 @@ class RefinedPath:
         """The outputs [n] and the contributions [n, inputs] at `alphas` [n]."""
         raise NotImplementedError
 
+    def affordable(self, problem: Problem) -> int:
+        """How many more nodes the budget allows."""
+        return problem.max_evaluations - self.evaluations
+
     def weighted_sum(self, weights: Floats) -> Floats:
         """The sum of weights [evaluations] times contributions: [inputs]."""
         ends = np.cumsum([len(part) for part in self._contributions])[:-1]
@@ -55,7 +60,7 @@ class RefinedPath:
         while (target := aim()) is not None:
             if stagnation.after(refinement.sum_of_defects()):
                 return "precision"
-            if not refinement.split(target, problem.max_evaluations - self.evaluations):
+            if not refinement.split(target, self.affordable(problem)):
                 return "budget"
             try:
                 yield from self._learn(refinement)
@@ -73,3 +78,14 @@ class RefinedPath:
 def accepted(problem: Problem, values: Floats) -> float:
     """The L1 error that the tolerance allows on `values`, in units of the output."""
     return problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
+
+
+def next_aim(problem: Problem, refinement: Refinement, values: Floats, baseline_output: float) -> float | None:
+    """The sum of defects to aim at next; None when the tolerance holds for both errors, or can never hold."""
+    error = refinement.sum_of_defects()
+    if not np.isfinite(error):
+        return None
+    residual = completeness_error(values, problem.output, baseline_output, problem.floor)
+    if residual <= problem.tolerance and error <= accepted(problem, values):
+        return None
+    return min(accepted(problem, values), error) / 3
