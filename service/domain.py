@@ -73,7 +73,12 @@ class ModelKey:
 
 
 LIMITS = frozenset({"maximum", "minimum", "clamp", "clampmin", "clampmax", "clip", "hardtanh"})
-"""Operators that are there to limit what goes in, by their names without underscores."""
+"""Operators that are there to limit what goes in, by `kind_of`."""
+
+
+def kind_of(operator: str) -> str:
+    """An operator's name in whatever spelling, as one word: `max_pool2d` and `MaxPool2d` are `maxpool2d`."""
+    return operator.replace("_", "").lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class Traits:
     @property
     def bends(self) -> tuple[str, ...]:
         """The kinks that are more than limits, which few paths meet and those that do meet once or twice."""
-        return tuple(name for name in self.kinks if name.replace("_", "").lower() not in LIMITS)
+        return tuple(name for name in self.kinks if kind_of(name) not in LIMITS)
 
     @property
     def is_piecewise_linear(self) -> bool:

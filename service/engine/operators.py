@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from service.domain import kind_of
+
 SUMS = {"add", "iadd", "sub", "subtract", "isub", "rsub"}
 PRODUCTS = {"mul", "multiply", "imul"}
 MATRIX_PRODUCTS = {"matmul", "mm"}
@@ -186,7 +188,7 @@ def _fact(kind: str, tensor: Tensor, dim: int | str | None = None) -> Any:
 def _kind(name: str, module: str = "torch") -> str:
     if module.partition(".")[0] not in ("torch", "_operator", "builtins"):
         return ""
-    return re.sub("[123]d$", "", name.replace("_", "").lower())
+    return re.sub("[123]d$", "", kind_of(name))
 
 
 def bounds(operator: Operator) -> tuple[float | fx.Node, ...]:

@@ -18,12 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from service.domain import Floats
 from service.engine.gradient import EvaluatedPoints, asked, read_out
-from service.engine.kernels import Segment
+from service.engine.kernels import Segment, question_of
 from service.engine.operators import operator_of
 from service.engine.traits import adding_nodes, is_relu, last_feature_maps, space_of, varying_nodes
-from service.methods.oracle import BiasMaps, BiasRows, Curvatures, FeatureMaps, HessianRows, LayerRows, Rule, RuleRows
+from service.methods.oracle import BiasMaps, Curvatures, FeatureMaps, HessianRows, RowsOfOneTarget, Rule, RuleRows
 
-RowsQuestion = RuleRows | LayerRows | BiasRows | HessianRows
 SOFTPLUS_BETA = 10.0
 LEAST_RANGE = 1e-6
 
@@ -46,7 +45,7 @@ class RowsKernel:
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        questions = [_question(segment) for segment in segments]
+        questions = [question_of(segment, RowsOfOneTarget) for segment in segments]
         counts = [len(segment) for segment in segments]
         rows = self._padded([question.rows[s.start : s.stop] for question, s in zip(questions, segments, strict=True)])
         coefficients, probability = (
@@ -87,11 +86,6 @@ class RowsKernel:
         number = np.zeros(self.capacity, dtype=np.int64)
         number[: sum(counts)] = np.repeat(np.arange(len(counts)), counts)
         return values[number]
-
-
-def _question(segment: Segment) -> RowsQuestion:
-    assert isinstance(segment.question, RowsQuestion)
-    return segment.question
 
 
 class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -145,7 +139,7 @@ class RuleKernel(RowsKernel):
     def _computed(
         self, rows: Tensor, coefficients: Tensor, probability: Tensor, segments: Sequence[Segment]
     ) -> tuple[Any, ...]:
-        questions = [question for question in map(_question, segments) if isinstance(question, RuleRows)]
+        questions = [question_of(segment, RuleRows) for segment in segments]
         counts = [len(segment) for segment in segments]
         rule = self._repeated(np.array([int(question.rule) for question in questions]), counts)
         percentile = self._repeated(np.array([question.percentile for question in questions]), counts)
@@ -294,9 +288,7 @@ class HessianKernel(RowsKernel):
     def _computed(
         self, rows: Tensor, coefficients: Tensor, probability: Tensor, segments: Sequence[Segment]
     ) -> tuple[Any, ...]:
-        vectors = self._padded(
-            [question.vectors[s.start : s.stop] for s in segments if isinstance(question := s.question, HessianRows)]
-        )
+        vectors = self._padded([question_of(s, HessianRows).vectors[s.start : s.stop] for s in segments])
         outputs, _ = read_out(self._network(rows).double(), coefficients, probability)
         (gradients,) = torch.autograd.grad(outputs.sum(), rows, create_graph=True)
         products = torch.zeros_like(rows)

@@ -8,11 +8,13 @@ space of the request; A is taken behind the convolution's nonlinearity.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind
+from service.domain import Floats, InputKind
 from service.methods.entry import Facts
+from service.methods.one_gradient import of_one_gradient
 from service.methods.oracle import Attribution, FeatureMaps, LayerRows, Problem, Readout, Steps, feature_maps
 from service.numerics.interpolation import resized
 
@@ -47,15 +49,8 @@ def class_activation(
     by_channel = (-1, *[1] * (activations.ndim - 1))
     combined = np.maximum((weights.reshape(by_channel) * activations).sum(axis=0), 0)
     size = problem.shape[1:] or problem.shape
-    return Attribution(
-        values=resized(combined, size).ravel(),
-        baseline_output=problem.center_output,
-        completeness=Completeness.NONE,
-        path_error=None,
-        evaluations=evaluations,
-        rule="gradient",
-        stopped=stopped,
-    )
+    map_of_pixels = of_one_gradient(problem, resized(combined, size).ravel())
+    return replace(map_of_pixels, evaluations=evaluations, stopped=stopped)
 
 
 def needs_feature_maps(method: str) -> Callable[[Facts], str | None]:

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from service.domain import Completeness, Floats, Indices
 from service.methods.entry import Facts, MethodEntry, Number
 from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
-from service.methods.refined_path import RefinedPath, next_aim, rule_name
+from service.methods.refined_path import RefinedPath
+from service.methods.refining import next_aim, rule_name
 from service.numerics.errors import PATH_SAFETY
 from service.numerics.refinement import Refinement
 
@@ -63,7 +64,7 @@ def agi(problem: Problem) -> Method:
         return -path.weighted_sum(refinement.weights())
 
     def aim() -> float | None:
-        return next_aim(problem, refinement, values(), baseline_output)
+        return next_aim(problem, refinement.sum_of_defects(), values(), baseline_output)
 
     stopped = yield from path.refine(problem, refinement, aim)
     error = PATH_SAFETY * refinement.sum_of_defects()

@@ -21,9 +21,10 @@ import numpy as np
 from service.domain import Completeness, Floats, InputKind
 from service.methods.entry import Facts, MethodEntry, Number, one_point
 from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
-from service.methods.refined_path import RefinedPath, accepted, first_rule, rule_name
+from service.methods.refined_path import RefinedPath
+from service.methods.refining import first_rule, next_aim, rule_name
 from service.numerics.blur import SIGMA_MAX, BlurPath
-from service.numerics.errors import PATH_SAFETY, completeness_error
+from service.numerics.errors import PATH_SAFETY
 from service.numerics.refinement import Refinement
 
 
@@ -31,17 +32,12 @@ def blur_ig(problem: Problem) -> Method:
     """One explanation by Blur IG; see the module's docstring."""
     path = _Sharpening(problem)
     blurred = yield from path.blurred_output()
-    order, panels = first_rule(problem, problem.max_evaluations)
+    order, panels = first_rule(bool(problem.traits.bends), problem.max_evaluations)
     refinement = Refinement(blurred, problem.output, order, panels)
 
     def aim() -> float | None:
-        error, values = refinement.sum_of_defects(), path.weighted_sum(refinement.weights())
-        if not np.isfinite(error):
-            return None
-        residual = completeness_error(values, problem.output, blurred, problem.floor)
-        if residual <= problem.tolerance and error <= accepted(problem, values):
-            return None
-        return min(accepted(problem, values), error) / 3
+        values = path.weighted_sum(refinement.weights())
+        return next_aim(problem, refinement.sum_of_defects(), values, blurred)
 
     stopped = yield from path.refine(problem, refinement, aim)
     return Attribution(

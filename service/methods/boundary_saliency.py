@@ -11,25 +11,22 @@ No sum of the values relates to the output.
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
 from service.domain import Completeness
 from service.methods.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
 from service.methods.entry import MethodEntry
-from service.methods.oracle import Attribution, Method, Problem, Rows, evaluated
+from service.methods.one_gradient import gradient_at, of_one_gradient
+from service.methods.oracle import Method, Problem
 
 
 def boundary_saliency(problem: Problem) -> Method:
     """One explanation by boundary-based saliency; see the module's docstring."""
     boundary = yield from nearest_boundary(problem, problem.max_evaluations - 1)
-    there = yield from evaluated(Rows(boundary.point[None], problem.readout, np.array([problem.target])))
-    return Attribution(
-        values=there.contributions[0],
-        baseline_output=problem.center_output,
-        completeness=Completeness.NONE,
-        path_error=None,
+    _, gradient = yield from gradient_at(problem, boundary.point)
+    return replace(
+        of_one_gradient(problem, gradient),
         evaluations=boundary.evaluations + 1,
-        rule="gradient",
         stopped=None if boundary.is_found else "budget",
     )
 

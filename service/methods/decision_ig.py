@@ -24,7 +24,7 @@ from service.domain import Completeness, Floats
 from service.methods.entry import MethodEntry, one_point
 from service.methods.oracle import Attribution, Method, Points, Problem, Steps, evaluated
 from service.methods.refined_path import RefinedPath
-from service.methods.straight_path import MIDPOINT_PANELS
+from service.methods.refining import MIDPOINT_PANELS
 from service.numerics.decision import DecisionRefinement
 
 

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from service.domain import Completeness
 from service.methods.entry import MethodEntry, one_point
+from service.methods.one_gradient import of_one_gradient
 from service.methods.oracle import Method, Problem, Rule
-from service.methods.relu_rules import needs_relu, of_one_pass, passed_back
+from service.methods.relu_rules import needs_relu, passed_back
 
 
 def deconvnet(problem: Problem) -> Method:
     """One explanation by Deconvnet; see the module's docstring."""
     values = yield from passed_back(problem, Rule.DECONVNET)
-    return of_one_pass(problem, values)
+    return of_one_gradient(problem, values)
 
 
 DECONVNET = MethodEntry(

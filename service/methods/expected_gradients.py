@@ -14,9 +14,9 @@ import numpy as np
 
 from service.domain import Completeness, Floats
 from service.methods.entry import MethodEntry
-from service.methods.oracle import Attribution, DeadlinePassed, Evaluated, Method, Points, Problem, evaluated
+from service.methods.oracle import Attribution, Evaluated, Method, Points, Problem, Steps, evaluated
+from service.methods.refining import accepted, refine
 from service.numerics.errors import SWEEP_SAFETY
-from service.numerics.refinement import Stagnation
 from service.numerics.sweep import Sweep
 
 NODES_PER_PATH = 4
@@ -24,70 +24,78 @@ NODES_PER_PATH = 4
 
 def expected_gradients(problem: Problem) -> Method:
     """One explanation by Expected Gradients; needs at least one point a baseline."""
-    paths = len(problem.baselines)
-    nodes = min(NODES_PER_PATH, problem.max_evaluations // paths)
-    sweep = Sweep(problem.output - problem.baseline_outputs, nodes, problem.seed)
-    known = yield from evaluated(_points(problem, sweep))
-    sweep.learn(known.derivatives)
-    values = _controlled(sweep, known)
-    stopped, stagnation = None, Stagnation()
-    while stopped is None and sweep.path_error() > (accepted := _accepted(problem, values)):
-        while sweep.path_error() > accepted:
-            if stagnation.after(sweep.path_error()):
-                stopped = "precision"
-                break
-            if not sweep.refine(accepted, problem.max_evaluations - len(known.outputs)):
-                stopped = "budget"
-                break
-            try:
-                answer = yield from evaluated(_points(problem, sweep))
-            except DeadlinePassed:
-                stopped = "deadline"
-                break
-            sweep.learn(answer.derivatives)
-            known = known.joined(answer)
-        values = _controlled(sweep, known)
+    paths = _Paths(problem)
+    stopped = yield from refine(paths.learn, paths.sweep.path_error, paths.aim, paths.split)
     return Attribution(
-        values=values,
+        values=paths.values if stopped is None else paths.controlled(),
         baseline_output=float(problem.baseline_outputs.mean()),
         completeness=Completeness.BY_CONSTRUCTION,
-        path_error=SWEEP_SAFETY * sweep.path_error(),
-        evaluations=len(known.outputs),
+        path_error=SWEEP_SAFETY * paths.sweep.path_error(),
+        evaluations=len(paths.known.outputs),
         rule="sweep",
         stopped=stopped,
-        standard_error=_standard_error(problem, sweep, known),
+        standard_error=paths.standard_error(),
     )
 
 
-def _accepted(problem: Problem, values: Floats) -> float:
-    """The path error that the tolerance allows at these attributions."""
-    return problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
+class _Paths:
+    """What is known of the paths from all baselines: the points so far, and the `values` [inputs] by most of them."""
 
+    def __init__(self, problem: Problem) -> None:
+        nodes = min(NODES_PER_PATH, problem.max_evaluations // len(problem.baselines))
+        self._problem = problem
+        self._known: Evaluated | None = None
+        self._accepted = np.inf
+        self.sweep = Sweep(problem.output - problem.baseline_outputs, nodes, problem.seed)
+        self.values: Floats = np.zeros_like(problem.input)
 
-def _points(problem: Problem, sweep: Sweep) -> Points:
-    return Points(
-        problem.baselines,
-        problem.input,
-        sweep.pending_line,
-        sweep.pending_alphas,
-        problem.readout,
-        problem.target,
-    )
+    @property
+    def known(self) -> Evaluated:
+        """All points so far; there are some after the first `learn`."""
+        assert self._known is not None
+        return self._known
 
+    def learn(self) -> Steps[None]:
+        """Evaluates the pending points."""
+        problem, sweep = self._problem, self.sweep
+        points = Points(
+            problem.baselines,
+            problem.input,
+            sweep.pending_line,
+            sweep.pending_alphas,
+            problem.readout,
+            problem.target,
+        )
+        answer = yield from evaluated(points)
+        sweep.learn(answer.derivatives)
+        self._known = answer if self._known is None else self._known.joined(answer)
 
-def _controlled(sweep: Sweep, known: Evaluated) -> Floats:
-    """The attributions with the part of their error that the mean residual reveals removed: [inputs]."""
-    control, mean_residual = sweep.control()
-    return known.weighted_sum(sweep.weights() - mean_residual * control)
+    def aim(self) -> float | None:
+        """The path error to aim at. What the tolerance allows depends on the values, which are summed up anew only when
+        the last aim was reached."""
+        error = self.sweep.path_error()
+        if not error > self._accepted:
+            self.values = self.controlled()
+            self._accepted = accepted(self._problem, self.values)
+        return self._accepted if error > self._accepted else None
 
+    def split(self, target: float) -> int:
+        """Refines the paths to reach `target`; the number of points now pending."""
+        return self.sweep.refine(target, self._problem.max_evaluations - len(self.known.outputs))
 
-def _standard_error(problem: Problem, sweep: Sweep, known: Evaluated) -> Floats | None:
-    paths = len(problem.baselines)
-    if paths < 2:
-        return None
-    of_paths = problem.per_unit(paths * known.group_sums(sweep.weights(), sweep.line, paths))
-    error: Floats = of_paths.std(axis=0, ddof=1) / np.sqrt(paths)
-    return error
+    def controlled(self) -> Floats:
+        """The attributions with the part of their error that the mean residual reveals removed: [inputs]."""
+        control, mean_residual = self.sweep.control()
+        return self.known.weighted_sum(self.sweep.weights() - mean_residual * control)
+
+    def standard_error(self) -> Floats | None:
+        """The spread of the paths' attributions over the square root of their number: [units]."""
+        paths = len(self._problem.baselines)
+        if paths < 2:
+            return None
+        of_paths = paths * self.known.group_sums(self.sweep.weights(), self.sweep.line, paths)
+        error: Floats = self._problem.per_unit(of_paths).std(axis=0, ddof=1) / np.sqrt(paths)
+        return error
 
 
 EXPECTED_GRADIENTS = MethodEntry(

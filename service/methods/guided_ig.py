@@ -27,7 +27,8 @@ import numpy as np
 
 from service.domain import Completeness, Floats
 from service.methods.entry import Facts, MethodEntry, Number, one_point
-from service.methods.oracle import Attribution, DeadlinePassed, Method, Problem, Rows, Steps, evaluated
+from service.methods.one_gradient import gradient_at
+from service.methods.oracle import Attribution, DeadlinePassed, Method, Problem
 from service.numerics.errors import PATH_SAFETY
 
 SAME_DISTANCE = 1e-9
@@ -42,13 +43,13 @@ def guided_ig(problem: Problem) -> Method:
     way = problem.input - problem.center
     guide = _Guide.of(problem)
     gone = np.zeros_like(way)
-    output, gradient = yield from _node(problem, problem.center)
+    output, gradient = yield from gradient_at(problem, problem.center)
     output = problem.center_output
     values, missed, evaluations = np.zeros_like(way), 0.0, 1
     for step in range(1, steps):
         onward = guide.onward(gone, gradient, step / steps)
         try:
-            next_output, next_gradient = yield from _node(problem, problem.center + onward * way)
+            next_output, next_gradient = yield from gradient_at(problem, problem.center + onward * way)
         except DeadlinePassed:
             stopped = "deadline"
             break
@@ -68,12 +69,6 @@ def guided_ig(problem: Problem) -> Method:
         rule="guided",
         stopped=stopped,
     )
-
-
-def _node(problem: Problem, row: Floats) -> Steps[tuple[float, Floats]]:
-    """The output and the gradient [inputs] at `row`."""
-    answer = yield from evaluated(Rows(row[None], problem.readout, np.array([problem.target])))
-    return float(answer.outputs[0]), answer.contributions[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,24 +9,16 @@ zeros. Elsewhere no sum holds, and an input that is zero gets nothing, whatever 
 
 from __future__ import annotations
 
-import numpy as np
-
 from service.domain import Completeness
 from service.methods.entry import MethodEntry, one_point
-from service.methods.oracle import Attribution, Method, Problem, Rows, evaluated
+from service.methods.one_gradient import gradient_at, of_one_gradient
+from service.methods.oracle import Method, Problem
 
 
 def input_x_gradient(problem: Problem) -> Method:
     """One explanation by input x gradient; see the module's docstring."""
-    here = yield from evaluated(Rows(problem.input[None], problem.readout, np.array([problem.target])))
-    return Attribution(
-        values=problem.input * here.contributions[0],
-        baseline_output=problem.center_output,
-        completeness=Completeness.NONE,
-        path_error=None,
-        evaluations=1,
-        rule="gradient",
-    )
+    _, gradient = yield from gradient_at(problem, problem.input)
+    return of_one_gradient(problem, problem.input * gradient)
 
 
 INPUT_X_GRADIENT = MethodEntry(

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind
+from service.domain import Completeness, Floats, InputKind, kind_of
 from service.methods.entry import Choice, Facts, MethodEntry
 from service.methods.oracle import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
 from service.numerics.logarithmic import gauss_logarithmic
@@ -48,7 +48,6 @@ estimate in 9 of 10, and never beyond it; on 33 rows with inputs clipped on the 
 ENDS = 2
 """Rows that tell how a network with softplus changes; the deployed model's own change is known."""
 SOFTPLUS = "softplus"
-RELUS = {"relu"}
 
 
 def integrated_hessians(problem: Problem) -> Method:
@@ -127,7 +126,7 @@ def _change(problem: Problem) -> Steps[float]:
     if not _is_softened(problem):
         return problem.output - problem.center_output
     ends = np.stack([problem.center, problem.input])
-    answer = yield from curvatures(HessianRows(ends, np.zeros_like(ends), problem.readout, problem.target))
+    answer = yield from curvatures(HessianRows(ends, problem.readout, problem.target, np.zeros_like(ends)))
     return float(answer.outputs[1] - answer.outputs[0])
 
 
@@ -161,7 +160,7 @@ def _question(problem: Problem, path: _Path, at: Floats, even: Floats) -> Hessia
     alphas = np.concatenate([np.repeat(at, len(path.vectors)), even])
     rows = problem.center + alphas[:, None] * path.direction
     vectors = np.concatenate([np.tile(path.vectors, (len(at), 1)), np.zeros((len(even), len(path.direction)))])
-    return HessianRows(rows, vectors, problem.readout, problem.target)
+    return HessianRows(rows, problem.readout, problem.target, vectors)
 
 
 def _matrix(problem: Problem, path: _Path, values: Floats, second_order: Floats) -> Floats:
@@ -199,20 +198,16 @@ def _unfit(facts: Facts) -> str | None:
         return (
             "integrated_hessians needs a row of Hessians for each input, too many for an image; use expected_gradients"
         )
-    kinks = {_kind(name): name for name in facts.traits.bends}
-    others = [name for kind, name in kinks.items() if kind not in RELUS]
+    bends = facts.traits.bends
+    others = [name for name in bends if kind_of(name) != "relu"]
     if others:
         return f"integrated_hessians does not see the bends of {', '.join(others)}; use expected_gradients"
-    if kinks and facts.options["smooth"] != SOFTPLUS:
+    if bends and facts.options["smooth"] != SOFTPLUS:
         return (
             "the Hessian of a ReLU network is zero almost everywhere; ask for smooth: softplus, "
             "or use expected_gradients"
         )
     return None
-
-
-def _kind(name: str) -> str:
-    return name.replace("_", "").lower()
 
 
 INTEGRATED_HESSIANS = MethodEntry(

@@ -62,6 +62,18 @@ class Rows:
         return len(self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class RowsOfOneTarget:
+    """What is asked at `rows` [n, inputs], all with one `target`, and is not the plain gradient."""
+
+    rows: Floats
+    readout: Readout
+    target: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 class Rule(IntEnum):
     """How a gradient R passes a ReLU backwards, whose output is A.
 
@@ -75,32 +87,19 @@ class Rule(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RuleRows:
-    """As `Rows`, all with one `target`, and with another `rule` in the place of the gradient of every ReLU.
+class RuleRows(RowsOfOneTarget):
+    """Asks for gradients with another `rule` in the place of the gradient of every ReLU.
 
     `percentile`, from 0 to 100, is that of `Rule.RECTIFIED`. Answered with `Evaluated`.
     """
 
-    rows: Floats
-    readout: Readout
-    target: int
     rule: Rule
     percentile: float = 0.0
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
 
 @dataclass(frozen=True, slots=True)
-class LayerRows:
-    """Asks, at `rows` [n, inputs], for the last convolution's feature maps. Answered with `FeatureMaps`."""
-
-    rows: Floats
-    readout: Readout
-    target: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
+class LayerRows(RowsOfOneTarget):
+    """Asks for the last convolution's feature maps. Answered with `FeatureMaps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +113,8 @@ class FeatureMaps:
 
 
 @dataclass(frozen=True, slots=True)
-class BiasRows:
-    """Asks, at `rows` [n, inputs], for the gradients of every bias. Answered with `BiasMaps`."""
-
-    rows: Floats
-    readout: Readout
-    target: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
+class BiasRows(RowsOfOneTarget):
+    """Asks for the gradients of every bias. Answered with `BiasMaps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +133,13 @@ class BiasMaps:
 
 
 @dataclass(frozen=True, slots=True)
-class HessianRows:
-    """Asks, at each of `rows` [n, inputs], for the Hessian times the vector of the same number [n, inputs].
+class HessianRows(RowsOfOneTarget):
+    """Asks, at each row, for the Hessian times the vector of the same number in `vectors` [n, inputs].
 
     Every ReLU is replaced by a softplus where the network has one. Answered with `Curvatures`.
     """
 
-    rows: Floats
     vectors: Floats
-    readout: Readout
-    target: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +279,11 @@ class Attribution:
     """What a method returns: `values` and how well they are known.
 
     `values` are [inputs], or [pixels], one a pixel and not one a channel of it; `standard_error` is [units], see
-    `Problem.per_unit`. Complete values sum to
-    f(x) - `baseline_output`. `path_error` is E (see `service.numerics.refinement`) or its counterpart, an estimate of
-    the L1 error of the values in units of the output; None where no integral was taken. `output` is the end of the
-    path where it is not f(x): the mean over noisy copies. `stopped` names what ended the
-    computation before the tolerance was met: budget, deadline, or precision, that of the model's own arithmetic.
+    `Problem.per_unit`. Complete values sum to f(x) - `baseline_output`. `path_error` is E (see
+    `service.numerics.refinement`) or its counterpart, an estimate of the L1 error of the values in units of the output;
+    None where no integral was taken. `output` is the end of the path where it is not f(x): the mean over noisy copies.
+    `stopped` names what ended the computation before the tolerance was met: budget, deadline, or precision, that of the
+    model's own arithmetic.
     """
 
     values: Floats

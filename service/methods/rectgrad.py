@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from service.domain import Completeness
 from service.methods.entry import MethodEntry, Number, one_point
+from service.methods.one_gradient import of_one_gradient
 from service.methods.oracle import Method, Problem, Rule
-from service.methods.relu_rules import needs_relu, of_one_pass, passed_back
+from service.methods.relu_rules import needs_relu, passed_back
 
 
 def rectgrad(problem: Problem) -> Method:
     """One explanation by RectGrad; see the module's docstring."""
     gradient = yield from passed_back(problem, Rule.RECTIFIED, problem.number("percentile"))
-    return of_one_pass(problem, problem.input * gradient)
+    return of_one_gradient(problem, problem.input * gradient)
 
 
 RECTGRAD = MethodEntry(

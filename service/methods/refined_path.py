@@ -1,4 +1,4 @@
-"""The refining loop of methods that integrate along one path: ask, measure, split where it errs, until it holds."""
+"""A path of a method's own, whose points it asks for one by one, and the integral along it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from service.domain import Floats
-from service.methods.oracle import DeadlinePassed, Problem, Steps
-from service.methods.straight_path import GAUSS_NODES, MIDPOINT_PANELS
-from service.numerics.errors import completeness_error
-from service.numerics.refinement import Refinement, Stagnation
-
-
-def first_rule(problem: Problem, most: int) -> tuple[int, int]:
-    """Order and number of panels to begin with, of at most `most` nodes: midpoints where the gradient jumps."""
-    if problem.traits.bends:
-        return 1, min(MIDPOINT_PANELS, most)
-    return min(GAUSS_NODES, most), 1
-
-
-def rule_name(order: int) -> str:
-    """How the rule is called in an answer."""
-    return "midpoint" if order == 1 else "gauss_legendre"
+from service.methods.oracle import Problem, Steps
+from service.methods.refining import refine
+from service.numerics.refinement import Refinement
 
 
 class RefinedPath:
@@ -51,41 +38,16 @@ class RefinedPath:
         return total
 
     def refine(self, problem: Problem, refinement: Refinement, aim: Callable[[], float | None]) -> Steps[str | None]:
-        """Evaluates and refines until `aim`, the sum of defects to be reached next, is None; says what ended it before.
-
-        A deadline that passes before the first answer is not caught.
-        """
-        yield from self._learn(refinement)
-        stagnation = Stagnation()
-        while (target := aim()) is not None:
-            if stagnation.after(refinement.sum_of_defects()):
-                return "precision"
-            if not refinement.split(target, self.affordable(problem)):
-                return "budget"
-            try:
-                yield from self._learn(refinement)
-            except DeadlinePassed:
-                return "deadline"
-        return None
+        """As `service.methods.refining.refine`: until `aim`, the sum of defects to be reached next, is None."""
+        return refine(
+            lambda: self._learn(refinement),
+            refinement.sum_of_defects,
+            aim,
+            lambda target: refinement.split(target, self.affordable(problem)),
+        )
 
     def _learn(self, refinement: Refinement) -> Steps[None]:
         outputs, contributions = yield from self.ask(refinement.pending)
         self._contributions.append(contributions)
         self.evaluations += len(outputs)
         refinement.learn(outputs, contributions.sum(axis=1))
-
-
-def accepted(problem: Problem, values: Floats) -> float:
-    """The L1 error that the tolerance allows on `values`, in units of the output."""
-    return problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
-
-
-def next_aim(problem: Problem, refinement: Refinement, values: Floats, baseline_output: float) -> float | None:
-    """The sum of defects to aim at next; None when the tolerance holds for both errors, or can never hold."""
-    error = refinement.sum_of_defects()
-    if not np.isfinite(error):
-        return None
-    residual = completeness_error(values, problem.output, baseline_output, problem.floor)
-    if residual <= problem.tolerance and error <= accepted(problem, values):
-        return None
-    return min(accepted(problem, values), error) / 3

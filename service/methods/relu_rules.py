@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.domain import Completeness, Floats
+from service.domain import Floats
 from service.methods.entry import Facts
-from service.methods.oracle import Attribution, Problem, Rule, RuleRows, Steps, evaluated
+from service.methods.oracle import Problem, Rule, RuleRows, Steps, evaluated
 
 
 def passed_back(problem: Problem, rule: Rule, percentile: float = 0.0) -> Steps[Floats]:
@@ -15,18 +15,6 @@ def passed_back(problem: Problem, rule: Rule, percentile: float = 0.0) -> Steps[
     here = yield from evaluated(question)
     arriving: Floats = here.contributions[0]
     return arriving
-
-
-def of_one_pass(problem: Problem, values: Floats) -> Attribution:
-    """The attribution of a method that takes one backward pass and promises no sum."""
-    return Attribution(
-        values=values,
-        baseline_output=problem.center_output,
-        completeness=Completeness.NONE,
-        path_error=None,
-        evaluations=1,
-        rule="gradient",
-    )
 
 
 def needs_relu(method: str) -> Callable[[Facts], str | None]:

@@ -14,23 +14,17 @@ import numpy as np
 
 from service.domain import Completeness, InputKind
 from service.methods.entry import MethodEntry, one_point
-from service.methods.oracle import Attribution, Method, Problem, Rows, evaluated
+from service.methods.one_gradient import gradient_at, of_one_gradient
+from service.methods.oracle import Method, Problem
 
 
 def saliency(problem: Problem) -> Method:
     """One explanation by saliency; see the module's docstring."""
-    here = yield from evaluated(Rows(problem.input[None], problem.readout, np.array([problem.target])))
-    steepness = np.abs(here.contributions[0])
+    _, gradient = yield from gradient_at(problem, problem.input)
+    steepness = np.abs(gradient)
     if problem.traits.kind is InputKind.IMAGE:
         steepness = steepness.reshape(problem.shape[0], -1).max(axis=0)
-    return Attribution(
-        values=steepness,
-        baseline_output=problem.center_output,
-        completeness=Completeness.NONE,
-        path_error=None,
-        evaluations=1,
-        rule="gradient",
-    )
+    return of_one_gradient(problem, steepness)
 
 
 SALIENCY = MethodEntry(

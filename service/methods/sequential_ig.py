@@ -17,21 +17,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import Completeness, Floats, Indices, InputKind
+from service.domain import Completeness, Floats, InputKind
 from service.methods.entry import Facts, MethodEntry
-from service.methods.oracle import (
-    Attribution,
-    DeadlinePassed,
-    Evaluated,
-    Method,
-    Points,
-    Problem,
-    Steps,
-    evaluated,
-    outputs_at,
-)
-from service.methods.refined_path import accepted, first_rule, rule_name
-from service.numerics.refinement import Refinement, Stagnation
+from service.methods.oracle import Attribution, Method, Problem, outputs_at
+from service.methods.refined_lines import RefinedLines
+from service.methods.refining import accepted, first_rule, refine, rule_name
 
 
 def sequential_ig(problem: Problem) -> Method:
@@ -39,21 +29,17 @@ def sequential_ig(problem: Problem) -> Method:
     starts = _starts(problem)
     if not len(starts):
         return _attribution(problem, np.zeros_like(problem.input), 0, "none", None)
-    paths = yield from _Paths.of(problem, starts)
-    stopped, stagnation = None, Stagnation()
-    while (error := paths.error()) > (allowed := accepted(problem, paths.values())):
-        if stagnation.after(error):
-            stopped = "precision"
-            break
-        if not paths.split(allowed, problem.max_evaluations):
-            stopped = "budget"
-            break
-        try:
-            yield from paths.learn()
-        except DeadlinePassed:
-            stopped = "deadline"
-            break
-    return _attribution(problem, paths.values(), paths.evaluations, paths.rule, stopped)
+    outputs = yield from outputs_at(starts)
+    order, panels = first_rule(bool(problem.traits.bends), problem.max_evaluations // len(starts))
+    paths = _Paths(problem, starts, outputs[problem.output_space][:, problem.target], order, panels)
+    stopped = yield from refine(paths.learn, paths.error, lambda: _aim(problem, paths), paths.split)
+    return _attribution(problem, paths.values, paths.evaluations, rule_name(order), stopped)
+
+
+def _aim(problem: Problem, paths: _Paths) -> float | None:
+    """The error to aim at next; None when the tolerance holds, or can never hold."""
+    error, allowed = paths.error(), accepted(problem, paths.values)
+    return allowed if np.isfinite(error) and error > allowed else None
 
 
 def _starts(problem: Problem) -> Floats:
@@ -77,68 +63,18 @@ def _attribution(problem: Problem, values: Floats, evaluations: int, rule: str, 
     )
 
 
-class _Paths:
-    """The paths from `starts` [paths, inputs] to the input, each with its own refinement."""
+class _Paths(RefinedLines):
+    """The paths of all positions; on each nothing but its own position moves."""
 
-    def __init__(self, problem: Problem, starts: Floats, outputs: Floats) -> None:
-        order, panels = first_rule(problem, problem.max_evaluations // len(starts))
-        self._problem = problem
-        self._starts = starts
-        self._refinements = [Refinement(start, problem.output, order, panels) for start in outputs.tolist()]
-        self._line: Indices = np.empty(0, dtype=np.intp)
-        self._known: Evaluated | None = None
-        self.rule = rule_name(order)
-
-    @classmethod
-    def of(cls, problem: Problem, starts: Floats) -> Steps[_Paths]:
-        """With their first nodes evaluated."""
-        outputs = yield from outputs_at(starts)
-        paths = cls(problem, starts, outputs[problem.output_space][:, problem.target])
-        yield from paths.learn()
-        return paths
-
-    @property
-    def evaluations(self) -> int:
-        return len(self._line)
-
-    def learn(self) -> Steps[None]:
-        """Evaluates the pending nodes of all paths."""
-        problem = self._problem
-        counts = [len(refinement.pending) for refinement in self._refinements]
-        line = np.repeat(np.arange(len(counts)), counts)
-        alphas = np.concatenate([refinement.pending for refinement in self._refinements])
-        points = Points(self._starts, problem.input, line, alphas, problem.readout, problem.target)
-        answer = yield from evaluated(points)
-        ends = np.cumsum(counts)
-        for refinement, count, end in zip(self._refinements, counts, ends.tolist(), strict=True):
-            if count:
-                own = slice(end - count, end)
-                refinement.learn(answer.outputs[own], answer.derivatives[own])
-        self._line = np.concatenate([self._line, line])
-        self._known = answer if self._known is None else self._known.joined(answer)
-
-    def split(self, allowed: float, budget: int) -> int:
-        """Splits the paths that miss more than their share of `allowed`, worst first; the number of new nodes."""
-        share = allowed / len(self._refinements)
-        errors = np.array([refinement.sum_of_defects() for refinement in self._refinements])
-        left = budget - self.evaluations
+    def split(self, target: float) -> int:
+        """Splits the paths that miss more than their share of `target`, worst first."""
+        share = target / len(self.refinements)
+        errors = np.array([refinement.sum_of_defects() for refinement in self.refinements])
+        budget = left = self.affordable
         for path in np.argsort(-errors, kind="stable").tolist():
             if errors[path] > share:
-                left -= self._refinements[path].split(min(share, errors[path]) / 3, left)
-        return budget - self.evaluations - left
-
-    def error(self) -> float:
-        """The sum of what all paths miss; infinite numbers count as none, since nothing will help."""
-        total = sum(refinement.sum_of_defects() for refinement in self._refinements)
-        return total if np.isfinite(total) else 0.0
-
-    def values(self) -> Floats:
-        """Each position's integral, [inputs]: on a path nothing but its own position moves."""
-        assert self._known is not None
-        weights = np.empty(self.evaluations)
-        for path, refinement in enumerate(self._refinements):
-            weights[self._line == path] = refinement.weights()
-        return self._known.weighted_sum(weights)
+                left -= self.refinements[path].split(min(share, errors[path]) / 3, left)
+        return budget - left
 
 
 def _unfit(facts: Facts) -> str | None:

@@ -27,6 +27,7 @@ from service.domain import Completeness, Floats, OutputSpace
 from service.methods.entry import MethodEntry, Number, one_point
 from service.methods.oracle import Breakpoints, Method, Problem, Steps, outputs_at, pieces_of
 from service.methods.straight_path import straight_path
+from service.numerics.quadrature import softmax
 
 GRID = 65
 """Nodes of a grid; each narrows the crossing down by 64."""
@@ -85,7 +86,7 @@ def _split_of_pieces(problem: Problem, alphas: Floats, logits: Floats) -> float:
     def excess(at: Floats) -> Floats:
         if problem.output_space is OutputSpace.LOGIT:
             return _excess(problem, at[:, problem.target])
-        return _excess(problem, _softmax(at)[:, problem.target])
+        return _excess(problem, softmax(at)[:, problem.target])
 
     beyond = excess(logits) > 0
     first = int(np.argmax(beyond))
@@ -105,19 +106,13 @@ def _with_turns(alphas: Floats, logits: Floats, target: int) -> tuple[Floats, Fl
     low, high = np.zeros(len(steps)), np.ones(len(steps))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        chances = _softmax(logits[:-1] + middle[:, None] * steps)
+        chances = softmax(logits[:-1] + middle[:, None] * steps)
         rises = steps[:, target] > (chances * steps).sum(axis=1)
         low, high = np.where(rises, middle, low), np.where(rises, high, middle)
     piece = np.flatnonzero((low > 0) & (high < 1))
     turns = alphas[piece] + low[piece] * np.diff(alphas)[piece]
     turn_logits = logits[piece] + low[piece, None] * steps[piece]
     return np.insert(alphas, piece + 1, turns), np.insert(logits, piece + 1, turn_logits, axis=0)
-
-
-def _softmax(logits: Floats) -> Floats:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    chances: Floats = shifted / shifted.sum(axis=1, keepdims=True)
-    return chances
 
 
 SPLIT_IG = MethodEntry(

@@ -15,7 +15,6 @@ from service.domain import Completeness, Floats, OutputSpace
 from service.methods.oracle import (
     Attribution,
     Breakpoints,
-    DeadlinePassed,
     Method,
     Pieces,
     Points,
@@ -24,13 +23,11 @@ from service.methods.oracle import (
     evaluated,
     pieces_of,
 )
-from service.numerics.errors import PATH_SAFETY, completeness_error
-from service.numerics.quadrature import gauss_legendre, softmax_piece_weights
-from service.numerics.refinement import Refinement, Stagnation
+from service.methods.refined_lines import RefinedLines
+from service.methods.refining import first_rule, next_aim, refine, rule_name
+from service.numerics.errors import PATH_SAFETY
+from service.numerics.quadrature import gauss_legendre, softmax, softmax_piece_weights
 
-GAUSS_NODES = 6
-"""With 4 to begin with, smooth networks would take 5.6 points to 1% and not 7.5, but stated errors would not hold."""
-MIDPOINT_PANELS = 8
 NODES_PER_SMOOTH_PIECE = 3
 FEW_PIECES = 256
 """With more, `auto` refines: lines of the digits model have some 850 pieces, whose gradients take 70 to 140 ms, where a
@@ -45,8 +42,8 @@ def straight_path(problem: Problem, rule: str) -> Method:
         pieces = _pieces(problem, found)
         if pieces is not None:
             return (yield from _exact(problem, pieces))
-    order = {"gauss_legendre": GAUSS_NODES, "midpoint": 1}.get(rule, 1 if problem.traits.bends else GAUSS_NODES)
-    return (yield from _refined(problem, order))
+    is_bent = rule == "midpoint" or (rule != "gauss_legendre" and bool(problem.traits.bends))
+    return (yield from _refined(problem, *first_rule(is_bent, problem.max_evaluations)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,7 @@ def _pieces(problem: Problem, found: Pieces) -> _ExactRule | None:
     rule = gauss_legendre(NODES_PER_SMOOTH_PIECE)
     if NODES_PER_SMOOTH_PIECE * len(length) > problem.max_evaluations:
         return None
-    shifted = np.exp(found.logits - found.logits.max(axis=1, keepdims=True))
-    probability = shifted[:, problem.target] / shifted.sum(axis=1)
+    probability = softmax(found.logits)[:, problem.target]
     alphas = left[:, None] + length[:, None] * rule.nodes
     return _ExactRule(
         alphas.ravel(),
@@ -91,14 +87,10 @@ def _pieces(problem: Problem, found: Pieces) -> _ExactRule | None:
     )
 
 
-def _line(problem: Problem, alphas: Floats, readout: Readout) -> Points:
-    """Points on the one line from the mean baseline to the input."""
-    line = np.zeros(len(alphas), dtype=np.intp)
-    return Points(problem.center[None], problem.input, line, alphas, readout, problem.target)
-
-
 def _exact(problem: Problem, rule: _ExactRule) -> Method:
-    known = yield from evaluated(_line(problem, rule.alphas, rule.readout))
+    line = np.zeros(len(rule.alphas), dtype=np.intp)
+    points = Points(problem.center[None], problem.input, line, rule.alphas, rule.readout, problem.target)
+    known = yield from evaluated(points)
     integrals = (rule.weights * known.derivatives).reshape(-1, rule.nodes_per_piece).sum(axis=1)
     return Attribution(
         values=known.weighted_sum(rule.weights),
@@ -110,49 +102,19 @@ def _exact(problem: Problem, rule: _ExactRule) -> Method:
     )
 
 
-def _refined(problem: Problem, order: int) -> Method:
-    nodes = min(MIDPOINT_PANELS if order == 1 else order, problem.max_evaluations)
-    panels, order = (nodes, 1) if order == 1 else (1, nodes)
-    refinement = Refinement(problem.center_output, problem.output, order, panels)
-    stopped = None
-    answer = yield from evaluated(_line(problem, refinement.pending, problem.readout))
-    refinement.learn(answer.outputs, answer.derivatives)
-    known = answer
-    values = known.weighted_sum(refinement.weights())
-    stagnation = Stagnation()
-    while (target := _target(problem, refinement, values)) is not None:
-        if stagnation.after(refinement.sum_of_defects()):
-            stopped = "precision"
-            break
-        if not refinement.split(target, problem.max_evaluations - len(known.outputs)):
-            stopped = "budget"
-            break
-        try:
-            answer = yield from evaluated(_line(problem, refinement.pending, problem.readout))
-        except DeadlinePassed:
-            stopped = "deadline"
-            break
-        refinement.learn(answer.outputs, answer.derivatives)
-        known = known.joined(answer)
-        values = known.weighted_sum(refinement.weights())
+def _refined(problem: Problem, order: int, panels: int) -> Method:
+    lines = RefinedLines(problem, problem.center[None], np.array([problem.center_output]), order, panels)
+
+    def aim() -> float | None:
+        return next_aim(problem, lines.error(), lines.values, problem.center_output)
+
+    stopped = yield from refine(lines.learn, lines.error, aim, lines.split)
     return Attribution(
-        values=values,
+        values=lines.values,
         baseline_output=problem.center_output,
         completeness=Completeness.ASYMPTOTIC,
-        path_error=PATH_SAFETY * refinement.sum_of_defects(),
-        evaluations=len(known.outputs),
-        rule="midpoint" if order == 1 else "gauss_legendre",
+        path_error=PATH_SAFETY * lines.error(),
+        evaluations=lines.evaluations,
+        rule=rule_name(order),
         stopped=stopped,
     )
-
-
-def _target(problem: Problem, refinement: Refinement, values: Floats) -> float | None:
-    """The sum of defects to aim at next; None when the tolerance holds for both errors, or can never hold."""
-    error = refinement.sum_of_defects()
-    if not np.isfinite(error):
-        return None
-    residual = completeness_error(values, problem.output, problem.center_output, problem.floor)
-    accepted = problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
-    if residual <= problem.tolerance and error <= accepted:
-        return None
-    return min(accepted, error) / 3

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -42,19 +43,9 @@ import numpy as np
 
 from service.domain import Completeness, Floats, Indices, InputKind
 from service.methods.entry import Facts, MethodEntry, Number
-from service.methods.oracle import (
-    Attribution,
-    DeadlinePassed,
-    Evaluated,
-    Method,
-    Points,
-    Problem,
-    Steps,
-    evaluated,
-    outputs_at,
-)
-from service.numerics.errors import completeness_error
-from service.numerics.refinement import Refinement, Stagnation
+from service.methods.oracle import Attribution, Method, Problem, Steps, outputs_at
+from service.methods.refined_lines import RefinedLines
+from service.methods.refining import first_rule, next_aim, refine, rule_name
 from service.numerics.regions import Regions, dilated, ranked_densities, together
 
 SIDE = 224
@@ -66,8 +57,6 @@ SMOOTHING = 0.8
 LEAST_SEGMENT = 150
 """The fewest cells of a segment."""
 LINES = 2
-GAUSS_NODES = 6
-MIDPOINT_PANELS = 8
 
 
 def xrai(problem: Problem) -> Method:
@@ -77,108 +66,37 @@ def xrai(problem: Problem) -> Method:
     """
     found: list[Regions] = []
     scales = _regions(problem)
-    lines, stopped = yield from _integrated(problem, lambda: found.extend(islice(scales, 1)))
+    integrated = yield from _integrated(problem, lambda: found.extend(islice(scales, 1)))
+    regions = together([*found, *scales])
+    return replace(integrated, values=_map(problem, regions, problem.per_unit(integrated.values)))
+
+
+def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attribution]:
+    """The mean of both integrals, [inputs]; `meanwhile` is called before each question."""
+    starts = np.stack([problem.low, problem.high])
+    meanwhile()
+    answer = yield from outputs_at(starts)
+    outputs = answer[problem.output_space][:, problem.target]
+    order, panels = first_rule(bool(problem.traits.bends), problem.max_evaluations // LINES)
+    lines = RefinedLines(problem, starts, outputs, order, panels)
+
+    def learn() -> Steps[None]:
+        meanwhile()
+        yield from lines.learn()
+
+    def aim() -> float | None:
+        return next_aim(problem, lines.error() / LINES, lines.values / LINES, float(outputs.mean()))
+
+    stopped = yield from refine(learn, lines.error, aim, lines.split)
     return Attribution(
-        values=_map(problem, together([*found, *scales]), problem.per_unit(lines.values())),
+        values=lines.values / LINES,
         baseline_output=problem.center_output,
         completeness=Completeness.NONE,
         path_error=None,
         evaluations=lines.evaluations,
-        rule=lines.rule,
+        rule=rule_name(order),
         stopped=stopped,
     )
-
-
-class _Lines:
-    """The lines from black and from white to the input, refined side by side; `outputs` are those of their starts."""
-
-    def __init__(self, problem: Problem, starts: Floats, outputs: Floats) -> None:
-        self._problem = problem
-        self._starts = starts
-        order = 1 if problem.traits.kinks else GAUSS_NODES
-        nodes = min(MIDPOINT_PANELS if order == 1 else order, problem.max_evaluations // LINES)
-        panels, order = (nodes, 1) if order == 1 else (1, nodes)
-        self.rule = "midpoint" if problem.traits.kinks else "gauss_legendre"
-        self._lines = [Refinement(float(output), problem.output, order, panels) for output in outputs]
-        self._line: Indices = np.empty(0, dtype=np.intp)
-        self._known: Evaluated | None = None
-
-    @property
-    def evaluations(self) -> int:
-        return len(self._line)
-
-    def question(self) -> Points:
-        """The points to be evaluated next, line by line."""
-        problem, pending = self._problem, [line.pending for line in self._lines]
-        line = np.repeat(np.arange(LINES), [len(alphas) for alphas in pending])
-        alphas = np.concatenate(pending)
-        return Points(self._starts, problem.input, line, alphas, problem.readout, problem.target)
-
-    def learn(self, asked: Points, answer: Evaluated) -> None:
-        """Takes the answer to the question."""
-        for k, line in enumerate(self._lines):
-            line.learn(answer.outputs[asked.line == k], answer.derivatives[asked.line == k])
-        self._line = np.concatenate([self._line, asked.line])
-        self._known = answer if self._known is None else self._known.joined(answer)
-
-    def error(self) -> float:
-        """The mean of the lines' E, in units of the output."""
-        return sum(line.sum_of_defects() for line in self._lines) / LINES
-
-    def values(self) -> Floats:
-        """The mean of the lines' attributions: [inputs]."""
-        assert self._known is not None
-        weights = np.empty(len(self._line))
-        for k, line in enumerate(self._lines):
-            weights[self._line == k] = line.weights() / LINES
-        return self._known.weighted_sum(weights)
-
-    def split(self, target: float) -> int:
-        """Splits each line to leave a sum of defects of `target` on it; returns the points now pending.
-
-        Every line may take an equal share of what the budget leaves.
-        """
-        wanting = [line for line in self._lines if line.sum_of_defects() >= target]
-        most = (self._problem.max_evaluations - self.evaluations) // max(len(wanting), 1)
-        return sum(line.split(target, most) for line in wanting)
-
-
-def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[tuple[_Lines, str | None]]:
-    """Both integrals, and what stopped them; `meanwhile` is called before each question."""
-    starts = np.stack([problem.low, problem.high])
-    meanwhile()
-    outputs = yield from outputs_at(starts)
-    at_starts = outputs[problem.output_space][:, problem.target]
-    lines, stagnation = _Lines(problem, starts, at_starts), Stagnation()
-    mean_output = float(at_starts.mean())
-    while True:
-        asked = lines.question()
-        meanwhile()
-        try:
-            lines.learn(asked, (yield from evaluated(asked)))
-        except DeadlinePassed:
-            if not lines.evaluations:
-                raise
-            return lines, "deadline"
-        target = _target(problem, lines, mean_output)
-        if target is None:
-            return lines, None
-        if stagnation.after(lines.error()):
-            return lines, "precision"
-        if not lines.split(target):
-            return lines, "budget"
-
-
-def _target(problem: Problem, lines: _Lines, mean_output: float) -> float | None:
-    """The sum of defects to aim at next; None when the tolerance holds for both errors, or can never hold."""
-    error, values = lines.error(), lines.values()
-    if not np.isfinite(error):
-        return None
-    residual = completeness_error(values, problem.output, mean_output, problem.floor)
-    accepted = problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
-    if residual <= problem.tolerance and error <= accepted:
-        return None
-    return min(accepted, error) / 3
 
 
 def _regions(problem: Problem) -> Iterator[Regions]:

@@ -39,6 +39,13 @@ def gauss_legendre(order: int) -> Rule:
     return Rule(nodes, weights, gaps)
 
 
+def softmax(logits: Floats) -> Floats:
+    """The probabilities [n, labels] of `logits` [n, labels]."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
 def softmax_piece_weights(start: Floats, end: Floats, length: Floats) -> Floats:
     """Weights that make one gradient per piece the exact integral through a two-class softmax.
 

@@ -309,7 +309,7 @@ def test_hessian_products_are_those_of_the_softened_network(
     network: Callable[..., nn.Module], shape: tuple[int, ...], readout: Readout
 ) -> None:
     rows, vectors = rows_of(shape, 3), rows_of(shape, 3, seed=1) - 0.5
-    got = answer(kernel_of(HessianKernel, network(), shape), HessianRows(rows, vectors, readout, 2))
+    got = answer(kernel_of(HessianKernel, network(), shape), HessianRows(rows, readout, 2, vectors))
     soft = network(nn.Softplus(SOFTPLUS_BETA)).double()
 
     def output(row: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ def test_hessian_products_are_those_of_the_softened_network(
 def test_the_hessian_of_a_linear_network_is_zero() -> None:
     rows, vectors = rows_of(TABLE, 2), rows_of(TABLE, 2, seed=1)
     network = nn.Linear(6, LABELS).requires_grad_(False)
-    got = answer(kernel_of(HessianKernel, network, TABLE), HessianRows(rows, vectors, Readout.LOGIT, 0))
+    got = answer(kernel_of(HessianKernel, network, TABLE), HessianRows(rows, Readout.LOGIT, 0, vectors))
     np.testing.assert_allclose(got.gradients, np.tile(network.weight[0].numpy(), (2, 1)), rtol=1e-6)
     assert not got.products.any()
 
@@ -342,7 +342,7 @@ def a_question(
         rule, percentile = RULES[generator.integers(len(RULES))]
         return RuleRows(rows, readout, target, rule, percentile)
     if kind is HessianKernel:
-        return HessianRows(rows, rows[::-1] - 0.5, readout, target)
+        return HessianRows(rows, readout, target, rows[::-1] - 0.5)
     return (LayerRows if kind is LayerKernel else BiasRows)(rows, readout, target)
 
 

@@ -1,0 +1,66 @@
+"""Integrals of the gradient on straight lines from several starts to the input, refined side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.domain import Floats, Indices
+from service.methods.oracle import Evaluated, Points, Problem, Steps, evaluated
+from service.numerics.refinement import Refinement
+
+
+class RefinedLines:
+    """Lines from `starts` [lines, inputs], where the outputs are `outputs` [lines], each with its own refinement.
+
+    `values` [inputs] is the sum of all integrals by what is known so far.
+    """
+
+    def __init__(self, problem: Problem, starts: Floats, outputs: Floats, order: int, panels: int) -> None:
+        self._problem = problem
+        self._starts = starts
+        self._line: Indices = np.empty(0, dtype=np.intp)
+        self._known: Evaluated | None = None
+        self.refinements = [Refinement(start, problem.output, order, panels) for start in outputs.tolist()]
+        self.values: Floats = np.zeros_like(problem.input)
+
+    @property
+    def evaluations(self) -> int:
+        return len(self._line)
+
+    @property
+    def affordable(self) -> int:
+        """How many more points the budget allows."""
+        return self._problem.max_evaluations - self.evaluations
+
+    def learn(self) -> Steps[None]:
+        """Evaluates the pending points of all lines in one question."""
+        problem = self._problem
+        counts = [len(refinement.pending) for refinement in self.refinements]
+        line = np.repeat(np.arange(len(counts)), counts)
+        alphas = np.concatenate([refinement.pending for refinement in self.refinements])
+        points = Points(self._starts, problem.input, line, alphas, problem.readout, problem.target)
+        answer = yield from evaluated(points)
+        ends = np.cumsum(counts)
+        for refinement, count, end in zip(self.refinements, counts, ends.tolist(), strict=True):
+            if count:
+                own = slice(end - count, end)
+                refinement.learn(answer.outputs[own], answer.derivatives[own])
+        self._line = np.concatenate([self._line, line])
+        self._known = answer if self._known is None else self._known.joined(answer)
+        weights = np.empty(self.evaluations)
+        for number, refinement in enumerate(self.refinements):
+            weights[self._line == number] = refinement.weights()
+        self.values = self._known.weighted_sum(weights)
+
+    def error(self) -> float:
+        """The sum of what all lines miss, in units of the output."""
+        return sum(refinement.sum_of_defects() for refinement in self.refinements)
+
+    def split(self, target: float) -> int:
+        """Splits each line to leave a sum of defects of `target` on it; the number of points now pending.
+
+        Every line that is over it may take an equal share of what the budget leaves.
+        """
+        wanting = [refinement for refinement in self.refinements if refinement.sum_of_defects() >= target]
+        most = self.affordable // max(len(wanting), 1)
+        return sum(refinement.split(target, most) for refinement in wanting)
