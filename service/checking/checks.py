@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
+from service.catalog.assessments import Profile
 from service.catalog.manifest import read_manifest
 from service.checking.comparison import METHOD, Comparison, compare
 from service.checking.figures import importance, random_halves, rank_correlation
@@ -17,6 +18,7 @@ from service.checking.limits import Limits
 from service.checking.trial import Answers, Trial, load_trial
 from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
+from service.planning import PREDICTED
 from service.records import review_flags
 
 SPLITS = 5
@@ -36,12 +38,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Every finding about a version, and the comparison with an earlier one, where there was one."""
+    """Every finding about a version, and the comparison with an earlier one, where there was one.
+
+    `profile` says what its features count for, None where nothing could be explained.
+    """
 
     version: str
     findings: tuple[Finding, ...]
     against: str | None = None
     comparison: Comparison | None = None
+    profile: Profile | None = None
 
     @property
     def failed(self) -> list[str]:
@@ -71,17 +77,20 @@ def check(folder: Path, against: Path | None, device: torch.device, limits: Limi
     except CatalogError as error:
         return Report(name, (*findings, Finding("parity", False, str(error))), earlier)
     findings.append(Finding("parity", True, "twin and artefact agree", trial.model.parity))
+    profile = None
     try:
-        findings += _explained(trial, limits, rows, seed)
+        answers = trial.answers(trial.sample(rows, seed))
+        profile = profile_of(trial, answers)
+        findings += [converged(answers, limits), flagged(trial, answers, limits), stability(trial, limits, rows, seed)]
     except AnswerableError as error:
         findings.append(Finding("explanations", False, str(error)))
     if against is None:
-        return Report(name, tuple(findings))
+        return Report(name, tuple(findings), profile=profile)
     try:
         comparison = compare(load_trial(against, device), trial, rows, seed)
     except (AnswerableError, CatalogError) as error:
-        return Report(name, (*findings, Finding("comparison", False, str(error))), earlier)
-    return Report(name, (*findings, *compared(comparison, limits)), earlier, comparison)
+        return Report(name, (*findings, Finding("comparison", False, str(error))), earlier, profile=profile)
+    return Report(name, (*findings, *compared(comparison, limits)), earlier, comparison, profile)
 
 
 def _name(folder: Path) -> str:
@@ -100,12 +109,21 @@ def digests(folder: Path) -> Finding:
     return Finding("digest", True, f"{key.digest[:19]}…, {len(manifest.baselines)} baseline sets")
 
 
-def _explained(trial: Trial, limits: Limits, rows: int, seed: int) -> Iterator[Finding]:
-    sample = trial.sample(rows, seed)
-    answers = trial.answers(sample)
-    yield converged(answers, limits)
-    yield flagged(trial, answers, limits)
-    yield stability(trial, limits, rows, seed)
+def profile_of(trial: Trial, answers: Answers) -> Profile | None:
+    """What the features count for by default, over the rows for which the model answered numbers."""
+    explained = answers.attributions[np.isfinite(answers.attributions).all(axis=1)]
+    if not len(explained):
+        return None
+    defaults, outputs, baseline = trial.manifest.defaults, trial.manifest.outputs, trial.baseline
+    values = (float(f"{value:.6g}") for value in importance(explained))
+    return Profile(
+        defaults.method,
+        outputs.default_space.value,
+        outputs.adverse or PREDICTED,
+        None if baseline is None else "sha256:" + baseline.sha256,
+        len(explained),
+        dict(zip(trial.features, values, strict=True)),
+    )
 
 
 def converged(answers: Answers, limits: Limits) -> Finding:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside
 from service.catalog.manifest import find_versions
 from service.checking.limits import Limits
 from service.engine.processes import worker_environment
@@ -31,6 +32,12 @@ def add_commands(models: argparse.ArgumentParser) -> None:
     for limit in fields(Limits):
         option = "--" + limit.name.replace("_", "-")
         check.add_argument(option, type=float, default=limit.default, help=f"{limit.metadata['help']} (%(default)s)")
+    check.add_argument(
+        "--data", type=Path, default=argparse.SUPPRESS, help="the data folder, where the verdict is kept"
+    )
+    check.add_argument(
+        "--beside", action="store_true", help="also write it to check.json beside the version, to travel with it"
+    )
     compare = actions.add_parser("compare", help="two versions by what their features count for")
     compare.set_defaults(run=_compare)
     compare.add_argument("before", help="NAME@VERSION")
@@ -52,12 +59,18 @@ def _check(settings: Settings, options: argparse.Namespace) -> int:
         return _refuse(error, 2)
     limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
     _prepare_process()
-    from service.checking.checks import check
+    from service.checking.assessing import assess
     from service.checking.tables import report_json, report_text
-    from service.engine.device import best_device
 
-    report = check(folder, against, best_device(), limits, options.rows, options.seed)
+    report, assessment = assess(folder, against, limits, options.rows, options.seed)
     print(report_json(report) if options.format == "json" else report_text(report))
+    if assessment is not None:
+        try:
+            Assessments(settings.data / ASSESSMENTS).keep(assessment)
+            if options.beside:
+                keep_beside(folder, assessment)
+        except OSError as error:
+            return _refuse(f"the verdict cannot be kept: {error}", 2)
     return 1 if report.failed else 0
 
 
@@ -106,7 +119,7 @@ def _prepare_process() -> None:
     os.environ.update(worker_environment(0))
 
 
-def _refuse(error: Exception, code: int) -> int:
+def _refuse(error: Exception | str, code: int) -> int:
     print(error, file=sys.stderr)
     return code
 

@@ -31,7 +31,20 @@ def report_text(report: Report) -> str:
 
 def report_json(report: Report) -> str:
     """A check as one object; `comparison` is null where there was none."""
-    findings = [
+    body = {
+        "version": report.version,
+        "against": report.against,
+        "passed": not report.failed,
+        "failed": report.failed,
+        "checks": findings_body(report),
+        "comparison": None if report.comparison is None else _body(report.comparison),
+    }
+    return _dumped(body)
+
+
+def findings_body(report: Report) -> list[dict[str, Any]]:
+    """The checks as objects; `limit_is` says on which side of the limit a figure passes."""
+    return [
         {
             "check": f.check,
             "passed": f.passed,
@@ -42,15 +55,6 @@ def report_json(report: Report) -> str:
         }
         for f in report.findings
     ]
-    body = {
-        "version": report.version,
-        "against": report.against,
-        "passed": not report.failed,
-        "failed": report.failed,
-        "checks": findings,
-        "comparison": None if report.comparison is None else _body(report.comparison),
-    }
-    return _dumped(body)
 
 
 def comparison_text(comparison: Comparison) -> str:

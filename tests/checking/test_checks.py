@@ -189,3 +189,14 @@ def test_a_tolerance_that_no_explanation_meets_fails(loan_folder: Path, edit: Ed
 
 def test_an_unstable_version_fails() -> None:
     assert run(LOAN / "2", limits=Limits(least_stability=0.99)).failed == ["stability"]
+
+
+def test_the_profile_is_what_the_features_count_for() -> None:
+    report = run(LOAN / "1")
+    trial = load_trial(LOAN / "1", CPU)
+    expected = np.abs(slow_attributions(LOAN / "1", trial.sample(ROWS, seed=0))).mean(axis=0)
+
+    assert report.profile is not None
+    assert list(report.profile.importance) == list(trial.features)
+    assert list(report.profile.importance.values()) == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+    assert (report.profile.target, report.profile.rows) == ("denied", ROWS + 1)

@@ -90,14 +90,17 @@ def test_models_says_which_are_whole(run_command: RunCommand, tmp_path: Path) ->
 def test_a_check_is_a_gate(run_command: RunCommand, tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(MODELS / "loan", models / "loan")
-    asked = ("models", "check", "loan@2", "--models", str(models), "--rows", "20")
+    asked = ("models", "check", "loan@2", "--models", str(models), "--rows", "20", "--data", str(tmp_path / "data"))
     passed = run_command(*asked)
     assert (passed.returncode, passed.stderr) == (0, "")
     assert re.search(r"^completeness +1\.000 +at least 1 +passed +21 of 21 rows", passed.stdout, re.MULTILINE)
     assert passed.stdout.endswith("\nloan@2 against loan@1: passed\n")
+    (kept,) = (tmp_path / "data" / "assessments").iterdir()
+    assert json.loads(kept.read_bytes())["failed"] == []
 
-    failed = run_command(*asked, "--least-correlation", "0.99", "--format", "json")
+    failed = run_command(*asked, "--least-correlation", "0.99", "--format", "json", "--beside")
     assert failed.returncode == 1
+    assert json.loads((models / "loan" / "2" / "check.json").read_bytes())["failed"] == ["rank correlation"]
     report = json.loads(failed.stdout)
     assert (report["passed"], report["failed"]) == (False, ["rank correlation"])
     assert {"check": "flips", "passed": True, "limit": 0.05, "limit_is": "most"}.items() <= report["checks"][-1].items()

@@ -1,0 +1,120 @@
+"""What `answerable models check` found of a version, kept by digest: the verdict, and the reference profile.
+
+An assessment lies in the data folder, or beside the version as `check.json`, where it travels from a promotion gate to
+the service. It belongs to one artefact and one manifest: after any change of either it is none. Where both places have
+one, the later counts. Read with neither torch nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from service.domain import ModelKey
+
+FORMAT = 1
+FILE = "check.json"
+ASSESSMENTS = "assessments"
+"""The folder of assessments in the data folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What each feature counted for over the sample of a check: the reference that drift is measured against.
+
+    `importance` is the mean absolute attribution by feature, in the order of the inputs: a table's features by name,
+    else the place of the pixel (`row,column`) or of the token. `target` is a label, or `predicted`. `baseline` is the
+    digest of the set, None where the default baseline is no set.
+    """
+
+    method: str
+    output_space: str
+    target: str
+    baseline: str | None
+    rows: int
+    importance: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """One check of a version: `checks` as the command prints them, and the `limits` they were held against.
+
+    `checked` is in microseconds since the epoch.
+    """
+
+    name: str
+    version: str
+    digest: str
+    manifest: str
+    against: str | None
+    failed: tuple[str, ...]
+    checks: tuple[Mapping[str, Any], ...]
+    limits: Mapping[str, float]
+    profile: Profile | None
+    checked: int = field(default_factory=lambda: time.time_ns() // 1000)
+
+    @property
+    def passed(self) -> bool:
+        """Whether a bare model name may mean the version."""
+        return not self.failed
+
+
+class Assessments:
+    """One file a version, artefact and manifest in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, version: Path, key: ModelKey, manifest: str) -> Assessment | None:
+        """The latest assessment of exactly this artefact and manifest, here or in the folder of the version."""
+        found = [_read(path) for path in (self._path(key, manifest), version / FILE)]
+        own = [one for one in found if one is not None and _is_of(one, key, manifest)]
+        return max(own, key=lambda one: one.checked, default=None)
+
+    def keep(self, assessment: Assessment) -> None:
+        """Keeps it in place of an earlier one. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = ModelKey(assessment.name, assessment.version, assessment.digest)
+        _write(self._path(key, assessment.manifest), assessment)
+
+    def _path(self, key: ModelKey, manifest: str) -> Path:
+        name = f"{key} {key.digest} {manifest}"
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def keep_beside(version: Path, assessment: Assessment) -> None:
+    """Writes it to `check.json` in the folder of the version. Raises OSError."""
+    _write(version / FILE, assessment)
+
+
+def _is_of(one: Assessment, key: ModelKey, manifest: str) -> bool:
+    return (one.name, one.version, one.digest, one.manifest) == (key.name, key.version, key.digest, manifest)
+
+
+def _write(path: Path, assessment: Assessment) -> None:
+    content = {"format": FORMAT, **asdict(assessment)}
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+    part.replace(path)
+
+
+def _read(path: Path) -> Assessment | None:
+    """None where there is none, or one that another version of this program wrote."""
+    try:
+        content = orjson.loads(path.read_bytes())
+        if content.pop("format") != FORMAT:
+            return None
+        profile = content["profile"]
+        content["profile"] = None if profile is None else Profile(**profile)
+        for name in ("failed", "checks"):
+            content[name] = tuple(content[name])
+        return Assessment(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
