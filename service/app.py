@@ -136,15 +136,16 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     )
     stack.push_async_callback(engine.close)
     await engine.start()
+    metrics.show_versions(catalog)
     calibrations = Calibrations(settings.data / "calibrations")
     for version in list(catalog):
         await _load(engine, cache, calibrations, catalog, version)
 
     def render_metrics() -> bytes:
         metrics.queue_points.set(engine.queued_points)
-        metrics.workers.set(engine.ready_workers)
-        for version in catalog:
-            metrics.model_info.labels(version.key.name, version.key.version, version.key.digest).set(version.is_ready)
+        metrics.queue_limit.set(settings.max_queued_points)
+        metrics.show_workers(engine.ready_workers, engine.device_memory)
+        metrics.show_versions(catalog)
         return metrics.render(workers)
 
     app.state.engine = engine

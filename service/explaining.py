@@ -196,7 +196,7 @@ class Explaining:
     async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None) -> _Result:
         points = expected_points(version, plan)
         explanation, timings = await self._engine.explain(plan, points, Priority.INTERACTIVE, deadline)
-        self._metrics.observe_explanation(plan.model, plan.method, explanation, timings.queue)
+        self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
         return explanation, False, timings
 
 

@@ -13,7 +13,7 @@ from service.api.auth import caller_of, needs
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
-from service.api.traffic import PREDICT, name_for_metrics
+from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
 from service.catalog.instances import read_instance
 from service.catalog.manifest import ImageInputs
@@ -21,6 +21,7 @@ from service.catalog.versions import ModelVersion
 from service.errors import InvalidRequest, MalformedBody
 from service.explaining import Explaining
 from service.explaining import Request as ExplainingRequest
+from service.monitoring.labels import PREDICT
 from service.records import Caller, Context
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import __version__
 from service.api.auth import PUBLIC, needs
 from service.api.problems import answers
 from service.catalog.versions import Catalog
 from service.engine.pool import Pool
+from service.monitoring.instruments import CONTENT_TYPE
 
 router = APIRouter(tags=["Health"])
 
@@ -46,4 +46,4 @@ async def server() -> dict[str, object]:
 async def metrics(request: Request) -> Response:
     """All figures, for Prometheus."""
     content = request.app.state.render_metrics()
-    return Response(content, media_type=CONTENT_TYPE_LATEST)
+    return Response(content, media_type=CONTENT_TYPE)

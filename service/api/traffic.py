@@ -8,11 +8,10 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.methods.registry import BY_NAME
+from service.monitoring.labels import PREDICT, UNKNOWN
 from service.monitoring.metrics import Metrics
 
 COUNTED = (":explain", ":predict")
-PREDICT = "predict"
-UNKNOWN = "unknown"
 
 
 def name_for_metrics(request: Request, model: str, method: str) -> None:

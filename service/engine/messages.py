@@ -130,4 +130,11 @@ class Progress:
     chunks: list[ChunkReport]
 
 
-Reply = Ready | Loaded | LoadFailed | Progress
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the worker holds, in bytes: of its GPU, or of main memory where it has none."""
+
+    held: int
+
+
+Reply = Ready | Loaded | LoadFailed | Progress | Memory

@@ -27,6 +27,7 @@ from service.engine.messages import (
     Load,
     Loaded,
     LoadFailed,
+    Memory,
     Outcome,
     Predict,
     Progress,
@@ -68,6 +69,7 @@ class _Worker:
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
     models: set[ModelKey] = field(default_factory=set)
     heard: float = field(default_factory=time.monotonic)
+    memory: int = 0
 
     @property
     def points(self) -> int:
@@ -147,6 +149,11 @@ class Pool:
     def is_complete(self) -> bool:
         """Whether every worker is there and has loaded every model."""
         return self.ready_workers == self._count
+
+    @property
+    def device_memory(self) -> dict[int, int]:
+        """By the number of each live worker, the bytes it held when it last told."""
+        return {worker.index: worker.memory for worker in self._workers.values()}
 
     async def load(self, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None = None) -> Loaded:
         """Loads the version in `folder` on every worker. Raises CatalogError when one cannot.
@@ -274,6 +281,8 @@ class Pool:
                     self._ended(worker, outcome)
                 for chunk in chunks:
                     self._observe(chunk)
+            case Memory(held):
+                worker.memory = held
             case Loaded():
                 folder = next(
                     f for f in worker.loading if (f.parent.name, f.name) == (reply.key.name, reply.key.version)

@@ -35,6 +35,7 @@ from service.engine.messages import (
     Load,
     Loaded,
     LoadFailed,
+    Memory,
     Predict,
     Progress,
     Ready,
@@ -50,6 +51,7 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
 CHUNKS_UNTIL_WORD = 64
 SECONDS_UNTIL_WORD = 5.0
+SECONDS_UNTIL_MEMORY = 1.0
 """So many chunks are reported together at most, and so late, also while nothing ends: silence means that the worker
 hangs."""
 
@@ -84,10 +86,12 @@ class Worker:
         self._models: dict[ModelKey, DeviceModel] = {}
         self._scheduler = Scheduler()
         self._spoke = time.monotonic()
+        self._weighed = 0.0
 
     def run(self) -> None:
         """Serves until the front closes the socket."""
         self._channel.send(Ready(_environment(self._device)))
+        self._tell_memory()
         while True:
             for request in self._channel.requests(wait=not self._scheduler):
                 self._handle(request)
@@ -97,6 +101,12 @@ class Worker:
                 self._scheduler.reports = []
                 self._channel.send(Progress(outcomes, chunks))
                 self._spoke = time.monotonic()
+                if self._spoke - self._weighed > SECONDS_UNTIL_MEMORY:
+                    self._tell_memory()
+
+    def _tell_memory(self) -> None:
+        self._weighed = time.monotonic()
+        self._channel.send(Memory(_held_bytes(self._device)))
 
     def _is_overdue(self) -> bool:
         return time.monotonic() - self._spoke > SECONDS_UNTIL_WORD
@@ -125,6 +135,7 @@ class Worker:
                     gc.collect()
                     gc.freeze()  # modules and models stay; a full collection need not walk them
                     self._channel.send(_loaded(model))
+                    self._tell_memory()
             case Unload(key):
                 self._models.pop(key, None)
 
@@ -169,6 +180,13 @@ def _environment(device: torch.device) -> dict[str, str]:
         "mkl_cbwr": os.environ.get("MKL_CBWR", "default"),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }
+
+
+def _held_bytes(device: torch.device) -> int:
+    """What the process has taken of its device: CUDA's memory with what the allocator keeps, or resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _version_of(package: str) -> str:

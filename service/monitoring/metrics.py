@@ -1,124 +1,181 @@
 """The figures of `/metrics`: traffic, batching, quality, cache, workers, ledger.
 
-The front publishes everything; workers send their figures with their results. No label names a user, tenant, subject,
-feature or id.
+The front publishes everything; workers send their figures with their results, as what was added since, so that a
+counter goes on where a dead worker left it. Gauges of what comes and goes (versions, workers) are set anew for each
+scrape.
+
+No label names a user, tenant, subject, feature or id. Histograms tell models apart, not methods: 24 methods of 20
+models would be 30,000 series. Counters tell apart the methods that `MethodLabels` admits.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-
-from service.domain import Explanation, ModelKey
+from service.catalog.versions import ModelVersion
+from service.domain import Explanation
 from service.engine.messages import ChunkReport
+from service.monitoring.instruments import Counter, Registry
+from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, MethodLabels, outcome
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+WAITING_SECONDS = (0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)
+CHUNK_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10)
 ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1)
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 POINTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
 
 class Metrics:
-    """One registry with every metric of this process."""
+    """One registry with every metric of this process. Everything is counted on one thread, the event loop's."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
+        self._registry = Registry("answerable")
         self._busy_seconds = 0.0
         self._scraped = time.monotonic()
-        model, pair = ["model"], ["model", "method"]
+        self._methods = MethodLabels()
+        self._expected: set[tuple[str, str]] = set()
+        model, version = ["model"], ["model", "version"]
 
-        def counter(name: str, help_text: str, labels: list[str]) -> Counter:
-            return Counter(name, help_text, labels, namespace="answerable", registry=self.registry)
-
-        def gauge(name: str, help_text: str, labels: list[str]) -> Gauge:
-            return Gauge(name, help_text, labels, namespace="answerable", registry=self.registry)
-
-        def histogram(name: str, help_text: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, help_text, labels, namespace="answerable", registry=self.registry, buckets=buckets)
+        counter, gauge, histogram = self._registry.counter, self._registry.gauge, self._registry.histogram
 
         self.requests = counter("requests", "Requests by outcome: ok, or the status.", ["model", "method", "outcome"])
-        self.duration = histogram("request_duration_seconds", "Time from the request to its answer.", pair, SECONDS)
+        self.duration = histogram(
+            "request_duration_seconds", "Seconds from a request to its answer, of those that were ok.", SECONDS, model
+        )
         self.queue_duration = histogram(
-            "queue_duration_seconds", "Time until the first chunk took points.", pair, SECONDS
+            "queue_duration_seconds", "Seconds until the first chunk took points.", WAITING_SECONDS, model
         )
-        self.queue_points = gauge("queue_points", "Gradient points expected of everything in flight.", [])
-        self.fill = histogram("chunk_fill_ratio", "Filled share of a chunk.", ["model", "kernel"], SHARES)
-        self.sharing = histogram(
-            "explanations_per_chunk", "Explanations that shared a chunk.", ["model", "kernel"], COUNTS
-        )
-        self.chunk_duration = histogram(
-            "chunk_duration_seconds", "Device time of a chunk.", ["model", "kernel"], SECONDS
-        )
-        self.busy = gauge("device_busy_ratio", "Share of the devices' time spent on chunks since the last scrape.", [])
+        self.queue_points = gauge("queue_points", "Gradient points expected of everything in flight.").labels()
+        self.queue_limit = gauge("queue_limit_points", "Gradient points from which on requests are refused.").labels()
+
+        self.fill = histogram("chunk_fill_ratio", "Filled share of a chunk, from 0 to 1.", SHARES, model)
+        self.sharing = histogram("explanations_per_chunk", "Explanations that shared a chunk.", COUNTS, model)
+        self.chunk_duration = histogram("chunk_duration_seconds", "Seconds of a chunk.", CHUNK_SECONDS, model)
+        self.busy = gauge(
+            "device_busy_ratio", "Share of the devices' time, 0 to 1, spent on chunks since the last scrape."
+        ).labels()
         self.points = counter("gradient_points", "Gradient points evaluated.", model)
-        self.points_each = histogram("points_per_explanation", "Gradient points of an explanation.", pair, POINTS)
-        self.completeness = histogram("completeness_error", "Relative completeness error.", pair, ERRORS)
-        self.attribution = histogram("attribution_error", "Estimated relative attribution error.", pair, ERRORS)
+        self.points_each = histogram("points_per_explanation", "Gradient points of an explanation.", POINTS, model)
+
+        self.completeness = histogram("completeness_error", "Relative completeness error.", ERRORS, model)
+        self.attribution = histogram("attribution_error", "Estimated relative attribution error.", ERRORS, model)
+        self.over_tolerance = counter(
+            "over_tolerance", "Explanations whose completeness error is over the tolerance asked for.", model
+        )
         self.not_converged = counter(
-            "not_converged", "Explanations over their tolerance.", ["model", "method", "reason"]
+            "not_converged", "Explanations that did not converge, by reason.", ["model", "method", "reason"]
         )
         self.non_finite = counter("non_finite", "Explanations whose model answered no finite number.", model)
         self.small_difference = counter(
             "small_difference", "Explanations whose output about equals the baseline's.", model
         )
+
         self.cache = counter("cache_requests", "Cache requests by result.", ["cache", "result"])
         self.restarts = counter("worker_restarts", "Workers that were replaced.", ["reason"])
-        self.workers = gauge("workers_ready", "Workers that have loaded every model.", [])
-        self.model_info = gauge("model_info", "1 for every version that is ready.", ["model", "version", "digest"])
+        self.workers = gauge("workers_ready", "Workers that have loaded every model.").labels()
+        self.device_memory = gauge(
+            "device_memory_bytes", "Bytes that a worker holds: of its GPU, or of main memory on a CPU.", ["device"]
+        )
+        self.model_info = gauge("model_info", "1 for every version that is ready, else 0.", [*version, "digest"])
+
         self.appends = counter("ledger_appends", "Records appended to the ledger.", ["result"])
         self.append_duration = histogram(
-            "ledger_append_duration_seconds", "Time until a record is durable.", [], SECONDS
-        )
-        # Finding a metric's child costs more than counting with it; every request needs these.
-        self._requests = cache(self.requests.labels)
-        self._duration = cache(self.duration.labels)
-        self._cache = cache(self.cache.labels)
-        self._appends = cache(self.appends.labels)
+            "ledger_append_duration_seconds", "Seconds until a record is durable.", SECONDS
+        ).labels()
+        self._requests = cache(self._requests_of)
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        """What happens rarely is there from the start: a rate cannot be taken of what appears with its first event."""
+        for name in CACHES:
+            for result in CACHE_RESULTS:
+                self.cache.labels(name, result)
+        for reason in RESTARTS:
+            self.restarts.labels(reason)
+        for result in ("ok", "failed"):
+            self.appends.labels(result)
+
+    def expect(self, model: str, default_method: str) -> None:
+        """Reserves the labels of a model and its default method, and starts their counters at zero."""
+        if (model, default_method) in self._expected:
+            return
+        self._expected.add((model, default_method))
+        self._methods.reserve(model, default_method)
+        self.requests.labels(model, default_method, "ok")
+        for reason in REASONS:
+            self.not_converged.labels(model, default_method, reason)
+        for metric in (self.points, self.over_tolerance, self.non_finite, self.small_difference):
+            metric.labels(model)
 
     def observe_request(self, model: str, method: str, status: int, seconds: float) -> None:
         """Counts one call by what came of it."""
-        self._requests(model, method, "ok" if status == 200 else str(status)).inc()
+        self._requests(model, method, status).inc()
         if status == 200:
-            self._duration(model, method).observe(seconds)
+            self.duration.labels(model).observe(seconds)
+
+    def _requests_of(self, model: str, method: str, status: int) -> Counter:
+        return self.requests.labels(model, self._methods.label(model, method), outcome(status))
 
     def observe_chunk(self, chunk: ChunkReport) -> None:
         """Counts one chunk that a worker ran."""
         name = chunk.model.partition("@")[0]
-        self.fill.labels(name, chunk.kernel).observe(chunk.units / chunk.capacity)
-        self.sharing.labels(name, chunk.kernel).observe(chunk.explanations)
+        self.fill.labels(name).observe(chunk.units / chunk.capacity)
+        self.sharing.labels(name).observe(chunk.explanations)
         self._busy_seconds += chunk.seconds
-        self.chunk_duration.labels(name, chunk.kernel).observe(chunk.seconds)
+        self.chunk_duration.labels(name).observe(chunk.seconds)
         if chunk.kernel == "gradient":
             self.points.labels(name).inc(chunk.units)
 
-    def observe_explanation(self, model: ModelKey, method: str, explanation: Explanation, queue: float) -> None:
-        """Counts one explanation that was computed; cached ones were counted when they were."""
-        labels = (model.name, method)
-        self.queue_duration.labels(*labels).observe(queue)
-        self.points_each.labels(*labels).observe(explanation.evaluations)
-        if explanation.completeness_error is not None:
-            self.completeness.labels(*labels).observe(explanation.completeness_error)
+    def observe_explanation(
+        self, model: str, method: str, tolerance: float, explanation: Explanation, queue: float
+    ) -> None:
+        """Counts one explanation that was computed; cached ones were counted when they were.
+
+        `queue` is in seconds.
+        """
+        self.queue_duration.labels(model).observe(queue)
+        self.points_each.labels(model).observe(explanation.evaluations)
+        error = explanation.completeness_error
+        if error is not None:
+            self.completeness.labels(model).observe(error)
+            if error > tolerance:
+                self.over_tolerance.labels(model).inc()
         if explanation.attribution_error is not None:
-            self.attribution.labels(*labels).observe(explanation.attribution_error)
+            self.attribution.labels(model).observe(explanation.attribution_error)
         if not explanation.converged:
-            self.not_converged.labels(*labels, explanation.reason).inc()
+            self.not_converged.labels(model, self._methods.label(model, method), str(explanation.reason)).inc()
         if explanation.reason == "non_finite":
-            self.non_finite.labels(model.name).inc()
+            self.non_finite.labels(model).inc()
         if explanation.small_difference:
-            self.small_difference.labels(model.name).inc()
+            self.small_difference.labels(model).inc()
 
     def observe_cache(self, name: str, result: str) -> None:
         """Counts one cache request."""
-        self._cache(name, result).inc()
+        self.cache.labels(name, result).inc()
 
     def observe_append(self, seconds: float, entries: int, ok: bool) -> None:
         """Counts one append to the ledger."""
-        self._appends("ok" if ok else "failed").inc(entries)
+        self.appends.labels("ok" if ok else "failed").inc(entries)
         self.append_duration.observe(seconds)
+
+    def show_versions(self, catalog: Iterable[ModelVersion]) -> None:
+        """The versions there are; what was unloaded is gone from the gauges."""
+        self.model_info.clear()
+        for version in catalog:
+            key = version.key
+            self.expect(key.name, version.manifest.defaults.method)
+            self.model_info.labels(key.name, key.version, key.digest).set(version.is_ready)
+
+    def show_workers(self, ready: int, memory: Mapping[int, int]) -> None:
+        """The workers that are ready, and the bytes that each live one holds; a dead one's are gone."""
+        self.workers.set(ready)
+        self.device_memory.clear()
+        for device, held in memory.items():
+            self.device_memory.labels(str(device)).set(held)
 
     def render(self, workers: int) -> bytes:
         """The text exposition format. `workers` is the number of devices, for the share of their time."""
@@ -126,4 +183,4 @@ class Metrics:
         elapsed, self._scraped = now - self._scraped, now
         self.busy.set(min(1.0, self._busy_seconds / (elapsed * workers)) if elapsed > 0 else 0.0)
         self._busy_seconds = 0.0
-        return generate_latest(self.registry)
+        return self._registry.render()

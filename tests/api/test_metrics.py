@@ -9,6 +9,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.methods.registry import BY_NAME
+from service.monitoring.labels import OWN_METHODS
 
 if TYPE_CHECKING:
     from tests.api.conftest import Explain, Figures
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 NO_CACHE = {"Cache-Control": "no-cache"}
-LABELS = {"model", "method", "outcome", "kernel", "reason", "cache", "result", "version", "digest", "le"}
+LABELS = {"model", "method", "outcome", "reason", "cache", "result", "version", "digest", "device", "le"}
 KINDS = {
     "answerable_requests": "counter",
     "answerable_request_duration_seconds": "histogram",
@@ -32,6 +33,8 @@ KINDS = {
     "answerable_not_converged": "counter",
     "answerable_non_finite": "counter",
     "answerable_small_difference": "counter",
+    "answerable_over_tolerance": "counter",
+    "answerable_device_memory_bytes": "gauge",
 }
 
 Found = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -58,14 +61,14 @@ async def test_an_explanation_counts(explain: Explain, figures: Figures, fresh: 
 
     assert added("requests_total", **pair, outcome="ok") == 1
     for name in ("request_duration_seconds", "queue_duration_seconds", "points_per_explanation"):
-        assert added(f"{name}_count", **pair) == 1, name
+        assert added(f"{name}_count", model="loan") == 1, name
     for name in ("completeness_error", "attribution_error"):
-        assert added(f"{name}_count", **pair) == 1, name
-    assert added("points_per_explanation_sum", **pair) == explanation["evaluations"]
+        assert added(f"{name}_count", model="loan") == 1, name
+    assert added("points_per_explanation_sum", model="loan") == explanation["evaluations"]
     assert added("gradient_points_total", model="loan") >= explanation["evaluations"]
-    assert added("completeness_error_bucket", **pair, le="1.0") == 1
-    assert added("request_duration_seconds_sum", **pair) > added("queue_duration_seconds_sum", **pair) >= 0
-    chunks = {"model": "loan", "kernel": "gradient"}
+    assert added("completeness_error_bucket", model="loan", le="1.0") == 1
+    assert added("request_duration_seconds_sum", model="loan") > added("queue_duration_seconds_sum", model="loan") >= 0
+    chunks = {"model": "loan"}
     assert added("chunk_fill_ratio_count", **chunks) == added("explanations_per_chunk_count", **chunks) > 0
     assert 0 < added("chunk_fill_ratio_sum", **chunks) <= added("chunk_fill_ratio_count", **chunks)
     assert added("explanations_per_chunk_sum", **chunks) == added("explanations_per_chunk_count", **chunks)
@@ -81,6 +84,8 @@ async def test_what_does_not_converge_is_counted(explain: Explain, figures: Figu
     after = await figures()
 
     assert value(after, "not_converged_total", **labels) == value(before, "not_converged_total", **labels) + 1
+    over = "over_tolerance_total"
+    assert value(after, over, model="loan") == value(before, over, model="loan") + 1
 
 
 async def test_an_output_like_the_baselines_is_counted(
@@ -143,10 +148,25 @@ async def test_no_label_says_anything_of_anybody(
             for name, found in sample.labels.items():
                 labels[name].add(found)
     assert set(labels) <= LABELS
-    assert labels["method"] <= {*BY_NAME, "predict", "unknown"}
+    assert labels["method"] <= {*BY_NAME, "predict", "unknown", "other"}
     assert labels["model"] <= {"loan", "digits", "unknown"}
     secrets = {*marks.values(), key.id, key.secret, explanation["id"], *fresh}
     for values in labels.values():
         assert not values & secrets
     for secret in (*marks.values(), key.id, key.secret, explanation["id"]):
         assert secret not in response.text
+
+
+async def test_methods_of_whoever_asks_for_all_of_them_share_a_label(
+    client: httpx.AsyncClient, figures: Figures, fresh: dict[str, Any]
+) -> None:
+    for method in BY_NAME:
+        await client.post(EXPLAIN, json={"instances": [fresh], "parameters": {"method": method, "max_evaluations": 1}})
+
+    found = await figures()
+
+    requests = [dict(labels) for name, labels in found if name == "answerable_requests_total"]
+    methods = {labels["method"] for labels in requests if labels["model"] == "loan"}
+    assert "integrated_gradients" in methods
+    assert len(methods - {"predict", "unknown", "other"}) <= OWN_METHODS
+    assert "other" in methods
