@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.expected_gradients import expected_gradients
-from service.methods.oracle import DeadlinePassed
+from service.methods.one_gradient import of_one_gradient
+from service.methods.oracle import DeadlinePassed, Method, Points, Problem, Readout, evaluated
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose, Reference
@@ -106,3 +109,57 @@ def test_more_points_leave_the_standard_error_where_it_is(
         result = drive(expected_gradients(problem), network)
         assert result.standard_error is not None
         assert np.abs(result.standard_error - expected).sum() <= 2 * tolerance * expected.sum()
+
+
+@pytest.fixture
+def shap_explains() -> Iterator[Callable[..., tuple[Floats, Floats]]]:
+    """shap's Expected Gradients of label 1 and their standard errors, [inputs] each.
+
+    shap makes its rows in torch's default type and draws from numpy's global generator; both are as before afterwards.
+    Its `return_variances` are var / sqrt(n), not var / n.
+    """
+    with warnings.catch_warnings(action="ignore"):  # of what shap imports to plot
+        from shap import GradientExplainer
+
+    class Logits(nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            return bent(rows)
+
+    state, dtype = np.random.get_state(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+
+    def explain(draws: int, seed: int) -> tuple[Floats, Floats]:
+        explainer = GradientExplainer(Logits(), torch.from_numpy(BASELINES))
+        values, variances = explainer.shap_values(
+            torch.from_numpy(X)[None], nsamples=draws, rseed=seed, return_variances=True
+        )
+        return values[0, :, 1], np.sqrt(variances[1][0] / np.sqrt(draws))
+
+    yield explain
+    torch.set_default_dtype(dtype)
+    np.random.set_state(state)
+
+
+def test_at_the_draws_of_shap_the_contributions_are_those_of_shap(
+    pose: Pose, drive: Drive, shap_explains: Callable[..., tuple[Floats, Floats]]
+) -> None:
+    values, _ = shap_explains(200, seed=7)
+    replayed = np.random.RandomState(7)
+    draws = [(replayed.choice(len(BASELINES)), replayed.uniform()) for _ in range(200)]
+    line, alphas = np.array([line for line, _ in draws]), np.array([alpha for _, alpha in draws])
+
+    def mean_over_the_draws(problem: Problem) -> Method:
+        known = yield from evaluated(Points(problem.baselines, problem.input, line, alphas, Readout.LOGIT, 1))
+        return of_one_gradient(problem, known.weighted_sum(np.full(200, 1 / 200)))
+
+    ours = drive(mean_over_the_draws(pose(bent, X, BASELINES, OutputSpace.LOGIT)), bent)
+    np.testing.assert_allclose(ours.values, values, rtol=2e-7)
+
+
+def test_shap_draws_its_way_to_the_same_values(
+    pose: Pose, drive: Drive, shap_explains: Callable[..., tuple[Floats, Floats]]
+) -> None:
+    ours = drive(expected_gradients(pose(bent, X, BASELINES, OutputSpace.LOGIT, tolerance=0.001)), bent)
+    theirs, error = shap_explains(4_000, seed=0)
+    assert np.abs(ours.values - theirs).max() > 0
+    np.testing.assert_array_less(np.abs(ours.values - theirs), 4 * error)
