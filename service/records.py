@@ -17,7 +17,7 @@ import orjson
 from service.catalog.manifest import ImageInputs, Manifest, TabularInputs, TokenInputs
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, GroupShare, NoiseKind, OutputSpace, Plan
-from service.ledger.entries import Entry
+from service.ledger.entries import Entry, Stored
 from service.methods.registry import BY_NAME
 
 MOST_REASONS = 4
@@ -253,3 +253,14 @@ def ledger_entry(
         cohort=context.cohort,
         flags=tuple(body["flags"]),
     )
+
+
+def whole_record(stored: Stored) -> dict[str, Any]:
+    """All that the ledger holds of an explanation: the record, the personal part, and its place in the log."""
+    personal = orjson.loads(stored.personal)
+    return {
+        **orjson.loads(stored.record),
+        "subject": personal["subject"],
+        "input": personal["input"],
+        "ledger": {"sequence": stored.seq, "leaf": stored.leaf.hex()},
+    }

@@ -14,7 +14,7 @@ from service.api.problems import answers
 from service.errors import InvalidRequest, NotFound
 from service.ledger.entries import Search, Stored
 from service.ledger.ledger import Ledger
-from service.records import MOST_REASONS, Caller
+from service.records import MOST_REASONS, Caller, whole_record
 
 MOST_PER_PAGE = 200
 COHORT = "cohort."
@@ -43,7 +43,7 @@ router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404
 async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""
     stored = await _stored(request, explanation, caller)
-    return Response(orjson.dumps(_shown(stored)), media_type="application/json")
+    return Response(orjson.dumps(whole_record(stored)), media_type="application/json")
 
 
 @router.get("/v1/explanations/{explanation}/reasons")
@@ -102,7 +102,7 @@ async def search_explanations(
         ),
     )
     page = await _ledger(request).search(caller.tenant, search, limit, cursor)
-    found = {"explanations": [_shown(stored) for stored in page.entries], "next_cursor": page.next_cursor}
+    found = {"explanations": [whole_record(stored) for stored in page.entries], "next_cursor": page.next_cursor}
     return Response(orjson.dumps(found), media_type="application/json")
 
 
@@ -119,17 +119,6 @@ async def _stored(request: Request, explanation: str, caller: Caller) -> Stored:
     if stored is None:
         raise NotFound("there is no such explanation")
     return stored
-
-
-def _shown(stored: Stored) -> dict[str, Any]:
-    """The record with its personal part and its leaf hash, by which it can be found in the log."""
-    personal = orjson.loads(stored.personal)
-    return {
-        **orjson.loads(stored.record),
-        "subject": personal["subject"],
-        "input": personal["input"],
-        "ledger": {"sequence": stored.seq, "leaf": stored.leaf.hex()},
-    }
 
 
 def _microseconds(name: str, moment: datetime | None) -> int | None:

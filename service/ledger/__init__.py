@@ -1,11 +1,22 @@
-"""The ledger: every explanation the service gives, written down before it is answered.
+"""The ledger: every explanation the service gives, written down before it is answered, and what became of it.
 
-Reading order: `entries` (what is kept), `tables`, `database`, `writer` (how appends are grouped),
-`appending`, `searching`, `ledger` (what the rest of the service calls), `keys`.
+Reading order: `entries` (what is kept), `leaves` (as bytes), `tables`, `database`, `writer` (how appends are grouped),
+`appending`, `searching`, `events`, `ledger` (what the rest of the service calls), `keys`.
 """
 
 from service.ledger.database import open_engine
-from service.ledger.entries import Entry, EntryRefused, MalformedCursor, Page, Search, Stored
+from service.ledger.entries import (
+    Entry,
+    EntryRefused,
+    Event,
+    EventPage,
+    EventSearch,
+    MalformedCursor,
+    Page,
+    Search,
+    Stored,
+    StoredEvent,
+)
 from service.ledger.keys import SCOPES, Key, Keys
 from service.ledger.ledger import Ledger
 from service.ledger.migrations import upgrade
@@ -14,6 +25,9 @@ __all__ = [
     "SCOPES",
     "Entry",
     "EntryRefused",
+    "Event",
+    "EventPage",
+    "EventSearch",
     "Key",
     "Keys",
     "Ledger",
@@ -21,6 +35,7 @@ __all__ = [
     "Page",
     "Search",
     "Stored",
+    "StoredEvent",
     "open_engine",
     "upgrade",
 ]

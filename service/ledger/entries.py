@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
 
 from service.errors import AnswerableError, InvalidRequest
 
@@ -11,6 +15,13 @@ LONGEST_TEXT = 200
 """Characters in any text column. Four-byte characters in the widest index then stay under PostgreSQL's limit
 of 2,704 bytes an index row; one longer value would fail the whole group of appends it shares a transaction
 with."""
+
+
+EXPLANATION = "explanation"
+"""The kind of the log's rows that are no events."""
+
+STANDARD = "standard"
+"""The retention class of an entry that names none."""
 
 
 class EntryRefused(AnswerableError):
@@ -50,10 +61,45 @@ class Entry:
     subject: str | None = None
     cohort: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    retention: str = STANDARD
 
     def __post_init__(self) -> None:
         for name, text in _texts(self):
             _check_text(name, text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something else that the log tells of: a look-up, an erasure, a hold, a review, a change of keys.
+
+    `kind` is one word, `key_id` says who did it, `about` is the id of the explanation or the token of the subject it
+    is about. `details` hold what JSON can: facts, pseudonyms, never a person's data, for an event is never erased.
+    `created` is in microseconds since the epoch, UTC.
+
+    Raises InvalidRequest for a text that is too long or that a database cannot hold, TypeError for details that are
+    no JSON: here, not in a group with others'.
+    """
+
+    kind: str
+    tenant: str
+    key_id: str
+    about: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: time.time_ns() // 1000)
+
+    def __post_init__(self) -> None:
+        if self.kind == EXPLANATION:
+            raise ValueError("an explanation is an Entry")
+        orjson.dumps(dict(self.details))
+        for name in ("kind", "tenant", "key_id", "about"):
+            _check_text(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent(Event):
+    """An event as it stands in the log, at its place `seq`."""
+
+    seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +108,12 @@ class Stored(Entry):
 
     `seq` is its place: 1, 2, 3 ... without gaps, in the order of commit. `leaf` is its leaf hash,
     SHA-256(0x00 || record) (RFC 9162, 2.1.1). `flags` are in alphabetical order, each once.
+    `tombstone` is the place of the event that erased its personal part, None while it is there.
     """
 
     seq: int
     leaf: bytes
+    tombstone: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +146,28 @@ class Search:
             _check_text(f"cohort.{name}", value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSearch:
+    """Conditions that all hold for the events that are found; None asks for nothing. Times as in `Search`."""
+
+    kind: str | None = None
+    about: str | None = None
+    created_from: int | None = None
+    created_to: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("kind", "about"):
+            _check_text(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events from the newest to the oldest, and where the next page begins; None after the last one."""
+
+    events: tuple[StoredEvent, ...]
+    next_cursor: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Entries from the newest to the oldest, and where the next page begins; None after the last one."""
@@ -116,6 +186,7 @@ def _texts(entry: Entry) -> Iterator[tuple[str, str | None]]:
     yield "label", entry.label
     yield "decision_id", entry.decision_id
     yield "subject", entry.subject
+    yield "retention", entry.retention
     for name, value in entry.cohort.items():
         yield "cohort", name
         yield "cohort value", value

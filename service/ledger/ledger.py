@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import perf_counter
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
 from service.errors import AnswerableError, LedgerUnavailable
 from service.ledger.database import database_in_reach
-from service.ledger.entries import Entry, EntryRefused, Page, Search, Stored
+from service.ledger.entries import Entry, EntryRefused, Event, EventPage, EventSearch, Page, Search, Stored
+from service.ledger.events import read_events
 from service.ledger.searching import read_one, read_page
 from service.ledger.writer import Append, Outcome, Writer
 
@@ -50,8 +51,8 @@ class Ledger:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
         self._writer = Writer(engine, self._wake)
 
-    async def append(self, entries: Sequence[Entry]) -> None:
-        """Records the entries, all or none and in their order; returns when they are on the disk.
+    async def append(self, entries: Sequence[Entry | Event]) -> None:
+        """Records the entries and events, all or none and in their order; returns when they are on the disk.
 
         Concurrent calls share a transaction, and none of them fails for another's entries. A cancelled call
         may or may not be recorded, and so may one that lost its database in the middle of the commit.
@@ -68,6 +69,16 @@ class Ledger:
             self._observe(perf_counter() - started, len(entries), False)
             raise
         self._observe(perf_counter() - started, len(entries), True)
+
+    async def append_event(
+        self, kind: str, tenant: str, key_id: str, about: str | None = None, details: Mapping[str, Any] | None = None
+    ) -> None:
+        """Records that something happened; see `Event` for what the arguments are, and `append` for what is raised."""
+        await self.append([Event(kind=kind, tenant=tenant, key_id=key_id, about=about, details=details or {})])
+
+    async def events(self, tenant: str, search: EventSearch, limit: int = 50, cursor: str | None = None) -> EventPage:
+        """A page of the tenant's events, from the newest to the oldest. Cursors and errors as for `search`."""
+        return await self._read(read_events, tenant, search, limit, cursor)
 
     async def get(self, tenant: str, explanation_id: str) -> Stored | None:
         """The explanation of that id; None when there is none, and for another tenant's.
@@ -94,7 +105,7 @@ class Ledger:
         await self._loop.run_in_executor(self._readers, self._writer.stop)
         self._readers.shutdown()
 
-    async def _append(self, entries: tuple[Entry, ...]) -> None:
+    async def _append(self, entries: tuple[Entry | Event, ...]) -> None:
         if self._closed or self._waiting >= self._waiting_limit:
             raise LedgerUnavailable("The ledger takes no more records just now.")
         settled: asyncio.Future[Outcome] = self._loop.create_future()

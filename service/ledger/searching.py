@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_,
 
 from service.errors import InvalidRequest
 from service.ledger.entries import MalformedCursor, Page, Search, Stored
-from service.ledger.tables import COHORT, FLAG, explanation_tags, explanations
+from service.ledger.tables import COHORT, FLAG, explanation_tags, explanations, log
 
 LARGEST_PAGE = 1000
 
@@ -21,7 +21,7 @@ _CURSOR = struct.Struct(">qq")  # created, seq
 def read_one(connection: Connection, tenant: str, explanation_id: str) -> Stored | None:
     """The explanation of that id, None when there is none or it is another tenant's."""
     found = explanations.c.id == explanation_id
-    rows = connection.execute(select(explanations).where(found, explanations.c.tenant == tenant)).all()
+    rows = connection.execute(_rows().where(found, explanations.c.tenant == tenant)).all()
     return next(iter(_stored(connection, rows)), None)
 
 
@@ -37,7 +37,7 @@ def read_page(connection: Connection, tenant: str, search: Search, limit: int, c
     last = rows[limit - 1] if len(rows) > limit else None
     return Page(
         tuple(_stored(connection, rows[:limit])),
-        None if last is None else _cursor_after(last.created, last.seq),
+        None if last is None else cursor_after(last.created, last.seq),
     )
 
 
@@ -51,11 +51,16 @@ def statement(tenant: str, search: Search, cursor: str | None) -> Select[Any]:
     tags = [explanation_tags.alias() for _ in wanted]
     is_rare = search.subject is not None or search.decision_id is not None
     leading: FromClause = tags[0] if tags and not is_rare else explanations
-    query = select(explanations).where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
+    query = _rows().where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
     for tag, (name, value) in zip(tags, wanted, strict=True):
         is_tagged = and_(tag.c.seq == explanations.c.seq, tag.c.name == name, tag.c.value == value)
         query = query.join(tag, is_tagged)
     return query.order_by(leading.c.created.desc(), leading.c.seq.desc())
+
+
+def _rows() -> Select[Any]:
+    """Explanations with what the log holds of them."""
+    return select(explanations, log.c.record, log.c.leaf).join_from(explanations, log, log.c.seq == explanations.c.seq)
 
 
 def _tags(search: Search) -> Iterable[tuple[str, str]]:
@@ -82,15 +87,15 @@ def _range(leading: FromClause, tenant: str, search: Search, cursor: str | None)
     if search.created_to is not None:
         yield leading.c.created < search.created_to
     if cursor is not None:
-        created, seq = _place_of(cursor)
+        created, seq = place_of(cursor)
         yield tuple_(leading.c.created, leading.c.seq) < tuple_(literal(created), literal(seq))
 
 
-def _cursor_after(created: int, seq: int) -> str:
+def cursor_after(created: int, seq: int) -> str:
     return urlsafe_b64encode(_CURSOR.pack(created, seq)).decode().rstrip("=")
 
 
-def _place_of(cursor: str) -> tuple[int, int]:
+def place_of(cursor: str) -> tuple[int, int]:
     try:
         created, seq = _CURSOR.unpack(urlsafe_b64decode(f"{cursor}=="))
     except (ValueError, struct.error) as error:

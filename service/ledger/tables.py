@@ -1,5 +1,10 @@
 """The tables, and the indexes that make every search a range scan from the newest record to the oldest.
 
+`log` is the one append-only sequence: what is hashed, and its hash. `explanations`, `explanation_tags` and `events`
+say of its rows what can be searched for; all of that stands in the row of the log too. `nodes` are hashes of whole
+subtrees over the log, `checkpoints` the signed sizes and roots, `signing_keys` the keys that signed them, `subjects`
+the keys that people's data are sealed under.
+
 Each index on `explanations` ends in (created, seq), the order in which records are listed: by the time of the
 decision, and by place in the log where two share a microsecond. Listing by `seq` alone would leave "from one
 date to another" without an index, because the time of a decision and the order of commit differ by the time a
@@ -36,10 +41,19 @@ metadata = MetaData()
 text = String(LONGEST_TEXT)
 place = BigInteger().with_variant(Integer, "sqlite")  # in SQLite only INTEGER names the row itself
 
+log = Table(
+    "log",
+    metadata,
+    Column("seq", place, primary_key=True, autoincrement=False),  # 1, 2, 3 ... in the order of commit
+    Column("kind", text, nullable=False),
+    Column("record", LargeBinary),  # exactly the bytes that the leaf is the hash of
+    Column("leaf", LargeBinary(32), nullable=False),
+)
+
 explanations = Table(
     "explanations",
     metadata,
-    Column("seq", place, primary_key=True, autoincrement=False),  # 1, 2, 3 ... in the order of commit
+    Column("seq", place, primary_key=True, autoincrement=False),  # its place in the log
     Column("id", String(36), nullable=False),
     Column("tenant", text, nullable=False),
     Column("created", BigInteger, nullable=False),  # microseconds since the epoch, UTC
@@ -51,9 +65,9 @@ explanations = Table(
     Column("decision_id", text),
     Column("subject", text),
     Column("key_id", text, nullable=False),
-    Column("record", LargeBinary, nullable=False),
-    Column("personal", LargeBinary, nullable=False),
-    Column("leaf", LargeBinary(32), nullable=False),
+    Column("retention", text, nullable=False),
+    Column("personal", LargeBinary),  # none when it was erased
+    Column("tombstone", place),  # the place of the event that erased it
 )
 
 explanation_tags = Table(
@@ -65,6 +79,50 @@ explanation_tags = Table(
     Column("tenant", text, nullable=False),
     Column("created", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", place, primary_key=True, autoincrement=False),  # its place in the log
+    Column("kind", text, nullable=False),
+    Column("tenant", text, nullable=False),
+    Column("created", BigInteger, nullable=False),  # microseconds since the epoch, UTC
+    Column("key_id", text, nullable=False),
+    Column("about", text),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("height", Integer, primary_key=True, autoincrement=False),
+    Column("place", place, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary(32), nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("size", place, primary_key=True, autoincrement=False),
+    Column("body", LargeBinary, nullable=False),  # exactly the bytes that are signed
+    Column("signature", LargeBinary(64), nullable=False),
+)
+
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("place", Integer, primary_key=True, autoincrement=False),  # 1, 2, 3 ...
+    Column("statement", LargeBinary, nullable=False),  # exactly the bytes that are signed
+    Column("signature", LargeBinary(64), nullable=False),  # by the key itself
+    Column("endorsement", LargeBinary(64)),  # by the key before it
+)
+
+subjects = Table(
+    "subjects",
+    metadata,
+    Column("token", String(32), primary_key=True),
+    Column("lookup", String(64), nullable=False),
+    Column("key", LargeBinary(60), nullable=False),
 )
 
 keys = Table(
@@ -105,6 +163,13 @@ Index(
     postgresql_where=not_(_of.converged),
 )
 Index(
+    "explanations_retention",
+    _of.retention,
+    *_newest_first,
+    sqlite_where=_of.tombstone.is_(None),
+    postgresql_where=_of.tombstone.is_(None),
+)
+Index(
     "explanation_tags_newest",
     explanation_tags.c.tenant,
     explanation_tags.c.name,
@@ -112,4 +177,17 @@ Index(
     explanation_tags.c.created,
     explanation_tags.c.seq,
 )
+_of_event = events.c
+Index("events_newest", _of_event.tenant, _of_event.created, _of_event.seq)
+Index("events_kind", _of_event.tenant, _of_event.kind, _of_event.created, _of_event.seq)
+Index(
+    "events_about",
+    _of_event.tenant,
+    _of_event.about,
+    _of_event.created,
+    _of_event.seq,
+    sqlite_where=_of_event.about.is_not(None),
+    postgresql_where=_of_event.about.is_not(None),
+)
+Index("subjects_lookup", subjects.c.lookup, unique=True)
 Index("keys_hash", keys.c.hash, unique=True)

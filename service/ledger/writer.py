@@ -19,7 +19,7 @@ from threading import Thread
 from sqlalchemy import Engine
 
 from service.ledger.appending import Appender
-from service.ledger.entries import Entry, EntryRefused
+from service.ledger.entries import Entry, EntryRefused, Event
 
 LARGEST_GROUP = 512
 """Entries after which a group is closed, so that a transaction stays short."""
@@ -39,7 +39,7 @@ class Outcome(Enum):
 class Append:
     """The entries of one call, recorded all or none, and the future on which the caller waits."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry | Event, ...]
     settled: asyncio.Future[Outcome]
 
 
@@ -90,7 +90,7 @@ class Writer:
             return [(append, self._attempt(append.entries)) for append in group]
         return [(append, outcome) for append in group]
 
-    def _attempt(self, entries: Sequence[Entry]) -> Outcome:
+    def _attempt(self, entries: Sequence[Entry | Event]) -> Outcome:
         try:
             self._appender.append(entries)
         except EntryRefused as error:

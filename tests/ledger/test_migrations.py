@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from service.ledger import open_engine, upgrade
+from service.ledger import Entry, Ledger, Search, open_engine, upgrade
 from service.ledger.tables import metadata
+
+EntryMaker = Callable[..., Entry]
 
 DEFINITIONS = {
     "sqlite": "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
@@ -25,7 +28,7 @@ DEFINITIONS = {
 
 STARTER = """
 import sys
-from service.ledger import open_engine, upgrade
+from service.ledger import Entry, Ledger, Search, open_engine, upgrade
 print("ready", flush=True)
 sys.stdin.readline()
 upgrade(open_engine(sys.argv[1]))
@@ -57,6 +60,41 @@ def test_a_second_upgrade_changes_nothing(engine: Engine) -> None:
     before = definitions(engine)
     upgrade(engine)
     assert definitions(engine) == before
+
+
+FIRST_SCHEMA = [
+    "INSERT INTO explanations VALUES (1, 'a', 'bank', 10, 'loan', '1', 'm', 'denied', true, 'd-1', 'ann', 'key',"
+    " CAST('{\"id\":\"a\"}' AS BLOB), CAST('{\"input\":[1]}' AS BLOB), x'00')",
+    "INSERT INTO explanations VALUES (2, 'b', 'bank', 11, 'loan', '1', 'm', NULL, false, NULL, NULL, 'key',"
+    " CAST('{\"id\":\"b\"}' AS BLOB), CAST('{\"input\":[2]}' AS BLOB), x'01')",
+    "INSERT INTO explanation_tags VALUES (1, 'flag', 'protected_share', 'bank', 10)",
+    "INSERT INTO explanation_tags VALUES (1, 'cohort.channel', 'web', 'bank', 10)",
+]
+"""Two explanations as the first version of the schema held them."""
+
+
+async def test_what_the_first_schema_held_is_there_after_the_upgrade(url: str, make_entry: EntryMaker) -> None:
+    engine = open_engine(url)
+    upgrade(engine, "0001")
+    with engine.begin() as connection:
+        for statement in FIRST_SCHEMA:
+            if engine.dialect.name == "postgresql":
+                statement = re.sub(r"CAST\(('[^']*') AS BLOB\)", r"convert_to(\1, 'UTF8')", statement)
+                statement = re.sub(r"x'(..)'", r"'\\x\1'", statement)
+            connection.execute(text(statement.replace(":", r"\:")))
+    upgrade(engine)
+    ledger = Ledger(engine)
+    await ledger.append([make_entry()])
+    entries = (await ledger.search("bank", Search(created_to=100))).entries
+    assert [(stored.seq, stored.id, stored.record, stored.leaf) for stored in entries] == [
+        (2, "b", b'{"id":"b"}', b"\x01"),
+        (1, "a", b'{"id":"a"}', b"\x00"),
+    ]
+    assert (entries[1].flags, entries[1].cohort) == (("protected_share",), {"channel": "web"})
+    (newest,) = (await ledger.search("bank", Search(created_from=100))).entries
+    assert newest.seq == 3
+    await ledger.close()
+    engine.dispose()
 
 
 def test_processes_that_start_at_once_take_turns(url: str) -> None:

@@ -235,10 +235,12 @@ async def test_sqlite_reads_a_range_of_the_right_index(
 
 
 MANY_EXPLANATIONS = """
-    INSERT INTO explanations
+    INSERT INTO explanations (seq, id, tenant, created, model, version, method, label, converged, decision_id, subject,
+                              key_id, retention, personal)
     SELECT i, md5(i::text), 'bank', i, 'model' || i % 10, i % 7, 'gradient', 'label' || i % 50, i % 100 > 0,
-           'd' || i, 's' || i % 2000, 'key', '', '', '' FROM generate_series(1, 20000) i
+           'd' || i, 's' || i % 2000, 'key', 'standard', '' FROM generate_series(1, 20000) i
 """
+MANY_LEAVES = "INSERT INTO log SELECT i, 'explanation', '{}', '' FROM generate_series(1, 20000) i"
 MANY_TAGS = "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FROM generate_series(1, 20000, 40) i"
 
 
@@ -246,6 +248,7 @@ MANY_TAGS = "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FR
 async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text(MANY_EXPLANATIONS))
+        connection.execute(text(MANY_LEAVES))
         connection.execute(text(MANY_TAGS))
         connection.execute(text("ANALYZE"))
     indexes = {

@@ -9,8 +9,10 @@ from sqlalchemy import Engine
 from service.ledger.database import database_in_reach, serialised
 
 
-def upgrade(engine: Engine) -> None:
-    """Brings the database to the newest schema, in one transaction. Processes that start together take turns.
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Brings the database to the newest schema, or to an older `revision`, in one transaction.
+
+    Processes that start together take turns.
 
     Raises LedgerUnavailable when the database does not answer.
     """
@@ -19,4 +21,4 @@ def upgrade(engine: Engine) -> None:
     config.set_main_option("path_separator", "os")
     with database_in_reach(), serialised(engine).begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

@@ -1,0 +1,56 @@
+"""A search for events as SQL, and events as they stand in the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Row, literal, select, tuple_
+
+from service.errors import InvalidRequest
+from service.ledger.entries import EventPage, EventSearch, StoredEvent
+from service.ledger.searching import LARGEST_PAGE, cursor_after, place_of
+from service.ledger.tables import events, log
+
+
+def read_events(connection: Connection, tenant: str, search: EventSearch, limit: int, cursor: str | None) -> EventPage:
+    """The first `limit` events behind `cursor`.
+
+    Raises InvalidRequest for a limit outside 1 to LARGEST_PAGE, MalformedCursor for a cursor that no page
+    ended in.
+    """
+    if not 1 <= limit <= LARGEST_PAGE:
+        raise InvalidRequest(f"limit is a number from 1 to {LARGEST_PAGE}.")
+    order = (events.c.created, events.c.seq)
+    query = select(events, log.c.record).join_from(events, log, log.c.seq == events.c.seq)
+    query = query.where(events.c.tenant == tenant).order_by(*(column.desc() for column in order)).limit(limit + 1)
+    for column in ("kind", "about"):
+        if (value := getattr(search, column)) is not None:
+            query = query.where(events.c[column] == value)
+    if search.created_from is not None:
+        query = query.where(events.c.created >= search.created_from)
+    if search.created_to is not None:
+        query = query.where(events.c.created < search.created_to)
+    if cursor is not None:
+        created, seq = place_of(cursor)
+        query = query.where(tuple_(*order) < tuple_(literal(created), literal(seq)))
+    rows = connection.execute(query).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return EventPage(
+        tuple(map(stored_event, rows[:limit])),
+        None if last is None else cursor_after(last.created, last.seq),
+    )
+
+
+def stored_event(row: Row[Any]) -> StoredEvent:
+    """The event of a row of `events` with the `record` of the log."""
+    details = orjson.loads(row.record)["details"]
+    return StoredEvent(
+        seq=row.seq,
+        kind=row.kind,
+        tenant=row.tenant,
+        created=row.created,
+        key_id=row.key_id,
+        about=row.about,
+        details=details,
+    )
