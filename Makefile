@@ -24,7 +24,7 @@ gate:
 	$(BIN)/mypy
 	$(foreach script,$(wildcard models/*/*/*.py),$(BIN)/mypy $(script) &&) true
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: .venv/.bench
 	@$(BIN)/python -m tests.bench $(BENCH)
