@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
-from service.api import documentation, explain, explanations, health, models, problems
+from service.api import documentation, explain, explanations, health, models, problems, replays
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
 from service.api.transport import RequestIds
@@ -28,6 +28,7 @@ from service.errors import CatalogError
 from service.explaining import Explaining
 from service.ledger import SCOPES, Keys, Ledger, open_engine, upgrade
 from service.monitoring.metrics import Metrics
+from service.replaying import Replaying
 from service.settings import Settings
 
 LOG = logging.getLogger("answerable")
@@ -59,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.catalog = catalog
     app.state.max_body_bytes = settings.max_body_bytes
     problems.install(app)
-    for router in (models.router, explanations.router, health.router):
+    for router in (models.router, explanations.router, replays.router, health.router):
         app.include_router(router)
     app.add_middleware(CountedRequests)
     app.add_middleware(RequestIds)
@@ -154,6 +155,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.render_metrics = render_metrics
     app.state.keys = keys
     app.state.authenticator = Authenticator(keys)
+    app.state.replaying = Replaying(engine, catalog)
     app.state.explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, settings.max_queued_points)
 
 

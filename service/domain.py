@@ -168,6 +168,21 @@ class ChunkShapes:
     def __str__(self) -> str:
         return f"{self.brief}+{self.long}"
 
+    @staticmethod
+    def read(text: str) -> ChunkShapes:
+        """The shapes that `text` names. Raises ValueError."""
+        brief, _, long = text.partition("+")
+        return ChunkShapes(int(brief), int(long))
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What an explanation is repeated under: the chunk shapes it was computed at, and how many of its questions were
+    answered before its deadline, None where that did not end it."""
+
+    shapes: ChunkShapes
+    answers: int | None
+
 
 @dataclass(frozen=True, slots=True)
 class GroupShare:
@@ -190,7 +205,8 @@ class Explanation:
     `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`), and None for methods that
     promise no sum, or take no integral. When the model answered
     a number that is not finite, `converged` is false with reason `non_finite` and the figures that could not be
-    computed are None. `chunk_rows` are the `ChunkShapes` it was computed at, on which its last bits depend.
+    computed are None. `chunk_rows` are the `ChunkShapes` it was computed at, on which its last bits depend. `answers`
+    is how many of its questions were answered before its deadline, None where that did not end it.
     """
 
     outputs: tuple[float, ...] | None
@@ -212,6 +228,7 @@ class Explanation:
     interactions: tuple[tuple[float, ...], ...] | None = None
     groups: tuple[GroupShare, ...] = ()
     noisy_output: float | None = None
+    answers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@
     ├── NotFound             404   no such model, version or explanation
     ├── InvalidRequest       422   well-formed but impossible
     │   └── NotConverged     422   `strict` was asked for and the tolerance was not met
+    ├── ReplayImpossible     409   what a record was computed with is not here
     ├── Overloaded           429   the queue is full; carries Retry-After
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
@@ -69,6 +70,11 @@ class InvalidRequest(AnswerableError):
 
 class NotConverged(InvalidRequest):
     title = "Not converged"
+
+
+class ReplayImpossible(AnswerableError):
+    status = 409
+    title = "Replay impossible"
 
 
 class Overloaded(AnswerableError):

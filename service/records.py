@@ -231,6 +231,7 @@ def ledger_entry(
             "noise": plan.noise,
         },
         "rule": explanation.rule,
+        "answers_until_deadline": explanation.answers,
         "manifest": version.manifest_digest,
         "personal_commitment": hashlib.sha256(personal).hexdigest(),
         "features": names,

@@ -14,9 +14,11 @@ from starlette.staticfiles import StaticFiles
 
 from service.api import problems
 from service.api.auth import PUBLIC, needs
+from service.api.schemas import Nothing
 from service.catalog.versions import Catalog
 
 ASSETS = "/docs/assets"
+EMPTY = f"#/components/schemas/{Nothing.__name__}"
 
 
 def install(app: FastAPI, catalog: Catalog) -> None:
@@ -46,10 +48,12 @@ def install(app: FastAPI, catalog: Catalog) -> None:
 
 def _description(schema: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
     problems.describe(schema)
+    schema["components"]["schemas"].pop(Nothing.__name__, None)
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             _declare_key(path, operation)
+            _drop_empty_body(operation)
             _add_examples(path, operation, catalog)
     return schema
 
@@ -57,6 +61,12 @@ def _description(schema: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
 def _declare_key(path: str, operation: dict[str, Any]) -> None:
     if not path.startswith("/v2"):
         operation["security"] = [{"key": []}]
+
+
+def _drop_empty_body(operation: dict[str, Any]) -> None:
+    """Of a route whose body may only be empty."""
+    if EMPTY in str(operation.get("requestBody")):
+        del operation["requestBody"]
 
 
 def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> None:

@@ -42,7 +42,7 @@ router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404
 @needs("ledger:read")
 async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""
-    stored = await _stored(request, explanation, caller)
+    stored = await find_stored(request, explanation, caller)
     return Response(orjson.dumps(whole_record(stored)), media_type="application/json")
 
 
@@ -55,7 +55,7 @@ async def show_reasons(
     most: Annotated[int, Query(alias="max", ge=1, le=MOST_REASONS)] = MOST_REASONS,
 ) -> dict[str, Any]:
     """The principal reasons, adverse direction only, the strongest first."""
-    record = orjson.loads((await _stored(request, explanation, caller)).record)
+    record = orjson.loads((await find_stored(request, explanation, caller)).record)
     if "reasons" not in record:
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
     return {"id": record["id"], "reasons": record["reasons"][:most]}
@@ -101,21 +101,23 @@ async def search_explanations(
             if name.startswith(COHORT)
         ),
     )
-    page = await _ledger(request).search(caller.tenant, search, limit, cursor)
+    page = await ledger_of(request).search(caller.tenant, search, limit, cursor)
     found = {"explanations": [whole_record(stored) for stored in page.entries], "next_cursor": page.next_cursor}
     return Response(orjson.dumps(found), media_type="application/json")
 
 
-def _ledger(request: Request) -> Ledger:
+def ledger_of(request: Request) -> Ledger:
+    """The ledger. Raises NotFound where there is none."""
     ledger: Ledger | None = request.app.state.ledger
     if ledger is None:
         raise NotFound("this service keeps no ledger")
     return ledger
 
 
-async def _stored(request: Request, explanation: str, caller: Caller) -> Stored:
+async def find_stored(request: Request, explanation: str, caller: Caller) -> Stored:
+    """The caller's record of that id. Raises NotFound."""
     is_id = ID.fullmatch(explanation) is not None  # PostgreSQL would not even compare a text with a NUL
-    stored = await _ledger(request).get(caller.tenant, explanation) if is_id else None
+    stored = await ledger_of(request).get(caller.tenant, explanation) if is_id else None
     if stored is None:
         raise NotFound("there is no such explanation")
     return stored

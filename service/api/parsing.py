@@ -22,13 +22,15 @@ class StrictRoute(APIRoute):
     """A route with a JSON body, which FastAPI describes and does not run.
 
     The handler gets the request, whose caller is known by then, the path's parameters and `body`, of the model that it
-    annotates, and gives the response. What FastAPI would do between these steps (dependencies, exit stacks, forms)
-    costs more than all of them; and it would read a stranger's body first, and answer 400 where 401 is due.
+    annotates, and gives the response; of a body without a required field the whole may be absent. What FastAPI would do
+    between these steps (dependencies, exit stacks, forms) costs more than all of them; and it would read a stranger's
+    body first, and answer 400 where 401 is due.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         self._body: type[BaseModel] = get_type_hints(endpoint)["body"]
+        self._may_be_absent = all(not field.is_required() for field in self._body.model_fields.values())
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.methods and scope["method"] not in self.methods:
@@ -36,14 +38,16 @@ class StrictRoute(APIRoute):
             return
         request = Request(scope, receive)
         await authorise(request)
-        body = _validated(self._body, await _read_json(request))
+        body = _validated(self._body, await _read_json(request, may_be_absent=self._may_be_absent))
         response = await self.endpoint(request, body=body, **scope["path_params"])
         await response(scope, receive, send)
 
 
-async def _read_json(request: Request) -> Any:
+async def _read_json(request: Request, *, may_be_absent: bool) -> Any:
     body = await read_body(request)
     if not body:
+        if may_be_absent:
+            return {}
         raise MalformedBody("a body is required")
     if not _is_json(request.headers.get("content-type", "")):
         raise MalformedBody("the body is read as JSON only; send it with Content-Type: application/json")

@@ -133,6 +133,13 @@ class ExplainBody(Strict):
     )
 
 
+class Nothing(Strict):
+    """No body, or an empty object."""
+
+
+NOTHING = Nothing()
+
+
 class PredictBody(Strict):
     """Instances to predict."""
 

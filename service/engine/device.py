@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -68,13 +68,15 @@ class PreparedBaseline:
 class DeviceModel:
     """A model version on a device.
 
-    `low` and `high` [inputs] are the range of each input as methods see it. `seen` leads from rows [n, columns] of the
+    `kernels_at` makes its kernels at other gradient shapes. `low` and `high` [inputs] are the range of each input as
+    methods see it. `seen` leads from rows [n, columns] of the
     artefact to those: from tokens to their embeddings, else to the same.
     """
 
     key: ModelKey
     manifest: Manifest
     kernels: Kernels
+    kernels_at: Callable[[ChunkShapes], Kernels]
     baselines: Mapping[str, PreparedBaseline]
     traits: Traits
     low: Floats
@@ -87,6 +89,10 @@ class DeviceModel:
         """The rows of the gradient chunks now; fewer than at load when the device ran out of memory."""
         rows = [kernel.capacity for kernel in self.kernels[Points]]
         return ChunkShapes(rows[0], rows[-1])
+
+    def at(self, shapes: ChunkShapes) -> DeviceModel:
+        """The model with gradient chunks of these shapes, which takes a moment. Raises torch.OutOfMemoryError."""
+        return replace(self, kernels=self.kernels_at(shapes))
 
 
 def best_device() -> torch.device:
@@ -122,9 +128,23 @@ def put_on_device(
             lambda rows: _across(ends, rows, Readout.PROBABILITY),
         )
     traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels)
-    kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
-    _warm_up(kernels, ends)
-    return DeviceModel(model.key, model.manifest, kernels, baselines, traits, *model.bounds, model.parity, model.seen)
+
+    def kernels_at(shapes: ChunkShapes) -> Kernels:
+        kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
+        _warm_up(kernels, ends)
+        return kernels
+
+    return DeviceModel(
+        model.key,
+        model.manifest,
+        kernels_at(shapes),
+        kernels_at,
+        baselines,
+        traits,
+        *model.bounds,
+        model.parity,
+        model.seen,
+    )
 
 
 def kernels_of(

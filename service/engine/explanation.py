@@ -11,7 +11,7 @@ from service.domain import Completeness, Explanation, Floats, InputKind, OutputS
 from service.engine.device import DeviceModel, PreparedBaseline
 from service.engine.kernels import Deployed, DeployedOutputs
 from service.methods.noise import noisy
-from service.methods.oracle import Attribution, Problem
+from service.methods.oracle import Attribution, DeadlinePassed, Problem
 from service.methods.registry import BY_NAME
 from service.numerics.errors import completeness_error, relative_to_attributions
 
@@ -50,6 +50,19 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     method = attribute(problem) if plan.noise is None else noisy(attribute, problem, plan.noise)
     attribution = yield from method
     return _explanation(plan, problem, attribution, at_input, str(model.shapes))
+
+
+def interrupted(steps: Steps, answers: int) -> Steps:
+    """The same steps, whose deadline passes once so many questions are answered."""
+    try:
+        question = next(steps)
+        for _ in range(answers):
+            question = steps.send((yield question))
+        steps.throw(DeadlinePassed())
+    except StopIteration as stop:
+        ended: Explanation | Prediction = stop.value
+        return ended
+    raise RuntimeError("a method went on after its deadline")
 
 
 def _deployed(rows: Floats) -> Generator[object, object, DeployedOutputs]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from service.domain import (
     ChunkShapes,
+    Conditions,
     Explanation,
     Floats,
     ModelKey,
@@ -43,12 +44,16 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """Explain `plan`; `deadline` is on the monotonic clock, which the processes of one machine share."""
+    """Explain `plan`; `deadline` is on the monotonic clock, which the processes of one machine share.
+
+    With `conditions`, as it was explained under them.
+    """
 
     task: int
     plan: Plan
     priority: Priority
     deadline: float | None
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.domain import ChunkShapes, Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.domain import ChunkShapes, Conditions, Explanation, ModelKey, Plan, Prediction, Priority, Timings
 from service.engine.connection import Connection
 from service.engine.messages import (
     BaselineOutputs,
@@ -189,6 +189,13 @@ class Pool:
         done = await self._submit(request, expected_points)
         assert isinstance(done.result, Explanation)
         return done.result, done.timings
+
+    async def repeat(self, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation:
+        """The explanation of `plan` under the conditions of an earlier one. Raises as `explain` does."""
+        request = Explain(next(self._numbers), plan, Priority.INTERACTIVE, None, conditions)
+        done = await self._submit(request, expected_points)
+        assert isinstance(done.result, Explanation)
+        return done.result
 
     async def predict(self, model: ModelKey, row: tuple[float, ...], deadline: float | None) -> Prediction:
         """The deployed artefact's outputs at `row`."""

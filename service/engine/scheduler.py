@@ -16,7 +16,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -42,7 +42,8 @@ POLL_SECONDS = 0.0002
 class Live:
     """An explanation under way.
 
-    Of its open `question` chunks have taken `packed` units; `parts` are the answers so far, to `answered` units.
+    Of its open `question`, the `asked`th, chunks have taken `packed` units; `parts` are the answers so far, to
+    `answered` units.
     """
 
     task: int
@@ -54,6 +55,7 @@ class Live:
     received: float
     started: float | None = None
     question: object = None
+    asked: int = 0
     packed: int = 0
     answered: int = 0
     parts: list[object] = field(default_factory=list)
@@ -294,9 +296,11 @@ class Scheduler:
                 live.steps.throw(answer)
                 raise RuntimeError("a method went on after its deadline")
             live.question = live.steps.send(answer)
+            live.asked += 1
             self._enqueue(live)
         except StopIteration as stop:
-            self._finish(live, stop.value)
+            ended = isinstance(answer, DeadlinePassed)
+            self._finish(live, replace(stop.value, answers=live.asked - 1) if ended else stop.value)
         except DeadlinePassed:
             self._fail(live, DeadlineExceeded("the deadline passed before any result"))
         except torch.AcceleratorError:

@@ -24,9 +24,9 @@ import onnxruntime
 import torch
 
 from service import __version__
-from service.domain import ModelKey, Priority
+from service.domain import ChunkShapes, Conditions, ModelKey, Priority
 from service.engine.device import DeviceModel, best_device, put_on_device
-from service.engine.explanation import Steps, explain, predict
+from service.engine.explanation import Steps, explain, interrupted, predict
 from service.engine.frames import Unframer, frame
 from service.engine.messages import (
     Cancel,
@@ -44,11 +44,13 @@ from service.engine.messages import (
     Unload,
 )
 from service.engine.scheduler import Live, Scheduler
-from service.errors import CatalogError, ModelNotReady
+from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
 
 LOG = logging.getLogger("answerable.worker")
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
+MOST_OTHER_SHAPES = 4
+"""Of all models together, for explanations that are repeated at shapes of an earlier calibration."""
 CHUNKS_UNTIL_WORD = 64
 SECONDS_UNTIL_WORD = 5.0
 SECONDS_UNTIL_MEMORY = 1.0
@@ -84,6 +86,7 @@ class Worker:
         self._channel = _Channel(connection)
         self._device = device
         self._models: dict[ModelKey, DeviceModel] = {}
+        self._at_other_shapes: dict[tuple[ModelKey, ChunkShapes], DeviceModel] = {}
         self._scheduler = Scheduler()
         self._spoke = time.monotonic()
         self._weighed = 0.0
@@ -113,6 +116,8 @@ class Worker:
 
     def _handle(self, request: Request) -> None:
         match request:
+            case Explain(conditions=Conditions() as conditions):
+                self._repeat(request, conditions)
             case Explain(task, plan, priority, deadline):
                 model = self._models.get(plan.model)
                 self._start(task, model, explain(plan, model) if model else None, priority, deadline)
@@ -131,13 +136,47 @@ class Worker:
                         LoadFailed(folder, f"the model cannot be loaded: {type(error).__name__}: {error}")
                     )
                 else:
+                    self._forget_other_shapes(model.key)
                     self._models[model.key] = model
                     gc.collect()
                     gc.freeze()  # modules and models stay; a full collection need not walk them
                     self._channel.send(_loaded(model))
                     self._tell_memory()
             case Unload(key):
+                self._forget_other_shapes(key)
                 self._models.pop(key, None)
+
+    def _repeat(self, request: Explain, conditions: Conditions) -> None:
+        """Starts an explanation at the shapes, and with the deadline, of an earlier one."""
+        task, plan = request.task, request.plan
+        model = self._models.get(plan.model)
+        if model is None:
+            self._start(task, None, None, request.priority, None)
+            return
+        try:
+            model = self._at(model, conditions.shapes)
+        except torch.OutOfMemoryError:
+            error = DeviceOutOfMemory(f"the device has not the memory for chunks of {conditions.shapes} rows")
+            self._channel.send(Progress([Failed(task, error)], []))
+            return
+        steps = explain(plan, model)
+        answers = conditions.answers
+        self._start(task, model, steps if answers is None else interrupted(steps, answers), request.priority, None)
+
+    def _at(self, model: DeviceModel, shapes: ChunkShapes) -> DeviceModel:
+        """The model at these shapes, the last few of which are kept. Raises torch.OutOfMemoryError."""
+        if shapes == model.shapes:
+            return model
+        name = model.key, shapes
+        if name not in self._at_other_shapes:
+            found = model.at(shapes)
+            if len(self._at_other_shapes) >= MOST_OTHER_SHAPES:
+                del self._at_other_shapes[next(iter(self._at_other_shapes))]
+            self._at_other_shapes[name] = found
+        return self._at_other_shapes[name]
+
+    def _forget_other_shapes(self, key: ModelKey) -> None:
+        self._at_other_shapes = {name: model for name, model in self._at_other_shapes.items() if name[0] != key}
 
     def _start(
         self,

@@ -17,6 +17,17 @@ AssertProblem = Callable[..., str]
 Figures = Callable[[], Awaitable[dict[tuple[str, frozenset[tuple[str, str]]], float]]]
 
 
+class _Places(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return "nothing"
+
+
+def filled(path: str) -> str:
+    """A path of the description with its parameters filled in: the loan model's first version, and nothing else that
+    exists."""
+    return path.format_map(_Places(model="loan", version="1"))
+
+
 @pytest.fixture
 def explain(client: httpx.AsyncClient) -> Explain:
     """Asks for explanations and gives the reply: `explain([instance], target="denied")`.

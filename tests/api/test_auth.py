@@ -18,6 +18,7 @@ from service.api.parsing import StrictRoute
 from service.api.schemas import PredictBody
 from service.api.transport import RequestIds
 from service.ledger import SCOPES
+from tests.api.conftest import filled
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -45,7 +46,7 @@ async def answers(service: Service, headers: dict[str, str], **body: Any) -> dic
     async with service.client() as client:
         for method, path in operations(service):
             if (method, path) not in PUBLIC:
-                asked = path.format(model="loan", version="1", explanation="nothing")
+                asked = filled(path)
                 found[method, path] = await client.request(method, asked, headers=headers, **body)
     assert len(found) >= 10
     return found
@@ -56,7 +57,7 @@ async def test_what_is_public(service: Service, assert_problem: AssertProblem) -
 
     async with service.client() as client:
         for method, path in operations(service):
-            response = await client.request(method, path.format(model="loan", version="1", explanation="nothing"))
+            response = await client.request(method, filled(path))
             assert (response.status_code == 200) is ((method, path) in PUBLIC), path
 
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from service.api import problems
 from service.api.transport import RequestIds
+from tests.api.conftest import filled
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -352,7 +353,7 @@ async def test_a_deeply_nested_body_harms_no_route(
 
     for path in posts:
         for body in ("[" * NESTED, "[" * NESTED + "]" * NESTED, '{"instances":' * NESTED):
-            response = await client.post(path.format(model="loan", version="1"), content=body, headers=JSON)
+            response = await client.post(filled(path), content=body, headers=JSON)
             assert assert_problem(response, 400) == "the body is nested too deep"
 
     assert (await client.get("/v2/health/ready")).json() == {"ready": True}

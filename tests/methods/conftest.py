@@ -551,7 +551,9 @@ def model_of(model: DeviceModel) -> ModelOf:
         kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
         prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
         low, high = np.zeros(prepared.rows.shape[1]), np.ones(prepared.rows.shape[1])
-        return DeviceModel(model.key, model.manifest, kernels, {"sha256:own": prepared}, traits, low, high, 0.0)
+        return DeviceModel(
+            model.key, model.manifest, kernels, lambda _: kernels, {"sha256:own": prepared}, traits, low, high, 0.0
+        )
 
     return make
 
