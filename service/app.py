@@ -26,7 +26,7 @@ from service.engine.pool import Pool
 from service.engine.processes import count_devices
 from service.errors import CatalogError
 from service.explaining import Explaining
-from service.ledger import SCOPES, Keys, Ledger, open_engine, upgrade
+from service.ledger import SCOPES, Keys, Ledger, Notary, open_engine, upgrade
 from service.monitoring.metrics import Metrics
 from service.replaying import Replaying
 from service.settings import Settings
@@ -95,6 +95,12 @@ def open_keys(settings: Settings) -> tuple[Engine, Keys]:
     return engine, Keys(engine)
 
 
+def open_notary(settings: Settings, database: Engine) -> Notary:
+    """Who signs the state of the ledger; its key lies in the data folder unless the settings name another file."""
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Notary(database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl")
+
+
 def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
     """The operator's key, or on the very first start a new one, which is returned to be shown once."""
     if settings.key is not None:
@@ -125,7 +131,9 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
 
     ledger = None
     if settings.ledger != "off":
-        ledger = Ledger(database, metrics.observe_append)
+        notary = open_notary(settings, database)
+        await asyncio.to_thread(notary.open)
+        ledger = Ledger(database, metrics.observe_append, notary=notary)
         stack.push_async_callback(ledger.close)
 
     workers = settings.workers or count_devices()

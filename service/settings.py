@@ -22,7 +22,8 @@ Digests = Annotated[frozenset[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]],
 class Settings(BaseSettings):
     """All have defaults that run. Unset stores are embedded ones; what lasts of them lies under `data`.
 
-    `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
+    `signing_key` is the file with the private key that signs the ledger's checkpoints; hosts that share a database
+    share it. `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
     """
 
     model_config = SettingsConfigDict(env_prefix="ANSWERABLE_", env_file=".env", extra="ignore", frozen=True)
@@ -34,6 +35,7 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     database_url: str | None = None
     key: str | None = None
+    signing_key: Path | None = None
     workers: int | None = Field(default=None, ge=1)
     ledger: Literal["required", "best_effort", "off"] = "required"
     max_queued_points: int = Field(default=200_000, ge=1)

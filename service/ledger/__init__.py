@@ -1,9 +1,11 @@
 """The ledger: every explanation the service gives, written down before it is answered, and what became of it.
 
 Reading order: `entries` (what is kept), `leaves` (as bytes), `tables`, `database`, `writer` (how appends are grouped),
-`appending`, `searching`, `events`, `ledger` (what the rest of the service calls), `keys`.
+`appending`, `searching`, `events`, `merkle` (the tree over the log), `signing`, `checkpoints`, `ledger` (what the rest
+of the service calls), `keys`.
 """
 
+from service.ledger.checkpoints import Checkpoint, LogChanged, Notary
 from service.ledger.database import open_engine
 from service.ledger.entries import (
     Entry,
@@ -23,6 +25,7 @@ from service.ledger.migrations import upgrade
 
 __all__ = [
     "SCOPES",
+    "Checkpoint",
     "Entry",
     "EntryRefused",
     "Event",
@@ -31,7 +34,9 @@ __all__ = [
     "Key",
     "Keys",
     "Ledger",
+    "LogChanged",
     "MalformedCursor",
+    "Notary",
     "Page",
     "Search",
     "Stored",

@@ -16,7 +16,8 @@ from sqlalchemy import Engine, PoolProxiedConnection, Table
 
 from service.ledger.database import WRITE_LOCK
 from service.ledger.entries import EXPLANATION, Entry, EntryRefused, Event
-from service.ledger.leaves import event_record, leaf_hash
+from service.ledger.leaves import event_record
+from service.ledger.merkle import leaf_hash
 from service.ledger.tables import COHORT, FLAG, events, explanation_tags, explanations, log
 
 CHECKPOINT_EVERY = 400

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import orjson
@@ -25,8 +24,3 @@ def event_record(event: Event) -> bytes:
         "details": dict(event.details),
     }
     return orjson.dumps(content)
-
-
-def leaf_hash(record: bytes) -> bytes:
-    """The hash of a leaf: SHA-256(0x00 || record), 32 bytes (RFC 9162, 2.1.1)."""
-    return hashlib.sha256(b"\0" + record).digest()

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from service.errors import AnswerableError, LedgerUnavailable
+from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, NotFound
+from service.ledger.checkpoints import Checkpoint, Notary
 from service.ledger.database import database_in_reach
 from service.ledger.entries import Entry, EntryRefused, Event, EventPage, EventSearch, Page, Search, Stored
 from service.ledger.events import read_events
 from service.ledger.searching import read_one, read_page
+from service.ledger.secret_files import SecretFileError
+from service.ledger.signing import NotTheSigner, SigningKey
 from service.ledger.writer import Append, Outcome, Writer
 
 READERS = 4
+CHECKPOINT_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,7 +41,8 @@ class Ledger:
 
     `observe` is called on the event loop after every append that was not cancelled, with the seconds it took,
     its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait
-    from which more are refused. The engine stays the caller's to dispose of, after `close`.
+    from which more are refused. With a `notary`, what is recorded is signed every `checkpoint_seconds`, and once more
+    at the end. The engine stays the caller's to dispose of, after `close`.
     """
 
     def __init__(
@@ -41,6 +50,8 @@ class Ledger:
         engine: Engine,
         observe: Callable[[float, int, bool], None] = _observe_nothing,
         waiting_limit: int = 4096,
+        notary: Notary | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self._engine = engine
         self._observe = observe
@@ -50,6 +61,9 @@ class Ledger:
         self._loop = asyncio.get_running_loop()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
         self._writer = Writer(engine, self._wake)
+        self._notary = notary
+        self._unsigned = False
+        self._signing = None if notary is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
 
     async def append(self, entries: Sequence[Entry | Event]) -> None:
         """Records the entries and events, all or none and in their order; returns when they are on the disk.
@@ -97,12 +111,40 @@ class Ledger:
         """
         return await self._read(read_page, tenant, search, limit, cursor)
 
+    async def checkpoint(self) -> Checkpoint | None:
+        """The state of the log, signed; the last one where nothing came since, None of an empty log.
+
+        Raises LogChanged when the log is not what was signed before, LedgerUnavailable, NotFound without a notary.
+        """
+        return await self._notarise(Notary.sign)
+
+    async def inclusion(self, seq: int) -> tuple[list[bytes], Checkpoint]:
+        """The path from the leaf at that place to the root of a checkpoint, and the checkpoint. Raises as above."""
+        return await self._notarise(Notary.inclusion, seq)
+
+    async def consistency(self, old: int, new: int) -> tuple[list[bytes], Checkpoint, Checkpoint]:
+        """That the log of one checkpoint begins with all of an earlier one: the proof, and the two.
+
+        Raises InvalidRequest for sizes that are none, NotFound where no checkpoint was made, and as above.
+        """
+        if not 0 < old <= new:
+            raise InvalidRequest("from and to are sizes of the log, and the first is not the larger one.")
+        return await self._notarise(Notary.consistency, old, new)
+
+    async def signing_keys(self) -> list[SigningKey]:
+        """Every key that checkpoints were signed with, the oldest first."""
+        return await self._notarise(Notary.chain)
+
     async def close(self) -> None:
         """Records what still waits, then ends the threads. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
         await self._loop.run_in_executor(self._readers, self._writer.stop)
+        if self._signing is not None:
+            self._signing.cancel()
+            await asyncio.wait([self._signing])
+            await self._sign()
         self._readers.shutdown()
 
     async def _append(self, entries: tuple[Entry | Event, ...]) -> None:
@@ -117,6 +159,34 @@ class Ledger:
         if outcome is Outcome.UNAVAILABLE:
             raise LedgerUnavailable("The explanation could not be recorded, so it is not given.")
 
+    async def _sign_regularly(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            if self._unsigned:
+                await self._sign()
+
+    async def _sign(self) -> None:
+        """Signs what is recorded; a failure is logged, for the records themselves are safe."""
+        assert self._notary is not None
+        self._unsigned = False
+        try:
+            await self._loop.run_in_executor(self._readers, self._notary.sign)
+        except (AnswerableError, NotTheSigner, SecretFileError) as error:
+            self._unsigned = True
+            _log.error("no checkpoint was signed: %s", error)
+
+    async def _notarise(self, ask: Callable[Concatenate[Notary, P], T], *arguments: P.args, **named: P.kwargs) -> T:
+        notary = self._notary
+        if notary is None:
+            raise NotFound("This ledger signs no checkpoints.")
+        if self._closed:
+            raise LedgerUnavailable("The ledger is closed.")
+        try:
+            return await self._loop.run_in_executor(self._readers, partial(ask, notary, *arguments, **named))
+        except (NotTheSigner, SecretFileError) as error:
+            _log.error("no checkpoint was signed: %s", error)
+            raise LedgerUnavailable("This host cannot sign checkpoints; its log says why.") from error
+
     def _wake(self, outcomes: list[tuple[Append, Outcome]]) -> None:
         """Called by the writer, on its thread."""
         with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
@@ -125,6 +195,7 @@ class Ledger:
     def _settle(self, outcomes: list[tuple[Append, Outcome]]) -> None:
         for append, outcome in outcomes:
             self._waiting -= len(append.entries)
+            self._unsigned = self._unsigned or outcome is Outcome.RECORDED
             if not append.settled.done():
                 append.settled.set_result(outcome)
 
