@@ -18,6 +18,7 @@ from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
 from service.api.transport import RequestIds
 from service.cache import Cache, environment_digest
+from service.catalog.assessments import ASSESSMENTS, Assessments
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.versions import Catalog, ModelVersion
@@ -27,6 +28,7 @@ from service.engine.processes import count_devices
 from service.errors import CatalogError
 from service.explaining import Explaining
 from service.ledger import SCOPES, Keys, Ledger, Notary, open_engine, upgrade
+from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.replaying import Replaying
 from service.settings import Settings
@@ -146,6 +148,8 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     stack.push_async_callback(engine.close)
     await engine.start()
     metrics.show_versions(catalog)
+    health = Health(Assessments(settings.data / ASSESSMENTS), engine, settings.stability_share)
+    stack.push_async_callback(health.close)
     calibrations = Calibrations(settings.data / "calibrations")
     for version in list(catalog):
         await _load(engine, cache, calibrations, catalog, version)
@@ -155,6 +159,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
         metrics.queue_limit.set(settings.max_queued_points)
         metrics.show_workers(engine.ready_workers, engine.device_memory)
         metrics.show_versions(catalog)
+        health.show(catalog, metrics)
         return metrics.render(workers)
 
     app.state.engine = engine
@@ -164,7 +169,9 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.keys = keys
     app.state.authenticator = Authenticator(keys)
     app.state.replaying = Replaying(engine, catalog)
-    app.state.explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, settings.max_queued_points)
+    app.state.explaining = Explaining(
+        engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points
+    )
 
 
 async def _load(

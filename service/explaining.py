@@ -15,6 +15,7 @@ from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Ti
 from service.errors import InvalidRequest, LedgerUnavailable, NotConverged
 from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
+from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.planning import Parameters, deadline_of, expected_points, make_plans, output_space
 from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of
@@ -80,6 +81,7 @@ class Explaining:
         ledger: Ledger | None,
         ledger_mode: LedgerMode,
         metrics: Metrics,
+        health: Health,
         most_points: int,
     ) -> None:
         self._engine = engine
@@ -87,6 +89,7 @@ class Explaining:
         self._ledger = ledger
         self._ledger_mode = ledger_mode
         self._metrics = metrics
+        self._health = health
         self._most_points = most_points
         self._flights: dict[tuple[str, str], _Flight] = {}
 
@@ -115,9 +118,13 @@ class Explaining:
         ):
             prediction = prediction_of(version, plan.output_space, explanation.outputs)
             body = explanation_body(version, plan, explanation, cached=cached)
+            if not cached:
+                self._health.observe(version, plan, explanation, context.cohort)
             untimed.append((prediction, body, timings))
             entries.append(ledger_entry(version, plan, digest, explanation, prediction, body, request.caller, context))
         await self._record(entries)
+        for _, body, _ in untimed:
+            self._metrics.observe_flags(version.key.name, body["flags"])
         total = time.monotonic() - request.received
         return [
             Answer(prediction, {**body, "timings_ms": _milliseconds(timings, total)})
@@ -197,6 +204,7 @@ class Explaining:
         points = expected_points(version, plan)
         explanation, timings = await self._engine.explain(plan, points, Priority.INTERACTIVE, deadline)
         self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
+        self._health.consider(version, plan, explanation, points)
         return explanation, False, timings
 
 

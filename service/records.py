@@ -19,10 +19,11 @@ from service.catalog.versions import ModelVersion
 from service.domain import Explanation, GroupShare, NoiseKind, OutputSpace, Plan
 from service.ledger.entries import Entry, Stored
 from service.methods.registry import BY_NAME
+from service.monitoring.review import flags_of
 
 MOST_REASONS = 4
 MOST_ERROR = 0.1
-"""An explanation whose sum misses more than a tenth of the change gives no reasons and raises no flags."""
+"""An explanation whose sum misses more than a tenth of the change gives no reasons, and has no protected share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
             "digest": baseline.digest,
             "size": baseline.size,
         },
-        "flags": review_flags(version, explanation) if gives_reasons else [],
+        "flags": flags_of(manifest, plan, explanation, adds_up=gives_reasons),
         "cached": cached,
     }
     reasons = principal_reasons(version, explanation) if gives_reasons else None
@@ -172,18 +173,6 @@ def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[d
         {"feature": name, "code": reason.code, "text": reason.text, "contribution": value}
         for value, name, reason in towards[:MOST_REASONS]
     ]
-
-
-def review_flags(version: ModelVersion, explanation: Explanation) -> list[str]:
-    """The review rules of the manifest that fired; they speak of attributions that add up."""
-    limit, inputs = version.manifest.review.protected_share, version.manifest.inputs
-    if limit is None or not isinstance(inputs, TabularInputs):
-        return []
-    if explanation.attributions is None:
-        return []
-    sizes = [abs(value) for value in explanation.attributions]
-    protected = sum(size for size, feature in zip(sizes, inputs.features, strict=True) if feature.protected)
-    return ["protected_share"] if protected > limit * sum(sizes) else []
 
 
 def ledger_entry(

@@ -23,7 +23,8 @@ class Settings(BaseSettings):
     """All have defaults that run. Unset stores are embedded ones; what lasts of them lies under `data`.
 
     `signing_key` is the file with the private key that signs the ledger's checkpoints; hosts that share a database
-    share it. `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
+    share it. `stability_share` is the share of explanations that are computed once more, from another sample of the
+    baseline. `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
     """
 
     model_config = SettingsConfigDict(env_prefix="ANSWERABLE_", env_file=".env", extra="ignore", frozen=True)
@@ -42,4 +43,5 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     drain_seconds: float = Field(default=10.0, ge=0)
     result_ttl_seconds: int = Field(default=86_400, ge=1)
+    stability_share: float = Field(default=0.01, ge=0, le=1)
     trusted_artefacts: Digests = frozenset()

@@ -24,6 +24,7 @@ from pydantic import (
 
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
+from service.catalog.rules import Review
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
@@ -66,6 +67,11 @@ class TabularInputs(_Frozen):
     def names(self) -> tuple[str, ...]:
         """The names of the features, in their order."""
         return tuple(feature.name for feature in self.features)
+
+    @cached_property
+    def protected(self) -> tuple[int, ...]:
+        """The places of the protected ones among the attributions."""
+        return tuple(place for place, feature in enumerate(self.features) if feature.protected)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -186,12 +192,6 @@ class Defaults(_Frozen):
     baseline: str
     tolerance: float = Field(default=0.01, gt=0, le=1)
     max_evaluations: int = Field(default=4096, ge=1)
-
-
-class Review(_Frozen):
-    """Rules that flag an explanation for review."""
-
-    protected_share: float | None = Field(default=None, ge=0, le=1)
 
 
 Example = Mapping[str, FiniteFloat | None] | tuple[int, ...] | tuple[Any, ...]

@@ -13,13 +13,14 @@ from service.catalog.artefacts import read_baseline_rows, read_verified
 from service.catalog.assessments import Profile
 from service.catalog.manifest import read_manifest
 from service.checking.comparison import METHOD, Comparison, compare
-from service.checking.figures import importance, random_halves, rank_correlation
+from service.checking.figures import importance, random_halves
 from service.checking.limits import Limits
 from service.checking.trial import Answers, Trial, load_trial
 from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
+from service.monitoring.review import protected_share
+from service.numerics.ranking import rank_correlation
 from service.planning import PREDICTED
-from service.records import review_flags
 
 SPLITS = 5
 
@@ -140,13 +141,13 @@ def converged(answers: Answers, limits: Limits) -> Finding:
 
 def flagged(trial: Trial, answers: Answers, limits: Limits) -> Finding:
     """The share of explanations that the manifest's rule on protected features would send to review."""
-    share = trial.manifest.review.protected_share
-    if share is None:
+    limit, inputs = trial.manifest.review.protected_share, trial.manifest.inputs
+    if limit is None:
         return Finding("protected share", None, "the manifest has no rule on protected features")
-    flags = [review_flags(trial.version, explanation) for explanation in answers.explanations]
-    over = sum("protected_share" in each for each in flags)
-    detail = f"{over} of {len(flags)} rows with over {share:g} on protected features"
-    return at_most("protected share", over / len(flags), limits.most_flagged, detail)
+    shares = [protected_share(inputs, explanation.attributions) for explanation in answers.explanations]
+    over = sum(share is not None and share > limit for share in shares)
+    detail = f"{over} of {len(shares)} rows with over {limit:g} on protected features"
+    return at_most("protected share", over / len(shares), limits.most_flagged, detail)
 
 
 def stability(trial: Trial, limits: Limits, rows: int, seed: int) -> Finding:

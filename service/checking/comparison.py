@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.catalog.manifest import TabularInputs
-from service.checking.figures import importance, rank_correlation
+from service.checking.figures import importance
 from service.checking.trial import Answers, Trial
 from service.domain import Floats
 from service.errors import InvalidRequest
+from service.numerics.ranking import rank_correlation
 
 METHOD = "integrated_gradients"
 """Both versions are explained by the same one, whatever their defaults are."""

@@ -14,11 +14,11 @@ REASONS = ("budget", "deadline", "precision", "steps", "non_finite")
 CACHES = ("results", "baselines")
 CACHE_RESULTS = ("hit", "miss", "error", "foreign")
 RESTARTS = ("died",)
-STATUSES = frozenset({400, 401, 403, 404, 408, 413, 415, 422, 429, 499, 500, 503, 504, 507})
+STATUSES = frozenset({400, 401, 403, 404, 422, 429, 499, 500, 503, 504, 507})
 
 
 def outcome(status: int) -> str:
-    """`ok`, or the status; one that the service does not document is told by its class."""
+    """`ok`, or the status; those that happen rarely are told by their class."""
     if status == 200:
         return "ok"
     return str(status) if status in STATUSES else f"{status // 100}xx"

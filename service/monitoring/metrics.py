@@ -1,4 +1,4 @@
-"""The figures of `/metrics`: traffic, batching, quality, cache, workers, ledger.
+"""The figures of `/metrics`: traffic, batching, quality, drift, cache, workers, ledger.
 
 The front publishes everything; workers send their figures with their results, as what was added since, so that a
 counter goes on where a dead worker left it. Gauges of what comes and goes (versions, workers) are set anew for each
@@ -22,7 +22,7 @@ from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, 
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 WAITING_SECONDS = (0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)
-CHUNK_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10)
+CHUNK_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.025, 0.1, 1, 10)
 ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1)
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -74,6 +74,25 @@ class Metrics:
             "small_difference", "Explanations whose output about equals the baseline's.", model
         )
 
+        self.flags = counter("flags", "Review rules that fired, by the flag they raise.", ["model", "flag"])
+
+        self.ndcg = gauge(
+            "attribution_ndcg",
+            "nDCG of the features' mean absolute attributions against the reference profile; below 0.9 is drift.",
+            version,
+        )
+        self.stability = gauge(
+            "attribution_stability", "Mean rank correlation under another sample of the baseline set.", version
+        )
+        self.protected_share = gauge(
+            "protected_share",
+            "Mean share of the protected features, from 0 to 1, by declared cohort.",
+            [*version, "cohort"],
+        )
+        self.baseline_age = gauge(
+            "baseline_age_seconds", "Seconds since the default baseline set was written.", version
+        )
+
         self.cache = counter("cache_requests", "Cache requests by result.", ["cache", "result"])
         self.restarts = counter("worker_restarts", "Workers that were replaced.", ["reason"])
         self.workers = gauge("workers_ready", "Workers that have loaded every model.").labels()
@@ -99,8 +118,10 @@ class Metrics:
         for result in ("ok", "failed"):
             self.appends.labels(result)
 
-    def expect(self, model: str, default_method: str) -> None:
+    def expect(self, model: str, default_method: str, flags: Iterable[str] = ()) -> None:
         """Reserves the labels of a model and its default method, and starts their counters at zero."""
+        for flag in flags:
+            self.flags.labels(model, flag)
         if (model, default_method) in self._expected:
             return
         self._expected.add((model, default_method))
@@ -153,6 +174,11 @@ class Metrics:
         if explanation.small_difference:
             self.small_difference.labels(model).inc()
 
+    def observe_flags(self, model: str, flags: Iterable[str]) -> None:
+        """Counts the flags of one explanation that was recorded, cached or not."""
+        for flag in flags:
+            self.flags.labels(model, flag).inc()
+
     def observe_cache(self, name: str, result: str) -> None:
         """Counts one cache request."""
         self.cache.labels(name, result).inc()
@@ -167,7 +193,7 @@ class Metrics:
         self.model_info.clear()
         for version in catalog:
             key = version.key
-            self.expect(key.name, version.manifest.defaults.method)
+            self.expect(key.name, version.manifest.defaults.method, version.manifest.review.all_rules)
             self.model_info.labels(key.name, key.version, key.digest).set(version.is_ready)
 
     def show_workers(self, ready: int, memory: Mapping[int, int]) -> None:

@@ -17,7 +17,20 @@ if TYPE_CHECKING:
 
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 NO_CACHE = {"Cache-Control": "no-cache"}
-LABELS = {"model", "method", "outcome", "reason", "cache", "result", "version", "digest", "device", "le"}
+LABELS = {
+    "model",
+    "method",
+    "outcome",
+    "reason",
+    "cache",
+    "result",
+    "version",
+    "digest",
+    "device",
+    "flag",
+    "cohort",
+    "le",
+}
 KINDS = {
     "answerable_requests": "counter",
     "answerable_request_duration_seconds": "histogram",

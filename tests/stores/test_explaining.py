@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from service.cache import Cache
+from service.catalog.assessments import Assessments
 from service.catalog.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
@@ -19,6 +20,7 @@ from service.domain import Completeness, Explanation, InputKind, ModelKey, Plan,
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerUnavailable, NotConverged, Overloaded
 from service.explaining import Answer, Explaining, LedgerMode, Request
 from service.ledger import Entry, Ledger
+from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.planning import Parameters
 from service.records import Caller, Context
@@ -152,7 +154,8 @@ def make(
         if not held:
             engine.is_open.set()
         known = None if mode == "off" else cast(Ledger, ledger)
-        explaining = Explaining(engine, cache, known, mode, Metrics(), most_points=200_000)
+        health = Health(Assessments(Path("nowhere")), engine, 0)
+        explaining = Explaining(engine, cache, known, mode, Metrics(), health, most_points=200_000)
         return UnderTest(explaining, engine, ledger, cache, version, request.node.name)
 
     return made

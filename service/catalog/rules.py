@@ -1,0 +1,147 @@
+"""Review rules of a manifest: which explanations a person should look at.
+
+A rule is one comparison, `quantity > threshold`, and nothing else can be said:
+
+    rule       = quantity comparator threshold
+    comparator = ">" | ">=" | "<" | "<="
+    threshold  = number | [number "*"] quantity
+
+as in `protected_share > 0.2`, `completeness_error > tolerance`, `attribution_error > 2 * tolerance`, `margin < 0.1`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+QUANTITIES = {
+    "protected_share": "the share of the protected features in the sum of absolute attributions",
+    "completeness_error": "the relative completeness error",
+    "attribution_error": "the estimated relative error of the attributions",
+    "tolerance": "the completeness error that the request accepted",
+    "evaluations": "the gradient points spent",
+    "output": "the explained output",
+    "change": "the absolute difference between the output and the baseline's",
+    "margin": "the largest output less the second largest",
+}
+COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+PROTECTED_SHARE = "protected_share"
+NAME = r"^[a-z][a-z0-9_]{0,31}$"
+MOST_RULES = 5
+MOST_COHORTS = 8
+"""Flags and cohorts are labels of metrics, so there are few of them."""
+_RULE = re.compile(r"\s*(?P<quantity>[a-z_]+)\s*(?P<comparator>[<>]=?)\s*(?P<threshold>\S.*?)\s*")
+_PRODUCT = re.compile(r"(?:(?P<factor>[^*\s]+)\s*\*\s*)?(?P<quantity>[a-z_]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`quantity` compared with `factor`, or with `factor` times the quantity `of`."""
+
+    quantity: str
+    comparator: str
+    factor: float
+    of: str | None = None
+
+    def fires(self, figures: Mapping[str, float | None]) -> bool:
+        """Whether it holds; never where a figure that it names is not there."""
+        value = figures[self.quantity]
+        unit = 1.0 if self.of is None else figures[self.of]
+        return value is not None and unit is not None and bool(COMPARATORS[self.comparator](value, self.factor * unit))
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The quantities that it names."""
+        return (self.quantity,) if self.of is None else (self.quantity, self.of)
+
+
+def parse(text: str) -> Rule:
+    """The rule that a manifest spells. Raises ValueError, which says what is wrong."""
+    found = _RULE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no rule; one looks like `protected_share > 0.2`")
+    quantity, comparator, threshold = found["quantity"], found["comparator"], found["threshold"]
+    _check_quantity(quantity)
+    if (number := _number(threshold)) is not None:
+        return Rule(quantity, comparator, number)
+    product = _PRODUCT.fullmatch(threshold)
+    factor = 1.0 if product is None or product["factor"] is None else _number(product["factor"])
+    if product is None or factor is None:
+        raise ValueError(f"{threshold!r} is neither a number nor a quantity, nor a number times one")
+    _check_quantity(product["quantity"])
+    if product["quantity"] == quantity:
+        raise ValueError(f"{text!r} compares {quantity} with itself")
+    return Rule(quantity, comparator, factor, product["quantity"])
+
+
+def _check_quantity(name: str) -> None:
+    if name not in QUANTITIES:
+        raise ValueError(f"{name!r} is not a quantity; the quantities are {', '.join(QUANTITIES)}")
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _read(given: Any) -> Any:
+    return parse(given) if isinstance(given, str) else given
+
+
+SpelledRule = Annotated[Rule, BeforeValidator(_read)]
+"""A rule as a manifest has it: one line of text."""
+
+
+class Review(BaseModel):
+    """What flags an explanation for review, and whose protected share is watched.
+
+    `rules` are told by name, which is the flag that they raise. `protected_share: 0.2` is short for the rule
+    `protected_share: protected_share > 0.2`. `cohorts` are the values of cohort tags that are told apart on the
+    dashboards: tags are the caller's words, and no others become labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protected_share: float | None = Field(default=None, ge=0, le=1)
+    rules: Mapping[Annotated[str, Field(pattern=NAME)], SpelledRule] = {}
+    cohorts: Mapping[Annotated[str, Field(pattern=NAME)], tuple[Annotated[str, Field(max_length=64)], ...]] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Review:
+        if self.protected_share is not None and PROTECTED_SHARE in self.rules:
+            raise ValueError(f"{PROTECTED_SHARE} is given twice")
+        if len(self.all_rules) > MOST_RULES:
+            raise ValueError(f"there are {len(self.all_rules)} rules; {MOST_RULES} at most")
+        if len(self.all_cohorts) > MOST_COHORTS:
+            raise ValueError(f"there are {len(self.all_cohorts)} cohorts; {MOST_COHORTS} at most")
+        if len(set(self.all_cohorts)) < len(self.all_cohorts):
+            raise ValueError("a cohort is given twice")
+        return self
+
+    @cached_property
+    def all_rules(self) -> dict[str, Rule]:
+        """The rules by the flag that they raise."""
+        short = (
+            {} if self.protected_share is None else {PROTECTED_SHARE: Rule(PROTECTED_SHARE, ">", self.protected_share)}
+        )
+        return {**short, **self.rules}
+
+    @cached_property
+    def all_cohorts(self) -> tuple[tuple[str, str], ...]:
+        """(tag, value) of every cohort."""
+        return tuple((tag, value) for tag, values in self.cohorts.items() for value in values)
+
+    @cached_property
+    def quantities(self) -> frozenset[str]:
+        """All that the rules name."""
+        return frozenset(name for rule in self.all_rules.values() for name in rule.quantities)

@@ -1,0 +1,61 @@
+"""Which review rules of the manifest an explanation fires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+
+from service.catalog.manifest import Inputs, Manifest, TabularInputs
+from service.catalog.rules import PROTECTED_SHARE
+from service.domain import Explanation, Plan
+
+
+def protected_share(inputs: Inputs, attributions: Sequence[float] | None) -> float | None:
+    """The protected features' share of the sum of absolute attributions, from 0 to 1.
+
+    None for what is no table, without attributions, or where all of them are zero.
+    """
+    if attributions is None or not isinstance(inputs, TabularInputs):
+        return None
+    total = sum(map(abs, attributions))
+    if not total:
+        return None
+    return sum(abs(attributions[place]) for place in inputs.protected) / total
+
+
+def flags_of(manifest: Manifest, plan: Plan, explanation: Explanation, *, adds_up: bool) -> list[str]:
+    """The flags, by the names of the rules that fired.
+
+    `adds_up` says whether the attributions are what each feature moved the output by; others have no protected share.
+    """
+    review = manifest.review
+    if not review.all_rules:
+        return []
+    figures = {name: _QUANTITIES[name](plan, explanation) for name in review.quantities if name != PROTECTED_SHARE}
+    if PROTECTED_SHARE in review.quantities:
+        share = protected_share(manifest.inputs, explanation.attributions) if adds_up else None
+        figures[PROTECTED_SHARE] = share
+    return [flag for flag, rule in review.all_rules.items() if rule.fires(figures)]
+
+
+def _change(_plan: Plan, explanation: Explanation) -> float | None:
+    output, baseline = explanation.output, explanation.baseline_output
+    return None if output is None or baseline is None else abs(output - baseline)
+
+
+def _margin(_plan: Plan, explanation: Explanation) -> float | None:
+    if explanation.outputs is None or not all(map(isfinite, explanation.outputs)):
+        return None
+    first, second = sorted(explanation.outputs, reverse=True)[:2]
+    return first - second
+
+
+_QUANTITIES: Mapping[str, Callable[[Plan, Explanation], float | None]] = {
+    "completeness_error": lambda _plan, explanation: explanation.completeness_error,
+    "attribution_error": lambda _plan, explanation: explanation.attribution_error,
+    "tolerance": lambda plan, _explanation: plan.tolerance,
+    "evaluations": lambda _plan, explanation: explanation.evaluations,
+    "output": lambda _plan, explanation: explanation.output,
+    "change": _change,
+    "margin": _margin,
+}

@@ -1,0 +1,146 @@
+"""Drift, stability and flags of real explanations: what a service tells of rows that the model was never trained on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+from safetensors.numpy import load_file
+
+from service.catalog.assessments import Assessments
+from service.catalog.rules import Review
+from service.catalog.versions import ModelVersion
+from service.domain import Explanation, Plan, Priority, Timings
+from service.explaining import Explaining, Request
+from service.monitoring.health import Health
+from service.monitoring.metrics import Metrics
+from service.planning import Parameters
+from service.records import Caller, Context
+from tests.conftest import MODELS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from service.engine.pool import Pool
+    from tests.conftest import Service
+
+ROWS = 60
+COHORTS = ({"channel": "web"}, {"channel": "branch"})
+
+
+@dataclass(slots=True)
+class Watched:
+    """The service's engine, and at which priority it was asked for which baseline."""
+
+    engine: Pool
+    asked: list[tuple[str, Priority]] = field(default_factory=list)
+
+    async def explain(
+        self, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+    ) -> tuple[Explanation, Timings]:
+        self.asked.append((plan.baseline.name, priority))
+        return await self.engine.explain(plan, expected_points, priority, deadline)
+
+    async def predict(self, *given: Any) -> Any:
+        return await self.engine.predict(*given)
+
+
+def requests(version: ModelVersion) -> list[Request]:
+    """One a held-out row, in two cohorts."""
+    rows = load_file(MODELS / "loan" / "1" / "heldout.safetensors")["rows"][:ROWS].astype(np.float64)
+    caller = Caller(f"health-{uuid.uuid4()}", "key")
+    return [
+        Request(
+            version,
+            [tuple(row.tolist())],
+            Parameters(),
+            [Context(cohort=COHORTS[at % 2])],
+            caller,
+            True,
+            time.monotonic(),
+        )
+        for at, row in enumerate(rows)
+    ]
+
+
+async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(
+    service: Service, tmp_path: Path
+) -> None:
+    review = Review.model_validate(
+        {
+            "protected_share": 0.2,
+            "rules": {"changes": "change >= 0", "never": "completeness_error > tolerance"},
+            "cohorts": {"channel": ["web", "branch", "phone"]},
+        }
+    )
+    found = service.app.state.catalog.find("loan", "1")
+    version = replace(found, manifest=found.manifest.model_copy(update={"review": review}))
+    engine, metrics = Watched(service.app.state.engine), Metrics()
+    state = service.app.state
+
+    async def explained() -> list[dict[str, Any]]:
+        health = Health(Assessments(tmp_path), engine, 1.0)
+        explaining = Explaining(
+            engine, state.explaining._cache, state.ledger, "required", metrics, health, most_points=200_000
+        )
+        bodies = []
+        for request in requests(version):
+            for _ in range(2):  # the second time from the cache
+                (answer,) = await explaining.explain(request)
+                bodies.append(answer.explanation)
+        async with asyncio.timeout(60):
+            while health._of(version).drift.stability is None:
+                request = replace(requests(version)[0], use_cache=False)
+                await explaining.explain(request)
+        metrics.show_versions([version])
+        health.show([version], metrics)
+        await health.close()
+        return bodies
+
+    bodies = await asyncio.to_thread(service.call, explained())
+    figures = {
+        (sample.name.removeprefix("answerable_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(metrics.render(1).decode())
+        for sample in family.samples
+    }
+
+    assert 0.95 < figures["attribution_ndcg", "loan", "1"] <= 1
+    assert 0.5 < figures["attribution_stability", "loan", "1"] <= 1
+    assert figures["baseline_age_seconds", "loan", "1"] > 0
+    shares = {name[-1]: value for name, value in figures.items() if name[0] == "protected_share"}
+    assert set(shares) == {"all", "channel=web", "channel=branch"}
+    assert all(0 < share < 0.5 for share in shares.values())
+    assert {priority for name, priority in engine.asked if name == "resampled"} == {Priority.BULK}
+    assert {priority for name, priority in engine.asked if name != "resampled"} == {Priority.INTERACTIVE}
+    assert [body["cached"] for body in bodies] == [False, True] * ROWS
+    flagged = sum("protected_share" in body["flags"] for body in bodies)
+    assert all("changes" in body["flags"] and "never" not in body["flags"] for body in bodies)
+    assert figures["flags_total", "loan", "protected_share"] == flagged
+    assert figures["flags_total", "loan", "changes"] >= 2 * ROWS
+    assert figures["flags_total", "loan", "never"] == 0
+
+
+async def test_a_version_that_is_gone_is_forgotten(service: Service, tmp_path: Path) -> None:
+    version = service.app.state.catalog.find("loan", "1")
+    metrics = Metrics()
+
+    async def show() -> tuple[bytes, bytes]:
+        health = Health(Assessments(tmp_path), service.app.state.engine, 0)
+        health.show([version], metrics)
+        async with asyncio.timeout(30):
+            while health._of(version).baseline_made is None:  # noqa: ASYNC110 - a thread reads the folder
+                await asyncio.sleep(0.005)
+        health.show([version], metrics)
+        before = metrics.render(1)
+        health.show([], metrics)
+        return before, metrics.render(1)
+
+    before, after = await asyncio.to_thread(service.call, show())
+
+    assert b"answerable_baseline_age_seconds{" in before
+    assert b"answerable_baseline_age_seconds{" not in after
