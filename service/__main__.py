@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from service import key_commands
 from service.checking.commands import add_commands
 from service.settings import Settings
 
@@ -39,22 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--models", type=Path, help="the folder of models")
     add_commands(models)
 
-    keys = commands.add_parser("keys", help="make, list and revoke keys")
-    actions = keys.add_subparsers(required=True, metavar="action")
-    create = actions.add_parser("create", help="make a key and print it once")
-    create.set_defaults(run=_create_key)
-    create.add_argument("name", help="what the key is for")
-    create.add_argument("--tenant", default="default")
-    create.add_argument("--scopes", default="explain,ledger:read", help="comma-separated; default: %(default)s")
-    create.add_argument("--days", type=float, help="days until it expires; default: never")
-    listing = actions.add_parser("list", help="list keys; the keys themselves are not stored")
-    listing.set_defaults(run=_list_keys)
-    revoke = actions.add_parser("revoke", help="end a key")
-    revoke.set_defaults(run=_revoke_key)
-    revoke.add_argument("id")
-    for action in (create, listing, revoke):
-        action.add_argument("--data", type=Path, help="the folder of the embedded stores")
-        action.add_argument("--database-url", dest="database_url", help="the ledger's database")
+    keys = commands.add_parser("keys", help="make, list, change, replace and end keys")
+    key_commands.add_commands(keys)
     return parser
 
 
@@ -100,46 +87,6 @@ def _models(settings: Settings, _options: argparse.Namespace) -> int:
         else:
             print(f"{key}  {manifest.title}  {key.digest}")
     return 1 if faults else 0
-
-
-def _create_key(settings: Settings, options: argparse.Namespace) -> int:
-    import time
-
-    from service.app import open_keys
-
-    engine, keys = open_keys(settings)
-    expires = None if options.days is None else int((time.time() + options.days * 86_400) * 1e6)
-    try:
-        key, secret = keys.create(options.name, options.tenant, options.scopes.split(","), expires)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    finally:
-        engine.dispose()
-    print(f"id   {key.id}\nkey  {secret}")
-    return 0
-
-
-def _list_keys(settings: Settings, _options: argparse.Namespace) -> int:
-    from service.app import open_keys
-
-    engine, keys = open_keys(settings)
-    for key in keys.list():
-        state = "revoked" if key.revoked else "valid"
-        print(f"{key.id}  {key.tenant}  {key.name}  {','.join(sorted(key.scopes))}  {state}")
-    engine.dispose()
-    return 0
-
-
-def _revoke_key(settings: Settings, options: argparse.Namespace) -> int:
-    from service.app import open_keys
-
-    engine, keys = open_keys(settings)
-    found = keys.revoke(options.id)
-    engine.dispose()
-    if not found:
-        print("there is no such key", file=sys.stderr)
-    return 0 if found else 1
 
 
 if __name__ == "__main__":

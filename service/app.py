@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
-from service.api import documentation, explain, explanations, health, models, problems, replays, reviews
+from service.api import documentation, explain, explanations, health, models, problems, replays
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
 from service.api.transport import RequestIds
@@ -30,6 +30,7 @@ from service.explaining import Explaining
 from service.ledger import SCOPES, Keys, Ledger, Notary, open_engine, upgrade
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
+from service.quotas import Quotas
 from service.replaying import Replaying
 from service.settings import Settings
 
@@ -62,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.catalog = catalog
     app.state.max_body_bytes = settings.max_body_bytes
     problems.install(app)
-    for router in (models.router, explanations.router, replays.router, *reviews.routers, health.router):
+    for router in (models.router, explanations.router, replays.router, health.router):
         app.include_router(router)
     app.add_middleware(CountedRequests)
     app.add_middleware(RequestIds)
@@ -131,6 +132,10 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     cache = Cache(redis_url, settings.result_ttl_seconds, metrics.observe_cache)
     stack.push_async_callback(cache.close)
 
+    quotas = Quotas(cache)
+    stack.push_async_callback(quotas.close)
+    quotas.start()
+
     ledger = None
     if settings.ledger != "off":
         notary = open_notary(settings, database)
@@ -160,7 +165,6 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
         metrics.show_workers(engine.ready_workers, engine.device_memory)
         metrics.show_versions(catalog)
         health.show(catalog, metrics)
-        metrics.show_checkpoint(None if ledger is None else ledger.signed)
         return metrics.render(workers)
 
     app.state.engine = engine
@@ -168,7 +172,8 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.metrics = metrics
     app.state.render_metrics = render_metrics
     app.state.keys = keys
-    app.state.authenticator = Authenticator(keys)
+    app.state.cache = cache
+    app.state.authenticator = Authenticator(keys, quotas)
     app.state.replaying = Replaying(engine, catalog)
     app.state.explaining = Explaining(
         engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points

@@ -4,11 +4,13 @@
     ├── MalformedBody        400   not JSON, nested too deep, wrong shape
     ├── Unauthenticated      401   no key, or a wrong one
     ├── Forbidden            403   a key without the scope
+    │   └── PolicyForbids    403   what the key's policy does not allow
     ├── NotFound             404   no such model, version or explanation
     ├── InvalidRequest       422   well-formed but impossible
     │   └── NotConverged     422   `strict` was asked for and the tolerance was not met
     ├── ReplayImpossible     409   what a record was computed with is not here
     ├── Overloaded           429   the queue is full; carries Retry-After
+    │   └── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
     ├── ModelNotReady        503
@@ -58,6 +60,10 @@ class Forbidden(AnswerableError):
     title = "Key without the scope"
 
 
+class PolicyForbids(Forbidden):
+    title = "Not allowed by the key's policy"
+
+
 class NotFound(AnswerableError):
     status = 404
     title = "Not found"
@@ -88,6 +94,10 @@ class Overloaded(AnswerableError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.retry_after)}
+
+
+class QuotaSpent(Overloaded):
+    title = "Quota spent"
 
 
 class ClientGone(AnswerableError):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from service.cache import Cache, plan_cache_digest
 from service.catalog.versions import ModelVersion
+from service.disclosure import limited, limited_prediction
 from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
-from service.errors import InvalidRequest, LedgerUnavailable, NotConverged
+from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, NotConverged, PolicyForbids
 from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
+from service.permissions import Policy
 from service.planning import Parameters, deadline_of, expected_points, make_plans, output_space
+from service.quotas import Account
 from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of
 
 LOG = logging.getLogger("answerable.explaining")
@@ -103,11 +106,14 @@ class Explaining:
         plans = make_plans(version, request.rows, parameters)
         digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
-        self._refuse_what_never_fits(version, plans)
+        points = self._refuse_what_never_fits(version, plans)
+        _refuse_what_the_policy_forbids(request.caller.policy, plans)
 
-        results = await _all(
-            [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
-        )
+        async def all_results() -> list[_Result]:
+            calls = [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
+            return await _all(calls)
+
+        results = await _charged(request.caller.account, points, all_results)
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
@@ -126,8 +132,12 @@ class Explaining:
         for _, body, _ in untimed:
             self._metrics.observe_flags(version.key.name, body["flags"])
         total = time.monotonic() - request.received
+        policy = request.caller.policy
         return [
-            Answer(prediction, {**body, "timings_ms": _milliseconds(timings, total)})
+            Answer(
+                limited_prediction(prediction, policy),
+                {**limited(body, policy), "timings_ms": _milliseconds(timings, total)},
+            )
             for prediction, body, timings in untimed
         ]
 
@@ -141,13 +151,15 @@ class Explaining:
                 raise
             LOG.exception("explanations were answered without a record")
 
-    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> None:
+    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> int:
+        """The points that the plans are expected to cost."""
         points = sum(expected_points(version, plan) for plan in plans)
         if points > self._most_points:
             fitting = self._most_points * len(plans) // points
             raise InvalidRequest(
                 f"this is more work than the engine ever holds; send at most {fitting} instances at once"
             )
+        return points
 
     async def predict(self, request: Request) -> list[dict[str, Any]]:
         """The deployed artefact's prediction for each instance."""
@@ -155,7 +167,10 @@ class Explaining:
         space = output_space(version.manifest, parameters.output_space)
         deadline = deadline_of(parameters, time.monotonic())
         predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
-        return [prediction_of(version, space, prediction.outputs[space]) for prediction in predictions]
+        return [
+            limited_prediction(prediction_of(version, space, prediction.outputs[space]), request.caller.policy)
+            for prediction in predictions
+        ]
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
         if not request.use_cache:
@@ -206,6 +221,30 @@ class Explaining:
         self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
         self._health.consider(version, plan, explanation, points)
         return explanation, False, timings
+
+
+def _refuse_what_the_policy_forbids(policy: Policy, plans: Sequence[Plan]) -> None:
+    if policy.methods is not None and plans[0].method not in policy.methods:
+        raise PolicyForbids(f"the key's policy allows the methods {', '.join(sorted(policy.methods))}")
+
+
+async def _charged(
+    account: Account | None, points: int, work: Callable[[], Coroutine[Any, Any, list[_Result]]]
+) -> list[_Result]:
+    """The results, whose points are charged; reserved before, so that many at once do not exceed the quota.
+
+    Work that fails costs nothing; work that its client leaves costs what was reserved.
+    """
+    if account is None:
+        return await work()
+    account.reserve(points)
+    try:
+        results = await work()
+    except AnswerableError:
+        account.settle(points, 0)
+        raise
+    account.settle(points, sum(explanation.evaluations for explanation, cached, _ in results if not cached))
+    return results
 
 
 def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:

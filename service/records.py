@@ -20,6 +20,8 @@ from service.domain import Explanation, GroupShare, NoiseKind, OutputSpace, Plan
 from service.ledger.entries import Entry, Stored
 from service.methods.registry import BY_NAME
 from service.monitoring.review import flags_of
+from service.permissions import OPEN, Policy
+from service.quotas import Account
 
 MOST_REASONS = 4
 MOST_ERROR = 0.1
@@ -28,10 +30,12 @@ MOST_ERROR = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the tenant and the id of the key."""
+    """Who asks: the tenant and the id of the key, what it is shown, and its account, if it has a quota."""
 
     tenant: str
     key_id: str
+    policy: Policy = OPEN
+    account: Account | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,7 @@ def ledger_entry(
             "options": dict(plan.options),
             "noise": plan.noise,
         },
+        "policy": caller.policy.written(),
         "rule": explanation.rule,
         "answers_until_deadline": explanation.answers,
         "manifest": version.manifest_digest,

@@ -32,6 +32,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.engine.processes import worker_environment
 from service.ledger import SCOPES
+from service.permissions import OPEN, Policy, Quota
 from service.settings import Settings
 
 # Kernels in the tests' own process run as in a worker; MKL looks at this when it is first called, which no import does.
@@ -136,12 +137,19 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def make_key(service: Service) -> MakeKey:
     """Makes keys: `make_key("explain", "ledger:read", tenant="bank", expires_in=-1)`.
 
-    Without scopes it has all of them. `expires_in` is in seconds from now; negative for a key that has expired.
+    Without scopes it has all of them. `expires_in` is in seconds from now; negative for a key that has expired. It has
+    no quota and an open policy unless it is given others.
     """
 
-    def make(*scopes: str, tenant: str = "default", expires_in: float | None = None) -> ApiKey:
+    def make(
+        *scopes: str,
+        tenant: str = "default",
+        expires_in: float | None = None,
+        quota: Quota | None = None,
+        policy: Policy = OPEN,
+    ) -> ApiKey:
         expires = None if expires_in is None else time.time_ns() // 1000 + round(expires_in * 1e6)
-        key, secret = service.app.state.keys.create("test", tenant, scopes or SCOPES, expires)
+        key, secret = service.app.state.keys.create("test", tenant, scopes or SCOPES, expires, quota, policy)
         return ApiKey(key.id, key.tenant, secret)
 
     return make

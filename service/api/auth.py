@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from service.errors import Forbidden, LedgerUnavailable, Unauthenticated
 from service.ledger.keys import SCOPES, Key, Keys
+from service.quotas import Quotas
 from service.records import Caller
 
 FRESH_SECONDS = 5.0
@@ -34,10 +35,11 @@ def needs(scope: str) -> Callable[[F], F]:
 
 
 class Authenticator:
-    """Finds keys, remembering each for a few seconds so that a revoked one stops working soon."""
+    """Finds keys, remembering each for a few seconds so that a revoked one stops working soon, and counts requests."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, quotas: Quotas) -> None:
         self._keys = keys
+        self._quotas = quotas
         self._remembered: dict[bytes, tuple[float, Key | None]] = {}
 
     async def find(self, secret: str) -> Key | None:
@@ -51,6 +53,14 @@ class Authenticator:
         else:
             key = remembered[1]
         return key if key is not None and key.is_valid(time.time_ns() // 1000) else None
+
+    def admit(self, key: Key) -> Caller:
+        """The caller with this key, for one request. Raises QuotaSpent."""
+        if key.quota is None:
+            return Caller(key.tenant, key.id, key.policy)
+        account = self._quotas.account(key.account, key.quota)
+        account.count_request()
+        return Caller(key.tenant, key.id, key.policy, account)
 
     async def _look_up(self, secret: str, remembered: tuple[float, Key | None] | None) -> Key | None:
         """The stored key; while the database is away, a key that was valid goes on being so."""
@@ -82,7 +92,7 @@ async def authorise(request: Request) -> None:
         raise Unauthenticated("the key is not valid")
     if scope is None or scope not in key.scopes:
         raise Forbidden(f"the key lacks the scope {scope}" if scope else "this route is closed")
-    request.state.caller = Caller(key.tenant, key.id)
+    request.state.caller = authenticator.admit(key)
 
 
 def caller_of(request: Request) -> Caller:

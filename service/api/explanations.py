@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import CallerOf, needs
 from service.api.problems import answers
+from service.disclosure import limited
 from service.errors import InvalidRequest, NotFound
 from service.ledger.entries import Search, Stored
 from service.ledger.ledger import Ledger
@@ -30,7 +31,6 @@ FILTERS = frozenset(
         "converged",
         "flag",
         "label",
-        "reviewed",
         "limit",
         "cursor",
     }
@@ -44,7 +44,7 @@ router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404
 async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""
     stored = await find_stored(request, explanation, caller)
-    return Response(orjson.dumps(whole_record(stored)), media_type="application/json")
+    return Response(orjson.dumps(limited(whole_record(stored), caller.policy)), media_type="application/json")
 
 
 @router.get("/v1/explanations/{explanation}/reasons")
@@ -56,7 +56,7 @@ async def show_reasons(
     most: Annotated[int, Query(alias="max", ge=1, le=MOST_REASONS)] = MOST_REASONS,
 ) -> dict[str, Any]:
     """The principal reasons, adverse direction only, the strongest first."""
-    record = orjson.loads((await find_stored(request, explanation, caller)).record)
+    record = limited(orjson.loads((await find_stored(request, explanation, caller)).record), caller.policy)
     if "reasons" not in record:
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
     return {"id": record["id"], "reasons": record["reasons"][:most]}
@@ -76,14 +76,10 @@ async def search_explanations(
     converged: bool | None = None,
     flag: str | None = None,
     label: str | None = None,
-    reviewed: bool | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = 50,
     cursor: str | None = None,
 ) -> Response:
-    """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag.
-
-    `flag=<name>&reviewed=false` is the review queue of a rule.
-    """
+    """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag."""
     names = request.query_params.keys()
     unknown = [name for name in names if name not in FILTERS and not name.startswith(COHORT)]
     if unknown:
@@ -100,7 +96,6 @@ async def search_explanations(
         converged=converged,
         flag=flag,
         label=label,
-        reviewed=reviewed,
         cohort=tuple(
             (name.removeprefix(COHORT), value)
             for name, value in request.query_params.items()
@@ -108,7 +103,10 @@ async def search_explanations(
         ),
     )
     page = await ledger_of(request).search(caller.tenant, search, limit, cursor)
-    found = {"explanations": [whole_record(stored) for stored in page.entries], "next_cursor": page.next_cursor}
+    found = {
+        "explanations": [limited(whole_record(stored), caller.policy) for stored in page.entries],
+        "next_cursor": page.next_cursor,
+    }
     return Response(orjson.dumps(found), media_type="application/json")
 
 

@@ -215,6 +215,14 @@ class ReasonItem(BaseModel):
     contribution: float
 
 
+class DisclosureItem(BaseModel):
+    """How the key's policy limits what is shown: so many of the largest attributions, rounded to so many digits."""
+
+    top: int | None = None
+    digits: int | None = None
+    outputs: bool | None = None
+
+
 class TimingsItem(BaseModel):
     queue: float
     compute: float
@@ -246,6 +254,7 @@ class ExplanationItem(BaseModel):
     reasons: list[ReasonItem] | None = None
     flags: list[str]
     cached: bool
+    disclosure: DisclosureItem | None = None
     timings_ms: TimingsItem
 
 

@@ -1,27 +1,42 @@
-"""Keys of the callers. A key is 256 random bits, so a plain SHA-256 of it is all that has to be stored."""
+"""Keys of the callers. A key is 256 random bits, so a plain SHA-256 of it is all that has to be stored.
+
+Every change of a key is an event in the log of its tenant, written before the change itself: an event may tell of a
+change that then failed, but no change goes untold.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import time
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 from sqlalchemy import Engine, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from service.errors import LedgerUnavailable
+from service.ledger.appending import Appender
 from service.ledger.database import database_in_reach
+from service.ledger.entries import Event
 from service.ledger.tables import keys
+from service.permissions import OPEN, Policy, Quota
 
 SCOPES = frozenset({"explain", "ledger:read", "ledger:write", "models:write", "metrics"})
+OPERATOR = "operator"
+"""Who changes keys: whoever has the database; there is no route for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a key may do, and for how long. Times are microseconds since the epoch, UTC."""
+    """What a key may do, how much of it, and for how long. Times are microseconds since the epoch, UTC.
+
+    `account` is the id of the first of the keys that replace one another; quotas are theirs together.
+    """
 
     id: str
     tenant: str
@@ -30,6 +45,9 @@ class Key:
     created: int
     expires: int | None
     revoked: int | None
+    account: str
+    quota: Quota | None = None
+    policy: Policy = OPEN
 
     def is_valid(self, now: int) -> bool:
         """Whether the key opens anything at `now`, in microseconds since the epoch, UTC."""
@@ -43,13 +61,22 @@ class Keys:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None) -> tuple[Key, str]:
+    def create(
+        self,
+        name: str,
+        tenant: str,
+        scopes: Iterable[str],
+        expires: int | None = None,
+        quota: Quota | None = None,
+        policy: Policy = OPEN,
+    ) -> tuple[Key, str]:
         """Makes a key; returns it with its secret, `ak_` and 43 characters, which cannot be read again.
 
         `expires` is in microseconds since the epoch, UTC. Raises ValueError for an unknown scope.
         """
-        secret = f"ak_{secrets.token_urlsafe(32)}"
-        return self._insert(secret, name, tenant, scopes, expires), secret
+        key, secret = _new(name, tenant, scopes, expires, quota, policy), _new_secret()
+        self._insert("key_created", key, secret)
+        return key, secret
 
     def add(self, secret: str, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None) -> Key:
         """Stores a key that the operator chose. One that is known stays as it is, also when it was revoked.
@@ -58,16 +85,53 @@ class Keys:
         """
         if not secret:
             raise ValueError("a key cannot be empty")
-        try:
-            return self.find(secret) or self._insert(secret, name, tenant, scopes, expires)
-        except IntegrityError:  # another process added it in between
-            return self.find(secret) or self._insert(secret, name, tenant, scopes, expires)
+        for _ in range(2):
+            if (known := self.find(secret)) is not None:
+                return known
+            key = _new(name, tenant, scopes, expires, None, OPEN)
+            try:
+                self._insert("key_created", key, secret)
+            except IntegrityError:  # another process added it in between
+                continue
+            return key
+        raise RuntimeError("a key is there and cannot be found")
+
+    def rotate(self, key_id: str, overlap: int) -> tuple[Key, str] | None:
+        """A key that replaces another, with the same rights, quota and policy; None when there is none to replace.
+
+        The old one goes on for `overlap` microseconds, or until it expires, whichever comes first. The new one expires
+        when the old one would have.
+        """
+        old = self._get(key_id)
+        now = _now()
+        if old is None or not old.is_valid(now):
+            return None
+        key, secret = replace(old, id=str(uuid.uuid4()), created=now), _new_secret()
+        ends = now + overlap if old.expires is None else min(old.expires, now + overlap)
+        self._insert("key_rotated", key, secret, {"replaces": old.id, "old_expires": ends})
+        with database_in_reach(), self._engine.begin() as connection:
+            connection.execute(update(keys).where(keys.c.id == old.id).values(expires=ends))
+        return key, secret
+
+    def change(self, key_id: str, quota: Quota | None, policy: Policy) -> bool:
+        """Gives a key another quota and policy; returns whether there is one of this id."""
+        key = self._get(key_id)
+        if key is None:
+            return False
+        changed = replace(key, quota=quota, policy=policy)
+        self._tell("key_changed", changed, {"before": _permissions(key), **_permissions(changed)})
+        with database_in_reach(), self._engine.begin() as connection:
+            values = {name: _row(changed, "")[name] for name in ("quota", "policy")}
+            connection.execute(update(keys).where(keys.c.id == key_id).values(**values))
+        return True
 
     def find(self, secret: str) -> Key | None:
         """The key of this secret, valid or not; None when there is none."""
+        digest = _hash(secret)
         with database_in_reach(), self._engine.connect() as connection:
-            row = connection.execute(select(keys).where(keys.c.hash == _hash(secret))).one_or_none()
-        return None if row is None else _key(row)
+            row = connection.execute(select(keys).where(keys.c.hash == digest)).one_or_none()
+        # The database compares as it likes; this takes the same time whatever was sent.
+        return _key(row) if row is not None and hmac.compare_digest(row.hash, digest) else None
 
     def list(self) -> list[Key]:
         """All keys, the oldest first."""
@@ -76,16 +140,48 @@ class Keys:
 
     def revoke(self, key_id: str) -> bool:
         """Ends a key for good; returns whether there is one of this id. One that is revoked stays so."""
-        with database_in_reach(), self._engine.begin() as connection:
-            is_valid = (keys.c.id == key_id) & keys.c.revoked.is_(None)
-            connection.execute(update(keys).where(is_valid).values(revoked=_now()))
-            return connection.scalar(select(keys.c.id).where(keys.c.id == key_id)) is not None
+        key = self._get(key_id)
+        if key is None:
+            return False
+        if key.revoked is None:
+            self._tell("key_revoked", key, {"name": key.name})
+            with database_in_reach(), self._engine.begin() as connection:
+                is_valid = (keys.c.id == key_id) & keys.c.revoked.is_(None)
+                connection.execute(update(keys).where(is_valid).values(revoked=_now()))
+        return True
 
-    def _insert(self, secret: str, name: str, tenant: str, scopes: Iterable[str], expires: int | None) -> Key:
-        key = Key(str(uuid.uuid4()), tenant, name, _known(scopes), _now(), expires, None)
+    def _get(self, key_id: str) -> Key | None:
+        with database_in_reach(), self._engine.connect() as connection:
+            row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+        return None if row is None else _key(row)
+
+    def _insert(self, kind: str, key: Key, secret: str, details: Mapping[str, Any] | None = None) -> None:
+        said = {"name": key.name, "scopes": sorted(key.scopes), "expires": key.expires, **_permissions(key)}
+        self._tell(kind, key, {**said, **(details or {})})
         with database_in_reach(), self._engine.begin() as connection:
             connection.execute(insert(keys).values(_row(key, secret)))
-        return key
+
+    def _tell(self, kind: str, key: Key, details: Mapping[str, Any]) -> None:
+        event = Event(kind=kind, tenant=key.tenant, key_id=OPERATOR, about=key.id, details=details)
+        appender = Appender(self._engine)
+        try:
+            with database_in_reach():
+                appender.append([event])
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            raise LedgerUnavailable("The ledger's database does not answer.") from error
+        finally:
+            appender.close()
+
+
+def _new(
+    name: str, tenant: str, scopes: Iterable[str], expires: int | None, quota: Quota | None, policy: Policy
+) -> Key:
+    key_id = str(uuid.uuid4())
+    return Key(key_id, tenant, name, _known(scopes), _now(), expires, None, key_id, quota, policy)
+
+
+def _new_secret() -> str:
+    return f"ak_{secrets.token_urlsafe(32)}"
 
 
 def _known(scopes: Iterable[str]) -> frozenset[str]:
@@ -95,7 +191,13 @@ def _known(scopes: Iterable[str]) -> frozenset[str]:
     return wanted
 
 
+def _permissions(key: Key) -> dict[str, Any]:
+    quota = {} if key.quota is None else key.quota.written()
+    return {"quota": quota, "policy": key.policy.written()}
+
+
 def _row(key: Key, secret: str) -> dict[str, Any]:
+    permissions = {name: orjson.dumps(said).decode() if said else None for name, said in _permissions(key).items()}
     return {
         "id": key.id,
         "hash": _hash(secret),
@@ -105,11 +207,24 @@ def _row(key: Key, secret: str) -> dict[str, Any]:
         "created": key.created,
         "expires": key.expires,
         "revoked": key.revoked,
+        "account": key.account,
+        **permissions,
     }
 
 
 def _key(row: Row[Any]) -> Key:
-    return Key(row.id, row.tenant, row.name, frozenset(row.scopes.split()), row.created, row.expires, row.revoked)
+    return Key(
+        row.id,
+        row.tenant,
+        row.name,
+        frozenset(row.scopes.split()),
+        row.created,
+        row.expires,
+        row.revoked,
+        row.account or row.id,
+        None if row.quota is None else Quota.read(orjson.loads(row.quota)),
+        OPEN if row.policy is None else Policy.read(orjson.loads(row.policy)),
+    )
 
 
 def _hash(secret: str) -> str:

@@ -27,6 +27,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     not_,
 )
 
@@ -136,6 +137,9 @@ keys = Table(
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
+    Column("account", String(36)),  # the id of the first of the keys that replace one another; none: its own
+    Column("quota", Text),  # JSON; see service.permissions
+    Column("policy", Text),
 )
 
 _of = explanations.c

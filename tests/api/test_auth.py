@@ -18,6 +18,7 @@ from service.api.parsing import StrictRoute
 from service.api.schemas import PredictBody
 from service.api.transport import RequestIds
 from service.ledger import SCOPES
+from service.quotas import Quotas
 from tests.api.conftest import filled
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ EXPLAIN = "/v1/models/loan/versions/1:explain"
 def expected_scope(path: str) -> str:
     if path == "/metrics":
         return "metrics"
-    if path.endswith(":review"):
-        return "ledger:write"
     return "ledger:read" if path.startswith("/v1/explanations") else "explain"
 
 
@@ -168,7 +167,7 @@ async def test_a_new_route_is_closed_until_it_declares_a_scope(
     problems.install(app)
     app.router.route_class = route_class
     app.add_middleware(RequestIds)
-    app.state.authenticator = Authenticator(service.app.state.keys)
+    app.state.authenticator = Authenticator(service.app.state.keys, Quotas(service.app.state.cache))
     app.state.max_body_bytes = 1000
 
     @app.post("/undeclared")

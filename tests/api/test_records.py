@@ -157,21 +157,27 @@ async def test_an_impossible_number_of_reasons(
     assert assert_problem(response, 422).startswith("max: ")
 
 
-@pytest.mark.parametrize("suffix", ["", "/reasons"])
 async def test_another_tenants_record_is_as_if_absent(
-    explain: Explain, bank: httpx.AsyncClient, client: httpx.AsyncClient, instance: dict[str, Any], suffix: str
+    service: Service, explain: Explain, bank: httpx.AsyncClient, client: httpx.AsyncClient, instance: dict[str, Any]
 ) -> None:
+    """Over every route that takes the id of an explanation, a new one included."""
     (explanation,) = (await explain([instance], by=client, context={"subject": "Ada"}))["explanations"]
-    headers = {"X-Request-Id": "the-same"}
+    described = service.app.openapi()["paths"].items()
+    operations = [(method, path) for path, each in described if "{explanation}" in path for method in each]
+    assert len(operations) >= 3
 
-    foreign = await bank.get(f"/v1/explanations/{explanation['id']}{suffix}", headers=headers)
-    absent = await bank.get(f"/v1/explanations/{uuid.uuid4()}{suffix}", headers=headers)
-    malformed = await bank.get(f"/v1/explanations/nothing%00at%20all{suffix}", headers=headers)
+    for method, path in operations:
 
-    assert foreign.status_code == absent.status_code == malformed.status_code == 404
-    assert foreign.content == absent.content == malformed.content
-    without_date = [{k: v for k, v in one.headers.items() if k != "date"} for one in (foreign, absent, malformed)]
-    assert without_date[0] == without_date[1] == without_date[2]
+        async def answer(identifier: str, method: str = method, path: str = path) -> httpx.Response:
+            asked = path.format(explanation=identifier)
+            return await bank.request(method, asked, headers={"X-Request-Id": "the-same"})
+
+        answers = [await answer(one) for one in (explanation["id"], str(uuid.uuid4()), "nothing%00at%20all")]
+
+        assert [one.status_code for one in answers] == [404, 404, 404], path
+        assert answers[0].content == answers[1].content == answers[2].content
+        without_date = [{k: v for k, v in one.headers.items() if k != "date"} for one in answers]
+        assert without_date[0] == without_date[1] == without_date[2]
     assert await found(bank, subject="Ada") == []
     assert await found(bank) == []
 

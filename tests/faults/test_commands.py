@@ -156,9 +156,30 @@ def test_keys_are_made_listed_and_ended(run_command: RunCommand, start: Start, t
     assert program.end(signal.SIGTERM) == 0
 
 
+def test_keys_are_limited_and_replaced(run_command: RunCommand, tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    limits = ("--requests", "100", "--per", "hour", "--methods", "saliency", "--top", "3")
+    made = run_command("keys", "create", "a customer", *limits, *data).stdout
+    (first,) = re.findall(r"^id +(\S+)$", made, re.MULTILINE)
+    rotated = run_command("keys", "rotate", first, "--overlap-days", "0", *data).stdout
+    (second,) = re.findall(r"^id +(\S+)$", rotated, re.MULTILINE)
+    assert run_command("keys", "rotate", first, *data).returncode == 1  # it has ended
+
+    listed = run_command("keys", "list", *data).stdout
+    shown = r"  100 requests a hour  methods=saliency top=3$"
+    assert re.search(rf"^{first}  .*expired [-0-9 :]+ UTC{shown}", listed, re.MULTILINE)
+    assert re.search(rf"^{second}  default  a customer  explain,ledger:read  valid{shown}", listed, re.MULTILINE)
+
+    assert run_command("keys", "change", second, "--points", "5000", *data).returncode == 0
+    assert re.search(rf"^{second} .*valid  5000 points a day$", run_command("keys", "list", *data).stdout, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
+        (["keys", "rotate", "no-such-id"], 1),
+        (["keys", "change", "no-such-id", "--top", "0"], 2),
+        (["keys", "create", "x", "--methods", "reading_tea_leaves"], 2),
         (["keys", "revoke", "no-such-id"], 1),
         (["keys", "create", "x", "--scopes", "everything"], 2),
         (["nothing"], 2),

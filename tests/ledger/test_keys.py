@@ -6,9 +6,12 @@ import re
 import time
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
-from service.ledger import SCOPES, Keys
+from service.ledger import SCOPES, Key, Keys
+from service.ledger.events import stored_event
+from service.ledger.tables import events, log
+from service.permissions import Policy, Quota
 
 
 @pytest.fixture
@@ -89,3 +92,101 @@ def test_an_unknown_scope(keys: Keys, scopes: list[str]) -> None:
 def test_an_empty_secret(keys: Keys) -> None:
     with pytest.raises(ValueError, match="empty"):
         keys.add("", "bootstrap", "bank", SCOPES)
+
+
+QUOTA = Quota(1000, None, "hour")
+POLICY = Policy(frozenset({"saliency"}), top=3, digits=2, outputs=False)
+
+
+def told(engine: Engine, key: Key) -> list[tuple[str, dict[str, object]]]:
+    """The kinds and details of the events about a key, the oldest first."""
+    query = select(events, log.c.record).join_from(events, log, log.c.seq == events.c.seq)
+    with engine.connect() as connection:
+        rows = connection.execute(query.where(events.c.about == key.id).order_by(events.c.seq)).all()
+    found = [stored_event(row) for row in rows]
+    assert all((event.tenant, event.key_id) == (key.tenant, "operator") for event in found)
+    return [(event.kind, dict(event.details)) for event in found]
+
+
+def test_quota_and_policy_are_kept(keys: Keys) -> None:
+    key, secret = keys.create("front", "bank", ["explain"], quota=QUOTA, policy=POLICY)
+    assert (key.quota, key.policy) == (QUOTA, POLICY)
+    assert keys.find(secret) == key
+
+
+def test_a_key_that_replaces_another_has_its_rights_and_its_account(keys: Keys, engine: Engine) -> None:
+    first, first_secret = keys.create("front", "bank", ["explain"], 2 * 10**15, QUOTA, POLICY)
+    rotated = keys.rotate(first.id, 10**6)
+    assert rotated is not None
+    second, second_secret = rotated
+    rotated = keys.rotate(second.id, 0)
+    assert rotated is not None
+    third, third_secret = rotated
+
+    assert len({first_secret, second_secret, third_secret}) == 3
+    for key, secret in ((second, second_secret), (third, third_secret)):
+        same = (key.tenant, key.name, key.scopes, key.expires, key.account, key.quota, key.policy)
+        assert same == (first.tenant, first.name, first.scopes, first.expires, first.id, QUOTA, POLICY)
+        assert keys.find(secret) is not None
+    old = keys.find(first_secret)
+    assert old is not None
+    assert old.expires == second.created + 10**6  # both work meanwhile
+    assert old.is_valid(second.created)
+    assert not old.is_valid(second.created + 10**6)
+    replaced = keys.find(second_secret)
+    assert replaced is not None
+    assert not replaced.is_valid(third.created)  # without an overlap
+    assert [kind for kind, _ in told(engine, second)] == ["key_rotated"]
+    assert told(engine, second)[0][1]["replaces"] == first.id
+
+
+def test_a_key_that_has_ended_is_not_replaced(keys: Keys) -> None:
+    expired, _ = keys.create("front", "bank", ["explain"], expires=1)
+    revoked, _ = keys.create("front", "bank", ["explain"])
+    keys.revoke(revoked.id)
+    assert keys.rotate(expired.id, 0) is keys.rotate(revoked.id, 0) is keys.rotate("absent", 0) is None
+    assert len(keys.list()) == 2
+
+
+def test_an_overlap_does_not_lengthen_a_life(keys: Keys) -> None:
+    key, secret = keys.create("front", "bank", ["explain"], expires=2 * 10**15)
+    keys.rotate(key.id, 10**18)
+    old = keys.find(secret)
+    assert old is not None
+    assert old.expires == 2 * 10**15
+
+
+def test_every_change_of_a_key_is_an_event(keys: Keys, engine: Engine) -> None:
+    key, secret = keys.create("front", "bank", ["explain", "metrics"], quota=QUOTA)
+    assert keys.change(key.id, None, POLICY)
+    assert keys.revoke(key.id)
+    assert keys.revoke(key.id)  # which changes nothing any more
+    assert not keys.change("absent", None, POLICY)
+
+    policy = {"methods": ["saliency"], "top": 3, "digits": 2, "outputs": False}
+    quota = {"requests": 1000, "period": "hour"}
+    made = {"name": "front", "scopes": ["explain", "metrics"], "expires": None, "quota": quota, "policy": {}}
+    assert told(engine, key) == [
+        ("key_created", made),
+        ("key_changed", {"before": {"quota": quota, "policy": {}}, "quota": {}, "policy": policy}),
+        ("key_revoked", {"name": "front"}),
+    ]
+    found = keys.find(secret)
+    assert found is not None
+    assert (found.quota, found.policy) == (None, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Quota(0, None, "day"), "at least 1"),
+        (lambda: Quota(1, None, "week"), "minute, hour, day"),
+        (lambda: Policy(methods=frozenset()), "one method"),
+        (lambda: Policy(top=0), "at least 1"),
+        (lambda: Policy(digits=16), "from 1 to 15"),
+    ],
+)
+def test_quotas_and_policies_that_make_no_sense(make: object, sentence: str) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match=sentence):
+        make()

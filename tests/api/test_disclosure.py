@@ -1,0 +1,188 @@
+"""Quotas and policies of keys, as a client meets them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.disclosure import limited
+from service.permissions import OPEN, Policy, Quota
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from tests.api.conftest import AssertProblem, Explain
+    from tests.conftest import MakeKey, Service
+
+EXPLAIN = "/v1/models/loan/versions/1:explain"
+NARROW = Policy(frozenset({"integrated_gradients", "integrated_hessians"}), top=3, digits=2, outputs=False)
+
+Client = Callable[..., "AbstractAsyncContextManager[httpx.AsyncClient]"]
+
+
+@pytest.fixture
+def client_with(service: Service, make_key: MakeKey) -> Client:
+    """Clients of one tenant, whose keys have these permissions."""
+    tenant = f"limited-{uuid.uuid4()}"
+
+    @asynccontextmanager
+    async def client(quota: Quota | None = None, policy: Policy = OPEN) -> AsyncIterator[httpx.AsyncClient]:
+        async with service.client(make_key(tenant=tenant, quota=quota, policy=policy)) as client:
+            yield client
+
+    return client
+
+
+async def test_a_spent_quota_of_requests(
+    client_with: Client, instance: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    async with client_with(Quota(5, None, "day")) as client:
+        replies = [await client.post(EXPLAIN, json={"instances": [instance]}) for _ in range(4)]
+        looked_up = await client.get("/v1/explanations")
+        refused = await client.get("/v1/explanations")
+        elsewhere = await client.get("/v1/models")
+
+    assert [reply.status_code for reply in (*replies, looked_up)] == [200] * 5
+    for response in (refused, elsewhere):
+        assert assert_problem(response, 429) == "the key's quota of 5 requests a day is spent"
+        assert 1 <= int(response.headers["retry-after"]) <= 86_400
+
+
+async def test_a_spent_quota_of_points(
+    client_with: Client, fresh: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    rule = {"method": "integrated_gradients", "options": {"rule": "midpoint"}, "max_evaluations": 60, "tolerance": 1e-6}
+    body = {"instances": [fresh], "parameters": rule}
+    async with client_with(Quota(None, 200, "day")) as client:
+        spent, hits = 0, 0
+        response = await client.post(EXPLAIN, json=body)
+        while response.status_code == 200:
+            (explanation,) = response.json()["explanations"]
+            cached = explanation["cached"]
+            spent += 0 if cached else explanation["evaluations"]
+            hits += cached
+            # What comes from the cache costs nothing, so that it goes on until something else is asked for.
+            body = {**body, "instances": [{**fresh, "net_worth": spent}]} if cached else body
+            response = await client.post(EXPLAIN, json=body)
+        too_much = await client.post(EXPLAIN, json={"instances": [fresh] * 5, "parameters": rule})
+        still = await client.get("/v1/explanations")
+
+    assert assert_problem(response, 429) == "the key's quota of 200 gradient points a day is spent"
+    assert hits
+    assert 140 < spent <= 200
+    assert "may cost 300 gradient points" in assert_problem(too_much, 422)
+    assert still.status_code == 200
+
+
+async def test_requests_at_once_do_not_exceed_the_quota(client_with: Client, fresh: dict[str, Any]) -> None:
+    async with client_with(Quota(None, 1000, "day")) as client:
+
+        async def ask(number: int) -> int:
+            body = {
+                "instances": [{**fresh, "net_worth": number}],
+                "parameters": {"method": "expected_gradients", "max_evaluations": 300, "tolerance": 1e-6},
+            }
+            response = await client.post(EXPLAIN, json=body)
+            return response.json()["explanations"][0]["evaluations"] if response.status_code == 200 else 0
+
+        spent = await asyncio.gather(*(ask(number) for number in range(12)))
+
+    assert 0 < sum(spent) <= 1000
+    assert 0 in spent
+
+
+async def test_a_method_that_the_policy_does_not_allow(
+    client_with: Client, instance: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    async with client_with(policy=NARROW) as client:
+        body = {"instances": [instance], "parameters": {"method": "saliency"}}
+        sentence = assert_problem(await client.post(EXPLAIN, json=body), 403)
+
+    assert sentence == "the key's policy allows the methods integrated_gradients, integrated_hessians"
+
+
+async def test_a_policy_holds_for_the_reply_and_for_every_look_up(
+    client_with: Client, explain: Explain, fresh: dict[str, Any]
+) -> None:
+    async with client_with() as whole, client_with(policy=NARROW) as narrow:
+        smooth = {"method": "integrated_hessians", "options": {"smooth": "softplus"}}
+        (matrix,) = (await explain([fresh], by=narrow, **smooth))["explanations"]
+        whole_matrix = (await whole.get(f"/v1/explanations/{matrix['id']}")).json()["interactions"]
+        reply = await explain([fresh], by=narrow)
+        (told,) = reply["explanations"]
+        path = f"/v1/explanations/{told['id']}"
+        record = (await narrow.get(path)).json()
+        found, also_found = (await narrow.get("/v1/explanations")).json()["explanations"]
+        reasons = (await narrow.get(f"{path}/reasons")).json()["reasons"]
+        predicted = (await narrow.post(EXPLAIN.replace("explain", "predict"), json={"instances": [fresh]})).json()
+        everything = (await whole.get(path)).json()
+
+    assert reply["predictions"] == predicted["predictions"]
+    assert reply["predictions"][0]["outputs"] == []
+    assert reply["predictions"][0]["label"] == everything["prediction"]["label"]
+    for shown in (told, record, found):
+        assert shown["disclosure"] == {"top": 3, "digits": 2, "outputs": False}
+        assert not {"output", "baseline_output"} & set(shown)
+        assert shown["attributions"] == told["attributions"]
+        assert shown["reasons"] == told["reasons"] == reasons
+    assert record["prediction"]["outputs"] == found["prediction"]["outputs"] == []
+    ranked = sorted(everything["attributions"].items(), key=lambda item: -abs(item[1]))
+    assert set(told["attributions"]) == {name for name, _ in ranked[:3]}
+    step = 10.0 ** (int(f"{ranked[0][1]:e}".partition("e")[2]) - 1)
+    for name, value in told["attributions"].items():
+        assert abs(value - everything["attributions"][name]) <= step / 2 + 1e-12
+        assert value / step == pytest.approx(round(value / step))
+    assert len(whole_matrix) == 38
+    assert "interactions" not in {**matrix, **also_found}
+    assert everything["policy"] == {
+        "methods": ["integrated_gradients", "integrated_hessians"],
+        "top": 3,
+        "digits": 2,
+        "outputs": False,
+    }
+    assert "disclosure" not in everything
+
+
+async def test_images_and_groups_are_limited_too(client_with: Client, explain: Explain) -> None:
+    pixels = [[float(row * column % 17) for column in range(8)] for row in range(8)]
+    digits = "/v1/models/digits/versions/1:explain"
+    groups = {"groups": [[0], [1], [2, 3]]}
+    async with client_with() as whole, client_with(policy=Policy(top=4, digits=1)) as narrow:
+        told = (await explain([pixels], by=narrow, path=digits))["explanations"][0]
+        everything = (await explain([pixels], by=whole, path=digits))["explanations"][0]
+        grouped = (await explain([pixels], by=narrow, path=digits, method="directional_ig", options=groups))[
+            "explanations"
+        ][0]
+
+    values, full = told["attributions"]["values"], everything["attributions"]["values"]
+    kept = sorted(range(64), key=lambda at: -abs(full[at]))[:4]
+    assert {at for at, value in enumerate(values) if value} <= set(kept)
+    assert told["output"] == pytest.approx(everything["output"], rel=0.5)
+    assert told["output"] != everything["output"]
+    assert "groups" not in grouped
+
+
+values = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@given(st.lists(values, min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 6))
+def test_what_is_shown_is_near_and_no_more_than_allowed(numbers: list[float], top: int, digits: int) -> None:
+    explanation = {"attributions": {str(at): value for at, value in enumerate(numbers)}, "output": numbers[0]}
+
+    shown = limited(explanation, Policy(top=top, digits=digits))
+
+    largest = max(map(abs, numbers))
+    assert len(shown["attributions"]) == min(top, len(numbers))
+    for name, value in shown["attributions"].items():
+        assert abs(value - numbers[int(name)]) <= 0.5 * 10.0 ** (1 - digits) * largest * (1 + 1e-9)
+    least_shown = min(abs(numbers[int(name)]) for name in shown["attributions"])
+    assert all(abs(n) <= least_shown for at, n in enumerate(numbers) if str(at) not in shown["attributions"])
+    assert limited(explanation, OPEN) == explanation
