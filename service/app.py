@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
-from service.api import documentation, explain, explanations, health, models, problems, replays
+from service.api import documentation, explain, explanations, health, models, problems, replays, reviews
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
 from service.api.transport import RequestIds
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.catalog = catalog
     app.state.max_body_bytes = settings.max_body_bytes
     problems.install(app)
-    for router in (models.router, explanations.router, replays.router, health.router):
+    for router in (models.router, explanations.router, replays.router, *reviews.routers, health.router):
         app.include_router(router)
     app.add_middleware(CountedRequests)
     app.add_middleware(RequestIds)
@@ -165,6 +165,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
         metrics.show_workers(engine.ready_workers, engine.device_memory)
         metrics.show_versions(catalog)
         health.show(catalog, metrics)
+        metrics.show_checkpoint(None if ledger is None else ledger.signed)
         return metrics.render(workers)
 
     app.state.engine = engine

@@ -31,6 +31,7 @@ FILTERS = frozenset(
         "converged",
         "flag",
         "label",
+        "reviewed",
         "limit",
         "cursor",
     }
@@ -76,10 +77,14 @@ async def search_explanations(
     converged: bool | None = None,
     flag: str | None = None,
     label: str | None = None,
+    reviewed: bool | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = 50,
     cursor: str | None = None,
 ) -> Response:
-    """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag."""
+    """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag.
+
+    `flag=<name>&reviewed=false` is the review queue of a rule.
+    """
     names = request.query_params.keys()
     unknown = [name for name in names if name not in FILTERS and not name.startswith(COHORT)]
     if unknown:
@@ -96,6 +101,7 @@ async def search_explanations(
         converged=converged,
         flag=flag,
         label=label,
+        reviewed=reviewed,
         cohort=tuple(
             (name.removeprefix(COHORT), value)
             for name, value in request.query_params.items()

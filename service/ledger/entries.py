@@ -24,6 +24,10 @@ STANDARD = "standard"
 """The retention class of an entry that names none."""
 
 
+REVIEW = "review"
+"""The kind of the event that says what a person found of an explanation."""
+
+
 class EntryRefused(AnswerableError):
     """The database holds something that excludes this entry, an explanation of the same id for instance."""
 
@@ -121,8 +125,8 @@ class Search:
     """Conditions that all hold for what is found; None asks for nothing.
 
     `created_from` is included and `created_to` excluded, in microseconds since the epoch, UTC. `cohort` holds
-    (name, value) pairs. A version is only unique within its model, so it is asked for together with one:
-    InvalidRequest otherwise.
+    (name, value) pairs, `reviewed` asks whether there is an event of the kind REVIEW about it. A version is only unique
+    within its model, so it is asked for together with one: InvalidRequest otherwise.
     """
 
     model: str | None = None
@@ -134,6 +138,7 @@ class Search:
     converged: bool | None = None
     flag: str | None = None
     label: str | None = None
+    reviewed: bool | None = None
     cohort: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:

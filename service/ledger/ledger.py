@@ -42,7 +42,8 @@ class Ledger:
     `observe` is called on the event loop after every append that was not cancelled, with the seconds it took,
     its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait
     from which more are refused. With a `notary`, what is recorded is signed every `checkpoint_seconds`, and once more
-    at the end. The engine stays the caller's to dispose of, after `close`.
+    at the end; `signed` is when that was last, in seconds since the epoch, None before the first. The engine stays the
+    caller's to dispose of, after `close`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Ledger:
         self._writer = Writer(engine, self._wake)
         self._notary = notary
         self._unsigned = False
+        self.signed: float | None = None
         self._signing = None if notary is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
 
     async def append(self, entries: Sequence[Entry | Event]) -> None:
@@ -170,10 +172,12 @@ class Ledger:
         assert self._notary is not None
         self._unsigned = False
         try:
-            await self._loop.run_in_executor(self._readers, self._notary.sign)
+            checkpoint = await self._loop.run_in_executor(self._readers, self._notary.sign)
         except (AnswerableError, NotTheSigner, SecretFileError) as error:
             self._unsigned = True
             _log.error("no checkpoint was signed: %s", error)
+        else:
+            self.signed = None if checkpoint is None else checkpoint.created / 1e6
 
     async def _notarise(self, ask: Callable[Concatenate[Notary, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         notary = self._notary

@@ -7,11 +7,11 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, literal, not_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, exists, literal, not_, select, tuple_
 
 from service.errors import InvalidRequest
-from service.ledger.entries import MalformedCursor, Page, Search, Stored
-from service.ledger.tables import COHORT, FLAG, explanation_tags, explanations, log
+from service.ledger.entries import REVIEW, MalformedCursor, Page, Search, Stored
+from service.ledger.tables import COHORT, FLAG, events, explanation_tags, explanations, log
 
 LARGEST_PAGE = 1000
 
@@ -75,6 +75,10 @@ def _conditions(tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
     if search.converged is not None:
         # Written out, not as a parameter: the partial index answers only to the words it was made with.
         yield explanations.c.converged.is_(True) if search.converged else not_(explanations.c.converged)
+    if search.reviewed is not None:
+        about_it = (events.c.tenant == tenant, events.c.about == explanations.c.id, events.c.kind == REVIEW)
+        review = exists().where(*about_it)
+        yield review if search.reviewed else not_(review)
     for column in ("model", "version", "subject", "decision_id", "label"):
         if (value := getattr(search, column)) is not None:
             yield explanations.c[column] == value

@@ -14,6 +14,7 @@ REASONS = ("budget", "deadline", "precision", "steps", "non_finite")
 CACHES = ("results", "baselines")
 CACHE_RESULTS = ("hit", "miss", "error", "foreign")
 RESTARTS = ("died",)
+VERDICTS = ("accepted", "rejected", "escalated")
 STATUSES = frozenset({400, 401, 403, 404, 422, 429, 499, 500, 503, 504, 507})
 
 

@@ -18,7 +18,7 @@ from service.catalog.versions import ModelVersion
 from service.domain import Explanation
 from service.engine.messages import ChunkReport
 from service.monitoring.instruments import Counter, Registry
-from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, MethodLabels, outcome
+from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, VERDICTS, MethodLabels, outcome
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 WAITING_SECONDS = (0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)
@@ -75,6 +75,7 @@ class Metrics:
         )
 
         self.flags = counter("flags", "Review rules that fired, by the flag they raise.", ["model", "flag"])
+        self.reviews = counter("reviews", "Explanations that a person reviewed, by verdict.", ["verdict"])
 
         self.ndcg = gauge(
             "attribution_ndcg",
@@ -105,6 +106,9 @@ class Metrics:
         self.append_duration = histogram(
             "ledger_append_duration_seconds", "Seconds until a record is durable.", SECONDS
         ).labels()
+        self.checkpoint = gauge(
+            "checkpoint_timestamp_seconds", "When the ledger was last signed, in seconds since the epoch."
+        )
         self._requests = cache(self._requests_of)
         self._start_at_zero()
 
@@ -113,6 +117,8 @@ class Metrics:
         for name in CACHES:
             for result in CACHE_RESULTS:
                 self.cache.labels(name, result)
+        for verdict in VERDICTS:
+            self.reviews.labels(verdict)
         for reason in RESTARTS:
             self.restarts.labels(reason)
         for result in ("ok", "failed"):
@@ -202,6 +208,11 @@ class Metrics:
         self.device_memory.clear()
         for device, held in memory.items():
             self.device_memory.labels(str(device)).set(held)
+
+    def show_checkpoint(self, signed: float | None) -> None:
+        """When the ledger was last signed, in seconds since the epoch; nothing before the first time."""
+        if signed is not None:
+            self.checkpoint.labels().set(signed)
 
     def render(self, workers: int) -> bytes:
         """The text exposition format. `workers` is the number of devices, for the share of their time."""

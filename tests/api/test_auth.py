@@ -33,6 +33,8 @@ EXPLAIN = "/v1/models/loan/versions/1:explain"
 def expected_scope(path: str) -> str:
     if path == "/metrics":
         return "metrics"
+    if path.endswith(":review"):
+        return "ledger:write"
     return "ledger:read" if path.startswith("/v1/explanations") else "explain"
 
 

@@ -1,0 +1,92 @@
+"""`POST /v1/explanations/{id}:review`: what a person found of an explanation that a rule flagged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from service.api.auth import CallerOf, caller_of, needs
+from service.api.explanations import find_stored, ledger_of
+from service.api.parsing import StrictRoute
+from service.api.problems import answers
+from service.api.schemas import Strict
+from service.ledger.entries import REVIEW, EventSearch, StoredEvent
+from service.monitoring.metrics import Metrics
+
+MOST_SHOWN = 100
+LONGEST_NOTE = 500
+
+reviewing = APIRouter(route_class=StrictRoute, tags=["Stored explanations"])
+reading = APIRouter(tags=["Stored explanations"])
+routers = (reviewing, reading)
+
+
+class ReviewBody(Strict):
+    """What was found. The note is in the log for good, and never erased: it must not say who the person is."""
+
+    verdict: Literal["accepted", "rejected", "escalated"]
+    note: Annotated[str, Field(max_length=LONGEST_NOTE)] = ""
+
+
+class ReviewItem(BaseModel):
+    """One review. `created` is in microseconds since the epoch, `key_id` that of the reviewer's key."""
+
+    verdict: str
+    note: str
+    created: int
+    key_id: str
+    sequence: int = Field(description="its place in the log")
+
+
+class ReviewsReply(BaseModel):
+    """The reviews of an explanation, the newest first, which is the one that counts."""
+
+    id: str
+    reviews: list[ReviewItem]
+
+
+@reviewing.post(
+    "/v1/explanations/{explanation}:review",
+    responses={200: {"model": ReviewsReply}, **answers(400, 401, 403, 404, 408, 413, 415, 422, 503)},
+)
+@needs("ledger:write")
+async def review_explanation(request: Request, explanation: str, body: ReviewBody) -> Response:
+    """Records a verdict and a note as an event of the log; the explanation leaves the review queue."""
+    caller = caller_of(request)
+    stored = await find_stored(request, explanation, caller)
+    details = {"verdict": body.verdict, "note": body.note}
+    await ledger_of(request).append_event(REVIEW, caller.tenant, caller.key_id, stored.id, details)
+    metrics: Metrics = request.app.state.metrics
+    metrics.reviews.labels(body.verdict).inc()
+    return await _reviews(request, caller.tenant, stored.id)
+
+
+@reading.get(
+    "/v1/explanations/{explanation}/reviews",
+    responses={200: {"model": ReviewsReply}, **answers(401, 403, 404, 503)},
+)
+@needs("ledger:read")
+async def show_reviews(request: Request, explanation: str, caller: CallerOf) -> Response:
+    """What was found of the explanation, by whom and when."""
+    stored = await find_stored(request, explanation, caller)
+    return await _reviews(request, caller.tenant, stored.id)
+
+
+async def _reviews(request: Request, tenant: str, explanation: str) -> Response:
+    page = await ledger_of(request).events(tenant, EventSearch(kind=REVIEW, about=explanation), MOST_SHOWN)
+    reply = {"id": explanation, "reviews": [_shown(event) for event in page.events]}
+    return Response(orjson.dumps(reply), media_type="application/json")
+
+
+def _shown(event: StoredEvent) -> dict[str, Any]:
+    details = event.details
+    return {
+        "verdict": details["verdict"],
+        "note": details["note"],
+        "created": event.created,
+        "key_id": event.key_id,
+        "sequence": event.seq,
+    }
