@@ -48,9 +48,13 @@ class ReviewsReply(BaseModel):
     reviews: list[ReviewItem]
 
 
+EXAMPLE = {"verdict": {"value": {"verdict": "accepted", "note": "the protected features count for little here"}}}
+
+
 @reviewing.post(
     "/v1/explanations/{explanation}:review",
     responses={200: {"model": ReviewsReply}, **answers(400, 401, 403, 404, 408, 413, 415, 422, 503)},
+    openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("ledger:write")
 async def review_explanation(request: Request, explanation: str, body: ReviewBody) -> Response:

@@ -18,18 +18,8 @@ if TYPE_CHECKING:
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 NO_CACHE = {"Cache-Control": "no-cache"}
 LABELS = {
-    "model",
-    "method",
-    "outcome",
-    "reason",
-    "cache",
-    "result",
-    "version",
-    "digest",
-    "device",
-    "flag",
-    "cohort",
-    "le",
+    *("model", "method", "outcome", "reason", "cache", "result", "version", "digest", "device", "flag", "cohort"),
+    *("verdict", "le"),
 }
 KINDS = {
     "answerable_requests": "counter",
@@ -64,9 +54,9 @@ async def test_traffic_batching_and_quality_are_measured(client: httpx.AsyncClie
 
 
 async def test_an_explanation_counts(explain: Explain, figures: Figures, fresh: dict[str, Any]) -> None:
-    pair = {"model": "loan", "method": "expected_gradients"}
+    pair = {"model": "loan", "method": "integrated_gradients"}
     before = await figures()
-    (explanation,) = (await explain([fresh], method="expected_gradients", headers=NO_CACHE))["explanations"]
+    (explanation,) = (await explain([fresh], headers=NO_CACHE))["explanations"]
     after = await figures()
 
     def added(name: str, **labels: str) -> float:

@@ -122,13 +122,14 @@ async def test_a_model_that_is_not_there(client: httpx.AsyncClient, assert_probl
     assert_problem(await client.get(path), 404)
 
 
-async def test_every_example_runs_and_its_reply_has_the_described_shape(
+async def test_every_example_of_a_model_runs_and_its_reply_has_the_described_shape(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     ran = 0
     for path, method, operation in operations(service):
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-        for name, example in content.get("examples", {}).items():
+        of_models = content.get("examples", {}) if "{model}" in path else {}
+        for name, example in of_models.items():
             model, _, version = name.partition("@")
             asked = path.format(model=model, version=version)
             response = await client.request(method, asked, json=example["value"])
