@@ -27,7 +27,7 @@ from service.engine.pool import Pool
 from service.engine.processes import count_devices
 from service.errors import CatalogError
 from service.explaining import Explaining
-from service.ledger import SCOPES, Keys, Ledger, Notary, open_engine, upgrade
+from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.quotas import Quotas
@@ -87,20 +87,24 @@ def read_catalog(folder: Path) -> Catalog:
     return catalog
 
 
+def open_database(settings: Settings) -> tuple[Engine, Vault]:
+    """The database with its schema up to date, and the vault for what is sealed in it.
+
+    Raises WrongMasterKey, SecretFileError.
+    """
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = open_engine(settings.database_url or f"sqlite:///{settings.data.resolve() / 'ledger.db'}")
+    return engine, prepare_database(engine, settings.master_key or settings.data / "master.key")
+
+
 def open_keys(settings: Settings) -> tuple[Engine, Keys]:
-    """The database with its schema up to date, and the keys in it."""
-    url = settings.database_url
-    if url is None:
-        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        url = f"sqlite:///{settings.data.resolve() / 'ledger.db'}"
-    engine = open_engine(url)
-    upgrade(engine)
+    """The database, and the keys in it."""
+    engine, _ = open_database(settings)
     return engine, Keys(engine)
 
 
 def open_notary(settings: Settings, database: Engine) -> Notary:
     """Who signs the state of the ledger; its key lies in the data folder unless the settings name another file."""
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Notary(database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl")
 
 
@@ -117,8 +121,9 @@ def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
 
 async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: AsyncExitStack) -> None:
     metrics = Metrics()
-    database, keys = await asyncio.to_thread(open_keys, settings)
+    database, vault = await asyncio.to_thread(open_database, settings)
     stack.callback(database.dispose)
+    keys = Keys(database)
     app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     redis_url = settings.redis_url
@@ -140,7 +145,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     if settings.ledger != "off":
         notary = open_notary(settings, database)
         await asyncio.to_thread(notary.open)
-        ledger = Ledger(database, metrics.observe_append, notary=notary)
+        ledger = Ledger(database, vault, metrics.observe_append, notary=notary)
         stack.push_async_callback(ledger.close)
 
     workers = settings.workers or count_devices()

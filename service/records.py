@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,25 @@ from service.methods.registry import BY_NAME
 from service.monitoring.review import flags_of
 from service.permissions import OPEN, Policy
 from service.quotas import Account
+
+IN_CLEAR = frozenset(
+    {
+        "id",
+        "model",
+        "method",
+        "target",
+        "output_space",
+        "completeness",
+        "converged",
+        "reason",
+        "evaluations",
+        "baseline",
+        "flags",
+        "cached",
+    }
+)
+"""What of an answer the record holds in clear, and so for ever. All else says something of the person: what the model
+answered, what each of their values did, errors that a guess of the input could be tried against."""
 
 MOST_REASONS = 4
 MOST_ERROR = 0.1
@@ -191,29 +209,19 @@ def ledger_entry(
 ) -> Entry:
     """The record of one explanation, serialised once.
 
-    The personal part is kept apart: the input and whom it concerns, and every digest that a guess of them could be
-    tried against. The record holds its salted commitment only.
+    The personal part is kept apart: the input and what was answered to it, whom it concerns, and every digest that a
+    guess of them could be tried against.
     """
-    created = time.time_ns() // 1000
     names = version.manifest.inputs.names
-    personal = orjson.dumps(
-        {
-            "salt": secrets.token_hex(16),
-            "subject": context.subject,
-            "input": dict(zip(names, plan.input, strict=True)) if names else plan.input,
-            "baseline": {"row": plan.baseline.row, "digest": plan.baseline.digest},
-            "plan_digest": plan_digest,
-        }
-    )
+    personal = {
+        "input": dict(zip(names, plan.input, strict=True)) if names else plan.input,
+        "baseline": {"row": plan.baseline.row, "digest": plan.baseline.digest},
+        "plan_digest": plan_digest,
+        "answer": {name: value for name, value in body.items() if name not in IN_CLEAR} | {"prediction": prediction},
+    }
     record = {
-        **body,
+        **{name: value for name, value in body.items() if name in IN_CLEAR},
         "baseline": body["baseline"] if plan.baseline.row is None else {"name": plan.baseline.name, "size": 1},
-        "created": created,
-        "tenant": caller.tenant,
-        "key_id": caller.key_id,
-        "decision_id": context.decision_id,
-        "cohort": dict(context.cohort),
-        "prediction": prediction,
         "parameters": {
             "target": plan.target,
             "tolerance": plan.tolerance,
@@ -227,21 +235,20 @@ def ledger_entry(
         "rule": explanation.rule,
         "answers_until_deadline": explanation.answers,
         "manifest": version.manifest_digest,
-        "personal_commitment": hashlib.sha256(personal).hexdigest(),
         "features": names,
         "environment": {**(version.environment or {}), "chunk_rows": explanation.chunk_rows},
     }
     return Entry(
         id=body["id"],
         tenant=caller.tenant,
-        created=created,
+        created=time.time_ns() // 1000,
         model=plan.model.name,
         version=plan.model.version,
         method=plan.method,
         converged=explanation.converged,
         key_id=caller.key_id,
         record=orjson.dumps(record, option=orjson.OPT_SORT_KEYS),
-        personal=personal,
+        personal=orjson.dumps(personal),
         label=prediction.get("label"),
         decision_id=context.decision_id,
         subject=context.subject,
@@ -251,11 +258,28 @@ def ledger_entry(
 
 
 def whole_record(stored: Stored) -> dict[str, Any]:
-    """All that the ledger holds of an explanation: the record, the personal part, and its place in the log."""
+    """All that the ledger holds of an explanation: the record, the personal part, and its place in the log.
+
+    Of one whose personal part was erased, what is left.
+    """
+    record = orjson.loads(stored.record) if stored.record else {"id": stored.id, "method": stored.method}
+    known = {
+        **record,
+        "created": stored.created,
+        "tenant": stored.tenant,
+        "key_id": stored.key_id,
+        "cohort": stored.cohort,
+        "retention": stored.retention,
+        "ledger": {"sequence": stored.seq, "leaf": stored.leaf.hex(), "tombstone": stored.tombstone},
+    }
+    if stored.tombstone is not None:
+        return known
     personal = orjson.loads(stored.personal)
     return {
-        **orjson.loads(stored.record),
-        "subject": personal["subject"],
+        **known,
+        **personal.get("answer", {}),  # which stood in the record before records had a schema
+        "subject": stored.subject,
+        "decision_id": stored.decision_id,
         "input": personal["input"],
-        "ledger": {"sequence": stored.seq, "leaf": stored.leaf.hex()},
+        "personal_commitment": hashlib.sha256(stored.opened).hexdigest(),
     }

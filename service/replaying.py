@@ -37,7 +37,7 @@ from service.domain import (
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
 from service.ledger.entries import Stored
 from service.planning import expected_points
-from service.records import explanation_body, prediction_of
+from service.records import explanation_body, prediction_of, whole_record
 
 Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
 Numbers = Literal["equal", "within_tolerance", "differ"]
@@ -108,7 +108,7 @@ class Replaying:
 
         Raises ReplayImpossible, ModelNotReady, and what the engine raises.
         """
-        record, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
+        record, personal = whole_record(stored), orjson.loads(stored.personal)
         version = self._version(record["model"])
         differences = [*_environment_differences(record, version)]
         missing = [*_missing(record, version)]

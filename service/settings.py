@@ -22,9 +22,10 @@ Digests = Annotated[frozenset[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]],
 class Settings(BaseSettings):
     """All have defaults that run. Unset stores are embedded ones; what lasts of them lies under `data`.
 
-    `signing_key` is the file with the private key that signs the ledger's checkpoints; hosts that share a database
-    share it. `stability_share` is the share of explanations that are computed once more, from another sample of the
-    baseline. `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
+    `master_key` is the file with the key over all that is sealed in the ledger, `signing_key` that of the private key
+    that signs its checkpoints; hosts that share a database share both. `stability_share` is the share of explanations
+    that are computed once more, from another sample of the baseline. `trusted_artefacts` are the exported torch
+    programs that may be opened, by digest: such a file is code.
     """
 
     model_config = SettingsConfigDict(env_prefix="ANSWERABLE_", env_file=".env", extra="ignore", frozen=True)
@@ -36,6 +37,7 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     database_url: str | None = None
     key: str | None = None
+    master_key: Path | None = None
     signing_key: Path | None = None
     workers: int | None = Field(default=None, ge=1)
     ledger: Literal["required", "best_effort", "off"] = "required"

@@ -57,7 +57,7 @@ async def show_reasons(
     most: Annotated[int, Query(alias="max", ge=1, le=MOST_REASONS)] = MOST_REASONS,
 ) -> dict[str, Any]:
     """The principal reasons, adverse direction only, the strongest first."""
-    record = limited(orjson.loads((await find_stored(request, explanation, caller)).record), caller.policy)
+    record = limited(whole_record(await find_stored(request, explanation, caller)), caller.policy)
     if "reasons" not in record:
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
     return {"id": record["id"], "reasons": record["reasons"][:most]}

@@ -1,11 +1,11 @@
 """The ledger: every explanation the service gives, written down before it is answered, and what became of it.
 
-Reading order: `entries` (what is kept), `leaves` (as bytes), `tables`, `database`, `writer` (how appends are grouped),
-`appending`, `searching`, `events`, `merkle` (the tree over the log), `signing`, `checkpoints`, `ledger` (what the rest
-of the service calls), `keys`.
+Reading order: `entries` (what is kept), `sealing` (what belongs to people), `leaves` (rows of the log as bytes),
+`tables`, `database`, `writer` (how appends are grouped), `appending`, `searching`, `events`, `merkle` (the tree over
+the log), `signing`, `checkpoints`, `ledger` (what the rest of the service calls), `keys`.
 """
 
-from service.ledger.checkpoints import Checkpoint, LogChanged, Notary
+from service.ledger.checkpoints import Checkpoint, Notary
 from service.ledger.database import open_engine
 from service.ledger.entries import (
     Entry,
@@ -13,6 +13,7 @@ from service.ledger.entries import (
     Event,
     EventPage,
     EventSearch,
+    LogChanged,
     MalformedCursor,
     Page,
     Search,
@@ -22,6 +23,7 @@ from service.ledger.entries import (
 from service.ledger.keys import SCOPES, Key, Keys
 from service.ledger.ledger import Ledger
 from service.ledger.migrations import upgrade
+from service.ledger.sealing import Vault, WrongMasterKey, prepare_database
 
 __all__ = [
     "SCOPES",
@@ -41,6 +43,9 @@ __all__ = [
     "Search",
     "Stored",
     "StoredEvent",
+    "Vault",
+    "WrongMasterKey",
     "open_engine",
+    "prepare_database",
     "upgrade",
 ]

@@ -7,18 +7,20 @@ the append of a record alone went from 570 to 320 us on SQLite and from 1,020 to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Engine, PoolProxiedConnection, Table
+from sqlalchemy.engine.interfaces import DBAPICursor
 
 from service.ledger.database import WRITE_LOCK
 from service.ledger.entries import EXPLANATION, Entry, EntryRefused, Event
-from service.ledger.leaves import event_record
+from service.ledger.leaves import event_record, tags_of, write_explanation
 from service.ledger.merkle import leaf_hash
-from service.ledger.tables import COHORT, FLAG, events, explanation_tags, explanations, log
+from service.ledger.sealing import Subject, Vault, owner_of
+from service.ledger.tables import events, explanation_tags, explanations, log, subjects
 
 CHECKPOINT_EVERY = 400
 """Entries after which SQLite's write-ahead log is moved into its file."""
@@ -27,16 +29,18 @@ _NEXT = "(SELECT coalesce(max(seq), 0) + 1 FROM log)"
 _BEFORE_LAST = "(SELECT max(seq) FROM log) - ?"
 """The place of a row that stands so many rows before the end of the log."""
 
-_of_explanation = attrgetter(
-    *(column.name for column in explanations.c if column.name not in {"seq", "personal", "tombstone"})
-)
-_of_event = attrgetter(*(column.name for column in events.c if column.name != "seq"))
+_SEALED = ("subject", "decision_id", "personal")
+_PLAIN = tuple(column.name for column in explanations.c if column.name not in {"seq", "tombstone", *_SEALED})
+
+_of_explanation = attrgetter(*_PLAIN)
+_EVENT = ("kind", "tenant", "created", "key_id", "about")
+_of_event = attrgetter(*_EVENT)
 
 
 class Appender:
-    """Appends to the log in one database; for one thread."""
+    """Appends to the log in one database; for one thread. Without a vault it takes events only."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, vault: Vault | None = None) -> None:
         driver = engine.dialect.loaded_dbapi
         self._engine = engine
         self._connection: PoolProxiedConnection | None = None
@@ -44,9 +48,14 @@ class Appender:
         self._error = driver.Error
         self._refusals = (driver.IntegrityError, driver.DataError)
         self._begin = WRITE_LOCK[engine.dialect.name]
-        self._insert_log = _insert(log, _NEXT, driver.paramstyle)
+        self._vault = vault
+        self._marker = "?" if driver.paramstyle == "qmark" else "%s"
+        self._insert_log = self._insert(log, ("kind", "record", "leaf"), _NEXT)
+        self._insert_subject = self._insert(subjects, ("token", "lookup", "key"))
         self._inserts = {
-            table: _insert(table, _BEFORE_LAST, driver.paramstyle) for table in (explanations, explanation_tags, events)
+            explanations: self._insert(explanations, (*_PLAIN, *_SEALED), _BEFORE_LAST),
+            explanation_tags: self._insert(explanation_tags, ("name", "value", "tenant", "created"), _BEFORE_LAST),
+            events: self._insert(events, _EVENT, _BEFORE_LAST),
         }
 
     def append(self, entries: Sequence[Entry | Event]) -> None:
@@ -89,21 +98,27 @@ class Appender:
 
     def _transact(self, connection: PoolProxiedConnection, entries: Sequence[Entry | Event]) -> None:
         """Nobody takes a place between the first statement and the last: the write lock is held."""
-        leaves: list[tuple[Any, ...]] = []
-        rows: dict[Table, list[tuple[Any, ...]]] = {table: [] for table in self._inserts}
-        for before_last, entry in zip(range(len(entries) - 1, -1, -1), entries, strict=True):
-            if isinstance(entry, Event):
-                record = event_record(entry)
-                leaves.append((entry.kind, record, leaf_hash(record)))
-                rows[events].append((before_last, *_of_event(entry)))
-            else:
-                leaves.append((EXPLANATION, entry.record, leaf_hash(entry.record)))
-                rows[explanations].append((before_last, *_of_explanation(entry), entry.personal, None))
-                tags = rows[explanation_tags]
-                tags.extend((before_last, name, value, entry.tenant, entry.created) for name, value in _tags(entry))
         cursor = connection.cursor()
         with _one_round_trip(connection):
             cursor.execute(self._begin)
+            known = self._subjects(cursor, entries)
+            leaves: list[tuple[Any, ...]] = []
+            rows: dict[Table, list[tuple[Any, ...]]] = {table: [] for table in self._inserts}
+            for before_last, entry in zip(range(len(entries) - 1, -1, -1), entries, strict=True):
+                if isinstance(entry, Event):
+                    record = event_record(entry)
+                    rows[events].append((before_last, *_of_event(entry)))
+                else:
+                    assert self._vault is not None
+                    named = None if entry.subject is None else known[entry.tenant, entry.subject]
+                    written = write_explanation(entry, self._vault, named)
+                    record = written.record
+                    sealed = written.subject, written.decision, written.sealed
+                    rows[explanations].append((before_last, *_of_explanation(entry), *sealed))
+                    rows[explanation_tags].extend(
+                        (before_last, name, value, entry.tenant, entry.created) for name, value in tags_of(entry)
+                    )
+                leaves.append((entry.kind if isinstance(entry, Event) else EXPLANATION, record, leaf_hash(record)))
             cursor.executemany(self._insert_log, leaves)
             for table, insert in self._inserts.items():
                 if rows[table]:
@@ -111,23 +126,40 @@ class Appender:
             cursor.execute("COMMIT")
         cursor.close()
 
+    def _subjects(self, cursor: DBAPICursor, entries: Sequence[Entry | Event]) -> dict[tuple[str, str], Subject]:
+        """The subjects that the entries name; those that are new are entered.
+
+        They are read under the write lock, every time: another host may have erased one a moment ago.
+        """
+        named = {(e.tenant, e.subject) for e in entries if isinstance(e, Entry) and e.subject is not None}
+        if not named:
+            return {}
+        vault = self._vault
+        assert vault is not None
+        lookups = {vault.lookup(*who): who for who in named}
+        markers = ", ".join([self._marker] * len(lookups))
+        query = f"SELECT token, lookup, key FROM subjects WHERE lookup IN ({markers})"  # noqa: S608 - markers only
+        cursor.execute(query, tuple(lookups))
+        known = {
+            lookups.pop(lookup): Subject(token, vault.unwrap(bytes(key), owner_of(token, lookup)))
+            for token, lookup, key in cursor.fetchall()
+        }
+        if not lookups:
+            return known
+        added = {lookup: vault.new_subject() for lookup in lookups}
+        rows = [(new.token, at, vault.wrap(new.key, owner_of(new.token, at))) for at, new in added.items()]
+        cursor.executemany(self._insert_subject, rows)
+        return known | {lookups[lookup]: new for lookup, new in added.items()}
+
+    def _insert(self, table: Table, columns: Sequence[str], place: str | None = None) -> str:
+        """Takes the parameters of `place`, if a row has one, then the columns."""
+        names = ", ".join([*(["seq"] if place else []), *columns])
+        values = ", ".join([*([place] if place else []), *"?" * len(columns)])
+        sql = f"INSERT INTO {table.name} ({names}) VALUES ({values})"  # noqa: S608 - names of our own
+        return sql.replace("?", self._marker)
+
 
 def _one_round_trip(connection: PoolProxiedConnection) -> AbstractContextManager[object]:
     """PostgreSQL gets all statements inside at once, and errors are raised at the end. SQLite has no trip."""
     pipeline = getattr(connection.driver_connection, "pipeline", nullcontext)
     return pipeline()
-
-
-def _insert(table: Table, place: str, paramstyle: str) -> str:
-    """Takes the parameters of `place`, then the columns behind it."""
-    names = ", ".join(column.name for column in table.c)
-    values = ", ".join([place, *"?" * (len(table.c) - 1)])
-    sql = f"INSERT INTO {table.name} ({names}) VALUES ({values})"  # noqa: S608 - names of our own
-    return sql if paramstyle == "qmark" else sql.replace("?", "%s")
-
-
-def _tags(entry: Entry) -> Iterable[tuple[str, str]]:
-    for flag in dict.fromkeys(entry.flags):
-        yield FLAG, flag
-    for name, value in entry.cohort.items():
-        yield f"{COHORT}{name}", value

@@ -25,8 +25,9 @@ from sqlalchemy import Connection, Engine, Row, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
-from service.errors import AnswerableError, NotFound
+from service.errors import NotFound
 from service.ledger.database import database_in_reach, serialised
+from service.ledger.entries import LogChanged
 from service.ledger.merkle import BLOCK, STORED_HEIGHTS, Tree
 from service.ledger.signing import Signer, SigningKey, read_chain
 from service.ledger.tables import checkpoints, log, nodes
@@ -38,13 +39,6 @@ Nodes = dict[tuple[int, int], bytes]
 """Hashes of complete subtrees, by height and place."""
 
 _log = logging.getLogger(__name__)
-
-
-class LogChanged(AnswerableError):
-    """The log is not what was signed: rows are gone, or were changed."""
-
-    status = 500
-    title = "Log changed"
 
 
 @dataclass(frozen=True, slots=True)

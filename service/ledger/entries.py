@@ -35,6 +35,13 @@ class EntryRefused(AnswerableError):
     title = "Record refused"
 
 
+class LogChanged(AnswerableError):
+    """The log is not what was written, or not what was signed: rows are gone, or were changed."""
+
+    status = 500
+    title = "Log changed"
+
+
 class MalformedCursor(InvalidRequest):
     title = "Malformed cursor"
 
@@ -43,9 +50,11 @@ class MalformedCursor(InvalidRequest):
 class Entry:
     """One explanation to be recorded.
 
-    `created` is in microseconds since the epoch, UTC. `record` is the immutable record and `personal` the
-    part that belongs to a person, both as JSON bytes, serialised once by the caller and never again. `label`
-    is the predicted label, `cohort` the tags of the request's context, `flags` the review rules that fired.
+    `created` is in microseconds since the epoch, UTC. `record` is what may be kept for ever and stands in clear, and
+    `personal` the part that belongs to a person, both as JSON bytes. Sealed with the personal part, and found by
+    pseudonym, are `subject` and `decision_id`; all else stands in clear, so tags must name no person. `label` is the
+    predicted label, `cohort` the tags of the request's context, `flags` the review rules that fired. `retention` names
+    the class that says how long the personal part is kept.
 
     Raises InvalidRequest for a text that is too long or that a database cannot hold.
     """
@@ -110,13 +119,17 @@ class StoredEvent(Event):
 class Stored(Entry):
     """An entry as it stands in the log.
 
-    `seq` is its place: 1, 2, 3 ... without gaps, in the order of commit. `leaf` is its leaf hash,
-    SHA-256(0x00 || record) (RFC 9162, 2.1.1). `flags` are in alphabetical order, each once.
-    `tombstone` is the place of the event that erased its personal part, None while it is there.
+    `seq` is its place: 1, 2, 3 ... without gaps, in the order of commit. `logged` are the bytes that the log holds of
+    it and `leaf` is their leaf hash, SHA-256(0x00 || logged) (RFC 9162, 2.1.1). `opened` is the plaintext of its
+    sealed part, to which the log is committed by the SHA-256; like `personal` it is empty once erased. `flags` are in
+    alphabetical order, each once. `tombstone` is the place of the event that erased its personal part, None while it
+    is there.
     """
 
     seq: int
     leaf: bytes
+    logged: bytes
+    opened: bytes
     tombstone: int | None = None
 
 

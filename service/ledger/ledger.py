@@ -18,6 +18,7 @@ from service.ledger.checkpoints import Checkpoint, Notary
 from service.ledger.database import database_in_reach
 from service.ledger.entries import Entry, EntryRefused, Event, EventPage, EventSearch, Page, Search, Stored
 from service.ledger.events import read_events
+from service.ledger.sealing import Vault
 from service.ledger.searching import read_one, read_page
 from service.ledger.secret_files import SecretFileError
 from service.ledger.signing import NotTheSigner, SigningKey
@@ -39,6 +40,7 @@ def _observe_nothing(_seconds: float, _entries: int, _ok: bool) -> None:
 class Ledger:
     """The log of explanations in one database, for one event loop: made, used and closed on it.
 
+    What belongs to people is sealed and opened by the `vault`.
     `observe` is called on the event loop after every append that was not cancelled, with the seconds it took,
     its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait
     from which more are refused. With a `notary`, what is recorded is signed every `checkpoint_seconds`, and once more
@@ -49,19 +51,21 @@ class Ledger:
     def __init__(
         self,
         engine: Engine,
+        vault: Vault,
         observe: Callable[[float, int, bool], None] = _observe_nothing,
         waiting_limit: int = 4096,
         notary: Notary | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self._engine = engine
+        self._vault = vault
         self._observe = observe
         self._waiting_limit = waiting_limit
         self._waiting = 0
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
-        self._writer = Writer(engine, self._wake)
+        self._writer = Writer(engine, vault, self._wake)
         self._notary = notary
         self._unsigned = False
         self.signed: float | None = None
@@ -101,7 +105,7 @@ class Ledger:
 
         Raises LedgerUnavailable when the database does not answer.
         """
-        return await self._read(read_one, tenant, explanation_id)
+        return await self._read(read_one, self._vault, tenant, explanation_id)
 
     async def search(self, tenant: str, search: Search, limit: int = 50, cursor: str | None = None) -> Page:
         """A page of the tenant's explanations, from the newest to the oldest.
@@ -111,7 +115,7 @@ class Ledger:
 
         Raises InvalidRequest for a limit out of range, MalformedCursor, LedgerUnavailable.
         """
-        return await self._read(read_page, tenant, search, limit, cursor)
+        return await self._read(read_page, self._vault, tenant, search, limit, cursor)
 
     async def checkpoint(self) -> Checkpoint | None:
         """The state of the log, signed; the last one where nothing came since, None of an empty log.

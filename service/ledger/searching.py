@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, exists, literal, not_, select, tuple_
 
 from service.errors import InvalidRequest
-from service.ledger.entries import REVIEW, MalformedCursor, Page, Search, Stored
-from service.ledger.tables import COHORT, FLAG, events, explanation_tags, explanations, log
+from service.ledger.entries import REVIEW, LogChanged, MalformedCursor, Page, Search, Stored
+from service.ledger.leaves import Opened, content_of, read_opened
+from service.ledger.sealing import CannotBeOpened, Vault, owner_of
+from service.ledger.tables import COHORT, FLAG, events, explanation_tags, explanations, log, subjects
 
 LARGEST_PAGE = 1000
 
 _CURSOR = struct.Struct(">qq")  # created, seq
 
 
-def read_one(connection: Connection, tenant: str, explanation_id: str) -> Stored | None:
+def read_one(connection: Connection, vault: Vault, tenant: str, explanation_id: str) -> Stored | None:
     """The explanation of that id, None when there is none or it is another tenant's."""
     found = explanations.c.id == explanation_id
     rows = connection.execute(_rows().where(found, explanations.c.tenant == tenant)).all()
-    return next(iter(_stored(connection, rows)), None)
+    return next(iter(stored_explanations(connection, vault, rows)), None)
 
 
-def read_page(connection: Connection, tenant: str, search: Search, limit: int, cursor: str | None) -> Page:
+def read_page(
+    connection: Connection, vault: Vault, tenant: str, search: Search, limit: int, cursor: str | None
+) -> Page:
     """The first `limit` explanations behind `cursor`.
 
     Raises InvalidRequest for a limit outside 1 to LARGEST_PAGE, MalformedCursor for a cursor that no page
@@ -33,16 +38,34 @@ def read_page(connection: Connection, tenant: str, search: Search, limit: int, c
     """
     if not 1 <= limit <= LARGEST_PAGE:
         raise InvalidRequest(f"limit is a number from 1 to {LARGEST_PAGE}.")
-    rows = connection.execute(statement(tenant, search, cursor).limit(limit + 1)).all()
+    by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
+    query = statement(tenant, by_pseudonym or search, cursor).limit(limit + 1)
+    rows = connection.execute(query).all() if by_pseudonym is not None else []
     last = rows[limit - 1] if len(rows) > limit else None
     return Page(
-        tuple(_stored(connection, rows[:limit])),
+        tuple(stored_explanations(connection, vault, rows[:limit])),
         None if last is None else cursor_after(last.created, last.seq),
     )
 
 
+def subject_token(connection: Connection, vault: Vault, tenant: str, subject: str) -> str | None:
+    """The token of a tenant's subject; None of one that nothing is recorded of."""
+    lookup = vault.lookup(tenant, subject)
+    return connection.scalar(select(subjects.c.token).where(subjects.c.lookup == lookup))
+
+
+def _by_pseudonym(connection: Connection, vault: Vault, tenant: str, search: Search) -> Search | None:
+    """The search in the words of the columns; None when it is for somebody who is not there."""
+    if search.decision_id is not None:
+        search = replace(search, decision_id=vault.decision(tenant, search.decision_id))
+    if search.subject is None:
+        return search
+    token = subject_token(connection, vault, tenant, search.subject)
+    return None if token is None else replace(search, subject=token)
+
+
 def statement(tenant: str, search: Search, cursor: str | None) -> Select[Any]:
-    """The explanations that `search` asks for, from the newest to the oldest.
+    """The explanations that `search` asks for, from the newest to the oldest; subject and decision by pseudonym.
 
     Order and conditions on time are put to the rarest thing asked for, whose index ends in that order: a
     person or a decision, else the first tag, else the column of an explanation that the database chooses.
@@ -107,8 +130,11 @@ def place_of(cursor: str) -> tuple[int, int]:
     return created, seq
 
 
-def _stored(connection: Connection, rows: Sequence[Row[Any]]) -> Iterable[Stored]:
-    """The rows with their tags, which take one query for all."""
+def stored_explanations(connection: Connection, vault: Vault, rows: Sequence[Row[Any]]) -> Iterable[Stored]:
+    """The rows with their tags and with what was sealed, which take one query each for all.
+
+    Raises LogChanged when a sealed part is not what was written, or its key is gone and no tombstone says why.
+    """
     tags = select(explanation_tags.c.seq, explanation_tags.c.name, explanation_tags.c.value).where(
         explanation_tags.c.seq.in_([row.seq for row in rows])
     )
@@ -119,5 +145,38 @@ def _stored(connection: Connection, rows: Sequence[Row[Any]]) -> Iterable[Stored
             flags[seq].append(value)
         else:
             cohorts[seq][name.removeprefix(COHORT)] = value
+    keys = subject_keys(connection, vault, {row.subject for row in rows if row.subject is not None})
     for row in rows:
-        yield Stored(**row._mapping, flags=tuple(sorted(flags[row.seq])), cohort=cohorts[row.seq])
+        yield _stored(row, vault, keys, tuple(sorted(flags[row.seq])), cohorts[row.seq])
+
+
+def subject_keys(connection: Connection, vault: Vault, tokens: Collection[str]) -> dict[str, bytes]:
+    """The keys of the subjects that are there."""
+    if not tokens:
+        return {}
+    rows = connection.execute(select(subjects).where(subjects.c.token.in_(tokens)))
+    return {row.token: vault.unwrap(row.key, owner_of(row.token, row.lookup)) for row in rows}
+
+
+def _stored(
+    row: Row[Any], vault: Vault, keys: Mapping[str, bytes], flags: tuple[str, ...], cohort: Mapping[str, str]
+) -> Stored:
+    plaintext, opened = b"", Opened(None, None, b"")
+    record = row.record or b""
+    if row.personal is not None:
+        try:
+            plaintext = vault.open(row.personal, row.id, keys.get(row.subject))
+        except CannotBeOpened as error:
+            raise LogChanged(f"the personal part of {row.id} cannot be opened") from error
+        opened = read_opened(record, plaintext)
+    named = {name: value for name, value in row._mapping.items() if name not in {"record", "subject", "decision_id"}}
+    return Stored(
+        **{**named, "personal": opened.personal},
+        record=content_of(record),
+        subject=opened.subject,
+        decision_id=opened.decision_id,
+        flags=flags,
+        cohort=cohort,
+        logged=record,
+        opened=plaintext,
+    )

@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from service.ledger.appending import Appender
 from service.ledger.entries import Entry, EntryRefused, Event
+from service.ledger.sealing import Vault
 
 LARGEST_GROUP = 512
 """Entries after which a group is closed, so that a transaction stays short."""
@@ -46,8 +47,8 @@ class Append:
 class Writer:
     """Writes appends in the order they are put; reports each group to `settle`, on the writer's thread."""
 
-    def __init__(self, engine: Engine, settle: Callable[[list[tuple[Append, Outcome]]], None]) -> None:
-        self._appender = Appender(engine)
+    def __init__(self, engine: Engine, vault: Vault, settle: Callable[[list[tuple[Append, Outcome]]], None]) -> None:
+        self._appender = Appender(engine, vault)
         self._settle = settle
         self._queue: SimpleQueue[Append | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="ledger-writer", daemon=True)

@@ -13,7 +13,7 @@ import httpx
 import orjson
 import pytest
 from safetensors.numpy import load_file
-from sqlalchemy import select, update
+from sqlalchemy import update
 
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Conditions
@@ -82,13 +82,19 @@ async def replayed(client: httpx.AsyncClient, explanation: str) -> dict[str, Any
 
 
 def changed_record(service: Service, explanation: str, change: Any) -> None:
-    """Rewrites a stored record behind the ledger's back."""
+    """Rewrites a stored record, what is sealed of it included, behind the ledger's back."""
+    ledger = service.app.state.ledger
+    stored = service.call(ledger.get("default", explanation))
+    content, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
+    record = {**content, **personal["answer"]}
+    change(record)
+    personal["answer"] = {name: value for name, value in record.items() if name not in content}
+    logged = orjson.loads(stored.logged) | {"content": {name: record[name] for name in content}}
+    opened = {"subject": None, "decision_id": None, "content": personal}
+    sealed = ledger._vault.seal(orjson.dumps(opened), explanation, None, None)
     with service.app.state.keys._engine.begin() as connection:
-        place = select(explanations.c.seq).where(explanations.c.id == explanation).scalar_subquery()
-        record = orjson.loads(connection.scalar(select(log.c.record).where(log.c.seq == place)))
-        change(record)
-        changed = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-        connection.execute(update(log).where(log.c.seq == place).values(record=changed))
+        connection.execute(update(log).where(log.c.seq == stored.seq).values(record=orjson.dumps(logged)))
+        connection.execute(update(explanations).where(explanations.c.seq == stored.seq).values(personal=sealed))
 
 
 @contextmanager

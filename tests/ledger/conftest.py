@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, make_url
 
-from service.ledger import Entry, Ledger, open_engine, upgrade
+from service.ledger import Entry, Ledger, Vault, open_engine, upgrade
 
 EntryMaker = Callable[..., Entry]
+
+VAULT = Vault(bytes(range(32)))
+"""The vault of the tests' databases."""
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +66,7 @@ def engine(url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 async def ledger(engine: Engine) -> AsyncIterator[Ledger]:
-    ledger = Ledger(engine)
+    ledger = Ledger(engine, VAULT)
     yield ledger
     await ledger.close()
 

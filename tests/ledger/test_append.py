@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from service.errors import InvalidRequest, LedgerUnavailable
 from service.ledger import Entry, EntryRefused, Ledger, Search
 from service.ledger.appending import Appender
 from service.ledger.database import serialised
+from service.ledger.tables import explanations
+from tests.ledger.conftest import VAULT
 
 EntryMaker = Callable[..., Entry]
 
@@ -50,7 +53,7 @@ async def is_recorded(ledger: Ledger, entry: Entry) -> bool:
     return await ledger.get(entry.tenant, entry.id) is not None
 
 
-async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, make_entry: EntryMaker) -> None:
+async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, engine: Engine, make_entry: EntryMaker) -> None:
     entry = make_entry(
         label="denied",
         decision_id="d-1",
@@ -58,7 +61,8 @@ async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, make_entry: E
         converged=False,
         cohort={"channel": "web", "region": "north"},
         flags=("protected_share", "protected_share"),
-        record=b'{"b":1,"a":\xc3\xa9}',
+        record=b'{"b": 1,"content":{"a":"\xc3\xa9"}}',
+        personal=b'{"input": [1, 2],"content":"]"}',
     )
     await ledger.append([entry])
     stored = await ledger.get("bank", entry.id)
@@ -67,7 +71,28 @@ async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, make_entry: E
         assert getattr(stored, name) == getattr(entry, name)
     assert stored.flags == ("protected_share",)
     assert stored.seq == 1
-    assert stored.leaf == hashlib.sha256(b"\x00" + entry.record).digest()
+    assert stored.leaf == hashlib.sha256(b"\x00" + stored.logged).digest()
+    said = json.loads(stored.logged)
+    assert said.pop("content") == json.loads(entry.record)
+    assert said.pop("personal_commitment") == hashlib.sha256(stored.opened).hexdigest()
+    with engine.connect() as connection:
+        (row,) = connection.execute(select(explanations)).all()
+    assert said.pop("sealed") == hashlib.sha256(row.personal).hexdigest()
+    assert said == {
+        "schema": 1,
+        "kind": "explanation",
+        "id": entry.id,
+        "tenant": "bank",
+        "created": entry.created,
+        "key_id": "key",
+        "model": "loan",
+        "version": "1",
+        "method": "integrated_gradients",
+        "label": "denied",
+        "converged": False,
+        "retention": "standard",
+        "tags": [["cohort.channel", "web"], ["cohort.region", "north"], ["flag", "protected_share"]],
+    }
 
 
 async def test_concurrent_appends_share_transactions(
@@ -111,7 +136,7 @@ async def test_a_duplicate_id_fails_alone(ledger: Ledger, engine: Engine, make_e
 
 
 async def test_a_cancelled_waiter_does_not_disturb_the_others(engine: Engine, make_entry: EntryMaker) -> None:
-    ledger = Ledger(engine, waiting_limit=4)
+    ledger = Ledger(engine, VAULT, waiting_limit=4)
     entries = [make_entry() for _ in range(4)]
     with database_held(engine):
         waiting = await start(ledger, *([entry] for entry in entries))
@@ -127,7 +152,7 @@ async def test_a_cancelled_waiter_does_not_disturb_the_others(engine: Engine, ma
 
 
 async def test_more_than_the_limit_is_refused_at_once(engine: Engine, make_entry: EntryMaker) -> None:
-    ledger = Ledger(engine, waiting_limit=3)
+    ledger = Ledger(engine, VAULT, waiting_limit=3)
     with database_held(engine):
         waiting = await start(ledger, [make_entry()], [make_entry(), make_entry()])
         with pytest.raises(LedgerUnavailable):
@@ -138,7 +163,7 @@ async def test_more_than_the_limit_is_refused_at_once(engine: Engine, make_entry
 
 
 async def test_close_records_what_waits_and_takes_no_more(engine: Engine, make_entry: EntryMaker) -> None:
-    ledger = Ledger(engine)
+    ledger = Ledger(engine, VAULT)
     with database_held(engine):
         waiting = await start(ledger, *([make_entry()] for _ in range(5)))
         closing = asyncio.ensure_future(ledger.close())
@@ -152,7 +177,7 @@ async def test_close_records_what_waits_and_takes_no_more(engine: Engine, make_e
 
 
 async def test_two_ledgers_on_one_database_make_one_log(engine: Engine, make_entry: EntryMaker) -> None:
-    ledgers = [Ledger(engine), Ledger(engine)]
+    ledgers = [Ledger(engine, VAULT), Ledger(engine, VAULT)]
     entries = [make_entry() for _ in range(60)]
     await asyncio.gather(*(ledgers[i % 2].append([entry]) for i, entry in enumerate(entries)))
     page = await ledgers[0].search("bank", Search(), limit=100)
@@ -169,7 +194,7 @@ async def observed(engine: Engine) -> AsyncIterator[tuple[Ledger, list[tuple[int
         assert seconds >= 0
         calls.append((entries, ok))
 
-    ledger = Ledger(engine, observe)
+    ledger = Ledger(engine, VAULT, observe)
     yield ledger, calls
     await ledger.close()
 

@@ -12,13 +12,14 @@ import orjson
 import pytest
 from sqlalchemy import Engine, delete, select, update
 
-from service.ledger import Entry, Ledger, merkle, open_engine
+from service.ledger import Entry, Ledger, LogChanged, merkle, open_engine
 from service.ledger import checkpoints as making
-from service.ledger.checkpoints import Checkpoint, LogChanged, Notary, read_line
+from service.ledger.checkpoints import Checkpoint, Notary, read_line
 from service.ledger.merkle import is_consistent, is_included
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.signing import NotTheSigner, chain_faults, read_chain, signed_by
 from service.ledger.tables import checkpoints, log, nodes
+from tests.ledger.conftest import VAULT
 from tests.ledger.test_merkle import slow_root
 
 EntryMaker = Callable[..., Entry]
@@ -119,7 +120,7 @@ async def test_every_stored_height_is_that_of_the_definition(
 
 
 async def test_while_records_arrive_and_at_the_end(engine: Engine, notary: Notary, make_entry: EntryMaker) -> None:
-    ledger = Ledger(engine, notary=notary, checkpoint_seconds=0.01)
+    ledger = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=0.01)
     await ledger.append([make_entry()])
     async with asyncio.timeout(30):
         while not stored(engine):  # noqa: ASYNC110 - a thread signs it
@@ -134,7 +135,7 @@ async def test_nothing_is_signed_while_nothing_arrives(
 ) -> None:
     await ledger.append([make_entry()])
     notary.sign()
-    quiet = Ledger(engine, notary=notary_in(engine, folder), checkpoint_seconds=0)
+    quiet = Ledger(engine, VAULT, notary=notary_in(engine, folder), checkpoint_seconds=0)
     for _ in range(10):
         await asyncio.sleep(0)
     await quiet.close()
@@ -222,7 +223,7 @@ async def test_hosts_on_one_database_make_one_chain(
     notary_in(engine, folder).open()
     engines = [open_engine(url) for _ in range(2)]
     notaries = [notary_in(one, folder) for one in engines]
-    ledgers = [Ledger(one) for one in engines]
+    ledgers = [Ledger(one, VAULT) for one in engines]
     over = threading.Event()
 
     def sign(notary: Notary) -> None:

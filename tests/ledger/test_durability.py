@@ -23,11 +23,12 @@ EntryMaker = Callable[..., Entry]
 
 WRITER = """
 import asyncio, sys, uuid
-from service.ledger import Entry, Ledger, open_engine
+from service.ledger import Entry, Ledger, Vault, open_engine
 
 def entry():
     return Entry(id=str(uuid.uuid4()), tenant="bank", created=1, model="loan", version="1", method="gradient",
-                 converged=True, key_id="key", record=b"x" * 1000, personal=b"{}", flags=("protected_share",))
+                 converged=True, key_id="key", record=b'"%b"' % (b"x" * 1000), personal=b"{}",
+                 flags=("protected_share",))
 
 async def append_for_ever(ledger):
     while True:
@@ -36,7 +37,7 @@ async def append_for_ever(ledger):
         print(made.id, flush=True)
 
 async def main():
-    ledger = Ledger(open_engine(sys.argv[1]))
+    ledger = Ledger(open_engine(sys.argv[1]), Vault(bytes(range(32))))
     await asyncio.gather(*(append_for_ever(ledger) for _ in range(8)))
 
 asyncio.run(main())
@@ -94,7 +95,7 @@ async def test_without_its_database_the_ledger_refuses_and_recovers(
     broken = disk_full if engine.dialect.name == "sqlite" else database_gone
     before = make_entry()
     await ledger.append([before])
-    refused = [make_entry(record=b"x" * 100_000, subject="Ann Example") for _ in range(20)]
+    refused = [make_entry(record=b'"%b"' % (b"x" * 100_000), subject="Ann Example") for _ in range(20)]
     with broken(engine):
         outcomes = await asyncio.gather(*(ledger.append([entry]) for entry in refused), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {LedgerUnavailable}

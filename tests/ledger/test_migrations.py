@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from service.ledger import Entry, Ledger, Search, open_engine, upgrade
+from service.ledger.leaves import read_head
 from service.ledger.tables import metadata
+from tests.ledger.conftest import VAULT
 
 EntryMaker = Callable[..., Entry]
 
@@ -62,37 +66,74 @@ def test_a_second_upgrade_changes_nothing(engine: Engine) -> None:
     assert definitions(engine) == before
 
 
-FIRST_SCHEMA = [
-    "INSERT INTO explanations VALUES (1, 'a', 'bank', 10, 'loan', '1', 'm', 'denied', true, 'd-1', 'ann', 'key',"
-    " CAST('{\"id\":\"a\"}' AS BLOB), CAST('{\"input\":[1]}' AS BLOB), x'00')",
-    "INSERT INTO explanations VALUES (2, 'b', 'bank', 11, 'loan', '1', 'm', NULL, false, NULL, NULL, 'key',"
-    " CAST('{\"id\":\"b\"}' AS BLOB), CAST('{\"input\":[2]}' AS BLOB), x'01')",
-    "INSERT INTO explanation_tags VALUES (1, 'flag', 'protected_share', 'bank', 10)",
-    "INSERT INTO explanation_tags VALUES (1, 'cohort.channel', 'web', 'bank', 10)",
-]
-"""Two explanations as the first version of the schema held them."""
+def recorded_before(explanation_id: str, subject: str | None, created: int) -> dict[str, object]:
+    """A row as the first version of the service wrote it."""
+    personal = orjson.dumps({"salt": "5a", "subject": subject, "input": {"income": 12}})
+    record = {
+        "id": explanation_id,
+        "tenant": "bank",
+        "created": created,
+        "key_id": "key",
+        "model": {"name": "loan", "version": "1"},
+        "method": "integrated_gradients",
+        "prediction": {"label": "denied"},
+        "converged": True,
+        "decision_id": "d-1",
+        "cohort": {"channel": "web"},
+        "flags": ["protected_share"],
+        "personal_commitment": hashlib.sha256(personal).hexdigest(),
+    }
+    written = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+    columns = ("id", "tenant", "created", "key_id", "method", "converged", "decision_id")
+    return {
+        **{name: record[name] for name in columns},
+        "model": "loan",
+        "version": "1",
+        "label": "denied",
+        "subject": subject,
+        "record": written,
+        "personal": personal,
+        "leaf": hashlib.sha256(b"\0" + written).digest(),
+    }
 
 
-async def test_what_the_first_schema_held_is_there_after_the_upgrade(url: str, make_entry: EntryMaker) -> None:
+async def test_what_the_first_schema_held_is_sealed_and_found(url: str, make_entry: EntryMaker) -> None:
     engine = open_engine(url)
     upgrade(engine, "0001")
+    old = [recorded_before(str(uuid.uuid4()), (None, "Ann", "Ann", "Bob")[i % 4], 10 + i) for i in range(8)]
     with engine.begin() as connection:
-        for statement in FIRST_SCHEMA:
-            if engine.dialect.name == "postgresql":
-                statement = re.sub(r"CAST\(('[^']*') AS BLOB\)", r"convert_to(\1, 'UTF8')", statement)
-                statement = re.sub(r"x'(..)'", r"'\\x\1'", statement)
-            connection.execute(text(statement.replace(":", r"\:")))
-    upgrade(engine)
-    ledger = Ledger(engine)
-    await ledger.append([make_entry()])
-    entries = (await ledger.search("bank", Search(created_to=100))).entries
-    assert [(stored.seq, stored.id, stored.record, stored.leaf) for stored in entries] == [
-        (2, "b", b'{"id":"b"}', b"\x01"),
-        (1, "a", b'{"id":"a"}', b"\x00"),
-    ]
-    assert (entries[1].flags, entries[1].cohort) == (("protected_share",), {"channel": "web"})
-    (newest,) = (await ledger.search("bank", Search(created_from=100))).entries
-    assert newest.seq == 3
+        for seq, row in enumerate(old, 1):
+            names = ", ".join(row)
+            markers = ", ".join(f":{name}" for name in row)
+            connection.execute(
+                text(f"INSERT INTO explanations (seq, {names}) VALUES (:seq, {markers})"), {"seq": seq, **row}
+            )
+            for name, value in (("flag", "protected_share"), ("cohort.channel", "web")):
+                connection.execute(
+                    text("INSERT INTO explanation_tags VALUES (:seq, :name, :value, 'bank', :created)"),
+                    {"seq": seq, "name": name, "value": value, "created": row["created"]},
+                )
+    upgrade(engine, vault=VAULT)
+    with engine.connect() as connection:
+        for sealed in connection.execute(text("SELECT personal, subject, decision_id FROM explanations")):
+            assert b"income" not in sealed.personal
+            assert sealed.subject != "Ann"
+            assert sealed.decision_id != "d-1"
+    ledger = Ledger(engine, VAULT)
+    await ledger.append([make_entry(subject="Ann")])
+
+    for seq, row in enumerate(old, 1):
+        stored = await ledger.get("bank", str(row["id"]))
+        assert stored is not None
+        assert (stored.seq, stored.record, stored.leaf) == (seq, row["record"], row["leaf"])
+        assert (stored.personal, stored.opened, stored.subject) == (row["personal"], row["personal"], row["subject"])
+        assert (stored.decision_id, stored.flags, stored.cohort) == ("d-1", ("protected_share",), {"channel": "web"})
+        head = read_head(stored.logged)
+        assert (head.id, head.label, head.model) == (row["id"], "denied", "loan")
+        assert head.personal_commitment == hashlib.sha256(stored.opened).hexdigest()
+    assert [one.seq for one in (await ledger.search("bank", Search(subject="Ann"))).entries] == [9, 7, 6, 3, 2]
+    assert [one.seq for one in (await ledger.search("bank", Search(subject="Bob"))).entries] == [8, 4]
+    assert len((await ledger.search("bank", Search(decision_id="d-1"))).entries) == 8
     await ledger.close()
     engine.dispose()
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, insert, text
 
 from service.errors import InvalidRequest
 from service.ledger import Entry, Ledger, MalformedCursor, Search, Stored
+from service.ledger.tables import subjects
+from tests.ledger.conftest import VAULT
 
 EntryMaker = Callable[..., Entry]
 
@@ -238,9 +240,10 @@ MANY_EXPLANATIONS = """
     INSERT INTO explanations (seq, id, tenant, created, model, version, method, label, converged, decision_id, subject,
                               key_id, retention, personal)
     SELECT i, md5(i::text), 'bank', i, 'model' || i % 10, i % 7, 'gradient', 'label' || i % 50, i % 100 > 0,
-           'd' || i, 's' || i % 2000, 'key', 'standard', '' FROM generate_series(1, 20000) i
+           'd' || i, 's' || i % 2000, 'key', 'standard', NULL FROM generate_series(1, 20000) i
 """
 MANY_LEAVES = "INSERT INTO log SELECT i, 'explanation', '{}', '' FROM generate_series(1, 20000) i"
+MANY_SUBJECTS = "INSERT INTO subjects SELECT 't' || i, 'l' || i, '' FROM generate_series(1, 2000) i"
 MANY_TAGS = "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FROM generate_series(1, 20000, 40) i"
 
 
@@ -250,12 +253,17 @@ async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: En
         connection.execute(text(MANY_EXPLANATIONS))
         connection.execute(text(MANY_LEAVES))
         connection.execute(text(MANY_TAGS))
+        connection.execute(text(MANY_SUBJECTS))
+        lookup = VAULT.lookup("bank", "Ann")
+        connection.execute(
+            insert(subjects).values(token="s77", lookup=lookup, key=VAULT.wrap(bytes(32), f"s77 {lookup}"))
+        )
         connection.execute(text("ANALYZE"))
     indexes = {
         "newest": Search(),
         "model": Search(model="model1"),
         "version": Search(model="model1", version="3"),
-        "subject": Search(subject="s77"),
+        "subject": Search(subject="Ann"),
         "decision_id": Search(decision_id="d88"),
         "label": Search(label="label7"),
         "not_converged": Search(converged=False),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine
 
 from service.ledger.database import database_in_reach, serialised
 
+if TYPE_CHECKING:
+    from service.ledger.sealing import Vault
 
-def upgrade(engine: Engine, revision: str = "head") -> None:
+
+def upgrade(engine: Engine, revision: str = "head", vault: Vault | None = None) -> None:
     """Brings the database to the newest schema, or to an older `revision`, in one transaction.
 
-    Processes that start together take turns.
+    Processes that start together take turns. The `vault` seals what lies open in an older schema.
 
     Raises LedgerUnavailable when the database does not answer.
     """
@@ -21,4 +26,5 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     config.set_main_option("path_separator", "os")
     with database_in_reach(), serialised(engine).begin() as connection:
         config.attributes["connection"] = connection
+        config.attributes["vault"] = vault
         command.upgrade(config, revision)

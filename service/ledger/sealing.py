@@ -1,0 +1,204 @@
+"""What belongs to a person is sealed: AES-256-GCM under a key of that person's own, which erasure destroys.
+
+One master key, in a file, stands over all. From it come the key that wraps every other key, and the key of the
+pseudonyms (HMAC-SHA-256) by which subjects and decisions are found. A subject has a random token and a random key in
+the table `subjects`; an explanation that names no subject has a key of its own. The sealed part of an explanation is
+
+    version (1 byte: 1) | token (16) | decision (32) | wrapped key (60) | nonce (12) | ciphertext with its tag
+
+where token, decision and wrapped key are zeros if there is none. The leaf of the log holds the SHA-256 of these bytes
+and a salted commitment to the plaintext, so that after erasure it says nothing of what they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import Connection, Engine, insert, inspect, select
+
+from service.ledger.database import database_in_reach, serialised
+from service.ledger.migrations import upgrade
+from service.ledger.secret_files import SecretFileError, create_secret, read_secret
+from service.ledger.tables import subjects
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+NO_TOKEN = "0" * 32
+"""The token of none. The row of `subjects` that bears it holds no person's key; it tells the master key."""
+
+_VERSION = b"\1"
+_NO_DECISION = bytes(32)
+_WRAPPED_BYTES = NONCE_BYTES + KEY_BYTES + 16
+_NO_KEY = bytes(_WRAPPED_BYTES)
+_HEAD_BYTES = 1 + 16 + 32 + _WRAPPED_BYTES + NONCE_BYTES
+
+
+class WrongMasterKey(Exception):
+    """The master key is not the one that this database was sealed with; the message says what to do."""
+
+
+class CannotBeOpened(Exception):
+    """A sealed part, or a wrapped key, that is not what was written, or whose key is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A person, as the ledger knows one: a random token, and the key that all of theirs is sealed under."""
+
+    token: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A sealed part, taken apart. `token` and `decision` are hexadecimal, None if there is none."""
+
+    token: str | None
+    decision: str | None
+    wrapped: bytes | None
+    nonce: bytes
+    ciphertext: bytes
+
+
+def unpack(sealed: bytes) -> Sealed:
+    """Takes a sealed part apart. Raises CannotBeOpened for bytes that are none."""
+    if len(sealed) < _HEAD_BYTES + 16 or sealed[:1] != _VERSION:
+        raise CannotBeOpened("this is no sealed part")
+    token, decision, wrapped = sealed[1:17], sealed[17:49], sealed[49 : 49 + _WRAPPED_BYTES]
+    return Sealed(
+        token.hex() if any(token) else None,
+        decision.hex() if any(decision) else None,
+        wrapped if any(wrapped) else None,
+        sealed[_HEAD_BYTES - NONCE_BYTES : _HEAD_BYTES],
+        sealed[_HEAD_BYTES:],
+    )
+
+
+class Vault:
+    """Seals and opens, under one master key of 32 bytes."""
+
+    def __init__(self, master: bytes) -> None:
+        if len(master) != KEY_BYTES:
+            raise ValueError(f"a master key has {KEY_BYTES} bytes")
+        self._wrapping = AESGCM(_derived(master, b"wrap"))
+        self._pseudonyms = _derived(master, b"pseudonym")
+
+    def lookup(self, tenant: str, subject: str) -> str:
+        """The pseudonym under which a tenant's subject is found, hexadecimal."""
+        return self._pseudonym(b"subject", tenant, subject).hex()
+
+    def decision(self, tenant: str, decision_id: str) -> str:
+        """The pseudonym under which a tenant's decision is found, hexadecimal."""
+        return self._pseudonym(b"decision", tenant, decision_id).hex()
+
+    def new_subject(self) -> Subject:
+        """A token and a key that nobody has."""
+        return Subject(os.urandom(16).hex(), os.urandom(KEY_BYTES))
+
+    def wrap(self, key: bytes, owner: str) -> bytes:
+        """A key, sealed under the master key; it opens for its `owner` only."""
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + self._wrapping.encrypt(nonce, key, owner.encode())
+
+    def unwrap(self, wrapped: bytes, owner: str) -> bytes:
+        """The key again. Raises CannotBeOpened."""
+        try:
+            return self._wrapping.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], owner.encode())
+        except (InvalidTag, ValueError) as error:
+            raise CannotBeOpened("a wrapped key is not what was written") from error
+
+    def seal(self, plaintext: bytes, explanation_id: str, subject: Subject | None, decision: str | None) -> bytes:
+        """Seals what belongs to the person of an explanation."""
+        if subject is None:
+            key = os.urandom(KEY_BYTES)
+            head = bytes(16), self.wrap(key, explanation_id)
+        else:
+            key = subject.key
+            head = bytes.fromhex(subject.token), _NO_KEY
+        nonce = os.urandom(NONCE_BYTES)
+        ciphertext = AESGCM(key).encrypt(nonce, plaintext, explanation_id.encode())
+        pseudonym = _NO_DECISION if decision is None else bytes.fromhex(decision)
+        return b"".join((_VERSION, head[0], pseudonym, head[1], nonce, ciphertext))
+
+    def open(self, sealed: bytes, explanation_id: str, subject_key: bytes | None) -> bytes:
+        """The plaintext; `subject_key` is that of the subject it names, if it names one. Raises CannotBeOpened."""
+        parts = unpack(sealed)
+        if parts.token is None and parts.wrapped is not None:
+            key: bytes | None = self.unwrap(parts.wrapped, explanation_id)
+        else:
+            key = subject_key
+        if key is None:
+            raise CannotBeOpened("the key of a sealed part is gone")
+        try:
+            return AESGCM(key).decrypt(parts.nonce, parts.ciphertext, explanation_id.encode())
+        except (InvalidTag, ValueError) as error:
+            raise CannotBeOpened("a sealed part is not what was written") from error
+
+    def _pseudonym(self, kind: bytes, tenant: str, name: str) -> bytes:
+        said = b"\0".join((kind, tenant.encode(), name.encode()))
+        return hmac.digest(self._pseudonyms, said, hashlib.sha256)
+
+
+def owner_of(token: str, lookup: str) -> str:
+    """Whom a subject's key is wrapped for: the row it stands in."""
+    return f"{token} {lookup}"
+
+
+def prepare_database(engine: Engine, master_key: Path) -> Vault:
+    """Brings the database to the newest schema and opens its vault. A new database gets a master key, in a new file.
+
+    Raises WrongMasterKey when the database was sealed with another key, SecretFileError when the file cannot be used,
+    LedgerUnavailable when the database does not answer.
+    """
+    with database_in_reach(), serialised(engine).begin() as connection:
+        if _mark(connection) is None:
+            create_secret(master_key, os.urandom(KEY_BYTES).hex().encode() + b"\n")
+    vault = _load(master_key)
+    upgrade(engine, vault=vault)
+    with database_in_reach(), serialised(engine).begin() as connection:
+        mark = _mark(connection)
+        if mark is None:
+            lookup = vault.lookup("", "")
+            wrapped = vault.wrap(os.urandom(KEY_BYTES), owner_of(NO_TOKEN, lookup))
+            connection.execute(insert(subjects).values(token=NO_TOKEN, lookup=lookup, key=wrapped))
+        else:
+            try:
+                vault.unwrap(mark[1], owner_of(NO_TOKEN, mark[0]))
+            except CannotBeOpened:
+                raise _wrong(master_key) from None
+    return vault
+
+
+def _mark(connection: Connection) -> tuple[str, bytes] | None:
+    """The row that tells the master key; None of a database that is not sealed with one yet."""
+    if not inspect(connection).has_table(subjects.name):
+        return None
+    row = connection.execute(select(subjects.c.lookup, subjects.c.key).where(subjects.c.token == NO_TOKEN)).first()
+    return None if row is None else (row.lookup, row.key)
+
+
+def _load(path: Path) -> Vault:
+    try:
+        return Vault(bytes.fromhex(read_secret(path).decode().strip()))
+    except FileNotFoundError:
+        raise _wrong(path) from None
+    except ValueError as error:
+        raise SecretFileError(f"{path} holds no master key: 64 hexadecimal digits") from error
+
+
+def _wrong(path: Path) -> WrongMasterKey:
+    return WrongMasterKey(
+        f"this database is sealed with another master key than that of {path}: copy the key's file from the host that "
+        "has it, or name it with ANSWERABLE_MASTER_KEY; without it the personal data cannot be read again"
+    )
+
+
+def _derived(master: bytes, purpose: bytes) -> bytes:
+    """HKDF-Expand of one block (RFC 5869); the master key is random already."""
+    return hmac.digest(master, b"answerable ledger " + purpose + b"\1", hashlib.sha256)
