@@ -6,32 +6,29 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
 
 from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
 from service.api import documentation, explain, explanations, health, models, problems, replays, reviews
+from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
 from service.api.transport import RequestIds
-from service.cache import Cache, environment_digest
+from service.cache import Cache
 from service.catalog.assessments import ASSESSMENTS, Assessments
-from service.catalog.calibrations import Calibrations
-from service.catalog.manifest import find_versions, read_manifest
-from service.catalog.versions import Catalog, ModelVersion
+from service.catalog.versions import Catalog
 from service.embedded_redis import start_embedded_redis
 from service.engine.pool import Pool
 from service.engine.processes import count_devices
-from service.errors import CatalogError
 from service.explaining import Explaining
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.quotas import Quotas
 from service.replaying import Replaying
+from service.repository import Repository, read_catalog
 from service.settings import Settings
 
 LOG = logging.getLogger("answerable")
@@ -57,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        routes=explain.router.routes,
+        routes=[*explain.router.routes, *repository_routes.router.routes],
         dependencies=[Depends(authorise)],
     )
     app.state.catalog = catalog
@@ -69,22 +66,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestIds)
     documentation.install(app, catalog)
     return app
-
-
-def read_catalog(folder: Path) -> Catalog:
-    """Every version under the folder of models; one whose manifest is wrong is logged and left out."""
-    catalog = Catalog()
-    for version in find_versions(folder):
-        try:
-            manifest, key, digest = read_manifest(version)
-        except CatalogError as error:
-            LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
-            catalog.faults += 1
-            continue
-        catalog.put(ModelVersion(key, manifest, version.resolve(), digest))
-    if not list(catalog):
-        LOG.error("there is no model in %s", folder)
-    return catalog
 
 
 def open_database(settings: Settings) -> tuple[Engine, Vault]:
@@ -160,9 +141,9 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     metrics.show_versions(catalog)
     health = Health(Assessments(settings.data / ASSESSMENTS), engine, settings.stability_share)
     stack.push_async_callback(health.close)
-    calibrations = Calibrations(settings.data / "calibrations")
-    for version in list(catalog):
-        await _load(engine, cache, calibrations, catalog, version)
+    repository = Repository(settings.models, settings.data, catalog, engine, cache)
+    stack.push_async_callback(repository.close)
+    await repository.start()
 
     def render_metrics() -> bytes:
         metrics.queue_points.set(engine.queued_points)
@@ -174,6 +155,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
         return metrics.render(workers)
 
     app.state.engine = engine
+    app.state.repository = repository
     app.state.ledger = ledger
     app.state.metrics = metrics
     app.state.render_metrics = render_metrics
@@ -184,30 +166,3 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.explaining = Explaining(
         engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points
     )
-
-
-async def _load(
-    engine: Pool, cache: Cache, calibrations: Calibrations, catalog: Catalog, version: ModelVersion
-) -> None:
-    """Loads one version on all workers; one that cannot be loaded stays not ready, and the others serve."""
-    names = {
-        "sha256:" + baseline.sha256: f"{baseline.sha256}:{environment_digest(engine.environment)}"
-        for baseline in version.manifest.baselines
-    }
-    known = {digest: await cache.baseline_outputs(version.key, name) for digest, name in names.items()}
-    outputs = {digest: found for digest, found in known.items() if found is not None}
-    shapes = await asyncio.to_thread(calibrations.find, version.key, engine.environment)
-    try:
-        loaded = await engine.load(version.folder, outputs, shapes)
-    except CatalogError as error:
-        LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
-        catalog.put(replace(version, problem=str(error)))
-        return
-    for digest in loaded.baseline_outputs.keys() - outputs.keys():
-        cache.keep_baseline_outputs(version.key, names[digest], loaded.baseline_outputs[digest])
-    if loaded.shapes != shapes:
-        try:
-            await asyncio.to_thread(calibrations.keep, version.key, engine.environment, loaded.shapes)
-        except OSError as error:
-            LOG.warning("the chunk shapes of %s cannot be kept: %s", version.key, error.strerror)
-    catalog.put(replace(version, environment=engine.environment, traits=loaded.traits, parity=loaded.parity))

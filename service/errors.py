@@ -7,7 +7,8 @@
     │   └── PolicyForbids    403   what the key's policy does not allow
     ├── NotFound             404   no such model, version or explanation
     ├── InvalidRequest       422   well-formed but impossible
-    │   └── NotConverged     422   `strict` was asked for and the tolerance was not met
+    │   ├── NotConverged     422   `strict` was asked for and the tolerance was not met
+    │   └── LoadRefused      422   a version that cannot be loaded; what was served before goes on
     ├── ReplayImpossible     409   what a record was computed with is not here
     ├── Overloaded           429   the queue is full; carries Retry-After
     │   └── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
@@ -23,7 +24,7 @@ A body that is too large, too slow or wrongly encoded never gets this far: `serv
 and 400 with FastAPI's own HTTPException.
 
 Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
-and never reach a client.
+and reach no client but one that asked to load it.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class InvalidRequest(AnswerableError):
 
 class NotConverged(InvalidRequest):
     title = "Not converged"
+
+
+class LoadRefused(InvalidRequest):
+    title = "Not loaded"
 
 
 class ReplayImpossible(AnswerableError):

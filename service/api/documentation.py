@@ -72,7 +72,7 @@ def _drop_empty_body(operation: dict[str, Any]) -> None:
 def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> None:
     """Examples that run as they stand: each model's as a body, and the first model as the path's parameter.
 
-    Where the path has no version the body is the newest's, as is the answer.
+    Where the path has no version the body is of the version that the bare name means, as is the answer.
     """
     for parameter in operation.get("parameters", []):
         first = next(iter(catalog), None)
@@ -80,7 +80,15 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
             parameter["example"] = first.key.name if parameter["name"] == "model" else first.key.version
     if path.endswith((":explain", ":predict")):
         versioned = "{version}" in path
+        shown = [one for one in catalog if versioned or one is (catalog.meant(one.key.name) or one)]
         operation["requestBody"]["content"]["application/json"]["examples"] = {
             str(version.key) if versioned else version.key.name: {"value": {"instances": [version.manifest.example]}}
-            for version in catalog
+            for version in shown
         }
+    elif path.startswith("/v2/repository/models/"):
+        operation["requestBody"]["content"]["application/json"]["examples"] = {
+            str(version.key): {"value": {"parameters": {"version": version.key.version}}} for version in catalog
+        }
+    elif path == "/v2/repository/index":
+        examples = {"everything": {"value": {}}, "ready": {"value": {"ready": True}}}
+        operation["requestBody"]["content"]["application/json"]["examples"] = examples

@@ -38,7 +38,7 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 @needs(PUBLIC)
 async def server() -> dict[str, object]:
     """The server's name and version."""
-    return {"name": "answerable", "version": __version__, "extensions": []}
+    return {"name": "answerable", "version": __version__, "extensions": ["model_repository"]}
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=answers(401, 403))

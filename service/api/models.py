@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 
 from service.api.auth import needs
 from service.api.problems import answers
+from service.catalog.assessments import Assessment
 from service.catalog.manifest import BaselineSet, Feature, Inputs, TabularInputs
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import OutputSpace
@@ -33,13 +34,18 @@ async def list_models(request: Request) -> dict[str, list[str]]:
 @router.get("/v1/models/{model}")
 @needs("explain")
 async def show_model(request: Request, model: str) -> dict[str, Any]:
-    """What a model takes and gives, and one complete, valid instance. Of the newest ready version, if there is one."""
+    """What a model takes and gives, and one complete, valid instance: of the version that the bare name means.
+
+    That is the newest ready one that has passed its check; `newest` names it. Without one, what is shown is the last's.
+    """
     versions = _catalog(request).versions(model)
-    shown = next((version for version in reversed(versions) if version.is_ready), versions[-1])
+    meant = _catalog(request).meant(model)
+    shown = versions[-1] if meant is None else meant
     manifest = shown.manifest
     return {
         "name": model,
         "ready": shown.is_ready,
+        "newest": None if meant is None else meant.key.version,
         "title": manifest.title,
         "description": manifest.description,
         "owner": manifest.owner,
@@ -76,7 +82,18 @@ def _version(version: ModelVersion) -> dict[str, Any]:
     shown: dict[str, Any] = {"version": version.key.version, "digest": version.key.digest, "ready": version.is_ready}
     if version.parity is not None:
         shown["parity"] = version.parity
-    return shown
+    return shown | {"check": None if version.assessment is None else _check(version.assessment)}
+
+
+def _check(assessment: Assessment) -> dict[str, Any]:
+    """What `answerable models check` found, and when, in microseconds since the epoch."""
+    return {
+        "passed": assessment.passed,
+        "failed": assessment.failed,
+        "against": assessment.against,
+        "checked": assessment.checked,
+        "checks": assessment.checks,
+    }
 
 
 def _feature(feature: Feature) -> dict[str, Any]:

@@ -271,11 +271,16 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
     return manifest, key, "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def find_versions(models: Path) -> list[Path]:
-    """Every version folder under `models`, by model name, then version: numbers in numeric order, before names."""
+def version_order(version: str) -> tuple[bool, int, str]:
+    """In which order versions succeed each other: numbers in numeric order, before names."""
+    numeric = version.isdecimal()
+    return not numeric, int(version) if numeric else 0, version
 
-    def order(folder: Path) -> tuple[str, bool, int, str]:
-        numeric = folder.name.isdecimal()
-        return folder.parent.name, not numeric, int(folder.name) if numeric else 0, folder.name
+
+def find_versions(models: Path) -> list[Path]:
+    """Every version folder under `models`, by model name, then in the order of versions."""
+
+    def order(folder: Path) -> tuple[str, tuple[bool, int, str]]:
+        return folder.parent.name, version_order(folder.name)
 
     return sorted((path.parent for path in models.glob("*/*/manifest.yaml")), key=order)

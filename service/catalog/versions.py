@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.catalog.manifest import Manifest
+from service.catalog.assessments import Assessment
+from service.catalog.manifest import Manifest, version_order
 from service.domain import ModelKey, Traits
 from service.errors import ModelNotReady, NotFound
+
+
+class Lease:
+    """Keeps a version on the workers: `end` is called once nobody holds this any more.
+
+    Every request holds the version that it was planned with, and with it this; so a version that was replaced or
+    unloaded goes when the last request for it has its answer, however long that takes.
+    """
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        weakref.finalize(self, end).atexit = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
     """One version as the front knows it.
 
-    `environment`, `traits` and `parity` come from the worker that loaded it (`service.engine.messages`); a
-    version without an environment is not ready, and `problem` says why, once that is known.
+    `folder` holds its files: a copy of the operator's, once it is loaded. `environment`, `traits` and `parity` come
+    from the worker that loaded it (`service.engine.messages`); a version without an environment is not ready, and
+    `problem` says why, once that is known. `assessment` is what `answerable models check` found, None before that.
     """
 
     key: ModelKey
@@ -27,14 +41,35 @@ class ModelVersion:
     traits: Traits | None = None
     parity: float | None = None
     problem: str | None = None
+    assessment: Assessment | None = None
+    lease: Lease | None = None
+    is_unloaded: bool = False
 
     @property
     def is_ready(self) -> bool:
         return self.environment is not None
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether its check found nothing against it."""
+        return self.assessment is not None and self.assessment.passed
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its check found something against it."""
+        return self.assessment is not None and not self.assessment.passed
+
+    def is_same(self, other: ModelVersion) -> bool:
+        """Whether both are of the same files, whatever is known of them."""
+        return (self.key, self.manifest_digest) == (other.key, other.manifest_digest)
+
 
 class Catalog:
     """Every known version, in the order in which versions succeed each other.
+
+    A bare name means the newest version that is ready and has passed its check. One that was replaced by other files
+    of the same version goes on being meant until these have passed theirs. Before any has passed, the name means the
+    oldest ready version, unless that has failed.
 
     `faults` counts the version folders that could not be read; with any, or with no version, it is not ready.
     """
@@ -42,18 +77,45 @@ class Catalog:
     def __init__(self) -> None:
         self.faults = 0
         self._versions: dict[str, dict[str, ModelVersion]] = {}
+        self._meant: dict[str, ModelVersion] = {}
 
     def __iter__(self) -> Iterator[ModelVersion]:
         return (version for versions in self._versions.values() for version in versions.values())
 
     def put(self, version: ModelVersion) -> None:
         """Adds the version, or replaces what was known of it."""
-        self._versions.setdefault(version.key.name, {})[version.key.version] = version
+        name = version.key.name
+        known = {**self._versions.get(name, {}), version.key.version: version}
+        self._versions[name] = dict(sorted(known.items(), key=lambda item: version_order(item[0])))
+        meant = self._means(name, version)
+        if meant is None:
+            self._meant.pop(name, None)
+        else:
+            self._meant[name] = meant
+
+    def _means(self, name: str, changed: ModelVersion) -> ModelVersion | None:
+        """Which version the name means after one has changed."""
+        ready = [version for version in self._versions[name].values() if version.is_ready]
+        passed = [version for version in ready if version.has_passed]
+        before = self._meant.get(name)
+        if (
+            before is not None
+            and before.key.version == changed.key.version
+            and not (before.has_passed and changed.is_ready and not before.is_same(changed))
+        ):
+            before = None  # what is known of the version now counts
+        if before is not None and before.has_passed:  # first, so that other files of the same version come after it
+            passed.insert(0, before)
+        if passed:
+            return max(enumerate(passed), key=lambda item: (version_order(item[1].key.version), item[0]))[1]
+        if before is not None:
+            return before
+        return ready[0] if ready and not ready[0].has_failed else None
 
     @property
     def is_ready(self) -> bool:
-        """Whether everything that was configured can be served."""
-        versions = list(self)
+        """Whether everything that was configured, and not unloaded since, can be served."""
+        versions = [version for version in self if not version.is_unloaded]
         return bool(versions) and not self.faults and all(version.is_ready for version in versions)
 
     @property
@@ -66,14 +128,24 @@ class Catalog:
             raise NotFound("there is no such model")
         return list(self._versions[name].values())
 
+    def meant(self, name: str) -> ModelVersion | None:
+        """The version that a bare name means, if it means one."""
+        return self._meant.get(name)
+
     def find(self, name: str, version: str | None = None) -> ModelVersion:
-        """The named version, or the newest ready one. Raises NotFound or ModelNotReady."""
+        """The named version, or the one that the bare name means. Raises NotFound or ModelNotReady."""
         versions = self.versions(name)
-        if version is not None:
+        if version is None:
+            if name in self._meant:
+                return self._meant[name]
+            if any(candidate.is_ready for candidate in versions):
+                raise ModelNotReady("no version of the model has passed its check; name one: .../versions/{version}")
+        else:
             versions = [candidate for candidate in versions if candidate.key.version == version]
             if not versions:
                 raise NotFound("the model has no such version")
-        ready = [candidate for candidate in versions if candidate.is_ready]
-        if not ready:
-            raise ModelNotReady("the model is not ready" + (" yet" if versions[-1].problem is None else ""))
-        return ready[-1]
+            if versions[0].is_ready:
+                return versions[0]
+        if all(candidate.is_unloaded for candidate in versions):
+            raise ModelNotReady("the model is not loaded")
+        raise ModelNotReady("the model is not ready" + (" yet" if versions[-1].problem is None else ""))

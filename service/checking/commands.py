@@ -14,12 +14,10 @@ from pathlib import Path
 
 from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside
 from service.catalog.manifest import find_versions
-from service.checking.limits import Limits
+from service.checking.limits import ROWS, Limits
 from service.engine.processes import worker_environment
 from service.errors import AnswerableError, CatalogError
 from service.settings import Settings
-
-ROWS = 128
 
 
 def add_commands(models: argparse.ArgumentParser) -> None:

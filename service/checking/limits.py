@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ROWS = 128
+"""In the sample, where nothing else is asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

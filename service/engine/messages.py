@@ -81,11 +81,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version is ready.
+    """The version in `folder` is ready.
 
     `parity` is the largest relative difference between twin and artefact at load.
     """
 
+    folder: Path
     key: ModelKey
     baseline_outputs: BaselineOutputs
     shapes: ChunkShapes

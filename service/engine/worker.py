@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -137,14 +138,19 @@ class Worker:
                     )
                 else:
                     self._forget_other_shapes(model.key)
-                    self._models[model.key] = model
+                    self._models[model.key] = self._with_known_baselines(model)
                     gc.collect()
                     gc.freeze()  # modules and models stay; a full collection need not walk them
-                    self._channel.send(_loaded(model))
+                    self._channel.send(_loaded(folder, model))
                     self._tell_memory()
             case Unload(key):
                 self._forget_other_shapes(key)
                 self._models.pop(key, None)
+
+    def _with_known_baselines(self, model: DeviceModel) -> DeviceModel:
+        """With the sets of an earlier manifest of the same artefact, too: what was planned with them is under way."""
+        known = self._models.get(model.key)
+        return model if known is None else replace(model, baselines={**known.baselines, **model.baselines})
 
     def _repeat(self, request: Explain, conditions: Conditions) -> None:
         """Starts an explanation at the shapes, and with the deadline, of an earlier one."""
@@ -193,7 +199,7 @@ class Worker:
         self._scheduler.add(live)
 
 
-def _loaded(model: DeviceModel) -> Loaded:
+def _loaded(folder: Path, model: DeviceModel) -> Loaded:
     outputs = {
         digest: {
             space: np.concatenate([values, baseline.center_outputs[space][None]])
@@ -201,7 +207,7 @@ def _loaded(model: DeviceModel) -> Loaded:
         }
         for digest, baseline in model.baselines.items()
     }
-    return Loaded(model.key, outputs, model.shapes, model.traits, model.parity)
+    return Loaded(folder, model.key, outputs, model.shapes, model.traits, model.parity)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

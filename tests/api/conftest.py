@@ -24,8 +24,8 @@ class _Places(dict[str, str]):
 
 def filled(path: str) -> str:
     """A path of the description with its parameters filled in: the loan model's first version, and nothing else that
-    exists."""
-    return path.format_map(_Places(model="loan", version="1"))
+    exists; and not even that where it could be unloaded."""
+    return path.format_map(_Places(model="nothing" if path.startswith("/v2/repository") else "loan", version="1"))
 
 
 @pytest.fixture

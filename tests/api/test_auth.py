@@ -35,6 +35,8 @@ def expected_scope(path: str) -> str:
         return "metrics"
     if path.endswith(":review"):
         return "ledger:write"
+    if path.startswith("/v2/repository"):
+        return "models:write"
     return "ledger:read" if path.startswith("/v1/explanations") else "explain"
 
 

@@ -128,7 +128,7 @@ async def test_every_example_of_a_model_runs_and_its_reply_has_the_described_sha
     ran = 0
     for path, method, operation in operations(service):
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-        of_models = content.get("examples", {}) if "{model}" in path else {}
+        of_models = content.get("examples", {}) if path.endswith((":explain", ":predict")) else {}
         for name, example in of_models.items():
             model, _, version = name.partition("@")
             asked = path.format(model=model, version=version)

@@ -440,7 +440,7 @@ async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_com
     assert not shared.pool.is_complete
     with pytest.raises(WorkerLost):
         await shared.explain(replace(plan, model=second.key))
-    shared.pool.unload(folder, second.key)
+    shared.pool.unload(folder)
     assert shared.pool.is_complete
 
 
@@ -448,7 +448,7 @@ async def test_unloading_ends_a_version(shared: PoolUnderTest, make_plan: MakePl
     plan = make_plan(0)
     under_way = asyncio.create_task(shared.explain(make_plan(1, method="expected_gradients")))
     await asyncio.sleep(0)
-    shared.pool.unload(LOAN, plan.model)
+    shared.pool.unload(LOAN)
 
     assert (await under_way).converged
     with pytest.raises((ModelNotReady, WorkerLost)):
@@ -459,10 +459,75 @@ async def test_unloading_ends_a_version(shared: PoolUnderTest, make_plan: MakePl
 
 
 async def test_known_baseline_outputs_are_taken_as_they_are(shared: PoolUnderTest) -> None:
+    shared.pool.unload(LOAN)
     loaded = await shared.pool.load(LOAN, {})
+    shared.pool.unload(LOAN)
     again = await shared.pool.load(LOAN, loaded.baseline_outputs)
 
     assert loaded.baseline_outputs.keys() == again.baseline_outputs.keys()
     for digest, spaces in loaded.baseline_outputs.items():
         for space, values in spaces.items():
             assert values.tobytes() == again.baseline_outputs[digest][space].tobytes()
+
+
+async def test_a_version_is_loaded_beside_what_is_under_way(
+    start_pool: StartPool, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    started = await start_pool()
+    folder = tmp_path / "loan" / "2"
+    shutil.copytree(LOAN, folder)
+    path = folder / "manifest.yaml"
+    path.write_text(path.read_text().replace('version: "1"', 'version: "2"', 1))
+    before = started.worker
+    loading = asyncio.create_task(started.pool.load(folder, {}, beside=True))
+
+    async def keep_busy() -> int:
+        rounds = 0
+        while not loading.done():
+            await asyncio.gather(*(started.explain(make_plan(n, method="expected_gradients")) for n in range(8)))
+            rounds += 1
+        return rounds
+
+    assert await keep_busy() > 5  # a worker that loads answers nothing
+    second = await loading
+    assert started.worker is not before
+    assert (await started.explain(replace(make_plan(0), model=second.key))).converged
+    assert (await started.explain(make_plan(0))).converged
+    assert await asyncio.to_thread(before.process.wait, 30) == 0
+    assert started.restarts == []
+    assert started.pool.is_complete
+
+
+async def test_a_worker_that_dies_while_another_is_loaded_beside_it(
+    start_pool: StartPool, make_plan: MakePlan, tmp_path: Path, until: Until
+) -> None:
+    started = await start_pool()
+    folder = tmp_path / "loan" / "2"
+    shutil.copytree(LOAN, folder)
+    path = folder / "manifest.yaml"
+    path.write_text(path.read_text().replace('version: "1"', 'version: "2"', 1))
+    loading = asyncio.create_task(started.pool.load(folder, {}, beside=True))
+    await until(lambda: bool(started.pool._coming))
+    started.worker.process.kill()
+    parked = asyncio.create_task(started.explain(make_plan(0)))
+    second = await loading
+
+    assert (await parked).converged
+    assert (await started.explain(replace(make_plan(0), model=second.key))).converged
+    await until(lambda: started.pool.is_complete)
+    assert started.worker.models == {make_plan(0).model, second.key}
+
+
+async def test_a_version_that_cannot_be_loaded_beside_changes_nothing(
+    shared: PoolUnderTest, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    folder = tmp_path / "loan" / "1"
+    shutil.copytree(LOAN, folder)
+    wrong_digest(folder)
+    worker = shared.worker
+    with pytest.raises(CatalogError, match="sha256"):
+        await shared.pool.load(folder, {}, beside=True)
+
+    assert shared.worker is worker
+    assert shared.pool.is_complete
+    assert (await shared.explain(make_plan(0))).converged

@@ -1,0 +1,96 @@
+"""Loading and unloading models while serving: the model repository extension of the V2 protocol, as Triton has it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, Field, StrictBool, StrictStr
+
+from service.api.auth import needs
+from service.api.parsing import StrictRoute
+from service.api.problems import answers
+from service.api.schemas import Strict
+from service.repository import READY, Repository, State
+
+ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
+ModelName = Annotated[str, Path(max_length=64)]
+
+router = APIRouter(route_class=StrictRoute, tags=["Model repository"])
+
+
+class IndexBody(Strict):
+    """What to list. May be left out."""
+
+    ready: StrictBool = Field(False, description="only what is ready")
+
+
+class VersionParameters(Strict):
+    """Which version; without one, all of the model."""
+
+    version: StrictStr | None = Field(None, max_length=64, description="one version; default: every one of the model")
+
+
+class UnloadParameters(VersionParameters):
+    """Which version. Models have no dependents here, so `unload_dependents` changes nothing."""
+
+    unload_dependents: StrictBool = False
+
+
+class LoadBody(Strict):
+    """May be left out."""
+
+    parameters: VersionParameters = Field(default_factory=lambda: VersionParameters())
+
+
+class UnloadBody(Strict):
+    """May be left out."""
+
+    parameters: UnloadParameters = Field(default_factory=lambda: UnloadParameters())
+
+
+class StateItem(BaseModel):
+    """`state` is READY, LOADING or UNAVAILABLE, then with a `reason`."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@router.post("/v2/repository/index", responses={200: {"model": list[StateItem]}, **ERRORS})
+@needs("models:write")
+async def show_index(request: Request, body: IndexBody) -> Response:
+    """Every version that is served, was unloaded, or lies in the folder of models."""
+    found = await _repository(request).index()
+    return _listed([one for one in found if one.state == READY or not body.ready])
+
+
+@router.post("/v2/repository/models/{model}/load", responses={200: {"model": list[StateItem]}, **ERRORS})
+@needs("models:write")
+async def load_model(request: Request, model: ModelName, body: LoadBody) -> Response:
+    """Loads, or loads again, what lies in the model's folder, while everything else is served.
+
+    Answers when it is served. A version that cannot be loaded is refused with the reason, and what was served before
+    goes on. The bare model name means a new version once its check has passed.
+    """
+    return _listed(await _repository(request).load(model, body.parameters.version))
+
+
+@router.post("/v2/repository/models/{model}/unload", responses={200: {"model": list[StateItem]}, **ERRORS})
+@needs("models:write")
+async def unload_model(request: Request, model: ModelName, body: UnloadBody) -> Response:
+    """Serves the model, or one version, no more until it is loaded again; requests under way have their answers."""
+    return _listed(_repository(request).unload(model, body.parameters.version))
+
+
+def _repository(request: Request) -> Repository:
+    repository: Repository = request.app.state.repository
+    return repository
+
+
+def _listed(states: list[State]) -> Response:
+    shown: list[dict[str, Any]] = [asdict(state) for state in states]
+    return Response(orjson.dumps(shown), media_type="application/json")

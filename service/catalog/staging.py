@@ -1,0 +1,50 @@
+"""Copies of the versions that are served, by digest of their manifest.
+
+What an operator changes in a model's folder changes nothing that is served until the version is loaded again: a worker
+that is replaced meanwhile loads what the others have. Copies are kept, so that what was answered can be computed again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from service.errors import CatalogError
+
+
+def stage(folder: Path, manifest: str, copies: Path) -> Path:
+    """The copy under `copies` of the version in `folder`, whose manifest has this sha256; made if there is none.
+
+    Links are not followed: what is outside of the folder does not belong to the version. Raises CatalogError when a
+    file cannot be read, or OSError when the copy cannot be written.
+    """
+    place = copies / manifest.removeprefix("sha256:")[:32] / folder.parent.name / folder.name
+    if place.is_dir():
+        return place
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=place.parent, prefix=".part-"))
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(folder.resolve()):
+                copy = part / path.relative_to(folder)
+                copy.parent.mkdir(exist_ok=True, parents=True)
+                _copy(path, copy)
+        os.replace(part, place)  # noqa: PTH105 - Path.replace returns a path, which nobody needs
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return place
+
+
+def _copy(path: Path, copy: Path) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CatalogError(f"{path.name} cannot be read: {error.strerror}") from error
+    copy.write_bytes(content)
+
+
+def drop(place: Path) -> None:
+    """Removes a copy that could not be loaded: the files may be put right under the same manifest."""
+    shutil.rmtree(place, ignore_errors=True)

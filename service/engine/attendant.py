@@ -1,0 +1,73 @@
+"""One worker process as the front sees it, and the tasks it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.domain import ModelKey
+from service.engine.connection import Connection
+from service.engine.messages import Done, Explain, Loaded, Predict
+from service.errors import AnswerableError, CatalogError
+
+
+@dataclass(slots=True)
+class Task:
+    """A request in flight, with the points it is expected to cost."""
+
+    request: Explain | Predict
+    points: int
+    future: asyncio.Future[Done]
+    attempts: int = 0
+
+    @property
+    def model(self) -> ModelKey:
+        """The version that is asked."""
+        return self.request.plan.model if isinstance(self.request, Explain) else self.request.model
+
+    def fail(self, error: AnswerableError) -> None:
+        """Ends it, unless it has ended."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(slots=True, eq=False)
+class Attendant:
+    """A worker: its process, what it holds and what it has loaded. `is_gone` once its socket has closed."""
+
+    index: int
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    ready: asyncio.Future[None]
+    tasks: dict[int, Task] = field(default_factory=dict)
+    loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
+    models: set[ModelKey] = field(default_factory=set)
+    heard: float = field(default_factory=time.monotonic)
+    memory: int = 0
+    is_gone: bool = False
+
+    @property
+    def points(self) -> int:
+        """What is expected of all that it holds."""
+        return sum(task.points for task in self.tasks.values())
+
+    def give(self, task: Task) -> None:
+        """Sends the task."""
+        task.attempts += 1
+        if not self.tasks:
+            self.heard = time.monotonic()
+        self.tasks[task.request.task] = task
+        self.connection.send(task.request)
+
+    def loaded(self, folder: Path, result: Loaded | CatalogError) -> None:
+        """Ends the wait for a version, unless whoever waited was cancelled."""
+        waiting = self.loading.pop(folder)
+        if waiting.done():
+            return
+        if isinstance(result, CatalogError):
+            waiting.set_exception(result)
+        else:
+            waiting.set_result(result)

@@ -1,0 +1,250 @@
+"""The folder of models as it is served: what is loaded at the start, and loaded, reloaded and unloaded while serving.
+
+All of it is one piece of code. A version is copied first, loaded by every worker, then put into the catalog, where
+requests find it from then on; what was planned with other files of the same version ends with those. Whether a bare
+model name may mean it is for its check to say: a verdict that was kept is taken, else the check runs beside the
+service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from service.cache import Cache, environment_digest
+from service.catalog.assessments import ASSESSMENTS, Assessments
+from service.catalog.calibrations import Calibrations
+from service.catalog.manifest import find_versions, read_manifest
+from service.catalog.staging import drop, stage
+from service.catalog.versions import Catalog, Lease, ModelVersion
+from service.checking.background import Checker
+from service.engine.messages import BaselineOutputs, Loaded
+from service.engine.pool import Pool
+from service.errors import CatalogError, LoadRefused, NotFound
+
+LOG = logging.getLogger("answerable")
+READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One version in the words of the model repository extension of the V2 protocol."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+def read_catalog(folder: Path) -> Catalog:
+    """Every version under the folder of models; one whose manifest is wrong is logged and left out."""
+    catalog = Catalog()
+    for version in find_versions(folder):
+        try:
+            catalog.put(_described(version))
+        except CatalogError as error:
+            LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
+            catalog.faults += 1
+    if not list(catalog):
+        LOG.error("there is no model in %s", folder)
+    return catalog
+
+
+def _described(folder: Path) -> ModelVersion:
+    manifest, key, digest = read_manifest(folder)
+    return ModelVersion(key, manifest, folder.resolve(), digest)
+
+
+class Repository:
+    """Loads and unloads versions of the models under `models`. `data` is the data folder."""
+
+    def __init__(self, models: Path, data: Path, catalog: Catalog, engine: Pool, cache: Cache) -> None:
+        self._models = models
+        self._copies = data / "versions"
+        self._catalog = catalog
+        self._engine = engine
+        self._cache = cache
+        self._calibrations = Calibrations(data / "calibrations")
+        self._assessments = Assessments(data / ASSESSMENTS)
+        self._checker = Checker(data)
+        self._judging: set[asyncio.Task[None]] = set()
+        self._loading: set[tuple[str, str]] = set()
+        self._turn = asyncio.Lock()
+        self._serves = False
+
+    async def start(self) -> None:
+        """Loads every version of the catalog; one that cannot be loaded stays not ready, and the others serve."""
+        for version in list(self._catalog):
+            try:
+                await self._load(version)
+            except CatalogError as error:
+                LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
+                self._catalog.put(replace(version, problem=str(error)))
+        self._serves = True
+
+    async def close(self) -> None:
+        """Ends what is checked."""
+        self._checker.close()
+        if self._judging:
+            await asyncio.wait(self._judging)
+
+    async def load(self, name: str, version: str | None) -> list[State]:
+        """Loads a version from the folder of models as it is now, or every version of a model; all that can be loaded.
+
+        A version whose files are as they were is not loaded again, but what its check said is read again. Raises
+        NotFound, or LoadRefused with the reasons; what was served before then goes on being served.
+        """
+        async with self._turn:
+            folders = [
+                folder
+                for folder in await asyncio.to_thread(find_versions, self._models)
+                if folder.parent.name == name and version in (None, folder.name)
+            ]
+            if not folders:
+                raise NotFound("there is no such version in the folder of models")
+            refused = [reason for folder in folders if (reason := await self._loaded(folder)) is not None]
+        if refused:
+            raise LoadRefused("; ".join(refused))
+        return [self._state(name, folder.name) for folder in folders]
+
+    async def _loaded(self, folder: Path) -> str | None:
+        """Loads the version in `folder`, or says why it could not."""
+        try:
+            found = await asyncio.to_thread(_described, folder)
+            known = self._known(found.key.name, found.key.version)
+            if known is None or not known.is_ready or not known.is_same(found):
+                await self._load(found)
+            else:
+                await self._assess(known)
+        except CatalogError as error:
+            LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
+            return f"{folder.parent.name}@{folder.name}: {error}"
+        return None
+
+    def unload(self, name: str, version: str | None) -> list[State]:
+        """Serves a version, or every version of a model, no more; requests under way end. Raises NotFound."""
+        versions = [known for known in self._catalog.versions(name) if version in (None, known.key.version)]
+        if not versions:
+            raise NotFound("the model has no such version")
+        for known in reversed(versions):
+            nothing = {"environment": None, "traits": None, "lease": None, "problem": None}
+            self._catalog.put(replace(known, is_unloaded=True, **nothing))  # type: ignore[arg-type]
+        return [self._state(name, known.key.version) for known in versions]
+
+    async def index(self) -> list[State]:
+        """Every version that is known, or lies in the folder of models."""
+        known = [(one.key.name, one.key.version) for one in self._catalog]
+        there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self._models)]
+        return [self._state(*names) for names in _distinct([*known, *there])]
+
+    def _known(self, name: str, version: str) -> ModelVersion | None:
+        return next((one for one in self._catalog if (one.key.name, one.key.version) == (name, version)), None)
+
+    def _state(self, name: str, version: str) -> State:
+        known = self._known(name, version)
+        if known is not None and known.is_ready:
+            return State(name, version, READY)
+        if (name, version) in self._loading:
+            return State(name, version, LOADING)
+        if known is None:
+            return State(name, version, UNAVAILABLE, "not loaded")
+        return State(name, version, UNAVAILABLE, "unloaded" if known.is_unloaded else known.problem or "not loaded yet")
+
+    async def _load(self, version: ModelVersion) -> None:
+        """Loads a version on all workers and serves it. Raises CatalogError, and nothing has changed then."""
+        key, copy = version.key, version.folder
+        self._loading.add((key.name, key.version))
+        try:
+            copy = await self._copied(version)
+            outputs = await self._outputs(version)
+            shapes = await asyncio.to_thread(self._calibrations.find, key, self._engine.environment)
+            loaded = await self._engine.load(copy, outputs, shapes, beside=self._serves)
+            lease = self._lease(copy)
+        except CatalogError:
+            if copy != version.folder:
+                await asyncio.to_thread(drop, copy)
+            raise
+        finally:
+            self._loading.discard((key.name, key.version))
+        self._keep_outputs(version, loaded, outputs)
+        if loaded.shapes != shapes:
+            try:
+                await asyncio.to_thread(self._calibrations.keep, key, self._engine.environment, loaded.shapes)
+            except OSError as error:
+                LOG.warning("the chunk shapes of %s cannot be kept: %s", key, error.strerror)
+        await self._assess(
+            replace(
+                version,
+                folder=copy,
+                environment=self._engine.environment,
+                traits=loaded.traits,
+                parity=loaded.parity,
+                lease=lease,
+            )
+        )
+
+    async def _copied(self, version: ModelVersion) -> Path:
+        try:
+            return await asyncio.to_thread(stage, version.folder, version.manifest_digest, self._copies)
+        except OSError as error:
+            LOG.warning("%s is served from the folder of models, not from a copy: %s", version.key, error.strerror)
+            return version.folder
+
+    def _lease(self, folder: Path) -> Lease:
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            if not loop.is_closed():  # whatever thread let go last
+                loop.call_soon_threadsafe(self._engine.unload, folder)
+
+        return Lease(end)
+
+    async def _outputs(self, version: ModelVersion) -> BaselineOutputs:
+        known = {
+            "sha256:" + one.sha256: await self._cache.baseline_outputs(version.key, self._name(one.sha256))
+            for one in version.manifest.baselines
+        }
+        return {digest: found for digest, found in known.items() if found is not None}
+
+    def _keep_outputs(self, version: ModelVersion, loaded: Loaded, known: BaselineOutputs) -> None:
+        for digest in loaded.baseline_outputs.keys() - known.keys():
+            name = self._name(digest.removeprefix("sha256:"))
+            self._cache.keep_baseline_outputs(version.key, name, loaded.baseline_outputs[digest])
+
+    def _name(self, sha256: str) -> str:
+        return f"{sha256}:{environment_digest(self._engine.environment)}"
+
+    async def _assess(self, version: ModelVersion) -> None:
+        """Serves the version with the verdict that was kept, or has it checked."""
+        found = await asyncio.to_thread(self._assessments.find, version.folder, version.key, version.manifest_digest)
+        self._catalog.put(replace(version, assessment=found))
+        if found is None:
+            judging = asyncio.get_running_loop().create_task(self._judge(version))
+            self._judging.add(judging)
+            judging.add_done_callback(self._judging.discard)
+        elif not found.passed:
+            _tell_failure(version, found.failed)
+
+    async def _judge(self, version: ModelVersion) -> None:
+        """Has the version checked against the one before it; the verdict counts if it is still served by then."""
+        ready = [one for one in self._catalog.versions(version.key.name) if one.is_ready]
+        at = next((at for at, one in enumerate(ready) if one.is_same(version)), 0)
+        await self._checker.check(version.folder, ready[at - 1].folder if at else None)
+        found = await asyncio.to_thread(self._assessments.find, version.folder, version.key, version.manifest_digest)
+        known = self._known(version.key.name, version.key.version)
+        if found is None or known is None or not known.is_ready or not known.is_same(version):
+            return
+        self._catalog.put(replace(known, assessment=found))
+        if not found.passed:
+            _tell_failure(version, found.failed)
+
+
+def _tell_failure(version: ModelVersion, failed: Iterable[str]) -> None:
+    LOG.error("%s answers only when it is named: its check failed: %s", version.key, ", ".join(failed))
+
+
+def _distinct(names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(names))
