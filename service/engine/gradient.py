@@ -43,11 +43,14 @@ class EvaluatedPoints:
         result: Floats = (torch.from_numpy(weights).to(rows.device) @ rows).cpu().numpy()
         return result
 
-    def group_sums(self, weights: Floats, group: Indices, groups: int) -> Floats:
+    def run_sums(self, lengths: Indices) -> Floats:
         rows = self._rows
-        weighted = rows * torch.from_numpy(weights).to(rows.device)[:, None]
-        sums = rows.new_zeros(groups, rows.shape[1])
-        result: Floats = sums.index_add_(0, torch.from_numpy(group).to(rows.device), weighted).cpu().numpy()
+        sums = torch.segment_reduce(rows, "sum", lengths=torch.from_numpy(lengths).to(rows.device), axis=0)
+        result: Floats = sums.cpu().numpy()
+        return result
+
+    def squares(self) -> Floats:
+        result: Floats = self._rows.square().sum(dim=0).cpu().numpy()
         return result
 
     @cached_property

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.domain import Completeness, Floats
 from service.methods.entry import MethodEntry
-from service.methods.oracle import Attribution, Evaluated, Method, Points, Problem, Steps, evaluated
+from service.methods.oracle import Attribution, Method, Points, Problem, Steps, evaluated
 from service.methods.refining import accepted, refine
 from service.numerics.errors import SWEEP_SAFETY
 from service.numerics.sweep import Sweep
@@ -25,77 +25,70 @@ NODES_PER_PATH = 4
 def expected_gradients(problem: Problem) -> Method:
     """One explanation by Expected Gradients; needs at least one point a baseline."""
     paths = _Paths(problem)
-    stopped = yield from refine(paths.learn, paths.sweep.path_error, paths.aim, paths.split)
+    stopped = yield from refine(paths.learn, paths.sweep.path_error, paths.aim, paths.sweep_further)
+    of_paths = paths.attributions()
     return Attribution(
-        values=paths.values if stopped is None else paths.controlled(),
+        values=of_paths.mean(axis=0),
         baseline_output=float(problem.baseline_outputs.mean()),
         completeness=Completeness.BY_CONSTRUCTION,
         path_error=SWEEP_SAFETY * paths.sweep.path_error(),
-        evaluations=len(paths.known.outputs),
+        evaluations=paths.evaluations,
         rule="sweep",
         stopped=stopped,
-        standard_error=paths.standard_error(),
+        standard_error=_standard_error(problem.per_unit(of_paths)),
     )
 
 
+def _standard_error(of_paths: Floats) -> Floats | None:
+    """Of the mean over paths, whose attributions are `of_paths` [paths, units]: [units]."""
+    paths = len(of_paths)
+    if paths < 2:
+        return None
+    error: Floats = of_paths.std(axis=0, ddof=1) / np.sqrt(paths)
+    return error
+
+
 class _Paths:
-    """What is known of the paths from all baselines: the points so far, and the `values` [inputs] by most of them."""
+    """What is known of the paths from all baselines: of each, the sums over its nodes."""
 
     def __init__(self, problem: Problem) -> None:
         nodes = min(NODES_PER_PATH, problem.max_evaluations // len(problem.baselines))
         self._problem = problem
-        self._known: Evaluated | None = None
+        self._sums = np.zeros_like(problem.baselines)
+        self._squares = np.zeros_like(problem.input)
         self._accepted = np.inf
         self.sweep = Sweep(problem.output - problem.baseline_outputs, nodes, problem.seed)
-        self.values: Floats = np.zeros_like(problem.input)
 
     @property
-    def known(self) -> Evaluated:
-        """All points so far; there are some after the first `learn`."""
-        assert self._known is not None
-        return self._known
+    def evaluations(self) -> int:
+        return int(self.sweep.counts.sum())
 
     def learn(self) -> Steps[None]:
-        """Evaluates the pending points."""
+        """Evaluates the pending nodes."""
         problem, sweep = self._problem, self.sweep
-        points = Points(
-            problem.baselines,
-            problem.input,
-            sweep.pending_line,
-            sweep.pending_alphas,
-            problem.readout,
-            problem.target,
+        line, alphas = sweep.pending_line, sweep.pending_alphas
+        answer = yield from evaluated(
+            Points(problem.baselines, problem.input, line, alphas, problem.readout, problem.target)
         )
-        answer = yield from evaluated(points)
+        self._sums[sweep.pending_paths] += answer.run_sums(sweep.pending_lengths)
+        self._squares += answer.squares()
         sweep.learn(answer.derivatives)
-        self._known = answer if self._known is None else self._known.joined(answer)
 
     def aim(self) -> float | None:
-        """The path error to aim at. What the tolerance allows depends on the values, which are summed up anew only when
-        the last aim was reached."""
+        """The path error to aim at. What the tolerance allows depends on the attributions, which are summed up anew
+        only when the last aim was reached."""
         error = self.sweep.path_error()
         if not error > self._accepted:
-            self.values = self.controlled()
-            self._accepted = accepted(self._problem, self.values)
+            self._accepted = accepted(self._problem, self.attributions().mean(axis=0))
         return self._accepted if error > self._accepted else None
 
-    def split(self, target: float) -> int:
+    def sweep_further(self, target: float) -> int:
         """Refines the paths to reach `target`; the number of points now pending."""
-        return self.sweep.refine(target, self._problem.max_evaluations - len(self.known.outputs))
+        return self.sweep.refine(target, self._problem.max_evaluations - self.evaluations)
 
-    def controlled(self) -> Floats:
-        """The attributions with the part of their error that the mean residual reveals removed: [inputs]."""
-        control, mean_residual = self.sweep.control()
-        return self.known.weighted_sum(self.sweep.weights() - mean_residual * control)
-
-    def standard_error(self) -> Floats | None:
-        """The spread of the paths' attributions over the square root of their number: [units]."""
-        paths = len(self._problem.baselines)
-        if paths < 2:
-            return None
-        of_paths = paths * self.known.group_sums(self.sweep.weights(), self.sweep.line, paths)
-        error: Floats = self._problem.per_unit(of_paths).std(axis=0, ddof=1) / np.sqrt(paths)
-        return error
+    def attributions(self) -> Floats:
+        """Of every path, by what is known so far: [paths, inputs]."""
+        return self.sweep.shared(self._sums, self._squares, self._problem.input - self._problem.baselines)
 
 
 EXPECTED_GRADIENTS = MethodEntry(

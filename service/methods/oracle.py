@@ -188,8 +188,12 @@ class Evaluated(Protocol):
         """The sum of weights [n] times contributions [n, inputs], in float64 and in one fixed order: [inputs]."""
         ...
 
-    def group_sums(self, weights: Floats, group: Indices, groups: int) -> Floats:
-        """The weighted sum over the points of each group (`group` [n], from 0 to groups - 1): [groups, inputs]."""
+    def run_sums(self, lengths: Indices) -> Floats:
+        """The sums over runs of so many points each, one after the other, in float64: [runs, inputs]."""
+        ...
+
+    def squares(self) -> Floats:
+        """The sum of the squared contributions of all points, in float64: [inputs]."""
         ...
 
     def joined(self, later: Evaluated) -> Evaluated:

@@ -2,8 +2,8 @@
 
 The mean over K baselines of path integrals is taken with equally weighted nodes on each path. What a path's nodes miss,
 its residual f(x) - f(x'_k) - (the mean of its derivatives), is known. The mean of the absolute residuals estimates the
-error of the mean without letting paths cancel, and the mean residual is the control variate (Owen, "Monte Carlo theory,
-methods and examples", chapter 8). The paths with the largest residuals get more nodes, and nothing evaluated is lost.
+error of the mean without letting paths cancel. The paths with the largest residuals get more nodes, and nothing
+evaluated is lost. What is missed in the end is shared among the inputs of each path; see `Sweep.shared`.
 
 With four nodes a path and more they are midpoints, and three times as many are the next midpoints: the residuals are
 smallest so. With fewer, midpoints would all miss in the same direction. Then paths begin at different places, a Latin
@@ -38,21 +38,23 @@ RESOLUTION = float(np.finfo(np.float32).eps)
 class Sweep:
     """Nodes on each of K paths, refined where the residuals are. `changes` [K] are f(x) - f(x'_k).
 
-    `residuals` [K] are what the nodes of each path miss of its change, in units of the output. `factor` is by what a
-    refinement multiplies a path's nodes, and divides its residual where the integrand jumps (first order).
+    What is to be evaluated next are `pending_lengths` [p] nodes on each of `pending_paths` [p], path after path at
+    `pending_alphas`. `residuals` [K] are what the nodes of each path miss of its change, in units of the output.
+    `factor` is by what a refinement multiplies a path's nodes, and divides its residual where the integrand jumps
+    (first order).
     """
 
     def __init__(self, changes: Floats, nodes_per_path: int, seed: int) -> None:
         paths = len(changes)
+        nodes = nodes_per_path if nodes_per_path >= FEWEST_MIDPOINTS else 1
         self._changes = changes
-        self._counts = np.full(paths, nodes_per_path if nodes_per_path >= FEWEST_MIDPOINTS else 1)
-        self._next_counts = self._counts
-        self._begins: Floats | None = None
-        self.line: Indices = np.empty(0, dtype=np.intp)
-        self._derivatives: Floats = np.empty(0)
+        self._sums = np.zeros(paths)
+        self.counts = np.zeros(paths, dtype=np.intp)
         self.residuals: Floats = changes
-        self.pending_line: Indices = np.repeat(np.arange(paths), self._counts[0])
-        self.pending_alphas: Floats = np.tile(_midpoints(int(self._counts[0])), paths)
+        self.pending_paths: Indices = np.arange(paths)
+        self.pending_lengths: Indices = np.full(paths, nodes)
+        self.pending_alphas: Floats = np.tile(_midpoints(nodes), paths)
+        self._begins: Floats | None = None
         if nodes_per_path < FEWEST_MIDPOINTS:
             self._begins = (np.random.default_rng(seed).permutation(paths) + PLACE_IN_STRATUM) / paths
             self.pending_alphas = self._begins
@@ -60,6 +62,11 @@ class Sweep:
     @property
     def factor(self) -> int:
         return 3 if self._begins is None else 2
+
+    @property
+    def pending_line(self) -> Indices:
+        """The path of every pending node."""
+        return np.repeat(self.pending_paths, self.pending_lengths)
 
     def _finer(self, paths: Indices, count: int) -> Floats:
         """The nodes to be added to those of `paths`, each of which has `count`: [paths, (factor - 1) count]."""
@@ -74,63 +81,62 @@ class Sweep:
         return np.concatenate([shifted, 1 - shifted], axis=1)
 
     def learn(self, derivatives: Floats) -> None:
-        """Takes the derivatives along the paths at the pending points."""
-        self._derivatives = np.concatenate([self._derivatives, derivatives])
-        self.line = np.concatenate([self.line, self.pending_line])
-        self._counts = self._next_counts
-        sums = np.bincount(self.line, self._derivatives, minlength=len(self._counts))
-        self.residuals = self._changes - sums / self._counts
-        self.pending_line, self.pending_alphas = np.empty(0, dtype=np.intp), np.empty(0)
-
-    def weights(self) -> Floats:
-        """The weight of every evaluated point in the mean over paths; they sum to one."""
-        weights: Floats = 1.0 / (self._counts[self.line] * len(self._counts))
-        return weights
+        """Takes the derivatives along the paths at the pending nodes."""
+        self._sums += np.bincount(self.pending_line, derivatives, minlength=len(self._sums))
+        self.counts[self.pending_paths] += self.pending_lengths
+        self.residuals = self._changes - self._sums / self.counts
+        self.pending_paths = self.pending_lengths = np.empty(0, dtype=np.intp)
+        self.pending_alphas = np.empty(0)
 
     def path_error(self) -> float:
         """The mean of the absolute residuals, in units of the output."""
         return float(np.abs(self.residuals).sum()) / len(self.residuals)
 
-    def control(self) -> tuple[Floats, float]:
-        """The control variate: weights [n] and the mean residual.
+    def shared(self, sums: Floats, squares: Floats, directions: Floats) -> Floats:
+        """The attributions of every path, its residual shared among its inputs: [K, inputs].
 
-        A point's own residual has the mean zero over its path. Regressing the contributions on it, within the paths,
-        tells how a feature's attribution errs when the sum errs: adding the regression times the mean residual
-        removes that part, and makes the attributions sum to the change exactly. Where the derivatives vary along no
-        path by more than float32 resolves (a linear model), there is nothing to regress on and the control is zero.
+        `sums` [K, inputs] are those of the contributions at the nodes of each path, `squares` [inputs] those of the
+        squares of all, `directions` [K, inputs] are x - x'_k. A contribution is a gradient times a direction. Where
+        gradients err by a variance of each input's own, the best linear unbiased estimate of their integral under
+        the condition that it adds up to the path's change (Gauss-Markov) gives every input a part of the residual as
+        its direction squared times that variance. The variance is taken over all nodes, since a path has few. An input
+        whose gradient varies by no more than float32 resolves gets no part: its integral is known (a linear model).
         """
-        changes = self._changes[self.line]
-        deviation = changes - self._derivatives - self.residuals[self.line]
-        weighted = deviation * self.weights()
-        scale = float(deviation @ weighted)
-        magnitude = float(self.weights() @ (self._derivatives**2 + changes**2))
-        mean = float(self.residuals.sum()) / len(self.residuals)
-        return (weighted / scale if scale > RESOLUTION**2 * magnitude else np.zeros_like(weighted)), mean
+        squared = directions**2
+        lengths = self.counts @ squared
+        explained = np.divide(
+            (sums * directions).sum(axis=0) ** 2, lengths, out=np.zeros_like(lengths), where=lengths > 0
+        )
+        unexplained = squares - explained
+        varies = unexplained > RESOLUTION**2 * squares
+        variance = np.divide(unexplained, lengths, out=np.zeros_like(lengths), where=varies)
+        squared *= variance
+        totals = squared.sum(axis=1)
+        squared *= np.divide(self.residuals, totals, out=np.zeros_like(totals), where=totals > 0)[:, None]
+        squared += sums / self.counts[:, None]
+        return squared
 
     def refine(self, target: float, most: int) -> int:
         """Adds nodes to the paths with the largest residuals until `target` should hold; at most `most`.
 
         Returns the number of points now pending; 0 when `most` allows none.
         """
-        errors = np.abs(self.residuals) / len(self._counts)
+        errors = np.abs(self.residuals) / len(self.residuals)
         worst_first = np.argsort(-errors, kind="stable")
         gained = np.cumsum(errors[worst_first]) * (1 - 1 / self.factor)
         wanted = int(np.searchsorted(gained, errors.sum() - target)) + 1
-        costs = np.cumsum((self.factor - 1) * self._counts[worst_first])
+        costs = np.cumsum((self.factor - 1) * self.counts[worst_first])
         affordable = int(np.searchsorted(costs, most, side="right"))
         chosen = np.sort(worst_first[: min(wanted, affordable)])
         if not len(chosen):
             return 0
-        counts = self._counts[chosen]
-        lines, alphas = [], []
-        for count in np.flatnonzero(np.bincount(counts)).tolist():
-            paths = chosen[counts == count]
-            fresh = self._finer(paths, count)
-            lines.append(np.repeat(paths, fresh.shape[1]))
-            alphas.append(fresh.ravel())
-        self._next_counts = self._counts.copy()
-        self._next_counts[chosen] *= self.factor
-        self.pending_line, self.pending_alphas = np.concatenate(lines), np.concatenate(alphas)
+        counts = self.counts[chosen]
+        sizes = np.flatnonzero(np.bincount(counts)).tolist()
+        groups = [chosen[counts == size] for size in sizes]
+        fresh = [self._finer(paths, size) for paths, size in zip(groups, sizes, strict=True)]
+        self.pending_paths = np.concatenate(groups)
+        self.pending_lengths = (self.factor - 1) * self.counts[self.pending_paths]
+        self.pending_alphas = np.concatenate([alphas.ravel() for alphas in fresh])
         return len(self.pending_alphas)
 
 

@@ -383,10 +383,12 @@ class _KnownPoints:
         result: Floats = weights @ self.contributions
         return result
 
-    def group_sums(self, weights: Floats, group: Indices, groups: int) -> Floats:
-        sums = np.zeros((groups, self.contributions.shape[1]))
-        np.add.at(sums, group, weights[:, None] * self.contributions)
-        return sums
+    def run_sums(self, lengths: Indices) -> Floats:
+        return np.stack([run.sum(axis=0) for run in np.split(self.contributions, np.cumsum(lengths)[:-1])])
+
+    def squares(self) -> Floats:
+        result: Floats = (self.contributions**2).sum(axis=0)
+        return result
 
     def joined(self, later: Evaluated) -> _KnownPoints:
         assert isinstance(later, _KnownPoints)
