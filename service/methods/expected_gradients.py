@@ -3,7 +3,7 @@
 Erion, Janizek, Sturmfels, Lundberg and Lee, "Improving performance of deep learning models with axiomatic attribution
 priors and expected gradients", Nature Machine Intelligence 2021, equation 3. There the two expectations, over the
 baselines and along the paths, are estimated from random draws. Here every baseline is used and only the path integrals
-are approximated (see `service.numerics.sweep`), with the completeness residual as control variate; so the numerical
+are approximated (see `service.numerics.sweep`), and what each misses is shared among its inputs; so the numerical
 error is small and known. The other error, that the baseline set is itself a sample, is reported as `standard_error`:
 the spread of the per-baseline attributions over the square root of their number, which more points do not shrink.
 """
