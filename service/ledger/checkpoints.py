@@ -202,6 +202,11 @@ class Notary:
         with database_in_reach(), self._engine.connect() as connection:
             return read_chain(connection)
 
+    def sign_content(self, content: bytes) -> tuple[str, bytes]:
+        """The newest key of the log, and its signature of the content. Raises NotTheSigner, SecretFileError."""
+        with database_in_reach(), serialised(self._engine).begin() as connection:
+            return self._signer.enrol(connection).public_key, self._signer.sign(content)
+
     def _enter(self, size: int, root: str, complete: Nodes) -> Checkpoint:
         with serialised(self._engine).begin() as connection:
             key = self._signer.enrol(connection)

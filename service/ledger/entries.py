@@ -24,6 +24,16 @@ STANDARD = "standard"
 """The retention class of an entry that names none."""
 
 
+ERASURE, RETENTION = "erasure", "retention"
+TOMBSTONE_KINDS = frozenset({ERASURE, RETENTION})
+"""The kinds of the events that say that personal parts were erased: for a person, or because their time was over."""
+
+HOLD, RELEASE = "hold", "release"
+"""The kinds of the events that forbid to erase a subject's data, and that allow it again."""
+
+LOOKUP = "lookup"
+"""The kind of the event that says who read what."""
+
 REVIEW = "review"
 """The kind of the event that says what a person found of an explanation."""
 

@@ -70,15 +70,36 @@ def statement(tenant: str, search: Search, cursor: str | None) -> Select[Any]:
     Order and conditions on time are put to the rarest thing asked for, whose index ends in that order: a
     person or a decision, else the first tag, else the column of an explanation that the database chooses.
     """
-    wanted = list(_tags(search))
-    tags = [explanation_tags.alias() for _ in wanted]
+    tags = [(explanation_tags.alias(), *tag) for tag in _tags(search)]
     is_rare = search.subject is not None or search.decision_id is not None
-    leading: FromClause = tags[0] if tags and not is_rare else explanations
-    query = _rows().where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
-    for tag, (name, value) in zip(tags, wanted, strict=True):
-        is_tagged = and_(tag.c.seq == explanations.c.seq, tag.c.name == name, tag.c.value == value)
-        query = query.join(tag, is_tagged)
+    leading: FromClause = tags[0][0] if tags and not is_rare else explanations
+    query = _tagged(_rows(), tags).where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
     return query.order_by(leading.c.created.desc(), leading.c.seq.desc())
+
+
+def read_in_log_order(
+    connection: Connection, vault: Vault, tenant: str, search: Search, after: int, limit: int
+) -> list[Stored]:
+    """The next explanations that `search` asks for behind a place of the log, in its order: for reading them all."""
+    by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
+    if by_pseudonym is None:
+        return []
+    query = _tagged(_rows(), [(explanation_tags.alias(), *tag) for tag in _tags(search)])
+    query = query.where(*_conditions(tenant, by_pseudonym), *_range(explanations, tenant, search, None))
+    query = query.where(explanations.c.seq > after).order_by(explanations.c.seq).limit(limit)
+    return list(stored_explanations(connection, vault, connection.execute(query).all()))
+
+
+def read_places(connection: Connection, vault: Vault, places: Sequence[int]) -> list[Stored]:
+    """The explanations at these places of the log, of all tenants."""
+    rows = connection.execute(_rows().where(explanations.c.seq.in_(places))).all() if places else []
+    return list(stored_explanations(connection, vault, rows))
+
+
+def _tagged(query: Select[Any], tags: Iterable[tuple[FromClause, str, str]]) -> Select[Any]:
+    for tag, name, value in tags:
+        query = query.join(tag, and_(tag.c.seq == explanations.c.seq, tag.c.name == name, tag.c.value == value))
+    return query
 
 
 def _rows() -> Select[Any]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from cryptography.exceptions import InvalidSignature
@@ -50,6 +51,18 @@ class SigningKey:
     statement: bytes
     signature: bytes
     endorsement: bytes | None
+
+    @property
+    def line(self) -> dict[str, str | None]:
+        """The statement and its signatures as JSON can hold them, in exports."""
+        endorsement = None if self.endorsement is None else self.endorsement.hex()
+        return {"statement": self.statement.decode(), "signature": self.signature.hex(), "endorsement": endorsement}
+
+
+def read_key_line(line: Any) -> SigningKey:
+    """The key that `SigningKey.line` wrote. Raises ValueError, TypeError, KeyError or AttributeError."""
+    endorsement = None if line["endorsement"] is None else bytes.fromhex(line["endorsement"])
+    return read_statement(line["statement"].encode(), bytes.fromhex(line["signature"]), endorsement)
 
 
 def read_statement(statement: bytes, signature: bytes, endorsement: bytes | None) -> SigningKey:
@@ -100,6 +113,16 @@ def chain_faults(chain: Sequence[SigningKey]) -> list[str]:
             faults.append(f"{name} is not endorsed by the key before it")
         before = key
     return faults
+
+
+def signer_faults(chain: Sequence[SigningKey], public_key: str, size: int) -> list[str]:
+    """Why this key of the chain may not have signed something about a log of that size; nothing when it may."""
+    for key, following in zip(chain, [*chain[1:], None], strict=True):
+        if key.public_key == public_key:
+            if following is not None and size > following.from_size:
+                return [f"signing key {key.place} signed for {size} rows, when another had taken over"]
+            return []
+    return ["it is signed with a key that is not in the chain"]
 
 
 def read_chain(connection: Connection) -> list[SigningKey]:
