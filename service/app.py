@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
-from service.api import documentation, explain, explanations, health, models, problems, replays, reviews
+from service.api import documentation, explain, explanations, health, jobs, models, problems, replays, reviews
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
@@ -23,7 +23,9 @@ from service.embedded_redis import start_embedded_redis
 from service.engine.pool import Pool
 from service.engine.processes import count_devices
 from service.explaining import Explaining
+from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
+from service.ledger.jobs import Jobs
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.quotas import Quotas
@@ -60,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.catalog = catalog
     app.state.max_body_bytes = settings.max_body_bytes
     problems.install(app)
-    for router in (models.router, explanations.router, replays.router, *reviews.routers, health.router):
+    for router in (models.router, explanations.router, replays.router, *reviews.routers, *jobs.routers, health.router):
         app.include_router(router)
     app.add_middleware(CountedRequests)
     app.add_middleware(RequestIds)
@@ -163,6 +165,12 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.cache = cache
     app.state.authenticator = Authenticator(keys, quotas)
     app.state.replaying = Replaying(engine, catalog)
-    app.state.explaining = Explaining(
-        engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points
-    )
+    explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
+    app.state.explaining = explaining
+    app.state.vault = vault
+    app.state.jobs = Jobs(database)
+    if ledger is not None:
+        works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault)}
+        runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works)
+        stack.push_async_callback(runner.close)
+        runner.start()

@@ -21,7 +21,7 @@ from service.monitoring.metrics import Metrics
 from service.permissions import Policy
 from service.planning import Parameters, deadline_of, expected_points, make_plans, output_space
 from service.quotas import Account
-from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of
+from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
@@ -40,7 +40,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One `:explain` or `:predict` call, parsed: a row and a context for each instance."""
+    """One `:explain` or `:predict` call, parsed: a row and a context for each instance.
+
+    `ids` are those the explanations are to have; None for new ones.
+    """
 
     version: ModelVersion
     rows: Sequence[tuple[float, ...]]
@@ -49,6 +52,8 @@ class Request:
     caller: Caller
     use_cache: bool
     received: float
+    priority: Priority = Priority.INTERACTIVE
+    ids: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,10 @@ class Answer:
 
 _Result = tuple[Explanation, bool, Timings | None]
 """The explanation of a plan, whether it came from the cache, and how long it took if not."""
+
+
+_FlightKey = tuple[str, str, Priority]
+"""The tenant, the digest of the plan, and the class: nobody who is in a hurry waits for bulk work."""
 
 
 @dataclass(slots=True)
@@ -94,7 +103,7 @@ class Explaining:
         self._metrics = metrics
         self._health = health
         self._most_points = most_points
-        self._flights: dict[tuple[str, str], _Flight] = {}
+        self._flights: dict[_FlightKey, _Flight] = {}
 
     async def explain(self, request: Request) -> list[Answer]:
         """One answer an instance, or an error for all of them.
@@ -119,11 +128,12 @@ class Explaining:
             _refuse_not_converged([explanation for explanation, _, _ in results])
         untimed = []
         entries = []
-        for plan, digest, (explanation, cached, timings), context in zip(
-            plans, digests, results, request.contexts, strict=True
+        ids = request.ids or [uuid7() for _ in plans]
+        for plan, digest, (explanation, cached, timings), context, own_id in zip(
+            plans, digests, results, request.contexts, ids, strict=True
         ):
             prediction = prediction_of(version, plan.output_space, explanation.outputs)
-            body = explanation_body(version, plan, explanation, cached=cached)
+            body = {"id": own_id, **explanation_body(version, plan, explanation, cached=cached)}
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
             untimed.append((prediction, body, timings))
@@ -174,23 +184,22 @@ class Explaining:
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
         if not request.use_cache:
-            return await self._compute(request.version, plan, deadline)
-        tenant, version = request.caller.tenant, request.version
+            return await self._compute(request.version, plan, deadline, request.priority)
+        tenant, version, priority = request.caller.tenant, request.version, request.priority
         digest = plan_cache_digest(plan_digest, version.manifest_digest, version.environment or {})
-        under_way = (tenant, digest) in self._flights
+        under_way = (tenant, digest, priority) in self._flights
         stored = None if under_way else await self._cache.result(tenant, digest)
         if stored is not None:
             return stored, True, None
         if deadline is None:
-            return await self._shared(tenant, digest, version, plan)
-        return await self._computed_and_kept(tenant, digest, version, plan, deadline)
+            return await self._shared((tenant, digest, priority), version, plan)
+        return await self._computed_and_kept((tenant, digest, priority), version, plan, deadline)
 
-    async def _shared(self, tenant: str, digest: str, version: ModelVersion, plan: Plan) -> _Result:
+    async def _shared(self, key: _FlightKey, version: ModelVersion, plan: Plan) -> _Result:
         """At most one computation for all identical requests that are under way."""
-        key = tenant, digest
         flight = self._flights.get(key)
         if flight is None:
-            work = self._computed_and_kept(tenant, digest, version, plan, None)
+            work = self._computed_and_kept(key, version, plan, None)
             flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
         flight.waiters += 1
         try:
@@ -202,22 +211,23 @@ class Explaining:
             if not flight.waiters or flight.task.done():
                 self._land(key, flight)
 
-    def _land(self, key: tuple[str, str], flight: _Flight) -> None:
+    def _land(self, key: _FlightKey, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
     async def _computed_and_kept(
-        self, tenant: str, digest: str, version: ModelVersion, plan: Plan, deadline: float | None
+        self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
     ) -> _Result:
-        result = await self._compute(version, plan, deadline)
+        tenant, digest, priority = key
+        result = await self._compute(version, plan, deadline, priority)
         explanation = result[0]
         if explanation.reason not in ("deadline", "non_finite"):
             self._cache.keep_result(tenant, digest, explanation)
         return result
 
-    async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None) -> _Result:
+    async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None, priority: Priority) -> _Result:
         points = expected_points(version, plan)
-        explanation, timings = await self._engine.explain(plan, points, Priority.INTERACTIVE, deadline)
+        explanation, timings = await self._engine.explain(plan, points, priority, deadline)
         self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
         self._health.consider(version, plan, explanation, points)
         return explanation, False, timings

@@ -48,10 +48,11 @@ MOST_ERROR = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the tenant and the id of the key, what it is shown, and its account, if it has a quota."""
+    """Who asks: the tenant and the id of the key, what it may do and is shown, and its account, if it has a quota."""
 
     tenant: str
     key_id: str
+    scopes: frozenset[str] = frozenset()
     policy: Policy = OPEN
     account: Account | None = None
 
@@ -85,10 +86,9 @@ def prediction_of(version: ModelVersion, space: OutputSpace, outputs: tuple[floa
 
 
 def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation, *, cached: bool) -> dict[str, Any]:
-    """The `explanations` item without its timings. What could not be computed is left out, never null."""
+    """The `explanations` item without its id and timings. What could not be computed is left out, never null."""
     manifest = version.manifest
     body: dict[str, Any] = {
-        "id": uuid7(),
         "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
         "method": plan.method,
         "target": {"index": explanation.target, "label": manifest.outputs.labels[explanation.target]},

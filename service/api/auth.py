@@ -57,10 +57,10 @@ class Authenticator:
     def admit(self, key: Key) -> Caller:
         """The caller with this key, for one request. Raises QuotaSpent."""
         if key.quota is None:
-            return Caller(key.tenant, key.id, key.policy)
+            return Caller(key.tenant, key.id, key.scopes, key.policy)
         account = self._quotas.account(key.account, key.quota)
         account.count_request()
-        return Caller(key.tenant, key.id, key.policy, account)
+        return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
     async def _look_up(self, secret: str, remembered: tuple[float, Key | None] | None) -> Key | None:
         """The stored key; while the database is away, a key that was valid goes on being so."""

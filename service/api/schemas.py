@@ -7,7 +7,7 @@ wrong items kept the event loop for 34 s and took 6.8 GB.
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -50,13 +50,20 @@ Number = Annotated[FiniteFloat, Field(strict=True)]
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    _known: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls._known = frozenset(field.alias or name for name, field in cls.__pydantic_fields__.items())
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, value: object) -> object:
-        if type(value) is not dict or value.keys() <= cls.__pydantic_fields__.keys():
+        if type(value) is not dict or value.keys() <= cls._known:
             return value
-        unknown = next(name for name in value if name not in cls.__pydantic_fields__)
-        close = difflib.get_close_matches(unknown[:64], cls.__pydantic_fields__, 1)
+        unknown = next(name for name in value if name not in cls._known)
+        close = difflib.get_close_matches(unknown[:64], cls._known, 1)
         raise PydanticCustomError(
             UNKNOWN_FIELD, "is not a known field", {"name": unknown[:64], "meant": close[0] if close else ""}
         )

@@ -102,7 +102,7 @@ class Keys:
         The old one goes on for `overlap` microseconds, or until it expires, whichever comes first. The new one expires
         when the old one would have.
         """
-        old = self._get(key_id)
+        old = self.get(key_id)
         now = _now()
         if old is None or not old.is_valid(now):
             return None
@@ -115,7 +115,7 @@ class Keys:
 
     def change(self, key_id: str, quota: Quota | None, policy: Policy) -> bool:
         """Gives a key another quota and policy; returns whether there is one of this id."""
-        key = self._get(key_id)
+        key = self.get(key_id)
         if key is None:
             return False
         changed = replace(key, quota=quota, policy=policy)
@@ -140,7 +140,7 @@ class Keys:
 
     def revoke(self, key_id: str) -> bool:
         """Ends a key for good; returns whether there is one of this id. One that is revoked stays so."""
-        key = self._get(key_id)
+        key = self.get(key_id)
         if key is None:
             return False
         if key.revoked is None:
@@ -150,7 +150,8 @@ class Keys:
                 connection.execute(update(keys).where(is_valid).values(revoked=_now()))
         return True
 
-    def _get(self, key_id: str) -> Key | None:
+    def get(self, key_id: str) -> Key | None:
+        """The key of this id, valid or not; None when there is none."""
         with database_in_reach(), self._engine.connect() as connection:
             row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
         return None if row is None else _key(row)

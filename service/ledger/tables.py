@@ -142,6 +142,37 @@ keys = Table(
     Column("policy", Text),
 )
 
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("tenant", text, nullable=False),
+    Column("key_id", text, nullable=False),
+    Column("kind", text, nullable=False),
+    Column("state", text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("ended", BigInteger),
+    Column("spec", LargeBinary, nullable=False),  # JSON: what is to be done, without anybody's data
+    Column("total", BigInteger),
+    Column("done", BigInteger, nullable=False),  # of exports; rows tell of themselves
+    Column("detail", Text),
+    Column("owner", String(36)),  # the process that runs it, until its lease ends
+    Column("leased_until", BigInteger),
+)
+
+job_rows = Table(
+    "job_rows",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.id"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("explanation_id", String(36), nullable=False),  # that it will have
+    Column("source", String(36)),  # the explanation whose input is taken
+    Column("payload", LargeBinary),  # sealed: instance and context, until the row is finished
+    Column("outcome", text),
+    Column("detail", Text),
+    sqlite_with_rowid=False,
+)
+
 _of = explanations.c
 _newest_first = (_of.created, _of.seq)
 
@@ -195,3 +226,5 @@ Index(
 )
 Index("subjects_lookup", subjects.c.lookup, unique=True)
 Index("keys_hash", keys.c.hash, unique=True)
+Index("jobs_newest", jobs.c.tenant, jobs.c.created, jobs.c.id)
+Index("jobs_state", jobs.c.state, jobs.c.leased_until)

@@ -37,7 +37,7 @@ def expected_scope(path: str) -> str:
         return "ledger:write"
     if path.startswith("/v2/repository"):
         return "models:write"
-    return "ledger:read" if path.startswith("/v1/explanations") else "explain"
+    return "ledger:read" if path.startswith(("/v1/explanations", "/v1/exports")) else "explain"
 
 
 def operations(service: Service) -> list[tuple[str, str]]:

@@ -163,14 +163,21 @@ async def test_another_tenants_record_is_as_if_absent(
     """Over every route that takes the id of an explanation, a new one included."""
     (explanation,) = (await explain([instance], by=client, context={"subject": "Ada"}))["explanations"]
     described = service.app.openapi()["paths"].items()
-    operations = [(method, path) for path, each in described if "{explanation}" in path for method in each]
+    operations = [
+        (method, path, operation)
+        for path, each in described
+        if "{explanation}" in path
+        for method, operation in each.items()
+    ]
     assert len(operations) >= 3
 
-    for method, path in operations:
+    for method, path, operation in operations:
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        body = next((example["value"] for example in content.get("examples", {}).values()), None)
 
-        async def answer(identifier: str, method: str = method, path: str = path) -> httpx.Response:
+        async def answer(identifier: str, method: str = method, path: str = path, body: Any = body) -> httpx.Response:
             asked = path.format(explanation=identifier)
-            return await bank.request(method, asked, headers={"X-Request-Id": "the-same"})
+            return await bank.request(method, asked, headers={"X-Request-Id": "the-same"}, json=body)
 
         answers = [await answer(one) for one in (explanation["id"], str(uuid.uuid4()), "nothing%00at%20all")]
 

@@ -1,0 +1,278 @@
+"""`/v1/jobs`: many explanations in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field, StrictStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.api.auth import CallerOf, caller_of, needs
+from service.api.explanations import ledger_of
+from service.api.filters import FilterBody
+from service.api.parsing import StrictRoute
+from service.api.problems import answers
+from service.api.schemas import ContextBody, ExplainParameters, Strict
+from service.catalog.instances import read_instance
+from service.catalog.versions import ModelVersion
+from service.errors import Forbidden, InvalidRequest, MalformedBody, NotFound
+from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of
+from service.ledger import Vault
+from service.ledger.jobs import DONE, Job, JobRow, Jobs, State
+from service.ledger.ledger import Ledger
+from service.planning import make_plan
+from service.records import Caller, Context, uuid7
+
+MOST_ROWS = 10_000
+MOST_LISTED = 50
+MOST_RESULTS = 1000
+PER_PAGE = 500
+READ_SCOPE = "ledger:read"
+
+making = APIRouter(route_class=StrictRoute, tags=["Jobs"])
+reading = APIRouter(tags=["Jobs"], responses=answers(401, 403, 404, 422, 429, 503))
+routers = (making, reading)
+
+
+class JobBody(Strict):
+    """Instances to explain, or stored explanations whose inputs are to be explained again."""
+
+    model: StrictStr
+    version: StrictStr | None = Field(None, description="the newest ready one at the start, if none is named")
+    kind: Literal["explain"] = "explain"
+    instances: Annotated[list[Any], Field(min_length=1, max_length=MOST_ROWS)] | None = None
+    explanations: FilterBody | None = Field(None, description="needs the scope ledger:read too")
+    parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters())
+    context: ContextBody | Annotated[list[ContextBody], Field(max_length=MOST_ROWS, fail_fast=True)] | None = Field(
+        None, description="of instances: one for all, or a list with one for each; explanations have their own"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobBody:
+        if (self.instances is None) == (self.explanations is None):
+            raise PydanticCustomError("one_of", "send either instances or explanations")
+        if self.instances is None and self.context is not None:
+            raise PydanticCustomError("one_of", "stored explanations have a context already")
+        return self
+
+
+class ProgressItem(BaseModel):
+    """Rows; the total is absent until it is known."""
+
+    total: int | None = None
+    done: int
+    failed: int
+
+
+class ResultItem(BaseModel):
+    """A row that is finished: its explanation, or why there is none."""
+
+    row: int
+    explanation: str | None = None
+    error: str | None = None
+
+
+class JobItem(BaseModel):
+    """A job. Times are in microseconds since the epoch, UTC; `detail` says why it failed."""
+
+    id: str
+    kind: str
+    model: str
+    version: str
+    state: State
+    detail: str | None = None
+    created: int
+    ended: int | None = None
+    progress: ProgressItem
+
+
+class JobReply(JobItem):
+    results: list[ResultItem]
+    next_cursor: int | None = Field(None, description="where the next results begin, now or later")
+
+
+class JobsReply(BaseModel):
+    jobs: list[JobItem]
+
+
+EXAMPLE = {"again": {"value": {"model": "loan", "explanations": {"label": "denied"}}}}
+
+
+@making.post(
+    "/v1/jobs",
+    status_code=202,
+    responses={202: {"model": JobItem}, **answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 503)},
+    openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
+)
+@needs("explain")
+async def make_job(request: Request, body: JobBody) -> Response:
+    """Takes rows to explain at bulk priority. The answer is the job; it survives restarts of the service."""
+    caller, ledger, jobs = caller_of(request), ledger_of(request), jobs_of(request)
+    version: ModelVersion = request.app.state.catalog.find(body.model, body.version)
+    vault: Vault = request.app.state.vault
+    job_id = uuid7()
+    rows = (
+        await asyncio.to_thread(_given_rows, body, version, vault)
+        if body.instances is not None
+        else await _found_rows(body, version, ledger, caller)
+    )
+    spec = {
+        "model": version.key.name,
+        "version": version.key.version,
+        "parameters": body.parameters.model_dump(),
+    }
+    job = new_job(job_id, caller, EXPLAIN, sealed_spec(vault, job_id, spec), len(rows))
+    await asyncio.to_thread(jobs.create, job, rows)
+    runner: Runner = request.app.state.runner
+    runner.wake()
+    shown = orjson.dumps(_shown(job, spec))
+    return Response(shown, 202, {"Location": f"/v1/jobs/{job_id}"}, media_type="application/json")
+
+
+@reading.get("/v1/jobs", responses={200: {"model": JobsReply}})
+@needs("explain")
+async def list_jobs(request: Request, caller: CallerOf) -> Response:
+    """The last jobs, the newest first."""
+    vault: Vault = request.app.state.vault
+    found = await asyncio.to_thread(jobs_of(request).newest, caller.tenant, (EXPLAIN,), MOST_LISTED)
+    return _answer({"jobs": [_shown(job, spec_of(vault, job)) for job in found]})
+
+
+@reading.get("/v1/jobs/{job}", responses={200: {"model": JobReply}})
+@needs("explain")
+async def show_job(
+    request: Request,
+    job: str,
+    caller: CallerOf,
+    limit: Annotated[int, Query(ge=1, le=MOST_RESULTS)] = MOST_RESULTS,
+    cursor: Annotated[int, Query(ge=0, le=MOST_ROWS)] = 0,
+) -> Response:
+    """The state of a job, how far it is, and the rows that are finished, in their order."""
+    jobs = jobs_of(request)
+    found = await find_job(request, job, caller, EXPLAIN)
+    results = await asyncio.to_thread(jobs.results, found.id, cursor - 1, limit)
+    vault: Vault = request.app.state.vault
+    reply = _shown(found, spec_of(vault, found)) | {"results": [_result(row) for row in results]}
+    if results and (len(results) == limit or found.ended is None):
+        reply["next_cursor"] = results[-1].number + 1
+    return _answer(reply)
+
+
+@reading.delete("/v1/jobs/{job}", responses={200: {"model": JobItem}})
+@needs("explain")
+async def cancel_job(request: Request, job: str, caller: CallerOf) -> Response:
+    """Ends a job within seconds; the explanations that are made stay. One that has ended stays as it is."""
+    found = await find_job(request, job, caller, EXPLAIN)
+    await asyncio.to_thread(jobs_of(request).cancel, caller.tenant, found.id)
+    cancelled = await find_job(request, job, caller, EXPLAIN)
+    vault: Vault = request.app.state.vault
+    return _answer(_shown(cancelled, spec_of(vault, cancelled)))
+
+
+def jobs_of(request: Request) -> Jobs:
+    """The stored jobs. Raises NotFound where there is no ledger: what they make could not be found."""
+    ledger_of(request)
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+async def find_job(request: Request, job: str, caller: Caller, kind: str) -> Job:
+    """The caller's job of that id and kind. Raises NotFound."""
+    is_id = len(job) == 36 and job.isascii() and job.isprintable()
+    found = await asyncio.to_thread(jobs_of(request).get, caller.tenant, job, (kind,)) if is_id else None
+    if found is None:
+        raise NotFound(f"there is no such {'job' if kind == EXPLAIN else kind}")
+    return found
+
+
+def new_job(job_id: str, caller: Caller, kind: str, spec: bytes, total: int | None) -> Job:
+    """A job that waits to be run."""
+    return Job(
+        id=job_id,
+        tenant=caller.tenant,
+        key_id=caller.key_id,
+        kind=kind,
+        state=State.WAITING,
+        created=time.time_ns() // 1000,
+        ended=None,
+        spec=spec,
+        total=total,
+        done=0,
+        failed=0,
+        detail=None,
+    )
+
+
+def _given_rows(body: JobBody, version: ModelVersion, vault: Vault) -> list[JobRow]:
+    """The rows of instances, each of which could be explained. Raises InvalidRequest."""
+    assert body.instances is not None
+    parameters = body.parameters.parameters()
+    contexts = _contexts(body, len(body.instances))
+    rows: list[JobRow] = []
+    for number, (instance, context) in enumerate(zip(body.instances, contexts, strict=True)):
+        try:
+            values = read_instance(version.manifest, instance)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"instance {number}: {error}") from None
+        if number == 0:
+            make_plan(version, values, parameters)
+        explanation = uuid7()
+        rows.append(JobRow(number, explanation, payload=sealed_payload(vault, explanation, instance, context)))
+    return rows
+
+
+def _contexts(body: JobBody, count: int) -> list[Context]:
+    if not isinstance(body.context, list):
+        return [Context() if body.context is None else body.context.context()] * count
+    if len(body.context) != count:
+        raise MalformedBody(f"there are {count} instances and {len(body.context)} contexts")
+    return [context.context() for context in body.context]
+
+
+async def _found_rows(body: JobBody, version: ModelVersion, ledger: Ledger, caller: Caller) -> list[JobRow]:
+    """The rows of stored explanations, the newest first. Raises Forbidden, InvalidRequest."""
+    assert body.explanations is not None
+    if READ_SCOPE not in caller.scopes:
+        raise Forbidden(f"the key lacks the scope {READ_SCOPE}, which explaining stored inputs needs")
+    search = body.explanations.search(model=version.key.name)
+    rows: list[JobRow] = []
+    cursor: str | None = None
+    while cursor is not None or not rows:
+        page = await ledger.search(caller.tenant, search, PER_PAGE, cursor)
+        rows += [JobRow(len(rows) + at, uuid7(), source=found.id) for at, found in enumerate(page.entries)]
+        cursor = page.next_cursor
+        if len(rows) > MOST_ROWS:
+            raise InvalidRequest(f"the filter finds more than {MOST_ROWS} explanations; narrow it")
+        if cursor is None:
+            break
+    if not rows:
+        raise InvalidRequest("the filter finds no explanation")
+    return rows
+
+
+def _shown(job: Job, spec: dict[str, Any]) -> dict[str, Any]:
+    progress = {"total": job.total, "done": job.done, "failed": job.failed}
+    shown = {
+        "id": job.id,
+        "kind": job.kind,
+        "model": spec["model"],
+        "version": spec["version"],
+        "state": job.state,
+        "detail": job.detail,
+        "created": job.created,
+        "ended": job.ended,
+    }
+    return {name: value for name, value in shown.items() if value is not None} | {"progress": progress}
+
+
+def _result(row: JobRow) -> dict[str, Any]:
+    told = {"explanation": row.explanation_id} if row.outcome == DONE else {"error": row.detail}
+    return {"row": row.number, **told}
+
+
+def _answer(content: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

@@ -1,0 +1,266 @@
+"""Jobs: many rows in the background, at bulk priority, through restarts.
+
+A job is what `service.ledger.jobs` keeps of it; a `Runner` in each process takes jobs that nobody runs and gives them
+to the work of their kind. The key that made a job must be valid as long as it runs, and its quota pays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from math import prod
+from typing import Any, TypeVar
+
+import orjson
+
+from service.catalog.instances import read_instance
+from service.catalog.manifest import TabularInputs
+from service.catalog.versions import Catalog, ModelVersion
+from service.domain import Priority
+from service.errors import (
+    AnswerableError,
+    InvalidRequest,
+    LedgerUnavailable,
+    ModelNotReady,
+    NotFound,
+    Overloaded,
+    WorkerLost,
+)
+from service.explaining import Explaining, Request
+from service.ledger import EntryRefused, Keys, Ledger, Stored, Vault
+from service.ledger.jobs import DONE, FAILED, LEASE_SECONDS, Job, JobRow, Jobs, State
+from service.planning import USUAL_BUDGET, Parameters
+from service.quotas import Quotas
+from service.records import Caller, Context
+from service.replaying import plan_of
+
+LOG = logging.getLogger("answerable.jobs")
+EXPLAIN = "explain"
+POLL_SECONDS = 1.0
+JOBS_AT_ONCE = 4
+WINDOW = 64
+"""Rows that are read, explained and marked together."""
+ROWS_AT_ONCE = 16
+"""Of all jobs in this process. With the usual budget they fill a third of what the engine holds at most; rows with
+larger ones are explained one by one."""
+LONGEST_WAIT_SECONDS = 30.0
+LOST_WORKERS = 3
+"""A row that so many workers died of is not tried again."""
+
+T = TypeVar("T")
+
+Work = Callable[[Job, Caller], Awaitable[None]]
+"""Does a job for a caller. It is cancelled when the job is, and begun anew after a restart."""
+
+
+class JobFailed(Exception):
+    """A job that cannot go on; the message says why."""
+
+
+def sealed_spec(vault: Vault, job_id: str, spec: Mapping[str, Any]) -> bytes:
+    """What a job is to do, as it is stored; it may name people."""
+    return vault.seal(orjson.dumps(spec), job_id, None, None)
+
+
+def spec_of(vault: Vault, job: Job) -> dict[str, Any]:
+    """What a job is to do."""
+    spec: dict[str, Any] = orjson.loads(vault.open(job.spec, job.id, None))
+    return spec
+
+
+def sealed_payload(vault: Vault, explanation_id: str, instance: object, context: Context) -> bytes:
+    """An instance and what it belongs to, as a row holds them until it is finished."""
+    belongs = {"decision_id": context.decision_id, "subject": context.subject, "cohort": dict(context.cohort)}
+    return vault.seal(orjson.dumps({"instance": instance, "context": belongs}), explanation_id, None, None)
+
+
+async def patiently(call: Callable[[], T]) -> T:
+    """What a call of the database gives, in a thread, once it answers."""
+    while True:
+        try:
+            return await asyncio.to_thread(call)
+        except LedgerUnavailable:
+            await asyncio.sleep(POLL_SECONDS)
+
+
+class Runner:
+    """Runs jobs in this process; `works` says how, by kind. `start` and `close` it on the event loop."""
+
+    def __init__(self, jobs: Jobs, keys: Keys, quotas: Quotas, works: Mapping[str, Work]) -> None:
+        self._jobs = jobs
+        self._keys = keys
+        self._quotas = quotas
+        self._works = works
+        self._owner = str(uuid.uuid4())
+        self._running: set[asyncio.Task[None]] = set()
+        self._wanted = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Looks for jobs from now on."""
+        self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    def wake(self) -> None:
+        """Says that there is a new job."""
+        self._wanted.set()
+
+    async def close(self) -> None:
+        """Stops; jobs that run are given back, for the next process to go on with."""
+        tasks = [*self._running] if self._looking is None else [self._looking, *self._running]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self) -> None:
+        while True:
+            self._wanted.clear()
+            while len(self._running) < JOBS_AT_ONCE:
+                job = await patiently(lambda: self._jobs.claim(self._owner))
+                if job is None:
+                    break
+                task = asyncio.get_running_loop().create_task(self._run(job))
+                self._running.add(task)
+                task.add_done_callback(self._ended)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wanted.wait()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self.wake()
+
+    async def _run(self, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        work, hold = loop.create_task(self._work(job)), loop.create_task(self._hold(job))
+        try:
+            ended, _ = await asyncio.wait({work, hold}, return_when=asyncio.FIRST_COMPLETED)
+            error = next((found for task in ended if (found := task.exception()) is not None), None)
+            if error is not None or work in ended:
+                state, detail = (State.DONE, None) if error is None else (State.FAILED, _told(job, error))
+                await patiently(lambda: self._jobs.end(job.id, state, detail))
+        finally:
+            for task in (work, hold):
+                task.cancel()
+            await asyncio.gather(work, hold, return_exceptions=True)
+            with suppress(LedgerUnavailable):
+                await asyncio.to_thread(self._jobs.release, job.id, self._owner)
+
+    async def _work(self, job: Job) -> None:
+        await self._works[job.kind](job, await self._caller(job))
+
+    async def _hold(self, job: Job) -> None:
+        """Renews the lease; returns when the job is no longer to be run here: it was cancelled, or taken over."""
+        while await patiently(lambda: self._jobs.renew(job.id, self._owner)):
+            await self._caller(job)
+            await asyncio.sleep(LEASE_SECONDS / 5)
+
+    async def _caller(self, job: Job) -> Caller:
+        """Whom the job is done for. Raises JobFailed when the key has ended."""
+        key = await patiently(lambda: self._keys.get(job.key_id))
+        if key is None or not key.is_valid(time.time_ns() // 1000):
+            raise JobFailed("the key that made this job is no longer valid")
+        account = None if key.quota is None else self._quotas.account(key.account, key.quota)
+        return Caller(key.tenant, key.id, key.scopes, key.policy, account)
+
+
+def _told(job: Job, error: BaseException) -> str:
+    if isinstance(error, JobFailed | AnswerableError):
+        return str(error)
+    LOG.error("job %s failed", job.id, exc_info=error)
+    return "an unexpected error; the job's id leads to it in the log"
+
+
+class ExplainRows:
+    """The work of jobs of explanations.
+
+    What keeps a row from being computed now makes it wait: the queue is full, the quota spent, the database, a worker
+    or the model away. What is wrong with a row is written down, and the others go on.
+    """
+
+    def __init__(self, jobs: Jobs, explaining: Explaining, catalog: Catalog, ledger: Ledger, vault: Vault) -> None:
+        self._jobs = jobs
+        self._explaining = explaining
+        self._catalog = catalog
+        self._ledger = ledger
+        self._vault = vault
+        self._room = asyncio.Semaphore(ROWS_AT_ONCE)
+        self._room_for_large = asyncio.Semaphore(1)
+
+    async def __call__(self, job: Job, caller: Caller) -> None:
+        """Explains every row that is not finished."""
+        spec = spec_of(self._vault, job)
+        last = -1
+        while rows := await patiently(lambda after=last: self._jobs.unfinished_rows(job.id, after, WINDOW)):  # type: ignore[misc]
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._finished(row, there, spec, caller)) for row, there in rows]
+            outcomes = [task.result() for task in tasks]
+            await patiently(lambda done=outcomes: self._jobs.finish_rows(job.id, done))  # type: ignore[misc]
+            last = rows[-1][0].number
+
+    async def _finished(
+        self, row: JobRow, is_there: bool, spec: Mapping[str, Any], caller: Caller
+    ) -> tuple[int, str, str | None]:
+        """Explains one row, unless its explanation is there; gives its number, what became of it, and why it failed."""
+        lost, wait = 0, 0.5
+        while not is_there:
+            try:
+                await self._explain(row, spec, caller)
+            except EntryRefused:  # another process did, just now
+                break
+            except (Overloaded, ModelNotReady, LedgerUnavailable, WorkerLost) as error:
+                lost += isinstance(error, WorkerLost)
+                if lost == LOST_WORKERS:
+                    return row.number, FAILED, str(error)
+                wait = error.retry_after if isinstance(error, Overloaded) else 2 * wait
+                await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
+            except AnswerableError as error:
+                return row.number, FAILED, str(error)
+            else:
+                break
+        return row.number, DONE, None
+
+    async def _explain(self, row: JobRow, spec: Mapping[str, Any], caller: Caller) -> None:
+        version = self._catalog.find(spec["model"], spec["version"])
+        parameters = Parameters(**spec["parameters"])
+        if row.payload is not None:
+            values, context = self._own(row, row.payload, version)
+        else:
+            values, context = await self._of_source(row, caller, version)
+        received = time.monotonic()
+        request = Request(
+            version, [values], parameters, [context], caller, True, received, Priority.BULK, [row.explanation_id]
+        )
+        is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
+        async with self._room_for_large if is_large else self._room:
+            await self._explaining.explain(request)
+
+    def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[tuple[float, ...], Context]:
+        content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
+        return read_instance(version.manifest, content["instance"]), Context(**content["context"])
+
+    async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[tuple[float, ...], Context]:
+        """The input of a stored explanation, and what that belongs to. Raises NotFound, InvalidRequest."""
+        stored = None if row.source is None else await self._ledger.get(caller.tenant, row.source)
+        if stored is None or stored.tombstone is not None:
+            raise NotFound("the explanation whose input was to be explained is no longer there")
+        try:
+            values = _input_of(stored, version)
+        except InvalidRequest:  # whose message may hold the person's values
+            raise InvalidRequest("the stored input does not fit this model") from None
+        return values, Context(stored.decision_id, stored.subject, stored.cohort)
+
+
+def _input_of(stored: Stored, version: ModelVersion) -> tuple[float, ...]:
+    personal, inputs = orjson.loads(stored.personal), version.manifest.inputs
+    if isinstance(inputs, TabularInputs):
+        given = personal["input"]
+        known = {name: given[name] for name in inputs.names if name in given} if isinstance(given, dict) else given
+        return read_instance(version.manifest, known)
+    values = plan_of(orjson.loads(stored.record), personal).input
+    if len(values) != prod(inputs.shape):
+        raise InvalidRequest("the stored input has another size")
+    return values

@@ -1,0 +1,210 @@
+"""Jobs: many rows to be explained, or an export to be written, kept until they are done.
+
+A job is run by one process at a time, which holds a lease that it renews; when the process dies the lease ends, and
+another takes the job over. Every row has the id of its explanation from the start, and the ledger takes no id twice: a
+row whose explanation is there is finished, whatever became of the process that wrote it. So no row is done twice, and
+none is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, func, insert, or_, select, update
+
+from service.ledger.database import database_in_reach
+from service.ledger.tables import explanations, job_rows, jobs
+
+LEASE_SECONDS = 5.0
+ROWS_AT_ONCE = 500
+DONE, FAILED = "done", "failed"
+
+
+class State(StrEnum):
+    """Of a job."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+UNFINISHED = (State.WAITING, State.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job. `spec` is JSON: what is to be done. Times are in microseconds since the epoch, UTC.
+
+    `total` is None until it is known; `done` and `failed` count what is finished. `detail` says why it failed, or what
+    it waits for.
+    """
+
+    id: str
+    tenant: str
+    key_id: str
+    kind: str
+    state: State
+    created: int
+    ended: int | None
+    spec: bytes
+    total: int | None
+    done: int
+    failed: int
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A row of a job, and the id that its explanation has or will have.
+
+    Of `source`, another explanation, the input is taken; else `payload` holds it, sealed, until the row is finished.
+    """
+
+    number: int
+    explanation_id: str
+    source: str | None = None
+    payload: bytes | None = None
+    outcome: str | None = None
+    detail: str | None = None
+
+
+class Jobs:
+    """The stored jobs. Every call blocks on the database and raises LedgerUnavailable when it does not answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, job: Job, rows: Iterable[JobRow] = ()) -> None:
+        """Stores a job with its rows, all or nothing."""
+        stored = {"owner": None, "leased_until": None, **_columns(job)}
+        pending = iter(rows)
+        with database_in_reach(), self._engine.begin() as connection:
+            connection.execute(insert(jobs).values(stored))
+            while batch := list(islice(pending, ROWS_AT_ONCE)):
+                connection.execute(insert(job_rows), [_row_columns(job.id, row) for row in batch])
+
+    def get(self, tenant: str, job_id: str, kinds: Sequence[str]) -> Job | None:
+        """The tenant's job of that id; None when there is none."""
+        wanted = and_(jobs.c.id == job_id, jobs.c.tenant == tenant, jobs.c.kind.in_(kinds))
+        with database_in_reach(), self._engine.connect() as connection:
+            row = connection.execute(select(jobs).where(wanted)).one_or_none()
+            return None if row is None else _job(connection, row)
+
+    def newest(self, tenant: str, kinds: Sequence[str], limit: int) -> list[Job]:
+        """The tenant's last jobs, the newest first."""
+        query = select(jobs).where(jobs.c.tenant == tenant, jobs.c.kind.in_(kinds))
+        query = query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit)
+        with database_in_reach(), self._engine.connect() as connection:
+            return [_job(connection, row) for row in connection.execute(query).all()]
+
+    def results(self, job_id: str, after: int, limit: int) -> list[JobRow]:
+        """The finished rows behind number `after`, in their order."""
+        query = select(job_rows).where(job_rows.c.job_id == job_id, job_rows.c.outcome.is_not(None))
+        query = query.where(job_rows.c.number > after).order_by(job_rows.c.number).limit(limit)
+        with database_in_reach(), self._engine.connect() as connection:
+            return [_job_row(row) for row in connection.execute(query)]
+
+    def cancel(self, tenant: str, job_id: str) -> None:
+        """Ends a job that is not finished; rows that are stay so, and what the others held is dropped."""
+        wanted = and_(jobs.c.id == job_id, jobs.c.tenant == tenant)
+        self._end(wanted, State.CANCELLED, None)
+
+    def claim(self, owner: str) -> Job | None:
+        """Takes a job that nobody runs, the oldest first; None when there is none."""
+        now = _now()
+        free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now)
+        wanted = and_(jobs.c.state.in_(UNFINISHED), free)
+        with database_in_reach():
+            with self._engine.connect() as connection:
+                found = connection.scalar(select(jobs.c.id).where(wanted).order_by(jobs.c.created).limit(1))
+            if found is None:
+                return None
+            taken = {"state": State.RUNNING, "owner": owner, "leased_until": now + round(LEASE_SECONDS * 1e6)}
+            with self._engine.begin() as connection:
+                claimed = connection.execute(update(jobs).where(wanted, jobs.c.id == found).values(taken))
+                if not claimed.rowcount:  # somebody else was faster
+                    return None
+                return _job(connection, connection.execute(select(jobs).where(jobs.c.id == found)).one())
+
+    def renew(self, job_id: str, owner: str) -> bool:
+        """Renews a lease; returns whether the job is still to be run by this owner."""
+        held = and_(jobs.c.id == job_id, jobs.c.owner == owner, jobs.c.state == State.RUNNING)
+        with database_in_reach(), self._engine.begin() as connection:
+            renewed = update(jobs).where(held).values(leased_until=_now() + round(LEASE_SECONDS * 1e6))
+            return bool(connection.execute(renewed).rowcount)
+
+    def release(self, job_id: str, owner: str) -> None:
+        """Gives a job back, for another process to go on with."""
+        with database_in_reach(), self._engine.begin() as connection:
+            held = and_(jobs.c.id == job_id, jobs.c.owner == owner)
+            connection.execute(update(jobs).where(held).values(leased_until=None, owner=None))
+
+    def tell(self, job_id: str, *, detail: str | None = None, total: int | None = None, done: int = 0) -> None:
+        """Says how far a job is, or what it waits for."""
+        said: dict[str, Any] = {"detail": detail, "done": done} | ({} if total is None else {"total": total})
+        with database_in_reach(), self._engine.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(said))
+
+    def end(self, job_id: str, state: State, detail: str | None = None) -> None:
+        """Says how a job ended, unless it has already."""
+        self._end(jobs.c.id == job_id, state, detail)
+
+    def unfinished_rows(self, job_id: str, after: int, limit: int) -> list[tuple[JobRow, bool]]:
+        """The unfinished rows behind number `after`, each with whether its explanation is in the ledger already."""
+        query = select(job_rows, explanations.c.id.is_not(None).label("is_there")).join_from(
+            job_rows, explanations, explanations.c.id == job_rows.c.explanation_id, isouter=True
+        )
+        query = query.where(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), job_rows.c.number > after)
+        with database_in_reach(), self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(job_rows.c.number).limit(limit)).all()
+        return [(_job_row(row), bool(row.is_there)) for row in rows]
+
+    def finish_rows(self, job_id: str, outcomes: Sequence[tuple[int, str, str | None]]) -> None:
+        """Says what became of rows, by number: `DONE`, or `FAILED` and why. What they held is dropped."""
+        with database_in_reach(), self._engine.begin() as connection:
+            for number, outcome, detail in outcomes:
+                this = and_(job_rows.c.job_id == job_id, job_rows.c.number == number)
+                connection.execute(update(job_rows).where(this).values(outcome=outcome, detail=detail, payload=None))
+
+    def _end(self, wanted: ColumnElement[bool], state: State, detail: str | None) -> None:
+        ended = {"state": state, "ended": _now(), "detail": detail, "owner": None, "leased_until": None}
+        with database_in_reach(), self._engine.begin() as connection:
+            connection.execute(update(jobs).where(wanted, jobs.c.state.in_(UNFINISHED)).values(ended))
+            left = select(jobs.c.id).where(wanted)
+            connection.execute(update(job_rows).where(job_rows.c.job_id.in_(left)).values(payload=None))
+
+
+def _columns(job: Job) -> dict[str, Any]:
+    return {column.name: getattr(job, column.name) for column in jobs.c if column.name not in ("owner", "leased_until")}
+
+
+def _row_columns(job_id: str, row: JobRow) -> dict[str, Any]:
+    names = ("number", "explanation_id", "source", "payload", "outcome", "detail")
+    return {"job_id": job_id, **{name: getattr(row, name) for name in names}}
+
+
+def _job(connection: Connection, row: Row[Any]) -> Job:
+    counts = (
+        select(job_rows.c.outcome, func.count().label("rows"))
+        .where(job_rows.c.job_id == row.id)
+        .group_by(job_rows.c.outcome)
+    )
+    by_outcome = {one.outcome: one.rows for one in connection.execute(counts)}
+    stored = {name: value for name, value in row._mapping.items() if name not in ("owner", "leased_until")}
+    stored |= {"state": State(row.state), "done": by_outcome.get(DONE, row.done), "failed": by_outcome.get(FAILED, 0)}
+    return Job(**stored)
+
+
+def _job_row(row: Row[Any]) -> JobRow:
+    return JobRow(row.number, row.explanation_id, row.source, row.payload, row.outcome, row.detail)
+
+
+def _now() -> int:
+    return time.time_ns() // 1000

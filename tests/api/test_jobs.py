@@ -1,0 +1,230 @@
+"""Jobs as a client meets them: rows explained in the background, once each."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from service.ledger.jobs import Jobs
+from service.permissions import Quota
+
+if TYPE_CHECKING:
+    from tests.api.conftest import AssertProblem, Explain
+    from tests.conftest import MakeKey, Service
+
+RULE = {"method": "integrated_gradients", "options": {"rule": "midpoint"}, "tolerance": 0.1}
+
+
+@pytest.fixture
+def tenant() -> str:
+    return f"jobs-{uuid.uuid4()}"
+
+
+@pytest.fixture
+async def bank(service: Service, make_key: MakeKey, tenant: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a tenant that has nothing stored yet."""
+    async with service.client(make_key(tenant=tenant)) as client:
+        yield client
+
+
+def rows_of(instance: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    return [{**instance, "net_worth": float(number)} for number in range(count)]
+
+
+async def made(client: httpx.AsyncClient, **body: Any) -> str:
+    """Makes a job of the loan model; gives its id."""
+    response = await client.post("/v1/jobs", json={"model": "loan", "version": "1", **body})
+    assert response.status_code == 202, response.text
+    job = response.json()
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert job["state"] == "waiting"
+    return str(job["id"])
+
+
+async def ended(client: httpx.AsyncClient, job: str) -> dict[str, Any]:
+    """The job once it has ended."""
+    async with asyncio.timeout(60):
+        while True:
+            found: dict[str, Any] = (await client.get(f"/v1/jobs/{job}")).json()
+            if "ended" in found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def stored(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
+    """Every stored explanation, by id."""
+    found = (await client.get("/v1/explanations", params={"limit": 200})).json()["explanations"]
+    return {one["id"]: one for one in found}
+
+
+async def test_every_row_is_explained_once(bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
+    instances = rows_of(instance, 100)
+    contexts = [{"decision_id": f"d-{number}", "subject": f"s-{number % 3}"} for number in range(100)]
+
+    job = await ended(bank, await made(bank, instances=instances, parameters=RULE, context=contexts))
+
+    assert (job["state"], job["progress"]) == ("done", {"total": 100, "done": 100, "failed": 0})
+    assert [result["row"] for result in job["results"]] == list(range(100))
+    records = await stored(bank)
+    assert len(records) == 100
+    for result, given, context in zip(job["results"], instances, contexts, strict=True):
+        record = records[result["explanation"]]
+        assert record["input"] == given
+        assert (record["decision_id"], record["subject"]) == (context["decision_id"], context["subject"])
+        assert record["method"] == "integrated_gradients"
+    assert "next_cursor" not in job
+    page = (await bank.get(f"/v1/jobs/{job['id']}", params={"limit": 60})).json()
+    rest = (await bank.get(f"/v1/jobs/{job['id']}", params={"limit": 60, "cursor": page["next_cursor"]})).json()
+    assert page["results"] + rest["results"] == job["results"]
+    (listed,) = (await bank.get("/v1/jobs")).json()["jobs"]
+    assert listed == {name: value for name, value in job.items() if name != "results"}
+
+
+async def test_what_a_row_holds_is_sealed_and_then_dropped(
+    service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str
+) -> None:
+    jobs: Jobs = service.app.state.jobs
+    body = {"instances": [instance] * 3, "parameters": {"baseline": instance}, "context": {"subject": "Ada Lovelace"}}
+    job = await made(bank, **body)
+    database = jobs._engine
+    with database.connect() as connection:
+        held = str(connection.exec_driver_sql("SELECT * FROM jobs").all())
+        held += str(connection.exec_driver_sql("SELECT * FROM job_rows").all())
+    await ended(bank, job)
+
+    assert "Ada" not in held
+    assert "applicant_income" not in held
+    assert all(row.payload is None for row in jobs.results(job, -1, 10))
+
+
+async def test_stored_explanations_are_explained_again_another_way(
+    bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any]
+) -> None:
+    context = {"subject": "Ada", "decision_id": "d-1", "cohort": {"channel": "web"}}
+    (wanted,) = (await explain([instance], by=bank, context=context))["explanations"]
+    await explain([{**instance, "black": 0}], by=bank, context={"subject": "Grace"})
+
+    parameters = {"method": "saliency"}
+    job = await ended(bank, await made(bank, explanations={"subject": "Ada"}, parameters=parameters))
+    other = await ended(bank, await made(bank, version="2", explanations={"subject": "Ada"}))
+
+    (result,) = job["results"]
+    records = await stored(bank)
+    again, before = records[result["explanation"]], records[wanted["id"]]
+    assert again["method"] == "saliency"
+    for name in ("input", "subject", "decision_id", "cohort"):
+        assert again[name] == before[name]
+    # The second version has fewer features; those that it has are taken. It explains both that were found.
+    assert other["progress"] == {"total": 2, "done": 2, "failed": 0}
+    assert {records_of["model"]["version"] for records_of in (await stored(bank)).values()} == {"1", "2"}
+
+
+async def test_a_row_that_cannot_be_explained_says_why(bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
+    parameters = {**RULE, "tolerance": 1e-9, "max_evaluations": 2, "strict": True}
+    job = await ended(bank, await made(bank, instances=[instance] * 2, parameters=parameters))
+
+    assert (job["state"], job["progress"]) == ("done", {"total": 2, "done": 0, "failed": 2})
+    assert "tolerance was not met" in job["results"][0]["error"]
+
+
+async def test_a_job_is_cancelled(bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
+    slow = {"method": "expected_gradients", "tolerance": 1e-9, "max_evaluations": 4096}
+    job = await made(bank, instances=rows_of(instance, 400), parameters=slow)
+
+    cancelled = (await bank.delete(f"/v1/jobs/{job}")).json()
+    again = (await bank.delete(f"/v1/jobs/{job}")).json()
+
+    assert cancelled["state"] == again["state"] == "cancelled"
+    assert cancelled["ended"] == again["ended"]
+    assert cancelled["progress"]["done"] < 400
+
+
+async def test_a_job_ends_with_its_key(
+    service: Service, make_key: MakeKey, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str
+) -> None:
+    slow = {"method": "expected_gradients", "tolerance": 1e-9, "max_evaluations": 4096}
+    key = make_key(tenant=tenant)
+    async with service.client(key) as client:
+        job = await made(client, instances=rows_of(instance, 400), parameters=slow)
+    service.app.state.keys.revoke(key.id)
+
+    found = await ended(bank, job)
+
+    assert found["state"] == "failed"
+    assert found["detail"] == "the key that made this job is no longer valid"
+
+
+async def test_a_job_waits_for_its_quota(
+    service: Service, make_key: MakeKey, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str
+) -> None:
+    key = make_key(tenant=tenant, quota=Quota(None, 40, "day"))
+    one = {**RULE, "max_evaluations": 20, "tolerance": 1e-9}
+    async with service.client(key) as client:
+        job = await made(client, instances=rows_of(instance, 8), parameters=one)
+        async with asyncio.timeout(60):
+            while len(await stored(bank)) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        waiting = (await client.get(f"/v1/jobs/{job}")).json()
+        await client.delete(f"/v1/jobs/{job}")
+
+    assert waiting["state"] == "running"
+    assert len(await stored(bank)) == 2
+
+
+async def test_nobody_sees_anothers_jobs(
+    service: Service, bank: httpx.AsyncClient, client: httpx.AsyncClient, instance: dict[str, Any]
+) -> None:
+    job = await made(client, instances=[instance])
+    headers = {"X-Request-Id": "the-same"}
+
+    for method in ("GET", "DELETE"):
+        answers = [
+            await bank.request(method, f"/v1/jobs/{one}", headers=headers)
+            for one in (job, str(uuid.uuid4()), "nothing%00at%20all")
+        ]
+        assert [answer.status_code for answer in answers] == [404, 404, 404]
+        assert answers[0].content == answers[1].content == answers[2].content
+    assert (await bank.get("/v1/jobs")).json() == {"jobs": []}
+    assert (await ended(client, job))["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({}, 422, "either instances or explanations"),
+        ({"instances": [1], "explanations": {}}, 422, "either instances or explanations"),
+        ({"explanations": {}, "context": {}}, 422, "have a context already"),
+        ({"instances": [1], "kind": "evaluate"}, 422, "kind: "),
+        ({"instances": [1], "model": "nothing"}, 404, "no such model"),
+        ({"instances": [1]}, 422, "instance 0: an instance is an object"),
+        ({"instances": ["example"], "parameters": {"method": "nothing"}}, 422, "method 'nothing' is not known"),
+        ({"instances": ["example"], "context": [{}, {}]}, 400, "1 instances and 2 contexts"),
+        ({"explanations": {"subject": "nobody at all"}}, 422, "finds no explanation"),
+        ({"explanations": {"from": "2026-01-31T12:00:00"}}, 422, "needs a time zone"),
+        ({"explanations": {"form": "2026-01-31"}}, 400, "did you mean from?"),
+        ({"explanations": {"version": "1"}}, 422, "finds no explanation"),
+    ],
+)
+async def test_a_job_that_cannot_be_done_is_refused(
+    bank: httpx.AsyncClient, instance: dict[str, Any], assert_problem: AssertProblem,
+    body: dict[str, Any], status: int, sentence: str,
+) -> None:  # fmt: skip
+    if body.get("instances") == ["example"]:
+        body = {**body, "instances": [instance]}
+    response = await bank.post("/v1/jobs", json={"model": "loan", "version": "1", **body})
+
+    assert sentence in assert_problem(response, status)
+
+
+async def test_stored_inputs_need_the_scope_to_read_them(
+    service: Service, make_key: MakeKey, assert_problem: AssertProblem
+) -> None:
+    async with service.client(make_key("explain")) as client:
+        response = await client.post("/v1/jobs", json={"model": "loan", "explanations": {}})
+
+    assert "ledger:read" in assert_problem(response, 403)

@@ -1,0 +1,133 @@
+"""Jobs as they are stored, on both databases: one owner at a time, and no row forgotten or done twice."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine
+
+from service.ledger import Ledger
+from service.ledger import jobs as module
+from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
+
+if TYPE_CHECKING:
+    from tests.ledger.conftest import EntryMaker
+
+KIND = "explain"
+
+
+@pytest.fixture
+def jobs(engine: Engine) -> Jobs:
+    return Jobs(engine)
+
+
+def job(tenant: str = "bank", created: int = 1) -> Job:
+    return Job(
+        id=str(uuid.uuid4()), tenant=tenant, key_id="k", kind=KIND, state=State.WAITING, created=created, ended=None,
+        spec=b"sealed", total=3, done=0, failed=0, detail=None,
+    )  # fmt: skip
+
+
+def rows(count: int) -> list[JobRow]:
+    return [JobRow(number, str(uuid.uuid4()), payload=b"sealed") for number in range(count)]
+
+
+def test_a_job_is_found_by_its_tenant_and_kind(jobs: Jobs) -> None:
+    older, newer, other = job(created=1), job(created=2), job(tenant="broker")
+    for one in (older, newer, other):
+        jobs.create(one, rows(3))
+
+    assert jobs.get("bank", older.id, (KIND,)) == older
+    assert jobs.get("broker", older.id, (KIND,)) is None
+    assert jobs.get("bank", older.id, ("export",)) is None
+    assert jobs.newest("bank", (KIND,), 10) == [newer, older]
+    assert jobs.newest("bank", (KIND,), 1) == [newer]
+
+
+def test_a_job_has_one_owner_until_its_lease_ends(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = job()
+    jobs.create(one, rows(1))
+    clock = [time.time_ns() // 1000]
+    monkeypatch.setattr(module, "_now", lambda: clock[0])
+
+    claimed = jobs.claim("first")
+    assert claimed is not None
+    assert (claimed.id, claimed.state) == (one.id, State.RUNNING)
+    assert jobs.claim("second") is None
+    clock[0] += 4_000_000
+    assert jobs.renew(one.id, "first")
+    clock[0] += 4_000_000
+    assert jobs.claim("second") is None  # it was renewed
+    assert not jobs.renew(one.id, "second")
+    clock[0] += 2_000_000
+    taken = jobs.claim("second")  # the first has said nothing for too long
+    assert taken is not None
+    assert not jobs.renew(one.id, "first")
+    jobs.release(one.id, "first")  # which does not concern the second
+    assert jobs.claim("third") is None
+    jobs.release(one.id, "second")
+    assert jobs.claim("third") is not None
+    jobs.end(one.id, State.DONE)
+    assert not jobs.renew(one.id, "third")
+    clock[0] += 60_000_000
+    assert jobs.claim("fourth") is None
+
+
+def test_the_oldest_comes_first(jobs: Jobs) -> None:
+    made = [job(created=number) for number in (3, 1, 2)]
+    for one in made:
+        jobs.create(one)
+    claimed = [jobs.claim("owner") for _ in made]
+    assert [one.created for one in claimed if one is not None] == [1, 2, 3]
+
+
+async def test_a_row_whose_explanation_is_recorded_is_told_apart(
+    jobs: Jobs, ledger: Ledger, make_entry: EntryMaker
+) -> None:
+    one, own = job(), rows(3)
+    jobs.create(one, own)
+    await ledger.append([make_entry(id=own[1].explanation_id)])
+
+    unfinished = jobs.unfinished_rows(one.id, -1, 10)
+
+    assert [(row.number, is_there) for row, is_there in unfinished] == [(0, False), (1, True), (2, False)]
+    assert [row.number for row, _ in jobs.unfinished_rows(one.id, 0, 1)] == [1]
+
+
+def test_what_finished_rows_held_is_dropped(jobs: Jobs) -> None:
+    one, own = job(), rows(4)
+    jobs.create(one, own)
+
+    jobs.finish_rows(one.id, [(0, DONE, None), (2, FAILED, "it does not fit")])
+
+    found = jobs.get("bank", one.id, (KIND,))
+    assert found is not None
+    assert (found.done, found.failed) == (1, 1)
+    finished = jobs.results(one.id, -1, 10)
+    assert [(row.number, row.outcome, row.detail, row.payload) for row in finished] == [
+        (0, DONE, None, None),
+        (2, FAILED, "it does not fit", None),
+    ]
+    assert [row.number for row in jobs.results(one.id, 0, 10)] == [2]
+    assert [row.payload for row, _ in jobs.unfinished_rows(one.id, -1, 10)] == [b"sealed", b"sealed"]
+    jobs.cancel("bank", one.id)
+    assert [row.payload for row, _ in jobs.unfinished_rows(one.id, -1, 10)] == [None, None]
+
+
+def test_a_job_ends_once(jobs: Jobs) -> None:
+    one = job()
+    jobs.create(one)
+    jobs.cancel("broker", one.id)  # whose it is not
+    assert jobs.claim("owner") is not None
+    jobs.cancel("bank", one.id)
+    jobs.end(one.id, State.DONE)
+    jobs.end(one.id, State.FAILED, "too late")
+
+    found = jobs.get("bank", one.id, (KIND,))
+
+    assert found is not None
+    assert (found.state, found.detail) == (State.CANCELLED, None)
+    assert found.ended is not None
