@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service import key_commands
-from service.checking.commands import add_commands
+from service import key_commands, model_commands
 from service.settings import Settings
 
 
@@ -35,10 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         _add_settings(command)
 
-    models = commands.add_parser("models", help="list the models and whether their files are what they should be")
-    models.set_defaults(run=_models)
-    models.add_argument("--models", type=Path, help="the folder of models")
-    add_commands(models)
+    models = commands.add_parser("models", help="list the models; add, check and compare them")
+    model_commands.add_commands(models)
 
     keys = commands.add_parser("keys", help="make, list, change, replace and end keys")
     key_commands.add_commands(keys)
@@ -67,26 +64,6 @@ def _demo(settings: Settings, _options: argparse.Namespace) -> int:
     from service.serving import run
 
     return run(settings, once_ready=explain_one_denial)
-
-
-def _models(settings: Settings, _options: argparse.Namespace) -> int:
-    from service.catalog.artefacts import read_baseline_rows, read_verified
-    from service.catalog.manifest import find_versions, read_manifest
-    from service.errors import CatalogError
-
-    faults = 0
-    for folder in find_versions(settings.models):
-        try:
-            manifest, key, _ = read_manifest(folder)
-            read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
-            for baseline in manifest.baselines:
-                read_baseline_rows(folder, manifest, baseline)
-        except CatalogError as error:
-            faults += 1
-            print(f"{folder.parent.name}@{folder.name}  FAULT  {error}")
-        else:
-            print(f"{key}  {manifest.title}  {key.digest}")
-    return 1 if faults else 0
 
 
 if __name__ == "__main__":

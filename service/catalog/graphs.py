@@ -38,7 +38,7 @@ def read_graph(model: ModelProto, end: str, shape: tuple[int, ...] | None) -> Gr
     nodes = ancestors(model.graph.node, end)
     if not nodes:
         raise CatalogError(f"the graph computes no tensor {end!r}")
-    read = {name for node in nodes for name in _reads(node)}
+    read = {name for node in nodes for name in reads(node)}
     constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in read}
     inputs = [value for value in model.graph.input if value.name in read - constants.keys()]
     if len(inputs) != 1:
@@ -60,7 +60,7 @@ def network(graph: Graph, start: str) -> list[NodeProto]:
     Raises CatalogError where the end depends on the graph's input by another way too, or not on `start`.
     """
     nodes = [node for node in ancestors(graph.nodes, graph.end, start) if not graph.varying.isdisjoint(node.output)]
-    read = {name for node in nodes for name in _reads(node)}
+    read = {name for node in nodes for name in reads(node)}
     made = {start, *(name for node in nodes for name in node.output)}
     others = sorted(read & graph.varying - made)
     if others:
@@ -76,17 +76,17 @@ def ancestors(nodes: Iterable[NodeProto], end: str, start: str = "") -> list[Nod
     for node in reversed(list(nodes)):
         if not needed.isdisjoint(set(node.output) - {start}):
             found.append(node)
-            needed.update(name for name in _reads(node) if name)
+            needed.update(name for name in reads(node) if name)
     return found[::-1]
 
 
-def _reads(node: NodeProto) -> Iterator[str]:
+def reads(node: NodeProto) -> Iterator[str]:
     """The names of the tensors that a node reads, and its branches from inside and outside of themselves."""
     yield from node.input
     for branch in _branches(node):
         yield from (output.name for output in branch.output)
         for inner in branch.node:
-            yield from _reads(inner)
+            yield from reads(inner)
 
 
 def _branches(node: NodeProto) -> list[GraphProto]:
@@ -96,7 +96,7 @@ def _branches(node: NodeProto) -> list[GraphProto]:
 def _varying(nodes: Iterable[NodeProto], given: str) -> frozenset[str]:
     varying = {given}
     for node in nodes:
-        is_read = node.op_type not in OF_SHAPES and not varying.isdisjoint(_reads(node))
+        is_read = node.op_type not in OF_SHAPES and not varying.isdisjoint(reads(node))
         if is_read or node.op_type in RANDOM:
             varying.update(name for name in node.output if name)
     return frozenset(varying)

@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside
 from service.catalog.manifest import find_versions
@@ -20,9 +21,8 @@ from service.errors import AnswerableError, CatalogError
 from service.settings import Settings
 
 
-def add_commands(models: argparse.ArgumentParser) -> None:
-    """Adds both commands to `models`."""
-    actions = models.add_subparsers(metavar="action")
+def add_commands(actions: Any) -> None:
+    """Adds both commands to the actions of `answerable models`."""
     check = actions.add_parser("check", help="whether a version may be promoted; the exit code says so")
     check.set_defaults(run=_check)
     check.add_argument("version", help="NAME@VERSION")

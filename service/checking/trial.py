@@ -102,7 +102,7 @@ class Trial:
                 assert isinstance(outcome.result, Explanation)
                 explained[outcome.task] = outcome.result
         explanations = [explained[task] for task in range(len(plans))]
-        attributions = np.stack([self._by_feature(explanation) for explanation in explanations])
+        attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
         predicted = np.array([-1 if e.outputs is None else np.argmax(e.outputs) for e in explanations], dtype=np.intp)
         return Answers(explanations, attributions, predicted)
 
@@ -117,7 +117,7 @@ class Trial:
         flat: Floats = rows.reshape(len(rows), -1)
         return flat if flat.shape[1] == columns else self.baseline_rows()
 
-    def _by_feature(self, explanation: Explanation) -> Floats:
+    def by_feature(self, explanation: Explanation) -> Floats:
         if explanation.attributions is None:
             return np.full(len(self.features), np.nan)
         values = np.array(explanation.attributions).reshape(explanation.shape)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import onnxruntime
 import pytest
 
 if TYPE_CHECKING:
@@ -61,9 +62,12 @@ def run_curl(line: str) -> Any:
     if shutil.which("curl") is not None:
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=True)
         return json.loads(done.stdout)
-    url = line.split()[2]
+    url = next(word for word in line.split() if ":" in word)
+    url = url if url.startswith("http") else f"http://{url}"
     headers = dict(header.split(": ", 1) for header in re.findall(r"-H '([^']*)'", line))
     content = re.search(r"-d '([^']*)'", line)
+    if "-X POST" in line:
+        return httpx.post(url, headers=headers, trust_env=False).json()
     reply = (
         httpx.get(url, headers=headers, trust_env=False)
         if content is None
@@ -125,6 +129,33 @@ def test_a_comparison_is_printed_and_exported(run_command: RunCommand, tmp_path:
     assert by_feature["black"]["after"] == by_feature["black"]["rank_after"] == ""
     row = by_feature["loan_to_price"]
     assert float(row["after"]) - float(row["before"]) == pytest.approx(float(row["difference"]))
+
+
+def test_a_model_that_nobody_here_made_is_added_served_and_explained(
+    run_command: RunCommand, start: Start, tmp_path: Path
+) -> None:
+    file = Path(onnxruntime.__file__).parent / "datasets" / "logreg_iris.onnx"
+    models = ("--models", str(tmp_path / "models"))
+    (tmp_path / "rows.csv").write_text("sepal width,petal width\n3.5,0.2\n3.2,1.4\n3.3,2.5\n2.8,1.8\n")
+    asked = ("models", "add", str(file), "--data", "rows.csv", "--labels", "setosa,versicolor,virginica", *models)
+    added = run_command(*asked)
+    assert (added.returncode, added.stderr) == (0, "")
+    assert added.stdout.startswith("logreg_iris@1 is in ")
+    loading, explaining = curl_lines(added.stdout)
+
+    program = start("serve", *models, key="secret")
+    here = {"localhost:8080": program.address.removeprefix("http://"), "<key>": "secret"}
+    for old, new in here.items():
+        loading, explaining = loading.replace(old, new), explaining.replace(old, new)
+    assert run_curl(loading)[0]["state"] == "READY"
+    explanation = run_curl(explaining)["explanations"][0]
+    assert set(explanation["attributions"]) == {"sepal_width", "petal_width"}
+    assert explanation["converged"]
+    assert program.end(signal.SIGTERM) == 0
+
+    refused = run_command(*asked, "--version", "1")
+    assert refused.returncode == 1
+    assert refused.stderr == "there is a logreg_iris@1 already; leave --version out, or name another\n"
 
 
 def test_keys_are_made_listed_and_ended(run_command: RunCommand, start: Start, tmp_path: Path, body: Any) -> None:

@@ -1,0 +1,182 @@
+"""Adding a model: read, asked, written beside the others, tried, and only then put in its place."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from service.adding.graphs import Found, read_classifier
+from service.adding.manifests import Answers, write_version
+from service.adding.proof import count_labels, refuse_another
+from service.adding.rows import SUFFIXES, Rows, names_of, read_rows
+from service.catalog.assessments import Assessment, keep_beside
+from service.catalog.manifest import find_versions
+from service.catalog.twins import parse_onnx
+from service.checking.assessing import assess
+from service.checking.checks import Report
+from service.checking.limits import Limits
+from service.checking.trial import Trial, load_trial
+from service.domain import Explanation
+from service.errors import AnswerableError, CatalogError
+
+Ask = Callable[[str, str], str]
+"""Asks a question and gives the answer, or the default that it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command was given; None where it was not."""
+
+    source: Path
+    data: Path | None = None
+    name: str | None = None
+    version: str | None = None
+    labels: tuple[str, ...] | None = None
+    adverse: str | None = None
+    features: tuple[str, ...] | None = None
+    dropped: tuple[str, ...] = ()
+    output: str | None = None
+    is_logit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A version in its place, with the explanation of its example and what its check said."""
+
+    folder: Path
+    found: Found
+    trial: Trial
+    explanation: Explanation
+    report: Report
+    assessment: Assessment | None
+
+
+def add_model(asked: Asked, models: Path, ask: Ask, rows: int) -> Added:
+    """Adds the model to `models`. Raises CatalogError, saying what to do; nothing is left behind then."""
+    file, data = _files(asked)
+    model = parse_onnx(file.read_bytes())
+    found = read_classifier(model, asked.output, asked.is_logit)
+    if found.given.is_integer:
+        raise CatalogError(
+            "the model takes integers, tokens perhaps: how they are padded and masked is not in the file, so write its "
+            "manifest by hand (kind: tokens), as README's section Models says"
+        )
+    if len(found.given.shape) not in (1, 3):
+        raise CatalogError(f"rows of shape {list(found.given.shape)} are neither a table's [features] nor an image's")
+    brought = None if data is None else read_rows(data, found.given.shape, asked.dropped)
+    answers = _answers(asked, found, brought, file, models, ask)
+    proved = (
+        brought.values if brought is not None else np.random.default_rng(0).normal(size=(8, prod(found.given.shape)))
+    )
+    finite = proved[np.isfinite(proved).all(axis=1)]
+    if not len(finite):
+        raise CatalogError("every row of the data misses something; bring some rows that are complete")
+    refuse_another(model, found, finite.astype(np.float32))
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as room:
+        folder = Path(room) / answers.name / answers.version
+        folder.mkdir(parents=True)
+        write_version(folder, found, brought, answers)
+        try:
+            trial, explanation, report, assessment = _tried(folder, rows)
+        except CatalogError as error:
+            hint = "; ranges were guessed: bring rows that it was trained on with --data" if brought is None else ""
+            raise CatalogError(f"{error}{hint}") from error
+        place = models / answers.name / answers.version
+        place.parent.mkdir(exist_ok=True)
+        shutil.move(folder, place)
+    return Added(place, found, trial, explanation, report, assessment)
+
+
+def _tried(folder: Path, rows: int) -> tuple[Trial, Explanation, Report, Assessment | None]:
+    torch.set_num_threads(1)
+    trial = load_trial(folder, torch.device("cpu"))
+    try:
+        (explanation,) = trial.answers(trial.sample(0, seed=0)).explanations
+    except AnswerableError as error:
+        raise CatalogError(f"the model loads, but its example cannot be explained: {error}") from error
+    if explanation.attributions is None:
+        raise CatalogError("the model answers no finite numbers for its example; are inputs scaled as it expects them?")
+    report, assessment = assess(folder, None, Limits(), rows, seed=0)
+    if assessment is not None:
+        keep_beside(folder, assessment)
+    return trial, explanation, report, assessment
+
+
+def _files(asked: Asked) -> tuple[Path, Path | None]:
+    """The ONNX file, and the file with rows, if there is one; of a folder, the only ones in it."""
+    source = asked.source
+    if not source.exists():
+        raise CatalogError(f"there is no {source.name}; name an ONNX file, or a folder with one")
+    if source.is_file():
+        return source, asked.data
+    models = sorted(source.glob("*.onnx"))
+    if len(models) != 1:
+        names = ", ".join(path.name for path in models) or "none"
+        raise CatalogError(f"the folder holds {len(models)} ONNX files ({names}); name the one to add")
+    rows = [path for path in sorted(source.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if asked.data is None and len(rows) > 1:
+        raise CatalogError(f"the folder holds several files of rows; name one of {_listed(rows)} with --data")
+    return models[0], asked.data or next(iter(rows), None)
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: Path, ask: Ask) -> Answers:
+    usual = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
+    name = asked.name or ask("name of the model", usual)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise CatalogError(
+            f"{name!r} is no name for a model: small letters, digits, dots, dashes; give one with --name"
+        )
+    taken = {folder.name for folder in find_versions(models) if folder.parent.name == name}
+    version = asked.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
+    if version in taken or (models / name / version).exists():
+        raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
+    features, titles = _features(asked, found, rows, ask)
+    labels = _labels(asked, found, ask)
+    adverse = asked.adverse or ask("the label that is bad news for whoever is judged, if one is", "") or None
+    if adverse is not None and adverse not in labels:
+        raise CatalogError(f"{adverse!r} is not among the labels {', '.join(labels)}")
+    return Answers(name, version, features, titles, labels, adverse)
+
+
+def _features(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if len(found.given.shape) == 3:
+        return (), ()
+    (columns,) = found.given.shape
+    headers: tuple[str, ...] = asked.features or (rows.names if rows is not None else ())
+    if not headers:
+        given = ask(f"names of the {columns} features, separated by commas", "")
+        headers = _split(given) or tuple(f"feature_{at}" for at in range(1, columns + 1))
+    if len(headers) != columns:
+        raise CatalogError(f"the model takes {columns} features, {len(headers)} are named; give all with --features")
+    return names_of(headers, columns), headers
+
+
+def _labels(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
+    count = count_labels(found)
+    if count < 2:
+        raise CatalogError(
+            f"{found.output!r} holds {count} score a row; a classifier has one for every label. If it is the score of "
+            "the second of two labels, export the model with a sigmoid at its end"
+        )
+    usual = found.labels if len(found.labels) == count else tuple(f"label_{at}" for at in range(count))
+    labels = asked.labels or _split(ask(f"the {count} labels, in the order of the scores", ",".join(usual)))
+    if len(labels) != count:
+        raise CatalogError(f"the model answers for {count} labels, {len(labels)} are named; give all with --labels")
+    return labels
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

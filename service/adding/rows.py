@@ -1,0 +1,121 @@
+"""Rows that a user brings: a CSV file with or without a header, or an array in .npy, .npz or .safetensors."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from service.domain import Floats
+from service.errors import CatalogError
+
+SUFFIXES = (".csv", ".npy", ".npz", ".safetensors")
+MISSING = {"", "na", "nan", "null", "none", "?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """`values` [rows, columns], NaN where something is missing; `names` of the columns, where the file has them."""
+
+    values: Floats
+    names: tuple[str, ...] = ()
+
+
+def read_rows(path: Path, shape: tuple[int, ...], dropped: Sequence[str]) -> Rows:
+    """The rows of the file, flat, for a model that takes `shape`; `dropped` names columns of a CSV that are no input.
+
+    Raises CatalogError, saying what to do.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise CatalogError(f"{path.name}: rows are read from {', '.join(SUFFIXES)} files")
+    try:
+        found = _read_csv(path, dropped) if path.suffix.lower() == ".csv" else Rows(_read_array(path))
+    except (OSError, ValueError, UnicodeDecodeError, SafetensorError) as error:
+        raise CatalogError(f"{path.name} cannot be read: {error}") from error
+    columns = prod(shape)
+    if not len(found.values):
+        raise CatalogError(f"{path.name} holds no rows")
+    if found.values[0].size != columns:
+        width = found.values[0].size
+        names = f": {', '.join(found.names)}" if found.names else ""
+        more = "; name the columns that are no inputs with --drop" if width > columns and found.names else ""
+        raise CatalogError(f"{path.name} has {width} columns{names}; the model takes {columns}{more}")
+    values = found.values.reshape(len(found.values), columns)
+    if np.isinf(values).any():
+        raise CatalogError(f"{path.name} holds infinite values")
+    return Rows(values, found.names)
+
+
+def _read_csv(path: Path, dropped: Sequence[str]) -> Rows:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)]
+    if not lines:
+        return Rows(np.empty((0, 0)))
+    names: tuple[str, ...] = ()
+    if not all(_is_number(cell) for cell in lines[0]):
+        names, lines = tuple(cell.strip() for cell in lines[0]), lines[1:]
+    unknown = [name for name in dropped if name not in names]
+    if unknown:
+        raise CatalogError(
+            f"{path.name} has no column {unknown[0]!r}; its columns are {', '.join(names) or 'nameless'}"
+        )
+    kept = [at for at in range(len(names) or len(lines[0])) if not names or names[at] not in dropped]
+    values = np.empty((len(lines), len(kept)))
+    for number, line in enumerate(lines):
+        for place, at in enumerate(kept):
+            values[number, place] = _value(path, line, number + 1 + bool(names), at, names)
+    return Rows(values, tuple(names[at] for at in kept) if names else ())
+
+
+def _value(path: Path, line: Sequence[str], number: int, at: int, names: Sequence[str]) -> float:
+    column = repr(names[at]) if names else str(at + 1)
+    if at >= len(line):
+        raise CatalogError(f"{path.name}, line {number}: there is no column {column}")
+    cell = line[at].strip()
+    if cell.lower() in MISSING:
+        return float("nan")
+    if not _is_number(cell):
+        raise CatalogError(
+            f"{path.name}, line {number}: {cell[:40]!r} in column {column} is no number; "
+            "leave the column out with --drop, or encode it as the model takes it"
+        )
+    return float(cell)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell.strip().lower() in MISSING
+    return True
+
+
+def _read_array(path: Path) -> Floats:
+    if path.suffix.lower() == ".safetensors":
+        arrays = dict(load_file(path))
+    else:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"rows": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    if "rows" not in arrays and len(arrays) != 1:
+        raise CatalogError(f"{path.name} holds {', '.join(arrays) or 'nothing'}; call the array of rows `rows`")
+    values: Floats = np.asarray(arrays.get("rows", next(iter(arrays.values()))), dtype=np.float64)
+    if values.ndim < 2:
+        raise CatalogError(f"{path.name} holds an array of shape {list(values.shape)}; rows are [rows, ...]")
+    return values
+
+
+def names_of(headers: Sequence[str], columns: int) -> tuple[str, ...]:
+    """Names of features by headers: letters, digits and underscores, no two alike."""
+    found: list[str] = []
+    for at in range(columns):
+        name = re.sub(r"\W+", "_", headers[at], flags=re.ASCII).strip("_") if at < len(headers) else ""
+        name = f"feature_{name or at + 1}" if not name or name[0].isdigit() else name
+        found.append(f"{name}_{at + 1}" if name in found else name)
+    return tuple(found)

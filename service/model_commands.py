@@ -1,0 +1,44 @@
+"""`answerable models`: the list of what is there, and the actions on it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from service.adding import commands as adding
+from service.checking import commands as checking
+from service.settings import Settings
+
+
+def add_commands(models: argparse.ArgumentParser) -> None:
+    """Adds the list, which is what happens without an action, and the actions."""
+    models.set_defaults(run=_list)
+    models.add_argument("--models", type=Path, help="the folder of models")
+    actions = models.add_subparsers(metavar="action")
+    adding.add_command(actions)
+    checking.add_commands(actions)
+
+
+def _list(settings: Settings, _options: argparse.Namespace) -> int:
+    """Every version with what its check said; 1 where a file is not what its manifest says."""
+    from service.catalog.artefacts import read_baseline_rows, read_verified
+    from service.catalog.assessments import ASSESSMENTS, Assessments
+    from service.catalog.manifest import find_versions, read_manifest
+    from service.errors import CatalogError
+
+    assessments = Assessments(settings.data / ASSESSMENTS)
+    faults = 0
+    for folder in find_versions(settings.models):
+        try:
+            manifest, key, digest = read_manifest(folder)
+            read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
+            for baseline in manifest.baselines:
+                read_baseline_rows(folder, manifest, baseline)
+        except CatalogError as error:
+            faults += 1
+            print(f"{folder.parent.name}@{folder.name}  FAULT  {error}")
+            continue
+        found = assessments.find(folder, key, digest)
+        verdict = "not checked" if found is None else "passed" if found.passed else f"FAILED {', '.join(found.failed)}"
+        print(f"{key}  {manifest.title}  {verdict}  {key.digest}")
+    return 1 if faults else 0
