@@ -7,7 +7,7 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate bench clean
+.PHONY: run serve test gate bench health clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -28,6 +28,10 @@ gate:
 
 bench: .venv/.bench
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+# The dashboards and alerts against a real Prometheus, after a minute of load; in the tests it is a few seconds.
+health: .venv/.dev
+	HEALTH_SECONDS=60 TESTS_REQUIRE=prometheus $(BIN)/pytest tests/faults/test_prometheus.py tests/monitoring
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -35,6 +35,7 @@ from service.settings import Settings
 
 LOG = logging.getLogger("answerable")
 BOOTSTRAP = "bootstrap"
+METRICS_KEY = "metrics"
 DEFAULT_TENANT = "default"
 
 
@@ -93,10 +94,12 @@ def open_notary(settings: Settings, database: Engine) -> Notary:
 
 def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
     """The operator's key, or on the very first start a new one, which is returned to be shown once."""
+    if settings.metrics_key is not None:
+        keys.add(settings.metrics_key, METRICS_KEY, DEFAULT_TENANT, {"metrics"})
     if settings.key is not None:
         keys.add(settings.key, BOOTSTRAP, DEFAULT_TENANT, SCOPES)
         return settings.key
-    if keys.list():
+    if any(key.name != METRICS_KEY for key in keys.list()):
         return None
     _, secret = keys.create(BOOTSTRAP, DEFAULT_TENANT, SCOPES)
     return secret

@@ -132,7 +132,8 @@ class Metrics:
             return
         self._expected.add((model, default_method))
         self._methods.reserve(model, default_method)
-        self.requests.labels(model, default_method, "ok")
+        for result in ("ok", "429"):
+            self.requests.labels(model, default_method, result)
         for reason in REASONS:
             self.not_converged.labels(model, default_method, reason)
         for metric in (self.points, self.over_tolerance, self.non_finite, self.small_difference):
