@@ -7,7 +7,7 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate bench health clean
+.PHONY: run serve test gate bench exports health clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -32,6 +32,9 @@ bench: .venv/.bench
 # The dashboards and alerts against a real Prometheus, after a minute of load; in the tests it is a few seconds.
 health: .venv/.dev
 	HEALTH_SECONDS=60 TESTS_REQUIRE=prometheus $(BIN)/pytest tests/faults/test_prometheus.py tests/monitoring
+
+exports: .venv/.dev
+	@$(BIN)/python -m tests.bench.exports
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
-from service.api import documentation, explain, explanations, health, jobs, models, problems, replays, reviews
+from service.api import documentation, explain, explanations, exports, health, jobs, models, problems, replays, reviews
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
@@ -23,6 +23,7 @@ from service.embedded_redis import start_embedded_redis
 from service.engine.pool import Pool
 from service.engine.processes import count_devices
 from service.explaining import Explaining
+from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.ledger.jobs import Jobs
@@ -63,7 +64,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.catalog = catalog
     app.state.max_body_bytes = settings.max_body_bytes
     problems.install(app)
-    for router in (models.router, explanations.router, replays.router, *reviews.routers, *jobs.routers, health.router):
+    for router in (
+        models.router,
+        explanations.router,
+        replays.router,
+        *reviews.routers,
+        *jobs.routers,
+        *exports.routers,
+        health.router,
+    ):
         app.include_router(router)
     app.add_middleware(CountedRequests)
     app.add_middleware(RequestIds)
@@ -173,7 +182,8 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.vault = vault
     app.state.jobs = Jobs(database)
     if ledger is not None:
-        works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault)}
+        app.state.exports = Exports(app.state.jobs, database, ledger, notary, vault, settings.data / "exports")
+        works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}
         runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works)
         stack.push_async_callback(runner.close)
         runner.start()

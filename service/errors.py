@@ -10,6 +10,8 @@
     │   ├── NotConverged     422   `strict` was asked for and the tolerance was not met
     │   └── LoadRefused      422   a version that cannot be loaded; what was served before goes on
     ├── ReplayImpossible     409   what a record was computed with is not here
+    ├── Conflict             409   what is asked for is not ready, or has ended otherwise
+    ├── Gone                 410   what was there is kept no longer
     ├── Overloaded           429   the queue is full; carries Retry-After
     │   └── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
@@ -86,6 +88,16 @@ class LoadRefused(InvalidRequest):
 class ReplayImpossible(AnswerableError):
     status = 409
     title = "Replay impossible"
+
+
+class Conflict(AnswerableError):
+    status = 409
+    title = "Not now"
+
+
+class Gone(AnswerableError):
+    status = 410
+    title = "Gone"
 
 
 class Overloaded(AnswerableError):

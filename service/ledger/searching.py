@@ -8,7 +8,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, exists, literal, not_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    exists,
+    func,
+    literal,
+    not_,
+    select,
+    tuple_,
+)
 
 from service.errors import InvalidRequest
 from service.ledger.entries import REVIEW, LogChanged, MalformedCursor, Page, Search, Stored
@@ -88,6 +101,17 @@ def read_in_log_order(
     query = query.where(*_conditions(tenant, by_pseudonym), *_range(explanations, tenant, search, None))
     query = query.where(explanations.c.seq > after).order_by(explanations.c.seq).limit(limit)
     return list(stored_explanations(connection, vault, connection.execute(query).all()))
+
+
+def count_found(connection: Connection, vault: Vault, tenant: str, search: Search) -> int:
+    """How many explanations `search` asks for."""
+    by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
+    if by_pseudonym is None:
+        return 0
+    query = select(func.count()).select_from(explanations)
+    query = _tagged(query, [(explanation_tags.alias(), *tag) for tag in _tags(search)])
+    query = query.where(*_conditions(tenant, by_pseudonym), *_range(explanations, tenant, search, None))
+    return connection.execute(query).scalar_one()
 
 
 def read_places(connection: Connection, vault: Vault, places: Sequence[int]) -> list[Stored]:

@@ -1,0 +1,284 @@
+"""Exports: stored explanations as a file, written as a stream in memory that does not grow with their number.
+
+CSV and Parquet are tables for people; the zip, of `service.ledger.exporting`, is for auditors, with a proof for every
+record. A file is whole when it can be found, lies in a folder of its tenant, is kept for a day, and is withdrawn when
+anybody's data in that tenant is erased meanwhile: what was exported before must not be handed out after. That there is
+an export is an event in the log before its file can be fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import orjson
+from sqlalchemy import Engine
+
+from service.errors import NotFound
+from service.jobs import patiently, spec_of
+from service.ledger import Ledger, Notary, Search, Stored, Vault
+from service.ledger.database import database_in_reach
+from service.ledger.entries import TOMBSTONE_KINDS, EventSearch
+from service.ledger.exporting import found_lines, write_export
+from service.ledger.jobs import Job, Jobs
+from service.ledger.searching import count_found, read_in_log_order
+from service.records import Caller, whole_record
+
+T = TypeVar("T")
+
+EXPORT = "export"
+DOWNLOAD = "export_download"
+KEPT_SECONDS = 86_400
+PAGE = 500
+ROWS_A_GROUP = 5_000
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet would compute; decision ids and subjects come from callers."""
+
+COLUMNS: Mapping[str, type] = {
+    "sequence": int,
+    "id": str,
+    "created": str,
+    "model": str,
+    "version": str,
+    "digest": str,
+    "method": str,
+    "output_space": str,
+    "target": str,
+    "label": str,
+    "output": float,
+    "baseline_output": float,
+    "completeness_error": float,
+    "attribution_error": float,
+    "converged": bool,
+    "reason": str,
+    "evaluations": int,
+    "decision_id": str,
+    "subject": str,
+    "flags": str,
+    "cohort": str,
+    "reasons": str,
+    "attributions": str,
+    "input": str,
+    "erased": bool,
+}
+"""Of a table. `flags` and the codes of `reasons` are separated by spaces; what has parts of its own is JSON."""
+
+
+class Format(StrEnum):
+    """Of an export's file."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+    ZIP = "zip"
+
+
+def is_available(form: Format) -> bool:
+    """Whether files of this format can be written: Parquet needs pyarrow, of the extra `parquet`."""
+    return form is not Format.PARQUET or find_spec("pyarrow") is not None
+
+
+class Cancelled(Exception):
+    """The export is no longer wanted."""
+
+
+class Exports:
+    """The work of jobs of kind `export`, and the files they wrote, under `folder`."""
+
+    def __init__(self, jobs: Jobs, engine: Engine, ledger: Ledger, notary: Notary, vault: Vault, folder: Path) -> None:
+        self._jobs = jobs
+        self._engine = engine
+        self._ledger = ledger
+        self._notary = notary
+        self._vault = vault
+        self._folder = folder
+
+    async def __call__(self, job: Job, caller: Caller) -> None:
+        """Writes the file, tells the log, and then lets it be found."""
+        spec = spec_of(self._vault, job)
+        form, search = Format(spec["format"]), Search(**_with_pairs(spec["search"]))
+        path = self._path(job, form)
+        part = path.with_suffix(".part")
+        stop = threading.Event()
+        try:
+            records = await self._written(job, form, search, part, stop)
+            details = {"format": form, "records": records, "conditions": sorted(spec["conditions"])}
+            await self._ledger.append_event(EXPORT, caller.tenant, caller.key_id, job.id, details)
+            part.replace(path)
+        finally:
+            stop.set()
+            part.unlink(missing_ok=True)
+
+    async def file(self, job: Job) -> Path | None:
+        """The file of an export that is done; None when it is not kept any more, or lies on another host."""
+        path = self._path(job, Format(spec_of(self._vault, job)["format"]))
+        if await self._is_withdrawn(job):
+            await asyncio.to_thread(self.forget, job.tenant)
+        return path if await asyncio.to_thread(path.is_file) else None
+
+    def forget(self, tenant: str) -> None:
+        """Deletes every file of a tenant: somebody's data was erased."""
+        shutil.rmtree(self._folder_of(tenant), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Deletes what has been kept long enough, and what a crash has left."""
+        for path in self._folder.glob("*/*"):
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                path.unlink(missing_ok=True)
+
+    async def _is_withdrawn(self, job: Job) -> bool:
+        for kind in sorted(TOMBSTONE_KINDS):
+            found = await self._ledger.events(job.tenant, EventSearch(kind=kind, created_from=job.created), 1)
+            if found.events:
+                return True
+        return False
+
+    async def _written(self, job: Job, form: Format, search: Search, part: Path, stop: threading.Event) -> int:
+        checkpoint = await self._ledger.checkpoint() if form is Format.ZIP else None
+        if form is Format.ZIP and checkpoint is None:
+            raise NotFound("nothing is recorded yet")
+        tell = self._teller(job, stop)
+
+        def write() -> int:
+            self.sweep()
+            part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with database_in_reach(), self._engine.connect() as connection:
+                total = count_found(connection, self._vault, job.tenant, search)
+            tell(0, total)
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                if checkpoint is not None:
+                    lines = found_lines(self._engine, self._vault, job.tenant, search, checkpoint.size)
+                    asked = {"tenant": job.tenant, "conditions": orjson.loads(orjson.dumps(search))}
+                    return write_export(file, self._engine, self._notary, checkpoint, _told(lines, tell), asked)
+                rows = _told(map(table_row, self._stored(job.tenant, search)), tell)
+                return (write_csv if form is Format.CSV else write_parquet)(file, rows)
+
+        return await patiently(write)
+
+    def _stored(self, tenant: str, search: Search) -> Iterator[Stored]:
+        after = 0
+        while True:
+            with database_in_reach(), self._engine.connect() as connection:
+                page = read_in_log_order(connection, self._vault, tenant, search, after, PAGE)
+            if not page:
+                return
+            yield from page
+            after = page[-1].seq
+
+    def _teller(self, job: Job, stop: threading.Event) -> Callable[[int, int | None], None]:
+        def tell(done: int, total: int | None) -> None:
+            if stop.is_set():
+                raise Cancelled
+            self._jobs.tell(job.id, done=done, total=total)
+
+        return tell
+
+    def _folder_of(self, tenant: str) -> Path:
+        return self._folder / hashlib.sha256(tenant.encode()).hexdigest()[:32]
+
+    def _path(self, job: Job, form: Format) -> Path:
+        return self._folder_of(job.tenant) / f"{job.id}.{form}"
+
+
+def table_row(stored: Stored) -> dict[str, Any]:
+    """An explanation as a row of a table; without what was erased."""
+    record = whole_record(stored)
+    model, target = record.get("model", {}), record.get("target", {})
+    told = {
+        **{name: record.get(name) for name in COLUMNS},
+        "sequence": stored.seq,
+        "created": datetime.fromtimestamp(stored.created / 1e6, UTC).isoformat(timespec="microseconds"),
+        "model": stored.model,
+        "version": stored.version,
+        "digest": model.get("digest"),
+        "target": target.get("label"),
+        "label": stored.label,
+        "flags": " ".join(stored.flags),
+        "cohort": _json(dict(stored.cohort)),
+        "reasons": " ".join(one["code"] for one in record.get("reasons", []) if one.get("code")),
+        "attributions": _json(record.get("attributions")),
+        "input": _json(record.get("input")),
+        "erased": stored.tombstone is not None,
+    }
+    return {name: told[name] for name in COLUMNS}
+
+
+def write_csv(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes rows with a head; gives their number. No cell begins as a spreadsheet's formula does."""
+    count = 0
+    writer = csv.writer(_Encoded(file))
+    writer.writerow(COLUMNS)
+    for count, row in enumerate(rows, start=1):  # noqa: B007
+        writer.writerow([_cell(value) for value in row.values()])
+    return count
+
+
+def write_parquet(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes rows in groups of `ROWS_A_GROUP`; gives their number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {int: pa.int64(), str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+    count = 0
+    with pq.ParquetWriter(file, schema) as writer:
+        for group in _groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count
+
+
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    group: list[Mapping[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == ROWS_A_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _Encoded:
+    """A text file over a binary one, for the csv module, which writes a line at a time."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(text.encode())
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+
+
+def _told(items: Iterable[T], tell: Callable[[int, int | None], None]) -> Iterator[T]:
+    """The same items; how many have gone by is told now and then."""
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        if done % PAGE == 0:
+            tell(done, None)
+    tell(done, done)
+
+
+def _with_pairs(search: Mapping[str, Any]) -> dict[str, Any]:
+    return {**search, "cohort": tuple((name, value) for name, value in search["cohort"])}

@@ -1,0 +1,213 @@
+"""Exports as a client meets them: a table or a signed zip, for whoever may read records whole."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import uuid
+import zipfile
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pyarrow.parquet as pq
+import pytest
+
+from service.exporting import COLUMNS, KEPT_SECONDS, Exports
+from service.ledger.entries import ERASURE, EventSearch
+from service.ledger.export_checking import check_export
+from service.permissions import Policy
+
+if TYPE_CHECKING:
+    from tests.api.conftest import AssertProblem, Explain
+    from tests.conftest import MakeKey, Service
+
+
+@pytest.fixture
+def tenant() -> str:
+    return f"exports-{uuid.uuid4()}"
+
+
+@pytest.fixture
+async def bank(service: Service, make_key: MakeKey, tenant: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a tenant that has nothing stored yet."""
+    async with service.client(make_key(tenant=tenant)) as client:
+        yield client
+
+
+async def ended(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    """An export once it has ended."""
+    response = await client.post("/v1/exports", json=body)
+    assert response.status_code == 202, response.text
+    path = response.headers["location"]
+    async with asyncio.timeout(60):
+        while True:
+            found: dict[str, Any] = (await client.get(path)).json()
+            if "ended" in found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def exported(client: httpx.AsyncClient, **body: Any) -> bytes:
+    export = await ended(client, **body)
+    assert export["state"] == "done", export
+    response = await client.get(f"/v1/exports/{export['id']}/file")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-disposition"].endswith(f'.{export["format"]}"')
+    return response.content
+
+
+def typed(row: dict[str, str]) -> dict[str, Any]:
+    """A row of the CSV with the types of its columns."""
+    read = {int: int, float: float, str: str, bool: lambda cell: cell == "true"}
+    return {name: read[kind](row[name]) if row[name] else None for name, kind in COLUMNS.items()}  # type: ignore[operator]
+
+
+async def test_tables_hold_what_was_recorded(
+    bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], approved: dict[str, Any]
+) -> None:
+    context = {"subject": "=cmd()", "decision_id": "d-1", "cohort": {"channel": "web"}}
+    (denied,) = (await explain([instance], by=bank, context=context))["explanations"]
+    await explain([approved], by=bank)
+
+    rows = [typed(row) for row in csv.DictReader(io.StringIO((await exported(bank, format="csv")).decode()))]
+    table = pq.read_table(io.BytesIO(await exported(bank, format="parquet"))).to_pylist()
+    found = list(
+        csv.DictReader(io.StringIO((await exported(bank, format="csv", explanations={"label": "denied"})).decode()))
+    )
+
+    assert len(rows) == len(table) == 2
+    assert [row["id"] for row in found] == [denied["id"]]
+    record = (await bank.get(f"/v1/explanations/{denied['id']}")).json()
+    first = table[0]
+    for name in ("id", "output", "baseline_output", "completeness_error", "attribution_error", "converged",
+                 "evaluations", "decision_id", "subject"):  # fmt: skip
+        assert first[name] == record[name]
+    assert first["sequence"] == record["ledger"]["sequence"]
+    model = {"name": first["model"], "version": first["version"], "digest": first["digest"]}
+    assert model == record["model"]
+    assert (first["target"], first["label"]) == (record["target"]["label"], record["prediction"]["label"])
+    assert orjson.loads(first["attributions"]) == record["attributions"]
+    assert orjson.loads(first["input"]) == record["input"]
+    assert orjson.loads(first["cohort"]) == {"channel": "web"}
+    assert first["reasons"].split() == [reason["code"] for reason in record["reasons"]]
+    assert not first["erased"]
+    assert rows[0]["subject"] == "'=cmd()"  # a spreadsheet shows it, and computes nothing
+    empty_is_none = {name: None if value == "" else value for name, value in first.items()}
+    assert {**rows[0], "subject": "=cmd()"} == empty_is_none
+
+
+async def test_the_zip_holds_records_with_proofs(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str
+) -> None:
+    (explanation,) = (await explain([instance], by=bank, context={"subject": "Ada"}))["explanations"]
+
+    content = await exported(bank)
+    notary = service.app.state.exports._notary
+
+    assert check_export(io.BytesIO(content), notary.chain()[0].public_key).is_valid
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        (line,) = archive.read("records.ndjson").splitlines()
+        manifest = orjson.loads(archive.read("manifest.json"))
+
+    record = (await bank.get(f"/v1/explanations/{explanation['id']}")).json()
+    assert orjson.loads(line)["leaf"] == record["ledger"]["leaf"]
+    assert (manifest["records"], manifest["asked"]["tenant"]) == (1, tenant)
+
+
+async def test_an_export_and_each_time_it_is_fetched_are_events(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str
+) -> None:
+    await explain([instance], by=bank, context={"subject": "Ada"})
+    export = await ended(bank, format="csv", explanations={"subject": "Ada"})
+    await bank.get(f"/v1/exports/{export['id']}/file")
+
+    page = service.call(service.app.state.ledger.events(tenant, EventSearch(about=export["id"])))
+
+    fetched, made = page.events
+    assert (made.kind, fetched.kind) == ("export", "export_download")
+    assert made.details == {"format": "csv", "records": 1, "conditions": ["subject"]}  # and not whose
+    assert export["progress"] == {"total": 1, "done": 1}
+    assert (await bank.get("/v1/exports")).json() == {"exports": [export]}
+
+
+async def test_an_erasure_withdraws_what_was_exported_before(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
+    assert_problem: AssertProblem,
+) -> None:  # fmt: skip
+    exports: Exports = service.app.state.exports
+    await explain([instance], by=bank)
+    export = await ended(bank, format="csv")
+    path = exports._folder_of(tenant) / f"{export['id']}.csv"
+    assert path.stat().st_mode & 0o077 == 0
+
+    service.call(service.app.state.ledger.append_event(ERASURE, tenant, "operator", details={"records": []}))
+
+    gone = await bank.get(f"/v1/exports/{export['id']}/file")
+    assert "not past an erasure" in assert_problem(gone, 410)
+    assert not path.exists()
+    assert await exported(bank, format="csv")  # made anew
+
+
+async def test_files_are_kept_for_a_day(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    exports: Exports = service.app.state.exports
+    await explain([instance], by=bank)
+    export = await ended(bank, format="csv")
+    path = exports._folder_of(tenant) / f"{export['id']}.csv"
+    exports.sweep()
+    assert path.exists()
+    monkeypatch.setattr("service.exporting.KEPT_SECONDS", -1)
+    exports.sweep()
+    assert not path.exists()
+    assert KEPT_SECONDS == 86_400
+    assert (await bank.get(f"/v1/exports/{export['id']}/file")).status_code == 410
+
+
+async def test_whoever_sees_rounded_values_exports_none(
+    service: Service, make_key: MakeKey, bank: httpx.AsyncClient, tenant: str, assert_problem: AssertProblem,
+    explain: Explain, instance: dict[str, Any],
+) -> None:  # fmt: skip
+    await explain([instance], by=bank)
+    export = await ended(bank)
+    async with service.client(make_key(tenant=tenant, policy=Policy(top=3))) as narrow:
+        for response in (
+            await narrow.post("/v1/exports", json={}),
+            await narrow.get(f"/v1/exports/{export['id']}/file"),
+        ):
+            assert "policy limits" in assert_problem(response, 403)
+
+
+async def test_nobody_sees_anothers_exports(bank: httpx.AsyncClient, client: httpx.AsyncClient) -> None:
+    export = await ended(client, format="csv", explanations={"subject": "nobody"})
+    assert export["progress"] == {"total": 0, "done": 0}
+    for method, suffix in (("GET", ""), ("DELETE", ""), ("GET", "/file")):
+        answers = [
+            await bank.request(method, f"/v1/exports/{one}{suffix}", headers={"X-Request-Id": "the-same"})
+            for one in (export["id"], str(uuid.uuid4()), "nothing%00at%20all")
+        ]
+        assert [answer.status_code for answer in answers] == [404, 404, 404]
+        assert answers[0].content == answers[1].content == answers[2].content
+    assert (await bank.get("/v1/exports")).json() == {"exports": []}
+
+
+async def test_what_is_not_done_cannot_be_fetched(
+    service: Service, bank: httpx.AsyncClient, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = service.app.state.runner
+    monkeypatch.setattr(runner, "wake", lambda: None)
+    response = await bank.post("/v1/exports", json={"format": "csv"})
+    path = response.headers["location"]
+    await bank.delete(path)
+
+    assert (await bank.get(path)).json()["state"] in ("cancelled", "done")
+    if (await bank.get(path)).json()["state"] == "cancelled":
+        assert "cancelled" in assert_problem(await bank.get(f"{path}/file"), 409)
+
+
+async def test_a_format_that_is_not_known(bank: httpx.AsyncClient, assert_problem: AssertProblem) -> None:
+    assert "format" in assert_problem(await bank.post("/v1/exports", json={"format": "xlsx"}), 422)
