@@ -19,6 +19,7 @@ from service.api.transport import RequestIds
 from service.cache import Cache
 from service.catalog.assessments import ASSESSMENTS, Assessments
 from service.catalog.versions import Catalog
+from service.counterfactual import Counterfactuals
 from service.embedded_redis import start_embedded_redis
 from service.engine.pool import Pool
 from service.engine.processes import count_devices
@@ -177,6 +178,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.cache = cache
     app.state.authenticator = Authenticator(keys, quotas)
     app.state.replaying = Replaying(engine, catalog)
+    app.state.counterfactuals = Counterfactuals(engine, catalog)
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
     app.state.explaining = explaining
     app.state.vault = vault

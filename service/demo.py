@@ -99,7 +99,7 @@ def _reasons(explanation: dict[str, Any]) -> list[str]:
     reasons = explanation.get("reasons", [])
     change = abs(explanation["output"] - explanation["baseline_output"]) or 1.0
     return [
-        f"  {reason['code']}  {_short(reason['text'], NAME - 5)}{_bar(reason['contribution'] / change)} "
+        f"  {reason.get('code', '')}  {_short(reason['text'], NAME - 5)}{_bar(reason['contribution'] / change)} "
         f"{reason['contribution'] / change:.0%}"
         for reason in reasons
     ]

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -21,6 +20,7 @@ from service.methods.registry import BY_NAME
 from service.monitoring.review import flags_of
 from service.permissions import OPEN, Policy
 from service.quotas import Account
+from service.reasons import principal_reasons, texts_digest
 
 IN_CLEAR = frozenset(
     {
@@ -41,7 +41,6 @@ IN_CLEAR = frozenset(
 """What of an answer the record holds in clear, and so for ever. All else says something of the person: what the model
 answered, what each of their values did, errors that a guess of the input could be tried against."""
 
-MOST_REASONS = 4
 MOST_ERROR = 0.1
 """An explanation whose sum misses more than a tenth of the change gives no reasons, and has no protected share."""
 
@@ -129,7 +128,7 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
         "flags": flags_of(manifest, plan, explanation, adds_up=gives_reasons),
         "cached": cached,
     }
-    reasons = principal_reasons(version, explanation) if gives_reasons else None
+    reasons = principal_reasons(manifest, explanation) if gives_reasons else None
     if reasons is not None:
         body["reasons"] = reasons
     return body
@@ -166,35 +165,6 @@ def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
     is_variance = plan.noise is not None and plan.noise.kind is NoiseKind.VARGRAD
     error = explanation.completeness_error
     return BY_NAME[plan.method].gives_reasons and not is_variance and error is not None and error < MOST_ERROR
-
-
-def principal_reasons(version: ModelVersion, explanation: Explanation) -> list[dict[str, Any]] | None:
-    """The features that moved the output towards the adverse label, the strongest first.
-
-    None when the manifest names no adverse label or no reason texts, or the explained output says nothing of it.
-    """
-    outputs, inputs = version.manifest.outputs, version.manifest.inputs
-    if outputs.adverse is None or not isinstance(inputs, TabularInputs):
-        return None
-    if explanation.attributions is None:
-        return None
-    features = inputs.features
-    if not any(feature.reason for feature in features):
-        return None
-    adverse = outputs.labels.index(outputs.adverse)
-    if explanation.target != adverse and len(outputs.labels) != 2:
-        return None
-    sign = 1 if explanation.target == adverse else -1
-    towards = [
-        (sign * value, feature.name, feature.reason)
-        for value, feature in zip(explanation.attributions, features, strict=True)
-        if sign * value > 0 and feature.reason is not None
-    ]
-    towards.sort(key=itemgetter(0), reverse=True)
-    return [
-        {"feature": name, "code": reason.code, "text": reason.text, "contribution": value}
-        for value, name, reason in towards[:MOST_REASONS]
-    ]
 
 
 def ledger_entry(
@@ -235,6 +205,7 @@ def ledger_entry(
         "rule": explanation.rule,
         "answers_until_deadline": explanation.answers,
         "manifest": version.manifest_digest,
+        "reason_texts": texts_digest(version.manifest) if "reasons" in body else None,
         "features": names,
         "environment": {**(version.environment or {}), "chunk_rows": explanation.chunk_rows},
     }

@@ -108,7 +108,7 @@ class Replaying:
 
         Raises ReplayImpossible, ModelNotReady, and what the engine raises.
         """
-        record, personal = whole_record(stored), orjson.loads(stored.personal)
+        record, personal = whole_record(stored), personal_of(stored)
         version = self._version(record["model"])
         differences = [*_environment_differences(record, version)]
         missing = [*_missing(record, version)]
@@ -145,6 +145,12 @@ class Replaying:
             raise ReplayImpossible(f"{name}@{number} is not served here; load it to replay this") from None
         except ModelNotReady:
             raise ModelNotReady(f"{name}@{number} is not ready") from None
+
+
+def personal_of(stored: Stored) -> dict[str, Any]:
+    """The personal part of a record."""
+    personal: dict[str, Any] = orjson.loads(stored.personal)
+    return personal
 
 
 def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:

@@ -11,11 +11,14 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import CallerOf, needs
 from service.api.problems import answers
+from service.api.transport import while_connected
+from service.counterfactual import Counterfactuals
 from service.disclosure import limited
 from service.errors import InvalidRequest, NotFound
 from service.ledger.entries import Search, Stored
 from service.ledger.ledger import Ledger
-from service.records import MOST_REASONS, Caller, whole_record
+from service.reasons import MOST_REASONS
+from service.records import Caller, whole_record
 
 MOST_PER_PAGE = 200
 COHORT = "cohort."
@@ -56,11 +59,23 @@ async def show_reasons(
     caller: CallerOf,
     most: Annotated[int, Query(alias="max", ge=1, le=MOST_REASONS)] = MOST_REASONS,
 ) -> dict[str, Any]:
-    """The principal reasons, adverse direction only, the strongest first."""
-    record = limited(whole_record(await find_stored(request, explanation, caller)), caller.policy)
+    """The principal reasons, adverse direction only, the strongest first, and a counterfactual hint.
+
+    The hint is found along the explained path, from the input towards the baseline, with the features of these reasons
+    only: the fewest reasons and the smallest step at which the deployed model answers another label. It says what this
+    model would answer, and is no advice. A key whose policy limits values gets none.
+    """
+    stored = await find_stored(request, explanation, caller)
+    record = limited(whole_record(stored), caller.policy)
     if "reasons" not in record:
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
-    return {"id": record["id"], "reasons": record["reasons"][:most]}
+    shown = {"id": record["id"], "reasons": record["reasons"][:most]}
+    if record.get("reason_texts") is not None:
+        shown["reason_texts"] = record["reason_texts"]
+    if caller.policy.limits_values:
+        return shown
+    counterfactuals: Counterfactuals = request.app.state.counterfactuals
+    return {**shown, "counterfactual": await while_connected(request, counterfactuals.find(stored, most))}
 
 
 @router.get("/v1/explanations")

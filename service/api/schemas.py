@@ -216,8 +216,12 @@ class NoiseItem(BaseModel):
 
 
 class ReasonItem(BaseModel):
+    """A principal reason. `features` are all that share it, where there are several, the strongest first; what the
+    manifest has no reason text for stands under its title, without a code."""
+
     feature: str
-    code: str
+    features: list[str] | None = None
+    code: str | None = None
     text: str
     contribution: float
 

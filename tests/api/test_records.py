@@ -142,7 +142,8 @@ async def test_reasons_of_a_record(explain: Explain, client: httpx.AsyncClient, 
 
     everything, two = await client.get(path), await client.get(path, params={"max": 2})
 
-    assert everything.json() == {"id": explanation["id"], "reasons": explanation["reasons"]}
+    assert everything.json()["id"] == explanation["id"]
+    assert everything.json()["reasons"] == explanation["reasons"]
     assert two.json()["reasons"] == explanation["reasons"][:2]
 
 
