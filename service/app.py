@@ -11,7 +11,19 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import __version__
-from service.api import documentation, explain, explanations, exports, health, jobs, models, problems, replays, reviews
+from service.api import (
+    baselines,
+    documentation,
+    explain,
+    explanations,
+    exports,
+    health,
+    jobs,
+    models,
+    problems,
+    replays,
+    reviews,
+)
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
 from service.api.traffic import CountedRequests
@@ -59,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        routes=[*explain.router.routes, *repository_routes.router.routes],
+        routes=[*explain.router.routes, *repository_routes.router.routes, *baselines.posting.routes],
         dependencies=[Depends(authorise)],
     )
     app.state.catalog = catalog
@@ -67,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for router in (
         models.router,
+        baselines.router,
         explanations.router,
         replays.router,
         *reviews.routers,
@@ -156,7 +169,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     metrics.show_versions(catalog)
     health = Health(Assessments(settings.data / ASSESSMENTS), engine, settings.stability_share)
     stack.push_async_callback(health.close)
-    repository = Repository(settings.models, settings.data, catalog, engine, cache)
+    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache)
     stack.push_async_callback(repository.close)
     await repository.start()
 

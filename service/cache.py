@@ -1,4 +1,4 @@
-"""Redis: results of explanations, and the deployed outputs over baseline sets.
+"""Redis: results of explanations.
 
 A cache that fails is a cache that misses: no call here raises, and none takes longer than two timeouts. After three
 failures in a row a breaker keeps Redis out of the way for `REST_SECONDS`. What is asked for while a call is under way
@@ -17,14 +17,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import orjson
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.domain import Completeness, Explanation, Floats, GroupShare, ModelKey, OutputSpace
+from service.domain import Completeness, Explanation, GroupShare
 
 TIMEOUT_SECONDS = 0.05
 FAILURES_TO_OPEN = 3
@@ -116,20 +115,6 @@ class Cache:
         """Stores an explanation in the background; it is found from now on."""
         self._put(_result_key(tenant, plan_digest), explanation)
 
-    async def baseline_outputs(self, model: ModelKey, name: str) -> Mapping[OutputSpace, Floats] | None:
-        """The deployed outputs [K + 1, labels] over a baseline set and its mean.
-
-        `name` tells the set and the environment in which the outputs were computed.
-        """
-        return await self._get("baselines", _baseline_key(model, name), _outputs)
-
-    def keep_baseline_outputs(self, model: ModelKey, name: str, outputs: Mapping[OutputSpace, Floats]) -> None:
-        """Stores the deployed outputs over a baseline set, in the background."""
-        self._put(
-            _baseline_key(model, name),
-            {space.value: np.ascontiguousarray(values) for space, values in outputs.items()},
-        )
-
     async def share(
         self, counts: Mapping[str, tuple[int, int]], member: str, seconds: int
     ) -> Mapping[str, tuple[int, int]] | None:
@@ -220,24 +205,8 @@ def plan_cache_digest(plan_digest: str, manifest_digest: str, environment: Mappi
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def environment_digest(environment: Mapping[str, str]) -> str:
-    """One word for an environment: versions, device, numerics."""
-    return hashlib.sha256(orjson.dumps(environment, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _sum_of_others(found: Any, member: str) -> tuple[int, int]:
-    """Of a hash as Redis answers it, fields and values in turn, or by field."""
-    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-    others = [value.split() for name, value in pairs if name.decode() != member]
-    return sum(int(first) for first, _ in others), sum(int(second) for _, second in others)
-
-
 def _result_key(tenant: str, plan_digest: str) -> str:
     return "answerable:result:" + hashlib.sha256(f"{tenant}\0{plan_digest}".encode()).hexdigest()
-
-
-def _baseline_key(model: ModelKey, name: str) -> str:
-    return f"answerable:baseline:{model.digest}:{name}"
 
 
 def _value(key: str, content: Any) -> object:
@@ -257,5 +226,8 @@ def _explanation(stored: Any) -> Explanation:
     return Explanation(**{**stored, "completeness": Completeness(stored["completeness"]), "groups": groups})
 
 
-def _outputs(stored: Any) -> Mapping[OutputSpace, Floats]:
-    return {OutputSpace(space): np.array(values, dtype=np.float64) for space, values in dict(stored).items()}
+def _sum_of_others(found: Any, member: str) -> tuple[int, int]:
+    """Of a hash as Redis answers it, fields and values in turn, or by field."""
+    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+    others = [value.split() for name, value in pairs if name.decode() != member]
+    return sum(int(first) for first, _ in others), sum(int(second) for _, second in others)

@@ -17,6 +17,7 @@
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
     ├── ModelNotReady        503
+    ├── Unkept               503   the data folder takes nothing
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
     ├── WorkerLost           503   the worker died twice with this request in flight
     ├── DeadlineExceeded     504   the deadline passed before any result
@@ -130,6 +131,11 @@ class ComputationFailed(AnswerableError):
 class ModelNotReady(AnswerableError):
     status = 503
     title = "Model not ready"
+
+
+class Unkept(AnswerableError):
+    status = 503
+    title = "Not kept"
 
 
 class LedgerUnavailable(AnswerableError):

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from service.adding import commands as adding
+from service.adding import set_commands
 from service.checking import commands as checking
 from service.settings import Settings
 
@@ -17,6 +18,7 @@ def add_commands(models: argparse.ArgumentParser) -> None:
     actions = models.add_subparsers(metavar="action")
     adding.add_command(actions)
     checking.add_commands(actions)
+    set_commands.add_command(actions)
 
 
 def _list(settings: Settings, _options: argparse.Namespace) -> int:

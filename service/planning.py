@@ -57,7 +57,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
     space = output_space(manifest, parameters.output_space)
-    baseline = _baseline(manifest, parameters.baseline, row)
+    baseline = _baseline(version, parameters.baseline, row)
     options = _options(version, method, parameters.options)
     facts = Facts(_traits(version), baseline.size, options)
     unfit = method.unfit(facts)
@@ -140,7 +140,8 @@ def _target(manifest: Manifest, target: str | int) -> int | None:
     return labels.index(target)
 
 
-def _baseline(manifest: Manifest, asked: object, row: tuple[float, ...]) -> BaselineChoice:
+def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...]) -> BaselineChoice:
+    manifest = version.manifest
     if asked is None:
         asked = manifest.defaults.baseline
     if isinstance(manifest.inputs, TokenInputs):
@@ -149,7 +150,7 @@ def _baseline(manifest: Manifest, asked: object, row: tuple[float, ...]) -> Base
     elif asked == ZEROS:
         return _inline(ZEROS, (0.0,) * len(row))
     if isinstance(asked, str):
-        found = _baseline_set(manifest, asked)
+        found = _baseline_set(version, asked)
         return BaselineChoice(found.name, found.version, "sha256:" + found.sha256, found.size)
     try:
         return _inline(INLINE, read_instance(manifest, asked))
@@ -168,15 +169,23 @@ def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
     return BaselineChoice(name, "1", f"sha256:{digest}", 1, row)
 
 
-def _baseline_set(manifest: Manifest, asked: str) -> BaselineSet:
-    """The set `name@version`, or the last version that the manifest lists of `name`."""
-    name, at, version = asked.partition("@")
-    found = [s for s in manifest.baselines if s.name == name and (not at or s.version == version)]
-    if not found:
-        names = [f"{s.name}@{s.version}" for s in manifest.baselines]
-        own = MASK if isinstance(manifest.inputs, TokenInputs) else ZEROS
-        raise InvalidRequest(f"baseline {abridged(asked)} is not known; {known('baselines', [*names, own])}")
-    return found[-1]
+def _baseline_set(version: ModelVersion, asked: str) -> BaselineSet:
+    """The set `name@version`, or of `name` the last version that the manifest lists, or else that was kept since."""
+    manifest = version.manifest
+    name, at, number = asked.partition("@")
+    found = [s for s in manifest.baselines if s.name == name and (not at or s.version == number)]
+    if found:
+        return found[-1]
+    kept = [s for s in version.kept_sets if s.name == name and (not at or s.version == number)]
+    fitting = [s.listed for s in version.fitting_sets if s in kept]
+    if fitting:
+        return fitting[-1]
+    if kept:
+        reason = kept[-1].stale_for(version.key, manifest)
+        raise InvalidRequest(f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
+    names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(kept.listed for kept in version.fitting_sets)]]
+    own = MASK if isinstance(manifest.inputs, TokenInputs) else ZEROS
+    raise InvalidRequest(f"baseline {abridged(asked)} is not known; {known('baselines', [*names, own])}")
 
 
 def _options(version: ModelVersion, method: MethodEntry, asked: Mapping[str, object]) -> dict[str, OptionValue]:

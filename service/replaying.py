@@ -216,7 +216,8 @@ def _missing(record: Mapping[str, Any], version: ModelVersion) -> Iterator[Diffe
     baseline = record["baseline"]
     if "digest" not in baseline:  # it came with the request, and is in the record
         return
-    sets = {"sha256:" + found.sha256: f"{found.name}@{found.version}" for found in version.manifest.baselines}
+    known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets)]
+    sets = {"sha256:" + found.sha256: f"{found.name}@{found.version}" for found in known}
     if baseline["digest"] not in sets:
         same = [digest for digest, name in sets.items() if name == f"{baseline['name']}@{baseline['version']}"]
         yield Difference("baseline", baseline["digest"], same[0] if same else None)

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.cache import Cache, environment_digest
+import numpy as np
+
 from service.catalog.assessments import ASSESSMENTS, Assessments
+from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
+from service.catalog.outputs import OUTPUTS, KeptOutputs
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
 from service.checking.background import Checker
-from service.engine.messages import BaselineOutputs, Loaded
+from service.domain import ModelKey
+from service.engine.messages import BaselineOutputs
 from service.engine.pool import Pool
-from service.errors import CatalogError, LoadRefused, NotFound
+from service.errors import CatalogError, LoadRefused, ModelNotReady, NotFound, Unkept
 
 LOG = logging.getLogger("answerable")
+Rows = Sequence[tuple[float, ...]]
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
 
 
@@ -61,14 +66,17 @@ def _described(folder: Path) -> ModelVersion:
 class Repository:
     """Loads and unloads versions of the models under `models`. `data` is the data folder."""
 
-    def __init__(self, models: Path, data: Path, catalog: Catalog, engine: Pool, cache: Cache) -> None:
+    def __init__(
+        self, models: Path, data: Path, catalog: Catalog, engine: Pool, observe_cache: Callable[[str, str], None]
+    ) -> None:
         self._models = models
         self._copies = data / "versions"
         self._catalog = catalog
         self._engine = engine
-        self._cache = cache
+        self._outputs = KeptOutputs(data / OUTPUTS, lambda result: observe_cache("baselines", result))
         self._calibrations = Calibrations(data / "calibrations")
         self._assessments = Assessments(data / ASSESSMENTS)
+        self._sets = KeptSets(data / BASELINES)
         self._checker = Checker(data)
         self._judging: set[asyncio.Task[None]] = set()
         self._loading: set[tuple[str, str]] = set()
@@ -118,7 +126,7 @@ class Repository:
             if known is None or not known.is_ready or not known.is_same(found):
                 await self._load(found)
             else:
-                await self._assess(known)
+                await self._assess(await self._with_sets(known, known.folder))
         except CatalogError as error:
             LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
             return f"{folder.parent.name}@{folder.name}: {error}"
@@ -159,7 +167,7 @@ class Repository:
         self._loading.add((key.name, key.version))
         try:
             copy = await self._copied(version)
-            outputs = await self._outputs(version)
+            outputs = await self._known_outputs(version)
             shapes = await asyncio.to_thread(self._calibrations.find, key, self._engine.environment)
             loaded = await self._engine.load(copy, outputs, shapes, beside=self._serves)
             lease = self._lease(copy)
@@ -169,7 +177,8 @@ class Repository:
             raise
         finally:
             self._loading.discard((key.name, key.version))
-        self._keep_outputs(version, loaded, outputs)
+        new = {digest: loaded.baseline_outputs[digest] for digest in loaded.baseline_outputs.keys() - outputs.keys()}
+        await self._keep_outputs(key, new)
         if loaded.shapes != shapes:
             try:
                 await asyncio.to_thread(self._calibrations.keep, key, self._engine.environment, loaded.shapes)
@@ -177,7 +186,7 @@ class Repository:
                 LOG.warning("the chunk shapes of %s cannot be kept: %s", key, error.strerror)
         await self._assess(
             replace(
-                version,
+                await self._with_sets(version, copy),
                 folder=copy,
                 environment=self._engine.environment,
                 traits=loaded.traits,
@@ -202,20 +211,55 @@ class Repository:
 
         return Lease(end)
 
-    async def _outputs(self, version: ModelVersion) -> BaselineOutputs:
-        known = {
-            "sha256:" + one.sha256: await self._cache.baseline_outputs(version.key, self._name(one.sha256))
-            for one in version.manifest.baselines
-        }
-        return {digest: found for digest, found in known.items() if found is not None}
+    async def keep_set(self, version: ModelVersion, name: str, rows: Rows, description: str) -> KeptSet:
+        """Keeps rows as the next version of a baseline set of the model, and gives it to all workers.
 
-    def _keep_outputs(self, version: ModelVersion, loaded: Loaded, known: BaselineOutputs) -> None:
-        for digest in loaded.baseline_outputs.keys() - known.keys():
-            name = self._name(digest.removeprefix("sha256:"))
-            self._cache.keep_baseline_outputs(version.key, name, loaded.baseline_outputs[digest])
+        Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
+        """
+        array = np.array(rows, dtype=np.float32)
+        try:
+            kept = await asyncio.to_thread(self._sets.keep, version.key, version.manifest, name, array, description)
+            for known in self._catalog.versions(version.key.name):
+                if known.is_ready:
+                    self._catalog.put(await self._with_sets(known, known.folder))
+        except OSError as error:
+            LOG.exception("a baseline set cannot be kept")
+            raise Unkept(f"the set cannot be kept: {error.strerror}") from error
+        except CatalogError as error:
+            raise ModelNotReady(f"the set is kept, but not in use yet: {error}") from error
+        return kept
 
-    def _name(self, sha256: str) -> str:
-        return f"{sha256}:{environment_digest(self._engine.environment)}"
+    async def _with_sets(self, version: ModelVersion, folder: Path) -> ModelVersion:
+        """The version with every set that is kept for its model; those that fit it are given to the workers.
+
+        Raises CatalogError.
+        """
+        key = version.key
+        known = {one.sha256 for one in version.fitting_sets} if version.is_ready else set()
+        found = replace(version, kept_sets=await asyncio.to_thread(self._sets.of, key.name))
+        for one in found.fitting_sets:
+            if one.sha256 not in known:
+                outputs = await asyncio.to_thread(self._outputs.find, key, one.sha256, self._engine.environment)
+                computed = await self._engine.attach(folder, self._sets.place(key.name), one.listed, outputs)
+                if outputs is None:
+                    await self._keep_outputs(key, {"sha256:" + one.sha256: computed})
+        return found
+
+    async def _known_outputs(self, version: ModelVersion) -> BaselineOutputs:
+        known = {}
+        for one in version.manifest.baselines:
+            found = await asyncio.to_thread(self._outputs.find, version.key, one.sha256, self._engine.environment)
+            if found is not None:
+                known["sha256:" + one.sha256] = found
+        return known
+
+    async def _keep_outputs(self, key: ModelKey, outputs: BaselineOutputs) -> None:
+        for digest, found in outputs.items():
+            sha256 = digest.removeprefix("sha256:")
+            try:
+                await asyncio.to_thread(self._outputs.keep, key, sha256, self._engine.environment, found)
+            except OSError as error:
+                LOG.warning("the outputs of %s over a baseline set cannot be kept: %s", key, error.strerror)
 
     async def _assess(self, version: ModelVersion) -> None:
         """Serves the version with the verdict that was kept, or has it checked."""

@@ -89,6 +89,11 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
         operation["requestBody"]["content"]["application/json"]["examples"] = {
             str(version.key): {"value": {"parameters": {"version": version.key.version}}} for version in catalog
         }
+    elif path.endswith("/baselines") and "requestBody" in operation:
+        shown = [one for one in catalog if one is (catalog.meant(one.key.name) or one)]
+        operation["requestBody"]["content"]["application/json"]["examples"] = {
+            version.key.name: {"value": {"name": "mine", "rows": [version.manifest.example]}} for version in shown
+        }
     elif path == "/v2/repository/index":
         examples = {"everything": {"value": {}}, "ready": {"value": {"ready": True}}}
         operation["requestBody"]["content"]["application/json"]["examples"] = examples

@@ -58,23 +58,9 @@ async def show_model(request: Request, model: str) -> dict[str, Any]:
             "default_space": manifest.outputs.default_space,
         },
         **_methods(shown),
-        "baselines": [_baseline(baseline) for baseline in manifest.baselines],
+        "baselines": [_baseline(one) for one in [*manifest.baselines, *(kept.listed for kept in shown.fitting_sets)]],
         "defaults": manifest.defaults.model_dump(),
         "example": manifest.example,
-    }
-
-
-@router.get("/v1/models/{model}/baselines")
-@needs("explain")
-async def list_baselines(request: Request, model: str) -> dict[str, Any]:
-    """The model's baseline sets with their digests and sizes."""
-    versions = _catalog(request).versions(model)
-    return {
-        "baselines": [
-            {**_baseline(baseline), "model_version": version.key.version}
-            for version in versions
-            for baseline in version.manifest.baselines
-        ]
     }
 
 

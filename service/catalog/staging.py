@@ -43,6 +43,7 @@ def _copy(path: Path, copy: Path) -> None:
     except OSError as error:
         raise CatalogError(f"{path.name} cannot be read: {error.strerror}") from error
     copy.write_bytes(content)
+    shutil.copystat(path, copy)  # a baseline set is as old as its file
 
 
 def drop(place: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.catalog.assessments import Assessment
+from service.catalog.baselines import KeptSet
 from service.catalog.manifest import Manifest, version_order
 from service.domain import ModelKey, Traits
 from service.errors import ModelNotReady, NotFound
@@ -31,6 +32,7 @@ class ModelVersion:
     `folder` holds its files: a copy of the operator's, once it is loaded. `environment`, `traits` and `parity` come
     from the worker that loaded it (`service.engine.messages`); a version without an environment is not ready, and
     `problem` says why, once that is known. `assessment` is what `answerable models check` found, None before that.
+    `kept_sets` are the model's baseline sets that are not in the manifest, whether they fit this version or not.
     """
 
     key: ModelKey
@@ -43,6 +45,7 @@ class ModelVersion:
     problem: str | None = None
     assessment: Assessment | None = None
     lease: Lease | None = None
+    kept_sets: tuple[KeptSet, ...] = ()
     is_unloaded: bool = False
 
     @property
@@ -58,6 +61,11 @@ class ModelVersion:
     def has_failed(self) -> bool:
         """Whether its check found something against it."""
         return self.assessment is not None and not self.assessment.passed
+
+    @property
+    def fitting_sets(self) -> list[KeptSet]:
+        """The kept sets that were made for exactly this artefact and these inputs."""
+        return [one for one in self.kept_sets if one.stale_for(self.key, self.manifest) is None]
 
     def is_same(self, other: ModelVersion) -> bool:
         """Whether both are of the same files, whatever is known of them."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from service.domain import ModelKey
 from service.engine.connection import Connection
-from service.engine.messages import Done, Explain, Loaded, Predict
+from service.engine.messages import Attached, Done, Explain, Loaded, Predict
 from service.errors import AnswerableError, CatalogError
 
 
@@ -44,6 +44,8 @@ class Attendant:
     ready: asyncio.Future[None]
     tasks: dict[int, Task] = field(default_factory=dict)
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
+    attaching: dict[tuple[ModelKey, str], asyncio.Future[Attached]] = field(default_factory=dict)
+    folders: set[Path] = field(default_factory=set)
     models: set[ModelKey] = field(default_factory=set)
     heard: float = field(default_factory=time.monotonic)
     memory: int = 0
@@ -71,3 +73,9 @@ class Attendant:
             waiting.set_exception(result)
         else:
             waiting.set_result(result)
+
+    def attached(self, reply: Attached) -> None:
+        """Ends the wait for a baseline set, unless whoever waited was cancelled."""
+        waiting = self.attaching.pop((reply.key, reply.digest), None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(reply)

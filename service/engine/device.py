@@ -248,6 +248,17 @@ def prepare_baseline(
     )
 
 
+def with_baseline(
+    model: DeviceModel, digest: str, rows: Floats, known: Mapping[OutputSpace, Floats] | None
+) -> DeviceModel:
+    """The model with one more baseline set, of `rows` [K, columns]."""
+    deployed, forwards = model.kernels[Deployed][0], model.kernels[Forwards][0]
+    assert isinstance(deployed, DeployedKernel)
+    assert isinstance(forwards, DeployedKernel)
+    prepared = prepare_baseline(rows, deployed, known, model.seen, forwards)
+    return replace(model, baselines={**model.baselines, digest: prepared})
+
+
 def _outputs(kernel: DeployedKernel, rows: Floats) -> DeployedOutputs:
     question = Deployed(rows)
     starts = range(0, len(rows), kernel.capacity)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.catalog.manifest import BaselineSet
 from service.domain import (
     ChunkShapes,
     Conditions,
@@ -35,6 +36,21 @@ class Load:
     folder: Path
     known: BaselineOutputs
     shapes: ChunkShapes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Give a version that is loaded one more baseline set, whose file is in `place`; `known` as for `Load`."""
+
+    key: ModelKey
+    place: Path
+    baseline: BaselineSet
+    known: Mapping[OutputSpace, Floats] | None
+
+    @property
+    def digest(self) -> str:
+        """By which plans name the set."""
+        return "sha256:" + self.baseline.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +85,7 @@ class Cancel:
     task: int
 
 
-Request = Load | Unload | Explain | Predict | Cancel
+Request = Load | Attach | Unload | Explain | Predict | Cancel
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +108,16 @@ class Loaded:
     shapes: ChunkShapes
     traits: Traits
     parity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A version has one more set, with these outputs; or, with `problem`, has not."""
+
+    key: ModelKey
+    digest: str
+    outputs: Mapping[OutputSpace, Floats]
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +169,4 @@ class Memory:
     held: int
 
 
-Reply = Ready | Loaded | LoadFailed | Progress | Memory
+Reply = Ready | Loaded | Attached | LoadFailed | Progress | Memory

@@ -16,13 +16,27 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from service.domain import ChunkShapes, Conditions, Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.catalog.manifest import BaselineSet
+from service.domain import (
+    ChunkShapes,
+    Conditions,
+    Explanation,
+    Floats,
+    ModelKey,
+    OutputSpace,
+    Plan,
+    Prediction,
+    Priority,
+    Timings,
+)
 from service.engine.attendant import Attendant, Task
 from service.engine.connection import Connection
 from service.engine.messages import (
+    Attach,
+    Attached,
     BaselineOutputs,
     Cancel,
     ChunkReport,
@@ -55,10 +69,11 @@ DEADLINE_GRACE_SECONDS = 0.5
 
 @dataclass(slots=True)
 class _Held:
-    """A version that every worker has, and how often it was loaded."""
+    """A version that every worker has, how often it was loaded, and the baseline sets it was given since."""
 
     loaded: Loaded
     times: int = 1
+    attached: dict[str, Attach] = field(default_factory=dict)
 
 
 class Pool:
@@ -245,6 +260,37 @@ class Pool:
         if worker in self._retired and not worker.tasks:
             worker.connection.close()
 
+    async def attach(
+        self, folder: Path, place: Path, baseline: BaselineSet, known: Mapping[OutputSpace, Floats] | None
+    ) -> Mapping[OutputSpace, Floats]:
+        """Gives the version in `folder` a baseline set, whose file is in `place`, on every worker; its outputs.
+
+        Raises CatalogError.
+        """
+        async with self._changing:
+            while self._restarts:
+                await asyncio.wait(self._restarts.values())
+            held = self._folders.get(folder)
+            if held is None:
+                raise CatalogError("the model version is not loaded")
+            request = Attach(held.loaded.key, place, baseline, known)
+            for worker in list(self._workers.values()):
+                reply = await self._attach(worker, request)
+                request = replace(request, known=reply.outputs)
+                held.attached[request.digest] = request  # for workers that come from now on
+            return request.known or {}
+
+    async def _attach(self, worker: Attendant, request: Attach) -> Attached:
+        if worker.is_gone:
+            raise CatalogError("the worker died before it had the baseline set")
+        future: asyncio.Future[Attached] = asyncio.get_running_loop().create_future()
+        worker.attaching[request.key, request.digest] = future
+        worker.connection.send(request)
+        reply = await future
+        if reply.problem is not None:
+            raise CatalogError(reply.problem)
+        return reply
+
     def unload(self, folder: Path) -> None:
         """Forgets a version on every worker; what is in flight of it ends normally."""
         held = self._folders.get(folder)
@@ -259,6 +305,7 @@ class Pool:
         loaded = [*(held.loaded for held in self._folders.values()), *self._arriving.values()]
         kept = {one.key for one in loaded}
         for worker in self._workers.values():
+            worker.folders &= {*self._folders, *self._arriving}
             for key in worker.models - kept:
                 worker.models.discard(key)
                 worker.connection.send(Unload(key))
@@ -353,6 +400,7 @@ class Pool:
         worker.loading[folder] = future
         worker.connection.send(Load(folder, known, shapes))
         loaded = await future
+        worker.folders.add(folder)
         worker.models.add(loaded.key)
         return loaded
 
@@ -364,12 +412,14 @@ class Pool:
         tried: set[Path] = set()
         while True:
             current = {folder: held.loaded for folder, held in self._folders.items()} | self._arriving
-            folder = next((f for f in current if f not in tried and current[f].key not in worker.models), None)
+            folder = next((f for f in current if f not in tried and f not in worker.folders), None)
             if folder is None:
                 return
             tried.add(folder)
             try:
                 await self._load(worker, folder, current[folder].baseline_outputs, current[folder].shapes)
+                for request in self._folders[folder].attached.values() if folder in self._folders else ():
+                    await self._attach(worker, request)
             except CatalogError as error:
                 if worker.is_gone:
                     raise
@@ -390,6 +440,8 @@ class Pool:
                 worker.memory = held
             case Loaded():
                 worker.loaded(reply.folder, reply)
+            case Attached():
+                worker.attached(reply)
             case LoadFailed(folder, detail):
                 worker.loaded(folder, CatalogError(detail))
 
@@ -410,6 +462,8 @@ class Pool:
         worker.is_gone = True
         for folder in list(worker.loading):
             worker.loaded(folder, CatalogError("the worker died while it loaded the model"))
+        for key, digest in list(worker.attaching):
+            worker.attached(Attached(key, digest, {}, "the worker died before it had the baseline set"))
         if self._closing:
             return
         asyncio.get_running_loop().run_in_executor(None, reap, worker.process)

@@ -25,11 +25,14 @@ import onnxruntime
 import torch
 
 from service import __version__
-from service.domain import ChunkShapes, Conditions, ModelKey, Priority
-from service.engine.device import DeviceModel, best_device, put_on_device
+from service.catalog.artefacts import read_baseline_rows
+from service.domain import ChunkShapes, Conditions, Floats, ModelKey, OutputSpace, Priority
+from service.engine.device import DeviceModel, PreparedBaseline, best_device, put_on_device, with_baseline
 from service.engine.explanation import Steps, explain, interrupted, predict
 from service.engine.frames import Unframer, frame
 from service.engine.messages import (
+    Attach,
+    Attached,
     Cancel,
     Explain,
     Failed,
@@ -143,9 +146,24 @@ class Worker:
                     gc.freeze()  # modules and models stay; a full collection need not walk them
                     self._channel.send(_loaded(folder, model))
                     self._tell_memory()
+            case Attach():
+                self._channel.send(self._attach(request))
             case Unload(key):
                 self._forget_other_shapes(key)
                 self._models.pop(key, None)
+
+    def _attach(self, request: Attach) -> Attached:
+        model = self._models.get(request.key)
+        if model is None:
+            return Attached(request.key, request.digest, {}, "the model version is not loaded")
+        try:
+            rows = read_baseline_rows(request.place, model.manifest, request.baseline).astype(np.float64)
+        except CatalogError as error:
+            return Attached(request.key, request.digest, {}, str(error))
+        model = with_baseline(model, request.digest, rows, request.known)
+        self._forget_other_shapes(model.key)  # which do not have it
+        self._models[model.key] = model
+        return Attached(model.key, request.digest, _told_outputs(model.baselines[request.digest]))
 
     def _with_known_baselines(self, model: DeviceModel) -> DeviceModel:
         """With the sets of an earlier manifest of the same artefact, too: what was planned with them is under way."""
@@ -200,14 +218,16 @@ class Worker:
 
 
 def _loaded(folder: Path, model: DeviceModel) -> Loaded:
-    outputs = {
-        digest: {
-            space: np.concatenate([values, baseline.center_outputs[space][None]])
-            for space, values in baseline.outputs.items()
-        }
-        for digest, baseline in model.baselines.items()
-    }
+    outputs = {digest: _told_outputs(baseline) for digest, baseline in model.baselines.items()}
     return Loaded(folder, model.key, outputs, model.shapes, model.traits, model.parity)
+
+
+def _told_outputs(baseline: PreparedBaseline) -> dict[OutputSpace, Floats]:
+    """The outputs over the rows and, last, over their mean."""
+    return {
+        space: np.concatenate([values, baseline.center_outputs[space][None]])
+        for space, values in baseline.outputs.items()
+    }
 
 
 def _environment(device: torch.device) -> dict[str, str]:

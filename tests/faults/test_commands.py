@@ -153,6 +153,20 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     assert explanation["converged"]
     assert program.end(signal.SIGTERM) == 0
 
+    build = ("models", "baselines", "build", "logreg_iris@1", "--from", "rows.csv", "--set", "mine", *models)
+    data = ("--data", str(tmp_path / "data"))
+    built = run_command(*build, *data, "--how", "medoids", "--size", "2", "--label", "setosa")
+    assert (built.returncode, built.stderr) == (0, "")
+    assert "2 k-means medoids of 4 in rows.csv of those predicted setosa" in built.stdout
+    again = start("serve", *models, key="secret")
+    body = {"instances": [[3.0, 1.0]], "parameters": {"baseline": "mine@1"}}
+    with httpx.Client(headers={"Authorization": "Bearer secret"}, timeout=30, trust_env=False) as client:
+        reply = client.post(f"{again.address}/v1/models/logreg_iris:explain", json=body).json()
+    assert reply["explanations"][0]["baseline"]["digest"] in built.stdout
+    assert again.end(signal.SIGTERM) == 0
+    unknown = run_command(*build, *data, "--label", "rose")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+
     refused = run_command(*asked, "--version", "1")
     assert refused.returncode == 1
     assert refused.stderr == "there is a logreg_iris@1 already; leave --version out, or name another\n"

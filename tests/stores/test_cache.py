@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -17,8 +16,8 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from service import cache as cache_module
-from service.cache import Cache, _baseline_key, _explanation, _result_key
-from service.domain import Completeness, Explanation, GroupShare, ModelKey, OutputSpace
+from service.cache import Cache, _explanation, _result_key
+from service.domain import Completeness, Explanation, GroupShare
 from service.embedded_redis import EmbeddedRedis, start_embedded_redis
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WIDE_BOUND_SECONDS = 1.0
 """A call takes at most two timeouts of 50 ms; redis-py's defaults take from 3.6 to over 25 s."""
 
-KEY = ModelKey("loan", "1", "sha256:abc")
 
 EXPLANATION = Explanation(
     outputs=(0.25, 0.75),
@@ -120,11 +118,9 @@ async def test_a_value_that_answers_to_another_key_is_a_counted_miss(
     one = make_cache()
     async with Redis.from_url(redis.url) as client:
         await client.set(_result_key("bank", "foreign"), content)
-        await client.set(_baseline_key(KEY, "foreign"), content)
 
     assert await one.cache.result("bank", "foreign") is None
-    assert await one.cache.baseline_outputs(KEY, "foreign") is None
-    assert one.observed == [("results", "foreign"), ("baselines", "foreign")]
+    assert one.observed == [("results", "foreign")]
 
 
 @pytest.mark.parametrize(
@@ -145,31 +141,10 @@ async def test_a_value_of_another_version_of_the_service_is_a_miss(
 async def test_values_expire(redis: EmbeddedRedis, make_cache: MakeCache) -> None:
     one = make_cache(ttl_seconds=1234)
     one.cache.keep_result("bank", "ttl", EXPLANATION)
-    one.cache.keep_baseline_outputs(KEY, "ttl", {OutputSpace.LOGIT: np.zeros((2, 2))})
     await one.written()
 
     async with Redis.from_url(redis.url) as client:
         assert 1200 < await client.ttl(_result_key("bank", "ttl")) <= 1234
-        assert 1200 < await client.ttl(_baseline_key(KEY, "ttl")) <= 1234
-
-
-async def test_baseline_outputs_come_back_bit_for_bit(make_cache: MakeCache) -> None:
-    one = make_cache()
-    random = np.random.default_rng(0)
-    outputs = {
-        OutputSpace.LOGIT: random.standard_normal((129, 2)) * 10.0 ** random.integers(-300, 300, (129, 2)),
-        OutputSpace.PROBABILITY: random.random((129, 2)).astype(np.float32).astype(np.float64),
-    }
-    outputs[OutputSpace.LOGIT][0] = -0.0, 5e-324
-    one.cache.keep_baseline_outputs(KEY, "bits", outputs)
-    await one.written()
-    found = await one.cache.baseline_outputs(KEY, "bits")
-
-    assert found is not None
-    assert found.keys() == outputs.keys()
-    for space, values in outputs.items():
-        assert found[space].dtype == np.float64
-        assert found[space].tobytes() == values.tobytes()
 
 
 async def test_an_explanation_comes_back_bit_for_bit(make_cache: MakeCache) -> None:
@@ -202,7 +177,6 @@ async def timed(cache: Cache) -> float:
     """Seconds of a look-up, which must miss."""
     started = time.monotonic()
     assert await cache.result("bank", "anything") is None
-    assert await cache.baseline_outputs(KEY, "anything") is None
     cache.keep_result("bank", "anything", EXPLANATION)
     return time.monotonic() - started
 

@@ -1,0 +1,130 @@
+"""Baseline sets: what there is for a model, and new versions of a set, from rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, Field, StrictStr
+
+from service.api.auth import needs
+from service.api.parsing import StrictRoute
+from service.api.problems import answers
+from service.api.schemas import Strict
+from service.catalog.baselines import MOST_ROWS, KeptSet
+from service.catalog.instances import read_instance
+from service.catalog.manifest import BaselineSet
+from service.catalog.versions import Catalog, ModelVersion
+from service.errors import InvalidRequest
+from service.repository import Repository, Rows
+
+ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
+ModelName = Annotated[str, Path(max_length=64)]
+
+router = APIRouter(tags=["Models"], responses=answers(401, 403, 404))
+posting = APIRouter(route_class=StrictRoute, tags=["Models"])
+
+
+class BaselineBody(Strict):
+    """A new version of a set: its rows are given as instances of an explanation are."""
+
+    name: StrictStr = Field(max_length=64, description="of the set; a new one, or one that gets a new version")
+    rows: list[Any] = Field(min_length=1, max_length=MOST_ROWS, description="instances of the model")
+    model_version: StrictStr | None = Field(None, max_length=64, description="default: the one the bare name means")
+    description: StrictStr = Field("", max_length=500)
+
+
+class SetItem(BaseModel):
+    """One version of a set. A `stale` one says why no request can name it for the newest version of the model."""
+
+    name: str
+    version: str
+    digest: str
+    size: int
+    description: str
+    model_version: str
+    source: Literal["manifest", "kept"]
+    age_seconds: float
+    stale: str | None = None
+
+
+class SetsReply(BaseModel):
+    baselines: list[SetItem]
+
+
+@router.get("/v1/models/{model}/baselines", response_model=SetsReply, response_model_exclude_none=True)
+@needs("explain")
+async def list_baselines(request: Request, model: str) -> dict[str, Any]:
+    """Every baseline set of the model, with its digest, size and age: the manifests', and those kept since.
+
+    A set is for the version of the model that it was made for; for any other it is refused, with the reason.
+    """
+    catalog: Catalog = request.app.state.catalog
+    versions = catalog.versions(model)
+    listed = await asyncio.to_thread(
+        lambda: [_of_manifest(version, one) for version in versions for one in version.manifest.baselines]
+    )
+    meant = catalog.meant(model) or versions[-1]
+    return {"baselines": [*listed, *(_kept(one, _stale(one, versions, meant)) for one in versions[-1].kept_sets)]}
+
+
+@posting.post("/v1/models/{model}/baselines", status_code=201, responses={201: {"model": SetItem}, **ERRORS})
+@needs("models:write")
+async def keep_baseline(request: Request, model: ModelName, body: BaselineBody) -> Response:
+    """Keeps a new version of a baseline set, for good; requests can name it, as `name@version`, from the answer on."""
+    catalog: Catalog = request.app.state.catalog
+    repository: Repository = request.app.state.repository
+    version = catalog.find(model, body.model_version)
+    rows = await asyncio.to_thread(_rows, version, body.rows)
+    kept = await repository.keep_set(version, body.name, rows, body.description)
+    return Response(orjson.dumps(_kept(kept, None)), status_code=201, media_type="application/json")
+
+
+def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
+    rows = []
+    for number, instance in enumerate(instances):
+        try:
+            rows.append(read_instance(version.manifest, instance))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"row {number}: {error}") from None
+    return rows
+
+
+def _stale(one: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> str | None:
+    """Why no served version can use the set: the reason of the one that the bare name means."""
+    if any(one.stale_for(version.key, version.manifest) is None for version in versions):
+        return None
+    return one.stale_for(meant.key, meant.manifest)
+
+
+def _kept(one: KeptSet, stale: str | None) -> dict[str, Any]:
+    age = max(0.0, time.time() - one.created / 1e6)
+    shown = {**_shown(one.listed), "model_version": one.model_version, "source": "kept", "age_seconds": round(age, 3)}
+    return shown if stale is None else {**shown, "stale": stale}
+
+
+def _of_manifest(version: ModelVersion, one: BaselineSet) -> dict[str, Any]:
+    """As old as its file."""
+    try:
+        age = max(0.0, time.time() - (version.folder / one.file).stat().st_mtime)
+    except OSError:
+        age = 0.0
+    return {
+        **_shown(one),
+        "model_version": version.key.version,
+        "source": "manifest",
+        "age_seconds": round(age, 3),
+    }
+
+
+def _shown(one: BaselineSet) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "version": one.version,
+        "digest": "sha256:" + one.sha256,
+        "size": one.size,
+        "description": one.description,
+    }

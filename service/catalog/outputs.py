@@ -1,0 +1,50 @@
+"""What a version answers over its baseline sets: computed once for an artefact, a set and an environment, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import orjson
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from service.domain import Floats, ModelKey, OutputSpace
+
+OUTPUTS = "outputs"
+"""The folder of outputs in the data folder."""
+Outputs = Mapping[OutputSpace, Floats]
+
+
+class KeptOutputs:
+    """One file a version, set and environment in `folder`. `observe` is told `hit` or `miss`."""
+
+    def __init__(self, folder: Path, observe: Callable[[str], None] = lambda _: None) -> None:
+        self._folder = folder
+        self._observe = observe
+
+    def find(self, model: ModelKey, digest: str, environment: Mapping[str, str]) -> Outputs | None:
+        """The outputs [K + 1, labels] over the set of that digest and its mean; None where none can be read."""
+        try:
+            read = load(self._path(model, digest, environment).read_bytes())
+            found = {OutputSpace(space): values.astype(np.float64) for space, values in read.items()}
+        except (OSError, SafetensorError, ValueError):
+            self._observe("miss")
+            return None
+        self._observe("hit")
+        return found
+
+    def keep(self, model: ModelKey, digest: str, environment: Mapping[str, str], outputs: Outputs) -> None:
+        """Keeps the outputs. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(model, digest, environment)
+        part = path.with_suffix(f".{secrets.token_hex(8)}")
+        part.write_bytes(save({space.value: np.ascontiguousarray(values) for space, values in outputs.items()}))
+        part.replace(path)
+
+    def _path(self, model: ModelKey, digest: str, environment: Mapping[str, str]) -> Path:
+        name = orjson.dumps([model.digest, digest, environment], option=orjson.OPT_SORT_KEYS)
+        return self._folder / f"{hashlib.sha256(name).hexdigest()[:32]}.safetensors"

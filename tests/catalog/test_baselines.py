@@ -1,0 +1,90 @@
+"""Baseline sets that are kept beside the models: versions, digests, and for which model each is."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.catalog.artefacts import read_baseline_rows
+from service.catalog.baselines import MOST_ROWS, KeptSets
+from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.domain import ModelKey
+from service.errors import CatalogError, InvalidRequest
+
+LOAN = Path(__file__).parents[2] / "models" / "loan"
+
+
+@pytest.fixture
+def loan() -> tuple[Manifest, ModelKey]:
+    manifest, key, _ = read_manifest(LOAN / "1")
+    return manifest, key
+
+
+def test_versions_follow_those_of_the_manifest_and_never_change(
+    tmp_path: Path, loan: tuple[Manifest, ModelKey]
+) -> None:
+    (manifest, key), sets = loan, KeptSets(tmp_path)
+    rows = np.arange(76, dtype=np.float32).reshape(2, 38)
+    first = sets.keep(key, manifest, "training", rows, "two")
+    second = sets.keep(key, manifest, "training", rows + 1, "")
+    other = sets.keep(key, manifest, "mine", rows, "")
+
+    assert [(one.name, one.version, one.size) for one in (first, second, other)] == [
+        ("training", "2", 2),
+        ("training", "3", 2),
+        ("mine", "1", 2),
+    ]
+    assert sets.of("loan") == (first, second, other)
+    assert KeptSets(tmp_path).of("loan") == sets.of("loan")
+    assert sets.of("other") == ()
+    assert read_baseline_rows(sets.place("loan"), manifest, first.listed).tolist() == rows.tolist()
+    assert first.sha256 == other.sha256
+
+
+def test_at_the_same_time(tmp_path: Path, loan: tuple[Manifest, ModelKey]) -> None:
+    manifest, key = loan
+
+    def keep(number: int) -> str:
+        return KeptSets(tmp_path).keep(key, manifest, "mine", np.full((1, 38), number, np.float32), "").version
+
+    with ThreadPoolExecutor(8) as threads:
+        versions = list(threads.map(keep, range(40)))
+    assert sorted(versions, key=int) == [str(number) for number in range(1, 41)]
+    assert len(KeptSets(tmp_path).of("loan")) == 40
+
+
+def test_for_another_artefact_or_other_inputs_it_is_stale(tmp_path: Path, loan: tuple[Manifest, ModelKey]) -> None:
+    manifest, key = loan
+    kept = KeptSets(tmp_path).keep(key, manifest, "mine", np.zeros((1, 38), np.float32), "")
+    assert isinstance(manifest.inputs, TabularInputs)
+    given = manifest.inputs.model_dump()
+    turned = TabularInputs.model_validate({**given, "features": given["features"][::-1]})
+
+    assert kept.stale_for(key, manifest) is None
+    assert "not for this artefact" in str(kept.stale_for(replace(key, digest="sha256:other"), manifest))
+    assert "another order" in str(kept.stale_for(key, manifest.model_copy(update={"inputs": turned})))
+
+
+@pytest.mark.parametrize("name", ["zeros", "mask", "inline", "Mine", "../mine", "", "a" * 65])
+def test_names_that_mean_something_else(tmp_path: Path, loan: tuple[Manifest, ModelKey], name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        KeptSets(tmp_path).keep(loan[1], loan[0], name, np.zeros((1, 38), np.float32), "")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("rows", [0, MOST_ROWS + 1])
+def test_sizes(tmp_path: Path, loan: tuple[Manifest, ModelKey], rows: int) -> None:
+    with pytest.raises(InvalidRequest, match="rows"):
+        KeptSets(tmp_path).keep(loan[1], loan[0], "mine", np.zeros((rows, 38), np.float32), "")
+
+
+def test_a_description_that_was_spoilt(tmp_path: Path, loan: tuple[Manifest, ModelKey]) -> None:
+    sets = KeptSets(tmp_path)
+    sets.keep(loan[1], loan[0], "mine", np.zeros((1, 38), np.float32), "")
+    (sets.place("loan") / "mine@1.json").write_text("{")
+    with pytest.raises(CatalogError, match="mine@1"):
+        sets.of("loan")
