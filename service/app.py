@@ -198,6 +198,8 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.jobs = Jobs(database)
     if ledger is not None:
         app.state.exports = Exports(app.state.jobs, database, ledger, notary, vault, settings.data / "exports")
+        stack.push_async_callback(app.state.exports.close)
+        app.state.exports.start()
         works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}
         runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works)
         stack.push_async_callback(runner.close)

@@ -12,10 +12,11 @@ import asyncio
 import csv
 import hashlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
@@ -25,11 +26,11 @@ from typing import IO, Any, TypeVar
 import orjson
 from sqlalchemy import Engine
 
-from service.errors import NotFound
+from service.errors import LedgerUnavailable, NotFound
 from service.jobs import patiently, spec_of
 from service.ledger import Ledger, Notary, Search, Stored, Vault
 from service.ledger.database import database_in_reach
-from service.ledger.entries import TOMBSTONE_KINDS, EventSearch
+from service.ledger.events import erasures_since
 from service.ledger.exporting import found_lines, write_export
 from service.ledger.jobs import Job, Jobs
 from service.ledger.searching import count_found, read_in_log_order
@@ -40,6 +41,8 @@ T = TypeVar("T")
 EXPORT = "export"
 DOWNLOAD = "export_download"
 KEPT_SECONDS = 86_400
+SWEEP_SECONDS = 60.0
+PART = ".part"
 PAGE = 500
 ROWS_A_GROUP = 5_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -102,46 +105,63 @@ class Exports:
         self._notary = notary
         self._vault = vault
         self._folder = folder
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="export")  # not a thread that requests wait for
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Deletes what may not be kept, now and every minute from now on."""
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+
+    async def close(self) -> None:
+        """Ends the sweeping; what is being written is given up by its job."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        await asyncio.to_thread(self._writer.shutdown)
 
     async def __call__(self, job: Job, caller: Caller) -> None:
         """Writes the file, tells the log, and then lets it be found."""
         spec = spec_of(self._vault, job)
         form, search = Format(spec["format"]), Search(**_with_pairs(spec["search"]))
         path = self._path(job, form)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(PART)
         stop = threading.Event()
+        begun = time.time()
         try:
             records = await self._written(job, form, search, part, stop)
             details = {"format": form, "records": records, "conditions": sorted(spec["conditions"])}
             await self._ledger.append_event(EXPORT, caller.tenant, caller.key_id, job.id, details)
+            os.utime(part, (begun, begun))  # whatever is erased from then on withdraws it
             part.replace(path)
         finally:
             stop.set()
             part.unlink(missing_ok=True)
 
     async def file(self, job: Job) -> Path | None:
-        """The file of an export that is done; None when it is not kept any more, or lies on another host."""
+        """The file of an export that is done; None when it is not kept any more, or lies on another host.
+
+        Raises LedgerUnavailable.
+        """
         path = self._path(job, Format(spec_of(self._vault, job)["format"]))
-        if await self._is_withdrawn(job):
-            await asyncio.to_thread(self.forget, job.tenant)
+        await asyncio.to_thread(self.sweep)
         return path if await asyncio.to_thread(path.is_file) else None
 
-    def forget(self, tenant: str) -> None:
-        """Deletes every file of a tenant: somebody's data was erased."""
-        shutil.rmtree(self._folder_of(tenant), ignore_errors=True)
-
     def sweep(self) -> None:
-        """Deletes what has been kept long enough, and what a crash has left."""
+        """Deletes what has been kept long enough, or was begun before its tenant erased something. Blocks."""
+        oldest = time.time() - KEPT_SECONDS
+        with database_in_reach(), self._engine.connect() as connection:
+            erased = erasures_since(connection, round(oldest * 1e6))
+        withdrawn = {self._folder_of(tenant): last / 1e6 for tenant, last in erased.items()}
         for path in self._folder.glob("*/*"):
-            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another sweep was faster
+                is_part = path.suffix == PART  # which is withdrawn, if need be, when it is whole
+                if path.stat().st_mtime < max(oldest, 0.0 if is_part else withdrawn.get(path.parent, 0.0)):
+                    path.unlink()
 
-    async def _is_withdrawn(self, job: Job) -> bool:
-        for kind in sorted(TOMBSTONE_KINDS):
-            found = await self._ledger.events(job.tenant, EventSearch(kind=kind, created_from=job.created), 1)
-            if found.events:
-                return True
-        return False
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            with suppress(LedgerUnavailable):
+                await asyncio.to_thread(self.sweep)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _written(self, job: Job, form: Format, search: Search, part: Path, stop: threading.Event) -> int:
         checkpoint = await self._ledger.checkpoint() if form is Format.ZIP else None
@@ -150,7 +170,6 @@ class Exports:
         tell = self._teller(job, stop)
 
         def write() -> int:
-            self.sweep()
             part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with database_in_reach(), self._engine.connect() as connection:
                 total = count_found(connection, self._vault, job.tenant, search)
@@ -163,7 +182,7 @@ class Exports:
                 rows = _told(map(table_row, self._stored(job.tenant, search)), tell)
                 return (write_csv if form is Format.CSV else write_parquet)(file, rows)
 
-        return await patiently(write)
+        return await patiently(write, self._writer)
 
     def _stored(self, tenant: str, search: Search) -> Iterator[Stored]:
         after = 0

@@ -11,6 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from math import prod
 from typing import Any, TypeVar
@@ -78,11 +79,11 @@ def sealed_payload(vault: Vault, explanation_id: str, instance: object, context:
     return vault.seal(orjson.dumps({"instance": instance, "context": belongs}), explanation_id, None, None)
 
 
-async def patiently(call: Callable[[], T]) -> T:
+async def patiently(call: Callable[[], T], executor: Executor | None = None) -> T:
     """What a call of the database gives, in a thread, once it answers."""
     while True:
         try:
-            return await asyncio.to_thread(call)
+            return await asyncio.get_running_loop().run_in_executor(executor, call)
         except LedgerUnavailable:
             await asyncio.sleep(POLL_SECONDS)
 

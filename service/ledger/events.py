@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, literal, select, tuple_
+from sqlalchemy import Connection, Row, func, literal, select, tuple_
 
 from service.errors import InvalidRequest
-from service.ledger.entries import EventPage, EventSearch, StoredEvent
+from service.ledger.entries import TOMBSTONE_KINDS, EventPage, EventSearch, StoredEvent
 from service.ledger.searching import LARGEST_PAGE, cursor_after, place_of
 from service.ledger.tables import events, log
 
@@ -40,6 +40,14 @@ def read_events(connection: Connection, tenant: str, search: EventSearch, limit:
         tuple(map(stored_event, rows[:limit])),
         None if last is None else cursor_after(last.created, last.seq),
     )
+
+
+def erasures_since(connection: Connection, created: int) -> dict[str, int]:
+    """When each tenant that erased something since then did so last; both in microseconds since the epoch, UTC."""
+    last = func.max(events.c.created)
+    query = select(events.c.tenant, last.label("last")).group_by(events.c.tenant)
+    query = query.where(events.c.kind.in_(TOMBSTONE_KINDS), events.c.created >= created)
+    return {row.tenant: row.last for row in connection.execute(query)}
 
 
 def stored_event(row: Row[Any]) -> StoredEvent:

@@ -161,7 +161,7 @@ async def test_files_are_kept_for_a_day(
     path = exports._folder_of(tenant) / f"{export['id']}.csv"
     exports.sweep()
     assert path.exists()
-    monkeypatch.setattr("service.exporting.KEPT_SECONDS", -1)
+    monkeypatch.setattr("service.exporting.KEPT_SECONDS", -5)
     exports.sweep()
     assert not path.exists()
     assert KEPT_SECONDS == 86_400
