@@ -19,24 +19,24 @@ FROM build AS build-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/answerable/bin/python install --no-compile \
-    --extra-index-url "$TORCH_INDEX" --constraint deploy/constraints.txt '.[cpu]'
+    --extra-index-url "$TORCH_INDEX" --constraint deploy/constraints.txt '.[cpu,traces]'
 
 
 FROM build AS build-gpu
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/answerable/bin/python install --no-compile \
-    --constraint deploy/constraints.txt '.[gpu]'
+    --constraint deploy/constraints.txt '.[gpu,traces]'
 
 
 FROM base AS run
-RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/answerable answerable
+RUN groupadd --system --gid 10001 answerable && useradd --system --uid 10001 --gid 10001 --create-home --home-dir /var/lib/answerable answerable
 WORKDIR /var/lib/answerable
 ENV PATH=/opt/answerable/bin:$PATH \
     ANSWERABLE_HOST=0.0.0.0 \
     ANSWERABLE_DATA=/var/lib/answerable/data \
     ANSWERABLE_MODELS=/models
 COPY models /models
-USER answerable
+USER 10001:10001
 RUN mkdir data
 VOLUME /var/lib/answerable/data
 EXPOSE 8080

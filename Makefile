@@ -7,7 +7,7 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate bench exports health clean
+.PHONY: run serve test gate bench exports health try-install clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -35,6 +35,10 @@ health: .venv/.dev
 
 exports: .venv/.dev
 	@$(BIN)/python -m tests.bench.exports
+
+# What the Dockerfile installs, in a clean root without Docker; as root, with debootstrap.
+try-install:
+	deploy/try_install.sh
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

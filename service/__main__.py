@@ -63,6 +63,8 @@ def _demo(settings: Settings, _options: argparse.Namespace) -> int:
     from service.demo import explain_one_denial
     from service.serving import run
 
+    if "logs" not in settings.model_fields_set:  # people read along
+        settings = settings.model_copy(update={"logs": "text"})
     return run(settings, once_ready=explain_one_denial)
 
 

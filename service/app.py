@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -26,7 +27,7 @@ from service.api import (
 )
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
-from service.api.traffic import CountedRequests
+from service.api.traffic import ObservedRequests
 from service.api.transport import RequestIds
 from service.cache import Cache
 from service.catalog.assessments import ASSESSMENTS, Assessments
@@ -42,6 +43,8 @@ from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, pre
 from service.ledger.jobs import Jobs
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
+from service.monitoring.request_log import RequestLog
+from service.monitoring.tracing import open_tracing
 from service.quotas import Quotas
 from service.replaying import Replaying
 from service.repository import Repository, read_catalog
@@ -88,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         health.router,
     ):
         app.include_router(router)
-    app.add_middleware(CountedRequests)
+    app.add_middleware(ObservedRequests)
     app.add_middleware(RequestIds)
     documentation.install(app, catalog)
     return app
@@ -128,8 +131,19 @@ def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
     return secret
 
 
+def _to_stderr(lines: bytes) -> None:
+    sys.stderr.buffer.write(lines)
+    sys.stderr.buffer.flush()
+
+
 async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: AsyncExitStack) -> None:
     metrics = Metrics()
+    tracing = app.state.tracing = open_tracing(settings.traces_endpoint)
+    if tracing is not None:
+        stack.push_async_callback(asyncio.to_thread, tracing.close)
+    log = app.state.request_log = RequestLog(_to_stderr) if settings.logs == "json" else None
+    if log is not None:
+        stack.push_async_callback(log.close)
     database, vault = await asyncio.to_thread(open_database, settings)
     stack.callback(database.dispose)
     keys = Keys(database)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 from service.cache import Cache, plan_cache_digest
@@ -18,6 +18,7 @@ from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
+from service.monitoring.spent import Spent
 from service.permissions import Policy
 from service.planning import Parameters, deadline_of, expected_points, make_plans, output_space
 from service.quotas import Account
@@ -42,7 +43,7 @@ class Engine(Protocol):
 class Request:
     """One `:explain` or `:predict` call, parsed: a row and a context for each instance.
 
-    `ids` are those the explanations are to have; None for new ones.
+    `ids` are those the explanations are to have; None for new ones. `spent` is filled with where the time went.
     """
 
     version: ModelVersion
@@ -54,6 +55,7 @@ class Request:
     received: float
     priority: Priority = Priority.INTERACTIVE
     ids: Sequence[str] | None = None
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,10 @@ class Explaining:
             calls = [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
             return await _all(calls)
 
+        spent = request.spent
+        spent.version, spent.explanations, spent.asked = version.key.version, len(plans), time.monotonic()
         results = await _charged(request.caller.account, points, all_results)
+        spent.computed = [(timings, found.evaluations) for found, _, timings in results if timings is not None]
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
@@ -138,10 +143,13 @@ class Explaining:
                 self._health.observe(version, plan, explanation, context.cohort)
             untimed.append((prediction, body, timings))
             entries.append(ledger_entry(version, plan, digest, explanation, prediction, body, request.caller, context))
+        recording = time.monotonic()
         await self._record(entries)
+        recorded = time.monotonic()
+        spent.recorded = recording, recorded
         for _, body, _ in untimed:
             self._metrics.observe_flags(version.key.name, body["flags"])
-        total = time.monotonic() - request.received
+        total = recorded - request.received
         policy = request.caller.policy
         return [
             Answer(
@@ -175,6 +183,7 @@ class Explaining:
         """The deployed artefact's prediction for each instance."""
         version, parameters = request.version, request.parameters
         space = output_space(version.manifest, parameters.output_space)
+        request.spent.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
         predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
         return [

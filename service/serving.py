@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
+from service.logs import VARIABLE, configure
 from service.settings import Settings
 
 LAST_WORDS_SECONDS = 2
@@ -124,7 +126,8 @@ def run(settings: Settings, once_ready: OnceReady | None = None) -> int:
 
 
 async def _serve(settings: Settings, once_ready: OnceReady | None) -> int:
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    configure(settings.logs)
+    os.environ[VARIABLE] = settings.logs  # for the workers
     logging.getLogger("answerable").setLevel(logging.INFO)
     app = create_app(settings)
     config = uvicorn.Config(
@@ -133,6 +136,7 @@ async def _serve(settings: Settings, once_ready: OnceReady | None) -> int:
         port=settings.port,
         http=_Protocol,
         access_log=False,
+        log_config=None,
         proxy_headers=False,
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,

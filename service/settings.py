@@ -16,6 +16,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from service.logs import Form
+
 PREFIX = "ANSWERABLE_"
 SECRETS = ("key", "metrics_key", "database_url", "redis_url")
 """What may be given as the name of a file instead, in `ANSWERABLE_<NAME>_FILE`: a container's secrets are files."""
@@ -56,6 +58,7 @@ class Settings(BaseSettings):
     in the ledger, `signing_key` that of the private key that signs its checkpoints; hosts that share a database share
     both. `stability_share` is the share of explanations that are computed once more, from another sample of the
     baseline. `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
+    `logs` says how the log is written. `traces_endpoint` is where traces go, by OTLP over HTTP; unset: nowhere.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
@@ -77,7 +80,8 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=10.0, ge=0)
     result_ttl_seconds: int = Field(default=86_400, ge=1)
     stability_share: float = Field(default=0.01, ge=0, le=1)
-    logs: Literal["json", "text"] = "json"
+    logs: Form = "json"
+    traces_endpoint: str | None = None
     trusted_artefacts: Digests = frozenset()
 
     @classmethod

@@ -115,6 +115,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         max_queued_points=200_000,
         max_body_bytes=8 * 1024 * 1024,
         stability_share=0,
+        logs="text",
     )
     app = create_app(settings)
     server = _Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))

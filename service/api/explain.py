@@ -64,6 +64,7 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
     name_for_metrics(request, model, body.parameters.method or found.manifest.defaults.method)
     explaining: Explaining = request.app.state.explaining
     asked = await _request(found, body, caller_of(request), started, use_cache=_may_cache(request))
+    request.state.spent = asked.spent
     answers = await while_connected(request, explaining.explain(asked))
     reply = {
         "predictions": [answer.prediction for answer in answers],
@@ -80,6 +81,7 @@ async def _predict(request: Request, model: str, version: str | None, body: Pred
     name_for_metrics(request, model, PREDICT)
     explaining: Explaining = request.app.state.explaining
     asked = await _request(found, body, caller_of(request), started, use_cache=False)
+    request.state.spent = asked.spent
     predictions = await while_connected(request, explaining.predict(asked))
     return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
 

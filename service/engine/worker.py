@@ -49,6 +49,7 @@ from service.engine.messages import (
 )
 from service.engine.scheduler import Live, Scheduler
 from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
+from service.logs import VARIABLE, configure
 
 LOG = logging.getLogger("answerable.worker")
 SWITCH_SECONDS = 0.0005
@@ -272,7 +273,7 @@ def _processor() -> str:
 
 def main() -> None:
     """The process's main function; its argument is the number of the inherited socket."""
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    configure(os.environ.get(VARIABLE, "text"))
     device = best_device()
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.use_deterministic_algorithms(True, warn_only=True)

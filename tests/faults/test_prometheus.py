@@ -87,7 +87,7 @@ async def until(condition: Callable[[], object], what: Callable[[], object] = st
     """Waits for what Prometheus will find."""
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not condition():  # noqa: ASYNC110 - it happens in other processes
+            while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it happens in other processes
                 await asyncio.sleep(0.1)
     except TimeoutError:
         pytest.fail(f"it did not happen in time: {what()}")
@@ -198,3 +198,9 @@ async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Pr
         memory, scrapes = "answerable_device_memory_bytes", 'up{job="answerable"} == 1'
         (told,), (scraped,) = (watch.values(f"sum(count_over_time(({each})[1h:100ms]))") for each in (memory, scrapes))
         assert told < scraped, "a dead worker's memory was told on"
+    assert program.end(signal.SIGTERM) == 0
+    log = [json.loads(line) for line in program.errors.splitlines()]
+    requests = [line for line in log if line.get("event") == "request"]
+    assert len(requests) == asked.requests
+    assert {line["level"] for line in log if "message" in line} <= {"info", "warning", "error"}
+    assert KEY not in program.errors
