@@ -31,6 +31,7 @@ from service.api.traffic import ObservedRequests
 from service.api.transport import RequestIds
 from service.cache import Cache
 from service.catalog.assessments import ASSESSMENTS, Assessments
+from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
 from service.counterfactual import Counterfactuals
 from service.embedded_redis import start_embedded_redis
@@ -205,7 +206,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.cache = cache
     app.state.authenticator = Authenticator(keys, quotas)
     app.state.replaying = Replaying(engine, catalog)
-    app.state.counterfactuals = Counterfactuals(engine, catalog)
+    app.state.counterfactuals = Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES))
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
     app.state.explaining = explaining
     app.state.vault = vault

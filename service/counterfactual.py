@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.artefacts import read_baseline_rows
+from service.catalog.baselines import KeptSets
 from service.catalog.manifest import Feature, TabularInputs
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Floats, ModelKey, Plan, Prediction
@@ -71,9 +72,10 @@ class _Way:
 class Counterfactuals:
     """Finds hints for stored explanations."""
 
-    def __init__(self, engine: Engine, catalog: Catalog) -> None:
+    def __init__(self, engine: Engine, catalog: Catalog, kept: KeptSets) -> None:
         self._engine = engine
         self._catalog = catalog
+        self._kept = kept
 
     async def find(self, stored: Stored, most: int) -> dict[str, Any]:
         """The hint over the first `most` reasons of a record that has reasons, or why there is none."""
@@ -90,7 +92,7 @@ class Counterfactuals:
             return _none(f"the prediction is {label}, which is not the adverse label")
         plan = plan_of(record, personal_of(stored))
         try:
-            baseline, whole = await asyncio.to_thread(_baseline, version, plan)
+            baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan)
         except CatalogError:
             return _none("the baseline set is not here any more")
         features = inputs.features
@@ -132,19 +134,18 @@ class Counterfactuals:
         return version.manifest.outputs.labels[int(np.argmax(outputs))]
 
 
-def _baseline(version: ModelVersion, plan: Plan) -> tuple[Floats, NDArray[np.bool_]]:
+def _baseline(version: ModelVersion, kept: KeptSets, plan: Plan) -> tuple[Floats, NDArray[np.bool_]]:
     """The end of the explained path, the mean of a set, and which features are whole numbers. Raises CatalogError."""
     manifest, inputs = version.manifest, version.manifest.inputs
-    sets = {
-        "sha256:" + one.sha256: read_baseline_rows(version.folder, manifest, one).astype(float)
-        for one in manifest.baselines
-    }
+    listed = [(version.folder, one) for one in manifest.baselines]
+    listed += [(kept.place(version.key.name), one.listed) for one in version.fitting_sets]
+    sets = {"sha256:" + one.sha256: read_baseline_rows(folder, manifest, one).astype(float) for folder, one in listed}
     rows = np.concatenate([*sets.values()]) if sets else np.full((1, inputs.shape[0]), 0.5)
     whole = (rows % 1 == 0).all(axis=0)
     if plan.baseline.row is not None:
         return np.array(plan.baseline.row), whole
     if plan.baseline.digest not in sets:
-        raise CatalogError("the baseline set is not among the manifest's")
+        raise CatalogError("the baseline set is neither in the manifest nor kept")
     return sets[plan.baseline.digest].mean(axis=0), whole
 
 

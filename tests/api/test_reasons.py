@@ -172,6 +172,20 @@ async def test_no_hint_and_why(
     assert "the label is the same" in str(told["why"])
 
 
+async def test_a_hint_towards_a_set_that_was_uploaded(
+    explain: Explain, client: httpx.AsyncClient, instance: dict[str, Any], approved: dict[str, Any]
+) -> None:
+    rows = [approved, {**approved, "loan_amount": 90}]
+    body = {"name": "accepted", "rows": rows, "model_version": "1"}
+    kept = (await client.post("/v1/models/loan/baselines", json=body)).json()
+    (explanation,) = (await explain([instance], baseline=f"accepted@{kept['version']}"))["explanations"]
+
+    told = await hint(client, explanation["id"])
+
+    changed = {**instance, **{change["feature"]: change["to"] for change in told["changes"]}}
+    assert await label(client, changed) == told["label"] == "approved"
+
+
 async def test_fewer_reasons_make_fewer_changes(
     explain: Explain, client: httpx.AsyncClient, instance: dict[str, Any]
 ) -> None:
