@@ -118,7 +118,7 @@ class Explaining:
         digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
         points = self._refuse_what_never_fits(version, plans)
-        _refuse_what_the_policy_forbids(request.caller.policy, plans)
+        refuse_method(request.caller.policy, plans[0].method)
 
         async def all_results() -> list[_Result]:
             calls = [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
@@ -242,8 +242,9 @@ class Explaining:
         return explanation, False, timings
 
 
-def _refuse_what_the_policy_forbids(policy: Policy, plans: Sequence[Plan]) -> None:
-    if policy.methods is not None and plans[0].method not in policy.methods:
+def refuse_method(policy: Policy, method: str) -> None:
+    """Raises PolicyForbids for a method that the policy does not allow."""
+    if policy.methods is not None and method not in policy.methods:
         raise PolicyForbids(f"the key's policy allows the methods {', '.join(sorted(policy.methods))}")
 
 

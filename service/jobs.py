@@ -42,7 +42,8 @@ from service.replaying import plan_of
 LOG = logging.getLogger("answerable.jobs")
 EXPLAIN = "explain"
 POLL_SECONDS = 1.0
-JOBS_AT_ONCE = 4
+JOBS_AT_ONCE = 32
+"""So many that those which wait, for their quota say, keep no others from running."""
 WINDOW = 64
 """Rows that are read, explained and marked together."""
 ROWS_AT_ONCE = 16

@@ -20,6 +20,7 @@ from service.api.schemas import ContextBody, ExplainParameters, Strict
 from service.catalog.instances import read_instance
 from service.catalog.versions import ModelVersion
 from service.errors import Forbidden, InvalidRequest, MalformedBody, NotFound
+from service.explaining import refuse_method
 from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of
 from service.ledger import Vault
 from service.ledger.jobs import DONE, Job, JobRow, Jobs, State
@@ -113,6 +114,7 @@ async def make_job(request: Request, body: JobBody) -> Response:
     """Takes rows to explain at bulk priority. The answer is the job; it survives restarts of the service."""
     caller, ledger, jobs = caller_of(request), ledger_of(request), jobs_of(request)
     version: ModelVersion = request.app.state.catalog.find(body.model, body.version)
+    refuse_method(caller.policy, body.parameters.method or version.manifest.defaults.method)
     vault: Vault = request.app.state.vault
     job_id = uuid7()
     rows = (

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.ledger.jobs import Jobs
-from service.permissions import Quota
+from service.permissions import Policy, Quota
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -219,6 +219,16 @@ async def test_a_job_that_cannot_be_done_is_refused(
     response = await bank.post("/v1/jobs", json={"model": "loan", "version": "1", **body})
 
     assert sentence in assert_problem(response, status)
+
+
+async def test_a_method_that_the_policy_does_not_allow_is_refused_at_once(
+    service: Service, make_key: MakeKey, instance: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    async with service.client(make_key(policy=Policy(methods=frozenset({"saliency"})))) as client:
+        body = {"model": "loan", "version": "1", "instances": [instance]}
+        response = await client.post("/v1/jobs", json=body)
+
+    assert "allows the methods saliency" in assert_problem(response, 403)
 
 
 async def test_stored_inputs_need_the_scope_to_read_them(
