@@ -1,4 +1,4 @@
-"""The command line: serve, demo, models, keys."""
+"""The command line: serve, demo, models, ledger, keys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service import key_commands, model_commands
+from service.ledger.commands import Opened
+from service.ledger.commands import add_commands as add_ledger_commands
 from service.settings import Settings
 
 
@@ -36,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list the models; add, check and compare them")
     model_commands.add_commands(models)
+
+    ledger = commands.add_parser("ledger", help="verify, export, erase, hold: what compliance does with the records")
+    add_ledger_commands(ledger, _open_ledger)
 
     keys = commands.add_parser("keys", help="make, list, change, replace and end keys")
     key_commands.add_commands(keys)
@@ -66,6 +71,13 @@ def _demo(settings: Settings, _options: argparse.Namespace) -> int:
     if "logs" not in settings.model_fields_set:  # people read along
         settings = settings.model_copy(update={"logs": "text"})
     return run(settings, once_ready=explain_one_denial)
+
+
+def _open_ledger(settings: Settings) -> Opened:
+    from service.app import open_database, open_notary
+
+    engine, vault = open_database(settings)
+    return Opened(engine, vault, open_notary(settings, engine), settings)
 
 
 if __name__ == "__main__":

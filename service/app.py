@@ -15,6 +15,7 @@ from service import __version__
 from service.api import (
     baselines,
     documentation,
+    evidence,
     explain,
     explanations,
     exports,
@@ -24,6 +25,7 @@ from service.api import (
     problems,
     replays,
     reviews,
+    subjects,
 )
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
@@ -42,6 +44,7 @@ from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.ledger.jobs import Jobs
+from service.ledger.steward import Steward
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
@@ -89,6 +92,8 @@ def create_app(settings: Settings) -> FastAPI:
         *reviews.routers,
         *jobs.routers,
         *exports.routers,
+        *evidence.routers,
+        subjects.router,
         health.router,
     ):
         app.include_router(router)
@@ -165,12 +170,14 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     stack.push_async_callback(quotas.close)
     quotas.start()
 
-    ledger = None
+    ledger, steward = None, None
     if settings.ledger != "off":
         notary = open_notary(settings, database)
         await asyncio.to_thread(notary.open)
         ledger = Ledger(database, vault, metrics.observe_append, notary=notary)
         stack.push_async_callback(ledger.close)
+        steward = Steward(database, vault, settings.retention, cache.forget_results)
+        stack.push_async_callback(steward.close)
 
     workers = settings.workers or count_devices()
     engine = Pool(
@@ -200,6 +207,8 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     app.state.engine = engine
     app.state.repository = repository
     app.state.ledger = ledger
+    app.state.ledger_mode = settings.ledger
+    app.state.steward = steward
     app.state.metrics = metrics
     app.state.render_metrics = render_metrics
     app.state.keys = keys

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -31,6 +32,9 @@ REST_SECONDS = 2.0
 MOST_PENDING_WRITES = 1000
 MOST_TOGETHER = 200
 
+RESULT = "answerable:result:"
+
+LOG = logging.getLogger("answerable.cache")
 T = TypeVar("T")
 
 Observe = Callable[[str, str], None]
@@ -114,6 +118,25 @@ class Cache:
     def keep_result(self, tenant: str, plan_digest: str, explanation: Explanation) -> None:
         """Stores an explanation in the background; it is found from now on."""
         self._put(_result_key(tenant, plan_digest), explanation)
+
+    async def forget_results(self) -> None:
+        """Drops every stored explanation, for one of them may be of a person who was erased.
+
+        Where Redis does not answer they go when their time is over.
+        """
+        for key in [key for key in self._unwritten if key.startswith(RESULT)]:
+            del self._unwritten[key]
+        cursor: Any = 0
+        while True:
+            found = await self._ask(("SCAN", cursor, "MATCH", f"{RESULT}*", "COUNT", MOST_TOGETHER))
+            if found is None:
+                LOG.warning("results of people who were erased may stay in Redis for %d s", self._ttl)
+                return
+            cursor, keys = found[0]
+            if keys:
+                await self._ask(("UNLINK", *keys))
+            if int(cursor) == 0:
+                return
 
     async def share(
         self, counts: Mapping[str, tuple[int, int]], member: str, seconds: int
@@ -206,7 +229,7 @@ def plan_cache_digest(plan_digest: str, manifest_digest: str, environment: Mappi
 
 
 def _result_key(tenant: str, plan_digest: str) -> str:
-    return "answerable:result:" + hashlib.sha256(f"{tenant}\0{plan_digest}".encode()).hexdigest()
+    return RESULT + hashlib.sha256(f"{tenant}\0{plan_digest}".encode()).hexdigest()
 
 
 def _value(key: str, content: Any) -> object:

@@ -9,6 +9,8 @@
     ├── InvalidRequest       422   well-formed but impossible
     │   ├── NotConverged     422   `strict` was asked for and the tolerance was not met
     │   └── LoadRefused      422   a version that cannot be loaded; what was served before goes on
+    ├── HeldByLaw            409   a legal hold forbids to erase it
+    ├── Erased               410   the personal part was erased; the answer holds the tombstone
     ├── ReplayImpossible     409   what a record was computed with is not here
     ├── Conflict             409   what is asked for is not ready, or has ended otherwise
     ├── Gone                 410   what was there is kept no longer
@@ -42,6 +44,11 @@ class AnswerableError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Response headers that belong to this error."""
+        return {}
+
+    @property
+    def members(self) -> dict[str, object]:
+        """Members of the answer beside those that every problem has."""
         return {}
 
 
@@ -84,6 +91,26 @@ class NotConverged(InvalidRequest):
 
 class LoadRefused(InvalidRequest):
     title = "Not loaded"
+
+
+class HeldByLaw(AnswerableError):
+    status = 409
+    title = "Under a legal hold"
+
+
+class Erased(AnswerableError):
+    """`tombstone` is what the log says of the erasure."""
+
+    status = 410
+    title = "Erased"
+
+    def __init__(self, tombstone: dict[str, object]) -> None:
+        super().__init__("what was recorded of the person was erased; the proof of the record still holds")
+        self.tombstone = tombstone
+
+    @property
+    def members(self) -> dict[str, object]:
+        return {"tombstone": self.tombstone}
 
 
 class ReplayImpossible(AnswerableError):

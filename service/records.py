@@ -225,6 +225,7 @@ def ledger_entry(
         subject=context.subject,
         cohort=context.cohort,
         flags=tuple(body["flags"]),
+        retention=version.manifest.retention,
     )
 
 

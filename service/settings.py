@@ -23,6 +23,16 @@ SECRETS = ("key", "metrics_key", "database_url", "redis_url")
 """What may be given as the name of a file instead, in `ANSWERABLE_<NAME>_FILE`: a container's secrets are files."""
 
 
+def _months(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    return {"standard": 25} | dict(one.strip().split("=", 1) for one in given.split(",") if one.strip())
+
+
+Months = Annotated[dict[str, Annotated[int, Field(ge=1, le=1200)]], NoDecode, BeforeValidator(_months)]
+"""Months by retention class: `standard=25,business=12`."""
+
+
 def _digests(given: Any) -> Any:
     if not isinstance(given, str):
         return given
@@ -56,8 +66,9 @@ class Settings(BaseSettings):
 
     `metrics_key` may read the metrics and nothing else. `master_key` is the file with the key over all that is sealed
     in the ledger, `signing_key` that of the private key that signs its checkpoints; hosts that share a database share
-    both. `stability_share` is the share of explanations that are computed once more, from another sample of the
-    baseline. `trusted_artefacts` are the exported torch programs that may be opened, by digest: such a file is code.
+    both. `retention` are the months that personal data is kept, by class. `stability_share` is the share of
+    explanations that are computed once more, from another sample of the baseline. `trusted_artefacts` are the exported
+    torch programs that may be opened, by digest: such a file is code.
     `logs` says how the log is written. `traces_endpoint` is where traces go, by OTLP over HTTP; unset: nowhere.
     """
 
@@ -73,6 +84,7 @@ class Settings(BaseSettings):
     metrics_key: str | None = None
     master_key: Path | None = None
     signing_key: Path | None = None
+    retention: Months = {"standard": 25}
     workers: int | None = Field(default=None, ge=1)
     ledger: Literal["required", "best_effort", "off"] = "required"
     max_queued_points: int = Field(default=200_000, ge=1)

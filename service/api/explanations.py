@@ -10,13 +10,15 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import CallerOf, needs
+from service.api.lookups import described, record_lookup
 from service.api.problems import answers
 from service.api.transport import while_connected
 from service.counterfactual import Counterfactuals
 from service.disclosure import limited
-from service.errors import InvalidRequest, NotFound
-from service.ledger.entries import Search, Stored
+from service.errors import Erased, InvalidRequest, NotFound
+from service.ledger.entries import LogChanged, Search, Stored
 from service.ledger.ledger import Ledger
+from service.ledger.steward import Steward
 from service.reasons import MOST_REASONS
 from service.records import Caller, whole_record
 
@@ -40,7 +42,7 @@ FILTERS = frozenset(
     }
 )
 
-router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 422, 503))
+router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 410, 422, 503))
 
 
 @router.get("/v1/explanations/{explanation}")
@@ -111,8 +113,8 @@ async def search_explanations(
         version=version,
         subject=subject,
         decision_id=decision_id,
-        created_from=_microseconds("from", created_from),
-        created_to=_microseconds("to", created_to),
+        created_from=microseconds("from", created_from),
+        created_to=microseconds("to", created_to),
         converged=converged,
         flag=flag,
         label=label,
@@ -124,6 +126,7 @@ async def search_explanations(
         ),
     )
     page = await ledger_of(request).search(caller.tenant, search, limit, cursor)
+    await record_lookup(request, caller, None, described(page))
     found = {
         "explanations": [limited(whole_record(stored), caller.policy) for stored in page.entries],
         "next_cursor": page.next_cursor,
@@ -139,16 +142,36 @@ def ledger_of(request: Request) -> Ledger:
     return ledger
 
 
-async def find_stored(request: Request, explanation: str, caller: Caller) -> Stored:
-    """The caller's record of that id. Raises NotFound."""
+async def find_stored(
+    request: Request, explanation: str, caller: Caller, *, erased_too: bool = False, opened: bool = True
+) -> Stored:
+    """The caller's record of that id; that it was looked up is recorded.
+
+    `opened` False leaves sealed what is. Raises NotFound, Erased unless `erased_too`, LedgerUnavailable when the
+    look-up cannot be recorded.
+    """
     is_id = ID.fullmatch(explanation) is not None  # PostgreSQL would not even compare a text with a NUL
-    stored = await ledger_of(request).get(caller.tenant, explanation) if is_id else None
+    stored = await ledger_of(request).get(caller.tenant, explanation, opened=opened) if is_id else None
     if stored is None:
         raise NotFound("there is no such explanation")
+    await record_lookup(request, caller, stored.id)
+    if stored.tombstone is not None and not erased_too:
+        raise Erased(await _tombstone(request, stored.tombstone))
     return stored
 
 
-def _microseconds(name: str, moment: datetime | None) -> int | None:
+async def _tombstone(request: Request, place: int) -> dict[str, object]:
+    """What the log says of an erasure."""
+    steward: Steward = request.app.state.steward
+    event = await steward.tombstone(place)
+    if event is None:
+        raise LogChanged("the tombstone of this explanation is gone")
+    told = {name: event.details[name] for name in ("reason", "class") if name in event.details}
+    return {"kind": event.kind, "created": event.created, "key_id": event.key_id, "sequence": place, **told}
+
+
+def microseconds(name: str, moment: datetime | None) -> int | None:
+    """A moment of a query, since the epoch. Raises InvalidRequest for one without a time zone."""
     if moment is None:
         return None
     if moment.tzinfo is None:

@@ -34,7 +34,14 @@ NOT_PLACES = {"body", "query", "path", "ContextBody", "list[ContextBody]"}
 """Parts of an error's location that are no names in the request."""
 
 
-def problem(request: Request, status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
+def problem(
+    request: Request,
+    status: int,
+    title: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    members: dict[str, object] | None = None,
+) -> Response:
     """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
     content = {
         "type": "about:blank",
@@ -43,6 +50,7 @@ def problem(request: Request, status: int, title: str, detail: str, headers: dic
         "detail": detail,
         "error": detail,
         "request_id": getattr(request.state, "request_id", ""),
+        **(members or {}),
     }
     return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
@@ -77,7 +85,7 @@ def describe(schema: dict[str, Any]) -> None:
 
 async def _answerable(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnswerableError)
-    return problem(request, error.status, error.title, str(error), error.headers)
+    return problem(request, error.status, error.title, str(error), error.headers, error.members)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -94,7 +102,8 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    LOG.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
+    route = getattr(request.scope.get("route"), "path", "no route")  # the path itself may name a person
+    LOG.error("unexpected error in %s %s", request.method, route, exc_info=error)
     # Starlette answers these outside of all middleware, which therefore cannot add the headers.
     headers = {"X-Request-Id": getattr(request.state, "request_id", "")}
     if "traceparent" in request.headers:

@@ -213,6 +213,7 @@ class Manifest(_Frozen):
     defaults: Defaults
     floor: Mapping[OutputSpace, float] = {}
     review: Review = Review()
+    retention: str = Field(default="standard", pattern=NAME)
     example: Example
 
     @model_validator(mode="after")

@@ -92,6 +92,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     _use_write_ahead_log(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
     cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; before that many, the writer does it
     cursor.close()
 

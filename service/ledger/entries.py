@@ -198,10 +198,14 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Entries from the newest to the oldest, and where the next page begins; None after the last one."""
+    """Entries from the newest to the oldest, and where the next page begins; None after the last one.
+
+    `asked` is the search with pseudonyms for the subject and the decision; None where nobody goes by that name.
+    """
 
     entries: tuple[Stored, ...]
     next_cursor: str | None
+    asked: Search | None
 
 
 def _texts(entry: Entry) -> Iterator[tuple[str, str | None]]:

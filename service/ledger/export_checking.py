@@ -21,9 +21,8 @@ from service.ledger.exporting import (
     MANIFEST_SIGNATURE,
     RECORDS,
     TOMBSTONES,
-    covers,
 )
-from service.ledger.leaves import has_schema, read_head
+from service.ledger.leaves import covers, has_schema, read_head
 from service.ledger.merkle import GrowingTree, is_included, leaf_hash
 from service.ledger.signing import SigningKey, chain_faults, read_key_line, signed_by, signer_faults
 
@@ -135,16 +134,18 @@ class _Tombstones:
 
     def __init__(self) -> None:
         self.details: dict[int, Mapping[str, Any]] = {}
-        self.waiting: dict[int, list[int]] = {}
+        self.waiting: dict[int, list[tuple[int, bool]]] = {}
 
-    def names(self, place: int, seq: int) -> bool:
-        """Whether the tombstone at that place was met and names the record at `seq`."""
-        return place in self.details and covers(self.details[place], seq)
+    def ask(self, place: int, seq: int, *, without_record: bool) -> None:
+        """Has the tombstone at that place name the record at `seq`, now or later."""
+        if place not in self.details or not covers(self.details[place], seq, without_record=without_record):
+            self.waiting.setdefault(place, []).append((seq, without_record))
 
     def met(self, place: int, details: Mapping[str, Any]) -> None:
         """Notes a tombstone, and who need wait for it no longer."""
         self.details[place] = details
-        still = [seq for seq in self.waiting.pop(place, ()) if not covers(details, seq)]
+        waiting = self.waiting.pop(place, ())
+        still = [(seq, without) for seq, without in waiting if not covers(details, seq, without_record=without)]
         if still:
             self.waiting[place] = still
 
@@ -182,7 +183,7 @@ def _check_records(
     if checkpoint.root != roots.get(checkpoint.size, checkpoint.root):
         verdict.add("a checkpoint that you know has another root over the same number of rows")
     for place, erased in tombstones.waiting.items():
-        verdict.add(*(f"row {seq} is empty, and no tombstone at {place} says why" for seq in erased))
+        verdict.add(*(f"row {seq} is empty, and no tombstone at {place} says why" for seq, _ in erased))
 
 
 def _lines(
@@ -229,6 +230,6 @@ def _check_line(
     place = line["tombstone"]
     if place is None:
         verdict.add(f"the personal part of row {seq} is missing, and no tombstone says why")
-    elif not tombstones.names(int(place), seq):
-        tombstones.waiting.setdefault(int(place), []).append(seq)
+    else:
+        tombstones.ask(int(place), seq, without_record=record is None)
     return leaf

@@ -128,11 +128,6 @@ def write_export(
     return count
 
 
-def covers(details: Mapping[str, Any], seq: int) -> bool:
-    """Whether a tombstone with these details erased the record at that place."""
-    return any(first <= seq <= last for first, last in details["records"])
-
-
 def _line(stored: Stored) -> Line:
     erased = stored.tombstone is not None
     return Line(stored.seq, stored.logged or None, stored.leaf, None if erased else stored.opened, stored.tombstone)

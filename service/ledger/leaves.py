@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,3 +164,9 @@ def read_opened(record: bytes, plaintext: bytes) -> Opened:
     if has_schema(record):
         return Opened(said["subject"], said["decision_id"], _content(plaintext))
     return Opened(said["subject"], orjson.loads(record).get("decision_id"), plaintext)
+
+
+def covers(details: Mapping[str, Any], seq: int, *, without_record: bool) -> bool:
+    """Whether a tombstone with these details erased the record at that place: its personal part, or all of it."""
+    spans = details.get("without_record", []) if without_record else details["records"]
+    return any(first <= seq <= last for first, last in spans)

@@ -100,12 +100,13 @@ class Ledger:
         """A page of the tenant's events, from the newest to the oldest. Cursors and errors as for `search`."""
         return await self._read(read_events, tenant, search, limit, cursor)
 
-    async def get(self, tenant: str, explanation_id: str) -> Stored | None:
-        """The explanation of that id; None when there is none, and for another tenant's.
+    async def get(self, tenant: str, explanation_id: str, *, opened: bool = True) -> Stored | None:
+        """The explanation of that id; None when there is none, and for another tenant's. Not `opened`, what is sealed
+        of it stays empty.
 
         Raises LedgerUnavailable when the database does not answer.
         """
-        return await self._read(read_one, self._vault, tenant, explanation_id)
+        return await self._read(read_one, self._vault, tenant, explanation_id, opened=opened)
 
     async def search(self, tenant: str, search: Search, limit: int = 50, cursor: str | None = None) -> Page:
         """A page of the tenant's explanations, from the newest to the oldest.

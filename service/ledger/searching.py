@@ -34,11 +34,13 @@ LARGEST_PAGE = 1000
 _CURSOR = struct.Struct(">qq")  # created, seq
 
 
-def read_one(connection: Connection, vault: Vault, tenant: str, explanation_id: str) -> Stored | None:
-    """The explanation of that id, None when there is none or it is another tenant's."""
+def read_one(
+    connection: Connection, vault: Vault, tenant: str, explanation_id: str, *, opened: bool = True
+) -> Stored | None:
+    """The explanation of that id, None when there is none or it is another tenant's; not `opened`, as if erased."""
     found = explanations.c.id == explanation_id
     rows = connection.execute(_rows().where(found, explanations.c.tenant == tenant)).all()
-    return next(iter(stored_explanations(connection, vault, rows)), None)
+    return next(iter(stored_explanations(connection, vault, rows, opened=opened)), None)
 
 
 def read_page(
@@ -58,6 +60,7 @@ def read_page(
     return Page(
         tuple(stored_explanations(connection, vault, rows[:limit])),
         None if last is None else cursor_after(last.created, last.seq),
+        by_pseudonym,
     )
 
 
@@ -175,7 +178,9 @@ def place_of(cursor: str) -> tuple[int, int]:
     return created, seq
 
 
-def stored_explanations(connection: Connection, vault: Vault, rows: Sequence[Row[Any]]) -> Iterable[Stored]:
+def stored_explanations(
+    connection: Connection, vault: Vault, rows: Sequence[Row[Any]], *, opened: bool = True
+) -> Iterable[Stored]:
     """The rows with their tags and with what was sealed, which take one query each for all.
 
     Raises LogChanged when a sealed part is not what was written, or its key is gone and no tombstone says why.
@@ -190,9 +195,10 @@ def stored_explanations(connection: Connection, vault: Vault, rows: Sequence[Row
             flags[seq].append(value)
         else:
             cohorts[seq][name.removeprefix(COHORT)] = value
-    keys = subject_keys(connection, vault, {row.subject for row in rows if row.subject is not None})
+    named = {row.subject for row in rows if row.subject is not None} if opened else set()
+    keys = subject_keys(connection, vault, named)
     for row in rows:
-        yield _stored(row, vault, keys, tuple(sorted(flags[row.seq])), cohorts[row.seq])
+        yield _stored(row, vault if opened else None, keys, tuple(sorted(flags[row.seq])), cohorts[row.seq])
 
 
 def subject_keys(connection: Connection, vault: Vault, tokens: Collection[str]) -> dict[str, bytes]:
@@ -200,15 +206,18 @@ def subject_keys(connection: Connection, vault: Vault, tokens: Collection[str]) 
     if not tokens:
         return {}
     rows = connection.execute(select(subjects).where(subjects.c.token.in_(tokens)))
-    return {row.token: vault.unwrap(row.key, owner_of(row.token, row.lookup)) for row in rows}
+    try:
+        return {row.token: vault.unwrap(row.key, owner_of(row.token, row.lookup)) for row in rows}
+    except CannotBeOpened as error:
+        raise LogChanged("the key of a subject is not what was written") from error
 
 
 def _stored(
-    row: Row[Any], vault: Vault, keys: Mapping[str, bytes], flags: tuple[str, ...], cohort: Mapping[str, str]
+    row: Row[Any], vault: Vault | None, keys: Mapping[str, bytes], flags: tuple[str, ...], cohort: Mapping[str, str]
 ) -> Stored:
     plaintext, opened = b"", Opened(None, None, b"")
     record = row.record or b""
-    if row.personal is not None:
+    if row.personal is not None and vault is not None:
         try:
             plaintext = vault.open(row.personal, row.id, keys.get(row.subject))
         except CannotBeOpened as error:

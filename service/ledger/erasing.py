@@ -1,0 +1,266 @@
+"""Erasure, legal holds and retention. Each is an event of the log, in the same transaction as what it does.
+
+Erasing a subject destroys the key that everything of theirs is sealed under, and the sealed parts with it; the rows of
+the log stay, so that every proof does. Retention removes the sealed parts that are older than their class allows, and
+the subject's key with the last of them. A hold forbids both.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
+
+from service.errors import HeldByLaw, NotFound
+from service.ledger.checkpoints import log_size
+from service.ledger.database import database_in_reach, serialised
+from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent
+from service.ledger.events import stored_event
+from service.ledger.leaves import event_record
+from service.ledger.merkle import leaf_hash
+from service.ledger.sealing import Vault, owner_of
+from service.ledger.searching import subject_token
+from service.ledger.tables import events, explanations, log, subjects
+
+TOGETHER = 1000
+"""Records that one event of a retention run names, and one transaction clears."""
+
+TRIES = 50
+
+_log = logging.getLogger(__name__)
+
+_WITH_SCHEMA = b'{"schema":'
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What was erased: so many records, by the event at place `tombstone`."""
+
+    records: int
+    tombstone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A hold in force on a subject, known by a token; `created` in microseconds since the epoch, UTC."""
+
+    tenant: str
+    token: str
+    by: str
+    reason: str
+    created: int
+
+
+def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> Erased:
+    """Destroys everything of the subject's that was sealed, for good.
+
+    Raises HeldByLaw, NotFound where nothing of the subject's is there, LedgerUnavailable.
+    """
+    with database_in_reach(), serialised(engine).begin() as connection:
+        token = subject_token(connection, vault, tenant, subject)
+        if token is None:
+            raise NotFound("nothing of this subject is kept here")
+        _refuse_if_held(connection, tenant, token)
+        theirs = and_(explanations.c.tenant == tenant, explanations.c.subject == token)
+        places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
+        details = {**_named(connection, places), "reason": reason}
+        tombstone = insert_event(
+            connection, Event(kind=ERASURE, tenant=tenant, key_id=key_id, about=token, details=details)
+        )
+        _clear(connection, theirs, places, tombstone)
+        connection.execute(delete(subjects).where(subjects.c.token == token))
+    _scrub(engine)
+    return Erased(len(places), tombstone)
+
+
+def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
+    """Forbids to erase what is kept of the subject, and what will be. Raises LedgerUnavailable."""
+    with database_in_reach(), serialised(engine).begin() as connection:
+        token = subject_token(connection, vault, tenant, subject)
+        if token is None:  # a hold may come before the first record
+            lookup, new = vault.lookup(tenant, subject), vault.new_subject()
+            token = new.token
+            wrapped = vault.wrap(new.key, owner_of(token, lookup))
+            connection.execute(insert(subjects).values(token=token, lookup=lookup, key=wrapped))
+        event = Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
+        insert_event(connection, event)
+    return Hold(tenant, token, key_id, reason, event.created)
+
+
+def release(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> None:
+    """Ends the hold. Raises NotFound where there is none, LedgerUnavailable."""
+    with database_in_reach(), serialised(engine).begin() as connection:
+        token = subject_token(connection, vault, tenant, subject)
+        if token is None or _hold_on(connection, tenant, token) is None:
+            raise NotFound("there is no hold on this subject")
+        insert_event(
+            connection, Event(kind=RELEASE, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
+        )
+
+
+def holds(connection: Connection) -> list[Hold]:
+    """The holds in force, of all tenants."""
+    rows = connection.execute(_events().where(events.c.kind.in_([HOLD, RELEASE])).order_by(events.c.seq))
+    newest = {(row.tenant, row.about): stored_event(row) for row in rows}
+    return [_hold(event) for event in newest.values() if event.kind == HOLD]
+
+
+def retain(engine: Engine, periods: Mapping[str, int], key_id: str, now: datetime | None = None) -> dict[str, int]:
+    """Erases what is older than its class allows; returns the number of records by class.
+
+    `periods` are months by class; a class that is not named has the period of the standard class. Raises
+    LedgerUnavailable.
+    """
+    with database_in_reach(), engine.connect() as connection:
+        known = connection.scalars(select(explanations.c.retention).distinct()).all()
+    counts = {}
+    for name in sorted(set(known)):
+        before = months_before(now or datetime.now(UTC), periods.get(name, periods[STANDARD]))
+        limit = int(before.timestamp() * 1e6)
+        counts[name] = 0
+        while erased := _retain_some(engine, name, limit, key_id):
+            counts[name] += erased
+    if any(counts.values()):
+        _scrub(engine)
+    return counts
+
+
+def tombstone_of(connection: Connection, place: int) -> StoredEvent | None:
+    """The event at that place of the log."""
+    row = connection.execute(_events().where(events.c.seq == place)).one_or_none()
+    return None if row is None else stored_event(row)
+
+
+def ranges(places: Iterable[int]) -> list[list[int]]:
+    """Ascending places as ranges, both ends included."""
+    found: list[list[int]] = []
+    for place in places:
+        if found and found[-1][1] == place - 1:
+            found[-1][1] = place
+        else:
+            found.append([place, place])
+    return found
+
+
+def months_before(moment: datetime, months: int) -> datetime:
+    """The same day of the month so many months earlier, or the last one before it."""
+    year, month = divmod(moment.year * 12 + moment.month - 1 - months, 12)
+    for day in range(moment.day, 27, -1):
+        with suppress(ValueError):
+            return moment.replace(year=year, month=month + 1, day=day)
+    return moment.replace(year=year, month=month + 1, day=min(moment.day, 28))
+
+
+def insert_event(connection: Connection, event: Event) -> int:
+    """Appends the event in a transaction that holds the write lock; returns its place."""
+    seq = log_size(connection) + 1
+    record = event_record(event)
+    connection.execute(insert(log).values(seq=seq, kind=event.kind, record=record, leaf=leaf_hash(record)))
+    columns = {column.name: getattr(event, column.name) for column in events.c if column.name != "seq"}
+    connection.execute(insert(events).values(seq=seq, **columns))
+    return seq
+
+
+def _retain_some(engine: Engine, name: str, limit: int, key_id: str) -> int:
+    """One transaction of a retention run; returns the number of records it cleared."""
+    with database_in_reach(), serialised(engine).begin() as connection:
+        held = {(each.tenant, each.token) for each in holds(connection)}
+        is_free = or_(explanations.c.subject.is_(None), explanations.c.subject.not_in([token for _, token in held]))
+        due = and_(explanations.c.retention == name, explanations.c.created < limit, explanations.c.tombstone.is_(None))
+        found = connection.execute(
+            select(explanations.c.seq, explanations.c.tenant, explanations.c.subject)
+            .where(due, is_free)
+            .order_by(explanations.c.created, explanations.c.seq)
+            .limit(TOGETHER)
+        ).all()
+        for tenant in sorted({row.tenant for row in found}):
+            places = sorted(row.seq for row in found if row.tenant == tenant)
+            details = {**_named(connection, places), "class": name, "before": limit}
+            tombstone = insert_event(connection, Event(kind=RETENTION, tenant=tenant, key_id=key_id, details=details))
+            _clear(connection, explanations.c.seq.in_(places), places, tombstone)
+        _forget_unused(connection, {(row.tenant, row.subject) for row in found if row.subject is not None})
+    return len(found)
+
+
+def _named(connection: Connection, places: Sequence[int]) -> dict[str, Any]:
+    """What a tombstone says of the records it erases. Those of before there was a schema lose their record too, which
+    holds in clear what has been sealed since."""
+    old = _without_schema(connection, places)
+    named: dict[str, Any] = {"records": ranges(places), "count": len(places)}
+    return {**named, "without_record": ranges(old)} if old else named
+
+
+def _without_schema(connection: Connection, places: Sequence[int]) -> list[int]:
+    has_none = func.substr(log.c.record, 1, len(_WITH_SCHEMA)) != _WITH_SCHEMA
+    found: list[int] = []
+    for first, last in ranges(places):
+        found += connection.scalars(select(log.c.seq).where(log.c.seq.between(first, last), has_none))
+    return sorted(set(found) & set(places))
+
+
+def _clear(connection: Connection, which: Any, places: Sequence[int], tombstone: int) -> None:
+    old = _without_schema(connection, places)
+    if old:
+        connection.execute(update(log).where(log.c.seq.in_(old)).values(record=None))
+    cleared = {"personal": None, "subject": None, "decision_id": None, "tombstone": tombstone}
+    connection.execute(update(explanations).where(which).values(cleared))
+
+
+def _forget_unused(connection: Connection, found: Iterable[tuple[str, str]]) -> None:
+    """Destroys the keys of those of these subjects, by tenant and token, of whom nothing is left."""
+    for tenant, token in found:
+        left = select(explanations.c.seq).where(explanations.c.tenant == tenant, explanations.c.subject == token)
+        if connection.execute(left.limit(1)).first() is None:
+            connection.execute(delete(subjects).where(subjects.c.token == token))
+
+
+def _refuse_if_held(connection: Connection, tenant: str, token: str) -> None:
+    found = _hold_on(connection, tenant, token)
+    if found is not None:
+        since = datetime.fromtimestamp(found.created / 1e6, UTC).isoformat(timespec="seconds")
+        raise HeldByLaw(f"held by {found.by} since {since}: {found.reason}; the data is erased once that is released")
+
+
+def _hold_on(connection: Connection, tenant: str, token: str) -> Hold | None:
+    of_subject = (events.c.tenant == tenant, events.c.about == token, events.c.kind.in_([HOLD, RELEASE]))
+    row = connection.execute(_events().where(*of_subject).order_by(events.c.seq.desc()).limit(1)).one_or_none()
+    return None if row is None or row.kind == RELEASE else _hold(stored_event(row))
+
+
+def _hold(event: StoredEvent) -> Hold:
+    return Hold(event.tenant, event.about or "", event.key_id, str(event.details["reason"]), event.created)
+
+
+def _events() -> Any:
+    return select(events, log.c.record).join_from(events, log, log.c.seq == events.c.seq)
+
+
+def _scrub(engine: Engine) -> None:
+    """Has the database let go of the bytes that were deleted, as far as it can be told to.
+
+    SQLite overwrites them (`secure_delete`), and its write-ahead log is emptied here. PostgreSQL keeps dead rows until
+    they are vacuumed; they hold ciphertext, and wrapped keys that only the master key opens.
+    """
+    is_sqlite = engine.dialect.name == "sqlite"
+    statements = ["PRAGMA wal_checkpoint(TRUNCATE)"] if is_sqlite else ["VACUUM subjects", "VACUUM explanations"]
+    connection = engine.raw_connection()
+    try:
+        driver: Any = connection.driver_connection
+        if not is_sqlite:
+            driver.autocommit = True
+        for statement in statements:
+            for _ in range(TRIES):
+                row = driver.execute(statement)
+                if not is_sqlite or row.fetchone()[0] == 0:
+                    break
+                time.sleep(0.02)  # somebody reads what is to be moved
+    except engine.dialect.loaded_dbapi.Error as error:
+        _log.warning("the database keeps deleted bytes a while longer: %s", type(error).__name__)
+    finally:
+        connection.invalidate()

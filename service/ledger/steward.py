@@ -1,0 +1,129 @@
+"""Who looks after what is kept: erasure, holds, retention on a schedule, verification. Nothing here blocks the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, func, select
+
+from service.errors import AnswerableError
+from service.ledger import erasing
+from service.ledger.database import database_in_reach
+from service.ledger.entries import ERASURE, StoredEvent
+from service.ledger.erasing import Erased, Hold
+from service.ledger.export_checking import Verdict
+from service.ledger.sealing import Vault
+from service.ledger.tables import events, log
+from service.ledger.verifying import verify_explanation, verify_ledger
+
+LOOK_SECONDS = 2.0
+"""How soon the service notices that somebody else, an operator at the command line, erased a person."""
+
+RETAIN_SECONDS = 86_400.0
+SCHEDULE = "schedule"
+"""Who erases what is over its time, where nobody asks for it."""
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Forget = Callable[[], Awaitable[None]]
+
+
+class Steward:
+    """Looks after one ledger, for one event loop.
+
+    `periods` are the months that personal parts are kept, by class. `forget` drops what lies elsewhere of people who
+    were erased: it is called after every erasure, also when another process did it.
+    """
+
+    def __init__(self, engine: Engine, vault: Vault, periods: Mapping[str, int], forget: Forget) -> None:
+        self._engine = engine
+        self._vault = vault
+        self._periods = periods
+        self._forget = forget
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(2, thread_name_prefix="ledger-steward")
+        self._tasks = [self._loop.create_task(work) for work in (self._notice_erasures(), self._retain_daily())]
+
+    async def erase(self, tenant: str, subject: str, key_id: str, reason: str) -> Erased:
+        """Destroys everything of the subject's. Raises HeldByLaw, NotFound, LedgerUnavailable."""
+        erased = await self._run(erasing.erase, self._vault, tenant, subject, key_id, reason)
+        await self._forget()
+        return erased
+
+    async def hold(self, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
+        """Forbids to erase it. Raises LedgerUnavailable."""
+        return await self._run(erasing.hold, self._vault, tenant, subject, key_id, reason)
+
+    async def release(self, tenant: str, subject: str, key_id: str, reason: str) -> None:
+        """Ends the hold. Raises NotFound, LedgerUnavailable."""
+        await self._run(erasing.release, self._vault, tenant, subject, key_id, reason)
+
+    async def tombstone(self, place: int) -> StoredEvent | None:
+        """The event that erased something."""
+        return await self._run(_read_tombstone, place)
+
+    async def verify(self, shipped: Path | None = None) -> Verdict:
+        """Checks everything that is stored: minutes over millions of rows."""
+        return await self._run(verify_ledger, self._vault, shipped)
+
+    async def verify_one(self, seq: int) -> list[str]:
+        """What of the explanation at that place is not as it was recorded."""
+        return await self._run(verify_explanation, self._vault, seq)
+
+    async def close(self) -> None:
+        """Ends the schedule."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def _notice_erasures(self) -> None:
+        seen = None
+        while True:
+            try:
+                place, erased = await self._run(_read_erasures, seen)
+                if erased and seen is not None:
+                    await self._forget()
+                seen = place
+            except AnswerableError:
+                _log.warning("nobody can say whether somebody was erased; it is asked again")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _retain_daily(self) -> None:
+        while True:
+            try:
+                counts = await self._run(erasing.retain, self._periods, SCHEDULE)
+                for name, count in counts.items():
+                    if count:
+                        _log.info("%d records of the class %s were over their time and are erased", count, name)
+            except AnswerableError as error:
+                _log.warning("what is over its time is still there: %s", error)
+            await asyncio.sleep(RETAIN_SECONDS)
+
+    async def _run(self, work: Callable[Concatenate[Engine, P], T], *arguments: P.args, **named: P.kwargs) -> T:
+        return await self._loop.run_in_executor(self._thread, partial(work, self._engine, *arguments, **named))
+
+
+def _read_tombstone(engine: Engine, place: int) -> StoredEvent | None:
+    with database_in_reach(), engine.connect() as connection:
+        return erasing.tombstone_of(connection, place)
+
+
+def _read_erasures(engine: Engine, seen: int | None) -> tuple[int, bool]:
+    """The last place of the log, and whether there is an erasure behind the place that was seen."""
+    with database_in_reach(), engine.connect() as connection:
+        last = connection.scalar(select(func.coalesce(func.max(log.c.seq), 0))) or 0
+        return last, seen is not None and _is_erased_between(connection, seen, last)
+
+
+def _is_erased_between(connection: Connection, seen: int, last: int) -> bool:
+    between = (events.c.seq > seen, events.c.seq <= last, events.c.kind == ERASURE)
+    return connection.execute(select(events.c.seq).where(*between).limit(1)).first() is not None

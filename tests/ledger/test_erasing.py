@@ -1,0 +1,255 @@
+"""Erasure, holds and retention: what is gone is gone, what must stay stays, and every proof still holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine, select
+
+from service.errors import HeldByLaw, NotFound
+from service.ledger import Entry, EventSearch, Ledger, Notary, Search, Vault, WrongMasterKey, open_engine
+from service.ledger.erasing import erase, hold, holds, months_before, ranges, release, retain
+from service.ledger.export_checking import check_export
+from service.ledger.exporting import all_lines, found_lines, write_export
+from service.ledger.merkle import is_included
+from service.ledger.sealing import NO_TOKEN, prepare_database
+from service.ledger.tables import explanations, log, subjects
+from service.ledger.verifying import verify_ledger
+
+EntryMaker = Callable[..., Entry]
+PERSON = "Adelheid Quendolin Xanthopoulos"
+DECISION = "decision-7781-zq"
+INCOME = "48213.667719"
+
+
+@pytest.fixture
+def vault(engine: Engine, tmp_path: Path) -> Vault:
+    return prepare_database(engine, tmp_path / "secrets" / "master.key")
+
+
+@pytest.fixture
+def notary(engine: Engine, tmp_path: Path) -> Notary:
+    return Notary(engine, tmp_path / "secrets" / "signing.pem", tmp_path / "checkpoints.jsonl")
+
+
+@pytest.fixture
+async def ledger(engine: Engine, vault: Vault) -> Ledger:
+    return Ledger(engine, vault)
+
+
+def of_person(make_entry: EntryMaker, **fields: object) -> Entry:
+    usual = {
+        "created": time.time_ns() // 1000,
+        "subject": PERSON,
+        "decision_id": DECISION,
+        "personal": f'{{"input":{{"income":{INCOME}}}}}'.encode(),
+    }
+    return make_entry(**usual | fields)
+
+
+def stored_bytes(engine: Engine, folder: Path) -> bytes:
+    """Everything that lies on the disk: of SQLite its files, of PostgreSQL the whole server's, its log and WAL too."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT pg_switch_wal()")
+            folder = Path(str(connection.exec_driver_sql("SHOW data_directory").scalar()))
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != "secrets")
+
+
+async def test_nothing_of_an_erased_person_is_found(
+    ledger: Ledger, engine: Engine, vault: Vault, notary: Notary, make_entry: EntryMaker, tmp_path: Path
+) -> None:
+    theirs = [of_person(make_entry) for _ in range(3)]
+    others = [of_person(make_entry, subject=name, decision_id=name) for name in ("Bob", None)]
+    await ledger.append([*theirs[:2], *others, theirs[2]])
+    before = notary.sign()
+    assert before is not None
+    with engine.connect() as connection:
+        row = connection.execute(select(subjects).where(subjects.c.lookup == vault.lookup("bank", PERSON))).one()
+        sealed = [one for one in connection.scalars(select(explanations.c.personal)) if one]
+
+    erased = erase(engine, vault, "bank", PERSON, "key", "asked for it")
+
+    assert (erased.records, erased.tombstone) == (3, 6)
+    assert (await ledger.search("bank", Search(subject=PERSON))).entries == ()
+    assert [one.id for one in (await ledger.search("bank", Search(decision_id=DECISION))).entries] == []
+    for entry in theirs:
+        stored = await ledger.get("bank", entry.id)
+        assert stored is not None
+        assert (stored.tombstone, stored.personal, stored.subject, stored.decision_id) == (6, b"", None, None)
+        assert stored.record == entry.record
+        path, checkpoint = notary.inclusion(stored.seq)
+        assert is_included(stored.leaf, stored.seq - 1, checkpoint.size, path, bytes.fromhex(checkpoint.root))
+    for entry in others:
+        stored = await ledger.get("bank", entry.id)
+        assert stored is not None
+        assert (stored.personal, stored.subject) == (entry.personal, entry.subject)
+    verdict = verify_ledger(engine, vault, tmp_path / "checkpoints.jsonl")
+    assert verdict.faults == []
+    assert verdict.erased == 3
+    (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
+    assert event.about == row.token
+    assert event.details == {"records": [[1, 2], [5, 5]], "count": 3, "reason": "asked for it"}
+
+    for whole in (True, False):
+        checkpoint = notary.sign() or before
+        lines = (
+            all_lines(engine, vault, checkpoint.size)
+            if whole
+            else found_lines(engine, vault, "bank", Search(), checkpoint.size)
+        )
+        target = tmp_path / f"export-{whole}.zip"
+        with target.open("w+b") as file:
+            write_export(file, engine, notary, checkpoint, lines, {}, complete=whole)
+            verdict = check_export(file, notary.open().public_key)
+        assert verdict.faults == []
+        assert verdict.erased == 3
+    await ledger.close()
+    engine.dispose()
+    everything = stored_bytes(engine, tmp_path)
+    for word in (PERSON, DECISION, INCOME, "Quendolin"):
+        assert word.encode() not in everything
+    if engine.dialect.name == "sqlite":  # which overwrites what is deleted: neither key nor ciphertext is left
+        assert row.key not in everything
+        assert sum(one in everything for one in sealed) == 2
+
+
+async def test_who_comes_again_is_another(ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker) -> None:
+    await ledger.append([of_person(make_entry)])
+    erase(engine, vault, "bank", PERSON, "key")
+    with pytest.raises(NotFound):
+        erase(engine, vault, "bank", PERSON, "key")
+    again = of_person(make_entry)
+    await ledger.append([again])
+    assert [one.id for one in (await ledger.search("bank", Search(subject=PERSON))).entries] == [again.id]
+    assert erase(engine, vault, "bank", PERSON, "key").records == 1
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+async def test_another_tenants_person_of_the_same_name_stays(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker
+) -> None:
+    mine, theirs = of_person(make_entry), of_person(make_entry, tenant="broker")
+    await ledger.append([mine, theirs])
+    with pytest.raises(NotFound):
+        erase(engine, vault, "stranger", PERSON, "key")
+    assert erase(engine, vault, "bank", PERSON, "key").records == 1
+    assert [one.subject for one in (await ledger.search("broker", Search(subject=PERSON))).entries] == [PERSON]
+    await ledger.close()
+
+
+async def test_a_hold_forbids_and_says_who_and_why(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker
+) -> None:
+    hold(engine, vault, "bank", PERSON, "counsel", "case 12/2026")  # before there is anything
+    await ledger.append([of_person(make_entry), of_person(make_entry, created=1)])
+    with pytest.raises(HeldByLaw, match=r"held by counsel since 20.*: case 12/2026"):
+        erase(engine, vault, "bank", PERSON, "key")
+    assert retain(engine, {"standard": 25}, "key") == {"standard": 0}
+    with engine.connect() as connection:
+        assert [(one.by, one.reason) for one in holds(connection)] == [("counsel", "case 12/2026")]
+    with pytest.raises(NotFound):
+        release(engine, vault, "broker", PERSON, "counsel")
+    release(engine, vault, "bank", PERSON, "counsel", "settled")
+    with pytest.raises(NotFound):
+        release(engine, vault, "bank", PERSON, "counsel")
+    with engine.connect() as connection:
+        assert holds(connection) == []
+    assert erase(engine, vault, "bank", PERSON, "key").records == 2
+    await ledger.close()
+
+
+async def test_retention_by_class_and_age(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.ledger.erasing.TOGETHER", 4)
+    now = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+    def at(year: int, month: int, day: int) -> int:
+        return int(datetime(year, month, day, 12, tzinfo=UTC).timestamp() * 1e6)
+
+    entries = [
+        of_person(make_entry, created=at(2024, 10, 25), retention="standard"),  # on the day: not older
+        of_person(make_entry, created=at(2024, 10, 25) - 1, retention="standard"),
+        of_person(make_entry, created=at(2025, 11, 24), retention="business", subject="Bob"),
+        of_person(make_entry, created=at(2025, 11, 26), retention="business"),
+        *(of_person(make_entry, created=at(2020, 1, 1), retention="unknown", subject=None) for _ in range(9)),
+        of_person(make_entry, created=at(2020, 1, 1), tenant="broker", subject=None),
+    ]
+    await ledger.append(entries)
+
+    counts = retain(engine, {"standard": 25, "business": 12}, "schedule", now)
+
+    assert counts == {"business": 1, "standard": 2, "unknown": 9}
+    kept = {one.id for one in (await ledger.search("bank", Search())).entries if one.tombstone is None}
+    assert kept == {entries[0].id, entries[3].id}
+    assert retain(engine, {"standard": 25, "business": 12}, "schedule", now) == {
+        "business": 0,
+        "standard": 0,
+        "unknown": 0,
+    }
+    with engine.connect() as connection:
+        lookups = set(connection.scalars(select(subjects.c.lookup).where(subjects.c.token != NO_TOKEN)))
+    assert lookups == {vault.lookup("bank", PERSON)}  # Bob's key went with the last of his
+    assert verify_ledger(engine, vault).faults == []
+    events = (await ledger.events("bank", EventSearch(kind="retention"))).events
+    assert sum(event.details["count"] for event in events) == 11
+    await ledger.close()
+
+
+async def test_a_record_of_before_there_was_a_schema_is_erased_whole(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker
+) -> None:
+    """It holds in clear what is sealed since; the leaf stays, and the tombstone says that the record is gone."""
+    await ledger.append([of_person(make_entry), of_person(make_entry)])
+    old = f'{{"decision_id":"{DECISION}"}}'.encode()
+    with engine.begin() as connection:
+        connection.execute(log.update().where(log.c.seq == 1).values(record=old))
+    erased = erase(engine, vault, "bank", PERSON, "key")
+    with engine.connect() as connection:
+        assert connection.scalar(select(log.c.record).where(log.c.seq == 1)) is None
+        assert connection.scalar(select(log.c.record).where(log.c.seq == 2)) is not None
+    (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
+    assert (event.seq, event.details["without_record"]) == (erased.tombstone, [[1, 1]])
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+def test_another_master_key_opens_nothing(engine: Engine, vault: Vault, url: str, tmp_path: Path) -> None:
+    other = open_engine(url)
+    for folder in ("elsewhere", "secrets"):
+        if folder == "secrets":
+            (tmp_path / folder / "master.key").write_text("ab" * 32)
+        with pytest.raises(WrongMasterKey, match="copy the key's file"):
+            prepare_database(other, tmp_path / folder / "master.key")
+    assert not (tmp_path / "elsewhere").exists()
+    other.dispose()
+
+
+@given(st.lists(st.integers(1, 60), unique=True).map(sorted))
+def test_ranges_name_every_place_once(places: list[int]) -> None:
+    found = ranges(places)
+    assert [place for first, last in found for place in range(first, last + 1)] == places
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("moment", "months", "before"),
+    [
+        ("2026-11-25", 25, "2024-10-25"),
+        ("2026-03-31", 1, "2026-02-28"),
+        ("2024-03-31", 1, "2024-02-29"),
+        ("2026-01-01", 1, "2025-12-01"),
+        ("2026-12-31", 12, "2025-12-31"),
+    ],
+)
+def test_months_are_those_of_the_calendar(moment: str, months: int, before: str) -> None:
+    assert months_before(datetime.fromisoformat(moment), months) == datetime.fromisoformat(before)

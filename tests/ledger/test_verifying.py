@@ -1,0 +1,273 @@
+"""Whatever is changed in the database is found: any bit of any column of any row, and rows that go, come or move."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, Table, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from service.ledger import Entry, Event, Ledger, Notary, merkle, open_engine, prepare_database, verifying
+from service.ledger import checkpoints as making
+from service.ledger.erasing import erase, hold, release
+from service.ledger.export_checking import Verdict
+from service.ledger.sealing import NO_TOKEN, Vault
+from service.ledger.tables import (
+    checkpoints,
+    events,
+    explanation_tags,
+    explanations,
+    log,
+    nodes,
+    signing_keys,
+    subjects,
+)
+from service.ledger.verifying import verify_explanation, verify_ledger
+
+EntryMaker = Callable[..., Entry]
+FLIPS = int(os.environ.get("LEDGER_FLIPS", "1"))
+"""For each of the two databases; every column has at least one. `make flips` runs a thousand in all."""
+
+LEDGER = (log, explanations, explanation_tags, events, nodes, checkpoints, signing_keys, subjects)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of several heights are stored over a few rows."""
+    for module in (making, merkle, verifying):
+        monkeypatch.setattr(module, "STORED_HEIGHTS", 2)
+    for module in (making, merkle):
+        monkeypatch.setattr(module, "BLOCK", 4)
+
+
+@pytest.fixture
+def vault(url: str, tmp_path: Path) -> Vault:
+    engine = open_engine(url)
+    vault = prepare_database(engine, tmp_path / "master.key")
+    engine.dispose()
+    return vault
+
+
+@pytest.fixture
+async def filled(
+    small_blocks: None, url: str, vault: Vault, tmp_path: Path, make_entry: EntryMaker
+) -> AsyncIterator[tuple[Engine, Vault]]:
+    """A ledger with everything in it: people, holds, erasures, look-ups, rotated keys, several checkpoints."""
+    engine = open_engine(url)
+    notary = Notary(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
+    ledger = Ledger(engine, vault)
+    for i in range(8):
+        await ledger.append(
+            [
+                make_entry(
+                    created=time.time_ns() // 1000,
+                    subject=(None, "Ann", "Bob", "Cid")[(i + j) % 4],
+                    decision_id=None if j == 1 else f"d-{i}",
+                    label=("denied", None)[j % 2],
+                    flags=("seen",) if i % 2 else (),
+                    cohort={"channel": "web"} if j else {},
+                )
+                for j in range(3)
+            ]
+            + [Event(kind="lookup", tenant="bank", key_id="key", about=None if i % 2 else "x", details={"seen": [i]})]
+        )
+        if i % 3 == 0:
+            notary.sign()
+        if i == 4:
+            erase(engine, vault, "bank", "Bob", "key", "asked for")
+            notary.rotate()
+        if i == 6:
+            hold(engine, vault, "bank", "Cid", "key", "a trial")
+            release(engine, vault, "bank", "Cid", "key")
+    notary.sign()
+    await ledger.close()
+    engine.dispose()
+    engine = open_engine(url)
+    yield engine, vault
+    engine.dispose()
+
+
+def verified(filled: tuple[Engine, Vault], tmp_path: Path) -> Verdict:
+    return verify_ledger(*filled, shipped=tmp_path / "checkpoints.jsonl")
+
+
+def test_an_untouched_ledger_is_valid(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    verdict = verified(filled, tmp_path)
+    assert verdict.faults == []
+    assert verdict.is_valid
+    assert (verdict.records, verdict.size) == (35, 35)
+    assert verdict.erased == 4
+    assert verdict.signed is not None
+
+
+def flipped(value: object, draw: random.Random) -> object:
+    """The value with one bit of its stored bytes flipped; an integer's or a text's stays one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value ^ (1 << draw.randrange(31))
+    data = value.encode() if isinstance(value, str) else bytes(value)  # type: ignore[call-overload]
+    while True:
+        at = draw.randrange(8 * len(data))
+        changed = bytes(byte ^ (1 << at % 8 if i == at // 8 else 0) for i, byte in enumerate(data))
+        if not isinstance(value, str):
+            return changed
+        try:
+            text = changed.decode()
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+
+
+def test_every_flipped_bit_is_found(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    engine, _ = filled
+    draw = random.Random(11)
+    with engine.connect() as connection:
+        cells = [
+            (table, row, column.name)
+            for table in LEDGER
+            for row in connection.execute(select(table)).all()
+            for column in table.c
+            if getattr(row, column.name) not in (None, b"")
+        ]
+    by_column: dict[tuple[str, str], list[Any]] = {}
+    for cell in cells:
+        by_column.setdefault((cell[0].name, cell[2]), []).append(cell)
+    assert len(by_column) == sum(len(table.c) for table in LEDGER)
+    done = 0
+    while done < FLIPS:
+        for cells in by_column.values():  # every column of every table, and random rows
+            table, row, name = draw.choice(cells)
+            if name == "seq" and table in (explanations, explanation_tags):
+                continue  # the one refers to the other, so the database itself refuses that
+            done += 1
+            original = getattr(row, name)
+            changed = flipped(original, draw)
+            key = [column == getattr(row, column.name) for column in table.primary_key.columns]
+            try:
+                with engine.begin() as connection:
+                    connection.execute(update(table).where(*key).values({name: changed}))
+            except IntegrityError:
+                continue  # another row of that key is there
+            assert not verified(filled, tmp_path).is_valid, (table.name, name, row, changed)
+            key = [
+                column == (changed if column.name == name else getattr(row, column.name))
+                for column in table.primary_key.columns
+            ]
+            with engine.begin() as connection:
+                connection.execute(update(table).where(*key).values({name: original}))
+    assert verified(filled, tmp_path).is_valid
+
+
+ROWS: dict[str, tuple[Table, Any]] = {
+    "an explanation": (explanations, explanations.c.seq == 10),
+    "an erased explanation": (explanations, explanations.c.tombstone.is_not(None)),
+    "a row of the log": (log, log.c.seq == 10),
+    "the first row": (log, log.c.seq == 1),
+    "an event": (events, events.c.kind == "lookup"),
+    "a tombstone": (events, events.c.kind == "erasure"),
+    "a tombstone in the log": (log, log.c.kind == "erasure"),
+    "tags": (explanation_tags, explanation_tags.c.name == "flag"),
+    "nodes": (nodes, nodes.c.height == 4),
+    "a checkpoint": (checkpoints, checkpoints.c.size == 4),
+    "a key": (signing_keys, signing_keys.c.place == 1),
+    "a subject's key": (subjects, subjects.c.token != NO_TOKEN),
+    "the mark of the master key": (subjects, subjects.c.token == NO_TOKEN),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_are_deleted(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
+    table, which = ROWS[name]
+    with filled[0].begin() as connection:
+        if table is explanations:
+            gone = select(explanations.c.seq).where(which)
+            connection.execute(delete(explanation_tags).where(explanation_tags.c.seq.in_(gone)))
+        assert connection.execute(delete(table).where(which)).rowcount
+    assert not verified(filled, tmp_path).is_valid
+
+
+def swap_rows(connection: Any) -> None:
+    """Two neighbours change places, with all that belongs to them; the tree cannot."""
+    rows = connection.execute(select(log).where(log.c.seq.in_([2, 3])).order_by(log.c.seq)).all()
+    connection.execute(delete(log).where(log.c.seq.in_([2, 3])))
+    for seq, row in zip((3, 2), rows, strict=True):
+        connection.execute(insert(log).values(seq=seq, kind=row.kind, record=row.record, leaf=row.leaf))
+
+
+def cut_off(connection: Any) -> None:
+    """The end is gone, and the checkpoints over it; only what was kept elsewhere can tell."""
+    connection.execute(delete(checkpoints).where(checkpoints.c.size > 20))
+    connection.execute(delete(nodes).where((nodes.c.place + 1) * 4 > 20))
+    for table in (explanation_tags, explanations, events, log):
+        connection.execute(delete(table).where(table.c.seq > 20))
+    connection.execute(delete(signing_keys).where(signing_keys.c.place == 2))
+
+
+def erase_in_silence(connection: Any) -> None:
+    """A personal part is gone, and nobody says why."""
+    connection.execute(
+        update(explanations).where(explanations.c.seq == 1).values(personal=None, subject=None, decision_id=None)
+    )
+
+
+def hide_behind_another_tombstone(connection: Any) -> None:
+    place = connection.scalar(select(events.c.seq).where(events.c.kind == "erasure"))
+    erase_in_silence(connection)
+    connection.execute(update(explanations).where(explanations.c.seq == 1).values(tombstone=place))
+
+
+def empty_a_record(connection: Any) -> None:
+    """Of an erased row, whose columns could then say anything."""
+    seq = connection.scalar(select(explanations.c.seq).where(explanations.c.tombstone.is_not(None)))
+    connection.execute(update(log).where(log.c.seq == seq).values(record=None))
+
+
+def add_a_tag(connection: Any) -> None:
+    connection.execute(insert(explanation_tags).values(seq=1, name="flag", value="x", tenant="bank", created=1))
+
+
+def add_a_row(connection: Any) -> None:
+    connection.execute(insert(events).values(seq=99, kind="lookup", tenant="bank", created=1, key_id="key"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [swap_rows, cut_off, erase_in_silence, hide_behind_another_tombstone, empty_a_record, add_a_tag, add_a_row],
+)
+def test_rows_that_are_moved_cut_off_emptied_or_added(
+    filled: tuple[Engine, Vault], tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    with filled[0].begin() as connection:
+        change(connection)
+    assert not verified(filled, tmp_path).is_valid
+
+
+async def test_rows_that_are_back_dated(filled: tuple[Engine, Vault], tmp_path: Path, make_entry: EntryMaker) -> None:
+    """They are well made and signed, but of a time when the log had been signed without them."""
+    engine, vault = filled
+    ledger = Ledger(engine, vault)
+    await ledger.append([make_entry()])
+    await ledger.close()
+    Notary(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl").sign()
+    (fault,) = verified(filled, tmp_path).faults
+    assert "earlier time" in fault
+
+
+def test_one_explanation_on_its_own(filled: tuple[Engine, Vault]) -> None:
+    engine, vault = filled
+    assert verify_explanation(engine, vault, 1) == []
+    with engine.begin() as connection:
+        connection.execute(update(explanations).where(explanations.c.seq == 1).values(label="approved"))
+        connection.execute(update(log).where(log.c.seq == 2).values(record=b"{}"))
+    assert "label" in verify_explanation(engine, vault, 1)[0]
+    assert verify_explanation(engine, vault, 2)
+    assert verify_explanation(engine, vault, 4)  # an event
+    assert verify_explanation(engine, vault, 999)
