@@ -15,7 +15,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, exists, func, insert, or_, select, update
 
 from service.ledger.database import database_in_reach
 from service.ledger.tables import explanations, job_rows, jobs
@@ -141,10 +141,13 @@ class Jobs:
             return bool(connection.execute(renewed).rowcount)
 
     def release(self, job_id: str, owner: str) -> None:
-        """Gives a job back, for another process to go on with."""
+        """Gives a job back, for another process to go on with; rows whose explanations are there are done."""
         with database_in_reach(), self._engine.begin() as connection:
             held = and_(jobs.c.id == job_id, jobs.c.owner == owner)
             connection.execute(update(jobs).where(held).values(leased_until=None, owner=None))
+            is_there = exists().where(explanations.c.id == job_rows.c.explanation_id)
+            unmarked = and_(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), is_there)
+            connection.execute(update(job_rows).where(unmarked).values(outcome=DONE, payload=None))
 
     def tell(self, job_id: str, *, detail: str | None = None, total: int | None = None, done: int = 0) -> None:
         """Says how far a job is, or what it waits for."""

@@ -15,7 +15,7 @@ from service.permissions import Policy, Quota
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
-    from tests.conftest import MakeKey, Service
+    from tests.conftest import MakeKey, Service, Until
 
 RULE = {"method": "integrated_gradients", "options": {"rule": "midpoint"}, "tolerance": 0.1}
 
@@ -132,16 +132,24 @@ async def test_a_row_that_cannot_be_explained_says_why(bank: httpx.AsyncClient, 
     assert "tolerance was not met" in job["results"][0]["error"]
 
 
-async def test_a_job_is_cancelled(bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
+async def test_a_job_is_cancelled(
+    service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], until: Until
+) -> None:
     slow = {"method": "expected_gradients", "tolerance": 1e-9, "max_evaluations": 4096}
     job = await made(bank, instances=rows_of(instance, 400), parameters=slow)
+    async with asyncio.timeout(60):
+        while not await stored(bank):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     cancelled = (await bank.delete(f"/v1/jobs/{job}")).json()
     again = (await bank.delete(f"/v1/jobs/{job}")).json()
 
     assert cancelled["state"] == again["state"] == "cancelled"
     assert cancelled["ended"] == again["ended"]
-    assert cancelled["progress"]["done"] < 400
+    await until(lambda: not service.app.state.runner._running)
+    left = (await bank.get(f"/v1/jobs/{job}")).json()
+    assert {result["explanation"] for result in left["results"]} == set(await stored(bank))  # what was made is told
+    assert left["progress"]["done"] < 400
 
 
 async def test_a_job_ends_with_its_key(
