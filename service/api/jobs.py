@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.explanations import ledger_of
 from service.api.filters import FilterBody
+from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainParameters, Strict
@@ -127,6 +128,9 @@ async def make_job(request: Request, body: JobBody) -> Response:
         "version": version.key.version,
         "parameters": body.parameters.model_dump(),
     }
+    if body.explanations is not None:
+        conditions = [name for name, value in body.explanations if value]
+        await record_lookup(request, caller, job_id, {"action": "job", "conditions": conditions, "rows": len(rows)})
     job = new_job(job_id, caller, EXPLAIN, sealed_spec(vault, job_id, spec), len(rows))
     await asyncio.to_thread(jobs.create, job, rows)
     runner: Runner = request.app.state.runner

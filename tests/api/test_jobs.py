@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from service.ledger.entries import LOOKUP, EventSearch
 from service.ledger.jobs import Jobs
 from service.permissions import Policy, Quota
 
@@ -103,7 +104,7 @@ async def test_what_a_row_holds_is_sealed_and_then_dropped(
 
 
 async def test_stored_explanations_are_explained_again_another_way(
-    bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any]
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str
 ) -> None:
     context = {"subject": "Ada", "decision_id": "d-1", "cohort": {"channel": "web"}}
     (wanted,) = (await explain([instance], by=bank, context=context))["explanations"]
@@ -119,6 +120,9 @@ async def test_stored_explanations_are_explained_again_another_way(
     assert again["method"] == "saliency"
     for name in ("input", "subject", "decision_id", "cohort"):
         assert again[name] == before[name]
+    search = EventSearch(kind=LOOKUP, about=job["id"])
+    (event,) = service.call(service.app.state.ledger.events(tenant, search)).events
+    assert event.details == {"action": "job", "conditions": ["subject"], "rows": 1}  # and not whose
     # The second version has fewer features; those that it has are taken. It explains both that were found.
     assert other["progress"] == {"total": 2, "done": 2, "failed": 0}
     assert {records_of["model"]["version"] for records_of in (await stored(bank)).values()} == {"1", "2"}
