@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import orjson
@@ -14,6 +15,7 @@ from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.errors import InvalidRequest
+from service.exporting import Exports
 from service.ledger.entries import LONGEST_TEXT
 
 LONGEST_REASON = 500
@@ -56,9 +58,14 @@ class HoldReply(BaseModel):
 @router.post("/v1/subjects/{subject:path}:erase", responses={200: {"model": ErasedReply}})
 @needs("ledger:write")
 async def erase_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
-    """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold."""
+    """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
+
+    The tenant's files of earlier exports are withdrawn.
+    """
     caller = caller_of(request)
     erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, body.reason)
+    exports: Exports = request.app.state.exports
+    await asyncio.to_thread(exports.sweep)
     return _json({"records": erased.records, "tombstone": erased.tombstone})
 
 

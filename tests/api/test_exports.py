@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.exporting import COLUMNS, KEPT_SECONDS, Exports
-from service.ledger.entries import ERASURE, EventSearch
+from service.ledger.entries import EventSearch
 from service.ledger.export_checking import check_export
 from service.permissions import Policy
 
@@ -138,17 +138,24 @@ async def test_an_erasure_withdraws_what_was_exported_before(
     assert_problem: AssertProblem,
 ) -> None:  # fmt: skip
     exports: Exports = service.app.state.exports
-    await explain([instance], by=bank)
+    await explain([instance], by=bank, context={"subject": "Ada", "decision_id": "d-1"})
+    await explain([instance], by=bank, context={"subject": "Grace"})
     export = await ended(bank, format="csv")
     path = exports._folder_of(tenant) / f"{export['id']}.csv"
     assert path.stat().st_mode & 0o077 == 0
 
-    service.call(service.app.state.ledger.append_event(ERASURE, tenant, "operator", details={"records": []}))
+    assert (await bank.post("/v1/subjects/Ada:erase", json={})).status_code == 200
 
+    assert not path.exists()
     gone = await bank.get(f"/v1/exports/{export['id']}/file")
     assert "not past an erasure" in assert_problem(gone, 410)
-    assert not path.exists()
-    assert await exported(bank, format="csv")  # made anew
+    anew = [typed(row) for row in csv.DictReader(io.StringIO((await exported(bank, format="csv")).decode()))]
+    assert [row["erased"] for row in anew] == [True, False]
+    assert {anew[0][name] for name in ("subject", "decision_id", "input", "attributions", "output")} == {None}
+    with zipfile.ZipFile(io.BytesIO(await exported(bank))) as archive:
+        lines = [orjson.loads(line) for line in archive.read("records.ndjson").splitlines()]
+    assert [line["personal"] is None for line in lines] == [True, False]
+    assert "Ada" not in str(lines)
 
 
 async def test_files_are_kept_for_a_day(

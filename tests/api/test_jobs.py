@@ -128,6 +128,21 @@ async def test_stored_explanations_are_explained_again_another_way(
     assert {records_of["model"]["version"] for records_of in (await stored(bank)).values()} == {"1", "2"}
 
 
+async def test_an_input_that_was_erased_is_not_explained_again(
+    bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any]
+) -> None:
+    await explain([instance], by=bank, context={"subject": "Ada"})
+    await explain([instance], by=bank, context={"subject": "Grace"})
+    assert (await bank.post("/v1/subjects/Ada:erase", json={})).status_code == 200
+
+    job = await ended(bank, await made(bank, explanations={}))
+
+    assert job["progress"] == {"total": 2, "done": 1, "failed": 1}
+    assert [result["error"] for result in job["results"] if "error" in result] == [
+        "the explanation whose input was to be explained is no longer there"
+    ]
+
+
 async def test_a_row_that_cannot_be_explained_says_why(bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
     parameters = {**RULE, "tolerance": 1e-9, "max_evaluations": 2, "strict": True}
     job = await ended(bank, await made(bank, instances=[instance] * 2, parameters=parameters))
