@@ -32,6 +32,15 @@ async def test_what_has_not_changed_is_not_loaded_again(service: Service, client
     assert [*service.app.state.engine._workers.values()] == [worker]
 
 
+async def test_a_body_without_a_type_is_read_as_tritons_client_sends_it(client: httpx.AsyncClient) -> None:
+    reply = await client.post(f"{REPOSITORY}/index", content=b'{"ready": true}')
+
+    assert "content-type" not in reply.request.headers
+    assert reply.status_code == 200
+    typed = await client.post(f"{REPOSITORY}/index", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert typed.status_code == 400
+
+
 async def test_the_shipped_versions_have_passed(client: httpx.AsyncClient) -> None:
     model = (await client.get("/v1/models/loan")).json()
 
