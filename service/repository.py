@@ -78,7 +78,7 @@ class Repository:
         self._assessments = Assessments(data / ASSESSMENTS)
         self._sets = KeptSets(data / BASELINES)
         self._checker = Checker(data)
-        self._judging: set[asyncio.Task[None]] = set()
+        self._judging: dict[tuple[ModelKey, str], asyncio.Task[None]] = {}
         self._loading: set[tuple[str, str]] = set()
         self._turn = asyncio.Lock()
         self._serves = False
@@ -97,7 +97,7 @@ class Repository:
         """Ends what is checked."""
         self._checker.close()
         if self._judging:
-            await asyncio.wait(self._judging)
+            await asyncio.wait(self._judging.values())
 
     async def load(self, name: str, version: str | None) -> list[State]:
         """Loads a version from the folder of models as it is now, or every version of a model; all that can be loaded.
@@ -126,21 +126,23 @@ class Repository:
             if known is None or not known.is_ready or not known.is_same(found):
                 await self._load(found)
             else:
-                await self._assess(await self._with_sets(known, known.folder))
+                await self._renew_sets(known)
+                await self._assess(self._known(known.key.name, known.key.version) or known)
         except CatalogError as error:
             LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
             return f"{folder.parent.name}@{folder.name}: {error}"
         return None
 
-    def unload(self, name: str, version: str | None) -> list[State]:
+    async def unload(self, name: str, version: str | None) -> list[State]:
         """Serves a version, or every version of a model, no more; requests under way end. Raises NotFound."""
-        versions = [known for known in self._catalog.versions(name) if version in (None, known.key.version)]
-        if not versions:
-            raise NotFound("the model has no such version")
-        for known in reversed(versions):
-            nothing = {"environment": None, "traits": None, "lease": None, "problem": None}
-            self._catalog.put(replace(known, is_unloaded=True, **nothing))  # type: ignore[arg-type]
-        return [self._state(name, known.key.version) for known in versions]
+        async with self._turn:
+            versions = [known for known in self._catalog.versions(name) if version in (None, known.key.version)]
+            if not versions:
+                raise NotFound("the model has no such version")
+            for known in reversed(versions):
+                nothing = {"environment": None, "traits": None, "lease": None, "problem": None, "kept_sets": ()}
+                self._catalog.put(replace(known, is_unloaded=True, **nothing))  # type: ignore[arg-type]
+            return [self._state(name, known.key.version) for known in versions]
 
     async def index(self) -> list[State]:
         """Every version that is known, or lies in the folder of models."""
@@ -186,12 +188,13 @@ class Repository:
                 LOG.warning("the chunk shapes of %s cannot be kept: %s", key, error.strerror)
         await self._assess(
             replace(
-                await self._with_sets(version, copy),
+                version,
                 folder=copy,
                 environment=self._engine.environment,
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,
+                kept_sets=await self._given_sets(version, copy),
             )
         )
 
@@ -217,33 +220,52 @@ class Repository:
         Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
         """
         array = np.array(rows, dtype=np.float32)
-        try:
-            kept = await asyncio.to_thread(self._sets.keep, version.key, version.manifest, name, array, description)
+        async with self._turn:
+            try:
+                kept = await asyncio.to_thread(self._sets.keep, version.key, version.manifest, name, array, description)
+            except OSError as error:
+                LOG.exception("a baseline set cannot be kept")
+                raise Unkept(f"the set cannot be kept: {error.strerror}") from error
             for known in self._catalog.versions(version.key.name):
                 if known.is_ready:
-                    self._catalog.put(await self._with_sets(known, known.folder))
-        except OSError as error:
-            LOG.exception("a baseline set cannot be kept")
-            raise Unkept(f"the set cannot be kept: {error.strerror}") from error
-        except CatalogError as error:
-            raise ModelNotReady(f"the set is kept, but not in use yet: {error}") from error
+                    await self._renew_sets(known)
+        current = self._known(version.key.name, version.key.version)
+        if current is None or kept not in current.fitting_sets:
+            raise ModelNotReady("the set is kept, but the version that it is for is served no more")
         return kept
 
-    async def _with_sets(self, version: ModelVersion, folder: Path) -> ModelVersion:
-        """The version with every set that is kept for its model; those that fit it are given to the workers.
+    async def _renew_sets(self, version: ModelVersion) -> None:
+        sets = await self._given_sets(version, version.folder)
+        current = self._known(version.key.name, version.key.version)
+        if current is not None and current.is_ready and current.is_same(version):
+            self._catalog.put(replace(current, kept_sets=sets))
 
-        Raises CatalogError.
+    async def _given_sets(self, version: ModelVersion, folder: Path) -> tuple[KeptSet, ...]:
+        """Every set that is kept for the model; those that fit the version are given to the workers.
+
+        One that cannot be is left out and logged: it keeps nothing from being served.
         """
-        key = version.key
-        known = {one.sha256 for one in version.fitting_sets} if version.is_ready else set()
-        found = replace(version, kept_sets=await asyncio.to_thread(self._sets.of, key.name))
-        for one in found.fitting_sets:
-            if one.sha256 not in known:
-                outputs = await asyncio.to_thread(self._outputs.find, key, one.sha256, self._engine.environment)
-                computed = await self._engine.attach(folder, self._sets.place(key.name), one.listed, outputs)
-                if outputs is None:
-                    await self._keep_outputs(key, {"sha256:" + one.sha256: computed})
-        return found
+        key, given = version.key, []
+        try:
+            sets = await asyncio.to_thread(self._sets.of, key.name)
+        except CatalogError as error:
+            LOG.error("the baseline sets of %s are left out: %s", key, error)  # noqa: TRY400
+            return version.kept_sets
+        for one in sets:
+            if one not in version.kept_sets and one.stale_for(key, version.manifest) is None:
+                try:
+                    await self._give(key, folder, one)
+                except CatalogError as error:
+                    LOG.error("%s is without baseline %s@%s: %s", key, one.name, one.version, error)  # noqa: TRY400
+                    continue
+            given.append(one)
+        return tuple(given)
+
+    async def _give(self, key: ModelKey, folder: Path, one: KeptSet) -> None:
+        outputs = await asyncio.to_thread(self._outputs.find, key, one.sha256, self._engine.environment)
+        computed = await self._engine.attach(folder, self._sets.place(key.name), one.listed, outputs)
+        if outputs is None:
+            await self._keep_outputs(key, {"sha256:" + one.sha256: computed})
 
     async def _known_outputs(self, version: ModelVersion) -> BaselineOutputs:
         known = {}
@@ -265,11 +287,11 @@ class Repository:
         """Serves the version with the verdict that was kept, or has it checked."""
         found = await asyncio.to_thread(self._assessments.find, version.folder, version.key, version.manifest_digest)
         self._catalog.put(replace(version, assessment=found))
-        if found is None:
-            judging = asyncio.get_running_loop().create_task(self._judge(version))
-            self._judging.add(judging)
-            judging.add_done_callback(self._judging.discard)
-        elif not found.passed:
+        name = version.key, version.manifest_digest
+        if found is None and name not in self._judging:
+            self._judging[name] = asyncio.get_running_loop().create_task(self._judge(version))
+            self._judging[name].add_done_callback(lambda _: self._judging.pop(name))
+        elif found is not None and not found.passed:
             _tell_failure(version, found.failed)
 
     async def _judge(self, version: ModelVersion) -> None:

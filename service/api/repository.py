@@ -83,7 +83,7 @@ async def load_model(request: Request, model: ModelName, body: LoadBody) -> Resp
 @needs("models:write")
 async def unload_model(request: Request, model: ModelName, body: UnloadBody) -> Response:
     """Serves the model, or one version, no more until it is loaded again; requests under way have their answers."""
-    return _listed(_repository(request).unload(model, body.parameters.version))
+    return _listed(await _repository(request).unload(model, body.parameters.version))
 
 
 def _repository(request: Request) -> Repository:

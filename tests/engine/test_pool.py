@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from service.domain import Explanation, ModelKey, OutputSpace, Plan, Priority
+from service.engine import crew
 from service.engine import pool as pool_module
 from service.engine.pool import Pool
 from service.engine.processes import start_worker
@@ -150,7 +151,7 @@ async def test_a_deadline_holds_while_no_worker_answers(
 async def test_a_worker_that_hangs_is_replaced_and_its_work_run_again(
     start_pool: StartPool, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(crew, "SILENCE_SECONDS", 0.5)
     started = await start_pool()
     hanging = started.worker.process.pid
     os.kill(hanging, signal.SIGSTOP)
