@@ -15,7 +15,8 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from service.exporting import COLUMNS, KEPT_SECONDS, Exports
+from service.export_tables import COLUMNS
+from service.exporting import KEPT_SECONDS, Exports
 from service.ledger.entries import EventSearch
 from service.ledger.export_checking import check_export
 from service.permissions import Policy

@@ -18,7 +18,8 @@ from typing import Any
 import orjson
 import yaml
 
-from service.exporting import PAGE, Format, table_row, write_csv, write_parquet
+from service.export_tables import table_row, write_csv, write_parquet
+from service.exporting import PAGE, Format
 from service.ledger import Entry, Ledger, Notary, Search, open_engine, prepare_database
 from service.ledger.exporting import found_lines, write_export
 from service.ledger.searching import read_in_log_order

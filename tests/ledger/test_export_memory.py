@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from service.exporting import COLUMNS, write_csv, write_parquet
+from service.export_tables import COLUMNS, write_csv, write_parquet
 
 if TYPE_CHECKING:
     Write = Callable[[IO[bytes], Iterable[Mapping[str, Any]]], int]
@@ -44,6 +44,6 @@ def peak(write: Write, folder: Path, count: int) -> int:
 def test_memory_does_not_grow_with_the_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write, few: int
 ) -> None:
-    monkeypatch.setattr("service.exporting.ROWS_A_GROUP", 250)
+    monkeypatch.setattr("service.export_tables.ROWS_A_GROUP", 250)
     peak(write, tmp_path, few)  # what is loaded and cached once
     assert peak(write, tmp_path, 4 * few) < 1.3 * peak(write, tmp_path, few) + 100_000
