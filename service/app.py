@@ -32,7 +32,6 @@ from service.api.auth import Authenticator, authorise
 from service.api.traffic import ObservedRequests
 from service.api.transport import RequestIds
 from service.cache import Cache
-from service.catalog.assessments import ASSESSMENTS, Assessments
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
 from service.counterfactual import Counterfactuals
@@ -189,7 +188,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     stack.push_async_callback(engine.close)
     await engine.start()
     metrics.show_versions(catalog)
-    health = Health(Assessments(settings.data / ASSESSMENTS), engine, settings.stability_share)
+    health = Health(engine, settings.stability_share)
     stack.push_async_callback(health.close)
     repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache)
     stack.push_async_callback(repository.close)

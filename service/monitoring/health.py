@@ -7,29 +7,23 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from service.catalog.assessments import Assessments, Profile
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, Plan
 from service.monitoring.drift import Drift
 from service.monitoring.metrics import Metrics
 from service.monitoring.stability import Engine, StabilityProbe
 
-LOOK_AGAIN_SECONDS = 60.0
-"""A version without a reference profile may be checked while it is served; so often it is looked for."""
-
 
 @dataclass(slots=True)
 class _Watched:
     drift: Drift
-    looked: float = float("-inf")
     baseline_made: float | None = None
 
 
 class Health:
     """What is watched of each version, by name, version and manifest. Used on the event loop, which it never blocks."""
 
-    def __init__(self, assessments: Assessments, engine: Engine, stability_share: float) -> None:
-        self._assessments = assessments
+    def __init__(self, engine: Engine, stability_share: float) -> None:
         self._probe = StabilityProbe(engine, stability_share, self._observe_stability)
         self._watched: dict[tuple[str, str, str], _Watched] = {}
         self._looking: set[asyncio.Task[None]] = set()
@@ -52,6 +46,7 @@ class Health:
         for gauge in (metrics.ndcg, metrics.stability, metrics.protected_share, metrics.baseline_age):
             gauge.clear()
         for version, one in watched.values():
+            one.drift.profile = None if version.assessment is None else version.assessment.profile
             labels = (version.key.name, version.key.version)
             figures = (
                 (metrics.ndcg, one.drift.ndcg),
@@ -76,20 +71,13 @@ class Health:
         one = self._watched.get(key)
         if one is None:
             one = self._watched[key] = _Watched(Drift(version.manifest))
-        if one.drift.profile is None and time.monotonic() - one.looked > LOOK_AGAIN_SECONDS:
-            one.looked = time.monotonic()
             task = asyncio.get_running_loop().create_task(self._look(version, one))
             self._looking.add(task)
             task.add_done_callback(self._looking.discard)
         return one
 
     async def _look(self, version: ModelVersion, one: _Watched) -> None:
-        one.drift.profile = await asyncio.to_thread(self._profile, version)
         one.baseline_made = await asyncio.to_thread(_baseline_made, version)
-
-    def _profile(self, version: ModelVersion) -> Profile | None:
-        found = self._assessments.find(version.folder, version.key, version.manifest_digest)
-        return None if found is None else found.profile
 
 
 def _key(version: ModelVersion) -> tuple[str, str, str]:

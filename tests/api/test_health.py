@@ -12,7 +12,6 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load_file
 
-from service.catalog.assessments import Assessments
 from service.catalog.rules import Review
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, Plan, Priority, Timings
@@ -24,8 +23,6 @@ from service.records import Caller, Context
 from tests.conftest import MODELS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from service.engine.pool import Pool
     from tests.conftest import Service
 
@@ -68,9 +65,7 @@ def requests(version: ModelVersion) -> list[Request]:
     ]
 
 
-async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(
-    service: Service, tmp_path: Path
-) -> None:
+async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(service: Service) -> None:
     review = Review.model_validate(
         {
             "protected_share": 0.2,
@@ -84,7 +79,7 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(
     state = service.app.state
 
     async def explained() -> list[dict[str, Any]]:
-        health = Health(Assessments(tmp_path), engine, 1.0)
+        health = Health(engine, 1.0)
         explaining = Explaining(
             engine, state.explaining._cache, state.ledger, "required", metrics, health, most_points=200_000
         )
@@ -125,12 +120,12 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(
     assert figures["flags_total", "loan", "never"] == 0
 
 
-async def test_a_version_that_is_gone_is_forgotten(service: Service, tmp_path: Path) -> None:
+async def test_a_version_that_is_gone_is_forgotten(service: Service) -> None:
     version = service.app.state.catalog.find("loan", "1")
     metrics = Metrics()
 
     async def show() -> tuple[bytes, bytes]:
-        health = Health(Assessments(tmp_path), service.app.state.engine, 0)
+        health = Health(service.app.state.engine, 0)
         health.show([version], metrics)
         async with asyncio.timeout(30):
             while health._of(version).baseline_made is None:  # noqa: ASYNC110 - a thread reads the folder

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from service.cache import Cache
-from service.catalog.assessments import Assessments
 from service.catalog.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
@@ -154,7 +153,7 @@ def make(
         if not held:
             engine.is_open.set()
         known = None if mode == "off" else cast(Ledger, ledger)
-        health = Health(Assessments(Path("nowhere")), engine, 0)
+        health = Health(engine, 0)
         explaining = Explaining(engine, cache, known, mode, Metrics(), health, most_points=200_000)
         return UnderTest(explaining, engine, ledger, cache, version, request.node.name)
 
