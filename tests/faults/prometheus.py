@@ -76,7 +76,7 @@ class Prometheus:
         """Whether it answers, and its last scrape of the service succeeded."""
         try:
             return self.values('up{job="answerable"}') == [1.0]
-        except httpx.TransportError:
+        except (httpx.TransportError, ValueError):  # while it starts it answers no JSON
             return False
 
 

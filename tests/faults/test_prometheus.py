@@ -75,6 +75,7 @@ class Asked:
                 await client.post(EXPLAIN, json=make())
 
         async with program.client(KEY) as client, asyncio.TaskGroup() as group:
+            client.timeout = httpx.Timeout(PATIENCE_SECONDS)  # a worker may take its time to come back
             for _ in range(CLIENTS):
                 group.create_task(ask(client))
             try:
@@ -179,6 +180,7 @@ async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Pr
         (worker,) = program.children("engine.worker")
         os.kill(worker, signal.SIGSTOP)
         async with program.client(KEY) as client:
+            client.timeout = httpx.Timeout(PATIENCE_SECONDS)
             body = {**usual(), "parameters": {"max_evaluations": 17_000}}
             asking = asyncio.create_task(client.post(EXPLAIN, json=body))
             await fire(watch, ["QueueNearLimit"])
