@@ -65,14 +65,15 @@ class Asked:
     requests: int = 0
 
     @asynccontextmanager
-    async def on_and_on(self, program: Program, make: Make) -> AsyncIterator[None]:
-        """Clients that ask, whatever is answered."""
+    async def on_and_on(self, program: Program, make: Make, pause: float = 0.02) -> AsyncIterator[None]:
+        """Clients that ask, whatever is answered, with so many seconds in between: other tests run beside this."""
         is_over = False
 
         async def ask(client: httpx.AsyncClient) -> None:
             while not is_over:
                 self.requests += 1
                 await client.post(EXPLAIN, json=make())
+                await asyncio.sleep(pause)
 
         async with program.client(KEY) as client, asyncio.TaskGroup() as group:
             client.timeout = httpx.Timeout(PATIENCE_SECONDS)  # a worker may take its time to come back
@@ -157,7 +158,7 @@ async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Pr
         (redis,) = program.children("redis-server")
         os.kill(redis, signal.SIGSTOP)
         with changed_checkpoint(tmp_path / "data" / "ledger.db"):
-            async with asked.on_and_on(program, odd):
+            async with asked.on_and_on(program, odd, pause=0.1):
                 causes = (
                     "NotConverged",
                     "CompletenessOverTolerance",
