@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.catalog.rules import MOST_COHORTS, MOST_RULES
 from service.domain import Completeness, Explanation
 from service.engine.messages import ChunkReport
 from service.methods.registry import BY_NAME
@@ -53,7 +54,7 @@ def worst() -> Metrics:
     metrics = Metrics()
     for number in range(MODELS):
         model = f"model-{number}"
-        metrics.expect(model, DEFAULT)
+        metrics.expect(model, DEFAULT, [f"flag-{number}" for number in range(MOST_RULES)])
         for method in (*BY_NAME, PREDICT, UNKNOWN):
             for status in (200, 418, 599, *STATUSES):
                 metrics.observe_request(model, method, status, 0.1)
@@ -63,10 +64,15 @@ def worst() -> Metrics:
             metrics.observe_chunk(ChunkReport(f"{model}@1", kernel, 1, 2, 1, 0.01))
         for version in ("1", "2"):
             metrics.model_info.labels(model, version, "sha256:0").set(1)
+            for gauge in (metrics.ndcg, metrics.stability, metrics.baseline_age):
+                gauge.labels(model, version).set(1)
+            for cohort in ("all", *map(str, range(MOST_COHORTS))):
+                metrics.protected_share.labels(model, version, cohort).set(0.1)
     for cache in CACHES:
         for result in CACHE_RESULTS:
             metrics.observe_cache(cache, result)
     metrics.observe_request(UNKNOWN, UNKNOWN, 404, 0.1)
+    metrics.show_checkpoint(1.0)
     metrics.show_workers(8, dict.fromkeys(range(8), 1))
     return metrics
 
