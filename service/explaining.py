@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 from service.cache import Cache, plan_cache_digest
+from service.catalog.sequences import Spans
 from service.catalog.versions import ModelVersion
 from service.disclosure import limited, limited_prediction
 from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
@@ -44,6 +45,7 @@ class Request:
     """One `:explain` or `:predict` call, parsed: a row and a context for each instance.
 
     `ids` are those the explanations are to have; None for new ones. `spent` is filled with where the time went.
+    `spans` say where in texts and files the tokens are; there are none where no instance was one.
     """
 
     version: ModelVersion
@@ -56,6 +58,12 @@ class Request:
     priority: Priority = Priority.INTERACTIVE
     ids: Sequence[str] | None = None
     spent: Spent = field(default_factory=Spent)
+    spans: Sequence[Spans | None] = ()
+
+    @property
+    def spans_of_each(self) -> Sequence[Spans | None]:
+        """One for each instance."""
+        return self.spans or [None] * len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +142,18 @@ class Explaining:
         untimed = []
         entries = []
         ids = request.ids or [uuid7() for _ in plans]
-        for plan, digest, (explanation, cached, timings), context, own_id in zip(
-            plans, digests, results, request.contexts, ids, strict=True
+        for plan, digest, (explanation, cached, timings), context, spans, own_id in zip(
+            plans, digests, results, request.contexts, request.spans_of_each, ids, strict=True
         ):
-            prediction = prediction_of(version, plan.output_space, explanation.outputs)
-            body = {"id": own_id, **explanation_body(version, plan, explanation, cached=cached)}
+            prediction = prediction_of(version, plan.output_space, explanation.outputs, spans)
+            shown = explanation_body(version, plan, explanation, spans, cached=cached, has_channels=parameters.channels)
+            body = {"id": own_id, **shown}
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
             untimed.append((prediction, body, timings))
-            entries.append(ledger_entry(version, plan, digest, explanation, prediction, body, request.caller, context))
+            entries.append(
+                ledger_entry(version, plan, digest, explanation, prediction, body, request.caller, context, spans)
+            )
         recording = time.monotonic()
         await self._record(entries)
         recorded = time.monotonic()
@@ -187,8 +198,8 @@ class Explaining:
         deadline = deadline_of(parameters, time.monotonic())
         predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
         return [
-            limited_prediction(prediction_of(version, space, prediction.outputs[space]), request.caller.policy)
-            for prediction in predictions
+            limited_prediction(prediction_of(version, space, prediction.outputs[space], spans), request.caller.policy)
+            for prediction, spans in zip(predictions, request.spans_of_each, strict=True)
         ]
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:

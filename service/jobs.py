@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import orjson
 
-from service.catalog.instances import read_instance
+from service.catalog.instances import Row, read_with_spans
 from service.catalog.manifest import TabularInputs
+from service.catalog.sequences import Spans
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Priority
 from service.errors import (
@@ -54,6 +55,8 @@ LOST_WORKERS = 3
 """A row that so many workers died of is not tried again."""
 
 T = TypeVar("T")
+ReadInput = tuple[Row, Spans | None]
+"""A row, and where in a text or a file its tokens are."""
 
 Work = Callable[[Job, Caller], Awaitable[None]]
 """Does a job for a caller. It is cancelled when the job is, and begun anew after a restart."""
@@ -229,22 +232,32 @@ class ExplainRows:
         version = self._catalog.find(spec["model"], spec["version"])
         parameters = Parameters(**spec["parameters"])
         if row.payload is not None:
-            values, context = self._own(row, row.payload, version)
+            (values, spans), context = await asyncio.to_thread(self._own, row, row.payload, version)
         else:
-            values, context = await self._of_source(row, caller, version)
+            (values, spans), context = await self._of_source(row, caller, version)
         received = time.monotonic()
         request = Request(
-            version, [values], parameters, [context], caller, True, received, Priority.BULK, [row.explanation_id]
+            version,
+            [values],
+            parameters,
+            [context],
+            caller,
+            True,
+            received,
+            Priority.BULK,
+            [row.explanation_id],
+            [spans],
         )
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
         async with self._room_for_large if is_large else self._room:
             await self._explaining.explain(request)
 
-    def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[tuple[float, ...], Context]:
+    def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[ReadInput, Context]:
         content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
-        return read_instance(version.manifest, content["instance"]), Context(**content["context"])
+        read = read_with_spans(version.manifest, content["instance"], version.tokenizer)
+        return read, Context(**content["context"])
 
-    async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[tuple[float, ...], Context]:
+    async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[ReadInput, Context]:
         """The input of a stored explanation, and what that belongs to. Raises NotFound, InvalidRequest."""
         stored = None if row.source is None else await self._ledger.get(caller.tenant, row.source)
         if stored is None or stored.tombstone is not None:
@@ -256,13 +269,13 @@ class ExplainRows:
         return values, Context(stored.decision_id, stored.subject, stored.cohort)
 
 
-def _input_of(stored: Stored, version: ModelVersion) -> tuple[float, ...]:
+def _input_of(stored: Stored, version: ModelVersion) -> ReadInput:
     personal, inputs = orjson.loads(stored.personal), version.manifest.inputs
     if isinstance(inputs, TabularInputs):
         given = personal["input"]
         known = {name: given[name] for name in inputs.names if name in given} if isinstance(given, dict) else given
-        return read_instance(version.manifest, known)
+        return read_with_spans(version.manifest, known)
     values = plan_of(orjson.loads(stored.record), personal).input
     if len(values) != prod(inputs.shape):
         raise InvalidRequest("the stored input has another size")
-    return values
+    return values, Spans(**personal["spans"]) if "spans" in personal else None

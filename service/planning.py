@@ -11,7 +11,7 @@ from math import prod
 from reprlib import repr as abridged
 
 from service.catalog.instances import known, read_instance
-from service.catalog.manifest import MASK, BaselineSet, Manifest, TokenInputs
+from service.catalog.manifest import MASK, ZEROS, BaselineSet, Manifest, TokenInputs
 from service.catalog.versions import ModelVersion
 from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, Traits
 from service.errors import InvalidRequest, ModelNotReady
@@ -20,16 +20,20 @@ from service.methods.registry import BY_NAME
 
 MOST_EVALUATIONS = 65_536
 USUAL_BUDGET = 4096
+MOST_CONTRIBUTIONS = 2**28
+"""Numbers that one explanation may keep, one for each point and input: 1 GiB, and twice that while they are summed."""
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
-ZEROS = "zeros"
 INLINE = "inline"
 PREDICTED = "predicted"
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The `parameters` of a request; None stands for the manifest's default."""
+    """The `parameters` of a request; None stands for the manifest's default.
+
+    `channels` asks for an image's attributions by channel too.
+    """
 
     method: str | None = None
     target: str | int = PREDICTED
@@ -40,14 +44,38 @@ class Parameters:
     seed: int = 0
     deadline_ms: int | None = None
     strict: bool = False
+    channels: bool = False
     noise: Mapping[str, object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InlineBaseline:
+    """The row of a baseline that came with the request."""
+
+    row: tuple[float, ...]
+
+
+def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Parameters:
+    """The parameters with a baseline that is an instance read into its row, which takes time for texts and images.
+
+    Raises InvalidRequest.
+    """
+    asked = parameters.baseline
+    if asked is None or isinstance(asked, str | InlineBaseline):
+        return parameters
+    try:
+        row = read_instance(version.manifest, asked, version.tokenizer)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"baseline: {error}") from error
+    return replace(parameters, baseline=InlineBaseline(row))
 
 
 def make_plans(version: ModelVersion, rows: Sequence[tuple[float, ...]], parameters: Parameters) -> list[Plan]:
     """One plan an input row; what the rows have in common is read once. Raises as `make_plan` does."""
     first = make_plan(version, rows[0], parameters)
-    if first.baseline.name == MASK:  # it depends on the row
+    inputs = version.manifest.inputs
+    if isinstance(inputs, TokenInputs) and (first.baseline.name == MASK or inputs.has_mask):  # it depends on the row
         return [first, *(make_plan(version, row, parameters) for row in rows[1:])]
     return [first, *(replace(first, input=row) for row in rows[1:])]
 
@@ -57,7 +85,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
     space = output_space(manifest, parameters.output_space)
-    baseline = _baseline(version, parameters.baseline, row)
+    baseline = _baseline(version, with_baseline_read(version, parameters).baseline, row)
     options = _options(version, method, parameters.options)
     facts = Facts(_traits(version), baseline.size, options)
     unfit = method.unfit(facts)
@@ -97,8 +125,12 @@ def expected_points(version: ModelVersion, plan: Plan) -> int:
 def _budget(manifest: Manifest, parameters: Parameters, method: MethodEntry, facts: Facts, noise: Noise | None) -> int:
     """The budget, if the smallest possible cost fits into it."""
     budget = manifest.defaults.max_evaluations if parameters.max_evaluations is None else parameters.max_evaluations
-    if not 1 <= budget <= MOST_EVALUATIONS:
-        raise InvalidRequest(f"max_evaluations is {budget}; it must lie between 1 and {MOST_EVALUATIONS}")
+    most = min(MOST_EVALUATIONS, MOST_CONTRIBUTIONS // prod(facts.traits.shape))
+    if not 1 <= budget <= most:
+        if parameters.max_evaluations is not None:
+            of_size = "" if most == MOST_EVALUATIONS else f" for inputs of {prod(facts.traits.shape)} numbers"
+            raise InvalidRequest(f"max_evaluations is {budget}; it must lie between 1 and {most}{of_size}")
+        budget = most
     least = method.least_points(facts)
     copies = 1 if noise is None else noise.samples
     if least * copies > budget:
@@ -144,24 +176,31 @@ def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...]) -> B
     manifest = version.manifest
     if asked is None:
         asked = manifest.defaults.baseline
-    if isinstance(manifest.inputs, TokenInputs):
-        if asked == MASK:
-            return _inline(MASK, _masked(manifest.inputs, row))
-    elif asked == ZEROS:
+    if isinstance(manifest.inputs, TokenInputs) and asked == MASK:
+        return _inline(MASK, _masked(manifest.inputs, row))
+    if asked == ZEROS == manifest.own_baseline:
         return _inline(ZEROS, (0.0,) * len(row))
     if isinstance(asked, str):
         found = _baseline_set(version, asked)
         return BaselineChoice(found.name, found.version, "sha256:" + found.sha256, found.size)
-    try:
-        return _inline(INLINE, read_instance(manifest, asked))
-    except InvalidRequest as error:
-        raise InvalidRequest(f"baseline: {error}") from error
+    assert isinstance(asked, InlineBaseline)
+    if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
+        _compare_padding(manifest.inputs, asked.row, row)
+    return _inline(INLINE, asked.row)
 
 
 def _masked(inputs: TokenInputs, row: tuple[float, ...]) -> tuple[float, ...]:
     """The input with `mask` in the place of every token that is neither special nor padding."""
-    kept = {inputs.padding, *inputs.special}
-    return tuple(token if token in kept else float(inputs.mask) for token in row)
+    return tuple(token if token in inputs.kept else float(inputs.mask) for token in row)
+
+
+def _compare_padding(inputs: TokenInputs, baseline: tuple[float, ...], row: tuple[float, ...]) -> None:
+    """Raises InvalidRequest when the one has padding where the other has none: the mask must be the same for both."""
+    tokens = [sum(token != inputs.padding for token in each) for each in (baseline, row)]
+    if tokens[0] != tokens[1]:
+        raise InvalidRequest(
+            f"baseline: it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
+        )
 
 
 def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
@@ -184,8 +223,8 @@ def _baseline_set(version: ModelVersion, asked: str) -> BaselineSet:
         reason = kept[-1].stale_for(version.key, manifest)
         raise InvalidRequest(f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
     names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(kept.listed for kept in version.fitting_sets)]]
-    own = MASK if isinstance(manifest.inputs, TokenInputs) else ZEROS
-    raise InvalidRequest(f"baseline {abridged(asked)} is not known; {known('baselines', [*names, own])}")
+    own = [] if manifest.own_baseline is None else [manifest.own_baseline]
+    raise InvalidRequest(f"baseline {abridged(asked)} is not known; {known('baselines', [*names, *own])}")
 
 
 def _options(version: ModelVersion, method: MethodEntry, asked: Mapping[str, object]) -> dict[str, OptionValue]:
@@ -194,7 +233,7 @@ def _options(version: ModelVersion, method: MethodEntry, asked: Mapping[str, obj
         if name not in by_name:
             raise InvalidRequest(f"{method.name} has no option {abridged(name)}; {known('options', by_name)}")
     inputs = version.manifest.inputs
-    units = Units(inputs.names, prod(inputs.shape[-2:]))
+    units = Units(inputs.unit_names, len(inputs.unit_names) or prod(inputs.shape[-2:]))
     try:
         read = {name: by_name[name].read(value, units) for name, value in asked.items()}
     except ValueError as error:

@@ -18,7 +18,8 @@ from typing import Any
 
 import orjson
 
-from service.catalog.manifest import Feature, Manifest, Reason, TabularInputs
+from service.catalog.manifest import Manifest, Reason, TabularInputs
+from service.catalog.tables import Unit
 from service.domain import Explanation
 
 MOST_REASONS = 4
@@ -57,32 +58,32 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict
     outputs, inputs = manifest.outputs, manifest.inputs
     if outputs.adverse is None or not isinstance(inputs, TabularInputs) or explanation.attributions is None:
         return None
-    if not any(feature.reason for feature in inputs.features):
+    if not any(unit.reason for unit in inputs.units):
         return None
     adverse = outputs.labels.index(outputs.adverse)
     if explanation.target != adverse and len(outputs.labels) != 2:
         return None
     sign = 1 if explanation.target == adverse else -1
     candidates: dict[str, _Candidate] = {}
-    for value, feature in zip(explanation.attributions, inputs.features, strict=True):
-        candidate = candidates.setdefault(_key(feature), _Candidate(feature.title, feature.reason))
-        candidate.parts.append((sign * value, feature.name))
+    for value, unit in zip(explanation.attributions, inputs.units, strict=True):
+        candidate = candidates.setdefault(_key(unit), _Candidate(unit.title, unit.reason))
+        candidate.parts.append((sign * value, unit.name))
     adverse_ones = [candidate for candidate in candidates.values() if candidate.contribution > 0]
     adverse_ones.sort(key=lambda candidate: -candidate.contribution)  # stable: of equals, the manifest's first
     return [candidate.told() for candidate in adverse_ones[:MOST_REASONS]]
 
 
-def _key(feature: Feature) -> str:
-    return f"feature {feature.name}" if feature.reason is None else f"code {feature.reason.code}"
+def _key(unit: Unit) -> str:
+    return f"feature {unit.name}" if unit.reason is None else f"code {unit.reason.code}"
 
 
 def texts_digest(manifest: Manifest) -> str:
     """The version of the reason texts: the digest of every feature's title, code and text, in order."""
     inputs = manifest.inputs
-    return _digest(inputs.features) if isinstance(inputs, TabularInputs) else _digest(())
+    return _digest(inputs.units) if isinstance(inputs, TabularInputs) else _digest(())
 
 
 @lru_cache(maxsize=64)
-def _digest(features: Sequence[Feature]) -> str:
-    named = [(f.name, f.title, f.reason and f.reason.code, f.reason and f.reason.text) for f in features]
+def _digest(units: Sequence[Unit]) -> str:
+    named = [(u.name, u.title, u.reason and u.reason.code, u.reason and u.reason.text) for u in units]
     return "sha256:" + hashlib.sha256(orjson.dumps(named)).hexdigest()

@@ -6,13 +6,15 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
-from service.catalog.manifest import ImageInputs, Manifest, TabularInputs, TokenInputs
+from service.catalog.instances import shown_row
+from service.catalog.manifest import Manifest, TabularInputs
+from service.catalog.sequences import Spans
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, GroupShare, NoiseKind, OutputSpace, Plan
 from service.ledger.entries import Entry, Stored
@@ -21,6 +23,7 @@ from service.monitoring.review import flags_of
 from service.permissions import OPEN, Policy
 from service.quotas import Account
 from service.reasons import principal_reasons, texts_digest
+from service.showing import shown_values
 
 IN_CLEAR = frozenset(
     {
@@ -75,18 +78,33 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def prediction_of(version: ModelVersion, space: OutputSpace, outputs: tuple[float, ...] | None) -> dict[str, Any]:
+def prediction_of(
+    version: ModelVersion, space: OutputSpace, outputs: tuple[float, ...] | None, spans: Spans | None = None
+) -> dict[str, Any]:
     """The `predictions` item; without a label and outputs where the model answered a number that is not finite."""
+    cut = {"truncated": True} if spans is not None and spans.truncated else {}
     if outputs is None or not all(map(math.isfinite, outputs)):
-        return {"outputs": [], "output_space": space}
+        return {"outputs": [], "output_space": space, **cut}
     index = max(range(len(outputs)), key=outputs.__getitem__)
     labels = version.manifest.outputs.labels
-    return {"label": labels[index], "index": index, "outputs": outputs, "output_space": space}
+    return {"label": labels[index], "index": index, "outputs": outputs, "output_space": space, **cut}
 
 
-def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation, *, cached: bool) -> dict[str, Any]:
+def explanation_body(
+    version: ModelVersion,
+    plan: Plan,
+    explanation: Explanation,
+    spans: Spans | None = None,
+    *,
+    cached: bool,
+    has_channels: bool = False,
+) -> dict[str, Any]:
     """The `explanations` item without its id and timings. What could not be computed is left out, never null."""
     manifest = version.manifest
+
+    def shown(values: tuple[float, ...]) -> Any:
+        return shown_values(manifest, plan, explanation.shape, values, spans, has_channels=has_channels)
+
     body: dict[str, Any] = {
         "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
         "method": plan.method,
@@ -98,7 +116,7 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
     if explanation.attributions is not None:
         body |= {
             "baseline_output": explanation.baseline_output,
-            "attributions": _shown(manifest, plan, explanation, explanation.attributions),
+            "attributions": shown(explanation.attributions),
             "completeness": explanation.completeness,
         }
     for name in ("completeness_error", "attribution_error"):
@@ -106,7 +124,7 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
         if error is not None:
             body[name] = error
     if explanation.standard_error is not None:
-        body["standard_error"] = _shown(manifest, plan, explanation, explanation.standard_error)
+        body["standard_error"] = shown(explanation.standard_error)
     if explanation.interactions is not None:
         body["interactions"] = explanation.interactions
     if explanation.groups:
@@ -134,28 +152,8 @@ def explanation_body(version: ModelVersion, plan: Plan, explanation: Explanation
     return body
 
 
-def _shown(manifest: Manifest, plan: Plan, explanation: Explanation, values: tuple[float, ...]) -> Any:
-    """Values as the reply has them: by feature; summed over the channels of an image; by token."""
-    match manifest.inputs:
-        case TabularInputs():
-            return dict(zip(manifest.inputs.names, values, strict=True))
-        case ImageInputs():
-            height, width = explanation.shape[-2:]
-            pixels = height * width
-            channels = [values[at : at + pixels] for at in range(0, len(values), pixels)]
-            return {"shape": [height, width], "values": channels[0] if len(channels) == 1 else sum_of(channels)}
-        case TokenInputs():
-            pairs = zip(plan.input, values, strict=True)
-            return [{"token": int(token), "attribution": value} for token, value in pairs]
-
-
-def sum_of(channels: Sequence[Sequence[float]]) -> list[float]:
-    """The sum over the channels, pixel by pixel."""
-    return [math.fsum(values) for values in zip(*channels, strict=True)]
-
-
 def _group(manifest: Manifest, group: GroupShare) -> dict[str, Any]:
-    names = manifest.inputs.names
+    names = manifest.inputs.unit_names
     members = [names[member] for member in group.members] if names else group.members
     return {"features": members, "dividend": group.dividend, "value": group.value}
 
@@ -167,6 +165,13 @@ def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
     return BY_NAME[plan.method].gives_reasons and not is_variance and error is not None and error < MOST_ERROR
 
 
+def _not_shown(manifest: Manifest, plan: Plan, spans: Spans | None) -> dict[str, Any]:
+    """What the input as it is shown does not say: the numbers of categories, the tokens of a text and their places."""
+    inputs = manifest.inputs
+    row = {"row": plan.input} if isinstance(inputs, TabularInputs) and inputs.has_categories else {}
+    return row if spans is None else {**row, "spans": spans}
+
+
 def ledger_entry(
     version: ModelVersion,
     plan: Plan,
@@ -176,15 +181,16 @@ def ledger_entry(
     body: Mapping[str, Any],
     caller: Caller,
     context: Context,
+    spans: Spans | None = None,
 ) -> Entry:
     """The record of one explanation, serialised once.
 
     The personal part is kept apart: the input and what was answered to it, whom it concerns, and every digest that a
     guess of them could be tried against.
     """
-    names = version.manifest.inputs.names
     personal = {
-        "input": dict(zip(names, plan.input, strict=True)) if names else plan.input,
+        "input": shown_row(version.manifest, plan.input),
+        **_not_shown(version.manifest, plan, spans),
         "baseline": {"row": plan.baseline.row, "digest": plan.baseline.digest},
         "plan_digest": plan_digest,
         "answer": {name: value for name, value in body.items() if name not in IN_CLEAR} | {"prediction": prediction},
@@ -206,7 +212,7 @@ def ledger_entry(
         "answers_until_deadline": explanation.answers,
         "manifest": version.manifest_digest,
         "reason_texts": texts_digest(version.manifest) if "reasons" in body else None,
-        "features": names,
+        "features": version.manifest.inputs.names,
         "environment": {**(version.environment or {}), "chunk_rows": explanation.chunk_rows},
     }
     return Entry(

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
+from service.catalog.sequences import Spans
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
@@ -123,7 +124,7 @@ class Replaying:
         explanation = await self._engine.repeat(plan, expected_points(version, plan), conditions)
         if explanation.chunk_rows != str(conditions.shapes):
             differences.append(Difference(f"environment.{CHUNK_ROWS}", str(conditions.shapes), explanation.chunk_rows))
-        numbers, largest, fields = _compared(record, _told(version, plan, explanation), plan)
+        numbers, largest, fields = _compared(record, _told(version, plan, explanation, record, personal), plan)
         is_manifest_another = record["manifest"] != version.manifest_digest
         if is_manifest_another and (differences or numbers != "equal"):
             # On its own it is a reason text, perhaps: where all bits are as they were, it did not matter.
@@ -162,7 +163,7 @@ def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:
         model=ModelKey(model["name"], model["version"], model["digest"]),
         method=record["method"],
         options=tuple((name, _option(value)) for name, value in sorted(parameters["options"].items())),
-        input=_row(record["features"], personal["input"]),
+        input=_row(record["features"], personal.get("row", personal["input"])),
         target=parameters["target"],
         output_space=OutputSpace(record["output_space"]),
         baseline=BaselineChoice(
@@ -181,7 +182,7 @@ def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:
 
 
 def _row(names: Sequence[str], given: Any) -> tuple[float, ...]:
-    values = [given[name] for name in names] if names else given
+    values = [given[name] for name in names] if isinstance(given, Mapping) else given
     return tuple(map(float, values))
 
 
@@ -223,10 +224,19 @@ def _missing(record: Mapping[str, Any], version: ModelVersion) -> Iterator[Diffe
         yield Difference("baseline", baseline["digest"], same[0] if same else None)
 
 
-def _told(version: ModelVersion, plan: Plan, explanation: Explanation) -> Mapping[str, Any]:
-    """What a record of this explanation would say."""
-    body = explanation_body(version, plan, explanation, cached=False)
-    prediction = prediction_of(version, plan.output_space, explanation.outputs)
+def _told(
+    version: ModelVersion,
+    plan: Plan,
+    explanation: Explanation,
+    record: Mapping[str, Any],
+    personal: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """What a record of this explanation would say, shown as it was in `record`."""
+    spans = Spans(**personal["spans"]) if "spans" in personal else None
+    shown = record.get("attributions")
+    has_channels = isinstance(shown, Mapping) and "channels" in shown and "shape" in shown
+    body = explanation_body(version, plan, explanation, spans, cached=False, has_channels=has_channels)
+    prediction = prediction_of(version, plan.output_space, explanation.outputs, spans)
     told: Mapping[str, Any] = orjson.loads(orjson.dumps({**body, "prediction": prediction, "rule": explanation.rule}))
     return told
 

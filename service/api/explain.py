@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Path, Request, Response
@@ -15,13 +15,15 @@ from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
 from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
-from service.catalog.instances import read_instance
-from service.catalog.manifest import ImageInputs
+from service.catalog.instances import Row, read_with_spans
+from service.catalog.sequences import Spans
+from service.catalog.tables import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.errors import InvalidRequest, MalformedBody
 from service.explaining import Explaining
 from service.explaining import Request as ExplainingRequest
 from service.monitoring.labels import PREDICT
+from service.planning import Parameters, with_baseline_read
 from service.records import Caller, Context
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
@@ -94,23 +96,33 @@ async def _request(
     *,
     use_cache: bool,
 ) -> ExplainingRequest:
-    if isinstance(version.manifest.inputs, ImageInputs):  # files take their time to decode
-        rows = await asyncio.to_thread(_rows, version, body.instances)
-    else:
-        rows = _rows(version, body.instances)
+    if isinstance(version.manifest.inputs, TabularInputs):
+        rows, parameters = _read(version, body)
+    else:  # files and texts take their time
+        rows, parameters = await asyncio.to_thread(_read, version, body)
     contexts = _contexts(body.context, len(rows))
-    return ExplainingRequest(version, rows, body.parameters.parameters(), contexts, caller, use_cache, received)
+    return ExplainingRequest(
+        version,
+        [row for row, _ in rows],
+        parameters,
+        contexts,
+        caller,
+        use_cache,
+        received,
+        spans=[spans for _, spans in rows],
+    )
 
 
-def _rows(version: ModelVersion, instances: list[Any]) -> list[tuple[float, ...]]:
+def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[tuple[Row, Spans | None]], Parameters]:
+    """The rows of the instances, and the parameters with the baseline's."""
     rows = []
-    for number, instance in enumerate(instances):
+    for number, instance in enumerate(body.instances):
         try:
-            rows.append(read_instance(version.manifest, instance))
+            rows.append(read_with_spans(version.manifest, instance, version.tokenizer))
         except InvalidRequest as error:
-            where = f"instance {number}: " if len(instances) > 1 else ""
+            where = f"instance {number}: " if len(body.instances) > 1 else ""
             raise InvalidRequest(f"{where}{error}") from None
-    return rows
+    return rows, with_baseline_read(version, body.parameters.parameters())
 
 
 def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Context]:

@@ -221,7 +221,7 @@ def _given_rows(body: JobBody, version: ModelVersion, vault: Vault) -> list[JobR
     rows: list[JobRow] = []
     for number, (instance, context) in enumerate(zip(body.instances, contexts, strict=True)):
         try:
-            values = read_instance(version.manifest, instance)
+            values = read_instance(version.manifest, instance, version.tokenizer)
         except InvalidRequest as error:
             raise InvalidRequest(f"instance {number}: {error}") from None
         if number == 0:

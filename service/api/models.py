@@ -10,7 +10,9 @@ from fastapi import APIRouter, Request
 from service.api.auth import needs
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
-from service.catalog.manifest import BaselineSet, Feature, Inputs, TabularInputs
+from service.catalog.inputs import Inputs
+from service.catalog.manifest import PARITY, BaselineSet
+from service.catalog.tables import Feature, TabularInputs, Unit
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import OutputSpace
 from service.methods.entry import Choice, Facts, MethodEntry, Number, Option
@@ -68,6 +70,8 @@ def _version(version: ModelVersion) -> dict[str, Any]:
     shown: dict[str, Any] = {"version": version.key.version, "digest": version.key.digest, "ready": version.is_ready}
     if version.parity is not None:
         shown["parity"] = version.parity
+    if version.manifest.parity != PARITY:
+        shown["parity_allowed"] = version.manifest.parity
     return shown | {"check": None if version.assessment is None else _check(version.assessment)}
 
 
@@ -82,21 +86,30 @@ def _check(assessment: Assessment) -> dict[str, Any]:
     }
 
 
-def _feature(feature: Feature) -> dict[str, Any]:
+def _feature(feature: Feature, unit: Unit) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "name": feature.name,
         "title": feature.title,
         "unit": feature.unit,
         "range": feature.range,
-        "protected": feature.protected,
+        "protected": feature.protected or unit.protected,
     }
-    return shown if feature.missing is None else {**shown, "missing": feature.missing}
+    if feature.categories:
+        del shown["unit"], shown["range"]
+        shown["categories"] = feature.categories
+    if feature.whole:
+        shown["whole"] = True
+    if feature.missing is not None:
+        shown["missing"] = feature.missing
+    return shown if unit.name == feature.name else {**shown, "group": unit.name}
 
 
 def _inputs(inputs: Inputs) -> list[dict[str, Any]]:
+    """The features of a table, each with the group whose attributions it is summed into, if there is one."""
     if isinstance(inputs, TabularInputs):
-        return [_feature(feature) for feature in inputs.features]
-    return [inputs.model_dump()]
+        unit_of = {number: unit for unit in inputs.units for number in unit.members}
+        return [_feature(feature, unit_of[number]) for number, feature in enumerate(inputs.features)]
+    return [inputs.model_dump(exclude_none=True)]
 
 
 def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:

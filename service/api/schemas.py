@@ -89,6 +89,7 @@ class ExplainParameters(Strict):
     seed: StrictInt = Field(0, description="of methods that draw, and of noise; recorded as 0 for others")
     deadline_ms: StrictInt | None = Field(None, description="milliseconds until an answer is due")
     strict: StrictBool = Field(False, description="answer 422 instead of an explanation over its tolerance")
+    channels: StrictBool = Field(False, description="an image's attributions for each channel too")
     noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own options, by name")
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from service.catalog.manifest import BaselineSet, Manifest
+from service.catalog.tables import TabularInputs
 from service.errors import CatalogError
 
 
@@ -45,4 +46,17 @@ def read_baseline_rows(folder: Path, manifest: Manifest, baseline: BaselineSet) 
         raise CatalogError(f"{baseline.file} has shape {list(rows.shape)}, the manifest says {list(expected)}")
     if rows.dtype != np.float32 or not np.isfinite(rows).all():
         raise CatalogError(f"{baseline.file} must hold finite float32 values")
+    if isinstance(manifest.inputs, TabularInputs):
+        _check_categories(manifest.inputs, baseline, rows)
     return rows
+
+
+def _check_categories(inputs: TabularInputs, baseline: BaselineSet, rows: NDArray[np.float32]) -> None:
+    """Raises CatalogError for a category that is none: each is its place among the feature's."""
+    for feature, values in zip(inputs.features, rows.T, strict=True):
+        places = np.rint(values)
+        if feature.categories and not ((places == values) & (places >= 0) & (places < len(feature.categories))).all():
+            raise CatalogError(
+                f"{baseline.file} must hold whole numbers below {len(feature.categories)} for {feature.name}: the "
+                "places of its categories"
+            )

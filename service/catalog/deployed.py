@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from service.catalog.encodings import Encoding
 from service.domain import OutputSpace
 
 
@@ -26,13 +27,33 @@ class DeployedArtefact(Protocol):
 class Opened:
     """An artefact and its differentiable twin.
 
-    The twin leads from rows [n, ...shape] to logits [n, labels]; where there is an `embedding` [vocabulary,
-    dimensions], from the embeddings of tokens.
+    The twin leads from rows [n, ...shape] to logits [n, labels]; where there is an `encoding`, from encoded rows.
+    `forwards` answers for what the twin takes, also where no instance is like it: a mean of categories, say. It is the
+    artefact where that takes it, and else the twin.
     """
 
     deployed: DeployedArtefact
     twin: fx.GraphModule
-    embedding: NDArray[np.float32] | None = None
+    encoding: Encoding | None
+    forwards: DeployedArtefact
+
+
+class Encoded:
+    """An artefact for rows that are encoded before it takes them."""
+
+    def __init__(self, artefact: DeployedArtefact, encoding: Encoding) -> None:
+        self._artefact = artefact
+        self._encoding = encoding
+
+    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
+        return self._artefact.outputs(self._encoding(rows.astype(np.float64)).astype(np.float32))
+
+
+def opened(artefact: DeployedArtefact, twin: fx.GraphModule, encoding: Encoding | None) -> Opened:
+    """An artefact that takes rows as the twin does, encoded if there is an `encoding`."""
+    deployed = artefact if encoding is None else Encoded(artefact, encoding)
+    return Opened(deployed, twin, encoding, artefact)
 
 
 class TorchOutputs:

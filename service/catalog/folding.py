@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
+import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper, numpy_helper, shape_inference
 
 from service.catalog.graphs import Graph, open_choices, with_branches
@@ -82,8 +84,9 @@ class _Folded:
         result.CopyFrom(node)
         result.domain = torch_domain(node.domain)
         result.output[:] = self._needed(node)
-        if self._is_of_rows(result):
-            self._gather_in_rows(result)
+        places = self._places_in_rows(result)
+        if places is not None:
+            self._gather_in_rows(result, *places)
         else:
             if not result.domain and node.op_type in TARGETS:
                 result.domain = OWN_DOMAIN
@@ -119,21 +122,28 @@ class _Folded:
             self.constants[name] = numpy_helper.from_array(value, name)
         return name
 
-    def _is_of_rows(self, node: NodeProto) -> bool:
-        """Whether a Gather takes the same places of every row, out of all rows written one after the other.
+    def _places_in_rows(self, node: NodeProto) -> tuple[Array, int] | None:
+        """The places, and the width of a row, where a node takes the same places of every row.
 
-        torch's exporter has it for a view of the memory, as of an average over images with the channels last.
+        torch's exporter has such a Gather, out of all rows written one after the other, for a view of the memory, as of
+        an average over images with the channels last; and such a GatherND for a mask that is looked up.
         """
-        if node.domain or node.op_type != "Gather" or self.measured.shapes.get(node.input[0]) != (None,):
-            return False
-        index = self.measured.values.get(node.input[1])
-        return index is not None and index.constant is None and index.strided is not None
+        if node.domain or node.op_type not in ("Gather", "GatherND") or node.input[1] in self.graph.varying:
+            return None
+        index, shape = self.measured.values[node.input[1]], self.measured.shapes.get(node.input[0])
+        if index.constant is not None or shape is None:
+            return None
+        if node.op_type == "Gather":
+            return index.strided if shape == (None,) else None
+        sizes = [size for size in shape[1:] if size is not None]
+        once = index.in_own_row
+        if once is None or once.shape[-1] != len(sizes) or len(sizes) != len(shape) - 1:
+            return None
+        return np.ravel_multi_index(tuple(np.moveaxis(once, -1, 0)), sizes), prod(sizes)
 
-    def _gather_in_rows(self, node: NodeProto) -> None:
-        strided = self.measured.values[node.input[1]].strided
-        assert strided is not None
-        places, width = strided
+    def _gather_in_rows(self, node: NodeProto, places: Array, width: int) -> None:
         node.domain, node.op_type = OWN_DOMAIN, GATHER_IN_ROWS
+        del node.attribute[:]
         node.input[1] = self._constant(f"{node.input[1]} in rows", places)
         node.attribute.append(helper.make_attribute("width", width))
 

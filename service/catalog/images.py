@@ -69,12 +69,31 @@ def _pixels(inputs: ImageInputs, image: Image) -> Floats:
         raise InvalidRequest(f"an image file has no {channels} channels; send nested lists")
     try:
         image = image.convert(MODES[channels])
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling[inputs.resize.upper()])
+        way = None if inputs.resize == "none" else Image.Resampling[inputs.resize.upper()]
+        if inputs.shorter_side is not None:
+            size = _scaled(image.size, inputs.shorter_side)
+            if size[0] * size[1] > MOST_PIXELS:
+                raise InvalidRequest(f"the image is too long, {image.width} by {image.height} pixels")
+            image = _middle(image.resize(size, way), width, height)
+        elif image.size != (width, height):
+            image = image.resize((width, height), way)
     except (OSError, ValueError, SyntaxError) as error:  # PIL's word for a broken PNG chunk is SyntaxError
         raise InvalidRequest("the image file is damaged") from error
     values = np.asarray(image, dtype=np.float64).reshape(height, width, channels)
     return values.transpose(2, 0, 1)
+
+
+def _scaled(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """The size with the shorter side of so many pixels, and the other in proportion, rounded down."""
+    shorter = min(size)
+    width, height = (side * shorter_side // shorter for side in size)
+    return width, height
+
+
+def _middle(image: Image, width: int, height: int) -> Image:
+    """What is cut out of the middle; of an odd number of pixels around it, as torchvision's CenterCrop has it."""
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _in_units(inputs: ImageInputs, values: Floats) -> Floats:

@@ -6,26 +6,38 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from service.catalog.images import decode
-from service.catalog.manifest import Feature, ImageInputs, Manifest, TabularInputs, TokenInputs
+from service.catalog.inputs import ImageInputs, TokenInputs
+from service.catalog.manifest import Manifest
+from service.catalog.sequences import Spans, TextTokenizer, read_sequence
+from service.catalog.tables import Category, Feature, TabularInputs
 from service.errors import InvalidRequest
 
 Row = tuple[float, ...]
 
 
-def read_instance(manifest: Manifest, instance: object) -> Row:
+def read_instance(manifest: Manifest, instance: object, tokenizer: TextTokenizer | None = None) -> Row:
     """The model's input row for one instance, in the artefact's own units, flat.
 
     A table row is an object by feature name or a list in feature order; an image nested lists by channel, row and
     column, of which one channel needs no list of its own, or an object with a file in `image`; tokens are a list, or an
-    object with `tokens`. Raises InvalidRequest, naming what is missing, unknown, not a number or out of its range.
+    object with `tokens`, and where the manifest says so a `text`, which needs the `tokenizer`, or a file in `bytes`.
+    Raises InvalidRequest, naming what is missing, unknown, not a number or out of its range.
     """
+    return read_with_spans(manifest, instance, tokenizer)[0]
+
+
+def read_with_spans(
+    manifest: Manifest, instance: object, tokenizer: TextTokenizer | None = None
+) -> tuple[Row, Spans | None]:
+    """As `read_instance`, and where in a text or a file the tokens are."""
     match manifest.inputs:
         case TabularInputs():
-            return _table_row(manifest.inputs, instance)
+            return _table_row(manifest.inputs, instance), None
         case ImageInputs():
-            return _pixels(manifest.inputs, instance)
+            return _pixels(manifest.inputs, instance), None
         case TokenInputs():
-            return _tokens(manifest.inputs, instance)
+            read = read_sequence(manifest.inputs, instance, tokenizer)
+            return read.tokens, read.spans
 
 
 def known(what: str, names: Iterable[object]) -> str:
@@ -61,8 +73,10 @@ def _by_name(names: Sequence[str], instance: Mapping[str, object]) -> list[objec
 
 
 def _number(feature: Feature, value: object) -> float:
-    if value is None and feature.missing is not None:
-        return feature.missing
+    if value is None and feature.imputed is not None:
+        return feature.imputed
+    if feature.categories:
+        return _place(feature, value)
     if type(value) is not float and type(value) is not int:
         wanted = "a number" if feature.missing is None else "a number or null"
         raise InvalidRequest(f"{feature.name} must be {wanted}")
@@ -70,7 +84,25 @@ def _number(feature: Feature, value: object) -> float:
     if not low <= value <= high:
         unit = "" if feature.unit == "1" else f" ({feature.unit})"
         raise InvalidRequest(f"{feature.name} is {value:g}, outside its range from {low:g} to {high:g}{unit}")
+    if feature.whole and value != int(value):
+        raise InvalidRequest(f"{feature.name} is {value:g}; it must be a whole number")
     return float(value)
+
+
+def _place(feature: Feature, value: object) -> float:
+    """The place of a category; of text or a whole number, as the manifest has it."""
+    if type(value) in (str, int) and value in feature.places:
+        return float(feature.places[value])
+    null = "" if feature.missing is None else ", or null"
+    raise InvalidRequest(f"{feature.name} must be one of {_listed(feature.categories, most=20)}{null}")
+
+
+def shown_row(manifest: Manifest, row: Row) -> dict[str, Category | float] | Row:
+    """A row as an instance has it: of a table by name, categories as they are called; else as it is."""
+    inputs = manifest.inputs
+    if not isinstance(inputs, TabularInputs):
+        return row
+    return {feature.name: feature.shown(value) for feature, value in zip(inputs.features, row, strict=True)}
 
 
 def _did_you_mean(unknown: Sequence[str], names: Iterable[str]) -> str:
@@ -78,7 +110,7 @@ def _did_you_mean(unknown: Sequence[str], names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
+def _listed(names: Sequence[str | int], most: int = 5) -> str:
     shown = ", ".join(str(name)[:64] for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -113,16 +145,3 @@ def _leaves(nested: object, shape: tuple[int, ...]) -> Iterator[float]:
             yield float(item)
         else:
             raise InvalidRequest("every pixel must be a number")
-
-
-def _tokens(inputs: TokenInputs, instance: object) -> Row:
-    if isinstance(instance, Mapping) and set(instance) == {"tokens"}:
-        instance = instance["tokens"]
-    if not isinstance(instance, Sequence) or isinstance(instance, str):
-        raise InvalidRequest("an instance is a list of tokens, or an object with `tokens`")
-    if not 1 <= len(instance) <= inputs.length:
-        raise InvalidRequest(f"the instance has {len(instance)} tokens; it must have from 1 to {inputs.length}")
-    for at, token in enumerate(instance):
-        if type(token) is not int or not 0 <= token < inputs.vocabulary:
-            raise InvalidRequest(f"token {at} must be a whole number from 0 to {inputs.vocabulary - 1}")
-    return tuple(map(float, instance)) + (float(inputs.padding),) * (inputs.length - len(instance))

@@ -17,23 +17,25 @@ from torch import fx
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
 from service.catalog.deployed import DeployedArtefact, Opened
+from service.catalog.encodings import Encoding, TableEncoding, units_of_columns
 from service.catalog.formats import Format
-from service.catalog.manifest import (
-    BaselineSet,
-    Feature,
-    Manifest,
-    TabularInputs,
-    TokenInputs,
-    read_manifest,
-)
+from service.catalog.manifest import BaselineSet, Manifest, TokenInputs, read_manifest
 from service.catalog.onnx_format import open_onnx
 from service.catalog.pt2_format import open_pt2
 from service.catalog.safetensors_format import open_safetensors
+from service.catalog.sequences import read_tokenizer
+from service.catalog.sizes import layer_sizes
+from service.catalog.tables import Category, Feature, TabularInputs
 from service.catalog.twins import check_parity
 from service.domain import Floats, ModelKey, OutputSpace
 from service.errors import CatalogError
 
 PARITY_ROWS = 256
+PARITY_VALUES = 2**26
+"""In all tensors of the twin for the random rows, at most, but for the fewest: a large network would take minutes."""
+FEWEST_PARITY_ROWS = 16
+VALUES_AT_ONCE = 2**24
+ROWS_AT_ONCE = 32
 OPEN: Mapping[Format, Callable[[bytes, Manifest, torch.device], Opened]] = {
     "onnx": open_onnx,
     "pt2": open_pt2,
@@ -45,39 +47,50 @@ OPEN: Mapping[Format, Callable[[bytes, Manifest, torch.device], Opened]] = {
 class LoadedModel:
     """A model version that is ready to be put on a device.
 
-    `baselines` maps the digest of a set to its rows, flat. `embedding` [vocabulary, dimensions] is that of tokens; the
-    twin takes what it gives.
+    `baselines` maps the digest of a set to its rows, flat. `encoding` leads from rows to what the twin takes, if that
+    is something else; for that `forwards` answers.
     """
 
     key: ModelKey
     manifest: Manifest
     deployed: DeployedArtefact
+    forwards: DeployedArtefact
     twin: fx.GraphModule
-    embedding: NDArray[np.float32] | None
+    encoding: Encoding | None
     baselines: Mapping[str, NDArray[np.float32]]
     parity: float
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one input of the twin."""
-        shape = self.manifest.inputs.shape
-        return shape if self.embedding is None else (*shape, self.embedding.shape[1])
+        return self.manifest.inputs.shape if self.encoding is None else self.encoding.shape
 
     def seen(self, rows: Floats) -> Floats:
         """What the twin takes, flat, where the artefact takes `rows` [n, columns]."""
-        if self.embedding is None:
-            return rows
-        return self.embedding[rows.astype(np.int64)].reshape(len(rows), -1).astype(np.float64)
+        return rows if self.encoding is None else self.encoding(rows)
+
+    @property
+    def fixed(self) -> NDArray[np.bool_] | None:
+        """Which of the twin's inputs, flat, are not explained and stay as they are; None: none of them."""
+        return None if self.encoding is None else self.encoding.fixed
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """For each of the twin's inputs, the unit it belongs to; empty where each is one of its own."""
+        inputs = self.manifest.inputs
+        if not isinstance(inputs, TabularInputs):
+            return ()
+        widths = self.encoding.widths if isinstance(self.encoding, TableEncoding) else [1] * len(inputs.features)
+        return units_of_columns(inputs, widths)
 
     @property
     def bounds(self) -> tuple[Floats, Floats]:
         """The range of each of the twin's inputs, flat."""
+        if self.encoding is not None:
+            return self.encoding.bounds
         inputs = self.manifest.inputs
-        if not isinstance(inputs, TokenInputs):
-            return np.array(inputs.bounds[0]), np.array(inputs.bounds[1])
-        assert self.embedding is not None
-        table = self.embedding.astype(np.float64)
-        return np.tile(table.min(axis=0), inputs.length), np.tile(table.max(axis=0), inputs.length)
+        assert not isinstance(inputs, TokenInputs)
+        return np.array(inputs.bounds[0]), np.array(inputs.bounds[1])
 
 
 def baseline_digest(baseline: BaselineSet) -> str:
@@ -97,7 +110,11 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline) for baseline in manifest.baselines
     }
     _check_imputation(manifest, opened.deployed)
-    loaded = LoadedModel(key, manifest, opened.deployed, opened.twin, opened.embedding, baselines, parity=0.0)
+    if isinstance(manifest.inputs, TokenInputs):
+        read_tokenizer(folder, manifest.inputs)
+    loaded = LoadedModel(
+        key, manifest, opened.deployed, opened.forwards, opened.twin, opened.encoding, baselines, parity=0.0
+    )
     return replace(loaded, parity=_parity(loaded, device))
 
 
@@ -106,7 +123,7 @@ def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
     if not isinstance(manifest.inputs, TabularInputs) or not isinstance(manifest.example, Mapping):
         return
     features = manifest.inputs.features
-    imputed = [at for at, feature in enumerate(features) if feature.missing is not None]
+    imputed = [at for at, feature in enumerate(features) if feature.missing is not None and not feature.categories]
     if not imputed:
         return
     example = np.array([_filled(feature, manifest.example[feature.name]) for feature in features], dtype=np.float32)
@@ -120,32 +137,46 @@ def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
             raise CatalogError(f"the artefact does not replace a missing {name} by the manifest's value")
 
 
-def _filled(feature: Feature, value: float | None) -> float:
-    return feature.missing if value is None and feature.missing is not None else float(value or 0.0)
+def _filled(feature: Feature, value: Category | float | None) -> float:
+    if value is None and feature.imputed is not None:
+        return feature.imputed
+    return float(feature.places[value] if feature.categories else value or 0.0)  # type: ignore[index]
 
 
-def _random_rows(manifest: Manifest) -> NDArray[np.float32]:
+def _random_rows(manifest: Manifest, count: int) -> NDArray[np.float32]:
     """Rows within the range of the inputs, flat."""
     generator = np.random.default_rng(0)
     inputs = manifest.inputs
     if isinstance(inputs, TokenInputs):
-        return generator.integers(0, inputs.vocabulary, (PARITY_ROWS, inputs.length)).astype(np.float32)
+        return generator.integers(0, inputs.vocabulary, (count, inputs.length)).astype(np.float32)
     low, high = (np.array(limit, dtype=np.float32) for limit in inputs.bounds)
-    return generator.uniform(low, high, (PARITY_ROWS, len(low))).astype(np.float32)
+    rows = generator.uniform(low, high, (count, len(low))).astype(np.float32)
+    if isinstance(inputs, TabularInputs):
+        whole = [at for at, feature in enumerate(inputs.features) if feature.categories or feature.whole]
+        rows[:, whole] = np.rint(rows[:, whole])
+    return rows
 
 
 def _parity(model: LoadedModel, device: torch.device) -> float:
     """Compares twin and artefact on the baselines and on random rows within the features' ranges."""
     manifest = model.manifest
-    rows = np.concatenate([*model.baselines.values(), _random_rows(manifest)])
-    outputs = model.deployed.outputs(rows)
-    logits, probabilities = (torch.from_numpy(outputs[s]) for s in (OutputSpace.LOGIT, OutputSpace.PROBABILITY))
+    size = sum(layer_sizes(model.twin, model.shape))
+    count = min(PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_VALUES // size))
+    together = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // size))
+    rows = np.concatenate([*(known[:count] for known in model.baselines.values()), _random_rows(manifest, count)])
+    parts = [rows[at : at + together] for at in range(0, len(rows), together)]
+    answers = [model.deployed.outputs(part) for part in parts]
+    logits, probabilities = (
+        torch.from_numpy(np.concatenate([answer[space] for answer in answers]))
+        for space in (OutputSpace.LOGIT, OutputSpace.PROBABILITY)
+    )
     if logits.shape != (len(rows), len(manifest.outputs.labels)):
         raise CatalogError(
             f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
         )
     with torch.no_grad():
-        seen = model.seen(rows).astype(np.float32).reshape(-1, *model.shape)
-        twin_logits = model.twin(torch.from_numpy(seen).to(device)).cpu()
-    parity = check_parity(twin_logits, logits)
-    return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double()))
+        seen = (torch.from_numpy(model.seen(part).astype(np.float32).reshape(-1, *model.shape)) for part in parts)
+        twin_logits = torch.cat([model.twin(part.to(device)).cpu() for part in seen])
+    limit = manifest.parity
+    parity = check_parity(twin_logits, logits, limit)
+    return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double(), limit))

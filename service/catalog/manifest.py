@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
+from service.catalog.inputs import ImageInputs, Inputs, TokenInputs
 from service.catalog.rules import Review
+from service.catalog.tables import Category, Feature, Reason, TabularInputs
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
+__all__ = [
+    "MASK",
+    "NAME",
+    "ZEROS",
+    "BaselineSet",
+    "Defaults",
+    "Example",
+    "Feature",
+    "ImageInputs",
+    "Inputs",
+    "Manifest",
+    "Outputs",
+    "Reason",
+    "Review",
+    "TabularInputs",
+    "TokenInputs",
+    "find_versions",
+    "read_manifest",
+]
+
 MASK = "mask"
 """The baseline that masks all tokens but the special ones."""
+ZEROS = "zeros"
+"""The baseline of zeros; of tokens, and of tables with categories, it would be no instance."""
+PARITY = 1e-4
+"""The largest relative difference between twin and artefact, where the manifest does not allow another."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -37,139 +51,17 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Reason(_Frozen):
-    """How a feature is named to a consumer when it counts among the principal reasons."""
-
-    code: str
-    text: str
-
-
-class Feature(_Frozen):
-    """One input column. `range` is inclusive, in `unit`; `missing` is the value that null stands for."""
-
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    title: str
-    unit: str = "1"
-    range: tuple[FiniteFloat, FiniteFloat]
-    missing: FiniteFloat | None = None
-    protected: bool = False
-    reason: Reason | None = None
-
-
-class TabularInputs(_Frozen):
-    """A table row: one float column a feature, in the order of `features`. `tensor` is an ONNX graph's name for it."""
-
-    kind: Literal["tabular"]
-    tensor: str = ""
-    features: tuple[Feature, ...] = Field(min_length=1)
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The names of the features, in their order."""
-        return tuple(feature.name for feature in self.features)
-
-    @cached_property
-    def protected(self) -> tuple[int, ...]:
-        """The places of the protected ones among the attributions."""
-        return tuple(place for place, feature in enumerate(self.features) if feature.protected)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one input: (features,)."""
-        return (len(self.features),)
-
-    @property
-    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The least and the greatest value of every column."""
-        return tuple(f.range[0] for f in self.features), tuple(f.range[1] for f in self.features)
-
-
-class Normalisation(_Frozen):
-    """From files: value / 255, less `mean`, over `deviation`, a number a channel each."""
-
-    mean: tuple[FiniteFloat, ...]
-    deviation: tuple[PositiveFloat, ...]
-
-
-class ImageInputs(_Frozen):
-    """An image: a float tensor of `shape` (channels, height, width) with values in `range`, inclusive, in `unit`.
-
-    Files are resized as `resize` says (`none`: files of another size are refused), and either normalised or stretched
-    over the range. Nested lists are taken as they are.
-    """
-
-    kind: Literal["image"]
-    tensor: str = ""
-    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    range: tuple[FiniteFloat, FiniteFloat]
-    unit: str = "1"
-    resize: Literal["none", "nearest", "bilinear", "bicubic"] = "none"
-    normalise: Normalisation | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ImageInputs:
-        channels = {self.shape[0]}
-        if self.normalise and {len(self.normalise.mean), len(self.normalise.deviation)} != channels:
-            raise ValueError("normalise has one mean and one deviation a channel")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Pixels have no names."""
-        return ()
-
-    @property
-    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The least and the greatest value of every pixel and channel."""
-        values = prod(self.shape)
-        return (self.range[0],) * values, (self.range[1],) * values
-
-
-class TokenInputs(_Frozen):
-    """A sequence of `length` integers below `vocabulary`, explained at the network's first embedding.
-
-    Shorter sequences are filled up with `padding`. The baseline `mask` has the token `mask` at every position but
-    those of `special` tokens, which, like the padding, stay as they are.
-    """
-
-    kind: Literal["tokens"]
-    tensor: str
-    length: PositiveInt
-    vocabulary: PositiveInt
-    padding: NonNegativeInt
-    mask: NonNegativeInt
-    special: tuple[NonNegativeInt, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Positions have no names."""
-        return ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one input of the artefact: (length,)."""
-        return (self.length,)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TokenInputs:
-        if max(self.padding, self.mask, *self.special) >= self.vocabulary:
-            raise ValueError("padding, mask and special tokens must be below the vocabulary's size")
-        return self
-
-
-Inputs = Annotated[TabularInputs | ImageInputs | TokenInputs, Field(discriminator="kind")]
-
-
 class Outputs(_Frozen):
     """`link` leads from the logits to the probability.
 
-    An ONNX graph's `tensors` are named by space, and the twin is cut at the logit tensor. Other artefacts answer logits
-    and nothing else.
+    An ONNX graph's `tensors` are named by space, and the twin is cut at the logit tensor; the probability's may be left
+    out where the graph has none. Other artefacts answer logits and nothing else. With `sigmoid` there is one logit, the
+    second label's; the first one's is taken to be zero, whose softmax is the same.
     """
 
     labels: tuple[str, ...] = Field(min_length=2)
     adverse: str | None = None
-    link: Literal["softmax"]
+    link: Literal["softmax", "sigmoid"]
     tensors: Mapping[OutputSpace, str] = {}
     default_space: OutputSpace = OutputSpace.PROBABILITY
 
@@ -194,12 +86,15 @@ class Defaults(_Frozen):
     max_evaluations: int = Field(default=4096, ge=1)
 
 
-Example = Mapping[str, FiniteFloat | None] | tuple[int, ...] | tuple[Any, ...]
-"""A row by feature name; for an image nested lists, for tokens a list."""
+Example = Mapping[str, Category | FiniteFloat | None] | tuple[int, ...] | tuple[Any, ...]
+"""A row by feature name; for an image nested lists or a file, for tokens a list, a text or a file."""
 
 
 class Manifest(_Frozen):
-    """The whole of `manifest.yaml`. The `example` is shown to everybody: it should be nobody's."""
+    """The whole of `manifest.yaml`. The `example` is shown to everybody: it should be nobody's.
+
+    `parity` is the largest relative difference that is accepted between twin and artefact.
+    """
 
     name: str = Field(pattern=NAME)
     version: str = Field(pattern=NAME)
@@ -212,45 +107,61 @@ class Manifest(_Frozen):
     baselines: tuple[BaselineSet, ...] = ()
     defaults: Defaults
     floor: Mapping[OutputSpace, float] = {}
+    parity: float = Field(default=PARITY, gt=0, le=0.05)
     review: Review = Review()
     retention: str = Field(default="standard", pattern=NAME)
     example: Example
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        names = self.inputs.names
         sets = [(baseline.name, baseline.version) for baseline in self.baselines]
-        if len(set(names)) != len(names):
-            raise ValueError("two features have the same name")
         if len(set(sets)) != len(sets):
             raise ValueError("two baseline sets have the same name and version")
-        own = {MASK} if isinstance(self.inputs, TokenInputs) else set()
+        own = {self.own_baseline}
         if self.defaults.baseline not in own.union(name for name, _ in sets):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
         if self.outputs.adverse is not None and self.outputs.adverse not in self.outputs.labels:
             raise ValueError(f"the adverse label {self.outputs.adverse!r} is not among the labels")
         self._check_tensors()
-        if isinstance(self.inputs, TabularInputs) != isinstance(self.example, Mapping) or (
-            isinstance(self.example, Mapping) and set(self.example) != set(names)
-        ):
+        if isinstance(self.inputs, TokenInputs) and self.inputs.has_mask and self.baselines:
+            raise ValueError("a model that is told the padding has no baseline sets: their rows have another padding")
+        if self.outputs.link == "sigmoid" and len(self.outputs.labels) != 2:
+            raise ValueError("the link 'sigmoid' is between one logit and two labels")
+        names = set(self.inputs.names)
+        if names and not (isinstance(self.example, Mapping) and set(self.example) == names):
             raise ValueError("the example is not one complete instance")
         return self
 
+    @property
+    def own_baseline(self) -> str | None:
+        """The baseline that needs no file."""
+        match self.inputs:
+            case TokenInputs():
+                return MASK
+            case TabularInputs(has_categories=True):
+                return None
+        return ZEROS
+
     def _check_tensors(self) -> None:
         """Holds the names of tensors, and the kind of the inputs, against the format of the artefact."""
-        form, tensor, tensors = self.artefact.format, self.inputs.tensor, self.outputs.tensors
+        form, inputs, tensors = self.artefact.format, self.inputs, self.outputs.tensors
+        given = [*inputs.tensors] if isinstance(inputs, TabularInputs) else [inputs.tensor]
         if form == "onnx":
-            if not tensor:
+            if not all(given):
                 raise ValueError("inputs.tensor is missing: the name of the ONNX graph's input")
-            if set(tensors) != set(OutputSpace):
-                raise ValueError("outputs.tensors names one tensor for `logit` and one for `probability`")
+            if OutputSpace.LOGIT not in tensors:
+                raise ValueError(
+                    "outputs.tensors names one tensor for `logit`, and one for `probability` if there is one"
+                )
             return
-        if isinstance(self.inputs, TokenInputs):
+        if isinstance(inputs, TokenInputs):
             raise ValueError(f"tokens are explained at the embedding of an ONNX graph, not of the format {form}")
-        if tensor or tensors:
-            name = "inputs.tensor" if tensor else "outputs.tensors"
+        if any(given) or tensors:
+            name = "inputs.tensor" if any(given) else "outputs.tensors"
             raise ValueError(f"{name} is for ONNX: an artefact in the format {form} has no names for it")
-        if isinstance(self.artefact.architecture, Cnn) and not isinstance(self.inputs, ImageInputs):
+        if self.outputs.link == "sigmoid":
+            raise ValueError(f"the link 'sigmoid' is for ONNX: an artefact in the format {form} answers two logits")
+        if isinstance(self.artefact.architecture, Cnn) and not isinstance(inputs, ImageInputs):
             raise ValueError("the architecture 'cnn' takes images")
 
 

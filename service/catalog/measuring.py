@@ -59,6 +59,19 @@ class Value:
         rows = [np.stack([base + step * row for row in range(count)]) for count in ROWS]
         return (base, step) if all(map(_is_same, self.arrays, rows)) else None
 
+    @property
+    def in_own_row(self) -> Array | None:
+        """Of places [rows, ..., dimensions] that are each in the row's own: what follows the row's number, once."""
+        two, three = self.arrays
+        if two.dtype.kind != "i" or two.ndim < 2 or (two.shape[:1], three.shape[:1]) != ((2,), (3,)):
+            return None
+        once = np.asarray(two[0, ..., 1:])
+        for array in self.arrays:
+            rows = np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 2))
+            if (array[..., 0] != rows).any() or (array[..., 1:] != once).any():
+                return None
+        return once
+
 
 def _is_same(one: Array, other: Array) -> bool:
     """Whether all bits are."""

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto, ValueInfoProto
 
-from service.catalog.deployed import Opened
-from service.catalog.manifest import Manifest, TokenInputs
-from service.catalog.twins import build_twin, find_embedding, parse_onnx
+from service.catalog.deployed import Opened, TorchOutputs
+from service.catalog.encodings import TableEncoding
+from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs
+from service.catalog.manifest import Manifest
+from service.catalog.onnx_twins import twin_of
+from service.catalog.tables import TabularInputs
+from service.catalog.twins import parse_onnx
 from service.domain import OutputSpace
 from service.errors import CatalogError
 
 
 class OnnxArtefact:
-    """The artefact in production, in ONNX Runtime."""
+    """The artefact in production, in ONNX Runtime.
+
+    Where the manifest names a tensor inside of the graph, the graph is asked for it beside its own outputs.
+    """
 
     def __init__(self, content: bytes, manifest: Manifest, device: torch.device) -> None:
         options = onnxruntime.SessionOptions()
@@ -28,31 +37,83 @@ class OnnxArtefact:
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        self._input = manifest.inputs.tensor
-        self._shape = manifest.inputs.shape
-        self._dtype = np.float32 if manifest.inputs.kind != "tokens" else _integer_type(self._session)
-        self._spaces = tuple(manifest.outputs.tensors)
-        self._tensors = [manifest.outputs.tensors[space] for space in self._spaces]
+        self._has_one_logit = manifest.outputs.link == "sigmoid"
+        self._logit = manifest.outputs.tensors[OutputSpace.LOGIT]
+        self._probability = manifest.outputs.tensors.get(OutputSpace.PROBABILITY)
+
+    @property
+    def inputs(self) -> dict[str, GraphInput]:
+        """The inputs of the graph."""
+        return graph_inputs(self._session)
+
+    def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+        """The outputs [n, labels] in every output space."""
+        if self._probability is None:
+            (logits,) = self._session.run([self._logit], feeds)
+            logits = self._of_labels(logits)
+            return {OutputSpace.LOGIT: logits, OutputSpace.PROBABILITY: _softmax(logits)}
+        logits, probabilities = self._session.run([self._logit, self._probability], feeds)
+        logits = self._of_labels(logits)
+        if self._has_one_logit and probabilities.size == len(logits):
+            probabilities = np.concatenate([1 - probabilities.reshape(-1, 1), probabilities.reshape(-1, 1)], axis=1)
+        return {
+            OutputSpace.LOGIT: logits,
+            OutputSpace.PROBABILITY: probabilities.astype(np.float32, copy=False),
+        }
+
+    def _of_labels(self, logits: NDArray[Any]) -> NDArray[np.float32]:
+        """[n, labels]; one logit is the second label's, with zero beside it."""
+        if not self._has_one_logit:
+            return logits.astype(np.float32, copy=False)
+        one = logits.reshape(len(logits), -1).astype(np.float32)
+        return np.concatenate([np.zeros_like(one), one], axis=1)
+
+
+class Answering:
+    """An artefact for rows, which become the inputs of its graph by `feeds`."""
+
+    def __init__(self, artefact: OnnxArtefact, feeds: Feeds) -> None:
+        self._artefact = artefact
+        self._feeds = feeds
 
     def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
         """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
-        given = rows.reshape(-1, *self._shape).astype(self._dtype, copy=False)
-        return dict(zip(self._spaces, self._session.run(self._tensors, {self._input: given}), strict=True))
+        return self._artefact.answers(self._feeds(rows))
 
 
-def _integer_type(session: onnxruntime.InferenceSession) -> type[np.integer]:
-    return np.int32 if session.get_inputs()[0].type == "tensor(int32)" else np.int64
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    probabilities: NDArray[np.float32] = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
 
 
 def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
     """The artefact and its twin. Raises CatalogError where ONNX Runtime cannot open it, or the graph has no twin."""
-    graph = parse_onnx(content)
+    graph, inputs = parse_onnx(content), manifest.inputs
     try:
-        deployed = OnnxArtefact(content, manifest, device)
+        artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {error}") from error
-    tensor, embedding = manifest.inputs.tensor, None
-    if isinstance(manifest.inputs, TokenInputs):
-        tensor, embedding = find_embedding(graph, tensor)
-    twin = build_twin(graph, tensor, manifest.outputs.tensors[OutputSpace.LOGIT]).to(device)
-    return Opened(deployed, twin, embedding)
+    given = artefact.inputs
+    feeds = feeds_of(inputs, given)
+    twin, encoding = twin_of(graph, manifest, given, feeds)
+    deployed, twin = Answering(artefact, feeds), twin.to(device)
+    if not all(each.is_floating for each in given.values()):
+        shape = inputs.shape if encoding is None else encoding.shape
+        return Opened(deployed, twin, encoding, TorchOutputs(twin, device, shape))
+    if isinstance(encoding, TableEncoding) and isinstance(inputs, TabularInputs):
+        return Opened(deployed, twin, encoding, Answering(artefact, column_feeds(inputs, given, encoding.widths)))
+    return Opened(deployed, twin, encoding, deployed)
+
+
+def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:
+    """The artefact as it is, or with the manifest's tensors among its outputs where they are inside of the graph."""
+    known = {output.name for output in graph.graph.output}
+    inner = [name for name in manifest.outputs.tensors.values() if name not in known]
+    if not inner:
+        return content
+    asked = ModelProto()
+    asked.CopyFrom(graph)
+    asked.graph.output.extend(ValueInfoProto(name=name) for name in inner)
+    extended: bytes = asked.SerializeToString()
+    return extended

@@ -24,7 +24,8 @@ from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from service.catalog.aten import in_plain_torch
-from service.catalog.deployed import Opened, TorchOutputs
+from service.catalog.deployed import Opened, TorchOutputs, opened
+from service.catalog.encodings import encoding_for
 from service.catalog.manifest import Manifest
 from service.domain import OutputSpace
 from service.errors import CatalogError
@@ -46,7 +47,8 @@ def open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened
     Raises CatalogError when the digest is not trusted, the archive holds more than a graph and tensors, or the program
     does not lead from rows of the manifest's shape to logits.
     """
-    artefact, shape = manifest.artefact, manifest.inputs.shape
+    artefact, encoding = manifest.artefact, encoding_for(manifest.inputs)
+    shape = manifest.inputs.shape if encoding is None else encoding.shape
     if artefact.sha256 not in Settings().trusted_artefacts:
         raise CatalogError(
             f"{artefact.file} is a program, and its sha256 is not among ANSWERABLE_TRUSTED_ARTEFACTS: {artefact.sha256}"
@@ -66,7 +68,7 @@ def open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened
         raise
     except Exception as error:  # torch's errors share no base class of their own
         raise CatalogError(f"torch cannot open {artefact.file} and take a gradient of it: {error}") from error
-    return Opened(deployed, twin)
+    return opened(deployed, twin, encoding)
 
 
 def _check_records(content: bytes) -> None:

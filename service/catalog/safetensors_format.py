@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from service.catalog.deployed import Opened, TorchOutputs
+from service.catalog.deployed import Opened, TorchOutputs, opened
+from service.catalog.encodings import encoding_for
 from service.catalog.manifest import Manifest
 from service.catalog.networks import read_network
 
 
 def open_safetensors(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
     """The network, in torch, and its trace. Raises CatalogError when the file is not what the architecture asks for."""
-    architecture, shape = manifest.artefact.architecture, manifest.inputs.shape
+    architecture, encoding = manifest.artefact.architecture, encoding_for(manifest.inputs)
+    shape = manifest.inputs.shape if encoding is None else encoding.shape
     assert architecture is not None
     network = read_network(content, architecture, shape, len(manifest.outputs.labels)).to(device)
-    return Opened(TorchOutputs(network, device, shape), fx.symbolic_trace(network))
+    return opened(TorchOutputs(network, device, shape), fx.symbolic_trace(network), encoding)

@@ -21,8 +21,6 @@ import onnx
 import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
-from onnx import numpy_helper
 from torch import fx
 
 from service.catalog.folding import choose_branches, fold, versions
@@ -127,23 +125,6 @@ def _taken_apart(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.Mo
     if not unknown:
         return whole
     return onnx.inliner.inline_selected_functions(whole, sorted(unknown), inline_schema_functions=True)
-
-
-def find_embedding(model: onnx.ModelProto, input_tensor: str) -> tuple[str, NDArray[np.float32]]:
-    """The tensor that holds the embeddings of the tokens in `input_tensor`, and the table [vocabulary, dimensions].
-
-    The embedding is the Gather of a constant table's rows by the tokens. Raises CatalogError where there is none.
-    """
-    tables = {tensor.name: tensor for tensor in model.graph.initializer}
-    tokens = {input_tensor}
-    for node in model.graph.node:
-        if node.op_type in ("Cast", "Identity") and node.input[0] in tokens:
-            tokens.add(node.output[0])
-        if node.op_type == "Gather" and node.input[1] in tokens and node.input[0] in tables:
-            table: NDArray[np.float32] = numpy_helper.to_array(tables[node.input[0]]).astype(np.float32)
-            if table.ndim == 2 and not any(a.name == "axis" and a.i != 0 for a in node.attribute):
-                return node.output[0], table
-    raise CatalogError(f"no embedding of the tokens in {input_tensor!r}: no Gather of a constant table's rows by them")
 
 
 def check_parity(twin_outputs: torch.Tensor, deployed_outputs: torch.Tensor, limit: float = 1e-4) -> float:

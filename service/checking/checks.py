@@ -159,10 +159,9 @@ def stability(trial: Trial, limits: Limits, rows: int, seed: int) -> Finding:
     if len(baselines) < 2:
         return Finding("stability", None, "the default baseline is no set that could be halved")
     sample = trial.sample(rows, seed)
-    shape = trial.manifest.inputs.shape
 
     def importance_from(half: Indices) -> Floats:
-        mean = baselines[half].mean(axis=0).reshape(shape).tolist()
+        mean = trial.mean_instance(baselines[half])
         return importance(trial.answers(sample, METHOD, mean).attributions)
 
     halves = random_halves(len(baselines), SPLITS, seed)

@@ -114,14 +114,18 @@ def _refuse_incomparable(before: Trial, after: Trial) -> None:
 
 def _as_seen_by(trial: Trial, source: Trial, sample: Floats) -> tuple[Floats, list[str]]:
     """The sample's rows with the columns of another version, and which of these the sample does not hold."""
-    if not isinstance(trial.manifest.inputs, TabularInputs) or trial.features == source.features:
+    own, other = trial.manifest.inputs, source.manifest.inputs
+    if not isinstance(own, TabularInputs) or not isinstance(other, TabularInputs) or own.features == other.features:
         return sample, []
-    column = {name: at for at, name in enumerate(source.features)}
-    unknown = [name for name in trial.features if name not in column]
-    seen = np.tile(np.median(trial.baseline_rows(), axis=0), (len(sample), 1))
-    for at, name in enumerate(trial.features):
-        if name in column:
-            seen[:, at] = sample[:, column[name]]
+    column = {(feature.name, feature.categories): at for at, feature in enumerate(other.features)}
+    seen = np.tile(trial.typical(trial.baseline_rows()), (len(sample), 1))
+    unknown = []
+    for at, feature in enumerate(own.features):
+        found = column.get((feature.name, feature.categories))
+        if found is None:
+            unknown.append(feature.name)
+        else:
+            seen[:, at] = sample[:, found]
     return seen, unknown
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from service.catalog.artefacts import read_baseline_rows
-from service.catalog.instances import read_instance
-from service.catalog.manifest import BaselineSet, Manifest, read_manifest
+from service.catalog.instances import read_instance, shown_row
+from service.catalog.manifest import BaselineSet, Manifest, TabularInputs, read_manifest
 from service.catalog.versions import ModelVersion
-from service.domain import ChunkShapes, Explanation, Floats, Indices, Priority
-from service.engine.device import DeviceModel, put_on_device
+from service.domain import ChunkShapes, Explanation, Floats, Indices, OutputSpace, Plan, Priority
+from service.engine.device import DeviceModel, outputs_over, put_on_device
 from service.engine.explanation import explain
+from service.engine.kernels import Deployed, DeployedKernel
 from service.engine.messages import Done, Failed
 from service.engine.scheduler import Live, Scheduler
 from service.planning import PREDICTED, Parameters, make_plan
@@ -55,7 +57,7 @@ class Trial:
     def features(self) -> tuple[str, ...]:
         """The names by which attributions are told: a table's features, else the place of the pixel or token."""
         inputs = self.manifest.inputs
-        return inputs.names or tuple(",".join(map(str, place)) for place in np.ndindex(inputs.shape[-2:]))
+        return inputs.unit_names or tuple(",".join(map(str, place)) for place in np.ndindex(inputs.shape[-2:]))
 
     @property
     def baseline(self) -> BaselineSet | None:
@@ -79,6 +81,26 @@ class Trial:
         drawn = np.random.default_rng(seed).permutation(len(known))[:rows]
         return np.concatenate([example[None], known[drawn]])
 
+    def typical(self, rows: Floats) -> Floats:
+        """The median of every column, of a category the most frequent: one row."""
+        median: Floats = np.median(rows, axis=0)
+        return self._with_categories(rows, median)
+
+    def mean_instance(self, rows: Floats) -> object:
+        """The mean of the rows as an instance; of a category the most frequent."""
+        mean = self._with_categories(rows, rows.mean(axis=0))
+        shown = shown_row(self.manifest, tuple(mean.tolist()))
+        return shown if isinstance(shown, dict) else mean.reshape(self.manifest.inputs.shape).tolist()
+
+    def _with_categories(self, rows: Floats, values: Floats) -> Floats:
+        inputs = self.manifest.inputs
+        for at, feature in enumerate(inputs.features if isinstance(inputs, TabularInputs) else ()):
+            if feature.categories:
+                values[at] = np.bincount(rows[:, at].astype(np.intp)).argmax()
+            elif feature.whole:
+                values[at] = np.rint(values[at])
+        return values
+
     def answers(self, rows: Floats, method: str | None = None, baseline: object = None) -> Answers:
         """Explains the rows, in the adverse label's favour if there is one, else in that of what is predicted.
 
@@ -87,6 +109,22 @@ class Trial:
         target = self.manifest.outputs.adverse or PREDICTED
         parameters = Parameters(method=method, target=target, baseline=baseline)
         plans = [make_plan(self.version, tuple(row.tolist()), parameters) for row in rows]
+        explanations = self._explained(plans)
+        attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
+        predicted = np.array([-1 if e.outputs is None else np.argmax(e.outputs) for e in explanations], dtype=np.intp)
+        return Answers(explanations, attributions, predicted)
+
+    def deployed(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, Floats]:
+        """What the artefact answers for rows [n, columns], in every output space: [n, labels]."""
+        (kernel,) = self.model.kernels[Deployed]
+        assert isinstance(kernel, DeployedKernel)
+        return outputs_over(kernel, rows.astype(np.float64))
+
+    def explained(self, plan: Plan) -> Explanation:
+        """The explanation of one plan. Raises what it failed with."""
+        return self._explained([plan])[0]
+
+    def _explained(self, plans: Sequence[Plan]) -> list[Explanation]:
         scheduler = Scheduler()
         for task, plan in enumerate(plans):
             steps = explain(plan, self.model)
@@ -101,13 +139,10 @@ class Trial:
                 assert isinstance(outcome, Done)
                 assert isinstance(outcome.result, Explanation)
                 explained[outcome.task] = outcome.result
-        explanations = [explained[task] for task in range(len(plans))]
-        attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
-        predicted = np.array([-1 if e.outputs is None else np.argmax(e.outputs) for e in explanations], dtype=np.intp)
-        return Answers(explanations, attributions, predicted)
+        return [explained[task] for task in range(len(plans))]
 
     def _example(self) -> Floats:
-        return np.array(read_instance(self.manifest, self.manifest.example))
+        return np.array(read_instance(self.manifest, self.manifest.example, self.version.tokenizer))
 
     def _heldout(self, columns: int) -> Floats:
         try:

@@ -20,6 +20,9 @@ from service.methods.oracle import Points
 
 LADDER = tuple(2**power for power in range(2, 13))
 """Row counts that are tried, ascending."""
+FEW = (1, 2)
+"""Row counts that are tried too where the first of the ladder takes long: each row of a large network costs as much as
+the next, so that padding a question of six points to eight would take a third more."""
 LONGEST_SECONDS = 0.02
 """A chunk that takes longer is not tried at a larger shape: a small question may have to wait for one."""
 NEARLY_FREE = 1.5
@@ -46,6 +49,9 @@ def calibrate(kernel_at: Callable[[int], Kernel], points: Callable[[int], Points
         rates = np.array(rows) / np.array(seconds)
         if seconds[-1] > LONGEST_SECONDS or rates[-1] < ENOUGH_SHARE * rates.max():
             break
+    if seconds[0] > LONGEST_SECONDS:
+        rows = [*FEW, *rows]
+        seconds = [*(_seconds(kernel_at(capacity), points(capacity)) for capacity in FEW), *seconds]
     return chosen(rows, seconds)
 
 

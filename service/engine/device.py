@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
-from service.catalog.deployed import TorchOutputs
 from service.catalog.loading import LoadedModel, load_model
 from service.catalog.manifest import Manifest
+from service.catalog.sizes import layer_sizes
 from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, Traits
 from service.engine.calibration import calibrate
 from service.engine.cuda import GraphedGradientKernel
@@ -43,6 +44,8 @@ from service.methods.oracle import (
 )
 
 DEPLOYED_ROWS = 32
+DEPLOYED_VALUES = 2**22
+"""In all tensors of a forward pass, at most: one prediction of a large network must not wait for 32 rows of padding."""
 BREAKPOINT_LINES = 32
 BREAKPOINT_VALUES = 2**26
 """In one tensor of a pass over all lines, at most: 256 MiB. A line with more pieces than find room is refined."""
@@ -69,8 +72,9 @@ class DeviceModel:
     """A model version on a device.
 
     `kernels_at` makes its kernels at other gradient shapes. `low` and `high` [inputs] are the range of each input as
-    methods see it. `seen` leads from rows [n, columns] of the
-    artefact to those: from tokens to their embeddings, else to the same.
+    methods see it. `seen` leads from rows [n, columns] of the artefact to those: from tokens to their embeddings, from
+    categories to their columns, else to the same. `fixed` [inputs] are those that are not explained and never change;
+    None: none of them.
     """
 
     key: ModelKey
@@ -83,6 +87,7 @@ class DeviceModel:
     high: Floats
     parity: float
     seen: Callable[[Floats], Floats] = lambda rows: rows
+    fixed: NDArray[np.bool_] | None = None
 
     @property
     def shapes(self) -> ChunkShapes:
@@ -113,10 +118,9 @@ def put_on_device(
     """
     model = load_model(folder, device)
     shape, labels = model.shape, len(model.manifest.outputs.labels)
-    deployed = DeployedKernel(model.deployed, DEPLOYED_ROWS)
-    forwards = (
-        deployed if model.embedding is None else DeployedKernel(TorchOutputs(model.twin, device, shape), DEPLOYED_ROWS)
-    )
+    rows = _deployed_rows(model)
+    deployed = DeployedKernel(model.deployed, rows)
+    forwards = deployed if model.forwards is model.deployed else DeployedKernel(model.forwards, rows)
     baselines = {
         digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
         for digest, rows in model.baselines.items()
@@ -127,7 +131,7 @@ def put_on_device(
             lambda rows: GradientKernel(model.twin, device, rows, shape, labels, trace=False),
             lambda rows: _across(ends, rows, Readout.PROBABILITY),
         )
-    traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels)
+    traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns)
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
@@ -144,7 +148,15 @@ def put_on_device(
         *model.bounds,
         model.parity,
         model.seen,
+        model.fixed,
     )
+
+
+def _deployed_rows(model: LoadedModel) -> int:
+    """The rows of a forward pass of the artefact, a power of two: as the network's size says, and nothing else, so that
+    they are the same wherever it is loaded."""
+    fitting = DEPLOYED_VALUES // sum(layer_sizes(model.twin, model.shape))
+    return min(DEPLOYED_ROWS, 1 << max(0, fitting.bit_length() - 1))
 
 
 def kernels_of(
@@ -238,7 +250,7 @@ def prepare_baseline(
     center = inputs.mean(axis=0).astype(np.float32).astype(np.float64)
     outputs = known
     if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(rows) + 1 for v in outputs.values()):
-        at_rows, at_center = _outputs(deployed, rows), _outputs(forwards or deployed, center[None])
+        at_rows, at_center = outputs_over(deployed, rows), outputs_over(forwards or deployed, center[None])
         outputs = {space: np.concatenate([at_rows[space], at_center[space]]) for space in OutputSpace}
     return PreparedBaseline(
         inputs,
@@ -259,7 +271,8 @@ def with_baseline(
     return replace(model, baselines={**model.baselines, digest: prepared})
 
 
-def _outputs(kernel: DeployedKernel, rows: Floats) -> DeployedOutputs:
+def outputs_over(kernel: DeployedKernel, rows: Floats) -> DeployedOutputs:
+    """What a kernel of forward passes answers for any number of rows [n, inputs]."""
     question = Deployed(rows)
     starts = range(0, len(rows), kernel.capacity)
     return kernel.join([kernel.run([Segment(question, at, min(at + kernel.capacity, len(rows)))])[0] for at in starts])

@@ -75,15 +75,18 @@ def _problem(
     plan: Plan, model: DeviceModel, row: Floats, baseline: PreparedBaseline, at_input: Floats, target: int
 ) -> Problem:
     baseline_outputs = baseline.outputs[plan.output_space][:, target]
+    given, low, high = model.seen(row[None])[0], model.low, model.high
+    if model.fixed is not None:  # no method moves what has no extent
+        low, high = np.where(model.fixed, given, low), np.where(model.fixed, given, high)
     return Problem(
-        input=model.seen(row[None])[0],
+        input=given,
         output=float(at_input[target]),
         baselines=baseline.rows,
         baseline_outputs=baseline_outputs,
         center=baseline.center,
         center_output=float(baseline.center_outputs[plan.output_space][target]),
-        low=model.low,
-        high=model.high,
+        low=low,
+        high=high,
         target=target,
         output_space=plan.output_space,
         tolerance=plan.tolerance,
@@ -128,7 +131,7 @@ def _explanation(
         standard_error=None if attribution.standard_error is None else tuple(attribution.standard_error.tolist()),
         completeness=attribution.completeness,
         completeness_error=error,
-        attribution_error=None if path_error is None else relative_to_attributions(path_error, values, problem.floor),
+        attribution_error=None if path_error is None else relative_to_attributions(path_error, shown, problem.floor),
         converged=converged,
         reason=reason,
         evaluations=attribution.evaluations,
@@ -147,9 +150,9 @@ def _unstopped(completeness: Completeness) -> str:
 
 
 def _shown(values: Floats, problem: Problem) -> Floats:
-    """The attributions as they are told: of tokens one a position, else one an input, or one a pixel."""
-    if problem.traits.kind is InputKind.TOKENS:
-        return problem.per_unit(values)
+    """The attributions as they are told: one a unit, but of an image one a value, or one a pixel."""
+    if problem.traits.kind is not InputKind.IMAGE:
+        return values if values.size == problem.traits.units else problem.per_unit(values)
     shape = problem.shape if values.size == prod(problem.shape) else problem.shape[1:]
     return values.reshape(shape)
 

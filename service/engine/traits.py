@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
-import torch
 from torch import fx
 from torch.fx.node import map_arg
-from torch.fx.passes.shape_prop import ShapeProp
 
+from service.catalog.sizes import layer_sizes, propagate, size_of
 from service.domain import InputKind, Traits
 from service.engine.operators import (
     EXTREMA_ALONG,
@@ -30,8 +28,10 @@ MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "
 """Affine operators that can add something of their own to what they are given."""
 
 
-def traits_of(twin: fx.GraphModule, kind: InputKind, shape: tuple[int, ...], labels: int) -> Traits:
-    """The traits of a twin whose inputs are [rows, *shape]."""
+def traits_of(
+    twin: fx.GraphModule, kind: InputKind, shape: tuple[int, ...], labels: int, columns: tuple[int, ...] = ()
+) -> Traits:
+    """The traits of a twin whose inputs are [rows, *shape], and belong to units as `columns` says."""
     obstacle = None
     try:
         PiecewiseLinear(twin, shape=shape)
@@ -49,14 +49,13 @@ def traits_of(twin: fx.GraphModule, kind: InputKind, shape: tuple[int, ...], lab
         has_relu=any(is_relu(operator) for operator in varying_operators(twin)),
         has_convolution=_has_maps_over(twin, shape),
         biases_obstacle=_biases_obstacle(twin),
+        columns=columns,
     )
 
 
 def largest_layer(twin: fx.GraphModule, shape: tuple[int, ...]) -> int:
     """The number of values, for one row, of the largest tensor on the way."""
-    _propagate(twin, shape)
-    sizes = [_size(node) for node in twin.graph.nodes if node.op != "get_attr"]
-    return max(prod(size) for size in sizes if size is not None)
+    return max(layer_sizes(twin, shape))
 
 
 def is_relu(operator: Operator) -> bool:
@@ -73,33 +72,22 @@ def last_feature_maps(twin: fx.GraphModule, shape: tuple[int, ...]) -> fx.Node |
     convolutions = [operator.node for operator in operators if operator.kind == "conv"]
     if not convolutions:
         return None
-    _propagate(twin, shape)
+    propagate(twin, shape)
     place = {operator.node: at for at, operator in enumerate(operators)}
     last = convolutions[-1]
-    size, behind, furthest = _size(last), {last}, _furthest_use(last, place)
+    size, behind, furthest = size_of(last), {last}, _furthest_use(last, place)
     for at, operator in enumerate(operators):
         if behind.intersection(operator.node.all_input_nodes):
             behind.add(operator.node)
             # It is on every path to the output when nothing behind the convolution is used beyond it.
-            if furthest <= at and _size(operator.node) == size and "pool" not in operator.kind:
+            if furthest <= at and size_of(operator.node) == size and "pool" not in operator.kind:
                 last = operator.node
             furthest = max(furthest, _furthest_use(operator.node, place))
     return last
 
 
-def _propagate(twin: fx.GraphModule, shape: tuple[int, ...]) -> None:
-    """Notes in every node the shape of its tensor for one row."""
-    device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
-    with torch.no_grad():
-        ShapeProp(twin).propagate(torch.zeros(1, *shape, device=device))
-
-
 def _furthest_use(node: fx.Node, place: Mapping[fx.Node, int]) -> int:
     return max((place[user] for user in node.users if user in place), default=-1)
-
-
-def _size(node: fx.Node) -> torch.Size | None:
-    return getattr(node.meta.get("tensor_meta"), "shape", None)
 
 
 def space_of(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -110,11 +98,11 @@ def space_of(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _has_maps_over(twin: fx.GraphModule, shape: tuple[int, ...]) -> bool:
     """Whether the last convolution's maps have the dimensions of the input; a table's, if it is one channel's row."""
     maps = last_feature_maps(twin, shape)
-    if maps is None or len(_size(maps) or ()) - 2 != len(space_of(shape)):
+    if maps is None or len(size_of(maps) or ()) - 2 != len(space_of(shape)):
         return False
     first = next(operator.node for operator in varying_operators(twin) if operator.kind == "conv")
     (given, *_) = _varying_among(first, varying_nodes(twin))
-    return len(shape) > 1 or _size(given) == (1, 1, *shape)
+    return len(shape) > 1 or size_of(given) == (1, 1, *shape)
 
 
 def varying_nodes(twin: fx.GraphModule) -> set[fx.Node]:

@@ -57,7 +57,7 @@ def _units(traits: Traits, patch: int) -> Indices:
     """The number of the unit that each input belongs to: [inputs]."""
     match traits.kind:
         case InputKind.TABULAR:
-            unit = np.arange(traits.shape[0])
+            unit = np.array(traits.columns or range(traits.shape[0]))
         case InputKind.TOKENS:
             unit = np.repeat(np.arange(traits.shape[0]), traits.shape[1])
         case InputKind.IMAGE:
@@ -77,7 +77,7 @@ class _Shares:
     @classmethod
     def of(cls, problem: Problem, integrals: Floats, unit: Indices, asked: tuple[Members, ...]) -> _Shares:
         """From integrated gradients [inputs]."""
-        sums, squares = np.zeros((2, unit[-1] + 1))
+        sums, squares = np.zeros((2, unit.max() + 1))
         np.add.at(sums, unit, integrals)
         np.add.at(squares, unit, ((problem.input - problem.center) / units_of_length(problem)) ** 2)
         slopes = _slopes(sums, squares)
@@ -106,7 +106,7 @@ def _slopes(sums: Floats, squares: Floats) -> Floats:
 
 
 def _unfit(facts: Facts) -> str | None:
-    units = int(_units(facts.traits, int(facts.number("patch")))[-1]) + 1
+    units = int(_units(facts.traits, int(facts.number("patch"))).max()) + 1
     groups = cast(tuple[Members, ...], facts.options["groups"])
     missing = max((member for group in groups for member in group), default=0)
     if missing < units:

@@ -96,11 +96,11 @@ class _Path:
     @classmethod
     def of(cls, problem: Problem) -> _Path:
         direction = problem.input - problem.center
-        units = direction.reshape(problem.shape[0], -1)
-        moving = np.flatnonzero(units.any(axis=1))
-        vectors = np.zeros((len(moving), *units.shape))
-        vectors[np.arange(len(moving)), moving] = units[moving]
-        return cls(direction, moving.tolist(), vectors.reshape(len(moving), direction.size))
+        each = direction.size // problem.shape[0]
+        unit = np.array(problem.traits.columns or np.repeat(np.arange(problem.shape[0]), each))
+        moving = np.unique(unit[direction != 0])
+        vectors = np.where(unit == moving[:, None], direction, 0.0)
+        return cls(direction, moving.tolist(), vectors)
 
     def cost(self, nodes: int) -> int:
         """The rows of an estimate: at each node one a vector, and one for the gradient."""
@@ -190,7 +190,7 @@ def _is_softened(problem: Problem) -> bool:
 
 def _least_points(facts: Facts) -> int:
     ends = ENDS if facts.options["smooth"] == SOFTPLUS else 0
-    return FIRST_NODES * (facts.traits.shape[0] + 1) + ends
+    return FIRST_NODES * (facts.traits.units + 1) + ends
 
 
 def _unfit(facts: Facts) -> str | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from service.domain import Completeness, Floats, Noise, NoiseKind
+from service.domain import Completeness, Floats, InputKind, Noise, NoiseKind
 from service.methods.oracle import Attribution, DeadlinePassed, Method, Problem, Steps, outputs_at
 
 COPIES_AT_ONCE = 32
@@ -33,7 +33,7 @@ def noisy(attribute: Callable[[Problem], Method], problem: Problem, noise: Noise
     After a deadline it speaks of the copies done until then; where one is too few, of a variance, the deadline passes
     through.
     """
-    gathered = _Gathered(noise.kind)
+    gathered = _Gathered(noise.kind, problem)
     try:
         yield from _gather(attribute, problem, noise, gathered)
     except DeadlinePassed:
@@ -81,8 +81,9 @@ class _Running:
 class _Gathered:
     """What is kept of the copies' attributions; `stopped` is the first reason of one that was not finished."""
 
-    def __init__(self, kind: NoiseKind) -> None:
+    def __init__(self, kind: NoiseKind, problem: Problem) -> None:
         self._kind = kind
+        self._problem = problem
         self._values, self._interactions, self._groups, self._scalars = (_Running() for _ in range(4))
         self._evaluations = 0
         self._completeness = STRICTEST_FIRST[0]
@@ -98,7 +99,7 @@ class _Gathered:
     def add(self, attribution: Attribution, output: float) -> None:
         """Takes the attribution of a copy with that output."""
         self._last = attribution
-        self._values.add(attribution.values)
+        self._values.add(self._of_told(attribution.values))
         if attribution.interactions is not None:
             self._interactions.add(attribution.interactions)
         self._groups.add(np.array([[group.dividend, group.value] for group in attribution.groups]))
@@ -109,6 +110,11 @@ class _Gathered:
         self._completeness = max(self._completeness, attribution.completeness, key=STRICTEST_FIRST.index)
         self._rules.setdefault(attribution.rule)
         self.stopped = self.stopped or attribution.stopped
+
+    def _of_told(self, values: Floats) -> Floats:
+        """What the variance is that of: of a token or a category, its attribution, not those of its parts."""
+        is_whole = self._kind is NoiseKind.SMOOTHGRAD or self._problem.traits.kind is InputKind.IMAGE
+        return values if is_whole else self._problem.per_unit(values)
 
     def attribution(self) -> Attribution:
         """The mean or the variance of at least one."""

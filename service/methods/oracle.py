@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeVar, cast
 
+import numpy as np
+
 from service.domain import Completeness, Floats, GroupShare, Indices, InputKind, OptionValue, OutputSpace, Traits
 
 
@@ -266,12 +268,19 @@ class Problem:
     def per_unit(self, values: Floats) -> Floats:
         """`values` [..., inputs] summed to what is shown as one: a feature, a pixel over its channels, a position."""
         shaped = values.reshape(*values.shape[:-1], *self.shape)
+        if self.traits.columns:
+            return summed_to_units(values, self.traits)
         match self.traits.kind:
             case InputKind.IMAGE:
                 shaped = shaped.sum(axis=-3).reshape(*values.shape[:-1], -1)
             case InputKind.TOKENS:
                 shaped = shaped.sum(axis=-1)
         return shaped
+
+    def magnitude(self, values: Floats) -> float:
+        """The L1 norm of attributions as they are told: of a token or a category, its own, not that of its parts."""
+        is_of_parts = self.traits.kind is InputKind.TOKENS or bool(self.traits.columns)
+        return float(np.abs(self.per_unit(values) if is_of_parts else values).sum())
 
     def number(self, option: str) -> float:
         """The value of a numeric option of the method."""
@@ -301,6 +310,12 @@ class Attribution:
     interactions: Floats | None = None
     groups: tuple[GroupShare, ...] = ()
     output: float | None = None
+
+
+def summed_to_units(values: Floats, traits: Traits) -> Floats:
+    """`values` [..., inputs] of a table, summed to the units that its columns belong to: [..., units]."""
+    columns = np.array(traits.columns)
+    return np.stack([values[..., columns == unit].sum(axis=-1) for unit in range(traits.units)], axis=-1)
 
 
 class DeadlinePassed(Exception):

@@ -53,7 +53,7 @@ def rule_name(order: int) -> str:
 
 def accepted(problem: Problem, values: Floats) -> float:
     """The L1 error that the tolerance allows on `values`, in units of the output."""
-    return problem.tolerance * max(float(np.abs(values).sum()), problem.floor)
+    return problem.tolerance * max(problem.magnitude(values), problem.floor)
 
 
 def next_aim(problem: Problem, error: float, values: Floats, baseline_output: float) -> float | None:

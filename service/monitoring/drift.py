@@ -69,7 +69,7 @@ class Drift:
 
     def __post_init__(self) -> None:
         inputs, cohorts = self.manifest.inputs, self.manifest.review.all_cohorts
-        width, protected = (len(inputs.features), inputs.protected) if isinstance(inputs, TabularInputs) else (0, ())
+        width, protected = (len(inputs.units), inputs.protected) if isinstance(inputs, TabularInputs) else (0, ())
         self._importance = RecentMean((width,))
         names = [ALL, *(f"{tag}={value}" for tag, value in cohorts)] if protected else []
         self._shares = {name: RecentMean() for name in names}

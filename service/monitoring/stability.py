@@ -89,6 +89,9 @@ class StabilityProbe:
 
 def _set_of(version: ModelVersion, plan: Plan) -> BaselineSet | None:
     """The baseline set of a plan that another sample can be drawn for."""
+    inputs = version.manifest.inputs
+    if isinstance(inputs, TabularInputs) and inputs.has_categories:
+        return None  # the mean of categories is no row
     if plan.method != METHOD or plan.noise is not None or not isinstance(version.manifest.inputs, TabularInputs):
         return None
     sets = (one for one in version.manifest.baselines if "sha256:" + one.sha256 == plan.baseline.digest)

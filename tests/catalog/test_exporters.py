@@ -25,7 +25,8 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.catalog.twins import build_twin, find_embedding
+from service.catalog.lookups import find_embedding
+from service.catalog.twins import build_twin
 from service.engine.piecewise import PiecewiseLinear
 from service.errors import CatalogError
 

@@ -66,6 +66,33 @@ def test_another_size_is_refused_or_resized() -> None:
     np.testing.assert_array_equal(decode(resized, file(large)), np.full((1, 4, 6), 77))
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (33, 33), (9, 200)])
+def test_the_shorter_side_is_resized_and_the_middle_cut_out_as_torchvision_does(height: int, width: int) -> None:
+    """Its Resize and CenterCrop, written down again: the longer side is cut off to whole pixels."""
+    inputs = ImageInputs.model_validate(COLOUR.model_dump() | {"resize": "bicubic", "shorter_side": 8})
+    pixels = random(height, width, 3)
+    shorter = min(height, width)
+    size = (8, int(8 * height / width)) if width == shorter else (int(8 * width / height), 8)
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    top, left = (round((extent - own) / 2.0) for extent, own in zip(resized.shape[:2], (4, 6), strict=True))
+    expected = resized[top : top + 4, left : left + 6]
+    np.testing.assert_allclose(decode(inputs, file(pixels)), expected.transpose(2, 0, 1) / 255)
+
+
+def test_what_is_cut_out_must_fit() -> None:
+    with pytest.raises(ValidationError, match="shorter_side"):
+        ImageInputs.model_validate(COLOUR.model_dump() | {"resize": "bicubic", "shorter_side": 5})
+    with pytest.raises(ValidationError, match="shorter_side"):
+        ImageInputs.model_validate(COLOUR.model_dump() | {"shorter_side": 8})
+
+
+def test_a_thread_of_pixels_does_not_grow_without_bounds() -> None:
+    """One pixel high, its other side would become a million times as long as the model's."""
+    inputs = ImageInputs.model_validate(COLOUR.model_dump() | {"resize": "nearest", "shorter_side": 224})
+    with pytest.raises(InvalidRequest, match="by 1 pixels"):
+        decode(inputs, file(random(1, 60_000, 3)))
+
+
 def test_a_picture_with_a_palette_or_transparency_is_converted() -> None:
     pixels = random(4, 6, 3)
     with_alpha = np.concatenate([pixels, np.full((4, 6, 1), 255, dtype=np.uint8)], axis=2)

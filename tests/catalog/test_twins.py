@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from service.catalog import onnx_format
+from service.catalog import onnx_twins
 from service.catalog.loading import load_model
 from service.catalog.manifest import read_manifest
 from service.catalog.twins import build_twin, check_parity, parse_onnx
@@ -51,7 +51,7 @@ def test_a_twin_that_differs_is_refused(version: Version, monkeypatch: pytest.Mo
             next(iter(twin.parameters())).mul_(1.01)
         return twin
 
-    monkeypatch.setattr(onnx_format, "build_twin", perturbed)
+    monkeypatch.setattr(onnx_twins, "build_twin", perturbed)
     with pytest.raises(CatalogError, match="differ"):
         load_model(version.folder, CPU)
 

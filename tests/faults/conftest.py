@@ -20,7 +20,8 @@ import httpx
 import pytest
 import yaml
 
-MODELS = Path(__file__).parents[2] / "models"
+from tests.conftest import MODELS
+
 ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
 KEY = re.compile(r"^The key made on this first start, shown once: (\S+)$", re.MULTILINE)
 PATIENCE_SECONDS = 60.0

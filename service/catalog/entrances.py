@@ -1,0 +1,108 @@
+"""ONNX graphs with several inputs, and with inputs that are no numbers, as graphs of one float input.
+
+The twin takes one row of numbers, so a graph is rewritten for it: what it has as inputs, and what its own encoders make
+of categories, becomes a part of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+ROW = "answerable.row"
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """A tensor of the graph that is read off the row: these `columns` of it, in this `shape`, without the rows."""
+
+    tensor: str
+    columns: Sequence[int]
+    shape: tuple[int, ...]
+    element_type: int = TensorProto.FLOAT
+
+
+def with_one_input(model: ModelProto, entrances: Sequence[Entrance], columns: int) -> ModelProto:
+    """The graph with the input `ROW` [rows, columns], which all entrances are parts of."""
+    nodes, constants = [], []
+    for number, entrance in enumerate(entrances):
+        own, known = _reading(entrance, f"{ROW}.{number}")
+        nodes += own
+        constants += known
+    replaced = {entrance.tensor for entrance in entrances}
+    given = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", columns])
+    return _rewritten(model, replaced, [given], nodes, constants)
+
+
+def with_tokens_embedded(
+    model: ModelProto, embedded: str, length: int, width: int, side: Mapping[str, tuple[str, int]]
+) -> ModelProto:
+    """The graph with the input `ROW` [rows, length, width + 1]: the tokens' embeddings, and the mask behind them.
+
+    `embedded` is the tensor of the embeddings; `side` the graph's other inputs, each with its kind and element type.
+    """
+    places, mask = np.arange(width), np.array([width])
+    constants = [
+        numpy_helper.from_array(values, f"{ROW}.{name}")
+        for name, values in (("places", places), ("place", mask), ("flat", np.array([-1, length])))
+    ]
+    nodes = [
+        _node("Gather", [ROW, f"{ROW}.places"], embedded, axis=2),
+        _node("Gather", [ROW, f"{ROW}.place"], f"{ROW}.masks", axis=2),
+        _node("Reshape", [f"{ROW}.masks", f"{ROW}.flat"], f"{ROW}.mask"),
+        _node("Shape", [f"{ROW}.mask"], f"{ROW}.shape"),
+    ]
+    for name, (kind, element_type) in side.items():
+        dtype = helper.tensor_dtype_to_np_dtype(element_type)
+        if kind == "mask":
+            nodes.append(_node("Cast", [f"{ROW}.mask"], name, to=element_type))
+            continue
+        values = np.zeros((1, length), dtype) if kind == "zeros" else np.arange(length, dtype=dtype)[None]
+        constants.append(numpy_helper.from_array(values, f"{name}.once"))
+        nodes.append(_node("Expand", [f"{name}.once", f"{ROW}.shape"], name))
+    given = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", length, width + 1])
+    return _rewritten(model, {embedded, *side}, [given], nodes, constants)
+
+
+def _node(operator: str, inputs: Sequence[str], output: str, **options: Any) -> NodeProto:
+    return helper.make_node(operator, inputs, [output], name=f"{operator} of {output}", **options)
+
+
+def _reading(entrance: Entrance, name: str) -> tuple[list[NodeProto], list[TensorProto]]:
+    columns, shape = np.array(entrance.columns), np.array([-1, *entrance.shape])
+    constants = [numpy_helper.from_array(columns, f"{name}.columns"), numpy_helper.from_array(shape, f"{name}.shape")]
+    nodes = [
+        _node("Gather", [ROW, f"{name}.columns"], f"{name}.taken", axis=1),
+        _node("Reshape", [f"{name}.taken", f"{name}.shape"], f"{name}.laid"),
+        _node("Cast", [f"{name}.laid"], entrance.tensor, to=entrance.element_type),
+    ]
+    return nodes, constants
+
+
+def _rewritten(
+    model: ModelProto,
+    replaced: set[str],
+    given: Sequence[ValueInfoProto],
+    nodes: Sequence[NodeProto],
+    constants: Sequence[TensorProto],
+) -> ModelProto:
+    """The model with other inputs, and with `nodes` in the place of those that gave the tensors `replaced`."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    kept = [*nodes]
+    for node in graph.node:
+        own = NodeProto()
+        own.CopyFrom(node)
+        own.output[:] = [f"{ROW}.unused.{name}" if name in replaced else name for name in node.output]
+        kept.append(own)
+    others = [value for value in graph.input if value.name not in replaced]
+    del graph.node[:], graph.input[:]
+    graph.node.extend(kept)
+    graph.input.extend([*given, *others])
+    graph.initializer.extend(constants)
+    return result

@@ -1,0 +1,111 @@
+"""The twins of ONNX artefacts by what they take: rows of numbers, tokens, or several inputs, categories among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+from onnx import ModelProto, helper
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from service.catalog.encodings import Encoding, TokenEncoding, encoding_of, one_hot
+from service.catalog.entrances import ROW, Entrance, with_one_input, with_tokens_embedded
+from service.catalog.feeds import Feeds, GraphInput, columns_of
+from service.catalog.inputs import TokenInputs
+from service.catalog.lookups import Lookup, check_embedding, find_embedding, find_lookups
+from service.catalog.manifest import Manifest
+from service.catalog.tables import TabularInputs
+from service.catalog.twins import build_twin
+from service.domain import Floats, OutputSpace
+
+TwinAndEncoding = tuple[fx.GraphModule, Encoding | None]
+
+
+def twin_of(graph: ModelProto, manifest: Manifest, given: Mapping[str, GraphInput], feeds: Feeds) -> TwinAndEncoding:
+    """The twin, and how rows are encoded for it. Raises CatalogError where there is none."""
+    inputs, logit = manifest.inputs, manifest.outputs.tensors[OutputSpace.LOGIT]
+    encoding: Encoding | None = None
+    match inputs:
+        case TokenInputs():
+            twin, encoding = _of_tokens(graph, inputs, given, feeds, logit)
+        case TabularInputs() if inputs.has_categories or len(given) > 1 or given[inputs.tensor].dtype is not np.float32:
+            twin, encoding = _of_table(graph, inputs, given, feeds, logit)
+        case _:
+            twin = build_twin(graph, inputs.tensor, logit, inputs.shape)
+    if manifest.outputs.link == "sigmoid":
+        twin = fx.symbolic_trace(_TwoLogits(twin))
+    return twin, encoding
+
+
+class _TwoLogits(nn.Module):
+    """A network with one logit, the second label's, as one with two: the first one's is zero."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return functional.pad(self.network(rows).reshape(-1, 1), (1, 0))
+
+
+def _of_tokens(
+    graph: ModelProto, inputs: TokenInputs, given: Mapping[str, GraphInput], feeds: Feeds, logit: str
+) -> TwinAndEncoding:
+    tensor, table = find_embedding(graph, inputs.tensor)
+    check_embedding(graph, inputs, feeds, tensor, table)
+    if not inputs.side:
+        return build_twin(graph, tensor, logit, inputs.shape), TokenEncoding(table, inputs.length)
+    side = {name: (kind, _element_type(given[name])) for name, kind in inputs.side.items()}
+    whole = with_tokens_embedded(graph, tensor, inputs.length, table.shape[1], side)
+    twin = build_twin(whole, ROW, logit)
+    return twin, TokenEncoding(table, inputs.length, inputs.padding)
+
+
+def _element_type(given: GraphInput) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(given.dtype)))
+
+
+def _of_table(
+    graph: ModelProto, inputs: TabularInputs, given: Mapping[str, GraphInput], feeds: Feeds, logit: str
+) -> TwinAndEncoding:
+    lookups = find_lookups(graph, inputs, feeds, logit)
+    tables = [_table(inputs, number, lookups) for number in range(len(inputs.features))]
+    encoding = encoding_of(inputs, tables)
+    widths = encoding.widths
+    entrances = [*_of_inputs(inputs, given, widths), *_of_lookups(lookups, widths)]
+    twin = build_twin(with_one_input(graph, entrances, sum(widths)), ROW, logit)
+    return twin, encoding if inputs.has_categories else None
+
+
+def _table(inputs: TabularInputs, number: int, lookups: Sequence[Lookup]) -> Floats | None:
+    """What a feature becomes: its one-hot columns, or what the graph itself makes of it."""
+    feature = inputs.features[number]
+    own = [lookup.columns for lookup in lookups if lookup.feature == number]
+    if own:
+        return np.concatenate(own, axis=1)
+    return one_hot(feature) if feature.categories else None
+
+
+def _of_inputs(inputs: TabularInputs, given: Mapping[str, GraphInput], widths: Sequence[int]) -> Iterator[Entrance]:
+    """The graph's inputs that take numbers. Whole numbers are taken as real ones, which the graph makes of them too."""
+    for tensor, features in inputs.tensors.items():
+        own = given[tensor]
+        columns = columns_of(features, widths)
+        if own.is_floating:
+            yield Entrance(tensor, columns, own.row(len(columns)), _element_type(own))
+        elif not any(inputs.features[number].categories for number in features):
+            yield Entrance(tensor, columns, own.row(len(columns)))
+
+
+def _of_lookups(lookups: Sequence[Lookup], widths: Sequence[int]) -> list[Entrance]:
+    used: dict[int, int] = {}
+    entrances = []
+    for lookup in lookups:
+        places = columns_of([lookup.feature], widths)
+        start = used.get(lookup.feature, 0)
+        shape = lookup.table.shape[1:]
+        used[lookup.feature] = start + prod(shape)
+        entrances.append(Entrance(lookup.tensor, places[start : start + prod(shape)], shape))
+    return entrances
