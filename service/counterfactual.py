@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from service.catalog.artefacts import read_baseline_rows
 from service.catalog.baselines import KeptSets
-from service.catalog.manifest import Feature, TabularInputs
+from service.catalog.manifest import TabularInputs
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Floats, ModelKey, Plan, Prediction
 from service.errors import AnswerableError, CatalogError
@@ -34,6 +34,7 @@ STEPS = 32
 """Of the way to the baseline, tried together; the deployed artefact takes as many rows at once."""
 HALVINGS = 12
 """Of the step in which the label changes: the smallest is found to within one part in 130,000 of the way."""
+NOT_MOVED = "protected features and categories"
 NOTE = (
     "what the model would answer if only these values were others; it is no advice and no promise, and values that "
     "depend on one another are moved on their own"
@@ -99,16 +100,16 @@ class Counterfactuals:
         low, high = map(np.array, inputs.bounds)
         moved: list[int] = []
         for reason in record["reasons"][:most]:
-            members = [inputs.names.index(name) for name in reason.get("features", [reason["feature"]])]
-            moved += [at for at in members if not features[at].protected]
+            members = _members(inputs, reason)
+            moved += [at for at in members if not features[at].protected and not features[at].categories]
             way = _Way(np.array(plan.input), baseline, low, high, whole, tuple(moved))
             try:
                 found = await self._nearest(version, way, label) if moved else None
             except AnswerableError as error:
                 return _none(f"the model could not be asked: {error}")
             if found is not None:
-                return _told(record, features, way, *found)
-        return _none("with these reasons as at the baseline, the label is the same; protected features are not moved")
+                return _told(record, inputs, way, *found)
+        return _none(f"with these reasons as at the baseline, the label is the same; {NOT_MOVED} are not moved")
 
     async def _nearest(self, version: ModelVersion, way: _Way, label: str) -> tuple[float, str] | None:
         """The smallest step found at which the label is another, and that label, as the model answered it there."""
@@ -153,16 +154,20 @@ def _none(why: str) -> dict[str, Any]:
     return {"found": False, "why": why}
 
 
-def _told(record: Mapping[str, Any], features: Sequence[Feature], way: _Way, step: float, label: str) -> dict[str, Any]:
-    row = way.at(step)
-    codes = {
-        name: reason.get("code") for reason in record["reasons"] for name in reason.get("features", [reason["feature"]])
-    }
+def _members(inputs: TabularInputs, reason: Mapping[str, Any]) -> list[int]:
+    """The numbers of the features that a reason speaks of, those of groups included."""
+    members = {unit.name: unit.members for unit in inputs.units}
+    return [at for name in reason.get("features", [reason["feature"]]) for at in members[name]]
+
+
+def _told(record: Mapping[str, Any], inputs: TabularInputs, way: _Way, step: float, label: str) -> dict[str, Any]:
+    row, features = way.at(step), inputs.features
+    codes = {at: reason.get("code") for reason in record["reasons"] for at in _members(inputs, reason)}
     changes = []
     for at in sorted(way.moved, key=list(way.moved).index):
         if row[at] == way.input[at]:
             continue
         feature = features[at]
-        change = {"feature": feature.name, "code": codes[feature.name], "from": float(way.input[at]), "to": row[at]}
+        change = {"feature": feature.name, "code": codes[at], "from": float(way.input[at]), "to": row[at]}
         changes.append({name: value for name, value in change.items() if value is not None} | {"unit": feature.unit})
     return {"found": True, "label": label, "step": step, "changes": changes, "note": NOTE}

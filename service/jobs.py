@@ -246,7 +246,7 @@ class ExplainRows:
             received,
             Priority.BULK,
             [row.explanation_id],
-            [spans],
+            spans=[spans],
         )
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
         async with self._room_for_large if is_large else self._room:

@@ -20,7 +20,7 @@ import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from service.catalog.manifest import NAME, BaselineSet, Manifest
+from service.catalog.manifest import NAME, BaselineSet, Manifest, TabularInputs
 from service.domain import ModelKey
 from service.errors import CatalogError, InvalidRequest
 
@@ -72,9 +72,12 @@ class KeptSet:
 
 
 def inputs_digest(manifest: Manifest) -> str:
-    """Of what the columns of a row are: the names in their order, and the shape."""
+    """Of what the columns of a row are: their names in order, the shape, and what the numbers of categories mean."""
     inputs = manifest.inputs
-    content = orjson.dumps([inputs.kind, list(inputs.names), list(inputs.shape)])
+    categories: list[object] = []
+    if isinstance(inputs, TabularInputs) and inputs.has_categories:
+        categories = [feature.categories for feature in inputs.features]
+    content = orjson.dumps([inputs.kind, list(inputs.names), list(inputs.shape), *categories])
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 

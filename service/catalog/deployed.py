@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,13 +29,15 @@ class Opened:
 
     The twin leads from rows [n, ...shape] to logits [n, labels]; where there is an `encoding`, from encoded rows.
     `forwards` answers for what the twin takes, also where no instance is like it: a mean of categories, say. It is the
-    artefact where that takes it, and else the twin.
+    artefact where that takes it, and else the twin. `worst` names, for rows on which the two differ, the operator that
+    differs most; None where that cannot be told.
     """
 
     deployed: DeployedArtefact
     twin: fx.GraphModule
     encoding: Encoding | None
     forwards: DeployedArtefact
+    worst: Callable[[NDArray[np.float32]], str] | None = None
 
 
 class Encoded:

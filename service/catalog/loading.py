@@ -115,7 +115,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     loaded = LoadedModel(
         key, manifest, opened.deployed, opened.forwards, opened.twin, opened.encoding, baselines, parity=0.0
     )
-    return replace(loaded, parity=_parity(loaded, device))
+    return replace(loaded, parity=_parity(loaded, opened, device))
 
 
 def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
@@ -157,8 +157,11 @@ def _random_rows(manifest: Manifest, count: int) -> NDArray[np.float32]:
     return rows
 
 
-def _parity(model: LoadedModel, device: torch.device) -> float:
-    """Compares twin and artefact on the baselines and on random rows within the features' ranges."""
+def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
+    """Compares twin and artefact on the baselines and on random rows within the features' ranges.
+
+    Raises CatalogError over the manifest's limit, naming the operator that differs most.
+    """
     manifest = model.manifest
     size = sum(layer_sizes(model.twin, model.shape))
     count = min(PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_VALUES // size))
@@ -178,5 +181,17 @@ def _parity(model: LoadedModel, device: torch.device) -> float:
         seen = (torch.from_numpy(model.seen(part).astype(np.float32).reshape(-1, *model.shape)) for part in parts)
         twin_logits = torch.cat([model.twin(part.to(device)).cpu() for part in seen])
     limit = manifest.parity
-    parity = check_parity(twin_logits, logits, limit)
+    try:
+        parity = check_parity(twin_logits, logits, limit)
+    except CatalogError as error:
+        raise CatalogError(f"{error}{_suspect(opened, parts[-1])}") from None
     return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double(), limit))
+
+
+def _suspect(opened: Opened, rows: NDArray[np.float32]) -> str:
+    if opened.worst is None:
+        return ""
+    try:
+        return f"; of its operators differs most, for what goes into it, {opened.worst(rows)}"
+    except CatalogError:
+        return ""

@@ -64,7 +64,7 @@ def check_embedding(
         raise CatalogError(f"the embedding has {len(table)} tokens, the manifest's vocabulary {vocabulary}")
     every = np.resize(np.arange(vocabulary), -(-vocabulary // inputs.length) * inputs.length)
     rows = every.reshape(-1, inputs.length).astype(np.float32)
-    session = _session(model, [tensor])
+    session = open_part(model, [tensor])
     step = max(1, LARGEST_FLOATS // (inputs.length * width))
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
@@ -84,7 +84,7 @@ def find_lookups(model: ModelProto, inputs: TabularInputs, feeds: Feeds, end: st
     frontier = _frontier(model, set(encoded), end)
     if not frontier:
         return []
-    session, features = _session(model, list(frontier)), [number for own in encoded.values() for number in own]
+    session, features = open_part(model, list(frontier)), [number for own in encoded.values() for number in own]
     base = _first_row(inputs)
 
     def run(rows: Array) -> dict[str, Array]:
@@ -171,11 +171,11 @@ def _needed(model: ModelProto, end: str, stops: set[str]) -> set[str]:
 
 def _are_real(model: ModelProto, names: Sequence[str]) -> dict[str, bool]:
     """Whether tensors hold real numbers, as ONNX Runtime has it."""
-    outputs = {output.name: output.type for output in _session(model, names).get_outputs()}
+    outputs = {output.name: output.type for output in open_part(model, names).get_outputs()}
     return {name: outputs[name] in ("tensor(float)", "tensor(double)", "tensor(float16)") for name in names}
 
 
-def _session(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
+def open_part(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
     """The graph as far as these tensors need it: ONNX Runtime would compute all the rest of it too."""
     needed = {
         name for end in outputs for node in ancestors(model.graph.node, end) for name in (*node.input, *node.output)

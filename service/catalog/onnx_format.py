@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from service.catalog.deployed import Opened, TorchOutputs
 from service.catalog.encodings import TableEncoding
 from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs
 from service.catalog.manifest import Manifest
-from service.catalog.onnx_twins import twin_of
+from service.catalog.onnx_twins import source_of, twin_of
 from service.catalog.tables import TabularInputs
 from service.catalog.twins import parse_onnx
 from service.domain import OutputSpace
@@ -96,14 +97,17 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {error}") from error
     given = artefact.inputs
     feeds = feeds_of(inputs, given)
-    twin, encoding = twin_of(graph, manifest, given, feeds)
-    deployed, twin = Answering(artefact, feeds), twin.to(device)
+    source = source_of(graph, manifest, given, feeds)
+    encoding, logit = source.encoding, manifest.outputs.tensors[OutputSpace.LOGIT]
+    deployed, twin = Answering(artefact, feeds), twin_of(source, manifest).to(device)
+    worst = partial(source.worst_operator, logit, feeds)
     if not all(each.is_floating for each in given.values()):
         shape = inputs.shape if encoding is None else encoding.shape
-        return Opened(deployed, twin, encoding, TorchOutputs(twin, device, shape))
+        return Opened(deployed, twin, encoding, TorchOutputs(twin, device, shape), worst)
     if isinstance(encoding, TableEncoding) and isinstance(inputs, TabularInputs):
-        return Opened(deployed, twin, encoding, Answering(artefact, column_feeds(inputs, given, encoding.widths)))
-    return Opened(deployed, twin, encoding, deployed)
+        columns = Answering(artefact, column_feeds(inputs, given, encoding.widths))
+        return Opened(deployed, twin, encoding, columns, worst)
+    return Opened(deployed, twin, encoding, deployed, worst)
 
 
 def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:

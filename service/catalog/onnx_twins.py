@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, helper
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from service.catalog.disagreement import worst_operator
 from service.catalog.encodings import Encoding, TokenEncoding, encoding_of, one_hot
 from service.catalog.entrances import ROW, Entrance, with_one_input, with_tokens_embedded
 from service.catalog.feeds import Feeds, GraphInput, columns_of
@@ -20,23 +23,44 @@ from service.catalog.tables import TabularInputs
 from service.catalog.twins import build_twin
 from service.domain import Floats, OutputSpace
 
-TwinAndEncoding = tuple[fx.GraphModule, Encoding | None]
+
+@dataclass(frozen=True, slots=True)
+class TwinSource:
+    """What a twin is made of: the part of `model` from the tensor `start` on, whose rows have the `shape`.
+
+    Where the graph was rewritten, `start` is its only input, and takes encoded rows.
+    """
+
+    model: ModelProto
+    start: str
+    shape: tuple[int, ...] | None
+    encoding: Encoding | None
+
+    def worst_operator(self, logit: str, feeds: Feeds, rows: NDArray[np.float32]) -> str:
+        """The operator whose counterpart differs most for these rows."""
+        if self.start == ROW:
+            given = rows if self.encoding is None else self.encoding(rows.astype(np.float64)).astype(np.float32)
+            width = () if self.encoding is None else self.encoding.shape
+            return worst_operator(self.model, ROW, logit, self.shape, given.reshape(len(rows), *(width or (-1,))))
+        (given,) = feeds(rows).values()
+        return worst_operator(self.model, self.start, logit, self.shape, given)
 
 
-def twin_of(graph: ModelProto, manifest: Manifest, given: Mapping[str, GraphInput], feeds: Feeds) -> TwinAndEncoding:
-    """The twin, and how rows are encoded for it. Raises CatalogError where there is none."""
+def source_of(graph: ModelProto, manifest: Manifest, given: Mapping[str, GraphInput], feeds: Feeds) -> TwinSource:
+    """What the twin is made of. Raises CatalogError where tokens or categories are looked up otherwise than it says."""
     inputs, logit = manifest.inputs, manifest.outputs.tensors[OutputSpace.LOGIT]
-    encoding: Encoding | None = None
     match inputs:
         case TokenInputs():
-            twin, encoding = _of_tokens(graph, inputs, given, feeds, logit)
+            return _of_tokens(graph, inputs, given, feeds)
         case TabularInputs() if inputs.has_categories or len(given) > 1 or given[inputs.tensor].dtype is not np.float32:
-            twin, encoding = _of_table(graph, inputs, given, feeds, logit)
-        case _:
-            twin = build_twin(graph, inputs.tensor, logit, inputs.shape)
-    if manifest.outputs.link == "sigmoid":
-        twin = fx.symbolic_trace(_TwoLogits(twin))
-    return twin, encoding
+            return _of_table(graph, inputs, given, feeds, logit)
+    return TwinSource(graph, inputs.tensor, inputs.shape, None)
+
+
+def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
+    """The twin. Raises CatalogError where there is none."""
+    twin = build_twin(source.model, source.start, manifest.outputs.tensors[OutputSpace.LOGIT], source.shape)
+    return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.link == "sigmoid" else twin
 
 
 class _TwoLogits(nn.Module):
@@ -50,17 +74,14 @@ class _TwoLogits(nn.Module):
         return functional.pad(self.network(rows).reshape(-1, 1), (1, 0))
 
 
-def _of_tokens(
-    graph: ModelProto, inputs: TokenInputs, given: Mapping[str, GraphInput], feeds: Feeds, logit: str
-) -> TwinAndEncoding:
+def _of_tokens(graph: ModelProto, inputs: TokenInputs, given: Mapping[str, GraphInput], feeds: Feeds) -> TwinSource:
     tensor, table = find_embedding(graph, inputs.tensor)
     check_embedding(graph, inputs, feeds, tensor, table)
     if not inputs.side:
-        return build_twin(graph, tensor, logit, inputs.shape), TokenEncoding(table, inputs.length)
+        return TwinSource(graph, tensor, inputs.shape, TokenEncoding(table, inputs.length))
     side = {name: (kind, _element_type(given[name])) for name, kind in inputs.side.items()}
     whole = with_tokens_embedded(graph, tensor, inputs.length, table.shape[1], side)
-    twin = build_twin(whole, ROW, logit)
-    return twin, TokenEncoding(table, inputs.length, inputs.padding)
+    return TwinSource(whole, ROW, None, TokenEncoding(table, inputs.length, inputs.padding))
 
 
 def _element_type(given: GraphInput) -> int:
@@ -69,14 +90,14 @@ def _element_type(given: GraphInput) -> int:
 
 def _of_table(
     graph: ModelProto, inputs: TabularInputs, given: Mapping[str, GraphInput], feeds: Feeds, logit: str
-) -> TwinAndEncoding:
+) -> TwinSource:
     lookups = find_lookups(graph, inputs, feeds, logit)
     tables = [_table(inputs, number, lookups) for number in range(len(inputs.features))]
     encoding = encoding_of(inputs, tables)
     widths = encoding.widths
     entrances = [*_of_inputs(inputs, given, widths), *_of_lookups(lookups, widths)]
-    twin = build_twin(with_one_input(graph, entrances, sum(widths)), ROW, logit)
-    return twin, encoding if inputs.has_categories else None
+    whole = with_one_input(graph, entrances, sum(widths))
+    return TwinSource(whole, ROW, None, encoding if inputs.has_categories else None)
 
 
 def _table(inputs: TabularInputs, number: int, lookups: Sequence[Lookup]) -> Floats | None:

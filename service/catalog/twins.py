@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from torch import fx
 
 from service.catalog.folding import choose_branches, fold, versions
-from service.catalog.graphs import network, read_graph
+from service.catalog.graphs import Graph, network, read_graph
 from service.catalog.undifferentiable import REASONS, described, refuse_undifferentiable
 from service.errors import CatalogError
 
@@ -82,6 +82,19 @@ def build_twin(
     `shape` is that of one row of the graph's own input, which must declare it otherwise. Raises CatalogError when a
     tensor is not in the graph, or an operator has no gradient or no torch counterpart.
     """
+    _, part, module = converted(model, input_tensor, logit_tensor, shape)
+    try:
+        twin: fx.GraphModule = fx.symbolic_trace(module).requires_grad_(False)
+        _refuse_flat(twin, part.graph)
+    except (NotImplementedError, ValueError, KeyError, RuntimeError) as error:
+        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {error}") from error
+    return twin
+
+
+def converted(
+    model: onnx.ModelProto, input_tensor: str, logit_tensor: str, shape: tuple[int, ...] | None = None
+) -> tuple[Graph, onnx.ModelProto, fx.GraphModule]:
+    """As `build_twin`, before tracing: the graph, its part between the tensors, that with a module a node."""
     conversion = _import_conversion()
     try:
         whole = _taken_apart(model, conversion.has_converter)
@@ -94,11 +107,10 @@ def build_twin(
                     f"{described(node)} has no counterpart in torch here, so it cannot be differentiated"
                 )
         part = fold(graph, nodes, input_tensor)
-        twin: fx.GraphModule = fx.symbolic_trace(conversion.convert(part).eval()).requires_grad_(False)
-        _refuse_flat(twin, part.graph)
+        module: fx.GraphModule = conversion.convert(part).eval()
     except (NotImplementedError, ValueError, KeyError, RuntimeError) as error:
         raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {error}") from error
-    return twin
+    return graph, part, module
 
 
 def _refuse_flat(twin: fx.GraphModule, part: onnx.GraphProto) -> None:
@@ -127,13 +139,18 @@ def _taken_apart(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.Mo
     return onnx.inliner.inline_selected_functions(whole, sorted(unknown), inline_schema_functions=True)
 
 
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the larger of one and the expected magnitude; NaN where one is."""
+    scale = expected.abs().clamp_min(1.0)
+    return float(((found - expected).abs() / scale).max()) if expected.numel() else 0.0
+
+
 def check_parity(twin_outputs: torch.Tensor, deployed_outputs: torch.Tensor, limit: float = 1e-4) -> float:
     """The largest difference of the two, relative to the larger of one and the deployed magnitude.
 
     Raises CatalogError over `limit`: then the twin is not a twin.
     """
-    scale = deployed_outputs.abs().clamp_min(1.0)
-    difference = float(((twin_outputs - deployed_outputs).abs() / scale).max())
+    difference = relative_difference(twin_outputs, deployed_outputs)
     if not difference <= limit:
         raise CatalogError(
             f"the torch twin and the deployed artefact differ by {difference:.2g} (relative), over {limit:g}"

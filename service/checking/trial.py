@@ -27,6 +27,8 @@ from service.planning import PREDICTED, Parameters, make_plan
 
 SHAPES = ChunkShapes(32, 128)
 """Not calibrated: calibration pays for itself over traffic, and small chunks fit any device."""
+LARGE_BYTES = 2**20
+"""Of an artefact whose network is calibrated all the same: 128 rows of a large one take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ class Trial:
 def load_trial(folder: Path, device: torch.device) -> Trial:
     """Loads the version in `folder`. Raises CatalogError."""
     manifest, key, digest = read_manifest(folder)
-    model = put_on_device(folder, device, {}, SHAPES)
+    is_small = (folder / manifest.artefact.file).stat().st_size < LARGE_BYTES
+    model = put_on_device(folder, device, {}, SHAPES if is_small else None)
     version = ModelVersion(key, manifest, folder, digest, {}, model.traits, model.parity)
     return Trial(version, model)

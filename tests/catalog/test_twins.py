@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,46 @@ def test_a_twin_that_differs_is_refused(version: Version, monkeypatch: pytest.Mo
     monkeypatch.setattr(onnx_twins, "build_twin", perturbed)
     with pytest.raises(CatalogError, match="differ"):
         load_model(version.folder, CPU)
+
+
+def registered() -> dict[Any, Any]:
+    """The converters, where onnx2torch keeps them."""
+    registry: dict[Any, Any] = sys.modules["onnx2torch.node_converters.registry"]._CONVERTER_REGISTRY
+    return registry
+
+
+def test_the_operator_that_differs_most_is_named(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the second of three activations, each of which makes larger what went wrong before it."""
+    path = version.folder / "model.onnx"
+    model = onnx.load(path)
+    wrong = [node for node in model.graph.node if node.op_type == "Relu"][-1]
+    wrong.op_type, wrong.name = "Softplus", "the wrong one"
+    onnx.save(model, path)
+    version.sign()
+    load_model(version.folder, CPU)  # which imports the converters
+
+    registry = dict(registered())
+    sys.modules["service.catalog.conversion"].converts("Softplus")(lambda _: torch.relu)
+    try:
+        with pytest.raises(CatalogError, match=r"differs most, .* Softplus .*the wrong one.*, by 0\.69"):
+            load_model(version.folder, CPU)
+    finally:
+        registered().clear()
+        registered().update(registry)
+
+
+def test_a_difference_that_the_manifest_allows_is_shown(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    def perturbed(*arguments: Any) -> Any:
+        twin = build_twin(*arguments)
+        with torch.no_grad():
+            next(iter(twin.parameters())).mul_(1.0005)
+        return twin
+
+    monkeypatch.setattr(onnx_twins, "build_twin", perturbed)
+    with pytest.raises(CatalogError, match=r"over 0\.0001"):
+        load_model(version.folder, CPU)
+    version.edit(lambda manifest: manifest.update(parity=0.02))
+    assert 1e-4 < load_model(version.folder, CPU).parity < 0.02
 
 
 def test_probabilities_that_are_not_the_softmax_of_the_logits_are_refused(version: Version) -> None:
