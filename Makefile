@@ -8,7 +8,7 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate bench exports health try-install models test-models clean
+.PHONY: run serve test gate bench bench-ledger flips exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -29,6 +29,14 @@ gate:
 
 bench: .venv/.bench
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+# A million records in SQLite and in PostgreSQL: every search, and proofs. Takes half an hour and 10 GB.
+bench-ledger: .venv/.dev
+	@for kind in sqlite postgresql; do echo $$kind; $(BIN)/python -m tests.bench.search $$kind || exit 1; done
+
+# A thousand bits flipped anywhere in the ledger's tables, half of them in each kind of database.
+flips: .venv/.dev
+	LEDGER_FLIPS=500 $(BIN)/pytest --timeout 3600 tests/ledger/test_verifying.py
 
 # The dashboards and alerts against a real Prometheus, after a minute of load; in the tests it is a few seconds.
 health: .venv/.dev
