@@ -169,10 +169,14 @@ class Notary:
         self._signer.finish_rotation()
         return key
 
+    def newest(self) -> Checkpoint | None:
+        """The last checkpoint that was signed, by whatever host; None before the first. Raises LogChanged."""
+        with database_in_reach(), self._engine.connect() as connection:
+            return newest_checkpoint(connection)
+
     def covering(self, seq: int) -> Checkpoint:
         """A checkpoint over the row at that place, made now if there is none yet. Raises as `sign` does."""
-        with database_in_reach(), self._engine.connect() as connection:
-            found = newest_checkpoint(connection)
+        found = self.newest()
         if found is None or found.size < seq:
             found = self.sign()
         if found is None or found.size < seq:

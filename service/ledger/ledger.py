@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -44,7 +44,8 @@ class Ledger:
     `observe` is called on the event loop after every append that was not cancelled, with the seconds it took,
     its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait
     from which more are refused. With a `notary`, what is recorded is signed every `checkpoint_seconds`, and once more
-    at the end; `signed` is when that was last, in seconds since the epoch, None before the first. The engine stays the
+    at the end; `signed` is when the newest checkpoint was made, in seconds since the epoch, of whatever process: where
+    there is none yet, or it cannot be read, when this ledger was opened; None without a notary. The engine stays the
     caller's to dispose of, after `close`.
     """
 
@@ -68,7 +69,7 @@ class Ledger:
         self._writer = Writer(engine, vault, self._wake)
         self._notary = notary
         self._unsigned = False
-        self.signed: float | None = None
+        self.signed = None if notary is None else time()
         self._signing = None if notary is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
 
     async def append(self, entries: Sequence[Entry | Event]) -> None:
@@ -167,6 +168,7 @@ class Ledger:
             raise LedgerUnavailable("The explanation could not be recorded, so it is not given.")
 
     async def _sign_regularly(self, seconds: float) -> None:
+        await self._begin()
         while True:
             await asyncio.sleep(seconds)
             if self._unsigned:
@@ -182,7 +184,19 @@ class Ledger:
             self._unsigned = True
             _log.error("no checkpoint was signed: %s", error)
         else:
-            self.signed = None if checkpoint is None else checkpoint.created / 1e6
+            self._keep_time(checkpoint)
+
+    async def _begin(self) -> None:
+        """What cannot be signed from the start on was last signed by an earlier process, and that is told."""
+        assert self._notary is not None
+        try:
+            self._keep_time(await self._loop.run_in_executor(self._readers, self._notary.newest))
+        except AnswerableError as error:
+            _log.error("the newest checkpoint cannot be read: %s", error)
+
+    def _keep_time(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            self.signed = checkpoint.created / 1e6
 
     async def _notarise(self, ask: Callable[Concatenate[Notary, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         notary = self._notary

@@ -107,7 +107,8 @@ class Metrics:
             "ledger_append_duration_seconds", "Seconds until a record is durable.", SECONDS
         ).labels()
         self.checkpoint = gauge(
-            "checkpoint_timestamp_seconds", "When the ledger was last signed, in seconds since the epoch."
+            "checkpoint_timestamp_seconds",
+            "When the ledger was last signed, or opened while it never was, in seconds since the epoch.",
         )
         self._requests = cache(self._requests_of)
         self._start_at_zero()
@@ -211,7 +212,7 @@ class Metrics:
             self.device_memory.labels(str(device)).set(held)
 
     def show_checkpoint(self, signed: float | None) -> None:
-        """When the ledger was last signed, in seconds since the epoch; nothing before the first time."""
+        """When the ledger was last signed, in seconds since the epoch; None where nothing is signed."""
         if signed is not None:
             self.checkpoint.labels().set(signed)
 

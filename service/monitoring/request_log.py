@@ -66,7 +66,6 @@ class RequestLog:
         self._waiting.append((time.time(), line))
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write_all())
-            self._writing.add_done_callback(self._done)
 
     async def close(self) -> None:
         """Writes what is left, if the reader takes it within a second."""
@@ -79,12 +78,10 @@ class RequestLog:
             lines, self._waiting = self._waiting, []
             dropped, self._dropped = self._dropped, 0
             await asyncio.to_thread(self._write_lines, lines, dropped)
+        self._writing = None  # here: a line that comes before a callback of the task would wait for nobody
 
     def _write_lines(self, lines: list[tuple[float, RequestLine]], dropped: int) -> None:
         spelled = [{"time": moment(at), **line.spelled()} for at, line in lines]
         if dropped:
             spelled.append({"time": moment(time.time()), "event": "dropped", "lines": dropped})
         self._write(b"".join(orjson.dumps(line) + b"\n" for line in spelled))
-
-    def _done(self, _task: asyncio.Task[None]) -> None:
-        self._writing = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,41 @@ async def test_while_records_arrive_and_at_the_end(engine: Engine, notary: Notar
     await ledger.append([make_entry()])
     await ledger.close()
     assert [checkpoint.size for checkpoint in stored(engine)] == [1, 2]
+
+
+async def test_a_log_that_was_changed_before_the_start_was_last_signed_long_ago(
+    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+) -> None:
+    await ledger.append([make_entry()])
+    signed = notary.sign()
+    assert signed is not None
+    with engine.begin() as connection:
+        before = orjson.loads(signed.body)
+        body = orjson.dumps({**before, "root": "00" * 32, "created": before["created"] - 3_600_000_000})
+        connection.execute(update(checkpoints).values(body=body))
+
+    started = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=0.01)
+    try:
+        await started.append([make_entry()])
+        async with asyncio.timeout(30):
+            while started.signed != signed.created / 1e6 - 3600:  # noqa: ASYNC110 - a thread reads it
+                await asyncio.sleep(0.005)
+    finally:
+        await started.close()
+    assert started.signed == signed.created / 1e6 - 3600
+    assert len(stored(engine)) == 1
+
+
+async def test_a_log_that_was_never_signed_is_as_old_as_its_ledger(
+    engine: Engine, notary: Notary, make_entry: EntryMaker
+) -> None:
+    began = time.time()
+    ledger = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=3600)
+    await ledger.append([make_entry()])
+    assert ledger.signed is not None
+    assert began <= ledger.signed <= time.time()
+    await ledger.close()
+    assert ledger.signed == stored(engine)[0].created / 1e6
 
 
 async def test_nothing_is_signed_while_nothing_arrives(

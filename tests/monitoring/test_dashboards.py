@@ -108,6 +108,18 @@ def test_counters_are_shown_as_rates(dashboard: dict[str, Any]) -> None:
         assert len(COUNTER.findall(expression)) == len(counters), expression
 
 
+def test_the_worst_is_shown_of_what_is_told_more_than_once(dashboard: dict[str, Any]) -> None:
+    for expression in expressions(dashboard):
+        if "attribution_ndcg" in expression:  # drift is below
+            assert expression.startswith("min")
+
+
+def test_misses_are_shares_of_what_could_miss(dashboard: dict[str, Any]) -> None:
+    for expression in expressions(dashboard):
+        if "over_tolerance_total" in expression:
+            assert "answerable_completeness_error_count" in expression.split(" / ")[1]
+
+
 def test_every_metric_is_exported(dashboard: dict[str, Any]) -> None:
     found = {name for expression in expressions(dashboard) for name in METRIC.findall(expression)}
 
