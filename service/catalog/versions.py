@@ -98,6 +98,12 @@ class Catalog:
     def __iter__(self) -> Iterator[ModelVersion]:
         return (version for versions in self._versions.values() for version in versions.values())
 
+    @property
+    def known(self) -> list[ModelVersion]:
+        """Every version; after them the files that were replaced by others of their version and are still meant."""
+        current = list(self)
+        return [*current, *(one for one in self._meant.values() if not any(map(one.is_same, current)))]
+
     def put(self, version: ModelVersion) -> None:
         """Adds the version, or replaces what was known of it."""
         name = version.key.name

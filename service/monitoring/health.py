@@ -40,14 +40,17 @@ class Health:
         self._of(version).drift.observe_stability(correlation)
 
     def show(self, versions: Iterable[ModelVersion], metrics: Metrics) -> None:
-        """Sets the gauges of the versions that are ready, and forgets all others."""
+        """Sets the gauges of the versions that are ready, and forgets all others.
+
+        Of two with one name and version the later one is shown: the files that the bare name means.
+        """
         watched = {_key(version): (version, self._of(version)) for version in versions if version.is_ready}
         self._watched = {key: one for key, (_, one) in watched.items()}
         for gauge in (metrics.ndcg, metrics.stability, metrics.protected_share, metrics.baseline_age):
             gauge.clear()
-        for version, one in watched.values():
+        shown = {(version.key.name, version.key.version): (version, one) for version, one in watched.values()}
+        for labels, (version, one) in shown.items():
             one.drift.profile = None if version.assessment is None else version.assessment.profile
-            labels = (version.key.name, version.key.version)
             figures = (
                 (metrics.ndcg, one.drift.ndcg),
                 (metrics.stability, one.drift.stability),

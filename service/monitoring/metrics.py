@@ -196,10 +196,10 @@ class Metrics:
         self.appends.labels("ok" if ok else "failed").inc(entries)
         self.append_duration.observe(seconds)
 
-    def show_versions(self, catalog: Iterable[ModelVersion]) -> None:
-        """The versions there are; what was unloaded is gone from the gauges."""
+    def show_versions(self, versions: Iterable[ModelVersion]) -> None:
+        """The versions there are; of what is listed no more nothing is told. Of equals the later one counts."""
         self.model_info.clear()
-        for version in catalog:
+        for version in versions:
             key = version.key
             self.expect(key.name, version.manifest.defaults.method, version.manifest.review.all_rules)
             self.model_info.labels(key.name, key.version, key.digest).set(version.is_ready)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load_file
 
@@ -16,6 +17,7 @@ from service.catalog.rules import Review
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, Plan, Priority, Timings
 from service.explaining import Explaining, Request
+from service.monitoring.drift import LEAST
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.planning import Parameters
@@ -139,3 +141,46 @@ async def test_a_version_that_is_gone_is_forgotten(service: Service) -> None:
 
     assert b"answerable_baseline_age_seconds{" in before
     assert b"answerable_baseline_age_seconds{" not in after
+
+
+async def test_files_that_are_still_meant_after_a_reload_are_watched_and_told(service: Service) -> None:
+    state = service.app.state
+    old = state.catalog.find("loan")
+    new = replace(old, key=replace(old.key, digest="sha256:1"), manifest_digest="sha256:1", assessment=None)
+
+    async def show() -> list[str]:
+        health = Health(state.engine, 0)
+        metrics = Metrics()
+        told = []
+        try:
+            for catalog in ([old], [new, old], [new, old]):
+                for _ in range(LEAST // 2):
+                    health._observe_stability(old, 0.75)
+                    health._observe_stability(new, 0.25)
+                health.show(catalog, metrics)
+                told.append(metrics.render(1).decode())
+        finally:
+            await health.close()
+        state.catalog.put(new)
+        try:
+            told.append(state.render_metrics().decode())
+        finally:
+            state.catalog.put(old)
+        assert state.catalog.find("loan") is old
+        return told
+
+    first, second, third, served = await asyncio.to_thread(service.call, show())
+
+    assert stabilities(first) == []
+    assert stabilities(second) == stabilities(third) == [pytest.approx(0.75)]
+    for digest in (old.key.digest, "sha256:1"):
+        assert f'answerable_model_info{{model="loan",version="{old.key.version}",digest="{digest}"}} 1.0' in served
+
+
+def stabilities(rendered: str) -> list[float]:
+    return [
+        sample.value
+        for family in text_string_to_metric_families(rendered)
+        for sample in family.samples
+        if sample.name == "answerable_attribution_stability"
+    ]

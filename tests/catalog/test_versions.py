@@ -90,6 +90,18 @@ def test_other_files_of_the_same_version_are_meant_once_they_have_passed(make: C
     assert catalog.find("loan").key.digest == "sha256:third"
 
 
+def test_replaced_files_are_known_while_they_are_meant(make: Callable[..., ModelVersion]) -> None:
+    catalog = Catalog()
+    old, new = make("1", passed=True), replace(make("1", artefact="sha256:1"), manifest_digest="sha256:1")
+    catalog.put(old)
+    assert catalog.known == [old]
+    catalog.put(new)
+    assert catalog.known == [new, old]
+    passed = replace(make("1", artefact="sha256:1", passed=True), manifest_digest="sha256:1")
+    catalog.put(passed)
+    assert catalog.known == [passed]
+
+
 def test_what_is_unloaded_is_meant_no_more_and_is_no_fault(make: Callable[..., ModelVersion]) -> None:
     catalog = Catalog()
     for version in (make("1", passed=True), make("2", passed=True), make("2", artefact="sha256:other")):
