@@ -1,8 +1,8 @@
 """Replay: an explanation is computed again from its record, and compared with what the record says.
 
 The plan is read back from the record, the personal part included, and run at the chunk shapes that it was computed at;
-one that its deadline ended is ended after as many answers. Then all its numbers are compared, bit for bit. What the
-explanation cost and how far it is off do not count against the tolerance; what it says does.
+one that its deadline ended is ended after as many answers. Then all its numbers are compared, bit for bit (see
+`service.comparison` for what the tolerance applies to).
 
 - `bit_exact`: everything that the numbers depend on is as it was, and so is every bit of them.
 - `within_tolerance`: as it was, but some numbers differ, by no more than the explanation's own tolerance.
@@ -23,6 +23,7 @@ import orjson
 
 from service.catalog.sequences import Spans
 from service.catalog.versions import Catalog, ModelVersion
+from service.comparison import Numbers, compared
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
@@ -38,30 +39,10 @@ from service.domain import (
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
 from service.ledger.entries import Stored
 from service.planning import expected_points
+from service.quotas import Account, charged
 from service.records import explanation_body, prediction_of, whole_record
 
 Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
-Numbers = Literal["equal", "within_tolerance", "differ"]
-
-COMPARED = (
-    "target",
-    "output",
-    "baseline_output",
-    "attributions",
-    "completeness",
-    "completeness_error",
-    "attribution_error",
-    "standard_error",
-    "interactions",
-    "groups",
-    "noise",
-    "converged",
-    "reason",
-    "evaluations",
-)
-"""Of an explanation, everything that was computed."""
-OF_THE_COURSE = frozenset({"completeness_error", "attribution_error", "converged", "reason", "evaluations"})
-"""How the numbers came about, not what they say."""
 CHUNK_ROWS = "chunk_rows"
 CODE = "environment.answerable"
 LARGEST_SHAPE = 2**16
@@ -104,10 +85,10 @@ class Replaying:
         self._engine = engine
         self._catalog = catalog
 
-    async def replay(self, stored: Stored) -> Replayed:
-        """The verdict on one record.
+    async def replay(self, stored: Stored, account: Account | None) -> Replayed:
+        """The verdict on one record; the account pays for what is computed.
 
-        Raises ReplayImpossible, ModelNotReady, and what the engine raises.
+        Raises ReplayImpossible, ModelNotReady, QuotaSpent, InvalidRequest, and what the engine raises.
         """
         record, personal = whole_record(stored), personal_of(stored)
         version = self._version(record["model"])
@@ -121,10 +102,15 @@ class Replaying:
             return Replayed("differs", None, None, tuple(differences), ("record",))
         if personal["plan_digest"] != plan.digest() and not any(d.what == CODE for d in differences):
             return Replayed("differs", None, None, tuple(differences), ("plan",))
-        explanation = await self._engine.repeat(plan, expected_points(version, plan), conditions)
+
+        async def repeated() -> Explanation:
+            return await self._engine.repeat(plan, expected_points(version, plan), conditions)
+
+        explanation = await charged(account, plan.max_evaluations, repeated, lambda found: found.evaluations)
         if explanation.chunk_rows != str(conditions.shapes):
             differences.append(Difference(f"environment.{CHUNK_ROWS}", str(conditions.shapes), explanation.chunk_rows))
-        numbers, largest, fields = _compared(record, _told(version, plan, explanation, record, personal), plan)
+        told = _told(version, plan, explanation, record, personal)
+        numbers, largest, fields = compared(record, told, plan.tolerance)
         is_manifest_another = record["manifest"] != version.manifest_digest
         if is_manifest_another and (differences or numbers != "equal"):
             # On its own it is a reason text, perhaps: where all bits are as they were, it did not matter.
@@ -239,52 +225,3 @@ def _told(
     prediction = prediction_of(version, plan.output_space, explanation.outputs, spans)
     told: Mapping[str, Any] = orjson.loads(orjson.dumps({**body, "prediction": prediction, "rule": explanation.rule}))
     return told
-
-
-def _compared(record: Mapping[str, Any], now: Mapping[str, Any], plan: Plan) -> tuple[Numbers, float, tuple[str, ...]]:
-    """How the numbers of both compare, the largest absolute difference, and the fields that differ."""
-    fields = [name for name in (*COMPARED, "prediction", "rule") if record.get(name) != now.get(name)]
-    if not fields:
-        return "equal", 0.0, ()
-    differences = {name: _difference(record.get(name), now.get(name)) for name in fields}
-    largest = max((found.largest for name, found in differences.items() if name not in OF_THE_COURSE), default=0.0)
-    is_close = all(
-        name in OF_THE_COURSE or (found.is_of_numbers and found.total <= plan.tolerance * found.size)
-        for name, found in differences.items()
-    )
-    return "within_tolerance" if is_close else "differ", largest, tuple(fields)
-
-
-@dataclass(frozen=True, slots=True)
-class _Distance:
-    """Between two values of JSON: the largest difference of two numbers, the sum of all, and the sum of the second's
-    absolute numbers; `is_of_numbers` says that nothing but numbers differs."""
-
-    largest: float
-    total: float
-    size: float
-    is_of_numbers: bool
-
-
-def _difference(recorded: object, now: object) -> _Distance:
-    pairs = list(_pairs(recorded, now))
-    numbers = [(a, b) for a, b in pairs if _is_number(a) and _is_number(b)]
-    each = [abs(a - b) for a, b in numbers]
-    is_of_numbers = all(a == b for a, b in pairs if not (_is_number(a) and _is_number(b)))
-    return _Distance(max(each, default=0.0), sum(each), sum(abs(b) for _, b in numbers), is_of_numbers)
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _pairs(recorded: Any, now: Any) -> Iterator[tuple[Any, Any]]:
-    """The leaves of both, side by side; where one has more, None stands in the other's place."""
-    if isinstance(recorded, Mapping) and isinstance(now, Mapping):
-        for name in {**recorded, **now}:
-            yield from _pairs(recorded.get(name), now.get(name))
-    elif isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
-        for one, other in zip(recorded, now, strict=True):
-            yield from _pairs(one, other)
-    else:
-        yield recorded, now

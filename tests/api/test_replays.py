@@ -271,6 +271,23 @@ async def test_a_record_that_was_changed(
     assert (found["verdict"], found["fields"], found["differences"]) == (verdict, fields, [])
 
 
+async def test_an_image_of_other_values(service: Service, explain: Explain, client: httpx.AsyncClient) -> None:
+    """Its shape and the number of noisy copies are numbers, but none that a tolerance could be relative to."""
+    image = load_file(MODELS / "digits" / "1" / "heldout.safetensors")["rows"][0].astype(float)
+    asked = {"noise": {"kind": "smoothgrad", "samples": 25}, "tolerance": 0.1, "path": "/v1/models/digits:explain"}
+    (explanation,) = (await explain([row_as_instance("digits", image)], **asked))["explanations"]
+
+    def negated(record: dict[str, Any]) -> None:
+        values = record["attributions"]["values"]
+        record["attributions"]["values"] = [-value for value in values]
+
+    for change, field in ((negated, "attributions"), (tampered("noise.output", 2.0), "noise")):
+        changed_record(service, explanation["id"], change)
+        found = await replayed(client, explanation["id"])
+        assert (found["verdict"], found["numbers"]) == ("differs", "differ")
+        assert field in found["fields"]
+
+
 async def test_a_difference_within_the_tolerance_says_how_large_it_is(
     service: Service, explain: Explain, client: httpx.AsyncClient, fresh: dict[str, Any]
 ) -> None:
