@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from service.catalog.sequences import Spans
 from service.catalog.versions import ModelVersion
 from service.disclosure import limited, limited_prediction
 from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
-from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, NotConverged, PolicyForbids
+from service.errors import InvalidRequest, LedgerUnavailable, NotConverged, PolicyForbids
 from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
 from service.monitoring.health import Health
@@ -22,7 +22,7 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.spent import Spent
 from service.permissions import Policy
 from service.planning import Parameters, deadline_of, expected_points, make_plans, output_space
-from service.quotas import Account
+from service.quotas import charged, counted
 from service.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
 
 LOG = logging.getLogger("answerable.explaining")
@@ -44,7 +44,8 @@ class Engine(Protocol):
 class Request:
     """One `:explain` or `:predict` call, parsed: a row and a context for each instance.
 
-    `ids` are those the explanations are to have; None for new ones. `spent` is filled with where the time went.
+    `ids` are those the explanations are to have; None for new ones. `counted` is how many of the instances the key's
+    quota of requests has counted already. `spent` is filled with where the time went.
     `spans` say where in texts and files the tokens are; there are none where no instance was one.
     """
 
@@ -57,6 +58,7 @@ class Request:
     received: float
     priority: Priority = Priority.INTERACTIVE
     ids: Sequence[str] | None = None
+    counted: int = 0
     spent: Spent = field(default_factory=Spent)
     spans: Sequence[Spans | None] = ()
 
@@ -118,14 +120,18 @@ class Explaining:
     async def explain(self, request: Request) -> list[Answer]:
         """One answer an instance, or an error for all of them.
 
-        Raises InvalidRequest, NotConverged (if `strict`), Overloaded, DeadlineExceeded, WorkerLost, ComputationFailed,
-        LedgerUnavailable.
+        Raises InvalidRequest, NotConverged (if `strict`), Overloaded, QuotaSpent, DeadlineExceeded, WorkerLost,
+        ComputationFailed, LedgerUnavailable.
         """
+        with counted(request.caller.account, len(request.rows), request.counted):
+            return await self._explain(request)
+
+    async def _explain(self, request: Request) -> list[Answer]:
         version, parameters = request.version, request.parameters
         plans = make_plans(version, request.rows, parameters)
         digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
-        points = self._refuse_what_never_fits(version, plans)
+        self._refuse_what_never_fits(version, plans)
         refuse_method(request.caller.policy, plans[0].method)
 
         async def all_results() -> list[_Result]:
@@ -134,7 +140,8 @@ class Explaining:
 
         spent = request.spent
         spent.version, spent.explanations, spent.asked = version.key.version, len(plans), time.monotonic()
-        results = await _charged(request.caller.account, points, all_results)
+        most = sum(plan.max_evaluations for plan in plans)
+        results = await charged(request.caller.account, most, all_results, _spent_points)
         spent.computed = [(timings, found.evaluations) for found, _, timings in results if timings is not None]
 
         if parameters.strict:
@@ -180,15 +187,13 @@ class Explaining:
                 raise
             LOG.exception("explanations were answered without a record")
 
-    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> int:
-        """The points that the plans are expected to cost."""
+    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> None:
         points = sum(expected_points(version, plan) for plan in plans)
         if points > self._most_points:
             fitting = self._most_points * len(plans) // points
             raise InvalidRequest(
                 f"this is more work than the engine ever holds; send at most {fitting} instances at once"
             )
-        return points
 
     async def predict(self, request: Request) -> list[dict[str, Any]]:
         """The deployed artefact's prediction for each instance."""
@@ -196,7 +201,8 @@ class Explaining:
         space = output_space(version.manifest, parameters.output_space)
         request.spent.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
-        predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
+        with counted(request.caller.account, len(request.rows), request.counted):
+            predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
         return [
             limited_prediction(prediction_of(version, space, prediction.outputs[space], spans), request.caller.policy)
             for prediction, spans in zip(predictions, request.spans_of_each, strict=True)
@@ -259,23 +265,8 @@ def refuse_method(policy: Policy, method: str) -> None:
         raise PolicyForbids(f"the key's policy allows the methods {', '.join(sorted(policy.methods))}")
 
 
-async def _charged(
-    account: Account | None, points: int, work: Callable[[], Coroutine[Any, Any, list[_Result]]]
-) -> list[_Result]:
-    """The results, whose points are charged; reserved before, so that many at once do not exceed the quota.
-
-    Work that fails costs nothing; work that its client leaves costs what was reserved.
-    """
-    if account is None:
-        return await work()
-    account.reserve(points)
-    try:
-        results = await work()
-    except AnswerableError:
-        account.settle(points, 0)
-        raise
-    account.settle(points, sum(explanation.evaluations for explanation, cached, _ in results if not cached))
-    return results
+def _spent_points(results: Sequence[_Result]) -> int:
+    return sum(explanation.evaluations for explanation, cached, _ in results if not cached)
 
 
 def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:

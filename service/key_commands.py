@@ -58,7 +58,11 @@ def add_commands(keys: argparse.ArgumentParser) -> None:
 
 def _add_permissions(action: argparse.ArgumentParser) -> None:
     quota = action.add_argument_group("quota, none by default")
-    quota.add_argument("--requests", type=int, help="at most so many requests in each period")
+    quota.add_argument(
+        "--requests",
+        type=int,
+        help="at most so many requests in each period; every instance, row of a job and hint counts as one",
+    )
     quota.add_argument("--points", type=int, help="at most so many gradient points in each period")
     quota.add_argument("--per", choices=tuple(PERIODS), default="day", help="the period; default: %(default)s")
     policy = action.add_argument_group("policy: how much of an explanation is disclosed, all of it by default")

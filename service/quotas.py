@@ -2,24 +2,33 @@
 
 A period begins where the clock has a multiple of it, and everything counts anew. Every host tells Redis what it has
 admitted of each account in this period, and learns what the others have: so together they admit at most the quota and
-what all of them admit within a second or so. Without Redis each host counts alone. A host that is started anew begins
-at nothing, but for what Redis still has. The keys that replace one another are one account.
+what all of them admit within a second or so, which in the worst case is the quota once for each host. Without Redis
+each host counts alone. A host that is started anew begins at nothing, but for what Redis still has. The keys that
+replace one another are one account.
+
+A request counts once, and every further instance in it, every row of a job and every counterfactual hint once more: an
+explanation tells the same of the model, however it was asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from service.errors import InvalidRequest, QuotaSpent
+from service.errors import AnswerableError, InvalidRequest, QuotaSpent
 from service.permissions import Quota
 
+LOG = logging.getLogger("answerable.quotas")
 SYNC_SECONDS = 1.0
+
+T = TypeVar("T")
 
 Counts = tuple[int, int]
 """Requests and gradient points."""
@@ -34,54 +43,125 @@ class Shared(Protocol):
 
 
 @dataclass(slots=True)
-class Account:
-    """What the keys of one account have used in the present period, here (`requests`, `points`) and elsewhere."""
+class Usage:
+    """What the keys of one account have used in the present period, here (`requests`, `points`) and elsewhere.
 
-    id: str
-    quota: Quota
+    `seconds` is the length of a period, and `period` the number of the present one.
+    """
+
+    account: str
+    seconds: int
     period: int = 0
     requests: int = 0
     points: int = 0
     elsewhere: Counts = (0, 0)
 
-    def count_request(self) -> None:
-        """Admits a request. Raises QuotaSpent."""
-        self._begin_period()
-        most = self.quota.requests
-        if most is not None and self.requests + self.elsewhere[0] >= most:
-            raise self._spent(f"the key's quota of {most} requests a {self.quota.period} is spent")
-        self.requests += 1
-
-    def reserve(self, points: int) -> None:
-        """Admits work that is expected to cost so many points. Raises QuotaSpent, InvalidRequest if it never fits."""
-        self._begin_period()
-        most = self.quota.points
-        if most is not None:
-            if points > most:
-                raise InvalidRequest(
-                    f"this may cost {points} gradient points, and the key's quota is {most} a {self.quota.period}"
-                )
-            if self.points + self.elsewhere[1] + points > most:
-                raise self._spent(f"the key's quota of {most} gradient points a {self.quota.period} is spent")
-        self.points += points
-
-    def settle(self, reserved: int, spent: int) -> None:
-        """Corrects what was reserved by what it cost in the end."""
-        self.points = max(0, self.points + spent - reserved)
-
     @property
     def share_name(self) -> str:
         """Of the counts in this period."""
-        return f"{self.id}:{self.quota.seconds}:{self.period}"
+        return f"{self.account}:{self.seconds}:{self.period}"
 
-    def _begin_period(self) -> None:
-        period = int(time.time()) // self.quota.seconds
+    def begin_period(self) -> None:
+        """Counts anew when the period has ended."""
+        period = int(time.time()) // self.seconds
         if period != self.period:
             self.period, self.requests, self.points, self.elsewhere = period, 0, 0, (0, 0)
 
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The quota of one key, and what is used of it: together with the others of its account that have such a period.
+
+    What is counted or reserved is given back with the period that it was admitted in; once that has ended, giving back
+    changes nothing.
+    """
+
+    quota: Quota
+    usage: Usage
+
+    def count(self, requests: int, before: int = 0) -> int:
+        """Admits so many requests, all or none; gives the period. `before` are counted already and belong to them.
+
+        Raises QuotaSpent, InvalidRequest if they never fit together.
+        """
+        usage, most = self.usage, self.quota.requests
+        usage.begin_period()
+        if most is not None:
+            if before + requests > most:
+                raise InvalidRequest(
+                    f"these count as {before + requests} requests, and the key's quota is {most} a "
+                    f"{self.quota.period}; send fewer instances at once"
+                )
+            if usage.requests + usage.elsewhere[0] + requests > most:
+                raise self._spent(f"the key's quota of {most} requests a {self.quota.period} is spent")
+        usage.requests += requests
+        return usage.period
+
+    def give_back(self, period: int, requests: int) -> None:
+        """So many of the requests that were counted came to nothing."""
+        if period == self.usage.period:
+            self.usage.requests -= requests
+
+    def reserve(self, points: int) -> int:
+        """Admits work that costs at most so many points; gives the period. Raises QuotaSpent, InvalidRequest if it
+        never fits."""
+        usage, most = self.usage, self.quota.points
+        usage.begin_period()
+        if most is not None:
+            if points > most:
+                raise InvalidRequest(
+                    f"this may cost {points} gradient points, and the key's quota is {most} a {self.quota.period}; "
+                    "lower max_evaluations, or send fewer instances at once"
+                )
+            if usage.points + usage.elsewhere[1] + points > most:
+                raise self._spent(f"the key's quota of {most} gradient points a {self.quota.period} is spent")
+        usage.points += points
+        return usage.period
+
+    def settle(self, period: int, reserved: int, spent: int) -> None:
+        """Corrects what was reserved by what it cost in the end."""
+        if period == self.usage.period:
+            self.usage.points += spent - reserved
+
     def _spent(self, detail: str) -> QuotaSpent:
-        left = (self.period + 1) * self.quota.seconds - time.time()
+        left = (self.usage.period + 1) * self.quota.seconds - time.time()
         return QuotaSpent(detail, retry_after=max(1, math.ceil(left)))
+
+
+@contextmanager
+def counted(account: Account | None, requests: int, before: int = 0) -> Iterator[None]:
+    """Counts what happens inside as so many requests, of which `before` were counted already.
+
+    What fails counts as none, what its client leaves as all. Raises as `Account.count`.
+    """
+    if account is None or requests <= before:
+        yield
+        return
+    period = account.count(requests - before, before)
+    try:
+        yield
+    except AnswerableError:
+        account.give_back(period, requests - before)
+        raise
+
+
+async def charged(
+    account: Account | None, points: int, work: Callable[[], Awaitable[T]], cost: Callable[[T], int]
+) -> T:
+    """What the work gives. It costs at most so many points, which are reserved, and in the end `cost` of what it gave.
+
+    Work that fails costs nothing; work that its client leaves costs what was reserved. Raises as `Account.reserve`.
+    """
+    if account is None:
+        return await work()
+    period = account.reserve(points)
+    try:
+        done = await work()
+    except AnswerableError:
+        account.settle(period, points, 0)
+        raise
+    account.settle(period, points, cost(done))
+    return done
 
 
 class Quotas:
@@ -90,16 +170,15 @@ class Quotas:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._member = uuid.uuid4().hex
-        self._accounts: dict[str, Account] = {}
+        self._usages: dict[tuple[str, int], Usage] = {}
         self._syncing: asyncio.Task[None] | None = None
 
     def account(self, account: str, quota: Quota) -> Account:
-        """The account of that id, whose quota may have been changed."""
-        found = self._accounts.get(account)
-        if found is None:
-            found = self._accounts[account] = Account(account, quota)
-        found.quota = quota
-        return found
+        """The account of that id for a key of this quota. Its keys count together where their periods are as long."""
+        usage = self._usages.get((account, quota.seconds))
+        if usage is None:
+            usage = self._usages[account, quota.seconds] = Usage(account, quota.seconds)
+        return Account(quota, usage)
 
     def start(self) -> None:
         """Shares the counts from now on."""
@@ -112,15 +191,12 @@ class Quotas:
 
     async def sync(self) -> None:
         """Tells the others what was used here, and learns what they used."""
-        now = time.time()
-        current = [
-            account for account in self._accounts.values() if account.period == int(now) // account.quota.seconds
-        ]
-        if not current:
+        now = int(time.time())
+        by_name = {usage.share_name: usage for usage in self._usages.values() if usage.period == now // usage.seconds}
+        if not by_name:
             return
-        by_name = {account.share_name: account for account in current}
-        counts = {name: (account.requests, account.points) for name, account in by_name.items()}
-        longest = max(account.quota.seconds for account in current)
+        counts = {name: (usage.requests, usage.points) for name, usage in by_name.items()}
+        longest = max(usage.seconds for usage in by_name.values())
         others = await self._shared.share(counts, self._member, longest)
         for name, elsewhere in (others or {}).items():
             if by_name[name].share_name == name:  # its period may have ended meanwhile
@@ -129,4 +205,7 @@ class Quotas:
     async def _sync_for_ever(self) -> None:
         while True:
             await asyncio.sleep(SYNC_SECONDS)
-            await self.sync()
+            try:
+                await self.sync()
+            except Exception:
+                LOG.exception("the counts of quotas were not shared; they will be, a moment later")

@@ -59,7 +59,7 @@ class Authenticator:
         if key.quota is None:
             return Caller(key.tenant, key.id, key.scopes, key.policy)
         account = self._quotas.account(key.account, key.quota)
-        account.count_request()
+        account.count(1)
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
     async def _look_up(self, secret: str, remembered: tuple[float, Key | None] | None) -> Key | None:

@@ -109,6 +109,7 @@ async def _request(
         caller,
         use_cache,
         received,
+        counted=1,
         spans=[spans for _, spans in rows],
     )
 

@@ -19,6 +19,7 @@ from service.errors import Erased, InvalidRequest, NotFound
 from service.ledger.entries import LogChanged, Search, Stored
 from service.ledger.ledger import Ledger
 from service.ledger.steward import Steward
+from service.quotas import counted
 from service.reasons import MOST_REASONS
 from service.records import Caller, whole_record
 
@@ -77,7 +78,9 @@ async def show_reasons(
     if caller.policy.limits_values:
         return shown
     counterfactuals: Counterfactuals = request.app.state.counterfactuals
-    return {**shown, "counterfactual": await while_connected(request, counterfactuals.find(stored, most))}
+    with counted(caller.account, 1):  # it tells what the model answers to another row
+        hint = await while_connected(request, counterfactuals.find(stored, most))
+    return {**shown, "counterfactual": hint}
 
 
 @router.get("/v1/explanations")

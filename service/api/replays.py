@@ -17,7 +17,7 @@ from service.api.schemas import NOTHING, Nothing
 from service.api.transport import while_connected
 from service.replaying import Replayed, Replaying
 
-ERRORS = answers(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 507)
+ERRORS = answers(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507)
 
 router = APIRouter(route_class=StrictRoute, tags=["Stored explanations"])
 
@@ -50,9 +50,10 @@ async def replay_explanation(request: Request, explanation: str, body: Nothing =
     `environment_differs`: something they depend on is not what it was; `differences` names it. `differs`: all is as it
     was, and yet the numbers differ: the record was changed, or something here is broken.
     """
-    stored = await find_stored(request, explanation, caller_of(request))
+    caller = caller_of(request)
+    stored = await find_stored(request, explanation, caller)
     replaying: Replaying = request.app.state.replaying
-    replayed = await while_connected(request, replaying.replay(stored))
+    replayed = await while_connected(request, replaying.replay(stored, caller.account))
     return Response(orjson.dumps(_shown(stored.id, replayed)), media_type="application/json")
 
 

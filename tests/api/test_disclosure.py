@@ -99,6 +99,67 @@ async def test_requests_at_once_do_not_exceed_the_quota(client_with: Client, fre
     assert 0 in spent
 
 
+async def test_every_instance_counts_against_a_quota_of_requests(
+    client_with: Client, instance: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    async with client_with(Quota(10, None, "day")) as client:
+        seven = await client.post(EXPLAIN, json={"instances": [instance] * 7})
+        two_short = await client.post(EXPLAIN, json={"instances": [instance] * 5})  # whose first counts
+        too_many = await client.post(EXPLAIN.replace("explain", "predict"), json={"instances": [instance] * 11})
+        last = await client.post(EXPLAIN.replace("explain", "predict"), json={"instances": [instance]})
+        none = await client.get("/v1/models")
+
+    assert [seven.status_code, last.status_code] == [200, 200]
+    assert assert_problem(two_short, 429) == "the key's quota of 10 requests a day is spent"
+    assert "send fewer instances" in assert_problem(too_many, 422)
+    assert_problem(none, 429)
+
+
+async def test_a_hint_counts_against_a_quota_of_requests(client_with: Client, instance: dict[str, Any]) -> None:
+    async with client_with() as client:
+        (explanation,) = (await client.post(EXPLAIN, json={"instances": [instance]})).json()["explanations"]
+    async with client_with(Quota(3, None, "day")) as client:
+        statuses = [
+            (await client.get(f"/v1/explanations/{explanation['id']}/reasons")).status_code,
+            (await client.get("/v1/models")).status_code,
+            (await client.get("/v1/models")).status_code,
+        ]
+
+    assert statuses == [200, 200, 429]
+
+
+async def test_a_replay_costs_points(client_with: Client, fresh: dict[str, Any], assert_problem: AssertProblem) -> None:
+    rule = {"method": "integrated_gradients", "options": {"rule": "midpoint"}, "max_evaluations": 60, "tolerance": 1e-6}
+    async with client_with() as client:
+        reply = await client.post(EXPLAIN, json={"instances": [fresh], "parameters": rule})
+    (explanation,) = reply.json()["explanations"]
+    replay = f"/v1/explanations/{explanation['id']}:replay"
+    async with client_with(Quota(None, 59, "day")) as client:
+        never = await client.post(replay)
+    async with client_with(Quota(None, 60, "day")) as client:
+        answers = [await client.post(replay) for _ in range(2)]
+
+    assert "may cost 60 gradient points" in assert_problem(never, 422)
+    assert answers[0].json()["verdict"] == "bit_exact"
+    assert_problem(answers[1], 429)
+
+
+async def test_a_budget_is_reserved_in_full(client_with: Client, fresh: dict[str, Any]) -> None:
+    """The usual cost of this is a fraction of the budget, and all of the budget is spent."""
+    asked = {"method": "integrated_gradients", "options": {"rule": "midpoint"}, "tolerance": 1e-9}
+    async with client_with(Quota(None, 1000, "day")) as client:
+
+        async def ask(number: int) -> int:
+            body = {"instances": [{**fresh, "net_worth": number}], "parameters": {**asked, "max_evaluations": 400}}
+            response = await client.post(EXPLAIN, json=body)
+            return response.json()["explanations"][0]["evaluations"] if response.status_code == 200 else 0
+
+        spent = await asyncio.gather(*(ask(number) for number in range(8)))
+
+    assert max(spent) > 200
+    assert sum(spent) <= 1000
+
+
 async def test_a_method_that_the_policy_does_not_allow(
     client_with: Client, instance: dict[str, Any], assert_problem: AssertProblem
 ) -> None:

@@ -186,18 +186,24 @@ async def test_a_job_ends_with_its_key(
     assert found["detail"] == "the key that made this job is no longer valid"
 
 
+@pytest.mark.parametrize("quota", [Quota(None, 40, "day"), Quota(3, None, "day")])
 async def test_a_job_waits_for_its_quota(
-    service: Service, make_key: MakeKey, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str
+    service: Service,
+    make_key: MakeKey,
+    bank: httpx.AsyncClient,
+    instance: dict[str, Any],
+    tenant: str,
+    quota: Quota,
 ) -> None:
-    key = make_key(tenant=tenant, quota=Quota(None, 40, "day"))
+    """Every row counts, beside the request that makes the job."""
     one = {**RULE, "max_evaluations": 20, "tolerance": 1e-9}
-    async with service.client(key) as client:
+    async with service.client(make_key(tenant=tenant, quota=quota)) as client:
         job = await made(client, instances=rows_of(instance, 8), parameters=one)
-        async with asyncio.timeout(60):
-            while len(await stored(bank)) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        waiting = (await client.get(f"/v1/jobs/{job}")).json()
-        await client.delete(f"/v1/jobs/{job}")
+    async with asyncio.timeout(60):
+        while len(await stored(bank)) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    waiting = (await bank.get(f"/v1/jobs/{job}")).json()
+    await bank.delete(f"/v1/jobs/{job}")
 
     assert waiting["state"] == "running"
     assert len(await stored(bank)) == 2

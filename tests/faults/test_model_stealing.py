@@ -2,14 +2,16 @@
 
 Milli, Schmidt, Dragan and Hardt, "Model reconstruction from model explanations" (2019): one integrated-gradients query
 of a linear model is the product of its weights and a difference that the caller chose. The attackers here know all but
-the weights: which features there are, their ranges, that the model is linear, and how values are rounded.
+the weights: which features there are, their ranges, that the model is linear, and how values are rounded. Rounding
+holds up few queries only: many of them narrow the weights down, so that a quota, which counts instances, belongs to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +31,18 @@ if TYPE_CHECKING:
 FEATURES = 12
 REACH = 1000.0
 QUERIES = 10
+MANY = 400
+DIGITS = 2
+POLICY = ("--top", "3", "--digits", str(DIGITS), "--hide-outputs")
+QUOTA = ("--requests", str(QUERIES))
 CLOSE = 1e-3
 """A relative error at which the model counts as rebuilt."""
 
 Ask = Callable[[Floats, Floats, int], dict[str, float]]
 """The attributions of an input against a baseline, for a target, in logits."""
+
+Clients = Callable[..., list[httpx.Client]]
+Until = Callable[[Callable[[], bool]], None]
 
 
 def linear_model(folder: Path) -> Floats:
@@ -123,41 +132,101 @@ def a_few_at_a_time(ask: Ask) -> Floats:
     return gathered(answers)
 
 
+def many_at_once(client: httpx.Client) -> Floats:
+    """Two requests of many instances, three features at a time: every rounded value bounds a weight from two sides."""
+    low, high = np.full((FEATURES, 2), -np.inf), np.full((FEATURES, 2), np.inf)
+    reaches = REACH * np.linspace(0.2, 1.0, MANY // (FEATURES // 3))
+    ends = [reach * np.isin(np.arange(FEATURES) // 3, block) for reach in reaches for block in range(FEATURES // 3)]
+    for target in (0, 1):
+        for end, answer in zip(ends, explained(client, ends, np.zeros(FEATURES), target), strict=True):
+            largest = max(map(abs, answer.values()))
+            half = 0.5 * 10.0 ** (np.floor(np.log10(largest)) - DIGITS + 1) + 1e-6 * largest
+            for name, value in answer.items():
+                at = int(name[1:])
+                if end[at]:
+                    low[at, target] = max(low[at, target], (value - half) / end[at])
+                    high[at, target] = min(high[at, target], (value + half) / end[at])
+    rebuilt: Floats = (low + high) / 2
+    return rebuilt
+
+
+def explained(client: httpx.Client, ends: Sequence[Floats], start: Floats, target: int) -> list[dict[str, float]]:
+    """The attributions of inputs against a baseline, for a target, in logits."""
+    parameters = {"baseline": start.tolist(), "target": target, "output_space": "logit"}
+    body = {"instances": [end.tolist() for end in ends], "parameters": parameters}
+    response = client.post("/v1/models/linear:explain", json=body)
+    assert response.status_code == 200, response.text
+    return [found["attributions"] for found in response.json()["explanations"]]
+
+
+def error_of(rebuilt: Floats, weights: Floats) -> float:
+    """How far off the model is, relative. What predicts is the difference of the labels' weights."""
+    true, found = weights[:, 1] - weights[:, 0], rebuilt[:, 1] - rebuilt[:, 0]
+    return float(np.linalg.norm(found - true) / np.linalg.norm(true))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Floats:
+    """Those of the model that is served."""
+    return linear_model(tmp_path / "linear" / "linear" / "1")
+
+
+@pytest.fixture
+def clients(start: Start, run_command: Callable[..., Any], tmp_path: Path, weights: Floats) -> Iterator[Clients]:
+    """Clients of a service of that model, one for each set of options of `answerable keys create`."""
+    with ExitStack() as stack:
+
+        def make(*options: Sequence[str]) -> list[httpx.Client]:
+            data = ("--data", str(tmp_path / "data"))
+            printed = [run_command("keys", "create", "a", *data, *one).stdout for one in options]
+            address = start("serve", "--models", str(tmp_path / "linear")).address
+            keys = [re.findall(r"^key +(\S+)$", text, re.MULTILINE)[0] for text in printed]
+            headers = [{"Authorization": f"Bearer {key}"} for key in keys]
+            return [
+                stack.enter_context(httpx.Client(base_url=address, headers=one, timeout=60, trust_env=False))
+                for one in headers
+            ]
+
+        yield make
+
+
 @pytest.mark.parametrize("attack", [all_at_once, a_few_at_a_time])
 def test_ten_queries_rebuild_a_linear_model_unless_a_policy_keeps_them_from_it(
-    start: Start, run_command: Callable[..., Any], tmp_path: Path, attack: Callable[[Ask], Floats]
+    clients: Clients, weights: Floats, attack: Callable[[Ask], Floats]
 ) -> None:
-    weights = linear_model(tmp_path / "linear" / "linear" / "1")
-    data = ("--data", str(tmp_path / "data"))
-    keys = [
-        re.search(r"^key +(\S+)$", run_command("keys", "create", name, *data, *policy).stdout, re.MULTILINE)
-        for name, policy in (("open", ()), ("limited", ("--top", "3", "--digits", "2", "--hide-outputs")))
-    ]
-    program = start("serve", "--models", str(tmp_path / "linear"))
     errors = []
-    for key in keys:
-        assert key is not None
-        with httpx.Client(
-            base_url=program.address, headers={"Authorization": f"Bearer {key[1]}"}, timeout=30, trust_env=False
-        ) as client:
-            asked = 0
+    for client in clients((), POLICY):
+        asked = 0
 
-            def ask(end: Floats, start: Floats, target: int, client: httpx.Client = client) -> dict[str, float]:
-                nonlocal asked
-                asked += 1
-                parameters = {"baseline": start.tolist(), "target": target, "output_space": "logit"}
-                body = {"instances": [end.tolist()], "parameters": parameters}
-                response = client.post("/v1/models/linear:explain", json=body)
-                assert response.status_code == 200, response.text
-                found: dict[str, float] = response.json()["explanations"][0]["attributions"]
-                return found
+        def ask(end: Floats, start: Floats, target: int, client: httpx.Client = client) -> dict[str, float]:
+            nonlocal asked
+            asked += 1
+            return explained(client, [end], start, target)[0]
 
-            rebuilt = attack(ask)
-            assert asked == QUERIES
-        # What predicts is the difference of the labels' weights.
-        true, found = weights[:, 1] - weights[:, 0], rebuilt[:, 1] - rebuilt[:, 0]
-        errors.append(float(np.linalg.norm(found - true) / np.linalg.norm(true)))
+        errors.append(error_of(attack(ask), weights))
+        assert asked == QUERIES
 
     without, with_policy = errors
     assert without < CLOSE
     assert with_policy > CLOSE
+
+
+def test_under_a_policy_alone_many_instances_rebuild_it_and_a_quota_keeps_them_from_it(
+    clients: Clients, weights: Floats, until: Until
+) -> None:
+    limited, both, by_job, other = clients(POLICY, (*POLICY, *QUOTA), (*POLICY, *QUOTA), ())
+
+    assert error_of(many_at_once(limited), weights) < CLOSE
+    body = {"instances": [[1.0] * FEATURES] * (QUERIES + 1)}
+    assert both.post("/v1/models/linear:explain", json=body).status_code == 422
+    first, *rest = (both.post("/v1/models/linear:explain", json={"instances": [[1.0] * FEATURES] * 4}) for _ in "abc")
+    assert [first.status_code, *(one.status_code for one in rest)] == [200, 200, 429]
+
+    job = by_job.post(
+        "/v1/jobs", json={"model": "linear", "instances": [[2.0] * FEATURES] * 40, "context": {"cohort": {"of": "job"}}}
+    ).json()["id"]
+    made = QUERIES - 1  # beside the request for the job
+    asked: dict[str, str | int] = {"limit": 200, "cohort.of": "job"}
+    until(lambda: len(other.get("/v1/explanations", params=asked).json()["explanations"]) >= made)
+    other.delete(f"/v1/jobs/{job}")
+    assert len(other.get("/v1/explanations", params=asked).json()["explanations"]) == made
