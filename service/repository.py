@@ -142,6 +142,7 @@ class Repository:
             for known in reversed(versions):
                 nothing = {"environment": None, "traits": None, "lease": None, "problem": None, "kept_sets": ()}
                 self._catalog.put(replace(known, is_unloaded=True, **nothing))  # type: ignore[arg-type]
+                LOG.info("%s is unloaded: artefact %s, manifest %s", known.key, known.key.digest, known.manifest_digest)
             return [self._state(name, known.key.version) for known in versions]
 
     async def index(self) -> list[State]:
@@ -197,6 +198,7 @@ class Repository:
                 kept_sets=await self._given_sets(version, copy),
             )
         )
+        LOG.info("%s is served: artefact %s, manifest %s", key, key.digest, version.manifest_digest)
 
     async def _copied(self, version: ModelVersion) -> Path:
         try:

@@ -18,8 +18,8 @@ from service.monitoring.spent import Spent
 from service.monitoring.tracing import Tracing
 
 COUNTED = (":explain", ":predict")
-TOLD = "/v1/"
-"""Where the paths begin of requests that are logged and traced."""
+TOLD = ("/v1/", "/v2/repository/")
+"""Where the paths begin of requests that are logged and traced: all that explain, tell or change something."""
 NOTHING = Spent()
 
 

@@ -64,21 +64,28 @@ class RequestLog:
             self._dropped += 1
             return
         self._waiting.append((time.time(), line))
-        if self._writing is None:
-            self._writing = asyncio.get_running_loop().create_task(self._write_all())
+        self._start()
 
     async def close(self) -> None:
         """Writes what is left, if the reader takes it within a second."""
+        if self._waiting:
+            self._start()
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=1)
 
+    def _start(self) -> None:
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write_all())
+
     async def _write_all(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(EVERY_SECONDS)
-            lines, self._waiting = self._waiting, []
-            dropped, self._dropped = self._dropped, 0
-            await asyncio.to_thread(self._write_lines, lines, dropped)
-        self._writing = None  # here: a line that comes before a callback of the task would wait for nobody
+        try:
+            while self._waiting:
+                await asyncio.sleep(EVERY_SECONDS)
+                lines, self._waiting = self._waiting, []
+                dropped, self._dropped = self._dropped, 0
+                await asyncio.to_thread(self._write_lines, lines, dropped)
+        finally:
+            self._writing = None  # here: what came before a callback of the task would wait for the next line
 
     def _write_lines(self, lines: list[tuple[float, RequestLine]], dropped: int) -> None:
         spelled = [{"time": moment(at), **line.spelled()} for at, line in lines]

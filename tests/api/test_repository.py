@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -39,6 +40,24 @@ async def test_a_body_without_a_type_is_read_as_tritons_client_sends_it(client: 
     assert reply.status_code == 200
     typed = await client.post(f"{REPOSITORY}/index", content=b"{}", headers={"Content-Type": "text/plain"})
     assert typed.status_code == 400
+
+
+async def test_what_is_unloaded_and_served_is_logged_by_digest(
+    service: Service, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = service.app.state.catalog.find("loan", "1")
+    body = {"parameters": {"version": "1"}}
+    with caplog.at_level(logging.INFO, "answerable"):
+        for action in ("unload", "load"):
+            reply = await client.post(f"{REPOSITORY}/models/loan/{action}", json=body, timeout=90)
+            assert reply.status_code == 200, reply.text
+
+    told = [record.getMessage() for record in caplog.records if record.name == "answerable"]
+    digests = f"artefact {version.key.digest}, manifest {version.manifest_digest}"
+    assert [line for line in told if digests in line] == [
+        f"loan@1 is unloaded: {digests}",
+        f"loan@1 is served: {digests}",
+    ]
 
 
 async def test_the_shipped_versions_have_passed(client: httpx.AsyncClient) -> None:

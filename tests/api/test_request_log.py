@@ -84,6 +84,22 @@ async def test_every_request_leaves_one_line_without_a_word_of_what_was_asked(
     assert {"GET /v1/models/{model}", "POST /v1/explanations/{explanation}:review"} < routes
 
 
+async def test_who_loads_and_unloads_models_leaves_a_line(
+    client: httpx.AsyncClient, written: list[bytes], until: Until
+) -> None:
+    replies = [
+        await client.post(f"/v2/repository/{path}") for path in ("index", "models/loan/load", "models/none/unload")
+    ]
+    await until(lambda: len(lines(written)) == len(replies))
+
+    assert [(line["id"], line["route"], line["status"]) for line in lines(written)] == [
+        (reply.headers["x-request-id"], f"POST /v2/repository/{route}", status)
+        for reply, route, status in zip(
+            replies, ("index", "models/{model}/load", "models/{model}/unload"), (200, 200, 404), strict=True
+        )
+    ]
+
+
 def line_of(request_id: str) -> RequestLine:
     return RequestLine(request_id, "POST", "/v1/models/{model}:explain", 200, "loan", "saliency", Spent(), 0.1)
 
@@ -109,3 +125,18 @@ async def test_a_reader_that_stops_stops_nobody(monkeypatch: pytest.MonkeyPatch,
     assert [line.get("id") for line in told] == [*map(str, range(101)), None]
     assert told[-1]["event"] == "dropped"
     assert told[-1]["lines"] == 50
+
+
+async def test_no_line_is_lost_that_comes_as_the_writer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "EVERY_SECONDS", 0)
+    written: list[bytes] = []
+    log = RequestLog(written.append)
+    log.add(line_of("0"))
+    writing = log._writing
+    assert writing is not None
+    while not writing.done():  # noqa: ASYNC110 - at the first turn of the loop, before any callback of the task
+        await asyncio.sleep(0)
+    log.add(line_of("1"))
+    await log.close()
+
+    assert [line["id"] for line in lines(written)] == ["0", "1"]
