@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
@@ -126,14 +127,23 @@ def open_notary(settings: Settings, database: Engine) -> Notary:
 def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
     """The operator's key, or on the very first start a new one, which is returned to be shown once."""
     if settings.metrics_key is not None:
-        keys.add(settings.metrics_key, METRICS_KEY, DEFAULT_TENANT, {"metrics"})
+        _configure(keys, settings.metrics_key, METRICS_KEY, {"metrics"})
     if settings.key is not None:
-        keys.add(settings.key, BOOTSTRAP, DEFAULT_TENANT, SCOPES)
+        _configure(keys, settings.key, BOOTSTRAP, SCOPES)
         return settings.key
     if any(key.name != METRICS_KEY for key in keys.list()):
         return None
     _, secret = keys.create(BOOTSTRAP, DEFAULT_TENANT, SCOPES)
     return secret
+
+
+def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> None:
+    """Stores a key of the settings. An earlier one goes on, for other hosts may have it yet; the log says so."""
+    configured = keys.add(secret, name, DEFAULT_TENANT, scopes)
+    now = time.time_ns() // 1000
+    for key in keys.list():
+        if key.name == name and key.id != configured.id and key.is_valid(now):
+            LOG.warning("an earlier %s key is still valid; to end it: answerable keys revoke %s", name, key.id)
 
 
 def _to_stderr(lines: bytes) -> None:

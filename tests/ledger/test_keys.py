@@ -8,10 +8,12 @@ import time
 import pytest
 from sqlalchemy import Engine, select
 
+from service.app import bootstrap_key
 from service.ledger import SCOPES, Key, Keys
 from service.ledger.events import stored_event
 from service.ledger.tables import events, log
 from service.permissions import Policy, Quota
+from service.settings import Settings
 
 
 @pytest.fixture
@@ -44,6 +46,24 @@ def test_a_bootstrap_key_is_added_once(keys: Keys) -> None:
     assert first == again == keys.find("ak_chosen by the operator")
     assert keys.list() == [first]
     assert first.scopes == SCOPES
+
+
+def test_keys_that_were_configured_before_are_named_at_the_start(keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
+    def start(key: str, metrics_key: str) -> list[str]:
+        caplog.clear()
+        assert bootstrap_key(Settings(key=key, metrics_key=metrics_key), keys) == key
+        return [record.getMessage() for record in caplog.records]
+
+    keys.create("front", "bank", SCOPES)
+    assert start("first", "first metrics") == []
+    assert start("first", "first metrics") == []
+    old = {secret: keys.find(secret) for secret in ("first", "first metrics")}
+    for secret, told in zip(("first metrics", "first"), start("second", "second metrics"), strict=True):
+        key = old[secret]
+        assert key is not None
+        assert told.endswith(f"answerable keys revoke {key.id}")
+        keys.revoke(key.id)
+    assert start("second", "second metrics") == []
 
 
 def test_a_key_added_by_another_process_in_between(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
