@@ -5,8 +5,10 @@ The body is JSON and is signed as the bytes it is stored in:
     {"schema": 1, "type": "checkpoint", "log": "<first public key>", "size": 1234, "root": "...",
      "created": 1790000000000000, "previous": "<sha256 of the body before>", "key": "<public key>"}
 
-Hosts that share a database take turns at the write lock, and whoever comes second finds a checkpoint there; none is
-signed over a log that no longer begins with what the last one covered.
+Hosts that share a database take turns at the write lock, and whoever comes second finds a checkpoint there. None is
+signed over a log whose nodes no longer begin with what the last one covered. Complete blocks are not all hashed again
+for that: a few are, drawn anew each time, so that a change in one is found sooner or later, and by a verification at
+once.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import orjson
@@ -28,10 +32,12 @@ from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from service.errors import NotFound
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import LogChanged
-from service.ledger.merkle import BLOCK, STORED_HEIGHTS, Tree
+from service.ledger.merkle import BLOCK, STORED_HEIGHTS, GrowingTree, Tree
 from service.ledger.signing import Signer, SigningKey, read_chain
 from service.ledger.tables import checkpoints, log, nodes
 
+BLOCKS_CHECKED = 4
+"""Complete blocks of leaves that are hashed again at each signing, with all that is stored above them."""
 NODES_AT_ONCE = 64
 """Stored nodes that are hashed with one tree in memory: of 16,384 leaves."""
 
@@ -120,14 +126,27 @@ def read_checkpoint(connection: Connection, size: int) -> Checkpoint | None:
 
 def _checkpoint(row: Row[Any]) -> Checkpoint:
     try:
-        return read_body(row.body, row.signature)
+        made = read_body(row.body, row.signature)
     except (ValueError, TypeError, KeyError) as error:
         raise LogChanged(f"the checkpoint over {row.size} rows is not what was written") from error
+    if made.size != row.size:
+        raise LogChanged(f"the checkpoint over {made.size} rows is stored as one over {row.size}")
+    return made
+
+
+@contextmanager
+def _intact() -> Iterator[None]:
+    """Turns what a changed database leads to inside into LogChanged, and its silence into LedgerUnavailable."""
+    try:
+        with database_in_reach():
+            yield
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise LogChanged("rows of the log, of its checkpoints or of its keys are missing or were changed") from error
 
 
 class Notary:
     """Signs the state of one log. Every call blocks on the database, and raises LedgerUnavailable when it does not
-    answer."""
+    answer, LogChanged when a row is not what was written."""
 
     def __init__(self, engine: Engine, signing_key: Path, shipped: Path) -> None:
         self._engine = engine
@@ -136,7 +155,7 @@ class Notary:
 
     def open(self) -> SigningKey:
         """The key of the log; a new log gets one. Raises NotTheSigner, SecretFileError."""
-        with database_in_reach(), serialised(self._engine).begin() as connection:
+        with _intact(), serialised(self._engine).begin() as connection:
             return self._signer.enrol(connection)
 
     def sign(self) -> Checkpoint | None:
@@ -144,7 +163,7 @@ class Notary:
 
         Raises LogChanged when the log is not what was signed before, NotTheSigner, SecretFileError.
         """
-        with database_in_reach():
+        with _intact():
             with self._engine.connect() as connection:
                 size, before = log_size(connection), newest_checkpoint(connection)
                 if before is not None and before.size == size:
@@ -152,6 +171,7 @@ class Notary:
                 tree = tree_in(connection)
                 if before is not None and (size < before.size or tree.root(before.size).hex() != before.root):
                     raise LogChanged(f"the log no longer begins with the {before.size} rows that were signed")
+                _check_blocks(connection, 0 if before is None else before.size)
                 if size == 0:
                     return None
                 complete = _missing_nodes(connection, size)
@@ -163,7 +183,7 @@ class Notary:
     def rotate(self) -> SigningKey:
         """Signs the state of the log with the old key, then goes over to a new one. Raises as `sign` does."""
         self.sign()
-        with database_in_reach(), serialised(self._engine).begin() as connection:
+        with _intact(), serialised(self._engine).begin() as connection:
             newest = newest_checkpoint(connection)
             key = self._signer.rotate(connection, 0 if newest is None else newest.size)
         self._signer.finish_rotation()
@@ -171,7 +191,7 @@ class Notary:
 
     def newest(self) -> Checkpoint | None:
         """The last checkpoint that was signed, by whatever host; None before the first. Raises LogChanged."""
-        with database_in_reach(), self._engine.connect() as connection:
+        with _intact(), self._engine.connect() as connection:
             return newest_checkpoint(connection)
 
     def covering(self, seq: int) -> Checkpoint:
@@ -186,7 +206,7 @@ class Notary:
     def inclusion(self, seq: int) -> tuple[list[bytes], Checkpoint]:
         """The path from the leaf at that place to the root of a checkpoint, and the checkpoint."""
         checkpoint = self.covering(seq)
-        with database_in_reach(), self._engine.connect() as connection:
+        with _intact(), self._engine.connect() as connection:
             return tree_in(connection).inclusion(seq - 1, checkpoint.size), checkpoint
 
     def consistency(self, old: int, new: int) -> tuple[list[bytes], Checkpoint, Checkpoint]:
@@ -194,7 +214,9 @@ class Notary:
 
         Raises NotFound where no checkpoint was made at a size, IndexError where `old` is not from 1 to `new`.
         """
-        with database_in_reach(), self._engine.connect() as connection:
+        if not 0 < old <= new:
+            raise IndexError(f"a log of {new} rows is no later one than a log of {old}")
+        with _intact(), self._engine.connect() as connection:
             ends = [read_checkpoint(connection, size) for size in (old, new)]
             if ends[0] is None or ends[1] is None:
                 missing = old if ends[0] is None else new
@@ -203,12 +225,12 @@ class Notary:
 
     def chain(self) -> list[SigningKey]:
         """Every signing key, the oldest first."""
-        with database_in_reach(), self._engine.connect() as connection:
+        with _intact(), self._engine.connect() as connection:
             return read_chain(connection)
 
     def sign_content(self, content: bytes) -> tuple[str, bytes]:
         """The newest key of the log, and its signature of the content. Raises NotTheSigner, SecretFileError."""
-        with database_in_reach(), serialised(self._engine).begin() as connection:
+        with _intact(), serialised(self._engine).begin() as connection:
             return self._signer.enrol(connection).public_key, self._signer.sign(content)
 
     def _enter(self, size: int, root: str, complete: Nodes) -> Checkpoint:
@@ -250,6 +272,22 @@ class Notary:
                 os.fsync(file.fileno())
         except OSError as error:
             _log.warning("the checkpoint over %d rows is not in %s: %s", made.size, self._shipped, error.strerror)
+
+
+def _check_blocks(connection: Connection, size: int) -> None:
+    """Hashes some complete blocks of the first `size` leaves again, and what is above each. Raises LogChanged."""
+    blocks = range(size >> STORED_HEIGHTS)
+    for block in SystemRandom().sample(blocks, min(BLOCKS_CHECKED, len(blocks))):
+        height, place = STORED_HEIGHTS, block
+        while place < size >> height:
+            tree = GrowingTree()
+            for below in _read_block(connection, height - STORED_HEIGHTS, place):
+                for _ in tree.add(below):
+                    pass
+            if tree.size != BLOCK or tree.root() != _read_block(connection, height, place // BLOCK)[place % BLOCK]:
+                first, last = (place << height) + 1, place + 1 << height
+                raise LogChanged(f"of the rows {first} to {last}, which were signed, one was changed")
+            height, place = height + STORED_HEIGHTS, place >> STORED_HEIGHTS
 
 
 def _missing_nodes(connection: Connection, size: int) -> Nodes:

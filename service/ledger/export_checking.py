@@ -102,7 +102,7 @@ def _check_archive(archive: zipfile.ZipFile, public_key: str, known: Sequence[Ch
     if public_key not in {key.public_key for key in chain}:
         verdict.add("the public key that you trust is not among the keys of this log")
     is_as_written = written == orjson.dumps({"key": signer, "signature": signed.hex()})
-    if not is_as_written or not signed_by(signer, signed, raw) or signer_faults(chain, signer, 0):
+    if not is_as_written or not signed_by(signer, signed, raw) or signer_faults(chain, signer, checkpoint.size):
         verdict.add("the manifest is not signed by a key of this log")
     verdict.add(*checkpoint_faults(checkpoint, chain))
     if manifest["size"] != checkpoint.size or manifest["log"] != checkpoint.log:

@@ -149,11 +149,13 @@ class Ledger:
             return
         self._closed = True
         await self._loop.run_in_executor(self._readers, self._writer.stop)
-        if self._signing is not None:
-            self._signing.cancel()
-            await asyncio.wait([self._signing])
-            await self._sign()
-        self._readers.shutdown()
+        try:
+            if self._signing is not None:
+                self._signing.cancel()
+                await asyncio.wait([self._signing])
+                await self._sign()
+        finally:
+            self._readers.shutdown()
 
     async def _append(self, entries: tuple[Entry | Event, ...]) -> None:
         if self._closed or self._waiting >= self._waiting_limit:
@@ -175,7 +177,7 @@ class Ledger:
                 await self._sign()
 
     async def _sign(self) -> None:
-        """Signs what is recorded; a failure is logged, for the records themselves are safe."""
+        """Signs what is recorded; a failure, whatever it is, is logged, for the records themselves are safe."""
         assert self._notary is not None
         self._unsigned = False
         try:
@@ -183,6 +185,9 @@ class Ledger:
         except (AnswerableError, NotTheSigner, SecretFileError) as error:
             self._unsigned = True
             _log.error("no checkpoint was signed: %s", error)
+        except Exception:  # noqa: BLE001 - the next attempt may go well
+            self._unsigned = True
+            _log.exception("no checkpoint was signed, for a reason that nobody foresaw")
         else:
             self._keep_time(checkpoint)
 
@@ -191,7 +196,7 @@ class Ledger:
         assert self._notary is not None
         try:
             self._keep_time(await self._loop.run_in_executor(self._readers, self._notary.newest))
-        except AnswerableError as error:
+        except Exception as error:  # noqa: BLE001 - signing begins all the same
             _log.error("the newest checkpoint cannot be read: %s", error)
 
     def _keep_time(self, checkpoint: Checkpoint | None) -> None:

@@ -126,9 +126,13 @@ def signer_faults(chain: Sequence[SigningKey], public_key: str, size: int) -> li
 
 
 def read_chain(connection: Connection) -> list[SigningKey]:
-    """Every key, the oldest first. Raises ValueError, TypeError or KeyError for a statement that is none."""
-    rows = connection.execute(select(signing_keys).order_by(signing_keys.c.place))
-    return [read_statement(row.statement, row.signature, row.endorsement) for row in rows]
+    """Every key, the oldest first. Raises ValueError, TypeError or KeyError for a statement that is none, or is not
+    where it belongs."""
+    rows = connection.execute(select(signing_keys).order_by(signing_keys.c.place)).all()
+    chain = [read_statement(row.statement, row.signature, row.endorsement) for row in rows]
+    if [key.place for key in chain] != [row.place for row in rows]:
+        raise ValueError("a signing key is not stored at its place")
+    return chain
 
 
 class Signer:

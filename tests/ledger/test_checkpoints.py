@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Engine, Executable, delete, func, select, update
 
 from service.ledger import Entry, Ledger, LogChanged, merkle, open_engine
 from service.ledger import checkpoints as making
@@ -19,7 +19,7 @@ from service.ledger.checkpoints import Checkpoint, Notary, read_line
 from service.ledger.merkle import is_consistent, is_included
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.signing import NotTheSigner, chain_faults, read_chain, signed_by
-from service.ledger.tables import checkpoints, log, nodes
+from service.ledger.tables import checkpoints, log, nodes, signing_keys
 from tests.ledger.conftest import VAULT
 from tests.ledger.test_merkle import slow_root
 
@@ -249,6 +249,95 @@ async def test_no_checkpoint_covers_a_log_that_was_changed(
     with pytest.raises(LogChanged):
         notary.sign()
     assert len(stored(engine)) == 1
+
+
+async def test_a_change_inside_a_signed_block_is_found_at_the_next_signing(
+    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+) -> None:
+    """The old root comes from stored nodes, which the change leaves as they are."""
+    await ledger.append([make_entry() for _ in range(600)])
+    notary.sign()
+    with engine.begin() as connection:
+        connection.execute(update(log).where(log.c.seq == 100).values(leaf=b"x" * 32))
+    await ledger.append([make_entry()])
+    with pytest.raises(LogChanged, match="rows 1 to 256"):
+        notary.sign()
+    assert len(stored(engine)) == 1
+
+
+async def test_a_change_of_what_is_stored_above_a_block_is_found_too(
+    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (making, merkle):
+        monkeypatch.setattr(module, "STORED_HEIGHTS", 2)
+        monkeypatch.setattr(module, "BLOCK", 4)
+    await ledger.append([make_entry() for _ in range(17)])
+    notary.sign()
+    tree = merkle.GrowingTree()
+    assert [len([*tree.add(b"x" * 32)]) for _ in range(4)] == [0, 1, 0, 2]
+    with engine.begin() as connection:  # a block and its node agree, the node above them does not
+        connection.execute(update(log).where(log.c.seq <= 4).values(leaf=b"x" * 32))
+        changed = (nodes.c.height == 2) & (nodes.c.place == 0)
+        connection.execute(update(nodes).where(changed).values(hash=tree.root()))
+    await ledger.append([make_entry()])
+    with pytest.raises(LogChanged, match="rows 1 to 16"):
+        notary.sign()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: delete(log).where(log.c.seq == 550),
+        lambda: delete(log).where(log.c.seq.between(100, 200)),
+        lambda: update(signing_keys).values(statement=signing_keys.c.statement.concat(b"}")),
+        lambda: update(signing_keys).values(place=2),
+        lambda: update(checkpoints).values(size=599),
+        lambda: update(checkpoints).values(body=b"{"),
+        lambda: update(checkpoints).values(body=b"{}"),
+    ],
+    ids=["row", "rows", "key", "place", "size", "body", "nothing"],
+)
+async def test_what_was_changed_behind_its_back_is_said_to_be_so(
+    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, change: Callable[[], Executable]
+) -> None:
+    await ledger.append([make_entry() for _ in range(600)])
+    notary.sign()
+    await ledger.append([make_entry()])
+    with engine.begin() as connection:
+        connection.execute(change())
+    with pytest.raises(LogChanged):
+        notary.sign()
+    with engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(checkpoints)) == 1
+
+
+async def test_signing_goes_on_after_an_error_that_nobody_foresaw(
+    engine: Engine,
+    notary: Notary,
+    make_entry: EntryMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sign = notary.sign
+    errors = [RuntimeError("the first"), RuntimeError("the second")]
+
+    def fail() -> Checkpoint | None:
+        if errors:
+            raise errors.pop(0)
+        return sign()
+
+    monkeypatch.setattr(Notary, "sign", lambda _: fail())
+    ledger = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=0.01)
+    await ledger.append([make_entry()])
+    async with asyncio.timeout(30):
+        while not stored(engine):  # noqa: ASYNC110 - a thread signs it
+            await asyncio.sleep(0.005)
+    errors.append(RuntimeError("at the end"))
+    await ledger.close()
+    for message in ("the first", "the second", "at the end"):
+        assert message in caplog.text
+    with pytest.raises(RuntimeError, match="shutdown"):
+        ledger._readers.submit(print)
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)

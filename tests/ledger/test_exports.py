@@ -14,7 +14,8 @@ from typing import IO, Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sqlalchemy import Engine
 
 from service.ledger import Entry, Event, Ledger, Notary, Search, exporting
@@ -147,6 +148,26 @@ async def test_a_whole_log_and_a_search_are_valid_to_both_verifiers(
     for line in zipfile.ZipFile(io.BytesIO(exported(engine, notary, Search()))).read("records.ndjson").splitlines():
         assert json.loads(json.loads(line)["record"])["tenant"] == "bank"
         assert json.loads(json.loads(line)["personal"])["content"] == {"input": [1, 2]}
+
+
+async def test_a_key_that_was_replaced_signs_no_later_export(
+    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, tmp_path: Path
+) -> None:
+    await filled(ledger, make_entry, 3)
+    notary.sign()
+    old = (tmp_path / "signing.pem").read_bytes()
+    notary.rotate()
+    await filled(ledger, make_entry, 3)
+    content, retired = exported(engine, notary), load_pem_private_key(old, None)
+    assert isinstance(retired, Ed25519PrivateKey)
+    key = retired.public_key().public_bytes_raw().hex()
+    assert check_export(io.BytesIO(content), key).is_valid
+    manifest = zipfile.ZipFile(io.BytesIO(content)).read("manifest.json")
+    forged = b'{"key":"%s","signature":"%s"}' % (key.encode(), retired.sign(manifest).hex().encode())
+
+    verdict = check_export(io.BytesIO(rewritten(content, "manifest.sig.json", lambda _: forged)), key)
+
+    assert verdict.faults == ["the manifest is not signed by a key of this log"]
 
 
 async def test_every_flipped_bit_of_an_export_is_found(
