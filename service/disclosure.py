@@ -9,7 +9,7 @@ small. What is left still tells something with every query; quotas bound how muc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.permissions import Policy
@@ -17,22 +17,32 @@ from service.permissions import Policy
 BY_UNIT = ("attributions", "standard_error")
 """Values by feature, pixel or token."""
 OUTPUTS = ("output", "baseline_output")
+ERRORS = ("completeness_error", "attribution_error")
 
 
 def limited_prediction(prediction: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     """A `predictions` item as the policy lets it be seen."""
     if not policy.outputs:
         return {**prediction, "outputs": []}
-    if policy.digits is None:
-        return dict(prediction)
-    return {**prediction, "outputs": [_rounded(value, policy.digits) for value in prediction["outputs"]]}
+    outputs = prediction["outputs"]
+    step = _step_of(outputs, policy)
+    return {**prediction, "outputs": [_nearest(value, step) for value in outputs]}
 
 
-def limited(explanation: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
-    """An `explanations` item, or a record of one, as the policy lets it be seen; it then says so in `disclosure`."""
+def limited(
+    explanation: Mapping[str, Any], policy: Policy, prediction: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """An `explanations` item, or a record of one, as the policy lets it be seen; it then says so in `disclosure`.
+
+    `prediction` is the item's, which a record holds. All outputs are on one grid: rounded for itself, a small one would
+    tell a logit, however extreme.
+    """
     if not policy.limits_values:
         return dict(explanation)
     shown = dict(explanation)
+    noise = shown.get("noise") if isinstance(shown.get("noise"), Mapping) else None
+    answered = (prediction or shown.get("prediction") or {}).get("outputs", [])
+    grid = _step_of([*answered, *(shown.get(name) for name in OUTPUTS), noise and noise.get("output")], policy)
     if "prediction" in shown:
         shown["prediction"] = limited_prediction(shown["prediction"], policy)
     if "attributions" in shown:
@@ -40,10 +50,13 @@ def limited(explanation: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     for name in OUTPUTS:
         if name in shown and not policy.outputs:
             del shown[name]
-        elif shown.get(name) is not None and policy.digits is not None:
+        elif shown.get(name) is not None:
+            shown[name] = _nearest(shown[name], grid)
+    for name in ERRORS:
+        if shown.get(name) is not None and policy.digits is not None:
             shown[name] = _rounded(shown[name], policy.digits)
-    if isinstance(shown.get("noise"), Mapping):
-        shown["noise"] = _limited_noise(shown["noise"], policy)
+    if noise is not None and noise.get("output") is not None:
+        shown["noise"] = {**noise, "output": _nearest(noise["output"], grid) if policy.outputs else None}
     shown["disclosure"] = {name: value for name, value in policy.written().items() if name != "methods"}
     return shown
 
@@ -53,7 +66,7 @@ def _limit_values(shown: dict[str, Any], policy: Policy) -> None:
     kept = set(range(len(values)))
     if policy.top is not None:
         kept = set(sorted(kept, key=lambda at: (-abs(values[at]), at))[: policy.top])
-    step = None if policy.digits is None else _step(max(map(abs, values), default=0.0), policy.digits)
+    step = _step_of(values, policy)
     for name in BY_UNIT:
         if name in shown:
             shown[name] = _limited_units(shown[name], kept, step)
@@ -88,16 +101,6 @@ def _limited_units(values: Any, kept: set[int], step: float | None) -> Any:
     return {name: _nearest(value, step) for at, (name, value) in enumerate(values.items()) if at in kept}
 
 
-def _limited_noise(noise: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
-    limited_noise = dict(noise)
-    if limited_noise.get("output") is not None:
-        if not policy.outputs:
-            limited_noise["output"] = None
-        elif policy.digits is not None:
-            limited_noise["output"] = _rounded(limited_noise["output"], policy.digits)
-    return limited_noise
-
-
 def _on_grid(value: Any, step: float) -> Any:
     """All fractions in it, on the grid; whole numbers are numbers of features."""
     if isinstance(value, Mapping):
@@ -107,9 +110,12 @@ def _on_grid(value: Any, step: float) -> Any:
     return _nearest(value, step) if isinstance(value, float) else value
 
 
-def _step(largest: float, digits: int) -> float:
-    """The grid on which `largest` has so many significant digits."""
-    return 10.0 ** (math.floor(math.log10(largest)) - digits + 1) if largest > 0 else 1.0
+def _step_of(values: Iterable[float | None], policy: Policy) -> float | None:
+    """The grid on which the largest value has as many significant digits as the policy shows; None shows all."""
+    if policy.digits is None:
+        return None
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    return 10.0 ** (math.floor(math.log10(largest)) - policy.digits + 1) if largest > 0 else 1.0
 
 
 def _nearest(value: float, step: float | None) -> float:

@@ -172,7 +172,7 @@ class Explaining:
         return [
             Answer(
                 limited_prediction(prediction, policy),
-                {**limited(body, policy), "timings_ms": _milliseconds(timings, total)},
+                {**limited(body, policy, prediction), "timings_ms": _milliseconds(timings, total)},
             )
             for prediction, body, timings in untimed
         ]

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.auth import CallerOf, needs
 from service.api.lookups import described, record_lookup
 from service.api.problems import answers
+from service.api.schemas import MOST_COHORT_TAGS
 from service.api.transport import while_connected
 from service.counterfactual import Counterfactuals
 from service.disclosure import limited
@@ -111,6 +112,11 @@ async def search_explanations(
         raise InvalidRequest(
             f"{unknown[0][:64]!r} is not a condition; known are {', '.join(sorted(FILTERS))}, cohort.*"
         )
+    cohort = tuple(
+        (name.removeprefix(COHORT), value) for name, value in request.query_params.items() if name.startswith(COHORT)
+    )
+    if len(cohort) > MOST_COHORT_TAGS:
+        raise InvalidRequest(f"at most {MOST_COHORT_TAGS} conditions on cohort tags")
     search = Search(
         model=model,
         version=version,
@@ -122,11 +128,7 @@ async def search_explanations(
         flag=flag,
         label=label,
         reviewed=reviewed,
-        cohort=tuple(
-            (name.removeprefix(COHORT), value)
-            for name, value in request.query_params.items()
-            if name.startswith(COHORT)
-        ),
+        cohort=cohort,
     )
     page = await ledger_of(request).search(caller.tenant, search, limit, cursor)
     await record_lookup(request, caller, None, described(page))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.disclosure import limited
+from service.disclosure import limited, limited_prediction
 from service.permissions import OPEN, Policy, Quota
 
 if TYPE_CHECKING:
@@ -232,6 +232,29 @@ async def test_images_and_groups_are_limited_too(client_with: Client, explain: E
 
 
 values = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+def test_all_outputs_are_on_one_grid() -> None:
+    """A probability of 0.000123 would tell a logit of -9; and what an error says exactly, it says of the values."""
+    outputs = [0.000123, 0.3567, 0.643177]
+    explanation = {
+        "output": outputs[0],
+        "baseline_output": 0.0456,
+        "noise": {"kind": "smoothgrad", "output": 0.00789},
+        "completeness_error": 0.0012345,
+        "attribution_error": 0.0067891,
+    }
+    policy = Policy(digits=2)
+    prediction = {"label": "c", "index": 2, "outputs": outputs}
+
+    shown = limited(explanation, policy, prediction)
+
+    assert limited_prediction(prediction, policy)["outputs"] == [0.0, 0.36, 0.64]
+    assert (shown["output"], shown["baseline_output"], shown["noise"]["output"]) == (0.0, 0.05, 0.01)
+    assert (shown["completeness_error"], shown["attribution_error"]) == (0.0012, 0.0068)
+    recorded = limited({**explanation, "prediction": prediction}, policy)
+    assert {name: recorded[name] for name in explanation} == {name: shown[name] for name in explanation}
+    assert limited(explanation, Policy(outputs=False), prediction)["noise"]["output"] is None
 
 
 @given(st.lists(values, min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 6))

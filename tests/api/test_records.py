@@ -234,3 +234,10 @@ async def test_a_prediction_leaves_no_record(bank: httpx.AsyncClient, instance: 
 
     assert response.status_code == 200
     assert await found(bank) == []
+
+
+async def test_too_many_conditions_are_refused(bank: httpx.AsyncClient, assert_problem: AssertProblem) -> None:
+    few, many = ({f"cohort.t{at}": "x" for at in range(count)} for count in (8, 9))
+
+    assert await found(bank, **few) == []
+    assert "at most 8" in assert_problem(await bank.get("/v1/explanations", params=many), 422)
