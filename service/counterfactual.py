@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +25,7 @@ from service.catalog.artefacts import read_baseline_rows
 from service.catalog.baselines import KeptSets
 from service.catalog.manifest import TabularInputs
 from service.catalog.versions import Catalog, ModelVersion
-from service.domain import Floats, ModelKey, Plan, Prediction
+from service.domain import Floats, Plan, Prediction
 from service.errors import AnswerableError, CatalogError
 from service.ledger.entries import Stored
 from service.records import whole_record
@@ -46,7 +47,7 @@ Row = tuple[float, ...]
 class Engine(Protocol):
     """What a hint needs of the engine."""
 
-    async def predict(self, model: ModelKey, row: Row, deadline: float | None) -> Prediction: ...
+    async def predict(self, folder: Path, row: Row, deadline: float | None) -> Prediction: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Counterfactuals:
         return other, new
 
     async def _label(self, version: ModelVersion, row: Row) -> str:
-        prediction = await self._engine.predict(version.key, row, None)
+        prediction = await self._engine.predict(version.folder, row, None)
         outputs = prediction.outputs[version.manifest.outputs.default_space]
         return version.manifest.outputs.labels[int(np.argmax(outputs))]
 

@@ -7,13 +7,14 @@ import logging
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from service.cache import Cache, plan_cache_digest
 from service.catalog.sequences import Spans
 from service.catalog.versions import ModelVersion
 from service.disclosure import limited, limited_prediction
-from service.domain import Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.domain import Explanation, Plan, Prediction, Priority, Timings
 from service.errors import InvalidRequest, LedgerUnavailable, NotConverged, PolicyForbids
 from service.ledger.entries import Entry
 from service.ledger.ledger import Ledger
@@ -34,10 +35,10 @@ class Engine(Protocol):
     """What this use case needs of the engine."""
 
     async def explain(
-        self, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
     ) -> tuple[Explanation, Timings]: ...
 
-    async def predict(self, model: ModelKey, row: tuple[float, ...], deadline: float | None) -> Prediction: ...
+    async def predict(self, folder: Path, row: tuple[float, ...], deadline: float | None) -> Prediction: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class Explaining:
         request.spent.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
         with counted(request.caller.account, len(request.rows), request.counted):
-            predictions = await _all([self._engine.predict(version.key, row, deadline) for row in request.rows])
+            predictions = await _all([self._engine.predict(version.folder, row, deadline) for row in request.rows])
         return [
             limited_prediction(prediction_of(version, space, prediction.outputs[space], spans), request.caller.policy)
             for prediction, spans in zip(predictions, request.spans_of_each, strict=True)
@@ -253,7 +254,7 @@ class Explaining:
 
     async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None, priority: Priority) -> _Result:
         points = expected_points(version, plan)
-        explanation, timings = await self._engine.explain(plan, points, priority, deadline)
+        explanation, timings = await self._engine.explain(version.folder, plan, points, priority, deadline)
         self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
         self._health.consider(version, plan, explanation, points)
         return explanation, False, timings

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -51,7 +52,7 @@ LARGEST_SHAPE = 2**16
 class Engine(Protocol):
     """What a replay needs of the engine."""
 
-    async def repeat(self, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation: ...
+    async def repeat(self, folder: Path, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Replaying:
             return Replayed("differs", None, None, tuple(differences), ("plan",))
 
         async def repeated() -> Explanation:
-            return await self._engine.repeat(plan, expected_points(version, plan), conditions)
+            return await self._engine.repeat(version.folder, plan, expected_points(version, plan), conditions)
 
         explanation = await charged(account, plan.max_evaluations, repeated, lambda found: found.evaluations)
         if explanation.chunk_rows != str(conditions.shapes):

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.domain import ModelKey
 from service.engine.connection import Connection
 from service.engine.messages import Attached, Done, Explain, Loaded, Predict
 from service.errors import AnswerableError, CatalogError
@@ -22,11 +21,6 @@ class Task:
     points: int
     future: asyncio.Future[Done]
     attempts: int = 0
-
-    @property
-    def model(self) -> ModelKey:
-        """The version that is asked."""
-        return self.request.plan.model if isinstance(self.request, Explain) else self.request.model
 
     def fail(self, error: AnswerableError) -> None:
         """Ends it, unless it has ended."""
@@ -44,9 +38,8 @@ class Attendant:
     ready: asyncio.Future[None]
     tasks: dict[int, Task] = field(default_factory=dict)
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
-    attaching: dict[tuple[ModelKey, str], asyncio.Future[Attached]] = field(default_factory=dict)
+    attaching: dict[tuple[Path, str], asyncio.Future[Attached]] = field(default_factory=dict)
     folders: set[Path] = field(default_factory=set)
-    models: set[ModelKey] = field(default_factory=set)
     heard: float = field(default_factory=time.monotonic)
     memory: int = 0
     is_gone: bool = False
@@ -76,6 +69,6 @@ class Attendant:
 
     def attached(self, reply: Attached) -> None:
         """Ends the wait for a baseline set, unless whoever waited was cancelled."""
-        waiting = self.attaching.pop((reply.key, reply.digest), None)
+        waiting = self.attaching.pop((reply.folder, reply.digest), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(reply)

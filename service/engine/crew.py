@@ -150,8 +150,8 @@ class Crew(ABC):
         worker.is_gone = True
         for folder in list(worker.loading):
             worker.loaded(folder, CatalogError("the worker died while it loaded the model"))
-        for key, digest in list(worker.attaching):
-            worker.attached(Attached(key, digest, {}, "the worker died before it had the baseline set"))
+        for folder, digest in list(worker.attaching):
+            worker.attached(Attached(folder, digest, {}, "the worker died before it had the baseline set"))
         if self._closing:
             return
         asyncio.get_running_loop().run_in_executor(None, reap, worker.process)

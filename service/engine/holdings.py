@@ -3,6 +3,8 @@
 Loading takes seconds of a worker's time, in which it would answer nobody. So while requests come a version is loaded
 `beside` them: a second worker of the same device loads it, and all the others, and takes the first one's place, which
 ends when it has answered what it holds. A version that cannot be loaded, or kills whoever tries, costs no request.
+
+A version is what was loaded from one folder. Its key would not tell two apart that differ in their manifests only.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from service.catalog.manifest import BaselineSet
-from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace
+from service.domain import ChunkShapes, Floats, OutputSpace
 from service.engine.attendant import Attendant
 from service.engine.crew import Crew, raise_first
 from service.engine.messages import Attach, Attached, BaselineOutputs, ChunkReport, Load, Loaded, Unload
@@ -47,8 +49,7 @@ class Holdings(Crew, ABC):
     @property
     def ready_workers(self) -> int:
         """Workers that have loaded every model."""
-        keys = {held.loaded.key for held in self._folders.values()}
-        return sum(keys <= worker.models for worker in self._workers.values())
+        return sum(self._folders.keys() <= worker.folders for worker in self._workers.values())
 
     @property
     def is_complete(self) -> bool:
@@ -91,8 +92,9 @@ class Holdings(Crew, ABC):
     async def _load_beside(self, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None) -> Loaded:
         """One worker after the other is replaced by one that has the version, too."""
         for index in range(self._count):
-            found = self._arriving.get(folder)
-            if found is None or not self._has(index, found.key):  # a worker that died has come back with it
+            found, worker = self._arriving.get(folder), self._workers.get(index)
+            has_it = worker is not None and folder in worker.folders  # one that died has come back with it
+            if found is None or not has_it:
                 self._arriving[folder] = await self._replace(
                     index,
                     folder,
@@ -100,10 +102,6 @@ class Holdings(Crew, ABC):
                     shapes if found is None else found.shapes,
                 )
         return self._arriving[folder]
-
-    def _has(self, index: int, key: ModelKey) -> bool:
-        worker = self._workers.get(index)
-        return worker is not None and key in worker.models
 
     async def _replace(self, index: int, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None) -> Loaded:
         """Puts a worker that has the version in the place of one that has not. Raises CatalogError."""
@@ -132,8 +130,8 @@ class Holdings(Crew, ABC):
             restart.cancel()
             await asyncio.wait([restart])
         before = self._workers.get(worker.index)
-        keys = {held.loaded.key for held in self._folders.values()}
-        if worker.is_gone or not keys & (keys if before is None else before.models) <= worker.models:
+        needed = self._folders.keys() & (self._folders.keys() if before is None else before.folders)
+        if worker.is_gone or not needed <= worker.folders:
             if before is None:
                 self._revive(worker.index)
             raise CatalogError("a second worker could not load everything that the one that serves has")
@@ -156,7 +154,7 @@ class Holdings(Crew, ABC):
             held = self._folders.get(folder)
             if held is None:
                 raise CatalogError("the model version is not loaded")
-            request = Attach(held.loaded.key, place, baseline, known)
+            request = Attach(folder, place, baseline, known)
             for worker in list(self._workers.values()):
                 reply = await self._attach(worker, request)
                 request = replace(request, known=reply.outputs)
@@ -167,7 +165,7 @@ class Holdings(Crew, ABC):
         if worker.is_gone:
             raise CatalogError("the worker died before it had the baseline set")
         future: asyncio.Future[Attached] = asyncio.get_running_loop().create_future()
-        worker.attaching[request.key, request.digest] = future
+        worker.attaching[request.folder, request.digest] = future
         worker.connection.send(request)
         reply = await future
         if reply.problem is not None:
@@ -185,13 +183,10 @@ class Holdings(Crew, ABC):
             self._unload_what_nobody_holds()
 
     def _unload_what_nobody_holds(self) -> None:
-        loaded = [*(held.loaded for held in self._folders.values()), *self._arriving.values()]
-        kept = {one.key for one in loaded}
         for worker in self._workers.values():
-            worker.folders &= {*self._folders, *self._arriving}
-            for key in worker.models - kept:
-                worker.models.discard(key)
-                worker.connection.send(Unload(key))
+            for folder in worker.folders - {*self._folders, *self._arriving}:
+                worker.folders.discard(folder)
+                worker.connection.send(Unload(folder))
 
     async def _load(
         self, worker: Attendant, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None
@@ -202,8 +197,14 @@ class Holdings(Crew, ABC):
         worker.loading[folder] = future
         worker.connection.send(Load(folder, known, shapes))
         loaded = await future
-        worker.folders.add(folder)
-        worker.models.add(loaded.key)
+        for request in self._folders[folder].attached.values() if folder in self._folders else ():
+            try:
+                await self._attach(worker, request)
+            except CatalogError as error:
+                if worker.is_gone:
+                    raise
+                LOG.error("worker %d comes without a set of %s: %s", worker.index, loaded.key, error)  # noqa: TRY400
+        worker.folders.add(folder)  # now, since whoever asks may ask for any of its sets
         return loaded
 
     async def _load_all(self, worker: Attendant) -> None:
@@ -220,8 +221,6 @@ class Holdings(Crew, ABC):
             tried.add(folder)
             try:
                 await self._load(worker, folder, current[folder].baseline_outputs, current[folder].shapes)
-                for request in self._folders[folder].attached.values() if folder in self._folders else ():
-                    await self._attach(worker, request)
             except CatalogError as error:
                 if worker.is_gone:
                     raise

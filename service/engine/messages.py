@@ -40,9 +40,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Give a version that is loaded one more baseline set, whose file is in `place`; `known` as for `Load`."""
+    """Give the version in `folder` one more baseline set, whose file is in `place`; `known` as for `Load`."""
 
-    key: ModelKey
+    folder: Path
     place: Path
     baseline: BaselineSet
     known: Mapping[OutputSpace, Floats] | None
@@ -55,17 +55,19 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    key: ModelKey
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """Explain `plan`; `deadline` is on the monotonic clock, which the processes of one machine share.
+    """Explain `plan` by the version in `folder`: two may be of one artefact, and differ in their manifests.
 
-    With `conditions`, as it was explained under them.
+    `deadline` is on the monotonic clock, which the processes of one machine share. With `conditions`, as it was
+    explained under them.
     """
 
     task: int
+    folder: Path
     plan: Plan
     priority: Priority
     deadline: float | None
@@ -75,7 +77,7 @@ class Explain:
 @dataclass(frozen=True, slots=True)
 class Predict:
     task: int
-    model: ModelKey
+    folder: Path
     row: tuple[float, ...]
     deadline: float | None
 
@@ -114,7 +116,7 @@ class Loaded:
 class Attached:
     """A version has one more set, with these outputs; or, with `problem`, has not."""
 
-    key: ModelKey
+    folder: Path
     digest: str
     outputs: Mapping[OutputSpace, Floats]
     problem: str | None = None

@@ -10,8 +10,9 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from service.domain import Conditions, Explanation, ModelKey, Plan, Prediction, Priority, Timings
+from service.domain import Conditions, Explanation, Plan, Prediction, Priority, Timings
 from service.engine.attendant import Attendant, Task
 from service.engine.holdings import Holdings
 from service.engine.messages import Cancel, ChunkReport, Done, Explain, Outcome, Predict
@@ -54,24 +55,27 @@ class Pool(Holdings):
         await super().close()
 
     async def explain(
-        self, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
     ) -> tuple[Explanation, Timings]:
-        """The explanation of `plan`. Raises Overloaded, WorkerLost, or what the worker answered."""
-        request = Explain(next(self._numbers), plan, priority, deadline)
+        """The explanation of `plan` by the version that was loaded from `folder`.
+
+        Raises Overloaded, WorkerLost, or what the worker answered.
+        """
+        request = Explain(next(self._numbers), folder, plan, priority, deadline)
         done = await self._submit(request, expected_points)
         assert isinstance(done.result, Explanation)
         return done.result, done.timings
 
-    async def repeat(self, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation:
+    async def repeat(self, folder: Path, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation:
         """The explanation of `plan` under the conditions of an earlier one. Raises as `explain` does."""
-        request = Explain(next(self._numbers), plan, Priority.INTERACTIVE, None, conditions)
+        request = Explain(next(self._numbers), folder, plan, Priority.INTERACTIVE, None, conditions)
         done = await self._submit(request, expected_points)
         assert isinstance(done.result, Explanation)
         return done.result
 
-    async def predict(self, model: ModelKey, row: tuple[float, ...], deadline: float | None) -> Prediction:
-        """The deployed artefact's outputs at `row`."""
-        done = await self._submit(Predict(next(self._numbers), model, row, deadline), 1)
+    async def predict(self, folder: Path, row: tuple[float, ...], deadline: float | None) -> Prediction:
+        """The outputs at `row` of the deployed artefact that was loaded from `folder`."""
+        done = await self._submit(Predict(next(self._numbers), folder, row, deadline), 1)
         assert isinstance(done.result, Prediction)
         return done.result
 
@@ -97,7 +101,7 @@ class Pool(Holdings):
 
     def _dispatch(self, task: Task) -> None:
         """Gives the task to the worker with the least work, or parks it until one is back."""
-        able = [worker for worker in self._workers.values() if task.model in worker.models]
+        able = [worker for worker in self._workers.values() if task.request.folder in worker.folders]
         if not able:
             if self._restarts or not self._workers:
                 self._parked.append(task)

@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import torch
 
 from service import __version__
 from service.catalog.artefacts import read_baseline_rows
-from service.domain import ChunkShapes, Conditions, Floats, ModelKey, OutputSpace, Priority
+from service.domain import ChunkShapes, Conditions, Floats, OutputSpace, Priority
 from service.engine.device import DeviceModel, PreparedBaseline, best_device, put_on_device, with_baseline
 from service.engine.explanation import Steps, explain, interrupted, predict
 from service.engine.frames import Unframer, frame
@@ -90,8 +89,8 @@ class Worker:
     def __init__(self, connection: socket.socket, device: torch.device) -> None:
         self._channel = _Channel(connection)
         self._device = device
-        self._models: dict[ModelKey, DeviceModel] = {}
-        self._at_other_shapes: dict[tuple[ModelKey, ChunkShapes], DeviceModel] = {}
+        self._models: dict[Path, DeviceModel] = {}
+        self._at_other_shapes: dict[tuple[Path, ChunkShapes], DeviceModel] = {}
         self._scheduler = Scheduler()
         self._spoke = time.monotonic()
         self._weighed = 0.0
@@ -123,11 +122,11 @@ class Worker:
         match request:
             case Explain(conditions=Conditions() as conditions):
                 self._repeat(request, conditions)
-            case Explain(task, plan, priority, deadline):
-                model = self._models.get(plan.model)
+            case Explain(task, folder, plan, priority, deadline):
+                model = self._models.get(folder)
                 self._start(task, model, explain(plan, model) if model else None, priority, deadline)
-            case Predict(task, key, row, deadline):
-                self._start(task, self._models.get(key), predict(row), Priority.INTERACTIVE, deadline)
+            case Predict(task, folder, row, deadline):
+                self._start(task, self._models.get(folder), predict(row), Priority.INTERACTIVE, deadline)
             case Cancel(task):
                 self._scheduler.cancel(task)
             case Load(folder, known, shapes):
@@ -137,49 +136,43 @@ class Worker:
                     self._channel.send(LoadFailed(folder, str(error)))
                 except Exception as error:
                     LOG.exception("a model could not be loaded")
-                    self._channel.send(
-                        LoadFailed(folder, f"the model cannot be loaded: {type(error).__name__}: {error}")
-                    )
+                    name = type(error).__name__  # what it says may hold paths of this machine; it is in the log
+                    self._channel.send(LoadFailed(folder, f"the model cannot be loaded: {name}"))
                 else:
-                    self._forget_other_shapes(model.key)
-                    self._models[model.key] = self._with_known_baselines(model)
+                    self._forget_other_shapes(folder)
+                    self._models[folder] = model
                     gc.collect()
                     gc.freeze()  # modules and models stay; a full collection need not walk them
                     self._channel.send(_loaded(folder, model))
                     self._tell_memory()
             case Attach():
                 self._channel.send(self._attach(request))
-            case Unload(key):
-                self._forget_other_shapes(key)
-                self._models.pop(key, None)
+            case Unload(folder):
+                self._forget_other_shapes(folder)
+                self._models.pop(folder, None)
 
     def _attach(self, request: Attach) -> Attached:
-        model = self._models.get(request.key)
+        model = self._models.get(request.folder)
         if model is None:
-            return Attached(request.key, request.digest, {}, "the model version is not loaded")
+            return Attached(request.folder, request.digest, {}, "the model version is not loaded")
         try:
             rows = read_baseline_rows(request.place, model.manifest, request.baseline).astype(np.float64)
         except CatalogError as error:
-            return Attached(request.key, request.digest, {}, str(error))
+            return Attached(request.folder, request.digest, {}, str(error))
         model = with_baseline(model, request.digest, rows, request.known)
-        self._forget_other_shapes(model.key)  # which do not have it
-        self._models[model.key] = model
-        return Attached(model.key, request.digest, _told_outputs(model.baselines[request.digest]))
-
-    def _with_known_baselines(self, model: DeviceModel) -> DeviceModel:
-        """With the sets of an earlier manifest of the same artefact, too: what was planned with them is under way."""
-        known = self._models.get(model.key)
-        return model if known is None else replace(model, baselines={**known.baselines, **model.baselines})
+        self._forget_other_shapes(request.folder)  # which do not have it
+        self._models[request.folder] = model
+        return Attached(request.folder, request.digest, _told_outputs(model.baselines[request.digest]))
 
     def _repeat(self, request: Explain, conditions: Conditions) -> None:
         """Starts an explanation at the shapes, and with the deadline, of an earlier one."""
         task, plan = request.task, request.plan
-        model = self._models.get(plan.model)
+        model = self._models.get(request.folder)
         if model is None:
             self._start(task, None, None, request.priority, None)
             return
         try:
-            model = self._at(model, conditions.shapes)
+            model = self._at(request.folder, model, conditions.shapes)
         except torch.OutOfMemoryError:
             error = DeviceOutOfMemory(f"the device has not the memory for chunks of {conditions.shapes} rows")
             self._channel.send(Progress([Failed(task, error)], []))
@@ -188,11 +181,11 @@ class Worker:
         answers = conditions.answers
         self._start(task, model, steps if answers is None else interrupted(steps, answers), request.priority, None)
 
-    def _at(self, model: DeviceModel, shapes: ChunkShapes) -> DeviceModel:
+    def _at(self, folder: Path, model: DeviceModel, shapes: ChunkShapes) -> DeviceModel:
         """The model at these shapes, the last few of which are kept. Raises torch.OutOfMemoryError."""
         if shapes == model.shapes:
             return model
-        name = model.key, shapes
+        name = folder, shapes
         if name not in self._at_other_shapes:
             found = model.at(shapes)
             if len(self._at_other_shapes) >= MOST_OTHER_SHAPES:
@@ -200,8 +193,8 @@ class Worker:
             self._at_other_shapes[name] = found
         return self._at_other_shapes[name]
 
-    def _forget_other_shapes(self, key: ModelKey) -> None:
-        self._at_other_shapes = {name: model for name, model in self._at_other_shapes.items() if name[0] != key}
+    def _forget_other_shapes(self, folder: Path) -> None:
+        self._at_other_shapes = {name: model for name, model in self._at_other_shapes.items() if name[0] != folder}
 
     def _start(
         self,

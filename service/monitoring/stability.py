@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +33,7 @@ class Engine(Protocol):
     """What this needs of the engine."""
 
     async def explain(
-        self, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
     ) -> tuple[Explanation, Timings]: ...
 
 
@@ -79,7 +80,7 @@ class StabilityProbe:
             rows = await asyncio.to_thread(read_baseline_rows, version.folder, version.manifest, baseline)
             drawn = rows[self._resample.integers(len(rows), size=len(rows))].mean(axis=0, dtype=np.float64)
             other = replace(plan, baseline=BaselineChoice("resampled", "1", "", 1, tuple(drawn.tolist())))
-            explanation, _ = await self._engine.explain(other, points, Priority.BULK, None)
+            explanation, _ = await self._engine.explain(version.folder, other, points, Priority.BULK, None)
         except (AnswerableError, CatalogError):
             return  # the service has no time for it now, or stops
         if explanation.attributions is not None:

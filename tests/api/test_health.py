@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,10 +41,10 @@ class Watched:
     asked: list[tuple[str, Priority]] = field(default_factory=list)
 
     async def explain(
-        self, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
     ) -> tuple[Explanation, Timings]:
         self.asked.append((plan.baseline.name, priority))
-        return await self.engine.explain(plan, expected_points, priority, deadline)
+        return await self.engine.explain(folder, plan, expected_points, priority, deadline)
 
     async def predict(self, *given: Any) -> Any:
         return await self.engine.predict(*given)

@@ -206,11 +206,11 @@ def _copied(kernel: Kernel) -> Kernel:
 
 
 @pytest.fixture
-def alone(device_model: DeviceModel) -> Callable[[Plan], Explanation]:
-    """Explains one plan with nothing else under way."""
+def alone(device_model: DeviceModel) -> Callable[..., Explanation]:
+    """Explains one plan with nothing else under way: `alone(plan)`, or `alone(plan, model)`."""
 
-    def compute(plan: Plan) -> Explanation:
-        single = Driver(device_model)
+    def compute(plan: Plan, model: DeviceModel = device_model) -> Explanation:
+        single = Driver(model)
         single.add(0, plan)
         single.finish()
         return single.result(0)
@@ -232,19 +232,19 @@ class PoolUnderTest:
         (worker,) = self.pool._workers.values()
         return worker
 
-    async def explain(self, plan: Plan, points: int = 64, **fields: Any) -> Explanation:
+    async def explain(self, plan: Plan, points: int = 64, folder: Path = LOAN, **fields: Any) -> Explanation:
         usual: dict[str, Any] = {"priority": Priority.INTERACTIVE, "deadline": None}
-        explanation, _ = await self.pool.explain(plan, points, **usual | fields)
+        explanation, _ = await self.pool.explain(folder, plan, points, **usual | fields)
         return explanation
 
 
 StartPool = Callable[..., Awaitable[PoolUnderTest]]
 
 
-async def _start_pool(max_queued_points: int = 10**9, folder: Path | None = LOAN) -> PoolUnderTest:
+async def _start_pool(max_queued_points: int = 10**9, folder: Path | None = LOAN, workers: int = 1) -> PoolUnderTest:
     chunks: list[ChunkReport] = []
     restarts: list[str] = []
-    pool = Pool(1, max_queued_points, chunks.append, restarts.append)
+    pool = Pool(workers, max_queued_points, chunks.append, restarts.append)
     await pool.start()
     if folder is not None:
         await pool.load(folder, {})

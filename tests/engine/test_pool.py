@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
+import torch
 import yaml
+from safetensors.numpy import load_file, save
 
-from service.domain import Explanation, ModelKey, OutputSpace, Plan, Priority
+from service.domain import BaselineChoice, ChunkShapes, Explanation, Noise, NoiseKind, OutputSpace, Plan, Priority
 from service.engine import crew
 from service.engine import pool as pool_module
+from service.engine.device import put_on_device
 from service.engine.pool import Pool
 from service.engine.processes import start_worker
 from service.errors import (
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from tests.engine.conftest import MakePlan, PoolUnderTest, StartPool
 
 LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+SHAPES = ChunkShapes(128, 512)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -60,7 +65,7 @@ async def test_64_concurrent_explanations_are_what_each_is_alone(
 
 async def test_a_prediction_is_the_explained_output(shared: PoolUnderTest, make_plan: MakePlan) -> None:
     plan = make_plan(5)
-    prediction = await shared.pool.predict(plan.model, plan.input, None)
+    prediction = await shared.pool.predict(LOAN, plan.input, None)
     explained = await shared.explain(plan)
 
     assert prediction.outputs[OutputSpace.PROBABILITY] == explained.outputs
@@ -109,9 +114,8 @@ async def test_a_row_of_the_wrong_length_fails_alone(shared: PoolUnderTest, make
 
 
 async def test_a_model_that_is_not_loaded(shared: PoolUnderTest, make_plan: MakePlan) -> None:
-    stranger = replace(make_plan(0), model=ModelKey("loan", "2", "sha256:none"))
     with pytest.raises(WorkerLost):
-        await shared.explain(stranger)
+        await shared.explain(make_plan(0), folder=LOAN.parent / "2")
     assert shared.pool.queued_points == 0
 
 
@@ -293,8 +297,6 @@ async def test_a_worker_that_cannot_start_is_an_error_not_a_wait(monkeypatch: py
 
 def resigned(folder: Path) -> None:
     """Makes the manifest's digest that of the artefact as it is now."""
-    import hashlib
-
     path = folder / "manifest.yaml"
     manifest = yaml.safe_load(path.read_text())
     manifest["artefact"]["sha256"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
@@ -431,7 +433,7 @@ async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_com
     path.write_text(path.read_text().replace('version: "1"', 'version: "2"', 1))
     second = await shared.pool.load(folder, {})
     plan = make_plan(0)
-    assert (await shared.explain(replace(plan, model=second.key))).converged
+    assert (await shared.explain(replace(plan, model=second.key), folder=folder)).converged
     wrong_digest(folder)
     first = shared.worker.process
     first.kill()
@@ -440,7 +442,7 @@ async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_com
     assert (await shared.explain(plan)).converged
     assert not shared.pool.is_complete
     with pytest.raises(WorkerLost):
-        await shared.explain(replace(plan, model=second.key))
+        await shared.explain(replace(plan, model=second.key), folder=folder)
     shared.pool.unload(folder)
     assert shared.pool.is_complete
 
@@ -492,7 +494,7 @@ async def test_a_version_is_loaded_beside_what_is_under_way(
     assert await keep_busy() > 5  # a worker that loads answers nothing
     second = await loading
     assert started.worker is not before
-    assert (await started.explain(replace(make_plan(0), model=second.key))).converged
+    assert (await started.explain(replace(make_plan(0), model=second.key), folder=folder)).converged
     assert (await started.explain(make_plan(0))).converged
     assert await asyncio.to_thread(before.process.wait, 30) == 0
     assert started.restarts == []
@@ -514,9 +516,42 @@ async def test_a_worker_that_dies_while_another_is_loaded_beside_it(
     second = await loading
 
     assert (await parked).converged
-    assert (await started.explain(replace(make_plan(0), model=second.key))).converged
+    assert (await started.explain(replace(make_plan(0), model=second.key), folder=folder)).converged
     await until(lambda: started.pool.is_complete)
-    assert started.worker.models == {make_plan(0).model, second.key}
+    assert started.worker.folders == {LOAN, folder}
+
+
+async def test_two_manifests_of_one_artefact_are_two_versions_on_every_worker(
+    start_pool: StartPool, make_plan: MakePlan, alone: Callable[..., Explanation], tmp_path: Path
+) -> None:
+    started = await start_pool(workers=2)
+    folder = tmp_path / "loan" / "1"
+    shutil.copytree(LOAN, folder)
+    path = folder / "manifest.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    for feature in manifest["inputs"]["features"]:
+        feature["range"] = [feature["range"][0], 10 * feature["range"][1]]  # on which noise depends
+    rows = save({"rows": load_file(LOAN / "heldout.safetensors")["rows"][:16]})
+    (folder / "baselines" / "other.safetensors").write_bytes(rows)
+    other = {"name": "other", "version": "1", "size": 16, "file": "baselines/other.safetensors"}
+    manifest["baselines"].append({**other, "sha256": hashlib.sha256(rows).hexdigest()})
+    path.write_text(yaml.safe_dump(manifest))
+    after = put_on_device(folder, torch.device("cpu"), {}, SHAPES)
+    noisy = make_plan(0, noise=Noise(NoiseKind.SMOOTHGRAD, 4, 0.1), rule="midpoint")
+    digest = "sha256:" + hashlib.sha256(rows).hexdigest()
+    new_set = replace(make_plan(1), baseline=BaselineChoice("other", "1", digest, 16))
+    await started.pool.load(folder, {}, SHAPES, beside=True)
+
+    assert alone(noisy).attributions != pytest.approx(alone(noisy, after).attributions, rel=1e-2)
+    # By turns on both workers, each of which has loaded the old files after the new ones.
+    found = await asyncio.gather(*(started.explain(noisy, folder=folder if at % 4 < 2 else LOAN) for at in range(8)))
+    for at, explanation in enumerate(found):
+        expected = alone(noisy, after) if at % 4 < 2 else alone(noisy)
+        assert explanation.attributions == pytest.approx(expected.attributions, rel=1e-6)
+    sets = await asyncio.gather(*(started.explain(new_set, folder=folder) for _ in range(4)))
+    assert all(one.attributions == pytest.approx(alone(new_set, after).attributions, rel=1e-6) for one in sets)
+    started.pool.unload(folder)
+    assert (await started.explain(noisy)).attributions == pytest.approx(alone(noisy).attributions, rel=1e-6)
 
 
 async def test_a_version_that_cannot_be_loaded_beside_changes_nothing(

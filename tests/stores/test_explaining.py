@@ -15,7 +15,7 @@ from service.cache import Cache
 from service.catalog.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
-from service.domain import Completeness, Explanation, InputKind, ModelKey, Plan, Prediction, Priority, Timings, Traits
+from service.domain import Completeness, Explanation, InputKind, Plan, Prediction, Priority, Timings, Traits
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerUnavailable, NotConverged, Overloaded
 from service.explaining import Answer, Explaining, LedgerMode, Request
 from service.ledger import Entry, Ledger
@@ -44,6 +44,7 @@ class HeldEngine:
 
     async def explain(
         self,
+        folder: Path,  # noqa: ARG002
         plan: Plan,
         expected_points: int,  # noqa: ARG002
         priority: Priority,  # noqa: ARG002
@@ -59,7 +60,7 @@ class HeldEngine:
             raise self.outcome
         return self.outcome, Timings(0.001, 0.002)
 
-    async def predict(self, model: ModelKey, row: tuple[float, ...], deadline: float | None) -> Prediction:
+    async def predict(self, folder: Path, row: tuple[float, ...], deadline: float | None) -> Prediction:
         raise NotImplementedError
 
 
