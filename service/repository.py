@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.catalog.assessments import ASSESSMENTS, Assessments
+from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
@@ -60,7 +60,7 @@ def read_catalog(folder: Path) -> Catalog:
 
 def _described(folder: Path) -> ModelVersion:
     manifest, key, digest = read_manifest(folder)
-    return ModelVersion(key, manifest, folder.resolve(), digest)
+    return ModelVersion(key, manifest, folder.absolute(), digest)
 
 
 class Repository:
@@ -204,6 +204,8 @@ class Repository:
         try:
             return await asyncio.to_thread(stage, version.folder, version.manifest_digest, self._copies)
         except OSError as error:
+            if self._serves:  # what is served from that folder would be taken for it
+                raise LoadRefused(f"the version cannot be copied to the data folder: {error.strerror}") from error
             LOG.warning("%s is served from the folder of models, not from a copy: %s", version.key, error.strerror)
             return version.folder
 
@@ -248,12 +250,7 @@ class Repository:
         One that cannot be is left out and logged: it keeps nothing from being served.
         """
         key, given = version.key, []
-        try:
-            sets = await asyncio.to_thread(self._sets.of, key.name)
-        except CatalogError as error:
-            LOG.error("the baseline sets of %s are left out: %s", key, error)  # noqa: TRY400
-            return version.kept_sets
-        for one in sets:
+        for one in await asyncio.to_thread(self._sets.of, key.name):
             if one not in version.kept_sets and one.stale_for(key, version.manifest) is None:
                 try:
                     await self._give(key, folder, one)
@@ -286,8 +283,16 @@ class Repository:
                 LOG.warning("the outputs of %s over a baseline set cannot be kept: %s", key, error.strerror)
 
     async def _assess(self, version: ModelVersion) -> None:
-        """Serves the version with the verdict that was kept, or has it checked."""
-        found = await asyncio.to_thread(self._assessments.find, version.folder, version.key, version.manifest_digest)
+        """Serves the version with the verdict that was kept, or has it checked.
+
+        A verdict is taken only where it compared the version with what the name means now; one of a version that has a
+        verdict already, whatever it was compared with.
+        """
+        before = self._catalog.predecessor(version)
+        found = await self._verdict(version, before if version.assessment is None else None)
+        known = self._known(version.key.name, version.key.version)
+        if found is None and known is not None and known.is_same(version):
+            found = known.assessment  # the check ended meanwhile
         self._catalog.put(replace(version, assessment=found))
         name = version.key, version.manifest_digest
         if found is None and name not in self._judging:
@@ -296,15 +301,26 @@ class Repository:
         elif found is not None and not found.passed:
             _tell_failure(version, found.failed)
 
+    async def _verdict(self, version: ModelVersion, before: ModelVersion | None) -> Assessment | None:
+        against = None if before is None else before.files
+        find = self._assessments.find
+        return await asyncio.to_thread(find, version.folder, version.key, version.manifest_digest, against)
+
     async def _judge(self, version: ModelVersion) -> None:
-        """Has the version checked against the one before it; the verdict counts if it is still served by then."""
-        ready = [one for one in self._catalog.versions(version.key.name) if one.is_ready]
-        at = next((at for at, one in enumerate(ready) if one.is_same(version)), 0)
-        await self._checker.check(version.folder, ready[at - 1].folder if at else None)
-        found = await asyncio.to_thread(self._assessments.find, version.folder, version.key, version.manifest_digest)
-        known = self._known(version.key.name, version.key.version)
-        if found is None or known is None or not known.is_ready or not known.is_same(version):
-            return
+        """Has the version checked against what the bare name means, and again where that has changed meanwhile.
+
+        The verdict counts if the version is still served by then.
+        """
+        while True:
+            before = self._catalog.predecessor(version)
+            await self._checker.check(version.folder, None if before is None else before.folder)
+            found = await self._verdict(version, before)
+            known = self._known(version.key.name, version.key.version)
+            if found is None or known is None or not known.is_ready or not known.is_same(version):
+                return
+            now = self._catalog.predecessor(version)
+            if now is None or (before is not None and now.is_same(before)):
+                break
         self._catalog.put(replace(known, assessment=found))
         if not found.passed:
             _tell_failure(version, found.failed)

@@ -17,7 +17,7 @@ from service.adding.graphs import Found, read_classifier
 from service.adding.manifests import Answers, write_version
 from service.adding.proof import count_labels, refuse_another
 from service.adding.rows import SUFFIXES, Rows, names_of, read_rows
-from service.catalog.assessments import Assessment, keep_beside
+from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
 from service.catalog.manifest import find_versions
 from service.catalog.twins import parse_onnx
 from service.checking.assessing import assess
@@ -59,8 +59,10 @@ class Added:
     assessment: Assessment | None
 
 
-def add_model(asked: Asked, models: Path, ask: Ask, rows: int) -> Added:
-    """Adds the model to `models`. Raises CatalogError, saying what to do; nothing is left behind then."""
+def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments) -> Added:
+    """Adds the model to `models`, checked against the newest version before it that has not failed, as `kept` says.
+
+    Raises CatalogError, saying what to do; nothing is left behind then."""
     file, data = _files(asked)
     model = parse_onnx(file.read_bytes())
     found = read_classifier(model, asked.output, asked.is_logit)
@@ -86,7 +88,8 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int) -> Added:
         folder.mkdir(parents=True)
         write_version(folder, found, brought, answers)
         try:
-            trial, explanation, report, assessment = _tried(folder, rows)
+            against = newest_before(find_versions(models), folder, kept)
+            trial, explanation, report, assessment = _tried(folder, against, rows)
         except CatalogError as error:
             hint = "; ranges were guessed: bring rows that it was trained on with --data" if brought is None else ""
             raise CatalogError(f"{error}{hint}") from error
@@ -96,7 +99,7 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int) -> Added:
     return Added(place, found, trial, explanation, report, assessment)
 
 
-def _tried(folder: Path, rows: int) -> tuple[Trial, Explanation, Report, Assessment | None]:
+def _tried(folder: Path, against: Path | None, rows: int) -> tuple[Trial, Explanation, Report, Assessment | None]:
     torch.set_num_threads(1)
     trial = load_trial(folder, torch.device("cpu"))
     try:
@@ -105,7 +108,7 @@ def _tried(folder: Path, rows: int) -> tuple[Trial, Explanation, Report, Assessm
         raise CatalogError(f"the model loads, but its example cannot be explained: {error}") from error
     if explanation.attributions is None:
         raise CatalogError("the model answers no finite numbers for its example; are inputs scaled as it expects them?")
-    report, assessment = assess(folder, None, Limits(), rows, seed=0)
+    report, assessment = assess(folder, against, Limits(), rows, seed=0)
     if assessment is not None:
         keep_beside(folder, assessment)
     return trial, explanation, report, assessment

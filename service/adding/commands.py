@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from service.catalog.assessments import ASSESSMENTS, Assessments
 from service.checking.limits import ROWS
 from service.engine.processes import worker_environment
 from service.errors import CatalogError
@@ -63,7 +64,8 @@ def _add(settings: Settings, options: argparse.Namespace) -> int:
         options.logits,
     )
     try:
-        added = add_model(asked, settings.models, _take if options.yes or not sys.stdin.isatty() else _ask, ROWS)
+        ask = _take if options.yes or not sys.stdin.isatty() else _ask
+        added = add_model(asked, settings.models, ask, ROWS, Assessments(settings.data / ASSESSMENTS))
     except CatalogError as error:
         print(error, file=sys.stderr)
         return 1

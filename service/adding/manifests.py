@@ -135,8 +135,10 @@ def _rounded(value: float) -> float:
 
 
 def _example(found: Found, rows: Floats | None, baseline: Floats, answers: Answers) -> Any:
-    """The median of every column, which is nobody's; ones where none is known; of images the first."""
+    """The median of every column, which is nobody's; ones where none is known. Of images the mean, of one a grey."""
     if len(found.given.shape) == 3:
-        return baseline[0].astype(np.float32).reshape(found.given.shape).tolist()
+        grey = np.full(baseline.shape[1], (baseline.min() + baseline.max()) / 2)
+        image = baseline.mean(axis=0) if len(baseline) > 1 else grey
+        return image.astype(np.float32).reshape(found.given.shape).tolist()
     middle = np.ones(len(answers.features)) if rows is None or not len(rows) else np.median(rows, axis=0)
     return {name: float(f"{value:.6g}") for name, value in zip(answers.features, middle, strict=True)}

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from service.catalog.manifest import read_manifest, version_order
 from service.domain import ModelKey
+from service.errors import CatalogError
 
 FORMAT = 1
 FILE = "check.json"
@@ -46,7 +48,9 @@ class Profile:
 class Assessment:
     """One check of a version: `checks` as the command prints them, and the `limits` they were held against.
 
-    `checked` is in microseconds since the epoch.
+    `against_files` are the digests of the artefact and the manifest of the version it was compared with: the service
+    takes it as a comparison with these files, not with whatever has the name `against` by then. `checked` is in
+    microseconds since the epoch.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Assessment:
     checks: tuple[Mapping[str, Any], ...]
     limits: Mapping[str, float]
     profile: Profile | None
+    against_files: tuple[str, str] | None = None
     checked: int = field(default_factory=lambda: time.time_ns() // 1000)
 
     @property
@@ -72,11 +77,17 @@ class Assessments:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def find(self, version: Path, key: ModelKey, manifest: str) -> Assessment | None:
-        """The latest assessment of exactly this artefact and manifest, here or in the folder of the version."""
+    def find(
+        self, version: Path, key: ModelKey, manifest: str, against: tuple[str, str] | None = None
+    ) -> Assessment | None:
+        """The latest assessment of exactly this artefact and manifest, here or in the folder of the version.
+
+        With `against`, the latest of those that compared it with exactly these files.
+        """
         found = [_read(path) for path in (self._path(key, manifest), version / FILE)]
         own = [one for one in found if one is not None and _is_of(one, key, manifest)]
-        return max(own, key=lambda one: one.checked, default=None)
+        counting = [one for one in own if against is None or one.against_files == against]
+        return max(counting, key=lambda one: one.checked, default=None)
 
     def keep(self, assessment: Assessment) -> None:
         """Keeps it in place of an earlier one. Raises OSError."""
@@ -87,6 +98,22 @@ class Assessments:
     def _path(self, key: ModelKey, manifest: str) -> Path:
         name = f"{key} {key.digest} {manifest}"
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def newest_before(folders: Sequence[Path], version: Path, kept: Assessments) -> Path | None:
+    """Of the folders, which are in order, the newest version before that one whose check has not failed."""
+    names = version.parent.name, version_order(version.name)
+    for other in reversed(folders):
+        if other.parent.name != names[0] or version_order(other.name) >= names[1]:
+            continue
+        try:
+            _, key, manifest = read_manifest(other)
+        except CatalogError:
+            continue
+        found = kept.find(other, key, manifest)
+        if found is None or found.passed:
+            return other
+    return None
 
 
 def keep_beside(version: Path, assessment: Assessment) -> None:
@@ -115,6 +142,8 @@ def _read(path: Path) -> Assessment | None:
         content["profile"] = None if profile is None else Profile(**profile)
         for name in ("failed", "checks"):
             content[name] = tuple(content[name])
+        files = content.get("against_files")  # which earlier ones have not: they count where there is no other version
+        content["against_files"] = None if files is None else tuple(files)
         return Assessment(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -7,6 +7,7 @@ may say nothing of what a newer one was trained on. Records name sets by digest,
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -22,8 +23,9 @@ from safetensors.numpy import save
 
 from service.catalog.manifest import NAME, BaselineSet, Manifest, TabularInputs
 from service.domain import ModelKey
-from service.errors import CatalogError, InvalidRequest
+from service.errors import InvalidRequest
 
+LOG = logging.getLogger("answerable.catalog")
 BASELINES = "baselines"
 """The folder of sets in the data folder."""
 MOST_ROWS = 1024
@@ -92,7 +94,7 @@ class KeptSets:
         return self._folder / model
 
     def of(self, model: str) -> tuple[KeptSet, ...]:
-        """Every version of every set of the model, in the order in which they were made."""
+        """Every version of every set of the model, as they were made; a description that is spoilt is logged."""
         return tuple(sorted(self._read(model), key=lambda one: (one.created, one.name, int(one.version))))
 
     def keep(
@@ -126,15 +128,15 @@ class KeptSets:
                 time.time_ns() // 1000,
             )
             part = place / f".{name}.{secrets.token_hex(8)}"
-            part.write_bytes(orjson.dumps({"format": FORMAT, **asdict(kept)}, option=orjson.OPT_INDENT_2))
             try:
+                _write_down(part, orjson.dumps({"format": FORMAT, **asdict(kept)}, option=orjson.OPT_INDENT_2))
                 os.link(part, place / f"{name}@{number}.json")  # fails where another process was first
             except FileExistsError:
                 number += 1
             else:
                 return kept
             finally:
-                part.unlink()
+                part.unlink(missing_ok=True)
 
     def _read(self, model: str) -> Iterator[KeptSet]:
         for path in self.place(model).glob("*.json"):
@@ -143,7 +145,7 @@ class KeptSets:
                 if content.pop("format") == FORMAT:
                     yield KeptSet(**content)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CatalogError(f"{path.name} is no description of a baseline set: {error}") from error
+                LOG.error("%s of %s is no description of a baseline set: %s", path.name, model, type(error).__name__)  # noqa: TRY400
 
 
 def refuse_name(name: str) -> None:
@@ -160,8 +162,12 @@ def _file(sha256: str) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     part = path.with_suffix(f".{secrets.token_hex(8)}")
-    with part.open("wb") as file:
+    _write_down(part, content)
+    part.replace(path)
+
+
+def _write_down(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)

@@ -175,7 +175,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
     try:
         content = path.read_bytes()
         manifest = Manifest.model_validate(yaml.safe_load(content))
-    except (OSError, yaml.YAMLError, ValidationError, RecursionError) as error:
+    except OSError as error:  # whose text would tell where the file lies
+        raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error.strerror}") from error
+    except (yaml.YAMLError, ValidationError, RecursionError) as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")

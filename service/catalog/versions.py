@@ -75,6 +75,11 @@ class ModelVersion:
         """The kept sets that were made for exactly this artefact and these inputs."""
         return [one for one in self.kept_sets if one.stale_for(self.key, self.manifest) is None]
 
+    @property
+    def files(self) -> tuple[str, str]:
+        """The digests of the artefact and of the manifest."""
+        return self.key.digest, self.manifest_digest
+
     def is_same(self, other: ModelVersion) -> bool:
         """Whether both are of the same files, whatever is known of them."""
         return (self.key, self.manifest_digest) == (other.key, other.manifest_digest)
@@ -84,8 +89,8 @@ class Catalog:
     """Every known version, in the order in which versions succeed each other.
 
     A bare name means the newest version that is ready and has passed its check. One that was replaced by other files
-    of the same version goes on being meant until these have passed theirs. Before any has passed, the name means the
-    oldest ready version, unless that has failed.
+    of the same version goes on being meant until these have passed theirs. Before any has ever passed, the name means
+    the oldest ready version, unless that has failed; afterwards never one that has not passed.
 
     `faults` counts the version folders that could not be read; with any, or with no version, it is not ready.
     """
@@ -94,6 +99,7 @@ class Catalog:
         self.faults = 0
         self._versions: dict[str, dict[str, ModelVersion]] = {}
         self._meant: dict[str, ModelVersion] = {}
+        self._checked: set[str] = set()
 
     def __iter__(self) -> Iterator[ModelVersion]:
         return (version for versions in self._versions.values() for version in versions.values())
@@ -108,6 +114,8 @@ class Catalog:
         """Adds the version, or replaces what was known of it."""
         name = version.key.name
         known = {**self._versions.get(name, {}), version.key.version: version}
+        if version.has_passed:
+            self._checked.add(name)
         self._versions[name] = dict(sorted(known.items(), key=lambda item: version_order(item[0])))
         meant = self._means(name, version)
         if meant is None:
@@ -132,7 +140,7 @@ class Catalog:
             return max(enumerate(passed), key=lambda item: (version_order(item[1].key.version), item[0]))[1]
         if before is not None:
             return before
-        return ready[0] if ready and not ready[0].has_failed else None
+        return ready[0] if ready and not ready[0].has_failed and name not in self._checked else None
 
     @property
     def is_ready(self) -> bool:
@@ -153,6 +161,17 @@ class Catalog:
     def meant(self, name: str) -> ModelVersion | None:
         """The version that a bare name means, if it means one."""
         return self._meant.get(name)
+
+    def predecessor(self, version: ModelVersion) -> ModelVersion | None:
+        """What the version is compared with before a bare name may mean it: what the name means now.
+
+        Where that is this very version, or a later one, the newest before it that has passed.
+        """
+        meant, order = self.meant(version.key.name), version_order(version.key.version)
+        if meant is None or (not meant.is_same(version) and version_order(meant.key.version) <= order):
+            return meant
+        earlier = (one for one in self.versions(version.key.name) if version_order(one.key.version) < order)
+        return next((one for one in reversed([*earlier]) if one.is_ready and one.has_passed), None)
 
     def find(self, name: str, version: str | None = None) -> ModelVersion:
         """The named version, or the one that the bare name means. Raises NotFound or ModelNotReady."""

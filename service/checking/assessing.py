@@ -18,6 +18,7 @@ from service.catalog.manifest import read_manifest
 from service.checking.checks import Report, check
 from service.checking.limits import ROWS, Limits
 from service.checking.tables import findings_body
+from service.domain import ModelKey
 from service.engine.device import best_device
 from service.errors import CatalogError
 
@@ -27,12 +28,16 @@ LEAST_URGENT = 19
 def assess(
     folder: Path, against: Path | None, limits: Limits, rows: int, seed: int
 ) -> tuple[Report, Assessment | None]:
-    """Checks the version in `folder`; no assessment where the manifest cannot be read, since it is of nothing then."""
+    """Checks the version in `folder`.
+
+    No assessment where a manifest cannot be read, or became another one meanwhile: it would be of nothing then.
+    """
+    files = _files(folder), None if against is None else _files(against)
     report = check(folder, against, best_device(), limits, rows, seed)
-    try:
-        _, key, manifest = read_manifest(folder)
-    except CatalogError:
+    own, others = _files(folder), None if against is None else _files(against)
+    if own is None or (own, others) != files:
         return report, None
+    key, manifest = own
     assessment = Assessment(
         key.name,
         key.version,
@@ -43,8 +48,17 @@ def assess(
         tuple(findings_body(report)),
         asdict(limits),
         report.profile,
+        None if others is None else (others[0].digest, others[1]),
     )
     return report, assessment
+
+
+def _files(folder: Path) -> tuple[ModelKey, str] | None:
+    try:
+        _, key, manifest = read_manifest(folder)
+    except CatalogError:
+        return None
+    return key, manifest
 
 
 def main() -> int:

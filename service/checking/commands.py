@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside
+from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside, newest_before
 from service.catalog.manifest import find_versions
 from service.checking.limits import ROWS, Limits
 from service.engine.processes import worker_environment
@@ -26,7 +26,9 @@ def add_commands(actions: Any) -> None:
     check = actions.add_parser("check", help="whether a version may be promoted; the exit code says so")
     check.set_defaults(run=_check)
     check.add_argument("version", help="NAME@VERSION")
-    check.add_argument("--against", metavar="VERSION", help="NAME@VERSION; default: the version before it, if any")
+    check.add_argument(
+        "--against", metavar="VERSION", help="NAME@VERSION; default: the newest before it that has not failed"
+    )
     for limit in fields(Limits):
         option = "--" + limit.name.replace("_", "-")
         check.add_argument(option, type=float, default=limit.default, help=f"{limit.metadata['help']} (%(default)s)")
@@ -52,7 +54,11 @@ def _check(settings: Settings, options: argparse.Namespace) -> int:
     folders = find_versions(settings.models)
     try:
         folder = _find(folders, options.version)
-        against = _before(folders, folder) if options.against is None else _find(folders, options.against)
+        against = (
+            newest_before(folders, folder, Assessments(settings.data / ASSESSMENTS))
+            if options.against is None
+            else _find(folders, options.against)
+        )
     except LookupError as error:
         return _refuse(error, 2)
     limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
@@ -104,12 +110,6 @@ def _find(folders: list[Path], name: str) -> Path:
     if name not in known:
         raise LookupError(f"there is no version {name}; there are: {', '.join(known) or 'none'}")
     return known[name]
-
-
-def _before(folders: list[Path], folder: Path) -> Path | None:
-    """The version that comes before this one."""
-    earlier = [other for other in folders[: folders.index(folder)] if other.parent == folder.parent]
-    return earlier[-1] if earlier else None
 
 
 def _prepare_process() -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from service.adding.adding import Added, Asked, add_model
+from service.adding.manifests import _example
 from service.adding.rows import read_rows
+from service.catalog.assessments import Assessments
 from service.catalog.manifest import TabularInputs, read_manifest
 from service.errors import CatalogError
 from tests.adding.conftest import IRIS_OF_ONNXRUNTIME, Original
@@ -25,7 +29,7 @@ def add(asked: Asked, models: Path, answers: dict[str, str] | None = None) -> Ad
     def ask(question: str, usual: str) -> str:
         return next((answer for words, answer in (answers or {}).items() if question.startswith(words)), usual)
 
-    return add_model(asked, models, ask, ROWS)
+    return add_model(asked, models, ask, ROWS, Assessments(models.parent / "assessments"))
 
 
 def test_a_pipeline_with_its_data(original: Callable[[str], Original], tmp_path: Path) -> None:
@@ -57,8 +61,21 @@ def test_a_pipeline_with_its_data(original: Callable[[str], Original], tmp_path:
 
     again = add(Asked(folder, dropped=("outcome",)), tmp_path / "models")
     assert again.folder.name == "2"
+    assert again.assessment is not None
+    assert again.assessment.against == "my-model@1"
     with pytest.raises(CatalogError, match="already"):
         add(Asked(folder, version="2", dropped=("outcome",)), tmp_path / "models")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_example_of_an_image_model_is_nobodys_image(count: int) -> None:
+    rows = np.random.default_rng(0).uniform(size=(count, 12))
+    found: Any = SimpleNamespace(given=SimpleNamespace(shape=(3, 2, 2)))
+    answers: Any = None
+    example = np.array(_example(found, rows, rows, answers)).reshape(12)
+
+    assert rows.min() <= example.min() <= example.max() <= rows.max()
+    assert np.abs(rows - example).max(axis=1).min() > 0.1
 
 
 def test_what_is_asked_is_taken(tmp_path: Path) -> None:

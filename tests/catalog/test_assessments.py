@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 
-from service.catalog.assessments import FILE, Assessment, Assessments, Profile, keep_beside
+from service.catalog.assessments import FILE, Assessment, Assessments, Profile, keep_beside, newest_before
 from service.catalog.manifest import read_manifest
 from service.domain import ModelKey
 
 KEY = ModelKey("loan", "2", "sha256:artefact")
 PROFILE = Profile("integrated_gradients", "probability", "denied", "sha256:set", 3, {"second": 0.5, "first": 0.25})
+FILES = ("sha256:earlier", "sha256:its manifest")
 OLD = Assessment("loan", "2", KEY.digest, "sha256:manifest", "loan@1", (), ({"check": "digest"},), {}, PROFILE)
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -27,6 +29,7 @@ def test_what_is_kept_is_found(tmp_path: Path) -> None:
     assert found.profile is not None
     assert list(found.profile.importance) == ["second", "first"]
     assert found.passed
+    assert kept.find(tmp_path, KEY, "sha256:manifest", FILES) is None  # it says nothing of a comparison with these
     assert kept.find(tmp_path, KEY, "sha256:other") is None
     assert kept.find(tmp_path, replace(KEY, digest="sha256:other"), "sha256:manifest") is None
 
@@ -39,6 +42,31 @@ def test_the_later_of_both_places_counts(tmp_path: Path) -> None:
         keep_beside(tmp_path, beside)
         assert kept.find(tmp_path, KEY, "sha256:manifest") == later
     assert not later.passed
+
+
+def test_of_those_that_compared_it_with_what_is_asked_the_latest_counts(tmp_path: Path) -> None:
+    kept = Assessments(tmp_path / "data")
+    kept.keep(replace(OLD, against_files=FILES))
+    keep_beside(tmp_path, replace(OLD, failed=("flips",), against_files=None, checked=OLD.checked + 1))
+
+    found = kept.find(tmp_path, KEY, "sha256:manifest", FILES)
+    assert found == replace(OLD, against_files=FILES)
+
+
+def test_the_newest_version_before_that_has_not_failed(tmp_path: Path) -> None:
+    folders = []
+    for number in ("1", "2", "3"):
+        shutil.copytree(MODELS / "loan" / "1", tmp_path / "loan" / number)
+        path = tmp_path / "loan" / number / "manifest.yaml"
+        path.write_text(path.read_text().replace('version: "1"', f'version: "{number}"', 1))
+        folders.append(path.parent)
+    kept = Assessments(tmp_path / "data")
+    assert newest_before(folders, folders[2], kept) == folders[1]
+    _, key, manifest = read_manifest(folders[1])
+    kept.keep(replace(OLD, digest=key.digest, manifest=manifest, failed=("flips",)))
+
+    assert newest_before(folders, folders[2], kept) == folders[0]
+    assert newest_before(folders, folders[0], kept) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"format": 1}'])
@@ -66,3 +94,6 @@ def test_every_shipped_version_has_passed_its_check(version: str, tmp_path: Path
     assert found is not None
     assert found.passed
     assert found.profile is not None
+    if found.against is not None:
+        _, before, its_manifest = read_manifest(MODELS / found.against.replace("@", "/"))
+        assert found.against_files == (before.digest, its_manifest)

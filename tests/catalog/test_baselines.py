@@ -13,7 +13,7 @@ from service.catalog.artefacts import read_baseline_rows
 from service.catalog.baselines import MOST_ROWS, KeptSets
 from service.catalog.manifest import Manifest, TabularInputs, read_manifest
 from service.domain import ModelKey
-from service.errors import CatalogError, InvalidRequest
+from service.errors import InvalidRequest
 
 LOAN = Path(__file__).parents[2] / "models" / "loan"
 
@@ -82,9 +82,14 @@ def test_sizes(tmp_path: Path, loan: tuple[Manifest, ModelKey], rows: int) -> No
         KeptSets(tmp_path).keep(loan[1], loan[0], "mine", np.zeros((rows, 38), np.float32), "")
 
 
-def test_a_description_that_was_spoilt(tmp_path: Path, loan: tuple[Manifest, ModelKey]) -> None:
+def test_a_description_that_was_spoilt_is_left_out(
+    tmp_path: Path, loan: tuple[Manifest, ModelKey], caplog: pytest.LogCaptureFixture
+) -> None:
     sets = KeptSets(tmp_path)
     sets.keep(loan[1], loan[0], "mine", np.zeros((1, 38), np.float32), "")
     (sets.place("loan") / "mine@1.json").write_text("{")
-    with pytest.raises(CatalogError, match="mine@1"):
-        sets.of("loan")
+    other = sets.keep(loan[1], loan[0], "mine", np.ones((1, 38), np.float32), "")
+
+    assert other.version == "2"
+    assert sets.of("loan") == (other,)
+    assert "mine@1.json of loan" in caplog.text

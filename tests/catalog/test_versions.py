@@ -115,6 +115,37 @@ def test_what_is_unloaded_is_meant_no_more_and_is_no_fault(make: Callable[..., M
         catalog.find("loan")
 
 
+def test_a_name_that_meant_a_checked_version_means_no_unchecked_one_afterwards(
+    make: Callable[..., ModelVersion],
+) -> None:
+    catalog = Catalog()
+    for version in (make("1", passed=True), make("2", passed=True), make("1", artefact="sha256:other")):
+        catalog.put(version)
+    catalog.put(replace(make("2"), environment=None, is_unloaded=True))
+
+    with pytest.raises(ModelNotReady, match="passed its check"):
+        catalog.find("loan")
+    catalog.put(make("1", passed=True, artefact="sha256:other"))
+    assert catalog.find("loan").key.digest == "sha256:other"
+
+
+def test_a_version_is_compared_with_what_the_name_means(make: Callable[..., ModelVersion]) -> None:
+    catalog = Catalog()
+    first, failed, reloaded = make("1", passed=True), make("2", passed=False), make("1", artefact="sha256:other")
+    catalog.put(first)
+    assert catalog.predecessor(first) is None
+    for version in (failed, make("3"), reloaded):
+        catalog.put(version)
+
+    assert catalog.predecessor(make("3")) is first
+    assert catalog.predecessor(reloaded) is first
+    third = make("3", passed=True)
+    catalog.put(third)
+    assert catalog.predecessor(third) is None  # what it was compared with is no longer served
+    assert catalog.predecessor(make("4")) is third
+    assert catalog.predecessor(reloaded) is None
+
+
 def test_a_version_is_let_go_when_nobody_holds_it_any_more(make: Callable[..., ModelVersion]) -> None:
     ended: list[str] = []
     catalog = Catalog()

@@ -39,7 +39,7 @@ def models(tmp_path: Path) -> Path:
     models = tmp_path / "models"
     shutil.copytree(MODELS / "loan" / "1", models / "loan" / "1")
     make_version(models, "2", shift=0.0)
-    give_verdict(models / "loan" / "2")
+    give_verdict(models / "loan" / "2", models / "loan" / "1")
     return models
 
 
@@ -60,10 +60,14 @@ def make_version(models: Path, version: str, shift: float) -> str:
     return "sha256:" + str(manifest["artefact"]["sha256"])
 
 
-def give_verdict(folder: Path) -> None:
-    """A check that found nothing."""
+def give_verdict(folder: Path, before: Path) -> None:
+    """A check that found nothing, against the version in `before`."""
     _, key, manifest = read_manifest(folder)
-    keep_beside(folder, Assessment(key.name, key.version, key.digest, manifest, None, (), (), {}, None))
+    _, other, other_manifest = read_manifest(before)
+    against = str(other), (other.digest, other_manifest)
+    keep_beside(
+        folder, Assessment(key.name, key.version, key.digest, manifest, against[0], (), (), {}, None, against[1])
+    )
 
 
 @dataclass(slots=True)
@@ -127,17 +131,18 @@ async def test_load_reload_and_unload_under_load(start: Start, models: Path) -> 
         before = f"sha256:{read_manifest(models / 'loan' / '2')[0].artefact.sha256}"
         async with traffic(program, bare, first, second) as load:
             assert await load.from_now_on(bare) == {("2", before)}
-            reloaded = make_version(models, "2", shift=1.0)  # on the disk only: nothing has changed for anybody
+            old = shutil.copytree(models / "loan" / "2", models.parent / "old" / "loan" / "2")
+            reloaded = make_version(models, "2", shift=-4.0)  # on the disk only: nothing has changed for anybody
             (worker,) = program.children(WORKER)
             os.kill(worker, signal.SIGKILL)
             assert await load.from_now_on(second) == {("2", before)}
 
             assert await ask("load", "2") == [{"name": "loan", "version": "2", "state": "READY", "reason": ""}]
             assert await load.from_now_on(second) == {("2", reloaded)}
-            assert await load.from_now_on(bare) == {("2", before)}  # the new one has no verdict yet
+            assert await load.from_now_on(bare) == {("2", before)}  # the new one has no verdict yet, or a bad one
 
             third = make_version(models, "3", shift=2.0)
-            give_verdict(models / "loan" / "3")
+            give_verdict(models / "loan" / "3", old)
             whole = (models / "loan" / "3" / "model.onnx").read_bytes()
             (models / "loan" / "3" / "model.onnx").write_bytes(whole + b"!")
             assert (await ask("load", "3", 422))["detail"].startswith("loan@3: model.onnx has the sha256 ")
