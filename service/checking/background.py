@@ -14,6 +14,17 @@ from pathlib import Path
 from service.engine.processes import worker_environment
 
 LOG = logging.getLogger("answerable.checking")
+CHECK_SECONDS = 3600.0
+"""After so long a check is ended without a verdict: others wait for it. They take a minute, at the lowest priority."""
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code, negative where it had to be killed."""
+    try:
+        return process.wait(CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 class Checker:
@@ -33,7 +44,7 @@ class Checker:
             self._process = await asyncio.to_thread(self._start, folder, against)
             if self._closed:  # meanwhile
                 self._process.kill()
-            code = await asyncio.to_thread(self._process.wait)
+            code = await asyncio.to_thread(_end_of, self._process)
             if self._process.stdin is not None:
                 self._process.stdin.close()
             self._process = None
