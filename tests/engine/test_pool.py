@@ -521,6 +521,7 @@ async def test_a_worker_that_dies_while_another_is_loaded_beside_it(
     assert started.worker.folders == {LOAN, folder}
 
 
+@pytest.mark.timeout(300)  # four workers are started
 async def test_two_manifests_of_one_artefact_are_two_versions_on_every_worker(
     start_pool: StartPool, make_plan: MakePlan, alone: Callable[..., Explanation], tmp_path: Path
 ) -> None:
