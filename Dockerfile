@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # The service in a container: docker build --target cpu . (default) or --target gpu .
-# No compiler, no pip and no root in what runs. deploy/try_install.sh runs these same commands without Docker.
+# No compiler, no pip and no root in what runs, and its bytecode is made here: what runs cannot write it. deploy/try_install.sh runs these same commands without Docker.
 
 FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -18,18 +18,20 @@ FROM build AS build-cpu
 # The index of PyTorch's builds for CPUs; the one on PyPI brings several gigabytes of CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/answerable/bin/python install --no-compile \
+    pip --python /opt/answerable/bin/python install \
     --extra-index-url "$TORCH_INDEX" --constraint deploy/constraints.txt '.[cpu,traces]'
 
 
 FROM build AS build-gpu
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/answerable/bin/python install --no-compile \
+    pip --python /opt/answerable/bin/python install \
     --constraint deploy/constraints.txt '.[gpu,traces]'
 
 
 FROM base AS run
-RUN groupadd --system --gid 10001 answerable && useradd --system --uid 10001 --gid 10001 --create-home --home-dir /var/lib/answerable answerable
+# The image of Python brings them.
+RUN pip uninstall --yes pip setuptools wheel && \
+    groupadd --system --gid 10001 answerable && useradd --system --uid 10001 --gid 10001 --create-home --home-dir /var/lib/answerable answerable
 WORKDIR /var/lib/answerable
 ENV PATH=/opt/answerable/bin:$PATH \
     ANSWERABLE_HOST=0.0.0.0 \

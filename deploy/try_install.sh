@@ -22,7 +22,8 @@ bind() { # FROM: at the same place in the root
 }
 inside() { chroot "$root" env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin "$@"; }
 
-# The stand-in for the image python:3.11-slim-bookworm: Debian bookworm with its Python 3.11 and pip.
+# The stand-in for the image python:3.11-slim-bookworm: Debian bookworm with its Python 3.11, and below with a pip that no
+# package of Debian owns.
 debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,python-is-python3,ca-certificates \
   bookworm "$root" >"$root.log" 2>&1 || { tail -5 "$root.log" >&2; exit 1; }
 rm -f "$root.log"
@@ -30,6 +31,10 @@ mount -t proc proc "$root/proc" && mounted=("$root/proc" "${mounted[@]}")
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 for path in ${TRY_BINDS:-}; do bind "$path"; done
 mkdir -p "$root/dev/shm" && chmod 1777 "$root/dev/shm"
+rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
+inside pip install --quiet --root-user-action ignore --no-index --find-links /usr/share/python-wheels --ignore-installed \
+  pip setuptools </dev/null  # the wheels that venv brings
+inside apt-get purge -y -qq python3-pip python3-setuptools python3-wheel >/dev/null 2>&1
 
 # What .dockerignore lets through.
 mkdir -p "$root/build/deploy"
@@ -62,9 +67,15 @@ while IFS= read -r command; do
   esac
 done < <(stage run)
 rm -rf "$root/build" "$root/root/.cache"
-inside apt-get purge -y -qq python3-pip >/dev/null 2>&1
-for tool in pip gcc cc make; do
+for tool in pip pip3 gcc cc make; do
   if inside sh -c "command -v $tool || command -v $venv/bin/$tool"; then echo "$tool is in the final stage" >&2; exit 1; fi
+done
+for python in python $venv/bin/python; do
+  if inside "$python" -c 'import pip' 2>/dev/null; then echo "$python has pip" >&2; exit 1; fi
+done
+for package in torch service; do
+  inside $venv/bin/python -c "from importlib.util import find_spec; from pathlib import Path
+assert Path(find_spec('$package').cached).exists(), '$package is compiled by every process anew'"
 done
 echo "installed: $(du -sm "$root$venv" | cut -f1) MB"
 

@@ -53,8 +53,11 @@ def test_what_runs_is_no_root_and_builds_nothing(target: str) -> None:
     assert re.search(r"^USER (?!0)\d+:\d+$", run, re.MULTILINE)
     assert "HEALTHCHECK" in run
     assert "/v2/health/live" in run
-    for tool in ("pip", "apt-get", "gcc", "curl"):
+    assert re.search(r"^RUN pip uninstall --yes pip setuptools wheel ", run, re.MULTILINE)  # the base image has them
+    for tool in ("pip install", "apt-get", "gcc", "curl"):
         assert tool not in run
+    assert "PYTHONDONTWRITEBYTECODE=1" in "\n".join(found["base"])
+    assert "--no-compile" not in "\n".join(found[f"build-{target}"])  # else every process would compile everything
     assert list(found)[-1] == "cpu"  # the default
 
 
