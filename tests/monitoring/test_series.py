@@ -62,6 +62,7 @@ def worst() -> Metrics:
                 metrics.observe_explanation(model, method, 0.01, explanation(reason), 0.1)
         for kernel in ("gradient", "forward", "breakpoints", "hessian"):
             metrics.observe_chunk(ChunkReport(f"{model}@1", kernel, 1, 2, 1, 0.01))
+        metrics.model_info.labels(model, "2", "sha256:1").set(1)  # replaced files that are still meant
         for version in ("1", "2"):
             metrics.model_info.labels(model, version, "sha256:0").set(1)
             for gauge in (metrics.ndcg, metrics.stability, metrics.baseline_age):
