@@ -47,6 +47,7 @@ class Request:
 
     `ids` are those the explanations are to have; None for new ones. `counted` is how many of the instances the key's
     quota of requests has counted already. `spent` is filled with where the time went.
+    `must_be_recorded` says that the record is all that is wanted: without it there is no answer, whatever the mode is.
     `spans` say where in texts and files the tokens are; there are none where no instance was one.
     """
 
@@ -62,6 +63,7 @@ class Request:
     counted: int = 0
     spent: Spent = field(default_factory=Spent)
     spans: Sequence[Spans | None] = ()
+    must_be_recorded: bool = False
 
     @property
     def spans_of_each(self) -> Sequence[Spans | None]:
@@ -163,7 +165,7 @@ class Explaining:
                 ledger_entry(version, plan, digest, explanation, prediction, body, request.caller, context, spans)
             )
         recording = time.monotonic()
-        await self._record(entries)
+        await self._record(entries, request.must_be_recorded)
         recorded = time.monotonic()
         spent.recorded = recording, recorded
         for _, body, _ in untimed:
@@ -178,13 +180,13 @@ class Explaining:
             for prediction, body, timings in untimed
         ]
 
-    async def _record(self, entries: Sequence[Entry]) -> None:
+    async def _record(self, entries: Sequence[Entry], must_be: bool) -> None:
         if self._ledger is None:
             return
         try:
             await self._ledger.append(entries)
         except LedgerUnavailable:
-            if self._ledger_mode == "required":
+            if must_be or self._ledger_mode == "required":
                 raise
             LOG.exception("explanations were answered without a record")
 

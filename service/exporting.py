@@ -2,8 +2,9 @@
 
 CSV and Parquet are tables for people; the zip, of `service.ledger.exporting`, is for auditors, with a proof for every
 record. A file is whole when it can be found, lies in a folder of its tenant, is kept for a day, and is withdrawn when
-anybody's data in that tenant is erased meanwhile: what was exported before must not be handed out after. That there is
-an export is an event in the log before its file can be fetched.
+anybody's data in that tenant is erased meanwhile: what was exported before must not be handed out after. Its name has
+the size that the log had before anything was read, so that whatever is erased behind that place withdraws it, and no
+clock is asked. That there is an export is an event in the log before its file can be fetched.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from sqlalchemy import Engine
 
 from service.errors import LedgerUnavailable, NotFound
 from service.export_tables import table_row, write_csv, write_parquet
-from service.jobs import patiently, spec_of
+from service.jobs import NotHeld, patiently, spec_of
 from service.ledger import Ledger, Notary, Search, Stored, Vault
+from service.ledger.checkpoints import log_size
 from service.ledger.database import database_in_reach
-from service.ledger.events import erasures_since
+from service.ledger.events import last_erasures
 from service.ledger.exporting import found_lines, write_export
 from service.ledger.jobs import Job, Jobs
 from service.ledger.searching import count_found, read_in_log_order
@@ -56,10 +58,6 @@ class Format(StrEnum):
 def is_available(form: Format) -> bool:
     """Whether files of this format can be written: Parquet needs pyarrow, of the extra `parquet`."""
     return form is not Format.PARQUET or find_spec("pyarrow") is not None
-
-
-class Cancelled(Exception):
-    """The export is no longer wanted."""
 
 
 class Exports:
@@ -89,16 +87,14 @@ class Exports:
         """Writes the file, tells the log, and then lets it be found."""
         spec = spec_of(self._vault, job)
         form, search = Format(spec["format"]), Search(**_with_pairs(spec["search"]))
-        path = self._path(job, form)
-        part = path.with_suffix(PART)
+        folder = self._folder_of(job.tenant)
+        part = folder / f"{job.id}.{job.owner}{PART}"  # no other run of this job writes to it
         stop = threading.Event()
-        begun = time.time()
         try:
-            records = await self._written(job, form, search, part, stop)
+            records, begun = await self._written(job, form, search, part, stop)
             details = {"format": form, "records": records, "conditions": sorted(spec["conditions"])}
             await self._ledger.append_event(EXPORT, caller.tenant, caller.key_id, job.id, details)
-            os.utime(part, (begun, begun))  # whatever is erased from then on withdraws it
-            part.replace(path)
+            part.replace(folder / f"{job.id}.{begun}.{form}")
         finally:
             stop.set()
             part.unlink(missing_ok=True)
@@ -108,21 +104,39 @@ class Exports:
 
         Raises LedgerUnavailable.
         """
-        path = self._path(job, Format(spec_of(self._vault, job)["format"]))
-        await asyncio.to_thread(self.sweep)
-        return path if await asyncio.to_thread(path.is_file) else None
+        return await asyncio.to_thread(self._kept, job)
 
     def sweep(self) -> None:
-        """Deletes what has been kept long enough, or was begun before its tenant erased something. Blocks."""
+        """Deletes what has been kept long enough, was begun before its tenant erased something, or is a part that no
+        run of a job writes. Blocks."""
         oldest = time.time() - KEPT_SECONDS
+        found = [*self._folder.glob("*/*")]  # before it is asked who writes: whoever begins later is not among them
+        if not found:
+            return
+        owners = self._jobs.owners()
+        begun = {path: _begun(path) for path in found if path.suffix != PART}
         with database_in_reach(), self._engine.connect() as connection:
-            erased = erasures_since(connection, round(oldest * 1e6))
-        withdrawn = {self._folder_of(tenant): last / 1e6 for tenant, last in erased.items()}
-        for path in self._folder.glob("*/*"):
+            erased = last_erasures(connection, min(begun.values())) if begun else {}
+        withdrawn = {self._folder_of(tenant): last for tenant, last in erased.items()}
+        for path in found:
             with suppress(FileNotFoundError):  # another sweep was faster
-                is_part = path.suffix == PART  # which is withdrawn, if need be, when it is whole
-                if path.stat().st_mtime < max(oldest, 0.0 if is_part else withdrawn.get(path.parent, 0.0)):
+                if path in begun:
+                    is_due = path.stat().st_mtime < oldest or begun[path] < withdrawn.get(path.parent, 0)
+                else:
+                    is_due = path.name.split(".")[1] not in owners
+                if is_due:
                     path.unlink()
+
+    def _kept(self, job: Job) -> Path | None:
+        oldest = time.time() - KEPT_SECONDS
+        form = Format(spec_of(self._vault, job)["format"])
+        for path in self._folder_of(job.tenant).glob(f"{job.id}.*.{form}"):
+            with database_in_reach(), self._engine.connect() as connection:
+                is_withdrawn = bool(last_erasures(connection, _begun(path), job.tenant))
+            with suppress(FileNotFoundError):
+                if not is_withdrawn and path.stat().st_mtime >= oldest:
+                    return path
+        return None
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -130,24 +144,28 @@ class Exports:
                 await asyncio.to_thread(self.sweep)
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _written(self, job: Job, form: Format, search: Search, part: Path, stop: threading.Event) -> int:
+    async def _written(
+        self, job: Job, form: Format, search: Search, part: Path, stop: threading.Event
+    ) -> tuple[int, int]:
+        """Writes the part; gives the number of records, and the size of the log before the first was read."""
         checkpoint = await self._ledger.checkpoint() if form is Format.ZIP else None
         if form is Format.ZIP and checkpoint is None:
             raise NotFound("nothing is recorded yet")
         tell = self._teller(job, stop)
 
-        def write() -> int:
+        def write() -> tuple[int, int]:
             part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with database_in_reach(), self._engine.connect() as connection:
+                begun = log_size(connection)
                 total = count_found(connection, self._vault, job.tenant, search)
             tell(0, total)
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 if checkpoint is not None:
                     lines = found_lines(self._engine, self._vault, job.tenant, search, checkpoint.size)
                     asked = {"tenant": job.tenant, "conditions": orjson.loads(orjson.dumps(search))}
-                    return write_export(file, self._engine, self._notary, checkpoint, _told(lines, tell), asked)
+                    return write_export(file, self._engine, self._notary, checkpoint, _told(lines, tell), asked), begun
                 rows = _told(map(table_row, self._stored(job.tenant, search)), tell)
-                return (write_csv if form is Format.CSV else write_parquet)(file, rows)
+                return (write_csv if form is Format.CSV else write_parquet)(file, rows), begun
 
         return await patiently(write, self._writer)
 
@@ -163,17 +181,19 @@ class Exports:
 
     def _teller(self, job: Job, stop: threading.Event) -> Callable[[int, int | None], None]:
         def tell(done: int, total: int | None) -> None:
-            if stop.is_set():
-                raise Cancelled
-            self._jobs.tell(job.id, done=done, total=total)
+            if stop.is_set() or not self._jobs.tell(job.id, str(job.owner), done, total):
+                raise NotHeld
 
         return tell
 
     def _folder_of(self, tenant: str) -> Path:
         return self._folder / hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
-    def _path(self, job: Job, form: Format) -> Path:
-        return self._folder_of(job.tenant) / f"{job.id}.{form}"
+
+def _begun(path: Path) -> int:
+    """The size of the log before the file was begun; 0 of one whose name does not say, which any erasure withdraws."""
+    said = path.name.split(".")[1:-1]
+    return int(said[0]) if said and said[0].isdecimal() else 0
 
 
 def _told(items: Iterable[T], tell: Callable[[int, int | None], None]) -> Iterator[T]:

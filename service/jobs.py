@@ -30,6 +30,7 @@ from service.errors import (
     ModelNotReady,
     NotFound,
     Overloaded,
+    QuotaSpent,
     WorkerLost,
 )
 from service.explaining import Explaining, Request
@@ -51,6 +52,9 @@ ROWS_AT_ONCE = 16
 """Of all jobs in this process. With the usual budget they fill a third of what the engine holds at most; rows with
 larger ones are explained one by one."""
 LONGEST_WAIT_SECONDS = 30.0
+UNEXPECTED = "an unexpected error; the job's id leads to it in the log"
+PAUSE_SECONDS = 5.0
+"""Until a job whose model is not here, or not ready, is tried again: here, or by a process that has it."""
 LOST_WORKERS = 3
 """A row that so many workers died of is not tried again."""
 
@@ -60,6 +64,18 @@ ReadInput = tuple[Row, Spans | None]
 
 Work = Callable[[Job, Caller], Awaitable[None]]
 """Does a job for a caller. It is cancelled when the job is, and begun anew after a restart."""
+
+
+class Postponed(Exception):
+    """A job that can be gone on with in so many seconds, but not now; the message says what it waits for."""
+
+    def __init__(self, waits_for: str, seconds: float) -> None:
+        super().__init__(waits_for)
+        self.seconds = seconds
+
+
+class NotHeld(Exception):
+    """A job that is no longer to be done by this run of it: it was cancelled, or taken over."""
 
 
 class JobFailed(Exception):
@@ -100,8 +116,7 @@ class Runner:
         self._keys = keys
         self._quotas = quotas
         self._works = works
-        self._owner = str(uuid.uuid4())
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], str] = {}
         self._wanted = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -124,42 +139,47 @@ class Runner:
         while True:
             self._wanted.clear()
             while len(self._running) < JOBS_AT_ONCE:
-                job = await patiently(lambda: self._jobs.claim(self._owner))
+                here = set(self._running.values())  # one whose lease has ended too: it goes on once it is renewed
+                job = await patiently(lambda but=here: self._jobs.claim(str(uuid.uuid4()), [*self._works], but))  # type: ignore[misc]
                 if job is None:
                     break
                 task = asyncio.get_running_loop().create_task(self._run(job))
-                self._running.add(task)
+                self._running[task] = job.id
                 task.add_done_callback(self._ended)
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wanted.wait()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         self.wake()
 
     async def _run(self, job: Job) -> None:
+        owner, pause = str(job.owner), 0.0
+        waits_for: str | None = None
         loop = asyncio.get_running_loop()
         work, hold = loop.create_task(self._work(job)), loop.create_task(self._hold(job))
         try:
             ended, _ = await asyncio.wait({work, hold}, return_when=asyncio.FIRST_COMPLETED)
             error = next((found for task in ended if (found := task.exception()) is not None), None)
-            if error is not None or work in ended:
+            if isinstance(error, Postponed):
+                pause, waits_for = error.seconds, str(error)
+            elif not isinstance(error, NotHeld) and (error is not None or work in ended):
                 state, detail = (State.DONE, None) if error is None else (State.FAILED, _told(job, error))
-                await patiently(lambda: self._jobs.end(job.id, state, detail))
+                await patiently(lambda: self._jobs.end(job.id, owner, state, detail))
         finally:
             for task in (work, hold):
                 task.cancel()
             await asyncio.gather(work, hold, return_exceptions=True)
             with suppress(LedgerUnavailable):
-                await asyncio.to_thread(self._jobs.release, job.id, self._owner)
+                await asyncio.to_thread(self._jobs.release, job.id, owner, pause, waits_for)
 
     async def _work(self, job: Job) -> None:
         await self._works[job.kind](job, await self._caller(job))
 
     async def _hold(self, job: Job) -> None:
         """Renews the lease; returns when the job is no longer to be run here: it was cancelled, or taken over."""
-        while await patiently(lambda: self._jobs.renew(job.id, self._owner)):
+        while await patiently(lambda: self._jobs.renew(job.id, str(job.owner))):
             await self._caller(job)
             await asyncio.sleep(LEASE_SECONDS / 5)
 
@@ -176,14 +196,15 @@ def _told(job: Job, error: BaseException) -> str:
     if isinstance(error, JobFailed | AnswerableError):
         return str(error)
     LOG.error("job %s failed", job.id, exc_info=error)
-    return "an unexpected error; the job's id leads to it in the log"
+    return UNEXPECTED
 
 
 class ExplainRows:
     """The work of jobs of explanations.
 
-    What keeps a row from being computed now makes it wait: the queue is full, the quota spent, the database, a worker
-    or the model away. What is wrong with a row is written down, and the others go on.
+    What keeps a row from being computed now makes it wait: the queue is full, the database or a worker away. A quota
+    that is spent and a model that is away make the job wait, and others run in its place. What is wrong with a row is
+    written down, without its values, and the others go on.
     """
 
     def __init__(self, jobs: Jobs, explaining: Explaining, catalog: Catalog, ledger: Ledger, vault: Vault) -> None:
@@ -201,14 +222,18 @@ class ExplainRows:
         last = -1
         while rows := await patiently(lambda after=last: self._jobs.unfinished_rows(job.id, after, WINDOW)):  # type: ignore[misc]
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._finished(row, there, spec, caller)) for row, there in rows]
-            outcomes = [task.result() for task in tasks]
+                tasks = [group.create_task(self._finished(job, row, there, spec, caller)) for row, there in rows]
+            results = [task.result() for task in tasks]
+            outcomes = [one for one in results if not isinstance(one, Postponed)]
             await patiently(lambda done=outcomes: self._jobs.finish_rows(job.id, done))  # type: ignore[misc]
+            for one in results:
+                if isinstance(one, Postponed):  # what others had reserved of the quota may be there again
+                    raise Postponed(str(one), 0.0 if outcomes else one.seconds)
             last = rows[-1][0].number
 
     async def _finished(
-        self, row: JobRow, is_there: bool, spec: Mapping[str, Any], caller: Caller
-    ) -> tuple[int, str, str | None]:
+        self, job: Job, row: JobRow, is_there: bool, spec: Mapping[str, Any], caller: Caller
+    ) -> tuple[int, str, str | None] | Postponed:
         """Explains one row, unless its explanation is there; gives its number, what became of it, and why it failed."""
         lost, wait = 0, 0.5
         while not is_there:
@@ -216,7 +241,13 @@ class ExplainRows:
                 await self._explain(row, spec, caller)
             except EntryRefused:  # another process did, just now
                 break
-            except (Overloaded, ModelNotReady, LedgerUnavailable, WorkerLost) as error:
+            except Postponed as wait_for:
+                return wait_for
+            except QuotaSpent as error:
+                return Postponed(str(error), min(error.retry_after, LONGEST_WAIT_SECONDS))
+            except ModelNotReady as error:
+                return Postponed(str(error), PAUSE_SECONDS)
+            except (Overloaded, LedgerUnavailable, WorkerLost) as error:
                 lost += isinstance(error, WorkerLost)
                 if lost == LOST_WORKERS:
                     return row.number, FAILED, str(error)
@@ -224,12 +255,18 @@ class ExplainRows:
                 await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
             except AnswerableError as error:
                 return row.number, FAILED, str(error)
+            except Exception:
+                LOG.exception("row %d of job %s failed", row.number, job.id)
+                return row.number, FAILED, UNEXPECTED
             else:
                 break
         return row.number, DONE, None
 
     async def _explain(self, row: JobRow, spec: Mapping[str, Any], caller: Caller) -> None:
-        version = self._catalog.find(spec["model"], spec["version"])
+        try:
+            version = self._catalog.find(spec["model"], spec["version"])
+        except (NotFound, ModelNotReady) as error:
+            raise Postponed(f"{spec['model']} {spec['version']}: {error}", PAUSE_SECONDS) from None
         parameters = Parameters(**spec["parameters"])
         if row.payload is not None:
             (values, spans), context = await asyncio.to_thread(self._own, row, row.payload, version)
@@ -247,6 +284,7 @@ class ExplainRows:
             Priority.BULK,
             [row.explanation_id],
             spans=[spans],
+            must_be_recorded=True,
         )
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
         async with self._room_for_large if is_large else self._room:
@@ -254,7 +292,10 @@ class ExplainRows:
 
     def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[ReadInput, Context]:
         content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
-        read = read_with_spans(version.manifest, content["instance"], version.tokenizer)
+        try:
+            read = read_with_spans(version.manifest, content["instance"], version.tokenizer)
+        except InvalidRequest:  # whose message may hold the person's values
+            raise InvalidRequest("the instance does not fit this model") from None
         return read, Context(**content["context"])
 
     async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[ReadInput, Context]:

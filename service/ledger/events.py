@@ -42,11 +42,12 @@ def read_events(connection: Connection, tenant: str, search: EventSearch, limit:
     )
 
 
-def erasures_since(connection: Connection, created: int) -> dict[str, int]:
-    """When each tenant that erased something since then did so last; both in microseconds since the epoch, UTC."""
-    last = func.max(events.c.created)
-    query = select(events.c.tenant, last.label("last")).group_by(events.c.tenant)
-    query = query.where(events.c.kind.in_(TOMBSTONE_KINDS), events.c.created >= created)
+def last_erasures(connection: Connection, after: int, tenant: str | None = None) -> dict[str, int]:
+    """The place in the log of the last tombstone of each tenant, or of that one, that has any behind place `after`."""
+    query = select(events.c.tenant, func.max(events.c.seq).label("last")).group_by(events.c.tenant)
+    query = query.where(events.c.kind.in_(TOMBSTONE_KINDS), events.c.seq > after)
+    if tenant is not None:
+        query = query.where(events.c.tenant == tenant)
     return {row.tenant: row.last for row in connection.execute(query)}
 
 

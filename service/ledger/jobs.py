@@ -1,15 +1,15 @@
 """Jobs: many rows to be explained, or an export to be written, kept until they are done.
 
-A job is run by one process at a time, which holds a lease that it renews; when the process dies the lease ends, and
-another takes the job over. Every row has the id of its explanation from the start, and the ledger takes no id twice: a
-row whose explanation is there is finished, whatever became of the process that wrote it. So no row is done twice, and
-none is forgotten.
+A job is run once at a time, by an owner that is new each time it is claimed and holds a lease that it renews; when the
+process dies the lease ends, and another takes the job over. Every row has the id of its explanation from the start, and
+the ledger takes no id twice: a row whose explanation is there is finished, whatever became of the process that wrote
+it. So no row is done twice, and none is forgotten.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -43,7 +43,7 @@ class Job:
     """A job. `spec` is JSON: what is to be done. Times are in microseconds since the epoch, UTC.
 
     `total` is None until it is known; `done` and `failed` count what is finished. `detail` says why it failed, or what
-    it waits for.
+    it waits for. `owner` is whoever claimed it last, None when it was given back or has ended.
     """
 
     id: str
@@ -58,6 +58,7 @@ class Job:
     done: int
     failed: int
     detail: str | None
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Jobs:
 
     def create(self, job: Job, rows: Iterable[JobRow] = ()) -> None:
         """Stores a job with its rows, all or nothing."""
-        stored = {"owner": None, "leased_until": None, **_columns(job)}
+        stored = {"leased_until": None, **_columns(job)}
         pending = iter(rows)
         with database_in_reach(), self._engine.begin() as connection:
             connection.execute(insert(jobs).values(stored))
@@ -113,20 +114,23 @@ class Jobs:
 
     def cancel(self, tenant: str, job_id: str) -> None:
         """Ends a job that is not finished; rows that are stay so, and what the others held is dropped."""
-        wanted = and_(jobs.c.id == job_id, jobs.c.tenant == tenant)
-        self._end(wanted, State.CANCELLED, None)
+        self._end(job_id, jobs.c.tenant == tenant, State.CANCELLED, None)
 
-    def claim(self, owner: str) -> Job | None:
-        """Takes a job that nobody runs, the oldest first; None when there is none."""
+    def claim(self, owner: str, kinds: Collection[str], but: Collection[str] = ()) -> Job | None:
+        """Takes a job of these kinds that nobody runs, the oldest first; None when there is none but those ids.
+
+        `owner` is new for every claim: what an earlier run still says of the job is then not heard.
+        """
         now = _now()
         free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now)
-        wanted = and_(jobs.c.state.in_(UNFINISHED), free)
+        wanted = and_(jobs.c.state.in_(UNFINISHED), free, jobs.c.kind.in_(kinds), jobs.c.id.not_in(but))
         with database_in_reach():
             with self._engine.connect() as connection:
                 found = connection.scalar(select(jobs.c.id).where(wanted).order_by(jobs.c.created).limit(1))
             if found is None:
                 return None
-            taken = {"state": State.RUNNING, "owner": owner, "leased_until": now + round(LEASE_SECONDS * 1e6)}
+            leased_until = now + round(LEASE_SECONDS * 1e6)
+            taken = {"state": State.RUNNING, "owner": owner, "leased_until": leased_until, "detail": None}
             with self._engine.begin() as connection:
                 claimed = connection.execute(update(jobs).where(wanted, jobs.c.id == found).values(taken))
                 if not claimed.rowcount:  # somebody else was faster
@@ -140,24 +144,39 @@ class Jobs:
             renewed = update(jobs).where(held).values(leased_until=_now() + round(LEASE_SECONDS * 1e6))
             return bool(connection.execute(renewed).rowcount)
 
-    def release(self, job_id: str, owner: str) -> None:
-        """Gives a job back, for another process to go on with; rows whose explanations are there are done."""
+    def release(self, job_id: str, owner: str, seconds: float = 0.0, detail: str | None = None) -> None:
+        """Gives a job back, to be gone on with in so many seconds; rows whose explanations are there are done.
+
+        `detail` says what it waits for.
+        """
         with database_in_reach(), self._engine.begin() as connection:
             held = and_(jobs.c.id == job_id, jobs.c.owner == owner)
-            connection.execute(update(jobs).where(held).values(leased_until=None, owner=None))
+            until = {
+                "leased_until": _now() + round(seconds * 1e6) if seconds else None,
+                "owner": None,
+                "detail": detail,
+            }
+            connection.execute(update(jobs).where(held).values(until))
             is_there = exists().where(explanations.c.id == job_rows.c.explanation_id)
             unmarked = and_(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), is_there)
             connection.execute(update(job_rows).where(unmarked).values(outcome=DONE, payload=None))
 
-    def tell(self, job_id: str, *, detail: str | None = None, total: int | None = None, done: int = 0) -> None:
-        """Says how far a job is, or what it waits for."""
-        said: dict[str, Any] = {"detail": detail, "done": done} | ({} if total is None else {"total": total})
+    def tell(self, job_id: str, owner: str, done: int, total: int | None = None) -> bool:
+        """Says how far a job is; returns whether this owner still has it, and says nothing if not."""
+        said = {"done": done} | ({} if total is None else {"total": total})
         with database_in_reach(), self._engine.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(said))
+            held = and_(jobs.c.id == job_id, jobs.c.owner == owner)
+            return bool(connection.execute(update(jobs).where(held).values(said)).rowcount)
 
-    def end(self, job_id: str, state: State, detail: str | None = None) -> None:
-        """Says how a job ended, unless it has already."""
-        self._end(jobs.c.id == job_id, state, detail)
+    def end(self, job_id: str, owner: str, state: State, detail: str | None = None) -> None:
+        """Says how a job ended, unless it has already or is another owner's."""
+        self._end(job_id, jobs.c.owner == owner, state, detail)
+
+    def owners(self) -> set[str]:
+        """Those who have a job, or had one when their process died and nobody has taken it over."""
+        query = select(jobs.c.owner).where(jobs.c.state == State.RUNNING, jobs.c.owner.is_not(None))
+        with database_in_reach(), self._engine.connect() as connection:
+            return {str(owner) for owner in connection.scalars(query)}
 
     def unfinished_rows(self, job_id: str, after: int, limit: int) -> list[tuple[JobRow, bool]]:
         """The unfinished rows behind number `after`, each with whether its explanation is in the ledger already."""
@@ -176,16 +195,16 @@ class Jobs:
                 this = and_(job_rows.c.job_id == job_id, job_rows.c.number == number)
                 connection.execute(update(job_rows).where(this).values(outcome=outcome, detail=detail, payload=None))
 
-    def _end(self, wanted: ColumnElement[bool], state: State, detail: str | None) -> None:
+    def _end(self, job_id: str, allowed: ColumnElement[bool], state: State, detail: str | None) -> None:
         ended = {"state": state, "ended": _now(), "detail": detail, "owner": None, "leased_until": None}
         with database_in_reach(), self._engine.begin() as connection:
-            connection.execute(update(jobs).where(wanted, jobs.c.state.in_(UNFINISHED)).values(ended))
-            left = select(jobs.c.id).where(wanted)
-            connection.execute(update(job_rows).where(job_rows.c.job_id.in_(left)).values(payload=None))
+            wanted = and_(jobs.c.id == job_id, allowed, jobs.c.state.in_(UNFINISHED))
+            if connection.execute(update(jobs).where(wanted).values(ended)).rowcount:
+                connection.execute(update(job_rows).where(job_rows.c.job_id == job_id).values(payload=None))
 
 
 def _columns(job: Job) -> dict[str, Any]:
-    return {column.name: getattr(job, column.name) for column in jobs.c if column.name not in ("owner", "leased_until")}
+    return {column.name: getattr(job, column.name) for column in jobs.c if column.name != "leased_until"}
 
 
 def _row_columns(job_id: str, row: JobRow) -> dict[str, Any]:
@@ -200,7 +219,7 @@ def _job(connection: Connection, row: Row[Any]) -> Job:
         .group_by(job_rows.c.outcome)
     )
     by_outcome = {one.outcome: one.rows for one in connection.execute(counts)}
-    stored = {name: value for name, value in row._mapping.items() if name not in ("owner", "leased_until")}
+    stored = {name: value for name, value in row._mapping.items() if name != "leased_until"}
     stored |= {"state": State(row.state), "done": by_outcome.get(DONE, row.done), "failed": by_outcome.get(FAILED, 0)}
     return Job(**stored)
 

@@ -156,7 +156,7 @@ jobs = Table(
     Column("total", BigInteger),
     Column("done", BigInteger, nullable=False),  # of exports; rows tell of themselves
     Column("detail", Text),
-    Column("owner", String(36)),  # the process that runs it, until its lease ends
+    Column("owner", String(36)),  # the run of it, until its lease ends
     Column("leased_until", BigInteger),
 )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import threading
 import uuid
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,7 +18,8 @@ import pytest
 
 from service.export_tables import COLUMNS
 from service.exporting import KEPT_SECONDS, Exports
-from service.ledger.entries import EventSearch
+from service.ledger.entries import EventSearch, Search, Stored
+from service.ledger.erasing import erase
 from service.ledger.export_checking import check_export
 from service.permissions import Policy
 
@@ -142,7 +144,7 @@ async def test_an_erasure_withdraws_what_was_exported_before(
     await explain([instance], by=bank, context={"subject": "Ada", "decision_id": "d-1"})
     await explain([instance], by=bank, context={"subject": "Grace"})
     export = await ended(bank, format="csv")
-    path = exports._folder_of(tenant) / f"{export['id']}.csv"
+    (path,) = exports._folder_of(tenant).iterdir()
     assert path.stat().st_mode & 0o077 == 0
 
     assert (await bank.post("/v1/subjects/Ada:erase", json={})).status_code == 200
@@ -166,7 +168,7 @@ async def test_files_are_kept_for_a_day(
     exports: Exports = service.app.state.exports
     await explain([instance], by=bank)
     export = await ended(bank, format="csv")
-    path = exports._folder_of(tenant) / f"{export['id']}.csv"
+    (path,) = exports._folder_of(tenant).iterdir()
     exports.sweep()
     assert path.exists()
     monkeypatch.setattr("service.exporting.KEPT_SECONDS", -5)
@@ -206,15 +208,74 @@ async def test_nobody_sees_anothers_exports(bank: httpx.AsyncClient, client: htt
 async def test_what_is_not_done_cannot_be_fetched(
     service: Service, bank: httpx.AsyncClient, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = service.app.state.runner
-    monkeypatch.setattr(runner, "wake", lambda: None)
+    monkeypatch.setattr(service.app.state.jobs, "claim", lambda *_: None)  # nobody begins
     response = await bank.post("/v1/exports", json={"format": "csv"})
     path = response.headers["location"]
+    assert "waiting" in assert_problem(await bank.get(f"{path}/file"), 409)
     await bank.delete(path)
 
-    assert (await bank.get(path)).json()["state"] in ("cancelled", "done")
-    if (await bank.get(path)).json()["state"] == "cancelled":
-        assert "cancelled" in assert_problem(await bank.get(f"{path}/file"), 409)
+    assert (await bank.get(path)).json()["state"] == "cancelled"
+    assert "cancelled" in assert_problem(await bank.get(f"{path}/file"), 409)
+
+
+async def test_an_erasure_while_an_export_is_written_withdraws_it_whatever_the_clocks_say(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
+    assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    exports: Exports = service.app.state.exports
+    await explain([instance], by=bank, context={"subject": "Ada"})
+    vault, engine, stored = exports._vault, exports._engine, exports._stored
+
+    def read_then_erased(asked: str, search: Search) -> Iterator[Stored]:
+        read = list(stored(asked, search))
+        with monkeypatch.context() as patch:
+            patch.setattr("service.ledger.entries.time.time_ns", lambda: 1_000)  # of a host that is far behind
+            erase(engine, vault, tenant, "Ada", "k")
+        yield from read
+
+    monkeypatch.setattr(exports, "_stored", read_then_erased)
+    export = await ended(bank, format="csv")
+
+    assert export["state"] == "done"
+    gone = await bank.get(f"/v1/exports/{export['id']}/file")
+    assert "not past an erasure" in assert_problem(gone, 410)
+    exports.sweep()
+    assert list(exports._folder_of(tenant).iterdir()) == []
+
+
+async def test_two_runs_of_an_export_write_apart(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    exports: Exports = service.app.state.exports
+    await explain([instance], by=bank)
+    stored, began, go_on = exports._stored, threading.Event(), threading.Event()
+
+    def halted(asked: str, search: Search) -> Iterator[Stored]:
+        began.set()
+        assert go_on.wait(30)
+        yield from stored(asked, search)
+
+    monkeypatch.setattr(exports, "_stored", halted)
+    response = await bank.post("/v1/exports", json={"format": "csv"})
+    assert await asyncio.to_thread(began.wait, 30)
+    export = response.json()["id"]
+    (part,) = exports._folder_of(tenant).iterdir()
+    left = part.with_name(f"{export}.{uuid.uuid4()}.part")  # of a run that was killed
+    left.write_bytes(b"")
+    exports.sweep()
+    assert list(exports._folder_of(tenant).iterdir()) == [part]  # whose run goes on
+    with exports._engine.begin() as connection:  # taken over meanwhile
+        connection.exec_driver_sql(f"UPDATE jobs SET owner = 'another' WHERE id = '{export}'")
+    exports.sweep()
+    assert list(exports._folder_of(tenant).iterdir()) == []
+    go_on.set()
+    await asyncio.to_thread(exports._writer.submit(int).result)  # what was before it in the queue is over
+
+    found = (await bank.get(f"/v1/exports/{export}")).json()
+    assert found["state"] == "running"
+    assert list(exports._folder_of(tenant).iterdir()) == []
+    await bank.delete(f"/v1/exports/{export}")
 
 
 async def test_a_format_that_is_not_known(bank: httpx.AsyncClient, assert_problem: AssertProblem) -> None:

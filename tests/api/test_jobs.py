@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from service.catalog.versions import ModelVersion
+from service.errors import LedgerUnavailable, NotFound
+from service.jobs import UNEXPECTED, sealed_payload
 from service.ledger.entries import LOOKUP, EventSearch
 from service.ledger.jobs import Jobs
+from service.ledger.tables import job_rows
 from service.permissions import Policy, Quota
+from service.records import Context
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -207,6 +213,107 @@ async def test_a_job_waits_for_its_quota(
 
     assert waiting["state"] == "running"
     assert len(await stored(bank)) == 2
+
+
+async def test_a_job_that_waits_for_its_quota_keeps_no_other_waiting(
+    service: Service, make_key: MakeKey, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("service.jobs.JOBS_AT_ONCE", 1)
+    key = make_key(tenant=tenant, quota=Quota(None, 20, "day"))
+    one = {**RULE, "max_evaluations": 20, "tolerance": 1e-9}
+    async with service.client(key) as client:
+        job = await made(client, instances=rows_of(instance, 8), parameters=one)
+        async with asyncio.timeout(60):
+            while "detail" not in (waiting := (await client.get(f"/v1/jobs/{job}")).json()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        other = await ended(bank, await made(bank, instances=[instance], parameters=RULE))
+        await client.delete(f"/v1/jobs/{job}")
+
+    assert "quota of 20 gradient points a day is spent" in waiting["detail"]
+    assert waiting["progress"]["done"] == 1
+    assert (other["state"], other["progress"]["done"]) == ("done", 1)
+
+
+async def test_a_row_that_cannot_be_opened_leaves_the_others_alone(
+    service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(service.app.state.jobs, "claim", lambda *_: None)  # nobody begins
+        job = await made(bank, instances=rows_of(instance, 3), parameters=RULE)
+        with service.app.state.jobs._engine.begin() as connection:
+            connection.exec_driver_sql(
+                f"UPDATE job_rows SET payload = (SELECT spec FROM jobs WHERE id = '{job}') "
+                f"WHERE job_id = '{job}' AND number = 1"
+            )
+
+    found = await ended(bank, job)
+
+    assert (found["state"], found["progress"]) == ("done", {"total": 3, "done": 2, "failed": 1})
+    assert found["results"][1] == {"row": 1, "error": UNEXPECTED}
+
+
+async def test_an_instance_that_no_longer_fits_is_not_told_in_clear(
+    service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, jobs = service.app.state.vault, service.app.state.jobs
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "claim", lambda *_: None)  # nobody begins
+        job = await made(bank, instances=[instance], parameters=RULE)
+        ((row, _),) = jobs.unfinished_rows(job, -1, 1)
+        payload = sealed_payload(vault, row.explanation_id, {**instance, "net_worth": "Ada's 17"}, Context())
+        with jobs._engine.begin() as connection:
+            connection.execute(update(job_rows).where(job_rows.c.job_id == job).values(payload=payload))
+
+    (result,) = (await ended(bank, job))["results"]
+
+    assert result == {"row": 0, "error": "the instance does not fit this model"}
+
+
+async def test_a_version_that_is_not_here_makes_the_job_wait(
+    service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = service.app.state.catalog
+    with monkeypatch.context() as patch:
+        patch.setattr("service.jobs.PAUSE_SECONDS", 0.05)
+        patch.setattr(service.app.state.jobs, "claim", lambda *_: None)
+        job = await made(bank, instances=[instance], parameters=RULE)
+        patch.setattr(catalog, "find", missing)
+        patch.delattr(service.app.state.jobs, "claim")
+        async with asyncio.timeout(60):
+            while "detail" not in (waiting := (await bank.get(f"/v1/jobs/{job}")).json()):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    assert waiting["detail"] == "loan 1: the model has no such version"
+    found = await ended(bank, job)
+    assert (found["state"], found["progress"]) == ("done", {"total": 1, "done": 1, "failed": 0})
+
+
+def missing(*_: str) -> ModelVersion:
+    raise NotFound("the model has no such version")
+
+
+@pytest.mark.parametrize("mode", ["best_effort", "required"])
+async def test_what_was_not_recorded_is_not_done(
+    service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    ledger, failures = service.app.state.ledger, 0
+    append = ledger.append
+
+    async def away_at_first(entries: Any) -> None:
+        nonlocal failures
+        if failures < 2:
+            failures += 1
+            raise LedgerUnavailable("away")
+        await append(entries)
+
+    monkeypatch.setattr(service.app.state.explaining, "_ledger_mode", mode)
+    monkeypatch.setattr(ledger, "append", away_at_first)
+    job = await ended(bank, await made(bank, instances=rows_of(instance, 3), parameters=RULE))
+
+    assert failures == 2
+    assert job["progress"] == {"total": 3, "done": 3, "failed": 0}
+    assert {result["explanation"] for result in job["results"]} == set(await stored(bank))
 
 
 async def test_nobody_sees_anothers_jobs(

@@ -53,34 +53,34 @@ def test_a_job_has_one_owner_until_its_lease_ends(jobs: Jobs, monkeypatch: pytes
     clock = [time.time_ns() // 1000]
     monkeypatch.setattr(module, "_now", lambda: clock[0])
 
-    claimed = jobs.claim("first")
+    claimed = jobs.claim("first", (KIND,))
     assert claimed is not None
     assert (claimed.id, claimed.state) == (one.id, State.RUNNING)
-    assert jobs.claim("second") is None
+    assert jobs.claim("second", (KIND,)) is None
     clock[0] += 4_000_000
     assert jobs.renew(one.id, "first")
     clock[0] += 4_000_000
-    assert jobs.claim("second") is None  # it was renewed
+    assert jobs.claim("second", (KIND,)) is None  # it was renewed
     assert not jobs.renew(one.id, "second")
     clock[0] += 2_000_000
-    taken = jobs.claim("second")  # the first has said nothing for too long
+    taken = jobs.claim("second", (KIND,))  # the first has said nothing for too long
     assert taken is not None
     assert not jobs.renew(one.id, "first")
     jobs.release(one.id, "first")  # which does not concern the second
-    assert jobs.claim("third") is None
+    assert jobs.claim("third", (KIND,)) is None
     jobs.release(one.id, "second")
-    assert jobs.claim("third") is not None
-    jobs.end(one.id, State.DONE)
+    assert jobs.claim("third", (KIND,)) is not None
+    jobs.end(one.id, "third", State.DONE)
     assert not jobs.renew(one.id, "third")
     clock[0] += 60_000_000
-    assert jobs.claim("fourth") is None
+    assert jobs.claim("fourth", (KIND,)) is None
 
 
 def test_the_oldest_comes_first(jobs: Jobs) -> None:
     made = [job(created=number) for number in (3, 1, 2)]
     for one in made:
         jobs.create(one)
-    claimed = [jobs.claim("owner") for _ in made]
+    claimed = [jobs.claim("owner", (KIND,)) for _ in made]
     assert [one.created for one in claimed if one is not None] == [1, 2, 3]
 
 
@@ -121,13 +121,74 @@ def test_a_job_ends_once(jobs: Jobs) -> None:
     one = job()
     jobs.create(one)
     jobs.cancel("broker", one.id)  # whose it is not
-    assert jobs.claim("owner") is not None
+    assert jobs.claim("owner", (KIND,)) is not None
     jobs.cancel("bank", one.id)
-    jobs.end(one.id, State.DONE)
-    jobs.end(one.id, State.FAILED, "too late")
+    jobs.end(one.id, "owner", State.DONE)
+    jobs.end(one.id, "owner", State.FAILED, "too late")
 
     found = jobs.get("bank", one.id, (KIND,))
 
     assert found is not None
     assert (found.state, found.detail) == (State.CANCELLED, None)
     assert found.ended is not None
+
+
+def test_a_run_that_was_overtaken_is_not_heard(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = job()
+    jobs.create(one, rows(1))
+    clock = [time.time_ns() // 1000]
+    monkeypatch.setattr(module, "_now", lambda: clock[0])
+
+    first = jobs.claim("first", (KIND,))
+    clock[0] += 6_000_000
+    assert jobs.claim("again", (KIND,), but=[one.id]) is None
+    second = jobs.claim("second", (KIND,))
+    assert first is not None
+    assert second is not None
+    assert (first.owner, second.owner) == ("first", "second")
+    assert jobs.owners() == {"second"}
+    assert not jobs.tell(one.id, "first", 7, 9)
+    jobs.end(one.id, "first", State.DONE)
+
+    found = jobs.get("bank", one.id, (KIND,))
+    assert found is not None
+    assert (found.state, found.total, found.done) == (State.RUNNING, 3, 0)
+    assert [row.payload for row, _ in jobs.unfinished_rows(one.id, -1, 10)] == [b"sealed"]
+    assert jobs.tell(one.id, "second", 0, 9)
+    jobs.end(one.id, "second", State.DONE)
+    found = jobs.get("bank", one.id, (KIND,))
+    assert found is not None
+    assert (found.state, found.total, found.owner) == (State.DONE, 9, None)
+    assert jobs.owners() == set()
+
+
+def test_a_job_that_was_put_off_is_claimed_later(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = job(created=1), job(created=2)
+    jobs.create(one)
+    jobs.create(other)
+    clock = [time.time_ns() // 1000]
+    monkeypatch.setattr(module, "_now", lambda: clock[0])
+
+    assert jobs.claim("first", (KIND,)) is not None
+    jobs.release(one.id, "first", 30.0, "its quota is spent")
+    waiting = jobs.get("bank", one.id, (KIND,))
+    assert waiting is not None
+    assert (waiting.owner, waiting.detail) == (None, "its quota is spent")
+    assert not jobs.renew(one.id, "first")
+    following = jobs.claim("second", (KIND,))
+    assert following is not None
+    assert following.id == other.id
+    assert jobs.claim("third", (KIND,), but=[other.id]) is None
+    clock[0] += 31_000_000
+    taken = jobs.claim("third", (KIND,), but=[other.id])
+    assert taken is not None
+    assert (taken.id, taken.detail) == (one.id, None)
+
+
+def test_a_process_claims_only_what_it_can_do(jobs: Jobs) -> None:
+    one = job()
+    jobs.create(one)
+    assert jobs.claim("owner", ("export",)) is None
+    claimed = jobs.claim("owner", ("export", KIND))
+    assert claimed is not None
+    assert claimed.id == one.id
