@@ -41,8 +41,10 @@ IN_CLEAR = frozenset(
         "cached",
     }
 )
-"""What of an answer the record holds in clear, and so for ever. All else says something of the person: what the model
-answered, what each of their values did, errors that a guess of the input could be tried against."""
+"""What of an answer the record holds in clear, and so for ever. All else says more of the person: the model's outputs,
+what each of their values did, errors that a guess of the input could be tried against. What stays in clear is not
+nothing: the label explained, which is the predicted one where none was asked for (the ledger's column has it too), the
+flags, and how hard the row was to explain."""
 
 MOST_ERROR = 0.1
 """An explanation whose sum misses more than a tenth of the change gives no reasons, and has no protected share."""

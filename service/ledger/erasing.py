@@ -18,12 +18,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
 
 from service.errors import HeldByLaw, NotFound
-from service.ledger.checkpoints import log_size
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent
-from service.ledger.events import stored_event
-from service.ledger.leaves import event_record
-from service.ledger.merkle import leaf_hash
+from service.ledger.events import insert_event, stored_event
 from service.ledger.sealing import Vault, owner_of
 from service.ledger.searching import subject_token
 from service.ledger.tables import events, explanations, log, subjects
@@ -155,16 +152,6 @@ def months_before(moment: datetime, months: int) -> datetime:
         with suppress(ValueError):
             return moment.replace(year=year, month=month + 1, day=day)
     return moment.replace(year=year, month=month + 1, day=min(moment.day, 28))
-
-
-def insert_event(connection: Connection, event: Event) -> int:
-    """Appends the event in a transaction that holds the write lock; returns its place."""
-    seq = log_size(connection) + 1
-    record = event_record(event)
-    connection.execute(insert(log).values(seq=seq, kind=event.kind, record=record, leaf=leaf_hash(record)))
-    columns = {column.name: getattr(event, column.name) for column in events.c if column.name != "seq"}
-    connection.execute(insert(events).values(seq=seq, **columns))
-    return seq
 
 
 def _retain_some(engine: Engine, name: str, limit: int, key_id: str) -> int:

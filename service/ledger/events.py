@@ -1,14 +1,17 @@
-"""A search for events as SQL, and events as they stand in the log."""
+"""A search for events as SQL, events as they stand in the log, and one that is entered beside what it tells of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, func, literal, select, tuple_
+from sqlalchemy import Connection, Row, func, insert, literal, select, tuple_
 
 from service.errors import InvalidRequest
-from service.ledger.entries import TOMBSTONE_KINDS, EventPage, EventSearch, StoredEvent
+from service.ledger.checkpoints import log_size
+from service.ledger.entries import TOMBSTONE_KINDS, Event, EventPage, EventSearch, StoredEvent
+from service.ledger.leaves import event_record
+from service.ledger.merkle import leaf_hash
 from service.ledger.searching import LARGEST_PAGE, cursor_after, place_of
 from service.ledger.tables import events, log
 
@@ -40,6 +43,16 @@ def read_events(connection: Connection, tenant: str, search: EventSearch, limit:
         tuple(map(stored_event, rows[:limit])),
         None if last is None else cursor_after(last.created, last.seq),
     )
+
+
+def insert_event(connection: Connection, event: Event) -> int:
+    """Appends the event in a transaction that holds the write lock; returns its place."""
+    seq = log_size(connection) + 1
+    record = event_record(event)
+    connection.execute(insert(log).values(seq=seq, kind=event.kind, record=record, leaf=leaf_hash(record)))
+    columns = {column.name: getattr(event, column.name) for column in events.c if column.name != "seq"}
+    connection.execute(insert(events).values(seq=seq, **columns))
+    return seq
 
 
 def last_erasures(connection: Connection, after: int, tenant: str | None = None) -> dict[str, int]:

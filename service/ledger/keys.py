@@ -1,7 +1,7 @@
 """Keys of the callers. A key is 256 random bits, so a plain SHA-256 of it is all that has to be stored.
 
-Every change of a key is an event in the log of its tenant, written before the change itself: an event may tell of a
-change that then failed, but no change goes untold.
+Every change of a key is an event in the log of its tenant, in the transaction of the change. The events of a key hold
+all that its row does; the hash only where the secret was made here, since one that was chosen might be guessed.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import hmac
 import secrets
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from sqlalchemy import Engine, Row, insert, select, update
+from sqlalchemy import Connection, Engine, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.errors import LedgerUnavailable
-from service.ledger.appending import Appender
-from service.ledger.database import database_in_reach
+from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import Event
+from service.ledger.events import insert_event
 from service.ledger.tables import keys
 from service.permissions import OPEN, Policy, Quota
 
@@ -75,7 +75,8 @@ class Keys:
         `expires` is in microseconds since the epoch, UTC. Raises ValueError for an unknown scope.
         """
         key, secret = _new(name, tenant, scopes, expires, quota, policy), _new_secret()
-        self._insert("key_created", key, secret)
+        with self._writing() as connection:
+            _enter(connection, "key_created", key, secret, {"hash": _hash(secret)})
         return key, secret
 
     def add(self, secret: str, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None) -> Key:
@@ -90,7 +91,8 @@ class Keys:
                 return known
             key = _new(name, tenant, scopes, expires, None, OPEN)
             try:
-                self._insert("key_created", key, secret)
+                with self._writing() as connection:
+                    _enter(connection, "key_created", key, secret, {})  # a hash of it could be guessed at
             except IntegrityError:  # another process added it in between
                 continue
             return key
@@ -102,25 +104,25 @@ class Keys:
         The old one goes on for `overlap` microseconds, or until it expires, whichever comes first. The new one expires
         when the old one would have.
         """
-        old = self.get(key_id)
-        now = _now()
-        if old is None or not old.is_valid(now):
-            return None
-        key, secret = replace(old, id=str(uuid.uuid4()), created=now), _new_secret()
-        ends = now + overlap if old.expires is None else min(old.expires, now + overlap)
-        self._insert("key_rotated", key, secret, {"replaces": old.id, "old_expires": ends})
-        with database_in_reach(), self._engine.begin() as connection:
+        with self._writing() as connection:
+            old, now = _read(connection, key_id), _now()
+            if old is None or not old.is_valid(now):
+                return None
+            key, secret = replace(old, id=str(uuid.uuid4()), created=now), _new_secret()
+            ends = now + overlap if old.expires is None else min(old.expires, now + overlap)
+            told = {"hash": _hash(secret), "replaces": old.id, "old_expires": ends}
+            _enter(connection, "key_rotated", key, secret, told)
             connection.execute(update(keys).where(keys.c.id == old.id).values(expires=ends))
         return key, secret
 
     def change(self, key_id: str, quota: Quota | None, policy: Policy) -> bool:
         """Gives a key another quota and policy; returns whether there is one of this id."""
-        key = self.get(key_id)
-        if key is None:
-            return False
-        changed = replace(key, quota=quota, policy=policy)
-        self._tell("key_changed", changed, {"before": _permissions(key), **_permissions(changed)})
-        with database_in_reach(), self._engine.begin() as connection:
+        with self._writing() as connection:
+            key = _read(connection, key_id)
+            if key is None:
+                return False
+            changed = replace(key, quota=quota, policy=policy)
+            _tell(connection, "key_changed", changed, {"before": _permissions(key), **_permissions(changed)})
             values = {name: _row(changed, "")[name] for name in ("quota", "policy")}
             connection.execute(update(keys).where(keys.c.id == key_id).values(**values))
         return True
@@ -140,38 +142,39 @@ class Keys:
 
     def revoke(self, key_id: str) -> bool:
         """Ends a key for good; returns whether there is one of this id. One that is revoked stays so."""
-        key = self.get(key_id)
-        if key is None:
-            return False
-        if key.revoked is None:
-            self._tell("key_revoked", key, {"name": key.name})
-            with database_in_reach(), self._engine.begin() as connection:
-                is_valid = (keys.c.id == key_id) & keys.c.revoked.is_(None)
-                connection.execute(update(keys).where(is_valid).values(revoked=_now()))
-        return True
+        with self._writing() as connection:
+            key, now = _read(connection, key_id), _now()
+            if key is not None and key.revoked is None:
+                _tell(connection, "key_revoked", key, {"name": key.name, "revoked": now})
+                connection.execute(update(keys).where(keys.c.id == key_id).values(revoked=now))
+        return key is not None
 
     def get(self, key_id: str) -> Key | None:
         """The key of this id, valid or not; None when there is none."""
         with database_in_reach(), self._engine.connect() as connection:
-            row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
-        return None if row is None else _key(row)
+            return _read(connection, key_id)
 
-    def _insert(self, kind: str, key: Key, secret: str, details: Mapping[str, Any] | None = None) -> None:
-        said = {"name": key.name, "scopes": sorted(key.scopes), "expires": key.expires, **_permissions(key)}
-        self._tell(kind, key, {**said, **(details or {})})
-        with database_in_reach(), self._engine.begin() as connection:
-            connection.execute(insert(keys).values(_row(key, secret)))
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction behind all others, so that what is read in it stays true until it commits."""
+        with database_in_reach(), serialised(self._engine).begin() as connection:
+            yield connection
 
-    def _tell(self, kind: str, key: Key, details: Mapping[str, Any]) -> None:
-        event = Event(kind=kind, tenant=key.tenant, key_id=OPERATOR, about=key.id, details=details)
-        appender = Appender(self._engine)
-        try:
-            with database_in_reach():
-                appender.append([event])
-        except self._engine.dialect.loaded_dbapi.Error as error:
-            raise LedgerUnavailable("The ledger's database does not answer.") from error
-        finally:
-            appender.close()
+
+def _read(connection: Connection, key_id: str) -> Key | None:
+    row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+    return None if row is None else _key(row)
+
+
+def _enter(connection: Connection, kind: str, key: Key, secret: str, details: Mapping[str, Any]) -> None:
+    """Stores a key; the event has every column of it, but for the hash, which `details` may hold."""
+    said = {"name": key.name, "scopes": sorted(key.scopes), "expires": key.expires, **_permissions(key)}
+    _tell(connection, kind, key, {**said, "created": key.created, "account": key.account, **details})
+    connection.execute(insert(keys).values(_row(key, secret)))
+
+
+def _tell(connection: Connection, kind: str, key: Key, details: Mapping[str, Any]) -> None:
+    insert_event(connection, Event(kind=kind, tenant=key.tenant, key_id=OPERATOR, about=key.id, details=details))
 
 
 def _new(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 
@@ -185,15 +186,53 @@ def test_every_change_of_a_key_is_an_event(keys: Keys, engine: Engine) -> None:
 
     policy = {"methods": ["saliency"], "top": 3, "digits": 2, "outputs": False}
     quota = {"requests": 1000, "period": "hour"}
-    made = {"name": "front", "scopes": ["explain", "metrics"], "expires": None, "quota": quota, "policy": {}}
+    revoked = keys.find(secret)
+    assert revoked is not None
+    made: dict[str, object] = {
+        "name": "front",
+        "scopes": ["explain", "metrics"],
+        "expires": None,
+        "quota": quota,
+        "policy": {},
+    }
+    made |= {"created": key.created, "account": key.id, "hash": hashlib.sha256(secret.encode()).hexdigest()}
     assert told(engine, key) == [
         ("key_created", made),
         ("key_changed", {"before": {"quota": quota, "policy": {}}, "quota": {}, "policy": policy}),
-        ("key_revoked", {"name": "front"}),
+        ("key_revoked", {"name": "front", "revoked": revoked.revoked}),
     ]
     found = keys.find(secret)
     assert found is not None
     assert (found.quota, found.policy) == (None, POLICY)
+
+
+def test_the_event_of_a_chosen_key_does_not_help_to_guess_it(keys: Keys, engine: Engine) -> None:
+    key = keys.add("chosen", "bootstrap", "bank", SCOPES)
+    ((kind, details),) = told(engine, key)
+    assert (kind, details["account"]) == ("key_created", key.id)
+    assert hashlib.sha256(b"chosen").hexdigest() not in str(details)
+
+
+def test_a_change_and_its_event_are_written_both_or_neither(
+    keys: Keys, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, _ = keys.create("front", "bank", ["explain"])
+    there = keys.list()
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.ledger.keys.update", fail)
+        for change in (
+            lambda: keys.rotate(key.id, 0),
+            lambda: keys.change(key.id, QUOTA, POLICY),
+            lambda: keys.revoke(key.id),
+        ):
+            with pytest.raises(RuntimeError):
+                change()
+    assert keys.list() == there
+    assert [kind for kind, _ in told(engine, key)] == ["key_created"]
 
 
 @pytest.mark.parametrize(
