@@ -20,6 +20,13 @@ from service.ledger.entries import LONGEST_TEXT
 
 LONGEST_REASON = 500
 
+
+def _examples(reason: str) -> dict[str, Any]:
+    """What the documentation shows for a body."""
+    examples = {"reason": {"value": {"reason": reason}}}
+    return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
+
+
 router = APIRouter(
     route_class=StrictRoute,
     tags=["People"],
@@ -55,7 +62,11 @@ class HoldReply(BaseModel):
     created: int
 
 
-@router.post("/v1/subjects/{subject:path}:erase", responses={200: {"model": ErasedReply}})
+@router.post(
+    "/v1/subjects/{subject:path}:erase",
+    responses={200: {"model": ErasedReply}},
+    openapi_extra=_examples("asked for by the person"),
+)
 @needs("ledger:write")
 async def erase_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
@@ -69,7 +80,11 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     return _json({"records": erased.records, "tombstone": erased.tombstone})
 
 
-@router.post("/v1/subjects/{subject:path}:hold", responses={200: {"model": HoldReply}})
+@router.post(
+    "/v1/subjects/{subject:path}:hold",
+    responses={200: {"model": HoldReply}},
+    openapi_extra=_examples("case 2026-118"),
+)
 @needs("ledger:write")
 async def hold_subject(request: Request, subject: str, body: HoldBody) -> Response:
     """Puts a legal hold on the person's data: neither erasure nor retention touches it until it is released."""
@@ -78,7 +93,11 @@ async def hold_subject(request: Request, subject: str, body: HoldBody) -> Respon
     return _json({"subject": hold.token, "by": hold.by, "reason": hold.reason, "created": hold.created})
 
 
-@router.post("/v1/subjects/{subject:path}:release", responses={200: {"description": "Released."}})
+@router.post(
+    "/v1/subjects/{subject:path}:release",
+    responses={200: {"description": "Released."}},
+    openapi_extra=_examples("case 2026-118 is closed"),
+)
 @needs("ledger:write")
 async def release_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
     """Ends the legal hold."""

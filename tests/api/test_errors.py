@@ -141,7 +141,7 @@ async def test_what_is_no_finite_number_is_refused_in_a_parameter(
         ({"target": 1.5}, "parameters.target: Input should be a label, a label's index, or `predicted`"),
         ({"target": None}, "parameters.target: Input should be a label, a label's index, or `predicted`"),
         ({"output_space": "odds"}, "output_space 'odds' is not known; the spaces are probability, logit"),
-        ({"baseline": "mean"}, "baseline 'mean' is not known; the baselines are training@1, approved@1, zeros"),
+        ({"baseline": "mean"}, "baseline 'mean' is not known; the baselines are training@1, approved@1"),
         ({"baseline": "training@2"}, "baseline 'training@2' is not known"),
         ({"baseline": "training@"}, "baseline 'training@' is not known"),
         ({"baseline": ""}, "baseline '' is not known"),

@@ -276,7 +276,7 @@ async def test_closing_while_a_worker_restarts_leaves_no_process(start_pool: Sta
         return spawned[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "start_worker", remember)
+        patch.setattr(crew, "start_worker", remember)
         started.worker.process.kill()
         await until(lambda: bool(spawned))
         await started.pool.close()
