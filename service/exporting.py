@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -37,6 +38,7 @@ from service.ledger.jobs import Job, Jobs
 from service.ledger.searching import count_found, read_in_log_order
 from service.records import Caller
 
+LOG = logging.getLogger("answerable.exporting")
 T = TypeVar("T")
 
 EXPORT = "export"
@@ -140,8 +142,12 @@ class Exports:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            with suppress(LedgerUnavailable):
+            try:
                 await asyncio.to_thread(self.sweep)
+            except LedgerUnavailable:
+                pass  # it is told where it matters
+            except Exception:
+                LOG.exception("export files were not swept; they will be, a minute later")
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _written(
