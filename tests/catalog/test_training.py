@@ -13,20 +13,20 @@ MODELS = Path(__file__).parents[2] / "models"
 
 
 @pytest.mark.parametrize(
-    ("model", "baselines", "figure", "least"),
+    ("model", "artefact", "baselines", "figure", "least"),
     [
-        ("loan/1", ("training", "approved"), "AUC", 0.75),
-        ("loan/2", ("training", "approved"), "AUC", 0.75),
-        ("digits/1", ("training", "blank"), "accuracy", 0.97),
+        ("loan/1", "model.onnx", ("training", "approved"), "AUC", 0.75),
+        ("loan/2", "model.onnx", ("training", "approved"), "AUC", 0.75),
+        ("digits/1", "model.safetensors", ("training", "blank"), "accuracy", 0.97),
     ],
 )
 def test_training_again_gives_the_same_files(
-    model: str, baselines: tuple[str, ...], figure: str, least: float, tmp_path: Path
+    model: str, artefact: str, baselines: tuple[str, ...], figure: str, least: float, tmp_path: Path
 ) -> None:
     arguments = [sys.executable, str(MODELS / model / "train.py"), "--out", str(tmp_path)]
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
-    files = ["model.onnx", "heldout.safetensors", *(f"baselines/{name}.safetensors" for name in baselines)]
+    files = [artefact, "heldout.safetensors", *(f"baselines/{name}.safetensors" for name in baselines)]
     for name in files:
         assert (tmp_path / name).read_bytes() == (MODELS / model / name).read_bytes(), name
     reached = re.search(rf"{figure}\s+(\d\.\d+)", printed)

@@ -107,7 +107,7 @@ FILES: dict[str, bytes] = {
     "python": Path(__file__).read_bytes(),
     "markdown": (REPOSITORY_MODELS / "magika" / "1" / "README.md").read_bytes(),
     "yaml": (REPOSITORY_MODELS / "loan" / "1" / "manifest.yaml").read_bytes(),
-    "onnx": (REPOSITORY_MODELS / "digits" / "1" / "model.onnx").read_bytes(),
+    "onnx": (REPOSITORY_MODELS / "loan" / "1" / "model.onnx").read_bytes(),
     "json": json.dumps({"a": [1, 2, {"b": None}], "text": "value"}).encode(),
     "short": b"  <html><body>Hello</body></html>  \n",
     "noise": np.random.default_rng(1).bytes(5000),

@@ -1,4 +1,4 @@
-"""Makes this folder's model.onnx, baselines and held-out rows, and stamps their digests into manifest.yaml.
+"""Makes this folder's model.safetensors, baselines and held-out rows, and stamps their digests into manifest.yaml.
 
     python models/digits/1/train.py [--out FOLDER]
 
@@ -13,13 +13,10 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 from sklearn.datasets import load_digits
 from torch import nn
@@ -43,22 +40,37 @@ WEIGHT_DECAY = 0.1
 GRID = 2.0**-12
 
 
-class Network(nn.Module):
-    """A convolution, a residual block, a convolution and a linear layer: images [N, 1, 8, 8] to logits [N, 10].
+class Block(nn.Module):
+    """A convolution 3 by 3; batch normalisation and what came in, if `residual`; ReLU; a max-pooling over `pool`."""
 
-    In float64, with start weights that do not depend on torch's generators.
+    def __init__(self, given: int, channels: int, *, residual: bool = False, pool: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(given, channels, 3, padding=1, bias=not residual)
+        self.normal = nn.BatchNorm2d(channels) if residual else None
+        self.pool = pool
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Images [N, given, height, width] to [N, channels, height / pool, width / pool]."""
+        hidden: torch.Tensor = self.convolution(given)
+        hidden = nn.functional.relu(hidden if self.normal is None else self.normal(hidden) + given)
+        return hidden if self.pool == 1 else nn.functional.max_pool2d(hidden, self.pool)
+
+
+class Network(nn.Module):
+    """Three blocks and a linear layer: images [N, 1, 8, 8] to logits [N, 10].
+
+    The manifest describes it as the architecture `cnn`, whose names the layers bear. In float64, with start weights
+    that do not depend on torch's generators.
     """
 
     def __init__(self, draws: np.random.RandomState) -> None:
         super().__init__()
         narrow, wide = WIDTHS
-        self.first = nn.Conv2d(1, narrow, 3, padding=1)
-        self.second = nn.Conv2d(narrow, narrow, 3, padding=1, bias=False)
-        self.normal = nn.BatchNorm2d(narrow)
-        self.third = nn.Conv2d(narrow, wide, 3, padding=1)
+        first, third = Block(1, narrow), Block(narrow, wide, pool=2)
+        self.blocks = nn.ModuleList([first, Block(narrow, narrow, residual=True, pool=2), third])
         self.last = nn.Linear(wide * 2 * 2, LABELS)
         self.double()
-        for layer in (self.first, self.second, self.third, self.last):
+        for layer in (*(block.convolution for block in self.blocks), self.last):
             with torch.no_grad():
                 spread = math.sqrt(2 / layer.weight[0].numel())
                 layer.weight.copy_(torch.from_numpy(draws.normal(0.0, spread, layer.weight.shape)))
@@ -67,10 +79,9 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The logits of raw images."""
-        pool, relu = nn.functional.max_pool2d, nn.functional.relu
-        hidden = relu(self.first(images / DARKEST))
-        hidden = pool(relu(self.normal(self.second(hidden)) + hidden), 2)
-        hidden = pool(relu(self.third(hidden)), 2)
+        hidden = images / DARKEST
+        for block in self.blocks:
+            hidden = block(hidden)
         logits: torch.Tensor = self.last(hidden.flatten(1))
         return logits
 
@@ -90,14 +101,10 @@ def train(rows: Rows, labels: Labels) -> Network:
             nn.functional.cross_entropy(network(images[batch]), targets[batch]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-    for name, value in weights(network).items():
-        network.state_dict()[name].copy_(torch.from_numpy(np.round(value / GRID) * GRID))
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.round(value / GRID) * GRID)
     return network.eval()
-
-
-def weights(network: Network) -> dict[str, Rows]:
-    """Every weight by its name, the statistics of the normalisation among them."""
-    return {name: value.numpy() for name, value in network.state_dict().items() if value.is_floating_point()}
 
 
 def correct(network: Network, rows: Rows, labels: Labels) -> NDArray[np.bool_]:
@@ -108,36 +115,14 @@ def correct(network: Network, rows: Rows, labels: Labels) -> NDArray[np.bool_]:
     return answers
 
 
-def build_graph(network: Network) -> onnx.ModelProto:
-    """The deployed artefact: raw images in, logits and probabilities out, scaling inside."""
-    same: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
-    halve: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}
-    normal = [f"normal.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
-    nodes = [
-        helper.make_node("Div", ["image", "darkest"], ["ink"], "scale"),
-        helper.make_node("Conv", ["ink", "first.weight", "first.bias"], ["affine_1"], "convolve_1", **same),
-        helper.make_node("Relu", ["affine_1"], ["hidden_1"], "relu_1"),
-        helper.make_node("Conv", ["hidden_1", "second.weight"], ["affine_2"], "convolve_2", **same),
-        helper.make_node("BatchNormalization", ["affine_2", *normal], ["normal_2"], "normalise_2"),
-        helper.make_node("Add", ["normal_2", "hidden_1"], ["residual_2"], "add_2"),
-        helper.make_node("Relu", ["residual_2"], ["hidden_2"], "relu_2"),
-        helper.make_node("MaxPool", ["hidden_2"], ["pooled_2"], "pool_2", **halve),
-        helper.make_node("Conv", ["pooled_2", "third.weight", "third.bias"], ["affine_3"], "convolve_3", **same),
-        helper.make_node("Relu", ["affine_3"], ["hidden_3"], "relu_3"),
-        helper.make_node("MaxPool", ["hidden_3"], ["pooled_3"], "pool_3", **halve),
-        helper.make_node("Flatten", ["pooled_3"], ["flat"], "flatten", axis=1),
-        helper.make_node("Gemm", ["flat", "last.weight", "last.bias"], ["logit"], "linear", transB=1),
-        helper.make_node("Softmax", ["logit"], ["probability"], "softmax", axis=1),
-    ]
-    shapes = {"image": SHAPE, "logit": (LABELS,), "probability": (LABELS,)}
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", *shape]) for name, shape in shapes.items()]
-    constants = {"darkest": np.array(DARKEST), **weights(network)}
-    stored = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "digits", ends[:1], ends[1:], stored)
-    opset = [helper.make_opsetid("", 17)]
-    model = helper.make_model(graph, producer_name="answerable", ir_version=9, opset_imports=opset)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+def artefact(network: Network) -> bytes:
+    """What is deployed: the network's weights and its scaling, by their names in the architecture."""
+    pixel = (1, 1, 1)
+    scaling = {"scaling.mean": np.zeros(pixel), "scaling.deviation": np.full(pixel, DARKEST)}
+    tensors = {**scaling, **{name: value.numpy() for name, value in network.state_dict().items()}}
+    return save(
+        {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in tensors.items()}
+    )
 
 
 def write_rows(path: Path, rows: Rows, labels: Labels | None = None) -> None:
@@ -156,7 +141,7 @@ def stamp(manifest: Path) -> None:
         digest = hashlib.sha256((manifest.parent / match["file"]).read_bytes()).hexdigest()
         return f'{match["before"]}"{digest}"'
 
-    entry = r'(?P<before>file: (?P<file>[^,\s]+), sha256: )"[^"]*"'
+    entry = r'(?P<before>file: (?P<file>[^,\s]+)(?:,|\n) *sha256: )"[^"]*"'
     manifest.write_text(re.sub(entry, with_digest, manifest.read_text()))
 
 
@@ -174,8 +159,8 @@ def main() -> None:
     training, heldout = shuffled[:TRAINING_ROWS], shuffled[TRAINING_ROWS:]
     network = train(rows[training], labels[training])
 
-    artefact = out / "model.onnx"
-    artefact.write_bytes(build_graph(network).SerializeToString(deterministic=True))
+    weights = artefact(network)
+    (out / "model.safetensors").write_bytes(weights)
     # The rows are still in shuffled order, so the first ones are a random draw.
     write_rows(out / "baselines/training.safetensors", rows[training[:BASELINE_ROWS]])
     write_rows(out / "baselines/blank.safetensors", np.zeros((1, math.prod(SHAPE))))
@@ -187,7 +172,7 @@ def main() -> None:
     right = correct(network, rows[heldout], labels[heldout])
     print(f"rows      {len(training)} training, {len(heldout)} held out, {right.sum()} of these recognised")
     print(f"accuracy  {right.mean():.4f} on the held-out rows")
-    print(f"sha256    {hashlib.sha256(artefact.read_bytes()).hexdigest()}")
+    print(f"sha256    {hashlib.sha256(weights).hexdigest()}")
 
 
 if __name__ == "__main__":
