@@ -79,8 +79,9 @@ def _open_sqlite(address: URL) -> Engine:
         hide_parameters=True,  # they are personal data, and errors are logged
         connect_args={
             "timeout": LOCK_SECONDS,
-            "isolation_level": None,
-        },  # transactions begin in _begin_sqlite
+            "isolation_level": None,  # transactions begin in _begin_sqlite
+            "cached_statements": 512,  # an append has one for each number of rows
+        },
     )
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
