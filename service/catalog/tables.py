@@ -8,10 +8,12 @@ feature, all columns of a category, or all features of a group.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt, StrictStr, model_validator
 
 NAME_OF_FEATURE = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -116,6 +118,15 @@ class Unit:
     members: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ReasonGroup:
+    """The units that are one reason, by their places: all that have its code, or one that has no reason text."""
+
+    title: str
+    reason: Reason | None
+    places: tuple[int, ...]
+
+
 class TabularInputs(_Frozen):
     """A table row: a value for each of `features`, in their order, some of which are explained in `groups`.
 
@@ -168,6 +179,22 @@ class TabularInputs(_Frozen):
     def unit_names(self) -> tuple[str, ...]:
         """The names of what attributions speak of."""
         return tuple(unit.name for unit in self.units)
+
+    @cached_property
+    def reason_groups(self) -> tuple[ReasonGroup, ...]:
+        """What may be a principal reason, in the order of the first unit of each."""
+        places: dict[str, list[int]] = {}
+        for place, unit in enumerate(self.units):
+            key = f"feature {unit.name}" if unit.reason is None else f"code {unit.reason.code}"
+            places.setdefault(key, []).append(place)
+        first = [(self.units[members[0]], tuple(members)) for members in places.values()]
+        return tuple(ReasonGroup(unit.title, unit.reason, members) for unit, members in first)
+
+    @cached_property
+    def reason_texts(self) -> str:
+        """The version of the reason texts: the digest of every unit's title, code and text, in order."""
+        named = [(u.name, u.title, u.reason and u.reason.code, u.reason and u.reason.text) for u in self.units]
+        return "sha256:" + hashlib.sha256(orjson.dumps(named)).hexdigest()
 
     @cached_property
     def protected(self) -> tuple[int, ...]:
