@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,8 @@ from service.errors import CatalogError
 
 SUFFIXES = (".csv", ".npy", ".npz", ".safetensors")
 MISSING = {"", "na", "nan", "null", "none", "?"}
+Places = Mapping[str, int]
+"""Of one feature: where each of its categories, as a file writes it, stands among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +30,19 @@ class Rows:
     names: tuple[str, ...] = ()
 
 
-def read_rows(path: Path, shape: tuple[int, ...], dropped: Sequence[str]) -> Rows:
+def read_rows(
+    path: Path, shape: tuple[int, ...], dropped: Sequence[str], categories: Mapping[str, Places] | None = None
+) -> Rows:
     """The rows of the file, flat, for a model that takes `shape`; `dropped` names columns of a CSV that are no input.
 
-    Raises CatalogError, saying what to do.
+    `categories` has the features that are no numbers: a CSV with a header calls them as they are called, any other file
+    has their places. Raises CatalogError, saying what to do.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise CatalogError(f"{path.name}: rows are read from {', '.join(SUFFIXES)} files")
     try:
-        found = _read_csv(path, dropped) if path.suffix.lower() == ".csv" else Rows(_read_array(path))
+        is_csv = path.suffix.lower() == ".csv"
+        found = _read_csv(path, dropped, categories or {}) if is_csv else Rows(_read_array(path))
     except (OSError, ValueError, UnicodeDecodeError, SafetensorError) as error:
         raise CatalogError(f"{path.name} cannot be read: {error}") from error
     columns = prod(shape)
@@ -53,7 +59,7 @@ def read_rows(path: Path, shape: tuple[int, ...], dropped: Sequence[str]) -> Row
     return Rows(values, found.names)
 
 
-def _read_csv(path: Path, dropped: Sequence[str]) -> Rows:
+def _read_csv(path: Path, dropped: Sequence[str], categories: Mapping[str, Places]) -> Rows:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)]
     if not lines:
@@ -68,19 +74,25 @@ def _read_csv(path: Path, dropped: Sequence[str]) -> Rows:
         )
     kept = [at for at in range(len(names) or len(lines[0])) if not names or names[at] not in dropped]
     values = np.empty((len(lines), len(kept)))
+    places = [categories.get(name) for name in names_of(names, len(names))] if names else [None] * len(lines[0])
     for number, line in enumerate(lines):
         for place, at in enumerate(kept):
-            values[number, place] = _value(path, line, number + 1 + bool(names), at, names)
+            values[number, place] = _value(path, line, number + 1 + bool(names), at, names, places[at])
     return Rows(values, tuple(names[at] for at in kept) if names else ())
 
 
-def _value(path: Path, line: Sequence[str], number: int, at: int, names: Sequence[str]) -> float:
+def _value(path: Path, line: Sequence[str], number: int, at: int, names: Sequence[str], places: Places | None) -> float:
     column = repr(names[at]) if names else str(at + 1)
     if at >= len(line):
         raise CatalogError(f"{path.name}, line {number}: there is no column {column}")
     cell = line[at].strip()
+    if places is not None and cell in places:
+        return float(places[cell])
     if cell.lower() in MISSING:
         return float("nan")
+    if places is not None:
+        known = ", ".join([*places][:20])
+        raise CatalogError(f"{path.name}, line {number}: {cell[:40]!r} in column {column} is none of {known}")
     if not _is_number(cell):
         raise CatalogError(
             f"{path.name}, line {number}: {cell[:40]!r} in column {column} is no number; "

@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from service.adding.drawing import medoids, random_rows
-from service.adding.rows import Rows, names_of, read_rows
+from service.adding.rows import Places, names_of, read_rows
 from service.catalog.baselines import BASELINES, KeptSets, refuse_name
 from service.catalog.instances import read_instance
-from service.catalog.manifest import Manifest, TabularInputs, find_versions, read_manifest
+from service.catalog.manifest import Feature, Manifest, TabularInputs, find_versions, read_manifest
 from service.domain import Floats
 from service.engine.processes import worker_environment
 from service.errors import AnswerableError, CatalogError, InvalidRequest
@@ -56,7 +57,7 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
     try:
         refuse_name(options.name)
         manifest, key, _ = read_manifest(folder)
-        found = _checked(manifest, read_rows(options.rows, manifest.inputs.shape, options.drop))
+        found = rows_for(manifest, options.rows, options.drop)
         if options.label is not None:
             found = found[_predicted(folder, found) == _label(manifest, options.label)]
         if not len(found):
@@ -78,10 +79,11 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(manifest: Manifest, rows: Rows) -> Floats:
-    """The rows in the order of the model's features, each a valid instance. Raises CatalogError."""
-    values = rows.values
+def rows_for(manifest: Manifest, path: Path, dropped: Sequence[str] = ()) -> Floats:
+    """The rows of the file in the order of the model's features, each a valid instance. Raises CatalogError."""
     inputs = manifest.inputs
+    rows = read_rows(path, inputs.shape, dropped, _categories(inputs) if isinstance(inputs, TabularInputs) else {})
+    values = rows.values
     if isinstance(inputs, TabularInputs) and rows.names:
         names = names_of(rows.names, len(rows.names))
         absent = [name for name in inputs.names if name not in names]
@@ -90,13 +92,33 @@ def _checked(manifest: Manifest, rows: Rows) -> Floats:
         values = values[:, [names.index(name) for name in inputs.names]]
     checked = []
     for number, row in enumerate(values):
-        listed = [None if np.isnan(value) else float(value) for value in row]
-        instance: Any = listed if isinstance(inputs, TabularInputs) else row.reshape(inputs.shape).tolist()
         try:
+            instance: Any = (
+                [_value(feature, float(value)) for feature, value in zip(inputs.features, row, strict=True)]
+                if isinstance(inputs, TabularInputs)
+                else row.reshape(inputs.shape).tolist()
+            )
             checked.append(read_instance(manifest, instance))
         except InvalidRequest as error:
             raise CatalogError(f"row {number + 1}: {error}") from None
     return np.array(checked)
+
+
+def _categories(inputs: TabularInputs) -> dict[str, Places]:
+    return {
+        feature.name: {str(category): place for category, place in feature.places.items()}
+        for feature in inputs.features
+        if feature.categories
+    }
+
+
+def _value(feature: Feature, number: float) -> Any:
+    """A number of a file as an instance has it."""
+    if np.isnan(number):
+        return None
+    if feature.categories and number not in range(len(feature.categories)):
+        raise InvalidRequest(f"{feature.name} is {number:g}; its categories have the places 0 to {feature.range[1]:g}")
+    return feature.shown(number)
 
 
 def _label(manifest: Manifest, label: str) -> int:

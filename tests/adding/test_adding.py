@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from service.adding.adding import Added, Asked, add_model
 from service.adding.manifests import _example
 from service.adding.rows import read_rows
+from service.adding.set_commands import rows_for
 from service.catalog.assessments import Assessments
-from service.catalog.manifest import TabularInputs, read_manifest
+from service.catalog.manifest import Manifest, TabularInputs, read_manifest
 from service.errors import CatalogError
 from tests.adding.conftest import IRIS_OF_ONNXRUNTIME, Original
 
@@ -154,3 +155,51 @@ def test_no_pickle_is_opened(tmp_path: Path) -> None:
     for name in ("rows.npy", "rows.pkl"):
         with pytest.raises(CatalogError):
             read_rows(tmp_path / name, (1,), ())
+
+
+def with_categories() -> Manifest:
+    """A model of an age, a purpose, and one of the regions 5, 3 and 8."""
+    features = [
+        {"name": "age", "title": "Age", "range": [18, 99]},
+        {"name": "purpose", "title": "Purpose", "categories": ["buy", "none"], "missing": "buy"},
+        {"name": "region", "title": "Region", "categories": [5, 3, 8]},
+    ]
+    return Manifest.model_validate(
+        {
+            "name": "model",
+            "version": "1",
+            "title": "Model",
+            "artefact": {"file": "model.onnx", "sha256": "0" * 64},
+            "inputs": {"kind": "tabular", "tensor": "rows", "features": features},
+            "outputs": {"labels": ["no", "yes"], "link": "sigmoid", "tensors": {"logit": "logit"}},
+            "defaults": {"baseline": "training"},
+            "baselines": [
+                {"name": "training", "version": "1", "size": 1, "file": "rows.safetensors", "sha256": "0" * 64}
+            ],
+            "example": {"age": 40, "purpose": "buy", "region": 3},
+        }
+    )
+
+
+def test_a_csv_calls_categories_as_they_are_called_and_an_array_has_their_places(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("region,age,purpose\n3,40,none\n8,41,\n")
+    np.save(tmp_path / "rows.npy", np.array([[40.0, 1.0, 1.0], [41.0, np.nan, 2.0]]))
+    expected = [[40.0, 1.0, 1.0], [41.0, 0.0, 2.0]]
+
+    assert rows_for(with_categories(), tmp_path / "rows.csv").tolist() == expected
+    assert rows_for(with_categories(), tmp_path / "rows.npy").tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("rows.csv", "region,age,purpose\n4,40,buy\n", "line 2: '4' in column 'region' is none of 5, 3, 8"),
+        ("rows.csv", "region,age,purpose\n,40,buy\n", "row 1: region must be one of 5, 3, 8"),
+        ("rows.csv", "40,1,3\n", "row 1: region is 3; its categories have the places 0 to 2"),
+        ("rows.csv", "40,0.5,1\n", "row 1: purpose is 0.5; its categories have the places 0 to 1"),
+    ],
+)
+def test_what_is_no_category_is_refused(tmp_path: Path, name: str, content: str, advice: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CatalogError, match=advice):
+        rows_for(with_categories(), tmp_path / name)
