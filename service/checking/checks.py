@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from service.catalog.artefacts import read_baseline_rows, read_verified
 from service.catalog.assessments import Profile
 from service.catalog.manifest import read_manifest
-from service.checking.comparison import METHOD, Comparison, compare
+from service.checking.comparison import FEATURES_OF_A_FLIP, METHOD, Comparison, Flip, compare
 from service.checking.figures import importance, random_halves
 from service.checking.limits import Limits
 from service.checking.trial import Answers, Trial, load_trial
@@ -175,5 +176,15 @@ def compared(comparison: Comparison, limits: Limits) -> Iterator[Finding]:
     shared = sum(feature.before is not None and feature.after is not None for feature in comparison.features)
     detail = f"of {shared} features in common, by mean absolute attribution"
     yield at_least("rank correlation", comparison.correlation, limits.least_correlation, detail)
-    detail = f"{len(comparison.flips)} of {comparison.rows} rows are predicted otherwise"
+    detail = f"{len(comparison.flips)} of {comparison.rows} rows are predicted otherwise{_driven_by(comparison.flips)}"
     yield at_most("flips", comparison.flipped, limits.most_flipped, detail)
+
+
+def _driven_by(flips: Sequence[Flip]) -> str:
+    """The features whose attributions changed most over the rows that flipped, as the flips name them."""
+    changed: defaultdict[str, float] = defaultdict(float)
+    for flip in flips:
+        for name, difference in flip.features.items():
+            changed[name] += abs(difference)
+    most = sorted(changed, key=lambda name: -changed[name])[:FEATURES_OF_A_FLIP]
+    return f"; their attributions changed most by {', '.join(most)}" if most else ""

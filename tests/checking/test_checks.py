@@ -172,6 +172,10 @@ def test_a_version_that_turns_everything_round_fails(loan_folder: Path, edit: Ed
     flip = report.comparison.flips[0]
     assert {flip.before, flip.after} == {"approved", "denied"}
     assert len(flip.features) == 3
+    (kept,) = [finding.detail for finding in report.findings if finding.check == "flips"]
+    named = kept.partition("; their attributions changed most by ")[2].split(", ")
+    assert len(named) == 3
+    assert set(named) <= {name for one in report.comparison.flips for name in one.features}
 
 
 def test_an_earlier_version_that_cannot_be_loaded_fails_the_comparison(loan_folder: Path) -> None:
