@@ -20,7 +20,7 @@ from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
-from service.catalog.outputs import OUTPUTS, KeptOutputs
+from service.catalog.outputs import OUTPUTS, KeptOutputs, Outputs
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
 from service.checking.background import Checker
@@ -73,7 +73,8 @@ class Repository:
         self._copies = data / "versions"
         self._catalog = catalog
         self._engine = engine
-        self._outputs = KeptOutputs(data / OUTPUTS, lambda result: observe_cache("baselines", result))
+        self._observe_cache = observe_cache
+        self._outputs = KeptOutputs(data / OUTPUTS)
         self._calibrations = Calibrations(data / "calibrations")
         self._assessments = Assessments(data / ASSESSMENTS)
         self._sets = KeptSets(data / BASELINES)
@@ -261,7 +262,7 @@ class Repository:
         return tuple(given)
 
     async def _give(self, key: ModelKey, folder: Path, one: KeptSet) -> None:
-        outputs = await asyncio.to_thread(self._outputs.find, key, one.sha256, self._engine.environment)
+        outputs = await self._find_outputs(key, one.sha256)
         computed = await self._engine.attach(folder, self._sets.place(key.name), one.listed, outputs)
         if outputs is None:
             await self._keep_outputs(key, {"sha256:" + one.sha256: computed})
@@ -269,10 +270,15 @@ class Repository:
     async def _known_outputs(self, version: ModelVersion) -> BaselineOutputs:
         known = {}
         for one in version.manifest.baselines:
-            found = await asyncio.to_thread(self._outputs.find, version.key, one.sha256, self._engine.environment)
+            found = await self._find_outputs(version.key, one.sha256)
             if found is not None:
                 known["sha256:" + one.sha256] = found
         return known
+
+    async def _find_outputs(self, key: ModelKey, sha256: str) -> Outputs | None:
+        found = await asyncio.to_thread(self._outputs.find, key, sha256, self._engine.environment)
+        self._observe_cache("baselines", "miss" if found is None else "hit")
+        return found
 
     async def _keep_outputs(self, key: ModelKey, outputs: BaselineOutputs) -> None:
         for digest, found in outputs.items():

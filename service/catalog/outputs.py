@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +20,18 @@ Outputs = Mapping[OutputSpace, Floats]
 
 
 class KeptOutputs:
-    """One file a version, set and environment in `folder`. `observe` is told `hit` or `miss`."""
+    """One file a version, set and environment in `folder`."""
 
-    def __init__(self, folder: Path, observe: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._observe = observe
 
     def find(self, model: ModelKey, digest: str, environment: Mapping[str, str]) -> Outputs | None:
         """The outputs [K + 1, labels] over the set of that digest and its mean; None where none can be read."""
         try:
             read = load(self._path(model, digest, environment).read_bytes())
-            found = {OutputSpace(space): values.astype(np.float64) for space, values in read.items()}
+            return {OutputSpace(space): values.astype(np.float64) for space, values in read.items()}
         except (OSError, SafetensorError, ValueError):
-            self._observe("miss")
             return None
-        self._observe("hit")
-        return found
 
     def keep(self, model: ModelKey, digest: str, environment: Mapping[str, str], outputs: Outputs) -> None:
         """Keeps the outputs. Raises OSError."""

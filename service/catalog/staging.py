@@ -39,10 +39,10 @@ def stage(folder: Path, manifest: str, copies: Path) -> Path:
 
 def _copy(path: Path, copy: Path) -> None:
     try:
-        content = path.read_bytes()
+        path.open("rb").close()
     except OSError as error:
         raise CatalogError(f"{path.name} cannot be read: {error.strerror}") from error
-    copy.write_bytes(content)
+    shutil.copyfile(path, copy)
     shutil.copystat(path, copy)  # a baseline set is as old as its file
 
 
