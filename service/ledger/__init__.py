@@ -3,7 +3,7 @@
 Reading order: `entries` (what is kept), `sealing` (what belongs to people), `leaves` (rows of the log as bytes),
 `tables`, `database`, `writer` (how appends are grouped), `appending`, `searching`, `events`, `merkle` (the tree over
 the log), `signing`, `checkpoints`, `exporting` and `export_checking`, `ledger` (what the rest of the service calls),
-`keys`.
+`keys` and `key_history`.
 """
 
 from service.ledger.checkpoints import Checkpoint, Notary

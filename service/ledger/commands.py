@@ -60,8 +60,9 @@ def add_commands(ledger: argparse.ArgumentParser, open_ledger: Open) -> None:
         "verify",
         _verify,
         "check that nothing recorded was changed, removed or added since",
-        "Without FILE, the ledger in the database: every column of every row, all signatures, and the checkpoints that "
-        "were shipped to a file. With FILE, an export, with nothing but the public key: no database is needed.",
+        "Without FILE, the ledger in the database: every column of every row, those of the callers' keys too, all "
+        "signatures, and the checkpoints that were shipped to a file. With FILE, an export, with nothing but the "
+        "public key: no database is needed.",
     )
     verify.add_argument("file", nargs="?", type=Path, metavar="FILE", help="an export (.zip)")
     verify.add_argument("--public-key", help="a public key of the log, 64 digits, or a file with it; for an export")
@@ -176,6 +177,10 @@ def _tell(verdict: Verdict) -> int:
     signed = "never signed" if verdict.signed is None else f"last signed {_shown(verdict.signed)}"
     erased = f", {verdict.erased} of them erased" if verdict.erased else ""
     print(f"{verdict.records} records{erased}; the log has {verdict.size} rows, {signed}")
+    if verdict.kept_keys and verdict.kept_at is not None:
+        print(
+            f"{verdict.kept_keys} keys are as they were at {_shown(verdict.kept_at)}; the log holds no more of before"
+        )
     print("VALID: all is as it was recorded" if verdict.is_valid else f"NOT VALID: {verdict.count} faults")
     return 0 if verdict.is_valid else 1
 

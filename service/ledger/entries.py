@@ -37,6 +37,12 @@ LOOKUP = "lookup"
 REVIEW = "review"
 """The kind of the event that says what a person found of an explanation."""
 
+KEY_CREATED, KEY_ROTATED, KEY_CHANGED, KEY_REVOKED = "key_created", "key_rotated", "key_changed", "key_revoked"
+"""The kinds of the events that say what became of a key: made, made in the place of another, changed, ended."""
+
+KEY_KEPT = "key_kept"
+"""The kind of the event that says how a key stood when the log began to hold all that its row does."""
+
 
 class EntryRefused(AnswerableError):
     """The database holds something that excludes this entry, an explanation of the same id for instance."""

@@ -35,13 +35,16 @@ MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 class Verdict:
     """What a verification found. `faults` are sentences, the first `MOST_FAULTS` of `count`; none: all is as it was.
 
-    `size` is that of the log at the signed checkpoint that it was held against.
+    `size` is that of the log at the signed checkpoint that it was held against. `kept_keys` counts the callers' keys
+    that are older than the events which hold all of a key's row, and were kept as they stood at `kept_at`.
     """
 
     records: int = 0
     erased: int = 0
     size: int = 0
     signed: int | None = None
+    kept_keys: int = 0
+    kept_at: int | None = None
     count: int = 0
     faults: list[str] = field(default_factory=list)
 

@@ -1,7 +1,8 @@
 """Keys of the callers. A key is 256 random bits, so a plain SHA-256 of it is all that has to be stored.
 
 Every change of a key is an event in the log of its tenant, in the transaction of the change. The events of a key hold
-all that its row does; the hash only where the secret was made here, since one that was chosen might be guessed.
+all that its row does, so that the row can be held against them; see `key_history`. A secret that was chosen might be
+guessed from its hash, which therefore stands in its row only, with a salt: the log holds a commitment to the two.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from sqlalchemy import Connection, Engine, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.ledger.database import database_in_reach, serialised
-from service.ledger.entries import Event
+from service.ledger.entries import KEY_CHANGED, KEY_CREATED, KEY_REVOKED, KEY_ROTATED, Event
 from service.ledger.events import insert_event
+from service.ledger.key_history import committed, written_permissions
 from service.ledger.tables import keys
 from service.permissions import OPEN, Policy, Quota
 
@@ -76,7 +78,7 @@ class Keys:
         """
         key, secret = _new(name, tenant, scopes, expires, quota, policy), _new_secret()
         with self._writing() as connection:
-            _enter(connection, "key_created", key, secret, {"hash": _hash(secret)})
+            _enter(connection, KEY_CREATED, key, _hash(secret))
         return key, secret
 
     def add(self, secret: str, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None) -> Key:
@@ -92,7 +94,7 @@ class Keys:
             key = _new(name, tenant, scopes, expires, None, OPEN)
             try:
                 with self._writing() as connection:
-                    _enter(connection, "key_created", key, secret, {})  # a hash of it could be guessed at
+                    _enter(connection, KEY_CREATED, key, _hash(secret), salt=secrets.token_hex(16))
             except IntegrityError:  # another process added it in between
                 continue
             return key
@@ -110,8 +112,7 @@ class Keys:
                 return None
             key, secret = replace(old, id=str(uuid.uuid4()), created=now), _new_secret()
             ends = now + overlap if old.expires is None else min(old.expires, now + overlap)
-            told = {"hash": _hash(secret), "replaces": old.id, "old_expires": ends}
-            _enter(connection, "key_rotated", key, secret, told)
+            _enter(connection, KEY_ROTATED, key, _hash(secret), {"replaces": old.id, "old_expires": ends})
             connection.execute(update(keys).where(keys.c.id == old.id).values(expires=ends))
         return key, secret
 
@@ -122,9 +123,8 @@ class Keys:
             if key is None:
                 return False
             changed = replace(key, quota=quota, policy=policy)
-            _tell(connection, "key_changed", changed, {"before": _permissions(key), **_permissions(changed)})
-            values = {name: _row(changed, "")[name] for name in ("quota", "policy")}
-            connection.execute(update(keys).where(keys.c.id == key_id).values(**values))
+            _tell(connection, KEY_CHANGED, changed, {"before": _permissions(key), **_permissions(changed)})
+            connection.execute(update(keys).where(keys.c.id == key_id).values(_permission_columns(changed)))
         return True
 
     def find(self, secret: str) -> Key | None:
@@ -145,7 +145,7 @@ class Keys:
         with self._writing() as connection:
             key, now = _read(connection, key_id), _now()
             if key is not None and key.revoked is None:
-                _tell(connection, "key_revoked", key, {"name": key.name, "revoked": now})
+                _tell(connection, KEY_REVOKED, key, {"name": key.name, "revoked": now})
                 connection.execute(update(keys).where(keys.c.id == key_id).values(revoked=now))
         return key is not None
 
@@ -166,11 +166,19 @@ def _read(connection: Connection, key_id: str) -> Key | None:
     return None if row is None else _key(row)
 
 
-def _enter(connection: Connection, kind: str, key: Key, secret: str, details: Mapping[str, Any]) -> None:
-    """Stores a key; the event has every column of it, but for the hash, which `details` may hold."""
+def _enter(
+    connection: Connection,
+    kind: str,
+    key: Key,
+    digest: str,
+    details: Mapping[str, Any] | None = None,
+    salt: str | None = None,
+) -> None:
+    """Stores a key; the event has every column of it, but of the hash that is salted a commitment."""
     said = {"name": key.name, "scopes": sorted(key.scopes), "expires": key.expires, **_permissions(key)}
-    _tell(connection, kind, key, {**said, "created": key.created, "account": key.account, **details})
-    connection.execute(insert(keys).values(_row(key, secret)))
+    bound = {"hash": digest} if salt is None else {"commitment": committed(salt, digest)}
+    _tell(connection, kind, key, {**said, "created": key.created, "account": key.account, **bound, **(details or {})})
+    connection.execute(insert(keys).values(_row(key, digest, salt)))
 
 
 def _tell(connection: Connection, kind: str, key: Key, details: Mapping[str, Any]) -> None:
@@ -200,11 +208,14 @@ def _permissions(key: Key) -> dict[str, Any]:
     return {"quota": quota, "policy": key.policy.written()}
 
 
-def _row(key: Key, secret: str) -> dict[str, Any]:
-    permissions = {name: orjson.dumps(said).decode() if said else None for name, said in _permissions(key).items()}
+def _permission_columns(key: Key) -> dict[str, str | None]:
+    return {name: written_permissions(said) for name, said in _permissions(key).items()}
+
+
+def _row(key: Key, digest: str, salt: str | None) -> dict[str, Any]:
     return {
         "id": key.id,
-        "hash": _hash(secret),
+        "hash": digest,
         "tenant": key.tenant,
         "scopes": " ".join(sorted(key.scopes)),
         "name": key.name,
@@ -212,7 +223,8 @@ def _row(key: Key, secret: str) -> dict[str, Any]:
         "expires": key.expires,
         "revoked": key.revoked,
         "account": key.account,
-        **permissions,
+        "salt": salt,
+        **_permission_columns(key),
     }
 
 

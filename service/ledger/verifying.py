@@ -17,6 +17,7 @@ from service.ledger.checkpoints import Checkpoint, log_size, read_body, read_lin
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, TOMBSTONE_KINDS
 from service.ledger.export_checking import MALFORMED, Verdict, checkpoint_faults
+from service.ledger.key_history import KEY_KINDS, KeyHistory
 from service.ledger.leaves import covers, has_schema, read_head, read_opened
 from service.ledger.merkle import STORED_HEIGHTS, GrowingTree, leaf_hash
 from service.ledger.sealing import NO_TOKEN, CannotBeOpened, Sealed, Vault, owner_of, unpack
@@ -26,6 +27,7 @@ from service.ledger.tables import (
     events,
     explanation_tags,
     explanations,
+    keys,
     log,
     nodes,
     signing_keys,
@@ -136,10 +138,11 @@ class _Verification:
         self._vault = vault
         self._verdict = verdict
         self._tree = GrowingTree()
+        self._keys = KeyHistory()
         self._size = log_size(connection)
 
     def run(self, shipped: Path | None) -> None:
-        chain = self._check_keys()
+        chain = self._check_signing_keys()
         self._check_subjects()
         ends = _Checkpoints(self._connection, chain, shipped, self._verdict)
         last = 0
@@ -147,10 +150,11 @@ class _Verification:
             self._check_page(last + 1, rows, ends)
             last = rows[-1].seq
         self._check_strays()
+        self._check_keys()
         ends.finish(self._size)
         self._verdict.size = self._size
 
-    def _check_keys(self) -> list[SigningKey]:
+    def _check_signing_keys(self) -> list[SigningKey]:
         chain = []
         for row in self._connection.execute(select(signing_keys).order_by(signing_keys.c.place)):
             try:
@@ -224,6 +228,8 @@ class _Verification:
         self._verdict.add(*faults)
         if row.kind in TOMBSTONE_KINDS and not faults:
             self._check_tombstone(row.seq, orjson.loads(row.record)["details"])
+        if row.kind in KEY_KINDS and not faults:
+            self._follow_key(row)
 
     def _check_tombstone(self, place: int, details: Mapping[str, Any]) -> None:
         """Whatever a tombstone names has gone by it."""
@@ -232,6 +238,18 @@ class _Verification:
             other = or_(explanations.c.tombstone.is_(None), explanations.c.tombstone != place)
             for seq in self._connection.scalars(select(explanations.c.seq).where(within, other)):
                 self._verdict.add(f"row {seq}: the tombstone at {place} says that it was erased, and it was not")
+
+    def _follow_key(self, row: Row[Any]) -> None:
+        try:
+            self._verdict.add(*self._keys.follow(orjson.loads(row.record)))
+        except MALFORMED:
+            self._verdict.add(f"row {row.seq}: its record tells of no key")
+
+    def _check_keys(self) -> None:
+        rows = self._connection.execute(select(keys).order_by(keys.c.id))
+        self._verdict.add(*self._keys.faults(rows))
+        self._verdict.kept_keys = len(self._keys.kept)
+        self._verdict.kept_at = self._keys.kept_at
 
     def _check_strays(self) -> None:
         for table in (explanations, events, explanation_tags):

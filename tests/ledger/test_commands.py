@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from service.__main__ import main
 from service.app import open_database
-from service.ledger import Entry, Event, Ledger
+from service.ledger import Entry, Event, Ledger, open_engine, upgrade
 from service.ledger.tables import explanations
 from service.settings import Settings
 
@@ -96,6 +96,19 @@ def test_what_was_changed_is_told(ask: Callable[..., Answer], recorded: list[Ent
     assert code == 1
     assert "FAULT  row 3: the column label" in said
     assert "NOT VALID" in said
+
+
+def test_keys_that_are_older_than_their_events_are_told(ask: Callable[..., Answer], url: str) -> None:
+    engine = open_engine(url)
+    upgrade(engine, "0005")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO keys (id, hash, tenant, scopes, name, created) VALUES ('k', '', 'bank', 'explain', 'front', 1)"
+        )
+    engine.dispose()
+    code, said, _ = ask("verify")
+    assert code == 0, said
+    assert "1 keys are as they were at 20" in said
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)

@@ -13,6 +13,7 @@ from service.app import bootstrap_key
 from service.ledger import SCOPES, Key, Keys
 from service.ledger.events import stored_event
 from service.ledger.tables import events, log
+from service.ledger.tables import keys as stored_keys
 from service.permissions import Policy, Quota
 from service.settings import Settings
 
@@ -210,7 +211,12 @@ def test_the_event_of_a_chosen_key_does_not_help_to_guess_it(keys: Keys, engine:
     key = keys.add("chosen", "bootstrap", "bank", SCOPES)
     ((kind, details),) = told(engine, key)
     assert (kind, details["account"]) == ("key_created", key.id)
-    assert hashlib.sha256(b"chosen").hexdigest() not in str(details)
+    digest = hashlib.sha256(b"chosen").hexdigest()
+    assert digest not in str(details)
+    with engine.connect() as connection:
+        salt = connection.execute(select(stored_keys.c.salt)).scalar_one()
+    assert salt not in str(details)
+    assert details["commitment"] == hashlib.sha256(f"{salt}{digest}".encode()).hexdigest()
 
 
 def test_a_change_and_its_event_are_written_both_or_neither(

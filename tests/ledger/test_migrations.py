@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -16,9 +16,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from service.ledger import Entry, Ledger, Search, open_engine, upgrade
+from service.ledger import Entry, Event, Keys, Ledger, Search, open_engine, prepare_database, upgrade
+from service.ledger.entries import KEY_CREATED, KEY_REVOKED
+from service.ledger.events import insert_event
 from service.ledger.leaves import read_head
 from service.ledger.tables import metadata
+from service.ledger.verifying import verify_ledger
+from service.permissions import OPEN, Quota
 from tests.ledger.conftest import VAULT
 
 EntryMaker = Callable[..., Entry]
@@ -136,6 +140,89 @@ async def test_what_the_first_schema_held_is_sealed_and_found(url: str, make_ent
     assert len((await ledger.search("bank", Search(decision_id="d-1"))).entries) == 8
     await ledger.close()
     engine.dispose()
+
+
+KEY_BEFORE = """
+    INSERT INTO keys (id, hash, tenant, scopes, name, created, expires, revoked, account, quota, policy)
+    VALUES (:id, :hash, 'bank', 'explain ledger:read', 'front', 5, 3000000000000000, :revoked, :account, :quota, NULL)
+"""
+
+
+@pytest.fixture
+def before_bound_keys(url: str) -> Iterator[Engine]:
+    """A database whose newest events hold all of a key's row, and whose other keys are older than that.
+
+    `known` is told whole, `chosen` without its secret, `told` as it was told once, `old` not at all.
+    """
+    engine = open_engine(url)
+    upgrade(engine, "0005")
+    whole = {"name": "front", "scopes": ["explain", "ledger:read"], "expires": 3 * 10**15, "created": 5, "policy": {}}
+    with engine.begin() as connection:
+        for name, quota, account, revoked in (
+            ("known", None, "known", 9),
+            ("chosen", None, "chosen", None),
+            ("told", '{"requests":5,"period":"day"}', "told", None),
+            ("old", None, None, 7),
+        ):
+            digest = hashlib.sha256(name.encode()).hexdigest()
+            columns = {"id": name, "hash": digest, "quota": quota, "account": account, "revoked": revoked}
+            connection.execute(text(KEY_BEFORE), columns)
+        for kind, key, details in (
+            (KEY_CREATED, "told", {"name": "front", "scopes": ["explain"], "expires": None, "quota": {}, "policy": {}}),
+            (KEY_REVOKED, "told", {"name": "front"}),  # which then failed
+            (
+                KEY_CREATED,
+                "known",
+                {**whole, "account": "known", "quota": {}, "hash": hashlib.sha256(b"known").hexdigest()},
+            ),
+            (KEY_REVOKED, "known", {"name": "front", "revoked": 9}),
+            (KEY_CREATED, "chosen", {**whole, "account": "chosen", "quota": {}}),
+        ):
+            insert_event(connection, Event(kind=kind, tenant="bank", key_id="operator", about=key, details=details))
+    yield engine
+    engine.dispose()
+
+
+def test_keys_that_are_older_than_their_events_are_kept_as_they_stand(
+    before_bound_keys: Engine, tmp_path: Path
+) -> None:
+    engine = before_bound_keys
+    vault = prepare_database(engine, tmp_path / "master.key")
+    verdict = verify_ledger(engine, vault)
+    assert verdict.faults == []
+    assert (verdict.kept_keys, verdict.size) == (2, 9)
+    assert verdict.kept_at is not None
+
+    keys = Keys(engine)
+    assert keys.change("old", Quota(1, None, "hour"), OPEN)
+    assert keys.rotate("told", 0) is not None
+    assert keys.revoke("chosen")
+    assert verify_ledger(engine, vault).faults == []
+    for name in ("known", "chosen", "told", "old"):
+        for column, value in (("hash", "ab" * 32), ("salt", "00" * 16), ("tenant", "broker"), ("revoked", 8)):
+            with engine.begin() as connection:
+                kept = connection.execute(text(f"SELECT {column} FROM keys WHERE id = :id"), {"id": name}).scalar_one()
+                set_column = text(f"UPDATE keys SET {column} = :value WHERE id = :id")
+                connection.execute(set_column, {"id": name, "value": value})
+            assert verify_ledger(engine, vault).count >= 1, (name, column)
+            with engine.begin() as connection:
+                connection.execute(set_column, {"id": name, "value": kept})
+    assert verify_ledger(engine, vault).faults == []
+
+
+def test_a_key_that_was_changed_before_it_was_kept(before_bound_keys: Engine, tmp_path: Path) -> None:
+    """Its events tell of it, although the log holds both."""
+    engine = before_bound_keys
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE keys SET revoked = NULL WHERE id = 'known'"))
+        connection.execute(text("UPDATE keys SET scopes = 'explain' WHERE id = 'chosen'"))
+        connection.execute(text("UPDATE keys SET hash = 'abc' WHERE id = 'known'"))
+    vault = prepare_database(engine, tmp_path / "master.key")
+    assert verify_ledger(engine, vault).faults == [
+        "key chosen: the column scopes was not kept as it was",
+        "key known: the column revoked was not kept as it was",
+        "key known: the column hash is not what its events say",
+    ]
 
 
 def test_processes_that_start_at_once_take_turns(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import time
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table, delete, insert, select, update
+from sqlalchemy import Engine, Table, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.ledger import Entry, Event, Ledger, Notary, merkle, open_engine, prepare_database, verifying
+from service.ledger import SCOPES, Entry, Event, Keys, Ledger, Notary, merkle, open_engine, prepare_database, verifying
 from service.ledger import checkpoints as making
 from service.ledger.erasing import erase, hold, release
 from service.ledger.export_checking import Verdict
@@ -23,18 +24,20 @@ from service.ledger.tables import (
     events,
     explanation_tags,
     explanations,
+    keys,
     log,
     nodes,
     signing_keys,
     subjects,
 )
 from service.ledger.verifying import verify_explanation, verify_ledger
+from service.permissions import OPEN, Policy, Quota
 
 EntryMaker = Callable[..., Entry]
 FLIPS = int(os.environ.get("LEDGER_FLIPS", "1"))
 """For each of the two databases; every column has at least one. `make flips` runs a thousand in all."""
 
-LEDGER = (log, explanations, explanation_tags, events, nodes, checkpoints, signing_keys, subjects)
+LEDGER = (log, explanations, explanation_tags, events, nodes, checkpoints, signing_keys, subjects, keys)
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def vault(url: str, tmp_path: Path) -> Vault:
 async def filled(
     small_blocks: None, url: str, vault: Vault, tmp_path: Path, make_entry: EntryMaker
 ) -> AsyncIterator[tuple[Engine, Vault]]:
-    """A ledger with everything in it: people, holds, erasures, look-ups, rotated keys, several checkpoints."""
+    """A ledger with everything in it: people, holds, erasures, look-ups, rotated keys, checkpoints, callers' keys."""
     engine = open_engine(url)
     notary = Notary(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
     ledger = Ledger(engine, vault)
@@ -85,12 +88,25 @@ async def filled(
         if i == 6:
             hold(engine, vault, "bank", "Cid", "key", "a trial")
             release(engine, vault, "bank", "Cid", "key")
+    make_keys(Keys(engine))
     notary.sign()
     await ledger.close()
     engine.dispose()
     engine = open_engine(url)
     yield engine, vault
     engine.dispose()
+
+
+def make_keys(keys: Keys) -> None:
+    """A key of every fate: 8 events. No column of any table is empty in all of the rows."""
+    first, _ = keys.create("front", "bank", ["explain"], 3 * 10**15, Quota(10, 99, "day"), Policy(top=3))
+    keys.rotate(first.id, 10**6)
+    keys.create("batch", "broker", SCOPES)
+    changed, _ = keys.create("metrics", "bank", ["metrics"])
+    keys.change(changed.id, Quota(1, None, "hour"), Policy(digits=2))
+    keys.change(changed.id, None, OPEN)
+    chosen = keys.add("chosen by the operator", "bootstrap", "default", SCOPES)
+    keys.revoke(chosen.id)
 
 
 def verified(filled: tuple[Engine, Vault], tmp_path: Path) -> Verdict:
@@ -101,7 +117,7 @@ def test_an_untouched_ledger_is_valid(filled: tuple[Engine, Vault], tmp_path: Pa
     verdict = verified(filled, tmp_path)
     assert verdict.faults == []
     assert verdict.is_valid
-    assert (verdict.records, verdict.size) == (35, 35)
+    assert (verdict.records, verdict.size) == (43, 43)
     assert verdict.erased == 4
     assert verdict.signed is not None
 
@@ -180,6 +196,8 @@ ROWS: dict[str, tuple[Table, Any]] = {
     "a key": (signing_keys, signing_keys.c.place == 1),
     "a subject's key": (subjects, subjects.c.token != NO_TOKEN),
     "the mark of the master key": (subjects, subjects.c.token == NO_TOKEN),
+    "a caller's key": (keys, keys.c.name == "batch"),
+    "a caller's key that was revoked": (keys, keys.c.name == "bootstrap"),
 }
 
 
@@ -209,6 +227,7 @@ def cut_off(connection: Any) -> None:
     for table in (explanation_tags, explanations, events, log):
         connection.execute(delete(table).where(table.c.seq > 20))
     connection.execute(delete(signing_keys).where(signing_keys.c.place == 2))
+    connection.execute(delete(keys))
 
 
 def erase_in_silence(connection: Any) -> None:
@@ -248,6 +267,68 @@ def test_rows_that_are_moved_cut_off_emptied_or_added(
     with filled[0].begin() as connection:
         change(connection)
     assert not verified(filled, tmp_path).is_valid
+
+
+KEY_CHANGES: dict[str, Any] = {
+    "id": "another",
+    "hash": hashlib.sha256(b"another secret").hexdigest(),
+    "tenant": "another",
+    "scopes": "explain ledger:read ledger:write",
+    "name": "another",
+    "created": 1,
+    "expires": 4 * 10**15,
+    "revoked": 4 * 10**15,
+    "account": "another",
+    "quota": '{"requests":1000000,"period":"day"}',
+    "policy": '{"top":9}',
+    "salt": "00" * 16,
+}
+"""For each column of a key's row, what somebody might write there."""
+
+
+def of_key(name: str) -> Any:
+    """The newest of the keys of that name."""
+    return keys.c.created == select(func.max(keys.c.created)).where(keys.c.name == name).scalar_subquery()
+
+
+@pytest.mark.parametrize("name", ["front", "batch", "metrics", "bootstrap"])
+def test_a_callers_key_that_is_changed_behind_the_log(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
+    assert set(KEY_CHANGES) == {column.name for column in keys.c}
+    engine, _ = filled
+    with engine.connect() as connection:
+        row = connection.execute(select(keys).where(of_key(name))).one()
+    for column, changed in KEY_CHANGES.items():
+        values = [changed] if column in ("id", "hash", "tenant", "scopes", "name", "created") else [changed, None]
+        for value in values:
+            original = getattr(row, column)
+            if value == original:
+                continue
+            with engine.begin() as connection:
+                connection.execute(update(keys).where(keys.c.id == row.id).values({column: value}))
+            faults = verified(filled, tmp_path).faults
+            told = {"id": "is missing", "hash": "hash", "salt": "salt"}.get(column, f"the column {column} is not")
+            assert any(fault.startswith(f"key {row.id}") and told in fault for fault in faults), (column, value, faults)
+            with engine.begin() as connection:
+                changed_id = value if column == "id" else row.id
+                connection.execute(update(keys).where(keys.c.id == changed_id).values({column: original}))
+    assert verified(filled, tmp_path).faults == []
+
+
+@pytest.mark.parametrize("name", ["front", "bootstrap"])
+def test_a_callers_key_with_another_secret(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
+    """One that was chosen is bound by a commitment, and a new salt does not help."""
+    with filled[0].begin() as connection:
+        values = {"hash": KEY_CHANGES["hash"], "salt": KEY_CHANGES["salt"] if name == "bootstrap" else None}
+        connection.execute(update(keys).where(of_key(name)).values(values))
+    (fault,) = verified(filled, tmp_path).faults
+    assert "the column hash" in fault
+
+
+def test_a_callers_key_that_no_event_tells_of(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    with filled[0].begin() as connection:
+        row = connection.execute(select(keys).where(keys.c.name == "batch")).one()
+        connection.execute(insert(keys).values({**row._mapping, "id": "new", "hash": KEY_CHANGES["hash"]}))
+    assert verified(filled, tmp_path).faults == ["key new: no event of the log tells of it"]
 
 
 async def test_rows_that_are_back_dated(filled: tuple[Engine, Vault], tmp_path: Path, make_entry: EntryMaker) -> None:
