@@ -1,4 +1,4 @@
-"""Stored explanations: every answer can be found again, by its own tenant only."""
+"""Stored explanations: every answer can be found again; by its own tenant only, see `test_tenants`."""
 
 from __future__ import annotations
 
@@ -156,38 +156,6 @@ async def test_an_impossible_number_of_reasons(
     response = await client.get(f"/v1/explanations/{explanation['id']}/reasons", params={"max": most})
 
     assert assert_problem(response, 422).startswith("max: ")
-
-
-async def test_another_tenants_record_is_as_if_absent(
-    service: Service, explain: Explain, bank: httpx.AsyncClient, client: httpx.AsyncClient, instance: dict[str, Any]
-) -> None:
-    """Over every route that takes the id of an explanation, a new one included."""
-    (explanation,) = (await explain([instance], by=client, context={"subject": "Ada"}))["explanations"]
-    described = service.app.openapi()["paths"].items()
-    operations = [
-        (method, path, operation)
-        for path, each in described
-        if "{explanation}" in path
-        for method, operation in each.items()
-    ]
-    assert len(operations) >= 3
-
-    for method, path, operation in operations:
-        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-        body = next((example["value"] for example in content.get("examples", {}).values()), None)
-
-        async def answer(identifier: str, method: str = method, path: str = path, body: Any = body) -> httpx.Response:
-            asked = path.format(explanation=identifier)
-            return await bank.request(method, asked, headers={"X-Request-Id": "the-same"}, json=body)
-
-        answers = [await answer(one) for one in (explanation["id"], str(uuid.uuid4()), "nothing%00at%20all")]
-
-        assert [one.status_code for one in answers] == [404, 404, 404], path
-        assert answers[0].content == answers[1].content == answers[2].content
-        without_date = [{k: v for k, v in one.headers.items() if k != "date"} for one in answers]
-        assert without_date[0] == without_date[1] == without_date[2]
-    assert await found(bank, subject="Ada") == []
-    assert await found(bank) == []
 
 
 @pytest.mark.parametrize(
