@@ -48,6 +48,7 @@ class Request:
     `ids` are those the explanations are to have; None for new ones. `counted` is how many of the instances the key's
     quota of requests has counted already. `spent` is filled with where the time went.
     `must_be_recorded` says that the record is all that is wanted: without it there is no answer, whatever the mode is.
+    `job_row` is the job, and the number of its row, that this explains: once either has ended nothing is recorded.
     `spans` say where in texts and files the tokens are; there are none where no instance was one.
     """
 
@@ -64,6 +65,7 @@ class Request:
     spent: Spent = field(default_factory=Spent)
     spans: Sequence[Spans | None] = ()
     must_be_recorded: bool = False
+    job_row: tuple[str, int] | None = None
 
     @property
     def spans_of_each(self) -> Sequence[Spans | None]:
@@ -162,7 +164,18 @@ class Explaining:
                 self._health.observe(version, plan, explanation, context.cohort)
             untimed.append((prediction, body, timings))
             entries.append(
-                ledger_entry(version, plan, digest, explanation, prediction, body, request.caller, context, spans)
+                ledger_entry(
+                    version,
+                    plan,
+                    digest,
+                    explanation,
+                    prediction,
+                    body,
+                    request.caller,
+                    context,
+                    spans,
+                    request.job_row,
+                )
             )
         recording = time.monotonic()
         await self._record(entries, request.must_be_recorded)

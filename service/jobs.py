@@ -238,8 +238,8 @@ class ExplainRows:
         lost, wait = 0, 0.5
         while not is_there:
             try:
-                await self._explain(row, spec, caller)
-            except EntryRefused:  # another process did, just now
+                await self._explain(job, row, spec, caller)
+            except EntryRefused:  # another process did, or what it holds was erased, just now
                 break
             except Postponed as wait_for:
                 return wait_for
@@ -262,32 +262,36 @@ class ExplainRows:
                 break
         return row.number, DONE, None
 
-    async def _explain(self, row: JobRow, spec: Mapping[str, Any], caller: Caller) -> None:
+    async def _explain(self, job: Job, row: JobRow, spec: Mapping[str, Any], caller: Caller) -> None:
+        """Explains the row, if it has not ended meanwhile. What it holds is in memory no longer than its turn takes."""
         try:
             version = self._catalog.find(spec["model"], spec["version"])
         except (NotFound, ModelNotReady) as error:
             raise Postponed(f"{spec['model']} {spec['version']}: {error}", PAUSE_SECONDS) from None
         parameters = Parameters(**spec["parameters"])
-        if row.payload is not None:
-            (values, spans), context = await asyncio.to_thread(self._own, row, row.payload, version)
-        else:
-            (values, spans), context = await self._of_source(row, caller, version)
-        received = time.monotonic()
-        request = Request(
-            version,
-            [values],
-            parameters,
-            [context],
-            caller,
-            True,
-            received,
-            Priority.BULK,
-            [row.explanation_id],
-            spans=[spans],
-            must_be_recorded=True,
-        )
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
         async with self._room_for_large if is_large else self._room:
+            now = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)
+            if now is None:
+                return
+            if now.payload is not None:
+                (values, spans), context = await asyncio.to_thread(self._own, now, now.payload, version)
+            else:
+                (values, spans), context = await self._of_source(now, caller, version)
+            request = Request(
+                version,
+                [values],
+                parameters,
+                [context],
+                caller,
+                True,
+                time.monotonic(),
+                Priority.BULK,
+                [row.explanation_id],
+                spans=[spans],
+                must_be_recorded=True,
+                job_row=(job.id, row.number),
+            )
             await self._explaining.explain(request)
 
     def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[ReadInput, Context]:

@@ -184,6 +184,7 @@ def ledger_entry(
     caller: Caller,
     context: Context,
     spans: Spans | None = None,
+    job_row: tuple[str, int] | None = None,
 ) -> Entry:
     """The record of one explanation, serialised once.
 
@@ -234,6 +235,7 @@ def ledger_entry(
         cohort=context.cohort,
         flags=tuple(body["flags"]),
         retention=version.manifest.retention,
+        job_row=job_row,
     )
 
 

@@ -32,7 +32,6 @@ from service.records import Caller, Context, uuid7
 MOST_ROWS = 10_000
 MOST_LISTED = 50
 MOST_RESULTS = 1000
-PER_PAGE = 500
 READ_SCOPE = "ledger:read"
 
 making = APIRouter(route_class=StrictRoute, tags=["Jobs"])
@@ -119,7 +118,7 @@ async def make_job(request: Request, body: JobBody) -> Response:
     vault: Vault = request.app.state.vault
     job_id = uuid7()
     rows = (
-        await asyncio.to_thread(_given_rows, body, version, vault)
+        await asyncio.to_thread(_given_rows, body, version, vault, caller.tenant)
         if body.instances is not None
         else await _found_rows(body, version, ledger, caller)
     )
@@ -213,7 +212,7 @@ def new_job(job_id: str, caller: Caller, kind: str, spec: bytes, total: int | No
     )
 
 
-def _given_rows(body: JobBody, version: ModelVersion, vault: Vault) -> list[JobRow]:
+def _given_rows(body: JobBody, version: ModelVersion, vault: Vault, tenant: str) -> list[JobRow]:
     """The rows of instances, each of which could be explained. Raises InvalidRequest."""
     assert body.instances is not None
     parameters = body.parameters.parameters()
@@ -227,7 +226,9 @@ def _given_rows(body: JobBody, version: ModelVersion, vault: Vault) -> list[JobR
         if number == 0:
             make_plan(version, values, parameters)
         explanation = uuid7()
-        rows.append(JobRow(number, explanation, payload=sealed_payload(vault, explanation, instance, context)))
+        payload = sealed_payload(vault, explanation, instance, context)
+        subject = None if context.subject is None else vault.lookup(tenant, context.subject)
+        rows.append(JobRow(number, explanation, payload=payload, subject=subject))
     return rows
 
 
@@ -245,19 +246,12 @@ async def _found_rows(body: JobBody, version: ModelVersion, ledger: Ledger, call
     if READ_SCOPE not in caller.scopes:
         raise Forbidden(f"the key lacks the scope {READ_SCOPE}, which explaining stored inputs needs")
     search = body.explanations.search(model=version.key.name)
-    rows: list[JobRow] = []
-    cursor: str | None = None
-    while cursor is not None or not rows:
-        page = await ledger.search(caller.tenant, search, PER_PAGE, cursor)
-        rows += [JobRow(len(rows) + at, uuid7(), source=found.id) for at, found in enumerate(page.entries)]
-        cursor = page.next_cursor
-        if len(rows) > MOST_ROWS:
-            raise InvalidRequest(f"the filter finds more than {MOST_ROWS} explanations; narrow it")
-        if cursor is None:
-            break
-    if not rows:
+    found = await ledger.find(caller.tenant, search, MOST_ROWS + 1)
+    if len(found) > MOST_ROWS:
+        raise InvalidRequest(f"the filter finds more than {MOST_ROWS} explanations; narrow it")
+    if not found:
         raise InvalidRequest("the filter finds no explanation")
-    return rows
+    return [JobRow(number, uuid7(), source=one.id, subject=one.subject) for number, one in enumerate(found)]
 
 
 def _shown(job: Job, spec: dict[str, Any]) -> dict[str, Any]:

@@ -47,9 +47,11 @@ class HoldBody(Strict):
 
 
 class ErasedReply(BaseModel):
-    """So many records lost their personal part, by the event at place `tombstone` of the log."""
+    """So many records lost their personal part, and so many rows of jobs that waited to be explained what they held,
+    by the event at place `tombstone` of the log."""
 
     records: int
+    job_rows: int
     tombstone: int
 
 
@@ -71,13 +73,13 @@ class HoldReply(BaseModel):
 async def erase_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
 
-    The tenant's files of earlier exports are withdrawn.
+    The tenant's files of earlier exports are withdrawn. Rows of jobs with the person's input end, unexplained.
     """
     caller = caller_of(request)
     erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, body.reason)
     exports: Exports = request.app.state.exports
     await asyncio.to_thread(exports.sweep)
-    return _json({"records": erased.records, "tombstone": erased.tombstone})
+    return _json({"records": erased.records, "job_rows": erased.job_rows, "tombstone": erased.tombstone})
 
 
 @router.post(

@@ -20,6 +20,7 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 
 from service.ledger.database import WRITE_LOCK
 from service.ledger.entries import EXPLANATION, Entry, EntryRefused, Event
+from service.ledger.jobs import UNFINISHED
 from service.ledger.leaves import event_record, tags_of, write_explanation
 from service.ledger.merkle import leaf_hash
 from service.ledger.sealing import Subject, Vault, owner_of
@@ -36,6 +37,11 @@ MOST_VALUES = 30_000
 _LAST = "SELECT coalesce(max(seq), 0) FROM log"
 _PLACE = {"sqlite": "?", "postgresql": f"({_LAST}) + ?"}
 """The place of a row in the log: as it is, or behind the last one, which saves the trip to read that."""
+
+_WAITING_ROWS = (
+    "SELECT count(*) FROM job_rows JOIN jobs ON jobs.id = job_rows.job_id"  # noqa: S608 - words of our own
+    f" WHERE outcome IS NULL AND state IN {tuple(map(str, UNFINISHED))}"
+)
 
 _SEALED = ("subject", "decision_id", "personal")
 _PLAIN = tuple(column.name for column in explanations.c if column.name not in {"seq", "tombstone", *_SEALED})
@@ -86,6 +92,9 @@ class Appender:
             self._connection = self._engine.raw_connection()
         try:
             self._transact(self._connection, entries)
+        except EntryRefused:
+            self._connection.rollback()
+            raise
         except self._refusals as error:
             self._connection.rollback()
             # Without the error itself: PostgreSQL writes the whole row into it.
@@ -119,6 +128,7 @@ class Appender:
         cursor = connection.cursor()
         with _one_round_trip(connection):
             cursor.execute(self._begin)
+            self._refuse_rows_that_ended(cursor, entries)
             known = self._subjects(cursor, entries)
             rows: dict[Table, list[tuple[Any, ...]]] = {table: [] for table in _COLUMNS}
             for place, entry in enumerate(entries, self._last_place(cursor) + 1):
@@ -169,6 +179,20 @@ class Appender:
         rows = [(new.token, at, vault.wrap(new.key, owner_of(new.token, at))) for at, new in added.items()]
         cursor.executemany(self._insert_subject, rows)
         return known | {lookups[lookup]: new for lookup, new in added.items()}
+
+    def _refuse_rows_that_ended(self, cursor: DBAPICursor, entries: Sequence[Entry | Event]) -> None:
+        """Raises EntryRefused when the row of a job that one of them explains has ended, or its job has.
+
+        An erasure ends rows under the write lock that is held here: what was computed meanwhile is never recorded.
+        """
+        explained = {e.job_row for e in entries if isinstance(e, Entry) and e.job_row is not None}
+        if not explained:
+            return
+        each = " OR ".join([f"(job_id = {self._marker} AND number = {self._marker})"] * len(explained))
+        cursor.execute(f"{_WAITING_ROWS} AND ({each})", [*chain(*explained)])
+        ((waiting,),) = cursor.fetchall()
+        if waiting != len(explained):
+            raise EntryRefused("a row of a job that has ended")
 
     def _last_place(self, cursor: DBAPICursor) -> int:
         """What the places of new rows are counted from."""

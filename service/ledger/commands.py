@@ -215,6 +215,8 @@ def _export(ledger: Opened, options: argparse.Namespace) -> int:
 def _erase(ledger: Opened, options: argparse.Namespace) -> int:
     erased = erasing.erase(ledger.engine, ledger.vault, options.tenant, options.subject, _operator(), options.reason)
     print(f"{erased.records} records lost their personal part; the tombstone is row {erased.tombstone} of the log")
+    if erased.job_rows:
+        print(f"{erased.job_rows} rows of jobs that waited to be explained ended")
     return 0
 
 

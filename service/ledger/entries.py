@@ -70,7 +70,8 @@ class Entry:
     `personal` the part that belongs to a person, both as JSON bytes. Sealed with the personal part, and found by
     pseudonym, are `subject` and `decision_id`; all else stands in clear, so tags must name no person. `label` is the
     predicted label, `cohort` the tags of the request's context, `flags` the review rules that fired. `retention` names
-    the class that says how long the personal part is kept.
+    the class that says how long the personal part is kept. `job_row` is the job, and the number of its row, that this
+    explains: once either has ended, by an erasure say, the entry is refused.
 
     Raises InvalidRequest for a text that is too long or that a database cannot hold.
     """
@@ -91,6 +92,7 @@ class Entry:
     cohort: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     retention: str = STANDARD
+    job_row: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         for name, text in _texts(self):
@@ -200,6 +202,14 @@ class EventPage:
 
     events: tuple[StoredEvent, ...]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The id of an explanation that was searched for, and the pseudonym of its subject, as `Vault.lookup` gives it."""
+
+    id: str
+    subject: str | None
 
 
 @dataclass(frozen=True, slots=True)

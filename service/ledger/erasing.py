@@ -1,8 +1,9 @@
 """Erasure, legal holds and retention. Each is an event of the log, in the same transaction as what it does.
 
 Erasing a subject destroys the key that everything of theirs is sealed under, and the sealed parts with it; the rows of
-the log stay, so that every proof does. Retention removes the sealed parts that are older than their class allows, and
-the subject's key with the last of them. A hold forbids both.
+the log stay, so that every proof does. What jobs hold of theirs goes too, and is not explained any more. Retention
+removes the sealed parts that are older than their class allows, and the subject's key with the last of them. A hold
+forbids both.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, delete, false, func, insert, or_, select, update
 
 from service.errors import HeldByLaw, NotFound
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent
 from service.ledger.events import insert_event, stored_event
+from service.ledger.jobs import end_rows_of
 from service.ledger.sealing import Vault, owner_of
 from service.ledger.searching import subject_token
-from service.ledger.tables import events, explanations, log, subjects
+from service.ledger.tables import events, explanations, job_rows, log, subjects
 
 TOGETHER = 1000
 """Records that one event of a retention run names, and one transaction clears."""
@@ -37,10 +39,12 @@ _WITH_SCHEMA = b'{"schema":'
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What was erased: so many records, by the event at place `tombstone`."""
+    """What was erased: so many records, and so many rows that jobs had still to explain, by the event at place
+    `tombstone`."""
 
     records: int
     tombstone: int
+    job_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +59,30 @@ class Hold:
 
 
 def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> Erased:
-    """Destroys everything of the subject's that was sealed, for good.
+    """Destroys everything of the subject's that was sealed, for good; what jobs hold of theirs is never explained.
 
     Raises HeldByLaw, NotFound where nothing of the subject's is there, LedgerUnavailable.
     """
     with database_in_reach(), serialised(engine).begin() as connection:
         token = subject_token(connection, vault, tenant, subject)
-        if token is None:
+        waiting = end_rows_of(connection, vault.lookup(tenant, subject))
+        if token is None and not waiting:
             raise NotFound("nothing of this subject is kept here")
-        _refuse_if_held(connection, tenant, token)
-        theirs = and_(explanations.c.tenant == tenant, explanations.c.subject == token)
+        if token is not None:
+            _refuse_if_held(connection, tenant, token)
+        is_theirs = explanations.c.subject == token if token is not None else false()  # and never IS NULL: nobody's
+        theirs = and_(explanations.c.tenant == tenant, is_theirs)
         places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
-        details = {**_named(connection, places), "reason": reason}
+        in_jobs = {"job_rows": waiting} if waiting else {}
+        details = {**_named(connection, places), **in_jobs, "reason": reason}
         tombstone = insert_event(
             connection, Event(kind=ERASURE, tenant=tenant, key_id=key_id, about=token, details=details)
         )
         _clear(connection, theirs, places, tombstone)
-        connection.execute(delete(subjects).where(subjects.c.token == token))
+        if token is not None:
+            connection.execute(delete(subjects).where(subjects.c.token == token))
     _scrub(engine)
-    return Erased(len(places), tombstone)
+    return Erased(len(places), tombstone, waiting)
 
 
 def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
@@ -235,7 +244,8 @@ def _scrub(engine: Engine) -> None:
     they are vacuumed; they hold ciphertext, and wrapped keys that only the master key opens.
     """
     is_sqlite = engine.dialect.name == "sqlite"
-    statements = ["PRAGMA wal_checkpoint(TRUNCATE)"] if is_sqlite else ["VACUUM subjects", "VACUUM explanations"]
+    vacuums = [f"VACUUM {table.name}" for table in (subjects, explanations, job_rows)]
+    statements = ["PRAGMA wal_checkpoint(TRUNCATE)"] if is_sqlite else vacuums
     connection = engine.raw_connection()
     try:
         driver: Any = connection.driver_connection

@@ -4,18 +4,21 @@ A job is run once at a time, by an owner that is new each time it is claimed and
 process dies the lease ends, and another takes the job over. Every row has the id of its explanation from the start, and
 the ledger takes no id twice: a row whose explanation is there is finished, whatever became of the process that wrote
 it. So no row is done twice, and none is forgotten.
+
+The erasure of a person ends the rows that hold their input, in its own transaction (`end_rows_of`). The ledger takes no
+explanation of a row that has ended, under the same lock: what was being computed at that moment is not recorded.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, exists, func, insert, null, or_, select, update
 
 from service.ledger.database import database_in_reach
 from service.ledger.tables import explanations, job_rows, jobs
@@ -23,6 +26,7 @@ from service.ledger.tables import explanations, job_rows, jobs
 LEASE_SECONDS = 5.0
 ROWS_AT_ONCE = 500
 DONE, FAILED = "done", "failed"
+ERASED = "the person whose input this was has been erased"
 
 
 class State(StrEnum):
@@ -36,6 +40,8 @@ class State(StrEnum):
 
 
 UNFINISHED = (State.WAITING, State.RUNNING)
+_HELD_NOTHING: Mapping[str, None] = {"payload": None, "subject": None}
+"""What a row that has ended holds of a person."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,7 @@ class JobRow:
     """A row of a job, and the id that its explanation has or will have.
 
     Of `source`, another explanation, the input is taken; else `payload` holds it, sealed, until the row is finished.
+    `subject` is the pseudonym of whose input it is, as `Vault.lookup` gives it, until then too.
     """
 
     number: int
@@ -74,6 +81,7 @@ class JobRow:
     payload: bytes | None = None
     outcome: str | None = None
     detail: str | None = None
+    subject: str | None = None
 
 
 class Jobs:
@@ -159,7 +167,7 @@ class Jobs:
             connection.execute(update(jobs).where(held).values(until))
             is_there = exists().where(explanations.c.id == job_rows.c.explanation_id)
             unmarked = and_(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), is_there)
-            connection.execute(update(job_rows).where(unmarked).values(outcome=DONE, payload=None))
+            connection.execute(update(job_rows).where(unmarked).values(outcome=DONE, **_HELD_NOTHING))
 
     def tell(self, job_id: str, owner: str, done: int, total: int | None = None) -> bool:
         """Says how far a job is; returns whether this owner still has it, and says nothing if not."""
@@ -179,8 +187,12 @@ class Jobs:
             return {str(owner) for owner in connection.scalars(query)}
 
     def unfinished_rows(self, job_id: str, after: int, limit: int) -> list[tuple[JobRow, bool]]:
-        """The unfinished rows behind number `after`, each with whether its explanation is in the ledger already."""
-        query = select(job_rows, explanations.c.id.is_not(None).label("is_there")).join_from(
+        """The unfinished rows behind number `after`, each with whether its explanation is in the ledger already.
+
+        Without what they hold: whoever explains one reads that then (`unfinished_row`), and not what was erased since.
+        """
+        columns = [column for column in job_rows.c if column.name != "payload"]
+        query = select(*columns, null().label("payload"), explanations.c.id.is_not(None).label("is_there")).join_from(
             job_rows, explanations, explanations.c.id == job_rows.c.explanation_id, isouter=True
         )
         query = query.where(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), job_rows.c.number > after)
@@ -188,19 +200,46 @@ class Jobs:
             rows = connection.execute(query.order_by(job_rows.c.number).limit(limit)).all()
         return [(_job_row(row), bool(row.is_there)) for row in rows]
 
+    def unfinished_row(self, job_id: str, number: int) -> JobRow | None:
+        """A row with what it holds; None once it has ended, or its job has."""
+        with database_in_reach(), self._engine.connect() as connection:
+            row = connection.execute(select(job_rows).where(_is_unfinished(job_id, number))).one_or_none()
+        return None if row is None else _job_row(row)
+
     def finish_rows(self, job_id: str, outcomes: Sequence[tuple[int, str, str | None]]) -> None:
-        """Says what became of rows, by number: `DONE`, or `FAILED` and why. What they held is dropped."""
+        """Says what became of rows, by number: `DONE`, or `FAILED` and why. What they held is dropped.
+
+        Of rows that have ended otherwise, or whose job has, nothing is said.
+        """
         with database_in_reach(), self._engine.begin() as connection:
             for number, outcome, detail in outcomes:
-                this = and_(job_rows.c.job_id == job_id, job_rows.c.number == number)
-                connection.execute(update(job_rows).where(this).values(outcome=outcome, detail=detail, payload=None))
+                said = {"outcome": outcome, "detail": detail, **_HELD_NOTHING}
+                connection.execute(update(job_rows).where(_is_unfinished(job_id, number)).values(said))
 
     def _end(self, job_id: str, allowed: ColumnElement[bool], state: State, detail: str | None) -> None:
         ended = {"state": state, "ended": _now(), "detail": detail, "owner": None, "leased_until": None}
         with database_in_reach(), self._engine.begin() as connection:
             wanted = and_(jobs.c.id == job_id, allowed, jobs.c.state.in_(UNFINISHED))
             if connection.execute(update(jobs).where(wanted).values(ended)).rowcount:
-                connection.execute(update(job_rows).where(job_rows.c.job_id == job_id).values(payload=None))
+                connection.execute(update(job_rows).where(job_rows.c.job_id == job_id).values(_HELD_NOTHING))
+
+
+def end_rows_of(connection: Connection, subject: str) -> int:
+    """Ends the rows that hold input of a person, known by a pseudonym, and drops it; returns their number.
+
+    For a transaction that holds the write lock.
+    """
+    theirs = and_(job_rows.c.subject == subject, job_rows.c.outcome.is_(None))
+    in_order = select(job_rows.c.number).where(theirs).order_by(job_rows.c.job_id, job_rows.c.number)
+    connection.execute(in_order.with_for_update())  # as `finish_rows` locks them, so that neither waits for the other
+    ended = {"outcome": FAILED, "detail": ERASED, **_HELD_NOTHING}
+    return connection.execute(update(job_rows).where(theirs).values(ended)).rowcount
+
+
+def _is_unfinished(job_id: str, number: int) -> ColumnElement[bool]:
+    """Of a row: that it has not ended, and its job has not."""
+    goes_on = exists().where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED))
+    return and_(job_rows.c.job_id == job_id, job_rows.c.number == number, job_rows.c.outcome.is_(None), goes_on)
 
 
 def _columns(job: Job) -> dict[str, Any]:
@@ -208,7 +247,7 @@ def _columns(job: Job) -> dict[str, Any]:
 
 
 def _row_columns(job_id: str, row: JobRow) -> dict[str, Any]:
-    names = ("number", "explanation_id", "source", "payload", "outcome", "detail")
+    names = ("number", "explanation_id", "source", "payload", "outcome", "detail", "subject")
     return {"job_id": job_id, **{name: getattr(row, name) for name in names}}
 
 
@@ -225,7 +264,7 @@ def _job(connection: Connection, row: Row[Any]) -> Job:
 
 
 def _job_row(row: Row[Any]) -> JobRow:
-    return JobRow(row.number, row.explanation_id, row.source, row.payload, row.outcome, row.detail)
+    return JobRow(row.number, row.explanation_id, row.source, row.payload, row.outcome, row.detail, row.subject)
 
 
 def _now() -> int:

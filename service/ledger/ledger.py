@@ -16,10 +16,10 @@ from sqlalchemy import Connection, Engine
 from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, NotFound
 from service.ledger.checkpoints import Checkpoint, Notary
 from service.ledger.database import database_in_reach
-from service.ledger.entries import Entry, EntryRefused, Event, EventPage, EventSearch, Page, Search, Stored
+from service.ledger.entries import Entry, EntryRefused, Event, EventPage, EventSearch, Found, Page, Search, Stored
 from service.ledger.events import read_events
 from service.ledger.sealing import Vault
-from service.ledger.searching import read_one, read_page
+from service.ledger.searching import read_found, read_one, read_page
 from service.ledger.secret_files import SecretFileError
 from service.ledger.signing import NotTheSigner, SigningKey
 from service.ledger.writer import Append, Outcome, Writer
@@ -79,7 +79,8 @@ class Ledger:
         may or may not be recorded, and so may one that lost its database in the middle of the commit.
 
         Raises LedgerUnavailable when the database does not answer or too many entries wait (then at once),
-        EntryRefused when an explanation of the same id is there already.
+        EntryRefused when an explanation of the same id is there already, or the row of a job that one explains has
+        ended.
         """
         if not entries:
             return
@@ -118,6 +119,13 @@ class Ledger:
         Raises InvalidRequest for a limit out of range, MalformedCursor, LedgerUnavailable.
         """
         return await self._read(read_page, self._vault, tenant, search, limit, cursor)
+
+    async def find(self, tenant: str, search: Search, most: int) -> list[Found]:
+        """The ids of at most so many of the tenant's explanations, from the newest to the oldest.
+
+        Raises LedgerUnavailable.
+        """
+        return await self._read(read_found, self._vault, tenant, search, most)
 
     async def checkpoint(self) -> Checkpoint | None:
         """The state of the log, signed; the last one where nothing came since, None of an empty log.
@@ -165,7 +173,7 @@ class Ledger:
         self._writer.put(Append(entries, settled))
         outcome = await settled
         if outcome is Outcome.REFUSED:
-            raise EntryRefused("The ledger holds an explanation of this id already.")
+            raise EntryRefused("The ledger holds an explanation of this id already, or its row of a job has ended.")
         if outcome is Outcome.UNAVAILABLE:
             raise LedgerUnavailable("The explanation could not be recorded, so it is not given.")
 

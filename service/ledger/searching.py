@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 from service.errors import InvalidRequest
-from service.ledger.entries import REVIEW, LogChanged, MalformedCursor, Page, Search, Stored
+from service.ledger.entries import REVIEW, Found, LogChanged, MalformedCursor, Page, Search, Stored
 from service.ledger.leaves import Opened, content_of, read_opened
 from service.ledger.sealing import CannotBeOpened, Vault, owner_of
 from service.ledger.tables import COHORT, FLAG, events, explanation_tags, explanations, log, subjects
@@ -64,6 +64,17 @@ def read_page(
     )
 
 
+def read_found(connection: Connection, vault: Vault, tenant: str, search: Search, most: int) -> list[Found]:
+    """The ids of the first `most` explanations, from the newest to the oldest, of any size; nothing is opened."""
+    by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
+    if by_pseudonym is None:
+        return []
+    columns = select(explanations.c.id, subjects.c.lookup)
+    query = columns.join_from(explanations, subjects, subjects.c.token == explanations.c.subject, isouter=True)
+    found = connection.execute(statement(tenant, by_pseudonym, None, query).limit(most))
+    return [Found(row.id, row.lookup) for row in found]
+
+
 def subject_token(connection: Connection, vault: Vault, tenant: str, subject: str) -> str | None:
     """The token of a tenant's subject; None of one that nothing is recorded of."""
     lookup = vault.lookup(tenant, subject)
@@ -80,16 +91,19 @@ def _by_pseudonym(connection: Connection, vault: Vault, tenant: str, search: Sea
     return None if token is None else replace(search, subject=token)
 
 
-def statement(tenant: str, search: Search, cursor: str | None) -> Select[Any]:
+def statement(tenant: str, search: Search, cursor: str | None, columns: Select[Any] | None = None) -> Select[Any]:
     """The explanations that `search` asks for, from the newest to the oldest; subject and decision by pseudonym.
 
     Order and conditions on time are put to the rarest thing asked for, whose index ends in that order: a
     person or a decision, else the first tag, else the column of an explanation that the database chooses.
+
+    `columns` selects others of the explanations than are usually read.
     """
     tags = [(explanation_tags.alias(), *tag) for tag in _tags(search)]
     is_rare = search.subject is not None or search.decision_id is not None
     leading: FromClause = tags[0][0] if tags and not is_rare else explanations
-    query = _tagged(_rows(), tags).where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
+    query = _tagged(_rows() if columns is None else columns, tags)
+    query = query.where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
     return query.order_by(leading.c.created.desc(), leading.c.seq.desc())
 
 

@@ -171,6 +171,7 @@ job_rows = Table(
     Column("payload", LargeBinary),  # sealed: instance and context, until the row is finished
     Column("outcome", text),
     Column("detail", Text),
+    Column("subject", String(64)),  # whose input it is, by the pseudonym of `subjects`, until the row is finished
     sqlite_with_rowid=False,
 )
 
@@ -229,3 +230,9 @@ Index("subjects_lookup", subjects.c.lookup, unique=True)
 Index("keys_hash", keys.c.hash, unique=True)
 Index("jobs_newest", jobs.c.tenant, jobs.c.created, jobs.c.id)
 Index("jobs_state", jobs.c.state, jobs.c.leased_until)
+Index(
+    "job_rows_subject",
+    job_rows.c.subject,
+    sqlite_where=job_rows.c.subject.is_not(None),
+    postgresql_where=job_rows.c.subject.is_not(None),
+)

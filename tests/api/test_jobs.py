@@ -15,7 +15,7 @@ from service.catalog.versions import ModelVersion
 from service.errors import LedgerUnavailable, NotFound
 from service.jobs import UNEXPECTED, sealed_payload
 from service.ledger.entries import LOOKUP, EventSearch
-from service.ledger.jobs import Jobs
+from service.ledger.jobs import ERASED, Jobs
 from service.ledger.tables import job_rows
 from service.permissions import Policy, Quota
 from service.records import Context
@@ -147,6 +147,44 @@ async def test_an_input_that_was_erased_is_not_explained_again(
     assert [result["error"] for result in job["results"] if "error" in result] == [
         "the explanation whose input was to be explained is no longer there"
     ]
+
+
+async def test_rows_of_a_person_who_is_erased_are_not_explained(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Neither those that wait, nor that which is computed at the moment of the erasure."""
+    await explain([instance], by=bank, context={"subject": "Ada"})
+    contexts = [{"subject": name} for name in ("Ada", "Ada", "Grace")]
+    ledger, append = service.app.state.ledger, service.app.state.ledger.append
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def held(entries: Any) -> None:
+        if any(getattr(entry, "subject", None) == "Ada" for entry in entries):
+            here.call_soon_threadsafe(reached.set)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go_on.wait(), here))
+        await append(entries)
+
+    monkeypatch.setattr("service.jobs.WINDOW", 1)
+    monkeypatch.setattr(ledger, "append", held)
+    given = await made(bank, instances=rows_of(instance, 3), context=contexts, parameters=RULE)
+    stored_before = await made(bank, explanations={"subject": "Ada"}, parameters=RULE)
+    await asyncio.wait_for(reached.wait(), 30)
+
+    erased = await bank.post("/v1/subjects/Ada:erase", json={})
+    go_on.set()
+
+    assert erased.json()["records"] == 1
+    assert erased.json()["job_rows"] == 3
+    job = await ended(bank, given)
+    assert job["progress"] == {"total": 3, "done": 1, "failed": 2}
+    assert [result.get("error") for result in job["results"]] == [ERASED, ERASED, None]
+    assert (await ended(bank, stored_before))["results"] == [{"row": 0, "error": ERASED}]
+    assert (await bank.get("/v1/explanations", params={"subject": "Ada"})).json()["explanations"] == []
+    records = await stored(bank)
+    assert [record["subject"] for record in records.values() if "subject" in record] == ["Grace"]
+    assert len(records) == 2  # and the one that lost its personal part
 
 
 async def test_a_row_that_cannot_be_explained_says_why(bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
 from service.errors import HeldByLaw, NotFound
-from service.ledger import Entry, EventSearch, Ledger, Notary, Search, Vault, WrongMasterKey, open_engine
+from service.ledger import Entry, EntryRefused, EventSearch, Ledger, Notary, Search, Vault, WrongMasterKey, open_engine
 from service.ledger.erasing import erase, hold, holds, months_before, ranges, release, retain
 from service.ledger.export_checking import check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
+from service.ledger.jobs import DONE, ERASED, FAILED, Job, JobRow, Jobs, State
 from service.ledger.merkle import is_included
 from service.ledger.sealing import NO_TOKEN, prepare_database
 from service.ledger.tables import explanations, log, subjects
@@ -130,6 +133,107 @@ async def test_who_comes_again_is_another(ledger: Ledger, engine: Engine, vault:
     await ledger.append([again])
     assert [one.id for one in (await ledger.search("bank", Search(subject=PERSON))).entries] == [again.id]
     assert erase(engine, vault, "bank", PERSON, "key").records == 1
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+def waiting_rows(engine: Engine, vault: Vault, names: Sequence[str | None], tenant: str = "bank") -> str:
+    """A job with a row of each of these people; gives its id."""
+    job = Job(
+        id=str(uuid.uuid4()), tenant=tenant, key_id="k", kind="explain", state=State.WAITING, created=1, ended=None,
+        spec=b"sealed", total=len(names), done=0, failed=0, detail=None,
+    )  # fmt: skip
+    rows = [
+        JobRow(number, str(uuid.uuid4()), None, INCOME.encode(), subject=name and vault.lookup(tenant, name))
+        for number, name in enumerate(names)
+    ]
+    Jobs(engine).create(job, rows)
+    return job.id
+
+
+async def test_what_a_job_holds_of_an_erased_person_goes_too(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker, tmp_path: Path
+) -> None:
+    jobs = Jobs(engine)
+    job = waiting_rows(engine, vault, [PERSON, "Bob", None, PERSON, PERSON])
+    other = waiting_rows(engine, vault, [PERSON], "broker")
+    await ledger.append([of_person(make_entry, job_row=(job, 3))])
+    jobs.finish_rows(job, [(3, DONE, None)])
+
+    erased = erase(engine, vault, "bank", PERSON, "key", "asked for it")
+
+    assert (erased.records, erased.job_rows) == (1, 2)
+    (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
+    assert event.details == {"records": [[1, 1]], "count": 1, "job_rows": 2, "reason": "asked for it"}
+    told = [(row.number, row.outcome, row.detail) for row in jobs.results(job, -1, 10)]
+    assert told == [(0, FAILED, ERASED), (3, DONE, None), (4, FAILED, ERASED)]
+    assert [row.number for row, _ in jobs.unfinished_rows(job, -1, 10)] == [1, 2]
+    assert jobs.unfinished_row(job, 0) is None
+    kept = jobs.unfinished_row(other, 0)
+    assert kept is not None
+    assert kept.payload == INCOME.encode()
+    with pytest.raises(EntryRefused):  # what was being computed at that moment
+        await ledger.append([of_person(make_entry, job_row=(job, 4))])
+    jobs.finish_rows(job, [(4, DONE, None)])
+    assert jobs.results(job, 3, 1)[0].detail == ERASED
+    assert (await ledger.search("bank", Search(subject=PERSON))).entries == ()
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+async def test_whose_only_trace_is_a_job_is_erased(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker, tmp_path: Path
+) -> None:
+    nobodys = make_entry()
+    await ledger.append([nobodys])
+    waiting_rows(engine, vault, [PERSON])
+    assert INCOME.encode() in stored_bytes(engine, tmp_path)
+    with pytest.raises(NotFound):
+        erase(engine, vault, "stranger", PERSON, "key")
+
+    erased = erase(engine, vault, "bank", PERSON, "key")
+
+    assert (erased.records, erased.job_rows) == (0, 1)
+    (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
+    assert (event.about, event.details) == (None, {"records": [], "count": 0, "job_rows": 1, "reason": ""})
+    kept = await ledger.get("bank", nobodys.id)
+    assert kept is not None
+    assert kept.personal == nobodys.personal
+    with pytest.raises(NotFound):
+        erase(engine, vault, "bank", PERSON, "key")
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+    if engine.dialect.name == "sqlite":
+        engine.dispose()
+        assert INCOME.encode() not in stored_bytes(engine, tmp_path)
+
+
+def test_a_hold_keeps_what_waits_in_jobs(engine: Engine, vault: Vault) -> None:
+    job = waiting_rows(engine, vault, [PERSON])
+    hold(engine, vault, "bank", PERSON, "counsel", "case 12/2026")
+    with pytest.raises(HeldByLaw):
+        erase(engine, vault, "bank", PERSON, "key")
+    kept = Jobs(engine).unfinished_row(job, 0)
+    assert kept is not None
+    assert kept.payload == INCOME.encode()
+
+
+async def test_an_erasure_and_the_record_of_a_row_take_turns(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker
+) -> None:
+    """Whichever is first, nothing of the person is left."""
+    for turn in range(12):
+        name = f"{PERSON} {turn}"
+        job = waiting_rows(engine, vault, [name])
+        append = asyncio.create_task(ledger.append([of_person(make_entry, subject=name, job_row=(job, 0))]))
+        erased, refused = await asyncio.gather(
+            asyncio.to_thread(erase, engine, vault, "bank", name, "key"), append, return_exceptions=True
+        )
+        assert not isinstance(erased, BaseException)
+        assert (erased.records == 0) == isinstance(refused, EntryRefused)
+        assert (await ledger.search("bank", Search(subject=name))).entries == ()
+    with engine.connect() as connection:
+        assert connection.scalars(select(subjects.c.token)).all() == [NO_TOKEN]
     assert verify_ledger(engine, vault).faults == []
     await ledger.close()
 

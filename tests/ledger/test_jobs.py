@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
-from service.ledger import Ledger
+from service.ledger import EntryRefused, Ledger, Search
 from service.ledger import jobs as module
 from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
+from service.ledger.tables import job_rows
 
 if TYPE_CHECKING:
     from tests.ledger.conftest import EntryMaker
@@ -32,7 +34,13 @@ def job(tenant: str = "bank", created: int = 1) -> Job:
 
 
 def rows(count: int) -> list[JobRow]:
-    return [JobRow(number, str(uuid.uuid4()), payload=b"sealed") for number in range(count)]
+    return [JobRow(number, str(uuid.uuid4()), payload=b"sealed", subject="pseudonym") for number in range(count)]
+
+
+def held(jobs: Jobs, one: Job) -> dict[int, bytes | None]:
+    """What the rows hold that are still to be explained, by number."""
+    found = (jobs.unfinished_row(one.id, row.number) for row, _ in jobs.unfinished_rows(one.id, -1, 100))
+    return {row.number: row.payload for row in found if row is not None}
 
 
 def test_a_job_is_found_by_its_tenant_and_kind(jobs: Jobs) -> None:
@@ -84,6 +92,28 @@ def test_the_oldest_comes_first(jobs: Jobs) -> None:
     assert [one.created for one in claimed if one is not None] == [1, 2, 3]
 
 
+async def test_no_explanation_is_recorded_of_a_row_that_has_ended(
+    jobs: Jobs, ledger: Ledger, make_entry: EntryMaker
+) -> None:
+    one, other, own = job(), job(), rows(4)
+    jobs.create(one, own)
+    jobs.create(other, rows(1))
+    jobs.finish_rows(one.id, [(1, FAILED, "erased, say")])
+    jobs.cancel("bank", other.id)
+    ended = [(one.id, 1), (other.id, 0), (one.id, 9), (str(uuid.uuid4()), 0)]
+    append = ledger.append
+    calls = [append([make_entry(id=own[n].explanation_id, job_row=(one.id, n)), make_entry()]) for n in (0, 2)]
+    calls += [append([make_entry(), make_entry(job_row=row)]) for row in ended]  # all in one transaction at first
+
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(result) for result in results] == [type(None)] * 2 + [EntryRefused] * 4
+    found = await ledger.search("bank", Search())
+    assert {stored.id for stored in found.entries} >= {own[0].explanation_id, own[2].explanation_id}
+    assert len(found.entries) == 4
+    await append([make_entry(id=own[3].explanation_id, job_row=(one.id, 3))])
+
+
 async def test_a_row_whose_explanation_is_recorded_is_told_apart(
     jobs: Jobs, ledger: Ledger, make_entry: EntryMaker
 ) -> None:
@@ -112,9 +142,15 @@ def test_what_finished_rows_held_is_dropped(jobs: Jobs) -> None:
         (2, FAILED, "it does not fit", None),
     ]
     assert [row.number for row in jobs.results(one.id, 0, 10)] == [2]
-    assert [row.payload for row, _ in jobs.unfinished_rows(one.id, -1, 10)] == [b"sealed", b"sealed"]
+    assert held(jobs, one) == {1: b"sealed", 3: b"sealed"}
+    jobs.finish_rows(one.id, [(0, FAILED, "too late")])
+    assert jobs.results(one.id, -1, 1)[0].outcome == DONE
     jobs.cancel("bank", one.id)
-    assert [row.payload for row, _ in jobs.unfinished_rows(one.id, -1, 10)] == [None, None]
+    assert held(jobs, one) == {}
+    with jobs._engine.connect() as connection:
+        assert set(connection.execute(select(job_rows.c.payload, job_rows.c.subject))) == {(None, None)}
+    jobs.finish_rows(one.id, [(1, DONE, None)])  # by a run that has not heard of it
+    assert [row.number for row in jobs.results(one.id, -1, 10)] == [0, 2]
 
 
 def test_a_job_ends_once(jobs: Jobs) -> None:
@@ -153,7 +189,7 @@ def test_a_run_that_was_overtaken_is_not_heard(jobs: Jobs, monkeypatch: pytest.M
     found = jobs.get("bank", one.id, (KIND,))
     assert found is not None
     assert (found.state, found.total, found.done) == (State.RUNNING, 3, 0)
-    assert [row.payload for row, _ in jobs.unfinished_rows(one.id, -1, 10)] == [b"sealed"]
+    assert held(jobs, one) == {0: b"sealed"}
     assert jobs.tell(one.id, "second", 0, 9)
     jobs.end(one.id, "second", State.DONE)
     found = jobs.get("bank", one.id, (KIND,))

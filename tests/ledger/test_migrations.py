@@ -225,6 +225,44 @@ def test_a_key_that_was_changed_before_it_was_kept(before_bound_keys: Engine, tm
     ]
 
 
+async def test_rows_of_jobs_that_wait_are_found_by_whose_they_are(url: str, make_entry: EntryMaker) -> None:
+    engine = open_engine(url)
+    upgrade(engine, "0006")
+    ledger = Ledger(engine, VAULT)
+    entries = [make_entry(subject=name) for name in ("Ann", None)]
+    await ledger.append(entries)
+    await ledger.close()
+    ids = [str(uuid.uuid4()) for _ in range(5)]
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO jobs (id, tenant, key_id, kind, state, created, spec, done)"
+                " VALUES ('a', 'bank', 'k', 'explain', 'waiting', 1, :spec, 0)"
+            ),
+            {"spec": b""},
+        )
+        payloads = {
+            at: VAULT.seal(orjson.dumps({"instance": [1], "context": {"subject": name}}), ids[at], None, None)
+            for at, name in enumerate(("Bob", None))
+        }
+        sources = {2: entries[0].id, 3: entries[1].id}
+        for at, own in enumerate(ids):
+            connection.execute(
+                text(
+                    "INSERT INTO job_rows (job_id, number, explanation_id, source, payload)"
+                    " VALUES ('a', :number, :id, :source, :payload)"
+                ),
+                {"number": at, "id": own, "source": sources.get(at), "payload": payloads.get(at)},
+            )
+    with pytest.raises(ValueError, match="master key"):
+        upgrade(engine)
+    upgrade(engine, vault=VAULT)
+    with engine.connect() as connection:
+        named = connection.execute(text("SELECT subject FROM job_rows ORDER BY number")).scalars().all()
+    assert named == [VAULT.lookup("bank", "Bob"), None, VAULT.lookup("bank", "Ann"), None, None]
+    engine.dispose()
+
+
 def test_processes_that_start_at_once_take_turns(url: str) -> None:
     processes = [
         subprocess.Popen(
