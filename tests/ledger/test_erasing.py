@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -112,6 +113,11 @@ async def test_nothing_of_an_erased_person_is_found(
         with target.open("w+b") as file:
             write_export(file, engine, notary, checkpoint, lines, {}, complete=whole)
             verdict = check_export(file, notary.open().public_key)
+        with zipfile.ZipFile(target) as archive:
+            unpacked = b"".join(archive.read(name) for name in archive.namelist())
+        for word in (PERSON, "Quendolin"):
+            assert word.encode() not in unpacked
+        assert all(one.id.encode() in unpacked for one in theirs)
         assert verdict.faults == []
         assert verdict.erased == 3
     await ledger.close()
