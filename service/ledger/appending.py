@@ -19,12 +19,12 @@ from sqlalchemy import Engine, PoolProxiedConnection, Table
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from service.ledger.database import WRITE_LOCK
-from service.ledger.entries import EXPLANATION, Entry, EntryRefused, Event
+from service.ledger.entries import EXPLANATION, REVIEW, Entry, EntryRefused, Event
 from service.ledger.jobs import UNFINISHED
 from service.ledger.leaves import event_record, tags_of, write_explanation
 from service.ledger.merkle import leaf_hash
 from service.ledger.sealing import Subject, Vault, owner_of
-from service.ledger.tables import events, explanation_tags, explanations, log, subjects
+from service.ledger.tables import REVIEWED, events, explanation_tags, explanations, log, subjects
 
 CHECKPOINT_EVERY = 400
 """Entries after which SQLite's write-ahead log is moved into its file."""
@@ -42,6 +42,13 @@ _WAITING_ROWS = (
     "SELECT count(*) FROM job_rows JOIN jobs ON jobs.id = job_rows.job_id"  # noqa: S608 - words of our own
     f" WHERE outcome IS NULL AND state IN {tuple(map(str, UNFINISHED))}"
 )
+
+_MARK = (
+    f"INSERT INTO explanation_tags (seq, name, value, tenant, created)"  # noqa: S608 - words of our own
+    f" SELECT seq, '{REVIEWED[0]}', '{REVIEWED[1]}', tenant, created FROM explanations WHERE id = ? AND tenant = ?"
+    " ON CONFLICT DO NOTHING"
+)
+"""Tags what was reviewed; the second review finds the tag there."""
 
 _SEALED = ("subject", "decision_id", "personal")
 _PLAIN = tuple(column.name for column in explanations.c if column.name not in {"seq", "tombstone", *_SEALED})
@@ -152,6 +159,9 @@ class Appender:
                 for first in range(0, len(rows[table]), together):
                     some = rows[table][first : first + together]
                     cursor.execute(self._inserting_rows(table, columns, self._place, len(some)), [*chain(*some)])
+            for entry in entries:
+                if isinstance(entry, Event) and entry.kind == REVIEW:
+                    cursor.execute(_MARK.replace("?", self._marker), (entry.about, entry.tenant))
             cursor.execute("COMMIT")
         cursor.close()
 

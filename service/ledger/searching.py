@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 
 from service.errors import InvalidRequest
-from service.ledger.entries import REVIEW, Found, LogChanged, MalformedCursor, Page, Search, Stored
+from service.ledger.entries import Found, LogChanged, MalformedCursor, Page, Search, Stored
 from service.ledger.leaves import Opened, content_of, read_opened
 from service.ledger.sealing import CannotBeOpened, Vault, owner_of
-from service.ledger.tables import COHORT, FLAG, events, explanation_tags, explanations, log, subjects
+from service.ledger.tables import COHORT, FLAG, REVIEWED, explanation_tags, explanations, log, subjects
 
 LARGEST_PAGE = 1000
 
@@ -153,6 +153,8 @@ def _tags(search: Search) -> Iterable[tuple[str, str]]:
         yield FLAG, search.flag
     for name, value in search.cohort:
         yield f"{COHORT}{name}", value
+    if search.reviewed:
+        yield REVIEWED
 
 
 def _conditions(tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
@@ -160,10 +162,11 @@ def _conditions(tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
     if search.converged is not None:
         # Written out, not as a parameter: the partial index answers only to the words it was made with.
         yield explanations.c.converged.is_(True) if search.converged else not_(explanations.c.converged)
-    if search.reviewed is not None:
-        about_it = (events.c.tenant == tenant, events.c.about == explanations.c.id, events.c.kind == REVIEW)
-        review = exists().where(*about_it)
-        yield review if search.reviewed else not_(review)
+    if search.reviewed is False:
+        mark = explanation_tags.alias()
+        yield not_(
+            exists().where(mark.c.seq == explanations.c.seq, mark.c.name == REVIEWED[0], mark.c.value == REVIEWED[1])
+        )
     for column in ("model", "version", "subject", "decision_id", "label"):
         if (value := getattr(search, column)) is not None:
             yield explanations.c[column] == value
@@ -200,7 +203,7 @@ def stored_explanations(
     Raises LogChanged when a sealed part is not what was written, or its key is gone and no tombstone says why.
     """
     tags = select(explanation_tags.c.seq, explanation_tags.c.name, explanation_tags.c.value).where(
-        explanation_tags.c.seq.in_([row.seq for row in rows])
+        explanation_tags.c.seq.in_([row.seq for row in rows]), explanation_tags.c.name != REVIEWED[0]
     )
     flags: dict[int, list[str]] = {row.seq: [] for row in rows}
     cohorts: dict[int, dict[str, str]] = {row.seq: {} for row in rows}

@@ -36,6 +36,8 @@ from service.ledger.entries import LONGEST_TEXT
 FLAG = "flag"
 COHORT = "cohort."
 """Names of tags: a flag is ("flag", "protected_share"), a cohort ("cohort.channel", "web")."""
+REVIEWED = ("reviewed", "true")
+"""The tag of the explanations that an event of the kind REVIEW is about: the one that is added later."""
 
 metadata = MetaData()
 

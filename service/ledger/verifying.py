@@ -6,7 +6,7 @@ It reads the log from its beginning, a page at a time, in one snapshot, while th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Row, Table, func, not_, or_, select
 
 from service.ledger.checkpoints import Checkpoint, log_size, read_body, read_line
 from service.ledger.database import database_in_reach
-from service.ledger.entries import EXPLANATION, TOMBSTONE_KINDS
+from service.ledger.entries import EXPLANATION, REVIEW, TOMBSTONE_KINDS
 from service.ledger.export_checking import MALFORMED, Verdict, checkpoint_faults
 from service.ledger.key_history import KEY_KINDS, KeyHistory
 from service.ledger.leaves import covers, has_schema, read_head, read_opened
@@ -23,6 +23,7 @@ from service.ledger.merkle import STORED_HEIGHTS, GrowingTree, leaf_hash
 from service.ledger.sealing import NO_TOKEN, CannotBeOpened, Sealed, Vault, owner_of, unpack
 from service.ledger.signing import SigningKey, chain_faults, read_statement
 from service.ledger.tables import (
+    REVIEWED,
     checkpoints,
     events,
     explanation_tags,
@@ -54,9 +55,15 @@ def verify_ledger(engine: Engine, vault: Vault, shipped: Path | None = None) -> 
 
 
 def explanation_faults(
-    connection: Connection, vault: Vault, row: Row[Any], tags: Sequence[Row[Any]], record: bytes | None
+    connection: Connection,
+    vault: Vault,
+    row: Row[Any],
+    tags: Sequence[Row[Any]],
+    record: bytes | None,
+    *,
+    is_reviewed: bool,
 ) -> list[str]:
-    """What of an explanation's row is not what its record in the log says."""
+    """What of an explanation's row is not what its record in the log says, and whether a review is about it."""
     name = f"row {row.seq}"
     if record is None:
         return _erased_faults(connection, row, without_record=True)
@@ -70,7 +77,8 @@ def explanation_faults(
         if getattr(row, column) != getattr(head, column)
     ]
     found = sorted((tag.name, tag.value) for tag in tags)
-    if found != list(head.tags) or any((t.tenant, t.created) != (row.tenant, row.created) for t in tags):
+    expected = sorted([*head.tags, *([REVIEWED] if is_reviewed else [])])
+    if found != expected or any((t.tenant, t.created) != (row.tenant, row.created) for t in tags):
         faults.append(f"{name}: its tags are not what was recorded")
     if row.tombstone is not None or row.personal is None:
         return faults + _erased_faults(connection, row, without_record=False)
@@ -101,6 +109,16 @@ def event_faults(row: Row[Any], record: bytes | None) -> list[str]:
     except MALFORMED:
         return [f"row {row.seq}: its record is none of an event"]
     return [f"row {row.seq}: the column {name} is not what was recorded" for name in wrong]
+
+
+def _reviewed(connection: Connection, rows: Collection[Row[Any]]) -> set[int]:
+    """The places of those of the explanations that a review of their tenant's is about."""
+    about = events.c.about.in_([row.id for row in rows])
+    found = {
+        (row.tenant, row.about)
+        for row in connection.execute(select(events.c.tenant, events.c.about).where(events.c.kind == REVIEW, about))
+    }
+    return {row.seq for row in rows if (row.tenant, row.id) in found}
 
 
 def _erased_faults(connection: Connection, row: Row[Any], *, without_record: bool) -> list[str]:
@@ -183,6 +201,7 @@ class _Verification:
         tags: dict[int, list[Row[Any]]] = {}
         for tag in self._between(explanation_tags, first, last):
             tags.setdefault(tag.seq, []).append(tag)
+        reviewed = _reviewed(self._connection, explained.values())
         nodes_here: dict[tuple[int, int], bytes] = {}
         for before, row in zip([first - 1, *(row.seq for row in rows)], rows, strict=False):
             if row.seq != before + 1:
@@ -191,7 +210,13 @@ class _Verification:
             self._verdict.records += 1
             if row.record is not None and leaf_hash(row.record) != row.leaf:
                 self._verdict.add(f"row {row.seq} is not what was recorded")
-            self._check_row(row, explained.pop(row.seq, None), happened.pop(row.seq, None), tags.pop(row.seq, []))
+            self._check_row(
+                row,
+                explained.pop(row.seq, None),
+                happened.pop(row.seq, None),
+                tags.pop(row.seq, []),
+                is_reviewed=row.seq in reviewed,
+            )
             for height, place, found in self._tree.add(row.leaf):
                 if height % STORED_HEIGHTS == 0:
                     nodes_here[height, place] = found
@@ -208,7 +233,13 @@ class _Verification:
                 self._verdict.add(f"the stored node {height}/{place} is not that of the log")
 
     def _check_row(
-        self, row: Row[Any], explained: Row[Any] | None, happened: Row[Any] | None, tags: Sequence[Row[Any]]
+        self,
+        row: Row[Any],
+        explained: Row[Any] | None,
+        happened: Row[Any] | None,
+        tags: Sequence[Row[Any]],
+        *,
+        is_reviewed: bool,
     ) -> None:
         if row.kind == EXPLANATION:
             if explained is None or happened is not None:
@@ -217,7 +248,9 @@ class _Verification:
             self._verdict.erased += explained.tombstone is not None
             if row.record is not None and has_schema(row.record) and _kind(row.record) != EXPLANATION:
                 self._verdict.add(f"row {row.seq}: its kind is not what was recorded")
-            self._verdict.add(*explanation_faults(self._connection, self._vault, explained, tags, row.record))
+            self._verdict.add(
+                *explanation_faults(self._connection, self._vault, explained, tags, row.record, is_reviewed=is_reviewed)
+            )
             return
         if happened is None or explained is not None or tags:
             self._verdict.add(f"row {row.seq}: the event is missing")
@@ -411,7 +444,8 @@ def verify_explanation(engine: Engine, vault: Vault, seq: int) -> list[str]:
         tags = connection.execute(select(explanation_tags).where(explanation_tags.c.seq == seq)).all()
         if logged is None or row is None:
             return [f"row {seq} is missing"]
-        faults = explanation_faults(connection, vault, row, tags, logged.record)
+        is_reviewed = bool(_reviewed(connection, [row]))
+        faults = explanation_faults(connection, vault, row, tags, logged.record, is_reviewed=is_reviewed)
     if logged.record is not None and leaf_hash(logged.record) != logged.leaf:
         faults.append(f"row {seq} is not what was recorded")
     return faults

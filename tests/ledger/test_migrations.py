@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from service.ledger import Entry, Event, Keys, Ledger, Search, open_engine, prepare_database, upgrade
-from service.ledger.entries import KEY_CREATED, KEY_REVOKED
+from service.ledger.entries import KEY_CREATED, KEY_REVOKED, REVIEW
 from service.ledger.events import insert_event
 from service.ledger.leaves import read_head
 from service.ledger.tables import metadata
@@ -138,6 +138,27 @@ async def test_what_the_first_schema_held_is_sealed_and_found(url: str, make_ent
     assert [one.seq for one in (await ledger.search("bank", Search(subject="Ann"))).entries] == [9, 7, 6, 3, 2]
     assert [one.seq for one in (await ledger.search("bank", Search(subject="Bob"))).entries] == [8, 4]
     assert len((await ledger.search("bank", Search(decision_id="d-1"))).entries) == 8
+    await ledger.close()
+    engine.dispose()
+
+
+async def test_reviews_of_before_are_found(url: str, make_entry: EntryMaker) -> None:
+    engine = open_engine(url)
+    upgrade(engine)
+    ledger = Ledger(engine, VAULT)
+    entries = [make_entry() for _ in range(3)]
+    await ledger.append(
+        [*entries, *(Event(kind=REVIEW, tenant="bank", key_id="key", about=entries[1].id) for _ in "ab")]
+    )
+    await ledger.append_event(REVIEW, "broker", "key", entries[2].id)
+    with engine.begin() as connection:  # as it was
+        connection.execute(text("DELETE FROM explanation_tags"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
+    upgrade(engine)
+    for is_reviewed, meant in ((True, entries[1:2]), (False, [entries[2], entries[0]])):
+        page = await ledger.search("bank", Search(reviewed=is_reviewed))
+        assert [one.id for one in page.entries] == [one.id for one in meant]
+        assert {(one.flags, tuple(one.cohort)) for one in page.entries} == {((), ())}
     await ledger.close()
     engine.dispose()
 

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING
 
 from service.ledger import Ledger, Search
 from service.ledger.entries import REVIEW
-from service.ledger.searching import statement
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from tests.ledger.conftest import EntryMaker
 
 
@@ -31,16 +28,3 @@ async def test_the_queue_of_a_flag_holds_what_nobody_reviewed(ledger: Ledger, ma
                 for entry in reversed(entries)
                 if (flag is None or flag in entry.flags) and is_reviewed in (None, entry.id in reviewed)
             ]
-
-
-async def test_the_queue_is_read_by_index(engine: Engine, ledger: Ledger) -> None:
-    if engine.dialect.name != "sqlite":
-        return
-    query = statement("bank", Search(flag="protected_share", reviewed=False), None).limit(50)
-    compiled = query.compile(engine, compile_kwargs={"literal_binds": True})
-    with engine.connect() as connection:
-        steps = [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}")]
-
-    assert any("explanation_tags_newest (tenant=? AND name=? AND value=?" in step for step in steps), steps
-    assert any("events_about (tenant=? AND about=?" in step for step in steps), steps
-    assert not any(step.startswith("SCAN") for step in steps), steps

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, insert, text
 
 from service.errors import InvalidRequest
-from service.ledger import Entry, Ledger, MalformedCursor, Search, Stored
+from service.ledger import Entry, Event, Ledger, MalformedCursor, Search, Stored
+from service.ledger.entries import REVIEW
 from service.ledger.tables import subjects
 from tests.ledger.conftest import VAULT
 
@@ -49,6 +50,12 @@ SEARCHES = {
     "label_not_converged": Search(label="denied", converged=False),
     "subject_with_flag": Search(subject="ann", flag="protected_share"),
     "nothing": Search(subject="nobody"),
+    "reviewed": Search(reviewed=True),
+    "not_reviewed": Search(reviewed=False),
+    "reviewed_of_model": Search(reviewed=True, model="loan"),
+    "reviewed_of_subject": Search(reviewed=True, subject="ann"),
+    "reviewed_with_flag": Search(reviewed=True, flag="protected_share"),
+    "queue": Search(reviewed=False, flag="protected_share"),
 }
 
 
@@ -73,7 +80,17 @@ def varied(make_entry: EntryMaker, count: int) -> list[Entry]:
     return entries
 
 
-def is_meant(entry: Entry, search: Search) -> bool:
+def reviews(entries: list[Entry]) -> dict[str, list[Event]]:
+    """Reviews of some of the entries, by the id that they are about: some have two, some none or another tenant's."""
+    each: dict[str, list[Event]] = {}
+    for number, entry in enumerate(entries):
+        for tenant in ((entry.tenant,) * (number % 3), ("stranger",))[number % 5 == 0]:
+            event = Event(kind=REVIEW, tenant=tenant, key_id="key", about=entry.id, details={"verdict": "accepted"})
+            each.setdefault(entry.id, []).append(event)
+    return each
+
+
+def is_meant(entry: Entry, search: Search, about: dict[str, list[Event]]) -> bool:
     """The search, said again in other words."""
     columns = ("model", "version", "subject", "decision_id", "label", "converged")
     asked = {name: getattr(search, name) for name in columns}
@@ -83,6 +100,7 @@ def is_meant(entry: Entry, search: Search) -> bool:
         and (search.created_to is None or entry.created < search.created_to)
         and (search.flag is None or search.flag in entry.flags)
         and set(search.cohort) <= set(entry.cohort.items())
+        and search.reviewed in (None, any(event.tenant == entry.tenant for event in about.get(entry.id, [])))
     )
 
 
@@ -100,11 +118,14 @@ async def follow(ledger: Ledger, tenant: str, search: Search, limit: int) -> lis
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 async def test_every_search_finds_what_is_meant(ledger: Ledger, make_entry: EntryMaker, limit: int) -> None:
     entries = varied(make_entry, 70)
-    await ledger.append(entries)
+    about = reviews(entries)
+    later = [event for entry in entries[:40] for event in about.get(entry.id, [])]
+    await ledger.append([*entries, *(event for entry in entries[40:] for event in about.get(entry.id, []))])
+    await ledger.append(later)
     found_any = set()
     for tenant in ("bank", "broker", "stranger"):
         for name, search in SEARCHES.items():
-            meant = [entry for entry in entries if entry.tenant == tenant and is_meant(entry, search)]
+            meant = [entry for entry in entries if entry.tenant == tenant and is_meant(entry, search, about)]
             found = await follow(ledger, tenant, search, limit)
             newest_first = sorted(meant, key=lambda entry: entry.created, reverse=True)
             assert [stored.id for stored in found] == [entry.id for entry in newest_first], name
@@ -222,6 +243,12 @@ INDEXES = {
     "label_not_converged": "explanations_not_converged (tenant=? AND converged=?",
     "subject_with_flag": "explanations_subject (tenant=? AND subject=?",
     "everything": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "reviewed": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "not_reviewed": "explanations_newest (tenant=?",
+    "reviewed_of_model": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "reviewed_of_subject": "explanations_subject (tenant=? AND subject=?",
+    "reviewed_with_flag": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "queue": "explanation_tags_newest (tenant=? AND name=? AND value=?",
 }
 
 
@@ -230,7 +257,8 @@ INDEXES = {
 async def test_sqlite_reads_a_range_of_the_right_index(
     ledger: Ledger, engine: Engine, make_entry: EntryMaker, name: str
 ) -> None:
-    await ledger.append(varied(make_entry, 70))
+    entries = varied(make_entry, 70)
+    await ledger.append([*entries, *(event for each in reviews(entries).values() for event in each)])
     steps = await plan(ledger, engine, SEARCHES[name])
     assert any(INDEXES[name] in step for step in steps), steps
     assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], steps
@@ -245,6 +273,9 @@ MANY_EXPLANATIONS = """
 MANY_LEAVES = "INSERT INTO log SELECT i, 'explanation', '{}', '' FROM generate_series(1, 20000) i"
 MANY_SUBJECTS = "INSERT INTO subjects SELECT 't' || i, 'l' || i, '' FROM generate_series(1, 2000) i"
 MANY_TAGS = "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FROM generate_series(1, 20000, 40) i"
+MANY_REVIEWS = (
+    "INSERT INTO explanation_tags SELECT i, 'reviewed', 'true', 'bank', i FROM generate_series(1, 20000, 80) i"
+)
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -253,6 +284,7 @@ async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: En
         connection.execute(text(MANY_EXPLANATIONS))
         connection.execute(text(MANY_LEAVES))
         connection.execute(text(MANY_TAGS))
+        connection.execute(text(MANY_REVIEWS))
         connection.execute(text(MANY_SUBJECTS))
         lookup = VAULT.lookup("bank", "Ann")
         connection.execute(
@@ -268,9 +300,15 @@ async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: En
         "label": Search(label="label7"),
         "not_converged": Search(converged=False),
     }
-    for name, search in indexes.items():
+    named = {f"explanations_{name}": search for name, search in indexes.items()}
+    for index, search in [
+        *named.items(),
+        ("explanations_newest", Search(reviewed=False)),
+        ("explanation_tags_newest", Search(reviewed=True)),
+        ("explanation_tags_newest", Search(flag="seen", reviewed=False)),
+    ]:
         steps = await plan(ledger, engine, search)
-        assert any(f"explanations_{name}" in step for step in steps), steps
+        assert any(index in step for step in steps), steps
         assert not [step for step in steps if "Seq Scan" in step or "Sort" in step], steps
     for search in (Search(flag="seen"), Search(created_from=9, created_to=99), Search(converged=True)):
         steps = await plan(ledger, engine, search)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.ledger import SCOPES, Entry, Event, Keys, Ledger, Notary, merkle, open_engine, prepare_database, verifying
 from service.ledger import checkpoints as making
+from service.ledger.entries import REVIEW
 from service.ledger.erasing import erase, hold, release
 from service.ledger.export_checking import Verdict
 from service.ledger.sealing import NO_TOKEN, Vault
@@ -88,6 +89,10 @@ async def filled(
         if i == 6:
             hold(engine, vault, "bank", "Cid", "key", "a trial")
             release(engine, vault, "bank", "Cid", "key")
+    with engine.connect() as connection:
+        reviewed = connection.scalar(select(explanations.c.id).where(explanations.c.seq == 2))
+    for verdict in ("escalated", "accepted"):
+        await ledger.append_event(REVIEW, "bank", "key", reviewed, {"verdict": verdict, "note": ""})
     make_keys(Keys(engine))
     notary.sign()
     await ledger.close()
@@ -117,7 +122,7 @@ def test_an_untouched_ledger_is_valid(filled: tuple[Engine, Vault], tmp_path: Pa
     verdict = verified(filled, tmp_path)
     assert verdict.faults == []
     assert verdict.is_valid
-    assert (verdict.records, verdict.size) == (43, 43)
+    assert (verdict.records, verdict.size) == (45, 45)
     assert verdict.erased == 4
     assert verdict.signed is not None
 
@@ -191,6 +196,8 @@ ROWS: dict[str, tuple[Table, Any]] = {
     "a tombstone": (events, events.c.kind == "erasure"),
     "a tombstone in the log": (log, log.c.kind == "erasure"),
     "tags": (explanation_tags, explanation_tags.c.name == "flag"),
+    "the mark of a review": (explanation_tags, explanation_tags.c.name == "reviewed"),
+    "a review": (events, events.c.kind == "review"),
     "nodes": (nodes, nodes.c.height == 4),
     "a checkpoint": (checkpoints, checkpoints.c.size == 4),
     "a key": (signing_keys, signing_keys.c.place == 1),
@@ -253,13 +260,29 @@ def add_a_tag(connection: Any) -> None:
     connection.execute(insert(explanation_tags).values(seq=1, name="flag", value="x", tenant="bank", created=1))
 
 
+def mark_as_reviewed(connection: Any) -> None:
+    """What nobody reviewed leaves the queue."""
+    row = connection.execute(select(explanations).where(explanations.c.seq == 1)).one()
+    mark = {"seq": 1, "name": "reviewed", "value": "true", "tenant": row.tenant, "created": row.created}
+    connection.execute(insert(explanation_tags).values(mark))
+
+
 def add_a_row(connection: Any) -> None:
     connection.execute(insert(events).values(seq=99, kind="lookup", tenant="bank", created=1, key_id="key"))
 
 
 @pytest.mark.parametrize(
     "change",
-    [swap_rows, cut_off, erase_in_silence, hide_behind_another_tombstone, empty_a_record, add_a_tag, add_a_row],
+    [
+        swap_rows,
+        cut_off,
+        erase_in_silence,
+        hide_behind_another_tombstone,
+        empty_a_record,
+        add_a_tag,
+        mark_as_reviewed,
+        add_a_row,
+    ],
 )
 def test_rows_that_are_moved_cut_off_emptied_or_added(
     filled: tuple[Engine, Vault], tmp_path: Path, change: Callable[[Any], None]
@@ -344,7 +367,7 @@ async def test_rows_that_are_back_dated(filled: tuple[Engine, Vault], tmp_path: 
 
 def test_one_explanation_on_its_own(filled: tuple[Engine, Vault]) -> None:
     engine, vault = filled
-    assert verify_explanation(engine, vault, 1) == []
+    assert verify_explanation(engine, vault, 1) == verify_explanation(engine, vault, 2) == []
     with engine.begin() as connection:
         connection.execute(update(explanations).where(explanations.c.seq == 1).values(label="approved"))
         connection.execute(update(log).where(log.c.seq == 2).values(record=b"{}"))
