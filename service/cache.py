@@ -103,6 +103,8 @@ class Cache:
         self._writes: set[asyncio.Task[None]] = set()
         self._unwritten: dict[str, bytes] = {}
         self._line = None if url is None else _Line(url)
+        self.forgotten = 0
+        """How often results were forgotten: whoever began one before the last time does not keep it."""
 
     async def close(self) -> None:
         """Finishes pending writes and closes the connection."""
@@ -124,6 +126,7 @@ class Cache:
 
         Where Redis does not answer they go when their time is over.
         """
+        self.forgotten += 1
         for key in [key for key in self._unwritten if key.startswith(RESULT)]:
             del self._unwritten[key]
         cursor: Any = 0

@@ -261,9 +261,11 @@ class Explaining:
         self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
     ) -> _Result:
         tenant, digest, priority = key
+        forgotten = self._cache.forgotten
         result = await self._compute(version, plan, deadline, priority)
         explanation = result[0]
-        if explanation.reason not in ("deadline", "non_finite"):
+        was_erased = self._cache.forgotten != forgotten  # somebody was, meanwhile: this may be theirs
+        if explanation.reason not in ("deadline", "non_finite") and not was_erased:
             self._cache.keep_result(tenant, digest, explanation)
         return result
 

@@ -259,6 +259,20 @@ async def test_what_chance_stopped_is_not_kept(
     assert len(one.engine.asked) == (1 if is_kept else 2)
 
 
+async def test_what_was_begun_before_somebody_was_erased_is_not_kept(make: Make, until: Until) -> None:
+    one = make(held=True)
+    asking = one.ask()
+    await until(lambda: len(one.engine.asked) == 1)
+    await one.cache.forget_results()
+    one.engine.is_open.set()
+    await asking
+
+    (later,) = await one.ask()
+    (again,) = await one.ask()
+
+    assert (later.explanation["cached"], again.explanation["cached"]) == (False, True)
+
+
 async def test_one_with_a_deadline_computes_for_itself_and_may_be_kept(make: Make, until: Until) -> None:
     one = make(held=True)
     asking = [one.ask(deadline_ms=60_000) for _ in range(2)]
