@@ -185,7 +185,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
         await asyncio.to_thread(notary.open)
         ledger = Ledger(database, vault, metrics.observe_append, notary=notary)
         stack.push_async_callback(ledger.close)
-        steward = Steward(database, vault, settings.retention, cache.forget_results)
+        steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
         stack.push_async_callback(steward.close)
 
     workers = settings.workers or count_devices()

@@ -66,7 +66,8 @@ class Settings(BaseSettings):
 
     `metrics_key` may read the metrics and nothing else. `master_key` is the file with the key over all that is sealed
     in the ledger, `signing_key` that of the private key that signs its checkpoints; hosts that share a database share
-    both. `retention` are the months that personal data is kept, by class. `stability_share` is the share of
+    both. `retention` are the months that personal data is kept, by class, `job_days` the days that jobs and
+    exports can be looked up once they have ended. `stability_share` is the share of
     explanations that are computed once more, from another sample of the baseline. `trusted_artefacts` are the exported
     torch programs that may be opened, by digest: such a file is code.
     `logs` says how the log is written. `traces_endpoint` is where traces go, by OTLP over HTTP; unset: nowhere.
@@ -85,6 +86,7 @@ class Settings(BaseSettings):
     master_key: Path | None = None
     signing_key: Path | None = None
     retention: Months = {"standard": 25}
+    job_days: int = Field(default=30, ge=1, le=36_500)
     workers: int | None = Field(default=None, ge=1)
     ledger: Literal["required", "best_effort", "off"] = "required"
     max_queued_points: int = Field(default=200_000, ge=1)

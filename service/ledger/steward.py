@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from service.ledger.database import database_in_reach
 from service.ledger.entries import ERASURE, StoredEvent
 from service.ledger.erasing import Erased, Hold
 from service.ledger.export_checking import Verdict
+from service.ledger.jobs import Jobs
 from service.ledger.sealing import Vault
 from service.ledger.tables import events, log
 from service.ledger.verifying import verify_explanation, verify_ledger
@@ -25,7 +27,8 @@ from service.ledger.verifying import verify_explanation, verify_ledger
 LOOK_SECONDS = 2.0
 """How soon the service notices that somebody else, an operator at the command line, erased a person."""
 
-RETAIN_SECONDS = 86_400.0
+DAY_SECONDS = 86_400.0
+RETAIN_SECONDS = DAY_SECONDS
 SCHEDULE = "schedule"
 """Who erases what is over its time, where nobody asks for it."""
 
@@ -39,14 +42,16 @@ Forget = Callable[[], Awaitable[None]]
 class Steward:
     """Looks after one ledger, for one event loop.
 
-    `periods` are the months that personal parts are kept, by class. `forget` drops what lies elsewhere of people who
+    `periods` are the months that personal parts are kept, by class, `job_days` the days that jobs are kept once they
+    have ended. `forget` drops what lies elsewhere of people who
     were erased: it is called after every erasure, also when another process did it.
     """
 
-    def __init__(self, engine: Engine, vault: Vault, periods: Mapping[str, int], forget: Forget) -> None:
+    def __init__(self, engine: Engine, vault: Vault, periods: Mapping[str, int], job_days: int, forget: Forget) -> None:
         self._engine = engine
         self._vault = vault
         self._periods = periods
+        self._job_days = job_days
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(2, thread_name_prefix="ledger-steward")
@@ -104,12 +109,19 @@ class Steward:
                 for name, count in counts.items():
                     if count:
                         _log.info("%d records of the class %s were over their time and are erased", count, name)
+                jobs = await self._run(_forget_jobs, self._job_days)
+                if jobs:
+                    _log.info("%d jobs ended over %d days ago and are deleted", jobs, self._job_days)
             except AnswerableError as error:
                 _log.warning("what is over its time is still there: %s", error)
             await asyncio.sleep(RETAIN_SECONDS)
 
     async def _run(self, work: Callable[Concatenate[Engine, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._thread, partial(work, self._engine, *arguments, **named))
+
+
+def _forget_jobs(engine: Engine, days: int) -> int:
+    return Jobs(engine).forget_ended(round((time.time() - days * DAY_SECONDS) * 1e6))
 
 
 def _read_tombstone(engine: Engine, place: int) -> StoredEvent | None:

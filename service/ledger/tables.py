@@ -232,6 +232,7 @@ Index("subjects_lookup", subjects.c.lookup, unique=True)
 Index("keys_hash", keys.c.hash, unique=True)
 Index("jobs_newest", jobs.c.tenant, jobs.c.created, jobs.c.id)
 Index("jobs_state", jobs.c.state, jobs.c.leased_until)
+Index("job_rows_outcome", job_rows.c.job_id, job_rows.c.outcome)  # for counting: a row itself may hold an image
 Index(
     "job_rows_subject",
     job_rows.c.subject,

@@ -8,14 +8,17 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from service.ledger import EntryRefused, Ledger, Search
 from service.ledger import jobs as module
 from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
+from service.ledger.steward import Steward
 from service.ledger.tables import job_rows
+from tests.ledger.conftest import VAULT
 
 if TYPE_CHECKING:
+    from tests.conftest import Until
     from tests.ledger.conftest import EntryMaker
 
 KIND = "explain"
@@ -219,6 +222,57 @@ def test_a_job_that_was_put_off_is_claimed_later(jobs: Jobs, monkeypatch: pytest
     taken = jobs.claim("third", (KIND,), but=[other.id])
     assert taken is not None
     assert (taken.id, taken.detail) == (one.id, None)
+
+
+def test_jobs_that_ended_long_ago_are_deleted(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, going = job(created=1), job(created=2), job(created=3)
+    for one in (old, new, going):
+        jobs.create(one, rows(3))
+    for moment, one in ((1_000, old), (2_000, new)):
+        monkeypatch.setattr(module, "_now", lambda moment=moment: moment)
+        jobs.cancel("bank", one.id)
+
+    assert jobs.forget_ended(1_000) == 0
+    assert jobs.forget_ended(2_000) == 1
+
+    assert [one.id for one in jobs.newest("bank", (KIND,), 10)] == [going.id, new.id]
+    with jobs._engine.connect() as connection:
+        assert set(connection.scalars(select(job_rows.c.job_id))) == {new.id, going.id}
+
+
+async def test_the_steward_deletes_jobs_after_their_days(
+    jobs: Jobs, engine: Engine, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = [job(), job()]
+    day = 86_400_000_000
+    now = time.time_ns() // 1000
+    for one, ago in zip(ended, (31, 29), strict=True):
+        jobs.create(one, rows(2))
+        monkeypatch.setattr(module, "_now", lambda ago=ago: now - ago * day)
+        jobs.cancel("bank", one.id)
+
+    async def forget() -> None:
+        return None
+
+    steward = Steward(engine, VAULT, {"standard": 25}, 30, forget)
+    await until(lambda: [one.id for one in jobs.newest("bank", (KIND,), 10)] == [ended[1].id])
+    await steward.close()
+
+
+def test_rows_are_counted_by_an_index(jobs: Jobs) -> None:
+    """Of 10,000 rows nobody reads what they hold, to say how far a job is."""
+    one = job()
+    jobs.create(one, rows(3))
+    counts = select(job_rows.c.outcome, func.count()).where(job_rows.c.job_id == one.id).group_by(job_rows.c.outcome)
+    with jobs._engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET enable_seqscan = off")
+            words = "EXPLAIN"
+        else:
+            words = "EXPLAIN QUERY PLAN"
+        query = str(counts.compile(connection, compile_kwargs={"literal_binds": True}))
+        plan = str(connection.exec_driver_sql(f"{words} {query}").all())
+    assert "job_rows_outcome" in plan
 
 
 def test_a_process_claims_only_what_it_can_do(jobs: Jobs) -> None:

@@ -144,7 +144,7 @@ async def test_what_the_first_schema_held_is_sealed_and_found(url: str, make_ent
 
 async def test_reviews_of_before_are_found(url: str, make_entry: EntryMaker) -> None:
     engine = open_engine(url)
-    upgrade(engine)
+    upgrade(engine, "0007")
     ledger = Ledger(engine, VAULT)
     entries = [make_entry() for _ in range(3)]
     await ledger.append(
@@ -153,7 +153,6 @@ async def test_reviews_of_before_are_found(url: str, make_entry: EntryMaker) -> 
     await ledger.append_event(REVIEW, "broker", "key", entries[2].id)
     with engine.begin() as connection:  # as it was
         connection.execute(text("DELETE FROM explanation_tags"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
     upgrade(engine)
     for is_reviewed, meant in ((True, entries[1:2]), (False, [entries[2], entries[0]])):
         page = await ledger.search("bank", Search(reviewed=is_reviewed))
