@@ -12,8 +12,8 @@ import orjson
 from service.ledger import Stored
 from service.records import whole_record
 
-ROWS_A_GROUP = 5_000
-"""In Parquet."""
+ROWS_A_GROUP, CHARACTERS_A_GROUP = 5_000, 16 * 2**20
+"""In Parquet: a group ends at the one or at the other. A row of an image can be some megabytes."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would compute; decision ids and subjects come from callers."""
 
@@ -81,7 +81,7 @@ def write_csv(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def write_parquet(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes rows in groups of `ROWS_A_GROUP`; gives their number."""
+    """Writes rows in groups of `ROWS_A_GROUP`, or fewer where they are large; gives their number."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -97,11 +97,13 @@ def write_parquet(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
 
 def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     group: list[Mapping[str, Any]] = []
+    size = 0
     for row in rows:
         group.append(row)
-        if len(group) == ROWS_A_GROUP:
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(group) == ROWS_A_GROUP or size >= CHARACTERS_A_GROUP:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 

@@ -308,7 +308,7 @@ class ExplainRows:
         if stored is None or stored.tombstone is not None:
             raise NotFound("the explanation whose input was to be explained is no longer there")
         try:
-            values = _input_of(stored, version)
+            values = await asyncio.to_thread(_input_of, stored, version)
         except InvalidRequest:  # whose message may hold the person's values
             raise InvalidRequest("the stored input does not fit this model") from None
         return values, Context(stored.decision_id, stored.subject, stored.cohort)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import datetime
 from typing import Annotated, Any
@@ -17,9 +18,10 @@ from service.api.transport import while_connected
 from service.counterfactual import Counterfactuals
 from service.disclosure import limited
 from service.errors import Erased, InvalidRequest, NotFound
-from service.ledger.entries import LogChanged, Search, Stored
+from service.ledger.entries import LogChanged, Page, Search, Stored
 from service.ledger.ledger import Ledger
 from service.ledger.steward import Steward
+from service.permissions import Policy
 from service.quotas import counted
 from service.reasons import MOST_REASONS
 from service.records import Caller, whole_record
@@ -52,7 +54,8 @@ router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404
 async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""
     stored = await find_stored(request, explanation, caller)
-    return Response(orjson.dumps(limited(whole_record(stored), caller.policy)), media_type="application/json")
+    content = await asyncio.to_thread(_record_content, stored, caller.policy)
+    return Response(content, media_type="application/json")
 
 
 @router.get("/v1/explanations/{explanation}/reasons")
@@ -70,7 +73,7 @@ async def show_reasons(
     model would answer, and is no advice. A key whose policy limits values gets none.
     """
     stored = await find_stored(request, explanation, caller)
-    record = limited(whole_record(stored), caller.policy)
+    record = await asyncio.to_thread(lambda: limited(whole_record(stored), caller.policy))
     if "reasons" not in record:
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
     shown = {"id": record["id"], "reasons": record["reasons"][:most]}
@@ -104,6 +107,7 @@ async def search_explanations(
 ) -> Response:
     """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag.
 
+    There are more as long as there is a `next_cursor`: a page of large records, of images say, ends before its `limit`.
     `flag=<name>&reviewed=false` is the review queue of a rule.
     """
     names = request.query_params.keys()
@@ -132,11 +136,18 @@ async def search_explanations(
     )
     page = await ledger_of(request).search(caller.tenant, search, limit, cursor)
     await record_lookup(request, caller, None, described(page))
-    found = {
-        "explanations": [limited(whole_record(stored), caller.policy) for stored in page.entries],
-        "next_cursor": page.next_cursor,
-    }
-    return Response(orjson.dumps(found), media_type="application/json")
+    return Response(await asyncio.to_thread(_page_content, page, caller.policy), media_type="application/json")
+
+
+def _record_content(stored: Stored, policy: Policy) -> bytes:
+    """The record as it is shown. That of an image is a million numbers: not for the event loop."""
+    return orjson.dumps(limited(whole_record(stored), policy))
+
+
+def _page_content(page: Page, policy: Policy) -> bytes:
+    """The records of a page, of which one at a time is more than its bytes."""
+    shown = [orjson.Fragment(_record_content(stored, policy)) for stored in page.entries]
+    return orjson.dumps({"explanations": shown, "next_cursor": page.next_cursor})
 
 
 def ledger_of(request: Request) -> Ledger:

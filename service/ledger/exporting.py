@@ -29,7 +29,7 @@ from service.ledger.checkpoints import Checkpoint, Notary, tree_in
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, Search, Stored
 from service.ledger.sealing import Vault
-from service.ledger.searching import read_in_log_order, read_places
+from service.ledger.searching import MOST_BYTES, fitting_places, read_in_log_order, read_places
 from service.ledger.tables import log
 
 FORMAT = 1
@@ -72,10 +72,13 @@ def found_lines(engine: Engine, vault: Vault, tenant: str, search: Search, size:
 
 def all_lines(engine: Engine, vault: Vault, size: int) -> Iterator[Line]:
     """Every row of the log up to `size`, of all tenants, events included."""
-    for first in range(1, size + 1, TOGETHER):
-        last = min(first + TOGETHER - 1, size)
+    after = 0
+    while after < size:
+        last = min(after + TOGETHER, size)
         with database_in_reach(), engine.connect() as connection:
-            rows = connection.execute(select(log).where(log.c.seq.between(first, last)).order_by(log.c.seq)).all()
+            places = fitting_places(connection, after, last)
+            after = places[-1] if places else last
+            rows = connection.execute(select(log).where(log.c.seq.in_(places)).order_by(log.c.seq)).all()
             explained = [row.seq for row in rows if row.kind == EXPLANATION]
             lines = {stored.seq: _line(stored) for stored in read_places(connection, vault, explained)}
         for row in rows:
@@ -144,11 +147,13 @@ def _events_at(engine: Engine, places: list[int]) -> Iterator[Line]:
 
 def _pages(lines: Iterable[Line]) -> Iterator[list[Line]]:
     page: list[Line] = []
+    size = 0
     for line in lines:
         page.append(line)
-        if len(page) == TOGETHER:
+        size += len(line.record or b"") + len(line.personal or b"")
+        if len(page) == TOGETHER or size >= MOST_BYTES:
             yield page
-            page = []
+            page, size = [], 0
     if page:
         yield page
 

@@ -111,7 +111,8 @@ class Ledger:
         return await self._read(read_one, self._vault, tenant, explanation_id, opened=opened)
 
     async def search(self, tenant: str, search: Search, limit: int = 50, cursor: str | None = None) -> Page:
-        """A page of the tenant's explanations, from the newest to the oldest.
+        """A page of the tenant's explanations, from the newest to the oldest: `limit` of them, or fewer where these are
+        over `MOST_BYTES`.
 
         `cursor` is the `next_cursor` of the page before. Following the cursors to the end gives every
         explanation that was there at the start exactly once, and one that is added meanwhile at most once.

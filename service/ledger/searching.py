@@ -6,6 +6,7 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import (
@@ -30,6 +31,9 @@ from service.ledger.sealing import CannotBeOpened, Vault, owner_of
 from service.ledger.tables import COHORT, FLAG, REVIEWED, explanation_tags, explanations, log, subjects
 
 LARGEST_PAGE = 1000
+MOST_BYTES = 8 * 2**20
+"""Of what is stored of the explanations of one page, unless the first alone is larger. That of an image can be some
+megabytes, and takes several times as much while it is read: a page of 200 took 3.2 GB."""
 
 _CURSOR = struct.Struct(">qq")  # created, seq
 
@@ -46,7 +50,7 @@ def read_one(
 def read_page(
     connection: Connection, vault: Vault, tenant: str, search: Search, limit: int, cursor: str | None
 ) -> Page:
-    """The first `limit` explanations behind `cursor`.
+    """The first `limit` explanations behind `cursor`, or fewer where these are over MOST_BYTES.
 
     Raises InvalidRequest for a limit outside 1 to LARGEST_PAGE, MalformedCursor for a cursor that no page
     ended in.
@@ -54,11 +58,12 @@ def read_page(
     if not 1 <= limit <= LARGEST_PAGE:
         raise InvalidRequest(f"limit is a number from 1 to {LARGEST_PAGE}.")
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
-    query = statement(tenant, by_pseudonym or search, cursor).limit(limit + 1)
-    rows = connection.execute(query).all() if by_pseudonym is not None else []
-    last = rows[limit - 1] if len(rows) > limit else None
+    query = statement(tenant, by_pseudonym or search, cursor, _sizes()).limit(limit + 1)
+    found = connection.execute(query).all() if by_pseudonym is not None else []
+    fitting = _fitting(found[:limit])
+    last = fitting[-1] if len(fitting) < len(found) else None
     return Page(
-        tuple(stored_explanations(connection, vault, rows[:limit])),
+        tuple(read_places(connection, vault, [row.seq for row in fitting])),
         None if last is None else cursor_after(last.created, last.seq),
         by_pseudonym,
     )
@@ -110,14 +115,28 @@ def statement(tenant: str, search: Search, cursor: str | None, columns: Select[A
 def read_in_log_order(
     connection: Connection, vault: Vault, tenant: str, search: Search, after: int, limit: int
 ) -> list[Stored]:
-    """The next explanations that `search` asks for behind a place of the log, in its order: for reading them all."""
+    """The next explanations that `search` asks for behind a place of the log, in its order: for reading them all.
+
+    They are so many at most, and fewer where these are over MOST_BYTES; none are behind the last.
+    """
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     if by_pseudonym is None:
         return []
-    query = _tagged(_rows(), [(explanation_tags.alias(), *tag) for tag in _tags(search)])
+    query = _tagged(_sizes(), [(explanation_tags.alias(), *tag) for tag in _tags(search)])
     query = query.where(*_conditions(tenant, by_pseudonym), *_range(explanations, tenant, search, None))
     query = query.where(explanations.c.seq > after).order_by(explanations.c.seq).limit(limit)
-    return list(stored_explanations(connection, vault, connection.execute(query).all()))
+    fitting = _fitting(connection.execute(query).all())
+    return read_places(connection, vault, [row.seq for row in fitting])
+
+
+def fitting_places(connection: Connection, after: int, last: int) -> list[int]:
+    """The places behind `after`, up to `last`, of rows of the log that are not over MOST_BYTES together."""
+    size = _length(log.c.record) + _length(explanations.c.personal)
+    query = select(log.c.seq, size.label("size")).join_from(
+        log, explanations, explanations.c.seq == log.c.seq, isouter=True
+    )
+    found = connection.execute(query.where(log.c.seq > after, log.c.seq <= last).order_by(log.c.seq))
+    return [row.seq for row in _fitting(found.all())]
 
 
 def count_found(connection: Connection, vault: Vault, tenant: str, search: Search) -> int:
@@ -132,9 +151,10 @@ def count_found(connection: Connection, vault: Vault, tenant: str, search: Searc
 
 
 def read_places(connection: Connection, vault: Vault, places: Sequence[int]) -> list[Stored]:
-    """The explanations at these places of the log, of all tenants."""
+    """The explanations at these places of the log, of all tenants, in this order."""
     rows = connection.execute(_rows().where(explanations.c.seq.in_(places))).all() if places else []
-    return list(stored_explanations(connection, vault, rows))
+    at = {place: number for number, place in enumerate(places)}
+    return list(stored_explanations(connection, vault, sorted(rows, key=lambda row: at[row.seq])))
 
 
 def _tagged(query: Select[Any], tags: Iterable[tuple[FromClause, str, str]]) -> Select[Any]:
@@ -146,6 +166,23 @@ def _tagged(query: Select[Any], tags: Iterable[tuple[FromClause, str, str]]) -> 
 def _rows() -> Select[Any]:
     """Explanations with what the log holds of them."""
     return select(explanations, log.c.record, log.c.leaf).join_from(explanations, log, log.c.seq == explanations.c.seq)
+
+
+def _sizes() -> Select[Any]:
+    """Places and sizes of explanations, which no database reads what is stored for."""
+    size = _length(log.c.record) + _length(explanations.c.personal)
+    columns = select(explanations.c.seq, explanations.c.created, size.label("size"))
+    return columns.join_from(explanations, log, log.c.seq == explanations.c.seq)
+
+
+def _length(column: ColumnElement[bytes]) -> ColumnElement[int]:
+    return func.coalesce(func.length(column), 0)
+
+
+def _fitting(sized: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """The first of the rows, up to MOST_BYTES together; one at least."""
+    upto = accumulate(row.size for row in sized)
+    return [row for at, (row, size) in enumerate(zip(sized, upto, strict=True)) if at == 0 or size <= MOST_BYTES]
 
 
 def _tags(search: Search) -> Iterable[tuple[str, str]]:

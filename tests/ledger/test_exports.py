@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sqlalchemy import Engine
 
-from service.ledger import Entry, Event, Ledger, Notary, Search, exporting
+from service.ledger import Entry, Event, Ledger, Notary, Search, exporting, searching
 from service.ledger.export_checking import check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
 from tests.ledger.conftest import VAULT
@@ -243,6 +243,26 @@ async def test_an_earlier_checkpoint_shows_that_the_log_was_cut_or_rewritten(
 @pytest.mark.parametrize("content", [b"", b"PK", b"\0" * 1000])
 def test_what_is_no_export(content: bytes) -> None:
     assert not check_export(io.BytesIO(content), "ab" * 32).is_valid
+
+
+async def test_large_records_are_read_a_few_at_a_time(
+    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, large = 400_000, json.dumps({"input": "x" * 100_000}).encode()
+    monkeypatch.setattr(searching, "MOST_BYTES", most)
+    monkeypatch.setattr(exporting, "MOST_BYTES", most)
+    for _ in range(8):
+        await ledger.append([make_entry(personal=large) for _ in range(8)])
+    await ledger.append_event("lookup", "bank", "key")
+    notary.sign()
+    for search, count in ((Search(), 64), (None, 65)):
+        tracemalloc.start()
+        content = exported(engine, notary, search)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        verdict = check_export(io.BytesIO(content), notary.open().public_key)
+        assert (verdict.faults, verdict.records) == ([], count)
+        assert peak < 10 * most  # of 6.4 MB, and some stand in memory sealed, opened and written
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, insert, text
 
 from service.errors import InvalidRequest
-from service.ledger import Entry, Event, Ledger, MalformedCursor, Search, Stored
+from service.ledger import Entry, Event, Ledger, MalformedCursor, Search, Stored, searching
 from service.ledger.entries import REVIEW
 from service.ledger.tables import subjects
 from tests.ledger.conftest import VAULT
@@ -133,6 +134,29 @@ async def test_every_search_finds_what_is_meant(ledger: Ledger, make_entry: Entr
             assert [stored.cohort for stored in found] == [entry.cohort for entry in newest_first]
             found_any |= {name} if meant else set()
     assert found_any == set(SEARCHES) - {"nothing"}
+
+
+async def test_a_page_of_large_records_ends_early_and_none_is_left_out(
+    ledger: Ledger, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "MOST_BYTES", 10_000)
+    sizes = [100, 3_000, 3_000, 100, 20_000, 100, 5_000, 4_000, 100, 9_000]
+    entries = [make_entry(personal=json.dumps({"input": "x" * size}).encode(), subject="Ann") for size in sizes]
+    await ledger.append(entries)
+    for search in (Search(), Search(subject="Ann")):
+        pages = []
+        cursor = None
+        while cursor is not None or not pages:
+            page = await ledger.search("bank", search, 4, cursor)
+            pages.append(page.entries)
+            cursor = page.next_cursor
+        assert [one.id for page in pages for one in page] == [entry.id for entry in reversed(entries)]
+        assert [len(page) for page in pages] == [1, 2, 2, 1, 4]  # 20,000 alone; the last ends with its limit
+    found = await ledger.find("bank", Search(subject="Ann"), 100)
+    assert [one.id for one in found] == [entry.id for entry in reversed(entries)]
+    assert {one.subject for one in found} == {VAULT.lookup("bank", "Ann")}
+    assert await ledger.find("bank", Search(subject="Bob"), 100) == []
+    assert await ledger.find("broker", Search(), 100) == []
 
 
 async def test_another_tenant_sees_nothing(ledger: Ledger, make_entry: EntryMaker) -> None:
