@@ -25,18 +25,23 @@ from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Priority
 from service.errors import (
     AnswerableError,
+    ComputationFailed,
+    DeadlineExceeded,
+    DeviceOutOfMemory,
     InvalidRequest,
     LedgerUnavailable,
     ModelNotReady,
+    NotConverged,
     NotFound,
     Overloaded,
+    PolicyForbids,
     QuotaSpent,
     WorkerLost,
 )
 from service.explaining import Explaining, Request
 from service.ledger import EntryRefused, Keys, Ledger, Stored, Vault
 from service.ledger.jobs import DONE, FAILED, LEASE_SECONDS, Job, JobRow, Jobs, State
-from service.planning import USUAL_BUDGET, Parameters
+from service.planning import USUAL_BUDGET, Parameters, with_baseline_read
 from service.quotas import Quotas
 from service.records import Caller, Context
 from service.replaying import plan_of
@@ -58,6 +63,17 @@ PAUSE_SECONDS = 5.0
 LOST_WORKERS = 3
 """A row that so many workers died of is not tried again."""
 
+SAID_OF: Mapping[type[AnswerableError], str] = {
+    NotConverged: "the tolerance was not met",
+    InvalidRequest: "it cannot be explained with these parameters, or within the key's quota; :explain says why",
+    PolicyForbids: "the key's policy does not allow the method",
+    ComputationFailed: "the model failed on this input",
+    DeadlineExceeded: "the deadline passed before any result",
+    DeviceOutOfMemory: "the device has not the memory for it",
+    WorkerLost: "the worker died each time that it was tried",
+}
+"""What is kept of a row's error. Errors' own sentences may hold the person's values, and a job is listed in clear."""
+
 T = TypeVar("T")
 ReadInput = tuple[Row, Spans | None]
 """A row, and where in a text or a file its tokens are."""
@@ -76,6 +92,10 @@ class Postponed(Exception):
 
 class NotHeld(Exception):
     """A job that is no longer to be done by this run of it: it was cancelled, or taken over."""
+
+
+class RowFailed(Exception):
+    """A row that cannot be explained. The message says why, and is kept, so it holds nothing of the input."""
 
 
 class JobFailed(Exception):
@@ -239,6 +259,8 @@ class ExplainRows:
         while not is_there:
             try:
                 await self._explain(job, row, spec, caller)
+            except RowFailed as error:
+                return row.number, FAILED, str(error)
             except EntryRefused:  # another process did, or what it holds was erased, just now
                 break
             except Postponed as wait_for:
@@ -250,11 +272,11 @@ class ExplainRows:
             except (Overloaded, LedgerUnavailable, WorkerLost) as error:
                 lost += isinstance(error, WorkerLost)
                 if lost == LOST_WORKERS:
-                    return row.number, FAILED, str(error)
+                    return row.number, FAILED, failure_of(error)
                 wait = error.retry_after if isinstance(error, Overloaded) else 2 * wait
                 await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
             except AnswerableError as error:
-                return row.number, FAILED, str(error)
+                return row.number, FAILED, failure_of(error)
             except Exception:
                 LOG.exception("row %d of job %s failed", row.number, job.id)
                 return row.number, FAILED, UNEXPECTED
@@ -278,6 +300,7 @@ class ExplainRows:
                 (values, spans), context = await asyncio.to_thread(self._own, now, now.payload, version)
             else:
                 (values, spans), context = await self._of_source(now, caller, version)
+            parameters = await asyncio.to_thread(_with_baseline, version, parameters)
             request = Request(
                 version,
                 [values],
@@ -298,23 +321,37 @@ class ExplainRows:
         content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
         try:
             read = read_with_spans(version.manifest, content["instance"], version.tokenizer)
-        except InvalidRequest:  # whose message may hold the person's values
-            raise InvalidRequest("the instance does not fit this model") from None
+        except InvalidRequest:
+            raise RowFailed("the instance does not fit this model") from None
         return read, Context(**content["context"])
 
     async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[ReadInput, Context]:
-        """The input of a stored explanation, and what that belongs to. Raises NotFound, InvalidRequest."""
+        """The input of a stored explanation, and what that belongs to. Raises RowFailed."""
         stored = None if row.source is None else await self._ledger.get(caller.tenant, row.source)
         if stored is None or stored.tombstone is not None:
-            raise NotFound("the explanation whose input was to be explained is no longer there")
+            raise RowFailed("the explanation whose input was to be explained is no longer there")
         try:
-            values = await asyncio.to_thread(_input_of, stored, version)
-        except InvalidRequest:  # whose message may hold the person's values
-            raise InvalidRequest("the stored input does not fit this model") from None
+            values = await asyncio.to_thread(stored_input, stored, version)
+        except InvalidRequest:
+            raise RowFailed("the stored input does not fit this model") from None
         return values, Context(stored.decision_id, stored.subject, stored.cohort)
 
 
-def _input_of(stored: Stored, version: ModelVersion) -> ReadInput:
+def failure_of(error: AnswerableError) -> str:
+    """What is kept of an error that a row met."""
+    return next((SAID_OF[kind] for kind in type(error).__mro__ if kind in SAID_OF), error.title)
+
+
+def _with_baseline(version: ModelVersion, parameters: Parameters) -> Parameters:
+    """The parameters with an inline baseline read. Raises RowFailed."""
+    try:
+        return with_baseline_read(version, parameters)
+    except InvalidRequest:
+        raise RowFailed("the baseline does not fit this model") from None
+
+
+def stored_input(stored: Stored, version: ModelVersion) -> ReadInput:
+    """The input of a stored explanation, as this version takes it. Raises InvalidRequest."""
     personal, inputs = orjson.loads(stored.personal), version.manifest.inputs
     if isinstance(inputs, TabularInputs):
         given = personal["input"]

@@ -22,8 +22,8 @@ from service.catalog.instances import read_instance
 from service.catalog.versions import ModelVersion
 from service.errors import Forbidden, InvalidRequest, MalformedBody, NotFound
 from service.explaining import refuse_method
-from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of
-from service.ledger import Vault
+from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
+from service.ledger import Stored, Vault
 from service.ledger.jobs import DONE, Job, JobRow, Jobs, State
 from service.ledger.ledger import Ledger
 from service.planning import make_plan
@@ -251,7 +251,19 @@ async def _found_rows(body: JobBody, version: ModelVersion, ledger: Ledger, call
         raise InvalidRequest(f"the filter finds more than {MOST_ROWS} explanations; narrow it")
     if not found:
         raise InvalidRequest("the filter finds no explanation")
+    first = await ledger.get(caller.tenant, found[0].id)
+    if first is not None and first.tombstone is None:
+        await asyncio.to_thread(_refuse_impossible, body, version, first)
     return [JobRow(number, uuid7(), source=one.id, subject=one.subject) for number, one in enumerate(found)]
+
+
+def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> None:
+    """Raises InvalidRequest for parameters that the model cannot be explained with: a row does not say which."""
+    try:
+        values, _ = stored_input(stored, version)
+    except InvalidRequest:  # this one; others may fit
+        return
+    make_plan(version, values, body.parameters.parameters())
 
 
 def _shown(job: Job, spec: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import update
 
 from service.catalog.versions import ModelVersion
-from service.errors import LedgerUnavailable, NotFound
-from service.jobs import UNEXPECTED, sealed_payload
+from service.errors import AnswerableError, Erased, LedgerUnavailable, NotFound
+from service.jobs import EXPLAIN, UNEXPECTED, failure_of, sealed_payload, sealed_spec, spec_of
 from service.ledger.entries import LOOKUP, EventSearch
 from service.ledger.jobs import ERASED, Jobs
 from service.ledger.tables import job_rows
+from service.ledger.tables import jobs as jobs_table
 from service.permissions import Policy, Quota
 from service.records import Context
 
@@ -308,6 +309,37 @@ async def test_an_instance_that_no_longer_fits_is_not_told_in_clear(
     assert result == {"row": 0, "error": "the instance does not fit this model"}
 
 
+async def test_a_baseline_that_no_longer_fits_is_not_told_in_clear(
+    service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, jobs = service.app.state.vault, service.app.state.jobs
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "claim", lambda *_: None)  # nobody begins
+        job = await made(bank, instances=[instance], parameters={**RULE, "baseline": instance})
+        spec = spec_of(vault, jobs.get(tenant, job, (EXPLAIN,)))
+        spec["parameters"]["baseline"]["net_worth"] = -31337e30
+        with jobs._engine.begin() as connection:
+            sealed = sealed_spec(vault, job, spec)
+            connection.execute(update(jobs_table).where(jobs_table.c.id == job).values(spec=sealed))
+
+    (result,) = (await ended(bank, job))["results"]
+
+    assert result == {"row": 0, "error": "the baseline does not fit this model"}
+
+
+def kinds_of(error: type[AnswerableError]) -> list[type[AnswerableError]]:
+    """The class and all below it."""
+    return [error, *(kind for below in error.__subclasses__() for kind in kinds_of(below))]
+
+
+@pytest.mark.parametrize("kind", kinds_of(AnswerableError))
+def test_nothing_that_an_error_says_of_the_input_is_kept(kind: type[AnswerableError]) -> None:
+    error = kind({"income": 31337}) if kind is Erased else kind("income is 31337, outside its range")  # type: ignore[arg-type]
+    assert "31337" in f"{error} {error.members}"
+    assert "31337" not in failure_of(error)
+    assert failure_of(error)
+
+
 async def test_a_version_that_is_not_here_makes_the_job_wait(
     service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,12 +418,17 @@ async def test_nobody_sees_anothers_jobs(
         ({"explanations": {"from": "2026-01-31T12:00:00"}}, 422, "needs a time zone"),
         ({"explanations": {"form": "2026-01-31"}}, 400, "did you mean from?"),
         ({"explanations": {"version": "1"}}, 422, "finds no explanation"),
+        ({"explanations": "own", "parameters": {"method": "nothing"}}, 422, "method 'nothing' is not known"),
+        ({"explanations": "own", "parameters": {"baseline": [1]}}, 422, "baseline: the instance has 1 values"),
     ],
 )
 async def test_a_job_that_cannot_be_done_is_refused(
     bank: httpx.AsyncClient, instance: dict[str, Any], assert_problem: AssertProblem,
-    body: dict[str, Any], status: int, sentence: str,
+    explain: Explain, body: dict[str, Any], status: int, sentence: str,
 ) -> None:  # fmt: skip
+    if body.get("explanations") == "own":
+        await explain([instance], by=bank)
+        body = {**body, "explanations": {}}
     if body.get("instances") == ["example"]:
         body = {**body, "instances": [instance]}
     response = await bank.post("/v1/jobs", json={"model": "loan", "version": "1", **body})
