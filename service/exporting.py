@@ -21,6 +21,7 @@ from contextlib import suppress
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from socket import gethostname
 from typing import Any, TypeVar
 
 import orjson
@@ -29,7 +30,7 @@ from sqlalchemy import Engine
 from service.errors import LedgerUnavailable, NotFound
 from service.export_tables import table_row, write_csv, write_parquet
 from service.jobs import NotHeld, patiently, spec_of
-from service.ledger import Ledger, Notary, Search, Stored, Vault
+from service.ledger import EventSearch, Ledger, Notary, Search, Stored, Vault
 from service.ledger.checkpoints import log_size
 from service.ledger.database import database_in_reach
 from service.ledger.events import last_erasures
@@ -94,7 +95,12 @@ class Exports:
         stop = threading.Event()
         try:
             records, begun = await self._written(job, form, search, part, stop)
-            details = {"format": form, "records": records, "conditions": sorted(spec["conditions"])}
+            details = {
+                "format": form,
+                "records": records,
+                "conditions": sorted(spec["conditions"]),
+                "host": gethostname(),
+            }
             await self._ledger.append_event(EXPORT, caller.tenant, caller.key_id, job.id, details)
             part.replace(folder / f"{job.id}.{begun}.{form}")
         finally:
@@ -107,6 +113,11 @@ class Exports:
         Raises LedgerUnavailable.
         """
         return await asyncio.to_thread(self._kept, job)
+
+    async def host(self, job: Job) -> str | None:
+        """The host that wrote the file of an export that is done, as the log has it. Raises LedgerUnavailable."""
+        written = await self._ledger.events(job.tenant, EventSearch(kind=EXPORT, about=job.id), 1)
+        return next((event.details.get("host") for event in written.events), None)
 
     def sweep(self) -> None:
         """Deletes what has been kept long enough, was begun before its tenant erased something, or is a part that no

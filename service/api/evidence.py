@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
@@ -10,7 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from service.api.auth import CallerOf, caller_of, needs
-from service.api.explanations import find_stored, ledger_of, microseconds
+from service.api.explanations import find_stored, ledger_of
+from service.api.filters import Moment, microseconds
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import NOTHING, Nothing
@@ -158,8 +158,8 @@ async def list_events(
     caller: CallerOf,
     kind: str | None = None,
     about: str | None = None,
-    created_from: Annotated[datetime | None, Query(alias="from")] = None,
-    created_to: Annotated[datetime | None, Query(alias="to")] = None,
+    created_from: Annotated[Moment | None, Query(alias="from")] = None,
+    created_to: Annotated[Moment | None, Query(alias="to")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
 ) -> Response:
@@ -167,8 +167,8 @@ async def list_events(
     search = EventSearch(
         kind=kind,
         about=about,
-        created_from=microseconds("from", created_from),
-        created_to=microseconds("to", created_to),
+        created_from=microseconds(created_from),
+        created_to=microseconds(created_to),
     )
     page = await ledger_of(request).events(caller.tenant, search, limit, cursor)
     found = [

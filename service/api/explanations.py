@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import CallerOf, needs
+from service.api.filters import QUERY_NAMES, Moment, search_of
 from service.api.lookups import described, record_lookup
 from service.api.problems import answers
 from service.api.schemas import MOST_COHORT_TAGS
@@ -18,7 +18,7 @@ from service.api.transport import while_connected
 from service.counterfactual import Counterfactuals
 from service.disclosure import limited
 from service.errors import Erased, InvalidRequest, NotFound
-from service.ledger.entries import LogChanged, Page, Search, Stored
+from service.ledger.entries import LogChanged, Page, Stored
 from service.ledger.ledger import Ledger
 from service.ledger.steward import Steward
 from service.permissions import Policy
@@ -29,22 +29,7 @@ from service.records import Caller, whole_record
 MOST_PER_PAGE = 200
 COHORT = "cohort."
 ID = re.compile(r"[0-9a-f-]{36}")
-FILTERS = frozenset(
-    {
-        "model",
-        "version",
-        "subject",
-        "decision_id",
-        "from",
-        "to",
-        "converged",
-        "flag",
-        "label",
-        "reviewed",
-        "limit",
-        "cursor",
-    }
-)
+FILTERS = QUERY_NAMES | {"limit", "cursor"}
 
 router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 410, 422, 503))
 
@@ -96,8 +81,8 @@ async def search_explanations(
     version: str | None = None,
     subject: str | None = None,
     decision_id: str | None = None,
-    created_from: Annotated[datetime | None, Query(alias="from")] = None,
-    created_to: Annotated[datetime | None, Query(alias="to")] = None,
+    created_from: Annotated[Moment | None, Query(alias="from")] = None,
+    created_to: Annotated[Moment | None, Query(alias="to")] = None,
     converged: bool | None = None,
     flag: str | None = None,
     label: str | None = None,
@@ -116,18 +101,18 @@ async def search_explanations(
         raise InvalidRequest(
             f"{unknown[0][:64]!r} is not a condition; known are {', '.join(sorted(FILTERS))}, cohort.*"
         )
-    cohort = tuple(
-        (name.removeprefix(COHORT), value) for name, value in request.query_params.items() if name.startswith(COHORT)
-    )
+    cohort = {
+        name.removeprefix(COHORT): value for name, value in request.query_params.items() if name.startswith(COHORT)
+    }
     if len(cohort) > MOST_COHORT_TAGS:
         raise InvalidRequest(f"at most {MOST_COHORT_TAGS} conditions on cohort tags")
-    search = Search(
+    search = search_of(
         model=model,
         version=version,
         subject=subject,
         decision_id=decision_id,
-        created_from=microseconds("from", created_from),
-        created_to=microseconds("to", created_to),
+        created_from=created_from,
+        created_to=created_to,
         converged=converged,
         flag=flag,
         label=label,
@@ -184,12 +169,3 @@ async def _tombstone(request: Request, place: int) -> dict[str, object]:
         raise LogChanged("the tombstone of this explanation is gone")
     told = {name: event.details[name] for name in ("reason", "class") if name in event.details}
     return {"kind": event.kind, "created": event.created, "key_id": event.key_id, "sequence": place, **told}
-
-
-def microseconds(name: str, moment: datetime | None) -> int | None:
-    """A moment of a query, since the epoch. Raises InvalidRequest for one without a time zone."""
-    if moment is None:
-        return None
-    if moment.tzinfo is None:
-        raise InvalidRequest(f"{name} needs a time zone, for instance 2026-01-31T12:00:00Z")
-    return round(moment.timestamp() * 1e6)

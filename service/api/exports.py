@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from socket import gethostname
 from typing import Any
 
 import orjson
@@ -11,9 +12,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from service.api.auth import CallerOf, caller_of, needs
+from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.explanations import ledger_of
 from service.api.filters import FilterBody
-from service.api.jobs import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
@@ -134,7 +135,7 @@ async def fetch_export(request: Request, export: str, caller: CallerOf) -> Respo
     exports: Exports = request.app.state.exports
     path = await exports.file(found)
     if path is None:
-        raise Gone("the file is no longer here: it is kept for a day, where it was written, and not past an erasure")
+        raise Gone(f"{_place(await exports.host(found))}, for a day, and not past an erasure")
     await ledger_of(request).append_event(DOWNLOAD, caller.tenant, caller.key_id, found.id)
     form = Format(path.suffix[1:])
     return FileResponse(path, media_type=MEDIA_TYPES[form], filename=f"explanations-{found.id}.{form}")
@@ -144,6 +145,14 @@ async def _one(request: Request, export: str, caller: Caller) -> Response:
     vault: Vault = request.app.state.vault
     found = await find_job(request, export, caller, EXPORT)
     return _answer(_shown(found, spec_of(vault, found)))
+
+
+def _place(written_on: str | None) -> str:
+    """Where a file is kept that is not found here."""
+    here = gethostname()
+    if written_on is None or written_on == here:
+        return "the file is no longer here: it is kept where it was written"
+    return f"the file is not on this host, {here}: it is kept on {written_on}, which wrote it"
 
 
 def _refuse_limited(caller: Caller) -> None:

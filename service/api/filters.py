@@ -1,9 +1,10 @@
-"""Which stored explanations are meant, in a body: the conditions of `GET /v1/explanations`."""
+"""Which stored explanations are meant: the conditions of `GET /v1/explanations`, of jobs and of exports."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StrictBool, StrictStr
 from pydantic_core import PydanticCustomError
@@ -33,23 +34,26 @@ class FilterBody(Strict):
     converged: StrictBool | None = None
     flag: StrictStr | None = None
     label: StrictStr | None = None
+    reviewed: StrictBool | None = None
     cohort: Tags = Field(default_factory=dict)
 
     def search(self, model: str | None = None) -> Search:
         """As the ledger takes them; `model` where none is named. Raises InvalidRequest."""
-        return Search(
-            model=self.model or model,
-            version=self.version,
-            subject=self.subject,
-            decision_id=self.decision_id,
-            created_from=_microseconds(self.created_from),
-            created_to=_microseconds(self.created_to),
-            converged=self.converged,
-            flag=self.flag,
-            label=self.label,
-            cohort=tuple(self.cohort.items()),
-        )
+        return search_of(**{**dict(self), "model": self.model or model})
 
 
-def _microseconds(moment: datetime | None) -> int | None:
+QUERY_NAMES = frozenset(field.alias or name for name, field in FilterBody.model_fields.items()) - {"cohort"}
+"""What the conditions are called in a query; tags are `cohort.<name>` there."""
+
+
+def search_of(
+    *, created_from: datetime | None, created_to: datetime | None, cohort: Mapping[str, str], **others: Any
+) -> Search:
+    """As the ledger takes them; `others` are fields of a `FilterBody` that stay as they are. Raises InvalidRequest."""
+    times = microseconds(created_from), microseconds(created_to)
+    return Search(created_from=times[0], created_to=times[1], cohort=tuple(cohort.items()), **others)
+
+
+def microseconds(moment: datetime | None) -> int | None:
+    """A moment, since the epoch."""
     return None if moment is None else round(moment.timestamp() * 1e6)

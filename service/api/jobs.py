@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -12,6 +11,7 @@ from pydantic import BaseModel, Field, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.auth import CallerOf, caller_of, needs
+from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.explanations import ledger_of
 from service.api.filters import FilterBody
 from service.api.lookups import record_lookup
@@ -20,17 +20,16 @@ from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainParameters, Strict
 from service.catalog.instances import read_instance
 from service.catalog.versions import ModelVersion
-from service.errors import Forbidden, InvalidRequest, MalformedBody, NotFound
+from service.errors import Forbidden, InvalidRequest, MalformedBody
 from service.explaining import refuse_method
 from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
 from service.ledger import Stored, Vault
-from service.ledger.jobs import DONE, Job, JobRow, Jobs, State
+from service.ledger.jobs import DONE, Job, JobRow, State
 from service.ledger.ledger import Ledger
 from service.planning import make_plan
 from service.records import Caller, Context, uuid7
 
 MOST_ROWS = 10_000
-MOST_LISTED = 50
 MOST_RESULTS = 1000
 READ_SCOPE = "ledger:read"
 
@@ -176,40 +175,6 @@ async def cancel_job(request: Request, job: str, caller: CallerOf) -> Response:
     cancelled = await find_job(request, job, caller, EXPLAIN)
     vault: Vault = request.app.state.vault
     return _answer(_shown(cancelled, spec_of(vault, cancelled)))
-
-
-def jobs_of(request: Request) -> Jobs:
-    """The stored jobs. Raises NotFound where there is no ledger: what they make could not be found."""
-    ledger_of(request)
-    jobs: Jobs = request.app.state.jobs
-    return jobs
-
-
-async def find_job(request: Request, job: str, caller: Caller, kind: str) -> Job:
-    """The caller's job of that id and kind. Raises NotFound."""
-    is_id = len(job) == 36 and job.isascii() and job.isprintable()
-    found = await asyncio.to_thread(jobs_of(request).get, caller.tenant, job, (kind,)) if is_id else None
-    if found is None:
-        raise NotFound(f"there is no such {'job' if kind == EXPLAIN else kind}")
-    return found
-
-
-def new_job(job_id: str, caller: Caller, kind: str, spec: bytes, total: int | None) -> Job:
-    """A job that waits to be run."""
-    return Job(
-        id=job_id,
-        tenant=caller.tenant,
-        key_id=caller.key_id,
-        kind=kind,
-        state=State.WAITING,
-        created=time.time_ns() // 1000,
-        ended=None,
-        spec=spec,
-        total=total,
-        done=0,
-        failed=0,
-        detail=None,
-    )
 
 
 def _given_rows(body: JobBody, version: ModelVersion, vault: Vault, tenant: str) -> list[JobRow]:

@@ -9,6 +9,7 @@ import threading
 import uuid
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -131,7 +132,8 @@ async def test_an_export_and_each_time_it_is_fetched_are_events(
 
     fetched, made = page.events
     assert (made.kind, fetched.kind) == ("export", "export_download")
-    assert made.details == {"format": "csv", "records": 1, "conditions": ["subject"]}  # and not whose
+    told = {"format": "csv", "records": 1, "conditions": ["subject"], "host": gethostname()}  # and not whose
+    assert made.details == told
     assert export["progress"] == {"total": 1, "done": 1}
     assert (await bank.get("/v1/exports")).json() == {"exports": [export]}
 
@@ -176,6 +178,38 @@ async def test_files_are_kept_for_a_day(
     assert not path.exists()
     assert KEPT_SECONDS == 86_400
     assert (await bank.get(f"/v1/exports/{export['id']}/file")).status_code == 410
+
+
+async def test_the_host_that_wrote_a_file_is_named_where_it_is_not(
+    bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], assert_problem: AssertProblem,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Behind a balancer, say."""
+    await explain([instance], by=bank)
+    monkeypatch.setattr("service.exporting.gethostname", lambda: "front-1")
+    export = await ended(bank, format="csv")
+    monkeypatch.setattr("service.exporting.KEPT_SECONDS", -5)  # as if it lay elsewhere
+
+    for here, sentence in (
+        ("front-2", "not on this host, front-2: it is kept on front-1"),
+        ("front-1", "no longer here"),
+    ):
+        monkeypatch.setattr("service.api.exports.gethostname", lambda here=here: here)
+        gone = assert_problem(await bank.get(f"/v1/exports/{export['id']}/file"), 410)
+        assert sentence in gone
+        assert "for a day, and not past an erasure" in gone
+
+
+async def test_what_was_reviewed_is_exported_apart(
+    bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any]
+) -> None:
+    reply = await explain([instance] * 2, by=bank)
+    first, second = (one["id"] for one in reply["explanations"])
+    review = await bank.post(f"/v1/explanations/{first}:review", json={"verdict": "accepted"})
+    assert review.status_code < 300, review.text
+    for reviewed, meant in ((True, first), (False, second)):
+        content = await exported(bank, format="csv", explanations={"reviewed": reviewed})
+        assert [row["id"] for row in csv.DictReader(io.StringIO(content.decode()))] == [meant]
 
 
 async def test_whoever_sees_rounded_values_exports_none(
