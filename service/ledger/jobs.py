@@ -219,8 +219,9 @@ class Jobs:
 
         Without what they hold: whoever explains one reads that then (`unfinished_row`), and not what was erased since.
         """
-        columns = [column for column in job_rows.c if column.name != "payload"]
-        query = select(*columns, null().label("payload"), explanations.c.id.is_not(None).label("is_there")).join_from(
+        columns: list[ColumnElement[Any]] = [column for column in job_rows.c if column.name != "payload"]
+        columns += [null().label("payload"), explanations.c.id.is_not(None).label("is_there")]
+        query = select(*columns).join_from(
             job_rows, explanations, explanations.c.id == job_rows.c.explanation_id, isouter=True
         )
         query = query.where(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), job_rows.c.number > after)

@@ -144,8 +144,8 @@ async def test_a_page_of_large_records_ends_early_and_none_is_left_out(
     entries = [make_entry(personal=json.dumps({"input": "x" * size}).encode(), subject="Ann") for size in sizes]
     await ledger.append(entries)
     for search in (Search(), Search(subject="Ann")):
-        pages = []
-        cursor = None
+        pages: list[tuple[Stored, ...]] = []
+        cursor: str | None = None
         while cursor is not None or not pages:
             page = await ledger.search("bank", search, 4, cursor)
             pages.append(page.entries)
