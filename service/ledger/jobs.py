@@ -182,6 +182,8 @@ class Jobs:
             is_there = exists().where(explanations.c.id == job_rows.c.explanation_id)
             unmarked = and_(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), is_there)
             connection.execute(update(job_rows).where(unmarked).values(outcome=DONE, **_HELD_NOTHING))
+            if connection.scalar(select(jobs.c.ended).where(jobs.c.id == job_id)) is not None:
+                _keep_counts(connection, job_id)
 
     def tell(self, job_id: str, owner: str, done: int, total: int | None = None) -> bool:
         """Says how far a job is; returns whether this owner still has it, and says nothing if not."""
@@ -251,6 +253,7 @@ class Jobs:
             wanted = and_(jobs.c.id == job_id, allowed, jobs.c.state.in_(UNFINISHED))
             if connection.execute(update(jobs).where(wanted).values(ended)).rowcount:
                 connection.execute(update(job_rows).where(job_rows.c.job_id == job_id).values(_HELD_NOTHING))
+                _keep_counts(connection, job_id)
 
 
 def end_rows_of(connection: Connection, subject: str) -> int:
@@ -281,16 +284,29 @@ def _row_columns(job_id: str, row: JobRow) -> dict[str, Any]:
 
 
 def _job(connection: Connection, row: Row[Any]) -> Job:
-    """The job. Its rows are counted, by an index: 2 ms of 10,000, where reading them took 35, and 77 with images."""
-    counts = (
-        select(job_rows.c.outcome, func.count().label("rows"))
-        .where(job_rows.c.job_id == row.id)
-        .group_by(job_rows.c.outcome)
-    )
-    by_outcome = {one.outcome: one.rows for one in connection.execute(counts)}
-    stored = {name: value for name, value in row._mapping.items() if name != "leased_until"}
-    stored |= {"state": State(row.state), "done": by_outcome.get(DONE, row.done), "failed": by_outcome.get(FAILED, 0)}
-    return Job(**stored)
+    """The job. Rows of one that has not ended are counted, by an index: 10,000 in 2 ms on SQLite, where reading them
+    took 35, and 77 with images; in 12 on PostgreSQL."""
+    stored = {name: value for name, value in row._mapping.items() if name != "leased_until"} | {
+        "state": State(row.state)
+    }
+    if row.ended is not None and row.failed is not None:
+        return Job(**stored)
+    by_outcome = _counted(connection, row.id)
+    return Job(**stored | {"done": by_outcome.get(DONE, row.done), "failed": by_outcome.get(FAILED, 0)})
+
+
+def _keep_counts(connection: Connection, job_id: str) -> None:
+    """Writes down what became of the rows of a job that has ended, if it has any: they are counted no more."""
+    by_outcome = _counted(connection, job_id)
+    if by_outcome:
+        counts = {"done": by_outcome.get(DONE, 0), "failed": by_outcome.get(FAILED, 0)}
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(counts))
+
+
+def _counted(connection: Connection, job_id: str) -> dict[str | None, int]:
+    """How many rows of a job have each outcome."""
+    counts = select(job_rows.c.outcome, func.count().label("rows")).where(job_rows.c.job_id == job_id)
+    return {one.outcome: one.rows for one in connection.execute(counts.group_by(job_rows.c.outcome))}
 
 
 def _job_row(row: Row[Any]) -> JobRow:

@@ -157,10 +157,11 @@ jobs = Table(
     Column("ended", BigInteger),
     Column("spec", LargeBinary, nullable=False),  # JSON: what is to be done, without anybody's data
     Column("total", BigInteger),
-    Column("done", BigInteger, nullable=False),  # of exports; rows tell of themselves
+    Column("done", BigInteger, nullable=False),  # of exports; rows tell of themselves, until the job has ended
     Column("detail", Text),
     Column("owner", String(36)),  # the run of it, until its lease ends
     Column("leased_until", BigInteger),
+    Column("failed", BigInteger),  # none of jobs that ended before this was kept
 )
 
 job_rows = Table(

@@ -8,13 +8,14 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 
 from service.ledger import EntryRefused, Ledger, Search
 from service.ledger import jobs as module
 from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
 from service.ledger.steward import Steward
 from service.ledger.tables import job_rows
+from service.ledger.tables import jobs as jobs_table
 from tests.ledger.conftest import VAULT
 
 if TYPE_CHECKING:
@@ -222,6 +223,36 @@ def test_a_job_that_was_put_off_is_claimed_later(jobs: Jobs, monkeypatch: pytest
     taken = jobs.claim("third", (KIND,), but=[other.id])
     assert taken is not None
     assert (taken.id, taken.detail) == (one.id, None)
+
+
+async def test_rows_of_a_job_that_has_ended_are_counted_no_more(
+    jobs: Jobs, ledger: Ledger, make_entry: EntryMaker
+) -> None:
+    one, own = job(), rows(5)
+    jobs.create(one, own)
+    assert jobs.claim("owner", (KIND,)) is not None
+    jobs.finish_rows(one.id, [(0, DONE, None), (1, DONE, None), (2, FAILED, "it does not fit")])
+    await ledger.append([make_entry(id=own[3].explanation_id, job_row=(one.id, 3))])
+
+    jobs.cancel("bank", one.id)
+    assert counts(jobs, one) == (2, 1)
+    jobs.release(one.id, "owner")  # which marks what was recorded and not yet told of
+    assert counts(jobs, one) == (3, 1)
+
+    with jobs._engine.begin() as connection:
+        connection.execute(update(job_rows).where(job_rows.c.number == 1).values(outcome=FAILED))
+    assert counts(jobs, one) == (3, 1)
+    with jobs._engine.begin() as connection:
+        connection.execute(update(jobs_table).values(failed=None))  # as it was before that was kept
+    assert counts(jobs, one) == (2, 2)
+
+
+def counts(jobs: Jobs, one: Job) -> tuple[int, int]:
+    """How many rows are done, and how many failed, as the job says."""
+    found = jobs.get("bank", one.id, (KIND,))
+    assert found is not None
+    assert jobs.newest("bank", (KIND,), 1) == [found]
+    return found.done, found.failed
 
 
 def test_jobs_that_ended_long_ago_are_deleted(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
