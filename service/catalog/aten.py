@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import sys
+from typing import Any
 
 import torch
 from torch import fx
@@ -43,7 +44,8 @@ def _rewrite(node: fx.Node, name: str) -> None:
 
 def _rewrite_slice(node: fx.Node) -> None:
     """A slice along a dimension counted from the front is an index; another stays as it is."""
-    given, dim, start, stop, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])[:5]
+    arguments: tuple[Any, ...] = node.args  # spelled out, their recursive type takes mypy eight minutes
+    given, dim, start, stop, step = (*arguments, *(0, None, None, 1)[len(arguments) - 1 :])[:5]
     if isinstance(dim, int) and dim >= 0:
         part = slice(start or None, None if stop == sys.maxsize else stop, None if step == 1 else step)
         node.target, node.args = operator.getitem, (given, (*(slice(None),) * dim, part))

@@ -83,9 +83,8 @@ class KeyHistory:
             made.update({name: before[name] for name in _SECRET if name in before and name not in made})
             changed = [name for name, value in before.items() if name not in _SECRET and value != made[name]]
             return [f"key {key_id}: the column {name} was not kept as it was" for name in changed]
-        replaced = self._rows.get(details.get("replaces"))
-        if replaced is not None:
-            replaced["expires"] = details["old_expires"]
+        if details.get("replaces") in self._rows:
+            self._rows[details["replaces"]]["expires"] = details["old_expires"]
         return [] if before is None else [f"key {key_id}: it was made twice"]
 
 

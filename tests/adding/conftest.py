@@ -56,7 +56,7 @@ def _exported(network: nn.Module, softmax: bool) -> Original:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(whole, (rows,), content, dynamo=False, dynamic_axes={"rows": {0: "n"}}, input_names=["rows"])  # type: ignore[arg-type]
+        torch.onnx.export(whole, (rows,), content, dynamo=False, dynamic_axes={"rows": {0: "n"}}, input_names=["rows"])
     probabilities = torch.softmax(network(rows), dim=1).detach().numpy()
     return Original(onnx.load_from_string(content.getvalue()), rows.numpy(), probabilities, ())
 

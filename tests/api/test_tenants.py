@@ -249,7 +249,7 @@ async def test_nothing_of_another_tenants_is_found(
             return answer
 
         for kind in (None, "lookup", "review", "hold", "key_created"):
-            params = {} if kind is None else {"kind": kind}
+            params: dict[str, str] = {} if kind is None else {"kind": kind}
             events = (await found("GET", "/v1/events", params=params)).json()["events"]
             assert [(one["kind"], one["about"]) for one in events] == (
                 [("key_created", second.id)] if kind in (None, "key_created") else []

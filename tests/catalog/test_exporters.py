@@ -154,7 +154,8 @@ def exported(network: nn.Module, rows: Tensor, *, dynamo: bool, opset: int) -> o
         shapes = ({0: torch.export.Dim("count")},)
         program = torch.onnx.export(network, (rows,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
         assert program is not None
-        return program.model_proto
+        graph: onnx.ModelProto = program.model_proto
+        return graph
     content: Any = io.BytesIO()
     torch.onnx.export(network, (rows,), content, dynamo=False, dynamic_axes={"rows": {0: "count"}}, **names)
     return onnx.load_model_from_string(content.getvalue())

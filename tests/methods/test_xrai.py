@@ -35,7 +35,7 @@ def photograph(name: str) -> Floats:
     from skimage import data
     from skimage.transform import resize
 
-    image = resize(np.atleast_3d(getattr(data, name)()), (SIDE, SIDE))  # type: ignore[no-untyped-call]
+    image = resize(np.atleast_3d(getattr(data, name)()), (SIDE, SIDE))
     return np.moveaxis(image, -1, 0)
 
 
@@ -103,10 +103,7 @@ def pair_on_the_grid(x: Floats, attribution: Floats) -> Floats:
 
     image = np.moveaxis(x, 0, -1)
     large = np.stack(
-        [
-            resize(channel, (SIDE, SIDE), order=3, mode="edge")  # type: ignore[no-untyped-call]
-            for channel in x
-        ],
+        [resize(channel, (SIDE, SIDE), order=3, mode="edge") for channel in x],
         axis=-1,
     )
     rows, columns = (((np.arange(n) + 0.5) * SIDE / n).astype(int) for n in x.shape[1:])
