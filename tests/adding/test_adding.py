@@ -22,6 +22,7 @@ from service.errors import CatalogError
 from tests.adding.conftest import IRIS_OF_ONNXRUNTIME, Original
 
 ROWS = 12
+TF2ONNX = Path(__file__).parents[1] / "catalog" / "tf2onnx"
 
 
 def add(asked: Asked, models: Path, answers: dict[str, str] | None = None) -> Added:
@@ -89,6 +90,16 @@ def test_what_is_asked_is_taken(tmp_path: Path) -> None:
     assert manifest.inputs.names == ("width", "feature_2nd_width")
     assert manifest.outputs.labels == ("a", "b", "c")
     assert "zeros" in manifest.baselines[0].description
+
+
+@pytest.mark.parametrize(("name", "kind"), [("perceptron", "tabular"), ("convolutional", "image")])
+def test_what_keras_exports(name: str, kind: str, tmp_path: Path) -> None:
+    added = add(Asked(TF2ONNX / f"{name}.onnx"), tmp_path)
+    manifest, _, _ = read_manifest(added.folder)
+
+    assert manifest.inputs.kind == kind
+    assert added.explanation.converged
+    assert added.report.failed == []
 
 
 @pytest.mark.parametrize(

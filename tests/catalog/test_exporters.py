@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from service.catalog.twins import build_twin
 from service.engine.piecewise import PiecewiseLinear
 from service.errors import CatalogError
 
+TF2ONNX = Path(__file__).parent / "tf2onnx"
 TOLERANCE = 1e-4
 VOCABULARY, LENGTH, WIDTH = 30, 6, 16
 Array = NDArray[Any]
@@ -219,6 +221,22 @@ def test_an_operator_that_onnx_defines_by_others_is_taken_apart() -> None:
     assert_twin(
         build_twin(model, start, "logits"), torch.from_numpy(table)[tokens], *answers(model, tokens.numpy(), "logits")
     )
+
+
+@pytest.mark.parametrize(("name", "shape"), [("perceptron", (6,)), ("convolutional", (3, 16, 16))])
+def test_a_network_exported_from_keras_has_a_twin(name: str, shape: tuple[int, ...]) -> None:
+    """Whose gradients are those of the file: differences over a thousandth, of twice as many rows, in ONNX Runtime."""
+    model = onnx.load(TF2ONNX / f"{name}.onnx")
+    logits = before(model, "Softmax")
+    rows = torch.randn(5, *shape)
+    twin = build_twin(model, "rows", logits, shape)
+    assert_twin(twin, rows, *answers(model, rows.numpy(), logits))
+
+    direction, step = torch.randn(5, *shape), 1e-3
+    ends = [answers(model, (rows + side * step * direction).numpy(), logits)[0] for side in (1, -1)]
+    slopes = (ends[0] - ends[1]).astype(np.float64) @ np.arange(1.0, ends[0].shape[1] + 1) / (2 * step)
+    found = (gradient(twin, rows) * direction).flatten(1).sum(1)
+    np.testing.assert_allclose(found, slopes, rtol=0.01, atol=0.01)
 
 
 def iris() -> tuple[Array, Array]:
