@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+from service.__main__ import main
 from tests.conftest import MODELS
 
 ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
@@ -113,19 +114,35 @@ def _command(pid: int) -> str:
 Start = Callable[..., Program]
 
 
+@pytest.fixture(scope="session")
+def loan_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one version of the loan model: a worker that loads all models starts in twice the time."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "loan").mkdir()
+    (folder / "loan" / "1").symlink_to((MODELS / "loan" / "1").resolve())
+    return folder
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, loan_only: Path) -> Iterator[Start]:
     """Starts commands: `start("serve", key="secret")`, with stores under `tmp_path/data`, on a port that is free."""
+    with starting(tmp_path, loan_only) as run:
+        yield run
+
+
+@contextmanager
+def starting(folder: Path, models: Path) -> Iterator[Start]:
+    """As the fixture `start`, with stores under `folder/data`: for services that several tests share."""
     started: list[Program] = []
 
     def run(command: str, *arguments: str, key: str | None = None, **settings: str) -> Program:
         environment = environment_of(key, **settings)
-        options = ["--port", "0", "--data", str(tmp_path / "data"), "--models", str(MODELS), "--workers", "1"]
-        output, errors = (tmp_path / f"{len(started)}.{name}" for name in ("out", "err"))
+        options = ["--port", "0", "--data", str(folder / "data"), "--models", str(models), "--workers", "1"]
+        output, errors = (folder / f"{len(started)}.{name}" for name in ("out", "err"))
         with output.open("w") as stdout, errors.open("w") as stderr:
             process = subprocess.Popen(
                 [sys.executable, "-m", "service", command, *options, *arguments],
-                cwd=tmp_path,
+                cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
@@ -135,15 +152,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
         started.append(Program(process, output, errors))
         return started[-1]
 
-    yield run
-    for program in started:
-        if program.process.poll() is None:
-            children = program.children()
-            program.process.kill()
-            program.process.wait()
-            for child in children:
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+    try:
+        yield run
+    finally:
+        for program in started:
+            _kill(program)
+
+
+def _kill(program: Program) -> None:
+    if program.process.poll() is None:
+        children = program.children()
+        program.process.kill()
+        program.process.wait()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 def environment_of(key: str | None = None, **settings: str) -> dict[str, str]:
@@ -169,6 +192,27 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
             timeout=PATIENCE_SECONDS,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `run_command`, but in this process, which spares the start of another."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ.keys() - environment_of().keys():
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as asked_wrongly:
+            code = int(asked_wrongly.code or 0)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
     return run
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from tests.faults.conftest import starting
+
 if TYPE_CHECKING:
+    import subprocess
+
     from tests.faults.conftest import Program, Start, UnderLoad
+
+RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
 WORKER, REDIS = "service.engine.worker", "redis-server"
 SECRET = "a key that the operator chose"
@@ -40,7 +50,9 @@ async def explained(program: Program, key: str | None, body: dict[str, Any]) -> 
         return (await client.post("/v1/models/loan/versions/1:explain", json=body)).status_code
 
 
-async def test_a_first_start_and_a_second(start: Start, body: dict[str, Any]) -> None:
+async def test_a_first_start_and_a_second_with_the_same_key_and_chunk_shapes(
+    start: Start, body: dict[str, Any], tmp_path: Path
+) -> None:
     first = start("serve")
     assert first.address.startswith("http://127.0.0.1:")
     key = first.printed_key
@@ -49,6 +61,9 @@ async def test_a_first_start_and_a_second(start: Start, body: dict[str, Any]) ->
     assert key not in first.errors
     assert await explained(first, key, body) == 200
     assert await explained(first, None, body) == 401
+    read = {path: json.loads(path.read_text()) for path in (tmp_path / "data" / "calibrations").iterdir()}
+    ((kept, found),) = [(path, content) for path, content in read.items() if content["model"] == "loan@1"]
+    assert 4 <= found["rows"]["brief"] <= found["rows"]["long"]
 
     front, (worker,), (redis,) = mapped(first.pid), first.children(WORKER), first.children(REDIS)
     assert "libtorch" not in front
@@ -58,10 +73,14 @@ async def test_a_first_start_and_a_second(start: Start, body: dict[str, Any]) ->
     assert not is_alive(worker)
     assert not is_alive(redis)
 
+    kept.write_text(json.dumps({**found, "rows": {"brief": 16, "long": 48}}))
     second = start("serve")
     assert second.address
     assert second.printed_key is None
-    assert await explained(second, key, body) == 200
+    async with second.client(key) as client:
+        reply = (await client.post("/v1/models/loan/versions/1:explain", json=body)).json()
+        record = (await client.get(f"/v1/explanations/{reply['explanations'][0]['id']}")).json()
+    assert record["environment"]["chunk_rows"] == "16+48"
     children = second.children()
     assert len(children) == 2
     assert second.end(signal.SIGINT) == 0
@@ -69,26 +88,19 @@ async def test_a_first_start_and_a_second(start: Start, body: dict[str, Any]) ->
     assert "Traceback" not in second.errors
 
 
-async def test_chunk_shapes_are_kept_over_a_restart_and_recorded(
-    start: Start, body: dict[str, Any], tmp_path: Path
+def verified(run_command: RunCommand, folder: Path) -> int:
+    """Has `answerable ledger verify` say that all is as it was recorded; gives the number of rows of the log."""
+    done = run_command("ledger", "verify", "--data", str(folder / "data"))
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.endswith("\nVALID: all is as it was recorded\n")
+    rows = re.search(r"the log has (\d+) rows, last signed", done.stdout)
+    assert rows is not None
+    return int(rows[1])
+
+
+async def test_kill_9_of_the_front_under_load(
+    start: Start, under_load: UnderLoad, run_command: RunCommand, tmp_path: Path
 ) -> None:
-    first = start("serve", key=SECRET)
-    assert first.address
-    read = {path: json.loads(path.read_text()) for path in (tmp_path / "data" / "calibrations").iterdir()}
-    ((kept, found),) = [(path, content) for path, content in read.items() if content["model"] == "loan@1"]
-    assert first.end(signal.SIGTERM) == 0
-    assert 4 <= found["rows"]["brief"] <= found["rows"]["long"]
-
-    kept.write_text(json.dumps({**found, "rows": {"brief": 16, "long": 48}}))
-    second = start("serve", key=SECRET)
-    async with second.client(SECRET) as client:
-        reply = (await client.post("/v1/models/loan/versions/1:explain", json=body)).json()
-        record = (await client.get(f"/v1/explanations/{reply['explanations'][0]['id']}")).json()
-    assert record["environment"]["chunk_rows"] == "16+48"
-    assert second.end(signal.SIGTERM) == 0
-
-
-async def test_kill_9_of_the_front_under_load(start: Start, under_load: UnderLoad) -> None:
     first = start("serve", key=SECRET)
     assert first.address
     assert SECRET not in first.output + first.errors
@@ -106,12 +118,14 @@ async def test_kill_9_of_the_front_under_load(start: Start, under_load: UnderLoa
         for identifier in load.ids:
             reply = await client.get(f"/v1/explanations/{identifier}")
             assert (reply.status_code, reply.json().get("id")) == (200, identifier)
-        # The log goes on after its last record.
-        async with under_load(second, SECRET) as more:
+        # The log goes on after its last record, and is valid while it does.
+        async with under_load(second, SECRET, clients=2) as more:
             await more.reaches(20)
+            assert await asyncio.to_thread(verified, run_command, tmp_path) > len(load.ids)
         newest = (await client.get(f"/v1/explanations/{more.ids[-1]}")).json()["ledger"]["sequence"]
         assert newest > len(load.ids)
     assert second.end(signal.SIGTERM) == 0
+    assert await asyncio.to_thread(verified, run_command, tmp_path) > newest
 
 
 async def test_sigterm_under_load_answers_what_it_has_taken(start: Start, under_load: UnderLoad) -> None:
@@ -166,23 +180,18 @@ async def test_a_port_that_is_taken(start: Start) -> None:
     assert not program.output
 
 
-async def test_redis_hung_and_then_killed_under_load(start: Start, under_load: UnderLoad) -> None:
-    program = start("serve", key=SECRET)
-    assert program.address
-    (redis,) = program.children(REDIS)
-    async with under_load(program, SECRET) as load:
-        await load.reaches(100)
-        for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
-            os.kill(redis, number)
-            await load.reaches(200)
-    assert set(load.statuses) == {200}
-    assert load.broken == 0
-    assert program.end(signal.SIGTERM) == 0
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, loan_only: Path) -> Iterator[Program]:
+    """A service that outlasts what these tests do to it, one after the other, and then ends in good order."""
+    with starting(tmp_path_factory.mktemp("lasting"), loan_only) as start:
+        program = start("serve", key=SECRET)
+        assert program.address
+        yield program
+        assert program.end(signal.SIGTERM) == 0
 
 
-async def test_a_worker_killed_under_load(start: Start, under_load: UnderLoad) -> None:
-    program = start("serve", key=SECRET)
-    assert program.address
+async def test_a_worker_killed_under_load(lasting: Program, under_load: UnderLoad) -> None:
+    program = lasting
     (worker,) = program.children(WORKER)
     async with program.client(SECRET) as client:
 
@@ -203,4 +212,15 @@ async def test_a_worker_killed_under_load(start: Start, under_load: UnderLoad) -
         assert load.broken == 0
         assert 'answerable_worker_restarts_total{reason="died"} 1.0' in (await client.get("/metrics")).text
     assert program.children(WORKER) != [worker]
-    assert program.end(signal.SIGTERM) == 0
+
+
+async def test_redis_hung_and_then_killed_under_load(lasting: Program, under_load: UnderLoad) -> None:
+    program = lasting
+    (redis,) = program.children(REDIS)
+    async with under_load(program, SECRET) as load:
+        await load.reaches(100)
+        for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
+            os.kill(redis, number)
+            await load.reaches(200)
+    assert set(load.statuses) == {200}
+    assert load.broken == 0

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,9 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from service.domain import Floats
-
-if TYPE_CHECKING:
-    from tests.faults.conftest import Start
+from tests.faults.conftest import starting
 
 FEATURES = 12
 REACH = 1000.0
@@ -165,21 +163,33 @@ def error_of(rebuilt: Floats, weights: Floats) -> float:
     return float(np.linalg.norm(found - true) / np.linalg.norm(true))
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Floats:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the service has its model and its data."""
+    return tmp_path_factory.mktemp("stealing")
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> Floats:
     """Those of the model that is served."""
-    return linear_model(tmp_path / "linear" / "linear" / "1")
+    return linear_model(folder / "models" / "linear" / "1")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, weights: Floats) -> Iterator[str]:
+    """Of the one service that all attacks are made on, each with keys of its own."""
+    with starting(folder, folder / "models") as start:
+        yield start("serve").address
 
 
 @pytest.fixture
-def clients(start: Start, run_command: Callable[..., Any], tmp_path: Path, weights: Floats) -> Iterator[Clients]:
+def clients(run_here: Callable[..., Any], folder: Path, address: str) -> Iterator[Clients]:
     """Clients of a service of that model, one for each set of options of `answerable keys create`."""
     with ExitStack() as stack:
 
         def make(*options: Sequence[str]) -> list[httpx.Client]:
-            data = ("--data", str(tmp_path / "data"))
-            printed = [run_command("keys", "create", "a", *data, *one).stdout for one in options]
-            address = start("serve", "--models", str(tmp_path / "linear")).address
+            data = ("--data", str(folder / "data"))
+            printed = [run_here("keys", "create", "a", *data, *one).stdout for one in options]
             keys = [re.findall(r"^key +(\S+)$", text, re.MULTILINE)[0] for text in printed]
             headers = [{"Authorization": f"Bearer {key}"} for key in keys]
             return [

@@ -1,4 +1,4 @@
-"""Versions loaded, reloaded and unloaded while 32 clients ask: nobody meets an error, each answer names one version."""
+"""Versions loaded, reloaded and unloaded while clients ask: nobody meets an error, each answer is of one version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MODELS = Path(__file__).parents[2] / "models"
 SECRET = "a key that the operator chose"
-CLIENTS = 32
+CLIENTS = 8
 WORKER = "service.engine.worker"
 
 
@@ -72,13 +72,14 @@ def give_verdict(folder: Path, before: Path) -> None:
 
 @dataclass(slots=True)
 class Traffic:
-    """Who answered: (version, digest) by the path that was asked, and every answer that was no 200."""
+    """Who answered: (version, digest) by the path that was asked. An error is an answer that is no 200 or adds up to
+    something else."""
 
     answered: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     is_over: bool = False
 
-    async def from_now_on(self, path: str, answers: int = 40) -> set[tuple[str, str]]:
+    async def from_now_on(self, path: str, answers: int = 24) -> set[tuple[str, str]]:
         """Who gives the next answers to a path, of those that were asked after now."""
         answered = self.answered[path]
         start = len(answered) + CLIENTS  # so many may be under way
@@ -90,7 +91,7 @@ class Traffic:
 
 @asynccontextmanager
 async def traffic(program: Program, *paths: str) -> AsyncIterator[Traffic]:
-    """32 clients, who ask the paths in turn."""
+    """Clients who ask the paths in turn."""
     found = Traffic({path: [] for path in paths})
     example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_text())["example"]
     amounts = itertools.count(1)
@@ -102,7 +103,11 @@ async def traffic(program: Program, *paths: str) -> AsyncIterator[Traffic]:
             instance = {**example, "loan_amount": 1 + next(amounts) % 9000 / 10}
             reply = await client.post(path, json={"instances": [instance], "parameters": {"deadline_ms": 20_000}})
             if reply.status_code == 200:
-                model = reply.json()["explanations"][0]["model"]
+                (explanation,) = reply.json()["explanations"]
+                change = explanation["output"] - explanation["baseline_output"]
+                if sum(explanation["attributions"].values()) != pytest.approx(change, abs=0.01):
+                    found.errors.append(f"{path}: {explanation}")
+                model = explanation["model"]
                 found.answered[path].append((model["version"], model["digest"]))
             else:
                 found.errors.append(f"{path}: {reply.text}")
