@@ -52,6 +52,7 @@ class Flip:
 class Comparison:
     """Two versions on the same rows.
 
+    `digests` are those of their artefacts: of two different ones nothing that changed says anything of a person.
     `correlation` is Spearman's, of the mean absolute attributions over the features in common. `filled` names the
     inputs of one version that the rows, which come from the other, do not hold: each has the median of its baselines.
     """
@@ -63,6 +64,12 @@ class Comparison:
     flips: Sequence[Flip]
     features: Sequence[FeatureChange]
     filled: Sequence[str]
+    digests: tuple[str, str]
+
+    @property
+    def is_one_model(self) -> bool:
+        """Whether both are the same artefact."""
+        return self.digests[0] == self.digests[1]
 
     @property
     def flipped(self) -> float:
@@ -98,6 +105,7 @@ def compare(before: Trial, after: Trial, rows: int, seed: int) -> Comparison:
         _flips(before, after, *answers),
         _changes(_ranked(before, first), _ranked(after, second)),
         filled,
+        (before.version.key.digest, after.version.key.digest),
     )
 
 

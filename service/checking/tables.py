@@ -72,11 +72,19 @@ def comparison_text(comparison: Comparison) -> str:
         for f in comparison.features
     ]
     summary = [
+        _models(comparison),
         f"mean absolute attribution over {comparison.rows} rows",
         f"rank correlation {comparison.correlation:.3f}, over the features in common",
         f"{len(comparison.flips)} rows ({comparison.flipped:.1%}) are predicted otherwise",
     ]
     return "\n".join([*_table([head, *cells]), "", *summary, *_changed(comparison)])
+
+
+def _models(comparison: Comparison) -> str:
+    before, after = (digest[:19] + "…" for digest in comparison.digests)
+    if comparison.is_one_model:
+        return f"one model: both are the artefact {before}"
+    return f"two different models, {before} and {after}: what differs here is theirs, and no change of a person's"
 
 
 def comparison_json(comparison: Comparison) -> str:
@@ -111,6 +119,8 @@ def _body(comparison: Comparison) -> dict[str, Any]:
     return {
         "before": comparison.before,
         "after": comparison.after,
+        "digests": comparison.digests,
+        "one_model": comparison.is_one_model,
         "rows": comparison.rows,
         "rank_correlation": comparison.correlation,
         "flipped": comparison.flipped,

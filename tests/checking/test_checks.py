@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import orjson
 import pytest
 import torch
 from onnx import numpy_helper
@@ -16,6 +17,7 @@ from scipy.stats import spearmanr
 from service.checking.checks import Report, check
 from service.checking.comparison import compare
 from service.checking.limits import Limits
+from service.checking.tables import comparison_json, comparison_text
 from service.checking.trial import Trial, load_trial
 from service.domain import Floats
 from service.errors import InvalidRequest
@@ -106,6 +108,17 @@ def test_inputs_that_no_row_holds_are_filled_in_and_named(loan_folder: Path, edi
     trials = [load_trial(loan_folder / version, CPU) for version in ("1", "2")]
 
     assert compare(trials[0], trials[1], ROWS, seed=0).filled == ["amount"]
+
+
+def test_a_comparison_says_whether_it_is_of_one_model_or_of_two(trials: tuple[Trial, Trial]) -> None:
+    one, two = trials
+    other, same = compare(one, two, ROWS, seed=0), compare(one, one, ROWS, seed=0)
+
+    digests = [trial.version.key.digest for trial in trials]
+    assert f"two different models, {digests[0][:19]}… and {digests[1][:19]}…" in comparison_text(other)
+    assert "one model: " in comparison_text(same)
+    assert orjson.loads(comparison_json(other))["digests"] == digests
+    assert not orjson.loads(comparison_json(other))["one_model"]
 
 
 def test_versions_that_answer_different_questions_are_not_compared(trials: tuple[Trial, Trial]) -> None:
