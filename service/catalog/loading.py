@@ -21,7 +21,6 @@ from service.catalog.encodings import Encoding, TableEncoding, units_of_columns
 from service.catalog.formats import Format
 from service.catalog.manifest import BaselineSet, Manifest, TokenInputs, read_manifest
 from service.catalog.onnx_format import open_onnx
-from service.catalog.pt2_format import open_pt2
 from service.catalog.safetensors_format import open_safetensors
 from service.catalog.sequences import read_tokenizer
 from service.catalog.sizes import layer_sizes
@@ -36,9 +35,18 @@ PARITY_VALUES = 2**26
 FEWEST_PARITY_ROWS = 16
 VALUES_AT_ONCE = 2**24
 ROWS_AT_ONCE = 32
+
+
+def _open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
+    """Only here, because torch.export imports torch's compiler: 2.5 of the 7 seconds that a worker's imports took."""
+    from service.catalog.pt2_format import open_pt2
+
+    return open_pt2(content, manifest, device)
+
+
 OPEN: Mapping[Format, Callable[[bytes, Manifest, torch.device], Opened]] = {
     "onnx": open_onnx,
-    "pt2": open_pt2,
+    "pt2": _open_pt2,
     "safetensors": open_safetensors,
 }
 
