@@ -1,4 +1,4 @@
-"""Versions loaded, reloaded and unloaded while clients ask: nobody meets an error, each answer is of one version."""
+"""Versions loaded, reloaded and unloaded while 32 clients ask: nobody meets an error, each answer is of one version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MODELS = Path(__file__).parents[2] / "models"
 SECRET = "a key that the operator chose"
-CLIENTS = 8
+CLIENTS = 32
 WORKER = "service.engine.worker"
 
 
@@ -79,7 +79,7 @@ class Traffic:
     errors: list[str] = field(default_factory=list)
     is_over: bool = False
 
-    async def from_now_on(self, path: str, answers: int = 24) -> set[tuple[str, str]]:
+    async def from_now_on(self, path: str, answers: int = 40) -> set[tuple[str, str]]:
         """Who gives the next answers to a path, of those that were asked after now."""
         answered = self.answered[path]
         start = len(answered) + CLIENTS  # so many may be under way
@@ -91,7 +91,7 @@ class Traffic:
 
 @asynccontextmanager
 async def traffic(program: Program, *paths: str) -> AsyncIterator[Traffic]:
-    """Clients who ask the paths in turn."""
+    """32 clients, who ask the paths in turn."""
     found = Traffic({path: [] for path in paths})
     example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_text())["example"]
     amounts = itertools.count(1)
