@@ -66,11 +66,12 @@ class Network(nn.Module):
     def __init__(self, draws: np.random.RandomState) -> None:
         super().__init__()
         narrow, wide = WIDTHS
-        first, third = Block(1, narrow), Block(narrow, wide, pool=2)
-        self.blocks = nn.ModuleList([first, Block(narrow, narrow, residual=True, pool=2), third])
+        blocks = [Block(1, narrow), Block(narrow, narrow, residual=True, pool=2), Block(narrow, wide, pool=2)]
+        self.blocks = nn.ModuleList(blocks)
         self.last = nn.Linear(wide * 2 * 2, LABELS)
         self.double()
-        for layer in (*(block.convolution for block in self.blocks), self.last):
+        layers: list[nn.Conv2d | nn.Linear] = [*(block.convolution for block in blocks), self.last]
+        for layer in layers:
             with torch.no_grad():
                 spread = math.sqrt(2 / layer.weight[0].numel())
                 layer.weight.copy_(torch.from_numpy(draws.normal(0.0, spread, layer.weight.shape)))
