@@ -45,6 +45,7 @@ from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.ledger.jobs import Jobs
 from service.ledger.steward import Steward
+from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
@@ -183,7 +184,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
     if settings.ledger != "off":
         notary = open_notary(settings, database)
         await asyncio.to_thread(notary.open)
-        ledger = Ledger(database, vault, metrics.observe_append, notary=notary)
+        ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess)
         stack.push_async_callback(ledger.close)
         steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
         stack.push_async_callback(steward.close)

@@ -27,8 +27,8 @@ LAST_WORDS_SECONDS = 2
 """After the drain: until the refusals of what was still in flight have been sent."""
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter when another waits. The ledger's writer wakes with whole groups of replies
-to let go: with Python's 5 ms cached answers at 32 connections came 12 % slower (median of four pairs of runs)."""
+"""How long a thread that reads the ledger may keep the interpreter when the event loop waits for it; Python's 5 ms are
+as long as several answers take."""
 
 LOG = logging.getLogger("answerable")
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.engine.connection import Connection
+from service.children import Connection
 from service.engine.messages import Attached, Done, Explain, Loaded, Predict
 from service.errors import AnswerableError, CatalogError
 

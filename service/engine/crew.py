@@ -13,10 +13,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
+from service.children import Connection, reap
 from service.engine.attendant import Attendant, Task
-from service.engine.connection import Connection
 from service.engine.messages import Attached, ChunkReport, Loaded, LoadFailed, Memory, Outcome, Progress, Ready, Reply
-from service.engine.processes import reap, start_worker
+from service.engine.processes import start_worker
 from service.errors import CatalogError, WorkerLost
 
 LOG = logging.getLogger("answerable.engine")

@@ -1,34 +1,19 @@
-"""Worker processes: starting one on its device, and waiting for its end."""
+"""Worker processes: starting one on its device."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from service.children import start_child
+
 
 def start_worker(theirs: socket.socket, index: int) -> subprocess.Popen[bytes]:
-    """Starts the process at the other end of `theirs`; in a session of its own, so that Ctrl-C is the front's alone."""
-    with theirs:
-        return subprocess.Popen(
-            [sys.executable, "-m", "service.engine.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=worker_environment(index),
-        )
-
-
-def reap(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a worker whose socket is closed; one that does not end is killed."""
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Starts the process at the other end of `theirs`."""
+    return start_child("service.engine.worker", theirs, worker_environment(index))
 
 
 def count_devices() -> int:

@@ -25,10 +25,10 @@ import torch
 
 from service import __version__
 from service.catalog.artefacts import read_baseline_rows
+from service.children import Unframer, frame
 from service.domain import ChunkShapes, Conditions, Floats, OutputSpace, Priority
 from service.engine.device import DeviceModel, PreparedBaseline, best_device, put_on_device, with_baseline
 from service.engine.explanation import Steps, explain, interrupted, predict
-from service.engine.frames import Unframer, frame
 from service.engine.messages import (
     Attach,
     Attached,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,8 @@ from service.ledger.sealing import Vault
 from service.ledger.searching import read_found, read_one, read_page
 from service.ledger.secret_files import SecretFileError
 from service.ledger.signing import NotTheSigner, SigningKey
-from service.ledger.writer import Append, Outcome, Writer
+from service.ledger.writer import Append, Outcome, Outcomes, Writer
+from service.ledger.writer_process import WriterProcess
 
 READERS = 4
 CHECKPOINT_SECONDS = 5.0
@@ -45,7 +47,8 @@ class Ledger:
     its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait
     from which more are refused. With a `notary`, what is recorded is signed every `checkpoint_seconds`, and once more
     at the end; `signed` is when the newest checkpoint was made, in seconds since the epoch, of whatever process: where
-    there is none yet, or it cannot be read, when this ledger was opened; None without a notary. The engine stays the
+    there is none yet, or it cannot be read, when this ledger was opened; None without a notary. The `writer` is a
+    thread of this process, or a process of its own, which a busy event loop does not hold up. The engine stays the
     caller's to dispose of, after `close`.
     """
 
@@ -57,16 +60,19 @@ class Ledger:
         waiting_limit: int = 4096,
         notary: Notary | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        writer: type[Writer | WriterProcess] = Writer,
     ) -> None:
         self._engine = engine
         self._vault = vault
         self._observe = observe
         self._waiting_limit = waiting_limit
+        self._numbers = itertools.count()
+        self._unsettled: dict[int, tuple[int, asyncio.Future[Outcome]]] = {}
         self._waiting = 0
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
-        self._writer = Writer(engine, vault, self._wake)
+        self._writer = writer(engine, vault, self._wake)
         self._notary = notary
         self._unsigned = False
         self.signed = None if notary is None else time()
@@ -153,11 +159,11 @@ class Ledger:
         return await self._notarise(Notary.chain)
 
     async def close(self) -> None:
-        """Records what still waits, then ends the threads. A second call does nothing."""
+        """Records what still waits, then ends the writer and the threads. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        await self._loop.run_in_executor(self._readers, self._writer.stop)
+        await self._writer.close()
         try:
             if self._signing is not None:
                 self._signing.cancel()
@@ -169,9 +175,11 @@ class Ledger:
     async def _append(self, entries: tuple[Entry | Event, ...]) -> None:
         if self._closed or self._waiting >= self._waiting_limit:
             raise LedgerUnavailable("The ledger takes no more records just now.")
+        number = next(self._numbers)
         settled: asyncio.Future[Outcome] = self._loop.create_future()
+        self._unsettled[number] = len(entries), settled
         self._waiting += len(entries)
-        self._writer.put(Append(entries, settled))
+        self._writer.put(Append(number, entries))
         outcome = await settled
         if outcome is Outcome.REFUSED:
             raise EntryRefused("The ledger holds an explanation of this id already, or its row of a job has ended.")
@@ -224,17 +232,18 @@ class Ledger:
             _log.error("no checkpoint was signed: %s", error)
             raise LedgerUnavailable("This host cannot sign checkpoints; its log says why.") from error
 
-    def _wake(self, outcomes: list[tuple[Append, Outcome]]) -> None:
-        """Called by the writer, on its thread."""
+    def _wake(self, outcomes: Outcomes) -> None:
+        """Called by the writer, on whatever thread."""
         with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
             self._loop.call_soon_threadsafe(self._settle, outcomes)
 
-    def _settle(self, outcomes: list[tuple[Append, Outcome]]) -> None:
-        for append, outcome in outcomes:
-            self._waiting -= len(append.entries)
+    def _settle(self, outcomes: Outcomes) -> None:
+        for number, outcome in outcomes:
+            entries, settled = self._unsettled.pop(number)
+            self._waiting -= entries
             self._unsigned = self._unsigned or outcome is Outcome.RECORDED
-            if not append.settled.done():
-                append.settled.set_result(outcome)
+            if not settled.done():
+                settled.set_result(outcome)
 
     async def _read(self, read: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         def run() -> T:

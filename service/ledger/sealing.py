@@ -86,8 +86,13 @@ class Vault:
     def __init__(self, master: bytes) -> None:
         if len(master) != KEY_BYTES:
             raise ValueError(f"a master key has {KEY_BYTES} bytes")
+        self._master = master
         self._wrapping = AESGCM(_derived(master, b"wrap"))
         self._pseudonyms = _derived(master, b"pseudonym")
+
+    def __reduce__(self) -> tuple[type[Vault], tuple[bytes]]:
+        """For the process of the ledger's writer, which gets it over a socket of its own."""
+        return Vault, (self._master,)
 
     def lookup(self, tenant: str, subject: str) -> str:
         """The pseudonym under which a tenant's subject is found, hexadecimal."""

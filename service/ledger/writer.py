@@ -1,4 +1,4 @@
-"""The one thread that writes to the log.
+"""The one thread of a process that writes to the log.
 
 There is no waiting timer: whatever came in while the last transaction was on its way to the disk makes up the
 next one. With SQLite (WAL, synchronous=FULL) a record alone costs about six times what it costs in a group
@@ -36,18 +36,22 @@ class Outcome(Enum):
     UNAVAILABLE = "unavailable"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Append:
-    """The entries of one call, recorded all or none, and the future on which the caller waits."""
+    """The entries of one call, recorded all or none, and the number that the caller knows them by."""
 
+    number: int
     entries: tuple[Entry | Event, ...]
-    settled: asyncio.Future[Outcome]
+
+
+Outcomes = list[tuple[int, Outcome]]
+"""What became of appends, by their numbers."""
 
 
 class Writer:
     """Writes appends in the order they are put; reports each group to `settle`, on the writer's thread."""
 
-    def __init__(self, engine: Engine, vault: Vault, settle: Callable[[list[tuple[Append, Outcome]]], None]) -> None:
+    def __init__(self, engine: Engine, vault: Vault, settle: Callable[[Outcomes], None]) -> None:
         self._appender = Appender(engine, vault)
         self._settle = settle
         self._queue: SimpleQueue[Append | None] = SimpleQueue()
@@ -62,6 +66,10 @@ class Writer:
         """Writes what is queued, then ends the thread. Blocks until it has."""
         self._queue.put(None)
         self._thread.join()
+
+    async def close(self) -> None:
+        """`stop`, for an event loop."""
+        await asyncio.to_thread(self.stop)
 
     def _run(self) -> None:
         while group := self._next_group():
@@ -85,11 +93,11 @@ class Writer:
                 self._queue.put(None)  # to be met again, once this group is written
         return group
 
-    def _record(self, group: list[Append]) -> list[tuple[Append, Outcome]]:
+    def _record(self, group: list[Append]) -> Outcomes:
         outcome = self._attempt([entry for append in group for entry in append.entries])
         if outcome is Outcome.REFUSED and len(group) > 1:
-            return [(append, self._attempt(append.entries)) for append in group]
-        return [(append, outcome) for append in group]
+            return [(append.number, self._attempt(append.entries)) for append in group]
+        return [(append.number, outcome) for append in group]
 
     def _attempt(self, entries: Sequence[Entry | Event]) -> Outcome:
         try:

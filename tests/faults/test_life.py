@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
-WORKER, REDIS = "service.engine.worker", "redis-server"
+WORKER, WRITER, REDIS = "service.engine.worker", "service.ledger.writer_process", "redis-server"
 SECRET = "a key that the operator chose"
 
 
@@ -82,7 +82,7 @@ async def test_a_first_start_and_a_second_with_the_same_key_and_chunk_shapes(
         record = (await client.get(f"/v1/explanations/{reply['explanations'][0]['id']}")).json()
     assert record["environment"]["chunk_rows"] == "16+48"
     children = second.children()
-    assert len(children) == 2
+    assert len(children) == 3
     assert second.end(signal.SIGINT) == 0
     assert not any(map(is_alive, children))
     assert "Traceback" not in second.errors
@@ -212,6 +212,23 @@ async def test_a_worker_killed_under_load(lasting: Program, under_load: UnderLoa
         assert load.broken == 0
         assert 'answerable_worker_restarts_total{reason="died"} 1.0' in (await client.get("/metrics")).text
     assert program.children(WORKER) != [worker]
+
+
+async def test_the_ledgers_writer_killed_under_load(lasting: Program, under_load: UnderLoad) -> None:
+    program = lasting
+    (writer,) = program.children(WRITER)
+    async with program.client(SECRET) as client:
+        async with under_load(program, SECRET) as load:
+            await load.reaches(100)
+            os.kill(writer, signal.SIGKILL)
+            await load.reaches(300)
+        assert set(load.statuses) == {200, 503}
+        assert load.broken == 0
+        assert load.statuses[-1] == 200
+        for identifier in load.ids:
+            assert (await client.get(f"/v1/explanations/{identifier}")).status_code == 200
+    assert program.children(WRITER) != [writer]
+    assert "the ledger's writer is gone" in program.errors
 
 
 async def test_redis_hung_and_then_killed_under_load(lasting: Program, under_load: UnderLoad) -> None:

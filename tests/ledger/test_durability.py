@@ -24,6 +24,8 @@ EntryMaker = Callable[..., Entry]
 WRITER = """
 import asyncio, sys, uuid
 from service.ledger import Entry, Ledger, Vault, open_engine
+from service.ledger.writer import Writer
+from service.ledger.writer_process import WriterProcess
 
 def entry():
     return Entry(id=str(uuid.uuid4()), tenant="bank", created=1, model="loan", version="1", method="gradient",
@@ -37,16 +39,17 @@ async def append_for_ever(ledger):
         print(made.id, flush=True)
 
 async def main():
-    ledger = Ledger(open_engine(sys.argv[1]), Vault(bytes(range(32))))
+    ledger = Ledger(open_engine(sys.argv[1]), Vault(bytes(range(32))), writer=globals()[sys.argv[2]])
     await asyncio.gather(*(append_for_ever(ledger) for _ in range(8)))
 
 asyncio.run(main())
 """
 
 
-def test_every_acknowledged_record_survives_kill_9(engine: Engine, url: str) -> None:
+@pytest.mark.parametrize("writer", ["Writer", "WriterProcess"])
+def test_every_acknowledged_record_survives_kill_9(engine: Engine, url: str, writer: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, url],
+        [sys.executable, "-c", WRITER, url, writer],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],

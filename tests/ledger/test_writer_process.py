@@ -1,0 +1,101 @@
+"""The writer in a process of its own: what holds of it beyond what holds of every writer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from service.errors import LedgerUnavailable
+from service.ledger import Entry, EntryRefused, Ledger, Search
+from service.ledger.database import serialised
+from service.ledger.writer_process import WriterProcess
+from tests.ledger.conftest import VAULT
+
+EntryMaker = Callable[..., Entry]
+
+
+@pytest.fixture
+async def ledger(engine: Engine) -> AsyncIterator[Ledger]:
+    ledger = Ledger(engine, VAULT, writer=WriterProcess)
+    yield ledger
+    await ledger.close()
+
+
+def children() -> list[int]:
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def writers() -> list[int]:
+    """The writers that this process has."""
+    return [pid for pid in children() if b"service.ledger.writer_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def recorded(ledger: Ledger) -> dict[int, str]:
+    """The ids of what is recorded, by their places."""
+    page = await ledger.search("bank", Search(), limit=1000)
+    return {stored.seq: stored.id for stored in page.entries}
+
+
+async def test_it_records_and_refuses_as_the_thread_does(ledger: Ledger, make_entry: EntryMaker) -> None:
+    first = make_entry(subject="Ann Example", cohort={"region": "north"}, flags=("protected_share",))
+    await ledger.append([first])
+    stored = await ledger.get("bank", first.id)
+    assert stored is not None
+    assert (stored.subject, stored.cohort, stored.personal) == ("Ann Example", {"region": "north"}, first.personal)
+    entries = [make_entry() for _ in range(300)]
+    await asyncio.gather(*(ledger.append([entry]) for entry in entries))
+    with pytest.raises(EntryRefused):
+        await ledger.append([make_entry(), first])
+    await ledger.append_event("review", "bank", "key", first.id)
+    assert await recorded(ledger) == dict(enumerate([first.id, *(entry.id for entry in entries)], 1))
+
+
+async def test_a_writer_that_dies_is_replaced(
+    ledger: Ledger, engine: Engine, make_entry: EntryMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = [make_entry()]
+    await ledger.append(kept)
+    (first,) = writers()
+    with serialised(engine).begin():  # somebody else writes, so what is appended waits
+        lost = [asyncio.ensure_future(ledger.append([make_entry(subject="Ann Example")])) for _ in range(3)]
+        await asyncio.sleep(0)
+        os.kill(first, signal.SIGKILL)
+        outcomes = await asyncio.gather(*lost, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {LedgerUnavailable}
+    kept += [make_entry() for _ in range(3)]
+    for entry in kept[1:]:
+        await ledger.append([entry])
+    assert await recorded(ledger) == dict(enumerate([entry.id for entry in kept], 1))
+    (second,) = writers()
+    assert second != first
+    assert "the ledger's writer is gone, and with it 3 appends; starting another" in caplog.text
+    assert "Ann Example" not in caplog.text
+
+
+async def test_close_records_what_waits(engine: Engine, make_entry: EntryMaker) -> None:
+    before = set(writers())
+    ledger = Ledger(engine, VAULT, writer=WriterProcess)
+    entries = [make_entry() for _ in range(50)]
+    waiting = [asyncio.ensure_future(ledger.append([entry])) for entry in entries]
+    await asyncio.sleep(0)
+    await ledger.close()  # before the process has started even
+    await asyncio.gather(*waiting)
+    assert set(writers()) == before
+    again = Ledger(engine, VAULT)
+    assert await recorded(again) == dict(enumerate([entry.id for entry in entries], 1))
+    await again.close()
+
+
+async def test_signals_for_the_service_do_not_end_it(ledger: Ledger, make_entry: EntryMaker) -> None:
+    await ledger.append([make_entry()])
+    (writer,) = writers()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(writer, number)
+    await ledger.append([make_entry()])
+    assert writers() == [writer]
