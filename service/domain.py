@@ -1,6 +1,7 @@
 """The vocabulary that every layer shares: what is asked (`Plan`) and what comes back (`Explanation`).
 
-All values are frozen and cross the process boundary between the front and the workers as they are.
+All values are frozen and cross the process boundary between the front and the workers as they are. They have no slots:
+of classes with slots pickle calls Python for every value, which takes twice as long.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelKey:
     """One version of one model; `digest` is that of the artefact in production: of its file, and its architecture."""
 
@@ -82,7 +83,7 @@ def kind_of(operator: str) -> str:
     return operator.replace("_", "").lower()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Traits:
     """What of a model decides which methods apply to it, and at what cost; read off its graph when it is loaded.
 
@@ -121,7 +122,7 @@ class Traits:
         return self.obstacle is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Noise:
     """Gaussian noise around an explanation: so many `samples`, of a deviation of `scale` times each input's range."""
 
@@ -130,7 +131,7 @@ class Noise:
     scale: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BaselineChoice:
     """The baseline of a plan: a named set of the model, or one row that came with the request."""
 
@@ -141,7 +142,7 @@ class BaselineChoice:
     row: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides the numbers of one explanation, and nothing else.
 
@@ -169,7 +170,7 @@ class Plan:
         return hashlib.sha256(orjson.dumps(self, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChunkShapes:
     """The rows of a model's two gradient chunks: `brief` for questions that fit it, `long` for all others."""
 
@@ -186,7 +187,7 @@ class ChunkShapes:
         return ChunkShapes(int(brief), int(long))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Conditions:
     """What an explanation is repeated under: the chunk shapes it was computed at, and how many of its questions were
     answered before its deadline, None where that did not end it."""
@@ -195,7 +196,7 @@ class Conditions:
     answers: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GroupShare:
     """What was found of several features together: their numbers, their dividend and their value."""
 
@@ -204,7 +205,7 @@ class GroupShare:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Explanation:
     """What a worker computed for one plan.
 
@@ -242,7 +243,7 @@ class Explanation:
     answers: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timings:
     """Where the time of one request went in the worker, in seconds."""
 
@@ -250,7 +251,7 @@ class Timings:
     compute: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prediction:
     """The deployed artefact's outputs for one input, by output space; one value a label."""
 

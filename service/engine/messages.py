@@ -26,7 +26,7 @@ BaselineOutputs = Mapping[str, Mapping[OutputSpace, Floats]]
 """By digest of the set and output space, the outputs over its rows and, last, over their mean: [K + 1, labels]."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Load:
     """Load the version in `folder`.
 
@@ -38,7 +38,7 @@ class Load:
     shapes: ChunkShapes | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Attach:
     """Give the version in `folder` one more baseline set, whose file is in `place`; `known` as for `Load`."""
 
@@ -53,12 +53,12 @@ class Attach:
         return "sha256:" + self.baseline.sha256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unload:
     folder: Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Explain:
     """Explain `plan` by the version in `folder`: two may be of one artefact, and differ in their manifests.
 
@@ -74,7 +74,7 @@ class Explain:
     conditions: Conditions | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Predict:
     task: int
     folder: Path
@@ -82,7 +82,7 @@ class Predict:
     deadline: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cancel:
     task: int
 
@@ -90,14 +90,14 @@ class Cancel:
 Request = Load | Attach | Unload | Explain | Predict | Cancel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ready:
     """The worker listens. `environment` is what decides the last bits of its numbers; a replay must find it equal."""
 
     environment: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loaded:
     """The version in `folder` is ready.
 
@@ -112,7 +112,7 @@ class Loaded:
     parity: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Attached:
     """A version has one more set, with these outputs; or, with `problem`, has not."""
 
@@ -122,20 +122,20 @@ class Attached:
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadFailed:
     folder: Path
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Done:
     task: int
     result: Explanation | Prediction
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Failed:
     task: int
     error: AnswerableError
@@ -144,7 +144,7 @@ class Failed:
 Outcome = Done | Failed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChunkReport:
     """One chunk: `units` of its `capacity` were filled, by `explanations`, and it took `seconds`."""
 
@@ -156,7 +156,7 @@ class ChunkReport:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Progress:
     """What happened since the worker's last message."""
 
@@ -164,7 +164,7 @@ class Progress:
     chunks: list[ChunkReport]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Memory:
     """What the worker holds, in bytes: of its GPU, or of main memory where it has none."""
 

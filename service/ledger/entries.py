@@ -62,7 +62,7 @@ class MalformedCursor(InvalidRequest):
     title = "Malformed cursor"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One explanation to be recorded.
 
@@ -99,7 +99,7 @@ class Entry:
             _check_text(name, text)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """Something else that the log tells of: a look-up, an erasure, a hold, a review, a change of keys.
 
@@ -126,14 +126,14 @@ class Event:
             _check_text(name, getattr(self, name))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredEvent(Event):
     """An event as it stands in the log, at its place `seq`."""
 
     seq: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored(Entry):
     """An entry as it stands in the log.
 

@@ -36,7 +36,7 @@ class Outcome(Enum):
     UNAVAILABLE = "unavailable"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Append:
     """The entries of one call, recorded all or none, and the number that the caller knows them by."""
 

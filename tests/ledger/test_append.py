@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 import pytest
 from sqlalchemy import Engine, select
@@ -67,7 +68,7 @@ async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, engine: Engin
     await ledger.append([entry])
     stored = await ledger.get("bank", entry.id)
     assert stored is not None
-    for name in set(Entry.__slots__) - {"flags"}:
+    for name in {field.name for field in fields(Entry)} - {"flags"}:
         assert getattr(stored, name) == getattr(entry, name)
     assert stored.flags == ("protected_share",)
     assert stored.seq == 1
