@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from service.domain import Floats, Indices
 from service.engine.kernels import Launched, Segment
+from service.engine.recording import record
 from service.methods.oracle import Points, Readout, Rows
 
 LOG = logging.getLogger("answerable.worker")
@@ -97,7 +97,7 @@ def traced(program: Program, chunk: Chunk) -> Program:
     TorchScript is deprecated; without it the list would run from Python, with the same bits.
     """
     try:
-        graph = make_fx(program)(*chunk)
+        graph = record(program, chunk)
     except Exception:  # tracing runs whatever a model is made of, and not tracing is always right
         LOG.info("a model is evaluated without tracing", exc_info=True)
         return program

@@ -264,16 +264,21 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def set_up_torch(device: torch.device) -> None:
+    """The same bits each time, in full precision, and on the CPU with one thread."""
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms, but it imports torch's compiler
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+
 def main() -> None:
     """The process's main function; its argument is the number of the inherited socket."""
     configure(os.environ.get(VARIABLE, "text"))
     device = best_device()
     sys.setswitchinterval(SWITCH_SECONDS)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    set_up_torch(device)
     with socket.socket(fileno=int(sys.argv[1])) as connection, contextlib.suppress(EOFError, ConnectionError):
         Worker(connection, device).run()
 

@@ -1,0 +1,101 @@
+"""What is recorded of a computation does the same again, for whatever it is given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from service.engine.recording import record
+
+LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+WIDTH = 40
+
+START = """
+import sys, pathlib, torch
+from service.domain import ChunkShapes
+from service.engine.device import put_on_device
+from service.engine.worker import set_up_torch
+device = torch.device("cpu")
+set_up_torch(device)
+put_on_device(pathlib.Path(sys.argv[1]), device, {}, ChunkShapes(4, 8))
+print(*(name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules))
+"""
+
+
+class Attention(nn.Module):
+    """Tokens that see one another; the projections come as a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections, self.norm, self.head = nn.Linear(8, 24), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        tokens = rows.reshape(-1, 1, 5, 8)
+        query, key, value = self.projections(tokens).chunk(3, -1)
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        result: Tensor = self.head(self.norm(tokens + seen).mean(dim=(1, 2)))
+        return result
+
+
+class InPlace(nn.Module):
+    """Changes tensors that it makes, some of them of numbers, and reads a number that is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, 2)
+        self.shift = nn.Buffer(torch.ones(WIDTH))
+        self.factor = nn.Buffer(torch.tensor(0.5))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        moved = torch.zeros_like(rows)
+        moved[:, 3:9] = rows[:, 3:9]
+        moved += self.shift
+        numbers = torch.tensor([1.0, 2.0]).mul_(self.factor.item())
+        first, second = torch.split(torch.tanh(moved) * numbers.sum(), WIDTH // 2, dim=1)
+        result: Tensor = self.head(torch.cat([second, first], dim=1).relu_())
+        return result
+
+
+def convolution() -> nn.Module:
+    first = [nn.Unflatten(1, (1, 5, 8)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
+    then = [nn.MaxPool2d(2), nn.Conv2d(4, 8, 2), nn.SiLU(), nn.GroupNorm(2, 8), nn.PReLU(), nn.Flatten()]
+    return nn.Sequential(*first, *then, nn.Linear(24, 2), nn.Dropout())
+
+
+@pytest.mark.parametrize("network", [convolution, Attention, InPlace])
+def test_a_recording_has_the_same_bits_for_other_inputs(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    twin = network().eval().requires_grad_(False)
+
+    def program(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        points = (rows * weights).requires_grad_()
+        outputs = torch.softmax(twin(points), dim=1)
+        (gradients,) = torch.autograd.grad(outputs[:, 1].sum(), points)
+        return outputs.detach(), gradients * points.detach()
+
+    recorded = record(program, (torch.randn(6, WIDTH), torch.rand(6, 1)))
+    for _ in range(3):
+        given = torch.randn(6, WIDTH), torch.rand(6, 1)
+        with torch.inference_mode():
+            answers = recorded(*given)
+        assert all(map(torch.equal, answers, program(*given)))
+
+
+def test_what_reads_a_value_that_it_computed_is_not_recorded() -> None:
+    def program(rows: Tensor) -> tuple[Tensor]:
+        return (rows * 2 if (rows.sum() > 0).item() else rows,)
+
+    with pytest.raises(ValueError, match="reads a value that was computed"):
+        record(program, [torch.ones(2)])
+
+
+def test_a_worker_has_a_model_without_torchs_compiler() -> None:
+    """Its import takes longer than the model."""
+    done = subprocess.run([sys.executable, "-c", START, LOAN], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
