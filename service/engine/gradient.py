@@ -56,7 +56,8 @@ class EvaluatedPoints:
     @cached_property
     def _rows(self) -> Tensor:
         """The contributions together, in float64: [n, inputs]."""
-        return torch.cat(self.pieces).flatten(1).double()
+        rows = self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces)
+        return rows.flatten(1).double()
 
     def joined(self, later: EvaluatedPoints) -> EvaluatedPoints:
         return EvaluatedPoints(

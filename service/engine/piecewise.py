@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.fx.node import map_arg
+from torch.nn import functional
 
 from service.domain import Floats, Indices
 from service.engine.dimensions import dimensions, grows, is_row_count
@@ -86,7 +87,7 @@ class _State:
         """Insert a row wherever a column of `thresholds` [rows, units] changes its sign between two neighbours."""
         width = prod(thresholds.shape[1:])
         values = thresholds.numpy().reshape(len(self.line), width)
-        crossings = np.flatnonzero(values[:-1] * values[1:] < 0)
+        (crossings,) = (values[:-1] * values[1:] < 0).ravel().nonzero()
         row = crossings // width
         if self.max_pieces.size > 1:  # the end of a line and the start of the next are no neighbours
             within = self.line[row] == self.line[row + 1]
@@ -101,36 +102,40 @@ class _State:
 
         Lines that would have too many are dropped first: there is no room for them.
         """
-        order = np.argsort(row + np.fmin(share, 1 - 1e-9, dtype=np.float64), kind="stable")
+        order = (row + np.fmin(share, 1 - 1e-9, dtype=np.float64)).argsort(kind="stable")
         row, share = row[order], share[order]
-        lines = len(self.max_pieces)
-        counts = np.bincount(self.line, minlength=lines) + np.bincount(self.line[row], minlength=lines)
-        over = counts - 1 > self.max_pieces
-        if over.any():
+        over = self._overflowing(row)
+        if over is not None:
             fits = ~over[self.line[row]]
             row, share = row[fits], share[fits]
             row = (np.cumsum(~over[self.line]) - 1)[row]
             self._drop(over)
         self._insert(row, share)
 
+    def _overflowing(self, row: Indices) -> NDArray[np.bool_] | None:
+        """Which lines [lines] a row behind each of `row` would give too many pieces; None where none has."""
+        if len(self.line) + len(row) <= self.max_pieces.min():  # all of them together are not too many
+            return None
+        lines = len(self.max_pieces)
+        counts = np.bincount(self.line, minlength=lines) + np.bincount(self.line[row], minlength=lines)
+        over: NDArray[np.bool_] = counts - 1 > self.max_pieces
+        return over if over.any() else None
+
     def _insert(self, row: Indices, share: NDArray[np.floating]) -> None:
         """Behind row[i], at the share[i] of the way to the next row, a new row of every tensor."""
-        new = row + np.arange(1, len(row) + 1)
-        is_old = np.ones(len(self.line) + len(row), dtype=bool)
-        is_old[new] = False
-        old = np.flatnonzero(is_old)
+        new, following = row + np.arange(1, len(row) + 1), row + 1
+        is_new = np.zeros(len(self.line) + len(row), dtype=bool)
+        is_new[new] = True
+        source = np.arange(len(is_new)) - is_new.cumsum()  # itself, or the one it comes behind
 
         def widened(values: NDArray[Any]) -> NDArray[Any]:
-            left = values[row]
+            left = values.take(row, axis=0)
             weight = share.astype(values.dtype, copy=False).reshape(-1, *[1] * (values.ndim - 1))
-            result = np.empty((len(is_old), *values.shape[1:]), values.dtype)
-            result[old] = values
-            result[new] = left + weight * (values[row + 1] - left)
+            result: NDArray[Any] = values.take(source, axis=0)
+            result[new] = left + weight * (values.take(following, axis=0) - left)
             return result
 
-        line = np.empty(len(is_old), self.line.dtype)
-        line[old], line[new] = self.line, self.line[row]
-        self.line, self.alpha = line, widened(self.alpha)
+        self.line, self.alpha = self.line.take(source), widened(self.alpha)
         self.values = {node: torch.from_numpy(widened(value.numpy())) for node, value in self.values.items()}
 
     def _drop(self, over: NDArray[np.bool_]) -> None:
@@ -260,14 +265,13 @@ class PiecewiseLinear:
         (varying,) = step.varying
         rows = state.values[varying]
         count = len(rows)
-        blocks_needed = max(1, -(-count // self._block_rows))  # also where every line had too many pieces
-        padded = rows.new_zeros(blocks_needed * self._block_rows, *rows.shape[1:])
-        padded[:count] = rows
+        missing = -count % self._block_rows if count else self._block_rows  # where every line had too many pieces
+        padded = functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, missing])
         given, keywords = step.arguments(state)
         arguments, at = list(given), step.node.args.index(varying)
         blocks = []
-        for start in range(0, len(padded), self._block_rows):
-            arguments[at] = padded[start : start + self._block_rows]
+        for block in torch.split(padded, self._block_rows):
+            arguments[at] = block
             blocks.append(step.operation(*arguments, **keywords))
         return (torch.cat(blocks) if len(blocks) > 1 else blocks[0])[:count]
 
@@ -279,10 +283,12 @@ class PiecewiseLinear:
         """
         lines = len(starts)
         with np.errstate(over="ignore", invalid="ignore"):  # ends beyond float32's range have pieces that are NaN
-            both = np.stack([starts, ends], axis=1).reshape(2 * lines, *starts.shape[1:])
+            both = np.empty((2 * lines, *starts.shape[1:]), starts.dtype)
+            both[::2], both[1::2] = starts, ends
+            line, end = np.divmod(np.arange(2 * lines), 2)
             state = _State(
-                line=np.repeat(np.arange(lines), 2),
-                alpha=np.tile([0.0, 1.0], lines),
+                line=line,
+                alpha=end.astype(np.float64),
                 overflowed=np.zeros(lines, dtype=bool),
                 max_pieces=max_pieces,
                 values=dict.fromkeys(self._inputs, torch.from_numpy(both)),
