@@ -115,7 +115,10 @@ def _step_of(values: Iterable[float | None], policy: Policy) -> float | None:
     if policy.digits is None:
         return None
     largest = max((abs(value) for value in values if value is not None), default=0.0)
-    return 10.0 ** (math.floor(math.log10(largest)) - policy.digits + 1) if largest > 0 else 1.0
+    if not largest:
+        return 1.0
+    smallest = math.ulp(0.0)  # below it a power of ten is 0
+    return max(10.0 ** (math.floor(math.log10(largest)) - policy.digits + 1), smallest)
 
 
 def _nearest(value: float, step: float | None) -> float:

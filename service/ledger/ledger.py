@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from time import perf_counter, time
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -24,7 +24,9 @@ from service.ledger.searching import read_found, read_one, read_page
 from service.ledger.secret_files import SecretFileError
 from service.ledger.signing import NotTheSigner, SigningKey
 from service.ledger.writer import Append, Outcome, Outcomes, Writer
-from service.ledger.writer_process import WriterProcess
+
+if TYPE_CHECKING:
+    from service.ledger.writer_process import WriterProcess  # which is run as a program too
 
 READERS = 4
 CHECKPOINT_SECONDS = 5.0

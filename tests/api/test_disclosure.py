@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.disclosure import limited, limited_prediction
@@ -258,6 +258,7 @@ def test_all_outputs_are_on_one_grid() -> None:
 
 
 @given(st.lists(values, min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 6))
+@example([5e-324], 1, 1)
 def test_what_is_shown_is_near_and_no_more_than_allowed(numbers: list[float], top: int, digits: int) -> None:
     explanation = {"attributions": {str(at): value for at, value in enumerate(numbers)}, "output": numbers[0]}
 

@@ -40,7 +40,7 @@ async def test_every_request_leaves_one_line_without_a_word_of_what_was_asked(
 ) -> None:
     mark = uuid.uuid4().hex
     key = make_key(tenant=f"tenant-{mark}")
-    amounts = [round(100 + number / 7, 12) for number in range(1, 25)]
+    amounts = [round(100 + number / 7.1, 12) for number in range(1, 25)]
     context = {"subject": f"s-{mark}", "decision_id": f"d-{mark}", "cohort": {"channel": f"c-{mark}"}}
     attributions: list[str] = []
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SECRET = "a key that the operator chose"
 EXPLAIN = "/v1/models/loan/versions/1:explain"
-PERSON, DECISION, INCOME = "Adelheid Quendolin Xanthopoulos", "decision-7781-zq", 1583.6677194
+PERSON, DECISION, INCOME = "Adelheid Quendolin Xanthopoulos", "decision-4093-kx", 1583.6677194
 CONTEXT = {"subject": PERSON, "decision_id": DECISION}
 
 
