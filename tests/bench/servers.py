@@ -24,6 +24,8 @@ from typing import Any
 from tests.bench.rounds import KEY, LOAN, ROOT
 
 STARTS_WITHIN = 120.0
+PROGRAMS = {"worker": b"service.engine.worker", "writer": b"service.ledger.writer_process", "redis": b"redis-server"}
+"""By what their command lines hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def memory_of(pid: int) -> dict[str, float]:
         except OSError:
             continue
         kilobytes = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
-        label = "worker" if b"service.engine.worker" in command else "redis" if b"redis" in command else "front"
+        label = next((label for label, word in PROGRAMS.items() if word in command), "front")
         sizes[label] = sizes.get(label, 0.0) + kilobytes / 1024
         pending += [int(child) for group in children for child in group]
     return sizes
