@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from service import key_commands, model_commands
-from service.ledger.commands import Opened
-from service.ledger.commands import add_commands as add_ledger_commands
+from service.engine.processes import StartedWorker, count_devices, start_worker
+from service.logs import VARIABLE
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.ledger.commands import Opened
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser(given[0] if given else "").parse_args(given)
+    asked = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    settings = Settings(**{name: value for name, value in asked.items() if value is not None})
     return int(options.run(settings, options))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """Of every command; with actions only for the one that is asked, whose imports nothing else waits for."""
     parser = argparse.ArgumentParser(
         prog="answerable", description="Predictions with explanations that can be checked."
     )
@@ -37,13 +45,20 @@ def _parser() -> argparse.ArgumentParser:
         _add_settings(command)
 
     models = commands.add_parser("models", help="list the models; add, check and compare them")
-    model_commands.add_commands(models)
-
     ledger = commands.add_parser("ledger", help="verify, export, erase, hold: what compliance does with the records")
-    add_ledger_commands(ledger, _open_ledger)
-
     keys = commands.add_parser("keys", help="make, list, change, replace and end keys")
-    key_commands.add_commands(keys)
+    if asked == "models":
+        from service import model_commands
+
+        model_commands.add_commands(models)
+    elif asked == "ledger":
+        from service.ledger import commands as ledger_commands
+
+        ledger_commands.add_commands(ledger, _open_ledger)
+    elif asked == "keys":
+        from service import key_commands
+
+        key_commands.add_commands(keys)
     return parser
 
 
@@ -59,22 +74,44 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
-    from service.serving import run
+    with _started_workers(settings) as started:
+        from service.serving import run
 
-    return run(settings)
+        return run(settings, started)
 
 
 def _demo(settings: Settings, _options: argparse.Namespace) -> int:
-    from service.demo import explain_one_denial
-    from service.serving import run
-
     if "logs" not in settings.model_fields_set:  # people read along
         settings = settings.model_copy(update={"logs": "text"})
-    return run(settings, once_ready=explain_one_denial)
+    with _started_workers(settings) as started:
+        from service.demo import explain_one_denial
+        from service.serving import run
+
+        return run(settings, started, once_ready=explain_one_denial)
+
+
+@contextmanager
+def _started_workers(settings: Settings) -> Iterator[Sequence[StartedWorker]]:
+    """Worker processes, which import while this one does; killed at the end, if they run by then.
+
+    SIGTERM ends the command in good order until the server sees to it, and nothing is collected until it listens: what
+    is made before then stays.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    gc.disable()
+    os.environ[VARIABLE] = settings.logs  # for the processes
+    started: list[StartedWorker] = []
+    try:
+        started.extend(map(start_worker, range(settings.workers or count_devices())))
+        yield started
+    finally:
+        for worker in started:
+            worker.end()
 
 
 def _open_ledger(settings: Settings) -> Opened:
     from service.app import open_database, open_notary
+    from service.ledger.commands import Opened
 
     engine, vault = open_database(settings)
     return Opened(engine, vault, open_notary(settings, engine), settings)

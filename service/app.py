@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
@@ -38,7 +38,7 @@ from service.catalog.versions import Catalog
 from service.counterfactual import Counterfactuals
 from service.embedded_redis import start_embedded_redis
 from service.engine.pool import Pool
-from service.engine.processes import count_devices
+from service.engine.processes import StartedWorker, count_devices
 from service.explaining import Explaining
 from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
@@ -61,14 +61,17 @@ METRICS_KEY = "metrics"
 DEFAULT_TENANT = "default"
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service. Everything it opens is opened when it starts and closed when it stops."""
+def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> FastAPI:
+    """The service. Everything it opens is opened when it starts and closed when it stops.
+
+    `started` are processes for its first workers, which may be importing still.
+    """
     catalog = read_catalog(settings.models)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await _compose(app, settings, catalog, stack)
+            await _compose(app, settings, catalog, stack, started)
             yield
 
     app = FastAPI(
@@ -152,7 +155,9 @@ def _to_stderr(lines: bytes) -> None:
     sys.stderr.buffer.flush()
 
 
-async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: AsyncExitStack) -> None:
+async def _compose(
+    app: FastAPI, settings: Settings, catalog: Catalog, stack: AsyncExitStack, started: Sequence[StartedWorker]
+) -> None:
     metrics = Metrics()
     tracing = app.state.tracing = open_tracing(settings.traces_endpoint)
     if tracing is not None:
@@ -195,6 +200,7 @@ async def _compose(app: FastAPI, settings: Settings, catalog: Catalog, stack: As
         settings.max_queued_points,
         metrics.observe_chunk,
         lambda reason: metrics.restarts.labels(reason).inc(),
+        started,
     )
     stack.push_async_callback(engine.close)
     await engine.start()

@@ -93,10 +93,10 @@ class Connection(asyncio.Protocol):
 def start_child(
     module: str, theirs: socket.socket, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Runs the module with the number of its end of the socket; in a session of its own, for Ctrl-C is the front's."""
+    """Runs the module's `main` on its end of the socket; in a session of its own, for Ctrl-C is the front's."""
     with theirs:
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno())],
+            [sys.executable, "-m", "service.child", module, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,

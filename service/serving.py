@@ -6,11 +6,10 @@ import asyncio
 import gc
 import logging
 import math
-import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -20,7 +19,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
-from service.logs import VARIABLE, configure
+from service.engine.processes import StartedWorker
+from service.logs import configure
 from service.settings import Settings
 
 LAST_WORDS_SECONDS = 2
@@ -87,6 +87,7 @@ class _Server(uvicorn.Server):
         # What was made until now stays; full collections that walked it stopped all requests for 0.1 s, twice a second.
         gc.collect()
         gc.freeze()
+        gc.enable()
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -118,18 +119,20 @@ class _Server(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(settings: Settings, once_ready: OnceReady | None = None) -> int:
-    """Serves until SIGINT or SIGTERM; `once_ready` runs beside it as soon as it listens. Returns the exit code."""
+def run(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; `once_ready` runs beside it as soon as it listens. Returns the exit code.
+
+    `started` are the processes of its first workers.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, once_ready))
+        return runner.run(_serve(settings, started, once_ready))
 
 
-async def _serve(settings: Settings, once_ready: OnceReady | None) -> int:
+async def _serve(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None) -> int:
     configure(settings.logs)
-    os.environ[VARIABLE] = settings.logs  # for the workers
     logging.getLogger("answerable").setLevel(logging.INFO)
-    app = create_app(settings)
+    app = create_app(settings, started)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from service.children import Connection, reap
 from service.engine.attendant import Attendant, Task
 from service.engine.messages import Attached, ChunkReport, Loaded, LoadFailed, Memory, Outcome, Progress, Ready, Reply
-from service.engine.processes import start_worker
+from service.engine.processes import StartedWorker, start_worker
 from service.errors import CatalogError, WorkerLost
 
 LOG = logging.getLogger("answerable.engine")
@@ -28,11 +27,19 @@ RESTART_DELAYS = (0.0, 0.5, 2.0, 5.0)
 class Crew(ABC):
     """Local workers, one a device, and those that come to replace them or only finish what they hold.
 
-    `observe` is given every chunk a worker ran, `restarted` the reason of every restart.
+    `observe` is given every chunk a worker ran, `restarted` the reason of every restart. `started` are processes that
+    were started beforehand, the first for the first worker.
     """
 
-    def __init__(self, workers: int, observe: Callable[[ChunkReport], None], restarted: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        workers: int,
+        observe: Callable[[ChunkReport], None],
+        restarted: Callable[[str], None],
+        started: Sequence[StartedWorker],
+    ) -> None:
         self._count = workers
+        self._started = dict(enumerate(started))
         self._observe = observe
         self._restarted = restarted
         self._workers: dict[int, Attendant] = {}
@@ -108,20 +115,23 @@ class Crew(ABC):
     async def _spawn(self, index: int) -> Attendant:
         """Starts a worker and waits until it listens. Raises WorkerLost when it ends before that."""
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        starting = loop.run_in_executor(None, start_worker, theirs, index)
+        starting = loop.run_in_executor(None, self._start, index)
         connection = Connection(lambda reply: self._received(worker, reply), lambda: self._lost(worker))
         try:
-            process = await asyncio.shield(starting)
-            worker = Attendant(index, process, connection, loop.create_future())
-            await loop.create_connection(lambda: connection, sock=ours)
+            started = await asyncio.shield(starting)
+            worker = Attendant(index, started.process, connection, loop.create_future())
+            await loop.create_connection(lambda: connection, sock=started.socket)
             await worker.ready
         except BaseException:
             connection.close()
-            ours.close()  # on which a process that was started ends
-            await asyncio.to_thread(reap, await starting)
+            started = await starting
+            started.socket.close()  # on which the process ends
+            await asyncio.to_thread(reap, started.process)
             raise
         return worker
+
+    def _start(self, index: int) -> StartedWorker:
+        return self._started.pop(index, None) or start_worker(index)
 
     def _received(self, worker: Attendant, reply: Reply) -> None:
         worker.heard = time.monotonic()

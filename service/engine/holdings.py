@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from service.domain import ChunkShapes, Floats, OutputSpace
 from service.engine.attendant import Attendant
 from service.engine.crew import Crew, raise_first
 from service.engine.messages import Attach, Attached, BaselineOutputs, ChunkReport, Load, Loaded, Unload
+from service.engine.processes import StartedWorker
 from service.errors import CatalogError, WorkerLost
 
 LOG = logging.getLogger("answerable.engine")
@@ -40,8 +41,14 @@ class _Held:
 class Holdings(Crew, ABC):
     """The crew with what it has loaded, by folder."""
 
-    def __init__(self, workers: int, observe: Callable[[ChunkReport], None], restarted: Callable[[str], None]) -> None:
-        super().__init__(workers, observe, restarted)
+    def __init__(
+        self,
+        workers: int,
+        observe: Callable[[ChunkReport], None],
+        restarted: Callable[[str], None],
+        started: Sequence[StartedWorker],
+    ) -> None:
+        super().__init__(workers, observe, restarted, started)
         self._folders: dict[Path, _Held] = {}
         self._arriving: dict[Path, Loaded] = {}
         self._changing = asyncio.Lock()

@@ -16,6 +16,7 @@ from service.domain import Conditions, Explanation, Plan, Prediction, Priority, 
 from service.engine.attendant import Attendant, Task
 from service.engine.holdings import Holdings
 from service.engine.messages import Cancel, ChunkReport, Done, Explain, Outcome, Predict
+from service.engine.processes import StartedWorker
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 
 ATTEMPTS = 2
@@ -26,7 +27,7 @@ DEADLINE_GRACE_SECONDS = 0.5
 class Pool(Holdings):
     """The tasks, each given to the worker with the least work among those that have its model.
 
-    `max_queued_points` bounds the points that are expected of everything in flight.
+    `max_queued_points` bounds the points that are expected of everything in flight; the rest is as in `Crew`.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class Pool(Holdings):
         max_queued_points: int,
         observe: Callable[[ChunkReport], None] = lambda _: None,
         restarted: Callable[[str], None] = lambda _: None,
+        started: Sequence[StartedWorker] = (),
     ) -> None:
-        super().__init__(workers, observe, restarted)
+        super().__init__(workers, observe, restarted, started)
         self._max_queued_points = max_queued_points
         self._numbers = itertools.count()
         self._parked: list[Task] = []

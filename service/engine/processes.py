@@ -6,14 +6,34 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.children import start_child
 
 
-def start_worker(theirs: socket.socket, index: int) -> subprocess.Popen[bytes]:
-    """Starts the process at the other end of `theirs`."""
-    return start_child("service.engine.worker", theirs, worker_environment(index))
+@dataclass(frozen=True, slots=True)
+class StartedWorker:
+    """A worker's process, and the front's end of its socket."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+    def end(self) -> None:
+        """Ends it at once, whatever it does."""
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def start_worker(index: int) -> StartedWorker:
+    """Starts the process. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    try:
+        return StartedWorker(start_child("service.engine.worker", theirs, worker_environment(index)), ours)
+    except OSError:
+        ours.close()
+        raise
 
 
 def count_devices() -> int:

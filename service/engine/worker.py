@@ -1,7 +1,6 @@
 """A worker: the process that owns one device. It reads requests, runs the scheduler, and sends what ended.
 
-Started by the pool as `python -m service.engine.worker SOCKET`. It ends when its socket closes, so that it cannot
-outlive the front, whatever happened to that.
+It ends when its socket closes, so that it cannot outlive the front, whatever happened to that.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ from service.engine.messages import (
 )
 from service.engine.scheduler import Live, Scheduler
 from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
-from service.logs import VARIABLE, configure
 
 LOG = logging.getLogger("answerable.worker")
 SWITCH_SECONDS = 0.0005
@@ -273,15 +271,10 @@ def set_up_torch(device: torch.device) -> None:
         torch.set_num_threads(1)
 
 
-def main() -> None:
-    """The process's main function; its argument is the number of the inherited socket."""
-    configure(os.environ.get(VARIABLE, "text"))
+def main(connection: socket.socket) -> None:
+    """The process's main function."""
     device = best_device()
     sys.setswitchinterval(SWITCH_SECONDS)
     set_up_torch(device)
-    with socket.socket(fileno=int(sys.argv[1])) as connection, contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(EOFError, ConnectionError):
         Worker(connection, device).run()
-
-
-if __name__ == "__main__":
-    main()

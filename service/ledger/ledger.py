@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -24,9 +24,7 @@ from service.ledger.searching import read_found, read_one, read_page
 from service.ledger.secret_files import SecretFileError
 from service.ledger.signing import NotTheSigner, SigningKey
 from service.ledger.writer import Append, Outcome, Outcomes, Writer
-
-if TYPE_CHECKING:
-    from service.ledger.writer_process import WriterProcess  # which is run as a program too
+from service.ledger.writer_process import WriterProcess
 
 READERS = 4
 CHECKPOINT_SECONDS = 5.0

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -23,7 +21,6 @@ from service.children import Connection, Unframer, frame, reap, start_child
 from service.ledger.database import open_engine
 from service.ledger.sealing import Vault
 from service.ledger.writer import Append, Outcome, Outcomes, Writer
-from service.logs import VARIABLE, configure
 
 RESTART_SECONDS = 0.5
 """Between a writer that is gone and the next. What is put meanwhile waits for that."""
@@ -100,16 +97,11 @@ class WriterProcess:
         return process
 
 
-def main() -> None:
-    """The process's main function; its argument is the number of the inherited socket, with which alone it ends."""
+def main(connection: socket.socket) -> None:
+    """The process's main function; it ends with its socket alone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    configure(os.environ.get(VARIABLE, "text"))
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        _serve(connection)
 
-
-def _serve(connection: socket.socket) -> None:
     def settle(outcomes: Outcomes) -> None:
         with suppress(OSError):  # nobody waits any more
             connection.sendall(frame(outcomes))
@@ -133,7 +125,3 @@ def _messages(connection: socket.socket) -> Iterator[Any]:
         while data := connection.recv(READ_BYTES):
             for batch in unframer.feed(data):
                 yield from batch
-
-
-if __name__ == "__main__":
-    main()

@@ -25,7 +25,7 @@ from service.engine import crew
 from service.engine import pool as pool_module
 from service.engine.device import put_on_device
 from service.engine.pool import Pool
-from service.engine.processes import start_worker
+from service.engine.processes import StartedWorker, start_worker
 from service.errors import (
     CatalogError,
     ComputationFailed,
@@ -271,9 +271,10 @@ async def test_closing_while_a_worker_restarts_leaves_no_process(start_pool: Sta
     spawned: list[subprocess.Popen[bytes]] = []
     start = start_worker
 
-    def remember(*arguments: Any) -> subprocess.Popen[bytes]:
-        spawned.append(start(*arguments))
-        return spawned[-1]
+    def remember(index: int) -> StartedWorker:
+        started = start(index)
+        spawned.append(started.process)
+        return started
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crew, "start_worker", remember)
