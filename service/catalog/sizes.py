@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.passes.shape_prop import ShapeProp
+
+SIZE = "size"
+
+
+class _Sizes(fx.Interpreter):
+    """Notes the sizes of what it computes. torch's own ShapeProp imports sympy for it, which takes a second."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            n.meta[SIZE] = result.shape
+        return result
 
 
 def propagate(twin: fx.GraphModule, shape: tuple[int, ...]) -> None:
-    """Notes in every node the shape of its tensor for one row."""
+    """Notes in every node the size of its tensor for one row."""
     device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
     with torch.no_grad():
-        ShapeProp(twin).propagate(torch.zeros(1, *shape, device=device))
+        _Sizes(twin).run(torch.zeros(1, *shape, device=device))
 
 
 def size_of(node: fx.Node) -> torch.Size | None:
     """What was noted of a node; None where it is no tensor."""
-    return getattr(node.meta.get("tensor_meta"), "shape", None)
+    size: torch.Size | None = node.meta.get(SIZE)
+    return size
 
 
 def layer_sizes(twin: fx.GraphModule, shape: tuple[int, ...]) -> list[int]:

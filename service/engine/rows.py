@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from service.domain import Floats
-from service.engine.gradient import EvaluatedPoints, asked, read_out
+from service.engine.gradient import EvaluatedPoints, asked, read_out, seeded
 from service.engine.kernels import Segment, question_of
 from service.engine.operators import operator_of
 from service.engine.traits import adding_nodes, is_relu, last_feature_maps, space_of, varying_nodes
@@ -146,7 +146,7 @@ class RuleKernel(RowsKernel):
         logits = self._network(rows)
         outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
         with _Rules(torch.from_numpy(rule).to(rows.device), torch.from_numpy(percentile).to(rows.device)):
-            (gradients,) = torch.autograd.grad(logits, rows, cotangents.to(logits.dtype))
+            (gradients,) = torch.autograd.grad(seeded(logits, cotangents), rows)
         return _host(outputs), _host(gradients.flatten(1).sum(dim=1, dtype=torch.float64)), gradients
 
     def _answer(self, *fields: Any) -> object:
@@ -196,7 +196,7 @@ class LayerKernel(RowsKernel):
         logits = watched.run(rows)
         outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
         maps = watched.seen[self._node]
-        (gradients,) = torch.autograd.grad(logits, maps, cotangents.to(logits.dtype))
+        (gradients,) = torch.autograd.grad(seeded(logits, cotangents), maps)
         return _host(outputs), _host(maps.detach().double()), _host(gradients.double())
 
     def _answer(self, *fields: Any) -> object:
@@ -225,9 +225,7 @@ class BiasKernel(RowsKernel):
         logits = watched.run(rows)
         outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
         values = [watched.seen[node] for node in self._biases]
-        gradients, *at_biases = torch.autograd.grad(
-            logits, [rows, *values], cotangents.to(logits.dtype), materialize_grads=True
-        )
+        gradients, *at_biases = torch.autograd.grad(seeded(logits, cotangents), [rows, *values], materialize_grads=True)
         space = space_of(self._shape)
         totals = rows.new_zeros(len(rows), dtype=torch.float64)
         maps = rows.new_zeros(len(rows), *space)
