@@ -219,6 +219,9 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
         server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
         _until_it_answers(server.get_uri())
+        for setting in ("fsync", "full_page_writes", "autovacuum"):  # no test takes the machine's power away
+            _administer(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")
+        _administer(server.get_uri(), "SELECT pg_reload_conf()")
         yield server.get_uri()
         server.cleanup()
 
@@ -237,11 +240,29 @@ def _until_it_answers(url: str) -> None:
             return
 
 
-@pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
-    name = f"test_{uuid.uuid4().hex}"
-    engine = open_engine(postgresql_server)
+def _administer(server: str, statement: str) -> None:
+    engine = open_engine(server)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        connection.exec_driver_sql(statement)
     engine.dispose()
-    return make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
+
+
+MakeDatabase = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def make_postgresql(postgresql_server: str) -> MakeDatabase:
+    """Makes databases: `make_postgresql()` an empty one, `make_postgresql(url)` a copy of one that nobody is using."""
+
+    def make(model: str | None = None) -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        of = "" if model is None else f" TEMPLATE {make_url(model).database}"
+        _administer(postgresql_server, f"CREATE DATABASE {name}{of}")
+        return make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
+
+    return make
+
+
+@pytest.fixture
+def postgresql_url(make_postgresql: MakeDatabase) -> str:
+    return make_postgresql()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 
 from service.ledger import Entry, Ledger, Vault, open_engine, upgrade
 
@@ -19,22 +22,79 @@ VAULT = Vault(bytes(range(32)))
 """The vault of the tests' databases."""
 
 
+MakeDatabase = Callable[[Path, str | None], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """Databases of one kind. What many tests start from is made once in a session, and copied.
+
+    `make(folder, None)` makes an empty one, in `folder` if it is a file; `make(folder, url)` a copy of one that nobody
+    is using.
+    """
+
+    make: MakeDatabase
+    folder: Path
+    firsts: dict[str, str]
+
+    def like(self, name: str, fill: Callable[[str], None], folder: Path) -> str:
+        """The URL of a new database that holds what `fill` put into the first of that name."""
+        if name not in self.firsts:
+            own = self.folder / name
+            own.mkdir()
+            first = self.make(own, None)
+            fill(first)
+            self.firsts[name] = first
+        return self.make(folder, self.firsts[name])
+
+
+def make_sqlite(folder: Path, model: str | None) -> str:
+    path = folder / "ledger.db"
+    if model is not None:
+        with closing(sqlite3.connect(str(make_url(model).database))) as source, closing(sqlite3.connect(path)) as copy:
+            source.backup(copy)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Databases:
+    return Databases(make_sqlite, tmp_path_factory.mktemp("sqlite"), {})
+
+
+@pytest.fixture(scope="session")
+def postgresql(make_postgresql: Callable[[str | None], str], tmp_path_factory: pytest.TempPathFactory) -> Databases:
+    return Databases(lambda _, model: make_postgresql(model), tmp_path_factory.mktemp("postgresql"), {})
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest) -> str:
-    """An empty database of each kind."""
-    return str(request.getfixturevalue(f"{request.param}_url"))
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """Databases of each kind."""
+    made: Databases = request.getfixturevalue(request.param)
+    return made
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/ledger.db"
+def empty_url(databases: Databases, tmp_path: Path) -> str:
+    """An empty database."""
+    return databases.make(tmp_path, None)
+
+
+def migrate(url: str) -> None:
+    engine = open_engine(url)
+    upgrade(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def url(databases: Databases, tmp_path: Path) -> str:
+    """A migrated database."""
+    return databases.like("migrated", migrate, tmp_path)
 
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Engine]:
     """A migrated database."""
     engine = open_engine(url)
-    upgrade(engine)
     yield engine
     engine.dispose()
 

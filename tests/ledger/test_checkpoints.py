@@ -340,7 +340,7 @@ async def test_signing_goes_on_after_an_error_that_nobody_foresaw(
         ledger._readers.submit(print)
 
 
-@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 async def test_hosts_on_one_database_make_one_chain(
     url: str, engine: Engine, make_entry: EntryMaker, folder: Path
 ) -> None:

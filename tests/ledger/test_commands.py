@@ -21,11 +21,11 @@ Answer = tuple[int, str, str]
 
 
 @pytest.fixture
-def ask(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+def ask(tmp_path: Path, empty_url: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Runs a command on the test's ledger: its exit code, and what it printed on both streams."""
 
     def run(action: str, *arguments: str) -> Answer:
-        options = ["--data", str(tmp_path / "data"), "--database-url", url]
+        options = ["--data", str(tmp_path / "data"), "--database-url", empty_url]
         code = main(["ledger", action, *arguments, *options])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
@@ -34,9 +34,9 @@ def ask(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> Callabl
 
 
 @pytest.fixture
-def recorded(tmp_path: Path, url: str, make_entry: EntryMaker) -> list[Entry]:
+def recorded(tmp_path: Path, empty_url: str, make_entry: EntryMaker) -> list[Entry]:
     """Four explanations, of Ann, Bob and nobody, and one look-up."""
-    engine, vault = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=url))
+    engine, vault = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=empty_url))
     entries = [
         make_entry(created=time.time_ns() // 1000, subject=name, tenant="default")
         for name in ("Ann", "Ann", "Bob", None)
@@ -87,8 +87,10 @@ def test_the_work_of_a_compliance_officer(ask: Callable[..., Answer], recorded: 
     assert ask("verify", export, "--public-key", "ab" * 32)[0] == 1
 
 
-def test_what_was_changed_is_told(ask: Callable[..., Answer], recorded: list[Entry], tmp_path: Path, url: str) -> None:
-    engine, _ = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=url))
+def test_what_was_changed_is_told(
+    ask: Callable[..., Answer], recorded: list[Entry], tmp_path: Path, empty_url: str
+) -> None:
+    engine, _ = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=empty_url))
     with engine.begin() as connection:
         connection.execute(update(explanations).where(explanations.c.seq == 3).values(label="approved"))
     engine.dispose()
@@ -98,8 +100,8 @@ def test_what_was_changed_is_told(ask: Callable[..., Answer], recorded: list[Ent
     assert "NOT VALID" in said
 
 
-def test_keys_that_are_older_than_their_events_are_told(ask: Callable[..., Answer], url: str) -> None:
-    engine = open_engine(url)
+def test_keys_that_are_older_than_their_events_are_told(ask: Callable[..., Answer], empty_url: str) -> None:
+    engine = open_engine(empty_url)
     upgrade(engine, "0005")
     with engine.begin() as connection:
         connection.exec_driver_sql(
@@ -111,7 +113,7 @@ def test_keys_that_are_older_than_their_events_are_told(ask: Callable[..., Answe
     assert "1 keys are as they were at 20" in said
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     "arguments",
     [

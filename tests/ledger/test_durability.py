@@ -110,7 +110,7 @@ async def test_without_its_database_the_ledger_refuses_and_recovers(
     assert sorted(stored.seq for stored in page.entries) == list(range(1, 22))
 
 
-@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 async def test_reads_without_the_database(ledger: Ledger, engine: Engine) -> None:
     with database_gone(engine):
         with pytest.raises(LedgerUnavailable):
@@ -124,7 +124,7 @@ def write_ahead_log_size(engine: Engine) -> int:
     return Path(f"{engine.url.database}-wal").stat().st_size
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_the_write_ahead_log_is_used_again(ledger: Ledger, engine: Engine, make_entry: EntryMaker) -> None:
     await ledger.append([make_entry() for _ in range(CHECKPOINT_EVERY)])
     size = write_ahead_log_size(engine)

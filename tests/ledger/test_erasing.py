@@ -59,12 +59,19 @@ def of_person(make_entry: EntryMaker, **fields: object) -> Entry:
 
 
 def stored_bytes(engine: Engine, folder: Path) -> bytes:
-    """Everything that lies on the disk: of SQLite its files, of PostgreSQL the whole server's, its log and WAL too."""
+    """What lies on the disk: SQLite's files; all of PostgreSQL's but other databases, the server's log and WAL too."""
+    others: set[Path] = set()
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:
             connection.exec_driver_sql("SELECT pg_switch_wal()")
             folder = Path(str(connection.exec_driver_sql("SHOW data_directory").scalar()))
-    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != "secrets")
+            own = connection.exec_driver_sql("SELECT pg_relation_filepath('log')").scalar_one()
+        others = {path for path in (folder / "base").iterdir() if path.name.isdecimal()} - {(folder / own).parent}
+    return b"".join(
+        path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != "secrets" and path.parent not in others
+    )
 
 
 async def test_nothing_of_an_erased_person_is_found(

@@ -41,18 +41,18 @@ def peak(write: Write, folder: Path, count: int, features: int = 38) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("write", "few"), [(write_csv, 500), (write_parquet, 1_000)])
+@pytest.mark.parametrize(("write", "few"), [(write_csv, 200), (write_parquet, 400)])
 def test_memory_does_not_grow_with_the_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write, few: int
 ) -> None:
-    monkeypatch.setattr("service.export_tables.ROWS_A_GROUP", 250)
+    monkeypatch.setattr("service.export_tables.ROWS_A_GROUP", 100)
     peak(write, tmp_path, few)  # what is loaded and cached once
     assert peak(write, tmp_path, 4 * few) < 1.3 * peak(write, tmp_path, few) + 100_000
 
 
 def test_a_group_of_large_rows_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.export_tables.CHARACTERS_A_GROUP", 500_000)
-    peak(write_parquet, tmp_path, 20, 2_000)
-    assert peak(write_parquet, tmp_path, 160, 2_000) < 1.3 * peak(write_parquet, tmp_path, 40, 2_000) + 100_000
+    monkeypatch.setattr("service.export_tables.CHARACTERS_A_GROUP", 125_000)
+    peak(write_parquet, tmp_path, 20, 500)
+    assert peak(write_parquet, tmp_path, 160, 500) < 1.3 * peak(write_parquet, tmp_path, 40, 500) + 100_000
     groups = pq.ParquetFile(tmp_path / "160").metadata
     assert (groups.num_rows, groups.num_row_groups > 10) == (160, True)

@@ -265,7 +265,7 @@ async def test_large_records_are_read_a_few_at_a_time(
         assert peak < 10 * most  # of 6.4 MB, and some stand in memory sealed, opened and written
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_an_export_takes_no_more_memory_for_more_records(
     ledger: Ledger,
     engine: Engine,

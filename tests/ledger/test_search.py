@@ -21,6 +21,7 @@ from tests.ledger.conftest import VAULT
 EntryMaker = Callable[..., Entry]
 
 MIDDLE = 1_700_000_000_000_030
+TENANTS = ["bank", "broker", "stranger"]
 
 SEARCHES = {
     "newest": Search(),
@@ -116,15 +117,18 @@ async def follow(ledger: Ledger, tenant: str, search: Search, limit: int) -> lis
     return found
 
 
-@pytest.mark.parametrize("limit", [1, 7, 1000])
-async def test_every_search_finds_what_is_meant(ledger: Ledger, make_entry: EntryMaker, limit: int) -> None:
+@pytest.mark.parametrize(("limit", "tenants"), [(1, ["broker"]), (7, TENANTS), (1000, TENANTS)])
+async def test_every_search_finds_what_is_meant(
+    ledger: Ledger, make_entry: EntryMaker, limit: int, tenants: list[str]
+) -> None:
+    """Page by page, of one record even: there with the tenant who has the fewest."""
     entries = varied(make_entry, 70)
     about = reviews(entries)
     later = [event for entry in entries[:40] for event in about.get(entry.id, [])]
     await ledger.append([*entries, *(event for entry in entries[40:] for event in about.get(entry.id, []))])
     await ledger.append(later)
     found_any = set()
-    for tenant in ("bank", "broker", "stranger"):
+    for tenant in tenants:
         for name, search in SEARCHES.items():
             meant = [entry for entry in entries if entry.tenant == tenant and is_meant(entry, search, about)]
             found = await follow(ledger, tenant, search, limit)
@@ -133,7 +137,7 @@ async def test_every_search_finds_what_is_meant(ledger: Ledger, make_entry: Entr
             assert [stored.flags for stored in found] == [tuple(sorted(entry.flags)) for entry in newest_first]
             assert [stored.cohort for stored in found] == [entry.cohort for entry in newest_first]
             found_any |= {name} if meant else set()
-    assert found_any == set(SEARCHES) - {"nothing"}
+    assert found_any == set(SEARCHES) - {"nothing"} or tenants != TENANTS
 
 
 async def test_a_page_of_large_records_ends_early_and_none_is_left_out(
@@ -276,7 +280,7 @@ INDEXES = {
 }
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("name", INDEXES)
 async def test_sqlite_reads_a_range_of_the_right_index(
     ledger: Ledger, engine: Engine, make_entry: EntryMaker, name: str
@@ -302,7 +306,7 @@ MANY_REVIEWS = (
 )
 
 
-@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text(MANY_EXPLANATIONS))

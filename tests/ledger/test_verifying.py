@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from service.ledger.tables import (
 )
 from service.ledger.verifying import verify_explanation, verify_ledger
 from service.permissions import OPEN, Policy, Quota
+from tests.ledger.conftest import Databases
 
 EntryMaker = Callable[..., Entry]
 FLIPS = int(os.environ.get("LEDGER_FLIPS", "1"))
@@ -50,21 +53,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "BLOCK", 4)
 
 
-@pytest.fixture
-def vault(url: str, tmp_path: Path) -> Vault:
-    engine = open_engine(url)
-    vault = prepare_database(engine, tmp_path / "master.key")
-    engine.dispose()
-    return vault
-
-
-@pytest.fixture
-async def filled(
-    small_blocks: None, url: str, vault: Vault, tmp_path: Path, make_entry: EntryMaker
-) -> AsyncIterator[tuple[Engine, Vault]]:
+async def fill(engine: Engine, vault: Vault, folder: Path, make_entry: EntryMaker) -> None:
     """A ledger with everything in it: people, holds, erasures, look-ups, rotated keys, checkpoints, callers' keys."""
-    engine = open_engine(url)
-    notary = Notary(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
+    notary = Notary(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
     ledger = Ledger(engine, vault)
     for i in range(8):
         await ledger.append(
@@ -96,9 +87,24 @@ async def filled(
     make_keys(Keys(engine))
     notary.sign()
     await ledger.close()
-    engine.dispose()
-    engine = open_engine(url)
-    yield engine, vault
+
+
+@pytest.fixture
+def filled(
+    small_blocks: None, databases: Databases, tmp_path: Path, make_entry: EntryMaker
+) -> Iterator[tuple[Engine, Vault]]:
+    """A copy of what `fill` makes once for each kind of database, with the files that belong to it."""
+    files = databases.folder / "files"
+
+    def fill_first(url: str) -> None:
+        files.mkdir()
+        first = open_engine(url)
+        asyncio.run(fill(first, prepare_database(first, files / "master.key"), files, make_entry))
+        first.dispose()
+
+    engine = open_engine(databases.like("filled", fill_first, tmp_path))
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    yield engine, prepare_database(engine, tmp_path / "master.key")
     engine.dispose()
 
 
