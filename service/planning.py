@@ -228,6 +228,8 @@ def _baseline_set(version: ModelVersion, asked: str) -> BaselineSet:
 
 
 def _options(version: ModelVersion, method: MethodEntry, asked: Mapping[str, object]) -> dict[str, OptionValue]:
+    if not asked:
+        return method.defaults()
     by_name = {option.name: option for option in method.options}
     for name in asked:
         if name not in by_name:

@@ -35,15 +35,18 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict
         return None
     sign = 1 if explanation.target == adverse else -1
     moved = [sign * value for value in explanation.attributions]
-    sums = [math.fsum(moved[place] for place in group.places) for group in inputs.reason_groups]
+    sums = [
+        moved[group.places[0]] if len(group.places) == 1 else math.fsum(moved[place] for place in group.places)
+        for group in inputs.reason_groups
+    ]
     adverse_ones = [at for at, contribution in enumerate(sums) if contribution > 0]
-    adverse_ones.sort(key=lambda at: -sums[at])  # stable: of equals, the manifest's first
+    adverse_ones.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
     return [_told(inputs, inputs.reason_groups[at], moved, sums[at]) for at in adverse_ones[:MOST_REASONS]]
 
 
 def _told(inputs: TabularInputs, group: ReasonGroup, moved: Sequence[float], contribution: float) -> dict[str, Any]:
     """A reason as the reply has it; `features` where there are several, the strongest first."""
-    ranked = [inputs.unit_names[place] for place in sorted(group.places, key=lambda place: -moved[place])]
+    ranked = [inputs.unit_names[place] for place in sorted(group.places, key=moved.__getitem__, reverse=True)]
     said: dict[str, Any] = {"feature": ranked[0]}
     if len(ranked) > 1:
         said["features"] = ranked

@@ -56,13 +56,20 @@ def _table_row(inputs: TabularInputs, instance: object) -> Row:
         values = instance
     else:
         raise InvalidRequest("an instance is an object by feature name, or a list in feature order")
-    return tuple([_number(feature, value) for feature, value in zip(features, values, strict=True)])
+    known_ranges = zip(features, values, inputs.ranges_of_fractions, strict=True)
+    return tuple(
+        [
+            value if type(value) is float and low <= value <= high else _number(feature, value)
+            for feature, value, (low, high) in known_ranges
+        ]
+    )
 
 
 def _by_name(names: Sequence[str], instance: Mapping[str, object]) -> list[object]:
+    values = [instance[name] for name in names if name in instance]
+    if len(values) == len(names) == len(instance):
+        return values
     missing = [name for name in names if name not in instance]
-    if not missing and len(instance) == len(names):
-        return [instance[name] for name in names]
     expected = set(names)
     unknown = [name for name in instance if name not in expected]
     hint = _did_you_mean(unknown, missing or names)
@@ -102,6 +109,8 @@ def shown_row(manifest: Manifest, row: Row) -> dict[str, Category | float] | Row
     inputs = manifest.inputs
     if not isinstance(inputs, TabularInputs):
         return row
+    if not inputs.has_categories:
+        return dict(zip(inputs.names, row, strict=True))
     return {feature.name: feature.shown(value) for feature, value in zip(inputs.features, row, strict=True)}
 
 

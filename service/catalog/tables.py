@@ -9,6 +9,7 @@ feature, all columns of a category, or all features of a group.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -209,7 +210,13 @@ class TabularInputs(_Frozen):
             taken.setdefault(feature.tensor or self.tensor, []).append(number)
         return {tensor: tuple(numbers) for tensor, numbers in taken.items()}
 
-    @property
+    @cached_property
+    def ranges_of_fractions(self) -> tuple[tuple[float, float], ...]:
+        """Where a float is a feature's value as it is; nowhere for a category or a whole number, which need a look."""
+        nothing = (math.inf, -math.inf)
+        return tuple(nothing if f.categories or f.whole else f.range for f in self.features)
+
+    @cached_property
     def has_categories(self) -> bool:
         """Whether a feature is no number."""
         return any(feature.categories for feature in self.features)
