@@ -84,6 +84,7 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         lifespan=lifespan,
         routes=[*explain.router.routes, *repository_routes.router.routes, *baselines.posting.routes],
         dependencies=[Depends(authorise)],
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own
     )
     app.state.catalog = catalog
     app.state.max_body_bytes = settings.max_body_bytes
