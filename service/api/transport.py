@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import ClientGone
 
 BODY_SECONDS = 30.0
-UNWATCHED_SECONDS = 0.05
+UNWATCHED_SECONDS = 0.25
 IDENTITY = "identity"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -113,7 +113,8 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client leaves: ClientGone.
 
     Watching takes a task of its own, which costs as much as reading the body; work that is done sooner than
-    `UNWATCHED_SECONDS` goes unwatched.
+    `UNWATCHED_SECONDS` goes unwatched. That is more than the wait of a busy service, which would else pay for it when
+    it can least.
     """
     loop = asyncio.get_running_loop()
     presence = asyncio.timeout(None)
