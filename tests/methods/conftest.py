@@ -63,6 +63,8 @@ from service.methods.oracle import (
 )
 from service.methods.registry import BY_NAME
 
+torch.set_num_threads(1)  # as in a worker; two that wait for each other compute for longer, and more of it
+
 FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
 SHAPES = ChunkShapes(128, 512)
 SMALL = ChunkShapes(16, 64)
@@ -96,8 +98,7 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def model() -> DeviceModel:
-    """The loan model, on one thread as in a worker."""
-    torch.set_num_threads(1)
+    """The loan model."""
     return put_on_device(FOLDER, torch.device("cpu"), {}, SHAPES)
 
 
@@ -441,15 +442,13 @@ class Plain:
     def curvatures(self, asked: HessianRows) -> Curvatures:
         """The answer to `asked`; the network is taken as it is, kinks and all."""
 
-        def products(row: Tensor, vector: Tensor) -> Tensor:
-            def output(at: Tensor) -> Tensor:
-                return self.output(at[None], asked.readout, asked.target)[0]
-
-            return torch.autograd.functional.hessian(output, row) @ vector  # type: ignore[no-untyped-call, no-any-return]
+        def output(rows: Tensor) -> Tensor:
+            return self.output(rows, asked.readout, asked.target).sum()
 
         outputs, gradients = self.gradients(asked.rows, asked.readout, asked.target)
-        pairs = zip(torch.from_numpy(asked.rows), torch.from_numpy(asked.vectors), strict=True)
-        return Curvatures(outputs, gradients, np.stack([products(*pair).numpy() for pair in pairs]))
+        pair = torch.from_numpy(asked.rows), torch.from_numpy(asked.vectors)
+        _, products = torch.autograd.functional.hvp(output, *pair)  # type: ignore[no-untyped-call]
+        return Curvatures(outputs, gradients, products.numpy())
 
     def forwards(self, asked: Forwards) -> dict[OutputSpace, Floats]:
         """The answer to `asked`."""
@@ -470,14 +469,12 @@ def _scanned_pieces(plain: Plain, line: Breakpoints, most: int | None) -> Pieces
 
     scan = np.linspace(0, 1, 1001)
     at = slopes(scan)
-    bends = []
-    for k in np.flatnonzero(np.abs(np.diff(at, axis=0)).max(axis=1) > 1e-9):
-        low, high = scan[k], scan[k + 1]
-        for _ in range(40):
-            middle = (low + high) / 2
-            unchanged = np.allclose(slopes(np.array([middle])), at[k], rtol=0, atol=1e-9)
-            low, high = (middle, high) if unchanged else (low, middle)
-        bends.append(high)
+    (changes,) = np.nonzero(np.abs(np.diff(at, axis=0)).max(axis=1) > 1e-9)
+    low, bends = scan[changes], scan[changes + 1]
+    for _ in range(40 if len(changes) else 0):
+        middle = (low + bends) / 2
+        unchanged = np.isclose(slopes(middle), at[changes], rtol=0, atol=1e-9).all(axis=1)
+        low, bends = np.where(unchanged, middle, low), np.where(unchanged, bends, middle)
     alphas = np.array([0.0, *bends, 1.0])
     if most is not None and len(alphas) - 1 > most:
         return Pieces(None, None)
@@ -539,7 +536,6 @@ def model_of(model: DeviceModel) -> ModelOf:
     """
 
     def make(network: nn.Module, baselines: Floats, shapes: ChunkShapes = SMALL) -> DeviceModel:
-        torch.set_num_threads(1)
         network = network.float().eval()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
@@ -648,5 +644,4 @@ def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def token_model(token_folder: Path) -> DeviceModel:
     """The model of `token_folder`."""
-    torch.set_num_threads(1)
     return put_on_device(token_folder, torch.device("cpu"), {}, SMALL)

@@ -109,7 +109,7 @@ def test_among_several_labels_the_nearest_is_found(pose: Pose, drive: Drive) -> 
 def test_in_the_plane_no_direction_leads_to_a_nearer_point(
     pose: Pose, drive: Drive, activation: Callable[[], nn.Module], labels: int
 ) -> None:
-    angles = np.linspace(0, 2 * np.pi, 721)
+    angles = np.linspace(0, 2 * np.pi, 361)
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     excesses = []
     for seed in range(12):

@@ -112,7 +112,7 @@ def test_noise_works_around_every_method(served: dict[str, Served], run: Run, ki
     one = served[kind]
     names = [name for name in NAMES if applicable(one, name)]
     for noise in ("smoothgrad", "vargrad"):
-        asked = {"kind": noise, "samples": 3, "scale": 0.05}
+        asked = {"kind": noise, "samples": 2, "scale": 0.05}
         plans = [one.plan(name, noise=asked, max_evaluations=16384, tolerance=0.05) for name in names]
         for name, explanation in zip(names, run(one.model, plans), strict=True):
             assert explanation.attributions is not None, name

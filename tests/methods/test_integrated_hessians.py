@@ -82,20 +82,16 @@ def double_integral(network: Network, problem: Problem, nodes: int = 24) -> Floa
     at, weights = np.polynomial.legendre.leggauss(nodes)
     at, weights = (at + 1) / 2, weights / 2
     direction = problem.input - problem.center
-
-    def output(row: Tensor) -> Tensor:
-        logits = network(row[None])[0]
-        is_logit = problem.output_space is OutputSpace.LOGIT
-        return (logits if is_logit else torch.softmax(logits, dim=0))[problem.target]
-
-    gamma = np.zeros((direction.size, direction.size))
-    products = np.outer(at, at)
-    for alpha_beta, weight in zip(products.ravel(), np.outer(weights, weights).ravel(), strict=True):
-        row = torch.from_numpy(problem.center + alpha_beta * direction).requires_grad_()
-        (gradient,) = torch.autograd.grad(output(row), row, create_graph=True)
-        hessian = np.stack([torch.autograd.grad(g, row, retain_graph=True)[0].numpy() for g in gradient])
-        gamma += weight * alpha_beta * np.outer(direction, direction) * hessian
-        gamma += weight * np.diag(direction * gradient.detach().numpy())
+    products, shares = np.outer(at, at).ravel(), np.outer(weights, weights).ravel()
+    rows = torch.from_numpy(problem.center + products[:, None] * direction).requires_grad_()
+    logits = network(rows)
+    is_logit = problem.output_space is OutputSpace.LOGIT
+    outputs = (logits if is_logit else torch.softmax(logits, dim=1))[:, problem.target]
+    (gradients,) = torch.autograd.grad(outputs.sum(), rows, create_graph=True)
+    columns = [torch.autograd.grad(column.sum(), rows, retain_graph=True)[0].numpy() for column in gradients.T]
+    hessian = np.einsum("k,ikj->ij", shares * products, np.stack(columns))
+    gamma: Floats = np.outer(direction, direction) * hessian
+    gamma += np.diag(direction * (shares @ gradients.detach().numpy()))
     return gamma
 
 

@@ -108,7 +108,7 @@ def test_with_the_same_draws_it_agrees_with_captum(
 
 
 def test_on_a_quadratic_the_mean_is_the_gradient_and_the_variance_that_of_the_hessian(pose: Pose, drive: Drive) -> None:
-    samples, scale = 4000, 0.1
+    samples, scale = 2000, 0.1
     spread = np.array([1.0, 5.0, 0.2])
     problem = pose(quadratic, X, BASELINE[None], OutputSpace.LOGIT, low=X - spread, high=X + spread)
     of_inputs = scale * 2 * spread

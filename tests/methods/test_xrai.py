@@ -83,15 +83,14 @@ Posed = Callable[..., Problem]
 
 
 def dense_integrals(network: Network, x: Floats) -> Floats:
-    """The mean of integrated gradients from black and from white by 20,000 midpoints each, a pixel: [pixels]."""
+    """The mean of integrated gradients from black and from white by 5,000 midpoints each, a pixel: [pixels]."""
     total = torch.zeros(x.shape, dtype=torch.float64)
     end = torch.from_numpy(x)
     for start in (torch.zeros_like(end), torch.ones_like(end)):
-        for first in range(0, 20_000, 5_000):
-            alphas = (torch.arange(first, first + 5_000, dtype=torch.float64) + 0.5) / 20_000
-            rows = (start + alphas[:, None, None, None] * (end - start)).requires_grad_()
-            (gradients,) = torch.autograd.grad(network(rows)[:, 1].sum(), rows)
-            total += (end - start) * gradients.sum(dim=0) / 40_000
+        alphas = (torch.arange(5_000, dtype=torch.float64) + 0.5) / 5_000
+        rows = (start + alphas[:, None, None, None] * (end - start)).requires_grad_()
+        (gradients,) = torch.autograd.grad(network(rows)[:, 1].sum(), rows)
+        total += (end - start) * gradients.mean(dim=0) / 2
     return total.sum(dim=0).numpy().ravel()
 
 
