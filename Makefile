@@ -8,7 +8,7 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate bench bench-ledger flips exports health try-install models test-models clean
+.PHONY: run serve test gate bench bench-ledger flips accuracy retrain exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -37,6 +37,14 @@ bench-ledger: .venv/.dev
 # A thousand bits flipped anywhere in the ledger's tables, half of them in each kind of database.
 flips: .venv/.dev
 	LEDGER_FLIPS=500 $(BIN)/pytest --timeout 3600 tests/ledger/test_verifying.py
+
+# The acceptance figures of the methods on all held-out loans; in the tests it is every third.
+accuracy: .venv/.dev
+	LOAN_STEP=1 $(BIN)/pytest tests/methods/test_loan_accuracy.py
+
+# Every model of the repository is trained again, to the same bytes; in the tests it is one.
+retrain: .venv/.dev
+	$(BIN)/pytest -m 'training or not training' tests/catalog/test_training.py
 
 # The dashboards and alerts against a real Prometheus, after a minute of load; in the tests it is a few seconds.
 health: .venv/.dev
