@@ -172,7 +172,7 @@ def searched(network: Bent, start: Tensor, direction: Tensor) -> Tensor:
     return high
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**32))
 @pytest.mark.parametrize("kind", KINDS)
 def test_breakpoints_are_those_of_a_search(kind: str, seed: int) -> None:
@@ -200,7 +200,7 @@ def test_breakpoints_are_those_of_a_search(kind: str, seed: int) -> None:
             assert units.amin(dim=1).max() < 1e-9
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**32))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_line_with_too_many_pieces_is_flagged_and_the_others_stay_bit_equal(kind: str, seed: int) -> None:

@@ -33,9 +33,9 @@ class BentPath:
 
 @pytest.fixture(scope="session")
 def bent_paths() -> list[BentPath]:
-    """Two hundred of them, with 1 to 40 kinks."""
+    """128 of them, with 1 to 40 kinks."""
     generator = np.random.default_rng(0)
-    counts = generator.integers(1, 41, 200)
+    counts = generator.integers(1, 41, 128)
     return [
         BentPath(float(generator.normal()), generator.uniform(0, 1, count), generator.normal(size=count))
         for count in counts

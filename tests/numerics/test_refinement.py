@@ -15,7 +15,7 @@ from service.numerics.refinement import Refinement
 if TYPE_CHECKING:
     from tests.numerics.conftest import BentPath
 
-UNHURRIED = settings(deadline=None)
+UNHURRIED = settings(deadline=None, max_examples=50)
 STARTS = st.tuples(st.just(1), st.integers(1, 12)) | st.tuples(st.integers(2, 7), st.integers(1, 3))
 SPLITS = st.lists(st.tuples(st.floats(0, 5), st.integers(0, 80)), max_size=6)
 

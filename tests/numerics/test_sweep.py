@@ -122,7 +122,7 @@ def test_the_mean_over_paths_errs_far_less_than_independent_draws(
     bent_paths: list[BentPath], points: int, gain: int
 ) -> None:
     """The error of the mean derivative against its known value, before residuals are shared, which makes it zero."""
-    paths = bent_paths[:128]
+    paths = bent_paths
     changes = np.array([path.change for path in paths])
     generator = np.random.default_rng(0)
     swept, drawn = [], []
