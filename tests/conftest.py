@@ -19,6 +19,7 @@ import asyncio
 import atexit
 import gc
 import os
+import ssl
 import tempfile
 import threading
 import time
@@ -63,6 +64,8 @@ def _committed() -> Path:
 
 MODELS = _committed()
 START_SECONDS = 90.0
+NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of plain HTTP, each of which would read all certificates of this machine otherwise: 40 ms."""
 
 T = TypeVar("T")
 
@@ -100,7 +103,7 @@ class Service:
     def client(self, key: ApiKey | None = None) -> httpx.AsyncClient:
         """A client of the service, with a key or without; close it."""
         headers = {} if key is None else key.headers
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=NO_AUTHORITIES)
 
 
 MakeKey = Callable[..., ApiKey]
