@@ -30,47 +30,64 @@ NEARLY_FREE = 1.5
 NEAR_PEAK = 0.9
 """The long chunk is the smallest shape with this share of the best rate."""
 ENOUGH_SHARE = 0.98
-"""Larger shapes are not tried once the rate falls below this share of the best."""
-REPEATS = 5
+"""Larger shapes are not tried once the rates of two in a row fall below this share of the best. One may be an accident:
+beside three busy processes a ladder had ended at 32 rows, for good, since shapes are kept, and Expected Gradients took
+five times as long."""
+REPEATS = 8
 
 
-def calibrate(kernel_at: Callable[[int], Kernel], points: Callable[[int], Points]) -> ChunkShapes:
-    """The shapes for a model. `kernel_at` makes a gradient kernel of so many rows, `points` a question of so many."""
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds: on the CPU those that this thread computed, so that it does not matter who else is at work."""
+    return time.thread_time if device.type == "cpu" else time.perf_counter
+
+
+def calibrate(
+    kernel_at: Callable[[int], Kernel], points: Callable[[int], Points], clock: Callable[[], float]
+) -> ChunkShapes:
+    """The shapes for a model. `kernel_at` makes a gradient kernel of so many rows, which computes on this thread or a
+    device, `points` a question of so many."""
+
+    def measured(capacity: int) -> float:
+        return _seconds(kernel_at(capacity), points(capacity), clock)
+
     rows: list[int] = []
     seconds: list[float] = []
     for capacity in LADDER:
         try:
-            seconds.append(_seconds(kernel_at(capacity), points(capacity)))
+            seconds.append(measured(capacity))
         except torch.OutOfMemoryError:
             if not rows:
                 raise
             break
         rows.append(capacity)
         rates = np.array(rows) / np.array(seconds)
-        if seconds[-1] > LONGEST_SECONDS or rates[-1] < ENOUGH_SHARE * rates.max():
+        if seconds[-1] > LONGEST_SECONDS or (len(rows) > 2 and rates[-2:].max() < ENOUGH_SHARE * rates.max()):
             break
     if seconds[0] > LONGEST_SECONDS:
-        rows = [*FEW, *rows]
-        seconds = [*(_seconds(kernel_at(capacity), points(capacity)) for capacity in FEW), *seconds]
-    return chosen(rows, seconds)
+        return chosen([*FEW, *rows], [*map(measured, FEW), *seconds])
+    again = map(measured, rows)  # what disturbed the first may be over
+    return chosen(rows, [*map(min, seconds, again)])
 
 
 def chosen(rows: Sequence[int], seconds: Sequence[float]) -> ChunkShapes:
-    """The shapes for chunks of so many `rows`, ascending, that took so many `seconds`."""
-    count, time_taken = np.array(rows), np.array(seconds)
+    """The shapes for chunks of so many `rows`, ascending, that took so many `seconds`.
+
+    None is taken to be slower than a larger one.
+    """
+    count, time_taken = np.array(rows), np.minimum.accumulate(seconds[::-1])[::-1]
     rates = count / time_taken
     brief = int(count[time_taken <= NEARLY_FREE * time_taken[0]].max())
     long = int(count[rates >= NEAR_PEAK * rates.max()].min())
     return ChunkShapes(brief, max(brief, long))
 
 
-def _seconds(kernel: Kernel, question: Points) -> float:
+def _seconds(kernel: Kernel, question: Points, clock: Callable[[], float]) -> float:
     """The shortest of a few runs, after one that does not count."""
     segment = Segment(question, 0, len(question))
     kernel.run([segment])
     taken: list[float] = []
     while len(taken) < REPEATS and sum(taken) < LONGEST_SECONDS:
-        started = time.perf_counter()
+        started = clock()
         kernel.run([segment])
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
     return min(taken)

@@ -16,7 +16,7 @@ from service.catalog.loading import LoadedModel, load_model
 from service.catalog.manifest import Manifest
 from service.catalog.sizes import layer_sizes
 from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, Traits
-from service.engine.calibration import calibrate
+from service.engine.calibration import calibrate, clock_of
 from service.engine.cuda import GraphedGradientKernel
 from service.engine.gradient import BackgroundGradientKernel, GradientKernel
 from service.engine.kernels import (
@@ -130,6 +130,7 @@ def put_on_device(
         shapes = calibrate(
             lambda rows: GradientKernel(model.twin, device, rows, shape, labels, trace=False),
             lambda rows: _across(ends, rows, Readout.PROBABILITY),
+            clock_of(device),
         )
     traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns)
 

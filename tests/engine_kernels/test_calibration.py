@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from service.domain import ChunkShapes
-from service.engine.calibration import calibrate, chosen
+from service.engine.calibration import calibrate, chosen, clock_of
 from service.engine.gradient import Chunk, EvaluatedPoints, GradientKernel, traced
 from service.engine.kernels import Segment
 from service.methods.oracle import Points, Readout
@@ -22,14 +22,17 @@ def question(count: int) -> Points:
 
 
 class Clocked:
-    """A kernel whose runs take `fixed` + rows * `each` seconds of a clock of its own, and no memory beyond `most`."""
+    """A kernel whose runs take `fixed` + rows * `each` seconds of a clock of its own, and no memory beyond `most`.
+
+    At the shapes in `disturbed` they take three times as long.
+    """
 
     name = "clocked"
     now = 0.0
 
-    def __init__(self, rows: int, fixed: float, each: float, most: int) -> None:
+    def __init__(self, rows: int, fixed: float, each: float, most: int, disturbed: Sequence[int] = ()) -> None:
         self.capacity = rows
-        self._seconds = fixed + rows * each
+        self._seconds = (fixed + rows * each) * (3 if rows in disturbed else 1)
         self._fits = rows <= most
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
@@ -53,21 +56,33 @@ class Clocked:
         (20e-3, 1e-6, 10**6, ChunkShapes(4, 4)),
     ],
 )
-def test_shapes_follow_the_cost_of_rows(
-    fixed: float, each: float, most: int, expected: ChunkShapes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(time, "perf_counter", lambda: Clocked.now)
-    assert calibrate(lambda rows: Clocked(rows, fixed, each, most), question) == expected
+def test_shapes_follow_the_cost_of_rows(fixed: float, each: float, most: int, expected: ChunkShapes) -> None:
+    assert calibrate(lambda rows: Clocked(rows, fixed, each, most), question, lambda: Clocked.now) == expected
+
+
+@pytest.mark.parametrize("disturbed", [8, 16, 64, 512])
+def test_a_shape_that_was_disturbed_does_not_end_the_ladder(disturbed: int) -> None:
+    def kernel_at(rows: int) -> Clocked:
+        return Clocked(rows, 300e-6, 1e-6, 10**6, [disturbed])
+
+    assert calibrate(kernel_at, question, lambda: Clocked.now) == ChunkShapes(128, 2048)
+
+
+def test_on_the_cpu_it_does_not_count_who_else_is_at_work() -> None:
+    started, clock = time.perf_counter(), clock_of(torch.device("cpu"))
+    before = clock()
+    time.sleep(0.05)
+    assert clock() - before < (time.perf_counter() - started) / 10
 
 
 def test_a_model_of_which_no_chunk_fits_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        calibrate(lambda rows: Clocked(rows, 0.0, 0.0, 1), question)
+        calibrate(lambda rows: Clocked(rows, 0.0, 0.0, 1), question, time.perf_counter)
 
 
-def test_a_noisy_ladder_still_gives_shapes_in_order() -> None:
-    shapes = chosen([4, 8, 16, 32], [1.0, 1.6, 1.4, 3.0])
-    assert shapes == ChunkShapes(16, 16)
+@pytest.mark.parametrize("seconds", [[1.0, 1.6, 1.4, 3.0], [2.9, 1.0, 1.4, 3.0]])
+def test_a_noisy_ladder_still_gives_shapes_in_order(seconds: Sequence[float]) -> None:
+    assert chosen([4, 8, 16, 32], seconds) == ChunkShapes(16, 16)
 
 
 class Branching(nn.Module):
