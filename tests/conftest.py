@@ -63,7 +63,8 @@ def _committed() -> Path:
 
 
 MODELS = _committed()
-START_SECONDS = 90.0
+PATIENCE_SECONDS = 180.0
+"""How long anything may take before it counts as never: long, for machines that have more to do."""
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For clients of plain HTTP, each of which would read all certificates of this machine otherwise: 40 ms."""
 
@@ -98,12 +99,14 @@ class Service:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the service's event loop and waits for its result."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE_SECONDS)
 
     def client(self, key: ApiKey | None = None) -> httpx.AsyncClient:
         """A client of the service, with a key or without; close it."""
         headers = {} if key is None else key.headers
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=NO_AUTHORITIES)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+        )
 
 
 MakeKey = Callable[..., ApiKey]
@@ -154,7 +157,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
     try:
-        assert server.settled.wait(START_SECONDS), "the service did not start in time"
+        assert server.settled.wait(PATIENCE_SECONDS), "the service did not start in time"
         assert server.started, "the service did not start"
         assert server.loop is not None
         port = server.servers[0].sockets[0].getsockname()[1]
@@ -162,7 +165,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield Service(app, f"http://127.0.0.1:{port}", ApiKey(key_id, "default", secret), server.loop)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive(), "the service did not stop"
 
 
@@ -210,10 +213,10 @@ def instance(loan: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def until() -> Until:
-    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails after half a minute."""
+    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails when it never happens."""
 
     async def wait(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
                 await asyncio.sleep(0.005)
 
@@ -238,7 +241,7 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 def _until_it_answers(url: str) -> None:
     """On a busy machine the package says that a server is there a moment before it is."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             psycopg.connect(url).close()

@@ -21,15 +21,14 @@ import pytest
 import yaml
 
 from service.__main__ import main
-from tests.conftest import MODELS
+from tests.conftest import MODELS, PATIENCE_SECONDS
 
 ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
 KEY = re.compile(r"^The key made on this first start, shown once: (\S+)$", re.MULTILINE)
-PATIENCE_SECONDS = 60.0
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    """Waits for a condition; fails after a minute."""
+    """Waits for a condition; fails when it never happens."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -102,7 +101,7 @@ class Program:
     def client(self, key: str | None) -> httpx.AsyncClient:
         """A client of the service; close it."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.address, headers=headers, timeout=30, trust_env=False)
+        return httpx.AsyncClient(base_url=self.address, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False)
 
 
 def _command(pid: int) -> str:
@@ -219,7 +218,7 @@ def run_here(
 
 @pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], bool]], None]:
-    """Waits for a condition: `until(lambda: "done" in program.output)`; fails after a minute."""
+    """Waits for a condition: `until(lambda: "done" in program.output)`; fails when it never happens."""
     return _until
 
 

@@ -17,6 +17,8 @@ import httpx
 import pytest
 import yaml
 
+from tests.conftest import PATIENCE_SECONDS
+
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
 SCRAPE = "300ms"
 MILLISECONDS_A_MINUTE = 300
@@ -57,7 +59,9 @@ class Prometheus:
 
     def ask(self, path: str, **parameters: str) -> Any:
         """What its HTTP API answers. Raises AssertionError for an error, such as a query that is none."""
-        reply = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10, trust_env=False).json()
+        reply = httpx.get(
+            f"{self.url}/api/v1/{path}", params=parameters, timeout=PATIENCE_SECONDS, trust_env=False
+        ).json()
         assert reply["status"] == "success", (parameters, reply)
         return reply["data"]
 
@@ -120,4 +124,4 @@ def prometheus(folder: Path, address: str, key: str) -> Iterator[Prometheus]:
         yield Prometheus(f"http://127.0.0.1:{port}")
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_SECONDS)

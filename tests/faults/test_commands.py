@@ -16,6 +16,8 @@ import httpx
 import onnxruntime
 import pytest
 
+from tests.conftest import PATIENCE_SECONDS
+
 if TYPE_CHECKING:
     from tests.faults.conftest import Start
 
@@ -60,20 +62,17 @@ def test_the_demo_explains_and_what_it_offers_works(start: Start, until: Until) 
 def run_curl(line: str) -> Any:
     """What the printed command answers: run in a shell where there is curl, else read and done here."""
     if shutil.which("curl") is not None:
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+        )
         return json.loads(done.stdout)
     url = next(word for word in line.split() if ":" in word)
     url = url if url.startswith("http") else f"http://{url}"
     headers = dict(header.split(": ", 1) for header in re.findall(r"-H '([^']*)'", line))
     content = re.search(r"-d '([^']*)'", line)
-    if "-X POST" in line:
-        return httpx.post(url, headers=headers, trust_env=False).json()
-    reply = (
-        httpx.get(url, headers=headers, trust_env=False)
-        if content is None
-        else httpx.post(url, headers=headers, content=content[1], trust_env=False)
-    )
-    return reply.json()
+    method = "GET" if content is None and "-X POST" not in line else "POST"
+    with httpx.Client(headers=headers, timeout=PATIENCE_SECONDS, trust_env=False) as client:
+        return client.request(method, url, content=None if content is None else content[1]).json()
 
 
 def test_models_says_which_are_whole(run_command: RunCommand, tmp_path: Path) -> None:
@@ -160,7 +159,7 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     assert "2 k-means medoids of 4 in rows.csv of those predicted setosa" in built.stdout
     again = start("serve", *models, key="secret")
     body = {"instances": [[3.0, 1.0]], "parameters": {"baseline": "mine@1"}}
-    with httpx.Client(headers={"Authorization": "Bearer secret"}, timeout=30, trust_env=False) as client:
+    with httpx.Client(headers={"Authorization": "Bearer secret"}, timeout=PATIENCE_SECONDS, trust_env=False) as client:
         reply = client.post(f"{again.address}/v1/models/logreg_iris:explain", json=body).json()
     assert reply["explanations"][0]["baseline"]["digest"] in built.stdout
     assert again.end(signal.SIGTERM) == 0
@@ -190,7 +189,7 @@ def test_keys_are_made_listed_and_ended(
     assert secret not in listed
 
     program = start("serve")
-    with httpx.Client(base_url=program.address, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=program.address, timeout=PATIENCE_SECONDS, trust_env=False) as client:
 
         def status(method: str, path: str, key: str) -> int:
             content = body if method == "POST" else None

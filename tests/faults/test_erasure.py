@@ -17,6 +17,7 @@ import redis
 
 from service.embedded_redis import start_embedded_redis
 from service.ledger import open_engine
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     import subprocess
@@ -75,7 +76,7 @@ async def answered(client: httpx.AsyncClient, method: str, path: str, **request:
 
 
 async def ended(client: httpx.AsyncClient, path: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while "ended" not in await answered(client, "GET", path):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -170,7 +171,7 @@ async def test_nothing_of_an_erased_person_is_left(
         await load.reaches(50)
 
         assert words_in(redis_bytes(own_redis), words) == []
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while b"answerable:result:" not in redis_bytes(own_redis):  # until others' results are there again
                 await load.reaches(20)
         assert words_in(redis_bytes(own_redis), words) == []

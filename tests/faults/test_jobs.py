@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import PATIENCE_SECONDS
+
 if TYPE_CHECKING:
     from tests.faults.conftest import Start
 
@@ -51,7 +53,9 @@ def test_a_job_survives_kill_9(start: Start, until: Until, tmp_path: Path, body:
 
 
 def ask(address: str) -> httpx.Client:
-    return httpx.Client(base_url=address, headers={"Authorization": "Bearer secret"}, timeout=30, trust_env=False)
+    return httpx.Client(
+        base_url=address, headers={"Authorization": "Bearer secret"}, timeout=PATIENCE_SECONDS, trust_env=False
+    )
 
 
 def recorded(folder: Path) -> set[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import PATIENCE_SECONDS
 from tests.faults.conftest import starting
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def wait_until_gone(pids: list[int]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while any(map(is_alive, pids)):  # noqa: ASYNC110 - what is waited for happens in other processes
             await asyncio.sleep(0.01)
 
@@ -148,7 +149,7 @@ async def test_what_outlasts_the_drain_is_answered_503(start: Start, under_load:
     os.kill(worker, signal.SIGSTOP)  # whatever is asked now takes too long
     try:
         async with under_load(program, SECRET, clients=4) as load:
-            async with program.client(SECRET) as client, asyncio.timeout(30):
+            async with program.client(SECRET) as client, asyncio.timeout(PATIENCE_SECONDS):
                 queued = "answerable_queue_points 0.0"
                 while queued in (await client.get("/metrics")).text:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -157,13 +158,13 @@ async def test_what_outlasts_the_drain_is_answered_503(start: Start, under_load:
     finally:
         os.kill(worker, signal.SIGCONT)
     assert load.statuses == [503] * 4
-    assert await asyncio.to_thread(program.process.wait, 30) == 0
+    assert await asyncio.to_thread(program.process.wait, PATIENCE_SECONDS) == 0
     assert not program.children()
 
 
 async def test_sigterm_while_it_starts(start: Start) -> None:
     program = start("serve", key=SECRET)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not program.children(WORKER):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     children = program.children()
@@ -175,7 +176,7 @@ async def test_sigterm_while_it_starts(start: Start) -> None:
 async def test_a_port_that_is_taken(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         program = start("serve", "--port", str(taken.getsockname()[1]), key=SECRET)
-        assert await asyncio.to_thread(program.process.wait, 60) != 0
+        assert await asyncio.to_thread(program.process.wait, PATIENCE_SECONDS) != 0
     assert "address already in use" in program.errors
     assert not program.output
 
@@ -202,7 +203,7 @@ async def test_a_worker_killed_under_load(lasting: Program, under_load: UnderLoa
         async with under_load(program, SECRET) as load:
             await load.reaches(100)
             os.kill(worker, signal.SIGKILL)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while await ready():  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
                 while not await ready():  # noqa: ASYNC110

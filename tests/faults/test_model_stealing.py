@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from service.domain import Floats
+from tests.conftest import PATIENCE_SECONDS
 from tests.faults.conftest import starting
 
 FEATURES = 12
@@ -193,7 +194,9 @@ def clients(run_here: Callable[..., Any], folder: Path, address: str) -> Iterato
             keys = [re.findall(r"^key +(\S+)$", text, re.MULTILINE)[0] for text in printed]
             headers = [{"Authorization": f"Bearer {key}"} for key in keys]
             return [
-                stack.enter_context(httpx.Client(base_url=address, headers=one, timeout=60, trust_env=False))
+                stack.enter_context(
+                    httpx.Client(base_url=address, headers=one, timeout=PATIENCE_SECONDS, trust_env=False)
+                )
                 for one in headers
             ]
 

@@ -26,6 +26,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.conftest import PATIENCE_SECONDS
 from tests.faults.prometheus import Prometheus, prometheus
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ MODELS = Path(__file__).parents[2] / "models"
 EXAMPLE = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]
 DASHBOARDS = sorted((Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards").glob("*.json"))
 VARIABLES = {"$job": "answerable", "$instance": ".+", "$model": ".+", "$__rate_interval": "20s"}
-PATIENCE_SECONDS = 90
 LOAD_SECONDS = float(os.environ.get("HEALTH_SECONDS", "0"))
 CLIENTS = 4
 UNREACHABLE = {"options": {"rule": "midpoint"}, "tolerance": 1e-9, "max_evaluations": 2}
@@ -76,7 +76,6 @@ class Asked:
                 await asyncio.sleep(pause)
 
         async with program.client(KEY) as client, asyncio.TaskGroup() as group:
-            client.timeout = httpx.Timeout(PATIENCE_SECONDS)  # a worker may take its time to come back
             for _ in range(CLIENTS):
                 group.create_task(ask(client))
             try:
@@ -128,7 +127,7 @@ def without_data(watch: Prometheus) -> list[str]:
 @contextmanager
 def changed_checkpoint(file: Path) -> Iterator[None]:
     """The last checkpoint says another root meanwhile, as if the log had been changed since."""
-    with closing(sqlite3.connect(file, timeout=30)) as database:
+    with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS)) as database:
         size, body = database.execute("SELECT size, body FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
         other = json.dumps({**json.loads(body), "root": "00" * 32}).encode()
         for content in (other, body):
@@ -181,7 +180,6 @@ async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Pr
         (worker,) = program.children("engine.worker")
         os.kill(worker, signal.SIGSTOP)
         async with program.client(KEY) as client:
-            client.timeout = httpx.Timeout(PATIENCE_SECONDS)
             body = {**usual(), "parameters": {"max_evaluations": 17_000}}
             asking = asyncio.create_task(client.post(EXPLAIN, json=body))
             await fire(watch, ["QueueNearLimit"])

@@ -23,6 +23,7 @@ from onnx import numpy_helper
 
 from service.catalog.assessments import Assessment, keep_beside
 from service.catalog.manifest import read_manifest
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Program, Start
@@ -83,7 +84,7 @@ class Traffic:
         """Who gives the next answers to a path, of those that were asked after now."""
         answered = self.answered[path]
         start = len(answered) + CLIENTS  # so many may be under way
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(answered) < start + answers and not self.errors:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         return set(answered[start:])
@@ -101,7 +102,7 @@ async def traffic(program: Program, *paths: str) -> AsyncIterator[Traffic]:
             if found.is_over:
                 return
             instance = {**example, "loan_amount": 1 + next(amounts) % 9000 / 10}
-            reply = await client.post(path, json={"instances": [instance], "parameters": {"deadline_ms": 20_000}})
+            reply = await client.post(path, json={"instances": [instance], "parameters": {"deadline_ms": 120_000}})
             if reply.status_code == 200:
                 (explanation,) = reply.json()["explanations"]
                 change = explanation["output"] - explanation["baseline_output"]
@@ -125,7 +126,6 @@ async def test_load_reload_and_unload_under_load(start: Start, models: Path) -> 
     program = start("serve", "--models", str(models), key=SECRET)
     bare, first, second = (f"/v1/models/loan{path}:explain" for path in ("", "/versions/1", "/versions/2"))
     async with program.client(SECRET) as client:
-        client.timeout = httpx.Timeout(90)
 
         async def ask(action: str, version: str, status: int = 200) -> Any:
             path = f"/v2/repository/models/loan/{action}"
@@ -179,8 +179,8 @@ async def test_a_bare_name_does_not_move_to_a_version_that_failed_its_check(star
             return (await client.get("/v1/models/loan")).json()
 
         make_version(models, "3", shift=-4.0)
-        assert (await client.post("/v2/repository/models/loan/load", timeout=90)).status_code == 200
-        async with asyncio.timeout(90):
+        assert (await client.post("/v2/repository/models/loan/load")).status_code == 200
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (check := (await shown())["versions"][2]["check"]) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
