@@ -45,6 +45,8 @@ from service.settings import Settings
 
 # Kernels in the tests' own process run as in a worker; MKL looks at this when it is first called, which no import does.
 os.environ["MKL_CBWR"] = worker_environment(0)["MKL_CBWR"]
+# The processes that tests start keep what they compile, half a second of a service's start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 REPOSITORY_MODELS = Path(__file__).parent.parent / "models"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ def alone(device_model: DeviceModel) -> Callable[..., Explanation]:
 
 @dataclass(slots=True)
 class PoolUnderTest:
-    """A pool with one worker that has loaded the loan model, and what it reported."""
+    """A pool whose workers have loaded the loan model, and what it reported."""
 
     pool: Pool
     chunks: list[ChunkReport]
@@ -228,7 +228,7 @@ class PoolUnderTest:
 
     @property
     def worker(self) -> Any:
-        """The worker as the pool sees it."""
+        """The only worker, as the pool sees it."""
         (worker,) = self.pool._workers.values()
         return worker
 
@@ -238,36 +238,19 @@ class PoolUnderTest:
         return explanation
 
 
-StartPool = Callable[..., Awaitable[PoolUnderTest]]
-
-
-async def _start_pool(max_queued_points: int = 10**9, folder: Path | None = LOAN, workers: int = 1) -> PoolUnderTest:
+async def start_pool(workers: int = 1) -> PoolUnderTest:
+    """A pool whose workers have the loan model."""
     chunks: list[ChunkReport] = []
     restarts: list[str] = []
-    pool = Pool(workers, max_queued_points, chunks.append, restarts.append)
+    pool = Pool(workers, 10**9, chunks.append, restarts.append)
     await pool.start()
-    if folder is not None:
-        await pool.load(folder, {})
+    await pool.load(LOAN, {}, SHAPES)
     return PoolUnderTest(pool, chunks, restarts)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared() -> AsyncIterator[PoolUnderTest]:
-    """One pool for the tests of a module that leave it as they found it."""
-    started = await _start_pool()
+    """One pool for the tests of a module, which leave it as they found it."""
+    started = await start_pool()
     yield started
     await started.pool.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def start_pool() -> AsyncIterator[StartPool]:
-    """Starts pools for one test: `await start_pool(max_queued_points=100, folder=None)`."""
-    started: list[PoolUnderTest] = []
-
-    async def start(**options: Any) -> PoolUnderTest:
-        started.append(await _start_pool(**options))
-        return started[-1]
-
-    yield start
-    for one in started:
-        await one.pool.close()

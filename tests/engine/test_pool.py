@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
+import pytest_asyncio
 import torch
 import yaml
 from safetensors.numpy import load_file, save
@@ -35,10 +36,11 @@ from service.errors import (
     WorkerLost,
 )
 from tests.conftest import PATIENCE_SECONDS
+from tests.engine.conftest import start_pool
 
 if TYPE_CHECKING:
     from tests.conftest import Until
-    from tests.engine.conftest import MakePlan, PoolUnderTest, StartPool
+    from tests.engine.conftest import MakePlan, PoolUnderTest
 
 LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
 SHAPES = ChunkShapes(128, 512)
@@ -156,22 +158,6 @@ async def test_a_deadline_holds_while_no_worker_answers(
     assert (await shared.explain(make_plan(0))).converged
 
 
-async def test_a_worker_that_hangs_is_replaced_and_its_work_run_again(
-    shared: PoolUnderTest, make_plan: MakePlan, until: Until
-) -> None:
-    hanging = shared.worker.process.pid
-    os.kill(hanging, signal.SIGSTOP)
-    asking = asyncio.create_task(shared.explain(make_plan(0)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "SILENCE_SECONDS", 0.5)
-        await until(lambda: not shared.pool.is_complete)
-
-    assert (await asking).converged
-    assert shared.worker.process.pid != hanging
-    assert shared.restarts == ["died"]
-    shared.restarts.clear()
-
-
 async def test_over_the_limit_exactly_the_surplus_is_refused(
     shared: PoolUnderTest, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +187,7 @@ async def test_a_request_over_the_whole_limit_is_taken_when_nothing_else_is_ther
     assert (await shared.explain(make_plan(0), 64)).converged
 
 
-async def test_a_killed_worker_is_replaced_and_everything_answered(
+async def test_a_killed_worker_is_replaced_and_everything_answered_but_what_was_cancelled_meanwhile(
     shared: PoolUnderTest, make_plan: MakePlan, until: Until
 ) -> None:
     plans = [make_plan(number, method="expected_gradients") for number in range(16)]
@@ -214,6 +200,11 @@ async def test_a_killed_worker_is_replaced_and_everything_answered(
     first.kill()
     await until(lambda: not shared.pool.is_complete)
     meanwhile = [asyncio.create_task(shared.explain(plan)) for plan in plans[:8]]
+    cancelled = asyncio.create_task(shared.explain(make_plan(0), 10_000))
+    await until(lambda: shared.pool.queued_points > 10_000)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    assert shared.pool.queued_points < 10_000
 
     assert await asyncio.gather(*under_way) == alone
     assert await asyncio.gather(*meanwhile) == alone[:8]
@@ -223,18 +214,25 @@ async def test_a_killed_worker_is_replaced_and_everything_answered(
     shared.restarts.clear()
     await until(lambda: first.returncode is not None)
     assert shared.pool.queued_points == 0
+    assert not shared.worker.tasks
 
 
-async def test_what_was_in_flight_twice_when_its_worker_died_is_given_up(
+async def test_a_worker_that_hangs_is_replaced_and_its_work_run_again_but_not_a_third_time(
     shared: PoolUnderTest, make_plan: MakePlan, until: Until
 ) -> None:
-    large = asyncio.create_task(shared.explain(big(make_plan)))
-    for _ in range(2):
-        await until(lambda: shared.pool.is_complete and bool(shared.worker.tasks))
-        died = shared.worker.process
-        died.kill()
-        await until(lambda gone=died: gone not in [w.process for w in shared.pool._workers.values()])  # type: ignore[misc]
+    hanging = shared.worker.process
+    os.kill(hanging.pid, signal.SIGSTOP)
+    small, large = (asyncio.create_task(shared.explain(plan)) for plan in (make_plan(0), big(make_plan)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "SILENCE_SECONDS", 0.5)
+        await until(lambda: hanging not in [worker.process for worker in shared.pool._workers.values()])
+    assert (await small).converged
+    assert shared.restarts == ["died"]
 
+    second = shared.worker.process
+    assert second.pid != hanging.pid
+    assert not large.done()
+    second.kill()
     with pytest.raises(WorkerLost):
         await large
     await until(lambda: shared.pool.is_complete)
@@ -242,53 +240,6 @@ async def test_what_was_in_flight_twice_when_its_worker_died_is_given_up(
     shared.restarts.clear()
     assert (await shared.explain(make_plan(0))).converged
     assert shared.pool.queued_points == 0
-
-
-async def test_cancelled_while_there_is_no_worker(shared: PoolUnderTest, make_plan: MakePlan, until: Until) -> None:
-    shared.worker.process.kill()
-    await until(lambda: not shared.pool.is_complete)
-    parked = asyncio.create_task(shared.explain(make_plan(0)))
-    await until(lambda: shared.pool.queued_points > 0)
-    parked.cancel()
-    await asyncio.wait([parked])
-
-    assert shared.pool.queued_points == 0
-    await until(lambda: shared.pool.is_complete)
-    assert not shared.worker.tasks
-    shared.restarts.clear()
-
-
-async def test_closing_fails_what_is_in_flight(start_pool: StartPool, make_plan: MakePlan, until: Until) -> None:
-    started = await start_pool()
-    large = asyncio.create_task(started.explain(big(make_plan)))
-    await until(lambda: bool(started.worker.tasks))
-    process = started.worker.process
-    await started.pool.close()
-
-    with pytest.raises(WorkerLost):
-        await large
-    with pytest.raises(WorkerLost):
-        await started.explain(make_plan(0))
-    assert process.returncode == 0
-
-
-async def test_closing_while_a_worker_restarts_leaves_no_process(start_pool: StartPool, until: Until) -> None:
-    started = await start_pool(folder=None)
-    spawned: list[subprocess.Popen[bytes]] = []
-    start = start_worker
-
-    def remember(index: int) -> StartedWorker:
-        started = start(index)
-        spawned.append(started.process)
-        return started
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "start_worker", remember)
-        started.worker.process.kill()
-        await until(lambda: bool(spawned))
-        await started.pool.close()
-
-    assert [process.returncode is not None for process in spawned] == [True]
 
 
 async def test_a_worker_that_cannot_start_is_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,17 +382,23 @@ async def test_a_bad_model_does_not_load_and_the_others_go_on(
     assert not shared.restarts
 
 
-async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_coming_back(
-    shared: PoolUnderTest, make_plan: MakePlan, tmp_path: Path, until: Until
-) -> None:
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """The folder of a second version, with the same network."""
     folder = tmp_path / "loan" / "2"
     shutil.copytree(LOAN, folder)
     path = folder / "manifest.yaml"
     path.write_text(path.read_text().replace('version: "1"', 'version: "2"', 1))
-    second = await shared.pool.load(folder, {})
+    return folder
+
+
+async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_coming_back(
+    shared: PoolUnderTest, make_plan: MakePlan, second: Path, until: Until
+) -> None:
+    loaded = await shared.pool.load(second, {}, SHAPES)
     plan = make_plan(0)
-    assert (await shared.explain(replace(plan, model=second.key), folder=folder)).converged
-    wrong_digest(folder)
+    assert (await shared.explain(replace(plan, model=loaded.key), folder=second)).converged
+    wrong_digest(second)
     first = shared.worker.process
     first.kill()
     await until(lambda: not shared.pool.is_complete)
@@ -449,9 +406,11 @@ async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_com
     assert (await shared.explain(plan)).converged
     assert not shared.pool.is_complete
     with pytest.raises(WorkerLost):
-        await shared.explain(replace(plan, model=second.key), folder=folder)
-    shared.pool.unload(folder)
+        await shared.explain(replace(plan, model=loaded.key), folder=second)
+    shared.pool.unload(second)
     assert shared.pool.is_complete
+    assert shared.restarts == ["died"]
+    shared.restarts.clear()
 
 
 async def test_unloading_ends_a_version(shared: PoolUnderTest, make_plan: MakePlan) -> None:
@@ -481,57 +440,58 @@ async def test_known_baseline_outputs_are_taken_as_they_are(shared: PoolUnderTes
 
 
 async def test_a_version_is_loaded_beside_what_is_under_way(
-    start_pool: StartPool, make_plan: MakePlan, tmp_path: Path
+    shared: PoolUnderTest, make_plan: MakePlan, second: Path
 ) -> None:
-    started = await start_pool()
-    folder = tmp_path / "loan" / "2"
-    shutil.copytree(LOAN, folder)
-    path = folder / "manifest.yaml"
-    path.write_text(path.read_text().replace('version: "1"', 'version: "2"', 1))
-    before = started.worker
-    loading = asyncio.create_task(started.pool.load(folder, {}, beside=True))
+    before = shared.worker
+    loading = asyncio.create_task(shared.pool.load(second, {}, SHAPES, beside=True))
 
     async def keep_busy() -> int:
         rounds = 0
         while not loading.done():
-            await asyncio.gather(*(started.explain(make_plan(n, method="expected_gradients")) for n in range(8)))
+            await asyncio.gather(*(shared.explain(make_plan(n, method="expected_gradients")) for n in range(8)))
             rounds += 1
         return rounds
 
     assert await keep_busy() > 5  # a worker that loads answers nothing
-    second = await loading
-    assert started.worker is not before
-    assert (await started.explain(replace(make_plan(0), model=second.key), folder=folder)).converged
-    assert (await started.explain(make_plan(0))).converged
+    loaded = await loading
+    assert shared.worker is not before
+    assert (await shared.explain(replace(make_plan(0), model=loaded.key), folder=second)).converged
+    assert (await shared.explain(make_plan(0))).converged
     assert await asyncio.to_thread(before.process.wait, PATIENCE_SECONDS) == 0
-    assert started.restarts == []
-    assert started.pool.is_complete
+    assert shared.restarts == []
+    assert shared.pool.is_complete
+    shared.pool.unload(second)
 
 
 async def test_a_worker_that_dies_while_another_is_loaded_beside_it(
-    start_pool: StartPool, make_plan: MakePlan, tmp_path: Path, until: Until
+    shared: PoolUnderTest, make_plan: MakePlan, second: Path, until: Until
 ) -> None:
-    started = await start_pool()
-    folder = tmp_path / "loan" / "2"
-    shutil.copytree(LOAN, folder)
-    path = folder / "manifest.yaml"
-    path.write_text(path.read_text().replace('version: "1"', 'version: "2"', 1))
-    loading = asyncio.create_task(started.pool.load(folder, {}, beside=True))
-    await until(lambda: bool(started.pool._coming))
-    started.worker.process.kill()
-    parked = asyncio.create_task(started.explain(make_plan(0)))
-    second = await loading
+    loading = asyncio.create_task(shared.pool.load(second, {}, SHAPES, beside=True))
+    await until(lambda: bool(shared.pool._coming))
+    shared.worker.process.kill()
+    parked = asyncio.create_task(shared.explain(make_plan(0)))
+    loaded = await loading
 
     assert (await parked).converged
-    assert (await started.explain(replace(make_plan(0), model=second.key), folder=folder)).converged
-    await until(lambda: started.pool.is_complete)
-    assert started.worker.folders == {LOAN, folder}
+    assert (await shared.explain(replace(make_plan(0), model=loaded.key), folder=second)).converged
+    await until(lambda: shared.pool.is_complete)
+    assert shared.worker.folders == {LOAN, second}
+    assert shared.restarts == ["died"]
+    shared.restarts.clear()
+    shared.pool.unload(second)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair() -> AsyncIterator[PoolUnderTest]:
+    """A pool of two workers for the two tests that follow, the second of which closes it."""
+    started = await start_pool(workers=2)
+    yield started
+    await started.pool.close()
 
 
 async def test_two_manifests_of_one_artefact_are_two_versions_on_every_worker(
-    start_pool: StartPool, make_plan: MakePlan, alone: Callable[..., Explanation], tmp_path: Path
+    pair: PoolUnderTest, make_plan: MakePlan, alone: Callable[..., Explanation], tmp_path: Path
 ) -> None:
-    started = await start_pool(workers=2)
     folder = tmp_path / "loan" / "1"
     shutil.copytree(LOAN, folder)
     path = folder / "manifest.yaml"
@@ -547,18 +507,48 @@ async def test_two_manifests_of_one_artefact_are_two_versions_on_every_worker(
     noisy = make_plan(0, noise=Noise(NoiseKind.SMOOTHGRAD, 4, 0.1), rule="midpoint")
     digest = "sha256:" + hashlib.sha256(rows).hexdigest()
     new_set = replace(make_plan(1), baseline=BaselineChoice("other", "1", digest, 16))
-    await started.pool.load(folder, {}, SHAPES, beside=True)
+    await pair.pool.load(folder, {}, SHAPES, beside=True)
 
     assert alone(noisy).attributions != pytest.approx(alone(noisy, after).attributions, rel=1e-2)
     # By turns on both workers, each of which has loaded the old files after the new ones.
-    found = await asyncio.gather(*(started.explain(noisy, folder=folder if at % 4 < 2 else LOAN) for at in range(8)))
+    found = await asyncio.gather(*(pair.explain(noisy, folder=folder if at % 4 < 2 else LOAN) for at in range(8)))
     for at, explanation in enumerate(found):
         expected = alone(noisy, after) if at % 4 < 2 else alone(noisy)
         assert explanation.attributions == pytest.approx(expected.attributions, rel=1e-6)
-    sets = await asyncio.gather(*(started.explain(new_set, folder=folder) for _ in range(4)))
+    sets = await asyncio.gather(*(pair.explain(new_set, folder=folder) for _ in range(4)))
     assert all(one.attributions == pytest.approx(alone(new_set, after).attributions, rel=1e-6) for one in sets)
-    started.pool.unload(folder)
-    assert (await started.explain(noisy)).attributions == pytest.approx(alone(noisy).attributions, rel=1e-6)
+    pair.pool.unload(folder)
+    assert (await pair.explain(noisy)).attributions == pytest.approx(alone(noisy).attributions, rel=1e-6)
+
+
+async def test_closing_fails_what_is_in_flight_and_leaves_no_process_that_was_to_come(
+    pair: PoolUnderTest, make_plan: MakePlan, until: Until
+) -> None:
+    spawned: list[subprocess.Popen[bytes]] = []
+    start = start_worker
+
+    def remember(index: int) -> StartedWorker:
+        started = start(index)
+        spawned.append(started.process)
+        return started
+
+    large = asyncio.create_task(pair.explain(big(make_plan)))
+    workers = pair.pool._workers.values()
+    await until(lambda: any(worker.tasks for worker in workers))
+    (busy,) = (worker.process for worker in workers if worker.tasks)
+    (idle,) = (worker.process for worker in workers if not worker.tasks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "start_worker", remember)
+        idle.kill()
+        await until(lambda: bool(spawned))
+        await pair.pool.close()
+
+    with pytest.raises(WorkerLost):
+        await large
+    with pytest.raises(WorkerLost):
+        await pair.explain(make_plan(0))
+    assert busy.returncode == 0
+    assert [process.returncode is not None for process in spawned] == [True]
 
 
 async def test_a_version_that_cannot_be_loaded_beside_changes_nothing(
