@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -201,13 +202,12 @@ def run_here(
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """As `run_command`, but in this process, which spares the start of another."""
     monkeypatch.chdir(tmp_path)
-    for name in os.environ.keys() - environment_of().keys():
-        monkeypatch.delenv(name)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
         try:
-            code = main(arguments)
+            with patch.dict(os.environ, environment_of(), clear=True):  # commands prepare their process in it, too
+                code = main(arguments)
         except SystemExit as asked_wrongly:
             code = int(asked_wrongly.code or 0)
         printed = capsys.readouterr()
