@@ -25,6 +25,7 @@ from service.__main__ import main
 from tests.conftest import MODELS, PATIENCE_SECONDS
 
 ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
+WORKER, WRITER, REDIS = "service.engine.worker", "service.ledger.writer_process", "redis-server"
 KEY = re.compile(r"^The key made on this first start, shown once: (\S+)$", re.MULTILINE)
 
 
@@ -43,6 +44,13 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
+
+
+async def wait_until_gone(pids: list[int]) -> None:
+    """Waits until none of the processes runs."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while any(map(is_alive, pids)):  # noqa: ASYNC110 - what is waited for happens in other processes
+            await asyncio.sleep(0.01)
 
 
 def _parent(pid: int) -> int:
@@ -241,26 +249,36 @@ class Load:
             while len(self.statuses) < goal:  # noqa: ASYNC110 - what is waited for happens in another process
                 await asyncio.sleep(0.005)
 
+    async def meets(self, status: int) -> None:
+        """Waits for an answer of this status that comes from now on."""
+        start = len(self.statuses)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while status not in self.statuses[start:]:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
 
 UnderLoad = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
 def under_load() -> UnderLoad:
-    """`async with under_load(program, key) as load:` keeps 16 clients asking for different explanations."""
+    """`async with under_load(program, key) as load:` keeps 16 clients asking for different explanations.
+
+    `pause` is how many seconds each waits before it asks again.
+    """
     example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]
     amounts = itertools.count(1)
 
     @asynccontextmanager
-    async def loaded(
-        program: Program, key: str, clients: int = 16, parameters: dict[str, Any] | None = None
-    ) -> AsyncIterator[Load]:
+    async def loaded(program: Program, key: str, clients: int = 16, pause: float = 0.0) -> AsyncIterator[Load]:
         load = Load()
 
         async def ask(client: httpx.AsyncClient) -> None:
             while not load.is_over:
                 instance = {**example, "loan_amount": 1 + next(amounts) % 9000 / 10}
-                body = {"instances": [instance], "parameters": parameters or {}}
+                body = {
+                    "instances": [instance],
+                }
                 try:
                     reply = await client.post("/v1/models/loan/versions/1:explain", json=body)
                 except httpx.TransportError:
@@ -271,6 +289,7 @@ def under_load() -> UnderLoad:
                 load.statuses.append(reply.status_code)
                 if reply.status_code == 200:
                     load.ids.extend(explanation["id"] for explanation in reply.json()["explanations"])
+                await asyncio.sleep(pause)
 
         async with program.client(key) as client, asyncio.TaskGroup() as group:
             for _ in range(clients):
@@ -283,7 +302,7 @@ def under_load() -> UnderLoad:
     return loaded
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def body() -> dict[str, Any]:
     """The body that explains the loan model's example."""
     example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]

@@ -148,7 +148,7 @@ async def own_redis() -> AsyncIterator[str]:
 async def test_nothing_of_an_erased_person_is_left(
     start: Start,
     under_load: UnderLoad,
-    run_command: Callable[..., subprocess.CompletedProcess[str]],
+    run_here: Callable[..., subprocess.CompletedProcess[str]],
     body: dict[str, Any],
     tmp_path: Path,
     request: pytest.FixtureRequest,
@@ -159,7 +159,7 @@ async def test_nothing_of_an_erased_person_is_left(
     program = start("serve", key=SECRET, redis_url=own_redis, **({} if url is None else {"database_url": url}))
     instance = {**body["instances"][0], "applicant_income": INCOME}
     data = tmp_path / "data"
-    async with program.client(SECRET) as client, under_load(program, SECRET, clients=4) as load:
+    async with program.client(SECRET) as client, under_load(program, SECRET, clients=4, pause=0.05) as load:
         words = await asked_about(client, instance)
         output, attribution = words[-2:]
         for form in ("csv", "zip", "parquet"):
@@ -168,7 +168,7 @@ async def test_nothing_of_an_erased_person_is_left(
 
         erased = await answered(client, "POST", f"/v1/subjects/{PERSON}:erase", json={"reason": "asked for"})
         assert erased["records"] == 4
-        await load.reaches(50)
+        await load.reaches(20)
 
         assert words_in(redis_bytes(own_redis), words) == []
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -189,7 +189,7 @@ async def test_nothing_of_an_erased_person_is_left(
     assert f"POST {EXPLAIN.replace('loan', '{model}').replace('1:', '{version}:')}" in log
     assert words_in(log.encode(), words) == []
     options = ("--data", str(data), *(() if url is None else ("--database-url", url)))
-    done = await asyncio.to_thread(run_command, "ledger", "export", str(tmp_path / "all.zip"), *options)
+    done = await asyncio.to_thread(run_here, "ledger", "export", str(tmp_path / "all.zip"), *options)
     assert done.returncode == 0, done.stderr
     whole = unpacked((tmp_path / "all.zip").read_bytes())
     assert load.ids[0].encode() in whole

@@ -1,0 +1,113 @@
+"""What a running service outlasts: more than its queue holds, and the death of every process beside the front."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import PATIENCE_SECONDS
+from tests.faults.conftest import REDIS, WORKER, WRITER, starting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.faults.conftest import Program, UnderLoad
+
+SECRET = "a key that the operator chose"
+POINTS = 16_384
+CAPACITY, OVER = 4, 9
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory, loan_only: Path) -> Iterator[Program]:
+    """The one service that all of this is done to, one after the other, and which then ends in good order."""
+    with starting(tmp_path_factory.mktemp("outlasting"), loan_only) as start:
+        program = start("serve", key=SECRET, max_queued_points=str(CAPACITY * POINTS))
+        assert program.address
+        yield program
+        assert program.end(signal.SIGTERM) == 0
+
+
+async def test_of_what_fills_the_queue_exactly_what_does_not_fit_is_refused_at_once(
+    program: Program, body: dict[str, Any]
+) -> None:
+    (example,) = body["instances"]
+    parameters = {"method": "expected_gradients", "tolerance": 1e-9, "max_evaluations": POINTS}
+    async with program.client(SECRET) as client:
+
+        async def ask(number: int) -> tuple[int, str | None]:
+            asked = {"instances": [{**example, "net_worth": number}], "parameters": parameters}
+            response = await client.post("/v1/models/loan/versions/1:explain", json=asked)
+            return response.status_code, response.headers.get("retry-after")
+
+        asking = [asyncio.create_task(ask(number)) for number in range(CAPACITY + OVER)]
+        (worker,) = program.children(WORKER)
+        os.kill(worker, signal.SIGSTOP)  # so that nothing that was admitted is done before all refusals are there
+        try:
+            refused = [await answer for answer in itertools.islice(asyncio.as_completed(asking), OVER)]
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        answers = await asyncio.gather(*asking)
+        afterwards = await ask(-1)
+
+    assert refused == [(429, "1")] * OVER
+    assert sorted(status for status, _ in answers) == [200] * CAPACITY + [429] * OVER
+    assert afterwards == (200, None)
+
+
+async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoad) -> None:
+    (worker,) = program.children(WORKER)
+    async with program.client(SECRET) as client:
+
+        async def ready() -> bool:
+            return (await client.get("/v2/health/ready")).status_code == 200
+
+        assert await ready()
+        async with under_load(program, SECRET) as load:
+            await load.reaches(50)
+            os.kill(worker, signal.SIGKILL)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while await ready():  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+                while not await ready():  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await load.reaches(50)
+        assert set(load.statuses) == {200}
+        assert load.broken == 0
+        assert 'answerable_worker_restarts_total{reason="died"} 1.0' in (await client.get("/metrics")).text
+    assert program.children(WORKER) != [worker]
+
+
+async def test_the_ledgers_writer_killed_under_load(program: Program, under_load: UnderLoad) -> None:
+    (writer,) = program.children(WRITER)
+    async with program.client(SECRET) as client:
+        async with under_load(program, SECRET) as load:
+            await load.reaches(50)
+            os.kill(writer, signal.SIGKILL)
+            await load.meets(503)
+            await load.meets(200)
+            await load.reaches(50)
+        assert set(load.statuses) == {200, 503}
+        assert load.broken == 0
+        assert load.statuses[-1] == 200
+        for identifier in load.ids:
+            assert (await client.get(f"/v1/explanations/{identifier}")).status_code == 200
+    assert program.children(WRITER) != [writer]
+    assert "the ledger's writer is gone" in program.errors
+
+
+async def test_redis_hung_and_then_killed_under_load(program: Program, under_load: UnderLoad) -> None:
+    (redis,) = program.children(REDIS)
+    async with under_load(program, SECRET) as load:
+        await load.reaches(50)
+        for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
+            os.kill(redis, number)
+            await load.reaches(100)
+    assert set(load.statuses) == {200}
+    assert load.broken == 0
