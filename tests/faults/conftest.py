@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from service.__main__ import main
-from tests.conftest import MODELS, PATIENCE_SECONDS
+from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
 
 ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
 WORKER, WRITER, REDIS = "service.engine.worker", "service.ledger.writer_process", "redis-server"
@@ -110,7 +110,9 @@ class Program:
     def client(self, key: str | None) -> httpx.AsyncClient:
         """A client of the service; close it."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.address, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False)
+        return httpx.AsyncClient(
+            base_url=self.address, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+        )
 
 
 def _command(pid: int) -> str:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import PATIENCE_SECONDS
+from tests.conftest import NO_AUTHORITIES, PATIENCE_SECONDS
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
 SCRAPE = "300ms"
@@ -59,9 +59,8 @@ class Prometheus:
 
     def ask(self, path: str, **parameters: str) -> Any:
         """What its HTTP API answers. Raises AssertionError for an error, such as a query that is none."""
-        reply = httpx.get(
-            f"{self.url}/api/v1/{path}", params=parameters, timeout=PATIENCE_SECONDS, trust_env=False
-        ).json()
+        with httpx.Client(timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES) as client:
+            reply = client.get(f"{self.url}/api/v1/{path}", params=parameters).json()
         assert reply["status"] == "success", (parameters, reply)
         return reply["data"]
 

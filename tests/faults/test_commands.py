@@ -16,7 +16,7 @@ import httpx
 import onnxruntime
 import pytest
 
-from tests.conftest import PATIENCE_SECONDS
+from tests.conftest import NO_AUTHORITIES, PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Start
@@ -65,7 +65,7 @@ def run_curl(line: str) -> Any:
     headers = dict(header.split(": ", 1) for header in re.findall(r"-H '([^']*)'", line))
     content = re.search(r"-d '([^']*)'", line)
     method = "GET" if content is None and "-X POST" not in line else "POST"
-    with httpx.Client(headers=headers, timeout=PATIENCE_SECONDS, trust_env=False) as client:
+    with httpx.Client(headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES) as client:
         return client.request(method, url, content=None if content is None else content[1]).json()
 
 
@@ -155,7 +155,9 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     assert set(explanation["attributions"]) == {"sepal_width", "petal_width"}
     assert explanation["converged"]
     body = {"instances": [[3.0, 1.0]], "parameters": {"baseline": "mine@1"}}
-    with httpx.Client(headers={"Authorization": "Bearer secret"}, timeout=PATIENCE_SECONDS, trust_env=False) as client:
+    with httpx.Client(
+        headers={"Authorization": "Bearer secret"}, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+    ) as client:
         reply = client.post(f"{program.address}/v1/models/logreg_iris:explain", json=body).json()
     assert reply["explanations"][0]["baseline"]["digest"] in built.stdout
     assert program.end(signal.SIGTERM) == 0
@@ -179,7 +181,9 @@ def test_keys_are_made_listed_and_ended_and_the_demo_makes_one_of_its_own(
     assert secret not in listed
 
     program = start("demo")
-    with httpx.Client(base_url=program.address, timeout=PATIENCE_SECONDS, trust_env=False) as client:
+    with httpx.Client(
+        base_url=program.address, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+    ) as client:
 
         def status(method: str, path: str, key: str) -> int:
             content = body if method == "POST" else None

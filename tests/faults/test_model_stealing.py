@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from service.domain import Floats
-from tests.conftest import PATIENCE_SECONDS
+from tests.conftest import NO_AUTHORITIES, PATIENCE_SECONDS
 from tests.faults.conftest import starting
 
 FEATURES = 12
@@ -195,7 +195,9 @@ def clients(run_here: Callable[..., Any], folder: Path, address: str) -> Iterato
             headers = [{"Authorization": f"Bearer {key}"} for key in keys]
             return [
                 stack.enter_context(
-                    httpx.Client(base_url=address, headers=one, timeout=PATIENCE_SECONDS, trust_env=False)
+                    httpx.Client(
+                        base_url=address, headers=one, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+                    )
                 )
                 for one in headers
             ]

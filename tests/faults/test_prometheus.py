@@ -124,11 +124,17 @@ def without_data(watch: Prometheus) -> list[str]:
     return [name for name, query in queries().items() if all(map(math.isnan, watch.values(query)))]
 
 
+def checkpoints(file: Path) -> list[tuple[int, bytes]]:
+    """The size and body of every checkpoint, the last one first."""
+    with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS)) as database:
+        return database.execute("SELECT size, body FROM checkpoints ORDER BY size DESC").fetchall()
+
+
 @contextmanager
 def changed_checkpoint(file: Path) -> Iterator[None]:
     """The last checkpoint says another root meanwhile, as if the log had been changed since."""
+    size, body = checkpoints(file)[0]
     with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS)) as database:
-        size, body = database.execute("SELECT size, body FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
         other = json.dumps({**json.loads(body), "root": "00" * 32}).encode()
         for content in (other, body):
             with database:
@@ -146,17 +152,18 @@ def program(start: Start, tmp_path: Path) -> Program:
 
 @pytest.mark.timeout(600)
 async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Program, tmp_path: Path) -> None:
-    asked = Asked()
+    asked, ledger = Asked(), tmp_path / "data" / "ledger.db"
     with prometheus(tmp_path / "prometheus", program.address, KEY) as watch:
         await until(lambda: watch.is_up)
         async with asked.on_and_on(program, usual):
             await asyncio.sleep(LOAD_SECONDS)
             await until(lambda: not without_data(watch), lambda: without_data(watch))
+            await until(lambda: checkpoints(ledger))
             await clear(watch)
 
         (redis,) = program.children("redis-server")
         os.kill(redis, signal.SIGSTOP)
-        with changed_checkpoint(tmp_path / "data" / "ledger.db"):
+        with changed_checkpoint(ledger):
             async with asked.on_and_on(program, odd, pause=0.1):
                 causes = (
                     "NotConverged",
@@ -172,7 +179,7 @@ async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Pr
             (worker,) = program.children("engine.worker")
             os.kill(worker, signal.SIGKILL)
             await fire(watch, ["WorkersRestarting"])
-            with closing(sqlite3.connect(tmp_path / "data" / "ledger.db", isolation_level=None)) as database:
+            with closing(sqlite3.connect(ledger, isolation_level=None)) as database:
                 database.execute("BEGIN EXCLUSIVE")
                 await fire(watch, ["LedgerAppendFailures"])
             await clear(watch)
