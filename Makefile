@@ -25,7 +25,7 @@ gate:
 	$(BIN)/mypy
 	$(foreach script,$(wildcard models/*.py models/*/*/*.py),$(BIN)/mypy $(script) &&) true
 	$(BIN)/lint-imports
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.bench
 	@$(BIN)/python -m tests.bench $(BENCH)

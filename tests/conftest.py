@@ -24,8 +24,10 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +71,9 @@ PATIENCE_SECONDS = 180.0
 """How long anything may take before it counts as never: long, for machines that have more to do."""
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For clients of plain HTTP, each of which would read all certificates of this machine otherwise: 40 ms."""
+
+LONG = ("test_training.py",)
+"""Files that take long though they have few tests, beside those of `tests/faults`."""
 
 T = TypeVar("T")
 
@@ -128,6 +133,24 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         finally:
             self.settled.set()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In which order several processes take the files, with xdist's `--no-loadscope-reorder`.
+
+    xdist counts tests, and would begin the longest files, which have few, when there is nothing left to do beside them.
+    Here they take turns with the others, the files of most tests first: while one process has services that are under
+    load, another is mostly alone on its processor.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    files = sorted(tests, key=lambda file: -tests[file])
+    long = [file for file in files if file.parent.name == "faults" or file.name in LONG]
+    others = [file for file in files if file not in long]
+    turns = chain.from_iterable(zip_longest(long, others))
+    place = {file: number for number, file in enumerate(turns)}
+    items.sort(key=lambda item: place[item.path])
 
 
 def pytest_collection_finish() -> None:
