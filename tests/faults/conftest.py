@@ -20,6 +20,7 @@ from unittest.mock import patch
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import main
 from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
@@ -119,6 +120,13 @@ def _command(pid: int) -> str:
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return ""
+
+
+async def computed(client: httpx.AsyncClient) -> int:
+    """How many explanations the service's process has computed."""
+    families = text_string_to_metric_families((await client.get("/metrics")).text)
+    counts = (s for family in families for s in family.samples if s.name == "answerable_points_per_explanation_count")
+    return int(sum(sample.value for sample in counts))
 
 
 Start = Callable[..., Program]

@@ -11,14 +11,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.conftest import PATIENCE_SECONDS
-from tests.faults.conftest import wait_until_gone
+from tests.faults.conftest import computed, wait_until_gone
 
 if TYPE_CHECKING:
     import subprocess
+
+    import httpx
 
     from tests.faults.conftest import Start, UnderLoad
 
@@ -42,13 +41,6 @@ def recorded(folder: Path) -> list[str]:
     """The ids of all explanations by the job's method in the database."""
     with closing(sqlite3.connect(folder / "data" / "ledger.db")) as database:
         return [row[0] for row in database.execute("SELECT id FROM explanations WHERE method = ?", (METHOD,))]
-
-
-async def computed(client: httpx.AsyncClient) -> int:
-    """How many explanations this process has computed."""
-    families = text_string_to_metric_families((await client.get("/metrics")).text)
-    counts = (s for family in families for s in family.samples if s.name == "answerable_points_per_explanation_count")
-    return int(sum(sample.value for sample in counts))
 
 
 def verified(run: RunCommand, folder: Path) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import PATIENCE_SECONDS
-from tests.faults.conftest import REDIS, WORKER, WRITER, starting
+from tests.faults.conftest import REDIS, WORKER, WRITER, computed, starting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,8 +87,14 @@ async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoa
 async def test_the_ledgers_writer_killed_under_load(program: Program, under_load: UnderLoad) -> None:
     (writer,) = program.children(WRITER)
     async with program.client(SECRET) as client:
+        earlier = await computed(client)
         async with under_load(program, SECRET) as load:
             await load.reaches(50)
+            os.kill(writer, signal.SIGSTOP)  # so that it has something when it dies
+            await computed(client)  # behind what it had recorded by then
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while await computed(client) - earlier <= len(load.statuses):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
             os.kill(writer, signal.SIGKILL)
             await load.meets(503)
             await load.meets(200)
