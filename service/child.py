@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import socket
 import sys
 
@@ -16,7 +17,9 @@ from service.logs import VARIABLE, configure
 
 
 def main() -> None:
-    """Ends when the module's `main` does."""
+    """Ends when the module's `main` does, and on no signal for the service."""
+    for signal_number in (signal.SIGINT, signal.SIGTERM):  # a whole group may get them: it is the front that ends it
+        signal.signal(signal_number, signal.SIG_IGN)
     module, number = sys.argv[1:]
     gc.disable()
     program = importlib.import_module(module)

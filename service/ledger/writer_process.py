@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Engine
@@ -24,6 +24,9 @@ from service.ledger.writer import Append, Outcome, Outcomes, Writer
 
 RESTART_SECONDS = 0.5
 """Between a writer that is gone and the next. What is put meanwhile waits for that."""
+SILENCE_SECONDS = 30.0
+"""After so long without a word from a writer that has work, it hangs; a group takes milliseconds, and a database that
+does not answer is given up sooner."""
 READ_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
@@ -33,7 +36,7 @@ class WriterProcess:
     """As a `Writer`, made and used on an event loop, where `settle` is called.
 
     A process that dies takes with it what it had: that is settled as UNAVAILABLE, though it may be recorded, and
-    another process is started.
+    another process is started. One that has work and says nothing for `SILENCE_SECONDS` is killed.
     """
 
     def __init__(self, engine: Engine, vault: Vault, settle: Callable[[Outcomes], None]) -> None:
@@ -41,17 +44,21 @@ class WriterProcess:
         self._settle = settle
         self._unsettled: set[int] = set()
         self._closing = False
+        self._heard = monotonic()
         self._connect()
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     def put(self, append: Append) -> None:
         """Queues an append; returns at once."""
+        if not self._unsettled:
+            self._heard = monotonic()
         self._unsettled.add(append.number)
         self._connection.send(append)
 
     async def close(self) -> None:
         """Writes what is queued, then ends the process."""
         self._closing = True
+        self._heard = monotonic()
         self._connection.finish()
         await self._life
 
@@ -61,19 +68,19 @@ class WriterProcess:
         self._connection.send(self._opening)
 
     def _received(self, outcomes: Outcomes) -> None:
+        self._heard = monotonic()
         self._unsettled.difference_update(number for number, _ in outcomes)
         self._settle(outcomes)
 
     async def _live(self) -> None:
-        """One process after the other, until it is closed."""
-        while not self._closing:
+        """One process after the other, until it is closed and all is settled."""
+        while not self._closing or self._unsettled:
             try:
                 process = await self._start()
             except OSError:
                 _log.exception("the ledger's writer could not be started")
             else:
-                await self._gone.wait()
-                await asyncio.to_thread(reap, process)
+                await self._end_of(process)
             lost, self._unsettled = self._unsettled, set()
             if not self._closing:
                 _log.error("the ledger's writer is gone, and with it %d appends; starting another", len(lost))
@@ -81,6 +88,18 @@ class WriterProcess:
             self._settle([(number, Outcome.UNAVAILABLE) for number in lost])
             if not self._closing:
                 await asyncio.sleep(RESTART_SECONDS)
+
+    async def _end_of(self, process: subprocess.Popen[bytes]) -> None:
+        """Waits until the process is gone, or hangs: then it is killed."""
+        gone = asyncio.ensure_future(self._gone.wait())
+        while not gone.done():
+            await asyncio.wait([gone], timeout=SILENCE_SECONDS / 10)
+            has_work = self._closing or bool(self._unsettled)
+            if not gone.done() and has_work and monotonic() - self._heard > SILENCE_SECONDS:
+                _log.error("the ledger's writer has work and has said nothing for %.0f s", SILENCE_SECONDS)
+                process.kill()
+                await gone
+        await asyncio.to_thread(reap, process)
 
     async def _start(self) -> subprocess.Popen[bytes]:
         """Starts a process and gives it what it needs and what waits. Raises OSError."""
@@ -91,7 +110,12 @@ class WriterProcess:
             ours.close()
             raise
         connection = self._connection
-        await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
+        except OSError:
+            ours.close()
+            await asyncio.to_thread(reap, process)
+            raise
         if self._closing:
             connection.finish()
         return process
@@ -99,8 +123,6 @@ class WriterProcess:
 
 def main(connection: socket.socket) -> None:
     """The process's main function; it ends with its socket alone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
     def settle(outcomes: Outcomes) -> None:
         with suppress(OSError):  # nobody waits any more

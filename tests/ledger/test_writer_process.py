@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from service.errors import LedgerUnavailable
-from service.ledger import Entry, EntryRefused, Ledger, Search
+from service.ledger import Entry, EntryRefused, Ledger, Search, writer_process
 from service.ledger.database import serialised
 from service.ledger.writer_process import WriterProcess
 from tests.ledger.conftest import VAULT
@@ -79,6 +79,60 @@ async def test_a_writer_that_dies_is_replaced(
     assert second != first
     assert "the ledger's writer is gone, and with it 3 appends; starting another" in caplog.text
     assert "Ann Example" not in caplog.text
+
+
+async def test_a_writer_that_hangs_is_replaced(
+    others: set[int],
+    ledger: Ledger,
+    make_entry: EntryMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await ledger.append([make_entry()])
+    (first,) = writers() - others
+    monkeypatch.setattr(writer_process, "SILENCE_SECONDS", 0.5)
+    os.kill(first, signal.SIGSTOP)
+    with pytest.raises(LedgerUnavailable):
+        await ledger.append([make_entry()])
+    monkeypatch.undo()
+    after = make_entry()
+    await ledger.append([after])
+    assert after.id in (await recorded(ledger)).values()
+    assert first not in writers()
+    assert "the ledger's writer has work and has said nothing" in caplog.text
+
+
+async def test_a_writer_that_hangs_does_not_hold_up_the_end(
+    engine: Engine, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = writers()
+    ledger = Ledger(engine, VAULT, writer=WriterProcess)
+    await ledger.append([make_entry()])
+    (writer,) = writers() - before
+    os.kill(writer, signal.SIGSTOP)
+    monkeypatch.setattr(writer_process, "SILENCE_SECONDS", 0.5)
+    await ledger.close()
+    assert writers() == before
+
+
+async def test_what_was_put_after_a_death_is_recorded_by_the_end(
+    engine: Engine, make_entry: EntryMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = writers()
+    ledger = Ledger(engine, VAULT, writer=WriterProcess)
+    await ledger.append([make_entry()])
+    (writer,) = writers() - before
+    os.kill(writer, signal.SIGKILL)
+    while "starting another" not in caplog.text:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    entry = make_entry()
+    waiting = asyncio.ensure_future(ledger.append([entry]))
+    await asyncio.sleep(0)
+    await ledger.close()
+    await waiting
+    again = Ledger(engine, VAULT)
+    assert entry.id in (await recorded(again)).values()
+    await again.close()
 
 
 async def test_close_records_what_waits(engine: Engine, make_entry: EntryMaker) -> None:
