@@ -23,7 +23,7 @@ def record(program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     """Runs the program and gives it as a module, which does the same for other inputs of these shapes.
 
     Tensors that are neither inputs nor computed, such as parameters, become the module's own. Raises ValueError where
-    the program reads a value that it computed, since its flow may depend on it.
+    the program reads a value that it computed of its inputs, or makes a shape of one: its flow may depend on it.
     """
     recorder = _Recorder(inputs)
     with recorder:
@@ -40,8 +40,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._graph = fx.Graph()
         self._nodes = WeakTensorKeyDictionary()
         self._numbers = itertools.count()
+        self._varying: set[fx.Node] = set()
         for number, tensor in enumerate(inputs):
             self._nodes[tensor] = self._graph.placeholder(f"input_{number}")
+            self._varying.add(self._nodes[tensor])
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -52,12 +54,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        if torch.Tag.data_dependent_output in func.tags and any(self._is_computed(one) for one in args):
-            raise ValueError(f"{func} reads a value that was computed")
         if func is torch.ops.aten.lift_fresh.default:  # a tensor made of numbers; in-place operators may follow
             func = torch.ops.aten.lift_fresh_copy.default
-        result = func(*args, **given)
         node = self._graph.call_function(func, map_aggregate(args, self._node), map_aggregate(given, self._node))
+        if torch.Tag.nondeterministic_seeded in func.tags or not self._varying.isdisjoint(node.all_input_nodes):
+            if _reads_values(func, args):
+                raise ValueError(f"{func} reads a value that was computed")
+            self._varying.add(node)
+        result = func(*args, **given)
         self._note(result, node)
         return result
 
@@ -66,9 +70,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._graph.output(tuple(map(self._node, results)))
         self._graph.eliminate_dead_code()
         return fx.GraphModule(self._root, self._graph)
-
-    def _is_computed(self, argument: object) -> bool:
-        return isinstance(argument, Tensor) and argument in self._nodes and self._nodes[argument].op != "get_attr"
 
     def _node(self, argument: Any) -> Any:
         if not isinstance(argument, Tensor):
@@ -85,4 +86,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._nodes[result] = node
         elif isinstance(result, (tuple, list)):
             for number, part in enumerate(result):
-                self._note(part, self._graph.call_function(operator.getitem, (node, number)))
+                item = self._graph.call_function(operator.getitem, (node, number))
+                if node in self._varying:
+                    self._varying.add(item)
+                self._note(part, item)
+
+
+def _reads_values(func: OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether what the operator gives, or the size of it, is for Python to see."""
+    if func is torch.ops.aten.index.Tensor:  # by places it has the size of these, by a mask as many as are set
+        return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.intersection(func.tags))

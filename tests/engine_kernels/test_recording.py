@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.engine.gradient import Chunk, traced
 from service.engine.recording import record
 
 LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
@@ -56,7 +58,7 @@ class InPlace(nn.Module):
         moved = torch.zeros_like(rows)
         moved[:, 3:9] = rows[:, 3:9]
         moved += self.shift
-        numbers = torch.tensor([1.0, 2.0]).mul_(self.factor.item())
+        numbers = torch.tensor([1.0, 2.0]).mul_(self.factor.item() * torch.tensor(2.0).item())
         first, second = torch.split(torch.tanh(moved) * numbers.sum(), WIDTH // 2, dim=1)
         result: Tensor = self.head(torch.cat([second, first], dim=1).relu_())
         return result
@@ -93,6 +95,33 @@ def test_what_reads_a_value_that_it_computed_is_not_recorded() -> None:
 
     with pytest.raises(ValueError, match="reads a value that was computed"):
         record(program, [torch.ones(2)])
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda rows: rows[rows > 0],
+        lambda rows: rows.nonzero(),
+        lambda rows: rows.masked_select(rows > 0),
+        lambda rows: rows.unique(),
+    ],
+)
+def test_what_makes_a_shape_of_a_value_is_not_recorded(chosen: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match="reads a value that was computed"):
+        record(lambda rows: (chosen(rows),), [torch.randn(4)])
+
+
+def test_what_reads_a_value_unseen_is_run_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """As NumPy it leaves torch, where nobody sees that it is read."""
+
+    def program(*fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        chunk = Chunk(*fields)
+        scaled = chunk.alphas * float(chunk.alphas.detach().numpy().max())
+        return scaled, scaled, scaled
+
+    chunk = Chunk(*[torch.linspace(0, 1, 5)] * len(Chunk._fields))
+    assert traced(program, chunk) is program
+    assert "other points have other answers" in caplog.text
 
 
 def test_a_worker_has_a_model_without_torchs_compiler() -> None:
