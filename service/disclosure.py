@@ -16,6 +16,8 @@ from service.permissions import Policy
 
 BY_UNIT = ("attributions", "standard_error")
 """Values by feature, pixel or token."""
+SMALLEST_STEP = 1e-250
+"""Any float32 counted in such steps is far from overflow; values so small that their grid were finer are 0."""
 OUTPUTS = ("output", "baseline_output")
 ERRORS = ("completeness_error", "attribution_error")
 
@@ -117,8 +119,7 @@ def _step_of(values: Iterable[float | None], policy: Policy) -> float | None:
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     if not largest:
         return 1.0
-    smallest = math.ulp(0.0)  # below it a power of ten is 0
-    return max(10.0 ** (math.floor(math.log10(largest)) - policy.digits + 1), smallest)
+    return max(10.0 ** (math.floor(math.log10(largest)) - policy.digits + 1), SMALLEST_STEP)
 
 
 def _nearest(value: float, step: float | None) -> float:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.disclosure import limited, limited_prediction
+from service.disclosure import SMALLEST_STEP, limited, limited_prediction
 from service.permissions import OPEN, Policy, Quota
 
 if TYPE_CHECKING:
@@ -257,6 +257,14 @@ def test_all_outputs_are_on_one_grid() -> None:
     assert limited(explanation, Policy(outputs=False), prediction)["noise"]["output"] is None
 
 
+@pytest.mark.parametrize("tiny", [5e-324, 1e-322, 2e-308, 1e-200])
+def test_numbers_on_the_grid_of_tiny_ones(tiny: float) -> None:
+    explanation = {"attributions": {"a": tiny, "b": 0.0}, "interactions": {"a": {"b": 3e38}}}
+    shown = limited(explanation, Policy(digits=6))
+    assert shown["attributions"] == {"a": pytest.approx(tiny, abs=SMALLEST_STEP), "b": 0.0}
+    assert shown["interactions"] == explanation["interactions"]
+
+
 @given(st.lists(values, min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 6))
 @example([5e-324], 1, 1)
 def test_what_is_shown_is_near_and_no_more_than_allowed(numbers: list[float], top: int, digits: int) -> None:
@@ -267,7 +275,7 @@ def test_what_is_shown_is_near_and_no_more_than_allowed(numbers: list[float], to
     largest = max(map(abs, numbers))
     assert len(shown["attributions"]) == min(top, len(numbers))
     for name, value in shown["attributions"].items():
-        assert abs(value - numbers[int(name)]) <= 0.5 * 10.0 ** (1 - digits) * largest * (1 + 1e-9)
+        assert abs(value - numbers[int(name)]) <= 0.5 * 10.0 ** (1 - digits) * largest * (1 + 1e-9) + SMALLEST_STEP
     least_shown = min(abs(numbers[int(name)]) for name in shown["attributions"])
     assert all(abs(n) <= least_shown for at, n in enumerate(numbers) if str(at) not in shown["attributions"])
     assert limited(explanation, OPEN) == explanation

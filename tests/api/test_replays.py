@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
     from tests.conftest import Service
 
-MANY = 80
+MANY = 200
 AT_ONCE = 24
 TABULAR = {"loan": ["1", "2"]}
 METHODS: Mapping[str, Mapping[str, Any]] = {
