@@ -1,4 +1,4 @@
-"""The one thread of a process that writes to the log.
+"""The one writer of a host to its log.
 
 There is no waiting timer: whatever came in while the last transaction was on its way to the disk makes up the
 next one. With SQLite (WAL, synchronous=FULL) a record alone costs about six times what it costs in a group
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -48,12 +48,46 @@ Outcomes = list[tuple[int, Outcome]]
 """What became of appends, by their numbers."""
 
 
-class Writer:
-    """Writes appends in the order they are put; reports each group to `settle`, on the writer's thread."""
+class Recorder:
+    """Writes appends in their order; reports each group to `settle`."""
 
     def __init__(self, engine: Engine, vault: Vault, settle: Callable[[Outcomes], None]) -> None:
         self._appender = Appender(engine, vault)
         self._settle = settle
+
+    def record(self, appends: Sequence[Append]) -> None:
+        """Writes the appends in as few groups as `LARGEST_GROUP` allows; returns when all are settled."""
+        for group in _groups(appends):
+            self._settle(self._record(group))
+            self._appender.checkpoint()  # once the replies are out
+
+    def close(self) -> None:
+        """Gives the connection back."""
+        self._appender.close()
+
+    def _record(self, group: list[Append]) -> Outcomes:
+        outcome = self._attempt([entry for append in group for entry in append.entries])
+        if outcome is Outcome.REFUSED and len(group) > 1:
+            return [(append.number, self._attempt(append.entries)) for append in group]
+        return [(append.number, outcome) for append in group]
+
+    def _attempt(self, entries: Sequence[Entry | Event]) -> Outcome:
+        try:
+            self._appender.append(entries)
+        except EntryRefused as error:
+            _log.warning("entries refused by the database: %s", error)
+            return Outcome.REFUSED
+        except Exception:  # noqa: BLE001 - whatever one group meets, the writer lives on for the next
+            _log.exception("a group of %d entries could not be recorded", len(entries))
+            return Outcome.UNAVAILABLE
+        return Outcome.RECORDED
+
+
+class Writer:
+    """A thread that records what is put, and calls `settle`."""
+
+    def __init__(self, engine: Engine, vault: Vault, settle: Callable[[Outcomes], None]) -> None:
+        self._recorder = Recorder(engine, vault, settle)
         self._queue: SimpleQueue[Append | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
@@ -72,40 +106,26 @@ class Writer:
         await asyncio.to_thread(self.stop)
 
     def _run(self) -> None:
-        while group := self._next_group():
-            self._settle(self._record(group))
-            self._appender.checkpoint()  # once the replies are out
-        self._appender.close()
+        is_last = False
+        while not is_last:
+            waiting = [self._queue.get()]
+            with suppress(Empty):
+                while True:
+                    waiting.append(self._queue.get_nowait())
+            is_last = None in waiting
+            self._recorder.record([append for append in waiting if append is not None])
+        self._recorder.close()
 
-    def _next_group(self) -> list[Append]:
-        """The appends that wait, at least one; none when the writer is to stop."""
-        group: list[Append] = []
-        size = 0
-        append = self._queue.get()
-        with suppress(Empty):
-            while append is not None:
-                group.append(append)
-                size += len(append.entries)
-                if size >= LARGEST_GROUP:
-                    return group
-                append = self._queue.get_nowait()
-            if group:
-                self._queue.put(None)  # to be met again, once this group is written
-        return group
 
-    def _record(self, group: list[Append]) -> Outcomes:
-        outcome = self._attempt([entry for append in group for entry in append.entries])
-        if outcome is Outcome.REFUSED and len(group) > 1:
-            return [(append.number, self._attempt(append.entries)) for append in group]
-        return [(append.number, outcome) for append in group]
-
-    def _attempt(self, entries: Sequence[Entry | Event]) -> Outcome:
-        try:
-            self._appender.append(entries)
-        except EntryRefused as error:
-            _log.warning("entries refused by the database: %s", error)
-            return Outcome.REFUSED
-        except Exception:  # noqa: BLE001 - whatever one group meets, the writer lives on for the next
-            _log.exception("a group of %d entries could not be recorded", len(entries))
-            return Outcome.UNAVAILABLE
-        return Outcome.RECORDED
+def _groups(appends: Iterable[Append]) -> Iterator[list[Append]]:
+    """The appends in groups, each closed by the one that makes it as large as it may be."""
+    group: list[Append] = []
+    size = 0
+    for append in appends:
+        group.append(append)
+        size += len(append.entries)
+        if size >= LARGEST_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

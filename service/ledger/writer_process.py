@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,14 +21,15 @@ from sqlalchemy import Engine
 from service.children import Connection, Unframer, frame, reap, start_child
 from service.ledger.database import open_engine
 from service.ledger.sealing import Vault
-from service.ledger.writer import Append, Outcome, Outcomes, Writer
+from service.ledger.writer import LARGEST_GROUP, Append, Outcome, Outcomes, Recorder
 
 RESTART_SECONDS = 0.5
 """Between a writer that is gone and the next. What is put meanwhile waits for that."""
 SILENCE_SECONDS = 30.0
 """After so long without a word from a writer that has work, it hangs; a group takes milliseconds, and a database that
 does not answer is given up sooner."""
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 16
+"""At most at once: room is made for so many each time."""
 
 _log = logging.getLogger(__name__)
 
@@ -128,22 +130,30 @@ def main(connection: socket.socket) -> None:
         with suppress(OSError):  # nobody waits any more
             connection.sendall(frame(outcomes))
 
-    messages = _messages(connection)
-    opening = next(messages, None)
+    arrivals = _arrivals(connection)
+    opening = next(arrivals, None)
     if opening is None:
         return
-    url, vault = opening
+    (url, vault), *appends = opening
     engine = open_engine(url)
-    writer = Writer(engine, vault, settle)
-    for append in messages:
-        writer.put(append)
-    writer.stop()
+    recorder = Recorder(engine, vault, settle)
+    recorder.record(appends)
+    for appends in arrivals:
+        recorder.record(appends)
+    recorder.close()
     engine.dispose()
 
 
-def _messages(connection: socket.socket) -> Iterator[Any]:
+def _arrivals(connection: socket.socket) -> Iterator[list[Any]]:
+    """The messages that have arrived together, one at least, until the socket closes."""
     unframer = Unframer()
+    messages: list[Any] = []
     with suppress(ConnectionError):
         while data := connection.recv(READ_BYTES):
             for batch in unframer.feed(data):
-                yield from batch
+                messages += batch
+            if len(messages) >= LARGEST_GROUP or (messages and not select.select([connection], [], [], 0)[0]):
+                yield messages
+                messages = []
+    if messages:
+        yield messages
