@@ -49,8 +49,8 @@ class Clocked:
 @pytest.mark.parametrize(
     ("fixed", "each", "most", "expected"),
     [
-        (300e-6, 1e-6, 10**6, ChunkShapes(128, 2048)),  # a small network: rows are nearly free up to 150
-        (100e-6, 30e-6, 10**6, ChunkShapes(4, 32)),  # a larger one
+        (300e-6, 1e-6, 10**6, ChunkShapes(128, 2048)),  # a small network: rows are nearly free up to 240
+        (100e-6, 30e-6, 10**6, ChunkShapes(8, 32)),  # a larger one
         (0, 50e-3, 10**6, ChunkShapes(1, 1)),  # one whose rows take long: none is padding
         (300e-6, 1e-6, 256, ChunkShapes(128, 256)),  # more does not fit
         (20e-3, 1e-6, 10**6, ChunkShapes(4, 4)),
