@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
 
 from service.logs import VARIABLE, configure
 
@@ -27,8 +26,6 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     configure(os.environ.get(VARIABLE, "text"))
-    with suppress(OSError, AttributeError):  # it does not take the core from the front, and meets more when it runs
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     with socket.socket(fileno=int(number)) as connection:
         program.main(connection)
 
