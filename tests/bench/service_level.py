@@ -32,8 +32,7 @@ def big_job(pace: Pace) -> Section:
                 beside.append(measure(small, 60.0))
             after = get_text(f"{server.base}/metrics")
             seconds, count = (
-                metric(after, f"{CHUNK}_{part}", model="loan")
-                - metric(before, f"{CHUNK}_{part}", model="loan")
+                metric(after, f"{CHUNK}_{part}", model="loan") - metric(before, f"{CHUNK}_{part}", model="loan")
                 for part in ("sum", "count")
             )
             chunks.append(1e3 * seconds / count)
