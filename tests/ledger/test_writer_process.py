@@ -103,25 +103,21 @@ async def test_a_writer_that_hangs_is_replaced(
 
 
 async def test_a_writer_that_hangs_does_not_hold_up_the_end(
-    engine: Engine, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+    others: set[int], ledger: Ledger, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = writers()
-    ledger = Ledger(engine, VAULT, writer=WriterProcess)
     await ledger.append([make_entry()])
-    (writer,) = writers() - before
+    (writer,) = writers() - others
     os.kill(writer, signal.SIGSTOP)
     monkeypatch.setattr(writer_process, "SILENCE_SECONDS", 0.5)
     await ledger.close()
-    assert writers() == before
+    assert writers() == others
 
 
 async def test_what_was_put_after_a_death_is_recorded_by_the_end(
-    engine: Engine, make_entry: EntryMaker, caplog: pytest.LogCaptureFixture
+    others: set[int], ledger: Ledger, engine: Engine, make_entry: EntryMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = writers()
-    ledger = Ledger(engine, VAULT, writer=WriterProcess)
     await ledger.append([make_entry()])
-    (writer,) = writers() - before
+    (writer,) = writers() - others
     os.kill(writer, signal.SIGKILL)
     while "starting another" not in caplog.text:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
@@ -135,15 +131,15 @@ async def test_what_was_put_after_a_death_is_recorded_by_the_end(
     await again.close()
 
 
-async def test_close_records_what_waits(engine: Engine, make_entry: EntryMaker) -> None:
-    before = writers()
-    ledger = Ledger(engine, VAULT, writer=WriterProcess)
+async def test_close_records_what_waits(
+    others: set[int], ledger: Ledger, engine: Engine, make_entry: EntryMaker
+) -> None:
     entries = [make_entry() for _ in range(50)]
     waiting = [asyncio.ensure_future(ledger.append([entry])) for entry in entries]
     await asyncio.sleep(0)
     await ledger.close()  # before the process has started even
     await asyncio.gather(*waiting)
-    assert writers() == before
+    assert writers() == others
     again = Ledger(engine, VAULT)
     assert await recorded(again) == dict(enumerate([entry.id for entry in entries], 1))
     await again.close()
