@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from service.domain import Floats, Indices
+from service.engine.branchless import without_branches
 from service.engine.kernels import Launched, Segment
 from service.engine.recording import record
 from service.methods.oracle import Points, Readout, Rows
@@ -109,8 +110,7 @@ def traced(program: Program, chunk: Chunk) -> Program:
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.recompile()
-    forward: Program = graph.forward
+    forward: Program = without_branches(graph).forward
     if chunk.alphas.device.type == "cpu":
         try:
             forward = _scripted(graph, chunk)

@@ -31,7 +31,7 @@ from service.methods.oracle import DeadlinePassed
 LOG = logging.getLogger("answerable.worker")
 
 LEAST_QUANTUM = 64
-SHARES = 8
+SHARES = 4
 MOST_FLIGHTS = 2
 """Chunks the device is left to at once: one it computes, one that waits for it."""
 PATIENCE_SECONDS = 0.0005
@@ -95,7 +95,7 @@ def _always() -> bool:
 def quantum(capacity: int) -> int:
     """The units of a chunk that one explanation gets before the next has its turn.
 
-    An eighth of the chunk, since each explanation in it costs the host some time; at least 64, so that small questions
+    A quarter of the chunk, since each explanation in it costs the host some time; at least 64, so that small questions
     are not cut up.
     """
     return max(LEAST_QUANTUM, capacity // SHARES)
