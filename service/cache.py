@@ -31,6 +31,8 @@ FAILURES_TO_OPEN = 3
 REST_SECONDS = 2.0
 MOST_PENDING_WRITES = 1000
 MOST_TOGETHER = 200
+GATHER_SECONDS = 0.02
+"""What is kept waits so long for others to be written with; until then it is read from here."""
 
 RESULT = "answerable:result:"
 
@@ -205,6 +207,7 @@ class Cache:
 
     async def _write_all(self) -> None:
         """Stores everything that is unwritten, and what is kept meanwhile."""
+        await asyncio.sleep(GATHER_SECONDS)
         while self._unwritten:
             batch = dict(itertools.islice(self._unwritten.items(), MOST_TOGETHER))
             await self._ask(*(("SET", key, content, "EX", self._ttl) for key, content in batch.items()))

@@ -48,7 +48,10 @@ class EvaluatedPoints:
 
     def run_sums(self, lengths: Indices) -> Floats:
         rows = self._rows
-        sums = torch.segment_reduce(rows, "sum", lengths=torch.from_numpy(lengths).to(rows.device), axis=0)
+        if (lengths == lengths[0]).all():  # in a third of the time
+            sums = rows.reshape(len(lengths), int(lengths[0]), -1).sum(dim=1)
+        else:
+            sums = torch.segment_reduce(rows, "sum", lengths=torch.from_numpy(lengths).to(rows.device), axis=0)
         result: Floats = sums.cpu().numpy()
         return result
 
@@ -283,11 +286,11 @@ def asked(questions: Sequence[Asked], labels: int) -> tuple[Floats, NDArray[np.b
 
 
 def _lines(points: Points, own: slice, before: int) -> tuple[Floats, Indices]:
-    """The starts of the lines that these points lie on, each once for a run of points, and each point's line, counted
+    """The starts of lines, no more than points, among them all that these points lie on, and each point's line, counted
     from `before`."""
-    if len(points.starts) == 1:
-        return points.starts, np.full(own.stop - own.start, before)
     own_lines = points.line[own]
+    if len(points.starts) <= len(own_lines):
+        return points.starts, own_lines + before
     begins = np.ones(len(own_lines), dtype=bool)
     np.not_equal(own_lines[1:], own_lines[:-1], out=begins[1:])
     return points.starts[own_lines[begins]], np.cumsum(begins) + (before - 1)

@@ -94,6 +94,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+    cursor.execute("PRAGMA temp_store = MEMORY")  # else each larger transaction makes a file for what it may undo
     cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; before that many, the writer does it
     cursor.close()
 
