@@ -215,7 +215,6 @@ def ledger_entry(
         "answers_until_deadline": explanation.answers,
         "manifest": version.manifest_digest,
         "reason_texts": texts_digest(version.manifest) if "reasons" in body else None,
-        "features": version.manifest.inputs.names,
         "environment": {**(version.environment or {}), "chunk_rows": explanation.chunk_rows},
     }
     return Entry(

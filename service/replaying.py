@@ -15,7 +15,7 @@ one that its deadline ended is ended after as many answers. Then all its numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -150,7 +150,7 @@ def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:
         model=ModelKey(model["name"], model["version"], model["digest"]),
         method=record["method"],
         options=tuple((name, _option(value)) for name, value in sorted(parameters["options"].items())),
-        input=_row(record["features"], personal.get("row", personal["input"])),
+        input=_row(personal.get("row", personal["input"])),
         target=parameters["target"],
         output_space=OutputSpace(record["output_space"]),
         baseline=BaselineChoice(
@@ -168,9 +168,9 @@ def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:
     )
 
 
-def _row(names: Sequence[str], given: Any) -> tuple[float, ...]:
-    values = [given[name] for name in names] if isinstance(given, Mapping) else given
-    return tuple(map(float, values))
+def _row(given: Any) -> tuple[float, ...]:
+    """Values by name lie in the order of the features, as they were written."""
+    return tuple(map(float, given.values() if isinstance(given, Mapping) else given))
 
 
 def _option(value: Any) -> OptionValue:

@@ -7,7 +7,7 @@ nothing that is stored can be changed unseen: columns and tags in clear, the per
 from __future__ import annotations
 
 import hashlib
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ def event_record(event: Event) -> bytes:
 def write_explanation(entry: Entry, vault: Vault, subject: Subject | None) -> Written:
     """The record of an explanation, with its personal part sealed for the subject."""
     decision = None if entry.decision_id is None else vault.decision(entry.tenant, entry.decision_id)
-    salted = {"salt": secrets.token_hex(16), "subject": entry.subject, "decision_id": entry.decision_id}
+    salted = {"salt": os.urandom(16).hex(), "subject": entry.subject, "decision_id": entry.decision_id}
     plaintext = _with_content(salted, entry.personal)
     sealed = vault.seal(plaintext, entry.id, subject, decision)
     head = {
