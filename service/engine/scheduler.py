@@ -42,8 +42,8 @@ POLL_SECONDS = 0.0002
 class Live:
     """An explanation under way.
 
-    Of its open `question`, the `asked`th, chunks have taken `packed` units; `parts` are the answers so far, to
-    `answered` units.
+    Of its open `question`, the `asked`th, which counts `units`, chunks have taken `packed`; `parts` are the answers so
+    far, to `answered` units.
     """
 
     task: int
@@ -56,6 +56,7 @@ class Live:
     started: float | None = None
     question: object = None
     asked: int = 0
+    units: int = 0
     packed: int = 0
     answered: int = 0
     parts: list[object] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Live:
     @property
     def remaining(self) -> int:
         """Units of the open question that no chunk has taken yet."""
-        return units_of(self.question) - self.packed
+        return self.units - self.packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,7 @@ class Scheduler:
                 continue
             live.parts.append(part)
             live.answered += len(segment)
-            if live.answered == units_of(live.question) and self._alive.get(live.task) is live:
+            if live.answered == live.units and self._alive.get(live.task) is live:
                 self._advance(live, flight.kernel.join(live.parts))
 
     def _parts(self, flight: _Flight) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
@@ -290,13 +291,13 @@ class Scheduler:
 
     def _advance(self, live: Live, answer: object) -> None:
         """Sends the answer, or throws the deadline, into the explanation, and queues its next question."""
-        live.question, live.packed, live.answered, live.parts = None, 0, 0, []
+        live.question, live.units, live.packed, live.answered, live.parts = None, 0, 0, 0, []
         try:
             if isinstance(answer, DeadlinePassed):
                 live.steps.throw(answer)
                 raise RuntimeError("a method went on after its deadline")
             live.question = live.steps.send(answer)
-            live.asked += 1
+            live.asked, live.units = live.asked + 1, units_of(live.question)
             self._enqueue(live)
         except StopIteration as stop:
             ended = isinstance(answer, DeadlinePassed)
@@ -312,7 +313,10 @@ class Scheduler:
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
 
     def _enqueue(self, live: Live) -> None:
-        self._queues.setdefault(live.kernel, _Queue()).add(live)
+        kernel = live.kernel
+        if kernel not in self._queues:
+            self._queues[kernel] = _Queue()
+        self._queues[kernel].add(live)
 
     def _finish(self, live: Live, result: Explanation | Prediction) -> None:
         del self._alive[live.task]
