@@ -262,19 +262,19 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def set_up_torch(device: torch.device) -> None:
-    """The same bits each time, in full precision, and on the CPU with one thread."""
+def set_up_torch() -> None:
+    """The same bits each time, in full precision; with one thread on the host, where breakpoints are found also when
+    gradients are computed on a GPU: how several divide a product changes its last bits."""
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms, but it imports torch's compiler
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 def main(connection: socket.socket) -> None:
     """The process's main function."""
     device = best_device()
     sys.setswitchinterval(SWITCH_SECONDS)
-    set_up_torch(device)
+    set_up_torch()
     with contextlib.suppress(EOFError, ConnectionError):
         Worker(connection, device).run()

@@ -23,9 +23,8 @@ import sys, pathlib, torch
 from service.domain import ChunkShapes
 from service.engine.device import put_on_device
 from service.engine.worker import set_up_torch
-device = torch.device("cpu")
-set_up_torch(device)
-put_on_device(pathlib.Path(sys.argv[1]), device, {}, ChunkShapes(4, 8))
+set_up_torch()
+put_on_device(pathlib.Path(sys.argv[1]), torch.device("cpu"), {}, ChunkShapes(4, 8))
 print(*(name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules))
 """
 
