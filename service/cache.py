@@ -207,8 +207,8 @@ class Cache:
 
     async def _write_all(self) -> None:
         """Stores everything that is unwritten, and what is kept meanwhile."""
-        await asyncio.sleep(GATHER_SECONDS)
         while self._unwritten:
+            await asyncio.sleep(GATHER_SECONDS)
             batch = dict(itertools.islice(self._unwritten.items(), MOST_TOGETHER))
             await self._ask(*(("SET", key, content, "EX", self._ttl) for key, content in batch.items()))
             for key, content in batch.items():
