@@ -514,11 +514,11 @@ async def test_two_manifests_of_one_artefact_are_two_versions_on_every_worker(
     found = await asyncio.gather(*(pair.explain(noisy, folder=folder if at % 4 < 2 else LOAN) for at in range(8)))
     for at, explanation in enumerate(found):
         expected = alone(noisy, after) if at % 4 < 2 else alone(noisy)
-        assert explanation.attributions == pytest.approx(expected.attributions, rel=1e-4)
+        assert explanation.attributions == pytest.approx(expected.attributions, rel=1e-6)
     sets = await asyncio.gather(*(pair.explain(new_set, folder=folder) for _ in range(4)))
-    assert all(one.attributions == pytest.approx(alone(new_set, after).attributions, rel=1e-4) for one in sets)
+    assert all(one.attributions == pytest.approx(alone(new_set, after).attributions, rel=1e-6) for one in sets)
     pair.pool.unload(folder)
-    assert (await pair.explain(noisy)).attributions == pytest.approx(alone(noisy).attributions, rel=1e-4)
+    assert (await pair.explain(noisy)).attributions == pytest.approx(alone(noisy).attributions, rel=1e-6)
 
 
 async def test_closing_fails_what_is_in_flight_and_leaves_no_process_that_was_to_come(
