@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -144,7 +144,7 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._alive: dict[int, Live] = {}
-        self._queues: dict[Kernel, _Queue] = {}
+        self._queues: defaultdict[Kernel, _Queue] = defaultdict(_Queue)
         self._deadlines: list[tuple[float, int]] = []
         self._flights: deque[_Flight] = deque()
         self._outcomes: list[Outcome] = []
@@ -313,10 +313,7 @@ class Scheduler:
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
 
     def _enqueue(self, live: Live) -> None:
-        kernel = live.kernel
-        if kernel not in self._queues:
-            self._queues[kernel] = _Queue()
-        self._queues[kernel].add(live)
+        self._queues[live.kernel].add(live)
 
     def _finish(self, live: Live, result: Explanation | Prediction) -> None:
         del self._alive[live.task]
