@@ -30,9 +30,9 @@ SWITCH_SECONDS = 0.0005
 """How long a thread that reads the ledger may keep the interpreter when the event loop waits for it; Python's 5 ms are
 as long as several answers take."""
 
-YOUNG_OBJECTS = 2000
-"""New objects that the garbage collector walks at a time. Nearly all go without it; with Python's 700 it took 27 us of
-every request that the cache answers, with these 7."""
+YOUNG_OBJECTS = 50_000
+"""New objects before the garbage collector walks them. Nearly all go without it. What 256 requests hold at once is more
+than a few thousand objects, which it then walked again and again: at 2,000 that was 13% of this process."""
 
 LOG = logging.getLogger("answerable")
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]
