@@ -30,13 +30,15 @@ class Task:
 
 @dataclass(slots=True, eq=False)
 class Attendant:
-    """A worker: its process, what it holds and what it has loaded. `is_gone` once its socket has closed."""
+    """A worker: its process, what it holds and what it has loaded. `points` are expected of all its tasks together;
+    `is_gone` once its socket has closed."""
 
     index: int
     process: subprocess.Popen[bytes]
     connection: Connection
     ready: asyncio.Future[None]
     tasks: dict[int, Task] = field(default_factory=dict)
+    points: int = 0
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
     attaching: dict[tuple[Path, str], asyncio.Future[Attached]] = field(default_factory=dict)
     folders: set[Path] = field(default_factory=set)
@@ -44,18 +46,21 @@ class Attendant:
     memory: int = 0
     is_gone: bool = False
 
-    @property
-    def points(self) -> int:
-        """What is expected of all that it holds."""
-        return sum(task.points for task in self.tasks.values())
-
     def give(self, task: Task) -> None:
         """Sends the task."""
         task.attempts += 1
         if not self.tasks:
             self.heard = time.monotonic()
         self.tasks[task.request.task] = task
+        self.points += task.points
         self.connection.send(task.request)
+
+    def take(self, number: int) -> Task | None:
+        """Takes a task back, if it holds it."""
+        task = self.tasks.pop(number, None)
+        if task is not None:
+            self.points -= task.points
+        return task
 
     def loaded(self, folder: Path, result: Loaded | CatalogError) -> None:
         """Ends the wait for a version, unless whoever waited was cancelled."""

@@ -118,12 +118,12 @@ class Pool(Holdings):
         if task in self._parked:
             self._parked.remove(task)
         for worker in self._live:
-            if worker.tasks.pop(number, None) is not None:
+            if worker.take(number) is not None:
                 worker.connection.send(Cancel(number))
                 self._end_if_idle(worker)
 
     def _ended(self, worker: Attendant, outcome: Outcome) -> None:
-        task = worker.tasks.pop(outcome.task, None)
+        task = worker.take(outcome.task)
         self._end_if_idle(worker)
         if task is None or task.future.done():
             return
