@@ -94,9 +94,18 @@ class Tree:
                 raise IndexError(f"there is no leaf {place}")
         found = self._nodes.get((height, place))
         if found is None:
-            found = node_hash(self.node(height - 1, 2 * place), self.node(height - 1, 2 * place + 1))
-            self._nodes[height, place] = found
+            found = self._nodes[height, place] = _root_of(self._stored_below(height, place))
         return found
+
+    def _stored_below(self, height: int, place: int) -> Sequence[bytes]:
+        """The hashes of the nearest stored height below, from which the node is hashed: all in one block."""
+        below = (height - 1) // STORED_HEIGHTS * STORED_HEIGHTS
+        count = 1 << height - below
+        first = place * count
+        known = self._block(below, first // BLOCK)[first % BLOCK :][:count]
+        if len(known) == count:
+            return known
+        return [self.node(below, first + number) for number in range(count)]
 
     def _block(self, height: int, number: int) -> Sequence[bytes]:
         block = self._blocks.get((height, number))
@@ -111,6 +120,13 @@ class Tree:
             return self.node(height, first >> height)
         half = largest_power_below(size)
         return node_hash(self._subtree(first, half), self._subtree(first + half, size - half))
+
+
+def _root_of(hashes: Sequence[bytes]) -> bytes:
+    """The root over hashes of equal subtrees, as many as a power of two."""
+    while len(hashes) > 1:
+        hashes = [node_hash(left, right) for left, right in zip(hashes[::2], hashes[1::2], strict=True)]
+    return hashes[0]
 
 
 class GrowingTree:
