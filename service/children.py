@@ -37,9 +37,10 @@ class Unframer:
             end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 return
-            content = bytes(self._buffer[HEADER.size : end])
+            with memoryview(self._buffer)[HEADER.size : end] as content:
+                message = pickle.loads(content)  # noqa: S301
             del self._buffer[:end]
-            yield pickle.loads(content)  # noqa: S301
+            yield message
 
 
 class Connection(asyncio.Protocol):

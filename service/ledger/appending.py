@@ -21,7 +21,7 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from service.ledger.database import WRITE_LOCK
 from service.ledger.entries import EXPLANATION, REVIEW, Entry, EntryRefused, Event
 from service.ledger.jobs import UNFINISHED
-from service.ledger.leaves import event_record, tags_of, write_explanation
+from service.ledger.leaves import event_record, write_explanation
 from service.ledger.merkle import leaf_hash
 from service.ledger.sealing import Subject, Vault, owner_of
 from service.ledger.tables import REVIEWED, events, explanation_tags, explanations, log, subjects
@@ -150,7 +150,7 @@ class Appender:
                     sealed = written.subject, written.decision, written.sealed
                     rows[explanations].append((place, *_of_explanation(entry), *sealed))
                     rows[explanation_tags].extend(
-                        (place, name, value, entry.tenant, entry.created) for name, value in tags_of(entry)
+                        (place, name, value, entry.tenant, entry.created) for name, value in written.tags
                     )
                 kind = entry.kind if isinstance(entry, Event) else EXPLANATION
                 rows[log].append((place, kind, record, leaf_hash(record)))

@@ -26,9 +26,10 @@ _CONTENT = b',"content":'
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An explanation as it goes into the log: the record, and the columns that only the ledger knows."""
+    """An explanation as it goes into the log: the record, the tags, and the columns that only the ledger knows."""
 
     record: bytes
+    tags: list[tuple[str, str]]
     sealed: bytes
     subject: str | None
     decision: str | None
@@ -51,6 +52,7 @@ def event_record(event: Event) -> bytes:
 def write_explanation(entry: Entry, vault: Vault, subject: Subject | None) -> Written:
     """The record of an explanation, with its personal part sealed for the subject."""
     decision = None if entry.decision_id is None else vault.decision(entry.tenant, entry.decision_id)
+    tags = _tags_of(entry)
     salted = {"salt": os.urandom(16).hex(), "subject": entry.subject, "decision_id": entry.decision_id}
     plaintext = _with_content(salted, entry.personal)
     sealed = vault.seal(plaintext, entry.id, subject, decision)
@@ -67,14 +69,15 @@ def write_explanation(entry: Entry, vault: Vault, subject: Subject | None) -> Wr
         "label": entry.label,
         "converged": entry.converged,
         "retention": entry.retention,
-        "tags": tags_of(entry),
+        "tags": tags,
         "personal_commitment": hashlib.sha256(plaintext).hexdigest(),
         "sealed": hashlib.sha256(sealed).hexdigest(),
     }
-    return Written(_with_content(head, entry.record), sealed, None if subject is None else subject.token, decision)
+    record = _with_content(head, entry.record)
+    return Written(record, tags, sealed, None if subject is None else subject.token, decision)
 
 
-def tags_of(entry: Entry) -> list[tuple[str, str]]:
+def _tags_of(entry: Entry) -> list[tuple[str, str]]:
     """The names and values of an entry's tags, in order, each once."""
     tags = {(FLAG, flag) for flag in entry.flags} | {(f"{COHORT}{name}", value) for name, value in entry.cohort.items()}
     return sorted(tags)
