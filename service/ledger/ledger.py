@@ -7,7 +7,6 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from time import perf_counter, time
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -72,7 +71,7 @@ class Ledger:
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
-        self._writer = writer(engine, vault, self._wake)
+        self._writer = writer(engine, vault, self._settle)
         self._notary = notary
         self._unsigned = False
         self.signed = None if notary is None else time()
@@ -231,11 +230,6 @@ class Ledger:
         except (NotTheSigner, SecretFileError) as error:
             _log.error("no checkpoint was signed: %s", error)
             raise LedgerUnavailable("This host cannot sign checkpoints; its log says why.") from error
-
-    def _wake(self, outcomes: Outcomes) -> None:
-        """Called by the writer, on whatever thread."""
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-            self._loop.call_soon_threadsafe(self._settle, outcomes)
 
     def _settle(self, outcomes: Outcomes) -> None:
         for number, outcome in outcomes:

@@ -84,10 +84,16 @@ class Recorder:
 
 
 class Writer:
-    """A thread that records what is put, and calls `settle`."""
+    """A thread that records what is put; made on an event loop, where `settle` is called."""
 
     def __init__(self, engine: Engine, vault: Vault, settle: Callable[[Outcomes], None]) -> None:
-        self._recorder = Recorder(engine, vault, settle)
+        loop = asyncio.get_running_loop()
+
+        def settle_on_loop(outcomes: Outcomes) -> None:
+            with suppress(RuntimeError):  # it is closed, and nobody waits any more
+                loop.call_soon_threadsafe(settle, outcomes)
+
+        self._recorder = Recorder(engine, vault, settle_on_loop)
         self._queue: SimpleQueue[Append | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
