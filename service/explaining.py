@@ -152,7 +152,7 @@ class Explaining:
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
         untimed = []
-        entries = []
+        entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
         for plan, digest, (explanation, cached, timings), context, spans, own_id in zip(
             plans, digests, results, request.contexts, request.spans_of_each, ids, strict=True
@@ -163,20 +163,10 @@ class Explaining:
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
             untimed.append((prediction, body, timings))
-            entries.append(
-                ledger_entry(
-                    version,
-                    plan,
-                    digest,
-                    explanation,
-                    prediction,
-                    body,
-                    request.caller,
-                    context,
-                    spans,
-                    request.job_row,
-                )
-            )
+            if self._ledger is not None:
+                caller, row = request.caller, request.job_row
+                entry = ledger_entry(version, plan, digest, explanation, prediction, body, caller, context, spans, row)
+                entries.append(entry)
         recording = time.monotonic()
         await self._record(entries, request.must_be_recorded)
         recorded = time.monotonic()
