@@ -228,7 +228,9 @@ async def test_a_client_that_leaves_takes_its_work_along(
     figures: Figures,
     instance: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(transport, "UNWATCHED_SECONDS", 0.01)  # a fast machine computes all this in 0.2
     endless = {"method": "expected_gradients", "tolerance": 1e-12, "max_evaluations": 65_536}
     several = [{**instance, "loan_amount": 100 + number} for number in range(3)]
     body = json.dumps({"instances": several, "parameters": endless}).encode()
