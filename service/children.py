@@ -37,10 +37,9 @@ class Unframer:
             end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 return
-            with memoryview(self._buffer)[HEADER.size : end] as content:
-                message = pickle.loads(content)  # noqa: S301
+            content = bytes(self._buffer[HEADER.size : end])
             del self._buffer[:end]
-            yield message
+            yield pickle.loads(content)  # noqa: S301
 
 
 class Connection(asyncio.Protocol):
