@@ -32,7 +32,7 @@ from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from service.errors import NotFound
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import LogChanged
-from service.ledger.merkle import BLOCK, STORED_HEIGHTS, GrowingTree, Tree
+from service.ledger.merkle import BLOCK, STORED_HEIGHTS, Tree, root_of
 from service.ledger.signing import Signer, SigningKey, read_chain
 from service.ledger.tables import checkpoints, log, nodes
 
@@ -280,11 +280,8 @@ def _check_blocks(connection: Connection, size: int) -> None:
     for block in SystemRandom().sample(blocks, min(BLOCKS_CHECKED, len(blocks))):
         height, place = STORED_HEIGHTS, block
         while place < size >> height:
-            tree = GrowingTree()
-            for below in _read_block(connection, height - STORED_HEIGHTS, place):
-                for _ in tree.add(below):
-                    pass
-            if tree.size != BLOCK or tree.root() != _read_block(connection, height, place // BLOCK)[place % BLOCK]:
+            below = _read_block(connection, height - STORED_HEIGHTS, place)
+            if len(below) != BLOCK or root_of(below) != _read_block(connection, height, place // BLOCK)[place % BLOCK]:
                 first, last = (place << height) + 1, place + 1 << height
                 raise LogChanged(f"of the rows {first} to {last}, which were signed, one was changed")
             height, place = height + STORED_HEIGHTS, place >> STORED_HEIGHTS

@@ -94,7 +94,7 @@ class Tree:
                 raise IndexError(f"there is no leaf {place}")
         found = self._nodes.get((height, place))
         if found is None:
-            found = self._nodes[height, place] = _root_of(self._stored_below(height, place))
+            found = self._nodes[height, place] = root_of(self._stored_below(height, place))
         return found
 
     def _stored_below(self, height: int, place: int) -> Sequence[bytes]:
@@ -122,8 +122,8 @@ class Tree:
         return node_hash(self._subtree(first, half), self._subtree(first + half, size - half))
 
 
-def _root_of(hashes: Sequence[bytes]) -> bytes:
-    """The root over hashes of equal subtrees, as many as a power of two."""
+def root_of(hashes: Sequence[bytes]) -> bytes:
+    """The root over the hashes of equal subtrees; their number is a power of two."""
     while len(hashes) > 1:
         hashes = [node_hash(left, right) for left, right in zip(hashes[::2], hashes[1::2], strict=True)]
     return hashes[0]
