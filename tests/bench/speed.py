@@ -185,7 +185,7 @@ def ledger(pace: Pace) -> Section:
     most, most_off = (max(each, key=statistics.median) for each in rates)
     figures = [ratio("throughput: most explanations/s, ledger required against off", most, most_off, at_least=0.85)]
     figures += [
-        ratio(f"explanations/s with the ledger required against off, connections: {size}", on, off)
+        ratio(f"explanations/s with the ledger required against off, connections: {size}", on, off, at_least=0.85)
         for size, on, off in zip(sizes, *rates, strict=True)
     ]
     table = loads_table(
