@@ -142,13 +142,24 @@ class BaselineChoice:
     row: tuple[float, ...] | None = None
 
 
+class ToleranceOf(StrEnum):
+    """What a tolerance bounds.
+
+    `ATTRIBUTION`: the L1 error of the attributions, as estimated, and what their sum misses, both relative to their L1
+    norm. `COMPLETENESS`: that, and what their sum misses relative to the change of the output.
+    """
+
+    ATTRIBUTION = "attribution"
+    COMPLETENESS = "completeness"
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the numbers of one explanation, and nothing else.
 
     `input` is the model's input row in the artefact's own units. `target` None means the predicted class.
-    `tolerance` bounds the relative completeness error, whose denominator is at least `floor` (units of the output
-    space; None: one hundredth of the spread of the output over the baseline set). `max_evaluations` is the budget in
+    `tolerance` bounds the relative error of what `tolerance_of` names; denominators of relative errors are at least
+    `floor` (units of the output space; None: one hundredth of the spread of the output over the baseline set). `max_evaluations` is the budget in
     gradient points.
     """
 
@@ -164,6 +175,7 @@ class Plan:
     seed: int
     floor: float | None
     noise: Noise | None = None
+    tolerance_of: ToleranceOf = ToleranceOf.ATTRIBUTION
 
     def digest(self) -> str:
         """sha256 over every field, the model's digest included: equal digests have equal explanations."""

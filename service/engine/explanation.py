@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Plan, Prediction
+from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Plan, Prediction, ToleranceOf
 from service.engine.device import DeviceModel, PreparedBaseline
 from service.engine.kernels import Deployed, DeployedOutputs
 from service.methods.noise import noisy
@@ -95,6 +95,7 @@ def _problem(
         seed=plan.seed,
         options=dict(plan.options),
         traits=model.traits,
+        tolerance_of=plan.tolerance_of,
     )
 
 
@@ -119,7 +120,8 @@ def _explanation(
         end = problem.output if attribution.output is None else attribution.output
         error = completeness_error(values, end, attribution.baseline_output, problem.floor)
     shown = _shown(values, problem)
-    converged = attribution.stopped is None and (error is None or error <= plan.tolerance)
+    stated = None if path_error is None else relative_to_attributions(path_error, shown, problem.floor)
+    converged = attribution.stopped is None and _is_within(plan, error, stated, shown, attribution, problem)
     reason = None if converged else attribution.stopped or _unstopped(attribution.completeness)
     return Explanation(
         outputs=tuple(at_input.tolist()),
@@ -131,7 +133,7 @@ def _explanation(
         standard_error=None if attribution.standard_error is None else tuple(attribution.standard_error.tolist()),
         completeness=attribution.completeness,
         completeness_error=error,
-        attribution_error=None if path_error is None else relative_to_attributions(path_error, shown, problem.floor),
+        attribution_error=stated,
         converged=converged,
         reason=reason,
         evaluations=attribution.evaluations,
@@ -142,6 +144,26 @@ def _explanation(
         groups=attribution.groups,
         noisy_output=attribution.output,
     )
+
+
+def _is_within(
+    plan: Plan,
+    completeness: float | None,
+    stated: float | None,
+    shown: Floats,
+    attribution: Attribution,
+    problem: Problem,
+) -> bool:
+    """Whether every error that an explanation states is within its tolerance; see `ToleranceOf`."""
+    if stated is not None and stated > plan.tolerance:
+        return False
+    if completeness is None:
+        return True
+    if plan.tolerance_of is ToleranceOf.COMPLETENESS:
+        return completeness <= plan.tolerance
+    end = problem.output if attribution.output is None else attribution.output
+    missed = abs(float(shown.sum()) - (end - attribution.baseline_output))
+    return relative_to_attributions(missed, shown, problem.floor) <= plan.tolerance
 
 
 def _unstopped(completeness: Completeness) -> str:

@@ -20,6 +20,7 @@ from service.engine.branchless import without_branches
 from service.engine.kernels import Launched, Segment
 from service.engine.recording import record
 from service.methods.oracle import Points, Readout, Rows
+from service.numerics.cells import Grouping, LocalErrors, Stencils, local_errors
 
 LOG = logging.getLogger("answerable.worker")
 LARGEST_VIEWED_BYTES = 1 << 20
@@ -58,6 +59,16 @@ class EvaluatedPoints:
     def squares(self) -> Floats:
         result: Floats = self._rows.square().sum(dim=0).cpu().numpy()
         return result
+
+    def local_errors(self, stencil: Stencils, grouping: Grouping) -> LocalErrors:
+        rows = self._rows
+        return local_errors(
+            rows,
+            stencil,
+            grouping,
+            lambda array: torch.from_numpy(array).to(rows.device),
+            lambda values: values.cpu().numpy(),
+        )
 
     @cached_property
     def _rows(self) -> Tensor:

@@ -37,8 +37,7 @@ from service.domain import Completeness, Floats, Indices
 from service.methods.entry import Facts, MethodEntry, Number
 from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
 from service.methods.refined_path import RefinedPath
-from service.methods.refining import next_aim, rule_name
-from service.numerics.errors import PATH_SAFETY
+from service.methods.refining import next_aim
 from service.numerics.refinement import Refinement
 
 LEAST_A_CLASS = 2
@@ -64,11 +63,11 @@ def agi(problem: Problem) -> Method:
         return -path.weighted_sum(refinement.weights())
 
     def aim() -> float | None:
-        return next_aim(problem, refinement.sum_of_defects(), values(), baseline_output)
+        return next_aim(problem, refinement.error(), values(), baseline_output)
 
     stopped = yield from path.refine(problem, refinement, aim)
-    error = PATH_SAFETY * refinement.sum_of_defects()
-    return _attribution(values(), baseline_output, error, path.spent, rule_name(order), stopped or walks.stopped)
+    rule = "midpoint" if order == 1 else "gauss_legendre"
+    return _attribution(values(), baseline_output, refinement.error(), path.spent, rule, stopped or walks.stopped)
 
 
 def _attribution(
@@ -190,6 +189,9 @@ class _FromCornerToCorner(Refinement):
         super().__init__(float(outputs[0]), float(outputs[-1]), order, len(outputs) - 1)
         self._corners = self._left[1:]
         self._at_corners = outputs[1:-1]
+
+    def stencils(self) -> None:
+        """None: contributions jump at corners, where no rule errs, and their differences cannot tell that from kinks."""
 
     def defects(self) -> tuple[Floats, Floats]:
         gaps, of_panel = super().defects()

@@ -22,9 +22,8 @@ from service.domain import Completeness, Floats, InputKind
 from service.methods.entry import Facts, MethodEntry, Number, one_point
 from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
 from service.methods.refined_path import RefinedPath
-from service.methods.refining import first_rule, next_aim, rule_name
+from service.methods.refining import FIRST_PANELS, next_aim
 from service.numerics.blur import SIGMA_MAX, BlurPath
-from service.numerics.errors import PATH_SAFETY
 from service.numerics.refinement import Refinement
 
 
@@ -32,21 +31,20 @@ def blur_ig(problem: Problem) -> Method:
     """One explanation by Blur IG; see the module's docstring."""
     path = _Sharpening(problem)
     blurred = yield from path.blurred_output()
-    order, panels = first_rule(bool(problem.traits.bends), problem.max_evaluations)
-    refinement = Refinement(blurred, problem.output, order, panels)
+    refinement = Refinement(blurred, problem.output, 1, min(FIRST_PANELS, problem.max_evaluations))
 
     def aim() -> float | None:
         values = path.weighted_sum(refinement.weights())
-        return next_aim(problem, refinement.sum_of_defects(), values, blurred)
+        return next_aim(problem, refinement.error(), values, blurred)
 
     stopped = yield from path.refine(problem, refinement, aim)
     return Attribution(
         values=path.weighted_sum(refinement.weights()),
         baseline_output=blurred,
         completeness=Completeness.ASYMPTOTIC,
-        path_error=PATH_SAFETY * refinement.sum_of_defects(),
+        path_error=refinement.error(),
         evaluations=path.evaluations,
-        rule=rule_name(order),
+        rule="midpoint",
         stopped=stopped,
     )
 
@@ -88,7 +86,7 @@ BLUR_IG = MethodEntry(
     completeness=(Completeness.ASYMPTOTIC,),
     least_points=one_point,
     usual_points=lambda _facts: 128,
-    cost="what the tolerance takes, from 6 or 8",
+    cost="what the tolerance takes, from 4",
     options=(
         Number(
             "sigma_max",

@@ -17,7 +17,18 @@ from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
-from service.domain import Completeness, Floats, GroupShare, Indices, InputKind, OptionValue, OutputSpace, Traits
+from service.domain import (
+    Completeness,
+    Floats,
+    GroupShare,
+    Indices,
+    InputKind,
+    OptionValue,
+    OutputSpace,
+    ToleranceOf,
+    Traits,
+)
+from service.numerics.cells import Grouping, LocalErrors, Stencils
 
 
 class Readout(IntEnum):
@@ -198,6 +209,10 @@ class Evaluated(Protocol):
         """The sum of the squared contributions of all points, in float64: [inputs]."""
         ...
 
+    def local_errors(self, stencil: Stencils, grouping: Grouping) -> LocalErrors:
+        """What the contributions say of the error of an integral; see `service.numerics.cells`."""
+        ...
+
     def joined(self, later: Evaluated) -> Evaluated:
         """These points followed by those of `later`."""
         ...
@@ -249,6 +264,7 @@ class Problem:
     seed: int
     options: Mapping[str, OptionValue]
     traits: Traits
+    tolerance_of: ToleranceOf = ToleranceOf.ATTRIBUTION
 
     @property
     def readout(self) -> Readout:
@@ -276,6 +292,13 @@ class Problem:
             case InputKind.TOKENS:
                 shaped = shaped.sum(axis=-1)
         return shaped
+
+    @property
+    def grouping(self) -> Grouping:
+        """Which inputs are told as one: the dimensions of a position, the columns of a category."""
+        if self.traits.columns:
+            return Grouping(membership=(np.array(self.traits.columns)[:, None] == np.arange(self.traits.units)) * 1.0)
+        return Grouping(run=self.shape[-1] if self.traits.kind is InputKind.TOKENS else 1)
 
     def magnitude(self, values: Floats) -> float:
         """The L1 norm of attributions as they are told: of a token or a category, its own, not that of its parts."""

@@ -21,6 +21,7 @@ class RefinedLines:
         self._line: Indices = np.empty(0, dtype=np.intp)
         self._known: Evaluated | None = None
         self.refinements = [Refinement(start, problem.output, order, panels) for start in outputs.tolist()]
+        self._grouping = problem.grouping
         self.values: Floats = np.zeros_like(problem.input)
 
     @property
@@ -48,19 +49,23 @@ class RefinedLines:
         self._line = np.concatenate([self._line, line])
         self._known = answer if self._known is None else self._known.joined(answer)
         weights = np.empty(self.evaluations)
-        for number, refinement in enumerate(self.refinements):
-            weights[self._line == number] = refinement.weights()
+        for number, (refinement, count) in enumerate(zip(self.refinements, counts, strict=True)):
+            own_points = np.flatnonzero(self._line == number)
+            stencil = refinement.stencils() if count else None
+            if stencil is not None:
+                refinement.assess(self._known.local_errors(stencil.among(own_points), self._grouping))
+            weights[own_points] = refinement.weights()
         self.values = self._known.weighted_sum(weights)
 
     def error(self) -> float:
-        """The sum of what all lines miss, in units of the output."""
-        return sum(refinement.sum_of_defects() for refinement in self.refinements)
+        """The sum of the L1 errors of all lines, in units of the output."""
+        return sum(refinement.error() for refinement in self.refinements)
 
     def split(self, target: float) -> int:
-        """Splits each line to leave a sum of defects of `target` on it; the number of points now pending.
+        """Splits each line to leave an error of `target` on it; the number of points now pending.
 
         Every line that is over it may take an equal share of what the budget leaves.
         """
-        wanting = [refinement for refinement in self.refinements if refinement.sum_of_defects() >= target]
+        wanting = [refinement for refinement in self.refinements if refinement.error() >= target]
         most = self.affordable // max(len(wanting), 1)
         return sum(refinement.split(target, most) for refinement in wanting)

@@ -9,6 +9,7 @@ import numpy as np
 from service.domain import Floats
 from service.methods.oracle import Problem, Steps
 from service.methods.refining import refine
+from service.numerics.cells import local_errors
 from service.numerics.refinement import Refinement
 
 
@@ -38,16 +39,19 @@ class RefinedPath:
         return total
 
     def refine(self, problem: Problem, refinement: Refinement, aim: Callable[[], float | None]) -> Steps[str | None]:
-        """As `service.methods.refining.refine`: until `aim`, the sum of defects to be reached next, is None."""
+        """As `service.methods.refining.refine`: until `aim`, the error to be reached next, is None."""
         return refine(
-            lambda: self._learn(refinement),
-            refinement.sum_of_defects,
+            lambda: self._learn(problem, refinement),
+            refinement.error,
             aim,
             lambda target: refinement.split(target, self.affordable(problem)),
         )
 
-    def _learn(self, refinement: Refinement) -> Steps[None]:
+    def _learn(self, problem: Problem, refinement: Refinement) -> Steps[None]:
         outputs, contributions = yield from self.ask(refinement.pending)
         self._contributions.append(contributions)
         self.evaluations += len(outputs)
         refinement.learn(outputs, contributions.sum(axis=1))
+        stencil = refinement.stencils()
+        if stencil is not None:
+            refinement.assess(local_errors(np.concatenate(self._contributions), stencil, problem.grouping))

@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.domain import Floats
+from service.domain import Floats, ToleranceOf
 from service.methods.oracle import DeadlinePassed, Problem, Steps
 from service.numerics.errors import completeness_error
 from service.numerics.refinement import Stagnation
 
 GAUSS_NODES = 6
-"""With 4 to begin with, smooth networks would take 5.6 points to 1% and not 7.5, but stated errors would not hold."""
+FIRST_PANELS = 4
 MIDPOINT_PANELS = 8
+"""Of methods that go by defects alone."""
 
 
 def refine(
@@ -41,27 +42,20 @@ def refine(
     return None
 
 
-def first_rule(is_bent: bool, most: int) -> tuple[int, int]:
-    """Order and number of panels to begin with, of at most `most` nodes: midpoints where the gradient jumps."""
-    return (1, min(MIDPOINT_PANELS, most)) if is_bent else (min(GAUSS_NODES, most), 1)
-
-
-def rule_name(order: int) -> str:
-    """How the rule is called in an answer."""
-    return "midpoint" if order == 1 else "gauss_legendre"
-
-
 def accepted(problem: Problem, values: Floats) -> float:
     """The L1 error that the tolerance allows on `values`, in units of the output."""
     return problem.tolerance * max(problem.magnitude(values), problem.floor)
 
 
 def next_aim(problem: Problem, error: float, values: Floats, baseline_output: float) -> float | None:
-    """The `error`, a sum of defects, to aim at next; None when the tolerance holds for it and for the completeness of
-    `values`, or can never hold."""
+    """The `error`, an L1 error of the values, to aim at next; None when the tolerance holds for it, or can never hold.
+
+    Where the tolerance is of completeness, it has to hold for that too.
+    """
     if not np.isfinite(error):
         return None
-    residual = completeness_error(values, problem.output, baseline_output, problem.floor)
-    if residual <= problem.tolerance and error <= accepted(problem, values):
-        return None
+    if error <= accepted(problem, values):
+        residual = completeness_error(values, problem.output, baseline_output, problem.floor)
+        if problem.tolerance_of is ToleranceOf.ATTRIBUTION or residual <= problem.tolerance:
+            return None
     return min(accepted(problem, values), error) / 3

@@ -21,7 +21,7 @@ from service.domain import Completeness, Floats, InputKind
 from service.methods.entry import Facts, MethodEntry
 from service.methods.oracle import Attribution, Method, Problem, outputs_at
 from service.methods.refined_lines import RefinedLines
-from service.methods.refining import accepted, first_rule, refine, rule_name
+from service.methods.refining import FIRST_PANELS, accepted, refine
 
 
 def sequential_ig(problem: Problem) -> Method:
@@ -30,10 +30,10 @@ def sequential_ig(problem: Problem) -> Method:
     if not len(starts):
         return _attribution(problem, np.zeros_like(problem.input), 0, "none", None)
     outputs = yield from outputs_at(starts)
-    order, panels = first_rule(bool(problem.traits.bends), problem.max_evaluations // len(starts))
-    paths = _Paths(problem, starts, outputs[problem.output_space][:, problem.target], order, panels)
+    panels = min(FIRST_PANELS, problem.max_evaluations // len(starts))
+    paths = _Paths(problem, starts, outputs[problem.output_space][:, problem.target], 1, panels)
     stopped = yield from refine(paths.learn, paths.error, lambda: _aim(problem, paths), paths.split)
-    return _attribution(problem, paths.values, paths.evaluations, rule_name(order), stopped)
+    return _attribution(problem, paths.values, paths.evaluations, "midpoint", stopped)
 
 
 def _aim(problem: Problem, paths: _Paths) -> float | None:
@@ -69,7 +69,7 @@ class _Paths(RefinedLines):
     def split(self, target: float) -> int:
         """Splits the paths that miss more than their share of `target`, worst first."""
         share = target / len(self.refinements)
-        errors = np.array([refinement.sum_of_defects() for refinement in self.refinements])
+        errors = np.array([refinement.error() for refinement in self.refinements])
         budget = left = self.affordable
         for path in np.argsort(-errors, kind="stable").tolist():
             if errors[path] > share:
@@ -93,7 +93,7 @@ SEQUENTIAL_IG = MethodEntry(
     completeness=(Completeness.NONE,),
     least_points=_positions,
     usual_points=lambda facts: 12 * _positions(facts),
-    cost="one a position that is not masked already, at least; what the tolerance takes, from 6 or 8 a position",
+    cost="one a position that is not masked already, at least; what the tolerance takes, from 4 a position",
     unfit=_unfit,
     description="integrated gradients of one token at a time, from its baseline to itself, while all others stay",
     citation="Enguehard, Findings of ACL 2023",

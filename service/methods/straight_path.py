@@ -24,7 +24,7 @@ from service.methods.oracle import (
     pieces_of,
 )
 from service.methods.refined_lines import RefinedLines
-from service.methods.refining import first_rule, next_aim, refine, rule_name
+from service.methods.refining import FIRST_PANELS, GAUSS_NODES, next_aim, refine
 from service.numerics.errors import PATH_SAFETY
 from service.numerics.quadrature import gauss_legendre, softmax, softmax_piece_weights
 
@@ -42,8 +42,10 @@ def straight_path(problem: Problem, rule: str) -> Method:
         pieces = _pieces(problem, found)
         if pieces is not None:
             return (yield from _exact(problem, pieces))
-    is_bent = rule == "midpoint" or (rule != "gauss_legendre" and bool(problem.traits.bends))
-    return (yield from _refined(problem, *first_rule(is_bent, problem.max_evaluations)))
+    most = problem.max_evaluations
+    if rule == "gauss_legendre":
+        return (yield from _refined(problem, rule, min(GAUSS_NODES, most), 1))
+    return (yield from _refined(problem, "midpoint", 1, min(FIRST_PANELS, most)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def _exact(problem: Problem, rule: _ExactRule) -> Method:
     )
 
 
-def _refined(problem: Problem, order: int, panels: int) -> Method:
+def _refined(problem: Problem, rule: str, order: int, panels: int) -> Method:
     lines = RefinedLines(problem, problem.center[None], np.array([problem.center_output]), order, panels)
 
     def aim() -> float | None:
@@ -113,8 +115,8 @@ def _refined(problem: Problem, order: int, panels: int) -> Method:
         values=lines.values,
         baseline_output=problem.center_output,
         completeness=Completeness.ASYMPTOTIC,
-        path_error=PATH_SAFETY * lines.error(),
+        path_error=lines.error(),
         evaluations=lines.evaluations,
-        rule=rule_name(order),
+        rule=rule,
         stopped=stopped,
     )

@@ -45,7 +45,7 @@ from service.domain import Completeness, Floats, Indices, InputKind
 from service.methods.entry import Facts, MethodEntry, Number
 from service.methods.oracle import Attribution, Method, Problem, Steps, outputs_at
 from service.methods.refined_lines import RefinedLines
-from service.methods.refining import first_rule, next_aim, refine, rule_name
+from service.methods.refining import FIRST_PANELS, next_aim, refine
 from service.numerics.regions import Regions, dilated, ranked_densities, together
 
 SIDE = 224
@@ -77,8 +77,8 @@ def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attrib
     meanwhile()
     answer = yield from outputs_at(starts)
     outputs = answer[problem.output_space][:, problem.target]
-    order, panels = first_rule(bool(problem.traits.bends), problem.max_evaluations // LINES)
-    lines = RefinedLines(problem, starts, outputs, order, panels)
+    panels = min(FIRST_PANELS, problem.max_evaluations // LINES)
+    lines = RefinedLines(problem, starts, outputs, 1, panels)
 
     def learn() -> Steps[None]:
         meanwhile()
@@ -94,7 +94,7 @@ def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attrib
         completeness=Completeness.NONE,
         path_error=None,
         evaluations=lines.evaluations,
-        rule=rule_name(order),
+        rule="midpoint",
         stopped=stopped,
     )
 

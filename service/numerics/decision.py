@@ -17,6 +17,8 @@ class DecisionRefinement(Refinement):
     squared.
     """
 
+    _safety = 1.0
+
     def __init__(self, start_output: float, end_output: float, panels: int) -> None:
         super().__init__(start_output, end_output, 1, panels)
 
@@ -30,6 +32,9 @@ class DecisionRefinement(Refinement):
         steepest = np.maximum(np.maximum(steepness[:-1], steepness[1:]), np.abs(changes) / lengths)
         weighted = 2 * gaps * steepest
         return weighted, np.abs(weighted[:-1]) + np.abs(weighted[1:])
+
+    def stencils(self) -> None:
+        """None: the error of a product with the slope is not that of the contributions."""
 
     def _tilts(self) -> Floats:
         """None: a slope that is linear between two midpoints makes no defect, and its product with c does."""

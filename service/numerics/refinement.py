@@ -1,16 +1,26 @@
-"""Adaptive composite quadrature that knows its error on every gap between two nodes.
+"""Adaptive composite quadrature that knows its error.
 
-At each node the model gives its output and the derivative along the path. The integral of the derivative between two
-nodes is the difference of their outputs, so what the rule's interpolant misses there, its defect, is known and costs
-nothing. E, the sum of the absolute defects, forbids cancellation between gaps; the overall residual does not. The
-refinement stops on both, and splits panels where the defects are.
+At each node the model gives its contributions, a vector, and its output. Two things tell how well the integral is known:
+
+- How the vectors differ from node to node tells the error of each input on each cell; see `service.numerics.cells`.
+  With one node a panel it also tells whether the rule is better with its correction of fourth order.
+- The integral of the derivative between two nodes is the difference of their outputs, so what interpolation misses
+  there, the gap's defect, is known and costs nothing. It sees what happens between nodes and shows at none of them, as
+  long as it does not cancel inside the gap: what is over a few times the error that the vectors admit is added to it.
+
+Panels are split where the error is. E, the sum of the absolute defects by the rule's own interpolant, is what methods go
+by that have no vectors of their own to look at (`sum_of_defects`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from service.domain import Floats
+from service.numerics.cells import FEWEST_NODES, SAFETY, SEEN, Estimate, LocalErrors, Stencils, estimate, stencils
+from service.numerics.errors import PATH_SAFETY
 from service.numerics.quadrature import gauss_legendre
 
 
@@ -22,6 +32,8 @@ class Refinement:
     give way to those of the halves.
     """
 
+    _safety = PATH_SAFETY
+
     def __init__(self, start_output: float, end_output: float, order: int, panels: int) -> None:
         self._ends = (start_output, end_output)
         self._rule = gauss_legendre(order)
@@ -32,6 +44,9 @@ class Refinement:
         self._outputs: Floats = np.empty(0)
         self._derivatives: Floats = np.empty(0)
         self._next = (self._left, self._width, self._nodes)
+        self._stencils: Stencils | None = None
+        self._estimate: Estimate | None = None
+        self._unseen: Floats = np.empty(0)
         self._pending = (self._left[:, None] + self._width[:, None] * self._rule.nodes).ravel()
 
     @property
@@ -45,6 +60,54 @@ class Refinement:
         self._derivatives = np.concatenate([self._derivatives, derivatives])
         self._left, self._width, self._nodes = self._next
         self._pending = np.empty(0)
+        self._stencils = self._estimate = None
+
+    @property
+    def count(self) -> int:
+        """How many nodes were evaluated."""
+        return len(self._outputs)
+
+    def stencils(self) -> Stencils | None:
+        """What is to be asked of the contributions at the evaluated nodes; None while they are too few."""
+        if self._nodes.size < FEWEST_NODES:
+            return None
+        if self._stencils is None:
+            places = self._left[:, None] + self._width[:, None] * self._rule.nodes
+            weights = (self._width[:, None] * self._rule.weights).ravel()
+            borders = np.concatenate([[0.0], np.cumsum(weights)])
+            borders[-1] = 1.0
+            self._stencils = stencils(places.ravel(), borders, self._nodes.ravel())
+        return self._stencils
+
+    def assess(self, errors: LocalErrors) -> None:
+        """Takes what the contributions say at the `stencils`."""
+        stencil = self.stencils()
+        assert stencil is not None
+        self._estimate = estimate(errors, stencil)
+        derivatives = self._derivatives[stencil.nodes]
+        before, behind = (stencil.halves * derivatives).sum(axis=2)
+        defects = np.diff(np.concatenate([self._ends[:1], self._outputs[self._nodes.ravel()], self._ends[1:]]))
+        defects[:-1] -= before
+        defects[1:] -= behind
+        seen = np.pad(errors.cells[0], 1)
+        self._unseen = np.maximum(np.abs(defects) - SEEN * (seen[:-1] + seen[1:]), 0.0)
+
+    def error(self) -> float:
+        """The L1 error of the integral over the inputs, with its safety factor, in units of the output."""
+        if self._estimate is None:
+            return self._safety * self.sum_of_defects()
+        return max(SAFETY * float(self._estimate.inputs.sum()) + float(self._unseen.sum()), self._residual())
+
+    def input_errors(self) -> Floats:
+        """The root mean square error of every input, or unit of inputs, and what none of them accounts for: [units + 1].
+        Empty where nothing is known of single inputs."""
+        if self._estimate is None:
+            return np.empty(0)
+        return np.append(self._estimate.inputs, self._unseen.sum())
+
+    def _residual(self) -> float:
+        start, end = self._ends
+        return abs(end - start - float(self.weights() @ self._derivatives))
 
     def defects(self) -> tuple[Floats, Floats]:
         """The defect of every gap, and for every panel the sum of the absolute defects of the gaps it touches.
@@ -85,9 +148,9 @@ class Refinement:
         """
         order = len(self._rule.nodes)
         cost = 2 if order == 1 else 2 * order
-        _, of_panel = self.defects()
+        of_panel, left_over_if_split = self._of_panels()
         worst_first = np.argsort(-of_panel, kind="stable")
-        left_over = of_panel.sum() - np.cumsum(of_panel[worst_first])
+        left_over = left_over_if_split(of_panel[worst_first])
         wanted = int(np.searchsorted(-left_over, -target)) + 1
         chosen = np.sort(worst_first[: min(wanted, most // cost)])
         if not len(chosen):
@@ -113,10 +176,32 @@ class Refinement:
         )
         return len(self._pending)
 
+    def _of_panels(self) -> tuple[Floats, Callable[[Floats], Floats]]:
+        """The error of every panel, and what splitting the first so many of an order of them leaves of the whole: errors
+        of vectors add up in squares, defects as they are."""
+        if self._estimate is None:
+            _, of_panel = self.defects()
+            return self._safety * of_panel, lambda errors: errors.sum() - np.cumsum(errors)
+        errors = SAFETY * self._estimate.cells + self._unseen[:-1] + self._unseen[1:]
+        whole = self.error()
+
+        def left_over(ordered: Floats) -> Floats:
+            rest = np.cumsum(ordered[::-1] ** 2)[::-1]
+            return whole * np.sqrt(np.append(rest[1:], 0.0) / rest[0]) if rest[0] > 0 else np.zeros_like(ordered)
+
+        return errors.reshape(self._nodes.shape).sum(axis=1), left_over
+
     def weights(self) -> Floats:
-        """The weight of every evaluated node, in the order of evaluation; they sum to one."""
+        """The weight of every evaluated node, in the order of evaluation; they sum to one.
+
+        With one node a panel, and where the contributions said so, those of the rule of fourth order.
+        """
         weights = np.zeros(len(self._outputs))
         weights[self._nodes] = self._width[:, None] * self._rule.weights
+        if self._estimate is not None and self._estimate.is_corrected and len(self._rule.nodes) == 1:
+            stencil = self.stencils()
+            assert stencil is not None
+            np.add.at(weights, stencil.nodes, stencil.second)
         return weights
 
     def sum_of_defects(self) -> float:

@@ -62,6 +62,7 @@ from service.methods.oracle import (
     Rows,
 )
 from service.methods.registry import BY_NAME
+from service.numerics.cells import Grouping, LocalErrors, Stencils, local_errors
 
 torch.set_num_threads(1)  # as in a worker; two that wait for each other compute for longer, and more of it
 
@@ -390,6 +391,9 @@ class _KnownPoints:
     def squares(self) -> Floats:
         result: Floats = (self.contributions**2).sum(axis=0)
         return result
+
+    def local_errors(self, stencil: Stencils, grouping: Grouping) -> LocalErrors:
+        return local_errors(self.contributions, stencil, grouping)
 
     def joined(self, later: Evaluated) -> _KnownPoints:
         assert isinstance(later, _KnownPoints)

@@ -1,0 +1,98 @@
+"""A torch network behind the service's own kernels, and explanations of it in this process."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from service.domain import (
+    BaselineChoice,
+    ChunkShapes,
+    Explanation,
+    Floats,
+    InputKind,
+    ModelKey,
+    OptionValue,
+    OutputSpace,
+    Plan,
+)
+from service.engine.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
+from service.engine.explanation import explain
+from service.engine.kernels import DeployedKernel, Segment, units_of
+from service.engine.traits import traits_of
+from service.methods.registry import BY_NAME
+
+KEY = ModelKey("network", "1", "sha256:network")
+SET = "sha256:baselines"
+SHAPES = ChunkShapes(16, 128)
+
+
+class _Itself:
+    """The network in the place of a deployed artefact."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        self._network, self._shape = network, shape
+
+    def outputs(self, rows: NDArray[np.float32]) -> dict[OutputSpace, NDArray[np.float32]]:
+        with torch.inference_mode():
+            logits = self._network(torch.from_numpy(rows).reshape(-1, *self._shape))
+            return {
+                OutputSpace.LOGIT: logits.numpy(),
+                OutputSpace.PROBABILITY: torch.softmax(logits, dim=1).numpy(),
+            }
+
+
+def device_model(network: nn.Module, baselines: Floats) -> DeviceModel:
+    """`network` from rows [n, ...shape] to logits, as a model on the CPU with one baseline set [K, ...shape]."""
+    network = network.float().eval()
+    twin, shape = fx.symbolic_trace(network), baselines.shape[1:]
+    kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
+    with torch.no_grad():
+        labels = network(torch.zeros(1, *shape)).shape[1]
+    traits = traits_of(twin, kind, shape, labels)
+    deployed = DeployedKernel(_Itself(network, shape), DEPLOYED_ROWS)
+    kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
+    prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
+    low, high = np.full(prepared.rows.shape[1], -1.0), np.ones(prepared.rows.shape[1])
+    manifest = cast(Any, None)  # nothing that computes reads it
+    return DeviceModel(KEY, manifest, kernels, lambda _: kernels, {SET: prepared}, traits, low, high, 0.0)
+
+
+def explained(
+    model: DeviceModel,
+    row: Floats,
+    method: str,
+    space: OutputSpace,
+    tolerance: float,
+    options: dict[str, OptionValue] | None = None,
+    max_evaluations: int = 65_536,
+) -> Explanation:
+    """The explanation of the predicted label at `row`."""
+    plan = Plan(
+        model=KEY,
+        method=method,
+        options=tuple(sorted({**BY_NAME[method].defaults(), **(options or {})}.items())),
+        input=tuple(row.ravel().tolist()),
+        target=None,
+        output_space=space,
+        baseline=BaselineChoice("own", "1", SET, len(model.baselines[SET].rows)),
+        tolerance=tolerance,
+        max_evaluations=max_evaluations,
+        seed=0,
+        floor=1e-9,
+    )
+    steps = explain(plan, model)
+    question = next(steps)
+    while True:
+        kernel = model.kernels.of(question)
+        bounds = range(0, units_of(question), kernel.capacity)
+        parts = [kernel.run([Segment(question, at, min(at + kernel.capacity, units_of(question)))])[0] for at in bounds]
+        try:
+            question = steps.send(kernel.join(parts))
+        except StopIteration as stop:
+            assert isinstance(stop.value, Explanation)
+            return stop.value

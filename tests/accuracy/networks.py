@@ -1,0 +1,421 @@
+"""Networks on which stated errors are held against true ones.
+
+To add one, write a function that returns a `Case` and mark it with `@network(tuned=False)`. Those marked `tuned` are
+the ones that the estimate's factors were chosen on; all others it had not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_diabetes, load_digits, load_wine
+from torch import Tensor, nn
+from torch.nn import functional
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network from rows [n, ...shape] to logits [n, labels], rows to explain and a baseline set [K, ...shape].
+
+    `has_few_pieces`: it is piecewise linear, in pieces few enough to be found one by one.
+    """
+
+    network: nn.Module
+    rows: Floats
+    baselines: Floats
+    has_few_pieces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A named network and whether the estimate was tuned on it."""
+
+    name: str
+    make: Callable[[], Case]
+    is_tuned: bool
+
+
+NETWORKS: dict[str, Network] = {}
+INPUTS = 25
+
+
+def network(*, tuned: bool) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+    """Registers a function that makes a `Case`, under its name."""
+
+    def register(make: Callable[[], Case]) -> Callable[[], Case]:
+        def seeded() -> Case:
+            torch.manual_seed(sum(make.__name__.encode()))
+            case = make()
+            return replace(case, network=case.network.eval().requires_grad_(requires_grad=False))
+
+        NETWORKS[make.__name__] = Network(make.__name__, seeded, tuned)
+        return make
+
+    return register
+
+
+def _images(network: nn.Module, size: int = 16, channels: int = 3, baseline: float = 0.0) -> Case:
+    """Random smooth pictures, from a flat one."""
+    draws = torch.randn(INPUTS, channels, size // 4, size // 4)
+    rows = functional.interpolate(draws, size=(size, size), mode="bilinear") + 0.1 * torch.randn(
+        1, channels, size, size
+    )
+    return Case(network, rows.double().numpy(), np.full((1, channels, size, size), baseline))
+
+
+def _table(network: nn.Module, features: int) -> Case:
+    return Case(network, torch.randn(INPUTS, features).double().numpy(), np.zeros((1, features)))
+
+
+def _sequence(network: nn.Module, positions: int, width: int) -> Case:
+    return Case(network, torch.randn(INPUTS, positions, width).double().numpy(), np.zeros((1, positions, width)))
+
+
+def _trained(network: nn.Module, rows: Tensor, labels: Tensor, steps: int = 300) -> nn.Module:
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(steps):
+        chosen = torch.randint(len(rows), (64,))
+        optimiser.zero_grad()
+        functional.cross_entropy(network(rows[chosen]), labels[chosen]).backward()
+        optimiser.step()
+    return network.eval()
+
+
+def _digits(network: nn.Module, size: int = 16, *, from_mean: bool = False) -> Case:
+    """Trained on handwritten digits, enlarged."""
+    data = load_digits()
+    pictures = torch.tensor(data.images[:, None] / 16, dtype=torch.float32)
+    pictures = functional.interpolate(pictures, size=(size, size), mode="bilinear")
+    _trained(network, pictures[:-INPUTS], torch.tensor(data.target[:-INPUTS]))
+    rows = pictures.double().numpy()
+    baseline = rows[:-INPUTS].mean(axis=0) if from_mean else np.zeros_like(rows[0])
+    return Case(network, rows[-INPUTS:], baseline[None])
+
+
+def _conv_net(norm: Callable[[int], nn.Module], activation: Callable[[], nn.Module], channels: int = 3) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1), norm(16), activation(),
+        nn.Conv2d(16, 16, 3, padding=1, stride=2), norm(16), activation(),
+        nn.Conv2d(16, 32, 3, padding=1, stride=2), norm(32), activation(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+def _dense(widths: tuple[int, ...], activation: Callable[[], nn.Module], norm: bool = False) -> nn.Module:
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if norm else []), activation()]
+    return nn.Sequential(*layers[: -2 if norm else -1])
+
+
+class _Scaled(nn.Module):
+    """A network whose logits are spread, so that probabilities move."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.factor
+
+
+class _Attention(nn.Module):
+    """A transformer encoder in plain operators: pre-norm, mean pooling."""
+
+    def __init__(
+        self, positions: int, width: int, heads: int, layers: int, activation: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.heads, self.depth = heads, width // heads
+        self.places = nn.Parameter(torch.randn(1, positions, width) * 0.3)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm": nn.LayerNorm(width), "mixing": nn.Linear(width, 3 * width), "out": nn.Linear(width, width),
+                    "second": nn.LayerNorm(width),
+                    "inner": nn.Sequential(nn.Linear(width, 2 * width), activation(), nn.Linear(2 * width, width)),
+                }
+            )
+            for _ in range(layers)
+        )  # fmt: skip
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.places
+        for block in self.blocks:
+            mixed = block["mixing"](block["norm"](x)).unflatten(-1, (3, self.heads, self.depth)).permute(2, 0, 3, 1, 4)
+            weights = (mixed[0] @ mixed[1].transpose(-1, -2) / self.depth**0.5).softmax(dim=-1)
+            x = x + block["out"]((weights @ mixed[2]).transpose(1, 2).flatten(2))  # type: ignore[index]
+            x = x + block["inner"](block["second"](x))  # type: ignore[index]
+        return self.head(x.mean(dim=1))
+
+
+# Tuned on these ------------------------------------------------------------------------------------------------------
+
+
+@network(tuned=True)
+def relu_table() -> Case:
+    return replace(_table(_dense((38, 64, 64, 2), nn.ReLU), 38), has_few_pieces=True)
+
+
+@network(tuned=True)
+def gelu_table() -> Case:
+    return _table(_Scaled(_dense((38, 64, 64, 2), nn.GELU), 8), 38)
+
+
+@network(tuned=True)
+def relu_image_dense() -> Case:
+    return replace(
+        _images(nn.Sequential(nn.Flatten(), _Scaled(_dense((768, 128, 64, 10), nn.ReLU), 4))), has_few_pieces=True
+    )
+
+
+@network(tuned=True)
+def group_norm_relu() -> Case:
+    return _images(_conv_net(lambda c: nn.GroupNorm(4, c), nn.ReLU), baseline=0.3)
+
+
+@network(tuned=True)
+def gelu_image() -> Case:
+    return _images(_Scaled(_conv_net(lambda _: nn.Identity(), nn.GELU), 10))
+
+
+@network(tuned=True)
+def attention_gelu() -> Case:
+    return _sequence(_Scaled(_Attention(12, 16, 2, 2, nn.GELU), 3), 12, 16)
+
+
+@network(tuned=True)
+def digits_relu() -> Case:
+    return _digits(_conv_net(lambda _: nn.Identity(), nn.ReLU, 1))
+
+
+@network(tuned=True)
+def elu_image() -> Case:
+    return _images(_Scaled(_conv_net(lambda _: nn.Identity(), nn.ELU), 10))
+
+
+# Not seen before -----------------------------------------------------------------------------------------------------
+
+
+@network(tuned=False)
+def digits_group_norm() -> Case:
+    return _digits(_conv_net(lambda c: nn.GroupNorm(4, c), nn.ReLU, 1))
+
+
+@network(tuned=False)
+def digits_group_norm_28() -> Case:
+    return _digits(_conv_net(lambda c: nn.GroupNorm(4, c), nn.ReLU, 1), 28, from_mean=True)
+
+
+@network(tuned=False)
+def digits_batch_norm_silu() -> Case:
+    return _digits(_conv_net(nn.BatchNorm2d, nn.SiLU, 1))
+
+
+@network(tuned=False)
+def digits_max_pool() -> Case:
+    return _digits(
+        nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(288, 10),
+        ),
+        from_mean=True,
+    )  # fmt: skip
+
+
+@network(tuned=False)
+def instance_norm_relu() -> Case:
+    return _images(_conv_net(lambda c: nn.InstanceNorm2d(c, affine=True), nn.ReLU), baseline=0.3)
+
+
+@network(tuned=False)
+def instance_norm_relu_32() -> Case:
+    return _images(_conv_net(lambda c: nn.InstanceNorm2d(c), nn.ReLU), 32, baseline=0.1)
+
+
+@network(tuned=False)
+def batch_norm_hardswish() -> Case:
+    return _images(_Scaled(_conv_net(nn.BatchNorm2d, nn.Hardswish), 10))
+
+
+@network(tuned=False)
+def selu_image() -> Case:
+    return _images(_Scaled(_conv_net(lambda _: nn.Identity(), nn.SELU), 5))
+
+
+@network(tuned=False)
+def celu_image() -> Case:
+    return _images(_Scaled(_conv_net(lambda _: nn.Identity(), nn.CELU), 10))
+
+
+@network(tuned=False)
+def silu_group_norm() -> Case:
+    return _images(_conv_net(lambda c: nn.GroupNorm(2, c), nn.SiLU), baseline=0.2)
+
+
+@network(tuned=False)
+def pixel_shuffle() -> Case:
+    return _images(
+        nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(4, 8, 3, stride=2), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5),
+        )
+    )  # fmt: skip
+
+
+class _Resize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.interpolate(x, size=(12, 12), mode="bilinear", align_corners=False)
+
+
+@network(tuned=False)
+def resize_relu() -> Case:
+    return _images(
+        nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.ReLU(), _Resize(), nn.Conv2d(12, 12, 3), nn.LeakyReLU(0.1),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), _Scaled(nn.Linear(48, 4), 10),
+        )
+    )  # fmt: skip
+
+
+@network(tuned=False)
+def reflect_padding() -> Case:
+    return _images(
+        nn.Sequential(
+            nn.ReflectionPad2d(2), nn.Conv2d(3, 12, 5), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(12, 12, 3),
+            nn.ReLU6(), nn.AdaptiveMaxPool2d(2), nn.Flatten(), _Scaled(nn.Linear(48, 4), 5),
+        )
+    )  # fmt: skip
+
+
+@network(tuned=False)
+def layer_norm_table() -> Case:
+    return _table(_dense((20, 48, 48, 3), nn.GELU, norm=True), 20)
+
+
+@network(tuned=False)
+def layer_norm_relu_table() -> Case:
+    return _table(_dense((30, 48, 48, 3), nn.ReLU, norm=True), 30)
+
+
+@network(tuned=False)
+def silu_table() -> Case:
+    return _table(_Scaled(_dense((12, 32, 32, 4), nn.SiLU), 20), 12)
+
+
+@network(tuned=False)
+def tanh_table_steep() -> Case:
+    return _table(_Scaled(_dense((8, 32, 2), nn.Tanh), 40), 8)
+
+
+@network(tuned=False)
+def wine_relu() -> Case:
+    data = load_wine()
+    rows = (data.data - data.data.mean(axis=0)) / data.data.std(axis=0)
+    rows = torch.tensor(rows[np.random.default_rng(0).permutation(len(rows))], dtype=torch.float32)
+    labels = torch.tensor(data.target[np.random.default_rng(0).permutation(len(rows))])
+    network = _trained(_dense((13, 32, 32, 3), nn.ReLU), rows, labels)
+    return Case(network, rows[:INPUTS].double().numpy(), np.zeros((1, 13)), has_few_pieces=True)
+
+
+@network(tuned=False)
+def diabetes_softplus() -> Case:
+    data = load_diabetes()
+    rows = torch.tensor(data.data / data.data.std(axis=0), dtype=torch.float32)
+    network = _trained(_dense((10, 32, 32, 2), nn.Softplus), rows, torch.tensor(data.target > 140).long())
+    return Case(network, rows[:INPUTS].double().numpy(), np.zeros((1, 10)))
+
+
+@network(tuned=False)
+def attention_relu() -> Case:
+    return _sequence(_Scaled(_Attention(10, 24, 4, 2, nn.ReLU), 5), 10, 24)
+
+
+@network(tuned=False)
+def attention_long() -> Case:
+    return _sequence(_Scaled(_Attention(40, 16, 2, 3, nn.GELU), 5), 40, 16)
+
+
+@network(tuned=False)
+def embedded_text() -> Case:
+    """Embeddings of tokens, from those of one mask token."""
+    table = torch.randn(50, 24)
+    tokens = torch.randint(1, 50, (INPUTS, 16))
+    rows, baseline = table[tokens].double().numpy(), table[torch.zeros(1, 16, dtype=torch.long)].double().numpy()
+    return Case(_Scaled(_Attention(16, 24, 3, 2, nn.GELU), 6), rows, baseline)
+
+
+@network(tuned=False)
+def series_convolution() -> Case:
+    class Series(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv1d(4, 16, 5, padding=2), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 16, 5, stride=2), nn.ELU(),
+                nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(64, 3),
+            )  # fmt: skip
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x.transpose(1, 2)) * 8
+
+    return _sequence(Series(), 48, 4)
+
+
+@network(tuned=False)
+def series_gated() -> Case:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value, self.gate = nn.Conv1d(3, 24, 7, padding=3), nn.Conv1d(3, 24, 7, padding=3)
+            self.head = nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.transpose(1, 2)
+            return self.head((self.value(x).tanh() * self.gate(x).sigmoid()).amax(dim=2)) * 6
+
+    return _sequence(Gated(), 40, 3)
+
+
+@network(tuned=False)
+def residual_batch_norm() -> Case:
+    class Block(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(),
+                nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels),
+            )  # fmt: skip
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.relu(x + self.body(x))
+
+    return _images(
+        nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2), Block(16), Block(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            _Scaled(nn.Linear(16, 6), 6),
+        )
+    )  # fmt: skip
+
+
+@network(tuned=False)
+def clipped_steps() -> Case:
+    """Narrow ramps: most of a path is flat, and everything happens in a hundredth of it."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.rand(10))
+            self.head = nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.clamp(60 * (x - 0.6 * self.shift), 0, 1)) * 3
+
+    case = _table(Steps(), 10)
+    return Case(case.network, np.abs(case.rows) + 0.3, case.baselines, has_few_pieces=True)
