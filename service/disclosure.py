@@ -14,7 +14,7 @@ from typing import Any
 
 from service.permissions import Policy
 
-BY_UNIT = ("attributions", "standard_error")
+BY_UNIT = ("attributions", "standard_error", "attribution_errors")
 """Values by feature, pixel or token."""
 SMALLEST_STEP = 1e-250
 """Any float32 counted in such steps is far from overflow; values so small that their grid were finer are 0."""

@@ -159,8 +159,8 @@ class Plan:
 
     `input` is the model's input row in the artefact's own units. `target` None means the predicted class.
     `tolerance` bounds the relative error of what `tolerance_of` names; denominators of relative errors are at least
-    `floor` (units of the output space; None: one hundredth of the spread of the output over the baseline set). `max_evaluations` is the budget in
-    gradient points.
+    `floor` (units of the output space; None: one hundredth of the spread of the output over the baseline set).
+    `max_evaluations` is the budget in gradient points. `errors` asks for the error of each attribution too.
     """
 
     model: ModelKey
@@ -176,6 +176,7 @@ class Plan:
     floor: float | None
     noise: Noise | None = None
     tolerance_of: ToleranceOf = ToleranceOf.ATTRIBUTION
+    errors: bool = False
 
     def digest(self) -> str:
         """sha256 over every field, the model's digest included: equal digests have equal explanations."""
@@ -226,6 +227,8 @@ class Explanation:
     likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which the attributions
     then speak. `interactions` is a matrix over the features, `groups` what was found of several
     features together.
+    `attribution_errors`, one for each of the `attributions` and in their units, is how far each may be off; known of
+    tables, and of all else where the plan asks for `errors`.
     `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`), and None for methods that
     promise no sum, or take no integral. When the model answered
     a number that is not finite, `converged` is false with reason `non_finite` and the figures that could not be
@@ -253,6 +256,7 @@ class Explanation:
     groups: tuple[GroupShare, ...] = ()
     noisy_output: float | None = None
     answers: int | None = None
+    attribution_errors: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from reprlib import repr as abridged
 from service.catalog.instances import known, read_instance
 from service.catalog.manifest import MASK, ZEROS, BaselineSet, Manifest, TokenInputs
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, Traits
+from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, ToleranceOf, Traits
 from service.errors import InvalidRequest, ModelNotReady
 from service.methods.entry import Facts, MethodEntry, Units
 from service.methods.registry import BY_NAME
@@ -40,6 +40,8 @@ class Parameters:
     output_space: str | None = None
     baseline: object = None
     tolerance: float | None = None
+    tolerance_of: str = ToleranceOf.ATTRIBUTION
+    errors: bool = False
     max_evaluations: int | None = None
     seed: int = 0
     deadline_ms: int | None = None
@@ -95,6 +97,10 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     tolerance = manifest.defaults.tolerance if parameters.tolerance is None else parameters.tolerance
     if not 0 < tolerance <= 1:
         raise InvalidRequest(f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
+    if parameters.tolerance_of not in set(ToleranceOf):
+        raise InvalidRequest(
+            f"tolerance_of {abridged(parameters.tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
+        )
     if parameters.seed < 0:
         raise InvalidRequest("seed must not be negative")
     return Plan(
@@ -110,6 +116,8 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         seed=parameters.seed if method.draws or noise is not None else 0,
         floor=manifest.floor.get(space),
         noise=noise,
+        tolerance_of=ToleranceOf(parameters.tolerance_of),
+        errors=parameters.errors,
     )
 
 

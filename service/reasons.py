@@ -1,5 +1,8 @@
 """Principal reasons: what moved an output towards the adverse label, named as the manifest names it.
 
+A reason whose sign the numerical error leaves open is none. Reasons beside each other whose order it leaves open say so
+(`tied`).
+
 What has the same reason code is one reason, and its contributions are summed: so a manifest declares what moves
 together (two incomes, say). A reason counts where the sum is adverse; one whose members cancel does not. The strongest
 comes first, and of equally strong ones the one whose feature stands first in the manifest. What has no reason text
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from service.catalog.manifest import Manifest, TabularInputs
@@ -39,9 +43,16 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict
         moved[group.places[0]] if len(group.places) == 1 else math.fsum(moved[place] for place in group.places)
         for group in inputs.reason_groups
     ]
-    adverse_ones = [at for at, contribution in enumerate(sums) if contribution > 0]
+    known = explanation.attribution_errors or (0.0,) * len(moved)
+    errors = [math.fsum(known[place] for place in group.places) for group in inputs.reason_groups]
+    adverse_ones = [at for at, contribution in enumerate(sums) if contribution > errors[at]]
     adverse_ones.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
-    return [_told(inputs, inputs.reason_groups[at], moved, sums[at]) for at in adverse_ones[:MOST_REASONS]]
+    reasons = [_told(inputs, inputs.reason_groups[at], moved, sums[at]) for at in adverse_ones[:MOST_REASONS]]
+    for place, (at, behind) in enumerate(pairwise(adverse_ones)):
+        if sums[at] - sums[behind] <= errors[at] + errors[behind]:
+            for reason in reasons[place : place + 2]:
+                reason["tied"] = True
+    return reasons
 
 
 def _told(inputs: TabularInputs, group: ReasonGroup, moved: Sequence[float], contribution: float) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def explanation_body(
             body[name] = error
     if explanation.standard_error is not None:
         body["standard_error"] = shown(explanation.standard_error)
+    if plan.errors and explanation.attribution_errors is not None:
+        body["attribution_errors"] = shown(explanation.attribution_errors)
     if explanation.interactions is not None:
         body["interactions"] = explanation.interactions
     if explanation.groups:
@@ -209,6 +211,8 @@ def ledger_entry(
             "floor": plan.floor,
             "options": dict(plan.options),
             "noise": plan.noise,
+            "tolerance_of": plan.tolerance_of,
+            "errors": plan.errors,
         },
         "policy": caller.policy.written(),
         "rule": explanation.rule,

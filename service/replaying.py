@@ -36,6 +36,7 @@ from service.domain import (
     OptionValue,
     OutputSpace,
     Plan,
+    ToleranceOf,
 )
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
 from service.ledger.entries import Stored
@@ -165,6 +166,9 @@ def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:
         seed=parameters["seed"],
         floor=parameters["floor"],
         noise=None if noise is None else Noise(NoiseKind(noise["kind"]), noise["samples"], noise["scale"]),
+        # records made before there was a choice were made for completeness
+        tolerance_of=ToleranceOf(parameters.get("tolerance_of", ToleranceOf.COMPLETENESS)),
+        errors=parameters.get("errors", False),
     )
 
 

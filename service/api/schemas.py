@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from service.domain import ToleranceOf
 from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
 
@@ -84,7 +85,13 @@ class ExplainParameters(Strict):
     target: Target = Field("predicted", description="a label, its index, or `predicted`")
     output_space: StrictStr | None = Field(None, description="`probability` or `logit`")
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
-    tolerance: Number | None = Field(None, description="largest relative completeness error accepted, in (0, 1]")
+    tolerance: Number | None = Field(None, description="largest relative error accepted, in (0, 1]")
+    tolerance_of: StrictStr = Field(
+        ToleranceOf.ATTRIBUTION,
+        description="what `tolerance` bounds: `attribution`, the attributions' error relative to their L1 norm; or "
+        "`completeness`, also what their sum misses relative to the change of the output",
+    )
+    errors: StrictBool = Field(False, description="how far each attribution may be off, too: `attribution_errors`")
     max_evaluations: StrictInt | None = Field(None, description="budget, in gradient points")
     seed: StrictInt = Field(0, description="of methods that draw, and of noise; recorded as 0 for others")
     deadline_ms: StrictInt | None = Field(None, description="milliseconds until an answer is due")

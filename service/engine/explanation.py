@@ -143,6 +143,7 @@ def _explanation(
         interactions=_matrix(attribution.interactions),
         groups=attribution.groups,
         noisy_output=attribution.output,
+        attribution_errors=_errors(plan, problem, attribution, shown),
     )
 
 
@@ -164,6 +165,16 @@ def _is_within(
     end = problem.output if attribution.output is None else attribution.output
     missed = abs(float(shown.sum()) - (end - attribution.baseline_output))
     return relative_to_attributions(missed, shown, problem.floor) <= plan.tolerance
+
+
+def _errors(plan: Plan, problem: Problem, attribution: Attribution, shown: Floats) -> tuple[float, ...] | None:
+    """How far each of the values `shown` may be off: by what is known of it, else by the whole L1 error."""
+    if attribution.path_error is None or not (plan.errors or problem.traits.kind is InputKind.TABULAR):
+        return None
+    known = attribution.errors
+    if known is None or known.size != shown.size:
+        known = np.full(shown.size, attribution.path_error)
+    return tuple(known.tolist())
 
 
 def _unstopped(completeness: Completeness) -> str:

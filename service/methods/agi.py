@@ -191,7 +191,7 @@ class _FromCornerToCorner(Refinement):
         self._at_corners = outputs[1:-1]
 
     def stencils(self) -> None:
-        """None: contributions jump at corners, where no rule errs, and their differences cannot tell that from kinks."""
+        """None: contributions jump at corners, where no rule errs, which their differences cannot tell from kinks."""
 
     def defects(self) -> tuple[Floats, Floats]:
         gaps, of_panel = super().defects()

@@ -46,6 +46,7 @@ def blur_ig(problem: Problem) -> Method:
         evaluations=path.evaluations,
         rule="midpoint",
         stopped=stopped,
+        errors=refinement.input_errors(),
     )
 
 

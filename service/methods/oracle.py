@@ -318,6 +318,8 @@ class Attribution:
     `Problem.per_unit`. Complete values sum to f(x) - `baseline_output`. `path_error` is E (see
     `service.numerics.refinement`) or its counterpart, an estimate of the L1 error of the values in units of the output;
     None where no integral was taken. `output` is the end of the path where it is not f(x): the mean over noisy copies.
+    `errors` is how far the value of each unit (see `Problem.grouping`) may be off, [units], where more is known of it
+    than that none is off by more than the L1 error.
     `stopped` names what ended the computation before the tolerance was met: budget, deadline, or precision, that of the
     model's own arithmetic.
     """
@@ -333,6 +335,7 @@ class Attribution:
     interactions: Floats | None = None
     groups: tuple[GroupShare, ...] = ()
     output: float | None = None
+    errors: Floats | None = None
 
 
 def summed_to_units(values: Floats, traits: Traits) -> Floats:

@@ -61,6 +61,12 @@ class RefinedLines:
         """The sum of the L1 errors of all lines, in units of the output."""
         return sum(refinement.error() for refinement in self.refinements)
 
+    def input_errors(self) -> Floats | None:
+        """How far the value of every unit may be off: [units]; None where only the sum of the errors is known."""
+        of_lines = [refinement.input_errors() for refinement in self.refinements]
+        known = [errors for errors in of_lines if errors is not None]
+        return np.sum(known, axis=0) if known and len(known) == len(of_lines) else None
+
     def split(self, target: float) -> int:
         """Splits each line to leave an error of `target` on it; the number of points now pending.
 

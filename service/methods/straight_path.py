@@ -119,4 +119,5 @@ def _refined(problem: Problem, rule: str, order: int, panels: int) -> Method:
         evaluations=lines.evaluations,
         rule=rule,
         stopped=stopped,
+        errors=lines.input_errors(),
     )

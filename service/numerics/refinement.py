@@ -1,6 +1,6 @@
 """Adaptive composite quadrature that knows its error.
 
-At each node the model gives its contributions, a vector, and its output. Two things tell how well the integral is known:
+At each node the model gives its contributions, a vector, and its output. Two things tell how good the integral is:
 
 - How the vectors differ from node to node tells the error of each input on each cell; see `service.numerics.cells`.
   With one node a panel it also tells whether the rule is better with its correction of fourth order.
@@ -8,8 +8,8 @@ At each node the model gives its contributions, a vector, and its output. Two th
   there, the gap's defect, is known and costs nothing. It sees what happens between nodes and shows at none of them, as
   long as it does not cancel inside the gap: what is over a few times the error that the vectors admit is added to it.
 
-Panels are split where the error is. E, the sum of the absolute defects by the rule's own interpolant, is what methods go
-by that have no vectors of their own to look at (`sum_of_defects`).
+Panels are split where the error is. E, the sum of the absolute defects by the rule's own interpolant, is what methods
+go by that have no vectors of their own to look at (`sum_of_defects`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from service.domain import Floats
 from service.numerics.cells import FEWEST_NODES, SAFETY, SEEN, Estimate, LocalErrors, Stencils, estimate, stencils
 from service.numerics.errors import PATH_SAFETY
 from service.numerics.quadrature import gauss_legendre
+
+TWO_DEVIATIONS = 2.0
+"""Of a single input's error, which is told as a root mean square: 95 of 100 are within."""
 
 
 class Refinement:
@@ -98,12 +101,12 @@ class Refinement:
             return self._safety * self.sum_of_defects()
         return max(SAFETY * float(self._estimate.inputs.sum()) + float(self._unseen.sum()), self._residual())
 
-    def input_errors(self) -> Floats:
-        """The root mean square error of every input, or unit of inputs, and what none of them accounts for: [units + 1].
-        Empty where nothing is known of single inputs."""
+    def input_errors(self) -> Floats | None:
+        """How far the integral of every input, or unit of inputs, may be off: [units]. None where only the sum of the
+        errors is known. What shows in no vector may be any input's."""
         if self._estimate is None:
-            return np.empty(0)
-        return np.append(self._estimate.inputs, self._unseen.sum())
+            return None
+        return np.minimum(TWO_DEVIATIONS * self._estimate.inputs + self._unseen.sum(), self.error())
 
     def _residual(self) -> float:
         start, end = self._ends
@@ -177,8 +180,8 @@ class Refinement:
         return len(self._pending)
 
     def _of_panels(self) -> tuple[Floats, Callable[[Floats], Floats]]:
-        """The error of every panel, and what splitting the first so many of an order of them leaves of the whole: errors
-        of vectors add up in squares, defects as they are."""
+        """The error of every panel, and what is left of the whole when the first so many of an order are split:
+        errors of vectors add up in squares, defects as they are."""
         if self._estimate is None:
             _, of_panel = self.defects()
             return self._safety * of_panel, lambda errors: errors.sum() - np.cumsum(errors)

@@ -72,7 +72,8 @@ class Line:
 
 
 HEAD = (
-    "| network | method | space, tolerance | covered | true over stated: median, 95th | true, median | points | converged |\n"
+    "| network | method | space, tolerance | covered | true over stated: median, 95th | true, median | points "
+    "| converged |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 

@@ -94,5 +94,5 @@ def explained(
         try:
             question = steps.send(kernel.join(parts))
         except StopIteration as stop:
-            assert isinstance(stop.value, Explanation)
-            return stop.value
+            explanation: Explanation = stop.value
+            return explanation

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def _conv_net(norm: Callable[[int], nn.Module], activation: Callable[[], nn.Modu
 
 def _dense(widths: tuple[int, ...], activation: Callable[[], nn.Module], norm: bool = False) -> nn.Module:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if norm else []), activation()]
     return nn.Sequential(*layers[: -2 if norm else -1])
 
@@ -223,8 +224,8 @@ def digits_batch_norm_silu() -> Case:
 def digits_max_pool() -> Case:
     return _digits(
         nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(288, 10),
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 10),
         ),
         from_mean=True,
     )  # fmt: skip
