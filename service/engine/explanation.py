@@ -13,7 +13,7 @@ from service.engine.kernels import Deployed, DeployedOutputs
 from service.methods.noise import noisy
 from service.methods.oracle import Attribution, DeadlinePassed, Problem
 from service.methods.registry import BY_NAME
-from service.numerics.errors import completeness_error, relative_to_attributions
+from service.numerics.errors import completeness_error, most_stated, relative_to_attributions
 
 LEAST_LOGIT_FLOOR = 1e-6
 
@@ -119,8 +119,14 @@ def _explanation(
         end = problem.output if attribution.output is None else attribution.output
         error = completeness_error(values, end, attribution.baseline_output, problem.floor)
     shown = _shown(values, problem)
-    converged = attribution.stopped is None and (error is None or error <= plan.tolerance)
-    reason = None if converged else attribution.stopped or _unstopped(attribution.completeness)
+    attribution_error = None
+    if path_error is not None:
+        told = shown if attribution.interactions is None else attribution.interactions
+        attribution_error = relative_to_attributions(path_error, told, problem.floor)
+    adds_up = error is None or error <= plan.tolerance
+    is_followed = attribution_error is None or attribution_error <= most_stated(plan.tolerance)
+    converged = attribution.stopped is None and adds_up and is_followed
+    reason = None if converged else attribution.stopped or _unstopped(attribution.completeness, adds_up)
     return Explanation(
         outputs=tuple(at_input.tolist()),
         target=problem.target,
@@ -131,7 +137,7 @@ def _explanation(
         standard_error=None if attribution.standard_error is None else tuple(attribution.standard_error.tolist()),
         completeness=attribution.completeness,
         completeness_error=error,
-        attribution_error=None if path_error is None else relative_to_attributions(path_error, shown, problem.floor),
+        attribution_error=attribution_error,
         converged=converged,
         reason=reason,
         evaluations=attribution.evaluations,
@@ -144,9 +150,10 @@ def _explanation(
     )
 
 
-def _unstopped(completeness: Completeness) -> str:
+def _unstopped(completeness: Completeness, adds_up: bool) -> str:
     """Why an explanation that nothing stopped is over its tolerance: the model's arithmetic, or steps of fixed size."""
-    return "steps" if completeness is Completeness.ASYMPTOTIC else "precision"
+    in_few_steps = completeness is Completeness.ASYMPTOTIC or (completeness is Completeness.BY_CONSTRUCTION and adds_up)
+    return "steps" if in_few_steps else "precision"
 
 
 def _shown(values: Floats, problem: Problem) -> Floats:

@@ -16,6 +16,7 @@ from service.domain import Completeness, Floats
 from service.methods.entry import MethodEntry
 from service.methods.oracle import Attribution, Method, Points, Problem, Steps, evaluated
 from service.methods.refining import accepted, refine
+from service.numerics.defects import HiddenChanges
 from service.numerics.errors import SWEEP_SAFETY
 from service.numerics.sweep import Sweep
 
@@ -56,8 +57,9 @@ class _Paths:
         self._problem = problem
         self._sums = np.zeros_like(problem.baselines)
         self._squares = np.zeros_like(problem.input)
-        self._accepted = np.inf
         self.sweep = Sweep(problem.output - problem.baseline_outputs, nodes, problem.seed)
+        ends = np.full(len(problem.baselines), problem.output)
+        self._hidden = HiddenChanges(problem.baseline_outputs, ends, self.sweep.places)
 
     @property
     def evaluations(self) -> int:
@@ -72,15 +74,12 @@ class _Paths:
         )
         self._sums[sweep.pending_paths] += answer.run_sums(sweep.pending_lengths)
         self._squares += answer.squares()
-        sweep.learn(answer.derivatives)
+        sweep.learn(answer.derivatives, self._hidden.learn(line, alphas, answer.outputs, answer.derivatives))
 
     def aim(self) -> float | None:
-        """The path error to aim at. What the tolerance allows depends on the attributions, which are summed up anew
-        only when the last aim was reached."""
-        error = self.sweep.path_error()
-        if not error > self._accepted:
-            self._accepted = accepted(self._problem, self.attributions().mean(axis=0))
-        return self._accepted if error > self._accepted else None
+        """The path error to aim at; what the tolerance allows grows with the attributions that are found."""
+        allowed = accepted(self._problem, self.attributions().mean(axis=0))
+        return allowed if self.sweep.path_error() > allowed else None
 
     def sweep_further(self, target: float) -> int:
         """Refines the paths to reach `target`; the number of points now pending."""

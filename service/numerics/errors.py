@@ -34,6 +34,14 @@ def relative_to_attributions(error: float, values: Floats, floor: float) -> floa
     return error / max(float(np.abs(values).sum()), floor)
 
 
+def most_stated(tolerance: float) -> float:
+    """The largest stated error of the attributions with which an answer has converged.
+
+    What is held against the tolerance is the estimate; what is stated is the estimate times its factor of safety.
+    """
+    return PATH_SAFETY * tolerance * (1 + RESOLUTION)
+
+
 def rounding_error(
     values: Floats, start: Floats, end: Floats, residuals: Floats, missed: float, logits: float
 ) -> float:

@@ -2,8 +2,9 @@
 
 The mean over K baselines of path integrals is taken with equally weighted nodes on each path. What a path's nodes miss,
 its residual f(x) - f(x'_k) - (the mean of its derivatives), is known. The mean of the absolute residuals estimates the
-error of the mean without letting paths cancel. The paths with the largest residuals get more nodes, and nothing
-evaluated is lost. What is missed in the end is shared among the inputs of each path; see `Sweep.shared`.
+error of the mean without letting paths cancel, unless the outputs at the nodes tell of a larger one (see
+`service.numerics.defects`). The paths with the largest errors get more nodes, and nothing evaluated is lost. What is
+missed in the end is shared among the inputs of each path; see `Sweep.shared`.
 
 With four nodes a path and more they are midpoints, and three times as many are the next midpoints: the residuals are
 smallest so. With fewer, midpoints would all miss in the same direction. Then paths begin at different places, a Latin
@@ -32,15 +33,16 @@ Then what is done with residuals, over 24 rows in one run, the hypercube for 200
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from service.domain import Floats, Indices
+from service.numerics.errors import RESOLUTION
 
 FEWEST_MIDPOINTS = 4
 PLACE_IN_STRATUM = (3 - 5**0.5) / 2
 """The golden section, and not a half: no node falls on its mirror image, with however few paths."""
-RESOLUTION = float(np.finfo(np.float32).eps)
-"""Derivatives come from float32 gradients: a smaller relative difference between two of them is rounding."""
 
 
 class Sweep:
@@ -59,6 +61,7 @@ class Sweep:
         self._sums = np.zeros(paths)
         self.counts = np.zeros(paths, dtype=np.intp)
         self.residuals: Floats = changes
+        self.errors: Floats = np.abs(changes)
         self.pending_paths: Indices = np.arange(paths)
         self.pending_lengths: Indices = np.full(paths, nodes)
         self.pending_alphas: Floats = np.tile(_midpoints(nodes), paths)
@@ -70,6 +73,11 @@ class Sweep:
     @property
     def factor(self) -> int:
         return 3 if self._begins is None else 2
+
+    @property
+    def places(self) -> Floats:
+        """The first nodes where all paths have the same, else none."""
+        return self.pending_alphas[: self.pending_lengths[0]] if self._begins is None else np.empty(0)
 
     @property
     def pending_line(self) -> Indices:
@@ -88,17 +96,21 @@ class Sweep:
         shifted = (begins + _midpoints(steps)) % 1.0
         return np.concatenate([shifted, 1 - shifted], axis=1)
 
-    def learn(self, derivatives: Floats) -> None:
-        """Takes the derivatives along the paths at the pending nodes."""
+    def learn(self, derivatives: Floats, missed: Sequence[Floats] = ()) -> None:
+        """Takes the derivatives along the paths at the pending nodes.
+
+        Each of `missed` [K] is what else all nodes are known to miss; the worst in the mean over the paths counts.
+        """
         self._sums += np.bincount(self.pending_line, derivatives, minlength=len(self._sums))
         self.counts[self.pending_paths] += self.pending_lengths
         self.residuals = self._changes - self._sums / self.counts
+        self.errors = max([np.abs(self.residuals), *missed], key=np.sum)
         self.pending_paths = self.pending_lengths = np.empty(0, dtype=np.intp)
         self.pending_alphas = np.empty(0)
 
     def path_error(self) -> float:
-        """The mean of the absolute residuals, in units of the output."""
-        return float(np.abs(self.residuals).sum()) / len(self.residuals)
+        """The mean of the errors of the paths, in units of the output."""
+        return float(self.errors.sum()) / len(self.errors)
 
     def shared(self, sums: Floats, squares: Floats, directions: Floats) -> Floats:
         """The attributions of every path, its residual shared among its inputs: [K, inputs].
@@ -125,11 +137,11 @@ class Sweep:
         return squared
 
     def refine(self, target: float, most: int) -> int:
-        """Adds nodes to the paths with the largest residuals until `target` should hold; at most `most`.
+        """Adds nodes to the paths with the largest errors until `target` should hold; at most `most`.
 
         Returns the number of points now pending; 0 when `most` allows none.
         """
-        errors = np.abs(self.residuals) / len(self.residuals)
+        errors = self.errors / len(self.errors)
         worst_first = np.argsort(-errors, kind="stable")
         gained = np.cumsum(errors[worst_first]) * (1 - 1 / self.factor)
         wanted = int(np.searchsorted(gained, errors.sum() - target)) + 1
