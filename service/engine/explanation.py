@@ -120,9 +120,13 @@ def _explanation(
         end = problem.output if attribution.output is None else attribution.output
         error = completeness_error(values, end, attribution.baseline_output, problem.floor)
     shown = _shown(values, problem)
-    stated = None if path_error is None else relative_to_attributions(path_error, shown, problem.floor)
-    converged = attribution.stopped is None and _is_within(plan, error, stated, shown, attribution, problem)
-    reason = None if converged else attribution.stopped or _unstopped(attribution.completeness)
+    stated = None
+    if path_error is not None:
+        told = shown if attribution.interactions is None else attribution.interactions
+        stated = relative_to_attributions(path_error, told, problem.floor)
+    adds_up = error is None or _adds_up(plan, error, shown, attribution, problem)
+    converged = attribution.stopped is None and adds_up and (stated is None or stated <= plan.tolerance)
+    reason = None if converged else attribution.stopped or _unstopped(attribution.completeness, adds_up)
     return Explanation(
         outputs=tuple(at_input.tolist()),
         target=problem.target,
@@ -147,19 +151,8 @@ def _explanation(
     )
 
 
-def _is_within(
-    plan: Plan,
-    completeness: float | None,
-    stated: float | None,
-    shown: Floats,
-    attribution: Attribution,
-    problem: Problem,
-) -> bool:
-    """Whether every error that an explanation states is within its tolerance; see `ToleranceOf`."""
-    if stated is not None and stated > plan.tolerance:
-        return False
-    if completeness is None:
-        return True
+def _adds_up(plan: Plan, completeness: float, shown: Floats, attribution: Attribution, problem: Problem) -> bool:
+    """Whether what the sum misses is within the tolerance; see `ToleranceOf`."""
     if plan.tolerance_of is ToleranceOf.COMPLETENESS:
         return completeness <= plan.tolerance
     end = problem.output if attribution.output is None else attribution.output
@@ -177,9 +170,10 @@ def _errors(plan: Plan, problem: Problem, attribution: Attribution, shown: Float
     return tuple(known.tolist())
 
 
-def _unstopped(completeness: Completeness) -> str:
+def _unstopped(completeness: Completeness, adds_up: bool) -> str:
     """Why an explanation that nothing stopped is over its tolerance: the model's arithmetic, or steps of fixed size."""
-    return "steps" if completeness is Completeness.ASYMPTOTIC else "precision"
+    in_few_steps = completeness is Completeness.ASYMPTOTIC or (completeness is Completeness.BY_CONSTRUCTION and adds_up)
+    return "steps" if in_few_steps else "precision"
 
 
 def _shown(values: Floats, problem: Problem) -> Floats:

@@ -47,8 +47,10 @@ class EvaluatedPoints:
         result: Floats = (torch.from_numpy(weights).to(rows.device) @ rows).cpu().numpy()
         return result
 
-    def run_sums(self, lengths: Indices) -> Floats:
+    def run_sums(self, lengths: Indices, weights: Floats | None = None) -> Floats:
         rows = self._rows
+        if weights is not None:
+            rows = rows * torch.from_numpy(weights).to(rows.device)[:, None]
         if (lengths == lengths[0]).all():  # in a third of the time
             sums = rows.reshape(len(lengths), int(lengths[0]), -1).sum(dim=1)
         else:

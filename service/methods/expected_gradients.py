@@ -16,8 +16,9 @@ from service.domain import Completeness, Floats
 from service.methods.entry import MethodEntry
 from service.methods.oracle import Attribution, Method, Points, Problem, Steps, evaluated
 from service.methods.refining import accepted, refine
+from service.numerics.defects import HiddenChanges
 from service.numerics.errors import SWEEP_SAFETY
-from service.numerics.sweep import Sweep
+from service.numerics.sweep import CONTRAST, PathErrors, Sweep
 
 NODES_PER_PATH = 4
 
@@ -56,8 +57,10 @@ class _Paths:
         self._problem = problem
         self._sums = np.zeros_like(problem.baselines)
         self._squares = np.zeros_like(problem.input)
-        self._accepted = np.inf
         self.sweep = Sweep(problem.output - problem.baseline_outputs, nodes, problem.seed)
+        ends = np.full(len(problem.baselines), problem.output)
+        self._errors = PathErrors(len(problem.baselines))
+        self._hidden = HiddenChanges(problem.baseline_outputs, ends, self.sweep.places)
 
     @property
     def evaluations(self) -> int:
@@ -70,17 +73,25 @@ class _Paths:
         answer = yield from evaluated(
             Points(problem.baselines, problem.input, line, alphas, problem.readout, problem.target)
         )
-        self._sums[sweep.pending_paths] += answer.run_sums(sweep.pending_lengths)
+        fresh, lengths = sweep.pending_paths, sweep.pending_lengths
+        before, counts = self._sums[fresh], sweep.counts[fresh]
+        self._sums[fresh] += answer.run_sums(lengths)
         self._squares += answer.squares()
-        sweep.learn(answer.derivatives)
+        hidden = self._hidden.learn(line, alphas, answer.outputs, answer.derivatives)
+        if not sweep.has_midpoints:
+            sweep.learn(answer.derivatives, hidden)
+            return
+        if not counts[0]:
+            self._errors.begin(answer.run_sums(lengths, np.tile(CONTRAST, len(fresh))))
+        else:
+            known = self._sums[fresh] / (counts + lengths)[:, None]
+            self._errors.refine(fresh, known - before / counts[:, None])
+        sweep.learn(answer.derivatives, [*hidden, self._errors.of_paths(problem.grouping)])
 
     def aim(self) -> float | None:
-        """The path error to aim at. What the tolerance allows depends on the attributions, which are summed up anew
-        only when the last aim was reached."""
-        error = self.sweep.path_error()
-        if not error > self._accepted:
-            self._accepted = accepted(self._problem, self.attributions().mean(axis=0))
-        return self._accepted if error > self._accepted else None
+        """The path error to aim at; what the tolerance allows grows with the attributions that are found."""
+        allowed = accepted(self._problem, self.attributions().mean(axis=0)) / SWEEP_SAFETY
+        return allowed if self.sweep.path_error() > allowed else None
 
     def sweep_further(self, target: float) -> int:
         """Refines the paths to reach `target`; the number of points now pending."""

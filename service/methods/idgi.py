@@ -12,8 +12,9 @@ gradient is taken by the features' ranges, so that the values do not depend on t
 The gradient is taken in the middle of the step, where the algorithm has its start: in the limit of many steps the same,
 but of second order in their length, and not at x' itself, where a ReLU network without biases has no gradient at zeros.
 The outputs at the ends of the steps are the deployed model's, so the values sum to f(x) - f(x') whatever the number of
-steps, except for steps with a zero gradient, which are skipped as in the paper; `path_error` tells how well the steps
-follow the path: what the gradients of the steps miss of their changes.
+steps, except for steps with a zero gradient, which are skipped as in the paper. The shares of a step are an integrand's
+values times its length, so how they differ from step to step tells their error (`service.numerics.cells`); what the
+gradient misses of the change of its step, beyond that, is added.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from service.methods.entry import Choice, Facts, MethodEntry, Number, one_point
 from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
 from service.methods.units import units_of_length
 from service.numerics.blur import SIGMA_MAX, BlurPath
+from service.numerics.cells import FEWEST_NODES, SAFETY, SEEN, estimate, local_errors, stencils
 from service.numerics.errors import PATH_SAFETY
 
 STRAIGHT, BLUR = "straight", "blur"
@@ -43,24 +45,39 @@ def idgi(problem: Problem) -> Method:
     ends = np.linspace(0.0, 1.0, steps + 1)
     outputs = yield from _outputs(problem, path, ends)
     changes, units = np.diff(outputs), units_of_length(problem)
-    values, missed = np.zeros_like(problem.input), 0.0
+    shares, missed = [], np.empty(0)
     for part in _parts(steps, problem):
         rows, velocities = path.at((ends[:-1] + ends[1:])[part] / 2)
         known = yield from evaluated(Rows(rows, problem.readout, np.full(len(rows), problem.target)))
         gradients, own_changes = known.contributions, changes[part]
         squares = (gradients * units) ** 2
         norms = squares.sum(axis=1)
-        values += np.divide(own_changes, norms, out=np.zeros_like(norms), where=norms > 0) @ squares
-        missed += float(np.abs(own_changes - (gradients * velocities).sum(axis=1) / steps).sum())
+        shares.append(squares * np.divide(own_changes, norms, out=np.zeros_like(norms), where=norms > 0)[:, None])
+        defects = own_changes - (gradients * velocities).sum(axis=1) / steps
+        missed = np.append(missed, np.abs(defects))
+    of_steps = np.concatenate(shares)
     return Attribution(
-        values=values,
+        values=of_steps.sum(axis=0),
         baseline_output=float(outputs[0]),
         completeness=Completeness.BY_CONSTRUCTION,
-        path_error=PATH_SAFETY * missed,
+        path_error=_error(problem, of_steps, missed),
         evaluations=steps,
         rule=f"{problem.options['path']}_path",
         stopped=None if steps == wanted else "budget",
     )
+
+
+def _error(problem: Problem, shares: Floats, missed: Floats) -> float:
+    """The L1 error of the sum of `shares` [steps, inputs], with its safety factor; the gradients' own account of each
+    step misses `missed` [steps] of its change."""
+    steps = len(shares)
+    if steps < FEWEST_NODES:
+        return PATH_SAFETY * float(missed.sum())
+    borders = np.linspace(0.0, 1.0, steps + 1)
+    stencil = stencils((borders[:-1] + borders[1:]) / 2, borders, np.arange(steps))
+    errors = local_errors(steps * shares, stencil, problem.grouping)
+    unseen = np.maximum(missed - SEEN * errors.cells[0], 0.0)
+    return SAFETY * float(estimate(errors, stencil, is_fixed=True).inputs.sum()) + float(unseen.sum())
 
 
 class _Path(Protocol):

@@ -4,11 +4,12 @@ Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017
 mean of the chosen baseline set, or the one row that came with the request.
 
 The rule decides how the integral is taken. `exact`: on a piecewise-linear network, one gradient per piece is the
-integral itself; through a two-class softmax it stays exact with the weights of `softmax_piece_weights`, with more
-labels three Gauss nodes a piece are used. Pieces that do not fit the budget are not taken; the refining rules answer
-instead. `gauss_legendre` and `midpoint` refine until the error holds. `auto` takes the exact rule where the network
-allows it and the line has few pieces, else midpoint on networks with kinks, else Gauss-Legendre. The rules are in
-`service.methods.straight_path`.
+integral itself; through a two-class softmax it stays exact with the weights of `softmax_piece_weights`. Through one of
+more labels the gradient is not constant on a piece, but those of the logits are: one for each label whose probability
+plays a part is weighted with the integral of its slope, which is known (`service.numerics.softmax_pieces`). What does
+not fit the budget is not taken; the refining rules answer instead. `gauss_legendre` and `midpoint` refine until the
+error holds. `auto` takes the exact rule where the network allows it and it takes few gradients, else midpoint on
+networks with kinks, else Gauss-Legendre. The rules are in `service.methods.straight_path`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ INTEGRATED_GRADIENTS = MethodEntry(
     least_points=one_point,
     usual_points=lambda _facts: 64,
     gives_reasons=True,
-    cost="one a piece by the exact rule; else what the tolerance takes, from 6 or 8",
+    cost="one a piece by the exact rule, and label if more than two have a probability; else as tolerated, from 6 or 8",
     options=(
         Choice(
             "rule",

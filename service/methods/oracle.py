@@ -201,8 +201,9 @@ class Evaluated(Protocol):
         """The sum of weights [n] times contributions [n, inputs], in float64 and in one fixed order: [inputs]."""
         ...
 
-    def run_sums(self, lengths: Indices) -> Floats:
-        """The sums over runs of so many points each, one after the other, in float64: [runs, inputs]."""
+    def run_sums(self, lengths: Indices, weights: Floats | None = None) -> Floats:
+        """The sums over runs of so many points each, one after the other, in float64: [runs, inputs]. With `weights`
+        [n], of weights times contributions."""
         ...
 
     def squares(self) -> Floats:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.domain import Completeness, Floats, OutputSpace
+from service.domain import Completeness, Floats, Indices, OutputSpace
 from service.methods.oracle import (
     Attribution,
     Breakpoints,
+    Evaluated,
     Method,
     Pieces,
     Points,
@@ -25,11 +27,11 @@ from service.methods.oracle import (
 )
 from service.methods.refined_lines import RefinedLines
 from service.methods.refining import FIRST_PANELS, GAUSS_NODES, next_aim, refine
-from service.numerics.errors import PATH_SAFETY
-from service.numerics.quadrature import gauss_legendre, softmax, softmax_piece_weights
+from service.numerics.errors import RESOLUTION, rounding_error
+from service.numerics.quadrature import softmax, softmax_piece_weights
+from service.numerics.softmax_pieces import softmax_piece_slopes
 
-NODES_PER_SMOOTH_PIECE = 3
-FEW_PIECES = 256
+FEW_GRADIENTS = 256
 """With more, `auto` refines: lines of the digits model have some 850 pieces, whose gradients take 70 to 140 ms, where a
 refined answer to 1% takes 15 ms."""
 
@@ -37,11 +39,11 @@ refined answer to 1% takes 15 ms."""
 def straight_path(problem: Problem, rule: str) -> Method:
     """The attributions on the straight path by `rule`: auto, exact, gauss_legendre or midpoint."""
     if rule == "exact" or (rule == "auto" and problem.traits.is_piecewise_linear):
-        most = problem.max_evaluations if rule == "exact" else min(problem.max_evaluations, FEW_PIECES)
+        most = problem.max_evaluations if rule == "exact" else min(problem.max_evaluations, FEW_GRADIENTS)
         found = yield from pieces_of(Breakpoints(problem.center, problem.input, most))
-        pieces = _pieces(problem, found)
-        if pieces is not None:
-            return (yield from _exact(problem, pieces))
+        exact = _exact_rule(problem, found)
+        if exact is not None and exact.gradients <= most:
+            return (yield from _exact(problem, exact))
     most = problem.max_evaluations
     if rule == "gauss_legendre":
         return (yield from _refined(problem, rule, min(GAUSS_NODES, most), 1))
@@ -49,57 +51,91 @@ def straight_path(problem: Problem, rule: str) -> Method:
 
 
 @dataclass(frozen=True, slots=True)
-class _ExactRule:
-    """Nodes, weights [n] and readout of the exact rule, and the change of the output over each node's piece."""
+class _Part:
+    """Gradients of one readout and target in the middle of the pieces numbered `piece` [n], and their `weights` [n]."""
 
-    alphas: Floats
-    weights: Floats
     readout: Readout
+    target: int
+    piece: Indices
+    weights: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _ExactRule:
+    """The integral as a sum over parts. `middles` [pieces] of the pieces, and the `changes` [pieces] of the output.
+
+    `logits` is how far apart the logits are that a softmax was taken of; 0 without one.
+    """
+
+    parts: list[_Part]
+    middles: Floats
     changes: Floats
-    nodes_per_piece: int
+    logits: float
+
+    @property
+    def gradients(self) -> int:
+        return sum(len(part.piece) for part in self.parts)
 
 
-def _pieces(problem: Problem, found: Pieces) -> _ExactRule | None:
-    """The exact rule for the pieces that were found; None when they do not fit the budget."""
+def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
+    """The exact rule for the pieces that were found; None where there were too many."""
     if found.alphas is None or found.logits is None:
         return None
     length = np.diff(found.alphas)
     keep = length > 0
-    length, left = length[keep], found.alphas[:-1][keep]
-    target = found.logits[:, problem.target]
+    length, middles = length[keep], (found.alphas[:-1] + found.alphas[1:])[keep] / 2
+    start, end = found.logits[:-1][keep].astype(np.float64), found.logits[1:][keep].astype(np.float64)
+    target, every = problem.target, np.arange(len(length))
     if problem.output_space is OutputSpace.LOGIT:
-        changes = np.diff(target)[keep]
-        return _ExactRule(left + length / 2, length, Readout.LOGIT, changes, 1)
+        changes = (end - start)[:, target]
+        return _ExactRule([_Part(Readout.LOGIT, target, every, length)], middles, changes, 0.0)
+    apart = float(np.ptp(found.logits, axis=1).max())
     if problem.labels == 2:
-        margin = target - found.logits[:, 1 - problem.target]
-        weights = softmax_piece_weights(margin[:-1][keep], margin[1:][keep], length)
-        changes = weights / length * np.diff(margin)[keep]
-        return _ExactRule(left + length / 2, weights, Readout.MARGIN, changes, 1)
-    rule = gauss_legendre(NODES_PER_SMOOTH_PIECE)
-    if NODES_PER_SMOOTH_PIECE * len(length) > problem.max_evaluations:
-        return None
-    probability = softmax(found.logits)[:, problem.target]
-    alphas = left[:, None] + length[:, None] * rule.nodes
-    return _ExactRule(
-        alphas.ravel(),
-        (length[:, None] * rule.weights).ravel(),
-        Readout.PROBABILITY,
-        np.diff(probability)[keep],
-        NODES_PER_SMOOTH_PIECE,
-    )
+        margins = [logits[:, target] - logits[:, 1 - target] for logits in (start, end)]
+        weights = softmax_piece_weights(*margins, length)
+        changes = weights / length * (margins[1] - margins[0])
+        return _ExactRule([_Part(Readout.MARGIN, target, every, weights)], middles, changes, apart)
+    slopes = softmax_piece_slopes(start, end, length, target)
+    changes = (softmax(end) - softmax(start))[:, target]
+    counts = _counting(slopes)
+    parts = [
+        _Part(Readout.LOGIT, label, np.flatnonzero(counts[:, label]), slopes[counts[:, label], label])
+        for label in range(problem.labels)
+    ]
+    return _ExactRule([part for part in parts if len(part.piece)], middles, changes, apart)
+
+
+def _counting(slopes: Floats) -> NDArray[np.bool_]:
+    """Which of the `slopes` [pieces, labels] count: the smallest, that add up to less than float32 resolves, do not."""
+    sizes = np.abs(slopes).ravel()
+    order = np.argsort(sizes, kind="stable")
+    counts = np.empty(len(sizes), dtype=bool)
+    counts[order] = np.cumsum(sizes[order]) > RESOLUTION * sizes.sum()
+    counts[order[-1]] = True  # also where nothing changes at all
+    return counts.reshape(slopes.shape)
 
 
 def _exact(problem: Problem, rule: _ExactRule) -> Method:
-    line = np.zeros(len(rule.alphas), dtype=np.intp)
-    points = Points(problem.center[None], problem.input, line, rule.alphas, rule.readout, problem.target)
-    known = yield from evaluated(points)
-    integrals = (rule.weights * known.derivatives).reshape(-1, rule.nodes_per_piece).sum(axis=1)
+    known: Evaluated | None = None
+    for part in rule.parts:
+        line = np.zeros(len(part.piece), dtype=np.intp)
+        alphas = rule.middles[part.piece]
+        answer = yield from evaluated(
+            Points(problem.center[None], problem.input, line, alphas, part.readout, part.target)
+        )
+        known = answer if known is None else known.joined(answer)
+    assert known is not None
+    weights = np.concatenate([part.weights for part in rule.parts])
+    piece = np.concatenate([part.piece for part in rule.parts])
+    integrals = np.bincount(piece, weights * known.derivatives, minlength=len(rule.changes))
+    values = known.weighted_sum(weights)
+    missed = problem.output - problem.center_output - float(values.sum())
     return Attribution(
-        values=known.weighted_sum(rule.weights),
+        values=values,
         baseline_output=problem.center_output,
         completeness=Completeness.EXACT,
-        path_error=PATH_SAFETY * float(np.abs(rule.changes - integrals).sum()),
-        evaluations=len(rule.alphas),
+        path_error=rounding_error(values, problem.center, problem.input, rule.changes - integrals, missed, rule.logits),
+        evaluations=rule.gradients,
         rule="exact",
     )
 

@@ -203,10 +203,10 @@ class Estimate:
     cells: Floats
 
 
-def estimate(errors: LocalErrors, stencil: Stencils) -> Estimate:
-    """The better of the two rules and its error; see the module."""
+def estimate(errors: LocalErrors, stencil: Stencils, *, is_fixed: bool = False) -> Estimate:
+    """The better of the two rules and its error; see the module. Where the rule `is_fixed`, that of the plain one."""
     plain = np.maximum(np.sqrt(errors.second_squares), np.abs(errors.drift))
     of_plain, of_fourth = float(plain.sum()), float(np.sqrt(errors.fourth_squares).sum())
-    if not of_fourth <= SMOOTH * of_plain:
+    if is_fixed or not of_fourth <= SMOOTH * of_plain:
         return Estimate(False, plain, errors.cells[0] * stencil.rough[0])
     return Estimate(True, SMOOTH_SHARE * np.sqrt(errors.fourth_squares), SMOOTH_SHARE * errors.cells[1])

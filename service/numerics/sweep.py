@@ -2,8 +2,9 @@
 
 The mean over K baselines of path integrals is taken with equally weighted nodes on each path. What a path's nodes miss,
 its residual f(x) - f(x'_k) - (the mean of its derivatives), is known. The mean of the absolute residuals estimates the
-error of the mean without letting paths cancel. The paths with the largest residuals get more nodes, and nothing
-evaluated is lost. What is missed in the end is shared among the inputs of each path; see `Sweep.shared`.
+error of the mean without letting paths cancel, unless the outputs at the nodes tell of a larger one (see
+`service.numerics.defects`). The paths with the largest errors get more nodes, and nothing evaluated is lost. What is
+missed in the end is shared among the inputs of each path; see `Sweep.shared`.
 
 With four nodes a path and more they are midpoints, and three times as many are the next midpoints: the residuals are
 smallest so. With fewer, midpoints would all miss in the same direction. Then paths begin at different places, a Latin
@@ -32,15 +33,56 @@ Then what is done with residuals, over 24 rows in one run, the hypercube for 200
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from service.domain import Floats, Indices
+from service.numerics.cells import SAFETY, Grouping
+from service.numerics.errors import RESOLUTION, SWEEP_SAFETY
 
 FEWEST_MIDPOINTS = 4
 PLACE_IN_STRATUM = (3 - 5**0.5) / 2
 """The golden section, and not a half: no node falls on its mirror image, with however few paths."""
-RESOLUTION = float(np.finfo(np.float32).eps)
-"""Derivatives come from float32 gradients: a smaller relative difference between two of them is rounding."""
+
+CONTRAST = np.array([1.0, -1.0, -1.0, 1.0])
+"""Of the contributions at a path's first four midpoints. It is zero where they are linear. Where they are smooth, the
+rule's error is a 48th of it. Where they are a random walk (see `service.numerics.cells`) both are random, and the
+root mean square of the error is sqrt(2 / 192) of that of the contrast."""
+WALK_OF_CONTRAST, SMOOTH_OF_CONTRAST = (2 / 192) ** 0.5, 1 / 48
+WALK_OF_STEP, SMOOTH_OF_STEP = 8**-0.5, 1 / 8
+"""Likewise, of what three times as many midpoints change."""
+
+
+class PathErrors:
+    """What the midpoints of K paths miss, input by input, read from their contributions."""
+
+    def __init__(self, paths: int) -> None:
+        self._walks: Floats = np.empty((paths, 0))
+        self._smooth = np.full(paths, SMOOTH_OF_CONTRAST / WALK_OF_CONTRAST)
+
+    def begin(self, contrasts: Floats) -> None:
+        """Takes the `CONTRAST` of every path's first contributions: [K, inputs]."""
+        self._walks = WALK_OF_CONTRAST * contrasts
+
+    def refine(self, paths: Indices, steps: Floats) -> None:
+        """Takes by what three times as many nodes changed the integrals of `paths` [p]: [p, inputs]."""
+        self._walks[paths] = WALK_OF_STEP * steps
+        self._smooth[paths] = SMOOTH_OF_STEP / WALK_OF_STEP
+
+    def of_paths(self, grouping: Grouping) -> Floats:
+        """The parts of the paths, [K], in K times the L1 error of the mean, as `Sweep.learn` takes them.
+
+        Random errors of different paths add up in squares, those of smooth paths as they are; of each unit the larger
+        sum counts.
+        """
+        units = grouping.sums(self._walks, lambda array: array)
+        walk = np.sqrt((units**2).sum(axis=0))
+        drift = np.abs(self._smooth @ units)
+        whole = SAFETY / SWEEP_SAFETY * float(np.maximum(walk, drift).sum())
+        parts = np.abs(units).sum(axis=1)
+        total = float(parts.sum())
+        return parts * (whole / total) if total > 0 else parts
 
 
 class Sweep:
@@ -59,6 +101,7 @@ class Sweep:
         self._sums = np.zeros(paths)
         self.counts = np.zeros(paths, dtype=np.intp)
         self.residuals: Floats = changes
+        self.errors: Floats = np.abs(changes)
         self.pending_paths: Indices = np.arange(paths)
         self.pending_lengths: Indices = np.full(paths, nodes)
         self.pending_alphas: Floats = np.tile(_midpoints(nodes), paths)
@@ -70,6 +113,16 @@ class Sweep:
     @property
     def factor(self) -> int:
         return 3 if self._begins is None else 2
+
+    @property
+    def has_midpoints(self) -> bool:
+        """Whether the nodes of every path are its midpoints, four and three times as many again and again."""
+        return self._begins is None
+
+    @property
+    def places(self) -> Floats:
+        """The first nodes where all paths have the same, else none."""
+        return self.pending_alphas[: self.pending_lengths[0]] if self._begins is None else np.empty(0)
 
     @property
     def pending_line(self) -> Indices:
@@ -88,17 +141,24 @@ class Sweep:
         shifted = (begins + _midpoints(steps)) % 1.0
         return np.concatenate([shifted, 1 - shifted], axis=1)
 
-    def learn(self, derivatives: Floats) -> None:
-        """Takes the derivatives along the paths at the pending nodes."""
+    def learn(self, derivatives: Floats, missed: Sequence[Floats] = ()) -> None:
+        """Takes the derivatives along the paths at the pending nodes.
+
+        Each of `missed` [K] is what else all nodes are known to miss; the worst in the mean over the paths counts. What
+        paths with midpoints miss of their own changes cancels in the mean as random errors do; what they have in common
+        is among `missed`.
+        """
         self._sums += np.bincount(self.pending_line, derivatives, minlength=len(self._sums))
         self.counts[self.pending_paths] += self.pending_lengths
         self.residuals = self._changes - self._sums / self.counts
+        own = np.abs(self.residuals) / (np.sqrt(len(self.counts)) if self.has_midpoints else 1.0)
+        self.errors = max([own, *missed], key=np.sum)
         self.pending_paths = self.pending_lengths = np.empty(0, dtype=np.intp)
         self.pending_alphas = np.empty(0)
 
     def path_error(self) -> float:
-        """The mean of the absolute residuals, in units of the output."""
-        return float(np.abs(self.residuals).sum()) / len(self.residuals)
+        """The mean of the errors of the paths, in units of the output."""
+        return float(self.errors.sum()) / len(self.errors)
 
     def shared(self, sums: Floats, squares: Floats, directions: Floats) -> Floats:
         """The attributions of every path, its residual shared among its inputs: [K, inputs].
@@ -125,11 +185,11 @@ class Sweep:
         return squared
 
     def refine(self, target: float, most: int) -> int:
-        """Adds nodes to the paths with the largest residuals until `target` should hold; at most `most`.
+        """Adds nodes to the paths with the largest errors until `target` should hold; at most `most`.
 
         Returns the number of points now pending; 0 when `most` allows none.
         """
-        errors = np.abs(self.residuals) / len(self.residuals)
+        errors = self.errors / len(self.errors)
         worst_first = np.argsort(-errors, kind="stable")
         gained = np.cumsum(errors[worst_first]) * (1 - 1 / self.factor)
         wanted = int(np.searchsorted(gained, errors.sum() - target)) + 1

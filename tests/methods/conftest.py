@@ -385,8 +385,9 @@ class _KnownPoints:
         result: Floats = weights @ self.contributions
         return result
 
-    def run_sums(self, lengths: Indices) -> Floats:
-        return np.stack([run.sum(axis=0) for run in np.split(self.contributions, np.cumsum(lengths)[:-1])])
+    def run_sums(self, lengths: Indices, weights: Floats | None = None) -> Floats:
+        weighted = self.contributions if weights is None else weights[:, None] * self.contributions
+        return np.stack([run.sum(axis=0) for run in np.split(weighted, np.cumsum(lengths)[:-1])])
 
     def squares(self) -> Floats:
         result: Floats = (self.contributions**2).sum(axis=0)
