@@ -61,6 +61,11 @@ class RefinedLines:
         """The sum of the L1 errors of all lines, in units of the output."""
         return sum(refinement.error() for refinement in self.refinements)
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether on some line most of the error is what no node sees."""
+        return any(refinement.is_searching for refinement in self.refinements)
+
     def input_errors(self) -> Floats | None:
         """How far the value of every unit may be off: [units]; None where only the sum of the errors is known."""
         of_lines = [refinement.input_errors() for refinement in self.refinements]

@@ -45,6 +45,7 @@ class RefinedPath:
             refinement.error,
             aim,
             lambda target: refinement.split(target, self.affordable(problem)),
+            lambda: refinement.is_searching,
         )
 
     def _learn(self, problem: Problem, refinement: Refinement) -> Steps[None]:

@@ -22,16 +22,18 @@ def refine(
     error: Callable[[], float],
     aim: Callable[[], float | None],
     split: Callable[[float], int],
+    is_searching: Callable[[], bool] = lambda: False,
 ) -> Steps[str | None]:
     """Evaluates and refines until `aim`, the error to be reached next, is None; says what ended it before that.
 
     `learn` evaluates what is pending, `error` is what is left of it, and `split` makes more pending to reach an aim, or
-    nothing where the budget allows no more. A deadline that passes before the first answer is not caught.
+    nothing where the budget allows no more. `is_searching` says that the error is of a place that is still looked for.
+    A deadline that passes before the first answer is not caught.
     """
     yield from learn()
     stagnation = Stagnation()
     while (target := aim()) is not None:
-        if stagnation.after(error()):
+        if stagnation.after(error(), is_searching=is_searching()):
             return "precision"
         if not split(target):
             return "budget"

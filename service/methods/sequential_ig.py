@@ -32,7 +32,9 @@ def sequential_ig(problem: Problem) -> Method:
     outputs = yield from outputs_at(starts)
     panels = min(FIRST_PANELS, problem.max_evaluations // len(starts))
     paths = _Paths(problem, starts, outputs[problem.output_space][:, problem.target], 1, panels)
-    stopped = yield from refine(paths.learn, paths.error, lambda: _aim(problem, paths), paths.split)
+    stopped = yield from refine(
+        paths.learn, paths.error, lambda: _aim(problem, paths), paths.split, lambda: paths.is_searching
+    )
     return _attribution(problem, paths.values, paths.evaluations, "midpoint", stopped)
 
 

@@ -146,7 +146,7 @@ def _refined(problem: Problem, rule: str, order: int, panels: int) -> Method:
     def aim() -> float | None:
         return next_aim(problem, lines.error(), lines.values, problem.center_output)
 
-    stopped = yield from refine(lines.learn, lines.error, aim, lines.split)
+    stopped = yield from refine(lines.learn, lines.error, aim, lines.split, lambda: lines.is_searching)
     return Attribution(
         values=lines.values,
         baseline_output=problem.center_output,

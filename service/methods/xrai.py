@@ -87,7 +87,7 @@ def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attrib
     def aim() -> float | None:
         return next_aim(problem, lines.error() / LINES, lines.values / LINES, float(outputs.mean()))
 
-    stopped = yield from refine(learn, lines.error, aim, lines.split)
+    stopped = yield from refine(learn, lines.error, aim, lines.split, lambda: lines.is_searching)
     return Attribution(
         values=lines.values / LINES,
         baseline_output=problem.center_output,

@@ -101,6 +101,11 @@ class Refinement:
             return self._safety * self.sum_of_defects()
         return max(SAFETY * float(self._estimate.inputs.sum()) + float(self._unseen.sum()), self._residual())
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether most of the error is what shows between nodes and at none of them."""
+        return self._estimate is not None and float(self._unseen.sum()) > self.error() / 2
+
     def input_errors(self) -> Floats | None:
         """How far the integral of every input, or unit of inputs, may be off: [units]. None where only the sum of the
         errors is known. What shows in no vector may be any input's."""
@@ -217,16 +222,19 @@ class Stagnation:
     """Tells when more points no longer help: the error stops falling at the precision of the model's own arithmetic."""
 
     PATIENCE = 4
+    SEARCHING = 16
+    """Rounds in which a change of the output that no node sees is looked for: 3^-16 is 2e-8, less than float32 tells of
+    a place on the path."""
     PROGRESS = 0.9
 
     def __init__(self) -> None:
         self._best = np.inf
         self._rounds = 0
 
-    def after(self, error: float) -> bool:
-        """Whether `PATIENCE` rounds in a row have not brought the error under `PROGRESS` times its best."""
+    def after(self, error: float, *, is_searching: bool = False) -> bool:
+        """Whether too many rounds in a row have not brought the error under `PROGRESS` times its best."""
         if error < self.PROGRESS * self._best:
             self._best, self._rounds = error, 0
         else:
             self._rounds += 1
-        return self._rounds >= self.PATIENCE
+        return self._rounds >= (self.SEARCHING if is_searching else self.PATIENCE)

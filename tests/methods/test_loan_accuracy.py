@@ -20,7 +20,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from service.domain import Completeness, Explanation, Floats, OutputSpace
+from service.domain import Completeness, Explanation, Floats, OutputSpace, ToleranceOf
 from service.engine.device import DeviceModel
 
 if TYPE_CHECKING:
@@ -184,7 +184,16 @@ def test_a_converged_answer_is_complete_within_its_tolerance(
     tolerance: float,
     space: OutputSpace,
 ) -> None:
-    results = run(model, plans(heldout[SOME], rule=rule, tolerance=tolerance, output_space=space))
+    results = run(
+        model,
+        plans(
+            heldout[SOME],
+            rule=rule,
+            tolerance=tolerance,
+            output_space=space,
+            tolerance_of=ToleranceOf.COMPLETENESS,
+        ),
+    )
     converged = np.array([result.converged for result in results])
     outputs = np.append(own_outputs[space][:-1][SOME], own_outputs[space][-1])
     own = completeness_errors(attributions_of(results), outputs, space, baseline_outputs[space])

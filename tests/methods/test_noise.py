@@ -267,7 +267,7 @@ def test_after_a_deadline_a_copy_that_was_left_unfinished_counts(pose: Pose, dri
     problem = pose(bent, X, BASELINE[None], rule="midpoint", tolerance=1e-9)
     result = drive(noisy(integrated_gradients, problem, Noise(SMOOTHGRAD, 10, 0.1)), bent, answers=2)
     assert result.stopped == "deadline"
-    assert result.evaluations == 8
+    assert result.evaluations == 4
 
 
 @pytest.mark.parametrize(("answers", "kind"), [(0, SMOOTHGRAD), (1, SMOOTHGRAD), (2, VARGRAD)])

@@ -157,7 +157,7 @@ def test_on_a_colour_photograph_its_regions_and_their_order_are_pairs_with_the_s
 
 
 @pytest.mark.parametrize(
-    ("activation", "kinks", "rule"), [(torch.tanh, (), "gauss_legendre"), (torch.relu, ("relu",), "midpoint")]
+    ("activation", "kinks", "rule"), [(torch.tanh, (), "midpoint"), (torch.relu, ("relu",), "midpoint")]
 )
 def test_on_a_small_image_and_a_bent_model_it_is_pairs_map_of_the_true_integrals(
     posed: Posed, drive: Drive, activation: Callable[[Tensor], Tensor], kinks: tuple[str, ...], rule: str
@@ -217,7 +217,7 @@ def test_both_lines_share_every_question_and_a_scale_is_segmented_before_each(
     assert segmented == [50]
     points = method.send({OutputSpace.LOGIT: np.array([[0.0, 1.0], [0.0, 2.0]])})
     assert isinstance(points, Points)
-    assert np.bincount(points.line).tolist() == [8, 8]
+    assert np.bincount(points.line).tolist() == [4, 4]
     assert segmented == [50, 100]
 
 
@@ -238,7 +238,7 @@ def test_after_a_deadline_what_is_known_is_ranked(posed: Posed, drive: Drive) ->
     problem = posed(network, x, ("relu",), tolerance=1e-9)
     late = drive(xrai(problem), network, shape=SMALL, answers=2)
     assert late.stopped == "deadline"
-    spent = drive(xrai(replace(problem, max_evaluations=16)), network, shape=SMALL)
+    spent = drive(xrai(replace(problem, max_evaluations=8)), network, shape=SMALL)
     np.testing.assert_array_equal(late.values, spent.values)
 
 
