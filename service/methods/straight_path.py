@@ -89,9 +89,9 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
         return _ExactRule([_Part(Readout.LOGIT, target, every, length)], middles, changes, 0.0)
     apart = float(np.ptp(found.logits, axis=1).max())
     if problem.labels == 2:
-        margins = [logits[:, target] - logits[:, 1 - target] for logits in (start, end)]
-        weights = softmax_piece_weights(*margins, length)
-        changes = weights / length * (margins[1] - margins[0])
+        before, behind = (logits[:, target] - logits[:, 1 - target] for logits in (start, end))
+        weights = softmax_piece_weights(before, behind, length)
+        changes = weights / length * (behind - before)
         return _ExactRule([_Part(Readout.MARGIN, target, every, weights)], middles, changes, apart)
     slopes = softmax_piece_slopes(start, end, length, target)
     changes = (softmax(end) - softmax(start))[:, target]
