@@ -31,18 +31,20 @@ from service.numerics.errors import PATH_SAFETY, RESOLUTION, rounding_error
 from service.numerics.quadrature import softmax, softmax_piece_weights
 from service.numerics.softmax_pieces import softmax_piece_slopes
 
-FEW_GRADIENTS = 256
+FEW_PIECES = 256
 """With more, `auto` refines: lines of the digits model have some 850 pieces, whose gradients take 70 to 140 ms, where a
 refined answer to 1% takes 15 ms."""
+FEW_GRADIENTS = 3 * FEW_PIECES
+"""As many for the probabilities of three labels; of more, `auto` refines where the pieces are many."""
 
 
 def straight_path(problem: Problem, rule: str) -> Method:
     """The attributions on the straight path by `rule`: auto, exact, gauss_legendre or midpoint."""
     if rule == "exact" or (rule == "auto" and problem.traits.is_piecewise_linear):
-        most = problem.max_evaluations if rule == "exact" else min(problem.max_evaluations, FEW_GRADIENTS)
-        found = yield from pieces_of(Breakpoints(problem.center, problem.input, most))
+        pieces, gradients = (problem.max_evaluations,) * 2 if rule == "exact" else (FEW_PIECES, FEW_GRADIENTS)
+        found = yield from pieces_of(Breakpoints(problem.center, problem.input, min(problem.max_evaluations, pieces)))
         exact = _exact_rule(problem, found)
-        if exact is not None and exact.gradients <= most:
+        if exact is not None and exact.gradients <= min(problem.max_evaluations, gradients):
             return (yield from _exact(problem, exact))
     is_bent = rule == "midpoint" or (rule != "gauss_legendre" and bool(problem.traits.bends))
     return (yield from _refined(problem, *first_rule(is_bent, problem.max_evaluations)))
