@@ -31,18 +31,20 @@ from service.numerics.errors import RESOLUTION, rounding_error
 from service.numerics.quadrature import softmax, softmax_piece_weights
 from service.numerics.softmax_pieces import softmax_piece_slopes
 
-FEW_GRADIENTS = 256
+FEW_PIECES = 256
 """With more, `auto` refines: lines of the digits model have some 850 pieces, whose gradients take 70 to 140 ms, where a
 refined answer to 1% takes 15 ms."""
+FEW_GRADIENTS = 3 * FEW_PIECES
+"""As many for the probabilities of three labels; of more, `auto` refines where the pieces are many."""
 
 
 def straight_path(problem: Problem, rule: str) -> Method:
     """The attributions on the straight path by `rule`: auto, exact, gauss_legendre or midpoint."""
     if rule == "exact" or (rule == "auto" and problem.traits.is_piecewise_linear):
-        most = problem.max_evaluations if rule == "exact" else min(problem.max_evaluations, FEW_GRADIENTS)
-        found = yield from pieces_of(Breakpoints(problem.center, problem.input, most))
+        pieces, gradients = (problem.max_evaluations,) * 2 if rule == "exact" else (FEW_PIECES, FEW_GRADIENTS)
+        found = yield from pieces_of(Breakpoints(problem.center, problem.input, min(problem.max_evaluations, pieces)))
         exact = _exact_rule(problem, found)
-        if exact is not None and exact.gradients <= most:
+        if exact is not None and exact.gradients <= min(problem.max_evaluations, gradients):
             return (yield from _exact(problem, exact))
     most = problem.max_evaluations
     if rule == "gauss_legendre":
@@ -91,9 +93,9 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
         return _ExactRule([_Part(Readout.LOGIT, target, every, length)], middles, changes, 0.0)
     apart = float(np.ptp(found.logits, axis=1).max())
     if problem.labels == 2:
-        margins = [logits[:, target] - logits[:, 1 - target] for logits in (start, end)]
-        weights = softmax_piece_weights(*margins, length)
-        changes = weights / length * (margins[1] - margins[0])
+        before, behind = (logits[:, target] - logits[:, 1 - target] for logits in (start, end))
+        weights = softmax_piece_weights(before, behind, length)
+        changes = weights / length * (behind - before)
         return _ExactRule([_Part(Readout.MARGIN, target, every, weights)], middles, changes, apart)
     slopes = softmax_piece_slopes(start, end, length, target)
     changes = (softmax(end) - softmax(start))[:, target]

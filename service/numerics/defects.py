@@ -75,7 +75,8 @@ class HiddenChanges:
         self._line = np.concatenate([self._line, line])
         self._nodes = np.concatenate([self._nodes, [alphas, outputs, derivatives]], axis=1)
         paths = len(self._starts)
-        path, middles, defects = path_defects(self._line, *self._nodes, self._starts, self._ends)
+        alphas, outputs, derivatives = self._nodes
+        path, middles, defects = path_defects(self._line, alphas, outputs, derivatives, self._starts, self._ends)
         alone: Floats = np.bincount(path, np.abs(defects), minlength=paths) / np.sqrt(paths)
         if not len(self._places):
             return alone, alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +24,12 @@ NETWORKS = [(0, 0, 2, 1.0), (1, 16, 2, 1.0), (2, 32, 2, 2.0), (3, 32, 3, 2.0)]
 def random_network(inputs: int, layers: int, width: int, labels: int, gain: float) -> nn.Sequential:
     torch.manual_seed(7 * inputs + layers)
     sizes = [inputs, *[width] * layers, labels]
-    network = nn.Sequential()
-    for before, behind in itertools.pairwise(sizes):
-        network.append(nn.Linear(before, behind))
-        network.append(nn.ReLU())
-        network[-2].weight.data.mul_(gain)
-    return network[:-1]
+    parts: list[nn.Module] = []
+    for before, behind in pairwise(sizes):
+        layer = nn.Linear(before, behind)
+        layer.weight.data.mul_(gain)
+        parts += [layer, nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
 
 
 def walked(network: nn.Sequential, start: Floats, end: Floats, space: OutputSpace, target: int) -> Floats:
