@@ -30,6 +30,7 @@ from service.api import (
 )
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
+from service.api.queries import repeated_are_refused
 from service.api.traffic import ObservedRequests
 from service.api.transport import RequestIds
 from service.cache import Cache
@@ -81,9 +82,10 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would lead to whatever host the request names
         lifespan=lifespan,
         routes=[*explain.router.routes, *repository_routes.router.routes, *baselines.posting.routes],
-        dependencies=[Depends(authorise)],
+        dependencies=[Depends(authorise), Depends(repeated_are_refused)],
         telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own
     )
     app.state.catalog = catalog

@@ -15,10 +15,9 @@ from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.catalog.baselines import MOST_ROWS, KeptSet
-from service.catalog.instances import read_instance
+from service.catalog.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
-from service.errors import InvalidRequest
 from service.repository import Repository, Rows
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
@@ -84,13 +83,7 @@ async def keep_baseline(request: Request, model: ModelName, body: BaselineBody) 
 
 
 def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
-    rows = []
-    for number, instance in enumerate(instances):
-        try:
-            rows.append(read_instance(version.manifest, instance))
-        except InvalidRequest as error:
-            raise InvalidRequest(f"row {number}: {error}") from None
-    return rows
+    return [row for row, _ in read_instances(version.manifest, instances, called="row", pointer="/rows")]
 
 
 def _stale(one: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> str | None:

@@ -15,11 +15,11 @@ from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
 from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
-from service.catalog.instances import Row, read_with_spans
+from service.catalog.instances import Row, read_instances
 from service.catalog.sequences import Spans
 from service.catalog.tables import TabularInputs
 from service.catalog.versions import ModelVersion
-from service.errors import InvalidRequest, MalformedBody
+from service.errors import Fault, Kind, MalformedBody
 from service.explaining import Explaining
 from service.explaining import Request as ExplainingRequest
 from service.monitoring.labels import PREDICT
@@ -116,13 +116,7 @@ async def _request(
 
 def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[tuple[Row, Spans | None]], Parameters]:
     """The rows of the instances, and the parameters with the baseline's."""
-    rows = []
-    for number, instance in enumerate(body.instances):
-        try:
-            rows.append(read_with_spans(version.manifest, instance, version.tokenizer))
-        except InvalidRequest as error:
-            where = f"instance {number}: " if len(body.instances) > 1 else ""
-            raise InvalidRequest(f"{where}{error}") from None
+    rows = [*read_instances(version.manifest, body.instances, version.tokenizer)]
     return rows, with_baseline_read(version, body.parameters.parameters())
 
 
@@ -130,7 +124,8 @@ def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Contex
     if isinstance(given, ContextBody):
         return [given.context()] * count
     if len(given) != count:
-        raise MalformedBody(f"there are {count} instances and {len(given)} contexts")
+        detail = f"there are {count} instances and {len(given)} contexts"
+        raise MalformedBody(detail, Fault(Kind.WRONG_SHAPE, "/context", detail))
     return [context.context() for context in given]
 
 

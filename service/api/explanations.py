@@ -34,7 +34,7 @@ FILTERS = QUERY_NAMES | {"limit", "cursor"}
 router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 410, 422, 503))
 
 
-@router.get("/v1/explanations/{explanation}")
+@router.get("/v1/explanations/{explanation:name}")
 @needs("ledger:read")
 async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""

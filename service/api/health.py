@@ -15,6 +15,13 @@ from service.monitoring.instruments import CONTENT_TYPE
 router = APIRouter(tags=["Health"])
 
 
+@router.get("/")
+@needs(PUBLIC)
+async def alive() -> dict[str, str]:
+    """Whether the process answers, where KServe's V1 protocol asks."""
+    return {"status": "alive"}
+
+
 @router.get("/v2/health/live")
 @needs(PUBLIC)
 async def live() -> dict[str, bool]:

@@ -18,9 +18,9 @@ from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainParameters, Strict
-from service.catalog.instances import read_instance
+from service.catalog.instances import read_instances
 from service.catalog.versions import ModelVersion
-from service.errors import Forbidden, InvalidRequest, MalformedBody
+from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody
 from service.explaining import refuse_method
 from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
 from service.ledger import Stored, Vault
@@ -183,15 +183,12 @@ def _given_rows(body: JobBody, version: ModelVersion, vault: Vault, tenant: str)
     parameters = body.parameters.parameters()
     contexts = _contexts(body, len(body.instances))
     rows: list[JobRow] = []
-    for number, (instance, context) in enumerate(zip(body.instances, contexts, strict=True)):
-        try:
-            values = read_instance(version.manifest, instance, version.tokenizer)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"instance {number}: {error}") from None
+    read = read_instances(version.manifest, body.instances, version.tokenizer)
+    for number, (values, _) in enumerate(read):
         if number == 0:
             make_plan(version, values, parameters)
-        explanation = uuid7()
-        payload = sealed_payload(vault, explanation, instance, context)
+        explanation, context = uuid7(), contexts[number]
+        payload = sealed_payload(vault, explanation, body.instances[number], context)
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         rows.append(JobRow(number, explanation, payload=payload, subject=subject))
     return rows
@@ -201,7 +198,8 @@ def _contexts(body: JobBody, count: int) -> list[Context]:
     if not isinstance(body.context, list):
         return [Context() if body.context is None else body.context.context()] * count
     if len(body.context) != count:
-        raise MalformedBody(f"there are {count} instances and {len(body.context)} contexts")
+        detail = f"there are {count} instances and {len(body.context)} contexts"
+        raise MalformedBody(detail, Fault(Kind.WRONG_SHAPE, "/context", detail))
     return [context.context() for context in body.context]
 
 

@@ -33,19 +33,30 @@ async def list_models(request: Request) -> dict[str, list[str]]:
     return {"models": _catalog(request).names}
 
 
-@router.get("/v1/models/{model}")
+@router.get("/v1/models/{model:name}")
 @needs("explain")
 async def show_model(request: Request, model: str) -> dict[str, Any]:
     """What a model takes and gives, and one complete, valid instance: of the version that the bare name means.
 
     That is the newest ready one that has passed its check; `newest` names it. Without one, what is shown is the last's.
     """
-    versions = _catalog(request).versions(model)
     meant = _catalog(request).meant(model)
-    shown = versions[-1] if meant is None else meant
-    manifest = shown.manifest
+    return _described(_catalog(request), _catalog(request).versions(model)[-1] if meant is None else meant)
+
+
+@router.get("/v1/models/{model:name}/versions/{version:name}")
+@needs("explain")
+async def show_version(request: Request, model: str, version: str) -> dict[str, Any]:
+    """What one version of a model takes and gives, in the same form as the model's description."""
+    return _described(_catalog(request), _catalog(request).named(model, version))
+
+
+def _described(catalog: Catalog, shown: ModelVersion) -> dict[str, Any]:
+    model, manifest = shown.key.name, shown.manifest
+    versions, meant = catalog.versions(model), catalog.meant(model)
     return {
         "name": model,
+        "version": shown.key.version,
         "ready": shown.is_ready,
         "newest": None if meant is None else meant.key.version,
         "title": manifest.title,

@@ -6,7 +6,8 @@ wrong items kept the event loop for 34 s and took 6.8 GB.
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -22,11 +23,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from service.catalog.nearest import LONGEST_SHOWN, MOST_SEARCHES, did_you_mean
+from service.errors import MOST_FAULTS
 from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
 
 MOST_INSTANCES = 1000
 MOST_COHORT_TAGS = 8
+MOST_OPTIONS = 32
+"""More than any method has."""
 UNKNOWN_FIELD = "unknown_field"
 
 
@@ -36,14 +41,22 @@ def _label_or_index(value: object) -> object:
     raise PydanticCustomError("target_type", "Input should be a label, a label's index, or `predicted`")
 
 
-def _few_tags(value: object) -> object:
-    if isinstance(value, dict) and len(value) > MOST_COHORT_TAGS:
-        raise PydanticCustomError("too_long", "at most {most} tags", {"most": MOST_COHORT_TAGS})
-    return value
+def _few(most: int, what: str) -> Callable[[object], object]:
+    """Refuses an object of more names before any of them is looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > most:
+            raise PydanticCustomError("too_long", "at most {most} {what}", {"most": most, "what": what})
+        return value
+
+    return check
 
 
 Target = Annotated[str | int, BeforeValidator(_label_or_index)]
-Tags = Annotated[dict[StrictStr, StrictStr], BeforeValidator(_few_tags), Field(max_length=MOST_COHORT_TAGS)]
+Tags = Annotated[
+    dict[StrictStr, StrictStr], BeforeValidator(_few(MOST_COHORT_TAGS, "tags")), Field(max_length=MOST_COHORT_TAGS)
+]
+Options = Annotated[dict[str, Any], BeforeValidator(_few(MOST_OPTIONS, "options")), Field(max_length=MOST_OPTIONS)]
 Number = Annotated[FiniteFloat, Field(strict=True)]
 
 
@@ -62,11 +75,11 @@ class Strict(BaseModel):
     def _refuse_unknown(cls, value: object) -> object:
         if type(value) is not dict or value.keys() <= cls._known:
             return value
-        unknown = next(name for name in value if name not in cls._known)
-        close = difflib.get_close_matches(unknown[:64], cls._known, 1)
-        raise PydanticCustomError(
-            UNKNOWN_FIELD, "is not a known field", {"name": unknown[:64], "meant": close[0] if close else ""}
-        )
+        unknown = [*islice((name for name in value if name not in cls._known), MOST_FAULTS)]
+        hints = [did_you_mean(name, cls._known) for name in unknown[:MOST_SEARCHES]]
+        hints += [""] * (len(unknown) - len(hints))
+        names = [name[:LONGEST_SHOWN] for name in unknown]
+        raise PydanticCustomError(UNKNOWN_FIELD, "is not a known field", {"unknown": [*zip(names, hints, strict=True)]})
 
 
 class NoiseBody(Strict):
@@ -91,7 +104,7 @@ class ExplainParameters(Strict):
     strict: StrictBool = Field(False, description="answer 422 instead of an explanation over its tolerance")
     channels: StrictBool = Field(False, description="an image's attributions for each channel too")
     noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
-    options: dict[str, Any] = Field(default_factory=dict, description="the method's own options, by name")
+    options: Options = Field(default_factory=dict, description="the method's own options, by name")
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
@@ -275,12 +288,29 @@ class ExplainReply(BaseModel):
     explanations: list[ExplanationItem]
 
 
+class ErrorItem(BaseModel):
+    """One fault of the request."""
+
+    type: str = Field(description="the kind of this fault, as in the problem")
+    pointer: str | None = Field(None, description="a JSON pointer (RFC 6901) to the value in the body")
+    parameter: str | None = Field(None, description="instead, the name of a parameter of the query or the path")
+    detail: str = Field(description="what is wrong, and what to do about it")
+
+
 class Problem(BaseModel):
     """RFC 9457, with the detail once more in `error`."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    error: str
-    request_id: str
+    type: str = Field(
+        description="`urn:answerable:problem:` and the kind of the problem, which stays what it is; that of the first "
+        "of several faults",
+        examples=["urn:answerable:problem:missing-feature"],
+    )
+    title: str = Field(description="the kind in words")
+    status: int = Field(description="the status of the answer")
+    detail: str = Field(description="what is wrong, and what to do about it")
+    error: str = Field(description="the same as `detail`; clients of KServe read it")
+    request_id: str = Field(description="leads to the request in the log; the header X-Request-Id has it too")
+    errors: list[ErrorItem] | None = Field(
+        None, max_length=MOST_FAULTS, description="every fault of the request; left out where it has no place in it"
+    )
+    tombstone: dict[str, Any] | None = Field(None, description="what the log says of an erasure; of status 410 only")

@@ -158,6 +158,13 @@ class Catalog:
             raise NotFound("there is no such model")
         return list(self._versions[name].values())
 
+    def named(self, name: str, version: str) -> ModelVersion:
+        """That version, ready or not. Raises NotFound."""
+        found = next((one for one in self.versions(name) if one.key.version == version), None)
+        if found is None:
+            raise NotFound("the model has no such version")
+        return found
+
     def meant(self, name: str) -> ModelVersion | None:
         """The version that a bare name means, if it means one."""
         return self._meant.get(name)
@@ -182,9 +189,7 @@ class Catalog:
             if any(candidate.is_ready for candidate in versions):
                 raise ModelNotReady("no version of the model has passed its check; name one: .../versions/{version}")
         else:
-            versions = [candidate for candidate in versions if candidate.key.version == version]
-            if not versions:
-                raise NotFound("the model has no such version")
+            versions = [self.named(name, version)]
             if versions[0].is_ready:
                 return versions[0]
         if all(candidate.is_unloaded for candidate in versions):

@@ -79,6 +79,21 @@ async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, An
     assert model["defaults"]["method"] == "integrated_gradients"
 
 
+async def test_one_version_by_its_number(
+    client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]
+) -> None:
+    meant = (await client.get("/v1/models/loan")).json()
+    first, second = [(await client.get(f"/v1/models/loan/versions/{number}")).json() for number in (1, 2)]
+
+    assert second == meant
+    assert (first["version"], second["version"]) == ("1", "2")
+    assert first["newest"] == "2"
+    assert first["versions"] == second["versions"]
+    assert (first["example"], second["example"]) == (loan["example"], newest["example"])
+    assert [one["digest"] for one in first["baselines"]] == [f"sha256:{one['sha256']}" for one in loan["baselines"]]
+    assert first["inputs"] != [] != second["inputs"]
+
+
 async def test_a_models_baselines(client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]) -> None:
     response = await client.get("/v1/models/loan/baselines")
 
@@ -117,7 +132,16 @@ async def test_every_method_and_option_that_a_model_shows_is_accepted(
         assert response.status_code == 200, (parameters, response.text)
 
 
-@pytest.mark.parametrize("path", ["/v1/models/nothing", "/v1/models/nothing/baselines", "/v1/models/..%2f..%2fetc"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/loan/versions/99",
+        "/v1/models/nothing/versions/1",
+        "/v1/models/nothing",
+        "/v1/models/nothing/baselines",
+        "/v1/models/..%2f..%2fetc",
+    ],
+)
 async def test_a_model_that_is_not_there(client: httpx.AsyncClient, assert_problem: AssertProblem, path: str) -> None:
     assert_problem(await client.get(path), 404)
 
