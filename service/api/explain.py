@@ -116,7 +116,8 @@ async def _request(
 
 def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[tuple[Row, Spans | None]], Parameters]:
     """The rows of the instances, and the parameters with the baseline's."""
-    rows = [*read_instances(version.manifest, body.instances, version.tokenizer)]
+    called = "instance" if len(body.instances) > 1 else ""
+    rows = [*read_instances(version.manifest, body.instances, version.tokenizer, called=called)]
     return rows, with_baseline_read(version, body.parameters.parameters())
 
 

@@ -52,7 +52,7 @@ def read_instances(
     """The rows of a list of instances, and their spans, as far as all are right.
 
     After the last raises InvalidRequest with the faults of all that are wrong, `MOST_FAULTS` at most; the list is at
-    `pointer` in the body, and each of it is `called` so.
+    `pointer` in the body, and each of it is `called` so and numbered, where it is.
     """
     refusals: list[InvalidRequest] = []
     told = 0
@@ -60,7 +60,7 @@ def read_instances(
         try:
             read = read_with_spans(manifest, instance, tokenizer)
         except InvalidRequest as error:
-            named = f"{called} {number}" if len(instances) > 1 else ""
+            named = f"{called} {number}" if called else ""
             refusals.append(error.under(f"{pointer}/{number}", named))
             told += len(refusals[-1].faults)
             if told >= MOST_FAULTS:

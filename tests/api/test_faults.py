@@ -58,12 +58,13 @@ async def test_every_fault_of_every_instance(
 async def test_at_most_twenty_faults_are_told(
     client: httpx.AsyncClient, instance: dict[str, Any], assert_problem: AssertProblem
 ) -> None:
-    for wrong in (
+    cases: list[list[Any]] = [
         [{}],
         [[None] * 38] * 3,
         [{**instance, "loan_amount": -1}] * 30,
         [{**instance, **{str(n): 1 for n in range(30)}}],
-    ):
+    ]
+    for wrong in cases:
         response = await client.post(EXPLAIN, json={"instances": wrong})
         assert_problem(response, 422)
         assert len(told(response)) == 20

@@ -25,7 +25,10 @@ class Pairs(list[tuple[str, Any]]):
 @st.composite
 def spelled(draw: st.DrawFn, value: Any) -> str:
     """JSON of a value, with white space and escapes anywhere."""
-    space = lambda: draw(SPACE)  # noqa: E731
+
+    def space() -> str:
+        return draw(SPACE)
+
     if isinstance(value, Pairs):
         parts = [f"{space()}{draw(name_of(name))}{space()}:{draw(spelled(each))}" for name, each in value]
         return f"{space()}{{{','.join(parts) or space()}}}{space()}"
