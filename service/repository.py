@@ -21,6 +21,7 @@ from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.outputs import OUTPUTS, KeptOutputs, Outputs
+from service.catalog.refusals import told
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
 from service.checking.background import Checker
@@ -91,7 +92,7 @@ class Repository:
                 await self._load(version)
             except CatalogError as error:
                 LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
-                self._catalog.put(replace(version, problem=str(error)))
+                self._catalog.put(replace(version, problem=told(error)))
         self._serves = True
 
     async def close(self) -> None:
@@ -131,7 +132,7 @@ class Repository:
                 await self._assess(self._known(known.key.name, known.key.version) or known)
         except CatalogError as error:
             LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
-            return f"{folder.parent.name}@{folder.name}: {error}"
+            return f"{folder.parent.name}@{folder.name}: {told(error)}"
         return None
 
     async def unload(self, name: str, version: str | None) -> list[State]:

@@ -24,6 +24,7 @@ import torch
 
 from service import __version__
 from service.catalog.artefacts import read_baseline_rows
+from service.catalog.refusals import told
 from service.children import Unframer, frame
 from service.domain import ChunkShapes, Conditions, Floats, OutputSpace, Priority
 from service.engine.device import DeviceModel, PreparedBaseline, best_device, put_on_device, with_baseline
@@ -131,7 +132,8 @@ class Worker:
                 try:
                     model = put_on_device(folder, self._device, known, shapes)
                 except CatalogError as error:
-                    self._channel.send(LoadFailed(folder, str(error)))
+                    LOG.error("%s@%s cannot be loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
+                    self._channel.send(LoadFailed(folder, told(error)))
                 except Exception as error:
                     LOG.exception("a model could not be loaded")
                     name = type(error).__name__  # what it says may hold paths of this machine; it is in the log

@@ -29,6 +29,7 @@ from service.catalog.architectures import Cnn, Mlp
 from service.catalog.loading import load_model
 from service.catalog.manifest import read_manifest
 from service.catalog.networks import CnnNetwork, MlpNetwork
+from service.catalog.refusals import told
 from service.domain import BaselineChoice, ChunkShapes, Completeness, Explanation, OutputSpace, Plan
 from service.engine.device import put_on_device
 from service.errors import CatalogError
@@ -363,8 +364,10 @@ def test_no_pickle_is_opened_even_with_trust(
     content = disguise((exported.folder / "model.pt2").read_bytes(), Canary(path))
     exported.replace(content)
     monkeypatch.setenv(TRUST, exported.digest)
-    with pytest.raises(CatalogError):
+    with pytest.raises(CatalogError) as refusal:
         load_model(exported.folder, CPU)
+    for advice in ("weights_only", "torch.load", "pytorch.org"):
+        assert advice not in told(refusal.value)
     assert not path.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     if content.startswith(b"PK") and disguise is not as_a_checkpoint:
