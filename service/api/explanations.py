@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import orjson
@@ -14,10 +15,12 @@ from service.api.filters import QUERY_NAMES, Moment, search_of
 from service.api.lookups import described, record_lookup
 from service.api.problems import answers
 from service.api.schemas import MOST_COHORT_TAGS
+from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
 from service.api.transport import while_connected
+from service.catalog.nearest import MOST_SEARCHES, did_you_mean
 from service.counterfactual import Counterfactuals
 from service.disclosure import limited
-from service.errors import Erased, InvalidRequest, NotFound
+from service.errors import MOST_FAULTS, Erased, Fault, InvalidRequest, Kind, NotFound
 from service.ledger.entries import LogChanged, Page, Stored
 from service.ledger.ledger import Ledger
 from service.ledger.steward import Steward
@@ -34,7 +37,7 @@ FILTERS = QUERY_NAMES | {"limit", "cursor"}
 router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 410, 422, 503))
 
 
-@router.get("/v1/explanations/{explanation:name}")
+@router.get("/v1/explanations/{explanation:name}", responses={200: {"model": RecordItem}})
 @needs("ledger:read")
 async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""
@@ -43,7 +46,7 @@ async def show_explanation(request: Request, explanation: str, caller: CallerOf)
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/explanations/{explanation}/reasons")
+@router.get("/v1/explanations/{explanation}/reasons", responses={200: {"model": ReasonsReply}}, response_model=None)
 @needs("ledger:read")
 async def show_reasons(
     request: Request,
@@ -72,7 +75,7 @@ async def show_reasons(
     return {**shown, "counterfactual": hint}
 
 
-@router.get("/v1/explanations")
+@router.get("/v1/explanations", responses={200: {"model": SearchReply}})
 @needs("ledger:read")
 async def search_explanations(
     request: Request,
@@ -98,9 +101,13 @@ async def search_explanations(
     names = request.query_params.keys()
     unknown = [name for name in names if name not in FILTERS and not name.startswith(COHORT)]
     if unknown:
-        raise InvalidRequest(
-            f"{unknown[0][:64]!r} is not a condition; known are {', '.join(sorted(FILTERS))}, cohort.*"
-        )
+        known = f"known are {', '.join(sorted(FILTERS))}, cohort.*"
+        hints = [did_you_mean(name, FILTERS) for name in unknown[:MOST_SEARCHES]]
+        faults = [
+            Fault(Kind.UNKNOWN_PARAMETER, "", f"{name[:64]!r} is not a condition; {known}{hint}", name[:64])
+            for name, hint in zip_longest(unknown[:MOST_FAULTS], hints, fillvalue="")
+        ]
+        raise InvalidRequest(faults[0].detail, *faults)
     cohort = {
         name.removeprefix(COHORT): value for name, value in request.query_params.items() if name.startswith(COHORT)
     }

@@ -42,28 +42,32 @@ class ExportBody(Strict):
     format: Format = Field(
         Format.ZIP, description="`csv` and `parquet`: a table; `zip`: signed, with a proof for every record"
     )
-    explanations: FilterBody = Field(default_factory=lambda: FilterBody())
+    explanations: FilterBody = Field(default_factory=lambda: FilterBody(), description="conditions that all hold")
 
 
 class WrittenItem(BaseModel):
+    """How far the file is."""
+
     total: int | None = Field(None, description="absent until it is known")
-    done: int
+    done: int = Field(description="records that are written")
 
 
 class ExportItem(BaseModel):
-    """An export. Times are in microseconds since the epoch, UTC; `detail` says why it failed."""
+    """An export."""
 
-    id: str
-    format: Format
-    state: State
-    detail: str | None = None
-    created: int
-    ended: int | None = None
-    progress: WrittenItem
+    id: str = Field(description="of the export")
+    format: Format = Field(description="of the file")
+    state: State = Field(description="how it stands")
+    detail: str | None = Field(None, description="why it failed")
+    created: int = Field(description="microseconds since the epoch, UTC")
+    ended: int | None = Field(None, description="microseconds since the epoch, UTC; absent until it has")
+    progress: WrittenItem = Field(description="how far it is")
 
 
 class ExportsReply(BaseModel):
-    exports: list[ExportItem]
+    """The last exports."""
+
+    exports: list[ExportItem] = Field(description="the newest first")
 
 
 EXAMPLE = {"denials": {"value": {"format": "csv", "explanations": {"label": "denied"}}}}
@@ -123,7 +127,10 @@ async def cancel_export(request: Request, export: str, caller: CallerOf) -> Resp
 @reading.get(
     "/v1/exports/{export}/file",
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {}}}, **answers(409, 410)},
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        **answers(409, 410),
+    },
 )
 @needs("ledger:read")
 async def fetch_export(request: Request, export: str, caller: CallerOf) -> Response:

@@ -25,17 +25,17 @@ Moment = Annotated[datetime, AfterValidator(_with_zone)]
 class FilterBody(Strict):
     """Conditions that all hold; none means all explanations."""
 
-    model: StrictStr | None = None
-    version: StrictStr | None = None
-    subject: StrictStr | None = None
-    decision_id: StrictStr | None = None
+    model: StrictStr | None = Field(None, description="the model's name")
+    version: StrictStr | None = Field(None, description="the model's version; needs `model`")
+    subject: StrictStr | None = Field(None, description="the person")
+    decision_id: StrictStr | None = Field(None, description="the decision")
     created_from: Moment | None = Field(None, alias="from", description="included")
     created_to: Moment | None = Field(None, alias="to", description="excluded")
-    converged: StrictBool | None = None
-    flag: StrictStr | None = None
-    label: StrictStr | None = None
-    reviewed: StrictBool | None = None
-    cohort: Tags = Field(default_factory=dict)
+    converged: StrictBool | None = Field(None, description="whether the tolerance was met")
+    flag: StrictStr | None = Field(None, description="a review rule that fired")
+    label: StrictStr | None = Field(None, description="the predicted label")
+    reviewed: StrictBool | None = Field(None, description="whether a person has reviewed it")
+    cohort: Tags = Field(default_factory=dict, description="tags, by name")
 
     def search(self, model: str | None = None) -> Search:
         """As the ledger takes them; `model` where none is named. Raises InvalidRequest."""

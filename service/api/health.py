@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, Field
 
 from service import __version__
 from service.api.auth import PUBLIC, needs
@@ -13,6 +14,14 @@ from service.engine.pool import Pool
 from service.monitoring.instruments import CONTENT_TYPE
 
 router = APIRouter(tags=["Health"])
+
+
+class ServerItem(BaseModel):
+    """The server, as the V2 protocol has it."""
+
+    name: str = Field(description="of the server")
+    version: str = Field(description="of the server")
+    extensions: list[str] = Field(description="of the protocol that are served")
 
 
 @router.get("/")
@@ -43,9 +52,9 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 
 @router.get("/v2")
 @needs(PUBLIC)
-async def server() -> dict[str, object]:
+async def server() -> ServerItem:
     """The server's name and version."""
-    return {"name": "answerable", "version": __version__, "extensions": ["model_repository"]}
+    return ServerItem(name="answerable", version=__version__, extensions=["model_repository"])
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=answers(401, 403))

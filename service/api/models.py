@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service.api.auth import needs
+from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
 from service.catalog.inputs import Inputs
@@ -26,14 +27,14 @@ def _catalog(request: Request) -> Catalog:
     return catalog
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=ModelsReply)
 @needs("explain")
 async def list_models(request: Request) -> dict[str, list[str]]:
     """The names of all models."""
     return {"models": _catalog(request).names}
 
 
-@router.get("/v1/models/{model:name}")
+@router.get("/v1/models/{model:name}", responses={200: {"model": ModelReply}}, response_model=None)
 @needs("explain")
 async def show_model(request: Request, model: str) -> dict[str, Any]:
     """What a model takes and gives, and one complete, valid instance: of the version that the bare name means.
@@ -44,7 +45,9 @@ async def show_model(request: Request, model: str) -> dict[str, Any]:
     return _described(_catalog(request), _catalog(request).versions(model)[-1] if meant is None else meant)
 
 
-@router.get("/v1/models/{model:name}/versions/{version:name}")
+@router.get(
+    "/v1/models/{model:name}/versions/{version:name}", responses={200: {"model": ModelReply}}, response_model=None
+)
 @needs("explain")
 async def show_version(request: Request, model: str, version: str) -> dict[str, Any]:
     """What one version of a model takes and gives, in the same form as the model's description."""

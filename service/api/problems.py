@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from service.api.routing import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
-from service.errors import MOST_FAULTS, AnswerableError, Fault, Kind, pointer_to
+from service.errors import MOST_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
 
 LOG = logging.getLogger("answerable.api")
 MEDIA_TYPE = "application/problem+json"
@@ -90,6 +90,14 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem} for status in statuses}
 
 
+def all_kinds() -> list[str]:
+    """What the type of a problem may end in."""
+    errors = [AnswerableError]
+    for error in errors:
+        errors += error.__subclasses__()
+    return sorted({*Kind, *map(kind_of, errors[1:]), *KIND_OF_STATUS.values(), INTERNAL})
+
+
 def describe(schema: dict[str, Any]) -> None:
     """Corrects an OpenAPI schema, where FastAPI would have errors leave as plain JSON or in its own shape."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -99,7 +107,10 @@ def describe(schema: dict[str, Any]) -> None:
                 if status >= "400" and "content" in response:
                     response["content"] = content
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Problem"] = Problem.model_json_schema()
+    problem_schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem_schema.pop("$defs")
+    problem_schema["properties"]["type"]["examples"] = [TYPE + kind for kind in all_kinds()]
+    schemas["Problem"] = problem_schema
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
 

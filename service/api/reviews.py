@@ -27,25 +27,25 @@ routers = (reviewing, reading)
 class ReviewBody(Strict):
     """What was found. The note is in the log for good, and never erased: it must not say who the person is."""
 
-    verdict: Literal["accepted", "rejected", "escalated"]
-    note: Annotated[str, Field(max_length=LONGEST_NOTE)] = ""
+    verdict: Literal["accepted", "rejected", "escalated"] = Field(description="what was found")
+    note: Annotated[str, Field(max_length=LONGEST_NOTE, description="why, and what is to be done")] = ""
 
 
 class ReviewItem(BaseModel):
-    """One review. `created` is in microseconds since the epoch, `key_id` that of the reviewer's key."""
+    """One review."""
 
-    verdict: str
-    note: str
-    created: int
-    key_id: str
+    verdict: str = Field(description="`accepted`, `rejected` or `escalated`")
+    note: str = Field(description="why, and what is to be done")
+    created: int = Field(description="microseconds since the epoch, UTC")
+    key_id: str = Field(description="of the reviewer's key")
     sequence: int = Field(description="its place in the log")
 
 
 class ReviewsReply(BaseModel):
     """The reviews of an explanation, the newest first, which is the one that counts."""
 
-    id: str
-    reviews: list[ReviewItem]
+    id: str = Field(description="of the explanation")
+    reviews: list[ReviewItem] = Field(description="the newest first")
 
 
 EXAMPLE = {"verdict": {"value": {"verdict": "accepted", "note": "the protected features count for little here"}}}

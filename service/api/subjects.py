@@ -37,31 +37,37 @@ router = APIRouter(
 class ReasonBody(Strict):
     """Why. It stays in the log for good, so it must not say who the person is."""
 
-    reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
+    reason: Annotated[str, Field(max_length=LONGEST_REASON, description="why it is done")] = ""
 
 
 class HoldBody(Strict):
     """Why the data must be kept: whoever asks for erasure meanwhile is told. It must not say who the person is."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON)]
+    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON, description="why it must be kept")]
 
 
 class ErasedReply(BaseModel):
     """So many records lost their personal part, and so many rows of jobs that waited to be explained what they held,
     by the event at place `tombstone` of the log."""
 
-    records: int
-    job_rows: int
-    tombstone: int
+    records: int = Field(description="records whose personal part was erased")
+    job_rows: int = Field(description="rows of jobs that were not explained yet")
+    tombstone: int = Field(description="the row of the log that says so")
 
 
 class HoldReply(BaseModel):
     """The hold; `subject` is the token by which the log knows the person."""
 
-    subject: str
-    by: str
-    reason: str
-    created: int
+    subject: str = Field(description="the token by which the log knows the person")
+    by: str = Field(description="the id of the key that put the hold")
+    reason: str = Field(description="why the data must be kept")
+    created: int = Field(description="microseconds since the epoch, UTC")
+
+
+class ReleasedReply(BaseModel):
+    """The hold has ended."""
+
+    released: bool = Field(description="true")
 
 
 @router.post(
@@ -97,7 +103,7 @@ async def hold_subject(request: Request, subject: str, body: HoldBody) -> Respon
 
 @router.post(
     "/v1/subjects/{subject:path}:release",
-    responses={200: {"description": "Released."}},
+    responses={200: {"model": ReleasedReply}},
     openapi_extra=_examples("case 2026-118 is closed"),
 )
 @needs("ledger:write")
