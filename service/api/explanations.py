@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from itertools import zip_longest
 from typing import Annotated, Any
 
 import orjson
@@ -17,7 +16,7 @@ from service.api.problems import answers
 from service.api.schemas import MOST_COHORT_TAGS
 from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
 from service.api.transport import while_connected
-from service.catalog.nearest import MOST_SEARCHES, did_you_mean
+from service.catalog.nearest import Searches
 from service.counterfactual import Counterfactuals
 from service.disclosure import limited
 from service.errors import MOST_FAULTS, Erased, Fault, InvalidRequest, Kind, NotFound
@@ -102,10 +101,15 @@ async def search_explanations(
     unknown = [name for name in names if name not in FILTERS and not name.startswith(COHORT)]
     if unknown:
         known = f"known are {', '.join(sorted(FILTERS))}, cohort.*"
-        hints = [did_you_mean(name, FILTERS) for name in unknown[:MOST_SEARCHES]]
+        searches = Searches()
         faults = [
-            Fault(Kind.UNKNOWN_PARAMETER, "", f"{name[:64]!r} is not a condition; {known}{hint}", name[:64])
-            for name, hint in zip_longest(unknown[:MOST_FAULTS], hints, fillvalue="")
+            Fault(
+                Kind.UNKNOWN_PARAMETER,
+                "",
+                f"{name[:64]!r} is not a condition; {known}{searches.hint(name, FILTERS)}",
+                name[:64],
+            )
+            for name in unknown[:MOST_FAULTS]
         ]
         raise InvalidRequest(faults[0].detail, *faults)
     cohort = {

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from service.catalog.nearest import LONGEST_SHOWN, MOST_SEARCHES, did_you_mean
+from service.catalog.nearest import LONGEST_SHOWN, Searches
 from service.errors import MOST_FAULTS
 from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
@@ -76,8 +76,8 @@ class Strict(BaseModel):
         if type(value) is not dict or value.keys() <= cls._known:
             return value
         unknown = [*islice((name for name in value if name not in cls._known), MOST_FAULTS)]
-        hints = [did_you_mean(name, cls._known) for name in unknown[:MOST_SEARCHES]]
-        hints += [""] * (len(unknown) - len(hints))
+        searches = Searches()
+        hints = [searches.hint(name, cls._known) for name in unknown]
         names = [name[:LONGEST_SHOWN] for name in unknown]
         raise PydanticCustomError(UNKNOWN_FIELD, "is not a known field", {"unknown": [*zip(names, hints, strict=True)]})
 

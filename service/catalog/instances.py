@@ -8,6 +8,7 @@ from itertools import islice
 from service.catalog.images import decode
 from service.catalog.inputs import ImageInputs, TokenInputs
 from service.catalog.manifest import Manifest
+from service.catalog.nearest import Searches
 from service.catalog.sequences import Spans, TextTokenizer, read_sequence
 from service.catalog.table_rows import read_row
 from service.catalog.tables import Category, TabularInputs
@@ -28,12 +29,18 @@ def read_instance(manifest: Manifest, instance: object, tokenizer: TextTokenizer
 
 
 def read_with_spans(
-    manifest: Manifest, instance: object, tokenizer: TextTokenizer | None = None
+    manifest: Manifest,
+    instance: object,
+    tokenizer: TextTokenizer | None = None,
+    searches: Searches | None = None,
 ) -> tuple[Row, Spans | None]:
-    """As `read_instance`, and where in a text or a file the tokens are."""
+    """As `read_instance`, and where in a text or a file the tokens are.
+
+    `searches` are those for names that were meant, which all instances of a request share.
+    """
     match manifest.inputs:
         case TabularInputs():
-            return read_row(manifest.inputs, instance), None
+            return read_row(manifest.inputs, instance, searches or Searches()), None
         case ImageInputs():
             return _pixels(manifest.inputs, instance), None
         case TokenInputs():
@@ -55,10 +62,11 @@ def read_instances(
     `pointer` in the body, and each of it is `called` so and numbered, where it is.
     """
     refusals: list[InvalidRequest] = []
+    searches = Searches()
     told = 0
     for number, instance in enumerate(instances):
         try:
-            read = read_with_spans(manifest, instance, tokenizer)
+            read = read_with_spans(manifest, instance, tokenizer, searches)
         except InvalidRequest as error:
             named = f"{called} {number}" if called else ""
             refusals.append(error.under(f"{pointer}/{number}", named))

@@ -9,8 +9,8 @@ from itertools import islice
 LONGEST_SHOWN = 64
 MOST_COMPARED = 200
 """Names that one search compares, at some ten microseconds each."""
-MOST_SEARCHES = 3
-"""Of one instance or object: whoever has more names wrong has read none."""
+MOST_SEARCHES = 8
+"""Of one request, on the event loop as they are: whoever has more names wrong has read none."""
 
 
 def known(what: str, names: Iterable[object]) -> str:
@@ -25,6 +25,18 @@ def did_you_mean(given: object, names: Iterable[object]) -> str:
         return ""
     near = difflib.get_close_matches(given, _compared(given, names), 1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+class Searches:
+    """`did_you_mean`, so many times for one request and then no more."""
+
+    def __init__(self) -> None:
+        self._left = MOST_SEARCHES
+
+    def hint(self, given: object, names: Iterable[object]) -> str:
+        """The nearest name, as long as searches are left."""
+        self._left -= 1
+        return did_you_mean(given, names) if self._left >= 0 else ""
 
 
 def _compared(given: str, names: Iterable[object]) -> list[str]:

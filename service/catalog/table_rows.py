@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from reprlib import repr as abridged
 
-from service.catalog.nearest import LONGEST_SHOWN, MOST_SEARCHES, did_you_mean, listed
+from service.catalog.nearest import LONGEST_SHOWN, Searches, listed
 from service.catalog.tables import Feature, TabularInputs
 from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
@@ -17,13 +17,13 @@ MOST_SAID = 3
 """Values whose faults are in the sentence; all that are told are in the error's faults."""
 
 
-def read_row(inputs: TabularInputs, instance: object) -> tuple[float, ...]:
+def read_row(inputs: TabularInputs, instance: object, searches: Searches) -> tuple[float, ...]:
     """A number for each feature. Raises InvalidRequest with every fault of the instance, `MOST_FAULTS` at most."""
     names = inputs.names
     if isinstance(instance, Mapping):
         values: Sequence[object] = [instance[name] for name in names if name in instance]
         if not len(values) == len(names) == len(instance):
-            raise _refusal(inputs, instance)
+            raise _refusal(inputs, instance, searches)
     elif isinstance(instance, Sequence) and not isinstance(instance, str):
         if len(instance) != len(names):
             detail = f"the instance has {len(instance)} values, the model has {len(names)} features"
@@ -40,22 +40,24 @@ def read_row(inputs: TabularInputs, instance: object) -> tuple[float, ...]:
             ]
         )
     except InvalidRequest:
-        raise _refusal(inputs, instance) from None
+        raise _refusal(inputs, instance, searches) from None
 
 
-def _refusal(inputs: TabularInputs, instance: Mapping[str, object] | Sequence[object]) -> InvalidRequest:
+def _refusal(
+    inputs: TabularInputs, instance: Mapping[str, object] | Sequence[object], searches: Searches
+) -> InvalidRequest:
     """The error of an instance that is an object, or a list of the right length."""
     if not isinstance(instance, Mapping):
         numbered = zip(inputs.features, enumerate(instance), strict=True)
-        wrong = [*islice(_wrong_values((feature, at, value) for feature, (at, value) in numbered), MOST_FAULTS)]
+        in_order = ((feature, at, value) for feature, (at, value) in numbered)
+        wrong = [*islice(_wrong_values(in_order, searches), MOST_FAULTS)]
         return InvalidRequest(_said(wrong), *wrong)
     expected = set(inputs.names)
     missing = [name for name in inputs.names if name not in instance]
     unknown = [*islice((name for name in instance if name not in expected), MOST_FAULTS)]
-    hints = [did_you_mean(name, missing or inputs.names) for name in unknown[:MOST_SEARCHES]]
-    hints += [""] * (len(unknown) - len(hints))
+    hints = [searches.hint(name, missing or inputs.names) for name in unknown]
     there = ((feature, feature.name, instance[feature.name]) for feature in inputs.features if feature.name in instance)
-    wrong = [*islice(_wrong_values(there), MOST_FAULTS)]
+    wrong = [*islice(_wrong_values(there, searches), MOST_FAULTS)]
     faults = [Fault(Kind.MISSING_FEATURE, pointer_to(name), f"{name} is missing") for name in missing[:MOST_FAULTS]]
     faults += [
         Fault(Kind.UNKNOWN_FEATURE, pointer_to(name), f"the model has no feature {name[:LONGEST_SHOWN]}{hint}")
@@ -69,18 +71,14 @@ def _refusal(inputs: TabularInputs, instance: Mapping[str, object] | Sequence[ob
     return InvalidRequest("; ".join(parts), *[*faults, *wrong][:MOST_FAULTS])
 
 
-def _wrong_values(given: Iterator[tuple[Feature, str | int, object]]) -> Iterator[Fault]:
+def _wrong_values(given: Iterator[tuple[Feature, str | int, object]], searches: Searches) -> Iterator[Fault]:
     """The faults of values, each with its feature and its place in the instance."""
-    searches = 0
     for feature, place, value in given:
         try:
             _number(feature, value)
         except InvalidRequest as error:
             (fault,) = error.faults
-            hint = ""
-            if fault.kind is Kind.UNKNOWN_CATEGORY and searches < MOST_SEARCHES:
-                searches += 1
-                hint = did_you_mean(value, feature.categories)
+            hint = searches.hint(value, feature.categories) if fault.kind is Kind.UNKNOWN_CATEGORY else ""
             yield Fault(fault.kind, pointer_to(place), fault.detail + hint)
 
 
@@ -113,5 +111,6 @@ def _place(feature: Feature, value: object) -> float:
     if type(value) in (str, int) and value in feature.places:
         return float(feature.places[value])
     null = "" if feature.missing is None else ", or null"
-    detail = f"{feature.name} is {abridged(value)}; it must be one of {listed(feature.categories, most=20)}{null}"
+    given = "null" if value is None else abridged(value)
+    detail = f"{feature.name} is {given}; it must be one of {listed(feature.categories, most=20)}{null}"
     raise invalid(Kind.UNKNOWN_CATEGORY, "", detail)

@@ -273,7 +273,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a category of another type": ({"region": "5"}, r"region is '5'; it must be one of 1, 2, 5, 7$"),
     "a place": ({"purpose": 1}, "purpose is 1; it must be one of"),
     "truth": ({"region": True}, "region is True; it must be one of"),
-    "nothing where nothing is known": ({"region": None}, "region is None; it must be one of"),
+    "nothing where nothing is known": ({"region": None}, "region is null; it must be one of"),
     "a fraction": ({"age": 40.5}, "age is 40.5; it must be a whole number"),
     "a list": ({"purpose": ["buy"]}, r"purpose is \['buy'\]; it must be one of"),
 }
