@@ -3,8 +3,8 @@
 orjson reads it, and takes the last of two values in silence. Whether a name was there twice is known from counts: JSON
 has one colon outside of its strings for every name, and what was read has one name for every colon unless one was lost.
 Colons inside of strings make the counts differ too; only then is the body read again, by Python's own parser, which
-tells. On 800 bytes of a loan application the counts take 3 microseconds, where orjson takes 4; on a large body of
-nested lists next to nothing, since the search for names ends with the last of them.
+tells. On the 840 bytes of a loan application the counts take 4 microseconds, where orjson takes 6; on a large body of
+nested lists a fortieth of what orjson does, since the search for names ends with the last of them.
 """
 
 from __future__ import annotations

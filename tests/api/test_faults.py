@@ -196,6 +196,17 @@ async def test_a_name_given_twice_is_refused_everywhere(
     assert told(response) == [("duplicate-name", pointer)]
 
 
+async def test_a_large_body_is_looked_through_as_a_small_one_is(
+    client: httpx.AsyncClient, instance: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    """It is read in a thread."""
+    instances = ",".join([json.dumps(instance)] * 150)
+    for wrong, fault in (('{"a": 1, "a": 2}', ("duplicate-name", "a")), ('{"b": NaN}', ("not-finite", "b"))):
+        response = await client.post(EXPLAIN, content=f'{{"instances": [{instances}, {wrong}]}}', headers=JSON)
+        assert_problem(response, 422)
+        assert told(response) == [(fault[0], f"/instances/150/{fault[1]}")]
+
+
 async def test_every_route_with_a_body_refuses_a_name_given_twice(
     service: Service, client: httpx.AsyncClient, assert_problem: AssertProblem
 ) -> None:
