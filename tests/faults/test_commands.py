@@ -145,9 +145,9 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     unknown = run_here(*build, "--label", "rose")
     assert (unknown.returncode, unknown.stdout) == (1, "")
 
-    program = start("serve", *models, key="secret")
+    program = start("serve", *models, key="a secret of the operator")
     loading, explaining = curl_lines(added.stdout)
-    here = {"localhost:8080": program.address.removeprefix("http://"), "<key>": "secret"}
+    here = {"localhost:8080": program.address.removeprefix("http://"), "<key>": "a secret of the operator"}
     for old, new in here.items():
         loading, explaining = loading.replace(old, new), explaining.replace(old, new)
     assert run_curl(loading)[0]["state"] == "READY"
@@ -156,7 +156,7 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     assert explanation["converged"]
     body = {"instances": [[3.0, 1.0]], "parameters": {"baseline": "mine@1"}}
     with httpx.Client(
-        headers={"Authorization": "Bearer secret"}, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+        headers={"Authorization": "Bearer a secret of the operator"}, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
     ) as client:
         reply = client.post(f"{program.address}/v1/models/logreg_iris:explain", json=body).json()
     assert reply["explanations"][0]["baseline"]["digest"] in built.stdout
