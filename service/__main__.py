@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings({name: value for name, value in asked.items() if value is not None})
         return int(options.run(settings, options))
     except SetupError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return error.code
 
 
@@ -106,7 +106,7 @@ def _prepare() -> None:
     Raises SetupError where a worker could not start.
     """
     for sentence in unknown_settings():
-        print(sentence, file=sys.stderr)  # noqa: T201
+        print(sentence, file=sys.stderr)
     forget_secrets()
     if find_spec("onnxruntime") is None:
         raise SetupError("ONNX Runtime is missing: install onnxruntime, or onnxruntime-gpu on a machine with a GPU")

@@ -68,7 +68,8 @@ MOST_TOLD = 300
 def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> FastAPI:
     """The service. Everything it opens is opened when it starts and closed when it stops.
 
-    It answers as soon as its stores are open, while `app.state.loading`, a task, starts the workers and loads the models.
+    It answers as soon as its stores are open, while a task, `app.state.loading`, starts the workers and loads the
+    models.
     `started` are processes for its first workers, which may be importing still.
     """
     catalog = read_catalog(settings.models)

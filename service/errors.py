@@ -28,8 +28,8 @@
 A body that is too large, too slow or wrongly encoded never gets this far: `service.api.transport` answers 413, 408, 415
 and 400 with FastAPI's own HTTPException.
 
-`SetupError` ends a command of the operator's with a sentence. Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
-and reach no client but one that asked to load it.
+Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
+and reach no client but one that asked to load it. `SetupError` ends a command with a sentence, and reaches no client.
 """
 
 from __future__ import annotations

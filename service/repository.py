@@ -45,7 +45,7 @@ class State:
 
 
 def read_catalog(folder: Path) -> Catalog:
-    """Every version under the folder of models, yet to be loaded; one whose manifest is wrong is logged and left out."""
+    """Every version under the folder of models, to be loaded; one whose manifest is wrong is logged and left out."""
     catalog = Catalog(is_loading=True)
     for version in find_versions(folder):
         try:
@@ -69,7 +69,7 @@ class Repository:
     def __init__(
         self, models: Path, data: Path, catalog: Catalog, engine: Pool, observe_cache: Callable[[str, str], None]
     ) -> None:
-        self._models = models
+        self.folder = models
         self._copies = data / "versions"
         self._catalog = catalog
         self._engine = engine
@@ -111,7 +111,7 @@ class Repository:
         async with self._turn:
             folders = [
                 folder
-                for folder in await asyncio.to_thread(find_versions, self._models)
+                for folder in await asyncio.to_thread(find_versions, self.folder)
                 if folder.parent.name == name and version in (None, folder.name)
             ]
             self._forget_faults(name, version)
@@ -163,7 +163,7 @@ class Repository:
     async def index(self) -> list[State]:
         """Every version that is known, or lies in the folder of models."""
         known = [(one.key.name, one.key.version) for one in self._catalog]
-        there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self._models)]
+        there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self.folder)]
         return [self._state(*names) for names in _distinct([*known, *there])]
 
     def _known(self, name: str, version: str) -> ModelVersion | None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 import uvicorn
@@ -106,9 +106,10 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         stop.cancel()
 
-    def capture_signals(self) -> AbstractContextManager[None]:
-        """Nothing: they are captured already, and until the stores are closed."""
-        return nullcontext()
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Does nothing: they are captured already, and until the stores are closed."""
+        yield
 
     @contextmanager
     def ending_on_signals(self) -> Iterator[None]:
@@ -175,7 +176,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for one in sockets:
             one.close()
-        reason = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()
         raise SetupError(
             f"nothing can listen on {host} port {port}: {reason}; choose others with ANSWERABLE_HOST and "
             "ANSWERABLE_PORT, or --host and --port"

@@ -73,7 +73,6 @@ def _address(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-
 class _SecretFiles(PydanticBaseSettingsSource):
     """Secrets from the files that the environment names; the white space at their ends does not count."""
 
@@ -108,7 +107,9 @@ class Settings(BaseSettings):
     `logs` says how the log is written. `traces_endpoint` is where traces go, by OTLP over HTTP; unset: nowhere.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=DOTENV, extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=DOTENV, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)

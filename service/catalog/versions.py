@@ -169,7 +169,7 @@ class Catalog:
         return list(self._versions)
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """All versions of a model, oldest first. Raises NotFound, ModelNotReady where none of its folders can be read."""
+        """All versions of a model, oldest first. Raises NotFound, or ModelNotReady where none can be read."""
         if name not in self._versions:
             if any(name == faulty for faulty, _ in self.faults):
                 raise ModelNotReady(FAULTY)

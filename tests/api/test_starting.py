@@ -76,7 +76,7 @@ async def test_it_answers_while_models_are_loaded(gate: asyncio.Event, tmp_path:
     async with started(models, tmp_path) as (app, client):
         assert (await client.get("/v2/health/live")).status_code == 200
         async with asyncio.timeout(30):
-            while (waiting := (await client.get("/v2/health/ready")).json())["loading"] != ["loan@2"]:
+            while (waiting := (await client.get("/v2/health/ready")).json())["loading"] != ["loan@2"]:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert waiting == {"ready": False, "loading": ["loan@2"]}
         asked = await client.post("/v1/models/loan/versions/1:explain", json={"instances": [instance]})
