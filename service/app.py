@@ -226,9 +226,15 @@ async def _compose(
         started,
     )
     stack.push_async_callback(engine.close)
-    metrics.show_versions(catalog.known)
     health = Health(engine, settings.stability_share)
     stack.push_async_callback(health.close)
+
+    def follow() -> None:
+        metrics.show_versions(catalog.known)
+        health.follow(catalog.known)
+
+    follow()
+    catalog.changed = follow
     repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache)
     stack.push_async_callback(repository.close)
 
@@ -236,8 +242,7 @@ async def _compose(
         metrics.queue_points.set(engine.queued_points)
         metrics.queue_limit.set(settings.max_queued_points)
         metrics.show_workers(engine.ready_workers, engine.device_memory)
-        metrics.show_versions(catalog.known)
-        health.show(catalog.known, metrics)
+        health.show(metrics)
         metrics.show_checkpoint(None if ledger is None else ledger.signed)
         return metrics.render(workers)
 

@@ -95,11 +95,12 @@ class Catalog:
     the oldest ready version, unless that has failed; afterwards never one that has not passed.
 
     `faults` says, by name and version, what is wrong with the folders that could not be read. While `is_loading`, no
-    version is found: a worker that loads answers nobody.
+    version is found: a worker that loads answers nobody. `changed` is called after every change of a version.
     """
 
     def __init__(self, *, is_loading: bool = False) -> None:
         self.is_loading = is_loading
+        self.changed: Callable[[], None] = lambda: None
         self.faults: dict[tuple[str, str], str] = {}
         self._versions: dict[str, dict[str, ModelVersion]] = {}
         self._meant: dict[str, ModelVersion] = {}
@@ -127,6 +128,7 @@ class Catalog:
             self._meant.pop(name, None)
         else:
             self._meant[name] = meant
+        self.changed()
 
     def _means(self, name: str, changed: ModelVersion) -> ModelVersion | None:
         """Which version the name means after one has changed."""
