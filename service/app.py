@@ -38,8 +38,8 @@ from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
 from service.counterfactual import Counterfactuals
 from service.embedded_redis import start_embedded_redis
-from service.engine.pool import Pool
 from service.engine.processes import StartedWorker, count_devices
+from service.engine.separation import SeparatingPool
 from service.errors import LedgerUnavailable, SetupError
 from service.explaining import Explaining
 from service.exporting import EXPORT, Exports
@@ -218,7 +218,7 @@ async def _compose(
     app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     workers = settings.workers or count_devices()
-    engine = Pool(
+    engine = SeparatingPool(
         workers,
         settings.max_queued_points,
         metrics.observe_chunk,
@@ -239,7 +239,7 @@ async def _compose(
     stack.push_async_callback(repository.close)
 
     def render_metrics() -> bytes:
-        metrics.queue_points.set(engine.queued_points)
+        metrics.queue_points.set(engine.most_queued_points)
         metrics.queue_limit.set(settings.max_queued_points)
         metrics.show_workers(engine.ready_workers, engine.device_memory)
         health.show(metrics)
