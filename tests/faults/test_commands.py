@@ -16,6 +16,7 @@ import httpx
 import onnxruntime
 import pytest
 
+from service import __main__ as command_line
 from service import __version__
 from tests.conftest import NO_AUTHORITIES, PATIENCE_SECONDS
 
@@ -93,6 +94,13 @@ def test_where_there_is_no_model_it_says_where_it_looked(run_here: RunCommand, t
         assert done.stderr.startswith(f"there is no model in {folder}; name the folder of models with --models")
 
     assert run_here("models", "list", "--models", str(MODELS)).stdout.startswith("digits@1 ")
+
+
+def test_what_a_worker_needs_and_is_missing_is_named(run_here: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "find_spec", lambda _: None)
+    done = run_here("serve")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("ONNX Runtime is missing: install onnxruntime")
 
 
 def test_the_version_is_told(run_here: RunCommand) -> None:
