@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
+from sqlalchemy.exc import ArgumentError
 
 from service import __version__
 from service.api import (
@@ -38,8 +39,9 @@ from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
 from service.counterfactual import Counterfactuals
 from service.embedded_redis import start_embedded_redis
-from service.engine.pool import Pool
 from service.engine.processes import StartedWorker, count_devices
+from service.engine.separation import SeparatingPool
+from service.errors import LedgerUnavailable, SetupError
 from service.explaining import Explaining
 from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
@@ -60,11 +62,15 @@ LOG = logging.getLogger("answerable")
 BOOTSTRAP = "bootstrap"
 METRICS_KEY = "metrics"
 DEFAULT_TENANT = "default"
+MOST_TOLD = 300
+"""Characters of what a driver says."""
 
 
 def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> FastAPI:
     """The service. Everything it opens is opened when it starts and closed when it stops.
 
+    It answers as soon as its stores are open, while a task, `app.state.loading`, starts the workers and loads the
+    models.
     `started` are processes for its first workers, which may be importing still.
     """
     catalog = read_catalog(settings.models)
@@ -111,13 +117,28 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
 
 
 def open_database(settings: Settings) -> tuple[Engine, Vault]:
-    """The database with its schema up to date, and the vault for what is sealed in it.
+    """The database with its schema up to date, and the vault for what is sealed in it. Raises SetupError."""
+    try:
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"the data folder {settings.data.absolute()} cannot be made: {error.strerror}") from error
+    try:
+        engine = open_engine(settings.database_url or f"sqlite:///{settings.data.resolve() / 'ledger.db'}")
+    except (ArgumentError, ValueError):  # whose text may repeat the password
+        raise SetupError("ANSWERABLE_DATABASE_URL: it names no PostgreSQL and no file of SQLite", code=2) from None
+    try:
+        return engine, prepare_database(engine, settings.master_key or settings.data / "master.key")
+    except LedgerUnavailable as error:
+        engine.dispose()
+        raise SetupError(_unreachable(engine.url, error)) from error
 
-    Raises WrongMasterKey, SecretFileError.
-    """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = open_engine(settings.database_url or f"sqlite:///{settings.data.resolve() / 'ledger.db'}")
-    return engine, prepare_database(engine, settings.master_key or settings.data / "master.key")
+
+def _unreachable(url: URL, error: LedgerUnavailable) -> str:
+    """Which database did not answer and why, in its driver's words; a password is never among them."""
+    place = url.database if url.host is None else f"{url.host}:{url.port or 5432}"
+    reason = getattr(error.__cause__, "orig", None) or "no connection"
+    told = " ".join(str(reason).split())[:MOST_TOLD]
+    return f"the database {place} does not answer ({told}); see that it runs, and that ANSWERABLE_DATABASE_URL is right"
 
 
 def open_keys(settings: Settings) -> tuple[Engine, Keys]:
@@ -171,7 +192,6 @@ async def _compose(
     database, vault = await asyncio.to_thread(open_database, settings)
     stack.callback(database.dispose)
     keys = Keys(database)
-    app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     redis_url = settings.redis_url
     if redis_url is None:
@@ -196,9 +216,11 @@ async def _compose(
         stack.push_async_callback(ledger.close)
         steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
         stack.push_async_callback(steward.close)
+    # After everything that may keep the service from starting: a key that is made is shown.
+    app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     workers = settings.workers or count_devices()
-    engine = Pool(
+    engine = SeparatingPool(
         workers,
         settings.max_queued_points,
         metrics.observe_chunk,
@@ -206,20 +228,23 @@ async def _compose(
         started,
     )
     stack.push_async_callback(engine.close)
-    await engine.start()
-    metrics.show_versions(catalog.known)
     health = Health(engine, settings.stability_share)
     stack.push_async_callback(health.close)
+
+    def follow() -> None:
+        metrics.show_versions(catalog.known)
+        health.follow(catalog.known)
+
+    follow()
+    catalog.changed = follow
     repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache)
     stack.push_async_callback(repository.close)
-    await repository.start()
 
     def render_metrics() -> bytes:
-        metrics.queue_points.set(engine.queued_points)
+        metrics.queue_points.set(engine.most_queued_points)
         metrics.queue_limit.set(settings.max_queued_points)
         metrics.show_workers(engine.ready_workers, engine.device_memory)
-        metrics.show_versions(catalog.known)
-        health.show(catalog.known, metrics)
+        health.show(metrics)
         metrics.show_checkpoint(None if ledger is None else ledger.signed)
         return metrics.render(workers)
 
@@ -239,6 +264,7 @@ async def _compose(
     app.state.explaining = explaining
     app.state.vault = vault
     app.state.jobs = Jobs(database)
+    runner: Runner | None = None
     if ledger is not None:
         app.state.exports = Exports(app.state.jobs, database, ledger, notary, vault, settings.data / "exports")
         stack.push_async_callback(app.state.exports.close)
@@ -246,4 +272,18 @@ async def _compose(
         works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}
         runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works)
         stack.push_async_callback(runner.close)
-        runner.start()
+
+    async def load() -> None:
+        await engine.start()
+        await repository.start()
+        if runner is not None:
+            runner.start()
+
+    app.state.loading = asyncio.get_running_loop().create_task(load())
+    stack.push_async_callback(_end, app.state.loading)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancels it, if it is under way. What it failed with concerns whoever waited for it."""
+    task.cancel()
+    await asyncio.wait([task])

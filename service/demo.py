@@ -26,7 +26,12 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
         (v for v in app.state.catalog if v.is_ready and v.manifest.outputs.adverse), None
     )
     if version is None or not isinstance(version.manifest.example, Mapping):
-        print("No model is ready; see the log above.", flush=True)  # noqa: T201
+        folder = app.state.repository.folder.absolute()
+        print(  # noqa: T201
+            f"No model in {folder} can be shown: one that is ready, with an adverse label and a table for an example. "
+            "See the log above; the folder of models is named with --models.",
+            flush=True,
+        )
         return
     key = app.state.bootstrap_key or _demo_key(app.state.keys)
     path = f"/v1/models/{version.key.name}/versions/{version.key.version}:explain"

@@ -29,7 +29,7 @@ A body that is too large, too slow or wrongly encoded never gets this far: `serv
 and 400 with FastAPI's own HTTPException.
 
 Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
-and reach no client but one that asked to load it.
+and reach no client but one that asked to load it. `SetupError` ends a command with a sentence, and reaches no client.
 
 An error's `kind` is the last part of the problem's `type`, which clients may depend on: that of its first fault, or
 else the name of its class. So neither is renamed without need.
@@ -268,3 +268,14 @@ def kind_of(error: type[AnswerableError]) -> str:
 
 class CatalogError(Exception):
     """A model folder that cannot be served; the message says which file and why."""
+
+
+class SetupError(Exception):
+    """What a command cannot work with: a setting, a store, a key's file, a port, a package that is missing.
+
+    The message is one sentence that says what to do and repeats no secret; the command prints it and ends with `code`.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code

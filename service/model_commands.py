@@ -16,6 +16,9 @@ def add_commands(models: argparse.ArgumentParser) -> None:
     models.set_defaults(run=_list)
     models.add_argument("--models", type=Path, help="the folder of models")
     actions = models.add_subparsers(metavar="action")
+    listing = actions.add_parser("list", help="the same as without an action", description="list the models")
+    listing.set_defaults(run=_list)
+    listing.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
     adding.add_command(actions)
     checking.add_commands(actions)
     set_commands.add_command(actions)
@@ -26,11 +29,17 @@ def _list(settings: Settings, _options: argparse.Namespace) -> int:
     from service.catalog.artefacts import read_baseline_rows, read_verified
     from service.catalog.assessments import ASSESSMENTS, Assessments
     from service.catalog.manifest import find_versions, read_manifest
-    from service.errors import CatalogError
+    from service.errors import CatalogError, SetupError
 
     assessments = Assessments(settings.data / ASSESSMENTS)
     faults = 0
-    for folder in find_versions(settings.models):
+    folders = find_versions(settings.models)
+    if not folders:
+        raise SetupError(
+            f"there is no model in {settings.models.absolute()}; name the folder of models with --models or "
+            "ANSWERABLE_MODELS, or make one with `answerable models add`"
+        )
+    for folder in folders:
         try:
             manifest, key, digest = read_manifest(folder)
             read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)

@@ -40,14 +40,39 @@ async def live() -> dict[str, bool]:
 
 @router.get("/v2/health/ready", responses={503: {"description": "Not ready"}})
 @needs(PUBLIC)
-async def ready(request: Request, response: Response) -> dict[str, bool]:
-    """Whether every configured model answers a real forward pass on every worker."""
+async def ready(request: Request, response: Response) -> dict[str, bool | list[str]]:
+    """Whether the models are loaded, on every worker, and at least one of them can be served.
+
+    `loading` names the versions that are still to be loaded at the start. `failed` names those that cannot be served,
+    which keep no other from it; the index of the model repository says why.
+    """
     catalog: Catalog = request.app.state.catalog
     engine: Pool = request.app.state.engine
     is_ready = catalog.is_ready and engine.is_complete
     if not is_ready:
         response.status_code = 503
-    return {"ready": is_ready}
+    named = {"loading": catalog.loading, "failed": catalog.failed}
+    return {"ready": is_ready, **{what: versions for what, versions in named.items() if versions}}
+
+
+@router.get("/v2/models/{model}/ready", responses=answers(404, 503))
+@needs(PUBLIC)
+async def model_ready(request: Request, model: str) -> dict[str, str | bool]:
+    """Whether the version that the bare name means answers."""
+    return _ready(request, model, None)
+
+
+@router.get("/v2/models/{model}/versions/{version}/ready", responses=answers(404, 503))
+@needs(PUBLIC)
+async def version_ready(request: Request, model: str, version: str) -> dict[str, str | bool]:
+    """Whether that version answers."""
+    return _ready(request, model, version)
+
+
+def _ready(request: Request, model: str, version: str | None) -> dict[str, str | bool]:
+    catalog: Catalog = request.app.state.catalog
+    found = catalog.find(model, version)
+    return {"name": found.key.name, "version": found.key.version, "ready": True}
 
 
 @router.get("/v2")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs import ImageInputs, Inputs, TokenInputs
+from service.catalog.refusals import fields
 from service.catalog.rules import Review
 from service.catalog.tables import Category, Feature, Reason, TabularInputs
 from service.domain import ModelKey, OutputSpace
@@ -44,6 +45,7 @@ ZEROS = "zeros"
 """The baseline of zeros; of tokens, and of tables with categories, it would be no instance."""
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
+"""Of a manifest, that are told."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -177,7 +179,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
         manifest = Manifest.model_validate(yaml.safe_load(content))
     except OSError as error:  # whose text would tell where the file lies
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError, RecursionError) as error:
+    except ValidationError as error:
+        raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {fields(error)}") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")
@@ -192,9 +196,44 @@ def version_order(version: str) -> tuple[bool, int, str]:
 
 
 def find_versions(models: Path) -> list[Path]:
-    """Every version folder under `models`, by model name, then in the order of versions."""
+    """Every version folder under `models`, by model name, then in the order of versions.
+
+    Those that cannot be looked into are among them, so that reading their manifest says why. The versions of a model
+    whose own folder cannot be looked into are called `*`.
+    """
 
     def order(folder: Path) -> tuple[str, tuple[bool, int, str]]:
         return folder.parent.name, version_order(folder.name)
 
-    return sorted((path.parent for path in models.glob("*/*/manifest.yaml")), key=order)
+    return sorted((version for model in _within(models) for version in _versions_of(model)), key=order)
+
+
+def _within(models: Path) -> list[Path]:
+    try:
+        return [*models.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return [models / "*"]
+
+
+def _versions_of(model: Path) -> list[Path]:
+    try:
+        return [folder for folder in model.iterdir() if _is_version(folder)]
+    except NotADirectoryError:
+        return []
+    except OSError:
+        return [model / "*"]
+
+
+def _is_version(folder: Path) -> bool:
+    """Whether there is a manifest, or something keeps it from being found: no rights, or a link to nowhere."""
+    try:
+        (folder / "manifest.yaml").lstat()
+    except NotADirectoryError:
+        return False
+    except FileNotFoundError:
+        return folder.is_symlink() and not folder.exists()
+    except OSError:
+        pass
+    return True

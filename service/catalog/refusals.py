@@ -26,7 +26,7 @@ def told(error: CatalogError) -> str:
         return sentence
     sentence = sentence.removesuffix(said)
     if isinstance(cause, ValidationError):  # it names the field, and says nothing of itself
-        return f"{sentence}: {_fields(cause)}"
+        return f"{sentence}: {fields(cause)}"
     return f"{sentence} ({type(cause).__name__}; the log says more)"
 
 
@@ -37,8 +37,9 @@ def _is_own(traceback: TracebackType | None) -> bool:
     return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__", "")).startswith(OWN)
 
 
-def _fields(error: ValidationError) -> str:
+def fields(error: ValidationError) -> str:
+    """What is wrong and where, in one line. What stands there is not repeated: it may be a whole file."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     said = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in faults[:MOST_FAULTS]]
-    more = f" and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
     return "; ".join(said) + more

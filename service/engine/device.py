@@ -74,7 +74,7 @@ class DeviceModel:
     `kernels_at` makes its kernels at other gradient shapes. `low` and `high` [inputs] are the range of each input as
     methods see it. `seen` leads from rows [n, columns] of the artefact to those: from tokens to their embeddings, from
     categories to their columns, else to the same. `fixed` [inputs] are those that are not explained and never change;
-    None: none of them.
+    None: none of them. `chunk_seconds` is how long a small chunk takes, of gradients or of the artefact.
     """
 
     key: ModelKey
@@ -88,6 +88,7 @@ class DeviceModel:
     parity: float
     seen: Callable[[Floats], Floats] = lambda rows: rows
     fixed: NDArray[np.bool_] | None = None
+    chunk_seconds: float = 0.0
 
     @property
     def shapes(self) -> ChunkShapes:
@@ -139,10 +140,11 @@ def put_on_device(
         _warm_up(kernels, ends)
         return kernels
 
+    kernels = kernels_at(shapes)
     return DeviceModel(
         model.key,
         model.manifest,
-        kernels_at(shapes),
+        kernels,
         kernels_at,
         baselines,
         traits,
@@ -150,7 +152,19 @@ def put_on_device(
         model.parity,
         model.seen,
         model.fixed,
+        chunk_seconds(kernels, ends, clock_of(device)),
     )
+
+
+def chunk_seconds(kernels: Kernels, ends: Ends, clock: Callable[[], float]) -> float:
+    """How long the smallest chunk takes, of gradients or of forward passes: the longer of both."""
+    gradient, forward = kernels[Points][0], kernels[Forwards][0]
+    points = Segment(_across(ends, gradient.capacity, Readout.PROBABILITY), 0, gradient.capacity)
+    began = clock()
+    gradient.run([points])
+    between = clock()
+    forward.run([Segment(Forwards(ends[0][None]), 0, 1)])
+    return max(between - began, clock() - between)
 
 
 def _deployed_rows(model: LoadedModel) -> int:

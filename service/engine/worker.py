@@ -213,7 +213,7 @@ class Worker:
 
 def _loaded(folder: Path, model: DeviceModel) -> Loaded:
     outputs = {digest: _told_outputs(baseline) for digest, baseline in model.baselines.items()}
-    return Loaded(folder, model.key, outputs, model.shapes, model.traits, model.parity)
+    return Loaded(folder, model.key, outputs, model.shapes, model.traits, model.parity, model.chunk_seconds)
 
 
 def _told_outputs(baseline: PreparedBaseline) -> dict[OutputSpace, Floats]:

@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, Engine, insert, inspect, select
 
+from service.errors import SetupError
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.migrations import upgrade
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
@@ -39,7 +40,7 @@ _NO_KEY = bytes(_WRAPPED_BYTES)
 _HEAD_BYTES = 1 + 16 + 32 + _WRAPPED_BYTES + NONCE_BYTES
 
 
-class WrongMasterKey(Exception):
+class WrongMasterKey(SetupError):
     """The master key is not the one that this database was sealed with; the message says what to do."""
 
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
     from tests.conftest import MakeKey, Service
 
-PUBLIC = {("get", "/"), ("get", "/v2"), ("get", "/v2/health/live"), ("get", "/v2/health/ready")}
+PUBLIC = {("get", "/"), ("get", "/v2"), ("get", "/v2/health/live"), ("get", "/v2/health/ready")} | {
+    ("get", f"/v2/models/{{model}}{version}/ready") for version in ("", "/versions/{version}")
+}
 DOCUMENTATION = {"/openapi.json", "/docs", "/docs/assets"}
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 

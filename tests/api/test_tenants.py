@@ -57,6 +57,8 @@ WITHOUT_TENANT_DATA = {
     ("get", "/v2"),
     ("get", "/v2/health/live"),
     ("get", "/v2/health/ready"),
+    ("get", "/v2/models/{model}/ready"),
+    ("get", "/v2/models/{model}/versions/{version}/ready"),
     ("get", "/metrics"),
 }
 

@@ -16,6 +16,8 @@ import httpx
 import onnxruntime
 import pytest
 
+from service import __main__ as command_line
+from service import __version__
 from tests.conftest import NO_AUTHORITIES, PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -84,6 +86,35 @@ def test_models_says_which_are_whole(run_here: RunCommand, tmp_path: Path) -> No
     assert "sha256" in spoilt.stdout
 
 
+def test_where_there_is_no_model_it_says_where_it_looked(run_here: RunCommand, tmp_path: Path) -> None:
+    for asked in (("models",), ("models", "list"), ("models", "list", "--models", str(tmp_path / "elsewhere"))):
+        done = run_here(*asked)
+        folder = tmp_path / ("elsewhere" if "--models" in asked else "models")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"there is no model in {folder}; name the folder of models with --models")
+
+    assert run_here("models", "list", "--models", str(MODELS)).stdout.startswith("digits@1 ")
+
+
+def test_what_a_worker_needs_and_is_missing_is_named(run_here: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "find_spec", lambda _: None)
+    done = run_here("serve")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("ONNX Runtime is missing: install onnxruntime")
+
+
+def test_the_version_is_told(run_here: RunCommand) -> None:
+    done = run_here("--version")
+    assert (done.returncode, done.stdout) == (0, f"answerable {__version__}\n")
+
+
+def test_a_command_whose_setting_is_wrong_ends_with_a_sentence(run_here: RunCommand) -> None:
+    done = run_here("keys", "list", "--database-url", "postgresql://us:hidden@127.0.0.1:1/ledger")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("the database 127.0.0.1:1 does not answer (")
+    assert "hidden" not in done.stderr
+
+
 def test_a_check_is_a_gate(run_command: RunCommand, run_here: RunCommand, tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(MODELS / "loan", models / "loan")
@@ -145,9 +176,9 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     unknown = run_here(*build, "--label", "rose")
     assert (unknown.returncode, unknown.stdout) == (1, "")
 
-    program = start("serve", *models, key="secret")
+    program = start("serve", *models, key="a secret of the operator")
     loading, explaining = curl_lines(added.stdout)
-    here = {"localhost:8080": program.address.removeprefix("http://"), "<key>": "secret"}
+    here = {"localhost:8080": program.address.removeprefix("http://"), "<key>": "a secret of the operator"}
     for old, new in here.items():
         loading, explaining = loading.replace(old, new), explaining.replace(old, new)
     assert run_curl(loading)[0]["state"] == "READY"
@@ -156,7 +187,10 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     assert explanation["converged"]
     body = {"instances": [[3.0, 1.0]], "parameters": {"baseline": "mine@1"}}
     with httpx.Client(
-        headers={"Authorization": "Bearer secret"}, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+        headers={"Authorization": "Bearer a secret of the operator"},
+        timeout=PATIENCE_SECONDS,
+        trust_env=False,
+        verify=NO_AUTHORITIES,
     ) as client:
         reply = client.post(f"{program.address}/v1/models/logreg_iris:explain", json=body).json()
     assert reply["explanations"][0]["baseline"]["digest"] in built.stdout
