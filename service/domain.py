@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+RowType = np.dtype[np.floating]
+SINGLE: RowType = np.dtype(np.float32)
+DOUBLE: RowType = np.dtype(np.float64)
+"""What holds the rows of a model as its artefact takes them, exactly: one of these two."""
 
 
 class OutputSpace(StrEnum):

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from service.catalog.encodings import Encoding
-from service.domain import OutputSpace
+from service.domain import SINGLE, OutputSpace, RowType
 
 
 class DeployedArtefact(Protocol):
     """The artefact in production."""
 
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
         ...
 
@@ -30,14 +30,16 @@ class Opened:
     The twin leads from rows [n, ...shape] to logits [n, labels]; where there is an `encoding`, from encoded rows.
     `forwards` answers for what the twin takes, also where no instance is like it: a mean of categories, say. It is the
     artefact where that takes it, and else the twin. `worst` names, for rows on which the two differ, the operator that
-    differs most; None where that cannot be told.
+    differs most; None where that cannot be told. `row_type` holds rows as the artefact takes them, exactly; the twin
+    takes them in the same.
     """
 
     deployed: DeployedArtefact
     twin: fx.GraphModule
     encoding: Encoding | None
     forwards: DeployedArtefact
-    worst: Callable[[NDArray[np.float32]], str] | None = None
+    worst: Callable[[NDArray[np.floating]], str] | None = None
+    row_type: RowType = SINGLE
 
 
 class Encoded:
@@ -47,7 +49,7 @@ class Encoded:
         self._artefact = artefact
         self._encoding = encoding
 
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
         return self._artefact.outputs(self._encoding(rows.astype(np.float64)).astype(np.float32))
 
@@ -70,7 +72,7 @@ class TorchOutputs:
         self._most = most
 
     @torch.inference_mode()
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, labels] in every output space, for rows [n, inputs], flat."""
         given = torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device)
         logits = torch.cat([self._module(part) for part in torch.split(given, self._most or len(given))])

@@ -90,10 +90,24 @@ def _number(feature: Feature, value: object) -> float:
     low, high = feature.range
     if not low <= value <= high:
         unit = "" if feature.unit == "1" else f" ({feature.unit})"
-        raise InvalidRequest(f"{feature.name} is {value:g}, outside its range from {low:g} to {high:g}{unit}")
+        least, most = _figure(low), _figure(high)
+        raise InvalidRequest(f"{feature.name} is {_figure(value)}, outside its range from {least} to {most}{unit}")
     if feature.whole and value != int(value):
-        raise InvalidRequest(f"{feature.name} is {value:g}; it must be a whole number")
+        raise InvalidRequest(f"{feature.name} is {_figure(value)}; it must be a whole number")
+    if feature.whole and float(value) != value:
+        raise InvalidRequest(
+            f"{feature.name} is {value}, which double precision does not hold; the nearest that it does is "
+            f"{int(float(value))}"
+        )
     return float(value)
+
+
+def _figure(value: float) -> str:
+    """A number in few digits, or in all where few are not enough to tell it from its neighbours."""
+    short = f"{value:g}"
+    if float(short) == value or value != value:
+        return short
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _place(feature: Feature, value: object) -> float:

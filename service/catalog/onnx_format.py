@@ -14,7 +14,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from service.catalog.deployed import Opened, TorchOutputs
 from service.catalog.encodings import TableEncoding
-from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs
+from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs, row_type
 from service.catalog.manifest import Manifest
 from service.catalog.onnx_twins import source_of, twin_of
 from service.catalog.tables import TabularInputs
@@ -47,8 +47,8 @@ class OnnxArtefact:
         """The inputs of the graph."""
         return graph_inputs(self._session)
 
-    def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.float32]]:
-        """The outputs [n, labels] in every output space."""
+    def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.floating]]:
+        """The outputs [n, labels] in every output space, in the graph's own precision."""
         if self._probability is None:
             (logits,) = self._session.run([self._logit], feeds)
             logits = self._of_labels(logits)
@@ -59,14 +59,14 @@ class OnnxArtefact:
             probabilities = np.concatenate([1 - probabilities.reshape(-1, 1), probabilities.reshape(-1, 1)], axis=1)
         return {
             OutputSpace.LOGIT: logits,
-            OutputSpace.PROBABILITY: probabilities.astype(np.float32, copy=False),
+            OutputSpace.PROBABILITY: _single_or_double(probabilities),
         }
 
-    def _of_labels(self, logits: NDArray[Any]) -> NDArray[np.float32]:
+    def _of_labels(self, logits: NDArray[Any]) -> NDArray[np.floating]:
         """[n, labels]; one logit is the second label's, with zero beside it."""
         if not self._has_one_logit:
-            return logits.astype(np.float32, copy=False)
-        one = logits.reshape(len(logits), -1).astype(np.float32)
+            return _single_or_double(logits)
+        one = _single_or_double(logits.reshape(len(logits), -1))
         return np.concatenate([np.zeros_like(one), one], axis=1)
 
 
@@ -77,14 +77,19 @@ class Answering:
         self._artefact = artefact
         self._feeds = feeds
 
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
         return self._artefact.answers(self._feeds(rows))
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def _single_or_double(values: NDArray[Any]) -> NDArray[np.floating]:
+    """Doubles as they are, anything else in float32."""
+    return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
+
+
+def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-    probabilities: NDArray[np.float32] = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+    probabilities: NDArray[np.floating] = (exponents / exponents.sum(axis=1, keepdims=True)).astype(logits.dtype)
     return probabilities
 
 
@@ -100,14 +105,15 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     source = source_of(graph, manifest, given, feeds)
     encoding, logit = source.encoding, manifest.outputs.tensors[OutputSpace.LOGIT]
     deployed, twin = Answering(artefact, feeds), twin_of(source, manifest).to(device)
+    own_type = row_type(inputs, given)
     worst = partial(source.worst_operator, logit, feeds)
     if not all(each.is_floating for each in given.values()):
         shape = inputs.shape if encoding is None else encoding.shape
-        return Opened(deployed, twin, encoding, TorchOutputs(twin, device, shape), worst)
+        return Opened(deployed, twin, encoding, TorchOutputs(twin, device, shape), worst, own_type)
     if isinstance(encoding, TableEncoding) and isinstance(inputs, TabularInputs):
         columns = Answering(artefact, column_feeds(inputs, given, encoding.widths))
-        return Opened(deployed, twin, encoding, columns, worst)
-    return Opened(deployed, twin, encoding, deployed, worst)
+        return Opened(deployed, twin, encoding, columns, worst, own_type)
+    return Opened(deployed, twin, encoding, deployed, worst, own_type)
 
 
 def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:

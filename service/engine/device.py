@@ -15,7 +15,7 @@ from torch import fx
 from service.catalog.loading import LoadedModel, load_model
 from service.catalog.manifest import Manifest
 from service.catalog.sizes import layer_sizes
-from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, Traits
+from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, RowType, Traits
 from service.engine.calibration import calibrate, clock_of
 from service.engine.cuda import GraphedGradientKernel
 from service.engine.gradient import BackgroundGradientKernel, GradientKernel
@@ -90,6 +90,13 @@ class DeviceModel:
     fixed: NDArray[np.bool_] | None = None
 
     @property
+    def row_type(self) -> RowType:
+        """What holds rows as the artefact takes them."""
+        (kernel,) = self.kernels[Deployed]
+        assert isinstance(kernel, DeployedKernel)
+        return kernel.row_type
+
+    @property
     def shapes(self) -> ChunkShapes:
         """The rows of the gradient chunks now; fewer than at load when the device ran out of memory."""
         rows = [kernel.capacity for kernel in self.kernels[Points]]
@@ -119,8 +126,9 @@ def put_on_device(
     model = load_model(folder, device)
     shape, labels = model.shape, len(model.manifest.outputs.labels)
     rows = _deployed_rows(model)
-    deployed = DeployedKernel(model.deployed, rows)
-    forwards = deployed if model.forwards is model.deployed else DeployedKernel(model.forwards, rows)
+    deployed = DeployedKernel(model.deployed, rows, model.row_type)
+    is_same = model.forwards is model.deployed
+    forwards = deployed if is_same else DeployedKernel(model.forwards, rows, model.row_type)
     baselines = {
         digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
         for digest, rows in model.baselines.items()
@@ -248,7 +256,7 @@ def prepare_baseline(
 ) -> PreparedBaseline:
     """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both."""
     inputs = seen(rows)
-    center = inputs.mean(axis=0).astype(np.float32).astype(np.float64)
+    center = inputs.mean(axis=0).astype(deployed.row_type).astype(np.float64)
     outputs = known
     if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(rows) + 1 for v in outputs.values()):
         at_rows, at_center = outputs_over(deployed, rows), outputs_over(forwards or deployed, center[None])

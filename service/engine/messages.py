@@ -101,7 +101,7 @@ class Ready:
 class Loaded:
     """The version in `folder` is ready.
 
-    `parity` is the largest relative difference between twin and artefact at load.
+    `parity` is the largest relative difference between twin and artefact at load, `dtype` the type of the rows.
     """
 
     folder: Path
@@ -110,6 +110,7 @@ class Loaded:
     shapes: ChunkShapes
     traits: Traits
     parity: float
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
