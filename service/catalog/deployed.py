@@ -42,6 +42,12 @@ class Opened:
     row_type: RowType = SINGLE
 
 
+def log_odds(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Both labels' log-odds [n, 2], of zero and one logit [n, 2]: each is the other's negative."""
+    odds: NDArray[np.floating] = logits - logits[:, ::-1]
+    return odds
+
+
 class Encoded:
     """An artefact for rows that are encoded before it takes them."""
 
@@ -61,15 +67,25 @@ def opened(artefact: DeployedArtefact, twin: fx.GraphModule, encoding: Encoding 
 
 
 class TorchOutputs:
-    """A torch module from rows [n, ...shape] to logits, in the artefact's place. Takes `most` rows at a time."""
+    """A torch module from rows [n, ...shape] to logits, in the artefact's place. Takes `most` rows at a time.
+
+    A twin that `has_one_logit` answers zero and it; see `log_odds`.
+    """
 
     def __init__(
-        self, module: nn.Module, device: torch.device, shape: tuple[int, ...], most: int | None = None
+        self,
+        module: nn.Module,
+        device: torch.device,
+        shape: tuple[int, ...],
+        most: int | None = None,
+        *,
+        has_one_logit: bool = False,
     ) -> None:
         self._module = module
         self._device = device
         self._shape = shape
         self._most = most
+        self._has_one_logit = has_one_logit
 
     @torch.inference_mode()
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
@@ -77,4 +93,6 @@ class TorchOutputs:
         given = torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device)
         logits = torch.cat([self._module(part) for part in torch.split(given, self._most or len(given))])
         probabilities = torch.softmax(logits, dim=1)
-        return {OutputSpace.LOGIT: logits.cpu().numpy(), OutputSpace.PROBABILITY: probabilities.cpu().numpy()}
+        found = logits.cpu().numpy()
+        told = log_odds(found) if self._has_one_logit else found
+        return {OutputSpace.LOGIT: told, OutputSpace.PROBABILITY: probabilities.cpu().numpy()}

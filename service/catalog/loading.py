@@ -200,9 +200,9 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     with torch.no_grad():
         seen = (torch.from_numpy(model.seen(part).astype(model.row_type).reshape(-1, *model.shape)) for part in parts)
         twin_logits = torch.cat([model.twin(part.to(device)).cpu() for part in seen])
-    limit = manifest.parity
+    limit, has_one_logit = manifest.parity, manifest.outputs.has_one_logit
     try:
-        parity = check_parity(twin_logits, logits, limit)
+        parity = check_parity(twin_logits - twin_logits.flip(1) if has_one_logit else twin_logits, logits, limit)
     except CatalogError as error:
         raise CatalogError(f"{error}{_suspect(opened, parts[-1])}") from None
     return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double(), limit))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
-from service.catalog.deployed import Opened, TorchOutputs
+from service.catalog.deployed import Opened, TorchOutputs, log_odds
 from service.catalog.encodings import TableEncoding
 from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs, row_type
 from service.catalog.manifest import Manifest
@@ -38,7 +38,7 @@ class OnnxArtefact:
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        self._has_one_logit = manifest.outputs.link == "sigmoid"
+        self._has_one_logit = manifest.outputs.has_one_logit
         self._logit = manifest.outputs.tensors[OutputSpace.LOGIT]
         self._probability = manifest.outputs.tensors.get(OutputSpace.PROBABILITY)
 
@@ -52,9 +52,9 @@ class OnnxArtefact:
         if self._probability is None:
             (logits,) = self._session.run([self._logit], feeds)
             logits = self._of_labels(logits)
-            return {OutputSpace.LOGIT: logits, OutputSpace.PROBABILITY: _softmax(logits)}
+            return {OutputSpace.LOGIT: self._told(logits), OutputSpace.PROBABILITY: _softmax(logits)}
         logits, probabilities = self._session.run([self._logit, self._probability], feeds)
-        logits = self._of_labels(logits)
+        logits = self._told(self._of_labels(logits))
         if self._has_one_logit and probabilities.size == len(logits):
             probabilities = np.concatenate([1 - probabilities.reshape(-1, 1), probabilities.reshape(-1, 1)], axis=1)
         return {
@@ -63,11 +63,14 @@ class OnnxArtefact:
         }
 
     def _of_labels(self, logits: NDArray[Any]) -> NDArray[np.floating]:
-        """[n, labels]; one logit is the second label's, with zero beside it."""
+        """[n, labels], whose softmax the probabilities are; one logit is the second label's, with zero beside it."""
         if not self._has_one_logit:
             return _single_or_double(logits)
         one = _single_or_double(logits.reshape(len(logits), -1))
         return np.concatenate([np.zeros_like(one), one], axis=1)
+
+    def _told(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
+        return log_odds(logits) if self._has_one_logit else logits
 
 
 class Answering:
@@ -109,7 +112,8 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     worst = partial(source.worst_operator, logit, feeds)
     if not all(each.is_floating for each in given.values()):
         shape = inputs.shape if encoding is None else encoding.shape
-        return Opened(deployed, twin, encoding, TorchOutputs(twin, device, shape), worst, own_type)
+        forwards = TorchOutputs(twin, device, shape, has_one_logit=manifest.outputs.has_one_logit)
+        return Opened(deployed, twin, encoding, forwards, worst, own_type)
     if isinstance(encoding, TableEncoding) and isinstance(inputs, TabularInputs):
         columns = Answering(artefact, column_feeds(inputs, given, encoding.widths))
         return Opened(deployed, twin, encoding, columns, worst, own_type)

@@ -60,11 +60,14 @@ def source_of(graph: ModelProto, manifest: Manifest, given: Mapping[str, GraphIn
 def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
     """The twin. Raises CatalogError where there is none."""
     twin = build_twin(source.model, source.start, manifest.outputs.tensors[OutputSpace.LOGIT], source.shape)
-    return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.link == "sigmoid" else twin
+    return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.has_one_logit else twin
 
 
 class _TwoLogits(nn.Module):
-    """A network with one logit, the second label's, as one with two: the first one's is zero."""
+    """A network with one logit, the second label's, as one with two of the same softmax: the first one is zero.
+
+    It is no label's log-odds: `Problem.logit_readout` says how a label's are read out of the two.
+    """
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__()

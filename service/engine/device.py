@@ -140,7 +140,10 @@ def put_on_device(
             lambda rows: _across(ends, rows, Readout.PROBABILITY),
             clock_of(device),
         )
-    traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns)
+    traits = replace(
+        traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns),
+        has_one_logit=model.manifest.outputs.has_one_logit,
+    )
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
