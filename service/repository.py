@@ -207,7 +207,7 @@ class Repository:
             replace(
                 version,
                 folder=copy,
-                environment=self._engine.environment,
+                environment={**self._engine.environment, "dtype": loaded.dtype},
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,
@@ -239,7 +239,7 @@ class Repository:
 
         Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
         """
-        array = np.array(rows, dtype=np.float32)
+        array = np.array(rows, dtype=np.float64)
         async with self._turn:
             try:
                 kept = await asyncio.to_thread(self._sets.keep, version.key, version.manifest, name, array, description)

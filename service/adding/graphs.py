@@ -19,6 +19,8 @@ from service.catalog.graphs import ancestors, reads
 from service.errors import CatalogError
 
 LOGITS, PROBABILITIES = "answerable_logits", "answerable_probabilities"
+SCORE = "answerable_score"
+"""The one logit [rows, 1] that two labels share, where they do: with zero beside it, it makes their `LOGITS`."""
 LEAST_OPSET = 17
 """Of the operators that are added, where the file has none of ONNX's own."""
 PASSING_ON = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "ZipMap", "Normalizer"}
@@ -50,6 +52,11 @@ class Found:
     how: str
     labels: tuple[str, ...]
     model: onnx.ModelProto
+
+    @property
+    def has_one_logit(self) -> bool:
+        """Whether two labels share one logit, `SCORE`."""
+        return any(SCORE in node.output for node in self.model.graph.node)
 
 
 def read_classifier(model: onnx.ModelProto, output: str | None, is_logit: bool) -> Found:
@@ -166,9 +173,9 @@ def _two_logits(graph: onnx.GraphProto, score: str) -> None:
     graph.initializer.extend([shape, zero])
     graph.node.extend(
         [
-            helper.make_node("Reshape", [score, shape.name], ["answerable_score"]),
-            helper.make_node("Mul", ["answerable_score", zero.name], ["answerable_nothing"]),
-            helper.make_node("Concat", ["answerable_nothing", "answerable_score"], [LOGITS], axis=1),
+            helper.make_node("Reshape", [score, shape.name], [SCORE]),
+            helper.make_node("Mul", [SCORE, zero.name], ["answerable_nothing"]),
+            helper.make_node("Concat", ["answerable_nothing", SCORE], [LOGITS], axis=1),
         ]
     )
 

@@ -13,7 +13,7 @@ import yaml
 from onnx import ModelProto, helper
 from safetensors.numpy import save
 
-from service.adding.graphs import LOGITS, PROBABILITIES, Found
+from service.adding.graphs import LOGITS, PROBABILITIES, SCORE, Found
 from service.adding.rows import Rows
 from service.domain import Floats
 
@@ -67,8 +67,8 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
         "outputs": {
             "labels": list(answers.labels),
             **({} if answers.adverse is None else {"adverse": answers.adverse}),
-            "link": "softmax",
-            "tensors": {"logit": LOGITS, "probability": PROBABILITIES},
+            "link": "sigmoid" if found.has_one_logit else "softmax",
+            "tensors": {"logit": SCORE if found.has_one_logit else LOGITS, "probability": PROBABILITIES},
             "default_space": "probability",
         },
         "baselines": [

@@ -67,7 +67,7 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
         how = "k-means medoids" if options.how == "medoids" else "random rows"
         description = f"{len(chosen)} {how} of {len(found)} in {options.rows.name}{of_label}"
         sets = KeptSets(settings.data / BASELINES)
-        kept = sets.keep(key, manifest, options.name, chosen.astype(np.float32), description)
+        kept = sets.keep(key, manifest, options.name, chosen, description)
     except (CatalogError, AnswerableError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -137,4 +137,4 @@ def _predicted(folder: Path, rows: Floats) -> Any:
     from service.domain import OutputSpace
 
     model = load_model(folder, torch.device("cpu"))
-    return model.deployed.outputs(rows.astype(np.float32))[OutputSpace.LOGIT].argmax(axis=1)
+    return model.deployed.outputs(rows.astype(model.row_type))[OutputSpace.LOGIT].argmax(axis=1)

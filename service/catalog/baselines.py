@@ -21,6 +21,7 @@ import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from service.catalog.artefacts import stored_rows
 from service.catalog.manifest import NAME, BaselineSet, Manifest, TabularInputs
 from service.domain import ModelKey
 from service.errors import InvalidRequest
@@ -98,7 +99,7 @@ class KeptSets:
         return tuple(sorted(self._read(model), key=lambda one: (one.created, one.name, int(one.version))))
 
     def keep(
-        self, key: ModelKey, manifest: Manifest, name: str, rows: NDArray[np.float32], description: str
+        self, key: ModelKey, manifest: Manifest, name: str, rows: NDArray[np.floating], description: str
     ) -> KeptSet:
         """Keeps the rows [size, columns] as the next version of the set. Raises InvalidRequest, OSError."""
         refuse_name(name)
@@ -106,7 +107,7 @@ class KeptSets:
             raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
         place = self.place(key.name)
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = save({"rows": np.ascontiguousarray(rows, dtype=np.float32)})
+        content = save({"rows": stored_rows(rows)})
         sha256 = hashlib.sha256(content).hexdigest()
         _write(place / _file(sha256), content)
         listed = [one.version for one in manifest.baselines if one.name == name]

@@ -26,15 +26,17 @@ class Entrance:
     element_type: int = TensorProto.FLOAT
 
 
-def with_one_input(model: ModelProto, entrances: Sequence[Entrance], columns: int) -> ModelProto:
-    """The graph with the input `ROW` [rows, columns], which all entrances are parts of."""
+def with_one_input(
+    model: ModelProto, entrances: Sequence[Entrance], columns: int, element_type: int = TensorProto.FLOAT
+) -> ModelProto:
+    """The graph with the input `ROW` [rows, columns] of this element type, which all entrances are parts of."""
     nodes, constants = [], []
     for number, entrance in enumerate(entrances):
         own, known = _reading(entrance, f"{ROW}.{number}")
         nodes += own
         constants += known
     replaced = {entrance.tensor for entrance in entrances}
-    given = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", columns])
+    given = helper.make_tensor_value_info(ROW, element_type, ["rows", columns])
     return _rewritten(model, replaced, [given], nodes, constants)
 
 

@@ -23,10 +23,10 @@ from service.catalog.manifest import BaselineSet, Manifest, TokenInputs, read_ma
 from service.catalog.onnx_format import open_onnx
 from service.catalog.safetensors_format import open_safetensors
 from service.catalog.sequences import read_tokenizer
-from service.catalog.sizes import layer_sizes
+from service.catalog.sizes import layer_sizes, set_row_type
 from service.catalog.tables import Category, Feature, TabularInputs
 from service.catalog.twins import check_parity
-from service.domain import Floats, ModelKey, OutputSpace
+from service.domain import SINGLE, Floats, ModelKey, OutputSpace, RowType
 from service.errors import CatalogError
 
 PARITY_ROWS = 256
@@ -56,7 +56,7 @@ class LoadedModel:
     """A model version that is ready to be put on a device.
 
     `baselines` maps the digest of a set to its rows, flat. `encoding` leads from rows to what the twin takes, if that
-    is something else; for that `forwards` answers.
+    is something else; for that `forwards` answers. All rows are of the `row_type`.
     """
 
     key: ModelKey
@@ -65,8 +65,9 @@ class LoadedModel:
     forwards: DeployedArtefact
     twin: fx.GraphModule
     encoding: Encoding | None
-    baselines: Mapping[str, NDArray[np.float32]]
+    baselines: Mapping[str, NDArray[np.floating]]
     parity: float
+    row_type: RowType = SINGLE
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,18 +116,28 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     content = read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
     opened = OPEN[manifest.artefact.format](content, manifest, device)
     baselines = {
-        baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline) for baseline in manifest.baselines
+        baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline, opened.row_type)
+        for baseline in manifest.baselines
     }
-    _check_imputation(manifest, opened.deployed)
+    set_row_type(opened.twin, opened.row_type)
+    _check_imputation(manifest, opened)
     if isinstance(manifest.inputs, TokenInputs):
         read_tokenizer(folder, manifest.inputs)
     loaded = LoadedModel(
-        key, manifest, opened.deployed, opened.forwards, opened.twin, opened.encoding, baselines, parity=0.0
+        key,
+        manifest,
+        opened.deployed,
+        opened.forwards,
+        opened.twin,
+        opened.encoding,
+        baselines,
+        parity=0.0,
+        row_type=opened.row_type,
     )
     return replace(loaded, parity=_parity(loaded, opened, device))
 
 
-def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
+def _check_imputation(manifest: Manifest, opened: Opened) -> None:
     """Holds the manifest's `missing` values against the artefact: NaN in a feature must answer what its value does."""
     if not isinstance(manifest.inputs, TabularInputs) or not isinstance(manifest.example, Mapping):
         return
@@ -134,12 +145,12 @@ def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
     imputed = [at for at, feature in enumerate(features) if feature.missing is not None and not feature.categories]
     if not imputed:
         return
-    example = np.array([_filled(feature, manifest.example[feature.name]) for feature in features], dtype=np.float32)
+    example = np.array([_filled(f, manifest.example[f.name]) for f in features], dtype=opened.row_type)
     filled, missing = np.tile(example, (len(imputed), 1)), np.tile(example, (len(imputed), 1))
     for row, at in enumerate(imputed):
         filled[row, at], missing[row, at] = _filled(features[at], None), np.nan
-    for space, expected in deployed.outputs(filled).items():
-        differ = np.flatnonzero((deployed.outputs(missing)[space] != expected).any(axis=1))
+    for space, expected in opened.deployed.outputs(filled).items():
+        differ = np.flatnonzero((opened.deployed.outputs(missing)[space] != expected).any(axis=1))
         if len(differ):
             name = features[imputed[differ[0]]].name
             raise CatalogError(f"the artefact does not replace a missing {name} by the manifest's value")
@@ -151,14 +162,14 @@ def _filled(feature: Feature, value: Category | float | None) -> float:
     return float(feature.places[value] if feature.categories else value or 0.0)  # type: ignore[index]
 
 
-def _random_rows(manifest: Manifest, count: int) -> NDArray[np.float32]:
+def _random_rows(manifest: Manifest, count: int, row_type: RowType) -> NDArray[np.floating]:
     """Rows within the range of the inputs, flat."""
     generator = np.random.default_rng(0)
     inputs = manifest.inputs
     if isinstance(inputs, TokenInputs):
-        return generator.integers(0, inputs.vocabulary, (count, inputs.length)).astype(np.float32)
-    low, high = (np.array(limit, dtype=np.float32) for limit in inputs.bounds)
-    rows = generator.uniform(low, high, (count, len(low))).astype(np.float32)
+        return generator.integers(0, inputs.vocabulary, (count, inputs.length)).astype(row_type)
+    low, high = (np.array(limit, dtype=row_type) for limit in inputs.bounds)
+    rows = generator.uniform(low, high, (count, len(low))).astype(row_type)
     if isinstance(inputs, TabularInputs):
         whole = [at for at, feature in enumerate(inputs.features) if feature.categories or feature.whole]
         rows[:, whole] = np.rint(rows[:, whole])
@@ -174,7 +185,8 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     size = sum(layer_sizes(model.twin, model.shape))
     count = min(PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_VALUES // size))
     together = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // size))
-    rows = np.concatenate([*(known[:count] for known in model.baselines.values()), _random_rows(manifest, count)])
+    random = _random_rows(manifest, count, model.row_type)
+    rows = np.concatenate([*(known[:count] for known in model.baselines.values()), random])
     parts = [rows[at : at + together] for at in range(0, len(rows), together)]
     answers = [model.deployed.outputs(part) for part in parts]
     logits, probabilities = (
@@ -186,17 +198,17 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
             f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
         )
     with torch.no_grad():
-        seen = (torch.from_numpy(model.seen(part).astype(np.float32).reshape(-1, *model.shape)) for part in parts)
+        seen = (torch.from_numpy(model.seen(part).astype(model.row_type).reshape(-1, *model.shape)) for part in parts)
         twin_logits = torch.cat([model.twin(part.to(device)).cpu() for part in seen])
-    limit = manifest.parity
+    limit, has_one_logit = manifest.parity, manifest.outputs.has_one_logit
     try:
-        parity = check_parity(twin_logits, logits, limit)
+        parity = check_parity(twin_logits - twin_logits.flip(1) if has_one_logit else twin_logits, logits, limit)
     except CatalogError as error:
         raise CatalogError(f"{error}{_suspect(opened, parts[-1])}") from None
     return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double(), limit))
 
 
-def _suspect(opened: Opened, rows: NDArray[np.float32]) -> str:
+def _suspect(opened: Opened, rows: NDArray[np.floating]) -> str:
     if opened.worst is None:
         return ""
     try:

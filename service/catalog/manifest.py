@@ -58,7 +58,7 @@ class Outputs(_Frozen):
 
     An ONNX graph's `tensors` are named by space, and the twin is cut at the logit tensor; the probability's may be left
     out where the graph has none. Other artefacts answer logits and nothing else. With `sigmoid` there is one logit, the
-    second label's; the first one's is taken to be zero, whose softmax is the same.
+    second label's, which is its log-odds; those of the first label are the negative.
     """
 
     labels: tuple[str, ...] = Field(min_length=2)
@@ -66,6 +66,11 @@ class Outputs(_Frozen):
     link: Literal["softmax", "sigmoid"]
     tensors: Mapping[OutputSpace, str] = {}
     default_space: OutputSpace = OutputSpace.PROBABILITY
+
+    @property
+    def has_one_logit(self) -> bool:
+        """Whether two labels share one logit."""
+        return self.link == "sigmoid"
 
 
 class BaselineSet(_Frozen):
@@ -127,7 +132,7 @@ class Manifest(_Frozen):
         self._check_tensors()
         if isinstance(self.inputs, TokenInputs) and self.inputs.has_mask and self.baselines:
             raise ValueError("a model that is told the padding has no baseline sets: their rows have another padding")
-        if self.outputs.link == "sigmoid" and len(self.outputs.labels) != 2:
+        if self.outputs.has_one_logit and len(self.outputs.labels) != 2:
             raise ValueError("the link 'sigmoid' is between one logit and two labels")
         names = set(self.inputs.names)
         if names and not (isinstance(self.example, Mapping) and set(self.example) == names):
@@ -161,7 +166,7 @@ class Manifest(_Frozen):
         if any(given) or tensors:
             name = "inputs.tensor" if any(given) else "outputs.tensors"
             raise ValueError(f"{name} is for ONNX: an artefact in the format {form} has no names for it")
-        if self.outputs.link == "sigmoid":
+        if self.outputs.has_one_logit:
             raise ValueError(f"the link 'sigmoid' is for ONNX: an artefact in the format {form} answers two logits")
         if isinstance(self.artefact.architecture, Cnn) and not isinstance(inputs, ImageInputs):
             raise ValueError("the architecture 'cnn' takes images")

@@ -99,11 +99,25 @@ def _number(feature: Feature, value: object) -> float:
     low, high = feature.range
     if not low <= value <= high:
         unit = "" if feature.unit == "1" else f" ({feature.unit})"
-        detail = f"{feature.name} is {value:g}, outside its range from {low:g} to {high:g}{unit}"
+        detail = f"{feature.name} is {_figure(value)}, outside its range from {_figure(low)} to {_figure(high)}{unit}"
         raise invalid(Kind.OUT_OF_RANGE, "", detail)
     if feature.whole and value != int(value):
-        raise invalid(Kind.OUT_OF_RANGE, "", f"{feature.name} is {value:g}; it must be a whole number")
+        raise invalid(Kind.OUT_OF_RANGE, "", f"{feature.name} is {_figure(value)}; it must be a whole number")
+    if feature.whole and float(value) != value:
+        nearest = int(float(value))
+        detail = (
+            f"{feature.name} is {value}, which double precision does not hold; the nearest that it does is {nearest}"
+        )
+        raise invalid(Kind.OUT_OF_RANGE, "", detail)
     return float(value)
+
+
+def _figure(value: float) -> str:
+    """A number in few digits, or in all where few are not enough to tell it from its neighbours."""
+    short = f"{value:g}"
+    if float(short) == value or value != value:
+        return short
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _place(feature: Feature, value: object) -> float:

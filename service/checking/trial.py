@@ -116,7 +116,7 @@ class Trial:
         predicted = np.array([-1 if e.outputs is None else np.argmax(e.outputs) for e in explanations], dtype=np.intp)
         return Answers(explanations, attributions, predicted)
 
-    def deployed(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, Floats]:
+    def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
         """What the artefact answers for rows [n, columns], in every output space: [n, labels]."""
         (kernel,) = self.model.kernels[Deployed]
         assert isinstance(kernel, DeployedKernel)

@@ -15,7 +15,7 @@ from torch import fx
 from service.catalog.loading import LoadedModel, load_model
 from service.catalog.manifest import Manifest
 from service.catalog.sizes import layer_sizes
-from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, Traits
+from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, RowType, Traits
 from service.engine.calibration import calibrate, clock_of
 from service.engine.cuda import GraphedGradientKernel
 from service.engine.gradient import BackgroundGradientKernel, GradientKernel
@@ -91,6 +91,13 @@ class DeviceModel:
     chunk_seconds: float = 0.0
 
     @property
+    def row_type(self) -> RowType:
+        """What holds rows as the artefact takes them."""
+        (kernel,) = self.kernels[Deployed]
+        assert isinstance(kernel, DeployedKernel)
+        return kernel.row_type
+
+    @property
     def shapes(self) -> ChunkShapes:
         """The rows of the gradient chunks now; fewer than at load when the device ran out of memory."""
         rows = [kernel.capacity for kernel in self.kernels[Points]]
@@ -120,8 +127,9 @@ def put_on_device(
     model = load_model(folder, device)
     shape, labels = model.shape, len(model.manifest.outputs.labels)
     rows = _deployed_rows(model)
-    deployed = DeployedKernel(model.deployed, rows)
-    forwards = deployed if model.forwards is model.deployed else DeployedKernel(model.forwards, rows)
+    deployed = DeployedKernel(model.deployed, rows, model.row_type)
+    is_same = model.forwards is model.deployed
+    forwards = deployed if is_same else DeployedKernel(model.forwards, rows, model.row_type)
     baselines = {
         digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
         for digest, rows in model.baselines.items()
@@ -133,7 +141,10 @@ def put_on_device(
             lambda rows: _across(ends, rows, Readout.PROBABILITY),
             clock_of(device),
         )
-    traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns)
+    traits = replace(
+        traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns),
+        has_one_logit=model.manifest.outputs.has_one_logit,
+    )
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
@@ -262,7 +273,7 @@ def prepare_baseline(
 ) -> PreparedBaseline:
     """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both."""
     inputs = seen(rows)
-    center = inputs.mean(axis=0).astype(np.float32).astype(np.float64)
+    center = inputs.mean(axis=0).astype(deployed.row_type).astype(np.float64)
     outputs = known
     if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(rows) + 1 for v in outputs.values()):
         at_rows, at_center = outputs_over(deployed, rows), outputs_over(forwards or deployed, center[None])

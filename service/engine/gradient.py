@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from service.catalog.sizes import row_type_of
 from service.domain import Floats, Indices
 from service.engine.branchless import without_branches
 from service.engine.kernels import Launched, Segment
@@ -173,6 +174,7 @@ class GradientKernel:
         self._shape = shape
         self._device = device
         self._labels = labels
+        self._row_type = row_type_of(twin)
         self._trace = trace
         self._programs: dict[tuple[int, bool], Program] = {}
         self.capacity = capacity
@@ -225,7 +227,7 @@ class GradientKernel:
         """The chunk, on the host, and whether any of its rows reads out a probability."""
         line = np.zeros(self.capacity, dtype=np.int64)
         ask = np.zeros(self.capacity, dtype=np.int64)
-        alphas = np.zeros(self.capacity, dtype=np.float32)
+        alphas = np.zeros(self.capacity, dtype=self._row_type)
         starts: list[Floats] = []
         asks: list[_Ask] = []
         lines, at = 0, 0
@@ -249,9 +251,9 @@ class GradientKernel:
             lines += len(own_starts)
             at = rows.stop
         coefficients, probability = asked(asks, self._labels)
-        start_rows = np.concatenate(starts, dtype=np.float32, casting="same_kind").reshape(-1, *self._shape)
-        ends = np.array([one.end for one in asks], dtype=np.float32).reshape(-1, *self._shape)
-        along = np.array([one.along for one in asks], dtype=np.float32)
+        start_rows = np.concatenate(starts, dtype=self._row_type, casting="same_kind").reshape(-1, *self._shape)
+        ends = np.array([one.end for one in asks], dtype=self._row_type).reshape(-1, *self._shape)
+        along = np.array([one.along for one in asks], dtype=self._row_type)
         packed = (start_rows, ends, coefficients, probability, along, line, ask, alphas)
         chunk = Chunk(*map(torch.from_numpy, packed))
         return chunk, bool(probability.any())

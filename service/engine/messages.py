@@ -102,7 +102,7 @@ class Loaded:
     """The version in `folder` is ready.
 
     `parity` is the largest relative difference between twin and artefact at load, `chunk_seconds` how long the smallest
-    chunk takes.
+    chunk takes, `dtype` the type of the rows.
     """
 
     folder: Path
@@ -112,6 +112,7 @@ class Loaded:
     traits: Traits
     parity: float
     chunk_seconds: float = 0.0
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

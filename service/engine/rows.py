@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from service.catalog.sizes import no_rows, row_type_of
 from service.domain import Floats
 from service.engine.gradient import EvaluatedPoints, asked, read_out, seeded
 from service.engine.kernels import Segment, question_of
@@ -39,6 +40,7 @@ class RowsKernel:
         self, network: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
     ) -> None:
         self._network = network
+        self._row_type = row_type_of(network)
         self._device = device
         self._shape = shape
         self._labels = labels
@@ -76,8 +78,8 @@ class RowsKernel:
 
     def _padded(self, parts: Sequence[Floats]) -> Tensor:
         """The rows of all parts, filled up to the chunk: [capacity, ...input]."""
-        flat = np.concatenate(parts).astype(np.float32)
-        chunk = np.zeros((self.capacity, flat.shape[1]), dtype=np.float32)
+        flat = np.concatenate(parts).astype(self._row_type)
+        chunk = np.zeros((self.capacity, flat.shape[1]), dtype=self._row_type)
         chunk[: len(flat)] = flat
         return torch.from_numpy(chunk.reshape(-1, *self._shape)).to(self._device)
 
@@ -251,7 +253,7 @@ def _biases(network: fx.GraphModule, shape: tuple[int, ...], device: torch.devic
     watched = _Watched(network, [used for node in nodes for used in node.all_input_nodes])
     biases = {}
     with torch.no_grad():
-        watched.run(torch.zeros(1, *shape, device=device))
+        watched.run(no_rows(network, 1, shape, device))
         known = {node: torch.zeros_like(value) if node in varying else value for node, value in watched.seen.items()}
         for node in nodes:
             arguments, keywords = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)

@@ -156,10 +156,10 @@ class Worker:
         if model is None:
             return Attached(request.folder, request.digest, {}, "the model version is not loaded")
         try:
-            rows = read_baseline_rows(request.place, model.manifest, request.baseline).astype(np.float64)
+            rows = read_baseline_rows(request.place, model.manifest, request.baseline, model.row_type)
         except CatalogError as error:
             return Attached(request.folder, request.digest, {}, str(error))
-        model = with_baseline(model, request.digest, rows, request.known)
+        model = with_baseline(model, request.digest, rows.astype(np.float64), request.known)
         self._forget_other_shapes(request.folder)  # which do not have it
         self._models[request.folder] = model
         return Attached(request.folder, request.digest, _told_outputs(model.baselines[request.digest]))
@@ -213,7 +213,16 @@ class Worker:
 
 def _loaded(folder: Path, model: DeviceModel) -> Loaded:
     outputs = {digest: _told_outputs(baseline) for digest, baseline in model.baselines.items()}
-    return Loaded(folder, model.key, outputs, model.shapes, model.traits, model.parity, model.chunk_seconds)
+    return Loaded(
+        folder,
+        model.key,
+        outputs,
+        model.shapes,
+        model.traits,
+        model.parity,
+        model.chunk_seconds,
+        model.row_type.name,
+    )
 
 
 def _told_outputs(baseline: PreparedBaseline) -> dict[OutputSpace, Floats]:

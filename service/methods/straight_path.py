@@ -66,8 +66,8 @@ def _pieces(problem: Problem, found: Pieces) -> _ExactRule | None:
     length, left = length[keep], found.alphas[:-1][keep]
     target = found.logits[:, problem.target]
     if problem.output_space is OutputSpace.LOGIT:
-        changes = np.diff(target)[keep]
-        return _ExactRule(left + length / 2, length, Readout.LOGIT, changes, 1)
+        changes = np.diff(problem.logit_of(found.logits))[keep]
+        return _ExactRule(left + length / 2, length, problem.logit_readout, changes, 1)
     if problem.labels == 2:
         margin = target - found.logits[:, 1 - problem.target]
         weights = softmax_piece_weights(margin[:-1][keep], margin[1:][keep], length)

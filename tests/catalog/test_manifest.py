@@ -149,7 +149,7 @@ CONTENTS: dict[str, bytes] = {
     "too few features": save({"rows": np.ascontiguousarray(ROWS[:, :-1])}),
     "one dimension": save({"rows": ROWS[:, 0].copy()}),
     "another name": save({"values": ROWS}),
-    "float64": save({"rows": ROWS.astype(np.float64)}),
+    "float16": save({"rows": ROWS.astype(np.float16)}),
     "integers": save({"rows": ROWS.astype(np.int32)}),
     "NaN": save({"rows": np.full_like(ROWS, np.nan)}),
     "infinity": save({"rows": np.full_like(ROWS, np.inf)}),
