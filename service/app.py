@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from sqlalchemy import Engine
 
 from service import __version__
 from service.api import (
@@ -40,10 +39,11 @@ from service.embedded_redis import start_embedded_redis
 from service.engine.pool import Pool
 from service.engine.processes import StartedWorker, count_devices
 from service.explaining import Explaining
-from service.exporting import EXPORT, Exports
+from service.exporting import Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
-from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
-from service.ledger.jobs import Jobs
+from service.ledger import SCOPES, Keys, Ledger
+from service.ledger.jobs import EXPORT, Jobs
+from service.ledger.opening import open_database, open_notary
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -98,7 +98,7 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         *jobs.routers,
         *exports.routers,
         *evidence.routers,
-        subjects.router,
+        *subjects.routers,
         health.router,
     ):
         app.include_router(router)
@@ -106,27 +106,6 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
     app.add_middleware(RequestIds)
     documentation.install(app, catalog)
     return app
-
-
-def open_database(settings: Settings) -> tuple[Engine, Vault]:
-    """The database with its schema up to date, and the vault for what is sealed in it.
-
-    Raises WrongMasterKey, SecretFileError.
-    """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = open_engine(settings.database_url or f"sqlite:///{settings.data.resolve() / 'ledger.db'}")
-    return engine, prepare_database(engine, settings.master_key or settings.data / "master.key")
-
-
-def open_keys(settings: Settings) -> tuple[Engine, Keys]:
-    """The database, and the keys in it."""
-    engine, _ = open_database(settings)
-    return engine, Keys(engine)
-
-
-def open_notary(settings: Settings, database: Engine) -> Notary:
-    """Who signs the state of the ledger; its key lies in the data folder unless the settings name another file."""
-    return Notary(database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl")
 
 
 def bootstrap_key(settings: Settings, keys: Keys) -> str | None:

@@ -29,7 +29,7 @@ A body that is too large, too slow or wrongly encoded never gets this far: `serv
 and 400 with FastAPI's own HTTPException.
 
 Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
-and reach no client but one that asked to load it.
+and reach no client but one that asked to load it. `NoLedger` ends a command, and reaches no client.
 """
 
 from __future__ import annotations
@@ -183,6 +183,14 @@ class DeadlineExceeded(AnswerableError):
 class DeviceOutOfMemory(AnswerableError):
     status = 507
     title = "Device out of memory"
+
+
+class NoLedger(Exception):
+    """A command was asked about a ledger that is not there; the message says where it looked and what to do."""
+
+
+class OtherSchema(NoLedger):
+    """A ledger of another version of this program; the message says which and what to do."""
 
 
 class CatalogError(Exception):

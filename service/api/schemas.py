@@ -10,6 +10,7 @@ import difflib
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from service.errors import InvalidRequest
+from service.ledger.entries import read_subject
 from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
 
@@ -42,6 +45,14 @@ def _few_tags(value: object) -> object:
     return value
 
 
+def _subject(value: str) -> str:
+    try:
+        return read_subject(value)
+    except InvalidRequest as error:
+        raise PydanticCustomError("subject", "{said}", {"said": str(error)}) from None
+
+
+Subject = Annotated[StrictStr, AfterValidator(_subject)]
 Target = Annotated[str | int, BeforeValidator(_label_or_index)]
 Tags = Annotated[dict[StrictStr, StrictStr], BeforeValidator(_few_tags), Field(max_length=MOST_COHORT_TAGS)]
 Number = Annotated[FiniteFloat, Field(strict=True)]
@@ -112,7 +123,9 @@ class ContextBody(Strict):
     """What the explanation belongs to; the ledger can be searched by each."""
 
     decision_id: StrictStr | None = Field(None, max_length=200)
-    subject: StrictStr | None = Field(None, max_length=200)
+    subject: Subject | None = Field(
+        None, max_length=200, description="the person; what is recorded of them is found, held and erased by this name"
+    )
     cohort: Tags = Field(default_factory=dict)
 
     def context(self) -> Context:
