@@ -52,7 +52,7 @@ def _subject(value: str) -> str:
         raise PydanticCustomError("subject", "{said}", {"said": str(error)}) from None
 
 
-Subject = Annotated[StrictStr, AfterValidator(_subject)]
+Subject = Annotated[StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
 Target = Annotated[str | int, BeforeValidator(_label_or_index)]
 Tags = Annotated[dict[StrictStr, StrictStr], BeforeValidator(_few_tags), Field(max_length=MOST_COHORT_TAGS)]
 Number = Annotated[FiniteFloat, Field(strict=True)]
@@ -124,7 +124,7 @@ class ContextBody(Strict):
 
     decision_id: StrictStr | None = Field(None, max_length=200)
     subject: Subject | None = Field(
-        None, max_length=200, description="the person; what is recorded of them is found, held and erased by this name"
+        None, description="the person; what is recorded of them is found, held and erased by this name"
     )
     cohort: Tags = Field(default_factory=dict)
 

@@ -97,7 +97,7 @@ class KeptReply(BaseModel):
     hold: HoldItem | None = Field(description="the legal hold in force, which forbids to erase it")
 
 
-@reading.get("/v1/subjects/{subject:text}", responses={200: {"model": KeptReply}})
+@reading.get("/v1/subjects/{subject:text}:count", responses={200: {"model": KeptReply}})
 @needs("ledger:read")
 async def count_subject(request: Request, subject: str, caller: CallerOf) -> Response:
     """How much is kept of the person, before it is held or erased. However a name is spelt in Unicode, it is one."""

@@ -180,8 +180,9 @@ class Search:
         if self.version is not None and self.model is None:
             raise InvalidRequest("A version is searched for together with its model.")
         _refuse_backward(self)
-        for name in ("model", "version", "subject", "decision_id", "flag", "label"):
+        for name in ("model", "version", "decision_id", "flag", "label"):
             _check_text(name, getattr(self, name))
+        _check_text("subject", None if self.subject is None else normal(self.subject))
         for name, value in self.cohort:
             _check_text("cohort", name)
             _check_text(f"cohort.{name}", value)
