@@ -18,6 +18,8 @@ from service.api.schemas import Nothing
 from service.catalog.versions import Catalog
 
 ASSETS = "/docs/assets"
+EXAMPLE_CONTEXT = {"subject": "applicant-4711", "decision_id": "application-2026-118"}
+"""What an explanation belongs to: without a subject nobody can find, hold or erase it by person."""
 EMPTY = f"#/components/schemas/{Nothing.__name__}"
 
 
@@ -82,7 +84,9 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
         versioned = "{version}" in path
         shown = [one for one in catalog if versioned or one is (catalog.meant(one.key.name) or one)]
         operation["requestBody"]["content"]["application/json"]["examples"] = {
-            str(version.key) if versioned else version.key.name: {"value": {"instances": [version.manifest.example]}}
+            str(version.key) if versioned else version.key.name: {
+                "value": {"instances": [version.manifest.example], "context": EXAMPLE_CONTEXT}
+            }
             for version in shown
         }
     elif path.startswith("/v2/repository/models/"):

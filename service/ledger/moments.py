@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from datetime import UTC, date, datetime, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 
 ZONE = "UTC"
 """Of a day, and where a command is given a time without one."""
@@ -17,7 +17,7 @@ A_MOMENT = f"a day as {EXAMPLE_DAY}, which is a whole day in {ZONE}, or a time w
 """What can be given."""
 
 _DAY = 86_400_000_000
-_EPOCH = date(1970, 1, 1).toordinal()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WITH_DOTS = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _LOST_PLUS = re.compile(r".*\d{2}:?\d{2}(:?\d{2}([.,]\d+)?)? \d{2}:?\d{2}")
 
@@ -28,7 +28,7 @@ def read_moment(given: str, *, is_end: bool, zone: tzinfo | None = None) -> int:
     `zone` is that of a time that names none. Raises ValueError, whose message tells a person what to write.
     """
     with suppress(ValueError):
-        return (date.fromisoformat(given).toordinal() - _EPOCH + is_end) * _DAY
+        return (date.fromisoformat(given).toordinal() - _EPOCH.toordinal() + is_end) * _DAY
     try:
         moment = datetime.fromisoformat(given.upper())
     except ValueError:
@@ -37,16 +37,17 @@ def read_moment(given: str, *, is_end: bool, zone: tzinfo | None = None) -> int:
         if zone is None:
             raise ValueError(f"needs a time zone, for instance {EXAMPLE_TIME}; a day, {EXAMPLE_DAY}, needs none")
         moment = moment.replace(tzinfo=zone)
-    return round(moment.timestamp() * 1e6)
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def written_moment(microseconds: int | None) -> str | None:
     """A moment in UTC (ISO 8601); years that a calendar does not have are their nearest."""
     if microseconds is None:
         return None
-    first, last = datetime.min.replace(tzinfo=UTC).timestamp(), datetime.max.replace(tzinfo=UTC).timestamp()
-    moment = datetime.fromtimestamp(min(max(microseconds / 1e6, first), last - 1), UTC)
-    return moment.isoformat(timespec="microseconds" if microseconds % 1_000_000 else "seconds")
+    before = _EPOCH.toordinal()
+    first, last = (date.min.toordinal() - before) * _DAY, (date.max.toordinal() + 1 - before) * _DAY - 1
+    moment = _EPOCH + timedelta(microseconds=min(max(microseconds, first), last))
+    return moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds")
 
 
 def written_period(start: int | None, end: int | None) -> dict[str, str]:
