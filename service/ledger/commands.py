@@ -269,8 +269,10 @@ def _person(connection: Connection, vault: Vault, event: StoredEvent) -> str | N
     tokens = str((event.details.get("conditions") or {}).get("subject", "")).split()
     if tokens:
         return next((name for token in tokens if (name := people.person_of(connection, vault, token))), None)
-    stored = None if event.about is None else read_one(connection, vault, event.tenant, event.about)
-    return None if stored is None else stored.subject
+    if event.about is None:
+        return None
+    stored = read_one(connection, vault, event.tenant, event.about)
+    return people.person_of(connection, vault, event.about) if stored is None else stored.subject
 
 
 def _searched(details: Mapping[str, Any]) -> str:

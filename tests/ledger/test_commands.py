@@ -16,15 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text, update
 
 from service.__main__ import main
-from service.ledger import Entry, Event, Ledger, open_engine, upgrade
+from service.ledger import Entry, Event, Ledger, commands, open_engine, upgrade
 from service.ledger.appending import Appender
+from service.ledger.export_checking import Verdict
 from service.ledger.opening import open_database
 from service.ledger.tables import explanations
+from service.ledger.verifying import verify_ledger
 from service.settings import Settings
 from tests.ledger.conftest import Databases
 
@@ -223,6 +226,46 @@ def test_a_folder_that_may_only_be_read_is_verified(
             printed = capsys.readouterr()
             assert (code, printed.err) == (0, ""), printed.out
             assert "2 records" in printed.out
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+def test_a_service_that_starts_during_a_verification_spoils_no_verdict(
+    ask: Callable[..., Answer],
+    recorded: list[Entry],
+    make_entry: EntryMaker,
+    empty_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, vault = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=empty_url))
+    engine.dispose()
+    appender = Appender(engine, vault)
+    verified = []
+
+    def verify(*asked: Any) -> Verdict:
+        if not verified:  # what is read while somebody writes, as if nobody did, may be anything
+            appender.append([make_entry()])
+            verified.append(Verdict(count=1, faults=["a page of two states"]))
+        else:
+            verified.append(verify_ledger(*asked))
+        return verified[-1]
+
+    monkeypatch.setattr(commands, "verify_ledger", verify)
+    code, said, _ = ask("verify")
+    appender.close()
+    engine.dispose()
+    assert (code, len(verified)) == (0, 2), said
+    assert "6 records" in said
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+def test_a_file_that_is_no_database_gets_a_sentence(ask: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
+    for action in ("verify", "retain"):
+        code, said, sentence = ask(action)
+        assert (code, said) == (2, "")
+        assert f"{tmp_path / 'ledger.db'} cannot be read as a ledger: file is not a database" in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]
 
 
 @contextmanager
