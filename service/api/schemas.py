@@ -21,10 +21,11 @@ from pydantic import (
     StrictStr,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from service.errors import InvalidRequest
-from service.ledger.entries import read_subject
+from service.ledger.entries import LONGEST_TEXT, read_subject
+from service.ledger.naming import normal
 from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
 
@@ -46,13 +47,17 @@ def _few_tags(value: object) -> object:
 
 
 def _subject(value: str) -> str:
+    if len(normal(value)) > LONGEST_TEXT:
+        raise PydanticKnownError("string_too_long", {"max_length": LONGEST_TEXT})
     try:
         return read_subject(value)
     except InvalidRequest as error:
         raise PydanticCustomError("subject", "{said}", {"said": str(error)}) from None
 
 
-Subject = Annotated[StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
+Subject = Annotated[
+    StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": LONGEST_TEXT})
+]
 Target = Annotated[str | int, BeforeValidator(_label_or_index)]
 Tags = Annotated[dict[StrictStr, StrictStr], BeforeValidator(_few_tags), Field(max_length=MOST_COHORT_TAGS)]
 Number = Annotated[FiniteFloat, Field(strict=True)]

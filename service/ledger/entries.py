@@ -237,12 +237,12 @@ def read_subject(given: str) -> str:
     Raises InvalidRequest.
     """
     name = normal(given)
+    _check_text("subject", name)
     if not name:
         raise InvalidRequest("a subject is not empty; leave it out where there is none")
     for character in name:
-        if unicodedata.category(character) in ("Cc", "Cs"):
+        if unicodedata.category(character) == "Cc":
             raise InvalidRequest(f"a subject holds no control character, and this one has U+{ord(character):04X}")
-    _check_text("subject", name)
     return name
 
 

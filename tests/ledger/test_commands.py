@@ -240,7 +240,7 @@ def test_a_service_that_starts_during_a_verification_spoils_no_verdict(
     engine, vault = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=empty_url))
     engine.dispose()
     appender = Appender(engine, vault)
-    verified = []
+    verified: list[Verdict] = []
 
     def verify(*asked: Any) -> Verdict:
         if not verified:  # what is read while somebody writes, as if nobody did, may be anything
