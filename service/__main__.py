@@ -11,16 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service import __version__
 from service.engine.processes import StartedWorker, count_devices, start_worker
 from service.errors import SetupError
 from service.logs import VARIABLE
 from service.settings import Settings, forget_secrets, read_settings, unknown_settings
-
-if TYPE_CHECKING:
-    from service.ledger.commands import Opened
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +58,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     elif asked == "ledger":
         from service.ledger import commands as ledger_commands
 
-        ledger_commands.add_commands(ledger, _open_ledger)
+        ledger_commands.add_commands(ledger)
     elif asked == "keys":
         from service import key_commands
 
@@ -129,14 +125,6 @@ def _started_workers(settings: Settings) -> Iterator[Sequence[StartedWorker]]:
     finally:
         for worker in started:
             worker.end()
-
-
-def _open_ledger(settings: Settings) -> Opened:
-    from service.app import open_database, open_notary
-    from service.ledger.commands import Opened
-
-    engine, vault = open_database(settings)
-    return Opened(engine, vault, open_notary(settings, engine), settings)
 
 
 if __name__ == "__main__":

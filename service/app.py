@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from sqlalchemy import URL, Engine
-from sqlalchemy.exc import ArgumentError
 
 from service import __version__
 from service.api import (
@@ -41,12 +39,12 @@ from service.counterfactual import Counterfactuals
 from service.embedded_redis import start_embedded_redis
 from service.engine.processes import StartedWorker, count_devices
 from service.engine.separation import SeparatingPool
-from service.errors import LedgerUnavailable, SetupError
 from service.explaining import Explaining
-from service.exporting import EXPORT, Exports
+from service.exporting import Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
-from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
-from service.ledger.jobs import Jobs
+from service.ledger import SCOPES, Keys, Ledger
+from service.ledger.jobs import EXPORT, Jobs
+from service.ledger.opening import open_database, open_notary
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -106,7 +104,7 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         *jobs.routers,
         *exports.routers,
         *evidence.routers,
-        subjects.router,
+        *subjects.routers,
         health.router,
     ):
         app.include_router(router)
@@ -114,42 +112,6 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
     app.add_middleware(RequestIds)
     documentation.install(app, catalog)
     return app
-
-
-def open_database(settings: Settings) -> tuple[Engine, Vault]:
-    """The database with its schema up to date, and the vault for what is sealed in it. Raises SetupError."""
-    try:
-        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"the data folder {settings.data.absolute()} cannot be made: {error.strerror}") from error
-    try:
-        engine = open_engine(settings.database_url or f"sqlite:///{settings.data.resolve() / 'ledger.db'}")
-    except (ArgumentError, ValueError):  # whose text may repeat the password
-        raise SetupError("ANSWERABLE_DATABASE_URL: it names no PostgreSQL and no file of SQLite", code=2) from None
-    try:
-        return engine, prepare_database(engine, settings.master_key or settings.data / "master.key")
-    except LedgerUnavailable as error:
-        engine.dispose()
-        raise SetupError(_unreachable(engine.url, error)) from error
-
-
-def _unreachable(url: URL, error: LedgerUnavailable) -> str:
-    """Which database did not answer and why, in its driver's words; a password is never among them."""
-    place = url.database if url.host is None else f"{url.host}:{url.port or 5432}"
-    reason = getattr(error.__cause__, "orig", None) or "no connection"
-    told = " ".join(str(reason).split())[:MOST_TOLD]
-    return f"the database {place} does not answer ({told}); see that it runs, and that ANSWERABLE_DATABASE_URL is right"
-
-
-def open_keys(settings: Settings) -> tuple[Engine, Keys]:
-    """The database, and the keys in it."""
-    engine, _ = open_database(settings)
-    return engine, Keys(engine)
-
-
-def open_notary(settings: Settings, database: Engine) -> Notary:
-    """Who signs the state of the ledger; its key lies in the data folder unless the settings name another file."""
-    return Notary(database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl")
 
 
 def bootstrap_key(settings: Settings, keys: Keys) -> str | None:

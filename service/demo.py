@@ -39,7 +39,7 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
     body = {
         "instances": [example],
         "parameters": {"target": version.manifest.outputs.adverse or "predicted"},
-        "context": {"decision_id": "demo"},
+        "context": {"subject": "demo-applicant", "decision_id": "demo"},
     }
     async with httpx.AsyncClient(
         base_url=address, trust_env=False, headers={"Authorization": f"Bearer {key}"}
@@ -94,6 +94,8 @@ def _shown(
         "Look it up:",
         "",
         f"  curl -s {address}/v1/explanations/{explanation['id']} -H 'Authorization: Bearer {key}'",
+        "",
+        "`context.subject` names the person: by it explanations are found, held and erased. Put your own in.",
         "",
         f"API documentation: {address}/docs    Stop with Ctrl-C.",
     ]

@@ -279,3 +279,14 @@ class SetupError(Exception):
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NoLedger(SetupError):
+    """A command was asked about a ledger that is not there; the message says where it looked and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=2)
+
+
+class OtherSchema(NoLedger):
+    """A ledger of another version of this program; the message says which and what to do."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from service.adding import commands as adding
 from service.adding import set_commands
 from service.checking import commands as checking
+from service.printing import table
 from service.settings import Settings
 
 
@@ -33,6 +34,7 @@ def _list(settings: Settings, _options: argparse.Namespace) -> int:
 
     assessments = Assessments(settings.data / ASSESSMENTS)
     faults = 0
+    rows = []
     folders = find_versions(settings.models)
     if not folders:
         raise SetupError(
@@ -47,9 +49,11 @@ def _list(settings: Settings, _options: argparse.Namespace) -> int:
                 read_baseline_rows(folder, manifest, baseline)
         except CatalogError as error:
             faults += 1
-            print(f"{folder.parent.name}@{folder.name}  FAULT  {error}")
+            rows.append((f"{folder.parent.name}@{folder.name}", "FAULT", str(error), ""))
             continue
         found = assessments.find(folder, key, digest)
         verdict = "not checked" if found is None else "passed" if found.passed else f"FAILED {', '.join(found.failed)}"
-        print(f"{key}  {manifest.title}  {verdict}  {key.digest}")
+        rows.append((str(key), verdict, manifest.title, key.digest))
+    headings = ("model", "check", "title, or what is wrong", "digest")
+    print(table(headings, rows, f"there are no models in {settings.models.absolute()}"))
     return 1 if faults else 0

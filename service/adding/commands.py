@@ -97,8 +97,10 @@ def _told(added: Added, settings: Settings) -> str:
     failed = added.report.failed
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"
 
-    body = {"instances": [manifest.example], "parameters": {"target": manifest.outputs.adverse or "predicted"}}
-    asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...]}'
+    context = {"subject": "the-person", "decision_id": "the-decision"}  # else nobody can find, hold or erase it by them
+    parameters = {"target": manifest.outputs.adverse or "predicted"}
+    body = {"instances": [manifest.example], "parameters": parameters, "context": context}
+    asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
     label = manifest.outputs.labels[explanation.target]
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(

@@ -21,6 +21,8 @@ from service.api.schemas import Nothing
 from service.catalog.versions import Catalog, ModelVersion
 
 ASSETS = "/docs/assets"
+EXAMPLE_CONTEXT = {"subject": "applicant-4711", "decision_id": "application-2026-118"}
+"""What an explanation belongs to: without a subject nobody can find, hold or erase it by person."""
 EMPTY = f"#/components/schemas/{Nothing.__name__}"
 NOBODY = "nobody-1"
 NO_MODEL = "a-model-no-longer-needed"
@@ -151,7 +153,7 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
     if path.endswith((":explain", ":predict")):
         for version in catalog if "{version}" in path else _meant(catalog):
             name = str(version.key) if "{version}" in path else version.key.name
-            examples[name] = {"value": {"instances": [version.manifest.example]}}
+            examples[name] = {"value": {"instances": [version.manifest.example], "context": EXAMPLE_CONTEXT}}
     elif path.startswith("/v2/repository/models/"):
         examples["one version"] = {"value": {"parameters": {"version": "1"}}}
     elif path.endswith("/baselines") and "requestBody" in operation:

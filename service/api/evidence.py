@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.explanations import find_stored, ledger_of
-from service.api.filters import Moment, microseconds
+from service.api.filters import From, To
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import NOTHING, Nothing
@@ -160,18 +160,13 @@ async def list_events(
     caller: CallerOf,
     kind: str | None = None,
     about: str | None = None,
-    created_from: Annotated[Moment | None, Query(alias="from")] = None,
-    created_to: Annotated[Moment | None, Query(alias="to")] = None,
+    created_from: Annotated[From, Query(alias="from")] = None,
+    created_to: Annotated[To, Query(alias="to")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
 ) -> Response:
     """What else happened, the newest first: `lookup`, `erasure`, `retention`, `hold`, `release`, `review` ..."""
-    search = EventSearch(
-        kind=kind,
-        about=about,
-        created_from=microseconds(created_from),
-        created_to=microseconds(created_to),
-    )
+    search = EventSearch(kind=kind, about=about, created_from=created_from, created_to=created_to)
     page = await ledger_of(request).events(caller.tenant, search, limit, cursor)
     found = [
         {

@@ -27,6 +27,8 @@ from service.planning import Parameters, with_baseline_read
 from service.records import Caller, Context
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
+WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
+"""A hint to whoever integrates: it is easily forgotten, and missed years later."""
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
 
 router = APIRouter(route_class=StrictRoute, tags=["Predict and explain"])
@@ -73,8 +75,10 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
         "explanations": [answer.explanation for answer in answers],
     }
     timings = answers[0].explanation["timings_ms"]
-    header = ", ".join(f"{name};dur={value}" for name, value in timings.items())
-    return Response(orjson.dumps(reply), media_type="application/json", headers={"Server-Timing": header})
+    headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
+    if request.app.state.ledger is not None and any(context.subject is None for context in asked.contexts):
+        headers["Answerable-Hint"] = WITHOUT_SUBJECT
+    return Response(orjson.dumps(reply), media_type="application/json", headers=headers)
 
 
 async def _predict(request: Request, model: str, version: str | None, body: PredictBody) -> Response:

@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import CallerOf, needs
-from service.api.filters import QUERY_NAMES, Moment, search_of
+from service.api.filters import QUERY_NAMES, From, To, search_of
 from service.api.lookups import described, record_lookup
 from service.api.problems import answers
 from service.api.schemas import MOST_COHORT_TAGS
@@ -83,8 +83,8 @@ async def search_explanations(
     version: str | None = None,
     subject: str | None = None,
     decision_id: str | None = None,
-    created_from: Annotated[Moment | None, Query(alias="from")] = None,
-    created_to: Annotated[Moment | None, Query(alias="to")] = None,
+    created_from: Annotated[From, Query(alias="from")] = None,
+    created_to: Annotated[To, Query(alias="to")] = None,
     converged: bool | None = None,
     flag: str | None = None,
     label: str | None = None,

@@ -19,10 +19,10 @@ from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
-from service.exporting import DOWNLOAD, EXPORT, Exports, Format, is_available
+from service.exporting import DOWNLOAD, Exports, Format, is_available
 from service.jobs import Runner, sealed_spec, spec_of
 from service.ledger import Vault
-from service.ledger.jobs import Job, State
+from service.ledger.jobs import EXPORT, Job, State
 from service.records import Caller, uuid7
 
 MEDIA_TYPES = {

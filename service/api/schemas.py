@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,10 +22,12 @@ from pydantic import (
     StrictStr,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from service.catalog.nearest import LONGEST_SHOWN, Searches
-from service.errors import MOST_FAULTS
+from service.errors import MOST_FAULTS, InvalidRequest
+from service.ledger.entries import LONGEST_TEXT, read_subject
+from service.ledger.naming import normal
 from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
 
@@ -52,6 +55,18 @@ def _few(most: int, what: str) -> Callable[[object], object]:
     return check
 
 
+def _subject(value: str) -> str:
+    if len(normal(value)) > LONGEST_TEXT:
+        raise PydanticKnownError("string_too_long", {"max_length": LONGEST_TEXT})
+    try:
+        return read_subject(value)
+    except InvalidRequest as error:
+        raise PydanticCustomError("subject", "{said}", {"said": str(error)}) from None
+
+
+Subject = Annotated[
+    StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": LONGEST_TEXT})
+]
 Target = Annotated[str | int, BeforeValidator(_label_or_index)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_few(MOST_COHORT_TAGS, "tags")), Field(max_length=MOST_COHORT_TAGS)
@@ -125,7 +140,9 @@ class ContextBody(Strict):
     """What the explanation belongs to; the ledger can be searched by each."""
 
     decision_id: StrictStr | None = Field(None, max_length=200, description="the decision, as the caller knows it")
-    subject: StrictStr | None = Field(None, max_length=200, description="the person; erasures and holds go by it")
+    subject: Subject | None = Field(
+        None, description="the person; what is recorded of them is found, held and erased by this name"
+    )
     cohort: Tags = Field(default_factory=dict, description="tags by name, such as the channel")
 
     def context(self) -> Context:

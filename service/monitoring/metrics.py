@@ -103,6 +103,11 @@ class Metrics:
         self.model_info = gauge("model_info", "1 for every version that is ready, else 0.", [*version, "digest"])
 
         self.appends = counter("ledger_appends", "Records appended to the ledger.", ["result"])
+        self.without_subject = counter(
+            "records_without_subject",
+            "Explanations recorded of nobody: without a subject, no erasure or hold of a person reaches them.",
+            model,
+        )
         self.append_duration = histogram(
             "ledger_append_duration_seconds", "Seconds until a record is durable.", SECONDS
         ).labels()

@@ -158,6 +158,8 @@ async def test_every_example_of_a_model_runs_and_its_reply_has_the_described_sha
             asked = path.format(model=model, version=version)
             response = await client.request(method, asked, json=example["value"])
             assert response.status_code == 200, response.text
+            assert example["value"]["context"]["subject"]
+            assert "Answerable-Hint" not in response.headers
             reply = PredictReply if path.endswith("predict") else ExplainReply
             described = operation["responses"]["200"]["content"]["application/json"]["schema"]
             assert described == {"$ref": f"#/components/schemas/{reply.__name__}"}

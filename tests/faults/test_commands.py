@@ -50,7 +50,8 @@ def test_the_demo_explains_and_what_it_offers_works(start: Start, until: Until) 
     answered = run_curl(asking)
     assert answered["predictions"][0]["label"] == "denied"
     assert answered["explanations"][0]["converged"] is True
-    assert run_curl(looking)["id"] == record[1]
+    found = run_curl(looking)
+    assert (found["id"], found["subject"]) == (record[1], "demo-applicant")
     assert program.end(signal.SIGINT) == 0
     assert "Traceback" not in program.errors
 
@@ -76,7 +77,9 @@ def test_models_says_which_are_whole(run_here: RunCommand, tmp_path: Path) -> No
     shutil.copytree(MODELS / "loan", models / "loan")
     whole = run_here("models", "--models", str(models))
     assert whole.returncode == 0
-    assert whole.stdout.startswith("loan@1 ")
+    headings, first, *_ = whole.stdout.splitlines()
+    assert headings.split() == ["MODEL", "CHECK", "TITLE,", "OR", "WHAT", "IS", "WRONG", "DIGEST"]
+    assert first.startswith("loan@1 ")
 
     with (models / "loan" / "1" / "model.onnx").open("ab") as artefact:
         artefact.write(b"!")
@@ -210,8 +213,12 @@ def test_keys_are_made_listed_and_ended_and_the_demo_makes_one_of_its_own(
     )
     assert run_here("keys", "revoke", former, *data).returncode == 0
     listed = run_here("keys", "list", *data).stdout
-    assert f"{identifier}  bank  a customer  explain  valid" in listed
-    assert f"{former}  bank  a former customer  explain  revoked" in listed
+    headings, *rows = listed.splitlines()
+    assert headings.split() == ["ID", "TENANT", "NAME", "SCOPES", "STATE", "QUOTA", "POLICY"]
+    assert [re.split("  +", row) for row in rows] == [
+        [identifier, "bank", "a customer", "explain", "valid", "-", "-"],
+        [former, "bank", "a former customer", "explain", "revoked", "-", "-"],
+    ]
     assert secret not in listed
 
     program = start("demo")
@@ -242,12 +249,12 @@ def test_keys_are_limited_and_replaced(run_here: RunCommand, tmp_path: Path) -> 
     assert run_here("keys", "rotate", first, *data).returncode == 1  # it has ended
 
     listed = run_here("keys", "list", *data).stdout
-    shown = r"  100 requests a hour  methods=saliency top=3$"
-    assert re.search(rf"^{first}  .*expired [-0-9 :]+ UTC{shown}", listed, re.MULTILINE)
+    shown = r" +100 requests a hour  methods=saliency top=3$"
+    assert re.search(rf"^{first}  .*expired [-0-9 :]+ [A-Z+0-9-]+{shown}", listed, re.MULTILINE)
     assert re.search(rf"^{second}  default  a customer  explain,ledger:read  valid{shown}", listed, re.MULTILINE)
 
     assert run_here("keys", "change", second, "--points", "5000", *data).returncode == 0
-    assert re.search(rf"^{second} .*valid  5000 points a day$", run_here("keys", "list", *data).stdout, re.MULTILINE)
+    assert re.search(rf"^{second} .*valid +5000 points a day +-$", run_here("keys", "list", *data).stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
