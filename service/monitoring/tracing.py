@@ -10,13 +10,14 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from service.extras import install
 from service.monitoring.spent import Spent
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanProcessor
 
-MISSING = "traces need the packages of the extra `traces`: pip install 'answerable[traces]'"
+MISSING = f"traces need the packages of the extra `traces`: run {install('traces')} in the project's folder"
 
 
 class Tracing:
