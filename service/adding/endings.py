@@ -26,6 +26,8 @@ PASSING_ON = {*SAME_VALUES, "Normalizer"}
 """Operators between the probabilities and an output that do not change them; scikit-learn normalises what sums to 1."""
 BEFORE = {"Softmax": "before the softmax", "LogSoftmax": "before the logsoftmax", "Exp": "before its exponential"}
 
+HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
 Makers = Mapping[str, NodeProto]
 """The nodes by the names of their outputs."""
 
@@ -108,13 +110,13 @@ def add_logits(graph: GraphProto, ending: Ending) -> None:
     graph.node.append(helper.make_node("Flatten", [logits], [LOGITS], axis=1))
 
 
-def has_other_floats(graph: GraphProto) -> bool:
-    """Whether something in the graph may be computed in another precision than float32."""
-    kinds = {tensor.data_type for tensor in graph.initializer}
+def has_floats(graph: GraphProto, kinds: set[int]) -> bool:
+    """Whether something in the graph is computed in numbers of one of these kinds."""
+    found = {tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
-        kinds |= {one.i for one in node.attribute if one.name == "to"}
-        kinds |= {one.t.data_type for one in node.attribute if one.name == "value"}
-    return bool(kinds & {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+        found |= {one.i for one in node.attribute if one.name == "to"}
+        found |= {one.t.data_type for one in node.attribute if one.name == "value"}
+    return bool(found & kinds)
 
 
 class _Added:
@@ -123,7 +125,7 @@ class _Added:
     def __init__(self, graph: GraphProto) -> None:
         self._graph = graph
         self._makers = makers_of(graph)
-        self._is_float32 = not has_other_floats(graph)
+        self._is_float32 = not has_floats(graph, {*HALVES, TensorProto.DOUBLE})
         self._ones = {t.name for t in graph.initializer if (numpy_helper.to_array(t) == 1).all()}
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:

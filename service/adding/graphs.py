@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.adding.endings import (
+    HALVES,
     LOGITS,
     PROBABILITIES,
     Ending,
     add_logits,
     as_logits,
     by_logarithm,
-    has_other_floats,
+    has_floats,
     makers_of,
     visible_ending,
 )
@@ -38,15 +39,18 @@ __all__ = ["LOGITS", "PROBABILITIES", "Found", "Given", "read_classifier"]
 
 LEAST_OPSET = 17
 """Of the operators that are added, where the file has none of ONNX's own."""
-RANDOM_ROWS = 8
-ENOUGH_ROWS = 8
+PARITY_OF_HALVES = 0.02
+"""float16 has three digits, and the twin adds up in another order."""
+RANDOM_ROWS = 32
+ENOUGH_ROWS = 32
 """So many rows whose numbers all lie between 0 and 1 show that they are no scores before a softmax."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A classifier: its input, the tensor of its scores, what these are, how its logits were found, its labels, and the
-    file to be served. `columns` are the numbers of the scores, one for every label, or one for the second of two."""
+    file to be served. `columns` are the numbers of the scores, one for every label, or one for the second of two.
+    `parity` is what its twin may differ by, None for what is usual."""
 
     given: Given
     output: str
@@ -54,7 +58,7 @@ class Found:
     columns: int
     how: str
     labels: tuple[str, ...]
-    is_float32: bool
+    parity: float | None
     model: onnx.ModelProto
 
 
@@ -148,7 +152,16 @@ def _found(
     file.CopyFrom(whole)
     add_logits(file.graph, ending)
     _serve(file, given)
-    return Found(given, output, meaning, columns, ending.how, _labels(model), not has_other_floats(model.graph), file)
+    return Found(
+        given,
+        output,
+        meaning,
+        columns,
+        ending.how,
+        _labels(model),
+        PARITY_OF_HALVES if has_floats(model.graph, HALVES) else None,
+        file,
+    )
 
 
 def _outputs(model: onnx.ModelProto) -> str:

@@ -83,6 +83,7 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
                 "description": description,
             }
         ],
+        **({} if found.parity is None else {"parity": found.parity}),
         "defaults": {"method": "integrated_gradients", "baseline": "training", "tolerance": 0.01},
         "example": _example(found, filled, baseline, answers),
     }

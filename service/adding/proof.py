@@ -85,18 +85,18 @@ def served(found: Found, rows: NDArray[Any]) -> tuple[Floats, Floats]:
     except CatalogError as error:
         if found.given.rows is None:
             raise
-        logits = probabilities = np.empty((0, 0))
-        reason = f": {error}"
-    else:
-        reason = ""
+        raise CatalogError(_counted_on(found.given.rows)) from error
     if len(logits) != len(shaped):
-        count = found.given.rows or 1
-        raise CatalogError(
-            f"the graph takes {count} row{'s' * (count > 1)} at a time and cannot be opened for more, since it counts "
-            "on that inside; export it with a first dimension that is dynamic (torch: dynamic_shapes, or dynamic_axes)"
-            f"{reason}"
-        )
+        raise CatalogError(_counted_on(found.given.rows or 1))
     return logits.astype(np.float64), probabilities.astype(np.float64)
+
+
+def _counted_on(rows: int) -> str:
+    return (
+        f"the graph takes {rows} row{'s' * (rows > 1)} at a time and cannot be opened for more, since it counts on "
+        "that inside; export it with a first dimension that is dynamic (torch: dynamic_shapes, or dynamic_axes with "
+        "dynamo=False), and let its code say -1 and not a number where it reshapes"
+    )
 
 
 def refuse_another(model: onnx.ModelProto, found: Found, rows: NDArray[Any]) -> float:
@@ -140,7 +140,7 @@ def refuse_contradiction(model: onnx.ModelProto, found: Found, outputs: Sequence
 
 
 def _limit(found: Found) -> float:
-    return LARGEST_DIFFERENCE if found.is_float32 else LARGEST_DIFFERENCE_OF_HALVES
+    return LARGEST_DIFFERENCE if found.parity is None else LARGEST_DIFFERENCE_OF_HALVES
 
 
 def difference_from(found: Found, expected: Floats, logits: Floats, probabilities: Floats) -> float:
@@ -174,6 +174,11 @@ def _numbers(name: str, answer: Any, rows: int) -> Floats:
     if not array.size or array.shape[:1] != (rows,):
         raise CatalogError(
             f"{name!r} has the shape {list(array.shape)} for {rows} rows; a classifier answers for each row by itself"
+        )
+    if sum(size > 1 for size in array.shape[1:]) > 1:
+        raise CatalogError(
+            f"{name!r} holds {list(array.shape[1:])} numbers a row: answers for several places or tokens, or a "
+            "picture; a classifier has one number for each label of a row"
         )
     return array.reshape(rows, -1)
 
