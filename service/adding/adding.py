@@ -14,10 +14,10 @@ import torch
 
 from service.adding.files import read_model
 from service.adding.graphs import Found, read_classifier
-from service.adding.inputs import given_of, refuse_shape
+from service.adding.inputs import Given, given_of, refuse_shape
 from service.adding.manifests import Answers, write_version
 from service.adding.proof import Meaning
-from service.adding.rows import SUFFIXES, Column, Rows, names_of, read_rows
+from service.adding.rows import SUFFIXES, Column, Rows, names_of, read_rows, renames
 from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
 from service.catalog.manifest import find_versions
 from service.checking.assessing import assess
@@ -73,11 +73,7 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
     model = read_model(file)
     given = given_of(model)
     refuse_shape(given)
-    brought = (
-        None
-        if data is None
-        else read_rows(data, given.shape, asked.dropped, [Column(name) for name in asked.features or ()])
-    )
+    brought = None if data is None else _brought(asked, data, given)
     found = read_classifier(model, asked.output, asked.is_logit, None if brought is None else _complete(brought))
     if found.meaning is Meaning.SCORES and not asked.is_logit:
         _ask_whether_logits(found, ask)
@@ -116,6 +112,12 @@ def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added
     if assessment is not None:
         keep_beside(folder, assessment)
     return Added(folder, found, trial, explanation, report, assessment, is_in_logits)
+
+
+def _brought(asked: Asked, data: Path, given: Given) -> Rows:
+    names = asked.features or ()
+    inputs = [] if renames(data, names) else [Column(name) for name in names]
+    return read_rows(data, given.shape, asked.dropped, inputs)
 
 
 def _complete(brought: Rows) -> Floats:

@@ -26,7 +26,7 @@ PASSING_ON = {*SAME_VALUES, "Normalizer"}
 """Operators between the probabilities and an output that do not change them; scikit-learn normalises what sums to 1."""
 BEFORE = {"Softmax": "before the softmax", "LogSoftmax": "before the logsoftmax", "Exp": "before its exponential"}
 
-HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+HALVES: set[int] = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 Makers = Mapping[str, NodeProto]
 """The nodes by the names of their outputs."""

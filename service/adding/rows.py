@@ -32,7 +32,12 @@ class Column:
     places: Places | None = None
 
     def is_called(self, header: str) -> bool:
+        """Exactly so."""
         return header in (self.name, self.title)
+
+    def may_be_called(self, name: str) -> bool:
+        """By a name that was made of a header."""
+        return name in (self.name, _name(self.title, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,15 @@ def read_rows(path: Path, shape: tuple[int, ...], dropped: Sequence[str], inputs
     if np.isinf(values).any():
         raise CatalogError(f"{path.name} holds infinite values")
     return Rows(values, found.names)
+
+
+def renames(path: Path, names: Sequence[str]) -> bool:
+    """Whether the names are none of the file's headers: other names, for the columns in their order."""
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return True
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        headers = next(csv.reader(file), [])
+    return not {header.strip() for header in headers}.intersection(names)
 
 
 def _read_csv(path: Path, dropped: Sequence[str], inputs: Sequence[Column]) -> Rows:
@@ -109,7 +123,7 @@ def in_order(path: Path, headers: Sequence[str], inputs: Sequence[Column]) -> li
     found: dict[int, int] = {}
     for at, header in enumerate(headers):
         exact = [place for place, column in enumerate(inputs) if column.is_called(header)]
-        own = exact or [place for place, column in enumerate(inputs) if column.name == _name(header, at)]
+        own = exact or [place for place, column in enumerate(inputs) if column.may_be_called(_name(header, at))]
         if not own:
             names = ", ".join(column.name for column in inputs)
             raise CatalogError(

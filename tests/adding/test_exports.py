@@ -30,7 +30,7 @@ def export(network: nn.Module, *shape: int, is_open: bool = True) -> onnx.ModelP
         warnings.simplefilter("ignore")
         axes = {"dynamic_axes": {"rows": {0: "n"}}} if is_open else {}
         rows = torch.randn(shape)
-        torch.onnx.export(network.eval(), (rows,), content, dynamo=False, input_names=["rows"], **axes)  # type: ignore[arg-type]
+        torch.onnx.export(network.eval(), (rows,), content, dynamo=False, input_names=["rows"], **axes)
     return onnx.load_from_string(content.getvalue())
 
 
@@ -54,9 +54,11 @@ def _seeded() -> None:
 
 
 def layers(*widths: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(layer for before, after in pairwise(widths) for layer in (nn.Linear(before, after), nn.Tanh()))
-    )[:-1]
+    """Linear layers with a tanh between them."""
+    found: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        found += [nn.Tanh(), nn.Linear(before, after)]
+    return nn.Sequential(*found[1:])
 
 
 class _Halves(nn.Module):
