@@ -31,7 +31,7 @@ from service.adding.endings import (
 )
 from service.adding.inputs import Given, given_of
 from service.adding.linear import expand_linear
-from service.adding.proof import Meaning, meaning_of, own_scores, refuse_another, refuse_contradiction
+from service.adding.proof import ROWS, Meaning, meaning_of, own_scores, refuse_another, refuse_contradiction
 from service.catalog.graphs import ancestors, reads
 from service.errors import CatalogError
 
@@ -79,6 +79,7 @@ def read_classifier(
         raise CatalogError(f"the graph has no tensor {output!r}; its outputs are {_outputs(model)}")
     if rows is None:
         rows = np.random.default_rng(0).normal(size=(RANDOM_ROWS, int(np.prod(given.shape))))
+    rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
     (scores,) = own_scores(model, given, [output], rows)
     scores = scores[np.isfinite(scores).all(axis=1)]
     if not len(scores):

@@ -26,6 +26,7 @@ LARGEST_DIFFERENCE_OF_HALVES = 2e-3
 LEAST_SUM, LARGEST_SUM = 1 - 2e-3, 1 + 2e-3
 """Of probabilities that sum to one, in float16 too."""
 ROWS = 32
+"""On which the file is tried, of many evenly chosen ones."""
 
 
 class Meaning(StrEnum):
