@@ -16,13 +16,9 @@ from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs import ImageInputs, Inputs, TokenInputs
 from service.catalog.rules import Review
 from service.catalog.tables import Category, Feature, Reason, TabularInputs
+from service.catalog.yaml_format import read_yaml
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
-
-try:  # libyaml's, where PyYAML has it: for a table of 10,000 features it takes 3 seconds and not 37
-    from yaml import CSafeLoader as SafeLoader
-except ImportError:
-    from yaml import SafeLoader  # type: ignore[assignment]
 
 __all__ = [
     "MASK",
@@ -174,7 +170,7 @@ class Manifest(_Frozen):
 @lru_cache(maxsize=4)
 def _parsed(content: bytes) -> Manifest:
     """The same object for the same bytes: a check reads a manifest seven times, and 10,000 features take 3 s."""
-    return Manifest.model_validate(yaml.load(content, SafeLoader))
+    return Manifest.model_validate(read_yaml(content))
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
