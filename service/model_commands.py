@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from service.adding import commands as adding
@@ -15,6 +16,8 @@ from service.settings import Settings
 def add_commands(models: argparse.ArgumentParser) -> None:
     """Adds the list, which is what happens without an action, and the actions."""
     models.set_defaults(run=_list)
+    # What the engine logs is for whoever runs a service; a command says itself what matters, once.
+    logging.getLogger("answerable").addHandler(logging.NullHandler())
     models.add_argument("--models", type=Path, help="the folder of models")
     actions = models.add_subparsers(metavar="action")
     listing = actions.add_parser("list", help="the same as without an action", description="list the models")

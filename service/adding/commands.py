@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.adding.adding import Added
 
+LOG = logging.getLogger("answerable.adding")
 MOST_SHOWN = 5
 
 
@@ -42,7 +44,7 @@ def add_command(actions: Any) -> None:
     command.add_argument("--adverse", help="the label that is bad news, to which reasons and explanations refer")
     command.add_argument("--features", type=_names, help="names of the inputs; default: the CSV's header")
     command.add_argument("--output", help="the tensor with the scores, where it is not clear which")
-    command.add_argument("--logits", action="store_true", help="--output holds scores before the softmax")
+    command.add_argument("--logits", action="store_true", help="the scores are logits: those before the softmax")
     command.add_argument("--yes", action="store_true", help="ask nothing, take what is usual")
     command.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
 
@@ -72,6 +74,18 @@ def _add(settings: Settings, options: argparse.Namespace) -> int:
     except OSError as error:
         print(f"{error.filename or options.source}: {error.strerror}", file=sys.stderr)
         return 2
+    except (EOFError, KeyboardInterrupt):
+        print("\nnothing was added", file=sys.stderr)
+        return 2
+    except Exception as error:  # whatever a library makes of a file that nobody has seen before
+        LOG.debug("a file could not be added", exc_info=True)
+        what = next(iter(str(error).splitlines()), "")
+        print(
+            f"{options.source.name} cannot be added: something in it is not understood ({type(error).__name__}: "
+            f"{what}). Export it in another way, or write its manifest by hand, as README's section Models says",
+            file=sys.stderr,
+        )
+        return 1
     print(_told(added, settings))
     return 1 if added.report.failed else 0
 
@@ -102,6 +116,7 @@ def _told(added: Added, settings: Settings) -> str:
     body = {"instances": [manifest.example], "parameters": parameters, "context": context}
     asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
     label = manifest.outputs.labels[explanation.target]
+    space = ", as a logit, since the probability hardly changes" if added.is_in_logits else ""
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
@@ -109,7 +124,7 @@ def _told(added: Added, settings: Settings) -> str:
             f"  labels     {', '.join(manifest.outputs.labels)}",
             f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
             f"  its check  {verdict}",
-            f"  example    {label}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
+            f"  example    {label}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
             "Titles, units, ranges and reasons are in manifest.yaml, to be made better by hand; then check it again.",
             "",
             "Serve it: `answerable serve`; or, where the service runs already, with a key that may:",

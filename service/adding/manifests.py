@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ MOST_BASELINES = 128
 UNKNOWN_RANGE = (-100.0, 100.0)
 """Of a feature of which no value is known."""
 PIXELS = (0.0, 1.0)
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
                 "description": description,
             }
         ],
+        **({} if found.parity is None else {"parity": found.parity}),
         "defaults": {"method": "integrated_gradients", "baseline": "training", "tolerance": 0.01},
         "example": _example(found, filled, baseline, answers),
     }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False, width=120))
+    (folder / "manifest.yaml").write_text(yaml.dump(manifest, Dumper=DUMPER, sort_keys=False, width=120))
 
 
 def _filled(values: Floats, missing: Sequence[float | None]) -> Floats:
@@ -127,11 +130,15 @@ def _range(values: Floats) -> tuple[float, float]:
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     spread = (high - low) or max(abs(high), 1.0)
-    return (0.0 if low >= 0 else _rounded(low - spread)), _rounded(high + spread)
+    digits = 2 - math.floor(math.log10(spread))
+    return (0.0 if low >= 0 else _outwards(low - spread, digits, math.floor)), _outwards(
+        high + spread, digits, math.ceil
+    )
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")
+def _outwards(value: float, digits: int, whole: Callable[[float], int]) -> float:
+    """Rounded to so many digits after the point, or before it where they are negative, away from what was seen."""
+    return round(whole(value * 10.0**digits) / 10.0**digits, digits)
 
 
 def _example(found: Found, rows: Floats | None, baseline: Floats, answers: Answers) -> Any:
@@ -141,4 +148,4 @@ def _example(found: Found, rows: Floats | None, baseline: Floats, answers: Answe
         image = baseline.mean(axis=0) if len(baseline) > 1 else grey
         return image.astype(np.float32).reshape(found.given.shape).tolist()
     middle = np.ones(len(answers.features)) if rows is None or not len(rows) else np.median(rows, axis=0)
-    return {name: float(f"{value:.6g}") for name, value in zip(answers.features, middle, strict=True)}
+    return {name: float(f"{value:.12g}") for name, value in zip(answers.features, middle, strict=True)}

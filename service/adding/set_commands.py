@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from service.adding.drawing import medoids, random_rows
-from service.adding.rows import Places, names_of, read_rows
+from service.adding.rows import Column, read_rows
 from service.catalog.baselines import BASELINES, KeptSets, refuse_name
 from service.catalog.instances import read_instance
 from service.catalog.manifest import Feature, Manifest, TabularInputs, find_versions, read_manifest
@@ -82,16 +82,9 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
 def rows_for(manifest: Manifest, path: Path, dropped: Sequence[str] = ()) -> Floats:
     """The rows of the file in the order of the model's features, each a valid instance. Raises CatalogError."""
     inputs = manifest.inputs
-    rows = read_rows(path, inputs.shape, dropped, _categories(inputs) if isinstance(inputs, TabularInputs) else {})
-    values = rows.values
-    if isinstance(inputs, TabularInputs) and rows.names:
-        names = names_of(rows.names, len(rows.names))
-        absent = [name for name in inputs.names if name not in names]
-        if absent:
-            raise CatalogError(f"the file has no column {absent[0]!r}; its columns are {', '.join(rows.names)}")
-        values = values[:, [names.index(name) for name in inputs.names]]
+    rows = read_rows(path, inputs.shape, dropped, _columns(inputs) if isinstance(inputs, TabularInputs) else ())
     checked = []
-    for number, row in enumerate(values):
+    for number, row in enumerate(rows.values):
         try:
             instance: Any = (
                 [_value(feature, float(value)) for feature, value in zip(inputs.features, row, strict=True)]
@@ -104,12 +97,15 @@ def rows_for(manifest: Manifest, path: Path, dropped: Sequence[str] = ()) -> Flo
     return np.array(checked)
 
 
-def _categories(inputs: TabularInputs) -> dict[str, Places]:
-    return {
-        feature.name: {str(category): place for category, place in feature.places.items()}
+def _columns(inputs: TabularInputs) -> list[Column]:
+    return [
+        Column(
+            feature.name,
+            feature.title,
+            {str(category): place for category, place in feature.places.items()} if feature.categories else None,
+        )
         for feature in inputs.features
-        if feature.categories
-    }
+    ]
 
 
 def _value(feature: Feature, number: float) -> Any:

@@ -85,7 +85,7 @@ async def make_export(request: Request, body: ExportBody) -> Response:
     caller, jobs = caller_of(request), jobs_of(request)
     _refuse_limited(caller)
     if not is_available(body.format):
-        raise InvalidRequest("this service was installed without the extra that writes Parquet; csv and zip are there")
+        raise InvalidRequest("this service was installed without the extra `parquet`; csv and zip are there")
     search = body.explanations.search()
     conditions = [name for name, value in body.explanations if value]
     spec = {"format": body.format, "search": search, "conditions": conditions}

@@ -52,7 +52,11 @@ def parse_onnx(content: bytes) -> onnx.ModelProto:
         model = onnx.load_model_from_string(content)
         external = [tensor.name for tensor in _tensors(model) if _is_external(tensor)]
         if external:
-            raise CatalogError(f"the ONNX model keeps {external[0]!r} in a file outside itself")
+            raise CatalogError(
+                f"the ONNX model keeps {external[0]!r} in a file outside itself, which is not read; export it again as "
+                "one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load('model.onnx'), "
+                "'one.onnx')"
+            )
         onnx.checker.check_model(model)
     except (DecodeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         raise CatalogError(f"not a valid ONNX model: {error}") from error

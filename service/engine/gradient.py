@@ -114,18 +114,19 @@ def traced(program: Program, chunk: Chunk) -> Program:
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    forward: Program = without_branches(graph).forward
+    forwards: list[Program] = [without_branches(graph).forward]
     if chunk.alphas.device.type == "cpu":
         try:
-            forward = _scripted(graph, chunk)
+            forwards.insert(0, _scripted(graph, chunk))
         except Exception:
             LOG.info("a model is evaluated without TorchScript", exc_info=True)
-    listed: Program = torch.inference_mode()(forward)
     others = chunk._replace(alphas=0.11 + 0.37 * chunk.alphas)
-    if not _agree(listed, program, others):
-        LOG.warning("a model is evaluated without tracing: other points have other answers then")
-        return program
-    return listed
+    for forward in forwards:  # TorchScript does not run every list that it takes, one after a layer of one output
+        listed: Program = torch.inference_mode()(forward)
+        if _agree(listed, program, others):
+            return listed
+    LOG.warning("a model is evaluated without tracing: other points have other answers then")
+    return program
 
 
 def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
@@ -137,9 +138,14 @@ def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
         return False
     expected = program(*chunk)
     return all(
-        torch.allclose(answer, right, rtol=0, atol=AGREEMENT * float(right.abs().max()), equal_nan=True)
+        torch.allclose(answer, right, rtol=0, atol=AGREEMENT * _largest(right), equal_nan=True)
         for answer, right in zip(answers, expected, strict=True)
     )
+
+
+def _largest(answer: Tensor) -> float:
+    """The largest magnitude among the numbers of an answer, some of which may be none."""
+    return float(answer.abs().nan_to_num(0.0, posinf=0.0).max())
 
 
 def _scripted(graph: fx.GraphModule, chunk: Chunk) -> Program:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from service.errors import SetupError
+from service.extras import install
 from service.monitoring.spent import Spent
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 MISSING = (
-    "ANSWERABLE_TRACES_ENDPOINT: traces need opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http; install both"
+    "ANSWERABLE_TRACES_ENDPOINT: traces need the packages of the extra `traces`; run "
+    f"{install('traces')} in the project's folder"
 )
 
 

@@ -17,6 +17,7 @@ from openapi_python_client import generate
 from openapi_python_client.config import Config, ConfigFile, MetaType
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from service.api.documentation import EXAMPLE_CONTEXT
 from service.api.model_schemas import ModelReply
 from service.api.problems import all_kinds
 from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
@@ -108,7 +109,7 @@ def test_examples_are_those_of_the_models_that_there_are_now(tmp_path: Path) -> 
     manifest = version.manifest.model_copy(update={"name": "another", "example": {"age": 5}})
     app.state.catalog.put(replace(version, key=replace(version.key, name="another"), manifest=manifest))
 
-    assert shown() == {**before, "another": {"value": {"instances": [{"age": 5}]}}}
+    assert shown() == {**before, "another": {"value": {"instances": [{"age": 5}], "context": EXAMPLE_CONTEXT}}}
 
 
 async def test_no_example_harms_anything(

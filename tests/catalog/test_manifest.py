@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
 from service.catalog.manifest import find_versions, read_manifest
+from service.catalog.yaml_format import read_yaml
 from service.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -194,3 +196,18 @@ def test_versions_come_in_their_order(tmp_path: Path) -> None:
 
 def test_no_folder_has_no_versions(tmp_path: Path) -> None:
     assert find_versions(tmp_path / "nothing") == []
+
+
+def test_manifests_are_read_as_pyyaml_reads_them() -> None:
+    for path in (Path(__file__).parents[2] / "models").glob("*/*/manifest.yaml"):
+        assert read_yaml(path.read_bytes()) == yaml.safe_load(path.read_bytes())
+    with pytest.raises(yaml.YAMLError):
+        read_yaml(b"a: !!python/object/apply:os.getcwd []")
+
+
+def test_a_manifest_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "1"
+    folder.mkdir(parents=True)
+    (folder / "manifest.yaml").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(CatalogError, match="recursion"):
+        read_manifest(folder)
