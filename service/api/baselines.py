@@ -87,7 +87,7 @@ def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
     rows = []
     for number, instance in enumerate(instances):
         try:
-            rows.append(read_instance(version.manifest, instance))
+            rows.append(read_instance(version.manifest, instance, version.tokenizer))
         except InvalidRequest as error:
             raise InvalidRequest(f"row {number}: {error}") from None
     return rows

@@ -151,12 +151,23 @@ def _filled(feature: Feature, value: Category | float | None) -> float:
     return float(feature.places[value] if feature.categories else value or 0.0)  # type: ignore[index]
 
 
+def whole_texts(inputs: TokenInputs, count: int) -> NDArray[np.float32]:
+    """Random tokens [count, length], none of them padding: of a row that is nothing else, a mask may leave nothing to
+    answer from."""
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, max(1, inputs.vocabulary - 1), (count, inputs.length))
+    return np.where(tokens >= inputs.padding, tokens + 1, tokens).clip(0, inputs.vocabulary - 1).astype(np.float32)
+
+
 def _random_rows(manifest: Manifest, count: int) -> NDArray[np.float32]:
-    """Rows within the range of the inputs, flat."""
+    """Rows within the range of the inputs, flat; every other text is a shorter one, with padding behind it."""
     generator = np.random.default_rng(0)
     inputs = manifest.inputs
     if isinstance(inputs, TokenInputs):
-        return generator.integers(0, inputs.vocabulary, (count, inputs.length)).astype(np.float32)
+        tokens = whole_texts(inputs, count)
+        lengths = generator.integers(1, inputs.length + 1, (count, 1))
+        lengths[::2] = inputs.length
+        return np.where(np.arange(inputs.length) < lengths, tokens, np.float32(inputs.padding))
     low, high = (np.array(limit, dtype=np.float32) for limit in inputs.bounds)
     rows = generator.uniform(low, high, (count, len(low))).astype(np.float32)
     if isinstance(inputs, TabularInputs):

@@ -42,6 +42,7 @@ MASK = "mask"
 """The baseline that masks all tokens but the special ones."""
 ZEROS = "zeros"
 """The baseline of zeros; of tokens, and of tables with categories, it would be no instance."""
+MASKED = "a model that is told the padding has no baseline sets: their rows have another padding"
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -124,7 +125,7 @@ class Manifest(_Frozen):
             raise ValueError(f"the adverse label {self.outputs.adverse!r} is not among the labels")
         self._check_tensors()
         if isinstance(self.inputs, TokenInputs) and self.inputs.has_mask and self.baselines:
-            raise ValueError("a model that is told the padding has no baseline sets: their rows have another padding")
+            raise ValueError(MASKED)
         if self.outputs.link == "sigmoid" and len(self.outputs.labels) != 2:
             raise ValueError("the link 'sigmoid' is between one logit and two labels")
         names = set(self.inputs.names)

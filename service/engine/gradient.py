@@ -136,9 +136,14 @@ def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
         return False
     expected = program(*chunk)
     return all(
-        torch.allclose(answer, right, rtol=0, atol=AGREEMENT * float(right.abs().max()), equal_nan=True)
+        torch.allclose(answer, right, rtol=0, atol=AGREEMENT * _largest(right), equal_nan=True)
         for answer, right in zip(answers, expected, strict=True)
     )
+
+
+def _largest(values: Tensor) -> float:
+    """The largest magnitude among the numbers that are finite."""
+    return float(values.abs().nan_to_num(nan=0, posinf=0).max())
 
 
 def _scripted(graph: fx.GraphModule, chunk: Chunk) -> Program:
