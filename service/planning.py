@@ -11,7 +11,7 @@ from math import prod
 from reprlib import repr as abridged
 
 from service.catalog.instances import known, read_instance
-from service.catalog.manifest import MASK, ZEROS, BaselineSet, Manifest, TokenInputs
+from service.catalog.manifest import MASK, PREDICTED, ZEROS, BaselineSet, Manifest, TokenInputs
 from service.catalog.versions import ModelVersion
 from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, Traits
 from service.errors import InvalidRequest, ModelNotReady
@@ -25,7 +25,6 @@ MOST_CONTRIBUTIONS = 2**28
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
 INLINE = "inline"
-PREDICTED = "predicted"
 
 
 @dataclass(frozen=True, slots=True)

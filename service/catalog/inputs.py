@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from service.catalog.formats import RelativePath, Sha256
-from service.catalog.tables import TabularInputs
+from service.catalog.tables import TabularInputs, check_range
 
 
 class _Frozen(BaseModel):
@@ -51,6 +51,9 @@ class ImageInputs(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> ImageInputs:
+        check_range("pixels", self.range)
+        if self.range[0] == self.range[1]:
+            raise ValueError("the range of pixels has two different ends")
         channels = {self.shape[0]}
         if self.normalise and {len(self.normalise.mean), len(self.normalise.deviation)} != channels:
             raise ValueError("normalise has one mean and one deviation a channel")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs import ImageInputs, Inputs, TokenInputs
+from service.catalog.plain_yaml import read_yaml
 from service.catalog.rules import Review
 from service.catalog.tables import Category, Feature, Reason, TabularInputs
 from service.domain import ModelKey, OutputSpace
@@ -21,6 +22,7 @@ from service.errors import CatalogError
 __all__ = [
     "MASK",
     "NAME",
+    "PREDICTED",
     "ZEROS",
     "BaselineSet",
     "Defaults",
@@ -42,6 +44,8 @@ MASK = "mask"
 """The baseline that masks all tokens but the special ones."""
 ZEROS = "zeros"
 """The baseline of zeros; of tokens, and of tables with categories, it would be no instance."""
+PREDICTED = "predicted"
+"""The target of a request that means whatever label the model predicts; so no label can be called that."""
 MASKED = "a model that is told the padding has no baseline sets: their rows have another padding"
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
@@ -65,6 +69,17 @@ class Outputs(_Frozen):
     link: Literal["softmax", "sigmoid"]
     tensors: Mapping[OutputSpace, str] = {}
     default_space: OutputSpace = OutputSpace.PROBABILITY
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Outputs:
+        twice = [label for at, label in enumerate(self.labels) if label in self.labels[:at]]
+        if twice:
+            raise ValueError(f"the label {twice[0]!r} is there twice, so no request could say which one it means")
+        if PREDICTED in self.labels:
+            raise ValueError(f"a label cannot be called {PREDICTED!r}: so a request asks for whatever is predicted")
+        if "" in self.labels:
+            raise ValueError("a label has no name")
+        return self
 
 
 class BaselineSet(_Frozen):
@@ -175,10 +190,10 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
     path = folder / "manifest.yaml"
     try:
         content = path.read_bytes()
-        manifest = Manifest.model_validate(yaml.safe_load(content))
+        manifest = Manifest.model_validate(read_yaml(content))
     except OSError as error:  # whose text would tell where the file lies
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # pydantic's are ValueErrors
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")

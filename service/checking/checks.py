@@ -12,7 +12,7 @@ import torch
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
 from service.catalog.assessments import Profile
-from service.catalog.manifest import read_manifest
+from service.catalog.manifest import PREDICTED, read_manifest
 from service.checking.comparison import FEATURES_OF_A_FLIP, METHOD, Comparison, Flip, compare
 from service.checking.figures import importance, random_halves
 from service.checking.limits import Limits
@@ -21,7 +21,6 @@ from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
 from service.monitoring.review import protected_share
 from service.numerics.ranking import rank_correlation
-from service.planning import PREDICTED
 
 SPLITS = 5
 
