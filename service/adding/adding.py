@@ -15,9 +15,11 @@ import torch
 
 from service.adding.graphs import Found, read_classifier
 from service.adding.manifests import Answers, write_version
+from service.adding.pictures import Layout, ask_normalisation, read_normalisation, read_pictures, refuse_channels_last
 from service.adding.proof import count_labels, refuse_another
 from service.adding.rows import SUFFIXES, Rows, names_of, read_rows
 from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
+from service.catalog.inputs import Normalisation
 from service.catalog.manifest import find_versions
 from service.catalog.twins import parse_onnx
 from service.checking.assessing import assess
@@ -45,6 +47,8 @@ class Asked:
     dropped: tuple[str, ...] = ()
     output: str | None = None
     is_logit: bool = False
+    channels: Layout | None = None
+    normalise: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,13 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
         )
     if len(found.given.shape) not in (1, 3):
         raise CatalogError(f"rows of shape {list(found.given.shape)} are neither a table's [features] nor an image's")
-    brought = None if data is None else read_rows(data, found.given.shape, asked.dropped)
+    is_image = len(found.given.shape) == 3
+    if is_image:
+        refuse_channels_last(model, found.given.name, found.given.shape, asked.channels, ask)
+    brought = None
+    if data is not None:
+        shape = found.given.shape
+        brought = read_pictures(data, shape, ask) if is_image else read_rows(data, shape, asked.dropped)
     answers = _answers(asked, found, brought, file, models, ask)
     proved = (
         brought.values if brought is not None else np.random.default_rng(0).normal(size=(8, prod(found.given.shape)))
@@ -151,7 +161,16 @@ def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: 
     adverse = asked.adverse or ask("the label that is bad news for whoever is judged, if one is", "") or None
     if adverse is not None and adverse not in labels:
         raise CatalogError(f"{adverse!r} is not among the labels {', '.join(labels)}")
-    return Answers(name, version, features, titles, labels, adverse)
+    return Answers(name, version, features, titles, labels, adverse, _normalise(asked, found, rows, ask))
+
+
+def _normalise(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> Normalisation | None:
+    if len(found.given.shape) != 3:
+        return None
+    channels = found.given.shape[0]
+    if asked.normalise is not None:
+        return read_normalisation(asked.normalise, channels)
+    return ask_normalisation(None if rows is None else rows.values, channels, ask)
 
 
 def _features(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -141,9 +141,9 @@ def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
     )
 
 
-def _largest(values: Tensor) -> float:
-    """The largest magnitude among the numbers that are finite."""
-    return float(values.abs().nan_to_num(nan=0, posinf=0).max())
+def _largest(answer: Tensor) -> float:
+    """The largest magnitude among the numbers of an answer, some of which may be none."""
+    return float(answer.abs().nan_to_num(0.0, posinf=0.0).max())
 
 
 def _scripted(graph: fx.GraphModule, chunk: Chunk) -> Program:
