@@ -34,6 +34,7 @@ PARITY_VALUES = 2**26
 """In all tensors of the twin for the random rows, at most, but for the fewest: a large network would take minutes."""
 FEWEST_PARITY_ROWS = 16
 VALUES_AT_ONCE = 2**24
+EVALUATED_ROWS = 4
 ROWS_AT_ONCE = 32
 
 
@@ -123,7 +124,20 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     loaded = LoadedModel(
         key, manifest, opened.deployed, opened.forwards, opened.twin, opened.encoding, baselines, parity=0.0
     )
+    _check_evaluation(loaded)
     return replace(loaded, parity=_parity(loaded, opened, device))
+
+
+def _check_evaluation(model: LoadedModel) -> None:
+    """Raises CatalogError where an answer of the artefact depends on chance, or on the other rows, as in training."""
+    rows, limit = _random_rows(model.manifest, EVALUATED_ROWS), model.manifest.parity
+    first, again, alone = (model.deployed.outputs(given) for given in (rows, rows, rows[:1]))
+    if not all(
+        np.allclose(first[space][:1], other[space][:1], limit, limit, equal_nan=True)
+        for space in first
+        for other in (again, alone)
+    ):
+        raise CatalogError("the same row has different answers: export the model in evaluation mode")
 
 
 def _check_imputation(manifest: Manifest, deployed: DeployedArtefact) -> None:
@@ -195,6 +209,11 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     if logits.shape != (len(rows), len(manifest.outputs.labels)):
         raise CatalogError(
             f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
+        )
+    if not logits.isfinite().all():
+        raise CatalogError(
+            "the artefact answers what is no finite number for rows within the manifest's ranges; are they those of "
+            "what it was trained on, and are its weights whole?"
         )
     with torch.no_grad():
         seen = (torch.from_numpy(model.seen(part).astype(np.float32).reshape(-1, *model.shape)) for part in parts)
