@@ -11,7 +11,7 @@ from math import prod
 from reprlib import repr as abridged
 
 from service.catalog.instances import read_instance
-from service.catalog.manifest import MASK, ZEROS, BaselineSet, Manifest, TokenInputs
+from service.catalog.manifest import MASK, PREDICTED, ZEROS, BaselineSet, Manifest, TokenInputs
 from service.catalog.nearest import did_you_mean, known
 from service.catalog.versions import ModelVersion
 from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, Traits
@@ -26,7 +26,6 @@ MOST_CONTRIBUTIONS = 2**28
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
 INLINE = "inline"
-PREDICTED = "predicted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from service.adding.files import read_model
 from service.adding.graphs import Found, read_classifier
 from service.adding.inputs import Given, given_of, refuse_shape
 from service.adding.manifests import Answers, write_version
+from service.adding.pictures import Layout, ask_normalisation, read_normalisation, read_pictures, refuse_channels_last
 from service.adding.proof import Meaning
 from service.adding.rows import SUFFIXES, Column, Rows, names_of, read_rows, renames
 from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
+from service.catalog.inputs import Normalisation
 from service.catalog.manifest import find_versions
 from service.checking.assessing import assess
 from service.checking.checks import Report
@@ -47,6 +49,8 @@ class Asked:
     dropped: tuple[str, ...] = ()
     output: str | None = None
     is_logit: bool = False
+    channels: Layout | None = None
+    normalise: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,9 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
     model = read_model(file)
     given = given_of(model)
     refuse_shape(given)
-    brought = None if data is None else _brought(asked, data, given)
+    if given.is_image:
+        refuse_channels_last(model, given.name, given.shape, asked.channels, ask)
+    brought = None if data is None else _brought(asked, data, given, ask)
     found = read_classifier(model, asked.output, asked.is_logit, None if brought is None else _complete(brought))
     if found.meaning is Meaning.SCORES and not asked.is_logit:
         _ask_whether_logits(found, ask)
@@ -114,7 +120,9 @@ def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added
     return Added(folder, found, trial, explanation, report, assessment, is_in_logits)
 
 
-def _brought(asked: Asked, data: Path, given: Given) -> Rows:
+def _brought(asked: Asked, data: Path, given: Given, ask: Ask) -> Rows:
+    if given.is_image:
+        return read_pictures(data, given.shape, ask)
     names = asked.features or ()
     inputs = [] if renames(data, names) else [Column(name) for name in names]
     return read_rows(data, given.shape, asked.dropped, inputs)
@@ -196,7 +204,16 @@ def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: 
     adverse = asked.adverse or ask("the label that is bad news for whoever is judged, if one is", "") or None
     if adverse is not None and adverse not in labels:
         raise CatalogError(f"{adverse!r} is not among the labels {', '.join(labels)}")
-    return Answers(name, version, features, titles, labels, adverse)
+    return Answers(name, version, features, titles, labels, adverse, _normalise(asked, found, rows, ask))
+
+
+def _normalise(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> Normalisation | None:
+    if len(found.given.shape) != 3:
+        return None
+    channels = found.given.shape[0]
+    if asked.normalise is not None:
+        return read_normalisation(asked.normalise, channels)
+    return ask_normalisation(None if rows is None else rows.values, channels, ask)
 
 
 def _features(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -45,6 +45,14 @@ def add_command(actions: Any) -> None:
     command.add_argument("--features", type=_names, help="names of the inputs; default: the CSV's header")
     command.add_argument("--output", help="the tensor with the scores, where it is not clear which")
     command.add_argument("--logits", action="store_true", help="the scores are logits: those before the softmax")
+    command.add_argument(
+        "--channels", choices=("first", "last"), help="of an image, where the file does not say which axis they are"
+    )
+    command.add_argument(
+        "--normalise",
+        metavar="MEANS/DEVIATIONS",
+        help="of pixels / 255, a number a channel: 0.5,0.5,0.5/0.25,0.25,0.25",
+    )
     command.add_argument("--yes", action="store_true", help="ask nothing, take what is usual")
     command.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
 
@@ -64,6 +72,8 @@ def _add(settings: Settings, options: argparse.Namespace) -> int:
         tuple(options.drop),
         options.output,
         options.logits,
+        options.channels,
+        options.normalise,
     )
     try:
         ask = _take if options.yes or not sys.stdin.isatty() else _ask
@@ -125,6 +135,7 @@ def _told(added: Added, settings: Settings) -> str:
             f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
             f"  its check  {verdict}",
             f"  example    {label}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
+            *(f"  {note}" for note in added.report.notes),
             "Titles, units, ranges and reasons are in manifest.yaml, to be made better by hand; then check it again.",
             "",
             "Serve it: `answerable serve`; or, where the service runs already, with a key that may:",

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -173,6 +175,23 @@ def _is_number(cell: str) -> bool:
 
 
 def _read_array(path: Path) -> Floats:
+    values: Floats = np.asarray(_arrays(path), dtype=np.float64)
+    if values.ndim < 2:
+        raise CatalogError(f"{path.name} holds an array of shape {list(values.shape)}; rows are [rows, ...]")
+    return values
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """The array of a .npy, .npz or .safetensors file, as it is. Raises CatalogError."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise CatalogError(f"{path.name}: rows are read from {', '.join(SUFFIXES)} files")
+    try:
+        return _arrays(path)
+    except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
+        raise CatalogError(f"{path.name} cannot be read: {error}") from error
+
+
+def _arrays(path: Path) -> NDArray[Any]:
     if path.suffix.lower() == ".safetensors":
         arrays = dict(load_file(path))
     else:
@@ -180,10 +199,8 @@ def _read_array(path: Path) -> Floats:
         arrays = {"rows": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     if "rows" not in arrays and len(arrays) != 1:
         raise CatalogError(f"{path.name} holds {', '.join(arrays) or 'nothing'}; call the array of rows `rows`")
-    values: Floats = np.asarray(arrays.get("rows", next(iter(arrays.values()))), dtype=np.float64)
-    if values.ndim < 2:
-        raise CatalogError(f"{path.name} holds an array of shape {list(values.shape)}; rows are [rows, ...]")
-    return values
+    found: NDArray[Any] = arrays.get("rows", next(iter(arrays.values())))
+    return found
 
 
 def names_of(headers: Sequence[str], columns: int) -> tuple[str, ...]:

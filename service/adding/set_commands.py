@@ -18,7 +18,14 @@ from service.adding.drawing import medoids, random_rows
 from service.adding.rows import Column, read_rows
 from service.catalog.baselines import BASELINES, KeptSets, refuse_name
 from service.catalog.instances import read_instance
-from service.catalog.manifest import Feature, Manifest, TabularInputs, find_versions, read_manifest
+from service.catalog.manifest import (
+    Feature,
+    Manifest,
+    TabularInputs,
+    TokenInputs,
+    find_versions,
+    read_manifest,
+)
 from service.domain import Floats
 from service.engine.processes import worker_environment
 from service.errors import AnswerableError, CatalogError, InvalidRequest
@@ -89,12 +96,20 @@ def rows_for(manifest: Manifest, path: Path, dropped: Sequence[str] = ()) -> Flo
             instance: Any = (
                 [_value(feature, float(value)) for feature, value in zip(inputs.features, row, strict=True)]
                 if isinstance(inputs, TabularInputs)
-                else row.reshape(inputs.shape).tolist()
+                else _as_sent(manifest, row)
             )
             checked.append(read_instance(manifest, instance))
         except InvalidRequest as error:
             raise CatalogError(f"row {number + 1}: {error}") from None
     return np.array(checked)
+
+
+def _as_sent(manifest: Manifest, row: Floats) -> Any:
+    """An image's numbers, or a text's tokens, which are whole ones."""
+    inputs = manifest.inputs
+    if isinstance(inputs, TokenInputs):
+        return [int(token) if token.is_integer() else token for token in row.tolist()]
+    return row.reshape(inputs.shape).tolist()
 
 
 def _columns(inputs: TabularInputs) -> list[Column]:

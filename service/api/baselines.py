@@ -85,7 +85,8 @@ async def keep_baseline(request: Request, model: ModelName, body: BaselineBody) 
 
 
 def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
-    return [row for row, _ in read_instances(version.manifest, instances, called="row", pointer="/rows")]
+    read = read_instances(version.manifest, instances, version.tokenizer, called="row", pointer="/rows")
+    return [row for row, _ in read]
 
 
 def _stale(one: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> str | None:

@@ -11,7 +11,8 @@ from service.api.auth import needs
 from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
-from service.catalog.inputs import Inputs
+from service.catalog.images import described
+from service.catalog.inputs import ImageInputs, Inputs
 from service.catalog.manifest import PARITY, BaselineSet
 from service.catalog.tables import Feature, TabularInputs, Unit
 from service.catalog.versions import Catalog, ModelVersion
@@ -119,11 +120,15 @@ def _feature(feature: Feature, unit: Unit) -> dict[str, Any]:
 
 
 def _inputs(inputs: Inputs) -> list[dict[str, Any]]:
-    """The features of a table, each with the group whose attributions it is summed into, if there is one."""
+    """The features of a table, each with the group whose attributions it is summed into, if there is one.
+
+    Of images also what becomes of `files`.
+    """
     if isinstance(inputs, TabularInputs):
         unit_of = {number: unit for unit in inputs.units for number in unit.members}
         return [_feature(feature, unit_of[number]) for number, feature in enumerate(inputs.features)]
-    return [inputs.model_dump(exclude_none=True)]
+    shown = inputs.model_dump(exclude_none=True)
+    return [{**shown, "files": described(inputs)} if isinstance(inputs, ImageInputs) else shown]
 
 
 def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:

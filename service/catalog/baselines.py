@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from service.catalog.artefacts import stored_rows
-from service.catalog.manifest import NAME, BaselineSet, Manifest, TabularInputs
+from service.catalog.manifest import MASKED, NAME, BaselineSet, Manifest, TabularInputs, TokenInputs
 from service.domain import ModelKey
 from service.errors import InvalidRequest
 
@@ -103,6 +103,10 @@ class KeptSets:
     ) -> KeptSet:
         """Keeps the rows [size, columns] as the next version of the set. Raises InvalidRequest, OSError."""
         refuse_name(name)
+        if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
+            raise InvalidRequest(
+                f"{MASKED}; name the baseline `mask`, or send another text of as many tokens with each"
+            )
         if not 1 <= len(rows) <= MOST_ROWS:
             raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
         place = self.place(key.name)

@@ -55,7 +55,9 @@ def with_tokens_embedded(
     nodes = [
         _node("Gather", [ROW, f"{ROW}.places"], embedded, axis=2),
         _node("Gather", [ROW, f"{ROW}.place"], f"{ROW}.masks", axis=2),
-        _node("Reshape", [f"{ROW}.masks", f"{ROW}.flat"], f"{ROW}.mask"),
+        _node("Reshape", [f"{ROW}.masks", f"{ROW}.flat"], f"{ROW}.flat mask"),
+        # No gradient goes this way: nobody asks for it, and that of a logarithm of the mask is infinite.
+        _node("Cast", [f"{ROW}.flat mask"], f"{ROW}.mask", to=TensorProto.INT64),
         _node("Shape", [f"{ROW}.mask"], f"{ROW}.shape"),
     ]
     for name, (kind, element_type) in side.items():

@@ -87,7 +87,9 @@ def feeds_of(inputs: Inputs, given: Mapping[str, GraphInput]) -> Feeds:
     match inputs:
         case TabularInputs():
             _compare(inputs.tensors, given)
-            return _table_feeds(inputs, given)
+            feeds = _table_feeds(inputs, given)
+            feeds(np.zeros((1, len(inputs.features)), np.float32))  # whether the graph takes so many columns
+            return feeds
         case TokenInputs():
             _compare([inputs.tensor, *inputs.side], given)
             return _token_feeds(inputs, given)
@@ -139,6 +141,10 @@ def _compare(named: Iterable[str], given: Mapping[str, GraphInput]) -> None:
 
 
 def _image_feeds(inputs: ImageInputs, given: GraphInput) -> Feeds:
+    expected = len(given.shape), *(own or size for own, size in zip(given.shape, inputs.shape, strict=False))
+    if (len(inputs.shape), *inputs.shape) != expected:
+        shape = [size or "any" for size in given.shape]
+        raise CatalogError(f"the graph's input {given.name!r} takes {shape}, the manifest says {list(inputs.shape)}")
     return lambda rows: {inputs.tensor: rows.reshape(-1, *inputs.shape).astype(given.dtype, copy=False)}
 
 

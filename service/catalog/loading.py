@@ -34,6 +34,7 @@ PARITY_VALUES = 2**26
 """In all tensors of the twin for the random rows, at most, but for the fewest: a large network would take minutes."""
 FEWEST_PARITY_ROWS = 16
 VALUES_AT_ONCE = 2**24
+EVALUATED_ROWS = 4
 ROWS_AT_ONCE = 32
 
 
@@ -134,7 +135,20 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         parity=0.0,
         row_type=opened.row_type,
     )
+    _check_evaluation(loaded)
     return replace(loaded, parity=_parity(loaded, opened, device))
+
+
+def _check_evaluation(model: LoadedModel) -> None:
+    """Raises CatalogError where an answer of the artefact depends on chance, or on the other rows, as in training."""
+    rows, limit = _random_rows(model.manifest, EVALUATED_ROWS, model.row_type), model.manifest.parity
+    first, again, alone = (model.deployed.outputs(given) for given in (rows, rows, rows[:1]))
+    if not all(
+        np.allclose(first[space][:1], other[space][:1], limit, limit, equal_nan=True)
+        for space in first
+        for other in (again, alone)
+    ):
+        raise CatalogError("the same row has different answers: export the model in evaluation mode")
 
 
 def _check_imputation(manifest: Manifest, opened: Opened) -> None:
@@ -162,12 +176,23 @@ def _filled(feature: Feature, value: Category | float | None) -> float:
     return float(feature.places[value] if feature.categories else value or 0.0)  # type: ignore[index]
 
 
+def whole_texts(inputs: TokenInputs, count: int) -> NDArray[np.float32]:
+    """Random tokens [count, length], none of them padding: of a row that is nothing else, a mask may leave nothing to
+    answer from."""
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, max(1, inputs.vocabulary - 1), (count, inputs.length))
+    return np.where(tokens >= inputs.padding, tokens + 1, tokens).clip(0, inputs.vocabulary - 1).astype(np.float32)
+
+
 def _random_rows(manifest: Manifest, count: int, row_type: RowType) -> NDArray[np.floating]:
-    """Rows within the range of the inputs, flat."""
+    """Rows within the range of the inputs, flat; every other text is a shorter one, with padding behind it."""
     generator = np.random.default_rng(0)
     inputs = manifest.inputs
     if isinstance(inputs, TokenInputs):
-        return generator.integers(0, inputs.vocabulary, (count, inputs.length)).astype(row_type)
+        tokens = whole_texts(inputs, count)
+        lengths = generator.integers(1, inputs.length + 1, (count, 1))
+        lengths[::2] = inputs.length
+        return np.where(np.arange(inputs.length) < lengths, tokens, np.float32(inputs.padding)).astype(row_type)
     low, high = (np.array(limit, dtype=row_type) for limit in inputs.bounds)
     rows = generator.uniform(low, high, (count, len(low))).astype(row_type)
     if isinstance(inputs, TabularInputs):
@@ -196,6 +221,11 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     if logits.shape != (len(rows), len(manifest.outputs.labels)):
         raise CatalogError(
             f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
+        )
+    if not logits.isfinite().all():
+        raise CatalogError(
+            "the artefact answers what is no finite number for rows within the manifest's ranges; are they those of "
+            "what it was trained on, and are its weights whole?"
         )
     with torch.no_grad():
         seen = (torch.from_numpy(model.seen(part).astype(model.row_type).reshape(-1, *model.shape)) for part in parts)

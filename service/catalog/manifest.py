@@ -8,22 +8,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs import ImageInputs, Inputs, TokenInputs
+from service.catalog.plain_yaml import read_yaml
 from service.catalog.refusals import fields
 from service.catalog.rules import Review
 from service.catalog.tables import Category, Feature, Reason, TabularInputs
-from service.catalog.yaml_format import read_yaml
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
 __all__ = [
     "MASK",
     "NAME",
+    "PREDICTED",
     "ZEROS",
     "BaselineSet",
     "Defaults",
@@ -45,9 +45,11 @@ MASK = "mask"
 """The baseline that masks all tokens but the special ones."""
 ZEROS = "zeros"
 """The baseline of zeros; of tokens, and of tables with categories, it would be no instance."""
+PREDICTED = "predicted"
+"""The target of a request that means whatever label the model predicts; so no label can be called that."""
+MASKED = "a model that is told the padding has no baseline sets: their rows have another padding"
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
-"""Of a manifest, that are told."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -68,6 +70,17 @@ class Outputs(_Frozen):
     link: Literal["softmax", "sigmoid"]
     tensors: Mapping[OutputSpace, str] = {}
     default_space: OutputSpace = OutputSpace.PROBABILITY
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Outputs:
+        twice = [label for at, label in enumerate(self.labels) if label in self.labels[:at]]
+        if twice:
+            raise ValueError(f"the label {twice[0]!r} is there twice, so no request could say which one it means")
+        if PREDICTED in self.labels:
+            raise ValueError(f"a label cannot be called {PREDICTED!r}: so a request asks for whatever is predicted")
+        if "" in self.labels:
+            raise ValueError("a label has no name")
+        return self
 
     @property
     def has_one_logit(self) -> bool:
@@ -133,7 +146,7 @@ class Manifest(_Frozen):
             raise ValueError(f"the adverse label {self.outputs.adverse!r} is not among the labels")
         self._check_tensors()
         if isinstance(self.inputs, TokenInputs) and self.inputs.has_mask and self.baselines:
-            raise ValueError("a model that is told the padding has no baseline sets: their rows have another padding")
+            raise ValueError(MASKED)
         if self.outputs.has_one_logit and len(self.outputs.labels) != 2:
             raise ValueError("the link 'sigmoid' is between one logit and two labels")
         names = set(self.inputs.names)
@@ -194,7 +207,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error.strerror}") from error
     except ValidationError as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {fields(error)}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")

@@ -17,6 +17,7 @@ from service.catalog.encodings import TableEncoding
 from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs, row_type
 from service.catalog.manifest import Manifest
 from service.catalog.onnx_twins import source_of, twin_of
+from service.catalog.reported import reported
 from service.catalog.tables import TabularInputs
 from service.catalog.twins import parse_onnx
 from service.domain import OutputSpace
@@ -102,7 +103,7 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     try:
         artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device)
     except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {error}") from error
+        raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     given = artefact.inputs
     feeds = feeds_of(inputs, given)
     source = source_of(graph, manifest, given, feeds)

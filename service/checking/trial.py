@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from service.catalog.artefacts import read_baseline_rows
 from service.catalog.instances import read_instance, shown_row
-from service.catalog.manifest import BaselineSet, Manifest, TabularInputs, read_manifest
+from service.catalog.manifest import PREDICTED, BaselineSet, Manifest, TabularInputs, read_manifest
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, Indices, OutputSpace, Plan, Priority
 from service.engine.device import DeviceModel, outputs_over, put_on_device
@@ -23,7 +23,7 @@ from service.engine.explanation import explain
 from service.engine.kernels import Deployed, DeployedKernel
 from service.engine.messages import Done, Failed
 from service.engine.scheduler import Live, Scheduler
-from service.planning import PREDICTED, Parameters, make_plans
+from service.planning import Parameters, make_plans
 
 SHAPES = ChunkShapes(32, 128)
 """Not calibrated: calibration pays for itself over traffic, and small chunks fit any device."""

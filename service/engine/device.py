@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from service.catalog.loading import LoadedModel, load_model
-from service.catalog.manifest import Manifest
+from service.catalog.loading import LoadedModel, load_model, whole_texts
+from service.catalog.manifest import Manifest, TokenInputs
 from service.catalog.sizes import layer_sizes
 from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, RowType, Traits
 from service.engine.calibration import calibrate, clock_of
@@ -234,8 +234,10 @@ Ends = tuple[Floats, Floats]
 
 
 def _ends(model: LoadedModel) -> Ends:
-    """Two inputs to calibrate and to warm up with: the first baseline and its set's mean, or else the range's ends."""
-    rows = next(iter(model.baselines.values()), None)
+    """Two inputs to calibrate and to warm up with: the first baseline and its set's mean, two texts, or the range."""
+    rows, inputs = next(iter(model.baselines.values()), None), model.manifest.inputs
+    if rows is None and isinstance(inputs, TokenInputs):
+        rows = whole_texts(inputs, 2)
     if rows is None:
         return model.bounds
     seen = model.seen(rows.astype(np.float64))

@@ -133,6 +133,14 @@ class HasOutputs(Protocol):
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]: ...
 
 
+def filled_up(rows: NDArray[np.floating], capacity: int) -> NDArray[np.floating]:
+    """The rows, and the first again as often as there is room: zeros might be what a model has no answer to."""
+    chunk = np.empty((capacity, *rows.shape[1:]), dtype=rows.dtype)
+    chunk[: len(rows)] = rows
+    chunk[len(rows) :] = rows[0]
+    return chunk
+
+
 class DeployedKernel:
     """Forward passes of the artefact in production, which takes rows of the `row_type`."""
 
@@ -145,8 +153,7 @@ class DeployedKernel:
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         rows = np.concatenate([_rows_of(s.question)[s.start : s.stop] for s in segments])
-        chunk = np.zeros((self.capacity, *rows.shape[1:]), dtype=self.row_type)
-        chunk[: len(rows)] = rows
+        chunk = filled_up(rows.astype(self.row_type), self.capacity)
         outputs = {space: values.astype(np.float64) for space, values in self._artefact.outputs(chunk).items()}
         ends = np.cumsum([len(segment) for segment in segments])
         return [

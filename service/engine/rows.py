@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from service.catalog.sizes import no_rows, row_type_of
 from service.domain import Floats
 from service.engine.gradient import EvaluatedPoints, asked, read_out, seeded
-from service.engine.kernels import Segment, question_of
+from service.engine.kernels import Segment, filled_up, question_of
 from service.engine.operators import operator_of
 from service.engine.traits import adding_nodes, is_relu, last_feature_maps, space_of, varying_nodes
 from service.methods.oracle import BiasMaps, Curvatures, FeatureMaps, HessianRows, RowsOfOneTarget, Rule, RuleRows
@@ -78,9 +78,7 @@ class RowsKernel:
 
     def _padded(self, parts: Sequence[Floats]) -> Tensor:
         """The rows of all parts, filled up to the chunk: [capacity, ...input]."""
-        flat = np.concatenate(parts).astype(self._row_type)
-        chunk = np.zeros((self.capacity, flat.shape[1]), dtype=self._row_type)
-        chunk[: len(flat)] = flat
+        chunk = filled_up(np.concatenate(parts).astype(self._row_type), self.capacity)
         return torch.from_numpy(chunk.reshape(-1, *self._shape)).to(self._device)
 
     def _repeated(self, values: Any, counts: Sequence[int]) -> Any:

@@ -45,6 +45,14 @@ async def test_list_of_models(client: httpx.AsyncClient) -> None:
     assert "loan" in response.json()["models"]
 
 
+async def test_what_becomes_of_image_files_is_said(client: httpx.AsyncClient) -> None:
+    (shown,) = (await client.get("/v1/models/digits")).json()["inputs"]
+    assert shown["files"].endswith(
+        "then 0 to 255 stretched over the range 0 to 16, for the manifest has no `normalise`"
+    )
+    assert "turned as its EXIF orientation says" in shown["files"]
+
+
 async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]) -> None:
     model = (await client.get("/v1/models/loan")).json()
 
