@@ -35,14 +35,19 @@ def read_yaml(content: bytes) -> object:
         raise ValueError(f"it has {len(content)} bytes; at most {MOST_BYTES} are read")
     try:
         _check(content)
-        return yaml.load(content, LOADER)  # noqa: S506 - both loaders are safe ones
+        return _loaded(content)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
         raise ValueError(f"{place}this is no YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"this is no YAML: {' '.join(str(error).split())}") from error
-    except (OverflowError, TypeError) as error:
+
+
+def _loaded(content: bytes) -> object:
+    try:
+        return yaml.load(content, LOADER)  # noqa: S506 - both loaders are safe ones
+    except (ValueError, OverflowError, TypeError) as error:
         raise ValueError(f"a value cannot be read: {error}") from error
 
 
