@@ -81,7 +81,7 @@ echo "installed: $(du -sm "$root$venv" | cut -f1) MB"
 
 user=(chroot "$root" setpriv --reuid 10001 --regid 10001 --clear-groups env -i LANG=C.UTF-8 PATH=$venv/bin:/usr/bin:/bin)
 "${user[@]}" HOME=/var/lib/answerable ANSWERABLE_DATA=/var/lib/answerable/data ANSWERABLE_MODELS=/models \
-  ANSWERABLE_KEY=tried ANSWERABLE_HOST=127.0.0.1 ANSWERABLE_PORT="${PORT:-18080}" answerable serve &
+  ANSWERABLE_KEY=tried-in-a-clean-root ANSWERABLE_HOST=127.0.0.1 ANSWERABLE_PORT="${PORT:-18080}" answerable serve &
 service=$!
 for _ in $(seq 120); do
   if "${user[@]}" python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:${PORT:-18080}/v2/health/ready')" 2>/dev/null; then

@@ -9,15 +9,14 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from service import __version__
 from service.engine.processes import StartedWorker, count_devices, start_worker
+from service.errors import SetupError
 from service.logs import VARIABLE
-from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.ledger.commands import Opened
+from service.settings import Settings, forget_secrets, read_settings, unknown_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser(given[0] if given else "").parse_args(given)
     asked = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
-    settings = Settings(**{name: value for name, value in asked.items() if value is not None})
-    return int(options.run(settings, options))
+    try:
+        settings = read_settings({name: value for name, value in asked.items() if value is not None})
+        return int(options.run(settings, options))
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return error.code
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:
@@ -34,6 +37,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="answerable", description="Predictions with explanations that can be checked."
     )
+    parser.add_argument("--version", action="version", version=f"answerable {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     for name, run, about in (
@@ -54,7 +58,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     elif asked == "ledger":
         from service.ledger import commands as ledger_commands
 
-        ledger_commands.add_commands(ledger, _open_ledger)
+        ledger_commands.add_commands(ledger)
     elif asked == "keys":
         from service import key_commands
 
@@ -74,6 +78,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
+    _prepare()
     with _started_workers(settings) as started:
         from service.serving import run
 
@@ -83,11 +88,24 @@ def _serve(settings: Settings, _options: argparse.Namespace) -> int:
 def _demo(settings: Settings, _options: argparse.Namespace) -> int:
     if "logs" not in settings.model_fields_set:  # people read along
         settings = settings.model_copy(update={"logs": "text"})
+    _prepare()
     with _started_workers(settings) as started:
         from service.demo import explain_one_denial
         from service.serving import run
 
         return run(settings, started, once_ready=explain_one_denial)
+
+
+def _prepare() -> None:
+    """Names what is misspelt among the settings, and keeps the rest from the processes that are started.
+
+    Raises SetupError where a worker could not start.
+    """
+    for sentence in unknown_settings():
+        print(sentence, file=sys.stderr)
+    forget_secrets()
+    if find_spec("onnxruntime") is None:
+        raise SetupError("ONNX Runtime is missing: install onnxruntime, or onnxruntime-gpu on a machine with a GPU")
 
 
 @contextmanager
@@ -107,14 +125,6 @@ def _started_workers(settings: Settings) -> Iterator[Sequence[StartedWorker]]:
     finally:
         for worker in started:
             worker.end()
-
-
-def _open_ledger(settings: Settings) -> Opened:
-    from service.app import open_database, open_notary
-    from service.ledger.commands import Opened
-
-    engine, vault = open_database(settings)
-    return Opened(engine, vault, open_notary(settings, engine), settings)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from sqlalchemy import Engine
 
 from service import __version__
 from service.api import (
@@ -30,6 +29,7 @@ from service.api import (
 )
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
+from service.api.queries import repeated_are_refused
 from service.api.traffic import ObservedRequests
 from service.api.transport import RequestIds
 from service.cache import Cache
@@ -37,13 +37,14 @@ from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
 from service.counterfactual import Counterfactuals
 from service.embedded_redis import start_embedded_redis
-from service.engine.pool import Pool
 from service.engine.processes import StartedWorker, count_devices
+from service.engine.separation import SeparatingPool
 from service.explaining import Explaining
-from service.exporting import EXPORT, Exports
+from service.exporting import Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
-from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
-from service.ledger.jobs import Jobs
+from service.ledger import SCOPES, Keys, Ledger
+from service.ledger.jobs import EXPORT, Jobs
+from service.ledger.opening import open_database, open_notary
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -59,11 +60,15 @@ LOG = logging.getLogger("answerable")
 BOOTSTRAP = "bootstrap"
 METRICS_KEY = "metrics"
 DEFAULT_TENANT = "default"
+MOST_TOLD = 300
+"""Characters of what a driver says."""
 
 
 def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> FastAPI:
     """The service. Everything it opens is opened when it starts and closed when it stops.
 
+    It answers as soon as its stores are open, while a task, `app.state.loading`, starts the workers and loads the
+    models.
     `started` are processes for its first workers, which may be importing still.
     """
     catalog = read_catalog(settings.models)
@@ -81,9 +86,10 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would lead to whatever host the request names
         lifespan=lifespan,
         routes=[*explain.router.routes, *repository_routes.router.routes, *baselines.posting.routes],
-        dependencies=[Depends(authorise)],
+        dependencies=[Depends(authorise), Depends(repeated_are_refused)],
         telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own
     )
     app.state.catalog = catalog
@@ -98,7 +104,7 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         *jobs.routers,
         *exports.routers,
         *evidence.routers,
-        subjects.router,
+        *subjects.routers,
         health.router,
     ):
         app.include_router(router)
@@ -106,27 +112,6 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
     app.add_middleware(RequestIds)
     documentation.install(app, catalog)
     return app
-
-
-def open_database(settings: Settings) -> tuple[Engine, Vault]:
-    """The database with its schema up to date, and the vault for what is sealed in it.
-
-    Raises WrongMasterKey, SecretFileError.
-    """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = open_engine(settings.database_url or f"sqlite:///{settings.data.resolve() / 'ledger.db'}")
-    return engine, prepare_database(engine, settings.master_key or settings.data / "master.key")
-
-
-def open_keys(settings: Settings) -> tuple[Engine, Keys]:
-    """The database, and the keys in it."""
-    engine, _ = open_database(settings)
-    return engine, Keys(engine)
-
-
-def open_notary(settings: Settings, database: Engine) -> Notary:
-    """Who signs the state of the ledger; its key lies in the data folder unless the settings name another file."""
-    return Notary(database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl")
 
 
 def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
@@ -169,7 +154,6 @@ async def _compose(
     database, vault = await asyncio.to_thread(open_database, settings)
     stack.callback(database.dispose)
     keys = Keys(database)
-    app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     redis_url = settings.redis_url
     if redis_url is None:
@@ -194,9 +178,11 @@ async def _compose(
         stack.push_async_callback(ledger.close)
         steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
         stack.push_async_callback(steward.close)
+    # After everything that may keep the service from starting: a key that is made is shown.
+    app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     workers = settings.workers or count_devices()
-    engine = Pool(
+    engine = SeparatingPool(
         workers,
         settings.max_queued_points,
         metrics.observe_chunk,
@@ -204,20 +190,23 @@ async def _compose(
         started,
     )
     stack.push_async_callback(engine.close)
-    await engine.start()
-    metrics.show_versions(catalog.known)
     health = Health(engine, settings.stability_share)
     stack.push_async_callback(health.close)
+
+    def follow() -> None:
+        metrics.show_versions(catalog.known)
+        health.follow(catalog.known)
+
+    follow()
+    catalog.changed = follow
     repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache)
     stack.push_async_callback(repository.close)
-    await repository.start()
 
     def render_metrics() -> bytes:
-        metrics.queue_points.set(engine.queued_points)
+        metrics.queue_points.set(engine.most_queued_points)
         metrics.queue_limit.set(settings.max_queued_points)
         metrics.show_workers(engine.ready_workers, engine.device_memory)
-        metrics.show_versions(catalog.known)
-        health.show(catalog.known, metrics)
+        health.show(metrics)
         metrics.show_checkpoint(None if ledger is None else ledger.signed)
         return metrics.render(workers)
 
@@ -237,6 +226,7 @@ async def _compose(
     app.state.explaining = explaining
     app.state.vault = vault
     app.state.jobs = Jobs(database)
+    runner: Runner | None = None
     if ledger is not None:
         app.state.exports = Exports(app.state.jobs, database, ledger, notary, vault, settings.data / "exports")
         stack.push_async_callback(app.state.exports.close)
@@ -244,4 +234,18 @@ async def _compose(
         works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}
         runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works)
         stack.push_async_callback(runner.close)
-        runner.start()
+
+    async def load() -> None:
+        await engine.start()
+        await repository.start()
+        if runner is not None:
+            runner.start()
+
+    app.state.loading = asyncio.get_running_loop().create_task(load())
+    stack.push_async_callback(_end, app.state.loading)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancels it, if it is under way. What it failed with concerns whoever waited for it."""
+    task.cancel()
+    await asyncio.wait([task])

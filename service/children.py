@@ -11,11 +11,29 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 HEADER = struct.Struct("!I")
 REAP_SECONDS = 5
+
+
+class AwakeClock:
+    """Seconds in which this process was awake, as far as its `tick`s tell: one every `pause` seconds.
+
+    A process that was stopped, or whose machine slept, has heard nobody meanwhile; that is not the others' silence.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ticked = clock()
+        self.now = 0.0
+
+    def tick(self, pause: float) -> None:
+        """A tick that was due after `pause` seconds; where it comes later, twice as long counts at most."""
+        before, self._ticked = self._ticked, self._clock()
+        self.now += min(self._ticked - before, 2 * pause)
 
 
 def frame(message: object) -> bytes:

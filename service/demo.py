@@ -26,7 +26,12 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
         (v for v in app.state.catalog if v.is_ready and v.manifest.outputs.adverse), None
     )
     if version is None or not isinstance(version.manifest.example, Mapping):
-        print("No model is ready; see the log above.", flush=True)  # noqa: T201
+        folder = app.state.repository.folder.absolute()
+        print(  # noqa: T201
+            f"No model in {folder} can be shown: one that is ready, with an adverse label and a table for an example. "
+            "See the log above; the folder of models is named with --models.",
+            flush=True,
+        )
         return
     key = app.state.bootstrap_key or _demo_key(app.state.keys)
     path = f"/v1/models/{version.key.name}/versions/{version.key.version}:explain"
@@ -34,7 +39,7 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
     body = {
         "instances": [example],
         "parameters": {"target": version.manifest.outputs.adverse or "predicted"},
-        "context": {"decision_id": "demo"},
+        "context": {"subject": "demo-applicant", "decision_id": "demo"},
     }
     async with httpx.AsyncClient(
         base_url=address, trust_env=False, headers={"Authorization": f"Bearer {key}"}
@@ -89,6 +94,8 @@ def _shown(
         "Look it up:",
         "",
         f"  curl -s {address}/v1/explanations/{explanation['id']} -H 'Authorization: Bearer {key}'",
+        "",
+        "`context.subject` names the person: by it explanations are found, held and erased. Put your own in.",
         "",
         f"API documentation: {address}/docs    Stop with Ctrl-C.",
     ]

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+RowType = np.dtype[np.floating]
+SINGLE: RowType = np.dtype(np.float32)
+DOUBLE: RowType = np.dtype(np.float64)
+"""What holds the rows of a model as its artefact takes them, exactly: one of these two."""
 
 
 class OutputSpace(StrEnum):
@@ -90,6 +94,7 @@ class Traits:
     `shape` is that of one input as methods see it: (features,), (channels, height, width) or (positions, dimensions).
     `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
     gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
+    With `has_one_logit` the network answers the second label's logit alone, and the first one's is its negative.
     `columns` has for each input of a table the number of the unit that it belongs to, a category say, whose
     attributions are summed; it is empty where every input is one of its own.
     """
@@ -103,6 +108,7 @@ class Traits:
     has_convolution: bool
     biases_obstacle: str | None
     columns: tuple[int, ...] = ()
+    has_one_logit: bool = False
 
     @property
     def units(self) -> int:

@@ -29,17 +29,82 @@ A body that is too large, too slow or wrongly encoded never gets this far: `serv
 and 400 with FastAPI's own HTTPException.
 
 Errors of the operator's own files (a manifest, an artefact) derive from `CatalogError`; they stop a model from loading
-and reach no client but one that asked to load it.
+and reach no client but one that asked to load it. `SetupError` ends a command with a sentence, and reaches no client.
+
+An error's `kind` is the last part of the problem's `type`, which clients may depend on: that of its first fault, or
+else the name of its class. So neither is renamed without need.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+MOST_FAULTS = 20
+"""So many are told of one request."""
+
+
+class Kind(StrEnum):
+    """What can be wrong with one place of a request."""
+
+    WRONG_SHAPE = "wrong-shape"
+    MISSING_FIELD = "missing-field"
+    UNKNOWN_FIELD = "unknown-field"
+    WRONG_VALUE = "wrong-value"
+    DUPLICATE_NAME = "duplicate-name"
+    NOT_FINITE = "not-finite"
+    MISSING_FEATURE = "missing-feature"
+    UNKNOWN_FEATURE = "unknown-feature"
+    UNKNOWN_CATEGORY = "unknown-category"
+    NOT_A_NUMBER = "not-a-number"
+    OUT_OF_RANGE = "out-of-range"
+    WRONG_INSTANCE = "wrong-instance"
+    UNKNOWN_METHOD = "unknown-method"
+    UNFIT_METHOD = "unfit-method"
+    UNKNOWN_LABEL = "unknown-label"
+    UNKNOWN_BASELINE = "unknown-baseline"
+    UNKNOWN_OPTION = "unknown-option"
+    REPEATED_PARAMETER = "repeated-parameter"
+    UNKNOWN_PARAMETER = "unknown-parameter"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a request, and where.
+
+    `pointer` is a JSON pointer (RFC 6901) into the body; of a query or a path, `parameter` is the name instead.
+    """
+
+    kind: Kind
+    pointer: str
+    detail: str
+    parameter: str | None = None
+
+    def under(self, pointer: str) -> Fault:
+        """The same of a larger whole, in which what it was said of lies at `pointer`."""
+        return replace(self, pointer=pointer + self.pointer)
+
+
+def pointer_to(*places: str | int) -> str:
+    """The JSON pointer (RFC 6901, section 3) to a value by the names and numbers that lead to it, cut to be read."""
+    return "".join("/" + str(place)[:64].replace("~", "~0").replace("/", "~1") for place in places)
+
 
 class AnswerableError(Exception):
-    """An error with an HTTP answer. `str(error)` is the sentence the client reads."""
+    """An error with an HTTP answer. `str(error)` is the sentence the client reads, `faults` say it place by place."""
 
     status = 500
     title = "Internal error"
+
+    def __init__(self, detail: str, *faults: Fault) -> None:
+        super().__init__(detail)
+        self.faults = faults
+
+    @property
+    def kind(self) -> str:
+        """What the problem's type ends in."""
+        return self.faults[0].kind if self.faults else kind_of(type(self))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -83,6 +148,12 @@ class NotFound(AnswerableError):
 class InvalidRequest(AnswerableError):
     status = 422
     title = "Impossible request"
+
+    def under(self, pointer: str, named: str = "") -> InvalidRequest:
+        """The same of a larger whole, in which what it was said of is `named` and lies at `pointer`."""
+        faults = self.faults or (Fault(Kind.WRONG_INSTANCE, "", str(self)),)
+        detail = f"{named}: {self}" if named else str(self)
+        return InvalidRequest(detail, *(fault.under(pointer) for fault in faults))
 
 
 class NotConverged(InvalidRequest):
@@ -185,5 +256,37 @@ class DeviceOutOfMemory(AnswerableError):
     title = "Device out of memory"
 
 
+def invalid(kind: Kind, pointer: str, detail: str) -> InvalidRequest:
+    """The error of a request with one fault."""
+    return InvalidRequest(detail, Fault(kind, pointer, detail))
+
+
+def kind_of(error: type[AnswerableError]) -> str:
+    """`malformed-body` of MalformedBody."""
+    return re.sub(r"\B[A-Z]", lambda letter: "-" + letter[0], error.__name__).lower()
+
+
 class CatalogError(Exception):
     """A model folder that cannot be served; the message says which file and why."""
+
+
+class SetupError(Exception):
+    """What a command cannot work with: a setting, a store, a key's file, a port, a package that is missing.
+
+    The message is one sentence that says what to do and repeats no secret; the command prints it and ends with `code`.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NoLedger(SetupError):
+    """A command was asked about a ledger that is not there; the message says where it looked and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=2)
+
+
+class OtherSchema(NoLedger):
+    """A ledger of another version of this program; the message says which and what to do."""

@@ -192,6 +192,10 @@ class Explaining:
             if must_be or self._ledger_mode == "required":
                 raise
             LOG.exception("explanations were answered without a record")
+        else:
+            for entry in entries:
+                if entry.subject is None:
+                    self._metrics.without_subject.labels(entry.model).inc()
 
     def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> None:
         points = sum(expected_points(version, plan) for plan in plans)

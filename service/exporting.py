@@ -24,7 +24,6 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any, TypeVar
 
-import orjson
 from sqlalchemy import Engine
 
 from service.errors import LedgerUnavailable, NotFound
@@ -34,15 +33,14 @@ from service.ledger import EventSearch, Ledger, Notary, Search, Stored, Vault
 from service.ledger.checkpoints import log_size
 from service.ledger.database import database_in_reach
 from service.ledger.events import last_erasures
-from service.ledger.exporting import found_lines, write_export
-from service.ledger.jobs import Job, Jobs
+from service.ledger.exporting import asked_of, found_lines, write_export
+from service.ledger.jobs import EXPORT, Job, Jobs
 from service.ledger.searching import count_found, read_in_log_order
 from service.records import Caller
 
 LOG = logging.getLogger("answerable.exporting")
 T = TypeVar("T")
 
-EXPORT = "export"
 DOWNLOAD = "export_download"
 KEPT_SECONDS = 86_400
 SWEEP_SECONDS = 60.0
@@ -179,7 +177,7 @@ class Exports:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 if checkpoint is not None:
                     lines = found_lines(self._engine, self._vault, job.tenant, search, checkpoint.size)
-                    asked = {"tenant": job.tenant, "conditions": orjson.loads(orjson.dumps(search))}
+                    asked = asked_of(job.tenant, search)
                     return write_export(file, self._engine, self._notary, checkpoint, _told(lines, tell), asked), begun
                 rows = _told(map(table_row, self._stored(job.tenant, search)), tell)
                 return (write_csv if form is Format.CSV else write_parquet)(file, rows), begun

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.errors import LedgerUnavailable, NoLedger
 from service.permissions import OPEN, PERIODS, Policy, Quota
+from service.printing import local_time, table
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_commands(keys: argparse.ArgumentParser) -> None:
 
     def action(name: str, about: str, run: Callable[[Settings, argparse.Namespace], int]) -> argparse.ArgumentParser:
         parser = actions.add_parser(name, help=about, description=about)
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=lambda settings, options: _told(run, settings, options))
         parser.add_argument("--data", type=Path, help="the folder of the embedded stores")
         parser.add_argument("--database-url", dest="database_url", help="the ledger's database")
         return parser
@@ -54,6 +55,18 @@ def add_commands(keys: argparse.ArgumentParser) -> None:
     )
     revoke = action("revoke", "end a key", _revoke)
     revoke.add_argument("id")
+
+
+def _told(run: Callable[[Settings, argparse.Namespace], int], settings: Settings, options: argparse.Namespace) -> int:
+    """Runs a command; where there is no ledger, or none that it can use, it says so."""
+    from service.ledger.sealing import WrongMasterKey
+    from service.ledger.secret_files import SecretFileError
+
+    try:
+        return run(settings, options)
+    except (NoLedger, LedgerUnavailable, WrongMasterKey, SecretFileError) as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def _add_permissions(action: argparse.ArgumentParser) -> None:
@@ -92,8 +105,9 @@ def _policy(options: argparse.Namespace) -> Policy:
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[Keys]:
-    from service.app import open_keys
+def _made(settings: Settings) -> Iterator[Keys]:
+    """The keys, in a ledger that is made where there is none: keys may be made before the first start."""
+    from service.ledger.opening import open_keys
 
     engine, keys = open_keys(settings)
     try:
@@ -102,11 +116,21 @@ def _opened(settings: Settings) -> Iterator[Keys]:
         engine.dispose()
 
 
+@contextmanager
+def _opened(settings: Settings, *, to_read: bool = False) -> Iterator[Keys]:
+    """The keys of the ledger that is there."""
+    from service.ledger.keys import Keys
+    from service.ledger.opening import opened_ledger
+
+    with opened_ledger(settings, to_read=to_read) as ledger:
+        yield Keys(ledger.engine)
+
+
 def _create(settings: Settings, options: argparse.Namespace) -> int:
     expires = None if options.days is None else int((time.time() + options.days * 86_400) * 1e6)
     try:
         quota, policy = _quota(options), _policy(options)
-        with _opened(settings) as keys:
+        with _made(settings) as keys:
             key, secret = keys.create(options.name, options.tenant, options.scopes.split(","), expires, quota, policy)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -116,26 +140,36 @@ def _create(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _list(settings: Settings, _options: argparse.Namespace) -> int:
-    with _opened(settings) as keys:
-        for key in keys.list():
-            print("  ".join([key.id, key.tenant, key.name, ",".join(sorted(key.scopes)), *_state(key)]))
+    with _opened(settings, to_read=True) as keys:
+        rows = [
+            (key.id, key.tenant, key.name, ",".join(sorted(key.scopes)), _state(key), _quota_of(key), _policy_of(key))
+            for key in keys.list()
+        ]
+    print(table(("id", "tenant", "name", "scopes", "state", "quota", "policy"), rows, "there are no keys"))
     return 0
 
 
-def _state(key: Key) -> Iterator[str]:
+def _state(key: Key) -> str:
     if key.revoked is not None:
-        yield "revoked"
-    elif key.expires is None:
-        yield "valid"
-    else:
-        word = "valid until" if key.is_valid(time.time_ns() // 1000) else "expired"
-        yield f"{word} {datetime.fromtimestamp(key.expires / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
-    if key.quota is not None:
-        limits = {"requests": key.quota.requests, "points": key.quota.points}
-        named = " and ".join(f"{limit} {name}" for name, limit in limits.items() if limit is not None)
-        yield f"{named} a {key.quota.period}"
-    if key.policy != OPEN:
-        yield " ".join(f"{name}={_listed(value)}" for name, value in key.policy.written().items())
+        return "revoked"
+    if key.expires is None:
+        return "valid"
+    word = "valid until" if key.is_valid(time.time_ns() // 1000) else "expired"
+    return f"{word} {local_time(key.expires)}"
+
+
+def _quota_of(key: Key) -> str:
+    if key.quota is None:
+        return "-"
+    limits = {"requests": key.quota.requests, "points": key.quota.points}
+    named = " and ".join(f"{limit} {name}" for name, limit in limits.items() if limit is not None)
+    return f"{named} a {key.quota.period}"
+
+
+def _policy_of(key: Key) -> str:
+    if key.policy == OPEN:
+        return "-"
+    return " ".join(f"{name}={_listed(value)}" for name, value in key.policy.written().items())
 
 
 def _listed(value: object) -> str:

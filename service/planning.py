@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from reprlib import repr as abridged
 
-from service.catalog.instances import known, read_instance
-from service.catalog.manifest import MASK, ZEROS, BaselineSet, Manifest, TokenInputs
+from service.catalog.instances import read_instance
+from service.catalog.manifest import MASK, PREDICTED, ZEROS, BaselineSet, Manifest, TokenInputs
+from service.catalog.nearest import did_you_mean, known
 from service.catalog.versions import ModelVersion
 from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, ToleranceOf, Traits
-from service.errors import InvalidRequest, ModelNotReady
+from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
 from service.methods.entry import Facts, MethodEntry, Units
 from service.methods.registry import BY_NAME
 
@@ -25,7 +26,6 @@ MOST_CONTRIBUTIONS = 2**28
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
 INLINE = "inline"
-PREDICTED = "predicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Paramet
     try:
         row = read_instance(version.manifest, asked, version.tokenizer)
     except InvalidRequest as error:
-        raise InvalidRequest(f"baseline: {error}") from error
+        raise error.under(_place("baseline"), "baseline") from error
     return replace(parameters, baseline=InlineBaseline(row))
 
 
@@ -92,17 +92,17 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     facts = Facts(_traits(version), baseline.size, options)
     unfit = method.unfit(facts)
     if unfit is not None:
-        raise InvalidRequest(unfit)
+        raise invalid(Kind.UNFIT_METHOD, _place("method"), unfit)
     noise = _noise(parameters.noise, method)
     tolerance = manifest.defaults.tolerance if parameters.tolerance is None else parameters.tolerance
     if not 0 < tolerance <= 1:
-        raise InvalidRequest(f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
-    if parameters.tolerance_of not in set(ToleranceOf):
-        raise InvalidRequest(
-            f"tolerance_of {abridged(parameters.tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
-        )
+        raise _wrong("tolerance", f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
+    tolerance_of = parameters.tolerance_of
+    if tolerance_of not in set(ToleranceOf):
+        said = f"tolerance_of {abridged(tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
+        raise _wrong("tolerance_of", said + did_you_mean(tolerance_of, ToleranceOf))
     if parameters.seed < 0:
-        raise InvalidRequest("seed must not be negative")
+        raise _wrong("seed", "seed must not be negative")
     return Plan(
         model=version.key,
         method=method.name,
@@ -137,7 +137,8 @@ def _budget(manifest: Manifest, parameters: Parameters, method: MethodEntry, fac
     if not 1 <= budget <= most:
         if parameters.max_evaluations is not None:
             of_size = "" if most == MOST_EVALUATIONS else f" for inputs of {prod(facts.traits.shape)} numbers"
-            raise InvalidRequest(f"max_evaluations is {budget}; it must lie between 1 and {most}{of_size}")
+            detail = f"max_evaluations is {budget}; it must lie between 1 and {most}{of_size}"
+            raise _wrong("max_evaluations", detail)
         budget = most
     least = method.least_points(facts)
     copies = 1 if noise is None else noise.samples
@@ -145,9 +146,10 @@ def _budget(manifest: Manifest, parameters: Parameters, method: MethodEntry, fac
         by_set = least != method.least_points(replace(facts, baseline_size=1))
         with_set = f" with a baseline set of {facts.baseline_size} rows" if by_set else ""
         with_noise = "" if noise is None else f" for {copies} noisy copies"
-        raise InvalidRequest(
+        raise _wrong(
+            "max_evaluations",
             f"{method.name}{with_set} needs at least {least * copies} evaluations{with_noise}, "
-            f"max_evaluations is {budget}"
+            f"max_evaluations is {budget}",
         )
     return budget
 
@@ -157,13 +159,15 @@ def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
     if name is None:
         return manifest.outputs.default_space
     if name not in set(OutputSpace):
-        raise InvalidRequest(f"output_space {abridged(name)} is not known; {known('spaces', OutputSpace)}")
+        detail = f"output_space {abridged(name)} is not known; {known('spaces', OutputSpace)}"
+        raise _wrong("output_space", detail + did_you_mean(name, OutputSpace))
     return OutputSpace(name)
 
 
 def _method(name: str) -> MethodEntry:
     if name not in BY_NAME:
-        raise InvalidRequest(f"method {abridged(name)} is not known; {known('methods', BY_NAME)}")
+        detail = f"method {abridged(name)} is not known; {known('methods', BY_NAME)}{did_you_mean(name, BY_NAME)}"
+        raise invalid(Kind.UNKNOWN_METHOD, _place("method"), detail)
     return BY_NAME[name]
 
 
@@ -173,10 +177,13 @@ def _target(manifest: Manifest, target: str | int) -> int | None:
         return None
     if isinstance(target, int):
         if not 0 <= target < len(labels):
-            raise InvalidRequest(f"target {target} is not a label's index; it must lie between 0 and {len(labels) - 1}")
+            detail = f"target {target} is not a label's index; it must lie between 0 and {len(labels) - 1}"
+            raise invalid(Kind.UNKNOWN_LABEL, _place("target"), detail)
         return target
     if target not in labels:
-        raise InvalidRequest(f"target {abridged(target)} is not a label; {known('labels', [*labels, PREDICTED])}")
+        targets = [*labels, PREDICTED]
+        detail = f"target {abridged(target)} is not a label; {known('labels', targets)}{did_you_mean(target, targets)}"
+        raise invalid(Kind.UNKNOWN_LABEL, _place("target"), detail)
     return labels.index(target)
 
 
@@ -206,9 +213,8 @@ def _compare_padding(inputs: TokenInputs, baseline: tuple[float, ...], row: tupl
     """Raises InvalidRequest when the one has padding where the other has none: the mask must be the same for both."""
     tokens = [sum(token != inputs.padding for token in each) for each in (baseline, row)]
     if tokens[0] != tokens[1]:
-        raise InvalidRequest(
-            f"baseline: it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
-        )
+        detail = f"baseline: it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
+        raise _wrong("baseline", detail)
 
 
 def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
@@ -229,10 +235,12 @@ def _baseline_set(version: ModelVersion, asked: str) -> BaselineSet:
         return fitting[-1]
     if kept:
         reason = kept[-1].stale_for(version.key, manifest)
-        raise InvalidRequest(f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
+        raise _wrong("baseline", f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
     names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(kept.listed for kept in version.fitting_sets)]]
-    own = [] if manifest.own_baseline is None else [manifest.own_baseline]
-    raise InvalidRequest(f"baseline {abridged(asked)} is not known; {known('baselines', [*names, *own])}")
+    names += [] if manifest.own_baseline is None else [manifest.own_baseline]
+    near = did_you_mean(asked, [*names, *dict.fromkeys(name.partition("@")[0] for name in names)])
+    detail = f"baseline {abridged(asked)} is not known; {known('baselines', names)}{near}"
+    raise invalid(Kind.UNKNOWN_BASELINE, _place("baseline"), detail)
 
 
 def _options(version: ModelVersion, method: MethodEntry, asked: Mapping[str, object]) -> dict[str, OptionValue]:
@@ -241,14 +249,17 @@ def _options(version: ModelVersion, method: MethodEntry, asked: Mapping[str, obj
     by_name = {option.name: option for option in method.options}
     for name in asked:
         if name not in by_name:
-            raise InvalidRequest(f"{method.name} has no option {abridged(name)}; {known('options', by_name)}")
+            detail = f"{method.name} has no option {abridged(name)}; {known('options', by_name)}"
+            raise invalid(Kind.UNKNOWN_OPTION, _place("options", name), detail + did_you_mean(name, by_name))
     inputs = version.manifest.inputs
     units = Units(inputs.unit_names, len(inputs.unit_names) or prod(inputs.shape[-2:]))
-    try:
-        read = {name: by_name[name].read(value, units) for name, value in asked.items()}
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from None
-    return method.defaults() | read
+    read = method.defaults()
+    for name, value in asked.items():
+        try:
+            read[name] = by_name[name].read(value, units)
+        except ValueError as error:
+            raise _wrong("options", str(error), name) from None
+    return read
 
 
 def _traits(version: ModelVersion) -> Traits:
@@ -262,11 +273,13 @@ def _noise(asked: Mapping[str, object] | None, method: MethodEntry) -> Noise | N
         return None
     kind, samples, scale = asked.get("kind"), asked.get("samples", NOISE_SAMPLES), asked.get("scale", NOISE_SCALE)
     if kind not in set(NoiseKind):
-        raise InvalidRequest(f"noise.kind is {abridged(kind)}; {known('kinds', NoiseKind)}")
+        detail = f"noise.kind is {abridged(kind)}; {known('kinds', NoiseKind)}{did_you_mean(kind, NoiseKind)}"
+        raise _wrong("noise", detail, "kind")
     if type(samples) is not int or not 2 <= samples <= method.most_copies:
-        raise InvalidRequest(f"noise.samples must be a whole number from 2 to {method.most_copies} for {method.name}")
+        detail = f"noise.samples must be a whole number from 2 to {method.most_copies} for {method.name}"
+        raise _wrong("noise", detail, "samples")
     if type(scale) not in (int, float) or not 0 < scale <= 1:  # type: ignore[operator]
-        raise InvalidRequest("noise.scale must be over 0 and at most 1")
+        raise _wrong("noise", "noise.scale must be over 0 and at most 1", "scale")
     return Noise(NoiseKind(kind), samples, float(scale))  # type: ignore[arg-type]
 
 
@@ -275,5 +288,15 @@ def deadline_of(parameters: Parameters, now: float) -> float | None:
     if parameters.deadline_ms is None:
         return None
     if parameters.deadline_ms < 1 or not math.isfinite(parameters.deadline_ms):
-        raise InvalidRequest("deadline_ms must be at least 1")
+        raise _wrong("deadline_ms", "deadline_ms must be at least 1")
     return now + parameters.deadline_ms / 1000
+
+
+def _place(*names: str) -> str:
+    """Where a parameter stands in a request."""
+    return pointer_to("parameters", *names)
+
+
+def _wrong(parameter: str, detail: str, *within: str) -> InvalidRequest:
+    """The error of a parameter whose value cannot be."""
+    return invalid(Kind.WRONG_VALUE, _place(parameter, *within), detail)

@@ -21,6 +21,7 @@ from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.outputs import OUTPUTS, KeptOutputs, Outputs
+from service.catalog.refusals import told
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
 from service.checking.background import Checker
@@ -45,16 +46,16 @@ class State:
 
 
 def read_catalog(folder: Path) -> Catalog:
-    """Every version under the folder of models; one whose manifest is wrong is logged and left out."""
-    catalog = Catalog()
+    """Every version under the folder of models, to be loaded; one whose manifest is wrong is logged and left out."""
+    catalog = Catalog(is_loading=True)
     for version in find_versions(folder):
         try:
             catalog.put(_described(version))
         except CatalogError as error:
             LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
-            catalog.faults += 1
+            catalog.faults[version.parent.name, version.name] = told(error)
     if not list(catalog):
-        LOG.error("there is no model in %s", folder)
+        LOG.error("there is no model in %s", folder.absolute())
     return catalog
 
 
@@ -69,7 +70,7 @@ class Repository:
     def __init__(
         self, models: Path, data: Path, catalog: Catalog, engine: Pool, observe_cache: Callable[[str, str], None]
     ) -> None:
-        self._models = models
+        self.folder = models
         self._copies = data / "versions"
         self._catalog = catalog
         self._engine = engine
@@ -86,13 +87,15 @@ class Repository:
 
     async def start(self) -> None:
         """Loads every version of the catalog; one that cannot be loaded stays not ready, and the others serve."""
-        for version in list(self._catalog):
-            try:
-                await self._load(version)
-            except CatalogError as error:
-                LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
-                self._catalog.put(replace(version, problem=str(error)))
-        self._serves = True
+        async with self._turn:
+            for version in list(self._catalog):
+                try:
+                    await self._load(version)
+                except CatalogError as error:
+                    LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
+                    self._catalog.put(replace(version, problem=told(error)))
+            self._serves = True
+            self._catalog.is_loading = False
 
     async def close(self) -> None:
         """Ends what is checked."""
@@ -109,9 +112,10 @@ class Repository:
         async with self._turn:
             folders = [
                 folder
-                for folder in await asyncio.to_thread(find_versions, self._models)
+                for folder in await asyncio.to_thread(find_versions, self.folder)
                 if folder.parent.name == name and version in (None, folder.name)
             ]
+            self._forget_faults(name, version)
             if not folders:
                 raise NotFound("there is no such version in the folder of models")
             refused = [reason for folder in folders if (reason := await self._loaded(folder)) is not None]
@@ -131,25 +135,36 @@ class Repository:
                 await self._assess(self._known(known.key.name, known.key.version) or known)
         except CatalogError as error:
             LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
-            return f"{folder.parent.name}@{folder.name}: {error}"
+            if self._known(folder.parent.name, folder.name) is None:
+                self._catalog.faults[folder.parent.name, folder.name] = told(error)
+            return f"{folder.parent.name}@{folder.name}: {told(error)}"
         return None
 
     async def unload(self, name: str, version: str | None) -> list[State]:
         """Serves a version, or every version of a model, no more; requests under way end. Raises NotFound."""
         async with self._turn:
-            versions = [known for known in self._catalog.versions(name) if version in (None, known.key.version)]
-            if not versions:
+            faulty = self._forget_faults(name, version)
+            known_ones = self._catalog.versions(name) if name in self._catalog.names or not faulty else []
+            versions = [known for known in known_ones if version in (None, known.key.version)]
+            if not versions and not faulty:
                 raise NotFound("the model has no such version")
             for known in reversed(versions):
                 nothing = {"environment": None, "traits": None, "lease": None, "problem": None, "kept_sets": ()}
                 self._catalog.put(replace(known, is_unloaded=True, **nothing))  # type: ignore[arg-type]
                 LOG.info("%s is unloaded: artefact %s, manifest %s", known.key, known.key.digest, known.manifest_digest)
-            return [self._state(name, known.key.version) for known in versions]
+            return [self._state(name, one) for one in [*(known.key.version for known in versions), *faulty]]
+
+    def _forget_faults(self, name: str, version: str | None) -> list[str]:
+        """Forgets what was wrong with the folders of a model, or of one version; which versions those are."""
+        faulty = [(model, one) for model, one in self._catalog.faults if model == name and version in (None, one)]
+        for fault in faulty:
+            del self._catalog.faults[fault]
+        return [one for _, one in faulty]
 
     async def index(self) -> list[State]:
         """Every version that is known, or lies in the folder of models."""
         known = [(one.key.name, one.key.version) for one in self._catalog]
-        there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self._models)]
+        there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self.folder)]
         return [self._state(*names) for names in _distinct([*known, *there])]
 
     def _known(self, name: str, version: str) -> ModelVersion | None:
@@ -162,7 +177,7 @@ class Repository:
         if (name, version) in self._loading:
             return State(name, version, LOADING)
         if known is None:
-            return State(name, version, UNAVAILABLE, "not loaded")
+            return State(name, version, UNAVAILABLE, self._catalog.faults.get((name, version), "not loaded"))
         return State(name, version, UNAVAILABLE, "unloaded" if known.is_unloaded else known.problem or "not loaded yet")
 
     async def _load(self, version: ModelVersion) -> None:
@@ -192,7 +207,7 @@ class Repository:
             replace(
                 version,
                 folder=copy,
-                environment=self._engine.environment,
+                environment={**self._engine.environment, "dtype": loaded.dtype},
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,
@@ -224,7 +239,7 @@ class Repository:
 
         Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
         """
-        array = np.array(rows, dtype=np.float32)
+        array = np.array(rows, dtype=np.float64)
         async with self._turn:
             try:
                 kept = await asyncio.to_thread(self._sets.keep, version.key, version.manifest, name, array, description)

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
 from service.engine.processes import StartedWorker
+from service.errors import SetupError, WorkerLost
 from service.logs import configure
 from service.settings import Settings
 
@@ -33,6 +34,9 @@ as long as several answers take."""
 YOUNG_OBJECTS = 50_000
 """New objects before the garbage collector walks them. Nearly all go without it. What 256 requests hold at once is more
 than a few thousand objects, which it then walked again and again: at 2,000 that was 13% of this process."""
+
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 LOG = logging.getLogger("answerable")
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]
@@ -83,6 +87,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain_seconds: float, overdue: Callable[[], None]) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self.has_failed = False
         self._drain_seconds = drain_seconds
         self._overdue = overdue
 
@@ -103,6 +108,11 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Does nothing: they are captured already, and until the stores are closed."""
+        yield
+
+    @contextmanager
+    def ending_on_signals(self) -> Iterator[None]:
         """Ends in good order on SIGINT and SIGTERM; uvicorn's own raises the signal again after that."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -116,6 +126,11 @@ class _Server(uvicorn.Server):
     def _stop(self) -> None:
         """A second signal changes nothing: unwinding has a deadline of its own."""
         self.should_exit = True
+
+    def fail(self) -> None:
+        """Ends it as a signal does; its exit code will tell."""
+        self.has_failed = True
+        self._stop()
 
     @property
     def address(self) -> str:
@@ -137,27 +152,63 @@ def run(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceRe
 async def _serve(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None) -> int:
     configure(settings.logs)
     logging.getLogger("answerable").setLevel(logging.INFO)
-    app = create_app(settings, started)
+    try:
+        sockets = listen(settings.host, settings.port)  # before anything else: where that fails, nothing has changed
+        try:
+            return await _serve_on(sockets, create_app(settings, started), settings, once_ready)
+        finally:
+            for one in sockets:
+                one.close()
+    except SetupError as error:
+        LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
+        return error.code
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listens on every address of the host, and on a free port for port 0. Raises SetupError."""
+    sockets: list[socket.socket] = []
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in dict.fromkeys(addresses):
+            chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
+            place = (address[0], chosen, *address[2:])
+            sockets.append(socket.create_server(place, family=family, backlog=BACKLOG))
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()
+        raise SetupError(
+            f"nothing can listen on {host} port {port}: {reason}; choose others with ANSWERABLE_HOST and "
+            "ANSWERABLE_PORT, or --host and --port"
+        ) from error
+    return sockets
+
+
+async def _serve_on(
+    sockets: list[socket.socket], app: FastAPI, settings: Settings, once_ready: OnceReady | None
+) -> int:
+    """Serves until a signal ends it, or the workers do not come up; returns the exit code. Raises SetupError."""
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http=_Protocol,
+        lifespan="off",  # it is run here: uvicorn would log a trace for what needs a sentence
         access_log=False,
         log_config=None,
         proxy_headers=False,
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,
-        timeout_keep_alive=30,
+        timeout_keep_alive=settings.keep_alive_seconds,
     )
     server = _Server(config, settings.drain_seconds, lambda: app.state.engine.stop())
-    greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
-    greeting.add_done_callback(_log_failure)
-    try:
-        await server.serve()
-    finally:
-        greeting.cancel()
-    return 0 if server.started else 1
+    with server.ending_on_signals():
+        async with app.router.lifespan_context(app):
+            greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
+            greeting.add_done_callback(_log_failure)
+            try:
+                await server.serve(sockets)
+            finally:
+                greeting.cancel()
+    return 1 if server.has_failed else 0
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
@@ -166,11 +217,17 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 
 
 async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
+    """Tells the key at once, for it is told once only, and the address when the models are loaded."""
     await server.listening.wait()
-    if not server.started:
-        return
-    print(f"Answerable listens on {server.address}", flush=True)  # noqa: T201
     if settings.key is None and app.state.bootstrap_key is not None:
         print(f"The key made on this first start, shown once: {app.state.bootstrap_key}", flush=True)  # noqa: T201
+    LOG.info("%s answers; the models are being loaded", server.address)
+    try:
+        await asyncio.shield(app.state.loading)
+    except WorkerLost as error:
+        LOG.error("%s; what it wrote before that says why", error)  # noqa: TRY400
+        server.fail()
+        return
+    print(f"Answerable listens on {server.address}", flush=True)  # noqa: T201
     if once_ready is not None:
         await once_ready(app, server.address)

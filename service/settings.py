@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -16,9 +20,13 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from service.errors import SetupError
 from service.logs import Form
 
 PREFIX = "ANSWERABLE_"
+DOTENV = ".env"
+LEAST_KEY = 20
+"""Characters of a key: whoever has it may read and erase everything, and can be tried without a limit."""
 SECRETS = ("key", "metrics_key", "database_url", "redis_url")
 """What may be given as the name of a file instead, in `ANSWERABLE_<NAME>_FILE`: a container's secrets are files."""
 
@@ -26,7 +34,10 @@ SECRETS = ("key", "metrics_key", "database_url", "redis_url")
 def _months(given: Any) -> Any:
     if not isinstance(given, str):
         return given
-    return {"standard": 25} | dict(one.strip().split("=", 1) for one in given.split(",") if one.strip())
+    pairs = [one.strip().split("=", 1) for one in given.split(",") if one.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("write classes and months as standard=25,business=12")
+    return {"standard": 25} | dict(pairs)
 
 
 Months = Annotated[dict[str, Annotated[int, Field(ge=1, le=1200)]], NoDecode, BeforeValidator(_months)]
@@ -42,6 +53,25 @@ def _digests(given: Any) -> Any:
 Digests = Annotated[frozenset[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], NoDecode, BeforeValidator(_digests)]
 """sha256 values, separated by commas."""
 
+OperatorKey = Annotated[str, Field(min_length=LEAST_KEY)]
+
+
+def _address(*schemes: str) -> AfterValidator:
+    """Refuses URLs of other schemes, and those whose port is none; never repeats one, since it may hold a password."""
+
+    def check(url: str) -> str:
+        begins = " or ".join(f"{scheme}://" for scheme in schemes)
+        parts = urlsplit(url)
+        if parts.scheme.partition("+")[0] not in schemes or "://" not in url:
+            raise ValueError(f"it must begin with {begins}")
+        try:
+            parts.port  # noqa: B018 - reading it is the check
+        except ValueError:
+            raise ValueError("its port is not a number up to 65535; write a password's special signs as %XX") from None
+        return url
+
+    return AfterValidator(check)
+
 
 class _SecretFiles(PydanticBaseSettingsSource):
     """Secrets from the files that the environment names; the white space at their ends does not count."""
@@ -55,6 +85,8 @@ class _SecretFiles(PydanticBaseSettingsSource):
             return Path(path).read_text().strip(), field_name, False
         except OSError as error:
             raise SettingsError(f"{variable}: {path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise SettingsError(f"{variable}: {path} is not text") from None
 
     def __call__(self) -> dict[str, Any]:
         found = {name: self.get_field_value(self.settings_cls.model_fields[name], name)[0] for name in SECRETS}
@@ -70,19 +102,23 @@ class Settings(BaseSettings):
     exports can be looked up once they have ended. `stability_share` is the share of
     explanations that are computed once more, from another sample of the baseline. `trusted_artefacts` are the exported
     torch programs that may be opened, by digest: such a file is code.
+    `keep_alive_seconds` is how long an idle connection stays open: longer than a proxy keeps its own, which is a minute
+    for most, or the proxy sends a request into a connection that is being closed.
     `logs` says how the log is written. `traces_endpoint` is where traces go, by OTLP over HTTP; unset: nowhere.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=DOTENV, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     data: Path = Path(".answerable")
     models: Path = Path("models")
-    redis_url: str | None = None
-    database_url: str | None = None
-    key: str | None = None
-    metrics_key: str | None = None
+    redis_url: Annotated[str, _address("redis", "rediss", "unix")] | None = None
+    database_url: Annotated[str, _address("sqlite", "postgresql", "postgres")] | None = None
+    key: OperatorKey | None = None
+    metrics_key: OperatorKey | None = None
     master_key: Path | None = None
     signing_key: Path | None = None
     retention: Months = {"standard": 25}
@@ -92,6 +128,7 @@ class Settings(BaseSettings):
     max_queued_points: int = Field(default=200_000, ge=1)
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     drain_seconds: float = Field(default=10.0, ge=0)
+    keep_alive_seconds: int = Field(default=75, ge=1)
     result_ttl_seconds: int = Field(default=86_400, ge=1)
     stability_share: float = Field(default=0.01, ge=0, le=1)
     logs: Form = "json"
@@ -109,3 +146,42 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Options first, then the environment, then files that the environment names, then `.env`."""
         return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings
+
+
+def read_settings(options: dict[str, Any]) -> Settings:
+    """The settings, `options` of the command line before all else. Raises SetupError, which repeats no value."""
+    try:
+        return Settings(**options)
+    except SettingsError as error:
+        raise SetupError(str(error), code=2) from None
+    except ValidationError as error:
+        raise SetupError("; ".join(map(_told, error.errors(include_url=False, include_input=False))), code=2) from None
+
+
+def _told(fault: Any) -> str:
+    return f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def unknown_settings() -> list[str]:
+    """A sentence on each variable that looks like a setting and is none: in the environment, and in `.env`."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known |= {f"{PREFIX}{name.upper()}_FILE" for name in SECRETS}
+    return [_named(name, known) for name in _given() if name.upper() not in known]
+
+
+def _given() -> Iterable[str]:
+    names = [*os.environ, *(dotenv_values(DOTENV) if Path(DOTENV).is_file() else ())]
+    return dict.fromkeys(name for name in names if name.upper().startswith(PREFIX))
+
+
+def _named(name: str, known: Iterable[str]) -> str:
+    words = [one.removeprefix(PREFIX) for one in known]
+    nearest = difflib.get_close_matches(name.upper().removeprefix(PREFIX), words, n=1)
+    return f"{name} is no setting and changes nothing" + (f"; did you mean {PREFIX}{nearest[0]}?" if nearest else "")
+
+
+def forget_secrets() -> None:
+    """Takes the secrets out of this process's environment, which the processes that it starts inherit."""
+    secrets = {f"{PREFIX}{name.upper()}" for name in SECRETS}
+    for name in [name for name in os.environ if name.upper() in secrets]:
+        del os.environ[name]

@@ -119,6 +119,10 @@ class Service:
 MakeKey = Callable[..., ApiKey]
 
 
+async def _wait(task: asyncio.Task[None]) -> None:
+    await task
+
+
 class _Server(uvicorn.Server):
     """A server that tells when it listens, or that it never will."""
 
@@ -185,6 +189,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert server.settled.wait(PATIENCE_SECONDS), "the service did not start in time"
         assert server.started, "the service did not start"
         assert server.loop is not None
+        asyncio.run_coroutine_threadsafe(_wait(app.state.loading), server.loop).result(PATIENCE_SECONDS)
         port = server.servers[0].sockets[0].getsockname()[1]
         key_id = app.state.keys.find(secret).id
         yield Service(app, f"http://127.0.0.1:{port}", ApiKey(key_id, "default", secret), server.loop)

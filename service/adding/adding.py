@@ -6,27 +6,31 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from service.adding.files import read_model
 from service.adding.graphs import Found, read_classifier
+from service.adding.inputs import Given, given_of, refuse_shape
 from service.adding.manifests import Answers, write_version
-from service.adding.proof import count_labels, refuse_another
-from service.adding.rows import SUFFIXES, Rows, names_of, read_rows
+from service.adding.pictures import Layout, ask_normalisation, read_normalisation, read_pictures, refuse_channels_last
+from service.adding.proof import Meaning
+from service.adding.rows import SUFFIXES, Column, Rows, names_of, read_rows, renames
 from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
+from service.catalog.inputs import Normalisation
 from service.catalog.manifest import find_versions
-from service.catalog.twins import parse_onnx
 from service.checking.assessing import assess
 from service.checking.checks import Report
 from service.checking.limits import Limits
 from service.checking.trial import Trial, load_trial
-from service.domain import Explanation
+from service.domain import Explanation, Floats, OutputSpace
 from service.errors import AnswerableError, CatalogError
 
+LEAST_SHOWN = 5e-4
+"""What three digits show."""
 Ask = Callable[[str, str], str]
 """Asks a question and gives the answer, or the default that it is given."""
 
@@ -45,11 +49,16 @@ class Asked:
     dropped: tuple[str, ...] = ()
     output: str | None = None
     is_logit: bool = False
+    channels: Layout | None = None
+    normalise: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A version in its place, with the explanation of its example and what its check said."""
+    """A version in its place, with the explanation of its example and what its check said.
+
+    The explanation is of the logit where the probability hardly changes.
+    """
 
     folder: Path
     found: Found
@@ -57,6 +66,7 @@ class Added:
     explanation: Explanation
     report: Report
     assessment: Assessment | None
+    is_in_logits: bool
 
 
 def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments) -> Added:
@@ -64,24 +74,16 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
 
     Raises CatalogError, saying what to do; nothing is left behind then."""
     file, data = _files(asked)
-    model = parse_onnx(file.read_bytes())
-    found = read_classifier(model, asked.output, asked.is_logit)
-    if found.given.is_integer:
-        raise CatalogError(
-            "the model takes integers, tokens perhaps: how they are padded and masked is not in the file, so write its "
-            "manifest by hand (kind: tokens), as README's section Models says"
-        )
-    if len(found.given.shape) not in (1, 3):
-        raise CatalogError(f"rows of shape {list(found.given.shape)} are neither a table's [features] nor an image's")
-    brought = None if data is None else read_rows(data, found.given.shape, asked.dropped)
+    model = read_model(file)
+    given = given_of(model)
+    refuse_shape(given)
+    if given.is_image:
+        refuse_channels_last(model, given.name, given.shape, asked.channels, ask)
+    brought = None if data is None else _brought(asked, data, given, ask)
+    found = read_classifier(model, asked.output, asked.is_logit, None if brought is None else _complete(brought))
+    if found.meaning is Meaning.SCORES and not asked.is_logit:
+        _ask_whether_logits(found, ask)
     answers = _answers(asked, found, brought, file, models, ask)
-    proved = (
-        brought.values if brought is not None else np.random.default_rng(0).normal(size=(8, prod(found.given.shape)))
-    )
-    finite = proved[np.isfinite(proved).all(axis=1)]
-    if not len(finite):
-        raise CatalogError("every row of the data misses something; bring some rows that are complete")
-    refuse_another(model, found, finite.astype(np.float32))
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as room:
         folder = Path(room) / answers.name / answers.version
@@ -89,29 +91,80 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
         write_version(folder, found, brought, answers)
         try:
             against = newest_before(find_versions(models), folder, kept)
-            trial, explanation, report, assessment = _tried(folder, against, rows)
+            tried = _tried(folder, found, against, rows)
         except CatalogError as error:
             hint = "; ranges were guessed: bring rows that it was trained on with --data" if brought is None else ""
             raise CatalogError(f"{error}{hint}") from error
         place = models / answers.name / answers.version
         place.parent.mkdir(exist_ok=True)
         shutil.move(folder, place)
-    return Added(place, found, trial, explanation, report, assessment)
+    return replace(tried, folder=place)
 
 
-def _tried(folder: Path, against: Path | None, rows: int) -> tuple[Trial, Explanation, Report, Assessment | None]:
+def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added:
     torch.set_num_threads(1)
     trial = load_trial(folder, torch.device("cpu"))
     try:
-        (explanation,) = trial.answers(trial.sample(0, seed=0)).explanations
+        example = trial.sample(0, seed=0)
+        (explanation,) = trial.answers(example).explanations
+        if explanation.attributions is None:
+            raise CatalogError(_no_numbers(trial, example))
+        is_in_logits = is_saturated(explanation)
+        if is_in_logits:
+            (explanation,) = trial.answers(example, space=OutputSpace.LOGIT).explanations
     except AnswerableError as error:
         raise CatalogError(f"the model loads, but its example cannot be explained: {error}") from error
-    if explanation.attributions is None:
-        raise CatalogError("the model answers no finite numbers for its example; are inputs scaled as it expects them?")
     report, assessment = assess(folder, against, Limits(), rows, seed=0)
     if assessment is not None:
         keep_beside(folder, assessment)
-    return trial, explanation, report, assessment
+    return Added(folder, found, trial, explanation, report, assessment, is_in_logits)
+
+
+def _brought(asked: Asked, data: Path, given: Given, ask: Ask) -> Rows:
+    if given.is_image:
+        return read_pictures(data, given.shape, ask)
+    names = asked.features or ()
+    inputs = [] if renames(data, names) else [Column(name) for name in names]
+    return read_rows(data, given.shape, asked.dropped, inputs)
+
+
+def _complete(brought: Rows) -> Floats:
+    finite: Floats = brought.values[np.isfinite(brought.values).all(axis=1)]
+    if not len(finite):
+        raise CatalogError("every row of the data misses something; bring some rows that are complete")
+    return finite
+
+
+def _ask_whether_logits(found: Found, ask: Ask) -> None:
+    """The file does not say: an embedding and a regression look like scores of labels."""
+    what = "one number" if found.columns == 1 else f"{found.columns} numbers"
+    label = "the score of the second of two labels before a sigmoid" if found.columns == 1 else "a score for each label"
+    question = f"{found.output!r} holds {what} a row that are no probabilities; are they logits, {label}? (yes or no)"
+    if not ask(question, "no").lower().startswith("y"):
+        raise CatalogError(
+            f"{found.output!r} holds {what} a row that are no probabilities, and the file does not say what they are. "
+            f"If they are logits ({label}), say so with --logits; a regression, an embedding, or a detector is not "
+            "served, only classifiers are"
+        )
+
+
+def is_saturated(explanation: Explanation) -> bool:
+    """Whether so little changes that three digits show nothing of it, as between probabilities that are all but one."""
+    figures = (explanation.output, explanation.baseline_output, *(explanation.attributions or ()))
+    change = (explanation.output or 0.0) - (explanation.baseline_output or 0.0)
+    return None not in figures and max(abs(change), *map(abs, explanation.attributions or ())) < LEAST_SHOWN
+
+
+def _no_numbers(trial: Trial, example: Floats) -> str:
+    ends = {"example": example, "baseline": trial.baseline_rows().mean(axis=0, keepdims=True)}
+    for name, row in ends.items():
+        if not np.isfinite(trial.deployed(row.astype(np.float32))[OutputSpace.LOGIT]).all():
+            return f"the model answers no finite numbers for its {name}; are inputs scaled as it expects them?"
+    return (
+        "the model answers numbers, but its gradient is no number: on the way there is a value, of a power or a "
+        "logarithm of something negative perhaps, that is none and is replaced afterwards, as in scikit-learn's "
+        "PowerTransformer (yeo-johnson). Export the model with another scaler"
+    )
 
 
 def _files(asked: Asked) -> tuple[Path, Path | None]:
@@ -151,7 +204,16 @@ def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: 
     adverse = asked.adverse or ask("the label that is bad news for whoever is judged, if one is", "") or None
     if adverse is not None and adverse not in labels:
         raise CatalogError(f"{adverse!r} is not among the labels {', '.join(labels)}")
-    return Answers(name, version, features, titles, labels, adverse)
+    return Answers(name, version, features, titles, labels, adverse, _normalise(asked, found, rows, ask))
+
+
+def _normalise(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> Normalisation | None:
+    if len(found.given.shape) != 3:
+        return None
+    channels = found.given.shape[0]
+    if asked.normalise is not None:
+        return read_normalisation(asked.normalise, channels)
+    return ask_normalisation(None if rows is None else rows.values, channels, ask)
 
 
 def _features(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -168,12 +230,7 @@ def _features(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> tuple[
 
 
 def _labels(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
-    count = count_labels(found)
-    if count < 2:
-        raise CatalogError(
-            f"{found.output!r} holds {count} score a row; a classifier has one for every label. If it is the score of "
-            "the second of two labels, export the model with a sigmoid at its end"
-        )
+    count = max(found.columns, 2)
     usual = found.labels if len(found.labels) == count else tuple(f"label_{at}" for at in range(count))
     labels = asked.labels or _split(ask(f"the {count} labels, in the order of the scores", ",".join(usual)))
     if len(labels) != count:

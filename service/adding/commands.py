@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.adding.adding import Added
 
+LOG = logging.getLogger("answerable.adding")
 MOST_SHOWN = 5
 
 
@@ -42,7 +44,15 @@ def add_command(actions: Any) -> None:
     command.add_argument("--adverse", help="the label that is bad news, to which reasons and explanations refer")
     command.add_argument("--features", type=_names, help="names of the inputs; default: the CSV's header")
     command.add_argument("--output", help="the tensor with the scores, where it is not clear which")
-    command.add_argument("--logits", action="store_true", help="--output holds scores before the softmax")
+    command.add_argument("--logits", action="store_true", help="the scores are logits: those before the softmax")
+    command.add_argument(
+        "--channels", choices=("first", "last"), help="of an image, where the file does not say which axis they are"
+    )
+    command.add_argument(
+        "--normalise",
+        metavar="MEANS/DEVIATIONS",
+        help="of pixels / 255, a number a channel: 0.5,0.5,0.5/0.25,0.25,0.25",
+    )
     command.add_argument("--yes", action="store_true", help="ask nothing, take what is usual")
     command.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
 
@@ -62,6 +72,8 @@ def _add(settings: Settings, options: argparse.Namespace) -> int:
         tuple(options.drop),
         options.output,
         options.logits,
+        options.channels,
+        options.normalise,
     )
     try:
         ask = _take if options.yes or not sys.stdin.isatty() else _ask
@@ -72,6 +84,18 @@ def _add(settings: Settings, options: argparse.Namespace) -> int:
     except OSError as error:
         print(f"{error.filename or options.source}: {error.strerror}", file=sys.stderr)
         return 2
+    except (EOFError, KeyboardInterrupt):
+        print("\nnothing was added", file=sys.stderr)
+        return 2
+    except Exception as error:  # whatever a library makes of a file that nobody has seen before
+        LOG.debug("a file could not be added", exc_info=True)
+        what = next(iter(str(error).splitlines()), "")
+        print(
+            f"{options.source.name} cannot be added: something in it is not understood ({type(error).__name__}: "
+            f"{what}). Export it in another way, or write its manifest by hand, as README's section Models says",
+            file=sys.stderr,
+        )
+        return 1
     print(_told(added, settings))
     return 1 if added.report.failed else 0
 
@@ -97,9 +121,12 @@ def _told(added: Added, settings: Settings) -> str:
     failed = added.report.failed
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"
 
-    body = {"instances": [manifest.example], "parameters": {"target": manifest.outputs.adverse or "predicted"}}
-    asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...]}'
+    context = {"subject": "the-person", "decision_id": "the-decision"}  # else nobody can find, hold or erase it by them
+    parameters = {"target": manifest.outputs.adverse or "predicted"}
+    body = {"instances": [manifest.example], "parameters": parameters, "context": context}
+    asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
     label = manifest.outputs.labels[explanation.target]
+    space = ", as a logit, since the probability hardly changes" if added.is_in_logits else ""
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
@@ -107,7 +134,8 @@ def _told(added: Added, settings: Settings) -> str:
             f"  labels     {', '.join(manifest.outputs.labels)}",
             f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
             f"  its check  {verdict}",
-            f"  example    {label}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
+            f"  example    {label}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
+            *(f"  {note}" for note in added.report.notes),
             "Titles, units, ranges and reasons are in manifest.yaml, to be made better by hand; then check it again.",
             "",
             "Serve it: `answerable serve`; or, where the service runs already, with a key that may:",

@@ -1,210 +1,202 @@
-"""What an ONNX file takes and answers, and the same file with what the service needs of it: logits and probabilities.
+"""What an ONNX file answers, and the same file with what the service needs of it: logits and probabilities.
 
 Exporters end classifiers in different ways: in logits; in a softmax; scikit-learn's in a label and a list of
-dictionaries (ZipMap), after a softmax, a sigmoid of one score for two labels, or a linear classifier in one operator.
-The file that is written computes the same from the same constants, with other outputs: logits and probabilities,
-[rows, labels].
+dictionaries (ZipMap), after whatever makes their probabilities. The file that is written computes the same from the
+same constants, with other outputs: logits and probabilities, [rows, labels]. It answers what the file itself does for
+some rows, or is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
+from service.adding.endings import (
+    HALVES,
+    LOGITS,
+    PROBABILITIES,
+    SCORE,
+    Ending,
+    add_logits,
+    as_logits,
+    by_logarithm,
+    has_floats,
+    makers_of,
+    visible_ending,
+)
+from service.adding.inputs import Given, given_of
+from service.adding.linear import expand_linear
+from service.adding.proof import ROWS, Meaning, meaning_of, own_scores, refuse_another, refuse_contradiction
 from service.catalog.graphs import ancestors, reads
 from service.errors import CatalogError
 
-LOGITS, PROBABILITIES = "answerable_logits", "answerable_probabilities"
+__all__ = ["LOGITS", "PROBABILITIES", "SCORE", "Found", "Given", "read_classifier"]
+
 LEAST_OPSET = 17
 """Of the operators that are added, where the file has none of ONNX's own."""
-PASSING_ON = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "ZipMap", "Normalizer"}
-"""Operators between the probabilities and an output that do not change them; scikit-learn normalises what sums to 1."""
-
-Makers = Mapping[str, NodeProto]
-"""The nodes by the names of their outputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The graph's one input: its name, the shape of one row, and whether its values are integers.
-
-    `rows` is how many it declares to take at a time, None where that is left open.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    rows: int | None
-    is_integer: bool
+PARITY_OF_HALVES = 0.02
+"""float16 has three digits, and the twin adds up in another order."""
+RANDOM_ROWS = 32
+ENOUGH_ROWS = 32
+"""So many rows whose numbers all lie between 0 and 1 show that they are no scores before a softmax."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A classifier: its input, the tensor of its scores, how these were read, its labels, and the file to be served."""
+    """A classifier: its input, the tensor of its scores, what these are, how its logits were found, its labels, and the
+    file to be served. `columns` are the numbers of the scores, one for every label, or one for the second of two.
+    `parity` is what its twin may differ by, None for what is usual."""
 
     given: Given
     output: str
+    meaning: Meaning
+    columns: int
     how: str
     labels: tuple[str, ...]
+    parity: float | None
     model: onnx.ModelProto
 
+    @property
+    def has_one_logit(self) -> bool:
+        """Whether two labels share one logit, `SCORE`."""
+        return any(SCORE in node.output for node in self.model.graph.node)
 
-def read_classifier(model: onnx.ModelProto, output: str | None, is_logit: bool) -> Found:
-    """Finds the logits and the probabilities. `output` names the tensor to read, which holds logits if `is_logit`.
 
-    Raises CatalogError, saying what to do.
+def read_classifier(
+    model: onnx.ModelProto, output: str | None, is_logit: bool, rows: NDArray[Any] | None = None
+) -> Found:
+    """Finds the logits and the probabilities. `output` names the tensor to read; its numbers are logits if `is_logit`.
+
+    The file is tried on `rows` [rows, columns], flat, or on random ones. Raises CatalogError, saying what to do.
     """
-    given = _given(model)
-    makers = {name: node for node in model.graph.node for name in node.output if name}
-    if output is None:
-        output = _scores(model, makers)
-    elif output not in makers:
-        raise CatalogError(f"the graph has no tensor {output!r}; its outputs are {_outputs(model)}")
+    given = given_of(model)
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
-    how = _end_in_logits(whole, output, makers, is_logit, given.shape[-1])
-    _serve(whole, given)
-    return Found(given, output, how, _labels(model), whole)
+    expand_linear(whole)
+    if output is None:
+        output = _scores(whole)
+    elif output not in makers_of(whole.graph):
+        raise CatalogError(f"the graph has no tensor {output!r}; its outputs are {_outputs(model)}")
+    if rows is None:
+        rows = np.random.default_rng(0).normal(size=(RANDOM_ROWS, int(np.prod(given.shape))))
+    rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
+    (scores,) = own_scores(model, given, [output], rows)
+    scores = scores[np.isfinite(scores).all(axis=1)]
+    if not len(scores):
+        raise CatalogError(f"{output!r} holds no finite number for any of {len(rows)} rows; bring rows of its data")
+    meaning = meaning_of(scores)
+    if is_logit:
+        _refuse_probabilities(output, meaning, scores)
+        meaning = Meaning.SCORES
+    failures = []
+    for ending in _endings(whole, output, meaning, scores.shape[1]):
+        found = _found(model, whole, given, output, meaning, scores.shape[1], ending)
+        try:
+            refuse_another(model, found, rows)
+            refuse_contradiction(model, found, _answers(model), rows)
+        except CatalogError as error:
+            failures.append(error)
+        else:
+            return found
+    raise failures[0]
+
+
+def _endings(model: onnx.ModelProto, output: str, meaning: Meaning, columns: int) -> Iterator[Ending]:
+    """The ways in which logits may be found, the best one first. Raises CatalogError where there is none."""
+    makers = makers_of(model.graph)
+    if meaning is Meaning.SCORES:
+        yield as_logits(output, columns, makers)
+        return
+    visible = visible_ending(output, columns, makers)
+    if meaning is Meaning.SHARES and columns > 1:
+        raise CatalogError(
+            f"{output!r} holds {columns} numbers a row, each between 0 and 1, that do not sum to one: several labels "
+            "may be right at once, and only classifiers of which one label is right are served. Export a label as a "
+            "classifier of its own, or name the scores before the softmax, if there is one, with --output NAME --logits"
+        )
+    if meaning is Meaning.SHARES and visible is None:
+        raise CatalogError(
+            f"{output!r} holds one number a row, between 0 and 1, and the graph does not say what it is: the "
+            "probability of the second of two labels ends in a sigmoid. Export it so, or name the score before it with "
+            "--output NAME --logits; a regression is not served"
+        )
+    if visible is not None:
+        yield visible
+    if meaning is Meaning.PROBABILITIES:
+        yield by_logarithm(output, makers)
+    elif meaning is Meaning.LOGARITHMS:
+        yield as_logits(output, columns, makers)
+
+
+def _refuse_probabilities(output: str, meaning: Meaning, scores: NDArray[Any]) -> None:
+    if meaning is Meaning.PROBABILITIES:
+        raise CatalogError(
+            f"{output!r} holds probabilities, which sum to one in every row, and no logits: leave --logits out"
+        )
+    if meaning is Meaning.SHARES and len(scores) >= ENOUGH_ROWS:
+        raise CatalogError(
+            f"all of {output!r} lies between 0 and 1, in {len(scores)} rows, so these are no scores before a softmax: "
+            "name the tensor that holds those with --output NAME --logits"
+        )
+
+
+def _found(
+    model: onnx.ModelProto,
+    whole: onnx.ModelProto,
+    given: Given,
+    output: str,
+    meaning: Meaning,
+    columns: int,
+    ending: Ending,
+) -> Found:
+    file = onnx.ModelProto()
+    file.CopyFrom(whole)
+    add_logits(file.graph, ending)
+    _serve(file, given)
+    return Found(
+        given,
+        output,
+        meaning,
+        columns,
+        ending.how,
+        _labels(model),
+        PARITY_OF_HALVES if has_floats(model.graph, HALVES) else None,
+        file,
+    )
 
 
 def _outputs(model: onnx.ModelProto) -> str:
     return ", ".join(repr(value.name) for value in model.graph.output)
 
 
-def _given(model: onnx.ModelProto) -> Given:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise CatalogError(
-            f"the graph has {len(inputs)} inputs ({names}); `models add` writes manifests for one: scikit-learn "
-            "pipelines take one when they are converted with a single FloatTensorType of all columns"
-        )
-    kind = inputs[0].type.tensor_type
-    if kind.elem_type not in {TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64}:
-        name = TensorProto.DataType.Name(kind.elem_type) if kind.elem_type else "no tensor"
-        raise CatalogError(f"the input {inputs[0].name!r} is {name}; export the model with float32 inputs")
-    rows, *sizes = [one.dim_value for one in kind.shape.dim] or [0]
-    if not sizes or 0 in sizes:
-        raise CatalogError(f"the input {inputs[0].name!r} does not declare the shape of a row; export it with one")
-    return Given(inputs[0].name, tuple(sizes), rows or None, kind.elem_type != TensorProto.FLOAT)
+def _answers(model: onnx.ModelProto) -> list[str]:
+    return [value.name for value in model.graph.output if not _is_label(value)]
 
 
-def _scores(model: onnx.ModelProto, makers: Makers) -> str:
+def _scores(model: onnx.ModelProto) -> str:
     """The output to read: the one that is no label. Raises CatalogError where that is none, or several."""
-    candidates = [value for value in model.graph.output if not _is_label(value)]
-    if len(candidates) > 1:  # probabilities come with their logits: the logits are enough
-        probable = [value for value in candidates if _source(value.name, makers)[1] is not None]
-        candidates = probable[:1] if len(probable) == 1 else candidates
+    candidates = _answers(model)
+    if len(candidates) > 1:  # probabilities come with their logits: they say how they are made of these
+        makers = makers_of(model.graph)
+        visible = [name for name in candidates if visible_ending(name, 0, makers) is not None]
+        candidates = visible if len(visible) == 1 else candidates
     if len(candidates) != 1:
         raise CatalogError(
             f"which output holds the scores of the labels? The graph's outputs are {_outputs(model)}; name one with "
             "--output, and add --logits if it holds scores before the softmax"
         )
-    return str(candidates[0].name)
+    return candidates[0]
 
 
 def _is_label(value: onnx.ValueInfoProto) -> bool:
     kind = value.type.tensor_type.elem_type
     return value.type.HasField("tensor_type") and kind not in {TensorProto.FLOAT, TensorProto.DOUBLE}
-
-
-def _source(name: str, makers: Makers) -> tuple[str, NodeProto | None]:
-    """Behind operators that change nothing: the tensor of the scores, and the softmax or the like that made it."""
-    while name in makers and makers[name].op_type in PASSING_ON:
-        name = makers[name].input[0]
-    node = makers.get(name)
-    is_end = node is not None and node.op_type in {"Softmax", "Sigmoid", "Concat", "LinearClassifier", "LogSoftmax"}
-    return name, node if is_end else None
-
-
-def _end_in_logits(model: onnx.ModelProto, output: str, makers: Makers, is_logit: bool, columns: int) -> str:
-    """Adds the tensor `LOGITS`; how it was found."""
-    graph = model.graph
-    name, node = (output, None) if is_logit else _source(output, makers)
-    if node is None:
-        graph.node.append(helper.make_node("Identity", [name], [LOGITS]))
-        return f"logits are {name!r}"
-    if node.op_type in {"Softmax", "LogSoftmax"}:
-        graph.node.append(helper.make_node("Identity", [node.input[0]], [LOGITS]))
-        return f"logits are {node.input[0]!r}, before the {node.op_type.lower()}"
-    if node.op_type == "LinearClassifier":
-        return _linear(model, node, columns)
-    score = _score_of_two(name, makers)
-    _two_logits(graph, score)
-    return f"logits are 0 and {score!r}, before the sigmoid of two labels"
-
-
-def _score_of_two(name: str, makers: Makers) -> str:
-    """The score whose sigmoid is the probability of the second label: of 1 - p and p, or of p alone."""
-    node = makers[name]
-    if node.op_type == "Concat":
-        name, node = _behind(node.input[-1], makers)
-    if node is None or node.op_type != "Sigmoid":
-        raise CatalogError(
-            f"{name!r} is no softmax and no sigmoid of two labels; name the tensor that holds the scores before it "
-            "with --output NAME --logits"
-        )
-    return str(node.input[0])
-
-
-def _behind(name: str, makers: Makers) -> tuple[str, NodeProto]:
-    while name in makers and makers[name].op_type in PASSING_ON:
-        name = makers[name].input[0]
-    if name not in makers:
-        raise CatalogError("the probabilities do not come from a sigmoid; name the scores with --output NAME --logits")
-    return name, makers[name]
-
-
-def _two_logits(graph: onnx.GraphProto, score: str) -> None:
-    """softmax(0, z) = (1 - sigmoid(z), sigmoid(z)). The score is [rows, 1], or [rows]."""
-    shape = numpy_helper.from_array(np.array([-1, 1], dtype=np.int64), "answerable_column")
-    zero = numpy_helper.from_array(np.zeros((), dtype=np.float32), "answerable_zero")
-    graph.initializer.extend([shape, zero])
-    graph.node.extend(
-        [
-            helper.make_node("Reshape", [score, shape.name], ["answerable_score"]),
-            helper.make_node("Mul", ["answerable_score", zero.name], ["answerable_nothing"]),
-            helper.make_node("Concat", ["answerable_nothing", "answerable_score"], [LOGITS], axis=1),
-        ]
-    )
-
-
-def _linear(model: onnx.ModelProto, node: NodeProto, columns: int) -> str:
-    """A linear classifier as the product and the sum that it is."""
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    transform = attributes.get("post_transform", b"NONE")
-    labels = attributes.get("classlabels_strings") or attributes.get("classlabels_ints") or [0, 1]
-    coefficients = np.array(attributes["coefficients"], dtype=np.float32)
-    intercepts = np.array(attributes.get("intercepts") or [0.0] * (len(coefficients) // columns), dtype=np.float32)
-    weights = coefficients[: len(intercepts) * columns].reshape(len(intercepts), columns)
-    if transform == b"LOGISTIC" and len(labels) == 2:
-        # One score for the second label; where there are two, the first is the other's negative.
-        weights, intercepts = weights[-1:], intercepts[-1:]
-    elif transform not in (b"SOFTMAX", b"LOGISTIC") or len(intercepts) != len(labels):
-        raise CatalogError(
-            f"the linear classifier ends in {transform.decode()} over {len(labels)} labels, which are no "
-            "probabilities; export a classifier that has them (LogisticRegression)"
-        )
-    constants = {"answerable_weights": weights.T.copy(), "answerable_intercepts": intercepts}
-    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    add = model.graph.node.add
-    add(op_type="MatMul", input=[node.input[0], "answerable_weights"], output=["answerable_product"])
-    add(op_type="Add", input=["answerable_product", "answerable_intercepts"], output=["answerable_sum"])
-    if len(intercepts) == 1:
-        _two_logits(model.graph, "answerable_sum")
-        return "logits are 0 and the sum of the linear classifier of two labels"
-    if transform == b"SOFTMAX":
-        add(op_type="Identity", input=["answerable_sum"], output=[LOGITS])
-        return "logits are the sums of the linear classifier"
-    # One label against all others, each with a sigmoid, in sum made one: the softmax of their logarithms.
-    add(op_type="Neg", input=["answerable_sum"], output=["answerable_negative"])
-    add(op_type="Softplus", input=["answerable_negative"], output=["answerable_softplus"])
-    add(op_type="Neg", input=["answerable_softplus"], output=[LOGITS])
-    return "logits are the logarithms of the sigmoids of a linear classifier, one label against the others"
 
 
 def _serve(model: onnx.ModelProto, given: Given) -> None:

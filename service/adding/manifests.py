@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,21 @@ import yaml
 from onnx import ModelProto, helper
 from safetensors.numpy import save
 
-from service.adding.graphs import LOGITS, PROBABILITIES, Found
+from service.adding.graphs import LOGITS, PROBABILITIES, SCORE, Found
+from service.adding.pictures import image_inputs
 from service.adding.rows import Rows
+from service.catalog.inputs import Normalisation
 from service.domain import Floats
 
 MOST_BASELINES = 128
 UNKNOWN_RANGE = (-100.0, 100.0)
 """Of a feature of which no value is known."""
-PIXELS = (0.0, 1.0)
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What was asked: names and labels, and which of these is the adverse one, if any is."""
+    """What was asked: names and labels, which of these is the adverse one, if any is, and how pixels are normalised."""
 
     name: str
     version: str
@@ -33,6 +37,7 @@ class Answers:
     titles: tuple[str, ...]
     labels: tuple[str, ...]
     adverse: str | None
+    normalise: Normalisation | None = None
 
 
 def imputed(model: ModelProto, tensor: str, columns: int) -> list[float | None]:
@@ -52,23 +57,25 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
     artefact = found.model.SerializeToString()
     (folder / "model.onnx").write_bytes(artefact)
     (folder / "baselines").mkdir()
-    missing = imputed(found.model, found.given.name, len(answers.features))
+    missing = imputed(found.model, found.given.name, prod(found.given.shape))
     filled = None if rows is None else _filled(rows.values, missing)
     baseline, description = _baseline(found, filled)
     content = save({"rows": baseline.astype(np.float32)})
     (folder / "baselines" / "training.safetensors").write_bytes(content)
+    inputs = _inputs(found, filled, missing, answers)
+    middle = np.full_like(baseline, np.mean(inputs["range"])) if filled is None and "range" in inputs else baseline
     manifest = {
         "name": answers.name,
         "version": answers.version,
         "title": answers.name.replace("-", " ").replace("_", " "),
         "description": f"Added from an ONNX file; {found.how}.",
         "artefact": {"file": "model.onnx", "sha256": hashlib.sha256(artefact).hexdigest()},
-        "inputs": _inputs(found, filled, missing, answers),
+        "inputs": inputs,
         "outputs": {
             "labels": list(answers.labels),
             **({} if answers.adverse is None else {"adverse": answers.adverse}),
-            "link": "softmax",
-            "tensors": {"logit": LOGITS, "probability": PROBABILITIES},
+            "link": "sigmoid" if found.has_one_logit else "softmax",
+            "tensors": {"logit": SCORE if found.has_one_logit else LOGITS, "probability": PROBABILITIES},
             "default_space": "probability",
         },
         "baselines": [
@@ -81,10 +88,11 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
                 "description": description,
             }
         ],
+        **({} if found.parity is None else {"parity": found.parity}),
         "defaults": {"method": "integrated_gradients", "baseline": "training", "tolerance": 0.01},
-        "example": _example(found, filled, baseline, answers),
+        "example": _example(found, filled, middle, answers),
     }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False, width=120))
+    (folder / "manifest.yaml").write_text(yaml.dump(manifest, Dumper=DUMPER, sort_keys=False, width=120))
 
 
 def _filled(values: Floats, missing: Sequence[float | None]) -> Floats:
@@ -104,13 +112,7 @@ def _baseline(found: Found, rows: Floats | None) -> tuple[Floats, str]:
 
 def _inputs(found: Found, rows: Floats | None, missing: Sequence[float | None], answers: Answers) -> dict[str, Any]:
     if len(found.given.shape) == 3:
-        low, high = PIXELS if rows is None else _range(rows)
-        return {
-            "kind": "image",
-            "tensor": found.given.name,
-            "shape": list(found.given.shape),
-            "range": [low, high],
-        }
+        return image_inputs(found.given.name, found.given.shape, rows, answers.normalise)
     features = []
     for at, (name, title) in enumerate(zip(answers.features, answers.titles, strict=True)):
         low, high = UNKNOWN_RANGE if rows is None else _range(rows[:, at])
@@ -127,18 +129,24 @@ def _range(values: Floats) -> tuple[float, float]:
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     spread = (high - low) or max(abs(high), 1.0)
-    return (0.0 if low >= 0 else _rounded(low - spread)), _rounded(high + spread)
+    digits = 2 - math.floor(math.log10(spread))
+    return (0.0 if low >= 0 else _outwards(low - spread, digits, math.floor)), _outwards(
+        high + spread, digits, math.ceil
+    )
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")
+def _outwards(value: float, digits: int, whole: Callable[[float], int]) -> float:
+    """Rounded to so many digits after the point, or before it where they are negative, away from what was seen."""
+    return round(whole(value * 10.0**digits) / 10.0**digits, digits)
 
 
 def _example(found: Found, rows: Floats | None, baseline: Floats, answers: Answers) -> Any:
-    """The median of every column, which is nobody's; ones where none is known. Of images the mean, of one a grey."""
+    """The median of every column, which is nobody's; ones where none is known. Of one image a grey, and of several the
+    mean of the brighter half: that of all is what they are explained against, and would explain nothing."""
     if len(found.given.shape) == 3:
         grey = np.full(baseline.shape[1], (baseline.min() + baseline.max()) / 2)
-        image = baseline.mean(axis=0) if len(baseline) > 1 else grey
+        brighter = baseline[baseline.mean(axis=1).argsort()[-max(2, -(-len(baseline) // 2)) :]]
+        image = brighter.mean(axis=0) if len(baseline) > 1 else grey
         return image.astype(np.float32).reshape(found.given.shape).tolist()
     middle = np.ones(len(answers.features)) if rows is None or not len(rows) else np.median(rows, axis=0)
-    return {name: float(f"{value:.6g}") for name, value in zip(answers.features, middle, strict=True)}
+    return {name: float(f"{value:.12g}") for name, value in zip(answers.features, middle, strict=True)}

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -23,6 +26,23 @@ Places = Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """What a header may be called that is this input of the model; `places` of its categories, if it has some."""
+
+    name: str
+    title: str = ""
+    places: Places | None = None
+
+    def is_called(self, header: str) -> bool:
+        """Exactly so."""
+        return header in (self.name, self.title)
+
+    def may_be_called(self, name: str) -> bool:
+        """By a name that was made of a header."""
+        return name in (self.name, _name(self.title, 0))
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """`values` [rows, columns], NaN where something is missing; `names` of the columns, where the file has them."""
 
@@ -30,20 +50,19 @@ class Rows:
     names: tuple[str, ...] = ()
 
 
-def read_rows(
-    path: Path, shape: tuple[int, ...], dropped: Sequence[str], categories: Mapping[str, Places] | None = None
-) -> Rows:
+def read_rows(path: Path, shape: tuple[int, ...], dropped: Sequence[str], inputs: Sequence[Column] = ()) -> Rows:
     """The rows of the file, flat, for a model that takes `shape`; `dropped` names columns of a CSV that are no input.
 
-    `categories` has the features that are no numbers: a CSV with a header calls them as they are called, any other file
-    has their places. Raises CatalogError, saying what to do.
+    `inputs` are those of the model, in their order, where they are known: a CSV with a header has them in any order,
+    and calls categories as they are called; any other file has them in theirs, and has their places. Raises
+    CatalogError, saying what to do.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise CatalogError(f"{path.name}: rows are read from {', '.join(SUFFIXES)} files")
     try:
         is_csv = path.suffix.lower() == ".csv"
-        found = _read_csv(path, dropped, categories or {}) if is_csv else Rows(_read_array(path))
-    except (OSError, ValueError, UnicodeDecodeError, SafetensorError) as error:
+        found = _read_csv(path, dropped, inputs) if is_csv else Rows(_read_array(path))
+    except (OSError, ValueError, EOFError, csv.Error, BadZipFile, SafetensorError) as error:
         raise CatalogError(f"{path.name} cannot be read: {error}") from error
     columns = prod(shape)
     if not len(found.values):
@@ -59,7 +78,16 @@ def read_rows(
     return Rows(values, found.names)
 
 
-def _read_csv(path: Path, dropped: Sequence[str], categories: Mapping[str, Places]) -> Rows:
+def renames(path: Path, names: Sequence[str]) -> bool:
+    """Whether the names are none of the file's headers: other names, for the columns in their order."""
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return True
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        headers = next(csv.reader(file), [])
+    return not {header.strip() for header in headers}.intersection(names)
+
+
+def _read_csv(path: Path, dropped: Sequence[str], inputs: Sequence[Column]) -> Rows:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)]
     if not lines:
@@ -73,12 +101,49 @@ def _read_csv(path: Path, dropped: Sequence[str], categories: Mapping[str, Place
             f"{path.name} has no column {unknown[0]!r}; its columns are {', '.join(names) or 'nameless'}"
         )
     kept = [at for at in range(len(names) or len(lines[0])) if not names or names[at] not in dropped]
+    headers = [names[at] for at in kept] if names else []
+    twice = next((name for name in headers if name and headers.count(name) > 1), None)
+    if twice is not None:
+        raise CatalogError(f"{path.name} has the column {twice!r} twice; which of them is meant? Rename one of them")
+    places: Sequence[Places | None] = [None] * len(kept)
+    if inputs and headers:
+        kept = [kept[at] for at in in_order(path, headers, inputs)]
+    if inputs and names:
+        places = [column.places for column in inputs]
     values = np.empty((len(lines), len(kept)))
-    places = [categories.get(name) for name in names_of(names, len(names))] if names else [None] * len(lines[0])
     for number, line in enumerate(lines):
         for place, at in enumerate(kept):
-            values[number, place] = _value(path, line, number + 1 + bool(names), at, names, places[at])
+            values[number, place] = _value(path, line, number + 1 + bool(names), at, names, places[place])
     return Rows(values, tuple(names[at] for at in kept) if names else ())
+
+
+def in_order(path: Path, headers: Sequence[str], inputs: Sequence[Column]) -> list[int]:
+    """Which column is each of the inputs: that which has its name or title, exactly, or as names are made of headers.
+
+    Raises CatalogError where a column may be two inputs, or two columns one, or where one of either is left over.
+    """
+    found: dict[int, int] = {}
+    for at, header in enumerate(headers):
+        exact = [place for place, column in enumerate(inputs) if column.is_called(header)]
+        own = exact or [place for place, column in enumerate(inputs) if column.may_be_called(_name(header, at))]
+        if not own:
+            names = ", ".join(column.name for column in inputs)
+            raise CatalogError(
+                f"{path.name} has the column {header!r}, and the model has no such input; its inputs are {names}. "
+                "Name the columns that are no inputs with --drop"
+            )
+        if len(own) > 1 or own[0] in found:
+            others = (inputs[place].name for place in own)
+            which = f"be {' or '.join(others)}" if len(own) > 1 else f"both be {inputs[own[0]].name}"
+            also = "" if len(own) > 1 else f" and {headers[found[own[0]]]!r}"
+            raise CatalogError(
+                f"{path.name}: {header!r}{also} may {which}; call the columns as the manifest calls its features"
+            )
+        found[own[0]] = at
+    absent = [column.name for place, column in enumerate(inputs) if place not in found]
+    if absent:
+        raise CatalogError(f"the file has no column {absent[0]!r}; its columns are {', '.join(headers)}")
+    return [found[place] for place in range(len(inputs))]
 
 
 def _value(path: Path, line: Sequence[str], number: int, at: int, names: Sequence[str], places: Places | None) -> float:
@@ -110,6 +175,23 @@ def _is_number(cell: str) -> bool:
 
 
 def _read_array(path: Path) -> Floats:
+    values: Floats = np.asarray(_arrays(path), dtype=np.float64)
+    if values.ndim < 2:
+        raise CatalogError(f"{path.name} holds an array of shape {list(values.shape)}; rows are [rows, ...]")
+    return values
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """The array of a .npy, .npz or .safetensors file, as it is. Raises CatalogError."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise CatalogError(f"{path.name}: rows are read from {', '.join(SUFFIXES)} files")
+    try:
+        return _arrays(path)
+    except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
+        raise CatalogError(f"{path.name} cannot be read: {error}") from error
+
+
+def _arrays(path: Path) -> NDArray[Any]:
     if path.suffix.lower() == ".safetensors":
         arrays = dict(load_file(path))
     else:
@@ -117,17 +199,23 @@ def _read_array(path: Path) -> Floats:
         arrays = {"rows": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     if "rows" not in arrays and len(arrays) != 1:
         raise CatalogError(f"{path.name} holds {', '.join(arrays) or 'nothing'}; call the array of rows `rows`")
-    values: Floats = np.asarray(arrays.get("rows", next(iter(arrays.values()))), dtype=np.float64)
-    if values.ndim < 2:
-        raise CatalogError(f"{path.name} holds an array of shape {list(values.shape)}; rows are [rows, ...]")
-    return values
+    found: NDArray[Any] = arrays.get("rows", next(iter(arrays.values())))
+    return found
 
 
 def names_of(headers: Sequence[str], columns: int) -> tuple[str, ...]:
-    """Names of features by headers: letters, digits and underscores, no two alike."""
+    """Names of features by headers: letters, digits and underscores, no two alike. A header that is a name is kept."""
+    made = [_name(headers[at] if at < len(headers) else "", at) for at in range(columns)]
+    taken = {name for at, name in enumerate(made) if at < len(headers) and headers[at] == name}
     found: list[str] = []
-    for at in range(columns):
-        name = re.sub(r"\W+", "_", headers[at], flags=re.ASCII).strip("_") if at < len(headers) else ""
-        name = f"feature_{name or at + 1}" if not name or name[0].isdigit() else name
-        found.append(f"{name}_{at + 1}" if name in found else name)
+    for at, name in enumerate(made):
+        is_own = at < len(headers) and headers[at] == name
+        while name in found or (name in taken and not is_own):
+            name, is_own = f"{name}_{at + 1}", False
+        found.append(name)
     return tuple(found)
+
+
+def _name(header: str, at: int) -> str:
+    name = re.sub(r"\W+", "_", header, flags=re.ASCII).strip("_")
+    return f"feature_{name or at + 1}" if not name or name[0].isdigit() else name

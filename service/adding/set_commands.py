@@ -15,10 +15,17 @@ from typing import Any
 import numpy as np
 
 from service.adding.drawing import medoids, random_rows
-from service.adding.rows import Places, names_of, read_rows
+from service.adding.rows import Column, read_rows
 from service.catalog.baselines import BASELINES, KeptSets, refuse_name
 from service.catalog.instances import read_instance
-from service.catalog.manifest import Feature, Manifest, TabularInputs, find_versions, read_manifest
+from service.catalog.manifest import (
+    Feature,
+    Manifest,
+    TabularInputs,
+    TokenInputs,
+    find_versions,
+    read_manifest,
+)
 from service.domain import Floats
 from service.engine.processes import worker_environment
 from service.errors import AnswerableError, CatalogError, InvalidRequest
@@ -67,7 +74,7 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
         how = "k-means medoids" if options.how == "medoids" else "random rows"
         description = f"{len(chosen)} {how} of {len(found)} in {options.rows.name}{of_label}"
         sets = KeptSets(settings.data / BASELINES)
-        kept = sets.keep(key, manifest, options.name, chosen.astype(np.float32), description)
+        kept = sets.keep(key, manifest, options.name, chosen, description)
     except (CatalogError, AnswerableError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -82,21 +89,14 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
 def rows_for(manifest: Manifest, path: Path, dropped: Sequence[str] = ()) -> Floats:
     """The rows of the file in the order of the model's features, each a valid instance. Raises CatalogError."""
     inputs = manifest.inputs
-    rows = read_rows(path, inputs.shape, dropped, _categories(inputs) if isinstance(inputs, TabularInputs) else {})
-    values = rows.values
-    if isinstance(inputs, TabularInputs) and rows.names:
-        names = names_of(rows.names, len(rows.names))
-        absent = [name for name in inputs.names if name not in names]
-        if absent:
-            raise CatalogError(f"the file has no column {absent[0]!r}; its columns are {', '.join(rows.names)}")
-        values = values[:, [names.index(name) for name in inputs.names]]
+    rows = read_rows(path, inputs.shape, dropped, _columns(inputs) if isinstance(inputs, TabularInputs) else ())
     checked = []
-    for number, row in enumerate(values):
+    for number, row in enumerate(rows.values):
         try:
             instance: Any = (
                 [_value(feature, float(value)) for feature, value in zip(inputs.features, row, strict=True)]
                 if isinstance(inputs, TabularInputs)
-                else row.reshape(inputs.shape).tolist()
+                else _as_sent(manifest, row)
             )
             checked.append(read_instance(manifest, instance))
         except InvalidRequest as error:
@@ -104,12 +104,23 @@ def rows_for(manifest: Manifest, path: Path, dropped: Sequence[str] = ()) -> Flo
     return np.array(checked)
 
 
-def _categories(inputs: TabularInputs) -> dict[str, Places]:
-    return {
-        feature.name: {str(category): place for category, place in feature.places.items()}
+def _as_sent(manifest: Manifest, row: Floats) -> Any:
+    """An image's numbers, or a text's tokens, which are whole ones."""
+    inputs = manifest.inputs
+    if isinstance(inputs, TokenInputs):
+        return [int(token) if token.is_integer() else token for token in row.tolist()]
+    return row.reshape(inputs.shape).tolist()
+
+
+def _columns(inputs: TabularInputs) -> list[Column]:
+    return [
+        Column(
+            feature.name,
+            feature.title,
+            {str(category): place for category, place in feature.places.items()} if feature.categories else None,
+        )
         for feature in inputs.features
-        if feature.categories
-    }
+    ]
 
 
 def _value(feature: Feature, number: float) -> Any:
@@ -137,4 +148,4 @@ def _predicted(folder: Path, rows: Floats) -> Any:
     from service.domain import OutputSpace
 
     model = load_model(folder, torch.device("cpu"))
-    return model.deployed.outputs(rows.astype(np.float32))[OutputSpace.LOGIT].argmax(axis=1)
+    return model.deployed.outputs(rows.astype(model.row_type))[OutputSpace.LOGIT].argmax(axis=1)

@@ -34,6 +34,12 @@ def needs(scope: str) -> Callable[[F], F]:
     return declare
 
 
+def scope_of(handler: object) -> str | None:
+    """What a route's handler declares; None where it declares nothing."""
+    scope: str | None = getattr(handler, "needs_scope", None)
+    return scope
+
+
 class Authenticator:
     """Finds keys, remembering each for a few seconds so that a revoked one stops working soon, and counts requests."""
 
@@ -80,7 +86,7 @@ class Authenticator:
 
 async def authorise(request: Request) -> None:
     """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
-    scope = getattr(request.scope.get("endpoint"), "needs_scope", None)
+    scope = scope_of(request.scope.get("endpoint"))
     if scope == PUBLIC:
         return
     kind, _, secret = request.headers.get("authorization", "").partition(" ")

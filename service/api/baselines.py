@@ -15,10 +15,9 @@ from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.catalog.baselines import MOST_ROWS, KeptSet
-from service.catalog.instances import read_instance
+from service.catalog.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
-from service.errors import InvalidRequest
 from service.repository import Repository, Rows
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
@@ -34,25 +33,27 @@ class BaselineBody(Strict):
     name: StrictStr = Field(max_length=64, description="of the set; a new one, or one that gets a new version")
     rows: list[Any] = Field(min_length=1, max_length=MOST_ROWS, description="instances of the model")
     model_version: StrictStr | None = Field(None, max_length=64, description="default: the one the bare name means")
-    description: StrictStr = Field("", max_length=500)
+    description: StrictStr = Field("", max_length=500, description="what its rows are, for those who choose it")
 
 
 class SetItem(BaseModel):
     """One version of a set. A `stale` one says why no request can name it for the newest version of the model."""
 
-    name: str
-    version: str
-    digest: str
-    size: int
-    description: str
-    model_version: str
-    source: Literal["manifest", "kept"]
-    age_seconds: float
-    stale: str | None = None
+    name: str = Field(description="of the set; `name@version` names it in a request")
+    version: str = Field(description="of the set, from 1")
+    digest: str = Field(description="the SHA-256 of its file")
+    size: int = Field(description="rows")
+    description: str = Field(description="what its rows are")
+    model_version: str = Field(description="the version of the model that it was made for")
+    source: Literal["manifest", "kept"] = Field(description="the model's own, or added since")
+    age_seconds: float = Field(description="since it was made")
+    stale: str | None = Field(None, description="why no request can name it now")
 
 
 class SetsReply(BaseModel):
-    baselines: list[SetItem]
+    """Every version of every set."""
+
+    baselines: list[SetItem] = Field(description="the manifests' first, then those added since")
 
 
 @router.get("/v1/models/{model}/baselines", response_model=SetsReply, response_model_exclude_none=True)
@@ -84,13 +85,8 @@ async def keep_baseline(request: Request, model: ModelName, body: BaselineBody) 
 
 
 def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
-    rows = []
-    for number, instance in enumerate(instances):
-        try:
-            rows.append(read_instance(version.manifest, instance))
-        except InvalidRequest as error:
-            raise InvalidRequest(f"row {number}: {error}") from None
-    return rows
+    read = read_instances(version.manifest, instances, version.tokenizer, called="row", pointer="/rows")
+    return [row for row, _ in read]
 
 
 def _stale(one: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> str | None:

@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import fastapi_offline
-from fastapi import FastAPI
+import orjson
+from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from service.api import problems
-from service.api.auth import PUBLIC, needs
+from service.api.auth import PUBLIC, needs, scope_of
+from service.api.routing import routes_of
 from service.api.schemas import Nothing
-from service.catalog.versions import Catalog
+from service.catalog.versions import Catalog, ModelVersion
 
 ASSETS = "/docs/assets"
+EXAMPLE_CONTEXT = {"subject": "applicant-4711", "decision_id": "application-2026-118"}
+"""What an explanation belongs to: without a subject nobody can find, hold or erase it by person."""
 EMPTY = f"#/components/schemas/{Nothing.__name__}"
+NOBODY = "nobody-1"
+NO_MODEL = "a-model-no-longer-needed"
+PARAMETERS = {
+    "model": "the name of a model",
+    "version": "a version of the model",
+    "explanation": "the id of an explanation",
+    "job": "the id of a job",
+    "export": "the id of an export",
+    "subject": "the person, as requests named them in `context.subject`",
+    "decision_id": "the decision, as requests named it in `context.decision_id`",
+    "from": "at or after this time, with its zone, for instance 2026-01-31T12:00:00Z",
+    "to": "before this time, with its zone",
+    "converged": "whether the tolerance was met",
+    "flag": "a review rule that fired",
+    "label": "the predicted label",
+    "reviewed": "whether a person has reviewed it",
+    "kind": "what happened",
+    "about": "the id of an explanation or a job, or the token of a subject",
+    "limit": "at most so many",
+    "cursor": "the `next_cursor` of the page before",
+    "max": "at most so many reasons",
+}
+"""What they are, of paths and of queries, by name."""
+OF_ONE_PATH = {
+    ("/v1/consistency", "from"): "the size of the log at the earlier checkpoint",
+    ("/v1/consistency", "to"): "the size of the log at the later checkpoint",
+}
 
 
 def install(app: FastAPI, catalog: Catalog) -> None:
@@ -37,30 +69,64 @@ def install(app: FastAPI, catalog: Catalog) -> None:
             swagger_ui_parameters={"persistAuthorization": True, "defaultModelsExpandDepth": -1},
         )
 
-    generate = app.openapi
-    app.openapi = cache(lambda: _description(generate(), catalog))  # type: ignore[method-assign]
+    described = Described(app, app.openapi, catalog)
+    app.openapi = described.schema  # type: ignore[method-assign]
 
     @app.get("/openapi.json", include_in_schema=False)
     @needs(PUBLIC)
-    async def show_description() -> dict[str, Any]:
-        return app.openapi()
+    async def show_description() -> Response:
+        return Response(described.content(), media_type="application/json")
 
 
-def _description(schema: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
+class Described:
+    """The description, with examples of the models that there are now: it is made again when these have changed."""
+
+    def __init__(self, app: FastAPI, generate: Callable[[], dict[str, Any]], catalog: Catalog) -> None:
+        self._app = app
+        self._generate = generate
+        self._catalog = catalog
+        self._shown: object = None
+        self._schema: dict[str, Any] = {}
+        self._content = b""
+
+    def schema(self) -> dict[str, Any]:
+        """As it is now; nobody changes it."""
+        shown = [(one.files, one is self._catalog.meant(one.key.name)) for one in self._catalog]
+        if shown != self._shown:
+            self._schema = _description(deepcopy(self._generate()), self._app, self._catalog)
+            self._content, self._shown = orjson.dumps(self._schema), shown
+        return self._schema
+
+    def content(self) -> bytes:
+        """The same, as JSON."""
+        self.schema()
+        return self._content
+
+
+def _description(schema: dict[str, Any], app: FastAPI, catalog: Catalog) -> dict[str, Any]:
     problems.describe(schema)
     schema["components"]["schemas"].pop(Nothing.__name__, None)
-    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "a key with the scope that the operation names"}
+    }
+    routes = {
+        (route.path_format, method.lower()): route
+        for route in routes_of(app)
+        for method in route.methods or ()
+        if route.include_in_schema
+    }
     for path, operations in schema["paths"].items():
-        for operation in operations.values():
-            _declare_key(path, operation)
+        for method, operation in operations.items():
+            route = routes[path, method]
+            operation["operationId"] = route.name  # what generated clients call it
+            scope = scope_of(route.endpoint)
+            operation["security"] = [] if scope == PUBLIC else [{"key": [scope]}]
+            for parameter in operation.get("parameters", []):
+                name = parameter["name"]
+                parameter.setdefault("description", OF_ONE_PATH.get((path, name)) or PARAMETERS[name])
             _drop_empty_body(operation)
             _add_examples(path, operation, catalog)
     return schema
-
-
-def _declare_key(path: str, operation: dict[str, Any]) -> None:
-    if not path.startswith("/v2"):
-        operation["security"] = [{"key": []}]
 
 
 def _drop_empty_body(operation: dict[str, Any]) -> None:
@@ -70,30 +136,35 @@ def _drop_empty_body(operation: dict[str, Any]) -> None:
 
 
 def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> None:
-    """Examples that run as they stand: each model's as a body, and the first model as the path's parameter.
+    """Examples that run as they stand and harm nothing: each model's as a body, the first model as the path's
+    parameter; but nobody is erased by trying it out, and no model unloaded.
 
     Where the path has no version the body is of the version that the bare name means, as is the answer.
     """
+    first = next(iter(catalog), None)
     for parameter in operation.get("parameters", []):
-        first = next(iter(catalog), None)
-        if first is not None and parameter["in"] == "path" and parameter["name"] in ("model", "version"):
+        if parameter["in"] == "path" and parameter["name"] == "subject":
+            parameter["example"] = NOBODY
+        elif parameter["in"] == "path" and parameter["name"] == "model" and path.endswith("/unload"):
+            parameter["example"] = NO_MODEL
+        elif first is not None and parameter["in"] == "path" and parameter["name"] in ("model", "version"):
             parameter["example"] = first.key.name if parameter["name"] == "model" else first.key.version
+    examples: dict[str, Any] = {}
     if path.endswith((":explain", ":predict")):
-        versioned = "{version}" in path
-        shown = [one for one in catalog if versioned or one is (catalog.meant(one.key.name) or one)]
-        operation["requestBody"]["content"]["application/json"]["examples"] = {
-            str(version.key) if versioned else version.key.name: {"value": {"instances": [version.manifest.example]}}
-            for version in shown
-        }
+        for version in catalog if "{version}" in path else _meant(catalog):
+            name = str(version.key) if "{version}" in path else version.key.name
+            examples[name] = {"value": {"instances": [version.manifest.example], "context": EXAMPLE_CONTEXT}}
     elif path.startswith("/v2/repository/models/"):
-        operation["requestBody"]["content"]["application/json"]["examples"] = {
-            str(version.key): {"value": {"parameters": {"version": version.key.version}}} for version in catalog
-        }
+        examples["one version"] = {"value": {"parameters": {"version": "1"}}}
     elif path.endswith("/baselines") and "requestBody" in operation:
-        shown = [one for one in catalog if one is (catalog.meant(one.key.name) or one)]
-        operation["requestBody"]["content"]["application/json"]["examples"] = {
-            version.key.name: {"value": {"name": "mine", "rows": [version.manifest.example]}} for version in shown
-        }
+        for version in _meant(catalog):
+            examples[version.key.name] = {"value": {"name": "mine", "rows": [version.manifest.example]}}
     elif path == "/v2/repository/index":
         examples = {"everything": {"value": {}}, "ready": {"value": {"ready": True}}}
+    if examples:
         operation["requestBody"]["content"]["application/json"]["examples"] = examples
+
+
+def _meant(catalog: Catalog) -> list[ModelVersion]:
+    """The version of each model that its bare name means, or every one of a model whose name means none."""
+    return [one for one in catalog if one is (catalog.meant(one.key.name) or one)]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.explanations import find_stored, ledger_of
-from service.api.filters import Moment, microseconds
+from service.api.filters import From, To
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import NOTHING, Nothing
@@ -30,59 +30,61 @@ routers = (reading, verifying)
 class CheckpointItem(BaseModel):
     """A signed state of the log. The signature (Ed25519, hexadecimal) is over the bytes of `body`."""
 
-    size: int
-    root: str
+    size: int = Field(description="rows of the log")
+    root: str = Field(description="of the tree over them, in hexadecimal")
     created: int = Field(description="microseconds since the epoch, UTC")
     previous: str | None = Field(description="the SHA-256 of the body before")
     key: str = Field(description="the public key that signed it")
-    body: str
-    signature: str
+    body: str = Field(description="the text that is signed")
+    signature: str = Field(description="in hexadecimal")
 
 
 class ProofReply(BaseModel):
     """RFC 9162: the leaf is SHA-256(0x00 || record), `path` leads from it to the checkpoint's root."""
 
-    id: str
+    id: str = Field(description="of the explanation")
     leaf_index: int = Field(description="from 0")
-    leaf: str
+    leaf: str = Field(description="in hexadecimal")
     record: str | None = Field(description="the text that the leaf is the hash of")
-    path: list[str]
-    checkpoint: CheckpointItem
+    path: list[str] = Field(description="hashes, from the leaf up, in hexadecimal")
+    checkpoint: CheckpointItem = Field(description="the signed state that the path ends in")
 
 
 class ConsistencyReply(BaseModel):
     """RFC 9162: that the log at `to` begins with all of the log at `from`."""
 
-    proof: list[str]
-    first: CheckpointItem
-    second: CheckpointItem
+    proof: list[str] = Field(description="hashes, in hexadecimal")
+    first: CheckpointItem = Field(description="the earlier state")
+    second: CheckpointItem = Field(description="the later state")
 
 
 class VerifyReply(BaseModel):
     """Whether all that is stored of an explanation is as it was recorded, and signed."""
 
-    id: str
-    valid: bool
+    id: str = Field(description="of the explanation")
+    valid: bool = Field(description="whether there is no fault")
     erased: bool = Field(description="its personal part was erased, which a tombstone in the log says")
-    faults: list[str]
+    faults: list[str] = Field(description="what is not as it was recorded")
     size: int = Field(description="of the log at the checkpoint it was held against")
     signed: int = Field(description="when that was signed, in microseconds since the epoch, UTC")
 
 
 class EventItem(BaseModel):
-    """An event of the log; `about` is the id of an explanation or the token of a subject."""
+    """An event of the log."""
 
-    sequence: int
-    kind: str
-    created: int
-    key_id: str
-    about: str | None
-    details: dict[str, Any]
+    sequence: int = Field(description="its row in the log, from 1")
+    kind: str = Field(description="what happened")
+    created: int = Field(description="microseconds since the epoch, UTC")
+    key_id: str = Field(description="of the key that did it")
+    about: str | None = Field(description="the id of an explanation or a job, or the token of a subject")
+    details: dict[str, Any] = Field(description="what else is known, by kind")
 
 
 class EventsReply(BaseModel):
-    events: list[EventItem]
-    next_cursor: str | None
+    """A page of events, the newest first."""
+
+    events: list[EventItem] = Field(description="those that meet all conditions")
+    next_cursor: str | None = Field(description="where the next page begins; null after the last")
 
 
 @reading.get("/v1/explanations/{explanation}/proof", responses={200: {"model": ProofReply}})
@@ -158,18 +160,13 @@ async def list_events(
     caller: CallerOf,
     kind: str | None = None,
     about: str | None = None,
-    created_from: Annotated[Moment | None, Query(alias="from")] = None,
-    created_to: Annotated[Moment | None, Query(alias="to")] = None,
+    created_from: Annotated[From, Query(alias="from")] = None,
+    created_to: Annotated[To, Query(alias="to")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
 ) -> Response:
     """What else happened, the newest first: `lookup`, `erasure`, `retention`, `hold`, `release`, `review` ..."""
-    search = EventSearch(
-        kind=kind,
-        about=about,
-        created_from=microseconds(created_from),
-        created_to=microseconds(created_to),
-    )
+    search = EventSearch(kind=kind, about=about, created_from=created_from, created_to=created_to)
     page = await ledger_of(request).events(caller.tenant, search, limit, cursor)
     found = [
         {

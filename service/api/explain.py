@@ -15,11 +15,11 @@ from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
 from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
-from service.catalog.instances import Row, read_with_spans
+from service.catalog.instances import Row, read_instances
 from service.catalog.sequences import Spans
 from service.catalog.tables import TabularInputs
 from service.catalog.versions import ModelVersion
-from service.errors import InvalidRequest, MalformedBody
+from service.errors import Fault, Kind, MalformedBody
 from service.explaining import Explaining
 from service.explaining import Request as ExplainingRequest
 from service.monitoring.labels import PREDICT
@@ -27,6 +27,8 @@ from service.planning import Parameters, with_baseline_read
 from service.records import Caller, Context
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
+WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
+"""A hint to whoever integrates: it is easily forgotten, and missed years later."""
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
 
 router = APIRouter(route_class=StrictRoute, tags=["Predict and explain"])
@@ -73,8 +75,10 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
         "explanations": [answer.explanation for answer in answers],
     }
     timings = answers[0].explanation["timings_ms"]
-    header = ", ".join(f"{name};dur={value}" for name, value in timings.items())
-    return Response(orjson.dumps(reply), media_type="application/json", headers={"Server-Timing": header})
+    headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
+    if request.app.state.ledger is not None and any(context.subject is None for context in asked.contexts):
+        headers["Answerable-Hint"] = WITHOUT_SUBJECT
+    return Response(orjson.dumps(reply), media_type="application/json", headers=headers)
 
 
 async def _predict(request: Request, model: str, version: str | None, body: PredictBody) -> Response:
@@ -116,13 +120,8 @@ async def _request(
 
 def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[tuple[Row, Spans | None]], Parameters]:
     """The rows of the instances, and the parameters with the baseline's."""
-    rows = []
-    for number, instance in enumerate(body.instances):
-        try:
-            rows.append(read_with_spans(version.manifest, instance, version.tokenizer))
-        except InvalidRequest as error:
-            where = f"instance {number}: " if len(body.instances) > 1 else ""
-            raise InvalidRequest(f"{where}{error}") from None
+    called = "instance" if len(body.instances) > 1 else ""
+    rows = [*read_instances(version.manifest, body.instances, version.tokenizer, called=called)]
     return rows, with_baseline_read(version, body.parameters.parameters())
 
 
@@ -130,7 +129,8 @@ def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Contex
     if isinstance(given, ContextBody):
         return [given.context()] * count
     if len(given) != count:
-        raise MalformedBody(f"there are {count} instances and {len(given)} contexts")
+        detail = f"there are {count} instances and {len(given)} contexts"
+        raise MalformedBody(detail, Fault(Kind.WRONG_SHAPE, "/context", detail))
     return [context.context() for context in given]
 
 

@@ -10,14 +10,16 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import CallerOf, needs
-from service.api.filters import QUERY_NAMES, Moment, search_of
+from service.api.filters import QUERY_NAMES, From, To, search_of
 from service.api.lookups import described, record_lookup
 from service.api.problems import answers
 from service.api.schemas import MOST_COHORT_TAGS
+from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
 from service.api.transport import while_connected
+from service.catalog.nearest import Searches
 from service.counterfactual import Counterfactuals
 from service.disclosure import limited
-from service.errors import Erased, InvalidRequest, NotFound
+from service.errors import MOST_FAULTS, Erased, Fault, InvalidRequest, Kind, NotFound
 from service.ledger.entries import LogChanged, Page, Stored
 from service.ledger.ledger import Ledger
 from service.ledger.steward import Steward
@@ -34,7 +36,7 @@ FILTERS = QUERY_NAMES | {"limit", "cursor"}
 router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 410, 422, 503))
 
 
-@router.get("/v1/explanations/{explanation}")
+@router.get("/v1/explanations/{explanation:name}", responses={200: {"model": RecordItem}})
 @needs("ledger:read")
 async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""
@@ -43,7 +45,7 @@ async def show_explanation(request: Request, explanation: str, caller: CallerOf)
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/explanations/{explanation}/reasons")
+@router.get("/v1/explanations/{explanation}/reasons", responses={200: {"model": ReasonsReply}}, response_model=None)
 @needs("ledger:read")
 async def show_reasons(
     request: Request,
@@ -72,7 +74,7 @@ async def show_reasons(
     return {**shown, "counterfactual": hint}
 
 
-@router.get("/v1/explanations")
+@router.get("/v1/explanations", responses={200: {"model": SearchReply}})
 @needs("ledger:read")
 async def search_explanations(
     request: Request,
@@ -81,8 +83,8 @@ async def search_explanations(
     version: str | None = None,
     subject: str | None = None,
     decision_id: str | None = None,
-    created_from: Annotated[Moment | None, Query(alias="from")] = None,
-    created_to: Annotated[Moment | None, Query(alias="to")] = None,
+    created_from: Annotated[From, Query(alias="from")] = None,
+    created_to: Annotated[To, Query(alias="to")] = None,
     converged: bool | None = None,
     flag: str | None = None,
     label: str | None = None,
@@ -98,9 +100,18 @@ async def search_explanations(
     names = request.query_params.keys()
     unknown = [name for name in names if name not in FILTERS and not name.startswith(COHORT)]
     if unknown:
-        raise InvalidRequest(
-            f"{unknown[0][:64]!r} is not a condition; known are {', '.join(sorted(FILTERS))}, cohort.*"
-        )
+        known = f"known are {', '.join(sorted(FILTERS))}, cohort.*"
+        searches = Searches()
+        faults = [
+            Fault(
+                Kind.UNKNOWN_PARAMETER,
+                "",
+                f"{name[:64]!r} is not a condition; {known}{searches.hint(name, FILTERS)}",
+                name[:64],
+            )
+            for name in unknown[:MOST_FAULTS]
+        ]
+        raise InvalidRequest(faults[0].detail, *faults)
     cohort = {
         name.removeprefix(COHORT): value for name, value in request.query_params.items() if name.startswith(COHORT)
     }

@@ -19,10 +19,10 @@ from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
-from service.exporting import DOWNLOAD, EXPORT, Exports, Format, is_available
+from service.exporting import DOWNLOAD, Exports, Format, is_available
 from service.jobs import Runner, sealed_spec, spec_of
 from service.ledger import Vault
-from service.ledger.jobs import Job, State
+from service.ledger.jobs import EXPORT, Job, State
 from service.records import Caller, uuid7
 
 MEDIA_TYPES = {
@@ -42,28 +42,32 @@ class ExportBody(Strict):
     format: Format = Field(
         Format.ZIP, description="`csv` and `parquet`: a table; `zip`: signed, with a proof for every record"
     )
-    explanations: FilterBody = Field(default_factory=lambda: FilterBody())
+    explanations: FilterBody = Field(default_factory=lambda: FilterBody(), description="conditions that all hold")
 
 
 class WrittenItem(BaseModel):
+    """How far the file is."""
+
     total: int | None = Field(None, description="absent until it is known")
-    done: int
+    done: int = Field(description="records that are written")
 
 
 class ExportItem(BaseModel):
-    """An export. Times are in microseconds since the epoch, UTC; `detail` says why it failed."""
+    """An export."""
 
-    id: str
-    format: Format
-    state: State
-    detail: str | None = None
-    created: int
-    ended: int | None = None
-    progress: WrittenItem
+    id: str = Field(description="of the export")
+    format: Format = Field(description="of the file")
+    state: State = Field(description="how it stands")
+    detail: str | None = Field(None, description="why it failed")
+    created: int = Field(description="microseconds since the epoch, UTC")
+    ended: int | None = Field(None, description="microseconds since the epoch, UTC; absent until it has")
+    progress: WrittenItem = Field(description="how far it is")
 
 
 class ExportsReply(BaseModel):
-    exports: list[ExportItem]
+    """The last exports."""
+
+    exports: list[ExportItem] = Field(description="the newest first")
 
 
 EXAMPLE = {"denials": {"value": {"format": "csv", "explanations": {"label": "denied"}}}}
@@ -81,7 +85,7 @@ async def make_export(request: Request, body: ExportBody) -> Response:
     caller, jobs = caller_of(request), jobs_of(request)
     _refuse_limited(caller)
     if not is_available(body.format):
-        raise InvalidRequest("this service was installed without the extra that writes Parquet; csv and zip are there")
+        raise InvalidRequest("this service was installed without the extra `parquet`; csv and zip are there")
     search = body.explanations.search()
     conditions = [name for name, value in body.explanations if value]
     spec = {"format": body.format, "search": search, "conditions": conditions}
@@ -123,7 +127,10 @@ async def cancel_export(request: Request, export: str, caller: CallerOf) -> Resp
 @reading.get(
     "/v1/exports/{export}/file",
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {}}}, **answers(409, 410)},
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        **answers(409, 410),
+    },
 )
 @needs("ledger:read")
 async def fetch_export(request: Request, export: str, caller: CallerOf) -> Response:

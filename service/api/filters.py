@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StrictBool, StrictStr
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from service.api.schemas import Strict, Tags
 from service.ledger.entries import Search
+from service.ledger.moments import A_MOMENT, EXAMPLE_DAY, EXAMPLE_TIME, read_moment
 
 
-def _with_zone(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise PydanticCustomError("time_zone", "needs a time zone, for instance 2026-01-31T12:00:00Z")
-    return moment
+def _read_moment(given: object, *, is_end: bool) -> object:
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        raise PydanticCustomError("moment", "is a text: {moment}", {"moment": A_MOMENT})
+    try:
+        return read_moment(given, is_end=is_end)
+    except ValueError as error:
+        raise PydanticCustomError("moment", "{advice}", {"advice": str(error)}) from None
 
 
-Moment = Annotated[datetime, AfterValidator(_with_zone)]
+def _described(included: str) -> WithJsonSchema:
+    description = f"{A_MOMENT}; {included}"
+    return WithJsonSchema({"type": "string", "description": description, "examples": [EXAMPLE_DAY, EXAMPLE_TIME]})
+
+
+From = Annotated[
+    int | None, BeforeValidator(partial(_read_moment, is_end=False)), _described("what is of that moment is included")
+]
+To = Annotated[
+    int | None,
+    BeforeValidator(partial(_read_moment, is_end=True)),
+    _described("the whole of a day is included; what is of a time is not"),
+]
+"""The ends of a period, in microseconds since the epoch."""
 
 
 class FilterBody(Strict):
     """Conditions that all hold; none means all explanations."""
 
-    model: StrictStr | None = None
-    version: StrictStr | None = None
-    subject: StrictStr | None = None
-    decision_id: StrictStr | None = None
-    created_from: Moment | None = Field(None, alias="from", description="included")
-    created_to: Moment | None = Field(None, alias="to", description="excluded")
-    converged: StrictBool | None = None
-    flag: StrictStr | None = None
-    label: StrictStr | None = None
-    reviewed: StrictBool | None = None
-    cohort: Tags = Field(default_factory=dict)
+    model: StrictStr | None = Field(None, description="the model's name")
+    version: StrictStr | None = Field(None, description="the model's version; needs `model`")
+    subject: StrictStr | None = Field(None, description="the person")
+    decision_id: StrictStr | None = Field(None, description="the decision")
+    created_from: From = Field(None, alias="from")
+    created_to: To = Field(None, alias="to")
+    converged: StrictBool | None = Field(None, description="whether the tolerance was met")
+    flag: StrictStr | None = Field(None, description="a review rule that fired")
+    label: StrictStr | None = Field(None, description="the predicted label")
+    reviewed: StrictBool | None = Field(None, description="whether a person has reviewed it")
+    cohort: Tags = Field(default_factory=dict, description="tags, by name")
 
     def search(self, model: str | None = None) -> Search:
         """As the ledger takes them; `model` where none is named. Raises InvalidRequest."""
@@ -46,14 +65,6 @@ QUERY_NAMES = frozenset(field.alias or name for name, field in FilterBody.model_
 """What the conditions are called in a query; tags are `cohort.<name>` there."""
 
 
-def search_of(
-    *, created_from: datetime | None, created_to: datetime | None, cohort: Mapping[str, str], **others: Any
-) -> Search:
+def search_of(*, cohort: Mapping[str, str], **others: Any) -> Search:
     """As the ledger takes them; `others` are fields of a `FilterBody` that stay as they are. Raises InvalidRequest."""
-    times = microseconds(created_from), microseconds(created_to)
-    return Search(created_from=times[0], created_to=times[1], cohort=tuple(cohort.items()), **others)
-
-
-def microseconds(moment: datetime | None) -> int | None:
-    """A moment, since the epoch."""
-    return None if moment is None else round(moment.timestamp() * 1e6)
+    return Search(cohort=tuple(cohort.items()), **others)

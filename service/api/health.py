@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, Field
 
 from service import __version__
 from service.api.auth import PUBLIC, needs
@@ -15,6 +16,21 @@ from service.monitoring.instruments import CONTENT_TYPE
 router = APIRouter(tags=["Health"])
 
 
+class ServerItem(BaseModel):
+    """The server, as the V2 protocol has it."""
+
+    name: str = Field(description="of the server")
+    version: str = Field(description="of the server")
+    extensions: list[str] = Field(description="of the protocol that are served")
+
+
+@router.get("/")
+@needs(PUBLIC)
+async def alive() -> dict[str, str]:
+    """Whether the process answers, where KServe's V1 protocol asks."""
+    return {"status": "alive"}
+
+
 @router.get("/v2/health/live")
 @needs(PUBLIC)
 async def live() -> dict[str, bool]:
@@ -24,21 +40,46 @@ async def live() -> dict[str, bool]:
 
 @router.get("/v2/health/ready", responses={503: {"description": "Not ready"}})
 @needs(PUBLIC)
-async def ready(request: Request, response: Response) -> dict[str, bool]:
-    """Whether every configured model answers a real forward pass on every worker."""
+async def ready(request: Request, response: Response) -> dict[str, bool | list[str]]:
+    """Whether the models are loaded, on every worker, and at least one of them can be served.
+
+    `loading` names the versions that are still to be loaded at the start. `failed` names those that cannot be served,
+    which keep no other from it; the index of the model repository says why.
+    """
     catalog: Catalog = request.app.state.catalog
     engine: Pool = request.app.state.engine
     is_ready = catalog.is_ready and engine.is_complete
     if not is_ready:
         response.status_code = 503
-    return {"ready": is_ready}
+    named = {"loading": catalog.loading, "failed": catalog.failed}
+    return {"ready": is_ready, **{what: versions for what, versions in named.items() if versions}}
+
+
+@router.get("/v2/models/{model}/ready", responses=answers(404, 503))
+@needs(PUBLIC)
+async def model_ready(request: Request, model: str) -> dict[str, str | bool]:
+    """Whether the version that the bare name means answers."""
+    return _ready(request, model, None)
+
+
+@router.get("/v2/models/{model}/versions/{version}/ready", responses=answers(404, 503))
+@needs(PUBLIC)
+async def version_ready(request: Request, model: str, version: str) -> dict[str, str | bool]:
+    """Whether that version answers."""
+    return _ready(request, model, version)
+
+
+def _ready(request: Request, model: str, version: str | None) -> dict[str, str | bool]:
+    catalog: Catalog = request.app.state.catalog
+    found = catalog.find(model, version)
+    return {"name": found.key.name, "version": found.key.version, "ready": True}
 
 
 @router.get("/v2")
 @needs(PUBLIC)
-async def server() -> dict[str, object]:
+async def server() -> ServerItem:
     """The server's name and version."""
-    return {"name": "answerable", "version": __version__, "extensions": ["model_repository"]}
+    return ServerItem(name="answerable", version=__version__, extensions=["model_repository"])
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=answers(401, 403))

@@ -18,9 +18,9 @@ from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainParameters, Strict
-from service.catalog.instances import read_instance
+from service.catalog.instances import read_instances
 from service.catalog.versions import ModelVersion
-from service.errors import Forbidden, InvalidRequest, MalformedBody
+from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody
 from service.explaining import refuse_method
 from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
 from service.ledger import Stored, Vault
@@ -41,12 +41,14 @@ routers = (making, reading)
 class JobBody(Strict):
     """Instances to explain, or stored explanations whose inputs are to be explained again."""
 
-    model: StrictStr
+    model: StrictStr = Field(description="the model's name")
     version: StrictStr | None = Field(None, description="the newest ready one at the start, if none is named")
-    kind: Literal["explain"] = "explain"
-    instances: Annotated[list[Any], Field(min_length=1, max_length=MOST_ROWS)] | None = None
+    kind: Literal["explain"] = Field("explain", description="what is done with each row")
+    instances: Annotated[list[Any], Field(min_length=1, max_length=MOST_ROWS)] | None = Field(
+        None, description="as of an explanation"
+    )
     explanations: FilterBody | None = Field(None, description="needs the scope ledger:read too")
-    parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters())
+    parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters(), description="how to explain")
     context: ContextBody | Annotated[list[ContextBody], Field(max_length=MOST_ROWS, fail_fast=True)] | None = Field(
         None, description="of instances: one for all, or a list with one for each; explanations have their own"
     )
@@ -61,42 +63,46 @@ class JobBody(Strict):
 
 
 class ProgressItem(BaseModel):
-    """Rows; the total is absent until it is known."""
+    """How far the rows are."""
 
-    total: int | None = None
-    done: int
-    failed: int
+    total: int | None = Field(None, description="absent until it is known")
+    done: int = Field(description="rows that are explained")
+    failed: int = Field(description="rows that cannot be")
 
 
 class ResultItem(BaseModel):
     """A row that is finished: its explanation, or why there is none."""
 
-    row: int
-    explanation: str | None = None
-    error: str | None = None
+    row: int = Field(description="its number, from 0")
+    explanation: str | None = Field(None, description="the id of its explanation")
+    error: str | None = Field(None, description="why there is none")
 
 
 class JobItem(BaseModel):
-    """A job. Times are in microseconds since the epoch, UTC; `detail` says why it failed."""
+    """A job."""
 
-    id: str
-    kind: str
-    model: str
-    version: str
-    state: State
-    detail: str | None = None
-    created: int
-    ended: int | None = None
-    progress: ProgressItem
+    id: str = Field(description="of the job")
+    kind: str = Field(description="what is done with each row")
+    model: str = Field(description="the model's name")
+    version: str = Field(description="the model's version")
+    state: State = Field(description="how it stands")
+    detail: str | None = Field(None, description="why it failed")
+    created: int = Field(description="microseconds since the epoch, UTC")
+    ended: int | None = Field(None, description="microseconds since the epoch, UTC; absent until it has")
+    progress: ProgressItem = Field(description="how far it is")
 
 
 class JobReply(JobItem):
-    results: list[ResultItem]
+    """A job, and the rows of it that are finished."""
+
+    results: list[ResultItem] = Field(description="in the order of the rows")
     next_cursor: int | None = Field(None, description="where the next results begin, now or later")
 
 
 class JobsReply(BaseModel):
-    jobs: list[JobItem]
+    """The last jobs."""
+
+    jobs: list[JobItem] = Field(description="the newest first")
 
 
 EXAMPLE = {"again": {"value": {"model": "loan", "explanations": {"label": "denied"}}}}
@@ -183,15 +189,12 @@ def _given_rows(body: JobBody, version: ModelVersion, vault: Vault, tenant: str)
     parameters = body.parameters.parameters()
     contexts = _contexts(body, len(body.instances))
     rows: list[JobRow] = []
-    for number, (instance, context) in enumerate(zip(body.instances, contexts, strict=True)):
-        try:
-            values = read_instance(version.manifest, instance, version.tokenizer)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"instance {number}: {error}") from None
+    read = read_instances(version.manifest, body.instances, version.tokenizer)
+    for number, (values, _) in enumerate(read):
         if number == 0:
             make_plan(version, values, parameters)
-        explanation = uuid7()
-        payload = sealed_payload(vault, explanation, instance, context)
+        explanation, context = uuid7(), contexts[number]
+        payload = sealed_payload(vault, explanation, body.instances[number], context)
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         rows.append(JobRow(number, explanation, payload=payload, subject=subject))
     return rows
@@ -201,7 +204,8 @@ def _contexts(body: JobBody, count: int) -> list[Context]:
     if not isinstance(body.context, list):
         return [Context() if body.context is None else body.context.context()] * count
     if len(body.context) != count:
-        raise MalformedBody(f"there are {count} instances and {len(body.context)} contexts")
+        detail = f"there are {count} instances and {len(body.context)} contexts"
+        raise MalformedBody(detail, Fault(Kind.WRONG_SHAPE, "/context", detail))
     return [context.context() for context in body.context]
 
 

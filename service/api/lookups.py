@@ -22,7 +22,7 @@ async def record_lookup(
     request: Request, caller: Caller, about: str | None, details: Mapping[str, Any] | None = None
 ) -> None:
     """Records who read what, and by which route. Raises LedgerUnavailable where records are required."""
-    path = request.scope["route"].path
+    path = request.scope["route"].path_format
     action = path.removeprefix(OF_AN_EXPLANATION).strip("/:") or "get"
     ledger: Ledger = request.app.state.ledger
     try:

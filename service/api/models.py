@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service.api.auth import needs
+from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
-from service.catalog.inputs import Inputs
+from service.catalog.images import described
+from service.catalog.inputs import ImageInputs, Inputs
 from service.catalog.manifest import PARITY, BaselineSet
 from service.catalog.tables import Feature, TabularInputs, Unit
 from service.catalog.versions import Catalog, ModelVersion
@@ -26,26 +28,39 @@ def _catalog(request: Request) -> Catalog:
     return catalog
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=ModelsReply)
 @needs("explain")
 async def list_models(request: Request) -> dict[str, list[str]]:
     """The names of all models."""
     return {"models": _catalog(request).names}
 
 
-@router.get("/v1/models/{model}")
+@router.get("/v1/models/{model:name}", responses={200: {"model": ModelReply}}, response_model=None)
 @needs("explain")
 async def show_model(request: Request, model: str) -> dict[str, Any]:
     """What a model takes and gives, and one complete, valid instance: of the version that the bare name means.
 
     That is the newest ready one that has passed its check; `newest` names it. Without one, what is shown is the last's.
     """
-    versions = _catalog(request).versions(model)
     meant = _catalog(request).meant(model)
-    shown = versions[-1] if meant is None else meant
-    manifest = shown.manifest
+    return _described(_catalog(request), _catalog(request).versions(model)[-1] if meant is None else meant)
+
+
+@router.get(
+    "/v1/models/{model:name}/versions/{version:name}", responses={200: {"model": ModelReply}}, response_model=None
+)
+@needs("explain")
+async def show_version(request: Request, model: str, version: str) -> dict[str, Any]:
+    """What one version of a model takes and gives, in the same form as the model's description."""
+    return _described(_catalog(request), _catalog(request).named(model, version))
+
+
+def _described(catalog: Catalog, shown: ModelVersion) -> dict[str, Any]:
+    model, manifest = shown.key.name, shown.manifest
+    versions, meant = catalog.versions(model), catalog.meant(model)
     return {
         "name": model,
+        "version": shown.key.version,
         "ready": shown.is_ready,
         "newest": None if meant is None else meant.key.version,
         "title": manifest.title,
@@ -105,11 +120,15 @@ def _feature(feature: Feature, unit: Unit) -> dict[str, Any]:
 
 
 def _inputs(inputs: Inputs) -> list[dict[str, Any]]:
-    """The features of a table, each with the group whose attributions it is summed into, if there is one."""
+    """The features of a table, each with the group whose attributions it is summed into, if there is one.
+
+    Of images also what becomes of `files`.
+    """
     if isinstance(inputs, TabularInputs):
         unit_of = {number: unit for unit in inputs.units for number in unit.members}
         return [_feature(feature, unit_of[number]) for number, feature in enumerate(inputs.features)]
-    return [inputs.model_dump(exclude_none=True)]
+    shown = inputs.model_dump(exclude_none=True)
+    return [{**shown, "files": described(inputs)} if isinstance(inputs, ImageInputs) else shown]
 
 
 def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:

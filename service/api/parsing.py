@@ -1,12 +1,11 @@
-"""JSON bodies: read only from those who may send them, by orjson, which knows neither NaN nor unbounded nesting."""
+"""JSON bodies: read only from those who may send them."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -14,8 +13,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from service.api.auth import authorise
+from service.api.queries import refuse_repeated
+from service.api.strict_json import read
 from service.api.transport import read_body
-from service.errors import AnswerableError, InvalidRequest, MalformedBody
+from service.errors import MalformedBody
+
+BRIEF_BYTES = 64 * 1024
+"""A body that is read at once; a larger one is read in a thread, since looking for what is wrong in it takes longer."""
 
 
 class StrictRoute(APIRoute):
@@ -39,6 +43,7 @@ class StrictRoute(APIRoute):
             return
         request = Request(scope, receive)
         await authorise(request)
+        refuse_repeated(request)
         content = await _read_json(request, may_be_absent=self._may_be_absent, may_be_untyped=self._may_be_untyped)
         body = _validated(self._body, content)
         response = await self.endpoint(request, body=body, **scope["path_params"])
@@ -54,10 +59,7 @@ async def _read_json(request: Request, *, may_be_absent: bool, may_be_untyped: b
     content_type = request.headers.get("content-type")
     if not _is_json(content_type or "") and not (content_type is None and may_be_untyped):
         raise MalformedBody("the body is read as JSON only; send it with Content-Type: application/json")
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise _refusal(body, error) from None
+    return read(body) if len(body) <= BRIEF_BYTES else await asyncio.to_thread(read, body)
 
 
 def _is_json(content_type: str) -> bool:
@@ -70,22 +72,3 @@ def _validated(model: type[BaseModel], content: Any) -> BaseModel:
         return model.model_validate(content)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False)) from None
-
-
-def _refusal(body: bytes, error: orjson.JSONDecodeError) -> AnswerableError:
-    """Numbers that JSON can spell and nobody can compute with are impossible (422); the rest is malformed (400)."""
-    if "depth" in error.msg:
-        return MalformedBody("the body is nested too deep")
-    if "infinity" in error.msg or _holds_constants(body):
-        return InvalidRequest("numbers must be finite")
-    return MalformedBody(f"the body is not JSON: {error.msg}")
-
-
-def _holds_constants(body: bytes) -> bool:
-    """Whether the body would be JSON but for NaN and Infinity, which Python's parser accepts."""
-    constants: list[str] = []
-    try:
-        json.loads(body.decode(), parse_constant=constants.append)
-    except (ValueError, RecursionError):
-        return False
-    return bool(constants)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -11,8 +12,9 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from service.api.routing import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
-from service.errors import AnswerableError
+from service.errors import MOST_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
 
 LOG = logging.getLogger("answerable.api")
 MEDIA_TYPE = "application/problem+json"
@@ -29,30 +31,49 @@ WRONG_SHAPE = {
 """Kinds of validation errors that are about the body's shape (400) and not about a value (422)."""
 
 
+TYPE = "urn:answerable:problem:"
+INTERNAL = "internal-error"
+KIND_OF_STATUS = {
+    400: "malformed-body",
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "body-too-slow",
+    413: "body-too-large",
+    415: "unsupported-encoding",
+}
+"""Of what FastAPI, or what is below the routes, refuses by its status alone."""
 NOT_AN_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
-NOT_PLACES = {"body", "query", "path", "ContextBody", "list[ContextBody]"}
-"""Parts of an error's location that are no names in the request."""
+BRANCHES = {"ContextBody", "list[ContextBody]"}
+"""Parts of an error's location that are no names in the request, but say what was tried."""
 
 
 def problem(
     request: Request,
     status: int,
-    title: str,
+    kind: str,
     detail: str,
     headers: dict[str, str] | None = None,
     members: dict[str, object] | None = None,
+    faults: Sequence[Fault] = (),
+    title: str | None = None,
 ) -> Response:
     """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
     content = {
-        "type": "about:blank",
-        "title": title,
+        "type": TYPE + kind,
+        "title": title or kind.replace("-", " ").capitalize(),
         "status": status,
         "detail": detail,
         "error": detail,
         "request_id": getattr(request.state, "request_id", ""),
+        **({"errors": [_shown(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
         **(members or {}),
     }
     return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _shown(fault: Fault) -> dict[str, str]:
+    place = {"pointer": fault.pointer} if fault.parameter is None else {"parameter": fault.parameter}
+    return {"type": TYPE + fault.kind, **place, "detail": fault.detail}
 
 
 def install(app: FastAPI) -> None:
@@ -69,6 +90,14 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem} for status in statuses}
 
 
+def all_kinds() -> list[str]:
+    """What the type of a problem may end in."""
+    errors = [AnswerableError]
+    for error in errors:
+        errors += error.__subclasses__()
+    return sorted({*Kind, *map(kind_of, errors[1:]), *KIND_OF_STATUS.values(), INTERNAL})
+
+
 def describe(schema: dict[str, Any]) -> None:
     """Corrects an OpenAPI schema, where FastAPI would have errors leave as plain JSON or in its own shape."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -78,48 +107,72 @@ def describe(schema: dict[str, Any]) -> None:
                 if status >= "400" and "content" in response:
                     response["content"] = content
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Problem"] = Problem.model_json_schema()
+    problem_schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem_schema.pop("$defs")
+    problem_schema["properties"]["type"]["examples"] = [TYPE + kind for kind in all_kinds()]
+    schemas["Problem"] = problem_schema
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
 
 
 async def _answerable(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnswerableError)
-    return problem(request, error.status, error.title, str(error), error.headers, error.members)
+    title = None if error.faults else error.title
+    return problem(request, error.status, error.kind, str(error), error.headers, error.members, error.faults, title)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, the branch that got furthest
+    errors = error.errors()
+    first = max(errors, key=lambda one: len(one["loc"]))  # of a union, the branch that got furthest
+    others = BRANCHES - set(first["loc"]) if BRANCHES & set(first["loc"]) else set()
+    told = [first, *(one for one in errors if one is not first and others.isdisjoint(one["loc"]))]
+    faults = [fault for one in told for fault in _faults(one)]
     status = 400 if first["type"] in WRONG_SHAPE else 422
-    return problem(request, status, HTTPStatus(status).phrase, _sentence(first))
+    more = f"; {len(faults) - 1} more faults are listed in `errors`" if len(faults) > 1 else ""
+    return problem(request, status, faults[0].kind, faults[0].detail + more, faults=faults)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     headers = dict(error.headers) if error.headers else None
-    return problem(request, error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail), headers)
+    kind = KIND_OF_STATUS.get(error.status_code, INTERNAL)
+    detail = str(error.detail)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # FastAPI names the methods of one route of the path's
+        headers = {"Allow": ", ".join(allowed_methods(request))}
+        detail = f"{request.method} is not a method of this path; its methods are {headers['Allow']}"
+    return problem(request, error.status_code, kind, detail, headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    route = getattr(request.scope.get("route"), "path", "no route")  # the path itself may name a person
+    route = getattr(request.scope.get("route"), "path_format", "no route")  # the path itself may name a person
     LOG.error("unexpected error in %s %s", request.method, route, exc_info=error)
     # Starlette answers these outside of all middleware, which therefore cannot add the headers.
     headers = {"X-Request-Id": getattr(request.state, "request_id", "")}
     if "traceparent" in request.headers:
         headers["traceparent"] = request.headers["traceparent"]
     detail = "an unexpected error; the request id leads to it in the log"
-    return problem(request, 500, "Internal error", detail, headers)
+    return problem(request, 500, INTERNAL, detail, headers)
 
 
-def _sentence(error: dict[str, Any]) -> str:
-    where = ".".join(str(part)[:64] for part in error["loc"] if part not in NOT_PLACES)
+def _faults(error: dict[str, Any]) -> list[Fault]:
+    """What pydantic found at one place: several unknown names, or one thing else."""
+    places = [place for place in error["loc"] if place not in BRANCHES]
+    parameter = str(places[1])[:64] if len(places) > 1 and places[0] in ("query", "path") else None
+    if parameter is not None:
+        return [Fault(Kind.WRONG_VALUE, "", f"{parameter}: {error['msg']}", parameter)]
+    where = ".".join(str(place)[:64] for place in places)
     if error["type"] == UNKNOWN_FIELD:
-        name, meant = error["ctx"]["name"], error["ctx"]["meant"]
-        hint = f"; did you mean {meant}?" if meant else ""
-        return f"{where}.{name} is not a known field{hint}" if where else f"{name} is not a known field{hint}"
+        inside = f"{where}." if where else ""
+        return [
+            Fault(Kind.UNKNOWN_FIELD, pointer_to(*places, name), f"{inside}{name} is not a known field{hint}")
+            for name, hint in error["ctx"]["unknown"]
+        ]
+    kind, detail = Kind.WRONG_VALUE, f"{where}: {error['msg']}" if where else str(error["msg"])
     if error["type"] in NOT_AN_OBJECT:
-        return f"{where or 'the body'} must be a JSON object"
-    if error["type"] == "missing":
-        return f"{where or 'a body'} is required"
-    return f"{where}: {error['msg']}" if where else str(error["msg"])
+        kind, detail = Kind.WRONG_SHAPE, f"{where or 'the body'} must be a JSON object"
+    elif error["type"] == "missing":
+        kind, detail = Kind.MISSING_FIELD, f"{where or 'a body'} is required"
+    elif error["type"] in WRONG_SHAPE:
+        kind = Kind.WRONG_SHAPE
+    return [Fault(kind, pointer_to(*places), detail)]

@@ -26,19 +26,21 @@ class DifferenceItem(BaseModel):
     """Something that the numbers depend on and that is not what it was when they were recorded."""
 
     what: str = Field(description="`artefact`, `baseline`, `manifest`, or `environment.` and a name")
-    recorded: str | None = None
-    now: str | None = None
+    recorded: str | None = Field(None, description="what it was")
+    now: str | None = Field(None, description="what it is here and now")
 
 
 class ReplayReply(BaseModel):
     """The verdict. Without `numbers` and `max_difference` nothing was computed: what it takes is no longer here."""
 
-    id: str
-    verdict: Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
-    numbers: Literal["equal", "within_tolerance", "differ"] | None = None
+    id: str = Field(description="of the explanation")
+    verdict: Literal["bit_exact", "within_tolerance", "environment_differs", "differs"] = Field(
+        description="what came of it, as the operation says"
+    )
+    numbers: Literal["equal", "within_tolerance", "differ"] | None = Field(None, description="how they compare")
     max_difference: float | None = Field(None, description="the largest absolute difference of two numbers")
     fields: list[str] = Field(description="the parts of the explanation that differ")
-    differences: list[DifferenceItem]
+    differences: list[DifferenceItem] = Field(description="what the numbers depend on and is not what it was")
 
 
 @router.post("/v1/explanations/{explanation}:replay", responses={200: {"model": ReplayReply}, **ERRORS})

@@ -36,28 +36,28 @@ class VersionParameters(Strict):
 class UnloadParameters(VersionParameters):
     """Which version. Models have no dependents here, so `unload_dependents` changes nothing."""
 
-    unload_dependents: StrictBool = False
+    unload_dependents: StrictBool = Field(False, description="changes nothing")
 
 
 class LoadBody(Strict):
     """May be left out."""
 
-    parameters: VersionParameters = Field(default_factory=lambda: VersionParameters())
+    parameters: VersionParameters = Field(default_factory=lambda: VersionParameters(), description="what to load")
 
 
 class UnloadBody(Strict):
     """May be left out."""
 
-    parameters: UnloadParameters = Field(default_factory=lambda: UnloadParameters())
+    parameters: UnloadParameters = Field(default_factory=lambda: UnloadParameters(), description="what to unload")
 
 
 class StateItem(BaseModel):
-    """`state` is READY, LOADING or UNAVAILABLE, then with a `reason`."""
+    """How one version of a model stands."""
 
-    name: str
-    version: str
-    state: str
-    reason: str
+    name: str = Field(description="of the model")
+    version: str = Field(description="of the model")
+    state: str = Field(description="READY, LOADING or UNAVAILABLE")
+    reason: str = Field(description="why it is unavailable; empty otherwise")
 
 
 @router.post("/v2/repository/index", responses={200: {"model": list[StateItem]}, **ERRORS})

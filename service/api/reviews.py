@@ -13,7 +13,7 @@ from service.api.explanations import find_stored, ledger_of
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
-from service.ledger.entries import REVIEW, EventSearch, StoredEvent
+from service.ledger.entries import Stored, StoredEvent
 from service.monitoring.metrics import Metrics
 
 MOST_SHOWN = 100
@@ -25,27 +25,27 @@ routers = (reviewing, reading)
 
 
 class ReviewBody(Strict):
-    """What was found. The note is in the log for good, and never erased: it must not say who the person is."""
+    """What was found. The verdict is in the log for good, the note until what it is about is erased."""
 
-    verdict: Literal["accepted", "rejected", "escalated"]
-    note: Annotated[str, Field(max_length=LONGEST_NOTE)] = ""
+    verdict: Literal["accepted", "rejected", "escalated"] = Field(description="what was found")
+    note: Annotated[str, Field(max_length=LONGEST_NOTE, description="why, and what is to be done")] = ""
 
 
 class ReviewItem(BaseModel):
-    """One review. `created` is in microseconds since the epoch, `key_id` that of the reviewer's key."""
+    """One review."""
 
-    verdict: str
-    note: str
-    created: int
-    key_id: str
+    verdict: str = Field(description="`accepted`, `rejected` or `escalated`")
+    note: str = Field(description="why, and what is to be done")
+    created: int = Field(description="microseconds since the epoch, UTC")
+    key_id: str = Field(description="of the reviewer's key")
     sequence: int = Field(description="its place in the log")
 
 
 class ReviewsReply(BaseModel):
     """The reviews of an explanation, the newest first, which is the one that counts."""
 
-    id: str
-    reviews: list[ReviewItem]
+    id: str = Field(description="of the explanation")
+    reviews: list[ReviewItem] = Field(description="the newest first")
 
 
 EXAMPLE = {"verdict": {"value": {"verdict": "accepted", "note": "the protected features count for little here"}}}
@@ -61,11 +61,10 @@ async def review_explanation(request: Request, explanation: str, body: ReviewBod
     """Records a verdict and a note as an event of the log; the explanation leaves the review queue."""
     caller = caller_of(request)
     stored = await find_stored(request, explanation, caller)
-    details = {"verdict": body.verdict, "note": body.note}
-    await ledger_of(request).append_event(REVIEW, caller.tenant, caller.key_id, stored.id, details)
+    await ledger_of(request).review(stored, caller.key_id, body.verdict, body.note)
     metrics: Metrics = request.app.state.metrics
     metrics.reviews.labels(body.verdict).inc()
-    return await _reviews(request, caller.tenant, stored.id)
+    return await _reviews(request, stored)
 
 
 @reading.get(
@@ -76,20 +75,19 @@ async def review_explanation(request: Request, explanation: str, body: ReviewBod
 async def show_reviews(request: Request, explanation: str, caller: CallerOf) -> Response:
     """What was found of the explanation, by whom and when."""
     stored = await find_stored(request, explanation, caller)
-    return await _reviews(request, caller.tenant, stored.id)
+    return await _reviews(request, stored)
 
 
-async def _reviews(request: Request, tenant: str, explanation: str) -> Response:
-    page = await ledger_of(request).events(tenant, EventSearch(kind=REVIEW, about=explanation), MOST_SHOWN)
-    reply = {"id": explanation, "reviews": [_shown(event) for event in page.events]}
+async def _reviews(request: Request, stored: Stored) -> Response:
+    reviews = await ledger_of(request).reviews(stored, MOST_SHOWN)
+    reply = {"id": stored.id, "reviews": [_shown(event, note) for event, note in reviews]}
     return Response(orjson.dumps(reply), media_type="application/json")
 
 
-def _shown(event: StoredEvent) -> dict[str, Any]:
-    details = event.details
+def _shown(event: StoredEvent, note: str | None) -> dict[str, Any]:
     return {
-        "verdict": details["verdict"],
-        "note": details["note"],
+        "verdict": event.details["verdict"],
+        "note": note or "",
         "created": event.created,
         "key_id": event.key_id,
         "sequence": event.seq,

@@ -6,10 +6,12 @@ wrong items kept the event loop for 34 s and took 6.8 GB.
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,14 +22,20 @@ from pydantic import (
     StrictStr,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from service.catalog.nearest import LONGEST_SHOWN, Searches
 from service.domain import ToleranceOf
+from service.errors import MOST_FAULTS, InvalidRequest
+from service.ledger.entries import LONGEST_TEXT, read_subject
+from service.ledger.naming import normal
 from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 from service.records import Context
 
 MOST_INSTANCES = 1000
 MOST_COHORT_TAGS = 8
+MOST_OPTIONS = 32
+"""More than any method has."""
 UNKNOWN_FIELD = "unknown_field"
 
 
@@ -37,14 +45,34 @@ def _label_or_index(value: object) -> object:
     raise PydanticCustomError("target_type", "Input should be a label, a label's index, or `predicted`")
 
 
-def _few_tags(value: object) -> object:
-    if isinstance(value, dict) and len(value) > MOST_COHORT_TAGS:
-        raise PydanticCustomError("too_long", "at most {most} tags", {"most": MOST_COHORT_TAGS})
-    return value
+def _few(most: int, what: str) -> Callable[[object], object]:
+    """Refuses an object of more names before any of them is looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > most:
+            raise PydanticCustomError("too_long", "at most {most} {what}", {"most": most, "what": what})
+        return value
+
+    return check
 
 
+def _subject(value: str) -> str:
+    if len(normal(value)) > LONGEST_TEXT:
+        raise PydanticKnownError("string_too_long", {"max_length": LONGEST_TEXT})
+    try:
+        return read_subject(value)
+    except InvalidRequest as error:
+        raise PydanticCustomError("subject", "{said}", {"said": str(error)}) from None
+
+
+Subject = Annotated[
+    StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": LONGEST_TEXT})
+]
 Target = Annotated[str | int, BeforeValidator(_label_or_index)]
-Tags = Annotated[dict[StrictStr, StrictStr], BeforeValidator(_few_tags), Field(max_length=MOST_COHORT_TAGS)]
+Tags = Annotated[
+    dict[StrictStr, StrictStr], BeforeValidator(_few(MOST_COHORT_TAGS, "tags")), Field(max_length=MOST_COHORT_TAGS)
+]
+Options = Annotated[dict[str, Any], BeforeValidator(_few(MOST_OPTIONS, "options")), Field(max_length=MOST_OPTIONS)]
 Number = Annotated[FiniteFloat, Field(strict=True)]
 
 
@@ -63,11 +91,11 @@ class Strict(BaseModel):
     def _refuse_unknown(cls, value: object) -> object:
         if type(value) is not dict or value.keys() <= cls._known:
             return value
-        unknown = next(name for name in value if name not in cls._known)
-        close = difflib.get_close_matches(unknown[:64], cls._known, 1)
-        raise PydanticCustomError(
-            UNKNOWN_FIELD, "is not a known field", {"name": unknown[:64], "meant": close[0] if close else ""}
-        )
+        unknown = [*islice((name for name in value if name not in cls._known), MOST_FAULTS)]
+        searches = Searches()
+        hints = [searches.hint(name, cls._known) for name in unknown]
+        names = [name[:LONGEST_SHOWN] for name in unknown]
+        raise PydanticCustomError(UNKNOWN_FIELD, "is not a known field", {"unknown": [*zip(names, hints, strict=True)]})
 
 
 class NoiseBody(Strict):
@@ -98,7 +126,7 @@ class ExplainParameters(Strict):
     strict: StrictBool = Field(False, description="answer 422 instead of an explanation over its tolerance")
     channels: StrictBool = Field(False, description="an image's attributions for each channel too")
     noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
-    options: dict[str, Any] = Field(default_factory=dict, description="the method's own options, by name")
+    options: Options = Field(default_factory=dict, description="the method's own options, by name")
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
@@ -118,9 +146,11 @@ class PredictParameters(Strict):
 class ContextBody(Strict):
     """What the explanation belongs to; the ledger can be searched by each."""
 
-    decision_id: StrictStr | None = Field(None, max_length=200)
-    subject: StrictStr | None = Field(None, max_length=200)
-    cohort: Tags = Field(default_factory=dict)
+    decision_id: StrictStr | None = Field(None, max_length=200, description="the decision, as the caller knows it")
+    subject: Subject | None = Field(
+        None, description="the person; what is recorded of them is found, held and erased by this name"
+    )
+    cohort: Tags = Field(default_factory=dict, description="tags by name, such as the channel")
 
     def context(self) -> Context:
         """As the ledger takes it."""
@@ -142,7 +172,7 @@ class ExplainBody(Strict):
     """Instances to predict and explain; the answer is for all of them or none."""
 
     instances: Instances
-    parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters())
+    parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters(), description="how to explain")
     context: ContextBody | Contexts = Field(
         default_factory=lambda: ContextBody(), description="one for all instances, or a list with one per instance"
     )
@@ -159,135 +189,200 @@ class PredictBody(Strict):
     """Instances to predict."""
 
     instances: Instances
-    parameters: PredictParameters = Field(default_factory=lambda: PredictParameters())
-    context: ContextBody | Contexts = Field(default_factory=lambda: ContextBody())
+    parameters: PredictParameters = Field(default_factory=lambda: PredictParameters(), description="how to answer")
+    context: ContextBody | Contexts = Field(
+        default_factory=lambda: ContextBody(), description="taken as for an explanation; nothing is recorded"
+    )
+
+
+Space = Literal["probability", "logit"]
 
 
 class PredictionItem(BaseModel):
     """What the deployed artefact answers; no label where it answered no finite numbers."""
 
-    label: str | None = None
-    index: int | None = None
-    outputs: list[float]
-    output_space: Literal["probability", "logit"]
+    label: str | None = Field(None, description="the label of the largest output")
+    index: int | None = Field(None, description="the label's place among the model's labels, from 0")
+    outputs: list[float] = Field(description="one for each label; empty where they are not finite, or not shown")
+    output_space: Space = Field(description="what the outputs are")
+    truncated: bool | None = Field(None, description="true where a text or a file was longer than the model takes")
 
 
 class PredictReply(BaseModel):
-    predictions: list[PredictionItem]
+    """The predictions, in the order of the instances."""
+
+    predictions: list[PredictionItem] = Field(description="one for each instance")
 
 
 class ModelItem(BaseModel):
-    name: str
-    version: str
-    digest: str
+    """The version of a model that answered."""
+
+    name: str = Field(description="of the model")
+    version: str = Field(description="of the model")
+    digest: str = Field(description="the SHA-256 of the artefact")
 
 
 class TargetItem(BaseModel):
-    index: int
-    label: str
+    """The label whose output is explained."""
+
+    index: int = Field(description="its place among the model's labels, from 0")
+    label: str = Field(description="its name")
 
 
 class BaselineItem(BaseModel):
-    name: str
-    version: str
-    digest: str
-    size: int
+    """What the input is compared with."""
+
+    name: str = Field(description="of the baseline set, or `inline`, `zeros` or `mask`")
+    version: str = Field(description="of the set")
+    digest: str = Field(description="the SHA-256 of the set's file, or of the row")
+    size: int = Field(description="rows")
 
 
 class ImageItem(BaseModel):
-    """One value a pixel, row by row, summed over the channels; `shape` is height and width."""
+    """One value a pixel, summed over the channels."""
 
-    shape: list[int]
-    values: list[float]
+    shape: list[int] = Field(description="height and width")
+    values: list[float] = Field(description="row by row")
+    channels: list[list[list[float]]] | None = Field(
+        None, description="by channel, row and column, where the parameter `channels` asks for it"
+    )
 
 
 class TokenItem(BaseModel):
-    token: int
-    attribution: float
+    """The value of one token."""
+
+    token: int | str = Field(description="its number, or of a text as the tokenizer spells it")
+    start: int | None = Field(None, description="where it begins in the text (characters) or the file (bytes)")
+    end: int | None = Field(None, description="where it ends; a special token is as long as nothing")
+    attribution: float = Field(description="its value")
 
 
 class GroupItem(BaseModel):
-    """Of `directional_ig`: a group's own share, and its value, the shares of all groups within it."""
+    """Of `directional_ig`: a group of features."""
 
-    features: list[str] | list[int]
-    dividend: float
-    value: float
+    features: list[str] | list[int] = Field(description="its members, by name, or by number where they have none")
+    dividend: float = Field(description="the group's own share")
+    value: float = Field(description="the shares of all groups within it")
 
 
 class NoiseItem(BaseModel):
-    """`output` is the mean over the copies, which the attributions sum to where the method is complete."""
+    """The noisy copies that the values are the mean or the variance over."""
 
-    kind: Literal["smoothgrad", "vargrad"]
-    samples: int
-    scale: float
-    output: float | None
+    kind: Literal["smoothgrad", "vargrad"] = Field(description="`smoothgrad`: the mean; `vargrad`: the variance")
+    samples: int = Field(description="copies")
+    scale: float = Field(description="standard deviation, as a share of each input's range")
+    output: float | None = Field(
+        description="the mean over the copies, which the attributions sum to where the method is complete"
+    )
 
 
 class ReasonItem(BaseModel):
-    """A principal reason. `features` are all that share it, where there are several, the strongest first; what the
-    manifest has no reason text for stands under its title, without a code."""
+    """A principal reason."""
 
-    feature: str
-    features: list[str] | None = None
-    code: str | None = None
-    text: str
-    contribution: float
+    feature: str = Field(description="the feature, or the strongest of those that share the reason")
+    features: list[str] | None = Field(None, description="all that share it, where there are several, strongest first")
+    code: str | None = Field(None, description="of the reason text; absent where the manifest has none")
+    text: str = Field(description="the reason text, or the feature's title")
+    contribution: float = Field(description="what it moved the output by, towards the adverse label")
 
 
 class DisclosureItem(BaseModel):
-    """How the key's policy limits what is shown: so many of the largest attributions, rounded to so many digits."""
+    """How the key's policy limits what is shown."""
 
-    top: int | None = None
-    digits: int | None = None
-    outputs: bool | None = None
+    top: int | None = Field(None, description="so many of the largest attributions are shown")
+    digits: int | None = Field(None, description="values are rounded to so many significant digits of the largest")
+    outputs: bool | None = Field(None, description="false: no outputs are shown")
 
 
 class TimingsItem(BaseModel):
-    queue: float
-    compute: float
-    total: float
+    """How long it took, in milliseconds."""
+
+    queue: float = Field(description="waiting for a worker")
+    compute: float = Field(description="computing")
+    total: float = Field(description="from the request to the answer")
 
 
-class ExplanationItem(BaseModel):
-    """One explanation. What could not be computed, after an answer that is not finite, is absent."""
+Values = dict[str, float] | ImageItem | list[TokenItem]
+"""By feature, by pixel, or by token."""
 
-    id: str
-    model: ModelItem
-    method: str
-    target: TargetItem
-    output_space: Literal["probability", "logit"]
-    output: float | None = None
-    baseline_output: float | None = None
-    attributions: dict[str, float] | ImageItem | list[TokenItem] | None = None
-    completeness: Literal["exact", "asymptotic", "by_construction", "none"] | None = None
-    completeness_error: float | None = None
-    attribution_error: float | None = None
-    standard_error: dict[str, float] | ImageItem | list[TokenItem] | None = None
-    interactions: list[list[float]] | None = None
-    groups: list[GroupItem] | None = None
-    noise: NoiseItem | None = None
-    converged: bool
-    reason: Literal["budget", "deadline", "non_finite", "precision", "steps"] | None = None
-    evaluations: int
-    baseline: BaselineItem
-    reasons: list[ReasonItem] | None = None
-    flags: list[str]
-    cached: bool
-    disclosure: DisclosureItem | None = None
-    timings_ms: TimingsItem
+
+class Explained(BaseModel):
+    """What an answer and a record both hold. What could not be computed, after an answer that is not finite, is
+    absent."""
+
+    id: str = Field(description="a UUID (version 7), by which the ledger finds the record")
+    method: str = Field(description="the attribution method")
+    output: float | None = Field(None, description="the deployed artefact's output for the input")
+    baseline_output: float | None = Field(None, description="the mean of its outputs over the baseline")
+    attributions: Values | None = Field(None, description="by feature, by pixel, or by token")
+    completeness: Literal["exact", "asymptotic", "by_construction", "none"] | None = Field(
+        None, description="whether the attributions of this method sum to the change of the output, and why"
+    )
+    completeness_error: float | None = Field(
+        None, description="what their sum misses, relative to the change (or to the manifest's floor, if larger)"
+    )
+    attribution_error: float | None = Field(
+        None, description="the estimated relative error of the attributions (L1) from the quadrature"
+    )
+    standard_error: Values | None = Field(
+        None, description="of expected gradients: the error from the baseline set being a sample"
+    )
+    interactions: list[list[float]] | None = Field(None, description="of integrated Hessians: by pair of features")
+    groups: list[GroupItem] | None = Field(None, description="of `directional_ig`: by group of features")
+    noise: NoiseItem | None = Field(None, description="the noisy copies, where there are some")
+    reason: Literal["budget", "deadline", "non_finite", "precision", "steps"] | None = Field(
+        None, description="why it was not"
+    )
+    reasons: list[ReasonItem] | None = Field(
+        None, description="the principal reasons, the strongest first; for models with reason texts"
+    )
+    disclosure: DisclosureItem | None = Field(None, description="what the key's policy keeps back, where it does")
+
+
+class ExplanationItem(Explained):
+    """One explanation."""
+
+    model: ModelItem = Field(description="what answered")
+    target: TargetItem = Field(description="what was explained")
+    output_space: Space = Field(description="what the outputs are")
+    converged: bool = Field(description="whether the tolerance was met")
+    evaluations: int = Field(description="gradient points spent")
+    flags: list[str] = Field(description="the review rules that fired")
+    cached: bool = Field(description="whether it was computed for an earlier request")
+    baseline: BaselineItem = Field(description="what the input is compared with")
+    timings_ms: TimingsItem = Field(description="the header Server-Timing repeats those of the first")
 
 
 class ExplainReply(BaseModel):
-    predictions: list[PredictionItem]
-    explanations: list[ExplanationItem]
+    """The answer, in the order of the instances."""
+
+    predictions: list[PredictionItem] = Field(description="one for each instance")
+    explanations: list[ExplanationItem] = Field(description="one for each instance")
+
+
+class ErrorItem(BaseModel):
+    """One fault of the request."""
+
+    type: str = Field(description="the kind of this fault, as in the problem")
+    pointer: str | None = Field(None, description="a JSON pointer (RFC 6901) to the value in the body")
+    parameter: str | None = Field(None, description="instead, the name of a parameter of the query or the path")
+    detail: str = Field(description="what is wrong, and what to do about it")
 
 
 class Problem(BaseModel):
     """RFC 9457, with the detail once more in `error`."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    error: str
-    request_id: str
+    type: str = Field(
+        description="`urn:answerable:problem:` and the kind of the problem, which stays what it is; that of the first "
+        "of several faults",
+        examples=["urn:answerable:problem:missing-feature"],
+    )
+    title: str = Field(description="the kind in words")
+    status: int = Field(description="the status of the answer")
+    detail: str = Field(description="what is wrong, and what to do about it")
+    error: str = Field(description="the same as `detail`; clients of KServe read it")
+    request_id: str = Field(description="leads to the request in the log; the header X-Request-Id has it too")
+    errors: list[ErrorItem] | None = Field(
+        None, max_length=MOST_FAULTS, description="every fault of the request; left out where it has no place in it"
+    )
+    tombstone: dict[str, Any] | None = Field(None, description="what the log says of an erasure; of status 410 only")

@@ -1,4 +1,4 @@
-"""What is kept of one person: erased, or held back from erasure."""
+"""What is kept of one person: counted, erased, or held back from erasure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,32 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
+from starlette.convertors import StringConvertor, register_url_convertor
 
-from service.api.auth import caller_of, needs
+from service.api.auth import CallerOf, caller_of, needs
 from service.api.evidence import steward_of
+from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.errors import InvalidRequest
 from service.exporting import Exports
 from service.ledger.entries import LONGEST_TEXT
+from service.ledger.erasing import Hold
+from service.ledger.naming import normal
 
 LONGEST_REASON = 500
+NO_REASON = "none was given"
+"""The reason that is recorded of an erasure which names none."""
+
+
+class _AnyText(StringConvertor):
+    """Of a path: whatever stands there. Names may hold slashes, and old ones line breaks."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _AnyText())
 
 
 def _examples(reason: str) -> dict[str, Any]:
@@ -27,45 +42,80 @@ def _examples(reason: str) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
 
 
-router = APIRouter(
+acting = APIRouter(
     route_class=StrictRoute,
     tags=["People"],
     responses=answers(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
 )
+reading = APIRouter(tags=["People"], responses=answers(401, 403, 404, 422, 503))
+routers = (acting, reading)
 
 
 class ReasonBody(Strict):
     """Why. It stays in the log for good, so it must not say who the person is."""
 
-    reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
+    reason: Annotated[str, Field(max_length=LONGEST_REASON, description="why it is done")] = ""
 
 
 class HoldBody(Strict):
     """Why the data must be kept: whoever asks for erasure meanwhile is told. It must not say who the person is."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON)]
+    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON, description="why it must be kept")]
 
 
 class ErasedReply(BaseModel):
     """So many records lost their personal part, and so many rows of jobs that waited to be explained what they held,
-    by the event at place `tombstone` of the log."""
+    by the event at place `tombstone` of the log. So many exports had been asked for by the name, and forgot it."""
 
-    records: int
-    job_rows: int
-    tombstone: int
+    records: int = Field(description="records whose personal part was erased")
+    job_rows: int = Field(description="rows of jobs that were not explained yet")
+    exports: int = Field(description="exports that had been asked for by the name, and forgot it")
+    tombstone: int = Field(description="the row of the log that says so")
 
 
-class HoldReply(BaseModel):
+class HoldItem(BaseModel):
     """The hold; `subject` is the token by which the log knows the person."""
 
-    subject: str
-    by: str
-    reason: str
-    created: int
+    subject: str = Field(description="the token by which the log knows the person")
+    by: str = Field(description="the id of a key, or an operator at the command line")
+    reason: str = Field(description="why the data must be kept")
+    created: int = Field(description="microseconds since the epoch, UTC")
 
 
-@router.post(
-    "/v1/subjects/{subject:path}:erase",
+class ReleasedReply(BaseModel):
+    """The hold has ended."""
+
+    released: bool = Field(description="true")
+
+
+class HoldReply(HoldItem):
+    """The hold, and what it is on so far; 0 of a person whom nobody has named yet, or of a name that is misspelt."""
+
+    explanations: int = Field(description="explanations on record")
+    job_rows: int = Field(description="rows of jobs that wait to be explained")
+
+
+class KeptReply(BaseModel):
+    """What an erasure would destroy: explanations, and rows of jobs that wait to be explained."""
+
+    explanations: int = Field(description="explanations on record")
+    job_rows: int = Field(description="rows of jobs that wait to be explained")
+    hold: HoldItem | None = Field(description="the legal hold in force, which forbids to erase it")
+
+
+@reading.get("/v1/subjects/{subject:text}:count", responses={200: {"model": KeptReply}})
+@needs("ledger:read")
+async def count_subject(request: Request, subject: str, caller: CallerOf) -> Response:
+    """How much is kept of the person, before it is held or erased. However a name is spelt in Unicode, it is one."""
+    kept = await steward_of(request).kept_of(caller.tenant, _known(subject))
+    about = kept.tokens[0] if kept.tokens else None
+    await record_lookup(request, caller, about, {"action": "subject"})
+    hold = None if kept.hold is None else _held(kept.hold)
+    return _json({"explanations": kept.explanations, "job_rows": kept.job_rows, "hold": hold})
+
+
+@acting.post(
+    "/v1/subjects/{subject:text}:erase",
     responses={200: {"model": ErasedReply}},
     openapi_extra=_examples("asked for by the person"),
 )
@@ -76,14 +126,16 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     The tenant's files of earlier exports are withdrawn. Rows of jobs with the person's input end, unexplained.
     """
     caller = caller_of(request)
-    erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, body.reason)
+    reason = body.reason or NO_REASON
+    erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, reason)
     exports: Exports = request.app.state.exports
     await asyncio.to_thread(exports.sweep)
-    return _json({"records": erased.records, "job_rows": erased.job_rows, "tombstone": erased.tombstone})
+    counts = {"records": erased.records, "job_rows": erased.job_rows, "exports": erased.exports}
+    return _json({**counts, "tombstone": erased.tombstone})
 
 
-@router.post(
-    "/v1/subjects/{subject:path}:hold",
+@acting.post(
+    "/v1/subjects/{subject:text}:hold",
     responses={200: {"model": HoldReply}},
     openapi_extra=_examples("case 2026-118"),
 )
@@ -91,13 +143,15 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
 async def hold_subject(request: Request, subject: str, body: HoldBody) -> Response:
     """Puts a legal hold on the person's data: neither erasure nor retention touches it until it is released."""
     caller = caller_of(request)
-    hold = await steward_of(request).hold(caller.tenant, _known(subject), caller.key_id, body.reason)
-    return _json({"subject": hold.token, "by": hold.by, "reason": hold.reason, "created": hold.created})
+    steward, name = steward_of(request), _known(subject)
+    hold = await steward.hold(caller.tenant, name, caller.key_id, body.reason)
+    kept = await steward.kept_of(caller.tenant, name)
+    return _json({**_held(hold), "explanations": kept.explanations, "job_rows": kept.job_rows})
 
 
-@router.post(
-    "/v1/subjects/{subject:path}:release",
-    responses={200: {"description": "Released."}},
+@acting.post(
+    "/v1/subjects/{subject:text}:release",
+    responses={200: {"model": ReleasedReply}},
     openapi_extra=_examples("case 2026-118 is closed"),
 )
 @needs("ledger:write")
@@ -109,9 +163,14 @@ async def release_subject(request: Request, subject: str, body: ReasonBody = Rea
 
 
 def _known(subject: str) -> str:
-    if not subject or len(subject) > LONGEST_TEXT or "\0" in subject:
-        raise InvalidRequest(f"a subject has 1 to {LONGEST_TEXT} characters")
+    """A name that something may be recorded under, also one that is refused by now. Raises InvalidRequest."""
+    if len(normal(subject)) > LONGEST_TEXT:
+        raise InvalidRequest(f"a subject has at most {LONGEST_TEXT} characters")
     return subject
+
+
+def _held(hold: Hold) -> dict[str, Any]:
+    return {"subject": hold.token, "by": hold.by, "reason": hold.reason, "created": hold.created}
 
 
 def _json(content: dict[str, Any]) -> Response:

@@ -65,7 +65,7 @@ def _tell(scope: Scope, status: int, began: float, ended: float) -> None:
     if log is None and tracing is None:
         return
     spent: Spent = seen.get("spent", NOTHING)
-    route = getattr(scope.get("route"), "path", UNKNOWN)
+    route = getattr(scope.get("route"), "path_format", UNKNOWN)
     if log is not None:
         request_id = seen.get("request_id", "")
         log.add(RequestLine(request_id, scope["method"], route, status, model, method, spent, ended - began))

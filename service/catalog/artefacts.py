@@ -13,6 +13,7 @@ from safetensors.numpy import load
 
 from service.catalog.manifest import BaselineSet, Manifest
 from service.catalog.tables import TabularInputs
+from service.domain import RowType
 from service.errors import CatalogError
 
 
@@ -34,8 +35,20 @@ def read_verified(folder: Path, file: str, sha256: str) -> bytes:
     return content
 
 
-def read_baseline_rows(folder: Path, manifest: Manifest, baseline: BaselineSet) -> NDArray[np.float32]:
-    """The rows [size, columns] of a baseline set, flat, checked against the shape of the manifest's inputs."""
+def stored_rows(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Rows as files have them: in float32 where that holds them exactly, else in float64."""
+    with np.errstate(over="ignore"):
+        single = rows.astype(np.float32)
+    return np.ascontiguousarray(single if (single == rows).all() else rows)
+
+
+def read_baseline_rows(
+    folder: Path, manifest: Manifest, baseline: BaselineSet, row_type: RowType | None = None
+) -> NDArray[np.floating]:
+    """The rows [size, columns] of a baseline set, flat, checked against the shape of the manifest's inputs.
+
+    As they are stored, or as the model takes them, in its `row_type`.
+    """
     content = read_verified(folder, baseline.file, baseline.sha256)
     try:
         rows = load(content)["rows"]
@@ -44,14 +57,18 @@ def read_baseline_rows(folder: Path, manifest: Manifest, baseline: BaselineSet) 
     expected = (baseline.size, prod(manifest.inputs.shape))
     if rows.shape != expected:
         raise CatalogError(f"{baseline.file} has shape {list(rows.shape)}, the manifest says {list(expected)}")
-    if rows.dtype != np.float32 or not np.isfinite(rows).all():
-        raise CatalogError(f"{baseline.file} must hold finite float32 values")
+    is_real = rows.dtype in (np.float32, np.float64)
+    if is_real and row_type is not None:
+        with np.errstate(over="ignore"):
+            rows = rows.astype(row_type)
+    if not (is_real and np.isfinite(rows).all()):
+        raise CatalogError(f"{baseline.file} must hold finite values, in float32 or in float64")
     if isinstance(manifest.inputs, TabularInputs):
         _check_categories(manifest.inputs, baseline, rows)
     return rows
 
 
-def _check_categories(inputs: TabularInputs, baseline: BaselineSet, rows: NDArray[np.float32]) -> None:
+def _check_categories(inputs: TabularInputs, baseline: BaselineSet, rows: NDArray[np.floating]) -> None:
     """Raises CatalogError for a category that is none: each is its place among the feature's."""
     for feature, values in zip(inputs.features, rows.T, strict=True):
         places = np.rint(values)

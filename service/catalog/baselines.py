@@ -21,7 +21,8 @@ import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from service.catalog.manifest import NAME, BaselineSet, Manifest, TabularInputs
+from service.catalog.artefacts import stored_rows
+from service.catalog.manifest import MASKED, NAME, BaselineSet, Manifest, TabularInputs, TokenInputs
 from service.domain import ModelKey
 from service.errors import InvalidRequest
 
@@ -98,15 +99,19 @@ class KeptSets:
         return tuple(sorted(self._read(model), key=lambda one: (one.created, one.name, int(one.version))))
 
     def keep(
-        self, key: ModelKey, manifest: Manifest, name: str, rows: NDArray[np.float32], description: str
+        self, key: ModelKey, manifest: Manifest, name: str, rows: NDArray[np.floating], description: str
     ) -> KeptSet:
         """Keeps the rows [size, columns] as the next version of the set. Raises InvalidRequest, OSError."""
         refuse_name(name)
+        if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
+            raise InvalidRequest(
+                f"{MASKED}; name the baseline `mask`, or send another text of as many tokens with each"
+            )
         if not 1 <= len(rows) <= MOST_ROWS:
             raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
         place = self.place(key.name)
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = save({"rows": np.ascontiguousarray(rows, dtype=np.float32)})
+        content = save({"rows": stored_rows(rows)})
         sha256 = hashlib.sha256(content).hexdigest()
         _write(place / _file(sha256), content)
         listed = [one.version for one in manifest.baselines if one.name == name]

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import helper
+from onnx import NodeProto, helper
 from torch import Tensor
 from torch.nn import functional
 
-from service.catalog.conversion import ROWS_TOGETHER, Function, Node, carries_on, converts
+from service.catalog.conversion import ROWS_TOGETHER, Function, Node, carries_on, converts, rewrites
+from service.catalog.undifferentiable import TRAINING
 
 MICROSOFT, ML = "com_microsoft", "ai_onnx_ml"
 """ONNX Runtime's own domain, and that of classical models."""
@@ -20,6 +21,20 @@ MICROSOFT, ML = "com_microsoft", "ai_onnx_ml"
 carries_on("Acos", "Asin", "Atan", "Cos", "Sin", "Tan", "Round", "IsInf", "IsNaN", "Mod", "Einsum")
 carries_on("Elu", "Celu", "Selu", "HardSwish", "HardSigmoid", "Softplus", "Softsign")
 carries_on("Equal", "GreaterOrEqual", "LessOrEqual", "InstanceNormalization")
+carries_on("Gemm", "Abs", "Ceil", "Concat", "Exp", "Floor", "Greater", "Less", "Log", "Relu", "Tanh")
+
+
+@rewrites("BatchNormalization")
+def _batch_norm(node: Node) -> NodeProto:
+    """Without what older versions say besides: `spatial` is one where there is a mean for each channel."""
+    if not node.option("spatial", 1):
+        raise node.error("is only converted with a mean for each channel, and not for each element (spatial = 0)")
+    result = NodeProto()
+    result.CopyFrom(node.proto)
+    del result.attribute[:]
+    result.attribute.extend(one for one in node.proto.attribute if one.name == "epsilon")
+    return result
+
 
 SINGLE: dict[str, Callable[[Tensor], Tensor]] = {
     "Sinh": torch.sinh,
@@ -64,6 +79,9 @@ def _same(_: Node) -> Function:
 
 @converts("Dropout")
 def _dropout(node: Node) -> Function:
+    share, is_training = node.array(1), node.array(2)
+    if is_training is not None and is_training.item() and (share is None or share.item() > 0):
+        raise node.error(TRAINING)
     if len(node.proto.output) == 1:
         return lambda tensor: tensor
     return lambda tensor: (tensor, torch.ones_like(tensor, dtype=torch.bool))
@@ -131,7 +149,18 @@ def _fused_matmul(node: Node) -> Function:
 @converts("LayerNormalization", tensors=3)
 def _layer_norm(node: Node) -> Function:
     shape, epsilon = node.sizes(node.option("axis", -1)), node.option("epsilon", 1e-5)
-    return lambda tensor, scale=None, bias=None: functional.layer_norm(tensor, shape, scale, bias, epsilon)
+    if len(node.proto.output) == 1:
+        return lambda tensor, scale=None, bias=None: functional.layer_norm(tensor, shape, scale, bias, epsilon)
+    axes = tuple(range(-len(shape), 0))
+
+    def with_moments(tensor: Tensor, scale: Tensor | None = None, bias: Tensor | None = None) -> Any:
+        """And the mean, and one over the deviation, as ONNX has them for whoever trains."""
+        mean = torch.mean(tensor, axes, keepdim=True)
+        variance = torch.mean(torch.square(tensor - mean), axes, keepdim=True)
+        normal = functional.layer_norm(tensor, shape, scale, bias, epsilon)
+        return normal, mean, torch.rsqrt(variance + epsilon)
+
+    return with_moments
 
 
 @converts("SkipLayerNormalization", domain=MICROSOFT, tensors=2)

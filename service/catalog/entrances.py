@@ -26,15 +26,17 @@ class Entrance:
     element_type: int = TensorProto.FLOAT
 
 
-def with_one_input(model: ModelProto, entrances: Sequence[Entrance], columns: int) -> ModelProto:
-    """The graph with the input `ROW` [rows, columns], which all entrances are parts of."""
+def with_one_input(
+    model: ModelProto, entrances: Sequence[Entrance], columns: int, element_type: int = TensorProto.FLOAT
+) -> ModelProto:
+    """The graph with the input `ROW` [rows, columns] of this element type, which all entrances are parts of."""
     nodes, constants = [], []
     for number, entrance in enumerate(entrances):
         own, known = _reading(entrance, f"{ROW}.{number}")
         nodes += own
         constants += known
     replaced = {entrance.tensor for entrance in entrances}
-    given = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", columns])
+    given = helper.make_tensor_value_info(ROW, element_type, ["rows", columns])
     return _rewritten(model, replaced, [given], nodes, constants)
 
 
@@ -53,7 +55,9 @@ def with_tokens_embedded(
     nodes = [
         _node("Gather", [ROW, f"{ROW}.places"], embedded, axis=2),
         _node("Gather", [ROW, f"{ROW}.place"], f"{ROW}.masks", axis=2),
-        _node("Reshape", [f"{ROW}.masks", f"{ROW}.flat"], f"{ROW}.mask"),
+        _node("Reshape", [f"{ROW}.masks", f"{ROW}.flat"], f"{ROW}.flat mask"),
+        # No gradient goes this way: nobody asks for it, and that of a logarithm of the mask is infinite.
+        _node("Cast", [f"{ROW}.flat mask"], f"{ROW}.mask", to=TensorProto.INT64),
         _node("Shape", [f"{ROW}.mask"], f"{ROW}.shape"),
     ]
     for name, (kind, element_type) in side.items():

@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 from service.catalog.encodings import one_hot
 from service.catalog.inputs import ImageInputs, Inputs, SideInput, TokenInputs
 from service.catalog.tables import Feature, TabularInputs
+from service.domain import DOUBLE, SINGLE, RowType
 from service.errors import CatalogError
 
 Array = NDArray[Any]
 Feeds = Callable[[Array], dict[str, Array]]
 """From rows [n, columns], flat, to what each input of the graph is given."""
+
+LARGEST_WHOLE = 2**24
+"""Up to here float32 holds every whole number."""
 
 TYPES: Mapping[str, Any] = {
     "tensor(float)": np.float32,
@@ -83,12 +87,31 @@ def feeds_of(inputs: Inputs, given: Mapping[str, GraphInput]) -> Feeds:
     match inputs:
         case TabularInputs():
             _compare(inputs.tensors, given)
-            return _table_feeds(inputs, given)
+            feeds = _table_feeds(inputs, given)
+            feeds(np.zeros((1, len(inputs.features)), np.float32))  # whether the graph takes so many columns
+            return feeds
         case TokenInputs():
             _compare([inputs.tensor, *inputs.side], given)
             return _token_feeds(inputs, given)
     _compare([inputs.tensor], given)
     return _image_feeds(inputs, given[inputs.tensor])
+
+
+def row_type(inputs: Inputs, given: Mapping[str, GraphInput]) -> RowType:
+    """What holds the rows of a model as its graph takes them, exactly: float32, or float64 where that is too coarse.
+
+    It is for doubles, and for whole numbers beyond 2^24, such as times and identifiers.
+    """
+    if not isinstance(inputs, TabularInputs):
+        return DOUBLE if any(one.dtype is np.float64 for one in given.values()) else SINGLE
+    for tensor, numbers in inputs.tensors.items():
+        own = [inputs.features[number] for number in numbers if not inputs.features[number].categories]
+        is_coarse = given[tensor].dtype is np.float64 or (
+            not given[tensor].is_floating and any(max(map(abs, feature.range)) > LARGEST_WHOLE for feature in own)
+        )
+        if own and is_coarse:
+            return DOUBLE
+    return SINGLE
 
 
 def column_feeds(inputs: TabularInputs, given: Mapping[str, GraphInput], widths: Sequence[int]) -> Feeds:
@@ -118,6 +141,10 @@ def _compare(named: Iterable[str], given: Mapping[str, GraphInput]) -> None:
 
 
 def _image_feeds(inputs: ImageInputs, given: GraphInput) -> Feeds:
+    expected = len(given.shape), *(own or size for own, size in zip(given.shape, inputs.shape, strict=False))
+    if (len(inputs.shape), *inputs.shape) != expected:
+        shape = [size or "any" for size in given.shape]
+        raise CatalogError(f"the graph's input {given.name!r} takes {shape}, the manifest says {list(inputs.shape)}")
     return lambda rows: {inputs.tensor: rows.reshape(-1, *inputs.shape).astype(given.dtype, copy=False)}
 
 
@@ -190,6 +217,7 @@ def _part(feature: Feature, number: int, given: GraphInput) -> Callable[[Array],
             raise CatalogError(
                 f"the graph's input {given.name!r} takes no fractions: say `whole: true` of {feature.name}"
             )
+        _refuse_beyond(feature, given)
         return lambda rows: np.rint(rows[:, number, None]).astype(given.dtype)
     values = feature.categories
     is_text = given.dtype is np.object_
@@ -199,3 +227,14 @@ def _part(feature: Feature, number: int, given: GraphInput) -> Callable[[Array],
         values = tuple(range(len(values)))
     known = np.array(values, dtype=given.dtype)
     return lambda rows: known[rows[:, number, None].astype(np.intp)]
+
+
+def _refuse_beyond(feature: Feature, given: GraphInput) -> None:
+    """Raises CatalogError where the range has numbers that the graph's type has not: they would wrap around."""
+    low, high = (0, 1) if given.dtype is np.bool_ else (np.iinfo(given.dtype).min, np.iinfo(given.dtype).max)
+    if not low <= feature.range[0] <= feature.range[1] <= high:
+        name = np.dtype(given.dtype).name
+        raise CatalogError(
+            f"the graph's input {given.name!r} is {name}, from {low} to {high}, and the range of {feature.name} goes "
+            "beyond"
+        )

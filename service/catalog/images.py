@@ -1,8 +1,9 @@
 """PNG and JPEG files as the pixels that a model takes.
 
-What is done to an image is declared in the manifest and so part of the version's digest. Headers are read before
-pixels: a file that says it is larger than `MOST_PIXELS` is refused before anything is decompressed. Transparency is
-dropped where the model has no channel for it.
+What is done to an image is declared in the manifest and so part of the version's digest, and `described` says it in a
+sentence. Headers are read before pixels: a file that says it is larger than `MOST_PIXELS` is refused before anything is
+decompressed. What would be lost in silence is refused: more than 8 bits a channel, and transparency where the model has
+no channel for it and the manifest no `background`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import struct
 import warnings
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,43 @@ FORMATS = ("PNG", "JPEG")
 MOST_PIXELS = 4_000_000
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+COLOURS = {1: "made grey (ITU-R 601 luma)", 3: "made RGB", 4: "made RGBA"}
+BITS = 24
+"""Where a PNG file says how many bits a channel has: its first chunk has a fixed place. Pillow reads 16 as 8."""
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, TypeError, KeyError, IndexError)
+"""What Pillow raises for files whose pixels or EXIF cannot be read; a broken PNG chunk is its SyntaxError."""
+
+
+def described(inputs: ImageInputs) -> str:
+    """What becomes of an image file, for whoever sends one."""
+    channels = inputs.shape[0]
+    if not inputs.takes_files:
+        return "not taken: how their pixels become the model's numbers is not known; images are nested lists"
+    if channels not in MODES:
+        return f"not taken: none has {channels} channels; images are nested lists"
+    steps = ["PNG or JPEG, 8 bits a channel", "turned as its EXIF orientation says", COLOURS[channels]]
+    steps.append("without colour profiles")
+    if channels != len("RGBA"):
+        ground = None if inputs.background is None else ", ".join(map(str, inputs.background))
+        steps.append("transparent ones refused" if ground is None else f"laid over {ground} where it is transparent")
+    _, height, width = inputs.shape
+    if inputs.shorter_side is not None:
+        steps.append(f"its shorter side made {inputs.shorter_side} pixels ({inputs.resize})")
+        steps.append(f"the middle {width} by {height} cut out")
+    else:
+        is_fixed = inputs.resize == "none"
+        steps.append(f"{width} by {height} pixels" + (" or refused" if is_fixed else f", made so ({inputs.resize})"))
+    if inputs.normalise is not None:
+        mean, deviation = (
+            [f"{value:.6g}" for value in own] for own in (inputs.normalise.mean, inputs.normalise.deviation)
+        )
+        steps.append(
+            f"then (value / 255 - mean) / deviation, with mean {', '.join(mean)}; deviation {', '.join(deviation)}"
+        )
+    else:
+        low, high = inputs.range
+        steps.append(f"then 0 to 255 stretched over the range {low:g} to {high:g}, for the manifest has no `normalise`")
+    return "; ".join(steps)
 
 
 def decode(inputs: ImageInputs, content: str) -> Floats:
@@ -33,54 +72,76 @@ def decode(inputs: ImageInputs, content: str) -> Floats:
 
     Raises InvalidRequest for what is no such file, too large, or of another size where the manifest allows no resizing.
     """
+    if not inputs.takes_files:
+        raise InvalidRequest(
+            "the manifest does not say how an image file becomes the model's numbers; send nested lists"
+        )
     try:
         file = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest("image must be the base64 of a PNG or JPEG file") from error
-    return _in_units(inputs, _pixels(inputs, _opened(file)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a large file, where the limit here is the lower one, and of spoilt EXIF
+        return _in_units(inputs, _pixels(inputs, _opened(file)))
 
 
 def _opened(file: bytes) -> Image:
     from PIL import Image, UnidentifiedImageError  # the front starts without it
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one
-            image = Image.open(io.BytesIO(file), formats=FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        image = Image.open(io.BytesIO(file), formats=FORMATS)
+    except (UnidentifiedImageError, Image.DecompressionBombError, *DAMAGED) as error:
         raise InvalidRequest("image must be the base64 of a PNG or JPEG file") from error
     if image.width * image.height > MOST_PIXELS:
         raise InvalidRequest(f"the image has {image.width} by {image.height} pixels, over {MOST_PIXELS} in all")
-    if image.mode not in EIGHT_BIT_MODES:
+    if image.mode not in EIGHT_BIT_MODES or (image.format == "PNG" and file[BITS] > 8):
         raise InvalidRequest("the image has more than 8 bits a channel; convert it first, as it was for the model")
     return image
 
 
 def _pixels(inputs: ImageInputs, image: Image) -> Floats:
     """Values from 0 to 255, [channels, height, width]."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     channels, height, width = inputs.shape
+    if channels not in MODES:
+        raise InvalidRequest(f"an image file has no {channels} channels; send nested lists")
+    try:
+        image = _opaque(inputs, ImageOps.exif_transpose(image)).convert(MODES[channels])
+    except DAMAGED as error:
+        raise InvalidRequest("the image file is damaged") from error
     if inputs.resize == "none" and image.size != (width, height):
         raise InvalidRequest(
             f"the image is {image.width} by {image.height} pixels, the model takes {width} by {height}"
         )
-    if channels not in MODES:
-        raise InvalidRequest(f"an image file has no {channels} channels; send nested lists")
-    try:
-        image = image.convert(MODES[channels])
-        way = None if inputs.resize == "none" else Image.Resampling[inputs.resize.upper()]
-        if inputs.shorter_side is not None:
-            size = _scaled(image.size, inputs.shorter_side)
-            if size[0] * size[1] > MOST_PIXELS:
-                raise InvalidRequest(f"the image is too long, {image.width} by {image.height} pixels")
-            image = _middle(image.resize(size, way), width, height)
-        elif image.size != (width, height):
-            image = image.resize((width, height), way)
-    except (OSError, ValueError, SyntaxError) as error:  # PIL's word for a broken PNG chunk is SyntaxError
-        raise InvalidRequest("the image file is damaged") from error
+    way = None if inputs.resize == "none" else Image.Resampling[inputs.resize.upper()]
+    if inputs.shorter_side is not None:
+        size = _scaled(image.size, inputs.shorter_side)
+        if size[0] * size[1] > MOST_PIXELS:
+            raise InvalidRequest(f"the image is too long, {image.width} by {image.height} pixels")
+        image = _middle(image.resize(size, way), width, height)
+    elif image.size != (width, height):
+        image = image.resize((width, height), way)
     values = np.asarray(image, dtype=np.float64).reshape(height, width, channels)
     return values.transpose(2, 0, 1)
+
+
+def _opaque(inputs: ImageInputs, image: Image) -> Image:
+    """The image without transparency, unless the model has a channel for it."""
+    from PIL import Image
+
+    if inputs.shape[0] == len("RGBA") or not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema()[0] == 255:
+        return image.convert("RGB")
+    if inputs.background is None:
+        raise InvalidRequest(
+            "the image is transparent in places, and what lies behind it is not said; lay it over the background that "
+            "the model was trained on first"
+        )
+    ground = inputs.background if len(inputs.background) == 3 else inputs.background * 3
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image).convert("RGB")
 
 
 def _scaled(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:

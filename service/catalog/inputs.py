@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from service.catalog.formats import RelativePath, Sha256
-from service.catalog.tables import TabularInputs
+from service.catalog.tables import TabularInputs, check_range
 
 
 class _Frozen(BaseModel):
@@ -36,8 +36,10 @@ class ImageInputs(_Frozen):
     """An image: a float tensor of `shape` (channels, height, width) with values in `range`, inclusive, in `unit`.
 
     Files are resized as `resize` says (`none`: files of another size are refused), and either normalised or stretched
-    over the range. With `shorter_side` only that side is resized to so many pixels, and the middle is cut out. Nested
-    lists are taken as they are.
+    over the range. With `shorter_side` only that side is resized to so many pixels, and the middle is cut out.
+    `background`, from 0 to 255 a channel, is what lies behind a transparent file; without it such files are refused.
+    Where it is not known how a file becomes the model's numbers, it `takes_files` not. Nested lists are taken as they
+    are.
     """
 
     kind: Literal["image"]
@@ -48,12 +50,19 @@ class ImageInputs(_Frozen):
     resize: Literal["none", "nearest", "bilinear", "bicubic"] = "none"
     shorter_side: PositiveInt | None = None
     normalise: Normalisation | None = None
+    background: tuple[Annotated[int, Field(ge=0, le=255)], ...] | None = None
+    takes_files: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> ImageInputs:
+        check_range("pixels", self.range)
+        if self.range[0] == self.range[1]:
+            raise ValueError("the range of pixels has two different ends")
         channels = {self.shape[0]}
         if self.normalise and {len(self.normalise.mean), len(self.normalise.deviation)} != channels:
             raise ValueError("normalise has one mean and one deviation a channel")
+        if self.background is not None and (len(self.background) not in channels or len(self.background) not in (1, 3)):
+            raise ValueError("background has one number a channel, of one channel or three")
         if self.shorter_side is not None and (self.resize == "none" or self.shorter_side < max(self.shape[1:])):
             raise ValueError("shorter_side needs a way to resize, and is no less than what is cut out of the image")
         return self

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 from service.catalog.images import decode
 from service.catalog.inputs import ImageInputs, TokenInputs
 from service.catalog.manifest import Manifest
+from service.catalog.nearest import Searches
 from service.catalog.sequences import Spans, TextTokenizer, read_sequence
-from service.catalog.tables import Category, Feature, TabularInputs
-from service.errors import InvalidRequest
+from service.catalog.table_rows import read_row
+from service.catalog.tables import Category, TabularInputs
+from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 Row = tuple[float, ...]
 
@@ -27,12 +29,18 @@ def read_instance(manifest: Manifest, instance: object, tokenizer: TextTokenizer
 
 
 def read_with_spans(
-    manifest: Manifest, instance: object, tokenizer: TextTokenizer | None = None
+    manifest: Manifest,
+    instance: object,
+    tokenizer: TextTokenizer | None = None,
+    searches: Searches | None = None,
 ) -> tuple[Row, Spans | None]:
-    """As `read_instance`, and where in a text or a file the tokens are."""
+    """As `read_instance`, and where in a text or a file the tokens are.
+
+    `searches` are those for names that were meant, which all instances of a request share.
+    """
     match manifest.inputs:
         case TabularInputs():
-            return _table_row(manifest.inputs, instance), None
+            return read_row(manifest.inputs, instance, searches or Searches()), None
         case ImageInputs():
             return _pixels(manifest.inputs, instance), None
         case TokenInputs():
@@ -40,68 +48,39 @@ def read_with_spans(
             return read.tokens, read.spans
 
 
-def known(what: str, names: Iterable[object]) -> str:
-    """What may be asked for, as an error says it."""
-    listed_names = ", ".join(str(name) for name in names)
-    return f"the {what} are {listed_names}" if listed_names else f"there are no {what}"
+def read_instances(
+    manifest: Manifest,
+    instances: Sequence[object],
+    tokenizer: TextTokenizer | None = None,
+    *,
+    called: str = "instance",
+    pointer: str = "/instances",
+) -> Iterator[tuple[Row, Spans | None]]:
+    """The rows of a list of instances, and their spans, as far as all are right.
 
-
-def _table_row(inputs: TabularInputs, instance: object) -> Row:
-    features = inputs.features
-    if isinstance(instance, Mapping):
-        values: Sequence[object] = _by_name(inputs.names, instance)
-    elif isinstance(instance, Sequence) and not isinstance(instance, str):
-        if len(instance) != len(features):
-            raise InvalidRequest(f"the instance has {len(instance)} values, the model has {len(features)} features")
-        values = instance
-    else:
-        raise InvalidRequest("an instance is an object by feature name, or a list in feature order")
-    known_ranges = zip(features, values, inputs.ranges_of_fractions, strict=True)
-    return tuple(
-        [
-            value if type(value) is float and low <= value <= high else _number(feature, value)
-            for feature, value, (low, high) in known_ranges
-        ]
-    )
-
-
-def _by_name(names: Sequence[str], instance: Mapping[str, object]) -> list[object]:
-    values = [instance[name] for name in names if name in instance]
-    if len(values) == len(names) == len(instance):
-        return values
-    missing = [name for name in names if name not in instance]
-    expected = set(names)
-    unknown = [name for name in instance if name not in expected]
-    hint = _did_you_mean(unknown, missing or names)
-    if missing:
-        also = f"; not known: {_listed(unknown)}" if unknown else ""
-        raise InvalidRequest(f"missing: {_listed(missing)}{also}{hint}")
-    raise InvalidRequest(f"the model has no feature {_listed(unknown)}{hint}")
-
-
-def _number(feature: Feature, value: object) -> float:
-    if value is None and feature.imputed is not None:
-        return feature.imputed
-    if feature.categories:
-        return _place(feature, value)
-    if type(value) is not float and type(value) is not int:
-        wanted = "a number" if feature.missing is None else "a number or null"
-        raise InvalidRequest(f"{feature.name} must be {wanted}")
-    low, high = feature.range
-    if not low <= value <= high:
-        unit = "" if feature.unit == "1" else f" ({feature.unit})"
-        raise InvalidRequest(f"{feature.name} is {value:g}, outside its range from {low:g} to {high:g}{unit}")
-    if feature.whole and value != int(value):
-        raise InvalidRequest(f"{feature.name} is {value:g}; it must be a whole number")
-    return float(value)
-
-
-def _place(feature: Feature, value: object) -> float:
-    """The place of a category; of text or a whole number, as the manifest has it."""
-    if type(value) in (str, int) and value in feature.places:
-        return float(feature.places[value])
-    null = "" if feature.missing is None else ", or null"
-    raise InvalidRequest(f"{feature.name} must be one of {_listed(feature.categories, most=20)}{null}")
+    After the last raises InvalidRequest with the faults of all that are wrong, `MOST_FAULTS` at most; the list is at
+    `pointer` in the body, and each of it is `called` so and numbered, where it is.
+    """
+    refusals: list[InvalidRequest] = []
+    searches = Searches()
+    told = 0
+    for number, instance in enumerate(instances):
+        try:
+            read = read_with_spans(manifest, instance, tokenizer, searches)
+        except InvalidRequest as error:
+            named = f"{called} {number}" if called else ""
+            refusals.append(error.under(f"{pointer}/{number}", named))
+            told += len(refusals[-1].faults)
+            if told >= MOST_FAULTS:
+                break
+        else:
+            if not refusals:
+                yield read
+    if not refusals:
+        return
+    others = told - len(refusals[0].faults)
+    also = f"; {others} more faults are listed in `errors`" if others else ""
+    raise InvalidRequest(f"{refusals[0]}{also}", *[fault for one in refusals for fault in one.faults][:MOST_FAULTS])
 
 
 def shown_row(manifest: Manifest, row: Row) -> dict[str, Category | float] | Row:
@@ -114,43 +93,43 @@ def shown_row(manifest: Manifest, row: Row) -> dict[str, Category | float] | Row
     return {feature.name: feature.shown(value) for feature, value in zip(inputs.features, row, strict=True)}
 
 
-def _did_you_mean(unknown: Sequence[str], names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(unknown[0][:64], list(names), 1) if unknown else []
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _listed(names: Sequence[str | int], most: int = 5) -> str:
-    shown = ", ".join(str(name)[:64] for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
 def _pixels(inputs: ImageInputs, instance: object) -> Row:
     channels, height, width = inputs.shape
+    shape: tuple[int, ...] = inputs.shape
     nested = instance
     if isinstance(instance, Mapping) and set(instance) == {"image"} and isinstance(instance["image"], str):
         nested = decode(inputs, instance["image"]).tolist()
     if channels == 1 and isinstance(nested, Sequence) and len(nested) == height and height != 1:
-        nested = [nested]
-    values = tuple(_leaves(nested, inputs.shape))
+        shape = (height, width)
+    values = tuple(_leaves(nested, shape))
     low, high = inputs.range
-    for at, value in enumerate(values):
-        if not low <= value <= high:
-            row, column = divmod(at % (height * width), width)
-            raise InvalidRequest(
-                f"the pixel in row {row}, column {column} is {value:g}, outside the range from {low:g} to {high:g}"
-            )
-    return values
+    if min(values) >= low and max(values) <= high:
+        return values
+    wrong = (
+        Fault(Kind.OUT_OF_RANGE, *_pixel(at, shape, value, low, high))
+        for at, value in enumerate(values)
+        if not low <= value <= high
+    )
+    faults = [*islice(wrong, MOST_FAULTS)]
+    raise InvalidRequest(faults[0].detail, *faults)
 
 
-def _leaves(nested: object, shape: tuple[int, ...]) -> Iterator[float]:
+def _pixel(at: int, shape: tuple[int, ...], value: float, low: float, high: float) -> tuple[str, str]:
+    """Where the value at place `at` stands in nested lists, and why it is refused."""
+    row, column = divmod(at % (shape[-2] * shape[-1]), shape[-1])
+    channel = (at // (shape[-2] * shape[-1]),) if len(shape) == 3 else ()
+    detail = f"the pixel in row {row}, column {column} is {value:g}, outside the range from {low:g} to {high:g}"
+    return pointer_to(*channel, row, column), detail
+
+
+def _leaves(nested: object, shape: tuple[int, ...], place: tuple[int, ...] = ()) -> Iterator[float]:
     if not isinstance(nested, Sequence) or isinstance(nested, str) or len(nested) != shape[0]:
-        raise InvalidRequest(
-            "an image is nested lists by channel, row and column, as the model's shape says, or a file in `image`"
-        )
-    for item in nested:
+        detail = "an image is nested lists by channel, row and column, as the model's shape says, or a file in `image`"
+        raise invalid(Kind.WRONG_INSTANCE, pointer_to(*place), detail)
+    for at, item in enumerate(nested):
         if len(shape) > 1:
-            yield from _leaves(item, shape[1:])
+            yield from _leaves(item, shape[1:], (*place, at))
         elif type(item) is float or type(item) is int:
             yield float(item)
         else:
-            raise InvalidRequest("every pixel must be a number")
+            raise invalid(Kind.NOT_A_NUMBER, pointer_to(*place, at), "every pixel must be a number")

@@ -126,9 +126,9 @@ def _check(inputs: TabularInputs, features: Sequence[int], lookups: Sequence[Loo
             raise CatalogError(f"{lookup.tensor!r} is more than the encoding of {inputs.names[lookup.feature]}")
 
 
-def _first_row(inputs: TabularInputs) -> NDArray[np.float32]:
+def _first_row(inputs: TabularInputs) -> Floats:
     """The least value of every number, the first of every category."""
-    return np.array(inputs.bounds[0], dtype=np.float32)
+    return np.array(inputs.bounds[0])
 
 
 def _is_encoded(model: ModelProto, inputs: TabularInputs, tensor: str) -> bool:

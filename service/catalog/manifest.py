@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs import ImageInputs, Inputs, TokenInputs
+from service.catalog.plain_yaml import read_yaml
+from service.catalog.refusals import fields
 from service.catalog.rules import Review
 from service.catalog.tables import Category, Feature, Reason, TabularInputs
 from service.domain import ModelKey, OutputSpace
@@ -21,6 +23,7 @@ from service.errors import CatalogError
 __all__ = [
     "MASK",
     "NAME",
+    "PREDICTED",
     "ZEROS",
     "BaselineSet",
     "Defaults",
@@ -42,6 +45,9 @@ MASK = "mask"
 """The baseline that masks all tokens but the special ones."""
 ZEROS = "zeros"
 """The baseline of zeros; of tokens, and of tables with categories, it would be no instance."""
+PREDICTED = "predicted"
+"""The target of a request that means whatever label the model predicts; so no label can be called that."""
+MASKED = "a model that is told the padding has no baseline sets: their rows have another padding"
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -56,7 +62,7 @@ class Outputs(_Frozen):
 
     An ONNX graph's `tensors` are named by space, and the twin is cut at the logit tensor; the probability's may be left
     out where the graph has none. Other artefacts answer logits and nothing else. With `sigmoid` there is one logit, the
-    second label's; the first one's is taken to be zero, whose softmax is the same.
+    second label's, which is its log-odds; those of the first label are the negative.
     """
 
     labels: tuple[str, ...] = Field(min_length=2)
@@ -64,6 +70,22 @@ class Outputs(_Frozen):
     link: Literal["softmax", "sigmoid"]
     tensors: Mapping[OutputSpace, str] = {}
     default_space: OutputSpace = OutputSpace.PROBABILITY
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Outputs:
+        twice = [label for at, label in enumerate(self.labels) if label in self.labels[:at]]
+        if twice:
+            raise ValueError(f"the label {twice[0]!r} is there twice, so no request could say which one it means")
+        if PREDICTED in self.labels:
+            raise ValueError(f"a label cannot be called {PREDICTED!r}: so a request asks for whatever is predicted")
+        if "" in self.labels:
+            raise ValueError("a label has no name")
+        return self
+
+    @property
+    def has_one_logit(self) -> bool:
+        """Whether two labels share one logit."""
+        return self.link == "sigmoid"
 
 
 class BaselineSet(_Frozen):
@@ -124,8 +146,8 @@ class Manifest(_Frozen):
             raise ValueError(f"the adverse label {self.outputs.adverse!r} is not among the labels")
         self._check_tensors()
         if isinstance(self.inputs, TokenInputs) and self.inputs.has_mask and self.baselines:
-            raise ValueError("a model that is told the padding has no baseline sets: their rows have another padding")
-        if self.outputs.link == "sigmoid" and len(self.outputs.labels) != 2:
+            raise ValueError(MASKED)
+        if self.outputs.has_one_logit and len(self.outputs.labels) != 2:
             raise ValueError("the link 'sigmoid' is between one logit and two labels")
         names = set(self.inputs.names)
         if names and not (isinstance(self.example, Mapping) and set(self.example) == names):
@@ -159,10 +181,16 @@ class Manifest(_Frozen):
         if any(given) or tensors:
             name = "inputs.tensor" if any(given) else "outputs.tensors"
             raise ValueError(f"{name} is for ONNX: an artefact in the format {form} has no names for it")
-        if self.outputs.link == "sigmoid":
+        if self.outputs.has_one_logit:
             raise ValueError(f"the link 'sigmoid' is for ONNX: an artefact in the format {form} answers two logits")
         if isinstance(self.artefact.architecture, Cnn) and not isinstance(inputs, ImageInputs):
             raise ValueError("the architecture 'cnn' takes images")
+
+
+@lru_cache(maxsize=4)
+def _parsed(content: bytes) -> Manifest:
+    """The same object for the same bytes: a check reads a manifest seven times, and 10,000 features take 3 s."""
+    return Manifest.model_validate(read_yaml(content))
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
@@ -174,10 +202,12 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
     path = folder / "manifest.yaml"
     try:
         content = path.read_bytes()
-        manifest = Manifest.model_validate(yaml.safe_load(content))
+        manifest = _parsed(content)
     except OSError as error:  # whose text would tell where the file lies
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError, RecursionError) as error:
+    except ValidationError as error:
+        raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {fields(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml names {manifest.name}@{manifest.version}")
@@ -192,9 +222,44 @@ def version_order(version: str) -> tuple[bool, int, str]:
 
 
 def find_versions(models: Path) -> list[Path]:
-    """Every version folder under `models`, by model name, then in the order of versions."""
+    """Every version folder under `models`, by model name, then in the order of versions.
+
+    Those that cannot be looked into are among them, so that reading their manifest says why. The versions of a model
+    whose own folder cannot be looked into are called `*`.
+    """
 
     def order(folder: Path) -> tuple[str, tuple[bool, int, str]]:
         return folder.parent.name, version_order(folder.name)
 
-    return sorted((path.parent for path in models.glob("*/*/manifest.yaml")), key=order)
+    return sorted((version for model in _within(models) for version in _versions_of(model)), key=order)
+
+
+def _within(models: Path) -> list[Path]:
+    try:
+        return [*models.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return [models / "*"]
+
+
+def _versions_of(model: Path) -> list[Path]:
+    try:
+        return [folder for folder in model.iterdir() if _is_version(folder)]
+    except NotADirectoryError:
+        return []
+    except OSError:
+        return [model / "*"]
+
+
+def _is_version(folder: Path) -> bool:
+    """Whether there is a manifest, or something keeps it from being found: no rights, or a link to nowhere."""
+    try:
+        (folder / "manifest.yaml").lstat()
+    except NotADirectoryError:
+        return False
+    except FileNotFoundError:
+        return folder.is_symlink() and not folder.exists()
+    except OSError:
+        pass
+    return True

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
 from service.catalog.graphs import Graph
+from service.catalog.reported import reported
 from service.errors import CatalogError
 
 Array = NDArray[Any]
@@ -97,10 +98,13 @@ def measure(graph: Graph, valued: Collection[str], shaped: Collection[str] = ())
     dtype = helper.tensor_dtype_to_np_dtype(graph.given.type.tensor_type.elem_type)
     inputs = [{graph.given.name: np.zeros((rows, *graph.shape), dtype)} for rows in ROWS]
     try:
+        # What is asked for may all come with the graph; ONNX Runtime does not run for nothing.
         session = onnxruntime.InferenceSession(model.SerializeToString(), _options(), ["CPUExecutionProvider"])
-        runs = [session.run([*computed, *shapes], given) for given in inputs]
+        runs = [session.run([*computed, *shapes], given) for given in inputs] if computed or shapes else []
     except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise CatalogError(f"ONNX Runtime cannot run the graph with {ROWS[0]} rows of zeros: {error}") from error
+        raise CatalogError(
+            f"ONNX Runtime cannot run the graph with {ROWS[0]} rows of zeros: {reported(error)}"
+        ) from error
     found = dict(zip((*computed, *shapes), zip(*runs, strict=True), strict=True))
     kept = {name: (numpy_helper.to_array(graph.constants[name]),) for name in valued if name in graph.constants}
     values = kept | {name: found[name] for name in computed}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.catalog.architectures import Activation, Architecture, Block, Cnn, Mlp
+from service.catalog.reported import reported
 from service.errors import CatalogError
 
 
@@ -117,7 +118,7 @@ def read_network(content: bytes, architecture: Architecture, shape: tuple[int, .
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CatalogError(f"not a valid safetensors file: {error}") from error
+        raise CatalogError(f"not a valid safetensors file: {reported(error)}") from error
     _check_tensors(tensors, network.state_dict(), architecture.name)
     network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(requires_grad=False)

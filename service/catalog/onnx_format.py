@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
-from service.catalog.deployed import Opened, TorchOutputs
+from service.catalog.deployed import Opened, TorchOutputs, log_odds
 from service.catalog.encodings import TableEncoding
-from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs
+from service.catalog.feeds import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs, row_type
 from service.catalog.manifest import Manifest
 from service.catalog.onnx_twins import source_of, twin_of
+from service.catalog.reported import reported
 from service.catalog.tables import TabularInputs
 from service.catalog.twins import parse_onnx
 from service.domain import OutputSpace
@@ -38,7 +39,7 @@ class OnnxArtefact:
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        self._has_one_logit = manifest.outputs.link == "sigmoid"
+        self._has_one_logit = manifest.outputs.has_one_logit
         self._logit = manifest.outputs.tensors[OutputSpace.LOGIT]
         self._probability = manifest.outputs.tensors.get(OutputSpace.PROBABILITY)
 
@@ -47,27 +48,30 @@ class OnnxArtefact:
         """The inputs of the graph."""
         return graph_inputs(self._session)
 
-    def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.float32]]:
-        """The outputs [n, labels] in every output space."""
+    def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.floating]]:
+        """The outputs [n, labels] in every output space, in the graph's own precision."""
         if self._probability is None:
             (logits,) = self._session.run([self._logit], feeds)
             logits = self._of_labels(logits)
-            return {OutputSpace.LOGIT: logits, OutputSpace.PROBABILITY: _softmax(logits)}
+            return {OutputSpace.LOGIT: self._told(logits), OutputSpace.PROBABILITY: _softmax(logits)}
         logits, probabilities = self._session.run([self._logit, self._probability], feeds)
-        logits = self._of_labels(logits)
+        logits = self._told(self._of_labels(logits))
         if self._has_one_logit and probabilities.size == len(logits):
             probabilities = np.concatenate([1 - probabilities.reshape(-1, 1), probabilities.reshape(-1, 1)], axis=1)
         return {
             OutputSpace.LOGIT: logits,
-            OutputSpace.PROBABILITY: probabilities.astype(np.float32, copy=False),
+            OutputSpace.PROBABILITY: _single_or_double(probabilities),
         }
 
-    def _of_labels(self, logits: NDArray[Any]) -> NDArray[np.float32]:
-        """[n, labels]; one logit is the second label's, with zero beside it."""
+    def _of_labels(self, logits: NDArray[Any]) -> NDArray[np.floating]:
+        """[n, labels], whose softmax the probabilities are; one logit is the second label's, with zero beside it."""
         if not self._has_one_logit:
-            return logits.astype(np.float32, copy=False)
-        one = logits.reshape(len(logits), -1).astype(np.float32)
+            return _single_or_double(logits)
+        one = _single_or_double(logits.reshape(len(logits), -1))
         return np.concatenate([np.zeros_like(one), one], axis=1)
+
+    def _told(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
+        return log_odds(logits) if self._has_one_logit else logits
 
 
 class Answering:
@@ -77,14 +81,19 @@ class Answering:
         self._artefact = artefact
         self._feeds = feeds
 
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
         return self._artefact.answers(self._feeds(rows))
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def _single_or_double(values: NDArray[Any]) -> NDArray[np.floating]:
+    """Doubles as they are, anything else in float32."""
+    return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
+
+
+def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-    probabilities: NDArray[np.float32] = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+    probabilities: NDArray[np.floating] = (exponents / exponents.sum(axis=1, keepdims=True)).astype(logits.dtype)
     return probabilities
 
 
@@ -94,20 +103,22 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     try:
         artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device)
     except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {error}") from error
+        raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     given = artefact.inputs
     feeds = feeds_of(inputs, given)
     source = source_of(graph, manifest, given, feeds)
     encoding, logit = source.encoding, manifest.outputs.tensors[OutputSpace.LOGIT]
     deployed, twin = Answering(artefact, feeds), twin_of(source, manifest).to(device)
+    own_type = row_type(inputs, given)
     worst = partial(source.worst_operator, logit, feeds)
     if not all(each.is_floating for each in given.values()):
         shape = inputs.shape if encoding is None else encoding.shape
-        return Opened(deployed, twin, encoding, TorchOutputs(twin, device, shape), worst)
+        forwards = TorchOutputs(twin, device, shape, has_one_logit=manifest.outputs.has_one_logit)
+        return Opened(deployed, twin, encoding, forwards, worst, own_type)
     if isinstance(encoding, TableEncoding) and isinstance(inputs, TabularInputs):
         columns = Answering(artefact, column_feeds(inputs, given, encoding.widths))
-        return Opened(deployed, twin, encoding, columns, worst)
-    return Opened(deployed, twin, encoding, deployed, worst)
+        return Opened(deployed, twin, encoding, columns, worst, own_type)
+    return Opened(deployed, twin, encoding, deployed, worst, own_type)
 
 
 def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from service.catalog.disagreement import worst_operator
 from service.catalog.encodings import Encoding, TokenEncoding, encoding_of, one_hot
 from service.catalog.entrances import ROW, Entrance, with_one_input, with_tokens_embedded
-from service.catalog.feeds import Feeds, GraphInput, columns_of
+from service.catalog.feeds import Feeds, GraphInput, columns_of, row_type
 from service.catalog.inputs import TokenInputs
 from service.catalog.lookups import Lookup, check_embedding, find_embedding, find_lookups
 from service.catalog.manifest import Manifest
@@ -36,10 +36,10 @@ class TwinSource:
     shape: tuple[int, ...] | None
     encoding: Encoding | None
 
-    def worst_operator(self, logit: str, feeds: Feeds, rows: NDArray[np.float32]) -> str:
+    def worst_operator(self, logit: str, feeds: Feeds, rows: NDArray[np.floating]) -> str:
         """The operator whose counterpart differs most for these rows."""
         if self.start == ROW:
-            given = rows if self.encoding is None else self.encoding(rows.astype(np.float64)).astype(np.float32)
+            given = rows if self.encoding is None else self.encoding(rows.astype(np.float64)).astype(rows.dtype)
             width = () if self.encoding is None else self.encoding.shape
             return worst_operator(self.model, ROW, logit, self.shape, given.reshape(len(rows), *(width or (-1,))))
         (given,) = feeds(rows).values()
@@ -60,11 +60,14 @@ def source_of(graph: ModelProto, manifest: Manifest, given: Mapping[str, GraphIn
 def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
     """The twin. Raises CatalogError where there is none."""
     twin = build_twin(source.model, source.start, manifest.outputs.tensors[OutputSpace.LOGIT], source.shape)
-    return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.link == "sigmoid" else twin
+    return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.has_one_logit else twin
 
 
 class _TwoLogits(nn.Module):
-    """A network with one logit, the second label's, as one with two: the first one's is zero."""
+    """A network with one logit, the second label's, as one with two of the same softmax: the first one is zero.
+
+    It is no label's log-odds: `Problem.logit_readout` says how a label's are read out of the two.
+    """
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__()
@@ -95,8 +98,9 @@ def _of_table(
     tables = [_table(inputs, number, lookups) for number in range(len(inputs.features))]
     encoding = encoding_of(inputs, tables)
     widths = encoding.widths
-    entrances = [*_of_inputs(inputs, given, widths), *_of_lookups(lookups, widths)]
-    whole = with_one_input(graph, entrances, sum(widths))
+    element_type = int(helper.np_dtype_to_tensor_dtype(np.dtype(row_type(inputs, given))))
+    entrances = [*_of_inputs(inputs, given, widths, element_type), *_of_lookups(lookups, widths)]
+    whole = with_one_input(graph, entrances, sum(widths), element_type)
     return TwinSource(whole, ROW, None, encoding if inputs.has_categories else None)
 
 
@@ -109,15 +113,18 @@ def _table(inputs: TabularInputs, number: int, lookups: Sequence[Lookup]) -> Flo
     return one_hot(feature) if feature.categories else None
 
 
-def _of_inputs(inputs: TabularInputs, given: Mapping[str, GraphInput], widths: Sequence[int]) -> Iterator[Entrance]:
-    """The graph's inputs that take numbers. Whole numbers are taken as real ones, which the graph makes of them too."""
+def _of_inputs(
+    inputs: TabularInputs, given: Mapping[str, GraphInput], widths: Sequence[int], of_row: int
+) -> Iterator[Entrance]:
+    """The graph's inputs that take numbers. Whole numbers are taken as real ones, of the row's element type, which the
+    graph makes of them too."""
     for tensor, features in inputs.tensors.items():
         own = given[tensor]
         columns = columns_of(features, widths)
         if own.is_floating:
             yield Entrance(tensor, columns, own.row(len(columns)), _element_type(own))
         elif not any(inputs.features[number].categories for number in features):
-            yield Entrance(tensor, columns, own.row(len(columns)))
+            yield Entrance(tensor, columns, own.row(len(columns)), of_row)
 
 
 def _of_lookups(lookups: Sequence[Lookup], widths: Sequence[int]) -> list[Entrance]:

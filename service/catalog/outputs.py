@@ -16,6 +16,8 @@ from service.domain import Floats, ModelKey, OutputSpace
 
 OUTPUTS = "outputs"
 """The folder of outputs in the data folder."""
+FORMAT = 2
+"""Outputs that were computed otherwise are not taken for these."""
 Outputs = Mapping[OutputSpace, Floats]
 
 
@@ -42,5 +44,5 @@ class KeptOutputs:
         part.replace(path)
 
     def _path(self, model: ModelKey, digest: str, environment: Mapping[str, str]) -> Path:
-        name = orjson.dumps([model.digest, digest, environment], option=orjson.OPT_SORT_KEYS)
+        name = orjson.dumps([FORMAT, model.digest, digest, environment], option=orjson.OPT_SORT_KEYS)
         return self._folder / f"{hashlib.sha256(name).hexdigest()[:32]}.safetensors"

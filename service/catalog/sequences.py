@@ -7,12 +7,13 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.catalog.artefacts import read_verified
 from service.catalog.inputs import Bytes, TokenInputs, Tokenizer
-from service.errors import CatalogError, InvalidRequest
+from service.errors import MOST_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Parsed
@@ -130,7 +131,10 @@ def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenize
         case {"bytes": str(content), **rest} if not rest and inputs.bytes is not None:
             return _of_file(inputs, inputs.bytes, content)
         case {"tokens": tokens, **rest} if not rest:
-            return Sequenced(_tokens(inputs, tokens))
+            try:
+                return Sequenced(_tokens(inputs, tokens))
+            except InvalidRequest as error:
+                raise error.under("/tokens") from None
         case Mapping() | str():
             raise InvalidRequest(f"an instance is {_kinds(inputs)}")
     return Sequenced(_tokens(inputs, instance))
@@ -147,9 +151,15 @@ def _tokens(inputs: TokenInputs, instance: object) -> tuple[float, ...]:
         raise InvalidRequest(f"an instance is {_kinds(inputs)}")
     if not 1 <= len(instance) <= inputs.length:
         raise InvalidRequest(f"the instance has {len(instance)} tokens; it must have from 1 to {inputs.length}")
-    for at, token in enumerate(instance):
-        if type(token) is not int or not 0 <= token < inputs.vocabulary:
-            raise InvalidRequest(f"token {at} must be a whole number from 0 to {inputs.vocabulary - 1}")
+    most = inputs.vocabulary - 1
+    wrong = (
+        Fault(Kind.OUT_OF_RANGE, pointer_to(at), f"token {at} must be a whole number from 0 to {most}")
+        for at, token in enumerate(instance)
+        if type(token) is not int or not 0 <= token <= most
+    )
+    faults = [*islice(wrong, MOST_FAULTS)]
+    if faults:
+        raise InvalidRequest(faults[0].detail, *faults)
     return _padded(instance, inputs)
 
 

@@ -1,14 +1,37 @@
-"""How large a twin is: the sizes of all tensors on the way from one row to its logits."""
+"""What a twin takes and how large it is: the type of its rows, the sizes of all tensors from one row to its logits."""
 
 from __future__ import annotations
 
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
+from service.domain import DOUBLE, SINGLE, RowType
+
 SIZE = "size"
+ROW_TYPE = "row_type"
+
+
+def set_row_type(twin: fx.GraphModule, row_type: RowType) -> None:
+    """Notes in the twin's input which type of rows it takes."""
+    for node in twin.graph.find_nodes(op="placeholder"):
+        node.meta[ROW_TYPE] = row_type
+
+
+def row_type_of(twin: fx.GraphModule) -> RowType:
+    """The type of the rows that the twin takes: as was noted, else that of its weights."""
+    given = next(iter(twin.graph.find_nodes(op="placeholder")))
+    dtype = next((weight.dtype for weight in twin.parameters()), torch.float32)
+    found: RowType = given.meta.get(ROW_TYPE, DOUBLE if dtype == torch.float64 else SINGLE)
+    return found
+
+
+def no_rows(twin: fx.GraphModule, count: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """So many rows of zeros, of the type that the twin takes."""
+    return torch.from_numpy(np.zeros((count, *shape), row_type_of(twin))).to(device)
 
 
 class _Sizes(fx.Interpreter):
@@ -25,7 +48,7 @@ def propagate(twin: fx.GraphModule, shape: tuple[int, ...]) -> None:
     """Notes in every node the size of its tensor for one row."""
     device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
     with torch.no_grad():
-        _Sizes(twin).run(torch.zeros(1, *shape, device=device))
+        _Sizes(twin).run(no_rows(twin, 1, shape, device))
 
 
 def size_of(node: fx.Node) -> torch.Size | None:

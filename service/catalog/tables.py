@@ -19,11 +19,22 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt, Stric
 
 NAME_OF_FEATURE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 MOST_CATEGORIES = 10_000
+FARTHEST = 1e37
+"""Of a range: what networks compute with ends at 3.4e38, and the distance between both ends is still a number."""
 Category = StrictStr | StrictInt
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def check_range(of: str, limits: tuple[float, float]) -> None:
+    """Raises ValueError for a range from more to less, or beyond what networks compute with."""
+    low, high = limits
+    if low > high:
+        raise ValueError(f"the range of {of} is from {low:g} to {high:g}: the lower end comes first")
+    if max(-low, high) > FARTHEST:
+        raise ValueError(f"the range of {of} must lie between -{FARTHEST:g} and {FARTHEST:g}, as 32-bit floats do")
 
 
 class Reason(_Frozen):
@@ -65,6 +76,7 @@ class Feature(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Feature:
         values = self.categories
+        check_range(self.name, self.range)
         if not values:
             if self.reference is not None or isinstance(self.missing, str):
                 raise ValueError(f"{self.name} has no categories, so its reference and its missing value are none")

@@ -25,9 +25,12 @@ from torch import fx
 
 from service.catalog.folding import choose_branches, fold, versions
 from service.catalog.graphs import Graph, network, read_graph
+from service.catalog.reported import reported
 from service.catalog.undifferentiable import REASONS, described, refuse_undifferentiable
 from service.errors import CatalogError
 
+UNCONVERTED = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError, ArithmeticError)
+"""What onnx2torch and torch raise for what they did not expect of a graph."""
 HasConverter = Callable[[onnx.NodeProto, Mapping[str, int]], bool]
 
 
@@ -48,14 +51,22 @@ def _import_conversion() -> Any:
 
 def parse_onnx(content: bytes) -> onnx.ModelProto:
     """The model in `content`. Raises CatalogError when it is no valid ONNX model or points to data outside itself."""
+    if not content:
+        raise CatalogError("not a valid ONNX model: the file is empty")
     try:
         model = onnx.load_model_from_string(content)
         external = [tensor.name for tensor in _tensors(model) if _is_external(tensor)]
         if external:
-            raise CatalogError(f"the ONNX model keeps {external[0]!r} in a file outside itself")
+            raise CatalogError(
+                f"the ONNX model keeps {external[0]!r} in a file outside itself, which is not read; export it again as "
+                "one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load('model.onnx'), "
+                "'one.onnx')"
+            )
         onnx.checker.check_model(model)
-    except (DecodeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
-        raise CatalogError(f"not a valid ONNX model: {error}") from error
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise CatalogError("not a valid ONNX model: the file is cut off, spoilt, or of another kind") from error
+    except (ValueError, TypeError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise CatalogError(f"not a valid ONNX model: {reported(error)}") from error
     return model
 
 
@@ -86,8 +97,8 @@ def build_twin(
     try:
         twin: fx.GraphModule = fx.symbolic_trace(module).requires_grad_(False)
         _refuse_flat(twin, part.graph)
-    except (NotImplementedError, ValueError, KeyError, RuntimeError) as error:
-        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {error}") from error
+    except UNCONVERTED as error:
+        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {reported(error)}") from error
     return twin
 
 
@@ -108,8 +119,8 @@ def converted(
                 )
         part = fold(graph, nodes, input_tensor)
         module: fx.GraphModule = conversion.convert(part).eval()
-    except (NotImplementedError, ValueError, KeyError, RuntimeError) as error:
-        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {error}") from error
+    except UNCONVERTED as error:
+        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {reported(error)}") from error
     return graph, part, module
 
 

@@ -15,6 +15,9 @@ _ROUNDING = "integers have no slope; deploy the network before its quantisation"
 _BRANCHES = "which branch is taken depends on the input's values"
 _LOOPS = "loops are not unrolled here; export the model without them"
 _CHANCE = "its result is random"
+TRAINING = (
+    "is as it is in training, where an answer depends on chance or on the other rows; export the model evaluating"
+)
 
 REASONS = {
     **dict.fromkeys(("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"), _TREES),
@@ -36,6 +39,14 @@ def refuse_undifferentiable(nodes: Iterable[NodeProto]) -> None:
     for node in nodes:
         if node.op_type in REASONS:
             raise CatalogError(f"{described(node)} cannot be differentiated: {REASONS[node.op_type]}")
+        if node.op_type == "BatchNormalization" and _is_in_training(node):
+            raise CatalogError(f"{described(node)} {TRAINING}")
+
+
+def _is_in_training(node: NodeProto) -> bool:
+    """Whether a batch normalisation takes the mean of the rows: it says so, or, before version 14, answers that too."""
+    options = {one.name: one.i for one in node.attribute}
+    return bool(options.get("training_mode")) or sum(bool(name) for name in node.output) > 1
 
 
 def described(node: NodeProto) -> str:

@@ -15,6 +15,8 @@ from service.catalog.sequences import TextTokenizer, read_tokenizer
 from service.domain import ModelKey, Traits
 from service.errors import ModelNotReady, NotFound
 
+FAULTY = "the version cannot be served: the service's log, and the index of its repository, say what is wrong with it"
+
 
 class Lease:
     """Keeps a version on the workers: `end` is called once nobody holds this any more.
@@ -92,11 +94,14 @@ class Catalog:
     of the same version goes on being meant until these have passed theirs. Before any has ever passed, the name means
     the oldest ready version, unless that has failed; afterwards never one that has not passed.
 
-    `faults` counts the version folders that could not be read; with any, or with no version, it is not ready.
+    `faults` says, by name and version, what is wrong with the folders that could not be read. While `is_loading`, no
+    version is found: a worker that loads answers nobody. `changed` is called after every change of a version.
     """
 
-    def __init__(self) -> None:
-        self.faults = 0
+    def __init__(self, *, is_loading: bool = False) -> None:
+        self.is_loading = is_loading
+        self.changed: Callable[[], None] = lambda: None
+        self.faults: dict[tuple[str, str], str] = {}
         self._versions: dict[str, dict[str, ModelVersion]] = {}
         self._meant: dict[str, ModelVersion] = {}
         self._checked: set[str] = set()
@@ -113,6 +118,7 @@ class Catalog:
     def put(self, version: ModelVersion) -> None:
         """Adds the version, or replaces what was known of it."""
         name = version.key.name
+        self.faults.pop((name, version.key.version), None)
         known = {**self._versions.get(name, {}), version.key.version: version}
         if version.has_passed:
             self._checked.add(name)
@@ -122,6 +128,7 @@ class Catalog:
             self._meant.pop(name, None)
         else:
             self._meant[name] = meant
+        self.changed()
 
     def _means(self, name: str, changed: ModelVersion) -> ModelVersion | None:
         """Which version the name means after one has changed."""
@@ -144,19 +151,41 @@ class Catalog:
 
     @property
     def is_ready(self) -> bool:
-        """Whether everything that was configured, and not unloaded since, can be served."""
-        versions = [version for version in self if not version.is_unloaded]
-        return bool(versions) and not self.faults and all(version.is_ready for version in versions)
+        """Whether something can be served, and nothing is to be loaded first."""
+        return not self.is_loading and any(version.is_ready for version in self)
+
+    @property
+    def loading(self) -> list[str]:
+        """What is still to be loaded at the start."""
+        waiting = [one for one in self if not one.is_ready and one.problem is None]
+        return [f"{one.key}" for one in waiting] if self.is_loading else []
+
+    @property
+    def failed(self) -> list[str]:
+        """What was to be served and cannot be."""
+        refused = [f"{one.key}" for one in self if one.problem is not None]
+        return sorted({*refused, *(f"{name}@{version}" for name, version in self.faults)})
 
     @property
     def names(self) -> list[str]:
         return list(self._versions)
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """All versions of a model, oldest first. Raises NotFound."""
+        """All versions of a model, oldest first. Raises NotFound, or ModelNotReady where none can be read."""
         if name not in self._versions:
+            if any(name == faulty for faulty, _ in self.faults):
+                raise ModelNotReady(FAULTY)
             raise NotFound("there is no such model")
         return list(self._versions[name].values())
+
+    def named(self, name: str, version: str) -> ModelVersion:
+        """That version, ready or not. Raises NotFound; ModelNotReady where its files cannot be read."""
+        found = next((one for one in self.versions(name) if one.key.version == version), None)
+        if found is None:
+            if (name, version) in self.faults:
+                raise ModelNotReady(FAULTY)
+            raise NotFound("the model has no such version")
+        return found
 
     def meant(self, name: str) -> ModelVersion | None:
         """The version that a bare name means, if it means one."""
@@ -176,15 +205,15 @@ class Catalog:
     def find(self, name: str, version: str | None = None) -> ModelVersion:
         """The named version, or the one that the bare name means. Raises NotFound or ModelNotReady."""
         versions = self.versions(name)
+        if self.is_loading:
+            raise ModelNotReady("the models are being loaded; try again in a few seconds")
         if version is None:
             if name in self._meant:
                 return self._meant[name]
             if any(candidate.is_ready for candidate in versions):
                 raise ModelNotReady("no version of the model has passed its check; name one: .../versions/{version}")
         else:
-            versions = [candidate for candidate in versions if candidate.key.version == version]
-            if not versions:
-                raise NotFound("the model has no such version")
+            versions = [self.named(name, version)]
             if versions[0].is_ready:
                 return versions[0]
         if all(candidate.is_unloaded for candidate in versions):

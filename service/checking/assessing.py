@@ -6,8 +6,11 @@ As a program, which the service runs beside itself: `python -m service.checking.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,19 +67,38 @@ def _files(folder: Path) -> tuple[ModelKey, str] | None:
 def main() -> int:
     """Checks as the command does that names no options. 0 where a verdict was kept."""
     os.nice(LEAST_URGENT)
-    threading.Thread(target=_end_with_whoever_asked, daemon=True).start()
     torch.set_num_threads(1)
     data, folder, *against = map(Path, sys.argv[1:])
-    _, assessment = assess(folder, against[0] if against else None, Limits(), ROWS, seed=0)
-    if assessment is None:
-        return 1
-    Assessments(data / ASSESSMENTS).keep(assessment)
+    with ending_with_whoever_asked(sys.stdin.fileno()):
+        _, assessment = assess(folder, against[0] if against else None, Limits(), ROWS, seed=0)
+        if assessment is None:
+            return 1
+        Assessments(data / ASSESSMENTS).keep(assessment)
     return 0
 
 
-def _end_with_whoever_asked() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
+@contextmanager
+def ending_with_whoever_asked(descriptor: int) -> Iterator[None]:
+    """Ends this process once the other end of `descriptor` is closed, while the block runs.
+
+    The thread that watches it is gone afterwards: one that still held standard input when the interpreter ended would
+    have it abort.
+    """
+    told, telling = os.pipe()
+
+    def watch() -> None:
+        ready, _, _ = select.select([descriptor, told], [], [])  # whoever asked writes nothing, and closes it at last
+        if told not in ready:
+            os._exit(1)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        os.close(telling)
+        watching.join()
+        os.close(told)
 
 
 if __name__ == "__main__":

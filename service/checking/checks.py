@@ -12,7 +12,8 @@ import torch
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
 from service.catalog.assessments import Profile
-from service.catalog.manifest import read_manifest
+from service.catalog.images import described
+from service.catalog.manifest import PREDICTED, ImageInputs, Manifest, read_manifest
 from service.checking.comparison import FEATURES_OF_A_FLIP, METHOD, Comparison, Flip, compare
 from service.checking.figures import importance, random_halves
 from service.checking.limits import Limits
@@ -21,7 +22,6 @@ from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
 from service.monitoring.review import protected_share
 from service.numerics.ranking import rank_correlation
-from service.planning import PREDICTED
 
 SPLITS = 5
 
@@ -42,7 +42,8 @@ class Finding:
 class Report:
     """Every finding about a version, and the comparison with an earlier one, where there was one.
 
-    `profile` says what its features count for, None where nothing could be explained.
+    `profile` says what its features count for, None where nothing could be explained; `notes` what whoever sends
+    instances should know.
     """
 
     version: str
@@ -50,6 +51,7 @@ class Report:
     against: str | None = None
     comparison: Comparison | None = None
     profile: Profile | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> list[str]:
@@ -79,7 +81,7 @@ def check(folder: Path, against: Path | None, device: torch.device, limits: Limi
     except CatalogError as error:
         return Report(name, (*findings, Finding("parity", False, str(error))), earlier)
     findings.append(Finding("parity", True, "twin and artefact agree", trial.model.parity))
-    profile = None
+    profile, notes = None, notes_on(trial.manifest)
     try:
         answers = trial.answers(trial.sample(rows, seed))
         profile = profile_of(trial, answers)
@@ -87,16 +89,24 @@ def check(folder: Path, against: Path | None, device: torch.device, limits: Limi
     except AnswerableError as error:
         findings.append(Finding("explanations", False, str(error)))
     if against is None:
-        return Report(name, tuple(findings), profile=profile)
+        return Report(name, tuple(findings), profile=profile, notes=notes)
     try:
         comparison = compare(load_trial(against, device), trial, rows, seed)
     except (AnswerableError, CatalogError) as error:
-        return Report(name, (*findings, Finding("comparison", False, str(error))), earlier, profile=profile)
-    return Report(name, (*findings, *compared(comparison, limits)), earlier, comparison, profile)
+        return Report(
+            name, (*findings, Finding("comparison", False, str(error))), earlier, profile=profile, notes=notes
+        )
+    return Report(name, (*findings, *compared(comparison, limits)), earlier, comparison, profile, notes)
 
 
 def _name(folder: Path) -> str:
     return f"{folder.parent.name}@{folder.name}"
+
+
+def notes_on(manifest: Manifest) -> tuple[str, ...]:
+    """What becomes of image files, which no check can tell to be right or wrong."""
+    inputs = manifest.inputs
+    return (f"image files: {described(inputs)}",) if isinstance(inputs, ImageInputs) else ()
 
 
 def digests(folder: Path) -> Finding:

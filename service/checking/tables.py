@@ -24,6 +24,7 @@ def report_text(report: Report) -> str:
     lines = _table([("check", "figure", "limit", "result", ""), *cells])
     if report.comparison is not None:
         lines += ["", *_changed(report.comparison)]
+    lines += ["", *report.notes] if report.notes else []
     name = report.version if report.against is None else f"{report.version} against {report.against}"
     verdict = f"FAILED: {', '.join(report.failed)}" if report.failed else "passed"
     return "\n".join([*lines, "", f"{name}: {verdict}"])
@@ -37,6 +38,7 @@ def report_json(report: Report) -> str:
         "passed": not report.failed,
         "failed": report.failed,
         "checks": findings_body(report),
+        "notes": report.notes,
         "comparison": None if report.comparison is None else _body(report.comparison),
     }
     return _dumped(body)

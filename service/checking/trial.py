@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from service.catalog.artefacts import read_baseline_rows
 from service.catalog.instances import read_instance, shown_row
-from service.catalog.manifest import BaselineSet, Manifest, TabularInputs, read_manifest
+from service.catalog.manifest import PREDICTED, BaselineSet, Manifest, TabularInputs, read_manifest
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, Indices, OutputSpace, Plan, Priority
 from service.engine.device import DeviceModel, outputs_over, put_on_device
@@ -23,7 +23,7 @@ from service.engine.explanation import explain
 from service.engine.kernels import Deployed, DeployedKernel
 from service.engine.messages import Done, Failed
 from service.engine.scheduler import Live, Scheduler
-from service.planning import PREDICTED, Parameters, make_plan
+from service.planning import Parameters, make_plans
 
 SHAPES = ChunkShapes(32, 128)
 """Not calibrated: calibration pays for itself over traffic, and small chunks fit any device."""
@@ -103,20 +103,22 @@ class Trial:
                 values[at] = np.rint(values[at])
         return values
 
-    def answers(self, rows: Floats, method: str | None = None, baseline: object = None) -> Answers:
+    def answers(
+        self, rows: Floats, method: str | None = None, baseline: object = None, space: OutputSpace | None = None
+    ) -> Answers:
         """Explains the rows, in the adverse label's favour if there is one, else in that of what is predicted.
 
         What is not named is the manifest's default. Raises InvalidRequest, or what an explanation failed with.
         """
         target = self.manifest.outputs.adverse or PREDICTED
-        parameters = Parameters(method=method, target=target, baseline=baseline)
-        plans = [make_plan(self.version, tuple(row.tolist()), parameters) for row in rows]
+        parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
+        plans = make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
         explanations = self._explained(plans)
         attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
         predicted = np.array([-1 if e.outputs is None else np.argmax(e.outputs) for e in explanations], dtype=np.intp)
         return Answers(explanations, attributions, predicted)
 
-    def deployed(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, Floats]:
+    def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
         """What the artefact answers for rows [n, columns], in every output space: [n, labels]."""
         (kernel,) = self.model.kernels[Deployed]
         assert isinstance(kernel, DeployedKernel)

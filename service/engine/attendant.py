@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.children import Connection
+from service.children import AwakeClock, Connection
 from service.engine.messages import Attached, Done, Explain, Loaded, Predict
 from service.errors import AnswerableError, CatalogError
 
@@ -31,18 +30,19 @@ class Task:
 @dataclass(slots=True, eq=False)
 class Attendant:
     """A worker: its process, what it holds and what it has loaded. `points` are expected of all its tasks together;
-    `is_gone` once its socket has closed."""
+    it was `heard` last at that time of the `clock`; `is_gone` once its socket has closed."""
 
     index: int
     process: subprocess.Popen[bytes]
     connection: Connection
     ready: asyncio.Future[None]
+    clock: AwakeClock
     tasks: dict[int, Task] = field(default_factory=dict)
     points: int = 0
     loading: dict[Path, asyncio.Future[Loaded]] = field(default_factory=dict)
     attaching: dict[tuple[Path, str], asyncio.Future[Attached]] = field(default_factory=dict)
     folders: set[Path] = field(default_factory=set)
-    heard: float = field(default_factory=time.monotonic)
+    heard: float = 0.0
     memory: int = 0
     is_gone: bool = False
 
@@ -50,7 +50,7 @@ class Attendant:
         """Sends the task."""
         task.attempts += 1
         if not self.tasks:
-            self.heard = time.monotonic()
+            self.heard = self.clock.now
         self.tasks[task.request.task] = task
         self.points += task.points
         self.connection.send(task.request)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
-from service.children import Connection, reap
+from service.children import AwakeClock, Connection, reap
 from service.engine.attendant import Attendant, Task
 from service.engine.messages import Attached, ChunkReport, Loaded, LoadFailed, Memory, Outcome, Progress, Ready, Reply
 from service.engine.processes import StartedWorker, start_worker
@@ -21,6 +20,10 @@ from service.errors import CatalogError, WorkerLost
 LOG = logging.getLogger("answerable.engine")
 SILENCE_SECONDS = 30.0
 """After so long without a word from a worker that has work, it hangs; chunks take milliseconds and are reported."""
+CHUNKS_OF_SILENCE = 10
+"""Chunks that are waited for in addition where they take long; some kernels take several times as long as others."""
+TICKS = 10
+"""In such a time the workers are looked after."""
 RESTART_DELAYS = (0.0, 0.5, 2.0, 5.0)
 
 
@@ -28,7 +31,8 @@ class Crew(ABC):
     """Local workers, one a device, and those that come to replace them or only finish what they hold.
 
     `observe` is given every chunk a worker ran, `restarted` the reason of every restart. `started` are processes that
-    were started beforehand, the first for the first worker.
+    were started beforehand, the first for the first worker, whose number is `first`. A chunk may take `longest_chunk`
+    seconds.
     """
 
     def __init__(
@@ -37,8 +41,13 @@ class Crew(ABC):
         observe: Callable[[ChunkReport], None],
         restarted: Callable[[str], None],
         started: Sequence[StartedWorker],
+        first: int,
+        longest_chunk: float,
     ) -> None:
         self._count = workers
+        self.first = first
+        self._indices = range(first, first + workers)
+        self._patience = CHUNKS_OF_SILENCE * longest_chunk
         self._started = dict(enumerate(started))
         self._observe = observe
         self._restarted = restarted
@@ -47,6 +56,7 @@ class Crew(ABC):
         self._coming: set[Attendant] = set()
         self._restarts: dict[int, asyncio.Task[None]] = {}
         self._closing = False
+        self._clock = AwakeClock()
         self._watching: asyncio.Task[None] | None = None
         self.environment: Mapping[str, str] = {}
 
@@ -68,7 +78,7 @@ class Crew(ABC):
 
     async def start(self) -> None:
         """Starts the workers; they load nothing yet. Raises WorkerLost when one does not come up."""
-        spawning = (self._spawn(index) for index in range(self._count))
+        spawning = (self._spawn(index) for index in self._indices)
         spawned = await asyncio.gather(*spawning, return_exceptions=True)
         self._workers |= {one.index: one for one in spawned if isinstance(one, Attendant)}
         raise_first(spawned)
@@ -77,11 +87,12 @@ class Crew(ABC):
     async def _watch(self) -> None:
         """Ends workers that hang; what they held is then run again like a dead one's."""
         while True:
-            await asyncio.sleep(SILENCE_SECONDS / 10)
-            now = time.monotonic()
+            await asyncio.sleep(SILENCE_SECONDS / TICKS)
+            self._clock.tick(SILENCE_SECONDS / TICKS)
+            most = SILENCE_SECONDS + self._patience
             for worker in self._live:
-                if worker.tasks and not worker.loading and now - worker.heard > SILENCE_SECONDS:
-                    LOG.error("worker %d has work and has said nothing for %.0f s", worker.index, SILENCE_SECONDS)
+                if worker.tasks and not worker.loading and self._clock.now - worker.heard > most:
+                    LOG.error("worker %d has work and has said nothing for %.0f s", worker.index, most)
                     worker.process.kill()
 
     async def close(self) -> None:
@@ -119,7 +130,7 @@ class Crew(ABC):
         connection = Connection(lambda reply: self._received(worker, reply), lambda: self._lost(worker))
         try:
             started = await asyncio.shield(starting)
-            worker = Attendant(index, started.process, connection, loop.create_future())
+            worker = Attendant(index, started.process, connection, loop.create_future(), self._clock)
             await loop.create_connection(lambda: connection, sock=started.socket)
             await worker.ready
         except BaseException:
@@ -134,7 +145,7 @@ class Crew(ABC):
         return self._started.pop(index, None) or start_worker(index)
 
     def _received(self, worker: Attendant, reply: Reply) -> None:
-        worker.heard = time.monotonic()
+        worker.heard = self._clock.now
         match reply:
             case Ready(environment) if not worker.ready.done():
                 self.environment = environment

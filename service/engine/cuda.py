@@ -60,14 +60,17 @@ class _Place:
         self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
+def _filled_up(values: Tensor, rows: int) -> Tensor:
+    """With the first as often again as there is room: a recording of zeros could be held against nothing."""
+    return torch.cat([values, values[:1].expand(rows - len(values), *values.shape[1:])])
+
+
 class _Graph:
     """A program captured at one shape. Two chunks may be under way at most; they are collected in order."""
 
     def __init__(self, program_for: Callable[[Chunk], Program], like: Chunk, device: torch.device) -> None:
         rows = len(like.alphas)
-        self._inputs = Chunk(
-            *(torch.zeros((rows, *values.shape[1:]), dtype=values.dtype, device=device) for values in like)
-        )
+        self._inputs = Chunk(*(_filled_up(values, rows).to(device) for values in like))
         self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._places = cycle([_Place(self._inputs), _Place(self._inputs)])
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

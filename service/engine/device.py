@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from service.catalog.loading import LoadedModel, load_model
-from service.catalog.manifest import Manifest
+from service.catalog.loading import LoadedModel, load_model, whole_texts
+from service.catalog.manifest import Manifest, TokenInputs
 from service.catalog.sizes import layer_sizes
-from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, Traits
+from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, RowType, Traits
 from service.engine.calibration import calibrate, clock_of
 from service.engine.cuda import GraphedGradientKernel
 from service.engine.gradient import BackgroundGradientKernel, GradientKernel
@@ -74,7 +74,7 @@ class DeviceModel:
     `kernels_at` makes its kernels at other gradient shapes. `low` and `high` [inputs] are the range of each input as
     methods see it. `seen` leads from rows [n, columns] of the artefact to those: from tokens to their embeddings, from
     categories to their columns, else to the same. `fixed` [inputs] are those that are not explained and never change;
-    None: none of them.
+    None: none of them. `chunk_seconds` is how long a small chunk takes, of gradients or of the artefact.
     """
 
     key: ModelKey
@@ -88,6 +88,14 @@ class DeviceModel:
     parity: float
     seen: Callable[[Floats], Floats] = lambda rows: rows
     fixed: NDArray[np.bool_] | None = None
+    chunk_seconds: float = 0.0
+
+    @property
+    def row_type(self) -> RowType:
+        """What holds rows as the artefact takes them."""
+        (kernel,) = self.kernels[Deployed]
+        assert isinstance(kernel, DeployedKernel)
+        return kernel.row_type
 
     @property
     def shapes(self) -> ChunkShapes:
@@ -119,8 +127,9 @@ def put_on_device(
     model = load_model(folder, device)
     shape, labels = model.shape, len(model.manifest.outputs.labels)
     rows = _deployed_rows(model)
-    deployed = DeployedKernel(model.deployed, rows)
-    forwards = deployed if model.forwards is model.deployed else DeployedKernel(model.forwards, rows)
+    deployed = DeployedKernel(model.deployed, rows, model.row_type)
+    is_same = model.forwards is model.deployed
+    forwards = deployed if is_same else DeployedKernel(model.forwards, rows, model.row_type)
     baselines = {
         digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
         for digest, rows in model.baselines.items()
@@ -132,17 +141,21 @@ def put_on_device(
             lambda rows: _across(ends, rows, Readout.PROBABILITY),
             clock_of(device),
         )
-    traits = traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns)
+    traits = replace(
+        traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns),
+        has_one_logit=model.manifest.outputs.has_one_logit,
+    )
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
         _warm_up(kernels, ends)
         return kernels
 
+    kernels = kernels_at(shapes)
     return DeviceModel(
         model.key,
         model.manifest,
-        kernels_at(shapes),
+        kernels,
         kernels_at,
         baselines,
         traits,
@@ -150,7 +163,19 @@ def put_on_device(
         model.parity,
         model.seen,
         model.fixed,
+        chunk_seconds(kernels, ends, clock_of(device)),
     )
+
+
+def chunk_seconds(kernels: Kernels, ends: Ends, clock: Callable[[], float]) -> float:
+    """How long the smallest chunk takes, of gradients or of forward passes: the longer of both."""
+    gradient, forward = kernels[Points][0], kernels[Forwards][0]
+    points = Segment(_across(ends, gradient.capacity, Readout.PROBABILITY), 0, gradient.capacity)
+    began = clock()
+    gradient.run([points])
+    between = clock()
+    forward.run([Segment(Forwards(ends[0][None]), 0, 1)])
+    return max(between - began, clock() - between)
 
 
 def _deployed_rows(model: LoadedModel) -> int:
@@ -209,8 +234,10 @@ Ends = tuple[Floats, Floats]
 
 
 def _ends(model: LoadedModel) -> Ends:
-    """Two inputs to calibrate and to warm up with: the first baseline and its set's mean, or else the range's ends."""
-    rows = next(iter(model.baselines.values()), None)
+    """Two inputs to calibrate and to warm up with: the first baseline and its set's mean, two texts, or the range."""
+    rows, inputs = next(iter(model.baselines.values()), None), model.manifest.inputs
+    if rows is None and isinstance(inputs, TokenInputs):
+        rows = whole_texts(inputs, 2)
     if rows is None:
         return model.bounds
     seen = model.seen(rows.astype(np.float64))
@@ -248,7 +275,7 @@ def prepare_baseline(
 ) -> PreparedBaseline:
     """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both."""
     inputs = seen(rows)
-    center = inputs.mean(axis=0).astype(np.float32).astype(np.float64)
+    center = inputs.mean(axis=0).astype(deployed.row_type).astype(np.float64)
     outputs = known
     if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(rows) + 1 for v in outputs.values()):
         at_rows, at_center = outputs_over(deployed, rows), outputs_over(forwards or deployed, center[None])

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from service.catalog.sizes import row_type_of
 from service.domain import Floats, Indices
 from service.engine.branchless import without_branches
 from service.engine.kernels import Launched, Segment
@@ -126,18 +127,19 @@ def traced(program: Program, chunk: Chunk) -> Program:
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    forward: Program = without_branches(graph).forward
+    forwards: list[Program] = [without_branches(graph).forward]
     if chunk.alphas.device.type == "cpu":
         try:
-            forward = _scripted(graph, chunk)
+            forwards.insert(0, _scripted(graph, chunk))
         except Exception:
             LOG.info("a model is evaluated without TorchScript", exc_info=True)
-    listed: Program = torch.inference_mode()(forward)
     others = chunk._replace(alphas=0.11 + 0.37 * chunk.alphas)
-    if not _agree(listed, program, others):
-        LOG.warning("a model is evaluated without tracing: other points have other answers then")
-        return program
-    return listed
+    for forward in forwards:  # TorchScript does not run every list that it takes, one after a layer of one output
+        listed: Program = torch.inference_mode()(forward)
+        if _agree(listed, program, others):
+            return listed
+    LOG.warning("a model is evaluated without tracing: other points have other answers then")
+    return program
 
 
 def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
@@ -149,9 +151,14 @@ def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
         return False
     expected = program(*chunk)
     return all(
-        torch.allclose(answer, right, rtol=0, atol=AGREEMENT * float(right.abs().max()), equal_nan=True)
+        torch.allclose(answer, right, rtol=0, atol=AGREEMENT * _largest(right), equal_nan=True)
         for answer, right in zip(answers, expected, strict=True)
     )
+
+
+def _largest(answer: Tensor) -> float:
+    """The largest magnitude among the numbers of an answer, some of which may be none."""
+    return float(answer.abs().nan_to_num(0.0, posinf=0.0).max())
 
 
 def _scripted(graph: fx.GraphModule, chunk: Chunk) -> Program:
@@ -186,6 +193,7 @@ class GradientKernel:
         self._shape = shape
         self._device = device
         self._labels = labels
+        self._row_type = row_type_of(twin)
         self._trace = trace
         self._programs: dict[tuple[int, bool], Program] = {}
         self.capacity = capacity
@@ -238,7 +246,7 @@ class GradientKernel:
         """The chunk, on the host, and whether any of its rows reads out a probability."""
         line = np.zeros(self.capacity, dtype=np.int64)
         ask = np.zeros(self.capacity, dtype=np.int64)
-        alphas = np.zeros(self.capacity, dtype=np.float32)
+        alphas = np.zeros(self.capacity, dtype=self._row_type)
         starts: list[Floats] = []
         asks: list[_Ask] = []
         lines, at = 0, 0
@@ -262,9 +270,9 @@ class GradientKernel:
             lines += len(own_starts)
             at = rows.stop
         coefficients, probability = asked(asks, self._labels)
-        start_rows = np.concatenate(starts, dtype=np.float32, casting="same_kind").reshape(-1, *self._shape)
-        ends = np.array([one.end for one in asks], dtype=np.float32).reshape(-1, *self._shape)
-        along = np.array([one.along for one in asks], dtype=np.float32)
+        start_rows = np.concatenate(starts, dtype=self._row_type, casting="same_kind").reshape(-1, *self._shape)
+        ends = np.array([one.end for one in asks], dtype=self._row_type).reshape(-1, *self._shape)
+        along = np.array([one.along for one in asks], dtype=self._row_type)
         packed = (start_rows, ends, coefficients, probability, along, line, ask, alphas)
         chunk = Chunk(*map(torch.from_numpy, packed))
         return chunk, bool(probability.any())

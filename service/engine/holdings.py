@@ -47,8 +47,10 @@ class Holdings(Crew, ABC):
         observe: Callable[[ChunkReport], None],
         restarted: Callable[[str], None],
         started: Sequence[StartedWorker],
+        first: int,
+        longest_chunk: float,
     ) -> None:
-        super().__init__(workers, observe, restarted, started)
+        super().__init__(workers, observe, restarted, started, first, longest_chunk)
         self._folders: dict[Path, _Held] = {}
         self._arriving: dict[Path, Loaded] = {}
         self._changing = asyncio.Lock()
@@ -61,7 +63,12 @@ class Holdings(Crew, ABC):
     @property
     def is_complete(self) -> bool:
         """Whether every worker is there and has loaded every model."""
-        return self.ready_workers == self._count
+        return sum(self._folders.keys() <= worker.folders for worker in self._workers.values()) == self._count
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is loaded."""
+        return not self._folders
 
     async def load(
         self, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None = None, *, beside: bool = False
@@ -98,7 +105,7 @@ class Holdings(Crew, ABC):
 
     async def _load_beside(self, folder: Path, known: BaselineOutputs, shapes: ChunkShapes | None) -> Loaded:
         """One worker after the other is replaced by one that has the version, too."""
-        for index in range(self._count):
+        for index in self._indices:
             found, worker = self._arriving.get(folder), self._workers.get(index)
             has_it = worker is not None and folder in worker.folders  # one that died has come back with it
             if found is None or not has_it:

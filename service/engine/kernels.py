@@ -14,7 +14,7 @@ from typing import Protocol, TypeGuard, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Floats, OutputSpace
+from service.domain import SINGLE, Floats, OutputSpace, RowType
 from service.engine.piecewise import PiecewiseLinear
 from service.methods.oracle import Breakpoints, Forwards, Pieces
 
@@ -130,22 +130,30 @@ def is_overlapping(kernel: Kernel) -> TypeGuard[Overlapping]:
 class HasOutputs(Protocol):
     """Whatever answers for rows [n, inputs] with outputs [n, labels] in every output space."""
 
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]: ...
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]: ...
+
+
+def filled_up(rows: NDArray[np.floating], capacity: int) -> NDArray[np.floating]:
+    """The rows, and the first again as often as there is room: zeros might be what a model has no answer to."""
+    chunk = np.empty((capacity, *rows.shape[1:]), dtype=rows.dtype)
+    chunk[: len(rows)] = rows
+    chunk[len(rows) :] = rows[0]
+    return chunk
 
 
 class DeployedKernel:
-    """Forward passes of the artefact in production."""
+    """Forward passes of the artefact in production, which takes rows of the `row_type`."""
 
     name = "deployed"
 
-    def __init__(self, artefact: HasOutputs, capacity: int) -> None:
+    def __init__(self, artefact: HasOutputs, capacity: int, row_type: RowType = SINGLE) -> None:
         self._artefact = artefact
         self.capacity = capacity
+        self.row_type = row_type
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         rows = np.concatenate([_rows_of(s.question)[s.start : s.stop] for s in segments])
-        chunk = np.zeros((self.capacity, *rows.shape[1:]), dtype=np.float32)
-        chunk[: len(rows)] = rows
+        chunk = filled_up(rows.astype(self.row_type), self.capacity)
         outputs = {space: values.astype(np.float64) for space, values in self._artefact.outputs(chunk).items()}
         ends = np.cumsum([len(segment) for segment in segments])
         return [
@@ -176,8 +184,10 @@ class BreakpointsKernel:
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         lines = [question_of(segment, Breakpoints) for segment in segments]
-        starts = np.array([line.start for line in lines], dtype=np.float32).reshape(-1, *self._shape)
-        ends = np.array([line.end for line in lines], dtype=np.float32).reshape(-1, *self._shape)
+        starts, ends = (
+            np.array(rows, dtype=self._network.row_type).reshape(-1, *self._shape)
+            for rows in ([line.start for line in lines], [line.end for line in lines])
+        )
         most = np.array([min(line.max_pieces, self._most_pieces) for line in lines])
         rows = self._network.breakpoints(starts, ends, most)
         logits = rows.logits.astype(np.float64)

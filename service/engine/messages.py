@@ -101,7 +101,8 @@ class Ready:
 class Loaded:
     """The version in `folder` is ready.
 
-    `parity` is the largest relative difference between twin and artefact at load.
+    `parity` is the largest relative difference between twin and artefact at load, `chunk_seconds` how long the smallest
+    chunk takes, `dtype` the type of the rows.
     """
 
     folder: Path
@@ -110,6 +111,8 @@ class Loaded:
     shapes: ChunkShapes
     traits: Traits
     parity: float
+    chunk_seconds: float = 0.0
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.nn import functional
 
+from service.catalog.sizes import row_type_of
 from service.domain import Floats, Indices
 from service.engine.dimensions import dimensions, grows, is_row_count
 from service.engine.operators import (
@@ -196,6 +197,7 @@ class PiecewiseLinear:
         self, twin: fx.GraphModule, block_rows: int = BLOCK_ROWS, shape: tuple[int, ...] | None = None
     ) -> None:
         self._twin = simplified(twin)
+        self.row_type = row_type_of(twin)
         self._block_rows = block_rows
         self._constants: dict[fx.Node, Any] = {}
         self._guards: set[fx.Node] = set()
@@ -215,8 +217,7 @@ class PiecewiseLinear:
         self._output: fx.Node = output
         self._is_checked = False
         if shape is not None:
-            dtype = next((weight.dtype for weight in self._twin.parameters()), torch.float32)
-            point = torch.zeros(1, *shape, dtype=dtype).numpy()
+            point = np.zeros((1, *shape), self.row_type)
             self.breakpoints(point, point, np.ones(1, dtype=np.intp))
 
     def _step(self, operator: Operator, released: tuple[fx.Node, ...]) -> _Step:

@@ -37,8 +37,10 @@ class Pool(Holdings):
         observe: Callable[[ChunkReport], None] = lambda _: None,
         restarted: Callable[[str], None] = lambda _: None,
         started: Sequence[StartedWorker] = (),
+        first: int = 0,
+        longest_chunk: float = 0.0,
     ) -> None:
-        super().__init__(workers, observe, restarted, started)
+        super().__init__(workers, observe, restarted, started, first, longest_chunk)
         self._max_queued_points = max_queued_points
         self._numbers = itertools.count()
         self._parked: list[Task] = []
@@ -64,24 +66,25 @@ class Pool(Holdings):
         Raises Overloaded, WorkerLost, or what the worker answered.
         """
         request = Explain(next(self._numbers), folder, plan, priority, deadline)
-        done = await self._submit(request, expected_points)
+        done = await self.submit(request, expected_points)
         assert isinstance(done.result, Explanation)
         return done.result, done.timings
 
     async def repeat(self, folder: Path, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation:
         """The explanation of `plan` under the conditions of an earlier one. Raises as `explain` does."""
         request = Explain(next(self._numbers), folder, plan, Priority.INTERACTIVE, None, conditions)
-        done = await self._submit(request, expected_points)
+        done = await self.submit(request, expected_points)
         assert isinstance(done.result, Explanation)
         return done.result
 
     async def predict(self, folder: Path, row: tuple[float, ...], deadline: float | None) -> Prediction:
         """The outputs at `row` of the deployed artefact that was loaded from `folder`."""
-        done = await self._submit(Predict(next(self._numbers), folder, row, deadline), 1)
+        done = await self.submit(Predict(next(self._numbers), folder, row, deadline), 1)
         assert isinstance(done.result, Prediction)
         return done.result
 
-    async def _submit(self, request: Explain | Predict, points: int) -> Done:
+    async def submit(self, request: Explain | Predict, points: int) -> Done:
+        """What the worker answers to a request that is expected to cost so many points. Raises as `explain` does."""
         if self._closing:
             raise _stopping()
         if self.queued_points + points > self._max_queued_points and self.queued_points:

@@ -16,9 +16,10 @@ from torch import Tensor, fx
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from service.catalog.sizes import no_rows, row_type_of
 from service.domain import Floats
 from service.engine.gradient import EvaluatedPoints, asked, read_out, seeded
-from service.engine.kernels import Segment, question_of
+from service.engine.kernels import Segment, filled_up, question_of
 from service.engine.operators import operator_of
 from service.engine.traits import adding_nodes, is_relu, last_feature_maps, space_of, varying_nodes
 from service.methods.oracle import BiasMaps, Curvatures, FeatureMaps, HessianRows, RowsOfOneTarget, Rule, RuleRows
@@ -39,6 +40,7 @@ class RowsKernel:
         self, network: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
     ) -> None:
         self._network = network
+        self._row_type = row_type_of(network)
         self._device = device
         self._shape = shape
         self._labels = labels
@@ -76,9 +78,7 @@ class RowsKernel:
 
     def _padded(self, parts: Sequence[Floats]) -> Tensor:
         """The rows of all parts, filled up to the chunk: [capacity, ...input]."""
-        flat = np.concatenate(parts).astype(np.float32)
-        chunk = np.zeros((self.capacity, flat.shape[1]), dtype=np.float32)
-        chunk[: len(flat)] = flat
+        chunk = filled_up(np.concatenate(parts).astype(self._row_type), self.capacity)
         return torch.from_numpy(chunk.reshape(-1, *self._shape)).to(self._device)
 
     def _repeated(self, values: Any, counts: Sequence[int]) -> Any:
@@ -251,7 +251,7 @@ def _biases(network: fx.GraphModule, shape: tuple[int, ...], device: torch.devic
     watched = _Watched(network, [used for node in nodes for used in node.all_input_nodes])
     biases = {}
     with torch.no_grad():
-        watched.run(torch.zeros(1, *shape, device=device))
+        watched.run(no_rows(network, 1, shape, device))
         known = {node: torch.zeros_like(value) if node in varying else value for node, value in watched.seen.items()}
         for node in nodes:
             arguments, keywords = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)

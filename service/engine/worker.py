@@ -24,6 +24,7 @@ import torch
 
 from service import __version__
 from service.catalog.artefacts import read_baseline_rows
+from service.catalog.refusals import told
 from service.children import Unframer, frame
 from service.domain import ChunkShapes, Conditions, Floats, OutputSpace, Priority
 from service.engine.device import DeviceModel, PreparedBaseline, best_device, put_on_device, with_baseline
@@ -131,7 +132,8 @@ class Worker:
                 try:
                     model = put_on_device(folder, self._device, known, shapes)
                 except CatalogError as error:
-                    self._channel.send(LoadFailed(folder, str(error)))
+                    LOG.error("%s@%s cannot be loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
+                    self._channel.send(LoadFailed(folder, told(error)))
                 except Exception as error:
                     LOG.exception("a model could not be loaded")
                     name = type(error).__name__  # what it says may hold paths of this machine; it is in the log
@@ -154,10 +156,10 @@ class Worker:
         if model is None:
             return Attached(request.folder, request.digest, {}, "the model version is not loaded")
         try:
-            rows = read_baseline_rows(request.place, model.manifest, request.baseline).astype(np.float64)
+            rows = read_baseline_rows(request.place, model.manifest, request.baseline, model.row_type)
         except CatalogError as error:
             return Attached(request.folder, request.digest, {}, str(error))
-        model = with_baseline(model, request.digest, rows, request.known)
+        model = with_baseline(model, request.digest, rows.astype(np.float64), request.known)
         self._forget_other_shapes(request.folder)  # which do not have it
         self._models[request.folder] = model
         return Attached(request.folder, request.digest, _told_outputs(model.baselines[request.digest]))
@@ -211,7 +213,16 @@ class Worker:
 
 def _loaded(folder: Path, model: DeviceModel) -> Loaded:
     outputs = {digest: _told_outputs(baseline) for digest, baseline in model.baselines.items()}
-    return Loaded(folder, model.key, outputs, model.shapes, model.traits, model.parity)
+    return Loaded(
+        folder,
+        model.key,
+        outputs,
+        model.shapes,
+        model.traits,
+        model.parity,
+        model.chunk_seconds,
+        model.row_type.name,
+    )
 
 
 def _told_outputs(baseline: PreparedBaseline) -> dict[OutputSpace, Floats]:

@@ -175,20 +175,23 @@ class Appender:
             return {}
         vault = self._vault
         assert vault is not None
-        lookups = {vault.lookup(*who): who for who in named}
-        markers = ", ".join([self._marker] * len(lookups))
+        lookups = {who: vault.lookups(*who) for who in named}
+        markers = ", ".join([self._marker] * sum(map(len, lookups.values())))
         query = f"SELECT token, lookup, key FROM subjects WHERE lookup IN ({markers})"  # noqa: S608 - markers only
-        cursor.execute(query, tuple(lookups))
-        known = {
-            lookups.pop(lookup): Subject(token, vault.unwrap(bytes(key), owner_of(token, lookup)))
-            for token, lookup, key in cursor.fetchall()
-        }
-        if not lookups:
-            return known
-        added = {lookup: vault.new_subject() for lookup in lookups}
-        rows = [(new.token, at, vault.wrap(new.key, owner_of(new.token, at))) for at, new in added.items()]
-        cursor.executemany(self._insert_subject, rows)
-        return known | {lookups[lookup]: new for lookup, new in added.items()}
+        cursor.execute(query, [*chain(*lookups.values())])
+        rows = {lookup: (token, bytes(key)) for token, lookup, key in cursor.fetchall()}
+        known: dict[tuple[str, str], Subject] = {}
+        added = []
+        for who, spelled in lookups.items():
+            if (at := next((lookup for lookup in spelled if lookup in rows), None)) is not None:
+                token, key = rows[at]
+                known[who] = Subject(token, vault.unwrap(key, owner_of(token, at)))
+            else:
+                known[who] = new = vault.new_subject()
+                added.append((new.token, spelled[0], vault.wrap(new.key, owner_of(new.token, spelled[0]))))
+        if added:
+            cursor.executemany(self._insert_subject, added)
+        return known
 
     def _refuse_rows_that_ended(self, cursor: DBAPICursor, entries: Sequence[Entry | Event]) -> None:
         """Raises EntryRefused when the row of a job that one of them explains has ended, or its job has.

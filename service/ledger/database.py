@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -50,6 +51,39 @@ def open_engine(url: str) -> Engine:
     if backend in ("postgresql", "postgres"):
         return _open_postgresql(address.set(drivername="postgresql+psycopg"))
     raise ValueError(f"the ledger needs sqlite or postgresql, not {backend}")
+
+
+def open_to_read(url: str) -> Engine:
+    """Opens the database at `url`, which is there, and writes nothing to it: no row, no file beside it.
+
+    SQLite needs a file of its own beside a database in WAL mode, and leaves it there, unless it is told that nobody
+    writes; nobody does where there is no write-ahead log. Whoever reads for long asks at the end whether one came.
+    """
+    file = sqlite_file(url)
+    if file is None:
+        engine = _open_postgresql(make_url(url).set(drivername="postgresql+psycopg"))
+        return engine.execution_options(postgresql_readonly=True)
+    unwritten = "" if write_ahead_log(file).exists() else "&immutable=1"
+    address = f"{file.absolute().as_uri()}?mode=ro{unwritten}"
+    engine = create_engine(
+        make_url(url),
+        hide_parameters=True,
+        creator=lambda: sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None),
+    )
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an embedded database; None of another."""
+    address = make_url(url)
+    is_file = address.get_backend_name() == "sqlite" and address.database is not None
+    return Path(str(address.database)) if is_file else None
+
+
+def write_ahead_log(file: Path) -> Path:
+    """The file that is beside SQLite's while it is open, or was when its process was killed."""
+    return file.with_name(f"{file.name}-wal")
 
 
 def serialised(engine: Engine) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import orjson
 
 from service.errors import AnswerableError, InvalidRequest
+from service.ledger.naming import normal
 
 LONGEST_TEXT = 200
 """Characters in any text column. Four-byte characters in the widest index then stay under PostgreSQL's limit
@@ -95,6 +97,8 @@ class Entry:
     job_row: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.subject is not None:
+            object.__setattr__(self, "subject", normal(self.subject))
         for name, text in _texts(self):
             _check_text(name, text)
 
@@ -175,8 +179,10 @@ class Search:
     def __post_init__(self) -> None:
         if self.version is not None and self.model is None:
             raise InvalidRequest("A version is searched for together with its model.")
-        for name in ("model", "version", "subject", "decision_id", "flag", "label"):
+        _refuse_backward(self)
+        for name in ("model", "version", "decision_id", "flag", "label"):
             _check_text(name, getattr(self, name))
+        _check_text("subject", None if self.subject is None else normal(self.subject))
         for name, value in self.cohort:
             _check_text("cohort", name)
             _check_text(f"cohort.{name}", value)
@@ -192,6 +198,7 @@ class EventSearch:
     created_to: int | None = None
 
     def __post_init__(self) -> None:
+        _refuse_backward(self)
         for name in ("kind", "about"):
             _check_text(name, getattr(self, name))
 
@@ -222,6 +229,27 @@ class Page:
     entries: tuple[Stored, ...]
     next_cursor: str | None
     asked: Search | None
+
+
+def read_subject(given: str) -> str:
+    """The subject of a new record, as it is kept: one that every route can name, to find, hold and erase it.
+
+    Raises InvalidRequest.
+    """
+    name = normal(given)
+    _check_text("subject", name)
+    if not name:
+        raise InvalidRequest("a subject is not empty; leave it out where there is none")
+    for character in name:
+        if unicodedata.category(character) == "Cc":
+            raise InvalidRequest(f"a subject holds no control character, and this one has U+{ord(character):04X}")
+    return name
+
+
+def _refuse_backward(search: Search | EventSearch) -> None:
+    start, end = search.created_from, search.created_to
+    if start is not None and end is not None and start > end:
+        raise InvalidRequest("the period ends before it begins: `from` is later than `to`")
 
 
 def _texts(entry: Entry) -> Iterator[tuple[str, str | None]]:

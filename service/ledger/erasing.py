@@ -3,7 +3,8 @@
 Erasing a subject destroys the key that everything of theirs is sealed under, and the sealed parts with it; the rows of
 the log stay, so that every proof does. What jobs hold of theirs goes too, and is not explained any more. Retention
 removes the sealed parts that are older than their class allows, and the subject's key with the last of them. A hold
-forbids both.
+forbids both. Of an erased explanation the pseudonym of its decision stays, so that who knows the decision finds the
+tombstone; the tombstone is committed to it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from sqlalchemy import Connection, Engine, and_, delete, false, func, insert, or
 
 from service.errors import HeldByLaw, NotFound
 from service.ledger.database import database_in_reach, serialised
-from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent
+from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent, read_subject
 from service.ledger.events import insert_event, stored_event
-from service.ledger.jobs import end_rows_of
+from service.ledger.jobs import count_rows_of, end_rows_of, forget_in_specs
+from service.ledger.leaves import decisions_digest
 from service.ledger.sealing import Vault, owner_of
-from service.ledger.searching import subject_token
+from service.ledger.searching import subject_tokens
 from service.ledger.tables import events, explanations, job_rows, log, subjects
 
 TOGETHER = 1000
@@ -40,11 +42,12 @@ _WITH_SCHEMA = b'{"schema":'
 @dataclass(frozen=True, slots=True)
 class Erased:
     """What was erased: so many records, and so many rows that jobs had still to explain, by the event at place
-    `tombstone`."""
+    `tombstone`. So many `exports` had been asked for by the person's name, which is gone from them."""
 
     records: int
     tombstone: int
     job_rows: int = 0
+    exports: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,56 +61,85 @@ class Hold:
     created: int
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a person: so many explanations, so many rows of jobs that wait to be explained, and the hold, if
+    one is in force."""
+
+    tokens: tuple[str, ...]
+    explanations: int
+    job_rows: int
+    hold: Hold | None
+
+
+def kept_of(engine: Engine, vault: Vault, tenant: str, subject: str) -> Kept:
+    """What an erasure of the subject would destroy, or a hold protects. Raises LedgerUnavailable."""
+    with database_in_reach(), engine.connect() as connection:
+        tokens = subject_tokens(connection, vault, tenant, subject)
+        return Kept(
+            tuple(tokens),
+            count_of(connection, tenant, tokens),
+            count_rows_of(connection, vault.lookups(tenant, subject)),
+            _hold_on(connection, tenant, tokens),
+        )
+
+
 def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> Erased:
     """Destroys everything of the subject's that was sealed, for good; what jobs hold of theirs is never explained.
 
     Raises HeldByLaw, NotFound where nothing of the subject's is there, LedgerUnavailable.
     """
     with database_in_reach(), serialised(engine).begin() as connection:
-        token = subject_token(connection, vault, tenant, subject)
-        waiting = end_rows_of(connection, vault.lookup(tenant, subject))
-        if token is None and not waiting:
-            raise NotFound("nothing of this subject is kept here")
-        if token is not None:
-            _refuse_if_held(connection, tenant, token)
-        is_theirs = explanations.c.subject == token if token is not None else false()  # and never IS NULL: nobody's
+        tokens = subject_tokens(connection, vault, tenant, subject)
+        _refuse_if_held(connection, tenant, tokens)
+        waiting = end_rows_of(connection, vault.lookups(tenant, subject))
+        is_theirs = explanations.c.subject.in_(tokens) if tokens else false()  # and never IS NULL: nobody's
         theirs = and_(explanations.c.tenant == tenant, is_theirs)
         places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
-        in_jobs = {"job_rows": waiting} if waiting else {}
-        details = {**_named(connection, places), **in_jobs, "reason": reason}
+        exports = forget_in_specs(connection, vault, tenant, subject, _decisions(connection, places).values())
+        if not tokens and not waiting and not exports:
+            raise NotFound("nothing of this subject is kept here")
+        counts = {name: count for name, count in (("job_rows", waiting), ("exports", exports)) if count}
+        details = {**_named(connection, places), **counts, "reason": reason}
+        about = tokens[0] if tokens else None
         tombstone = insert_event(
-            connection, Event(kind=ERASURE, tenant=tenant, key_id=key_id, about=token, details=details)
+            connection, Event(kind=ERASURE, tenant=tenant, key_id=key_id, about=about, details=details)
         )
         _clear(connection, theirs, places, tombstone)
-        if token is not None:
-            connection.execute(delete(subjects).where(subjects.c.token == token))
+        connection.execute(delete(subjects).where(subjects.c.token.in_(tokens)))
     _scrub(engine)
-    return Erased(len(places), tombstone, waiting)
+    return Erased(len(places), tombstone, waiting, exports)
 
 
 def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
-    """Forbids to erase what is kept of the subject, and what will be. Raises LedgerUnavailable."""
+    """Forbids to erase what is kept of the subject, and what will be.
+
+    Raises InvalidRequest for a subject that nothing can be recorded of, LedgerUnavailable.
+    """
     with database_in_reach(), serialised(engine).begin() as connection:
-        token = subject_token(connection, vault, tenant, subject)
-        if token is None:  # a hold may come before the first record
-            lookup, new = vault.lookup(tenant, subject), vault.new_subject()
-            token = new.token
-            wrapped = vault.wrap(new.key, owner_of(token, lookup))
-            connection.execute(insert(subjects).values(token=token, lookup=lookup, key=wrapped))
-        event = Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
-        insert_event(connection, event)
-    return Hold(tenant, token, key_id, reason, event.created)
+        tokens = subject_tokens(connection, vault, tenant, subject)
+        if not tokens:  # a hold may come before the first record
+            lookup, new = vault.lookup(tenant, read_subject(subject)), vault.new_subject()
+            tokens = [new.token]
+            wrapped = vault.wrap(new.key, owner_of(new.token, lookup))
+            connection.execute(insert(subjects).values(token=new.token, lookup=lookup, key=wrapped))
+        for token in tokens:
+            event = Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
+            insert_event(connection, event)
+    return Hold(tenant, tokens[0], key_id, reason, event.created)
 
 
 def release(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> None:
     """Ends the hold. Raises NotFound where there is none, LedgerUnavailable."""
     with database_in_reach(), serialised(engine).begin() as connection:
-        token = subject_token(connection, vault, tenant, subject)
-        if token is None or _hold_on(connection, tenant, token) is None:
+        tokens = subject_tokens(connection, vault, tenant, subject)
+        held = [token for token in tokens if _hold_on(connection, tenant, [token]) is not None]
+        if not held:
             raise NotFound("there is no hold on this subject")
-        insert_event(
-            connection, Event(kind=RELEASE, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
-        )
+        for token in held:
+            insert_event(
+                connection, Event(kind=RELEASE, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
+            )
 
 
 def holds(connection: Connection) -> list[Hold]:
@@ -187,9 +219,22 @@ def _retain_some(engine: Engine, name: str, limit: int, key_id: str) -> int:
 def _named(connection: Connection, places: Sequence[int]) -> dict[str, Any]:
     """What a tombstone says of the records it erases. Those of before there was a schema lose their record too, which
     holds in clear what has been sealed since."""
-    old = _without_schema(connection, places)
     named: dict[str, Any] = {"records": ranges(places), "count": len(places)}
-    return {**named, "without_record": ranges(old)} if old else named
+    if old := _without_schema(connection, places):
+        named["without_record"] = ranges(old)
+    if decisions := _decisions(connection, places):
+        named["decisions"] = decisions_digest(decisions)
+    return named
+
+
+def _decisions(connection: Connection, places: Sequence[int]) -> dict[int, str]:
+    """The pseudonyms of the decisions at these places, where there are any."""
+    found: dict[int, str] = {}
+    columns = select(explanations.c.seq, explanations.c.decision_id).where(explanations.c.decision_id.is_not(None))
+    for first, last in ranges(places):
+        for row in connection.execute(columns.where(explanations.c.seq.between(first, last))):
+            found[row.seq] = row.decision_id
+    return found
 
 
 def _without_schema(connection: Connection, places: Sequence[int]) -> list[int]:
@@ -204,7 +249,7 @@ def _clear(connection: Connection, which: Any, places: Sequence[int], tombstone:
     old = _without_schema(connection, places)
     if old:
         connection.execute(update(log).where(log.c.seq.in_(old)).values(record=None))
-    cleared = {"personal": None, "subject": None, "decision_id": None, "tombstone": tombstone}
+    cleared = {"personal": None, "subject": None, "tombstone": tombstone}
     connection.execute(update(explanations).where(which).values(cleared))
 
 
@@ -216,17 +261,27 @@ def _forget_unused(connection: Connection, found: Iterable[tuple[str, str]]) -> 
             connection.execute(delete(subjects).where(subjects.c.token == token))
 
 
-def _refuse_if_held(connection: Connection, tenant: str, token: str) -> None:
-    found = _hold_on(connection, tenant, token)
+def count_of(connection: Connection, tenant: str, tokens: Sequence[str]) -> int:
+    """How many explanations are kept of a subject, known by tokens."""
+    theirs = and_(explanations.c.tenant == tenant, explanations.c.subject.in_(tokens))
+    return connection.execute(select(func.count()).select_from(explanations).where(theirs)).scalar_one()
+
+
+def _refuse_if_held(connection: Connection, tenant: str, tokens: Sequence[str]) -> None:
+    found = _hold_on(connection, tenant, tokens)
     if found is not None:
         since = datetime.fromtimestamp(found.created / 1e6, UTC).isoformat(timespec="seconds")
         raise HeldByLaw(f"held by {found.by} since {since}: {found.reason}; the data is erased once that is released")
 
 
-def _hold_on(connection: Connection, tenant: str, token: str) -> Hold | None:
-    of_subject = (events.c.tenant == tenant, events.c.about == token, events.c.kind.in_([HOLD, RELEASE]))
-    row = connection.execute(_events().where(*of_subject).order_by(events.c.seq.desc()).limit(1)).one_or_none()
-    return None if row is None or row.kind == RELEASE else _hold(stored_event(row))
+def _hold_on(connection: Connection, tenant: str, tokens: Sequence[str]) -> Hold | None:
+    """The hold in force on any of these."""
+    for token in tokens:
+        of_subject = (events.c.tenant == tenant, events.c.about == token, events.c.kind.in_([HOLD, RELEASE]))
+        row = connection.execute(_events().where(*of_subject).order_by(events.c.seq.desc()).limit(1)).one_or_none()
+        if row is not None and row.kind == HOLD:
+            return _hold(stored_event(row))
+    return None
 
 
 def _hold(event: StoredEvent) -> Hold:

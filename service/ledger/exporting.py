@@ -19,7 +19,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import IO, Any, Protocol
 
 import orjson
@@ -28,6 +28,7 @@ from sqlalchemy import Engine, select
 from service.ledger.checkpoints import Checkpoint, Notary, tree_in
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, Search, Stored
+from service.ledger.moments import written_period
 from service.ledger.sealing import Vault
 from service.ledger.searching import MOST_BYTES, fitting_places, read_in_log_order, read_places
 from service.ledger.tables import log
@@ -53,6 +54,21 @@ class Line:
     leaf: bytes
     personal: bytes | None = None
     tombstone: int | None = None
+
+
+def asked_of(tenant: str | None, search: Search) -> dict[str, Any]:
+    """What the manifest says was asked for. It names conditions, but no person: those are named in the records, until
+    they are erased."""
+    told: dict[str, Any] = {"tenant": tenant}
+    given = {each.name: getattr(search, each.name) for each in fields(Search)}
+    conditions = {name: value for name, value in given.items() if value is not None and value != ()}
+    if people := [name for name in ("subject", "decision_id") if conditions.pop(name, None) is not None]:
+        told["named"] = people
+    if conditions:
+        told["conditions"] = conditions
+    if period := written_period(search.created_from, search.created_to):
+        told["period"] = period
+    return told
 
 
 def found_lines(engine: Engine, vault: Vault, tenant: str, search: Search, size: int) -> Iterator[Line]:

@@ -18,6 +18,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -35,12 +36,16 @@ from sqlalchemy import (
 )
 
 from service.ledger.database import database_in_reach
+from service.ledger.sealing import CannotBeOpened, Vault
 from service.ledger.tables import explanations, job_rows, jobs
 
 LEASE_SECONDS = 5.0
 ROWS_AT_ONCE = 500
+EXPORT = "export"
+"""The kind of the jobs that are about stored explanations which a search finds, and keep the search."""
 DONE, FAILED = "done", "failed"
 ERASED = "the person whose input this was has been erased"
+ERASED_SEARCH = "the person whose records this was to hold has been erased"
 
 
 class State(StrEnum):
@@ -256,16 +261,51 @@ class Jobs:
                 _keep_counts(connection, job_id)
 
 
-def end_rows_of(connection: Connection, subject: str) -> int:
-    """Ends the rows that hold input of a person, known by a pseudonym, and drops it; returns their number.
+def count_rows_of(connection: Connection, lookups: Collection[str]) -> int:
+    """How many rows hold input of a person, known by pseudonyms."""
+    theirs = and_(job_rows.c.subject.in_(lookups), job_rows.c.outcome.is_(None))
+    return connection.execute(select(func.count()).select_from(job_rows).where(theirs)).scalar_one()
+
+
+def end_rows_of(connection: Connection, lookups: Collection[str]) -> int:
+    """Ends the rows that hold input of a person, known by pseudonyms, and drops it; returns their number.
 
     For a transaction that holds the write lock.
     """
-    theirs = and_(job_rows.c.subject == subject, job_rows.c.outcome.is_(None))
+    theirs = and_(job_rows.c.subject.in_(lookups), job_rows.c.outcome.is_(None))
     in_order = select(job_rows.c.number).where(theirs).order_by(job_rows.c.job_id, job_rows.c.number)
     connection.execute(in_order.with_for_update())  # as `finish_rows` locks them, so that neither waits for the other
     ended = {"outcome": FAILED, "detail": ERASED, **_HELD_NOTHING}
     return connection.execute(update(job_rows).where(theirs).values(ended)).rowcount
+
+
+def forget_in_specs(connection: Connection, vault: Vault, tenant: str, subject: str, decisions: Collection[str]) -> int:
+    """Drops the search from whatever was asked for by the person's name, or by one of these decisions of theirs, known
+    by pseudonyms; what of it is not finished ends. Returns how many there were.
+
+    For a transaction that holds the write lock.
+    """
+    lookups, pseudonyms = set(vault.lookups(tenant, subject)), set(decisions)
+    count = 0
+    searches = and_(jobs.c.tenant == tenant, jobs.c.kind == EXPORT)
+    for row in connection.execute(select(jobs.c.id, jobs.c.spec).where(searches)).all():
+        try:
+            spec = orjson.loads(vault.open(row.spec, row.id, None))
+        except CannotBeOpened:  # so it names nobody
+            continue
+        search = spec.get("search") or {}
+        name, decision = search.get("subject"), search.get("decision_id")
+        is_theirs = name is not None and not lookups.isdisjoint(vault.lookups(tenant, name))
+        if not is_theirs and (decision is None or vault.decision(tenant, decision) not in pseudonyms):
+            continue
+        count += 1
+        del spec["search"]
+        this = jobs.c.id == row.id
+        sealed = vault.seal(orjson.dumps(spec), row.id, None, None)
+        connection.execute(update(jobs).where(this).values(spec=sealed))
+        ended = {"state": State.FAILED, "ended": _now(), "detail": ERASED_SEARCH, "owner": None, "leased_until": None}
+        connection.execute(update(jobs).where(this, jobs.c.state.in_(UNFINISHED)).values(ended))
+    return count
 
 
 def _is_unfinished(job_id: str, number: int) -> ColumnElement[bool]:

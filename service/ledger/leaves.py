@@ -169,6 +169,13 @@ def read_opened(record: bytes, plaintext: bytes) -> Opened:
     return Opened(said["subject"], orjson.loads(record).get("decision_id"), plaintext)
 
 
+def decisions_digest(decisions: Mapping[int, str]) -> str:
+    """What a tombstone says of the decisions, by place and pseudonym, whose explanations it erased: so none of them can
+    be changed, and nothing can be read from it."""
+    lines = (f"{seq} {decision}\n" for seq, decision in sorted(decisions.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def covers(details: Mapping[str, Any], seq: int, *, without_record: bool) -> bool:
     """Whether a tombstone with these details erased the record at that place: its personal part, or all of it."""
     spans = details.get("without_record", []) if without_record else details["records"]

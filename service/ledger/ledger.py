@@ -16,8 +16,21 @@ from sqlalchemy import Connection, Engine
 from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, NotFound
 from service.ledger.checkpoints import Checkpoint, Notary
 from service.ledger.database import database_in_reach
-from service.ledger.entries import Entry, EntryRefused, Event, EventPage, EventSearch, Found, Page, Search, Stored
+from service.ledger.entries import (
+    REVIEW,
+    Entry,
+    EntryRefused,
+    Event,
+    EventPage,
+    EventSearch,
+    Found,
+    Page,
+    Search,
+    Stored,
+    StoredEvent,
+)
 from service.ledger.events import read_events
+from service.ledger.reviews import open_note, review_details
 from service.ledger.sealing import Vault
 from service.ledger.searching import read_found, read_one, read_page
 from service.ledger.secret_files import SecretFileError
@@ -106,6 +119,18 @@ class Ledger:
     async def events(self, tenant: str, search: EventSearch, limit: int = 50, cursor: str | None = None) -> EventPage:
         """A page of the tenant's events, from the newest to the oldest. Cursors and errors as for `search`."""
         return await self._read(read_events, tenant, search, limit, cursor)
+
+    async def review(self, stored: Stored, key_id: str, verdict: str, note: str) -> None:
+        """Records what a person found of an explanation; the note is sealed as what it is about. Raises as `append`."""
+        details = await self._read(review_details, self._vault, stored.id, stored.seq, verdict, note)
+        await self.append_event(REVIEW, stored.tenant, key_id, stored.id, details)
+
+    async def reviews(self, stored: Stored, limit: int) -> list[tuple[StoredEvent, str | None]]:
+        """The reviews of an explanation, the newest first, each with its note; None for a note whose key is gone.
+
+        Raises LogChanged, LedgerUnavailable.
+        """
+        return await self._read(_read_reviews, self._vault, stored, limit)
 
     async def get(self, tenant: str, explanation_id: str, *, opened: bool = True) -> Stored | None:
         """The explanation of that id; None when there is none, and for another tenant's. Not `opened`, what is sealed
@@ -247,3 +272,10 @@ class Ledger:
         if self._closed:
             raise LedgerUnavailable("The ledger is closed.")
         return await self._loop.run_in_executor(self._readers, run)
+
+
+def _read_reviews(
+    connection: Connection, vault: Vault, stored: Stored, limit: int
+) -> list[tuple[StoredEvent, str | None]]:
+    page = read_events(connection, stored.tenant, EventSearch(kind=REVIEW, about=stored.id), limit, None)
+    return [(one, open_note(connection, vault, stored.id, stored.seq, one.details)) for one in page.events]

@@ -22,8 +22,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, Engine, insert, inspect, select
 
+from service.errors import SetupError
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.migrations import upgrade
+from service.ledger.naming import normal, spellings
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.tables import subjects
 
@@ -39,7 +41,7 @@ _NO_KEY = bytes(_WRAPPED_BYTES)
 _HEAD_BYTES = 1 + 16 + 32 + _WRAPPED_BYTES + NONCE_BYTES
 
 
-class WrongMasterKey(Exception):
+class WrongMasterKey(SetupError):
     """The master key is not the one that this database was sealed with; the message says what to do."""
 
 
@@ -95,8 +97,12 @@ class Vault:
         return Vault, (self._master,)
 
     def lookup(self, tenant: str, subject: str) -> str:
-        """The pseudonym under which a tenant's subject is found, hexadecimal."""
-        return self._pseudonym(b"subject", tenant, subject).hex()
+        """The pseudonym under which a tenant's subject is found, hexadecimal; the same for every spelling."""
+        return self._pseudonym(b"subject", tenant, normal(subject)).hex()
+
+    def lookups(self, tenant: str, subject: str) -> tuple[str, ...]:
+        """That, then those under which other spellings of the subject's were recorded before all were one."""
+        return tuple(self._pseudonym(b"subject", tenant, name).hex() for name in spellings(subject))
 
     def decision(self, tenant: str, decision_id: str) -> str:
         """The pseudonym under which a tenant's decision is found, hexadecimal."""
@@ -173,11 +179,25 @@ def prepare_database(engine: Engine, master_key: Path) -> Vault:
             wrapped = vault.wrap(os.urandom(KEY_BYTES), owner_of(NO_TOKEN, lookup))
             connection.execute(insert(subjects).values(token=NO_TOKEN, lookup=lookup, key=wrapped))
         else:
-            try:
-                vault.unwrap(mark[1], owner_of(NO_TOKEN, mark[0]))
-            except CannotBeOpened:
-                raise _wrong(master_key) from None
+            _refuse_another(vault, mark, master_key)
     return vault
+
+
+def open_vault(engine: Engine, master_key: Path) -> Vault:
+    """The vault of a database that is up to date; nothing is made or changed. Raises as `prepare_database` does."""
+    vault = _load(master_key)
+    with database_in_reach(), engine.connect() as connection:
+        mark = _mark(connection)
+    if mark is not None:  # a verification tells of one that is gone
+        _refuse_another(vault, mark, master_key)
+    return vault
+
+
+def _refuse_another(vault: Vault, mark: tuple[str, bytes], master_key: Path) -> None:
+    try:
+        vault.unwrap(mark[1], owner_of(NO_TOKEN, mark[0]))
+    except CannotBeOpened:
+        raise _wrong(master_key) from None
 
 
 def _mark(connection: Connection) -> tuple[str, bytes] | None:

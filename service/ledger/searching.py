@@ -80,10 +80,13 @@ def read_found(connection: Connection, vault: Vault, tenant: str, search: Search
     return [Found(row.id, row.lookup) for row in found]
 
 
-def subject_token(connection: Connection, vault: Vault, tenant: str, subject: str) -> str | None:
-    """The token of a tenant's subject; None of one that nothing is recorded of."""
-    lookup = vault.lookup(tenant, subject)
-    return connection.scalar(select(subjects.c.token).where(subjects.c.lookup == lookup))
+def subject_tokens(connection: Connection, vault: Vault, tenant: str, subject: str) -> list[str]:
+    """The token of a tenant's subject; none of one that nothing is recorded of, and several of one that was recorded
+    under several spellings before they were one."""
+    lookups = vault.lookups(tenant, subject)
+    found = connection.execute(select(subjects.c.lookup, subjects.c.token).where(subjects.c.lookup.in_(lookups)))
+    tokens = {row.lookup: row.token for row in found}
+    return [tokens[lookup] for lookup in lookups if lookup in tokens]
 
 
 def _by_pseudonym(connection: Connection, vault: Vault, tenant: str, search: Search) -> Search | None:
@@ -92,12 +95,13 @@ def _by_pseudonym(connection: Connection, vault: Vault, tenant: str, search: Sea
         search = replace(search, decision_id=vault.decision(tenant, search.decision_id))
     if search.subject is None:
         return search
-    token = subject_token(connection, vault, tenant, search.subject)
-    return None if token is None else replace(search, subject=token)
+    tokens = subject_tokens(connection, vault, tenant, search.subject)
+    return replace(search, subject=" ".join(tokens)) if tokens else None
 
 
 def statement(tenant: str, search: Search, cursor: str | None, columns: Select[Any] | None = None) -> Select[Any]:
-    """The explanations that `search` asks for, from the newest to the oldest; subject and decision by pseudonym.
+    """The explanations that `search` asks for, from the newest to the oldest; subject and decision by pseudonym, and
+    the tokens of a subject of several separated by spaces.
 
     Order and conditions on time are put to the rarest thing asked for, whose index ends in that order: a
     person or a decision, else the first tag, else the column of an explanation that the database chooses.
@@ -206,7 +210,8 @@ def _conditions(tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
         )
     for column in ("model", "version", "subject", "decision_id", "label"):
         if (value := getattr(search, column)) is not None:
-            yield explanations.c[column] == value
+            several = value.split() if column == "subject" else [value]
+            yield explanations.c[column] == value if len(several) == 1 else explanations.c[column].in_(several)
 
 
 def _range(leading: FromClause, tenant: str, search: Search, cursor: str | None) -> Iterable[ColumnElement[bool]]:

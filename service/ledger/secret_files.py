@@ -6,8 +6,10 @@ import os
 import stat
 from pathlib import Path
 
+from service.errors import SetupError
 
-class SecretFileError(Exception):
+
+class SecretFileError(SetupError):
     """A secret's file that cannot be used; the message says which and what to do."""
 
 

@@ -29,13 +29,14 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from sqlalchemy import Connection, insert, select
 
+from service.errors import SetupError
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.tables import signing_keys
 
 _log = logging.getLogger(__name__)
 
 
-class NotTheSigner(Exception):
+class NotTheSigner(SetupError):
     """This host's key is not the one that the log is signed with; the message says what to do."""
 
 

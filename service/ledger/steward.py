@@ -17,7 +17,7 @@ from service.errors import AnswerableError
 from service.ledger import erasing
 from service.ledger.database import database_in_reach
 from service.ledger.entries import ERASURE, StoredEvent
-from service.ledger.erasing import Erased, Hold
+from service.ledger.erasing import Erased, Hold, Kept
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import Jobs
 from service.ledger.sealing import Vault
@@ -64,8 +64,12 @@ class Steward:
         return erased
 
     async def hold(self, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
-        """Forbids to erase it. Raises LedgerUnavailable."""
+        """Forbids to erase it. Raises InvalidRequest for a name that cannot be recorded, LedgerUnavailable."""
         return await self._run(erasing.hold, self._vault, tenant, subject, key_id, reason)
+
+    async def kept_of(self, tenant: str, subject: str) -> Kept:
+        """What an erasure would destroy, or a hold protects. Raises LedgerUnavailable."""
+        return await self._run(erasing.kept_of, self._vault, tenant, subject)
 
     async def release(self, tenant: str, subject: str, key_id: str, reason: str) -> None:
         """Ends the hold. Raises NotFound, LedgerUnavailable."""

@@ -18,7 +18,7 @@ from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, REVIEW, TOMBSTONE_KINDS
 from service.ledger.export_checking import MALFORMED, Verdict, checkpoint_faults
 from service.ledger.key_history import KEY_KINDS, KeyHistory
-from service.ledger.leaves import covers, has_schema, read_head, read_opened
+from service.ledger.leaves import covers, decisions_digest, has_schema, read_head, read_opened
 from service.ledger.merkle import STORED_HEIGHTS, GrowingTree, leaf_hash
 from service.ledger.sealing import NO_TOKEN, CannotBeOpened, Sealed, Vault, owner_of, unpack
 from service.ledger.signing import SigningKey, chain_faults, read_statement
@@ -95,8 +95,8 @@ def explanation_faults(
     decision = None if opened.decision_id is None else vault.decision(row.tenant, opened.decision_id)
     if not row.decision_id == sealed.decision == decision:
         faults.append(f"{name}: the column decision_id is not what was recorded")
-    lookup = None if opened.subject is None else vault.lookup(row.tenant, opened.subject)
-    if row.subject != sealed.token or lookup != _lookup_of(connection, sealed.token):
+    lookups = (None,) if opened.subject is None else vault.lookups(row.tenant, opened.subject)
+    if row.subject != sealed.token or _lookup_of(connection, sealed.token) not in lookups:
         faults.append(f"{name}: the column subject is not what was recorded")
     return faults
 
@@ -123,7 +123,7 @@ def _reviewed(connection: Connection, rows: Collection[Row[Any]]) -> set[int]:
 
 def _erased_faults(connection: Connection, row: Row[Any], *, without_record: bool) -> list[str]:
     """An empty row needs a tombstone that names it, and holds nothing of what was erased."""
-    if any(value is not None for value in (row.personal, row.subject, row.decision_id)):
+    if any(value is not None for value in (row.personal, row.subject)):
         return [f"row {row.seq}: a tombstone says that it was erased, and it was not"]
     record = None
     if row.tombstone is not None:
@@ -132,9 +132,28 @@ def _erased_faults(connection: Connection, row: Row[Any], *, without_record: boo
         said = orjson.loads(record or b"")
         is_tombstone = said["kind"] in TOMBSTONE_KINDS
         is_named = is_tombstone and covers(said["details"], row.seq, without_record=without_record)
+        is_committed = "decisions" in said["details"]
     except MALFORMED:
-        is_named = False
-    return [] if is_named else [f"row {row.seq}: its personal part is missing, and no tombstone says why"]
+        is_named = is_committed = False
+    if not is_named:
+        return [f"row {row.seq}: its personal part is missing, and no tombstone says why"]
+    if row.decision_id is not None and not is_committed:
+        return [f"row {row.seq}: the column decision_id is not what was recorded"]
+    return []
+
+
+def _decision_faults(connection: Connection, place: int, details: Mapping[str, Any]) -> list[str]:
+    """The decisions of what the tombstone at that place erased are those that it is committed to."""
+    if "decisions" not in details:
+        return []
+    kept = select(explanations.c.seq, explanations.c.decision_id).where(explanations.c.decision_id.is_not(None))
+    found: dict[int, str] = {}
+    for first, last in details["records"]:
+        within = (explanations.c.seq.between(first, last), explanations.c.tombstone == place)
+        found |= {row.seq: row.decision_id for row in connection.execute(kept.where(*within))}
+    if decisions_digest(found) == details["decisions"]:
+        return []
+    return [f"the decisions of what the tombstone at {place} erased are not what was recorded"]
 
 
 def _subject_key(connection: Connection, vault: Vault, sealed: Sealed) -> bytes | None:
@@ -266,6 +285,7 @@ class _Verification:
 
     def _check_tombstone(self, place: int, details: Mapping[str, Any]) -> None:
         """Whatever a tombstone names has gone by it."""
+        self._verdict.add(*_decision_faults(self._connection, place, details))
         for first, last in details["records"]:
             within = explanations.c.seq.between(first, last)
             other = or_(explanations.c.tombstone.is_(None), explanations.c.tombstone != place)
@@ -446,6 +466,9 @@ def verify_explanation(engine: Engine, vault: Vault, seq: int) -> list[str]:
             return [f"row {seq} is missing"]
         is_reviewed = bool(_reviewed(connection, [row]))
         faults = explanation_faults(connection, vault, row, tags, logged.record, is_reviewed=is_reviewed)
+        if row.tombstone is not None and not faults:
+            tombstone = connection.scalar(select(log.c.record).where(log.c.seq == row.tombstone)) or b""
+            faults += _decision_faults(connection, row.tombstone, orjson.loads(tombstone)["details"])
     if logged.record is not None and leaf_hash(logged.record) != logged.leaf:
         faults.append(f"row {seq} is not what was recorded")
     return faults

@@ -13,12 +13,11 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from time import monotonic
 from typing import Any
 
 from sqlalchemy import Engine
 
-from service.children import Connection, Unframer, frame, reap, start_child
+from service.children import AwakeClock, Connection, Unframer, frame, reap, start_child
 from service.ledger.database import open_engine
 from service.ledger.sealing import Vault
 from service.ledger.writer import LARGEST_GROUP, Append, Outcome, Outcomes, Recorder
@@ -46,21 +45,22 @@ class WriterProcess:
         self._settle = settle
         self._unsettled: set[int] = set()
         self._closing = False
-        self._heard = monotonic()
+        self._clock = AwakeClock()
+        self._heard = self._clock.now
         self._connect()
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     def put(self, append: Append) -> None:
         """Queues an append; returns at once."""
         if not self._unsettled:
-            self._heard = monotonic()
+            self._heard = self._clock.now
         self._unsettled.add(append.number)
         self._connection.send(append)
 
     async def close(self) -> None:
         """Writes what is queued, then ends the process."""
         self._closing = True
-        self._heard = monotonic()
+        self._heard = self._clock.now
         self._connection.finish()
         await self._life
 
@@ -70,7 +70,7 @@ class WriterProcess:
         self._connection.send(self._opening)
 
     def _received(self, outcomes: Outcomes) -> None:
-        self._heard = monotonic()
+        self._heard = self._clock.now
         self._unsettled.difference_update(number for number, _ in outcomes)
         self._settle(outcomes)
 
@@ -96,8 +96,9 @@ class WriterProcess:
         gone = asyncio.ensure_future(self._gone.wait())
         while not gone.done():
             await asyncio.wait([gone], timeout=SILENCE_SECONDS / 10)
+            self._clock.tick(SILENCE_SECONDS / 10)
             has_work = self._closing or bool(self._unsettled)
-            if not gone.done() and has_work and monotonic() - self._heard > SILENCE_SECONDS:
+            if not gone.done() and has_work and self._clock.now - self._heard > SILENCE_SECONDS:
                 _log.error("the ledger's writer has work and has said nothing for %.0f s", SILENCE_SECONDS)
                 process.kill()
                 await gone

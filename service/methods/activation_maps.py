@@ -15,13 +15,13 @@ import numpy as np
 from service.domain import Floats, InputKind
 from service.methods.entry import Facts
 from service.methods.one_gradient import of_one_gradient
-from service.methods.oracle import Attribution, FeatureMaps, LayerRows, Problem, Readout, Steps, feature_maps
+from service.methods.oracle import Attribution, FeatureMaps, LayerRows, Problem, Steps, feature_maps
 from service.numerics.interpolation import resized
 
 
 def maps_at(problem: Problem, rows: Floats) -> Steps[FeatureMaps]:
     """The feature maps at `rows` [n, inputs], and the gradients of the target's logit with respect to them."""
-    return (yield from feature_maps(LayerRows(rows, Readout.LOGIT, problem.target)))
+    return (yield from feature_maps(LayerRows(rows, problem.logit_readout, problem.target)))
 
 
 def over_space(values: Floats) -> Floats:

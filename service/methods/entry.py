@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as abridged
 
+from service.catalog.nearest import did_you_mean
 from service.domain import Completeness, OptionValue, Traits
 from service.methods.oracle import Method, Problem
 
@@ -33,7 +34,8 @@ class Choice:
     def read(self, value: object, units: Units) -> OptionValue:  # noqa: ARG002 - one shape for all options
         """The value as methods take it. Raises ValueError, saying what is allowed."""
         if not isinstance(value, str) or value not in self.choices:
-            raise ValueError(f"option {self.name} is {abridged(value)}; the values are {', '.join(self.choices)}")
+            near = did_you_mean(value, self.choices)
+            raise ValueError(f"option {self.name} is {abridged(value)}; the values are {', '.join(self.choices)}{near}")
         return value
 
 
@@ -90,7 +92,8 @@ class Groups:
             return numbers[member]
         if type(member) is int and 0 <= member < count:
             return member
-        raise ValueError(f"option {self.name}: there is no feature {abridged(member)}")
+        near = did_you_mean(member, numbers)
+        raise ValueError(f"option {self.name}: there is no feature {abridged(member)}{near}")
 
 
 Option = Choice | Number | Groups

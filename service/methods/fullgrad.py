@@ -20,7 +20,7 @@ import numpy as np
 from service.domain import Completeness, Floats
 from service.methods.activation_maps import needs_feature_maps
 from service.methods.entry import Facts, MethodEntry, one_point
-from service.methods.oracle import Attribution, BiasRows, Method, Problem, Readout, bias_maps
+from service.methods.oracle import Attribution, BiasRows, Method, Problem, bias_maps
 
 LEAST_RANGE = 1e-6
 """What is added to the range that values are divided by: a layer that adds the same everywhere has no map."""
@@ -28,7 +28,7 @@ LEAST_RANGE = 1e-6
 
 def fullgrad(problem: Problem) -> Method:
     """One explanation by FullGrad; see the module's docstring."""
-    added = yield from bias_maps(BiasRows(problem.input[None], Readout.LOGIT, problem.target))
+    added = yield from bias_maps(BiasRows(problem.input[None], problem.logit_readout, problem.target))
     of_input = problem.input * added.gradients[0]
     logit = float(added.outputs[0])
     missing = abs(logit - float(of_input.sum()) - float(added.totals[0]))

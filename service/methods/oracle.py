@@ -34,7 +34,7 @@ from service.numerics.cells import Grouping, LocalErrors, Stencils
 class Readout(IntEnum):
     """The scalar of the logits z that is explained at a point.
 
-    `LOGIT` is z_t, `PROBABILITY` is softmax(z)_t, and `MARGIN`, for two labels, is z_t - z_other.
+    `LOGIT` is z_t, `PROBABILITY` is softmax(z)_t, and `MARGIN`, for two labels, is z_t - z_other: the log-odds.
     """
 
     LOGIT = 0
@@ -270,7 +270,17 @@ class Problem:
     @property
     def readout(self) -> Readout:
         """The readout of the output space."""
-        return Readout.LOGIT if self.output_space is OutputSpace.LOGIT else Readout.PROBABILITY
+        return self.logit_readout if self.output_space is OutputSpace.LOGIT else Readout.PROBABILITY
+
+    @property
+    def logit_readout(self) -> Readout:
+        """The readout of a label's logit; where two labels share one, of their log-odds."""
+        return Readout.MARGIN if self.traits.has_one_logit else Readout.LOGIT
+
+    def logit_of(self, logits: Floats) -> Floats:
+        """The target's logit [n], as `logit_readout` has it, of the network's `logits` [n, labels]."""
+        own: Floats = logits[:, self.target]
+        return own - logits[:, 1 - self.target] if self.traits.has_one_logit else own
 
     @property
     def labels(self) -> int:

@@ -85,7 +85,7 @@ def _split_of_pieces(problem: Problem, alphas: Floats, logits: Floats) -> float:
 
     def excess(at: Floats) -> Floats:
         if problem.output_space is OutputSpace.LOGIT:
-            return _excess(problem, at[:, problem.target])
+            return _excess(problem, problem.logit_of(at))
         return _excess(problem, softmax(at)[:, problem.target])
 
     beyond = excess(logits) > 0

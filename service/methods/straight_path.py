@@ -89,8 +89,8 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
     start, end = found.logits[:-1][keep].astype(np.float64), found.logits[1:][keep].astype(np.float64)
     target, every = problem.target, np.arange(len(length))
     if problem.output_space is OutputSpace.LOGIT:
-        changes = (end - start)[:, target]
-        return _ExactRule([_Part(Readout.LOGIT, target, every, length)], middles, changes, 0.0)
+        changes = problem.logit_of(end) - problem.logit_of(start)
+        return _ExactRule([_Part(problem.logit_readout, target, every, length)], middles, changes, 0.0)
     apart = float(np.ptp(found.logits, axis=1).max())
     if problem.labels == 2:
         before, behind = (logits[:, target] - logits[:, 1 - target] for logits in (start, end))

@@ -42,6 +42,7 @@ from itertools import islice
 import numpy as np
 
 from service.domain import Completeness, Floats, Indices, InputKind
+from service.extras import install
 from service.methods.entry import Facts, MethodEntry, Number
 from service.methods.oracle import Attribution, Method, Problem, Steps, outputs_at
 from service.methods.refined_lines import RefinedLines
@@ -139,8 +140,8 @@ def _unfit(facts: Facts) -> str | None:
         return "xrai needs an image, whose regions it ranks; use integrated_gradients"
     if find_spec("skimage") is None:
         return (
-            "xrai needs the extra `images` (scikit-image), which is not installed here: "
-            'pip install "answerable[images]"; or use integrated_gradients'
+            "xrai needs the extra `images` (scikit-image), which is not installed here: run "
+            f"{install('images')} in the project's folder; or use integrated_gradients"
         )
     return None
 

@@ -26,6 +26,7 @@ class Health:
     def __init__(self, engine: Engine, stability_share: float) -> None:
         self._probe = StabilityProbe(engine, stability_share, self._observe_stability)
         self._watched: dict[tuple[str, str, str], _Watched] = {}
+        self._shown: dict[tuple[str, str], _Watched] = {}
         self._looking: set[asyncio.Task[None]] = set()
 
     def observe(self, version: ModelVersion, plan: Plan, explanation: Explanation, cohort: Mapping[str, str]) -> None:
@@ -39,18 +40,22 @@ class Health:
     def _observe_stability(self, version: ModelVersion, correlation: float) -> None:
         self._of(version).drift.observe_stability(correlation)
 
-    def show(self, versions: Iterable[ModelVersion], metrics: Metrics) -> None:
-        """Sets the gauges of the versions that are ready, and forgets all others.
+    def follow(self, versions: Iterable[ModelVersion]) -> None:
+        """Watches from now on the versions that are ready, each against its own profile, and forgets all others.
 
         Of two with one name and version the later one is shown: the files that the bare name means.
         """
         watched = {_key(version): (version, self._of(version)) for version in versions if version.is_ready}
+        for version, one in watched.values():
+            one.drift.profile = None if version.assessment is None else version.assessment.profile
         self._watched = {key: one for key, (_, one) in watched.items()}
+        self._shown = {(version.key.name, version.key.version): one for version, one in watched.values()}
+
+    def show(self, metrics: Metrics) -> None:
+        """Sets the gauges of the versions that are watched."""
         for gauge in (metrics.ndcg, metrics.stability, metrics.protected_share, metrics.baseline_age):
             gauge.clear()
-        shown = {(version.key.name, version.key.version): (version, one) for version, one in watched.values()}
-        for labels, (version, one) in shown.items():
-            one.drift.profile = None if version.assessment is None else version.assessment.profile
+        for labels, one in self._shown.items():
             figures = (
                 (metrics.ndcg, one.drift.ndcg),
                 (metrics.stability, one.drift.stability),

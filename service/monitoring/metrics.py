@@ -1,8 +1,8 @@
 """The figures of `/metrics`: traffic, batching, quality, drift, cache, workers, ledger.
 
 The front publishes everything; workers send their figures with their results, as what was added since, so that a
-counter goes on where a dead worker left it. Gauges of what comes and goes (versions, workers) are set anew for each
-scrape.
+counter goes on where a dead worker left it. A scrape changes nothing that is measured, so that there may be several
+Prometheus: it only sets the gauges of what comes and goes (drift, workers) as they are at that moment.
 
 No label names a user, tenant, subject, feature or id. Histograms tell models apart, not methods: 24 methods of 20
 models would be 30,000 series. Counters tell apart the methods that `MethodLabels` admits.
@@ -11,12 +11,13 @@ models would be 30,000 series. Counters tell apart the methods that `MethodLabel
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation
 from service.engine.messages import ChunkReport
+from service.monitoring.busy import BusySeconds
 from service.monitoring.instruments import Counter, Registry
 from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, VERDICTS, MethodLabels, outcome
 
@@ -32,10 +33,9 @@ POINTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 class Metrics:
     """One registry with every metric of this process. Everything is counted on one thread, the event loop's."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = Registry("answerable")
-        self._busy_seconds = 0.0
-        self._scraped = time.monotonic()
+        self._busy_seconds = BusySeconds(clock)
         self._methods = MethodLabels()
         self._expected: set[tuple[str, str]] = set()
         model, version = ["model"], ["model", "version"]
@@ -56,7 +56,7 @@ class Metrics:
         self.sharing = histogram("explanations_per_chunk", "Explanations that shared a chunk.", COUNTS, model)
         self.chunk_duration = histogram("chunk_duration_seconds", "Seconds of a chunk.", CHUNK_SECONDS, model)
         self.busy = gauge(
-            "device_busy_ratio", "Share of the devices' time, 0 to 1, spent on chunks since the last scrape."
+            "device_busy_ratio", "Share of the devices' time, 0 to 1, spent on chunks in the last minute."
         ).labels()
         self.points = counter("gradient_points", "Gradient points evaluated.", model)
         self.points_each = histogram("points_per_explanation", "Gradient points of an explanation.", POINTS, model)
@@ -103,6 +103,11 @@ class Metrics:
         self.model_info = gauge("model_info", "1 for every version that is ready, else 0.", [*version, "digest"])
 
         self.appends = counter("ledger_appends", "Records appended to the ledger.", ["result"])
+        self.without_subject = counter(
+            "records_without_subject",
+            "Explanations recorded of nobody: without a subject, no erasure or hold of a person reaches them.",
+            model,
+        )
         self.append_duration = histogram(
             "ledger_append_duration_seconds", "Seconds until a record is durable.", SECONDS
         ).labels()
@@ -154,7 +159,7 @@ class Metrics:
         name = chunk.model.partition("@")[0]
         self.fill.labels(name).observe(chunk.units / chunk.capacity)
         self.sharing.labels(name).observe(chunk.explanations)
-        self._busy_seconds += chunk.seconds
+        self._busy_seconds.add(chunk.seconds)
         self.chunk_duration.labels(name).observe(chunk.seconds)
         if chunk.kernel == "gradient":
             self.points.labels(name).inc(chunk.units)
@@ -218,8 +223,5 @@ class Metrics:
 
     def render(self, workers: int) -> bytes:
         """The text exposition format. `workers` is the number of devices, for the share of their time."""
-        now = time.monotonic()
-        elapsed, self._scraped = now - self._scraped, now
-        self.busy.set(min(1.0, self._busy_seconds / (elapsed * workers)) if elapsed > 0 else 0.0)
-        self._busy_seconds = 0.0
+        self.busy.set(min(1.0, self._busy_seconds.share / workers))
         return self._registry.render()

@@ -10,13 +10,18 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from service.errors import SetupError
+from service.extras import install
 from service.monitoring.spent import Spent
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanProcessor
 
-MISSING = "traces need the packages of the extra `traces`: pip install 'answerable[traces]'"
+MISSING = (
+    "ANSWERABLE_TRACES_ENDPOINT: traces need the packages of the extra `traces`; run "
+    f"{install('traces')} in the project's folder"
+)
 
 
 class Tracing:
@@ -69,14 +74,14 @@ class Tracing:
 
 
 def open_tracing(endpoint: str | None) -> Tracing | None:
-    """Traces that go to `endpoint` by OTLP over HTTP; None without one. Raises RuntimeError without the packages."""
+    """Traces that go to `endpoint` by OTLP over HTTP; None without one. Raises SetupError without the packages."""
     if endpoint is None:
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise RuntimeError(MISSING) from error
+        raise SetupError(MISSING) from error
     return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
 
 

@@ -205,7 +205,7 @@ def test_a_csv_calls_categories_as_they_are_called_and_an_array_has_their_places
     ("name", "content", "advice"),
     [
         ("rows.csv", "region,age,purpose\n4,40,buy\n", "line 2: '4' in column 'region' is none of 5, 3, 8"),
-        ("rows.csv", "region,age,purpose\n,40,buy\n", "row 1: region must be one of 5, 3, 8"),
+        ("rows.csv", "region,age,purpose\n,40,buy\n", "row 1: region is null; it must be one of 5, 3, 8"),
         ("rows.csv", "40,1,3\n", "row 1: region is 3; its categories have the places 0 to 2"),
         ("rows.csv", "40,0.5,1\n", "row 1: purpose is 0.5; its categories have the places 0 to 1"),
     ],

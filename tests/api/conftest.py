@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 EXPLAIN = "/v1/models/loan/versions/1:explain"
+
+TYPE = re.compile("urn:answerable:problem:[a-z-]+")
 
 Explain = Callable[..., Awaitable[dict[str, Any]]]
 AssertProblem = Callable[..., str]
@@ -75,13 +79,21 @@ def assert_problem() -> AssertProblem:
         assert response.status_code == status, response.text
         assert response.headers["content-type"] == "application/problem+json"
         problem = response.json()
+        faults = problem.pop("errors", None)
         assert set(problem) == {"type", "title", "status", "detail", "error", "request_id"}
-        assert problem["type"] == "about:blank"
+        assert TYPE.fullmatch(problem["type"])
         assert problem["title"]
         assert problem["status"] == status
         assert problem["detail"] == problem["error"] != ""
         assert problem["request_id"] == response.headers["x-request-id"] != ""
-        assert len(response.content) < 2000
+        assert len(json.dumps(problem)) < 2000
+        if faults is not None:
+            assert 1 <= len(faults) <= 20
+            assert faults[0]["type"] == problem["type"]
+            for fault in faults:
+                assert set(fault) in ({"type", "pointer", "detail"}, {"type", "parameter", "detail"})
+                assert TYPE.fullmatch(fault["type"])
+                assert len(json.dumps(fault)) < 1000
         for secret in ("Traceback", "/work", "/tmp", ".py", "site-packages", "ak_", "test-"):
             assert secret not in response.text
         return str(problem["detail"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
     from tests.conftest import MakeKey, Service
 
-PUBLIC = {("get", "/v2"), ("get", "/v2/health/live"), ("get", "/v2/health/ready")}
+PUBLIC = {("get", "/"), ("get", "/v2"), ("get", "/v2/health/live"), ("get", "/v2/health/ready")} | {
+    ("get", f"/v2/models/{{model}}{version}/ready") for version in ("", "/versions/{version}")
+}
 DOCUMENTATION = {"/openapi.json", "/docs", "/docs/assets"}
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 
@@ -33,13 +36,15 @@ EXPLAIN = "/v1/models/loan/versions/1:explain"
 def expected_scope(method: str, path: str) -> str:
     if path == "/metrics":
         return "metrics"
-    if path.endswith(":review") or path.startswith("/v1/subjects"):
+    if path.endswith(":review") or (method == "post" and path.startswith("/v1/subjects")):
         return "ledger:write"
     if path.startswith("/v2/repository") or (method == "post" and path.endswith("/baselines")):
         return "models:write"
     return (
         "ledger:read"
-        if path.startswith(("/v1/explanations", "/v1/exports", "/v1/checkpoint", "/v1/consistency", "/v1/events"))
+        if path.startswith(
+            ("/v1/explanations", "/v1/exports", "/v1/checkpoint", "/v1/consistency", "/v1/events", "/v1/subjects")
+        )
         else "explain"
     )
 
@@ -75,7 +80,7 @@ def test_nothing_else_is_served_than_what_is_described_and_the_pages_that_descri
     paths = {str(route.path) for route in routes if hasattr(route, "path")}
     described = {path for _, path in operations(service)}
     included = {
-        r.path.replace(":path}", "}")
+        re.sub(":(path|text)}", "}", r.path_format)
         for route in routes
         for r in getattr(getattr(route, "original_router", None), "routes", [])
     }

@@ -96,7 +96,8 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
                 request = replace(requests(version)[0], use_cache=False)
                 await explaining.explain(request)
         metrics.show_versions([version])
-        health.show([version], metrics)
+        health.follow([version])
+        health.show(metrics)
         await health.close()
         return bodies
 
@@ -129,19 +130,48 @@ async def test_a_version_that_is_gone_is_forgotten(service: Service) -> None:
 
     async def show() -> tuple[bytes, bytes]:
         health = Health(service.app.state.engine, 0)
-        health.show([version], metrics)
+        health.follow([version])
         async with asyncio.timeout(30):
             while health._of(version).baseline_made is None:  # noqa: ASYNC110 - a thread reads the folder
                 await asyncio.sleep(0.005)
-        health.show([version], metrics)
+        health.show(metrics)
         before = metrics.render(1)
-        health.show([], metrics)
+        health.follow([])
+        health.show(metrics)
         return before, metrics.render(1)
 
     before, after = await asyncio.to_thread(service.call, show())
 
     assert b"answerable_baseline_age_seconds{" in before
     assert b"answerable_baseline_age_seconds{" not in after
+
+
+async def test_a_scrape_leaves_what_is_watched_as_it_is(service: Service) -> None:
+    version = service.app.state.catalog.find("loan", "1")
+    watched = {key: one for key, one in watched_by(service).items() if key[0] == "loan"}
+    assert watched
+    profiles = {key: one.drift.profile for key, one in watched.items()}
+    one = watched[version.key.name, version.key.version, version.manifest_digest]
+    one.drift.profile = None
+    try:
+        for _ in range(2):
+            await asyncio.to_thread(service.call, rendered(service))
+        assert one.drift.profile is None
+        assert watched_by(service).items() >= watched.items()
+    finally:
+        for key, profile in profiles.items():
+            watched[key].drift.profile = profile
+
+
+def watched_by(service: Service) -> dict[tuple[str, str, str], Any]:
+    """What the service's own watch holds, by version."""
+    watched: dict[tuple[str, str, str], Any] = service.app.state.explaining._health._watched
+    return watched
+
+
+async def rendered(service: Service) -> bytes:
+    text: bytes = service.app.state.render_metrics()
+    return text
 
 
 async def test_files_that_are_still_meant_after_a_reload_are_watched_and_told(service: Service) -> None:
@@ -158,7 +188,8 @@ async def test_files_that_are_still_meant_after_a_reload_are_watched_and_told(se
                 for _ in range(LEAST // 2):
                     health._observe_stability(old, 0.75)
                     health._observe_stability(new, 0.25)
-                health.show(catalog, metrics)
+                health.follow(catalog)
+                health.show(metrics)
                 told.append(metrics.render(1).decode())
         finally:
             await health.close()

@@ -45,6 +45,14 @@ async def test_list_of_models(client: httpx.AsyncClient) -> None:
     assert "loan" in response.json()["models"]
 
 
+async def test_what_becomes_of_image_files_is_said(client: httpx.AsyncClient) -> None:
+    (shown,) = (await client.get("/v1/models/digits")).json()["inputs"]
+    assert shown["files"].endswith(
+        "then 0 to 255 stretched over the range 0 to 16, for the manifest has no `normalise`"
+    )
+    assert "turned as its EXIF orientation says" in shown["files"]
+
+
 async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]) -> None:
     model = (await client.get("/v1/models/loan")).json()
 
@@ -77,6 +85,21 @@ async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, An
     assert all(one["reason"] for one in model["unavailable_methods"])
     assert [baseline["name"] for baseline in model["baselines"]] == ["training", "approved"]
     assert model["defaults"]["method"] == "integrated_gradients"
+
+
+async def test_one_version_by_its_number(
+    client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]
+) -> None:
+    meant = (await client.get("/v1/models/loan")).json()
+    first, second = [(await client.get(f"/v1/models/loan/versions/{number}")).json() for number in (1, 2)]
+
+    assert second == meant
+    assert (first["version"], second["version"]) == ("1", "2")
+    assert first["newest"] == "2"
+    assert first["versions"] == second["versions"]
+    assert (first["example"], second["example"]) == (loan["example"], newest["example"])
+    assert [one["digest"] for one in first["baselines"]] == [f"sha256:{one['sha256']}" for one in loan["baselines"]]
+    assert first["inputs"] != [] != second["inputs"]
 
 
 async def test_a_models_baselines(client: httpx.AsyncClient, loan: dict[str, Any], newest: dict[str, Any]) -> None:
@@ -117,7 +140,16 @@ async def test_every_method_and_option_that_a_model_shows_is_accepted(
         assert response.status_code == 200, (parameters, response.text)
 
 
-@pytest.mark.parametrize("path", ["/v1/models/nothing", "/v1/models/nothing/baselines", "/v1/models/..%2f..%2fetc"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/loan/versions/99",
+        "/v1/models/nothing/versions/1",
+        "/v1/models/nothing",
+        "/v1/models/nothing/baselines",
+        "/v1/models/..%2f..%2fetc",
+    ],
+)
 async def test_a_model_that_is_not_there(client: httpx.AsyncClient, assert_problem: AssertProblem, path: str) -> None:
     assert_problem(await client.get(path), 404)
 
@@ -134,6 +166,8 @@ async def test_every_example_of_a_model_runs_and_its_reply_has_the_described_sha
             asked = path.format(model=model, version=version)
             response = await client.request(method, asked, json=example["value"])
             assert response.status_code == 200, response.text
+            assert example["value"]["context"]["subject"]
+            assert "Answerable-Hint" not in response.headers
             reply = PredictReply if path.endswith("predict") else ExplainReply
             described = operation["responses"]["200"]["content"]["application/json"]["schema"]
             assert described == {"$ref": f"#/components/schemas/{reply.__name__}"}

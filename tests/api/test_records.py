@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import orjson
 import pytest
+
+from service.jobs import spec_of
+from service.ledger import Entry, Event
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
     from tests.conftest import MakeKey, Service
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY = 86_400_000_000
 NOT_CONVERGED = {"options": {"rule": "midpoint"}, "tolerance": 1e-9, "max_evaluations": 2}
 
 
@@ -120,6 +126,40 @@ async def test_search_by_every_condition(
     assert await found(bank, **{"from": moment(created[0]), "to": moment(created[0] + 1)}) == [denied]
 
 
+async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(service: Service, make_key: MakeKey) -> None:
+    tenant = f"days-{uuid.uuid4()}"
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=30)
+    the_day, before, after = (str((midnight + timedelta(days=days)).date()) for days in (0, -1, 1))
+    start = (midnight - EPOCH) // timedelta(microseconds=1)
+    ids = [str(uuid.uuid4()) for _ in range(4)]
+    entries = [
+        Entry(
+            id=ids[number], tenant=tenant, created=start + offset, model="loan", version="1", method="m",
+            converged=True, key_id="k", record=orjson.dumps({"id": ids[number]}), personal=b'{"input": []}',
+        )
+        for number, offset in enumerate((-1, 0, DAY - 1, DAY))
+    ]  # fmt: skip
+    event = Event(kind="seen", tenant=tenant, key_id="k", created=entries[2].created)
+    await asyncio.to_thread(service.call, service.app.state.ledger.append([*entries, event]))
+    day = {"from": the_day, "to": the_day}
+    async with service.client(make_key(tenant=tenant)) as client:
+        for period, expected in (
+            (day, [ids[2], ids[1]]),
+            ({"to": before}, [ids[0]]),
+            ({"from": after}, [ids[3]]),
+            ({"to": f"{the_day}T00:00:00Z"}, [ids[0]]),
+            ({"from": f"{after}T02:00:00+02:00"}, [ids[3]]),
+            ({"from": "0001-01-01", "to": "9999-12-31"}, ids[::-1]),
+        ):
+            assert await found(client, **period) == expected, period
+            events = (await client.get("/v1/events", params={"kind": "seen", **period})).json()["events"]
+            assert len(events) == (ids[2] in expected), period
+        made = (await client.post("/v1/exports", json={"format": "csv", "explanations": day})).json()
+        job = service.app.state.jobs.get(tenant, made["id"], ["export"])
+    asked = spec_of(service.app.state.vault, job)["search"]
+    assert (asked["created_from"], asked["created_to"]) == (start, start + DAY)
+
+
 async def test_pages_follow_each_other(explain: Explain, bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
     reply = await explain([instance] * 5, by=bank)
     expected = {one["id"] for one in reply["explanations"]}
@@ -167,7 +207,11 @@ async def test_an_impossible_number_of_reasons(
         ({"limit": "0"}, "limit: "),
         ({"limit": "201"}, "limit: "),
         ({"limit": "many"}, "limit: "),
-        ({"from": "yesterday"}, "from: "),
+        ({"from": "yesterday"}, "from: 'yesterday' is no day or time; write a day as 2026-11-30"),
+        ({"from": "30.11.2026"}, "did you mean 2026-11-30?"),
+        ({"to": "31.11.2026"}, "to: '31.11.2026' is no day or time"),
+        ({"from": "2026-11-30T12:00:00 01:00"}, "it is written %2B"),
+        ({"from": "2026-11-30", "to": "2026-11-29T23:00:00Z"}, "the period ends before it begins"),
         ({"from": "2026-01-31T12:00:00"}, "from: needs a time zone"),
         ({"to": "2026-01-31T12:00:00"}, "to: needs a time zone"),
         ({"converged": "perhaps"}, "converged: "),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from service.ledger import EventSearch
+
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain, Figures
     from tests.conftest import MakeKey, Service
@@ -47,6 +49,8 @@ async def test_a_flagged_explanation_is_in_the_queue_until_it_is_reviewed(
         assert (await theirs.get(f"/v1/explanations/{second['id']}/reviews")).json()["reviews"] == []
     assert [(review["verdict"], review["note"]) for review in reviews] == [("escalated", ""), tuple(body.values())]
     assert {review["key_id"] for review in reviews} == {writer.id}
+    events = service.call(service.app.state.ledger.events("reviewed", EventSearch(about=first["id"], kind="review")))
+    assert body["note"] not in str(events)
     assert reviews[0]["sequence"] > reviews[1]["sequence"]
     after = await figures()
     for verdict in ("accepted", "escalated"):

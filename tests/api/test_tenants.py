@@ -46,7 +46,9 @@ WITHOUT_TENANT_DATA = {
     ("get", "/v1/checkpoint"),  # sizes and hashes of the whole log
     ("get", "/v1/consistency"),
     ("get", "/v1/models"),  # models and their baseline sets are there for all tenants
+    ("get", "/"),
     ("get", "/v1/models/{model}"),
+    ("get", "/v1/models/{model}/versions/{version}"),
     ("get", "/v1/models/{model}/baselines"),
     ("post", "/v1/models/{model}/baselines"),
     ("post", "/v2/repository/index"),
@@ -55,6 +57,8 @@ WITHOUT_TENANT_DATA = {
     ("get", "/v2"),
     ("get", "/v2/health/live"),
     ("get", "/v2/health/ready"),
+    ("get", "/v2/models/{model}/ready"),
+    ("get", "/v2/models/{model}/versions/{version}/ready"),
     ("get", "/metrics"),
 }
 

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from service.errors import SetupError
 from service.monitoring.spent import Spent
 from service.monitoring.tracing import Tracing, open_tracing
 
@@ -117,5 +118,5 @@ def test_no_endpoint_no_traces_and_without_the_packages_a_plain_word(monkeypatch
     assert open_tracing(None) is None
 
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace.export", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'answerable\[traces\]'"):
+    with pytest.raises(SetupError, match=r"pip install .* --editable '\.\[traces\]' in the project's folder"):
         open_tracing("http://127.0.0.1:4318/v1/traces")

@@ -8,6 +8,7 @@ every connection: the latency must grow no faster.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from tests.bench.servers import Server, get_text, metric, service
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ADMITTED = 2_000_000
 """Points in flight that the service admits here: 256 connections with 2,048 each are over the default."""
+CHUNK_SECONDS = "answerable_chunk_duration_seconds_sum"
 FLAT, NOISE = 0.8, 1.2
 """Points a second stay flat, and latency in step with the work, within 20%."""
 EXACT: dict[str, Any] = {"target": 1}
@@ -118,10 +120,12 @@ def _measure(
 
 
 def _watched(server: Server, load: Load, seconds: float) -> Run:
-    """One run, with the share of its time that the device was busy (a gauge that is counted since its last reading)."""
-    get_text(f"{server.base}/metrics")
+    """One run, with the share of its time that the devices were busy."""
+    before, began = get_text(f"{server.base}/metrics"), time.monotonic()
     run = measure(load, seconds)
-    return replace(run, busy=metric(get_text(f"{server.base}/metrics"), "answerable_device_busy_ratio"))
+    after, elapsed = get_text(f"{server.base}/metrics"), time.monotonic() - began
+    spent = metric(after, CHUNK_SECONDS) - metric(before, CHUNK_SECONDS)
+    return replace(run, busy=min(1.0, spent / (elapsed * metric(after, "answerable_workers_ready"))))
 
 
 def _medians(runs: list[Run]) -> Run:

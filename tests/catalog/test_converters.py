@@ -208,7 +208,25 @@ TABLES = [
     Case("FeatureVectorizer", options={"inputdimensions": [6]}, domain=ML),
     Case("LinearRegressor", options={"coefficients": normal(12).tolist(), "targets": 2}, domain=ML),
 ]
-CASES = [*ACTIVATIONS, *ARITHMETIC, *NORMALISATIONS, *REDUCTIONS, *LAYOUTS, *WINDOWS, *TABLES]
+OLD = [
+    Case("Gemm", constants=[normal(6, 3), normal(3)], opset=7),
+    Case("Gemm", constants=[normal(2, 6), normal(1, 2)], options={"transB": 1, "alpha": 0.5, "beta": 2.0}, opset=8),
+    Case("BatchNormalization", IMAGE, [normal(4), normal(4), normal(4), np.abs(normal(4))], opset=7),
+    Case("BatchNormalization", TABLE, [normal(6), normal(6), normal(6), np.abs(normal(6))], opset=8),
+    Case("BatchNormalization", IMAGE, [normal(4), normal(4), normal(4), np.abs(normal(4))], opset=14),
+    Case("Dropout", options={"ratio": 0.5}, opset=7),
+    Case("Dropout", constants=[np.float32(0.5), np.bool_(False)]),
+    Case("Dropout", constants=[np.float32(0.0), np.bool_(True)]),
+    Case("Softmax", IMAGE, options={"axis": 1}, opset=7),  # over all that follows, as it was then
+    Case("LogSoftmax", IMAGE, options={"axis": 2}, opset=8),
+    Case("Upsample", IMAGE, options={"scales": [1.0, 1.0, 2.0, 2.0], "mode": "nearest"}, opset=7),
+    Case("Upsample", IMAGE, options={"scales": [1.0, 1.0, 2.0, 2.0], "mode": "linear"}, opset=8),
+    Case("Slice", IMAGE, options={"starts": [1], "ends": [3], "axes": [1]}, opset=7),
+    Case("Pad", IMAGE, options={"pads": [0, 0, 1, 1, 0, 0, 1, 1]}, opset=7),
+    Case("TopK", TABLE, options={"k": 2}, opset=7, outputs=("logits", "places")),
+]
+"""Of versions that current exporters no longer write."""
+CASES = [*OLD, *ACTIVATIONS, *ARITHMETIC, *NORMALISATIONS, *REDUCTIONS, *LAYOUTS, *WINDOWS, *TABLES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -278,6 +296,12 @@ CHAINS = {
         normed, mean, deviation, sum = com.microsoft.SkipLayerNormalization (rows, other, scale, scale, scale)
         logits = Add (normed, sum)
     """,
+    "a normalisation whose mean and deviation are used": """
+        scale = Constant <value_floats = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]> ()
+        normed, mean, deviation = LayerNormalization (rows, scale)
+        product = Mul (normed, deviation)
+        logits = Add (product, mean)
+    """,
     "elements gathered in each row": """
         one = Constant <value_ints = [1]> ()
         times = Concat <axis = 0> (count, one, one)
@@ -338,6 +362,9 @@ REFUSED = {
     "scale = Constant <value_float = 0.1> () logits = QuantizeLinear (rows, scale)": "QuantizeLinear .* integers",
     "logits = GlobalLpPool (rows)": "GlobalLpPool .* has no counterpart in torch",
     "noise = RandomNormalLike (rows) logits = Add (rows, noise)": "RandomNormalLike .* random",
+    "on = Constant <value = bool {1}> () logits = Dropout (rows, , on)": "Dropout .* in training, where",
+    "s = Constant <value_floats = [0.1, 0.2, 0.3]> () logits, mean, variance = BatchNormalization <training_mode = 1>"
+    " (rows, s, s, s, s)": "BatchNormalization .* in training, where",
     "logits = ReduceSum <keepdims = 1> (rows, zero)": "the first dimension of 'logits' is not that of the rows",
     "sum = ReduceSum <keepdims = 1> (rows, zero) logits = Sub (rows, sum)": ROWS_TOGETHER,
     "first = Gather (rows, zero) logits = Sub (rows, first)": ROWS_TOGETHER,
@@ -358,6 +385,29 @@ REFUSED = {
 def test_what_has_no_gradient_or_mixes_the_rows_is_refused_with_the_reason(body: str) -> None:
     with pytest.raises(CatalogError, match=REFUSED[body]):
         build_twin(parsed(body), "rows", "logits")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_branch_that_comes_with_the_graph_is_the_one_that_is_taken(is_first: bool, shape: tuple[int, ...]) -> None:
+    body = """logits = If (given) <
+        then_branch = yes () => (float[count, 3, 6] answer) { answer = Sin (rows) },
+        else_branch = no () => (float[count, 3, 6] answer) { answer = Cos (rows) }
+    >"""
+    model = parsed(body)
+    model.graph.initializer.append(numpy_helper.from_array(np.full(shape, is_first), "given"))
+    assert_twin(model, SEQUENCE)
+
+
+def test_a_normalisation_that_answers_the_rows_mean_is_in_training() -> None:
+    """As versions before 14 say it: there was no attribute."""
+    constants = [normal(6), normal(6), normal(6), np.abs(normal(6))]
+    case = Case("BatchNormalization", TABLE, constants, opset=9, outputs=("logits", "a", "b", "c", "d"))
+    with pytest.raises(CatalogError, match="in training"):
+        build_twin(case.model(), "rows", "logits")
+    each = Case("BatchNormalization", TABLE, constants, {"spatial": 0}, opset=7)
+    with pytest.raises(CatalogError, match="spatial = 0"):
+        build_twin(each.model(), "rows", "logits")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from service.catalog.architectures import Cnn, Mlp
 from service.catalog.loading import load_model
 from service.catalog.manifest import read_manifest
 from service.catalog.networks import CnnNetwork, MlpNetwork
+from service.catalog.refusals import told
 from service.domain import BaselineChoice, ChunkShapes, Completeness, Explanation, OutputSpace, Plan
 from service.engine.device import put_on_device
 from service.errors import CatalogError
@@ -260,6 +262,48 @@ def test_a_program_takes_as_many_rows_as_it_declares(
     np.testing.assert_allclose(model.deployed.outputs(images)[OutputSpace.LOGIT], logits.numpy(), rtol=1e-5, atol=1e-5)
 
 
+class Rectified(nn.Module):
+    """Two hidden layers behind one ReLU that both share, or behind one each."""
+
+    def __init__(self, is_shared: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, LABELS)
+        self.relu = nn.ReLU()
+        self.other = self.relu if is_shared else nn.ReLU()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.other(self.second(self.relu(self.first(rows)))))
+        return logits
+
+
+def as_onnx(network: nn.Module) -> bytes:
+    content = io.BytesIO()
+    names: dict[str, Any] = {"input_names": ["rows"], "output_names": ["logits"], "dynamic_axes": {"rows": {0: "n"}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.ones(4, 5),), content, dynamo=False, **names)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@pytest.mark.parametrize("method", ["integrated_gradients", "guided_backprop", "deconvnet"])
+def test_a_relu_that_two_layers_share_is_one_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, method: str
+) -> None:
+    found = []
+    for is_shared in (True, False):
+        network = filled(Rectified(is_shared), seed=2)
+        content = program(network, shape=(5,)) if form == "pt2" else as_onnx(network)
+        served = serve(tmp_path / str(is_shared), network, f"model.{form}", content, (5,))
+        if form == "onnx":
+            served.edit(lambda m: m["inputs"].update(tensor="rows"))
+            served.edit(lambda m: m["outputs"].update(tensors={"logit": "logits"}))
+        monkeypatch.setenv(TRUST, served.digest)
+        found.append([one.attributions for one in explained(served, rows_of((5,))[0], method)])
+    assert found[0] == found[1]
+    assert all(np.any(values) for values in found[0])
+
+
 # What is refused of a program.
 
 
@@ -363,8 +407,10 @@ def test_no_pickle_is_opened_even_with_trust(
     content = disguise((exported.folder / "model.pt2").read_bytes(), Canary(path))
     exported.replace(content)
     monkeypatch.setenv(TRUST, exported.digest)
-    with pytest.raises(CatalogError):
+    with pytest.raises(CatalogError) as refusal:
         load_model(exported.folder, CPU)
+    for advice in ("weights_only", "torch.load", "pytorch.org"):
+        assert advice not in told(refusal.value)
     assert not path.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     if content.startswith(b"PK") and disguise is not as_a_checkpoint:

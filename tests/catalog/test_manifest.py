@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save
 
 from service.catalog.artefacts import read_baseline_rows, read_verified
-from service.catalog.manifest import find_versions, read_manifest
+from service.catalog.manifest import TabularInputs, find_versions, read_manifest
+from service.catalog.plain_yaml import read_yaml
 from service.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -59,6 +61,11 @@ CHANGES: dict[str, Change] = {
     "incomplete example": lambda m: m["example"].pop("loan_amount"),
     "tolerance of zero": lambda m: m["defaults"].update(tolerance=0),
     "no baseline": lambda m: m.update(baselines=[]),
+    "two labels of one name": lambda m: m["outputs"].update(labels=["repaid", "repaid"], adverse=None),
+    "a label named as whatever is predicted": lambda m: m["outputs"].update(labels=["predicted", "x"], adverse=None),
+    "a label without a name": lambda m: m["outputs"].update(labels=["", "x"], adverse=None),
+    "a range that overflows": lambda m: m["inputs"]["features"][0].update(range=[-1e300, 1e300]),
+    "a range from more to less": lambda m: m["inputs"]["features"][0].update(range=[5, 1]),
 }
 
 
@@ -91,6 +98,43 @@ def test_what_is_no_manifest_is_refused(
     with pytest.raises(CatalogError):
         read_manifest(version.folder)
     assert not (tmp_path / "canary").exists()
+
+
+LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))])
+
+
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        (LAUGHS, "more than 2000000 values"),
+        ("[" * 100_000, "nested deeper"),
+        ("- " * 100_000, "nested deeper"),
+        ("{a: " * 100_000, "nested deeper"),
+        ("a: &a [*a]", r"\*a stands for nothing, or for what holds it"),
+        ("a: *b", r"\*b stands for nothing"),
+        ("name: loan\nname: other", "line 2, column 1: 'name' is there twice"),
+        ("inputs: {kind: image, 'kind': tokens}", "'kind' is there twice"),
+        ("? [a]\n: 1", "a key must be a text"),
+        ("version: !!timestamp x", "the tag .* is not taken"),
+        ("version: 2026-99-99", "cannot be read: month"),
+        ("version: " + "1" * 5000, "cannot be read"),
+        ("name: " + "x" * 2**24, "at most 16777216 are read"),
+    ],
+)
+def test_yaml_that_would_stop_whoever_reads_it_is_refused(version: Version, content: str, detail: str) -> None:
+    (version.folder / "manifest.yaml").write_text(content)
+    with pytest.raises(CatalogError, match=rf"loan/1/manifest\.yaml: .*{detail}"):
+        read_manifest(version.folder)
+
+
+def test_what_is_written_once_and_meant_twice_is_read(version: Version) -> None:
+    """As a dump has it of a list that is in two places."""
+    shared = [0.0, 1e6]
+    version.edit(lambda m: [feature.update(range=shared) for feature in m["inputs"]["features"][:2]])
+    assert "*id001" in (version.folder / "manifest.yaml").read_text()
+    inputs = read_manifest(version.folder)[0].inputs
+    assert isinstance(inputs, TabularInputs)
+    assert [feature.range for feature in inputs.features[:2]] == [(0.0, 1e6)] * 2
 
 
 def test_no_manifest_and_a_folder_in_its_place(version: Version) -> None:
@@ -149,7 +193,7 @@ CONTENTS: dict[str, bytes] = {
     "too few features": save({"rows": np.ascontiguousarray(ROWS[:, :-1])}),
     "one dimension": save({"rows": ROWS[:, 0].copy()}),
     "another name": save({"values": ROWS}),
-    "float64": save({"rows": ROWS.astype(np.float64)}),
+    "float16": save({"rows": ROWS.astype(np.float16)}),
     "integers": save({"rows": ROWS.astype(np.int32)}),
     "NaN": save({"rows": np.full_like(ROWS, np.nan)}),
     "infinity": save({"rows": np.full_like(ROWS, np.inf)}),
@@ -194,3 +238,18 @@ def test_versions_come_in_their_order(tmp_path: Path) -> None:
 
 def test_no_folder_has_no_versions(tmp_path: Path) -> None:
     assert find_versions(tmp_path / "nothing") == []
+
+
+def test_manifests_are_read_as_pyyaml_reads_them() -> None:
+    for path in (Path(__file__).parents[2] / "models").glob("*/*/manifest.yaml"):
+        assert read_yaml(path.read_bytes()) == yaml.safe_load(path.read_bytes())
+    with pytest.raises(ValueError, match="tag"):
+        read_yaml(b"a: !!python/object/apply:os.getcwd []")
+
+
+def test_a_manifest_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "1"
+    folder.mkdir(parents=True)
+    (folder / "manifest.yaml").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(CatalogError, match="nested deeper"):
+        read_manifest(folder)

@@ -214,6 +214,16 @@ async def test_what_cannot_be_read_is_refused_without_a_path(start: Start, model
     assert str(models) not in str(refusal.value)
 
 
+async def test_what_is_wrong_with_a_manifest_is_told_in_one_line(start: Start, models: Path) -> None:
+    one = await start()
+    path = models / "loan" / "1" / "manifest.yaml"
+    path.write_text(path.read_text() + "\nzodiac: a-secret\n")
+
+    with pytest.raises(LoadRefused) as refusal:
+        await one.repository.load("loan", "1")
+    assert str(refusal.value) == "loan@1: loan/1/manifest.yaml: zodiac: Extra inputs are not permitted"
+
+
 async def test_a_version_that_cannot_be_copied_is_not_taken_for_what_is_served(
     start: Start, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,44 @@ def test_whatever_text_is_sent_the_places_are_in_it(text: str) -> None:
         assert 0 <= start <= end <= len(text)
 
 
+AWKWARD = {
+    "an emoji": "🙂",
+    "a skin tone": "👍🏽",
+    "a family of joined emoji": "👩‍👩‍👧‍👦",
+    "a flag": "🇩🇪",
+    "a combining accent": "e\u0301",
+    "many combining marks": "Z\u0351\u036b\u0343\u036a\u0302",
+    "a composed letter": "\u00e9",
+    "a ligature": "\ufb01",
+    "Arabic": "مرحبا",
+    "Hebrew with points": "שָׁלוֹם",
+    "a mark of direction": "\u202e\u202d",
+    "Chinese": "漢字",
+    "Japanese with voicing": "か\u3099",
+    "Hangul by its letters": "\u1112\u1161\u11ab",
+    "Thai": "สวัสดี",
+    "Devanagari": "नमस्ते",
+    "letters beyond the first plane": "𝔘𝔫𝔦",
+    "lines of Windows": "\r\n\r\n",
+    "tabs and a space that does not break": "\t\u00a0",
+    "nothing that is seen": "\u200b\u200d\ufeff",
+    "control characters": "\x00\x07\x1b",
+}
+
+
+@pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
+def test_awkward_characters_move_no_other_tokens_place(text: str) -> None:
+    """Places count the characters of what was sent: whatever stands before, between and behind."""
+    declared = inputs(length=64)
+    sent = f"{text} Walking {text} all {text}"
+    spans = read_sequence(declared, {"text": sent}, tokenizer(declared)).spans
+    assert spans is not None
+    found = {token: sent[a:b] for token, a, b in zip(spans.tokens, spans.starts, spans.ends, strict=True)}
+    assert (found["walk"], found["##ing"], found["all"]) == ("Walk", "ing", "all")
+    assert list(spans.starts) == sorted(spans.starts)
+    assert not spans.truncated
+
+
 INSTANCES = [
     "a text",
     {"text": 1},

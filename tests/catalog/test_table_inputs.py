@@ -261,13 +261,21 @@ def test_a_variance_over_noisy_copies_is_that_of_the_feature(pipeline: Pipeline,
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown category": ({"purpose": "sell"}, "purpose must be one of build, buy, refinance, or null"),
-    "a category of another type": ({"region": "5"}, r"region must be one of 1, 2, 5, 7$"),
-    "a place": ({"purpose": 1}, "purpose must be one of"),
-    "truth": ({"region": True}, "region must be one of"),
-    "nothing where nothing is known": ({"region": None}, "region must be one of"),
+    "an unknown category": (
+        {"purpose": "sell"},
+        r"purpose is 'sell'; it must be one of build, buy, refinance, or null$",
+    ),
+    "a slip": (
+        {"purpose": "refinace"},
+        r"'refinace'; it must be one of build, buy, refinance, or null; did you mean ref",
+    ),
+    "a long one": ({"purpose": "buy" * 100_000}, r"purpose is 'buybuy[a-z.]{1,40}'; it must be one of [a-z, ]*$"),
+    "a category of another type": ({"region": "5"}, r"region is '5'; it must be one of 1, 2, 5, 7$"),
+    "a place": ({"purpose": 1}, "purpose is 1; it must be one of"),
+    "truth": ({"region": True}, "region is True; it must be one of"),
+    "nothing where nothing is known": ({"region": None}, "region is null; it must be one of"),
     "a fraction": ({"age": 40.5}, "age is 40.5; it must be a whole number"),
-    "a list": ({"purpose": ["buy"]}, "purpose must be one of"),
+    "a list": ({"purpose": ["buy"]}, r"purpose is \['buy'\]; it must be one of"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.adding.set_commands import rows_for
+from service.api.baselines import _rows as baseline_rows
+from service.catalog.baselines import KeptSets
 from service.catalog.instances import read_instance, read_with_spans
 from service.checking.trial import Trial, load_trial
 from service.domain import Explanation, Floats, Plan
@@ -176,6 +180,28 @@ def test_the_mask_is_no_input_that_a_method_moves_or_explains(trial: Trial, meth
     assert values[7] == 0
 
 
+def test_texts_are_kept_as_a_baseline_set_by_their_tokens(trial: Trial, tmp_path: Path) -> None:
+    """By request and from a file, where the network is told no padding; where it is, there is no such set."""
+    unmasked = trial.manifest.inputs.model_copy(update={"side": {}})
+    manifest = trial.manifest.model_copy(update={"inputs": unmasked})
+    version = replace(trial.version, manifest=manifest)
+    tokens = [[2, 5, 8, 7, 9, 10, 3, 0], [2, 6, 3, 0, 0, 0, 0, 0]]
+    rows = baseline_rows(version, [{"text": TEXT}, {"text": "all"}])
+    assert np.array(rows).tolist() == tokens
+    with pytest.raises(InvalidRequest, match="row 1: the text has 22 tokens"):
+        baseline_rows(version, [{"text": "all"}, {"text": "all " * 20}])
+    np.save(tmp_path / "rows.npy", np.array(tokens))
+    assert rows_for(manifest, tmp_path / "rows.npy").tolist() == tokens
+    np.save(tmp_path / "rows.npy", np.array(tokens) + 0.5)
+    with pytest.raises(CatalogError, match="row 1: token 0 must be a whole number"):
+        rows_for(manifest, tmp_path / "rows.npy")
+
+    kept = np.array(rows, dtype=np.float32)
+    assert KeptSets(tmp_path).keep(version.key, manifest, "calm", kept, "").size == 2
+    with pytest.raises(InvalidRequest, match="told the padding has no baseline sets"):
+        KeptSets(tmp_path).keep(version.key, trial.manifest, "calm", kept, "")
+
+
 def test_another_text_is_a_baseline_if_it_has_as_many_tokens(trial: Trial) -> None:
     assert plan_for(trial, baseline={"text": "all all all all!"}).baseline.row == (2, 6, 6, 6, 6, 10, 3, 0)
     with pytest.raises(InvalidRequest, match="baseline: it has 3 tokens and the instance 7"):
@@ -242,3 +268,50 @@ def test_a_look_up_that_is_more_than_one_is_found_out(content: bytes, tmp_path: 
     gather.input[1] = "moved"
     with pytest.raises(CatalogError, match=r"no embedding|is not the embedding"):
         load_trial(write(tmp_path, model.SerializeToString()), torch.device("cpu"))
+
+
+class StrictEncoder(Encoder):
+    """The same network where nothing is left of the padding: its scores are minus infinity, and nothing keeps the
+    number of tokens, by which the sum is divided, from being zero. All padding has no answer."""
+
+    def __init__(self, *, takes_logarithm: bool) -> None:
+        super().__init__()
+        self.takes_logarithm = takes_logarithm
+
+    def behind(self, words: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        count, length, _ = words.shape
+        hidden = words + self.places(torch.arange(length).unsqueeze(0)) + self.types(token_type_ids)
+        query, key, value = self.heads(hidden).view(count, length, 3, 2, WIDTH // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        scores, mask = query @ key.transpose(-1, -2) / (WIDTH // 2) ** 0.5, attention_mask[:, None, None, :]
+        if self.takes_logarithm:
+            scores = scores + torch.log(mask.to(hidden.dtype))
+        else:
+            scores = scores.masked_fill(mask == 0, float("-inf"))
+        attended = torch.softmax(scores, -1) @ value
+        hidden = self.norm(hidden + attended.transpose(1, 2).reshape(count, length, -1))
+        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        logits: Tensor = self.last(torch.tanh((hidden * weight).sum(1) / weight.sum(1)))
+        return logits
+
+
+@pytest.mark.parametrize("takes_logarithm", [False, True])
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_a_model_that_has_no_answer_to_nothing_but_padding(
+    network: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture, takes_logarithm: bool, dynamo: bool
+) -> None:
+    """It computes what the other does wherever there is a token, and is explained as that is, in chunks that are not
+    full: nothing that fills them up may be all padding."""
+    strict = StrictEncoder(takes_logarithm=takes_logarithm).eval()
+    strict.load_state_dict(network.state_dict())
+    nothing = torch.zeros(1, LENGTH, dtype=torch.int64)
+    assert strict(nothing, nothing, nothing)[0].isnan().all()
+    trial = load_trial(write(tmp_path, exported(strict, dynamo=dynamo)), torch.device("cpu"))
+
+    assert "other points" not in caplog.text
+    for method in ("integrated_gradients", "saliency", "integrated_hessians"):
+        explanation = trial.explained(plan_for(trial, method=method))
+        assert explanation.converged
+        assert np.isfinite(told(explanation)).all()
+        if method == "integrated_gradients":
+            size = np.abs(told(explanation)).sum()
+            np.testing.assert_allclose(told(explanation), integrated(network), atol=1e-3 * size)

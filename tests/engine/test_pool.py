@@ -242,6 +242,24 @@ async def test_a_worker_that_hangs_is_replaced_and_its_work_run_again_but_not_a_
     assert shared.pool.queued_points == 0
 
 
+async def test_a_front_that_was_stopped_does_not_take_its_own_silence_for_the_workers(
+    shared: PoolUnderTest, make_plan: MakePlan, until: Until
+) -> None:
+    clock, worker = shared.pool._clock, shared.worker
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    waiting = asyncio.create_task(shared.explain(make_plan(0)))
+    await until(lambda: bool(worker.tasks))
+    started = clock.now
+    clock._clock = lambda: time.monotonic() + 3600  # for good: it never goes back
+    await until(lambda: clock.now > started)
+    assert clock.now <= started + 2 * crew.SILENCE_SECONDS / crew.TICKS
+    os.kill(worker.process.pid, signal.SIGCONT)
+
+    assert (await waiting).converged
+    assert shared.worker is worker
+    assert shared.restarts == []
+
+
 async def test_a_worker_that_cannot_start_is_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     pool = Pool(2, 1000)

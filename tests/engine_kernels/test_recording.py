@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.engine.gradient import Chunk, traced
+from service.engine.gradient import Chunk, EvaluatedPoints, GradientKernel, traced
+from service.engine.kernels import Segment
 from service.engine.recording import record
+from service.methods.oracle import Points, Readout
 
 LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
 WIDTH = 40
@@ -121,6 +124,52 @@ def test_what_reads_a_value_unseen_is_run_as_it_is(caplog: pytest.LogCaptureFixt
     chunk = Chunk(*[torch.linspace(0, 1, 5)] * len(Chunk._fields))
     assert traced(program, chunk) is program
     assert "other points have other answers" in caplog.text
+
+
+class _SecondLogit(nn.Module):
+    """Two labels; a layer of one output has the second's score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.bias = nn.Buffer(torch.randn(1, WIDTH)), nn.Buffer(torch.zeros(1))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        score = functional.linear(rows, self.weights, self.bias).reshape(-1, 1)
+        return torch.cat([score * torch.tensor(0.0), score], dim=1)
+
+
+class _NoSlope(nn.Module):
+    """Its gradient is no number: that of a root of what is negative, which is replaced afterwards."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        root = (rows - 10) ** 0.5
+        return torch.where(root.isnan(), rows, root)[:, :2]
+
+
+@pytest.mark.parametrize("network", [_SecondLogit, _NoSlope])
+def test_a_kernel_records_it_all_the_same(network: type[nn.Module], caplog: pytest.LogCaptureFixture) -> None:
+    """TorchScript does not run the one's list, which is run from Python then; the other's answers are no numbers."""
+    torch.manual_seed(0)
+    twin = fx.symbolic_trace(network().eval())
+    points = Points(
+        np.zeros((1, WIDTH)),
+        np.ones(WIDTH),
+        np.zeros(8, dtype=np.intp),
+        np.linspace(0.1, 0.9, 8),
+        Readout.LOGIT,
+        1,
+    )
+    answers = []
+    for trace in (True, False):
+        kernel = GradientKernel(twin, torch.device("cpu"), 32, (WIDTH,), 2, trace=trace)
+        (evaluated,) = kernel.run([Segment(points, 0, 8)])
+        assert isinstance(evaluated, EvaluatedPoints)
+        answers.append(evaluated)
+    traced_one, plain = answers
+
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert np.array_equal(traced_one.outputs, plain.outputs, equal_nan=True)
+    assert np.array_equal(traced_one.derivatives, plain.derivatives, equal_nan=True)
 
 
 def test_a_worker_has_a_model_without_torchs_compiler() -> None:

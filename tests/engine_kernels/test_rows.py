@@ -13,12 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.domain import Floats
+from service.domain import Floats, OutputSpace
 from service.engine.gradient import EvaluatedPoints
-from service.engine.kernels import Segment
+from service.engine.kernels import Deployed, DeployedKernel, Segment
 from service.engine.rows import SOFTPLUS_BETA, BiasKernel, HessianKernel, LayerKernel, RowsKernel, RuleKernel
 from service.methods.oracle import (
     BiasMaps,
@@ -399,3 +400,19 @@ def test_a_neighbour_that_is_not_finite_changes_nothing(kind: type[RowsKernel], 
     probe = a_question(kind, shape, 3, generator)
     neighbours = [a_question(kind, shape, 3, generator, spoilt)]
     assert run_amid(kernel, neighbours, probe, neighbours) == bits(answer(kernel, probe))
+
+
+def test_a_chunk_is_filled_up_with_a_row_that_was_sent() -> None:
+    """Zeros may be what a model has no answer to, or cannot look up."""
+    seen: list[NDArray[np.float32]] = []
+
+    class Spy:
+        def outputs(self, rows: NDArray[np.float32]) -> dict[OutputSpace, NDArray[np.float32]]:
+            seen.append(rows)
+            return {OutputSpace.LOGIT: rows}
+
+    rows = np.array([[1.0, 2.0], [3.0, 4.0]])
+    (found,) = DeployedKernel(Spy(), 4).run([Segment(Deployed(rows), 0, 2)])
+    assert seen[0].tolist() == [[1, 2], [3, 4], [1, 2], [1, 2]]
+    assert isinstance(found, dict)
+    assert found[OutputSpace.LOGIT].tolist() == rows.tolist()

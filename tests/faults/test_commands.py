@@ -16,6 +16,8 @@ import httpx
 import onnxruntime
 import pytest
 
+from service import __main__ as command_line
+from service import __version__
 from tests.conftest import NO_AUTHORITIES, PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def test_the_demo_explains_and_what_it_offers_works(start: Start, until: Until) 
     answered = run_curl(asking)
     assert answered["predictions"][0]["label"] == "denied"
     assert answered["explanations"][0]["converged"] is True
-    assert run_curl(looking)["id"] == record[1]
+    found = run_curl(looking)
+    assert (found["id"], found["subject"]) == (record[1], "demo-applicant")
     assert program.end(signal.SIGINT) == 0
     assert "Traceback" not in program.errors
 
@@ -74,7 +77,9 @@ def test_models_says_which_are_whole(run_here: RunCommand, tmp_path: Path) -> No
     shutil.copytree(MODELS / "loan", models / "loan")
     whole = run_here("models", "--models", str(models))
     assert whole.returncode == 0
-    assert whole.stdout.startswith("loan@1 ")
+    headings, first, *_ = whole.stdout.splitlines()
+    assert headings.split() == ["MODEL", "CHECK", "TITLE,", "OR", "WHAT", "IS", "WRONG", "DIGEST"]
+    assert first.startswith("loan@1 ")
 
     with (models / "loan" / "1" / "model.onnx").open("ab") as artefact:
         artefact.write(b"!")
@@ -82,6 +87,35 @@ def test_models_says_which_are_whole(run_here: RunCommand, tmp_path: Path) -> No
     assert spoilt.returncode == 1
     assert "loan@1  FAULT" in spoilt.stdout
     assert "sha256" in spoilt.stdout
+
+
+def test_where_there_is_no_model_it_says_where_it_looked(run_here: RunCommand, tmp_path: Path) -> None:
+    for asked in (("models",), ("models", "list"), ("models", "list", "--models", str(tmp_path / "elsewhere"))):
+        done = run_here(*asked)
+        folder = tmp_path / ("elsewhere" if "--models" in asked else "models")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"there is no model in {folder}; name the folder of models with --models")
+
+    assert run_here("models", "list", "--models", str(MODELS)).stdout.startswith("digits@1 ")
+
+
+def test_what_a_worker_needs_and_is_missing_is_named(run_here: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "find_spec", lambda _: None)
+    done = run_here("serve")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("ONNX Runtime is missing: install onnxruntime")
+
+
+def test_the_version_is_told(run_here: RunCommand) -> None:
+    done = run_here("--version")
+    assert (done.returncode, done.stdout) == (0, f"answerable {__version__}\n")
+
+
+def test_a_command_whose_setting_is_wrong_ends_with_a_sentence(run_here: RunCommand) -> None:
+    done = run_here("keys", "list", "--database-url", "postgresql://us:hidden@127.0.0.1:1/ledger")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("the database 127.0.0.1:1 does not answer (")
+    assert "hidden" not in done.stderr
 
 
 def test_a_check_is_a_gate(run_command: RunCommand, run_here: RunCommand, tmp_path: Path) -> None:
@@ -145,9 +179,9 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     unknown = run_here(*build, "--label", "rose")
     assert (unknown.returncode, unknown.stdout) == (1, "")
 
-    program = start("serve", *models, key="secret")
+    program = start("serve", *models, key="a secret of the operator")
     loading, explaining = curl_lines(added.stdout)
-    here = {"localhost:8080": program.address.removeprefix("http://"), "<key>": "secret"}
+    here = {"localhost:8080": program.address.removeprefix("http://"), "<key>": "a secret of the operator"}
     for old, new in here.items():
         loading, explaining = loading.replace(old, new), explaining.replace(old, new)
     assert run_curl(loading)[0]["state"] == "READY"
@@ -156,7 +190,10 @@ def test_a_model_that_nobody_here_made_is_added_served_and_explained(
     assert explanation["converged"]
     body = {"instances": [[3.0, 1.0]], "parameters": {"baseline": "mine@1"}}
     with httpx.Client(
-        headers={"Authorization": "Bearer secret"}, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+        headers={"Authorization": "Bearer a secret of the operator"},
+        timeout=PATIENCE_SECONDS,
+        trust_env=False,
+        verify=NO_AUTHORITIES,
     ) as client:
         reply = client.post(f"{program.address}/v1/models/logreg_iris:explain", json=body).json()
     assert reply["explanations"][0]["baseline"]["digest"] in built.stdout
@@ -176,8 +213,12 @@ def test_keys_are_made_listed_and_ended_and_the_demo_makes_one_of_its_own(
     )
     assert run_here("keys", "revoke", former, *data).returncode == 0
     listed = run_here("keys", "list", *data).stdout
-    assert f"{identifier}  bank  a customer  explain  valid" in listed
-    assert f"{former}  bank  a former customer  explain  revoked" in listed
+    headings, *rows = listed.splitlines()
+    assert headings.split() == ["ID", "TENANT", "NAME", "SCOPES", "STATE", "QUOTA", "POLICY"]
+    assert [re.split("  +", row) for row in rows] == [
+        [identifier, "bank", "a customer", "explain", "valid", "-", "-"],
+        [former, "bank", "a former customer", "explain", "revoked", "-", "-"],
+    ]
     assert secret not in listed
 
     program = start("demo")
@@ -208,12 +249,12 @@ def test_keys_are_limited_and_replaced(run_here: RunCommand, tmp_path: Path) -> 
     assert run_here("keys", "rotate", first, *data).returncode == 1  # it has ended
 
     listed = run_here("keys", "list", *data).stdout
-    shown = r"  100 requests a hour  methods=saliency top=3$"
-    assert re.search(rf"^{first}  .*expired [-0-9 :]+ UTC{shown}", listed, re.MULTILINE)
+    shown = r" +100 requests a hour  methods=saliency top=3$"
+    assert re.search(rf"^{first}  .*expired [-0-9 :]+ [A-Z+0-9-]+{shown}", listed, re.MULTILINE)
     assert re.search(rf"^{second}  default  a customer  explain,ledger:read  valid{shown}", listed, re.MULTILINE)
 
     assert run_here("keys", "change", second, "--points", "5000", *data).returncode == 0
-    assert re.search(rf"^{second} .*valid  5000 points a day$", run_here("keys", "list", *data).stdout, re.MULTILINE)
+    assert re.search(rf"^{second} .*valid +5000 points a day +-$", run_here("keys", "list", *data).stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

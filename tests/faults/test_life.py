@@ -23,6 +23,10 @@ def mapped(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
+def environment(pid: int) -> str:
+    return Path(f"/proc/{pid}/environ").read_text()
+
+
 async def explained(program: Program, key: str | None, body: dict[str, Any]) -> int:
     async with program.client(key) as client:
         return (await client.post("/v1/models/loan/versions/1:explain", json=body)).status_code
@@ -98,14 +102,39 @@ async def test_sigterm_while_it_starts(start: Start) -> None:
         while not program.children(WORKER):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     children = program.children()
+    assert not [child for child in children if SECRET in environment(child)]
     code = await asyncio.to_thread(program.end, signal.SIGTERM)
     assert code == 0, program.errors
     await wait_until_gone(children)
 
 
-async def test_a_port_that_is_taken(start: Start) -> None:
+async def test_a_port_that_is_taken(start: Start, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        program = start("serve", "--port", str(taken.getsockname()[1]), key=SECRET)
-        assert await asyncio.to_thread(program.process.wait, PATIENCE_SECONDS) != 0
-    assert "address already in use" in program.errors
+        program = start("serve", "--port", str(taken.getsockname()[1]), key=SECRET, logs="text")
+        assert await asyncio.to_thread(program.process.wait, PATIENCE_SECONDS) == 1
+    (line,) = program.errors.splitlines()
+    assert "address already in use; choose others with ANSWERABLE_HOST and ANSWERABLE_PORT" in line
     assert not program.output
+    assert not (tmp_path / "data").exists()  # with the key in it
+
+
+def test_a_database_that_is_away_is_a_sentence(start: Start) -> None:
+    program = start("serve", database_url="postgresql://us:hidden@127.0.0.1:1/ledger", logs="text", prot="1")
+    assert program.process.wait(PATIENCE_SECONDS) == 1
+    misspelt, line = program.errors.splitlines()
+    assert misspelt == "ANSWERABLE_PROT is no setting and changes nothing; did you mean ANSWERABLE_PORT?"
+    assert "the database 127.0.0.1:1 does not answer (" in line
+    assert "hidden" not in line
+    assert not program.output
+
+
+async def test_workers_that_do_not_come_up_end_it_with_a_sentence(start: Start) -> None:
+    program = start("serve", key=SECRET, logs="text")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not (workers := program.children(WORKER)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    assert await asyncio.to_thread(program.process.wait, PATIENCE_SECONDS) == 1
+    assert program.errors.splitlines()[-1].endswith("ended before it was ready; what it wrote before that says why")
+    assert "Traceback" not in program.errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import uuid
 import zipfile
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,14 +20,14 @@ from sqlalchemy import Engine, select
 
 from service.errors import HeldByLaw, NotFound
 from service.ledger import Entry, EntryRefused, EventSearch, Ledger, Notary, Search, Vault, WrongMasterKey, open_engine
-from service.ledger.erasing import erase, hold, holds, months_before, ranges, release, retain
+from service.ledger.erasing import erase, hold, holds, kept_of, months_before, ranges, release, retain
 from service.ledger.export_checking import check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
-from service.ledger.jobs import DONE, ERASED, FAILED, Job, JobRow, Jobs, State
+from service.ledger.jobs import DONE, ERASED, ERASED_SEARCH, EXPORT, FAILED, Job, JobRow, Jobs, State
 from service.ledger.merkle import is_included
 from service.ledger.sealing import NO_TOKEN, prepare_database
 from service.ledger.tables import explanations, log, subjects
-from service.ledger.verifying import verify_ledger
+from service.ledger.verifying import verify_explanation, verify_ledger
 
 EntryMaker = Callable[..., Entry]
 PERSON = "Adelheid Quendolin Xanthopoulos"
@@ -90,7 +92,8 @@ async def test_nothing_of_an_erased_person_is_found(
 
     assert (erased.records, erased.tombstone) == (3, 6)
     assert (await ledger.search("bank", Search(subject=PERSON))).entries == ()
-    assert [one.id for one in (await ledger.search("bank", Search(decision_id=DECISION))).entries] == []
+    found = (await ledger.search("bank", Search(decision_id=DECISION))).entries  # who knows it finds the tombstone
+    assert [(one.id, one.tombstone, one.opened) for one in found] == [(one.id, 6, b"") for one in reversed(theirs)]
     for entry in theirs:
         stored = await ledger.get("bank", entry.id)
         assert stored is not None
@@ -107,7 +110,13 @@ async def test_nothing_of_an_erased_person_is_found(
     assert verdict.erased == 3
     (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
     assert event.about == row.token
-    assert event.details == {"records": [[1, 2], [5, 5]], "count": 3, "reason": "asked for it"}
+    decisions = "".join(f"{seq} {vault.decision('bank', DECISION)}\n" for seq in (1, 2, 5))
+    assert event.details == {
+        "records": [[1, 2], [5, 5]],
+        "count": 3,
+        "decisions": hashlib.sha256(decisions.encode()).hexdigest(),
+        "reason": "asked for it",
+    }
 
     for whole in (True, False):
         checkpoint = notary.sign() or before
@@ -177,9 +186,10 @@ async def test_what_a_job_holds_of_an_erased_person_goes_too(
 
     assert (erased.records, erased.job_rows) == (1, 2)
     (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
-    assert event.details == {"records": [[1, 1]], "count": 1, "job_rows": 2, "reason": "asked for it"}
-    told = [(row.number, row.outcome, row.detail) for row in jobs.results(job, -1, 10)]
-    assert told == [(0, FAILED, ERASED), (3, DONE, None), (4, FAILED, ERASED)]
+    told = {name: value for name, value in event.details.items() if name != "decisions"}
+    assert told == {"records": [[1, 1]], "count": 1, "job_rows": 2, "reason": "asked for it"}
+    results = [(row.number, row.outcome, row.detail) for row in jobs.results(job, -1, 10)]
+    assert results == [(0, FAILED, ERASED), (3, DONE, None), (4, FAILED, ERASED)]
     assert [row.number for row, _ in jobs.unfinished_rows(job, -1, 10)] == [1, 2]
     assert jobs.unfinished_row(job, 0) is None
     kept = jobs.unfinished_row(other, 0)
@@ -336,6 +346,129 @@ async def test_a_record_of_before_there_was_a_schema_is_erased_whole(
         assert connection.scalar(select(log.c.record).where(log.c.seq == 2)) is not None
     (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
     assert (event.seq, event.details["without_record"]) == (erased.tombstone, [[1, 1]])
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+async def test_the_decision_that_a_tombstone_is_found_by_cannot_be_changed(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker
+) -> None:
+    entries = [of_person(make_entry), of_person(make_entry, decision_id=None), of_person(make_entry, decision_id="d-2")]
+    await ledger.append([*entries, of_person(make_entry, subject="Bob", created=1)])
+    place = erase(engine, vault, "bank", PERSON, "key").tombstone
+    retain(engine, {"standard": 25}, "schedule")
+    (old,) = (await ledger.search("bank", Search(decision_id=DECISION), 1)).entries
+    assert (old.seq, old.tombstone) == (1, place)
+    assert [one.seq for one in (await ledger.search("bank", Search(decision_id=DECISION))).entries] == [1, 4]
+    assert verify_ledger(engine, vault).faults == []
+    for seq, other in ((1, None), (1, vault.decision("bank", "d-9")), (2, vault.decision("bank", "d-2")), (4, None)):
+        with engine.begin() as connection:
+            this = explanations.c.seq == seq
+            was = connection.scalar(select(explanations.c.decision_id).where(this))
+            connection.execute(explanations.update().where(this).values(decision_id=other))
+        told = f"the decisions of what the tombstone at {place if seq < 4 else place + 1} erased"
+        assert [fault.startswith(told) for fault in verify_ledger(engine, vault).faults] == [True]
+        assert [fault.startswith(told) for fault in verify_explanation(engine, vault, seq)] == [True]
+        with engine.begin() as connection:
+            connection.execute(explanations.update().where(this).values(decision_id=was))
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+def an_export(engine: Engine, vault: Vault, state: State = State.WAITING, **conditions: str) -> Job:
+    """An export of what meets the conditions."""
+    job_id = str(uuid.uuid4())
+    spec = {"format": "csv", "search": Search(**conditions), "conditions": list(conditions)}  # type: ignore[arg-type]
+    job = Job(
+        id=job_id, tenant="bank", key_id="k", kind=EXPORT, state=state, created=1, ended=None, total=None, done=0,
+        failed=0, detail=None, spec=vault.seal(orjson.dumps(spec), job_id, None, None),
+    )  # fmt: skip
+    Jobs(engine).create(job)
+    return job
+
+
+async def test_an_export_forgets_whom_it_was_asked_by(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker
+) -> None:
+    await ledger.append([of_person(make_entry)])
+    made = [
+        an_export(engine, vault, subject=PERSON),
+        an_export(engine, vault, State.DONE, subject=PERSON),
+        an_export(engine, vault, decision_id=DECISION),
+        an_export(engine, vault, subject="Bob"),
+        an_export(engine, vault, model="loan"),
+    ]
+    assert erase(engine, vault, "bank", PERSON, "key").exports == 3
+    for number, job in enumerate(made):
+        kept = Jobs(engine).get("bank", job.id, [EXPORT])
+        assert kept is not None
+        spec = vault.open(kept.spec, kept.id, None)
+        is_theirs = number < 3
+        assert is_theirs == (b"search" not in spec)
+        assert PERSON.encode() not in spec
+        assert DECISION.encode() not in spec
+        assert kept.state == (State.DONE if number == 1 else State.FAILED if is_theirs else State.WAITING)
+        assert kept.detail == (ERASED_SEARCH if number in (0, 2) else None)
+    (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
+    assert event.details["exports"] == 3
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+COMPOSED, DECOMPOSED = "Jos\u00e9 \u00c5str\u00f6m", "Jose\u0301 A\u030astro\u0308m"
+
+
+async def test_one_name_is_one_person_however_it_is_spelt(
+    ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker
+) -> None:
+    job = waiting_rows(engine, vault, [DECOMPOSED, COMPOSED])
+    await ledger.append([of_person(make_entry, subject=name) for name in (COMPOSED, DECOMPOSED, "Jose Astrom")])
+    for name in (COMPOSED, DECOMPOSED):
+        found = (await ledger.search("bank", Search(subject=name))).entries
+        assert [one.subject for one in found] == [COMPOSED] * 2
+        hold(engine, vault, "bank", name, "counsel", "case 12")
+        kept = kept_of(engine, vault, "bank", COMPOSED)
+        assert (len(kept.tokens), kept.explanations, kept.job_rows) == (1, 2, 2)
+        assert kept.hold is not None
+    release(engine, vault, "bank", DECOMPOSED, "counsel")
+    erased = erase(engine, vault, "bank", DECOMPOSED, "key")
+    assert (erased.records, erased.job_rows) == (2, 2)
+    assert Jobs(engine).unfinished_row(job, 0) is None
+    assert verify_ledger(engine, vault).faults == []
+    await ledger.close()
+
+
+@pytest.mark.parametrize("before", [(DECOMPOSED,), (COMPOSED, DECOMPOSED)])
+async def test_who_was_recorded_in_another_spelling_is_found_held_and_erased(
+    ledger: Ledger,
+    engine: Engine,
+    vault: Vault,
+    make_entry: EntryMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    before: tuple[str, ...],
+) -> None:
+    with monkeypatch.context() as as_it_was:
+        for module in ("entries", "sealing"):
+            as_it_was.setattr(f"service.ledger.{module}.normal", lambda name: name)
+        as_it_was.setattr("service.ledger.sealing.spellings", lambda name: (name,))
+        await ledger.append([of_person(make_entry, subject=name) for name in before])
+    await ledger.append([of_person(make_entry, subject=COMPOSED)])
+    total = len(before) + 1
+    assert verify_ledger(engine, vault).faults == []
+    for name in (COMPOSED, DECOMPOSED):
+        assert len((await ledger.search("bank", Search(subject=name))).entries) == total
+        kept = kept_of(engine, vault, "bank", name)
+        assert (len(kept.tokens), kept.explanations) == (len(before), total)
+    hold(engine, vault, "bank", COMPOSED, "counsel", "case 12")
+    with engine.connect() as connection:
+        assert {one.token for one in holds(connection)} == set(kept.tokens)
+    assert retain(engine, {"standard": 1}, "key", datetime(2100, 1, 1, tzinfo=UTC)) == {"standard": 0}
+    with pytest.raises(HeldByLaw):
+        erase(engine, vault, "bank", DECOMPOSED, "key")
+    release(engine, vault, "bank", COMPOSED, "counsel")
+    assert erase(engine, vault, "bank", COMPOSED, "key").records == total
+    with engine.connect() as connection:
+        assert connection.scalars(select(subjects.c.token)).all() == [NO_TOKEN]
     assert verify_ledger(engine, vault).faults == []
     await ledger.close()
 

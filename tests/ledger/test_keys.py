@@ -50,6 +50,10 @@ def test_a_bootstrap_key_is_added_once(keys: Keys) -> None:
     assert first.scopes == SCOPES
 
 
+FIRST, SECOND = "the first of the operator's", "the second of the operator's"
+FIRST_METRICS, SECOND_METRICS = "the first for the metrics", "the second for the metrics"
+
+
 def test_keys_that_were_configured_before_are_named_at_the_start(keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
     def start(key: str, metrics_key: str) -> list[str]:
         caplog.clear()
@@ -57,15 +61,15 @@ def test_keys_that_were_configured_before_are_named_at_the_start(keys: Keys, cap
         return [record.getMessage() for record in caplog.records]
 
     keys.create("front", "bank", SCOPES)
-    assert start("first", "first metrics") == []
-    assert start("first", "first metrics") == []
-    old = {secret: keys.find(secret) for secret in ("first", "first metrics")}
-    for secret, told in zip(("first metrics", "first"), start("second", "second metrics"), strict=True):
+    assert start(FIRST, FIRST_METRICS) == []
+    assert start(FIRST, FIRST_METRICS) == []
+    old = {secret: keys.find(secret) for secret in (FIRST, FIRST_METRICS)}
+    for secret, told in zip((FIRST_METRICS, FIRST), start(SECOND, SECOND_METRICS), strict=True):
         key = old[secret]
         assert key is not None
         assert told.endswith(f"answerable keys revoke {key.id}")
         keys.revoke(key.id)
-    assert start("second", "second metrics") == []
+    assert start(SECOND, SECOND_METRICS) == []
 
 
 def test_a_key_added_by_another_process_in_between(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError
 
 from service import embedded_redis
 from service.embedded_redis import EmbeddedRedis, find_redis_server, start_embedded_redis
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.conftest import Until
@@ -77,6 +82,70 @@ async def test_closing_ends_it_and_removes_its_folder() -> None:
     await started.close()
     assert not is_alive(started.pid)
     assert not os.access(folder, os.F_OK)
+
+
+async def test_one_that_is_killed_is_replaced_on_the_same_socket_and_its_folder_goes_in_the_end(
+    until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = await start_embedded_redis()
+    assert started is not None
+    folder, first = Path(started.url.removeprefix("unix://")).parent, started.pid
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: "another private Redis is there" in caplog.text or started.pid != first)
+    async with Redis.from_url(started.url, retry=None, single_connection_client=False) as client:
+        await answering(client)
+    assert is_private_socket(Path(started.url.removeprefix("unix://")))
+    assert "the private Redis ended with -9; results are not cached until another is there" in caplog.text
+
+    os.kill(started.pid, signal.SIGKILL)
+    await started.close()
+    assert not os.access(folder, os.F_OK)
+
+
+async def answering(client: Redis) -> None:
+    """Waits until the server answers: its socket is there a moment earlier."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            with suppress(ConnectionError):
+                if await client.ping():
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def test_one_that_does_not_come_up_again_is_tried_until_it_does(
+    until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_redis, "RESTART_SECONDS", 0.01)
+    started = await start_embedded_redis()
+    assert started is not None
+    program, started._program = started._program, "/bin/false"
+    os.kill(started.pid, signal.SIGKILL)
+    await until(lambda: caplog.text.count("the private Redis does not come up") > 1)
+    started._program = "/bin/no-such-program"
+    await until(lambda: "no private Redis can be started: No such file" in caplog.text)
+    started._program = program
+    async with Redis.from_url(started.url) as client:
+        await answering(client)
+    await started.close()
+
+
+async def test_folders_of_services_that_were_killed_are_removed_and_those_of_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "answerable-redis-left").mkdir()
+    (tmp_path / "answerable-redis-left" / "dump.rdb").write_text("")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "answerable-redis-link").symlink_to(tmp_path / "precious")
+    first, second = await start_embedded_redis(), await start_embedded_redis()
+    assert first is not None
+    assert second is not None
+    left = set(os.listdir(tmp_path))  # noqa: PTH208
+    assert left == {"precious", "answerable-redis-link", first._folder.name, second._folder.name}
+    async with Redis.from_url(first.url) as client:
+        await answering(client)
+    await first.close()
+    await second.close()
 
 
 async def test_a_hung_one_is_closed_all_the_same() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine
 
 from service.ledger.database import database_in_reach, serialised
 
 if TYPE_CHECKING:
     from service.ledger.sealing import Vault
+
+NEWEST = max(path.name.partition("_")[0] for path in (Path(__file__).parent / "versions").glob("[0-9]*.py"))
+"""The revision that this version of the program works with. Revisions are numbers of four digits, and grow."""
 
 
 def upgrade(engine: Engine, revision: str = "head", vault: Vault | None = None) -> None:
@@ -21,6 +23,9 @@ def upgrade(engine: Engine, revision: str = "head", vault: Vault | None = None) 
 
     Raises LedgerUnavailable when the database does not answer.
     """
+    from alembic import command  # a tenth of a second, which no command but this waits for
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", "service.ledger:migrations")
     config.set_main_option("path_separator", "os")

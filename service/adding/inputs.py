@@ -1,0 +1,129 @@
+"""What an ONNX graph takes: one tensor of numbers, or a sentence that says what to do with any other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto
+
+from service.errors import CatalogError
+
+TOKENS = re.compile(r"(^|_|\.)(input_?ids?|attention_?mask|token_?type_?ids|position_?ids|input_?mask|past_key_values)")
+"""Names that exporters of text models give their inputs."""
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+INTEGERS = {TensorProto.INT32, TensorProto.INT64}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The graph's one input: its name, the shape of one row, and whether its values are integers.
+
+    `rows` is how many it declares to take at a time, None where that is left open.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: int | None
+    is_integer: bool
+
+    @property
+    def is_image(self) -> bool:
+        """Whether a row is an image."""
+        return len(self.shape) == 3
+
+
+def given_of(model: onnx.ModelProto) -> Given:
+    """The input. Raises CatalogError where there are several, or one of which rows are not known by their shape."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise CatalogError(_several(inputs))
+    kind = inputs[0].type.tensor_type
+    if kind.elem_type == TensorProto.STRING:
+        raise CatalogError(_of_text(inputs))
+    if kind.elem_type not in {TensorProto.FLOAT, *INTEGERS}:
+        name = TensorProto.DataType.Name(kind.elem_type) if kind.elem_type else "no tensor"
+        raise CatalogError(f"the input {inputs[0].name!r} is {name}; export the model with float32 inputs")
+    rows, *sizes = [one.dim_value for one in kind.shape.dim] or [0]
+    if not sizes or min(sizes) < 1:  # a size that is open is 0 here, or -1 with some exporters
+        if TOKENS.search(inputs[0].name):
+            raise CatalogError(_text_model(inputs))
+        raise CatalogError(f"the input {inputs[0].name!r} does not declare the shape of a row; export it with one")
+    return Given(inputs[0].name, tuple(sizes), rows if rows > 0 else None, kind.elem_type != TensorProto.FLOAT)
+
+
+def refuse_shape(given: Given) -> None:
+    """Raises CatalogError where rows are neither a table's nor an image's."""
+    shape = list(given.shape)
+    if given.is_integer:
+        raise CatalogError(
+            "the model takes integers, tokens perhaps: how they are padded and masked is not in the file, so write its "
+            "manifest by hand (kind: tokens), as README's section Models says"
+        )
+    if len(shape) == 2:
+        columns = shape[0] * shape[1]
+        raise CatalogError(
+            f"rows of shape {shape} are neither a table's [features] nor an image's [channels, height, width]. A "
+            f"series is added as a table of {columns} features: export the model behind a layer that takes [rows, "
+            f"{columns}] and makes {shape} of them (torch: nn.Sequential(nn.Unflatten(1, ({shape[0]}, {shape[1]})), "
+            f"model)). A picture without channels: the same "
+            f"with nn.Flatten(1, 2), from [rows, 1, {shape[0]}, {shape[1]}]"
+        )
+    if len(shape) not in (1, 3):
+        raise CatalogError(
+            f"rows of shape {shape} are neither a table's [features] nor an image's [channels, height, width]; export "
+            "the model behind a layer that takes one of these and makes the other of it"
+        )
+
+
+def _several(inputs: Sequence[onnx.ValueInfoProto]) -> str:
+    if not inputs:
+        return "the graph has no input: everything in it is a constant"
+    kinds = [value.type.tensor_type.elem_type for value in inputs]
+    if any(TOKENS.search(value.name) for value in inputs):
+        return _text_model(inputs)
+    if TensorProto.STRING in kinds:
+        return _of_text(inputs)
+    names = _listed([value.name for value in inputs])
+    if all(_is_column(value) for value in inputs):
+        return (
+            f"the graph has {len(inputs)} inputs ({names}), one for each column; `models add` writes manifests for "
+            "one: convert the pipeline with a single FloatTensorType of all columns, or write the manifest by hand, "
+            "where each feature names its `tensor`, as README's section Models says"
+        )
+    return (
+        f"the graph has {len(inputs)} inputs ({names}); `models add` writes manifests for one. Tables with several are "
+        "served with a manifest written by hand, where each feature names its `tensor`, as README's section Models says"
+    )
+
+
+def _is_column(value: onnx.ValueInfoProto) -> bool:
+    sizes = [one.dim_value for one in value.type.tensor_type.shape.dim]
+    return value.type.tensor_type.elem_type in FLOATS | INTEGERS and len(sizes) == 2 and sizes[1] == 1
+
+
+def _text_model(inputs: Sequence[onnx.ValueInfoProto]) -> str:
+    names = [value.name for value in inputs]
+    what = f"the model takes tokens ({_listed(names)}), as models of texts do"
+    if any("past_key_values" in name or name.startswith("past") for name in names):
+        return f"{what}, with what it has generated so far: it writes texts, and only classifiers are served"
+    return (
+        f"{what}: how texts become tokens is not in the file. If it is a classifier, write its manifest by hand (kind: "
+        "tokens), with its tokenizer, as README's section Models says"
+    )
+
+
+def _of_text(inputs: Sequence[onnx.ValueInfoProto]) -> str:
+    text = [value.name for value in inputs if value.type.tensor_type.elem_type == TensorProto.STRING]
+    return (
+        f"the graph takes text: {_listed(text)}. `models add` writes manifests for numbers; with a manifest written by "
+        "hand, where those features have `categories` and each names its `tensor`, it can be served, as README's "
+        "section Models says. Texts that are no categories need a model of tokens"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,18 @@
+"""What a library says of a model file, as a part of a sentence: without its codes, its source files and newlines."""
+
+from __future__ import annotations
+
+import re
+
+MOST = 400
+NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "
+    r"|(?:Exception during \w+: )?/\S+\.(?:cc|h|cpp):\d+ (?:(?!: ).)*?\) (?=\S)"
+    r"|Error while deserializing: |==> Context:.*"
+)
+
+
+def reported(error: Exception) -> str:
+    """The error's own words in one line, or else its kind."""
+    text = NOISE.sub("", re.sub(r"\s+", " ", str(error))).strip(" .:")
+    return f"{text[:MOST]}…" if len(text) > MOST else text or type(error).__name__

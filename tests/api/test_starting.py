@@ -1,0 +1,156 @@
+"""What a service answers while its models are loaded, and beside versions that cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.catalog.manifest import read_manifest
+from service.domain import ChunkShapes, InputKind, Traits
+from service.engine.messages import Loaded
+from service.engine.pool import Pool
+from service.settings import Settings
+from tests.conftest import MODELS
+
+KEY = "a key that the operator chose"
+TRAITS = Traits(InputKind.TABULAR, (38,), 2, None, ("relu",), True, False, "minimum")
+LOAN = MODELS / "loan" / "1"
+
+
+@asynccontextmanager
+async def started(models: Path, tmp_path: Path) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    settings = Settings(
+        _env_file=None, data=tmp_path / "data", models=models, key=KEY, workers=1, logs="text", stability_share=0
+    )
+    app = create_app(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            base_url="http://here",
+            transport=httpx.ASGITransport(app),
+            headers={"Authorization": f"Bearer {KEY}"},
+        ) as client,
+    ):
+        yield app, client
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Keeps the engine, a stand-in that loads whatever it is given, from loading the second version."""
+    opened = asyncio.Event()
+
+    async def load(_: Pool, folder: Path, *__: Any, **___: Any) -> Loaded:
+        if folder.name == "2":
+            await opened.wait()
+        return Loaded(folder, read_manifest(folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
+
+    async def nothing(_: Pool) -> None:
+        pass
+
+    monkeypatch.setattr(Pool, "load", load)
+    monkeypatch.setattr(Pool, "start", nothing)
+    monkeypatch.setattr(Pool, "is_complete", True)
+    return opened
+
+
+def write(models: Path, version: str) -> Path:
+    shutil.copytree(LOAN, models / "loan" / version)
+    path = models / "loan" / version / "manifest.yaml"
+    path.write_text(path.read_text().replace('version: "1"', f'version: "{version}"', 1))
+    return path
+
+
+async def test_it_answers_while_models_are_loaded(gate: asyncio.Event, tmp_path: Path, instance: Any) -> None:
+    models = tmp_path / "models"
+    for version in ("1", "2"):
+        write(models, version)
+    async with started(models, tmp_path) as (app, client):
+        assert (await client.get("/v2/health/live")).status_code == 200
+        async with asyncio.timeout(30):
+            while (waiting := (await client.get("/v2/health/ready")).json())["loading"] != ["loan@2"]:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert waiting == {"ready": False, "loading": ["loan@2"]}
+        asked = await client.post("/v1/models/loan/versions/1:explain", json={"instances": [instance]})
+        assert (asked.status_code, asked.json()["title"]) == (503, "Model not ready")
+        assert "being loaded" in asked.json()["detail"]
+        assert (await client.get("/v2/models/loan/versions/1/ready")).status_code == 503
+        gate.set()
+        await app.state.loading
+        ready = await client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()) == (200, {"ready": True})
+        one = await client.get("/v2/models/loan/versions/2/ready")
+        assert (one.status_code, one.json()) == (200, {"name": "loan", "version": "2", "ready": True})
+
+
+async def test_closing_while_it_loads_ends_that(gate: asyncio.Event, tmp_path: Path) -> None:
+    write(tmp_path / "models", "2")
+    async with started(tmp_path / "models", tmp_path) as (app, _):
+        assert not app.state.loading.done()
+
+    assert app.state.loading.cancelled()
+    assert not gate.is_set()
+
+
+@pytest.mark.parametrize("content", ["", "name: [", "name: loan\n", "- 1\n", "a: &a [x, x]\nb: *a\n", None])
+async def test_a_broken_version_is_named_and_keeps_no_other_from_serving(
+    gate: asyncio.Event, tmp_path: Path, content: str | None
+) -> None:
+    models = tmp_path / "models"
+    write(models, "1")
+    broken = models / "broken" / "7" / "manifest.yaml"
+    broken.parent.mkdir(parents=True)
+    if content is None:
+        broken.mkdir()
+    else:
+        broken.write_text(content)
+    gate.set()
+    async with started(models, tmp_path) as (app, client):
+        await app.state.loading
+        ready = await client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()) == (200, {"ready": True, "failed": ["broken@7"]})
+        assert (await client.get("/v2/models/loan/versions/1/ready")).status_code == 200
+        for path in ("/v2/models/broken/ready", "/v2/models/broken/versions/7/ready"):
+            assert (await client.get(path)).status_code == 503
+        index = (await client.post("/v2/repository/index")).json()
+        (one,) = [state for state in index if state["name"] == "broken"]
+        assert one["state"] == "UNAVAILABLE"
+        assert one["reason"].startswith("broken/7/manifest.yaml: ")
+        assert str(tmp_path) not in one["reason"]
+        assert "http" not in one["reason"]
+
+        shutil.rmtree(models / "broken")
+        assert (await client.post("/v2/repository/models/broken/load")).status_code == 404
+        assert (await client.get("/v2/health/ready")).json() == {"ready": True}
+
+
+async def test_what_cannot_be_looked_into_is_named(gate: asyncio.Event, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write(models, "1")
+    (models / "README.md").write_text("no model\n")
+    (models / "endless").symlink_to("endless")
+    (models / "loan" / "3").symlink_to("3")
+    (models / "unbuilt" / "1").mkdir(parents=True)
+    gate.set()
+    async with started(models, tmp_path) as (app, client):
+        await app.state.loading
+        assert (await client.get("/v2/health/ready")).json() == {"ready": True, "failed": ["endless@*", "loan@3"]}
+        index = (await client.post("/v2/repository/index")).json()
+        reasons = {(one["name"], one["version"]): one["reason"] for one in index}
+        assert reasons["endless", "*"] == "endless/*/manifest.yaml: Too many levels of symbolic links"
+
+
+async def test_no_model_at_all_is_not_ready(gate: asyncio.Event, tmp_path: Path) -> None:
+    gate.set()
+    async with started(tmp_path / "models", tmp_path) as (app, client):
+        await app.state.loading
+        ready = await client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"ready": False})

@@ -1,0 +1,74 @@
+"""What clients read of a model that was refused: our sentence, and nothing that a library said to whoever called it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper
+
+from service.catalog.manifest import read_manifest
+from service.catalog.refusals import told
+from service.catalog.twins import build_twin, parse_onnx
+from service.errors import CatalogError
+
+LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    copy = tmp_path / "loan" / "1"
+    copy.mkdir(parents=True)
+    shutil.copy(LOAN / "manifest.yaml", copy)
+    return copy
+
+
+def refused(folder: Path) -> CatalogError:
+    with pytest.raises(CatalogError) as refusal:
+        read_manifest(folder)
+    return refusal.value
+
+
+def test_a_file_that_is_none_is_told_without_the_parsers_words() -> None:
+    with pytest.raises(CatalogError) as refusal:
+        parse_onnx(b"no graph")
+
+    assert "Wire" in str(refusal.value) or "parsing" in str(refusal.value)
+    assert told(refusal.value) == "not a valid ONNX model (DecodeError; the log says more)"
+
+
+def test_a_manifests_fields_are_told_in_one_line(folder: Path) -> None:
+    manifest = yaml.safe_load((folder / "manifest.yaml").read_bytes())
+    del manifest["title"]
+    manifest["zodiac"] = "a-secret"
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+
+    error = refused(folder)
+
+    assert "errors.pydantic.dev" in str(error)
+    assert told(error) == "loan/1/manifest.yaml: title: Field required; zodiac: Extra inputs are not permitted"
+
+
+def test_a_manifest_that_is_no_yaml(folder: Path) -> None:
+    (folder / "manifest.yaml").write_text("name: [loan")
+
+    error = refused(folder)
+
+    assert told(error) == "loan/1/manifest.yaml (ParserError; the log says more)"
+
+
+def test_what_the_system_and_what_this_program_says_stays(folder: Path) -> None:
+    (folder / "manifest.yaml").unlink()
+    error = refused(folder)
+    assert told(error) == str(error) == "loan/1/manifest.yaml: No such file or directory"
+
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 2])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 2])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", [given], [answer])
+    model = onnx.helper.make_model(graph)
+    with pytest.raises(CatalogError) as refusal:
+        build_twin(model, "x", "z")
+    assert told(refusal.value) == str(refusal.value)
