@@ -67,7 +67,7 @@ class Stencils:
     @property
     def has_fourth(self) -> bool:
         """Whether there are nodes enough for fourth differences."""
-        return self.nodes.shape[1] == REACH
+        return int(self.nodes.shape[1]) == REACH
 
     def among(self, numbers: Indices) -> Stencils:
         """The same, of nodes that are `numbers` [n] among others."""

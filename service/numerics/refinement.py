@@ -111,7 +111,8 @@ class Refinement:
         errors is known. What shows in no vector may be any input's."""
         if self._estimate is None:
             return None
-        return np.minimum(TWO_DEVIATIONS * self._estimate.inputs + self._unseen.sum(), self.error())
+        errors: Floats = np.minimum(TWO_DEVIATIONS * self._estimate.inputs + self._unseen.sum(), self.error())
+        return errors
 
     def _residual(self) -> float:
         start, end = self._ends

@@ -80,7 +80,7 @@ class PathErrors:
         walk = np.sqrt((units**2).sum(axis=0))
         drift = np.abs(self._smooth @ units)
         whole = SAFETY / SWEEP_SAFETY * float(np.maximum(walk, drift).sum())
-        parts = np.abs(units).sum(axis=1)
+        parts: Floats = np.abs(units).sum(axis=1)
         total = float(parts.sum())
         return parts * (whole / total) if total > 0 else parts
 

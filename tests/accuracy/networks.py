@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def _trained(network: nn.Module, rows: Tensor, labels: Tensor, steps: int = 300)
     for _ in range(steps):
         chosen = torch.randint(len(rows), (64,))
         optimiser.zero_grad()
-        functional.cross_entropy(network(rows[chosen]), labels[chosen]).backward()
+        functional.cross_entropy(network(rows[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return network.eval()
 
@@ -123,7 +124,8 @@ class _Scaled(nn.Module):
         self.network, self.factor = network, factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) * self.factor
+        logits: Tensor = self.network(x) * self.factor
+        return logits
 
 
 class _Attention(nn.Module):
@@ -149,12 +151,13 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.places
-        for block in self.blocks:
+        for block in cast(list[dict[str, nn.Module]], self.blocks):
             mixed = block["mixing"](block["norm"](x)).unflatten(-1, (3, self.heads, self.depth)).permute(2, 0, 3, 1, 4)
             weights = (mixed[0] @ mixed[1].transpose(-1, -2) / self.depth**0.5).softmax(dim=-1)
-            x = x + block["out"]((weights @ mixed[2]).transpose(1, 2).flatten(2))  # type: ignore[index]
-            x = x + block["inner"](block["second"](x))  # type: ignore[index]
-        return self.head(x.mean(dim=1))
+            x = x + block["out"]((weights @ mixed[2]).transpose(1, 2).flatten(2))
+            x = x + block["inner"](block["second"](x))
+        logits: Tensor = self.head(x.mean(dim=1))
+        return logits
 
 
 # Tuned on these ------------------------------------------------------------------------------------------------------
@@ -364,7 +367,8 @@ def series_convolution() -> Case:
             )  # fmt: skip
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.body(x.transpose(1, 2)) * 8
+            logits: Tensor = self.body(x.transpose(1, 2)) * 8
+            return logits
 
     return _sequence(Series(), 48, 4)
 
@@ -379,7 +383,8 @@ def series_gated() -> Case:
 
         def forward(self, x: Tensor) -> Tensor:
             x = x.transpose(1, 2)
-            return self.head((self.value(x).tanh() * self.gate(x).sigmoid()).amax(dim=2)) * 6
+            logits: Tensor = self.head((self.value(x).tanh() * self.gate(x).sigmoid()).amax(dim=2)) * 6
+            return logits
 
     return _sequence(Gated(), 40, 3)
 
@@ -416,7 +421,8 @@ def clipped_steps() -> Case:
             self.head = nn.Linear(10, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.clamp(60 * (x - 0.6 * self.shift), 0, 1)) * 3
+            logits: Tensor = self.head(torch.clamp(60 * (x - 0.6 * self.shift), 0, 1)) * 3
+            return logits
 
     case = _table(Steps(), 10)
     return Case(case.network, np.abs(case.rows) + 0.3, case.baselines, has_few_pieces=True)
