@@ -29,10 +29,12 @@ from service.methods.entry import Choice, Facts, MethodEntry, Number, one_point
 from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
 from service.methods.units import units_of_length
 from service.numerics.blur import SIGMA_MAX, BlurPath
-from service.numerics.cells import FEWEST_NODES, SAFETY, SEEN, estimate, local_errors, stencils
+from service.numerics.cells import FEWEST_NODES, SAFETY, estimate, local_errors, stencils
 from service.numerics.errors import PATH_SAFETY
 
 STRAIGHT, BLUR = "straight", "blur"
+MISPLACED = 2.0
+"""What the gradient of a step does not account for may have gone to one input and belong to another."""
 MOST_NUMBERS = 2**24
 """In the rows of one question, which is 128 MiB; what takes more is asked in parts."""
 
@@ -76,8 +78,7 @@ def _error(problem: Problem, shares: Floats, missed: Floats) -> float:
     borders = np.linspace(0.0, 1.0, steps + 1)
     stencil = stencils((borders[:-1] + borders[1:]) / 2, borders, np.arange(steps))
     errors = local_errors(steps * shares, stencil, problem.grouping)
-    unseen = np.maximum(missed - SEEN * errors.cells[0], 0.0)
-    return SAFETY * float(estimate(errors, stencil, is_fixed=True).inputs.sum()) + float(unseen.sum())
+    return SAFETY * float(estimate(errors, stencil, is_fixed=True).inputs.sum()) + MISPLACED * float(missed.sum())
 
 
 class _Path(Protocol):

@@ -230,12 +230,16 @@ class Stagnation:
 
     def __init__(self) -> None:
         self._best = np.inf
-        self._rounds = 0
+        self._rounds = self._searched = 0
 
     def after(self, error: float, *, is_searching: bool = False) -> bool:
-        """Whether too many rounds in a row have not brought the error under `PROGRESS` times its best."""
+        """Whether too many rounds in a row have not brought the error under `PROGRESS` times its best; or whether too
+        many in all were spent on searching."""
+        if is_searching:
+            self._searched += 1
+            return self._searched >= self.SEARCHING
         if error < self.PROGRESS * self._best:
             self._best, self._rounds = error, 0
         else:
             self._rounds += 1
-        return self._rounds >= (self.SEARCHING if is_searching else self.PATIENCE)
+        return self._rounds >= self.PATIENCE

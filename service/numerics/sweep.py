@@ -145,13 +145,15 @@ class Sweep:
         """Takes the derivatives along the paths at the pending nodes.
 
         Each of `missed` [K] is what else all nodes are known to miss; the worst in the mean over the paths counts. What
-        paths with midpoints miss of their own changes cancels in the mean as random errors do; what they have in common
-        is among `missed`.
+        paths with midpoints miss of their own changes cancels in the mean as random errors do, or less where it does.
         """
         self._sums += np.bincount(self.pending_line, derivatives, minlength=len(self._sums))
         self.counts[self.pending_paths] += self.pending_lengths
         self.residuals = self._changes - self._sums / self.counts
-        own = np.abs(self.residuals) / (np.sqrt(len(self.counts)) if self.has_midpoints else 1.0)
+        own = np.abs(self.residuals)
+        if self.has_midpoints:
+            cancelled = abs(float(self.residuals.sum())) / max(float(own.sum()), np.finfo(np.float64).tiny)
+            own *= max(cancelled, len(own) ** -0.5)
         self.errors = max([own, *missed], key=np.sum)
         self.pending_paths = self.pending_lengths = np.empty(0, dtype=np.intp)
         self.pending_alphas = np.empty(0)

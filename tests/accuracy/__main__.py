@@ -25,7 +25,7 @@ TOLERANCES = (0.05, 0.01, 0.001)
 MIDPOINTS = {1: 16_384, 2: 4096, 3: 4096}
 """By the number of dimensions of an input."""
 PATHS, MIDPOINTS_A_PATH = 12, 1024
-Truth = Callable[[nn.Module, Case, Floats, int, OutputSpace], Floats]
+Truth = Callable[[nn.Module, Case, Floats, int, OutputSpace, int], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +78,15 @@ HEAD = (
 )
 
 
-def _from_mean(network: nn.Module, case: Case, row: Floats, target: int, space: OutputSpace) -> Floats:
+def _from_mean(network: nn.Module, case: Case, row: Floats, target: int, space: OutputSpace, coarser: int) -> Floats:
     start = case.baselines.mean(axis=0).astype(np.float32).astype(np.float64)
     if case.has_few_pieces:
         return in_pieces(network, start, row, target, space)
-    return on_line(network, start, row, target, space, MIDPOINTS[row.ndim])
+    return on_line(network, start, row, target, space, MIDPOINTS[row.ndim] // coarser)
 
 
-def _from_each(network: nn.Module, case: Case, row: Floats, target: int, space: OutputSpace) -> Floats:
-    lines = [on_line(network, start, row, target, space, MIDPOINTS_A_PATH) for start in case.baselines]
+def _from_each(network: nn.Module, case: Case, row: Floats, target: int, space: OutputSpace, coarser: int) -> Floats:
+    lines = [on_line(network, start, row, target, space, MIDPOINTS_A_PATH // coarser) for start in case.baselines]
     mean: Floats = np.mean(lines, axis=0)
     return mean
 
@@ -103,8 +103,10 @@ ASKED = (
 )
 
 
-def lines_of(network: Network, asked: Asked, inputs: int, tolerances: tuple[float, ...]) -> Iterator[Line]:
-    """The figures of a network."""
+def lines_of(
+    network: Network, asked: Asked, inputs: int, tolerances: tuple[float, ...], coarser: int = 1
+) -> Iterator[Line]:
+    """The figures of a network; what is true is taken with so many times fewer midpoints."""
     case = network.make()
     rows = case.rows[:inputs].astype(np.float32).astype(np.float64)
     baselines = case.baselines
@@ -123,7 +125,7 @@ def lines_of(network: Network, asked: Asked, inputs: int, tolerances: tuple[floa
             for number, row in enumerate(rows):
                 answer = explained(model, row, asked.method, space, tolerance, asked.options)
                 if number not in truths:
-                    truths[number] = asked.truth(exact, case, row, answer.target, space)
+                    truths[number] = asked.truth(exact, case, row, answer.target, space, coarser)
                 error = _error(model, answer, truths[number])
                 assert answer.attribution_error is not None
                 true.append(error)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.domain import Completeness, Floats, OptionValue, OutputSpace
+from service.domain import Completeness, Floats, OptionValue, OutputSpace, ToleranceOf
 from service.methods.oracle import Attribution, Problem
 from service.methods.registry import BY_NAME
 
@@ -166,6 +166,7 @@ def explain(pose: Pose, drive: Drive) -> Explain:
             options={**entry.defaults(), **claim.options},
             traits={**bends, **claim.traits},
             tolerance=TOLERANCE,
+            tolerance_of=ToleranceOf.COMPLETENESS,
         )
         shape = claim.shape if len(claim.shape) > 1 else None
         return problem, drive(entry.attribute(problem), network, shape=shape)

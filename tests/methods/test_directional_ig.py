@@ -219,7 +219,7 @@ def test_budget_and_deadline_are_those_of_integrated_gradients(posed: Any, drive
     tight = posed(smooth, groups=GROUPS, smooth=False, tolerance=1e-9, max_evaluations=20)
     result = drive(directional_ig(tight), smooth)
     assert (result.stopped, result.evaluations <= 20) == ("budget", True)
-    exact = drive(directional_ig(posed(smooth, groups=GROUPS, tolerance=1e-6)), smooth)
+    exact = drive(directional_ig(posed(smooth, groups=GROUPS, tolerance=1e-10)), smooth)
     long = posed(smooth, groups=GROUPS, smooth=False, tolerance=1e-9)
     answers = [drive(directional_ig(long), smooth, answers=answers) for answers in (2, 4, 6)]
     assert [answer.stopped for answer in answers] == ["deadline"] * 3

@@ -1,0 +1,101 @@
+"""Errors read from vectors: what the stencils integrate, what they say of random walks and of smooth paths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.domain import Floats
+from service.numerics.cells import Grouping, Stencils, estimate, local_errors, stencils
+from service.numerics.refinement import Refinement
+
+
+def uneven(widths: list[float]) -> tuple[Stencils, Floats, Floats]:
+    """Stencils of cells of such widths with their nodes in the middle; the nodes' places and the cells' borders."""
+    borders = np.concatenate([[0.0], np.cumsum(widths)]) / sum(widths)
+    places = (borders[:-1] + borders[1:]) / 2
+    return stencils(places, borders, np.arange(len(widths))), places, borders
+
+
+WIDTHS = st.lists(st.sampled_from([1.0, 3.0, 9.0]), min_size=5, max_size=30)
+
+
+@settings(deadline=None, max_examples=60)
+@given(WIDTHS)
+def test_second_and_fourth_differences_integrate_what_they_say(widths: list[float]) -> None:
+    stencil, places, borders = uneven(widths)
+    cells = np.diff(borders)
+    for degree in range(5):
+        values = places**degree
+        exact = np.diff(borders ** (degree + 1)) / (degree + 1)
+        second = cells * values + (stencil.second * values[stencil.nodes]).sum(axis=1)
+        fourth = second + (stencil.fourth * values[stencil.nodes]).sum(axis=1)
+        halves = (stencil.halves * values[stencil.nodes]).sum(axis=2)
+        if degree <= 2:
+            np.testing.assert_allclose(second, exact, atol=1e-10)
+            np.testing.assert_allclose(halves.sum(axis=0), exact, atol=1e-10)
+        np.testing.assert_allclose(fourth, exact, atol=1e-9)
+
+
+@pytest.mark.parametrize("widths", [[1.0] * 12, [9.0, 3, 1, 1, 1, 3, 3, 1, 1, 1, 3, 9]])
+def test_of_a_random_walk_both_estimates_are_its_root_mean_square_error(widths: list[float]) -> None:
+    stencil, places, borders = uneven(widths)
+    grid = np.unique(np.concatenate([np.linspace(0, 1, 4001), borders, places]))
+    draws = np.random.default_rng(0).normal(size=(600, len(grid) - 1)) * np.sqrt(np.diff(grid))
+    walks = np.concatenate([np.zeros((600, 1)), np.cumsum(draws, axis=1)], axis=1)
+    areas = np.concatenate(
+        [np.zeros((600, 1)), np.cumsum((walks[:, 1:] + walks[:, :-1]) / 2 * np.diff(grid), axis=1)], axis=1
+    )
+    at_nodes = walks[:, np.searchsorted(grid, places)]
+    errors = np.diff(areas[:, np.searchsorted(grid, borders)], axis=1) - np.diff(borders) * at_nodes
+    for coefficients, scale in ((stencil.second, stencil.rough[0]), (stencil.fourth, stencil.rough[1])):
+        estimates = scale * np.einsum("ck,wck->wc", coefficients, at_nodes[:, stencil.nodes])
+        ratio = np.sqrt((estimates**2).mean(axis=0) / (errors**2).mean(axis=0))
+        np.testing.assert_allclose(ratio, 1, atol=0.15)
+
+
+def test_a_smooth_path_is_corrected_and_a_bent_one_is_not() -> None:
+    stencil, places, _ = uneven([1.0] * 12)
+    smooth = np.stack([np.exp(2 * places), np.sin(3 * places)], axis=1)
+    bent = (places[:, None] > np.random.default_rng(0).uniform(size=40)) * np.random.default_rng(1).normal(size=40)
+    assert estimate(local_errors(smooth, stencil, Grouping()), stencil).is_corrected
+    assert not estimate(local_errors(bent, stencil, Grouping()), stencil).is_corrected
+    assert not estimate(local_errors(smooth, stencil, Grouping()), stencil, is_fixed=True).is_corrected
+
+
+def test_units_are_summed_before_they_are_compared() -> None:
+    stencil, places, _ = uneven([1.0] * 8)
+    steps = np.where(places > 0.4, 1.0, 0.0)
+    opposite = np.stack([steps, -steps, steps, steps], axis=1)
+    alone = estimate(local_errors(opposite, stencil, Grouping()), stencil).inputs
+    runs = estimate(local_errors(opposite, stencil, Grouping(run=2)), stencil).inputs
+    membership = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    columns = estimate(local_errors(opposite, stencil, Grouping(membership=membership)), stencil).inputs
+    np.testing.assert_allclose(runs, [0, 2 * alone[0]], atol=1e-15)
+    np.testing.assert_allclose(columns, runs, atol=1e-15)
+
+
+def test_what_shows_only_in_the_outputs_is_found() -> None:
+    """A gradient that is zero but on a thousandth of the path, where the output rises by one."""
+    refinement, vectors = Refinement(0.0, 1.0, 1, 4), np.empty((0, 2))
+
+    def learn() -> None:
+        nonlocal vectors
+        alphas = refinement.pending
+        inside = (alphas > 0.6180) & (alphas < 0.6190)
+        fresh = np.stack([1000.0 * inside, np.zeros_like(alphas)], axis=1)
+        vectors = np.concatenate([vectors, fresh])
+        refinement.learn(np.clip((alphas - 0.6180) * 1000, 0, 1), fresh.sum(axis=1))
+        stencil = refinement.stencils()
+        assert stencil is not None
+        refinement.assess(local_errors(vectors, stencil, Grouping()))
+
+    learn()
+    assert refinement.error() == pytest.approx(1)
+    assert refinement.is_searching
+    while refinement.error() > 0.01:
+        assert refinement.split(0.003, 400 - refinement.count)
+        learn()
+    np.testing.assert_allclose(refinement.weights() @ vectors, [1, 0], atol=0.01)
