@@ -284,6 +284,7 @@ class ReasonItem(BaseModel):
     code: str | None = Field(None, description="of the reason text; absent where the manifest has none")
     text: str = Field(description="the reason text, or the feature's title")
     contribution: float = Field(description="what it moved the output by, towards the adverse label")
+    tied: bool | None = Field(None, description="there where the numerical error leaves its place in the order open")
 
 
 class DisclosureItem(BaseModel):
@@ -323,6 +324,9 @@ class Explained(BaseModel):
     )
     attribution_error: float | None = Field(
         None, description="the estimated relative error of the attributions (L1) from the quadrature"
+    )
+    attribution_errors: Values | None = Field(
+        None, description="with `errors`: how far each attribution may be off, in units of the output"
     )
     standard_error: Values | None = Field(
         None, description="of expected gradients: the error from the baseline set being a sample"

@@ -24,6 +24,8 @@ class RecordedParameters(BaseModel):
 
     target: int | None = Field(description="the index of the label; null: the predicted one")
     tolerance: float = Field(description="the largest error accepted")
+    tolerance_of: str | None = Field(None, description="what it is an error of; absent in records made before a choice")
+    errors: bool | None = Field(None, description="whether the error of each attribution was asked for")
     max_evaluations: int = Field(description="the budget, in gradient points")
     seed: int = Field(description="0 where nothing was drawn")
     floor: float | None = Field(description="the least change that errors are relative to")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -43,7 +44,13 @@ def with_codes(codes: Sequence[str | None]) -> Manifest:
         feature.model_copy(update={"reason": None if code is None else Reason(code=code, text=f"text {code}")})
         for feature, code in zip(inputs.features, codes, strict=True)
     )
-    return LOAN.model_copy(update={"inputs": inputs.model_copy(update={"features": features})})
+    return LOAN.model_copy(
+        update={
+            "inputs": TabularInputs(
+                **{name: getattr(inputs, name) for name in TabularInputs.model_fields} | {"features": features}
+            )
+        }
+    )
 
 
 values = st.sampled_from([-0.5, -0.25, 0.0, 0.125, 0.25, 0.5])  # exact in binary, with many ties
@@ -206,3 +213,37 @@ async def test_a_key_that_sees_rounded_values_gets_no_hint(
 
     assert shown["reasons"]
     assert "counterfactual" not in shown
+
+
+def test_reasons_whose_order_or_sign_is_open_say_so_or_are_none() -> None:
+    inputs = LOAN.inputs
+    assert isinstance(inputs, TabularInputs)
+    moved, errors = [0.0] * 38, [0.001] * 38
+    groups = [group for group in inputs.reason_groups if len(group.places) == 1]
+    first, second, third, open_sign = (group.places[0] for group in groups[:4])
+    moved[first], moved[second], moved[third], moved[open_sign] = 0.5, 0.4, 0.399, 0.0005
+    found = principal_reasons(LOAN, replace(explained(moved), attribution_errors=tuple(errors)))
+    assert found is not None
+    names = inputs.unit_names
+    assert [(reason["feature"], reason.get("tied", False)) for reason in found] == [
+        (names[first], False),
+        (names[second], True),
+        (names[third], True),
+    ]
+
+
+async def test_errors_and_what_a_tolerance_is_of_are_asked_for(
+    explain: Explain, client: httpx.AsyncClient, instance: dict[str, Any]
+) -> None:
+    asked = {"errors": True, "tolerance_of": "completeness", "tolerance": 0.02, "options": {"rule": "midpoint"}}
+    (explanation,) = (await explain([instance], **asked))["explanations"]
+    errors, values = explanation["attribution_errors"], explanation["attributions"]
+    assert errors.keys() == values.keys()
+    assert all(error >= 0 for error in errors.values())
+    assert 0 < sum(errors.values()) < 3 * explanation["attribution_error"] * sum(map(abs, values.values()))
+    assert explanation["completeness_error"] <= 0.02
+    record = (await client.get(f"/v1/explanations/{explanation['id']}")).json()
+    assert record["attribution_errors"] == errors
+    assert (record["parameters"]["tolerance_of"], record["parameters"]["errors"]) == ("completeness", True)
+    replay = (await client.post(f"/v1/explanations/{explanation['id']}:replay")).json()
+    assert replay["verdict"] == "bit_exact"
