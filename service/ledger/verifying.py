@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from service.ledger.leaves import covers, has_schema, read_head, read_opened
 from service.ledger.merkle import STORED_HEIGHTS, GrowingTree, leaf_hash
 from service.ledger.sealing import NO_TOKEN, CannotBeOpened, Sealed, Vault, owner_of, unpack
 from service.ledger.signing import SigningKey, chain_faults, read_statement
+from service.ledger.stored_types import type_faults
 from service.ledger.tables import (
     REVIEWED,
     checkpoints,
@@ -49,9 +51,49 @@ def verify_ledger(engine: Engine, vault: Vault, shipped: Path | None = None) -> 
     """
     verdict = Verdict()
     isolation = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    with database_in_reach(), engine.connect().execution_options(**isolation) as connection:
-        _Verification(connection, vault, verdict).run(shipped)
+    with (
+        database_in_reach(),
+        engine.connect().execution_options(**isolation) as connection,
+        _texts_as_stored(connection),
+    ):
+        verdict.add(*_index_faults(connection))
+        verdict.add(*(faults := type_faults(connection)))
+        if faults:
+            verdict.size = log_size(connection)
+            verdict.add("what else is stored was not compared: values of other types than their columns' stand there")
+        else:
+            _Verification(connection, vault, verdict).run(shipped)
     return verdict
+
+
+@contextmanager
+def _texts_as_stored(connection: Connection) -> Iterator[None]:
+    """Lets SQLite's texts be read whatever bytes they hold."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    usual, driver.text_factory = driver.text_factory, _text
+    try:
+        yield
+    finally:
+        driver.text_factory = usual
+
+
+def _text(stored: bytes) -> str:
+    """The text; of bytes that are none, one with a NUL, which is never recorded."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return f"\0{stored.hex()}"
+
+
+def _index_faults(connection: Connection) -> list[str]:
+    """What SQLite finds wrong with its own file: rows that an index lacks, say, so that no search finds them."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+    return [f"the database's file: {fault}" for fault in found if fault != "ok"]
 
 
 def explanation_faults(
@@ -438,7 +480,9 @@ def verify_explanation(engine: Engine, vault: Vault, seq: int) -> list[str]:
 
     Raises LedgerUnavailable when the database does not answer.
     """
-    with database_in_reach(), engine.connect() as connection:
+    with database_in_reach(), engine.connect() as connection, _texts_as_stored(connection):
+        if faults := type_faults(connection, seq):
+            return faults
         logged = connection.execute(select(log).where(log.c.seq == seq)).one_or_none()
         row = connection.execute(select(explanations).where(explanations.c.seq == seq)).one_or_none()
         tags = connection.execute(select(explanation_tags).where(explanation_tags.c.seq == seq)).all()

@@ -7,13 +7,15 @@ import hashlib
 import os
 import random
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table, delete, func, insert, select, update
+from sqlalchemy import Boolean, Engine, Integer, LargeBinary, Table, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.ledger import SCOPES, Entry, Event, Keys, Ledger, Notary, merkle, open_engine, prepare_database, verifying
@@ -191,6 +193,74 @@ def test_every_flipped_bit_is_found(filled: tuple[Engine, Vault], tmp_path: Path
             with engine.begin() as connection:
                 connection.execute(update(table).where(*key).values({name: original}))
     assert verified(filled, tmp_path).is_valid
+
+
+OTHER_TYPES = {
+    "integer": ("'x'", "x'01'", "1.5"),
+    "boolean": ("3", "-1", "'true'", "x'01'", "0.5"),
+    "text": ("x'41'", "CAST(x'ff' AS TEXT)"),
+    "blob": ("'x'", "7", "1.5"),
+}
+"""What SQLite takes for a column of each kind, though it is of another type, or no text that can be read."""
+
+
+def kind_of(column: Any) -> str:
+    kinds = ((Boolean, "boolean"), (Integer, "integer"), (LargeBinary, "blob"))
+    return next((name for type_, name in kinds if isinstance(column.type, type_)), "text")
+
+
+@contextmanager
+def raw(engine: Engine) -> Iterator[sqlite3.Connection]:
+    """The file, without what the service asks of a connection."""
+    with closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("table", LEDGER, ids=lambda table: str(table.name))
+def test_a_value_of_another_type_is_found(filled: tuple[Engine, Vault], tmp_path: Path, table: Table) -> None:
+    """SQLite takes it: a boolean that is 3 is true to Python, and in the index of neither search."""
+    engine, _ = filled
+    with raw(engine) as file, closing(sqlite3.connect(":memory:")) as untouched:
+        file.backup(untouched)
+        key = table.primary_key.columns[0].name
+        ((first,),) = file.execute(f"SELECT min({key}) FROM {table.name}").fetchall()  # noqa: S608
+        for column in table.c:
+            for value in OTHER_TYPES[kind_of(column)]:
+                try:
+                    file.execute(f"UPDATE {table.name} SET {column.name} = {value} WHERE {key} = ?", (first,))  # noqa: S608
+                except sqlite3.DatabaseError:
+                    continue  # a place in a table is an integer, whoever asks
+                assert verified(filled, tmp_path).faults, (column, value)
+                untouched.backup(file)
+    assert verified(filled, tmp_path).faults == []
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+def test_a_boolean_that_no_search_finds(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    engine, vault = filled
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE explanations SET converged = 3 WHERE seq = 1")
+    assert "neither 0 nor 1" in verified(filled, tmp_path).faults[0]
+    assert "converged" in verify_explanation(engine, vault, 1)[0]
+    assert verify_explanation(engine, vault, 2) == []
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+def test_an_index_that_lacks_a_row(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    """The row is as it was recorded, and no search by label finds it."""
+    engine, _ = filled
+    name, update_label = "explanations_label", "UPDATE explanations SET label = ? WHERE seq = 1"
+    with raw(engine) as file:
+        file.execute(update_label, ("another",))
+        file.execute("PRAGMA writable_schema = ON")
+        index = file.execute("SELECT * FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        file.execute("DELETE FROM sqlite_master WHERE name = ?", (name,))
+    with raw(engine) as file:  # which does not know of the index
+        file.execute(update_label, ("denied",))
+        file.execute("PRAGMA writable_schema = ON")
+        file.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", index)
+    assert any(name in fault for fault in verified(filled, tmp_path).faults)
 
 
 ROWS: dict[str, tuple[Table, Any]] = {
