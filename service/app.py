@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -43,6 +42,7 @@ from service.explaining import Explaining
 from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
+from service.ledger.clock import opened_clock
 from service.ledger.jobs import Jobs
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
@@ -145,7 +145,7 @@ def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
 def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> None:
     """Stores a key of the settings. An earlier one goes on, for other hosts may have it yet; the log says so."""
     configured = keys.add(secret, name, DEFAULT_TENANT, scopes)
-    now = time.time_ns() // 1000
+    now = keys.now()
     for key in keys.list():
         if key.name == name and key.id != configured.id and key.is_valid(now):
             LOG.warning("an earlier %s key is still valid; to end it: answerable keys revoke %s", name, key.id)
@@ -169,6 +169,7 @@ async def _compose(
     database, vault = await asyncio.to_thread(open_database, settings)
     stack.callback(database.dispose)
     keys = Keys(database)
+    clock = await asyncio.to_thread(opened_clock, database)
     app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     redis_url = settings.redis_url
@@ -190,7 +191,7 @@ async def _compose(
     if settings.ledger != "off":
         notary = open_notary(settings, database)
         await asyncio.to_thread(notary.open)
-        ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess)
+        ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess, clock=clock)
         stack.push_async_callback(ledger.close)
         steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
         stack.push_async_callback(steward.close)
@@ -219,6 +220,7 @@ async def _compose(
         metrics.show_versions(catalog.known)
         health.show(catalog.known, metrics)
         metrics.show_checkpoint(None if ledger is None else ledger.signed)
+        metrics.show_clock(clock.behind)
         return metrics.render(workers)
 
     app.state.engine = engine
@@ -230,7 +232,7 @@ async def _compose(
     app.state.render_metrics = render_metrics
     app.state.keys = keys
     app.state.cache = cache
-    app.state.authenticator = Authenticator(keys, quotas)
+    app.state.authenticator = Authenticator(keys, quotas, clock)
     app.state.replaying = Replaying(engine, catalog)
     app.state.counterfactuals = Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES))
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
@@ -242,6 +244,6 @@ async def _compose(
         stack.push_async_callback(app.state.exports.close)
         app.state.exports.start()
         works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}
-        runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works)
+        runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works, clock)
         stack.push_async_callback(runner.close)
         runner.start()

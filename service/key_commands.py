@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -103,10 +102,10 @@ def _opened(settings: Settings) -> Iterator[Keys]:
 
 
 def _create(settings: Settings, options: argparse.Namespace) -> int:
-    expires = None if options.days is None else int((time.time() + options.days * 86_400) * 1e6)
     try:
         quota, policy = _quota(options), _policy(options)
         with _opened(settings) as keys:
+            expires = None if options.days is None else keys.now() + round(options.days * DAY)
             key, secret = keys.create(options.name, options.tenant, options.scopes.split(","), expires, quota, policy)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -117,18 +116,19 @@ def _create(settings: Settings, options: argparse.Namespace) -> int:
 
 def _list(settings: Settings, _options: argparse.Namespace) -> int:
     with _opened(settings) as keys:
+        now = keys.now()
         for key in keys.list():
-            print("  ".join([key.id, key.tenant, key.name, ",".join(sorted(key.scopes)), *_state(key)]))
+            print("  ".join([key.id, key.tenant, key.name, ",".join(sorted(key.scopes)), *_state(key, now)]))
     return 0
 
 
-def _state(key: Key) -> Iterator[str]:
+def _state(key: Key, now: int) -> Iterator[str]:
     if key.revoked is not None:
         yield "revoked"
     elif key.expires is None:
         yield "valid"
     else:
-        word = "valid until" if key.is_valid(time.time_ns() // 1000) else "expired"
+        word = "valid until" if key.is_valid(now) else "expired"
         yield f"{word} {datetime.fromtimestamp(key.expires / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
     if key.quota is not None:
         limits = {"requests": key.quota.requests, "points": key.quota.points}

@@ -40,6 +40,9 @@ REVIEW = "review"
 KEY_CREATED, KEY_ROTATED, KEY_CHANGED, KEY_REVOKED = "key_created", "key_rotated", "key_changed", "key_revoked"
 """The kinds of the events that say what became of a key: made, made in the place of another, changed, ended."""
 
+CLOCK = "clock"
+"""The kind of the event that says that a host's clock was behind the ledger's time, and by how much."""
+
 KEY_KEPT = "key_kept"
 """The kind of the event that says how a key stood when the log began to hold all that its row does."""
 

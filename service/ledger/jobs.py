@@ -38,6 +38,8 @@ from service.ledger.database import database_in_reach
 from service.ledger.tables import explanations, job_rows, jobs
 
 LEASE_SECONDS = 5.0
+LONGEST_LEASE = 300_000_000
+"""Microseconds: longer than any lease, and than anybody waits for a quota."""
 ROWS_AT_ONCE = 500
 DONE, FAILED = "done", "failed"
 ERASED = "the person whose input this was has been erased"
@@ -144,7 +146,8 @@ class Jobs:
         `owner` is new for every claim: what an earlier run still says of the job is then not heard.
         """
         now = _now()
-        free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now)
+        no_lease = jobs.c.leased_until > now + LONGEST_LEASE  # from before the clock was set back
+        free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now, no_lease)
         wanted = and_(jobs.c.state.in_(UNFINISHED), free, jobs.c.kind.in_(kinds), jobs.c.id.not_in(but))
         with database_in_reach():
             with self._engine.connect() as connection:

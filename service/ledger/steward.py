@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, func, select
 
 from service.errors import AnswerableError
 from service.ledger import erasing
+from service.ledger.clock import signed_time
 from service.ledger.database import database_in_reach
 from service.ledger.entries import ERASURE, StoredEvent
 from service.ledger.erasing import Erased, Hold
@@ -29,6 +30,10 @@ LOOK_SECONDS = 2.0
 
 DAY_SECONDS = 86_400.0
 RETAIN_SECONDS = DAY_SECONDS
+JUMP_SECONDS = 3600.0
+"""A clock that has jumped by more since the day before may be wrong, and what is deleted by age does not come back."""
+AHEAD_DAYS = 31.0
+"""The same of one that is so far ahead of what was last signed, when the service starts."""
 SCHEDULE = "schedule"
 """Who erases what is over its time, where nobody asks for it."""
 
@@ -103,7 +108,16 @@ class Steward:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _retain_daily(self) -> None:
+        usual = time.time() - time.monotonic()
+        if await self._is_far_ahead():
+            await asyncio.sleep(RETAIN_SECONDS)
         while True:
+            jumped = time.time() - time.monotonic() - usual
+            usual += jumped
+            if abs(jumped) > JUMP_SECONDS:
+                _log.warning("the clock has jumped by %.0f s: nothing is deleted by age for a day", jumped)
+                await asyncio.sleep(RETAIN_SECONDS)
+                continue
             try:
                 counts = await self._run(erasing.retain, self._periods, SCHEDULE)
                 for name, count in counts.items():
@@ -116,12 +130,28 @@ class Steward:
                 _log.warning("what is over its time is still there: %s", error)
             await asyncio.sleep(RETAIN_SECONDS)
 
+    async def _is_far_ahead(self) -> bool:
+        """Whether the clock is so far ahead of what was last signed that it may be wrong."""
+        try:
+            signed = await self._run(_read_signed)
+        except AnswerableError:
+            return False
+        days = (time.time() - signed / 1e6) / DAY_SECONDS
+        if signed and days > AHEAD_DAYS:
+            _log.warning("the ledger was last signed %.0f days ago: nothing is deleted by age for a day", days)
+        return bool(signed) and days > AHEAD_DAYS
+
     async def _run(self, work: Callable[Concatenate[Engine, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._thread, partial(work, self._engine, *arguments, **named))
 
 
 def _forget_jobs(engine: Engine, days: int) -> int:
     return Jobs(engine).forget_ended(round((time.time() - days * DAY_SECONDS) * 1e6))
+
+
+def _read_signed(engine: Engine) -> int:
+    with database_in_reach(), engine.connect() as connection:
+        return signed_time(connection)
 
 
 def _read_tombstone(engine: Engine, place: int) -> StoredEvent | None:

@@ -33,7 +33,9 @@ def type_faults(connection: Connection, seq: int | None = None) -> list[str]:
 
 
 def _of_table(connection: Connection, table: Table, seq: int | None) -> Iterator[str]:
-    keys = [raw(one.name) for one in table.primary_key.columns]  # as they are stored, whatever that is
+    keys: list[ColumnElement[Any]] = [
+        raw(one.name) for one in table.primary_key.columns
+    ]  # as they are stored, whatever that is
     wrong = [_type_if_wrong(one).label(f"type_{place}") for place, one in enumerate(table.c)]
     query = select(*keys, *wrong).select_from(table).where(or_(*(one.is_not(None) for one in wrong)))
     for row in connection.execute(query if seq is None else query.where(table.c.seq == seq)):
@@ -47,7 +49,9 @@ def _type_if_wrong(column: Column[Any]) -> ColumnElement[str | None]:
     """The type of what the column holds; NULL where that is as it must be."""
     kind = next((name for type_, name in _CLASSES if isinstance(column.type, type_)), "text")
     stored = func.typeof(column)
-    wrong = [(stored.not_in([kind, "null"] if column.nullable else [kind]), stored)]
+    wrong: list[tuple[ColumnElement[bool], Any]] = [
+        (stored.not_in([kind, "null"] if column.nullable else [kind]), stored)
+    ]
     if isinstance(column.type, Boolean):
         wrong.append((raw(column.name).not_in([0, 1]), _NO_BOOLEAN))
     return case(*wrong)
