@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from service.children import reap
+
 
 class EmbeddedRedis:
     """The child process. `url` is what clients connect to."""
@@ -66,11 +68,7 @@ def _start(program: str, folder: Path, socket: Path) -> subprocess.Popen[bytes]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    try:
-        process.wait(2)
-    except subprocess.TimeoutExpired:  # stopped or hung; it holds nothing that is worth more waiting
-        process.kill()
-        process.wait()
+    reap(process, 2)  # stopped or hung, it holds nothing that is worth more waiting
 
 
 def find_redis_server() -> str | None:
