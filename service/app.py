@@ -43,7 +43,10 @@ from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.ledger.clock import opened_clock
+from service.ledger.erasure_list import NAME as ERASURES
+from service.ledger.erasure_list import ErasureList
 from service.ledger.jobs import Jobs
+from service.ledger.restoring import catch_up
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -191,9 +194,11 @@ async def _compose(
     if settings.ledger != "off":
         notary = open_notary(settings, database)
         await asyncio.to_thread(notary.open)
+        shipped, erasures = settings.data / "checkpoints.jsonl", ErasureList(settings.data / ERASURES, vault)
+        app.state.ledger_notices = await asyncio.to_thread(catch_up, database, shipped, erasures)
         ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess, clock=clock)
         stack.push_async_callback(ledger.close)
-        steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
+        steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results, erasures)
         stack.push_async_callback(steward.close)
 
     workers = settings.workers or count_devices()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
@@ -24,14 +26,19 @@ async def live() -> dict[str, bool]:
 
 @router.get("/v2/health/ready", responses={503: {"description": "Not ready"}})
 @needs(PUBLIC)
-async def ready(request: Request, response: Response) -> dict[str, bool]:
-    """Whether every configured model answers a real forward pass on every worker."""
+async def ready(request: Request, response: Response) -> dict[str, Any]:
+    """Whether every configured model answers a real forward pass on every worker.
+
+    `ledger` is there where this start found that the ledger's database is not what was signed, or that a file beside it
+    was torn: sentences for the operator. What can be served is served all the same.
+    """
     catalog: Catalog = request.app.state.catalog
     engine: Pool = request.app.state.engine
     is_ready = catalog.is_ready and engine.is_complete
     if not is_ready:
         response.status_code = 503
-    return {"ready": is_ready}
+    notices = getattr(request.app.state, "ledger_notices", None)
+    return {"ready": is_ready, "ledger": notices} if notices else {"ready": is_ready}
 
 
 @router.get("/v2")

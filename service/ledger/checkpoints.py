@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from service.errors import NotFound
 from service.ledger.clock import ledger_time
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import LogChanged
+from service.ledger.growing_files import append_line
 from service.ledger.merkle import BLOCK, STORED_HEIGHTS, Tree, root_of
 from service.ledger.signing import Signer, SigningKey, read_chain
 from service.ledger.tables import checkpoints, events, explanations, log, nodes
@@ -267,11 +267,7 @@ class Notary:
     def _ship(self, made: Checkpoint) -> None:
         """One line more in the file for elsewhere; the database's own stands whether or not that can be written."""
         try:
-            descriptor = os.open(self._shipped, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(orjson.dumps(made.line) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self._shipped, lambda _before: orjson.dumps(made.line))
         except OSError as error:
             _log.warning("the checkpoint over %d rows is not in %s: %s", made.size, self._shipped, error.strerror)
 

@@ -21,6 +21,7 @@ from service.errors import AnswerableError
 from service.ledger import erasing
 from service.ledger.checkpoints import Checkpoint, Notary, read_line
 from service.ledger.entries import LOOKUP, STANDARD, EventSearch, Search
+from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.events import read_events
 from service.ledger.export_checking import MALFORMED, Verdict, check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
@@ -215,6 +216,7 @@ def _export(ledger: Opened, options: argparse.Namespace) -> int:
 def _erase(ledger: Opened, options: argparse.Namespace) -> int:
     erased = erasing.erase(ledger.engine, ledger.vault, options.tenant, options.subject, _operator(), options.reason)
     print(f"{erased.records} records lost their personal part; the tombstone is row {erased.tombstone} of the log")
+    ErasureList(ledger.settings.data / NAME, ledger.vault).add_from(ledger.engine, erased.tombstone - 1)
     if erased.job_rows:
         print(f"{erased.job_rows} rows of jobs that waited to be explained ended")
     return 0

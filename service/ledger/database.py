@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +119,13 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(WRITE_LOCK["sqlite"] if _is_serialised(connection) else "BEGIN")
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """psycopg warns of a pipeline that ended in an error, though the error itself is raised."""
+    return not record.getMessage().startswith("error ignored terminating")
+
+
 def _open_postgresql(address: URL) -> Engine:
+    logging.getLogger("psycopg").addFilter(_is_news)
     timeouts = {name: value for name, value in _POSTGRESQL_TIMEOUTS.items() if name not in address.query}
     engine = create_engine(address, hide_parameters=True, pool_pre_ping=True, connect_args=timeouts)
     event.listen(engine, "connect", _set_up_postgresql)

@@ -43,6 +43,9 @@ KEY_CREATED, KEY_ROTATED, KEY_CHANGED, KEY_REVOKED = "key_created", "key_rotated
 CLOCK = "clock"
 """The kind of the event that says that a host's clock was behind the ledger's time, and by how much."""
 
+RESTORED, FILE_REPAIRED = "restored", "file_repaired"
+"""The kinds of the events that say that the log is not what was signed before, and that a file's torn end was cut."""
+
 KEY_KEPT = "key_kept"
 """The kind of the event that says how a key stood when the log began to hold all that its row does."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, and_, delete, false, func, insert, or_, select, update
 
@@ -22,7 +22,7 @@ from service.errors import HeldByLaw, NotFound
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent
 from service.ledger.events import insert_event, stored_event
-from service.ledger.jobs import end_rows_of
+from service.ledger.jobs import end_all_rows_of, end_rows_of
 from service.ledger.sealing import Vault, owner_of
 from service.ledger.searching import subject_token
 from service.ledger.tables import events, explanations, job_rows, log, subjects
@@ -31,6 +31,9 @@ TOGETHER = 1000
 """Records that one event of a retention run names, and one transaction clears."""
 
 TRIES = 50
+
+if TYPE_CHECKING:
+    from service.ledger.erasure_list import ListedErasure
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +144,34 @@ def tombstone_of(connection: Connection, place: int) -> StoredEvent | None:
     """The event at that place of the log."""
     row = connection.execute(_events().where(events.c.seq == place)).one_or_none()
     return None if row is None else stored_event(row)
+
+
+def erase_again(engine: Engine, made: ListedErasure, key_id: str) -> Erased | None:
+    """Destroys what an older copy of the database brought back of a person who had been erased; None if it did not.
+
+    A hold in that copy had been released before the erasure, or there had been none. Of somebody who was known by rows
+    of jobs alone nobody can tell which those are, so all of the tenant's that wait and name somebody end. Raises
+    LedgerUnavailable.
+    """
+    with database_in_reach(), serialised(engine).begin() as connection:
+        rows = connection.execute(select(subjects).where(subjects.c.token.in_(made.tokens))).all()
+        waiting = sum(end_rows_of(connection, row.lookup) for row in rows)
+        if made.job_rows and not made.tokens:
+            waiting += end_all_rows_of(connection, made.tenant)
+        if not rows and not waiting:
+            return None
+        tokens = [row.token for row in rows]
+        theirs = and_(explanations.c.tenant == made.tenant, explanations.c.subject.in_(tokens))
+        places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
+        again = {"place": made.place, "leaf": made.leaf, "created": made.created}
+        details = {**_named(connection, places), "tokens": tokens, "job_rows": waiting, "again": again}
+        about = tokens[0] if tokens else None
+        event = Event(kind=ERASURE, tenant=made.tenant, key_id=key_id, about=about, details=details)
+        tombstone = insert_event(connection, event)
+        _clear(connection, theirs, places, tombstone)
+        connection.execute(delete(subjects).where(subjects.c.token.in_(tokens)))
+    _scrub(engine)
+    return Erased(len(places), tombstone, waiting)
 
 
 def ranges(places: Iterable[int]) -> list[list[int]]:

@@ -264,7 +264,17 @@ def end_rows_of(connection: Connection, subject: str) -> int:
 
     For a transaction that holds the write lock.
     """
-    theirs = and_(job_rows.c.subject == subject, job_rows.c.outcome.is_(None))
+    return _end_rows(connection, job_rows.c.subject == subject)
+
+
+def end_all_rows_of(connection: Connection, tenant: str) -> int:
+    """The same of all rows of a tenant's that hold anybody's."""
+    of_tenant = job_rows.c.job_id.in_(select(jobs.c.id).where(jobs.c.tenant == tenant))
+    return _end_rows(connection, and_(of_tenant, job_rows.c.subject.is_not(None)))
+
+
+def _end_rows(connection: Connection, which: ColumnElement[bool]) -> int:
+    theirs = and_(which, job_rows.c.outcome.is_(None))
     in_order = select(job_rows.c.number).where(theirs).order_by(job_rows.c.job_id, job_rows.c.number)
     connection.execute(in_order.with_for_update())  # as `finish_rows` locks them, so that neither waits for the other
     ended = {"outcome": FAILED, "detail": ERASED, **_HELD_NOTHING}

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy import Connection, Engine, insert, inspect, select
 
 from service.ledger.database import database_in_reach, serialised
@@ -144,6 +146,10 @@ class Vault:
             return AESGCM(key).decrypt(parts.nonce, parts.ciphertext, explanation_id.encode())
         except (InvalidTag, ValueError) as error:
             raise CannotBeOpened("a sealed part is not what was written") from error
+
+    def derived(self, purpose: str) -> bytes:
+        """A key of 32 bytes for one purpose outside the ledger's tables (HKDF, RFC 5869)."""
+        return HKDF(SHA256(), KEY_BYTES, None, b"answerable " + purpose.encode()).derive(self._master)
 
     def _pseudonym(self, kind: bytes, tenant: str, name: str) -> bytes:
         said = b"\0".join((kind, tenant.encode(), name.encode()))

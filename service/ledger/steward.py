@@ -19,6 +19,7 @@ from service.ledger.clock import signed_time
 from service.ledger.database import database_in_reach
 from service.ledger.entries import ERASURE, StoredEvent
 from service.ledger.erasing import Erased, Hold
+from service.ledger.erasure_list import ErasureList
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import Jobs
 from service.ledger.sealing import Vault
@@ -49,15 +50,24 @@ class Steward:
 
     `periods` are the months that personal parts are kept, by class, `job_days` the days that jobs are kept once they
     have ended. `forget` drops what lies elsewhere of people who
-    were erased: it is called after every erasure, also when another process did it.
+    were erased: it is called after every erasure, also when another process did it. The list of `erasures` gets them.
     """
 
-    def __init__(self, engine: Engine, vault: Vault, periods: Mapping[str, int], job_days: int, forget: Forget) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        vault: Vault,
+        periods: Mapping[str, int],
+        job_days: int,
+        forget: Forget,
+        erasures: ErasureList | None = None,
+    ) -> None:
         self._engine = engine
         self._vault = vault
         self._periods = periods
         self._job_days = job_days
         self._forget = forget
+        self._erasures = erasures
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(2, thread_name_prefix="ledger-steward")
         self._tasks = [self._loop.create_task(work) for work in (self._notice_erasures(), self._retain_daily())]
@@ -65,6 +75,7 @@ class Steward:
     async def erase(self, tenant: str, subject: str, key_id: str, reason: str) -> Erased:
         """Destroys everything of the subject's. Raises HeldByLaw, NotFound, LedgerUnavailable."""
         erased = await self._run(erasing.erase, self._vault, tenant, subject, key_id, reason)
+        await self._list_erasures(erased.tombstone - 1)
         await self._forget()
         return erased
 
@@ -101,11 +112,18 @@ class Steward:
             try:
                 place, erased = await self._run(_read_erasures, seen)
                 if erased and seen is not None:
+                    await self._list_erasures(seen)
                     await self._forget()
                 seen = place
             except AnswerableError:
                 _log.warning("nobody can say whether somebody was erased; it is asked again")
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _list_erasures(self, after: int) -> None:
+        """Keeps what was erased behind a place of the log in the list that lies apart."""
+        erasures = self._erasures
+        if erasures is not None:
+            await self._run(lambda engine: erasures.add_from(engine, after))
 
     async def _retain_daily(self) -> None:
         usual = time.time() - time.monotonic()

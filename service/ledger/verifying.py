@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, Row, Table, func, not_, or_, select
 from service.ledger.checkpoints import Checkpoint, log_size, read_body, read_line
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, REVIEW, TOMBSTONE_KINDS
+from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.export_checking import MALFORMED, Verdict, checkpoint_faults
 from service.ledger.key_history import KEY_KINDS, KeyHistory
 from service.ledger.leaves import covers, has_schema, read_head, read_opened
@@ -204,6 +205,8 @@ class _Verification:
     def run(self, shipped: Path | None) -> None:
         chain = self._check_signing_keys()
         self._check_subjects()
+        if shipped is not None:
+            self._check_erased(ErasureList(shipped.with_name(NAME), self._vault))
         ends = _Checkpoints(self._connection, chain, shipped, self._verdict)
         last = 0
         while rows := self._behind(last):
@@ -235,6 +238,17 @@ class _Verification:
                 self._verdict.add(f"the key of subject {row.token} is not what was written")
         if self._connection.scalar(select(subjects.c.token).where(subjects.c.token == NO_TOKEN)) is None:
             self._verdict.add("the mark of the master key is gone")
+
+    def _check_erased(self, erasures: ErasureList) -> None:
+        """Nobody is there of whom a list that was kept apart says that they were erased."""
+        listed, faults = erasures.read()
+        self._verdict.add(*faults)
+        for one in listed:
+            for token in self._connection.scalars(select(subjects.c.token).where(subjects.c.token.in_(one.tokens))):
+                self._verdict.add(
+                    f"subject {token} was erased by row {one.place}, as {erasures.path.name} tells, and is there "
+                    "again: the database is an older copy; the service erases them again when it starts"
+                )
 
     def _check_page(self, first: int, rows: Sequence[Row[Any]], ends: _Checkpoints) -> None:
         last = rows[-1].seq
@@ -450,14 +464,21 @@ def _read_shipped(path: Path, verdict: Verdict) -> Iterator[Checkpoint]:
     last = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # torn while it was written; the next start cuts it off
             try:
-                checkpoint = read_line(orjson.loads(line))
+                checkpoint = read_line(orjson.loads(_behind_what_was_torn(line)))
             except MALFORMED:
                 verdict.add(f"line {number} of {path.name} is no checkpoint")
                 continue
             if checkpoint.size >= last:
                 last = checkpoint.size
                 yield checkpoint
+
+
+def _behind_what_was_torn(line: bytes) -> bytes:
+    """The whole line that was once written behind the torn beginning of another."""
+    return line[line.rfind(b'{"body":') :] if b'{"body":' in line else line
 
 
 def _created(record: bytes | None) -> int | None:
