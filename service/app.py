@@ -183,7 +183,7 @@ async def _compose(
         else:
             stack.push_async_callback(embedded.close)
             redis_url = embedded.url
-    cache = Cache(redis_url, settings.result_ttl_seconds, metrics.observe_cache)
+    cache = Cache(redis_url, settings.result_ttl_seconds, vault.derived("cache"), metrics.observe_cache)
     stack.push_async_callback(cache.close)
 
     quotas = Quotas(cache)
