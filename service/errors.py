@@ -187,3 +187,14 @@ class DeviceOutOfMemory(AnswerableError):
 
 class CatalogError(Exception):
     """A model folder that cannot be served; the message says which file and why."""
+
+
+class SetupError(Exception):
+    """What a command cannot work with: a setting, a store, a key's file, a port, a package that is missing.
+
+    The message is one sentence that says what to do and repeats no secret; the command prints it and ends with `code`.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code

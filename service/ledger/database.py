@@ -18,6 +18,9 @@ from service.errors import LedgerUnavailable
 LOCK_SECONDS = 5
 """How long a SQLite connection waits for another process's write."""
 
+LONGEST_WAL = 4 * 2**20
+"""Bytes that SQLite's write-ahead log keeps for good. It grows while somebody reads in one long transaction."""
+
 _ADVISORY_LOCK = 0x416E737765726162  # any constant will do
 
 WRITE_LOCK = {
@@ -69,7 +72,24 @@ def database_in_reach() -> Iterator[None]:
     except IntegrityError:
         raise
     except SQLAlchemyError as error:
-        raise LedgerUnavailable("The ledger's database does not answer.") from error
+        raise LedgerUnavailable(what_is_wrong(error) or "The ledger's database does not answer.") from error
+
+
+_SENTENCES = {
+    sqlite3.SQLITE_CORRUPT: "The ledger's database is damaged: put its last copy in its place, and leave the files "
+    "beside it; who was erased since is erased again.",
+    sqlite3.SQLITE_READONLY: "The ledger's database cannot be written: make its file and its folder writable for the "
+    "user of the service.",
+    sqlite3.SQLITE_CANTOPEN: "The ledger's database cannot be opened: make its folder readable and writable for the "
+    "user of the service.",
+    sqlite3.SQLITE_FULL: "The disk of the ledger's database is full: make room; nothing that was recorded is lost.",
+}
+_SENTENCES[sqlite3.SQLITE_NOTADB] = _SENTENCES[sqlite3.SQLITE_CORRUPT]
+
+
+def what_is_wrong(error: BaseException | None) -> str | None:
+    """What is wrong with the file that SQLite complains of, and what to do; None of other complaints."""
+    return _SENTENCES.get(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF)
 
 
 def _open_sqlite(address: URL) -> Engine:
@@ -97,6 +117,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     cursor.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
     cursor.execute("PRAGMA temp_store = MEMORY")  # else each larger transaction makes a file for what it may undo
     cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; before that many, the writer does it
+    cursor.execute(f"PRAGMA journal_size_limit = {LONGEST_WAL}")  # once a long reader, who made it grow, is gone
     cursor.close()
 
 

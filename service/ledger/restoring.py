@@ -75,8 +75,8 @@ def _restored(engine: Engine, shipped: Path) -> list[str]:
         else f"the first {known.size} rows of the log are not those that were signed"
     )
     return [
-        f"{what}, as {shipped.name} tells: an older copy of the database was restored, another put in its place, or its "
-        f"end was cut off. `answerable ledger verify` says so until {shipped.name} is put away under another name; "
+        f"{what}, as {shipped.name} tells: an older copy of the database was restored, another put in its place, or "
+        f"its end cut off. `answerable ledger verify` says so until {shipped.name} is put away under another name; "
         "keep it, it is the proof of what is gone"
     ]
 
