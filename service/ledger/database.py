@@ -64,6 +64,12 @@ def serialised(engine: Engine) -> Engine:
     return engine.execution_options(serialised=True)
 
 
+def take_write_lock(connection: Connection) -> None:
+    """Makes a transaction that has written something one of those that run one after another, from here on."""
+    if connection.dialect.name == "postgresql":  # in SQLite whoever writes is alone
+        connection.exec_driver_sql(WRITE_LOCK["postgresql"])
+
+
 @contextmanager
 def database_in_reach() -> Iterator[None]:
     """Turns what the database raises inside into LedgerUnavailable, except that it refuses a row."""

@@ -19,6 +19,7 @@ from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, REVIEW, TOMBSTONE_KINDS
 from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.export_checking import MALFORMED, Verdict, checkpoint_faults
+from service.ledger.job_history import JOB_KINDS, JobHistory
 from service.ledger.key_history import KEY_KINDS, KeyHistory
 from service.ledger.leaves import covers, has_schema, read_head, read_opened
 from service.ledger.merkle import STORED_HEIGHTS, GrowingTree, leaf_hash
@@ -200,6 +201,7 @@ class _Verification:
         self._verdict = verdict
         self._tree = GrowingTree()
         self._keys = KeyHistory()
+        self._jobs = JobHistory()
         self._size = log_size(connection)
 
     def run(self, shipped: Path | None) -> None:
@@ -214,6 +216,7 @@ class _Verification:
             last = rows[-1].seq
         self._check_strays()
         self._check_keys()
+        self._verdict.add(*self._jobs.faults(self._connection, self._vault))
         ends.finish(self._size)
         self._verdict.size = self._size
 
@@ -318,7 +321,9 @@ class _Verification:
         if row.kind in TOMBSTONE_KINDS and not faults:
             self._check_tombstone(row.seq, orjson.loads(row.record)["details"])
         if row.kind in KEY_KINDS and not faults:
-            self._follow_key(row)
+            self._follow(self._keys, row)
+        if row.kind in JOB_KINDS and not faults:
+            self._follow(self._jobs, row)
 
     def _check_tombstone(self, place: int, details: Mapping[str, Any]) -> None:
         """Whatever a tombstone names has gone by it."""
@@ -328,11 +333,11 @@ class _Verification:
             for seq in self._connection.scalars(select(explanations.c.seq).where(within, other)):
                 self._verdict.add(f"row {seq}: the tombstone at {place} says that it was erased, and it was not")
 
-    def _follow_key(self, row: Row[Any]) -> None:
+    def _follow(self, history: KeyHistory | JobHistory, row: Row[Any]) -> None:
         try:
-            self._verdict.add(*self._keys.follow(orjson.loads(row.record)))
+            self._verdict.add(*history.follow(orjson.loads(row.record)))
         except MALFORMED:
-            self._verdict.add(f"row {row.seq}: its record tells of no key")
+            self._verdict.add(f"row {row.seq}: its record does not say what its kind must")
 
     def _check_keys(self) -> None:
         rows = self._connection.execute(select(keys).order_by(keys.c.id))

@@ -11,9 +11,11 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from sqlalchemy import Boolean, Engine, Integer, LargeBinary, Table, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -24,12 +26,15 @@ from service.ledger.clock import WrittenTimes
 from service.ledger.entries import REVIEW
 from service.ledger.erasing import erase, hold, release
 from service.ledger.export_checking import Verdict
+from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
 from service.ledger.sealing import NO_TOKEN, Vault
 from service.ledger.tables import (
     checkpoints,
     events,
     explanation_tags,
     explanations,
+    job_rows,
+    jobs,
     keys,
     log,
     nodes,
@@ -88,6 +93,7 @@ async def fill(engine: Engine, vault: Vault, folder: Path, make_entry: EntryMake
     for verdict in ("escalated", "accepted"):
         await ledger.append_event(REVIEW, "bank", "key", reviewed, {"verdict": verdict, "note": ""})
     make_keys(Keys(engine))
+    make_jobs(engine, vault)
     notary.sign()
     await ledger.close()
 
@@ -123,6 +129,60 @@ def make_keys(keys: Keys) -> None:
     keys.revoke(chosen.id)
 
 
+def make_jobs(engine: Engine, vault: Vault) -> None:
+    """A job that is done, one that was cancelled, one under way, an export, and one that was forgotten: 11 events."""
+    stored = Jobs(engine)
+    with engine.connect() as connection:
+        explained = connection.execute(select(explanations.c.id).order_by(explanations.c.seq).limit(4)).scalars().all()
+
+    def waiting(number: int, subject: str | None, explanation_id: str) -> JobRow:
+        belongs: dict[str, Any] = {"decision_id": None, "subject": subject, "cohort": {}}
+        content = orjson.dumps({"instance": [1], "context": belongs})
+        payload = vault.seal(content, explanation_id, None, None)
+        lookup = None if subject is None else vault.lookup("bank", subject)
+        return JobRow(number, explanation_id, payload=payload, subject=lookup)
+
+    def make(name: str, kind: str, created: int, rows: list[JobRow]) -> None:
+        spec = vault.seal(b"{}", name, None, None)
+        total = len(rows) or None
+        usual: dict[str, Any] = {"ended": None, "spec": spec, "total": total, "done": 0, "failed": 0, "detail": None}
+        stored.create(
+            Job(id=name, tenant="bank", key_id="key", kind=kind, state=State.WAITING, created=created, **usual), rows
+        )
+
+    make("forgotten", "explain", 1, [])
+    stored.cancel("bank", "forgotten")
+    assert stored.forget_ended(2**60) == 1
+    make("done", "explain", 2, [waiting(0, "Ann", explained[0]), waiting(1, None, "never")])
+    stored.claim("first", ("explain",))
+    stored.finish_rows("done", [(0, DONE, None), (1, FAILED, "the model failed on this input")])
+    stored.end("done", "first", State.DONE)
+    make("exported", "export", 3, [])
+    stored.claim("second", ("export",))
+    stored.tell("exported", "second", 7, 9)
+    stored.end("exported", "second", State.FAILED, "the disk is full")
+    make("cancelled", "explain", 4, [waiting(0, "Cid", "no-1"), JobRow(1, explained[1], source=explained[0])])
+    stored.claim("third", ("explain",))
+    stored.cancel("bank", "cancelled")
+    stored.release("cancelled", "third")
+    with engine.connect() as connection:
+        known = (
+            connection.execute(
+                select(subjects.c.lookup).join_from(explanations, subjects, subjects.c.token == explanations.c.subject)
+            )
+            .scalars()
+            .first()
+        )
+        of_known = select(explanations.c.id).join_from(
+            explanations, subjects, subjects.c.token == explanations.c.subject
+        )
+        source = connection.scalar(of_known.where(subjects.c.lookup == known))
+    rows = [waiting(0, "Ann", "u-0"), waiting(1, None, "u-1"), JobRow(2, "u-2", source=source, subject=known)]
+    make("under way", "explain", 5, rows)
+    stored.claim("fourth", ("explain",))
+    stored.finish_rows("under way", [(1, FAILED, "the model failed on this input")])
+
+
 def verified(filled: tuple[Engine, Vault], tmp_path: Path) -> Verdict:
     return verify_ledger(*filled, shipped=tmp_path / "checkpoints.jsonl")
 
@@ -131,7 +191,7 @@ def test_an_untouched_ledger_is_valid(filled: tuple[Engine, Vault], tmp_path: Pa
     verdict = verified(filled, tmp_path)
     assert verdict.faults == []
     assert verdict.is_valid
-    assert (verdict.records, verdict.size) == (45, 45)
+    assert (verdict.records, verdict.size) == (56, 56)
     assert verdict.erased == 4
     assert verdict.signed is not None
 
@@ -218,7 +278,7 @@ def raw(engine: Engine) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("table", LEDGER, ids=lambda table: str(table.name))
+@pytest.mark.parametrize("table", [*LEDGER, jobs, job_rows], ids=lambda table: str(table.name))
 def test_a_value_of_another_type_is_found(filled: tuple[Engine, Vault], tmp_path: Path, table: Table) -> None:
     """SQLite takes it: a boolean that is 3 is true to Python, and in the index of neither search."""
     engine, _ = filled
@@ -429,6 +489,76 @@ def test_a_callers_key_that_no_event_tells_of(filled: tuple[Engine, Vault], tmp_
         row = connection.execute(select(keys).where(keys.c.name == "batch")).one()
         connection.execute(insert(keys).values({**row._mapping, "id": "new", "hash": KEY_CHANGES["hash"]}))
     assert verified(filled, tmp_path).faults == ["key new: no event of the log tells of it"]
+
+
+OTHERS: dict[str, Any] = {
+    "state": "running",
+    "ended": 3 * 10**15,
+    "total": 5,
+    "done": 5,
+    "failed": 5,
+    "detail": "something else",
+    "owner": "somebody",
+    "leased_until": 3 * 10**15,
+    "created": 3 * 10**15,
+    "spec": b"another",
+    "payload": b"another",
+    "outcome": "done",
+    "number": 9,
+    "subject": "0" * 64,
+    "source": "another",
+}
+"""What somebody might write into a column of a job, or of its rows; into the other columns, `another`."""
+PASSING = {
+    "jobs": {"state", "done", "detail", "owner", "leased_until"},
+    "job_rows": {"detail"},
+}
+"""What of a job that has not ended the database alone knows."""
+
+
+@pytest.mark.parametrize("name", ["done", "exported", "cancelled", "under way"])
+def test_a_job_that_is_changed(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
+    engine, _ = filled
+    for table, key in ((jobs, jobs.c.id), (job_rows, job_rows.c.job_id)):
+        with engine.connect() as connection:
+            rows = connection.execute(select(table).where(key == name)).all()
+        for row, column in product(rows, table.c):
+            before = getattr(row, column.name)
+            others = [OTHERS.get(column.name, "another"), *([None] if column.nullable else [])]
+            for other in others:
+                is_passing = name == "under way" and column.name in PASSING[table.name]
+                if other == before or is_passing or column is jobs.c.id or column is job_rows.c.job_id:
+                    continue
+                this = [one == getattr(row, one.name) for one in table.primary_key.columns]
+                with engine.begin() as connection:
+                    connection.execute(update(table).where(*this).values({column.name: other}))
+                told = verified(filled, tmp_path).faults
+                assert any(fault.startswith(f"job {name}: ") for fault in told), (table.name, row, column.name, other)
+                this = [
+                    one == (other if one is column else getattr(row, one.name)) for one in table.primary_key.columns
+                ]
+                with engine.begin() as connection:
+                    connection.execute(update(table).where(*this).values({column.name: before}))
+    assert verified(filled, tmp_path).faults == []
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "cancelled"])
+def test_a_job_that_never_ended(filled: tuple[Engine, Vault], tmp_path: Path, state: str) -> None:
+    with filled[0].begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == "under way").values(state=state))
+    assert verified(filled, tmp_path).faults == ["job under way: no event of the log tells of its end"]
+
+
+def test_jobs_that_come_and_go(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    engine, _ = filled
+    with engine.begin() as connection:
+        row = connection.execute(select(jobs).where(jobs.c.id == "exported")).one()
+        connection.execute(insert(jobs).values({**row._mapping, "id": "new"}))
+        connection.execute(delete(jobs).where(jobs.c.id == "exported"))
+        connection.execute(delete(job_rows).where(job_rows.c.job_id == "done", job_rows.c.number == 1))
+    faults = verified(filled, tmp_path).faults
+    assert {"job new: no event of the log tells of it", "job exported is missing"} <= set(faults)
+    assert "job done: its rows are not those that it was made with" in faults
 
 
 async def test_rows_that_are_back_dated(
