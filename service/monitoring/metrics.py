@@ -112,7 +112,7 @@ class Metrics:
         )
         self.clock_behind = gauge(
             "clock_behind_seconds",
-            "How far the clock of this host is behind the last time that was signed, which records bear until then.",
+            "Seconds by which this host's clock is behind the last signed time, which records bear until then.",
         )
         self._requests = cache(self._requests_of)
         self._start_at_zero()
