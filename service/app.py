@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -43,8 +42,12 @@ from service.explaining import Explaining
 from service.exporting import Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger
+from service.ledger.clock import opened_clock
+from service.ledger.erasure_list import NAME as ERASURES
+from service.ledger.erasure_list import ErasureList
 from service.ledger.jobs import EXPORT, Jobs
 from service.ledger.opening import open_database, open_notary
+from service.ledger.restoring import catch_up
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -130,7 +133,7 @@ def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
 def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> None:
     """Stores a key of the settings. An earlier one goes on, for other hosts may have it yet; the log says so."""
     configured = keys.add(secret, name, DEFAULT_TENANT, scopes)
-    now = time.time_ns() // 1000
+    now = keys.now()
     for key in keys.list():
         if key.name == name and key.id != configured.id and key.is_valid(now):
             LOG.warning("an earlier %s key is still valid; to end it: answerable keys revoke %s", name, key.id)
@@ -154,6 +157,7 @@ async def _compose(
     database, vault = await asyncio.to_thread(open_database, settings)
     stack.callback(database.dispose)
     keys = Keys(database)
+    clock = await asyncio.to_thread(opened_clock, database)
 
     redis_url = settings.redis_url
     if redis_url is None:
@@ -163,7 +167,7 @@ async def _compose(
         else:
             stack.push_async_callback(embedded.close)
             redis_url = embedded.url
-    cache = Cache(redis_url, settings.result_ttl_seconds, metrics.observe_cache)
+    cache = Cache(redis_url, settings.result_ttl_seconds, vault.derived("cache"), metrics.observe_cache)
     stack.push_async_callback(cache.close)
 
     quotas = Quotas(cache)
@@ -171,12 +175,15 @@ async def _compose(
     quotas.start()
 
     ledger, steward = None, None
+    app.state.ledger_notices = []
     if settings.ledger != "off":
         notary = open_notary(settings, database)
         await asyncio.to_thread(notary.open)
-        ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess)
+        shipped, erasures = settings.data / "checkpoints.jsonl", ErasureList(settings.data / ERASURES, vault)
+        app.state.ledger_notices = await asyncio.to_thread(catch_up, database, vault, shipped, erasures)
+        ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess, clock=clock)
         stack.push_async_callback(ledger.close)
-        steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
+        steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results, erasures)
         stack.push_async_callback(steward.close)
     # After everything that may keep the service from starting: a key that is made is shown.
     app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
@@ -208,6 +215,7 @@ async def _compose(
         metrics.show_workers(engine.ready_workers, engine.device_memory)
         health.show(metrics)
         metrics.show_checkpoint(None if ledger is None else ledger.signed)
+        metrics.show_clock(clock.behind)
         return metrics.render(workers)
 
     app.state.engine = engine
@@ -219,7 +227,7 @@ async def _compose(
     app.state.render_metrics = render_metrics
     app.state.keys = keys
     app.state.cache = cache
-    app.state.authenticator = Authenticator(keys, quotas)
+    app.state.authenticator = Authenticator(keys, quotas, clock)
     app.state.replaying = Replaying(engine, catalog)
     app.state.counterfactuals = Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES))
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
@@ -232,7 +240,7 @@ async def _compose(
         stack.push_async_callback(app.state.exports.close)
         app.state.exports.start()
         works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}
-        runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works)
+        runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works, clock)
         stack.push_async_callback(runner.close)
 
     async def load() -> None:

@@ -3,15 +3,16 @@
 A cache that fails is a cache that misses: no call here raises, and none takes longer than two timeouts. After three
 failures in a row a breaker keeps Redis out of the way for `REST_SECONDS`. What is asked for while a call is under way
 travels together in the next one: of 50 calls at once, each on a new connection, 9 were seen to time out, and open the
-breaker, while Redis was well; and a call costs the front more time than Redis. Every value carries the key it was
-stored under; a value that answers to another key is dropped and counted (CVE-2023-28858 gave clients one another's
-replies).
+breaker, while Redis was well; and a call costs the front more time than Redis. Every value begins with an
+HMAC-SHA-256 of the tenant, the key that it is stored under and what follows: one that answers to another key
+(CVE-2023-28858 gave clients one another's replies), was changed, or written by somebody else is dropped and counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import itertools
 import logging
 import time
@@ -33,6 +34,8 @@ MOST_PENDING_WRITES = 1000
 MOST_TOGETHER = 200
 GATHER_SECONDS = 0.02
 """What is kept waits so long for others to be written with; until then it is read from here."""
+
+MAC_BYTES = 32
 
 RESULT = "answerable:result:"
 
@@ -94,10 +97,16 @@ class _Line:
 
 
 class Cache:
-    """The caches in one Redis. `url` None means that there is none, and everything misses."""
+    """The caches in one Redis. `url` None means that there is none, and everything misses.
 
-    def __init__(self, url: str | None, ttl_seconds: int, observe: Observe = lambda _cache, _result: None) -> None:
+    `secret` is the key of the values' HMAC; hosts that share a Redis share it.
+    """
+
+    def __init__(
+        self, url: str | None, ttl_seconds: int, secret: bytes, observe: Observe = lambda _cache, _result: None
+    ) -> None:
         self._ttl = ttl_seconds
+        self._secret = secret
         self._observe = observe
         self._breaker = _Breaker()
         self._wanted: list[tuple[str, asyncio.Future[object]]] = []
@@ -117,11 +126,11 @@ class Cache:
 
     async def result(self, tenant: str, plan_digest: str) -> Explanation | None:
         """The stored explanation of a plan, for this tenant only."""
-        return await self._get("results", _result_key(tenant, plan_digest), _explanation)
+        return await self._get("results", tenant, _result_key(tenant, plan_digest), _explanation)
 
     def keep_result(self, tenant: str, plan_digest: str, explanation: Explanation) -> None:
         """Stores an explanation in the background; it is found from now on."""
-        self._put(_result_key(tenant, plan_digest), explanation)
+        self._put(tenant, _result_key(tenant, plan_digest), explanation)
 
     async def forget_results(self) -> None:
         """Drops every stored explanation, for one of them may be of a person who was erased.
@@ -157,7 +166,7 @@ class Cache:
             return None
         return {name: _sum_of_others(found, member) for name, found in zip(counts, replies[2::3], strict=True)}
 
-    async def _get(self, cache: str, key: str, read: Callable[[Any], T]) -> T | None:
+    async def _get(self, cache: str, tenant: str, key: str, read: Callable[[Any], T]) -> T | None:
         if self._line is None:
             return None
         content: object = self._unwritten.get(key)
@@ -170,18 +179,28 @@ class Cache:
             self._observe(cache, "miss")
             return None
         try:
-            value = read(_value(key, content))
-        except (ValueError, TypeError, KeyError):  # not this key's, or not what this version of the service writes
+            value = read(self._value(tenant, key, content))
+        except (ValueError, TypeError, KeyError):  # not this key's, not ours, or not what this version writes
             self._observe(cache, "foreign")
             return None
         self._observe(cache, "hit")
         return value
 
-    def _put(self, key: str, value: object) -> None:
+    def _value(self, tenant: str, key: str, content: Any) -> object:
+        """What was stored under `key`. Raises ValueError when `content` is something else."""
+        mac, value = content[:MAC_BYTES], content[MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(tenant, key, value)):
+            raise ValueError("the value is not what was stored under this key")
+        return orjson.loads(value)
+
+    def _mac(self, tenant: str, key: str, value: bytes) -> bytes:
+        return hmac.digest(self._secret, b"\0".join((tenant.encode(), key.encode(), value)), hashlib.sha256)
+
+    def _put(self, tenant: str, key: str, value: object) -> None:
         if self._line is None or self._breaker.is_open or len(self._unwritten) >= MOST_PENDING_WRITES:
             return
-        content = orjson.dumps({"key": key, "value": value}, option=orjson.OPT_SERIALIZE_NUMPY)
-        self._unwritten[key] = content
+        content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+        self._unwritten[key] = self._mac(tenant, key, content) + content
         if not self._writes:
             writing = asyncio.get_running_loop().create_task(self._write_all())
             self._writes.add(writing)
@@ -236,14 +255,6 @@ def plan_cache_digest(plan_digest: str, manifest_digest: str, environment: Mappi
 
 def _result_key(tenant: str, plan_digest: str) -> str:
     return RESULT + hashlib.sha256(f"{tenant}\0{plan_digest}".encode()).hexdigest()
-
-
-def _value(key: str, content: Any) -> object:
-    """What was stored under `key`. Raises ValueError, TypeError or KeyError when `content` is something else."""
-    stored = orjson.loads(content)
-    if stored["key"] != key:
-        raise ValueError("the value answers to another key")
-    return stored["value"]
 
 
 def _explanation(stored: Any) -> Explanation:

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -122,10 +123,16 @@ def start_child(
         )
 
 
-def reap(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a child whose socket is closed; one that does not end in that time is killed."""
+def reap(process: subprocess.Popen[bytes], seconds: float = REAP_SECONDS) -> None:
+    """Waits for a child that was told to end, whose socket is closed say; one that does not in that time is killed.
+
+    It is not asked for now and then, as `wait` with a timeout does: that sleeps until a time of a clock, which fails
+    where clocks are not what they seem.
+    """
+    killing = threading.Timer(seconds, process.kill)
+    killing.daemon = True
+    killing.start()
     try:
-        process.wait(REAP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
         process.wait()
+    finally:
+        killing.cancel()

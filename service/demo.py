@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,8 @@ from service.catalog.manifest import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.ledger import Keys
 
+DAY = 86_400_000_000
+"""In microseconds."""
 BAR = 24
 NAME = 60
 
@@ -55,7 +56,7 @@ def _plain(value: str | float | None) -> str | float | int | None:
 
 def _demo_key(keys: Keys) -> str:
     """A key for this run: the first one was shown once and cannot be read again."""
-    _, secret = keys.create("demo", DEFAULT_TENANT, ["explain", "ledger:read"], int((time.time() + 86_400) * 1e6))
+    _, secret = keys.create("demo", DEFAULT_TENANT, ["explain", "ledger:read"], keys.now() + DAY)
     return secret
 
 

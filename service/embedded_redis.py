@@ -19,6 +19,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from service.children import reap
+
 LOG = logging.getLogger("answerable")
 PREFIX = "answerable-redis-"
 LOOK_SECONDS = 0.5
@@ -159,11 +161,7 @@ def _start(program: str, folder: Path, socket: Path) -> subprocess.Popen[bytes]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    try:
-        process.wait(2)
-    except subprocess.TimeoutExpired:  # stopped or hung; it holds nothing that is worth more waiting
-        process.kill()
-        process.wait()
+    reap(process, 2)  # stopped or hung, it holds nothing that is worth more waiting
 
 
 def find_redis_server() -> str | None:

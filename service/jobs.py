@@ -40,6 +40,7 @@ from service.errors import (
 )
 from service.explaining import Explaining, Request
 from service.ledger import EntryRefused, Keys, Ledger, Stored, Vault
+from service.ledger.clock import Clock
 from service.ledger.jobs import DONE, FAILED, LEASE_SECONDS, Job, JobRow, Jobs, State
 from service.planning import USUAL_BUDGET, Parameters, with_baseline_read
 from service.quotas import Quotas
@@ -131,8 +132,11 @@ async def patiently(call: Callable[[], T], executor: Executor | None = None) -> 
 class Runner:
     """Runs jobs in this process; `works` says how, by kind. `start` and `close` it on the event loop."""
 
-    def __init__(self, jobs: Jobs, keys: Keys, quotas: Quotas, works: Mapping[str, Work]) -> None:
+    def __init__(
+        self, jobs: Jobs, keys: Keys, quotas: Quotas, works: Mapping[str, Work], clock: Clock | None = None
+    ) -> None:
         self._jobs = jobs
+        self._clock = clock or Clock()
         self._keys = keys
         self._quotas = quotas
         self._works = works
@@ -206,7 +210,7 @@ class Runner:
     async def _caller(self, job: Job) -> Caller:
         """Whom the job is done for. Raises JobFailed when the key has ended."""
         key = await patiently(lambda: self._keys.get(job.key_id))
-        if key is None or not key.is_valid(time.time_ns() // 1000):
+        if key is None or not key.is_valid(self._clock.now()):
             raise JobFailed("the key that made this job is no longer valid")
         account = None if key.quota is None else self._quotas.account(key.account, key.quota)
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)

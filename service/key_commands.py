@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -127,10 +126,10 @@ def _opened(settings: Settings, *, to_read: bool = False) -> Iterator[Keys]:
 
 
 def _create(settings: Settings, options: argparse.Namespace) -> int:
-    expires = None if options.days is None else int((time.time() + options.days * 86_400) * 1e6)
     try:
         quota, policy = _quota(options), _policy(options)
         with _made(settings) as keys:
+            expires = None if options.days is None else keys.now() + round(options.days * DAY)
             key, secret = keys.create(options.name, options.tenant, options.scopes.split(","), expires, quota, policy)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -141,20 +140,29 @@ def _create(settings: Settings, options: argparse.Namespace) -> int:
 
 def _list(settings: Settings, _options: argparse.Namespace) -> int:
     with _opened(settings, to_read=True) as keys:
+        now = keys.now()
         rows = [
-            (key.id, key.tenant, key.name, ",".join(sorted(key.scopes)), _state(key), _quota_of(key), _policy_of(key))
+            (
+                key.id,
+                key.tenant,
+                key.name,
+                ",".join(sorted(key.scopes)),
+                _state(key, now),
+                _quota_of(key),
+                _policy_of(key),
+            )
             for key in keys.list()
         ]
     print(table(("id", "tenant", "name", "scopes", "state", "quota", "policy"), rows, "there are no keys"))
     return 0
 
 
-def _state(key: Key) -> str:
+def _state(key: Key, now: int) -> str:
     if key.revoked is not None:
         return "revoked"
     if key.expires is None:
         return "valid"
-    word = "valid until" if key.is_valid(time.time_ns() // 1000) else "expired"
+    word = "valid until" if key.is_valid(now) else "expired"
     return f"{word} {local_time(key.expires)}"
 
 

@@ -64,7 +64,9 @@ class Usage:
     def begin_period(self) -> None:
         """Counts anew when the period has ended."""
         period = int(time.time()) // self.seconds
-        if period != self.period:
+        if period < self.period:  # the clock was set back, which gives nobody a quota anew
+            self.period = period
+        elif period > self.period:
             self.period, self.requests, self.points, self.elsewhere = period, 0, 0, (0, 0)
 
 

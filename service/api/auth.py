@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from service.errors import Forbidden, LedgerUnavailable, Unauthenticated
+from service.ledger.clock import Clock
 from service.ledger.keys import SCOPES, Key, Keys
 from service.quotas import Quotas
 from service.records import Caller
@@ -41,10 +42,14 @@ def scope_of(handler: object) -> str | None:
 
 
 class Authenticator:
-    """Finds keys, remembering each for a few seconds so that a revoked one stops working soon, and counts requests."""
+    """Finds keys, remembering each for a few seconds so that a revoked one stops working soon, and counts requests.
 
-    def __init__(self, keys: Keys, quotas: Quotas) -> None:
+    Keys end by the ledger's `clock`.
+    """
+
+    def __init__(self, keys: Keys, quotas: Quotas, clock: Clock | None = None) -> None:
         self._keys = keys
+        self._clock = clock or Clock()
         self._quotas = quotas
         self._remembered: dict[bytes, tuple[float, Key | None]] = {}
 
@@ -58,7 +63,7 @@ class Authenticator:
             self._remember(digest, now + FRESH_SECONDS, key)
         else:
             key = remembered[1]
-        return key if key is not None and key.is_valid(time.time_ns() // 1000) else None
+        return key if key is not None and key.is_valid(self._clock.now()) else None
 
     def admit(self, key: Key) -> Caller:
         """The caller with this key, for one request. Raises QuotaSpent."""

@@ -44,15 +44,21 @@ async def ready(request: Request, response: Response) -> dict[str, bool | list[s
     """Whether the models are loaded, on every worker, and at least one of them can be served.
 
     `loading` names the versions that are still to be loaded at the start. `failed` names those that cannot be served,
-    which keep no other from it; the index of the model repository says why.
+    which keep no other from it; the index of the model repository says why. `ledger` is there where this start found
+    that the ledger's database is not what was signed, or that a file beside it was torn: sentences for the operator.
+    What can be served is served all the same.
     """
     catalog: Catalog = request.app.state.catalog
     engine: Pool = request.app.state.engine
     is_ready = catalog.is_ready and engine.is_complete
     if not is_ready:
         response.status_code = 503
-    named = {"loading": catalog.loading, "failed": catalog.failed}
-    return {"ready": is_ready, **{what: versions for what, versions in named.items() if versions}}
+    named = {
+        "loading": catalog.loading,
+        "failed": catalog.failed,
+        "ledger": request.app.state.ledger_notices,
+    }
+    return {"ready": is_ready, **{what: found for what, found in named.items() if found}}
 
 
 @router.get("/v2/models/{model}/ready", responses=answers(404, 503))

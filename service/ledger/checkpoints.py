@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,11 +28,13 @@ from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
 from service.errors import NotFound
+from service.ledger.clock import ledger_time
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import LogChanged
+from service.ledger.growing_files import append_line
 from service.ledger.merkle import BLOCK, STORED_HEIGHTS, Tree, root_of
 from service.ledger.signing import Signer, SigningKey, read_chain
-from service.ledger.tables import checkpoints, log, nodes
+from service.ledger.tables import checkpoints, events, explanations, log, nodes
 
 BLOCKS_CHECKED = 4
 """Complete blocks of leaves that are hashed again at each signing, with all that is stored above them."""
@@ -176,7 +176,8 @@ class Notary:
                     return None
                 complete = _missing_nodes(connection, size)
                 root = _tree_with(connection, complete).root(size)
-            made = self._enter(size, root.hex(), complete)
+                latest = _latest(connection, 0 if before is None else before.size, size)
+            made = self._enter(size, root.hex(), complete, latest)
         self._ship(made)
         return made
 
@@ -185,7 +186,8 @@ class Notary:
         self.sign()
         with _intact(), serialised(self._engine).begin() as connection:
             newest = newest_checkpoint(connection)
-            key = self._signer.rotate(connection, 0 if newest is None else newest.size)
+            size = 0 if newest is None else newest.size
+            key = self._signer.rotate(connection, size, ledger_time(connection))
         self._signer.finish_rotation()
         return key
 
@@ -233,7 +235,7 @@ class Notary:
         with _intact(), serialised(self._engine).begin() as connection:
             return self._signer.enrol(connection).public_key, self._signer.sign(content)
 
-    def _enter(self, size: int, root: str, complete: Nodes) -> Checkpoint:
+    def _enter(self, size: int, root: str, complete: Nodes, latest: int) -> Checkpoint:
         with serialised(self._engine).begin() as connection:
             key = self._signer.enrol(connection)
             before = newest_checkpoint(connection)
@@ -253,7 +255,7 @@ class Notary:
                     "log": read_chain(connection)[0].public_key,
                     "size": size,
                     "root": root,
-                    "created": time.time_ns() // 1000,
+                    "created": max(ledger_time(connection), latest),
                     "previous": None if before is None else before.digest,
                     "key": key.public_key,
                 }
@@ -265,13 +267,18 @@ class Notary:
     def _ship(self, made: Checkpoint) -> None:
         """One line more in the file for elsewhere; the database's own stands whether or not that can be written."""
         try:
-            descriptor = os.open(self._shipped, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(orjson.dumps(made.line) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self._shipped, lambda _before: orjson.dumps(made.line))
         except OSError as error:
             _log.warning("the checkpoint over %d rows is not in %s: %s", made.size, self._shipped, error.strerror)
+
+
+def _latest(connection: Connection, after: int, last: int) -> int:
+    """The latest time of the rows behind `after`, up to `last`: a checkpoint is not of an earlier one."""
+    times = (
+        select(func.max(table.c.created)).where(table.c.seq > after, table.c.seq <= last)
+        for table in (explanations, events)
+    )
+    return max(connection.scalar(time) or 0 for time in times)
 
 
 def _check_blocks(connection: Connection, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from service.errors import LedgerUnavailable
 
 LOCK_SECONDS = 5
 """How long a SQLite connection waits for another process's write."""
+
+LONGEST_WAL = 4 * 2**20
+"""Bytes that SQLite's write-ahead log keeps for good. It grows while somebody reads in one long transaction."""
 
 _ADVISORY_LOCK = 0x416E737765726162  # any constant will do
 
@@ -94,6 +98,12 @@ def serialised(engine: Engine) -> Engine:
     return engine.execution_options(serialised=True)
 
 
+def take_write_lock(connection: Connection) -> None:
+    """Makes a transaction that has written something one of those that run one after another, from here on."""
+    if connection.dialect.name == "postgresql":  # in SQLite whoever writes is alone
+        connection.exec_driver_sql(WRITE_LOCK["postgresql"])
+
+
 @contextmanager
 def database_in_reach() -> Iterator[None]:
     """Turns what the database raises inside into LedgerUnavailable, except that it refuses a row."""
@@ -102,7 +112,24 @@ def database_in_reach() -> Iterator[None]:
     except IntegrityError:
         raise
     except SQLAlchemyError as error:
-        raise LedgerUnavailable("The ledger's database does not answer.") from error
+        raise LedgerUnavailable(what_is_wrong(error) or "The ledger's database does not answer.") from error
+
+
+_SENTENCES = {
+    sqlite3.SQLITE_CORRUPT: "The ledger's database is damaged: put its last copy in its place, and leave the files "
+    "beside it; who was erased since is erased again.",
+    sqlite3.SQLITE_READONLY: "The ledger's database cannot be written: make its file and its folder writable for the "
+    "user of the service.",
+    sqlite3.SQLITE_CANTOPEN: "The ledger's database cannot be opened: make its folder readable and writable for the "
+    "user of the service.",
+    sqlite3.SQLITE_FULL: "The disk of the ledger's database is full: make room; nothing that was recorded is lost.",
+}
+_SENTENCES[sqlite3.SQLITE_NOTADB] = _SENTENCES[sqlite3.SQLITE_CORRUPT]
+
+
+def what_is_wrong(error: BaseException | None) -> str | None:
+    """What is wrong with the file that SQLite complains of, and what to do; None of other complaints."""
+    return _SENTENCES.get(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF)
 
 
 def _open_sqlite(address: URL) -> Engine:
@@ -130,6 +157,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     cursor.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
     cursor.execute("PRAGMA temp_store = MEMORY")  # else each larger transaction makes a file for what it may undo
     cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; before that many, the writer does it
+    cursor.execute(f"PRAGMA journal_size_limit = {LONGEST_WAL}")  # once a long reader, who made it grow, is gone
     cursor.close()
 
 
@@ -152,7 +180,13 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(WRITE_LOCK["sqlite"] if _is_serialised(connection) else "BEGIN")
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """psycopg warns of a pipeline that ended in an error, though the error itself is raised."""
+    return not record.getMessage().startswith("error ignored terminating")
+
+
 def _open_postgresql(address: URL) -> Engine:
+    logging.getLogger("psycopg").addFilter(_is_news)
     timeouts = {name: value for name, value in _POSTGRESQL_TIMEOUTS.items() if name not in address.query}
     engine = create_engine(address, hide_parameters=True, pool_pre_ping=True, connect_args=timeouts)
     event.listen(engine, "connect", _set_up_postgresql)

@@ -42,6 +42,18 @@ REVIEW = "review"
 KEY_CREATED, KEY_ROTATED, KEY_CHANGED, KEY_REVOKED = "key_created", "key_rotated", "key_changed", "key_revoked"
 """The kinds of the events that say what became of a key: made, made in the place of another, changed, ended."""
 
+CLOCK = "clock"
+"""The kind of the event that says that a host's clock was behind the ledger's time, and by how much."""
+
+JOB_CREATED, JOB_ENDED, JOB_FORGOTTEN = "job_created", "job_ended", "job_forgotten"
+"""The kinds of the events that say what became of a job: made, ended, deleted some time after that."""
+
+JOB_KEPT = "job_kept"
+"""The kind of the event that says how a job stood when the log began to hold what becomes of jobs."""
+
+RESTORED, FILE_REPAIRED = "restored", "file_repaired"
+"""The kinds of the events that say that the log is not what was signed before, and that a file's torn end was cut."""
+
 KEY_KEPT = "key_kept"
 """The kind of the event that says how a key stood when the log began to hold all that its row does."""
 

@@ -15,24 +15,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, and_, delete, false, func, insert, or_, select, update
 
 from service.errors import HeldByLaw, NotFound
+from service.ledger.clock import ledger_time
 from service.ledger.database import database_in_reach, serialised
-from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent, read_subject
+from service.ledger.entries import (
+    ERASURE,
+    HOLD,
+    RELEASE,
+    RETENTION,
+    STANDARD,
+    Event,
+    LogChanged,
+    StoredEvent,
+    read_subject,
+)
 from service.ledger.events import insert_event, stored_event
-from service.ledger.jobs import count_rows_of, end_rows_of, forget_in_specs
+from service.ledger.jobs import count_rows_of, end_all_rows_of, end_rows_of, forget_in_specs
 from service.ledger.leaves import decisions_digest
 from service.ledger.sealing import Vault, owner_of
-from service.ledger.searching import subject_tokens
+from service.ledger.searching import read_places, subject_tokens
 from service.ledger.tables import events, explanations, job_rows, log, subjects
 
 TOGETHER = 1000
 """Records that one event of a retention run names, and one transaction clears."""
 
 TRIES = 50
+
+if TYPE_CHECKING:
+    from service.ledger.erasure_list import ListedErasure
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +114,8 @@ def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, 
         if not tokens and not waiting and not exports:
             raise NotFound("nothing of this subject is kept here")
         counts = {name: count for name, count in (("job_rows", waiting), ("exports", exports)) if count}
-        details = {**_named(connection, places), **counts, "reason": reason}
+        several = {"tokens": tokens} if len(tokens) > 1 else {}  # `about` names the only one
+        details = {**_named(connection, places), **several, **counts, "reason": reason}
         about = tokens[0] if tokens else None
         tombstone = insert_event(
             connection, Event(kind=ERASURE, tenant=tenant, key_id=key_id, about=about, details=details)
@@ -123,10 +138,11 @@ def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, r
             tokens = [new.token]
             wrapped = vault.wrap(new.key, owner_of(new.token, lookup))
             connection.execute(insert(subjects).values(token=new.token, lookup=lookup, key=wrapped))
+        now = ledger_time(connection)
         for token in tokens:
-            event = Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
+            event = Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details={"reason": reason}, created=now)
             insert_event(connection, event)
-    return Hold(tenant, tokens[0], key_id, reason, event.created)
+    return Hold(tenant, tokens[0], key_id, reason, now)
 
 
 def release(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> None:
@@ -175,6 +191,39 @@ def tombstone_of(connection: Connection, place: int) -> StoredEvent | None:
     return None if row is None else stored_event(row)
 
 
+def erase_again(engine: Engine, vault: Vault, made: ListedErasure, key_id: str) -> Erased | None:
+    """Destroys what an older copy of the database brought back of a person who had been erased; None if it did not.
+
+    A hold in that copy had been released before the erasure, or there had been none. Of somebody who was known by rows
+    of jobs alone nobody can tell which those are, so all of the tenant's that wait and name somebody end. Raises
+    LedgerUnavailable.
+    """
+    with database_in_reach(), serialised(engine).begin() as connection:
+        rows = connection.execute(select(subjects).where(subjects.c.token.in_(made.tokens))).all()
+        tokens = [row.token for row in rows]
+        names = _names_of(connection, vault, tokens)
+        spelled = {lookup for name in names for lookup in vault.lookups(made.tenant, name)}
+        waiting = end_rows_of(connection, spelled | {row.lookup for row in rows})
+        if made.job_rows and not made.tokens:
+            waiting += end_all_rows_of(connection, made.tenant)
+        if not rows and not waiting:
+            return None
+        theirs = and_(explanations.c.tenant == made.tenant, explanations.c.subject.in_(tokens))
+        places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
+        decisions = _decisions(connection, places).values()
+        exports = sum(forget_in_specs(connection, vault, made.tenant, name, decisions) for name in names)
+        counts = {"job_rows": waiting} | ({"exports": exports} if exports else {})
+        again = {"place": made.place, "leaf": made.leaf, "created": made.created}
+        details = {**_named(connection, places), "tokens": tokens, **counts, "again": again}
+        about = tokens[0] if tokens else None
+        event = Event(kind=ERASURE, tenant=made.tenant, key_id=key_id, about=about, details=details)
+        tombstone = insert_event(connection, event)
+        _clear(connection, theirs, places, tombstone)
+        connection.execute(delete(subjects).where(subjects.c.token.in_(tokens)))
+    _scrub(engine)
+    return Erased(len(places), tombstone, waiting, exports)
+
+
 def ranges(places: Iterable[int]) -> list[list[int]]:
     """Ascending places as ranges, both ends included."""
     found: list[list[int]] = []
@@ -214,6 +263,17 @@ def _retain_some(engine: Engine, name: str, limit: int, key_id: str) -> int:
             _clear(connection, explanations.c.seq.in_(places), places, tombstone)
         _forget_unused(connection, {(row.tenant, row.subject) for row in found if row.subject is not None})
     return len(found)
+
+
+def _names_of(connection: Connection, vault: Vault, tokens: Sequence[str]) -> set[str]:
+    """What the people of these tokens are called, by the newest explanation of each."""
+    theirs = explanations.c.subject.in_(tokens)
+    newest = select(func.max(explanations.c.seq)).where(theirs).group_by(explanations.c.subject)
+    names: set[str] = set()
+    for place in connection.scalars(newest).all():
+        with suppress(LogChanged):  # what is damaged names nobody; a verification tells
+            names |= {one.subject for one in read_places(connection, vault, [place]) if one.subject is not None}
+    return names
 
 
 def _named(connection: Connection, places: Sequence[int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, Row, func, insert, literal, select, tuple_
 
 from service.errors import InvalidRequest
 from service.ledger.checkpoints import log_size
+from service.ledger.clock import signed_time
 from service.ledger.entries import TOMBSTONE_KINDS, Event, EventPage, EventSearch, StoredEvent
 from service.ledger.leaves import event_record
 from service.ledger.merkle import leaf_hash
@@ -46,7 +48,9 @@ def read_events(connection: Connection, tenant: str, search: EventSearch, limit:
 
 
 def insert_event(connection: Connection, event: Event) -> int:
-    """Appends the event in a transaction that holds the write lock; returns its place."""
+    """Appends the event in a transaction that holds the write lock; returns its place. Its time is not before the last
+    one that was signed."""
+    event = replace(event, created=max(event.created, signed_time(connection)))
     seq = log_size(connection) + 1
     record = event_record(event)
     connection.execute(insert(log).values(seq=seq, kind=event.kind, record=record, leaf=leaf_hash(record)))

@@ -15,7 +15,6 @@ written as it is read, in memory that does not grow with the number of records.
 from __future__ import annotations
 
 import hashlib
-import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import orjson
 from sqlalchemy import Engine, select
 
 from service.ledger.checkpoints import Checkpoint, Notary, tree_in
+from service.ledger.clock import machine_time
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, Search, Stored
 from service.ledger.moments import written_period
@@ -137,7 +137,7 @@ def write_export(
                 "records": count,
                 "complete": complete,
                 "asked": dict(asked),
-                "created": time.time_ns() // 1000,
+                "created": max(machine_time(), checkpoint.created),
                 "files": digests,
             }
         )

@@ -35,11 +35,16 @@ from sqlalchemy import (
     update,
 )
 
-from service.ledger.database import database_in_reach
+from service.ledger.database import database_in_reach, serialised, take_write_lock
+from service.ledger.entries import JOB_CREATED, JOB_ENDED, JOB_FORGOTTEN, Event
+from service.ledger.events import insert_event
+from service.ledger.job_history import MADE, RowsDigest, add_made, said_of_end
 from service.ledger.sealing import CannotBeOpened, Vault
 from service.ledger.tables import explanations, job_rows, jobs
 
 LEASE_SECONDS = 5.0
+LONGEST_LEASE = 300_000_000
+"""Microseconds: longer than any lease, and than anybody waits for a quota."""
 ROWS_AT_ONCE = 500
 EXPORT = "export"
 """The kind of the jobs that are about stored explanations which a search finds, and keep the search."""
@@ -110,13 +115,18 @@ class Jobs:
         self._engine = engine
 
     def create(self, job: Job, rows: Iterable[JobRow] = ()) -> None:
-        """Stores a job with its rows, all or nothing."""
+        """Stores a job with its rows, in the order of their numbers, and tells the log; all or nothing."""
         stored = {"leased_until": None, **_columns(job)}
-        pending = iter(rows)
+        pending, digest = iter(rows), RowsDigest()
         with database_in_reach(), self._engine.begin() as connection:
             connection.execute(insert(jobs).values(stored))
             while batch := list(islice(pending, ROWS_AT_ONCE)):
                 connection.execute(insert(job_rows), [_row_columns(job.id, row) for row in batch])
+                for row in batch:
+                    add_made(digest, row)
+            made = {"key_id": job.key_id, "rows": digest.told, **{name: getattr(job, name) for name in MADE}}
+            take_write_lock(connection)  # as late as that: nobody else waits for the rows
+            _tell(connection, JOB_CREATED, job, made)
 
     def get(self, tenant: str, job_id: str, kinds: Sequence[str]) -> Job | None:
         """The tenant's job of that id; None when there is none."""
@@ -149,7 +159,8 @@ class Jobs:
         `owner` is new for every claim: what an earlier run still says of the job is then not heard.
         """
         now = _now()
-        free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now)
+        no_lease = jobs.c.leased_until > now + LONGEST_LEASE  # from before the clock was set back
+        free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now, no_lease)
         wanted = and_(jobs.c.state.in_(UNFINISHED), free, jobs.c.kind.in_(kinds), jobs.c.id.not_in(but))
         with database_in_reach():
             with self._engine.connect() as connection:
@@ -176,7 +187,7 @@ class Jobs:
 
         `detail` says what it waits for.
         """
-        with database_in_reach(), self._engine.begin() as connection:
+        with database_in_reach(), serialised(self._engine).begin() as connection:
             held = and_(jobs.c.id == job_id, jobs.c.owner == owner)
             until = {
                 "leased_until": _now() + round(seconds * 1e6) if seconds else None,
@@ -186,9 +197,9 @@ class Jobs:
             connection.execute(update(jobs).where(held).values(until))
             is_there = exists().where(explanations.c.id == job_rows.c.explanation_id)
             unmarked = and_(job_rows.c.job_id == job_id, job_rows.c.outcome.is_(None), is_there)
-            connection.execute(update(job_rows).where(unmarked).values(outcome=DONE, **_HELD_NOTHING))
-            if connection.scalar(select(jobs.c.ended).where(jobs.c.id == job_id)) is not None:
-                _keep_counts(connection, job_id)
+            marked = connection.execute(update(job_rows).where(unmarked).values(outcome=DONE, **_HELD_NOTHING)).rowcount
+            if marked and connection.scalar(select(jobs.c.ended).where(jobs.c.id == job_id)) is not None:
+                tell_end(connection, job_id)
 
     def tell(self, job_id: str, owner: str, done: int, total: int | None = None) -> bool:
         """Says how far a job is; returns whether this owner still has it, and says nothing if not."""
@@ -210,7 +221,10 @@ class Jobs:
         with database_in_reach(), self._engine.connect() as connection:
             found = connection.scalars(over).all()
         for job_id in found:
-            with database_in_reach(), self._engine.begin() as connection:
+            with database_in_reach(), serialised(self._engine).begin() as connection:
+                job = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
+                if job is not None:
+                    _tell(connection, JOB_FORGOTTEN, job, {})
                 connection.execute(delete(job_rows).where(job_rows.c.job_id == job_id))
                 connection.execute(delete(jobs).where(jobs.c.id == job_id))
         return len(found)
@@ -254,11 +268,11 @@ class Jobs:
 
     def _end(self, job_id: str, allowed: ColumnElement[bool], state: State, detail: str | None) -> None:
         ended = {"state": state, "ended": _now(), "detail": detail, "owner": None, "leased_until": None}
-        with database_in_reach(), self._engine.begin() as connection:
+        with database_in_reach(), serialised(self._engine).begin() as connection:
             wanted = and_(jobs.c.id == job_id, allowed, jobs.c.state.in_(UNFINISHED))
             if connection.execute(update(jobs).where(wanted).values(ended)).rowcount:
                 connection.execute(update(job_rows).where(job_rows.c.job_id == job_id).values(_HELD_NOTHING))
-                _keep_counts(connection, job_id)
+                tell_end(connection, job_id)
 
 
 def count_rows_of(connection: Connection, lookups: Collection[str]) -> int:
@@ -304,14 +318,37 @@ def forget_in_specs(connection: Connection, vault: Vault, tenant: str, subject: 
         sealed = vault.seal(orjson.dumps(spec), row.id, None, None)
         connection.execute(update(jobs).where(this).values(spec=sealed))
         ended = {"state": State.FAILED, "ended": _now(), "detail": ERASED_SEARCH, "owner": None, "leased_until": None}
-        connection.execute(update(jobs).where(this, jobs.c.state.in_(UNFINISHED)).values(ended))
+        if connection.execute(update(jobs).where(this, jobs.c.state.in_(UNFINISHED)).values(ended)).rowcount:
+            tell_end(connection, row.id)
     return count
+
+
+def tell_end(connection: Connection, job_id: str) -> None:
+    """Writes down what became of the rows of a job that has ended, and tells the log how it ended.
+
+    For a transaction that holds the write lock, whenever anything of such a job changed.
+    """
+    _keep_counts(connection, job_id)
+    job = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
+    _tell(connection, JOB_ENDED, job, said_of_end(connection, job))
+
+
+def _tell(connection: Connection, kind: str, job: Job | Row[Any], details: Mapping[str, Any]) -> None:
+    event = Event(kind=kind, tenant=job.tenant, key_id=job.key_id, about=job.id, details=details)
+    insert_event(connection, event)
 
 
 def _is_unfinished(job_id: str, number: int) -> ColumnElement[bool]:
     """Of a row: that it has not ended, and its job has not."""
     goes_on = exists().where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED))
     return and_(job_rows.c.job_id == job_id, job_rows.c.number == number, job_rows.c.outcome.is_(None), goes_on)
+
+
+def end_all_rows_of(connection: Connection, tenant: str) -> int:
+    """Ends all rows of a tenant's that hold anybody's input; returns their number. As `end_rows_of`."""
+    of_tenant = select(jobs.c.id).where(jobs.c.tenant == tenant)
+    held = select(job_rows.c.subject).where(job_rows.c.job_id.in_(of_tenant), job_rows.c.subject.is_not(None))
+    return sum(end_rows_of(connection, [subject]) for subject in connection.scalars(held.distinct()).all())
 
 
 def _columns(job: Job) -> dict[str, Any]:

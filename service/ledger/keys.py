@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import orjson
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from service.ledger.clock import ledger_time
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import KEY_CHANGED, KEY_CREATED, KEY_REVOKED, KEY_ROTATED, Event
 from service.ledger.events import insert_event
@@ -52,7 +52,7 @@ class Key:
     policy: Policy = OPEN
 
     def is_valid(self, now: int) -> bool:
-        """Whether the key opens anything at `now`, in microseconds since the epoch, UTC."""
+        """Whether the key opens anything at `now`, of the ledger's time, in microseconds since the epoch, UTC."""
         return self.revoked is None and (self.expires is None or now < self.expires)
 
 
@@ -76,8 +76,9 @@ class Keys:
 
         `expires` is in microseconds since the epoch, UTC. Raises ValueError for an unknown scope.
         """
-        key, secret = _new(name, tenant, scopes, expires, quota, policy), _new_secret()
+        known, secret = _known(scopes), _new_secret()
         with self._writing() as connection:
+            key = _new(connection, name, tenant, known, expires, quota, policy)
             _enter(connection, KEY_CREATED, key, _hash(secret))
         return key, secret
 
@@ -88,12 +89,13 @@ class Keys:
         """
         if not secret:
             raise ValueError("a key cannot be empty")
+        wanted = _known(scopes)
         for _ in range(2):
             if (known := self.find(secret)) is not None:
                 return known
-            key = _new(name, tenant, scopes, expires, None, OPEN)
             try:
                 with self._writing() as connection:
+                    key = _new(connection, name, tenant, wanted, expires, None, OPEN)
                     _enter(connection, KEY_CREATED, key, _hash(secret), salt=secrets.token_hex(16))
             except IntegrityError:  # another process added it in between
                 continue
@@ -107,7 +109,7 @@ class Keys:
         when the old one would have.
         """
         with self._writing() as connection:
-            old, now = _read(connection, key_id), _now()
+            old, now = _read(connection, key_id), ledger_time(connection)
             if old is None or not old.is_valid(now):
                 return None
             key, secret = replace(old, id=str(uuid.uuid4()), created=now), _new_secret()
@@ -143,7 +145,7 @@ class Keys:
     def revoke(self, key_id: str) -> bool:
         """Ends a key for good; returns whether there is one of this id. One that is revoked stays so."""
         with self._writing() as connection:
-            key, now = _read(connection, key_id), _now()
+            key, now = _read(connection, key_id), ledger_time(connection)
             if key is not None and key.revoked is None:
                 _tell(connection, KEY_REVOKED, key, {"name": key.name, "revoked": now})
                 connection.execute(update(keys).where(keys.c.id == key_id).values(revoked=now))
@@ -153,6 +155,11 @@ class Keys:
         """The key of this id, valid or not; None when there is none."""
         with database_in_reach(), self._engine.connect() as connection:
             return _read(connection, key_id)
+
+    def now(self) -> int:
+        """The time that keys' ends are held against: the ledger's, in microseconds since the epoch, UTC."""
+        with database_in_reach(), self._engine.connect() as connection:
+            return ledger_time(connection)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -186,10 +193,16 @@ def _tell(connection: Connection, kind: str, key: Key, details: Mapping[str, Any
 
 
 def _new(
-    name: str, tenant: str, scopes: Iterable[str], expires: int | None, quota: Quota | None, policy: Policy
+    connection: Connection,
+    name: str,
+    tenant: str,
+    scopes: frozenset[str],
+    expires: int | None,
+    quota: Quota | None,
+    policy: Policy,
 ) -> Key:
     key_id = str(uuid.uuid4())
-    return Key(key_id, tenant, name, _known(scopes), _now(), expires, None, key_id, quota, policy)
+    return Key(key_id, tenant, name, scopes, ledger_time(connection), expires, None, key_id, quota, policy)
 
 
 def _new_secret() -> str:
@@ -245,7 +258,3 @@ def _key(row: Row[Any]) -> Key:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _now() -> int:
-    return time.time_ns() // 1000

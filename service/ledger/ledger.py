@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine
 
 from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, NotFound
 from service.ledger.checkpoints import Checkpoint, Notary
+from service.ledger.clock import Clock
 from service.ledger.database import database_in_reach
 from service.ledger.entries import (
     REVIEW,
@@ -60,8 +61,8 @@ class Ledger:
     from which more are refused. With a `notary`, what is recorded is signed every `checkpoint_seconds`, and once more
     at the end; `signed` is when the newest checkpoint was made, in seconds since the epoch, of whatever process: where
     there is none yet, or it cannot be read, when this ledger was opened; None without a notary. The `writer` is a
-    thread of this process, or a process of its own, which a busy event loop does not hold up. The engine stays the
-    caller's to dispose of, after `close`.
+    thread of this process, or a process of its own, which a busy event loop does not hold up. The `clock` is told what
+    was recorded and signed. The engine stays the caller's to dispose of, after `close`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Ledger:
         notary: Notary | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         writer: type[Writer | WriterProcess] = Writer,
+        clock: Clock | None = None,
     ) -> None:
         self._engine = engine
         self._vault = vault
@@ -86,6 +88,7 @@ class Ledger:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
         self._writer = writer(engine, vault, self._settle)
         self._notary = notary
+        self._clock = clock or Clock()
         self._unsigned = False
         self.signed = None if notary is None else time()
         self._signing = None if notary is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
@@ -209,6 +212,7 @@ class Ledger:
             raise EntryRefused("The ledger holds an explanation of this id already, or its row of a job has ended.")
         if outcome is Outcome.UNAVAILABLE:
             raise LedgerUnavailable("The explanation could not be recorded, so it is not given.")
+        self._clock.passed(max(entry.created for entry in entries))
 
     async def _sign_regularly(self, seconds: float) -> None:
         await self._begin()
@@ -243,6 +247,7 @@ class Ledger:
     def _keep_time(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
             self.signed = checkpoint.created / 1e6
+            self._clock.passed(checkpoint.created)
 
     async def _notarise(self, ask: Callable[Concatenate[Notary, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         notary = self._notary

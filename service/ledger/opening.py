@@ -49,9 +49,11 @@ def open_database(settings: Settings) -> tuple[Engine, Vault]:
         raise SetupError("ANSWERABLE_DATABASE_URL: it names no PostgreSQL and no file of SQLite", code=2) from None
     try:
         return engine, prepare_database(engine, _master_key(settings))
-    except LedgerUnavailable as error:
+    except BaseException as error:
         engine.dispose()
-        raise SetupError(_unreachable(engine.url, error)) from error
+        if isinstance(error, LedgerUnavailable):
+            raise SetupError(_unreachable(engine.url, error)) from error
+        raise
 
 
 def _unreachable(url: URL, error: LedgerUnavailable) -> str:

@@ -12,6 +12,7 @@ from service.errors import HeldByLaw, NotFound
 from service.ledger import erasing
 from service.ledger.entries import STANDARD
 from service.ledger.erasing import Kept
+from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.opening import Opened
 from service.ledger.sealing import Vault
 from service.ledger.searching import read_places
@@ -47,6 +48,7 @@ def erase(ledger: Opened, options: argparse.Namespace) -> int:
     else:
         reason = options.reason  # an export may have been asked for by the name; the erasure itself says
     erased = erasing.erase(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), reason)
+    ErasureList(ledger.settings.data / NAME, ledger.vault).add_from(ledger.engine, erased.tombstone - 1)
     print(f"{erased.records} records lost their personal part; the tombstone is row {erased.tombstone} of the log")
     if erased.job_rows:
         print(f"{erased.job_rows} rows of jobs that waited to be explained ended")

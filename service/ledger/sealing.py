@@ -20,10 +20,12 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Connection, Engine, insert, inspect, select
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import Connection, Engine, insert, inspect, select, update
 
-from service.errors import SetupError
-from service.ledger.database import database_in_reach, serialised
+from service.errors import LedgerUnavailable, SetupError
+from service.ledger.database import database_in_reach, serialised, what_is_wrong
 from service.ledger.migrations import upgrade
 from service.ledger.naming import normal, spellings
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
@@ -151,6 +153,10 @@ class Vault:
         except (InvalidTag, ValueError) as error:
             raise CannotBeOpened("a sealed part is not what was written") from error
 
+    def derived(self, purpose: str) -> bytes:
+        """A key of 32 bytes for one purpose outside the ledger's tables (HKDF, RFC 5869)."""
+        return HKDF(SHA256(), KEY_BYTES, None, b"answerable " + purpose.encode()).derive(self._master)
+
     def _pseudonym(self, kind: bytes, tenant: str, name: str) -> bytes:
         said = b"\0".join((kind, tenant.encode(), name.encode()))
         return hmac.digest(self._pseudonyms, said, hashlib.sha256)
@@ -165,14 +171,26 @@ def prepare_database(engine: Engine, master_key: Path) -> Vault:
     """Brings the database to the newest schema and opens its vault. A new database gets a master key, in a new file.
 
     Raises WrongMasterKey when the database was sealed with another key, SecretFileError when the file cannot be used,
-    LedgerUnavailable when the database does not answer.
+    SetupError when the database is damaged, cannot be written or is of a later version, LedgerUnavailable when it does
+    not answer.
     """
+    try:
+        return _prepared(engine, master_key)
+    except LedgerUnavailable as error:
+        if (wrong := what_is_wrong(error.__cause__)) is not None:
+            raise SetupError(f"{engine.url.database}: {wrong}") from error
+        raise
+
+
+def _prepared(engine: Engine, master_key: Path) -> Vault:
     with database_in_reach(), serialised(engine).begin() as connection:
         if _mark(connection) is None:
             create_secret(master_key, os.urandom(KEY_BYTES).hex().encode() + b"\n")
     vault = _load(master_key)
     upgrade(engine, vault=vault)
     with database_in_reach(), serialised(engine).begin() as connection:
+        # Changes nothing, but where nothing can be written it is told now, and not by the first record.
+        connection.execute(update(subjects).where(subjects.c.token == NO_TOKEN).values(token=NO_TOKEN))
         mark = _mark(connection)
         if mark is None:
             lookup = vault.lookup("", "")

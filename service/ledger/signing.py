@@ -12,7 +12,6 @@ chain can trust all of them, and a key signs nothing about a log larger than whe
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from sqlalchemy import Connection, insert, select
 
 from service.errors import SetupError
+from service.ledger.clock import machine_time
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.tables import signing_keys
 
@@ -153,7 +153,7 @@ class Signer:
         if not chain:
             create_secret(self._path, _pem(Ed25519PrivateKey.generate()))
             self._private = self._load()
-            return self._enter(connection, None, 0, self._private)
+            return self._enter(connection, None, 0, machine_time(), self._private)
         newest = chain[-1]
         if self._private is None or public_key_of(self._private) != newest.public_key:
             self._private = self._find(newest.public_key)
@@ -164,14 +164,17 @@ class Signer:
         assert self._private is not None
         return self._private.sign(content)
 
-    def rotate(self, connection: Connection, from_size: int) -> SigningKey:
-        """A new key from here on, endorsed by the one before. `finish_rotation` follows, once that is committed."""
+    def rotate(self, connection: Connection, from_size: int, now: int) -> SigningKey:
+        """A new key from here on, endorsed by the one before; `finish_rotation` follows, once that is committed.
+
+        `now` is in microseconds since the epoch, UTC.
+        """
         before = self.enrol(connection)
         old, new = self._private, Ed25519PrivateKey.generate()
         assert old is not None
         self._next.unlink(missing_ok=True)
         create_secret(self._next, _pem(new))
-        return self._enter(connection, before, from_size, new, old)
+        return self._enter(connection, before, from_size, now, new, old)
 
     def finish_rotation(self) -> None:
         """Puts the new key's file in the place of the old one's, which is gone then."""
@@ -187,6 +190,7 @@ class Signer:
         connection: Connection,
         before: SigningKey | None,
         from_size: int,
+        now: int,
         new: Ed25519PrivateKey,
         old: Ed25519PrivateKey | None = None,
     ) -> SigningKey:
@@ -199,7 +203,7 @@ class Signer:
                 "public_key": public_key_of(new),
                 "previous": None if before is None else before.public_key,
                 "from_size": from_size,
-                "created": time.time_ns() // 1000,
+                "created": now,
             }
         )
         key = read_statement(statement, new.sign(statement), None if old is None else old.sign(statement))

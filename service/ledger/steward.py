@@ -15,9 +15,11 @@ from sqlalchemy import Connection, Engine, func, select
 
 from service.errors import AnswerableError
 from service.ledger import erasing
+from service.ledger.clock import signed_time
 from service.ledger.database import database_in_reach
 from service.ledger.entries import ERASURE, StoredEvent
 from service.ledger.erasing import Erased, Hold, Kept
+from service.ledger.erasure_list import ErasureList
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import Jobs
 from service.ledger.sealing import Vault
@@ -29,6 +31,10 @@ LOOK_SECONDS = 2.0
 
 DAY_SECONDS = 86_400.0
 RETAIN_SECONDS = DAY_SECONDS
+JUMP_SECONDS = 3600.0
+"""A clock that has jumped by more since the day before may be wrong, and what is deleted by age does not come back."""
+AHEAD_DAYS = 31.0
+"""The same of one that is so far ahead of what was last signed, when the service starts."""
 SCHEDULE = "schedule"
 """Who erases what is over its time, where nobody asks for it."""
 
@@ -44,15 +50,24 @@ class Steward:
 
     `periods` are the months that personal parts are kept, by class, `job_days` the days that jobs are kept once they
     have ended. `forget` drops what lies elsewhere of people who
-    were erased: it is called after every erasure, also when another process did it.
+    were erased: it is called after every erasure, also when another process did it. The list of `erasures` gets them.
     """
 
-    def __init__(self, engine: Engine, vault: Vault, periods: Mapping[str, int], job_days: int, forget: Forget) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        vault: Vault,
+        periods: Mapping[str, int],
+        job_days: int,
+        forget: Forget,
+        erasures: ErasureList | None = None,
+    ) -> None:
         self._engine = engine
         self._vault = vault
         self._periods = periods
         self._job_days = job_days
         self._forget = forget
+        self._erasures = erasures
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(2, thread_name_prefix="ledger-steward")
         self._tasks = [self._loop.create_task(work) for work in (self._notice_erasures(), self._retain_daily())]
@@ -60,6 +75,7 @@ class Steward:
     async def erase(self, tenant: str, subject: str, key_id: str, reason: str) -> Erased:
         """Destroys everything of the subject's. Raises HeldByLaw, NotFound, LedgerUnavailable."""
         erased = await self._run(erasing.erase, self._vault, tenant, subject, key_id, reason)
+        await self._list_erasures(erased.tombstone - 1)
         await self._forget()
         return erased
 
@@ -100,14 +116,30 @@ class Steward:
             try:
                 place, erased = await self._run(_read_erasures, seen)
                 if erased and seen is not None:
+                    await self._list_erasures(seen)
                     await self._forget()
                 seen = place
             except AnswerableError:
                 _log.warning("nobody can say whether somebody was erased; it is asked again")
             await asyncio.sleep(LOOK_SECONDS)
 
+    async def _list_erasures(self, after: int) -> None:
+        """Keeps what was erased behind a place of the log in the list that lies apart."""
+        erasures = self._erasures
+        if erasures is not None:
+            await self._run(lambda engine: erasures.add_from(engine, after))
+
     async def _retain_daily(self) -> None:
+        usual = time.time() - time.monotonic()
+        if await self._is_far_ahead():
+            await asyncio.sleep(RETAIN_SECONDS)
         while True:
+            jumped = time.time() - time.monotonic() - usual
+            usual += jumped
+            if abs(jumped) > JUMP_SECONDS:
+                _log.warning("the clock has jumped by %.0f s: nothing is deleted by age for a day", jumped)
+                await asyncio.sleep(RETAIN_SECONDS)
+                continue
             try:
                 counts = await self._run(erasing.retain, self._periods, SCHEDULE)
                 for name, count in counts.items():
@@ -120,12 +152,28 @@ class Steward:
                 _log.warning("what is over its time is still there: %s", error)
             await asyncio.sleep(RETAIN_SECONDS)
 
+    async def _is_far_ahead(self) -> bool:
+        """Whether the clock is so far ahead of what was last signed that it may be wrong."""
+        try:
+            signed = await self._run(_read_signed)
+        except AnswerableError:
+            return False
+        days = (time.time() - signed / 1e6) / DAY_SECONDS
+        if signed and days > AHEAD_DAYS:
+            _log.warning("the ledger was last signed %.0f days ago: nothing is deleted by age for a day", days)
+        return bool(signed) and days > AHEAD_DAYS
+
     async def _run(self, work: Callable[Concatenate[Engine, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._thread, partial(work, self._engine, *arguments, **named))
 
 
 def _forget_jobs(engine: Engine, days: int) -> int:
     return Jobs(engine).forget_ended(round((time.time() - days * DAY_SECONDS) * 1e6))
+
+
+def _read_signed(engine: Engine) -> int:
+    with database_in_reach(), engine.connect() as connection:
+        return signed_time(connection)
 
 
 def _read_tombstone(engine: Engine, place: int) -> StoredEvent | None:

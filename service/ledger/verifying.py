@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from sqlalchemy import Connection, Engine, Row, Table, func, not_, or_, select
 from service.ledger.checkpoints import Checkpoint, log_size, read_body, read_line
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, REVIEW, TOMBSTONE_KINDS
+from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.export_checking import MALFORMED, Verdict, checkpoint_faults
+from service.ledger.job_history import JOB_KINDS, JobHistory
 from service.ledger.key_history import KEY_KINDS, KeyHistory
 from service.ledger.leaves import covers, decisions_digest, has_schema, read_head, read_opened
 from service.ledger.merkle import STORED_HEIGHTS, GrowingTree, leaf_hash
 from service.ledger.sealing import NO_TOKEN, CannotBeOpened, Sealed, Vault, owner_of, unpack
 from service.ledger.signing import SigningKey, chain_faults, read_statement
+from service.ledger.stored_types import type_faults
 from service.ledger.tables import (
     REVIEWED,
     checkpoints,
@@ -49,9 +53,49 @@ def verify_ledger(engine: Engine, vault: Vault, shipped: Path | None = None) -> 
     """
     verdict = Verdict()
     isolation = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    with database_in_reach(), engine.connect().execution_options(**isolation) as connection:
-        _Verification(connection, vault, verdict).run(shipped)
+    with (
+        database_in_reach(),
+        engine.connect().execution_options(**isolation) as connection,
+        _texts_as_stored(connection),
+    ):
+        verdict.add(*_index_faults(connection))
+        verdict.add(*(faults := type_faults(connection)))
+        if faults:
+            verdict.size = log_size(connection)
+            verdict.add("what else is stored was not compared: values of other types than their columns' stand there")
+        else:
+            _Verification(connection, vault, verdict).run(shipped)
     return verdict
+
+
+@contextmanager
+def _texts_as_stored(connection: Connection) -> Iterator[None]:
+    """Lets SQLite's texts be read whatever bytes they hold."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    usual, driver.text_factory = driver.text_factory, _text
+    try:
+        yield
+    finally:
+        driver.text_factory = usual
+
+
+def _text(stored: bytes) -> str:
+    """The text; of bytes that are none, one with a NUL, which is never recorded."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return f"\0{stored.hex()}"
+
+
+def _index_faults(connection: Connection) -> list[str]:
+    """What SQLite finds wrong with its own file: rows that an index lacks, say, so that no search finds them."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+    return [f"the database's file: {fault}" for fault in found if fault != "ok"]
 
 
 def explanation_faults(
@@ -176,11 +220,14 @@ class _Verification:
         self._verdict = verdict
         self._tree = GrowingTree()
         self._keys = KeyHistory()
+        self._jobs = JobHistory()
         self._size = log_size(connection)
 
     def run(self, shipped: Path | None) -> None:
         chain = self._check_signing_keys()
         self._check_subjects()
+        if shipped is not None:
+            self._check_erased(ErasureList(shipped.with_name(NAME), self._vault))
         ends = _Checkpoints(self._connection, chain, shipped, self._verdict)
         last = 0
         while rows := self._behind(last):
@@ -188,6 +235,7 @@ class _Verification:
             last = rows[-1].seq
         self._check_strays()
         self._check_keys()
+        self._verdict.add(*self._jobs.faults(self._connection, self._vault))
         ends.finish(self._size)
         self._verdict.size = self._size
 
@@ -212,6 +260,17 @@ class _Verification:
                 self._verdict.add(f"the key of subject {row.token} is not what was written")
         if self._connection.scalar(select(subjects.c.token).where(subjects.c.token == NO_TOKEN)) is None:
             self._verdict.add("the mark of the master key is gone")
+
+    def _check_erased(self, erasures: ErasureList) -> None:
+        """Nobody is there of whom a list that was kept apart says that they were erased."""
+        listed, faults = erasures.read()
+        self._verdict.add(*faults)
+        for one in listed:
+            for token in self._connection.scalars(select(subjects.c.token).where(subjects.c.token.in_(one.tokens))):
+                self._verdict.add(
+                    f"subject {token} was erased by row {one.place}, as {erasures.path.name} tells, and is there "
+                    "again: the database is an older copy; the service erases them again when it starts"
+                )
 
     def _check_page(self, first: int, rows: Sequence[Row[Any]], ends: _Checkpoints) -> None:
         last = rows[-1].seq
@@ -281,7 +340,9 @@ class _Verification:
         if row.kind in TOMBSTONE_KINDS and not faults:
             self._check_tombstone(row.seq, orjson.loads(row.record)["details"])
         if row.kind in KEY_KINDS and not faults:
-            self._follow_key(row)
+            self._follow(self._keys, row)
+        if row.kind in JOB_KINDS and not faults:
+            self._follow(self._jobs, row)
 
     def _check_tombstone(self, place: int, details: Mapping[str, Any]) -> None:
         """Whatever a tombstone names has gone by it."""
@@ -292,11 +353,11 @@ class _Verification:
             for seq in self._connection.scalars(select(explanations.c.seq).where(within, other)):
                 self._verdict.add(f"row {seq}: the tombstone at {place} says that it was erased, and it was not")
 
-    def _follow_key(self, row: Row[Any]) -> None:
+    def _follow(self, history: KeyHistory | JobHistory, row: Row[Any]) -> None:
         try:
-            self._verdict.add(*self._keys.follow(orjson.loads(row.record)))
+            self._verdict.add(*history.follow(orjson.loads(row.record)))
         except MALFORMED:
-            self._verdict.add(f"row {row.seq}: its record tells of no key")
+            self._verdict.add(f"row {row.seq}: its record does not say what its kind must")
 
     def _check_keys(self) -> None:
         rows = self._connection.execute(select(keys).order_by(keys.c.id))
@@ -428,14 +489,21 @@ def _read_shipped(path: Path, verdict: Verdict) -> Iterator[Checkpoint]:
     last = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # torn while it was written; the next start cuts it off
             try:
-                checkpoint = read_line(orjson.loads(line))
+                checkpoint = read_line(orjson.loads(_behind_what_was_torn(line)))
             except MALFORMED:
                 verdict.add(f"line {number} of {path.name} is no checkpoint")
                 continue
             if checkpoint.size >= last:
                 last = checkpoint.size
                 yield checkpoint
+
+
+def _behind_what_was_torn(line: bytes) -> bytes:
+    """The whole line that was once written behind the torn beginning of another."""
+    return line[line.rfind(b'{"body":') :] if b'{"body":' in line else line
 
 
 def _created(record: bytes | None) -> int | None:
@@ -458,7 +526,9 @@ def verify_explanation(engine: Engine, vault: Vault, seq: int) -> list[str]:
 
     Raises LedgerUnavailable when the database does not answer.
     """
-    with database_in_reach(), engine.connect() as connection:
+    with database_in_reach(), engine.connect() as connection, _texts_as_stored(connection):
+        if faults := type_faults(connection, seq):
+            return faults
         logged = connection.execute(select(log).where(log.c.seq == seq)).one_or_none()
         row = connection.execute(select(explanations).where(explanations.c.seq == seq)).one_or_none()
         tags = connection.execute(select(explanation_tags).where(explanation_tags.c.seq == seq)).all()

@@ -115,6 +115,10 @@ class Metrics:
             "checkpoint_timestamp_seconds",
             "When the ledger was last signed, or opened while it never was, in seconds since the epoch.",
         )
+        self.clock_behind = gauge(
+            "clock_behind_seconds",
+            "Seconds by which this host's clock is behind the last signed time, which records bear until then.",
+        )
         self._requests = cache(self._requests_of)
         self._start_at_zero()
 
@@ -220,6 +224,10 @@ class Metrics:
         """When the ledger was last signed, in seconds since the epoch; None where nothing is signed."""
         if signed is not None:
             self.checkpoint.labels().set(signed)
+
+    def show_clock(self, behind: float) -> None:
+        """By how many seconds the machine's clock is behind the ledger's time."""
+        self.clock_behind.labels().set(behind)
 
     def render(self, workers: int) -> bytes:
         """The text exposition format. `workers` is the number of devices, for the share of their time."""

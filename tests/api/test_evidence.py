@@ -198,3 +198,15 @@ async def test_events_are_seen_by_their_tenant_only(
     assert (len(first["events"]), len(second["events"]), second["next_cursor"]) == (3, 1, None)
     tomorrow = {"from": time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(time.time() + 86_400))}
     assert (await body_of(bank, "GET", "/v1/events", params=tomorrow))["events"] == []
+
+
+async def test_readiness_tells_what_a_start_found(service: Service, client: httpx.AsyncClient) -> None:
+    """An older copy of the database, say; what can be served is served all the same."""
+    assert service.app.state.ledger_notices == []
+    assert "ledger" not in (await client.get("/v2/health/ready")).json()
+    service.app.state.ledger_notices = ["an older copy of the database was restored"]
+    try:
+        ready = await client.get("/v2/health/ready")
+    finally:
+        service.app.state.ledger_notices = []
+    assert ready.json()["ledger"] == ["an older copy of the database was restored"]

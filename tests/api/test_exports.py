@@ -130,8 +130,9 @@ async def test_an_export_and_each_time_it_is_fetched_are_events(
 
     page = service.call(service.app.state.ledger.events(tenant, EventSearch(about=export["id"])))
 
-    fetched, made = page.events
-    assert (made.kind, fetched.kind) == ("export", "export_download")
+    fetched, end, made, begin = page.events
+    assert (begin.kind, made.kind, end.kind) == ("job_created", "export", "job_ended")
+    assert fetched.kind == "export_download"
     told = {"format": "csv", "records": 1, "conditions": ["subject"], "host": gethostname()}  # and not whose
     assert made.details == told
     assert export["progress"] == {"total": 1, "done": 1}

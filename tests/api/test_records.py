@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,8 @@ import orjson
 import pytest
 
 from service.jobs import spec_of
-from service.ledger import Entry, Event
+from service.ledger import Entry, Event, Ledger
+from service.ledger.clock import WrittenTimes
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -126,7 +126,9 @@ async def test_search_by_every_condition(
     assert await found(bank, **{"from": moment(created[0]), "to": moment(created[0] + 1)}) == [denied]
 
 
-async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(service: Service, make_key: MakeKey) -> None:
+async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(
+    service: Service, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tenant = f"days-{uuid.uuid4()}"
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=30)
     the_day, before, after = (str((midnight + timedelta(days=days)).date()) for days in (0, -1, 1))
@@ -140,7 +142,11 @@ async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(service: Service, m
         for number, offset in enumerate((-1, 0, DAY - 1, DAY))
     ]  # fmt: skip
     event = Event(kind="seen", tenant=tenant, key_id="k", created=entries[2].created)
-    await asyncio.to_thread(service.call, service.app.state.ledger.append([*entries, event]))
+    past = Ledger(service.app.state.jobs._engine, service.app.state.vault)
+    with monkeypatch.context() as before_anything_was_signed:  # what is recorded later is of no earlier time
+        before_anything_was_signed.setattr(WrittenTimes, "timely", lambda _self, entries: entries)
+        await past.append([*entries, event])
+    await past.close()
     day = {"from": the_day, "to": the_day}
     async with service.client(make_key(tenant=tenant)) as client:
         for period, expected in (

@@ -95,6 +95,7 @@ def test_the_work_of_a_compliance_officer(ask: Callable[..., Answer], recorded: 
     assert "2 explanations are kept of 'Ann'" in said
     assert "2 records lost" in said
     assert "0 explanations are kept of them now" in said
+    assert (tmp_path / "data/erasures.jsonl").read_bytes().count(b"\n") == 1
     assert ask("erase", "Ann")[0] == 1
     assert "standard: 0 records" in ask("retain")[1]
     assert ask("rotate-key")[0] == 0

@@ -161,9 +161,10 @@ async def test_who_comes_again_is_another(ledger: Ledger, engine: Engine, vault:
 
 def waiting_rows(engine: Engine, vault: Vault, names: Sequence[str | None], tenant: str = "bank") -> str:
     """A job with a row of each of these people; gives its id."""
+    job_id = str(uuid.uuid4())
     job = Job(
-        id=str(uuid.uuid4()), tenant=tenant, key_id="k", kind="explain", state=State.WAITING, created=1, ended=None,
-        spec=b"sealed", total=len(names), done=0, failed=0, detail=None,
+        id=job_id, tenant=tenant, key_id="k", kind="explain", state=State.WAITING, created=1, ended=None,
+        spec=vault.seal(b"{}", job_id, None, None), total=len(names), done=0, failed=0, detail=None,
     )  # fmt: skip
     rows = [
         JobRow(number, str(uuid.uuid4()), None, INCOME.encode(), subject=name and vault.lookup(tenant, name))
@@ -179,7 +180,9 @@ async def test_what_a_job_holds_of_an_erased_person_goes_too(
     jobs = Jobs(engine)
     job = waiting_rows(engine, vault, [PERSON, "Bob", None, PERSON, PERSON])
     other = waiting_rows(engine, vault, [PERSON], "broker")
-    await ledger.append([of_person(make_entry, job_row=(job, 3))])
+    row = jobs.unfinished_row(job, 3)
+    assert row is not None
+    await ledger.append([of_person(make_entry, id=row.explanation_id, job_row=(job, 3))])
     jobs.finish_rows(job, [(3, DONE, None)])
 
     erased = erase(engine, vault, "bank", PERSON, "key", "asked for it")
@@ -187,7 +190,7 @@ async def test_what_a_job_holds_of_an_erased_person_goes_too(
     assert (erased.records, erased.job_rows) == (1, 2)
     (event,) = (await ledger.events("bank", EventSearch(kind="erasure"))).events
     told = {name: value for name, value in event.details.items() if name != "decisions"}
-    assert told == {"records": [[1, 1]], "count": 1, "job_rows": 2, "reason": "asked for it"}
+    assert told == {"records": [[3, 3]], "count": 1, "job_rows": 2, "reason": "asked for it"}
     results = [(row.number, row.outcome, row.detail) for row in jobs.results(job, -1, 10)]
     assert results == [(0, FAILED, ERASED), (3, DONE, None), (4, FAILED, ERASED)]
     assert [row.number for row, _ in jobs.unfinished_rows(job, -1, 10)] == [1, 2]
@@ -200,6 +203,8 @@ async def test_what_a_job_holds_of_an_erased_person_goes_too(
     jobs.finish_rows(job, [(4, DONE, None)])
     assert jobs.results(job, 3, 1)[0].detail == ERASED
     assert (await ledger.search("bank", Search(subject=PERSON))).entries == ()
+    for tenant, waiting in (("bank", job), ("broker", other)):
+        jobs.cancel(tenant, waiting)  # for what their rows hold is not sealed here
     assert verify_ledger(engine, vault).faults == []
     await ledger.close()
 
@@ -376,14 +381,19 @@ async def test_the_decision_that_a_tombstone_is_found_by_cannot_be_changed(
 
 
 def an_export(engine: Engine, vault: Vault, state: State = State.WAITING, **conditions: str) -> Job:
-    """An export of what meets the conditions."""
-    job_id = str(uuid.uuid4())
+    """An export of what meets the conditions: one that waits, or the next to be claimed, which has ended so."""
+    job_id, jobs = str(uuid.uuid4()), Jobs(engine)
     spec = {"format": "csv", "search": Search(**conditions), "conditions": list(conditions)}  # type: ignore[arg-type]
     job = Job(
-        id=job_id, tenant="bank", key_id="k", kind=EXPORT, state=state, created=1, ended=None, total=None, done=0,
-        failed=0, detail=None, spec=vault.seal(orjson.dumps(spec), job_id, None, None),
+        id=job_id, tenant="bank", key_id="k", kind=EXPORT, state=State.WAITING, created=int(state is State.WAITING),
+        ended=None, total=None, done=0, failed=0, detail=None, spec=vault.seal(orjson.dumps(spec), job_id, None, None),
     )  # fmt: skip
-    Jobs(engine).create(job)
+    jobs.create(job)
+    if state is not State.WAITING:
+        claimed = jobs.claim("worker", [EXPORT])
+        assert claimed is not None
+        assert claimed.id == job_id
+        jobs.end(job_id, "worker", state)
     return job
 
 

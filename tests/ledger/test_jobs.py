@@ -290,6 +290,19 @@ async def test_the_steward_deletes_jobs_after_their_days(
     await steward.close()
 
 
+def test_a_lease_of_a_clock_that_was_set_back(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever claimed it died, and the lease would last for two days more."""
+    one, now = job(), time.time_ns() // 1000
+    jobs.create(one)
+    monkeypatch.setattr(module, "_now", lambda: now + 2 * 86_400_000_000)
+    assert jobs.claim("first", (KIND,)) is not None
+    monkeypatch.setattr(module, "_now", lambda: now)
+    taken = jobs.claim("second", (KIND,))
+    assert taken is not None
+    assert taken.owner == "second"
+    assert jobs.claim("third", (KIND,)) is None
+
+
 def test_rows_are_counted_by_an_index(jobs: Jobs) -> None:
     """Of 10,000 rows nobody reads what they hold, to say how far a job is."""
     one = job()

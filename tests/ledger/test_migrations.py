@@ -16,9 +16,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from service.ledger import Entry, Event, Keys, Ledger, Search, open_engine, prepare_database, upgrade
+from service.ledger import Entry, Event, Keys, Ledger, Search, open_engine, prepare_database, upgrade, verifying
 from service.ledger.entries import KEY_CREATED, KEY_REVOKED, REVIEW
 from service.ledger.events import insert_event
+from service.ledger.export_checking import Verdict
+from service.ledger.jobs import Jobs
 from service.ledger.leaves import read_head
 from service.ledger.tables import metadata
 from service.ledger.verifying import verify_ledger
@@ -280,6 +282,50 @@ async def test_rows_of_jobs_that_wait_are_found_by_whose_they_are(empty_url: str
     with engine.connect() as connection:
         named = connection.execute(text("SELECT subject FROM job_rows ORDER BY number")).scalars().all()
     assert named == [VAULT.lookup("bank", "Bob"), None, VAULT.lookup("bank", "Ann"), None, None]
+    engine.dispose()
+
+
+def test_jobs_that_are_older_than_their_events_are_kept_as_they_stand(empty_url: str, tmp_path: Path) -> None:
+    engine = open_engine(empty_url)
+    master_key = tmp_path / "master.key"
+    master_key.write_text(bytes(range(32)).hex())
+    master_key.chmod(0o600)
+    upgrade(engine, "0010", vault=VAULT)
+    columns = "id, tenant, key_id, kind, state, created, ended, spec, total, done, detail, failed"
+    with engine.begin() as connection:
+        for name, state, ended in (("over", "done", 9), ("under way", "running", None)):
+            spec = VAULT.seal(b"{}", name, None, None)
+            connection.execute(
+                text(
+                    f"INSERT INTO jobs ({columns}) VALUES"
+                    " (:id, 'bank', 'k', 'explain', :state, 1, :ended, :spec, 1, 0, NULL, 1)"
+                ),
+                {"id": name, "state": state, "ended": ended, "spec": spec},
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO job_rows (job_id, number, explanation_id, outcome, detail)"
+                    " VALUES (:id, 0, :own, 'failed', 'it does not fit')"
+                ),
+                {"id": name, "own": f"row of {name}"},
+            )
+    vault = prepare_database(engine, master_key)
+    assert verify_ledger(engine, vault).faults == []
+    for change in (
+        "UPDATE jobs SET key_id = 'another'",
+        "UPDATE jobs SET detail = 'other' WHERE id = 'over'",
+        "UPDATE jobs SET ended = 9, state = 'done' WHERE id = 'under way'",
+        "UPDATE job_rows SET detail = 'other' WHERE job_id = 'over'",
+        "UPDATE job_rows SET explanation_id = 'other' WHERE job_id = 'under way'",
+    ):
+        with engine.connect() as connection, connection.begin() as change_of_mind:
+            connection.execute(text(change))
+            verdict = Verdict()
+            verifying._Verification(connection, vault, verdict).run(None)
+            assert not verdict.is_valid, change
+            change_of_mind.rollback()
+    assert Jobs(engine).forget_ended(10) == 1
+    assert verify_ledger(engine, vault).faults == []
     engine.dispose()
 
 

@@ -7,26 +7,34 @@ import hashlib
 import os
 import random
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
-from sqlalchemy import Engine, Table, delete, func, insert, select, update
+from sqlalchemy import Boolean, Engine, Integer, LargeBinary, Table, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.ledger import SCOPES, Entry, Event, Keys, Ledger, Notary, merkle, open_engine, prepare_database, verifying
 from service.ledger import checkpoints as making
+from service.ledger.clock import WrittenTimes
 from service.ledger.entries import REVIEW
 from service.ledger.erasing import erase, hold, release
 from service.ledger.export_checking import Verdict
+from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
 from service.ledger.sealing import NO_TOKEN, Vault
 from service.ledger.tables import (
     checkpoints,
     events,
     explanation_tags,
     explanations,
+    job_rows,
+    jobs,
     keys,
     log,
     nodes,
@@ -85,6 +93,7 @@ async def fill(engine: Engine, vault: Vault, folder: Path, make_entry: EntryMake
     for verdict in ("escalated", "accepted"):
         await ledger.append_event(REVIEW, "bank", "key", reviewed, {"verdict": verdict, "note": ""})
     make_keys(Keys(engine))
+    make_jobs(engine, vault)
     notary.sign()
     await ledger.close()
 
@@ -120,6 +129,60 @@ def make_keys(keys: Keys) -> None:
     keys.revoke(chosen.id)
 
 
+def make_jobs(engine: Engine, vault: Vault) -> None:
+    """A job that is done, one that was cancelled, one under way, an export, and one that was forgotten: 11 events."""
+    stored = Jobs(engine)
+    with engine.connect() as connection:
+        explained = connection.execute(select(explanations.c.id).order_by(explanations.c.seq).limit(4)).scalars().all()
+
+    def waiting(number: int, subject: str | None, explanation_id: str) -> JobRow:
+        belongs: dict[str, Any] = {"decision_id": None, "subject": subject, "cohort": {}}
+        content = orjson.dumps({"instance": [1], "context": belongs})
+        payload = vault.seal(content, explanation_id, None, None)
+        lookup = None if subject is None else vault.lookup("bank", subject)
+        return JobRow(number, explanation_id, payload=payload, subject=lookup)
+
+    def make(name: str, kind: str, created: int, rows: list[JobRow]) -> None:
+        spec = vault.seal(b"{}", name, None, None)
+        total = len(rows) or None
+        usual: dict[str, Any] = {"ended": None, "spec": spec, "total": total, "done": 0, "failed": 0, "detail": None}
+        stored.create(
+            Job(id=name, tenant="bank", key_id="key", kind=kind, state=State.WAITING, created=created, **usual), rows
+        )
+
+    make("forgotten", "explain", 1, [])
+    stored.cancel("bank", "forgotten")
+    assert stored.forget_ended(2**60) == 1
+    make("done", "explain", 2, [waiting(0, "Ann", explained[0]), waiting(1, None, "never")])
+    stored.claim("first", ("explain",))
+    stored.finish_rows("done", [(0, DONE, None), (1, FAILED, "the model failed on this input")])
+    stored.end("done", "first", State.DONE)
+    make("exported", "export", 3, [])
+    stored.claim("second", ("export",))
+    stored.tell("exported", "second", 7, 9)
+    stored.end("exported", "second", State.FAILED, "the disk is full")
+    make("cancelled", "explain", 4, [waiting(0, "Cid", "no-1"), JobRow(1, explained[1], source=explained[0])])
+    stored.claim("third", ("explain",))
+    stored.cancel("bank", "cancelled")
+    stored.release("cancelled", "third")
+    with engine.connect() as connection:
+        known = (
+            connection.execute(
+                select(subjects.c.lookup).join_from(explanations, subjects, subjects.c.token == explanations.c.subject)
+            )
+            .scalars()
+            .first()
+        )
+        of_known = select(explanations.c.id).join_from(
+            explanations, subjects, subjects.c.token == explanations.c.subject
+        )
+        source = connection.scalar(of_known.where(subjects.c.lookup == known))
+    rows = [waiting(0, "Ann", "u-0"), waiting(1, None, "u-1"), JobRow(2, "u-2", source=source, subject=known)]
+    make("under way", "explain", 5, rows)
+    stored.claim("fourth", ("explain",))
+    stored.finish_rows("under way", [(1, FAILED, "the model failed on this input")])
+
+
 def verified(filled: tuple[Engine, Vault], tmp_path: Path) -> Verdict:
     return verify_ledger(*filled, shipped=tmp_path / "checkpoints.jsonl")
 
@@ -128,7 +191,7 @@ def test_an_untouched_ledger_is_valid(filled: tuple[Engine, Vault], tmp_path: Pa
     verdict = verified(filled, tmp_path)
     assert verdict.faults == []
     assert verdict.is_valid
-    assert (verdict.records, verdict.size) == (45, 45)
+    assert (verdict.records, verdict.size) == (56, 56)
     assert verdict.erased == 4
     assert verdict.signed is not None
 
@@ -191,6 +254,74 @@ def test_every_flipped_bit_is_found(filled: tuple[Engine, Vault], tmp_path: Path
             with engine.begin() as connection:
                 connection.execute(update(table).where(*key).values({name: original}))
     assert verified(filled, tmp_path).is_valid
+
+
+OTHER_TYPES = {
+    "integer": ("'x'", "x'01'", "1.5"),
+    "boolean": ("3", "-1", "'true'", "x'01'", "0.5"),
+    "text": ("x'41'", "CAST(x'ff' AS TEXT)"),
+    "blob": ("'x'", "7", "1.5"),
+}
+"""What SQLite takes for a column of each kind, though it is of another type, or no text that can be read."""
+
+
+def kind_of(column: Any) -> str:
+    kinds = ((Boolean, "boolean"), (Integer, "integer"), (LargeBinary, "blob"))
+    return next((name for type_, name in kinds if isinstance(column.type, type_)), "text")
+
+
+@contextmanager
+def raw(engine: Engine) -> Iterator[sqlite3.Connection]:
+    """The file, without what the service asks of a connection."""
+    with closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("table", [*LEDGER, jobs, job_rows], ids=lambda table: str(table.name))
+def test_a_value_of_another_type_is_found(filled: tuple[Engine, Vault], tmp_path: Path, table: Table) -> None:
+    """SQLite takes it: a boolean that is 3 is true to Python, and in the index of neither search."""
+    engine, _ = filled
+    with raw(engine) as file, closing(sqlite3.connect(":memory:")) as untouched:
+        file.backup(untouched)
+        key = table.primary_key.columns[0].name
+        ((first,),) = file.execute(f"SELECT min({key}) FROM {table.name}").fetchall()
+        for column in table.c:
+            for value in OTHER_TYPES[kind_of(column)]:
+                try:
+                    file.execute(f"UPDATE {table.name} SET {column.name} = {value} WHERE {key} = ?", (first,))
+                except sqlite3.DatabaseError:
+                    continue  # a place in a table is an integer, whoever asks
+                assert verified(filled, tmp_path).faults, (column, value)
+                untouched.backup(file)
+    assert verified(filled, tmp_path).faults == []
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+def test_a_boolean_that_no_search_finds(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    engine, vault = filled
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE explanations SET converged = 3 WHERE seq = 1")
+    assert "neither 0 nor 1" in verified(filled, tmp_path).faults[0]
+    assert "converged" in verify_explanation(engine, vault, 1)[0]
+    assert verify_explanation(engine, vault, 2) == []
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+def test_an_index_that_lacks_a_row(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    """The row is as it was recorded, and no search by label finds it."""
+    engine, _ = filled
+    name, update_label = "explanations_label", "UPDATE explanations SET label = ? WHERE seq = 1"
+    with raw(engine) as file:
+        file.execute(update_label, ("another",))
+        file.execute("PRAGMA writable_schema = ON")
+        index = file.execute("SELECT * FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        file.execute("DELETE FROM sqlite_master WHERE name = ?", (name,))
+    with raw(engine) as file:  # which does not know of the index
+        file.execute(update_label, ("denied",))
+        file.execute("PRAGMA writable_schema = ON")
+        file.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", index)
+    assert any(name in fault for fault in verified(filled, tmp_path).faults)
 
 
 ROWS: dict[str, tuple[Table, Any]] = {
@@ -360,8 +491,81 @@ def test_a_callers_key_that_no_event_tells_of(filled: tuple[Engine, Vault], tmp_
     assert verified(filled, tmp_path).faults == ["key new: no event of the log tells of it"]
 
 
-async def test_rows_that_are_back_dated(filled: tuple[Engine, Vault], tmp_path: Path, make_entry: EntryMaker) -> None:
+OTHERS: dict[str, Any] = {
+    "state": "running",
+    "ended": 3 * 10**15,
+    "total": 5,
+    "done": 5,
+    "failed": 5,
+    "detail": "something else",
+    "owner": "somebody",
+    "leased_until": 3 * 10**15,
+    "created": 3 * 10**15,
+    "spec": b"another",
+    "payload": b"another",
+    "outcome": "done",
+    "number": 9,
+    "subject": "0" * 64,
+    "source": "another",
+}
+"""What somebody might write into a column of a job, or of its rows; into the other columns, `another`."""
+PASSING = {
+    "jobs": {"state", "done", "detail", "owner", "leased_until"},
+    "job_rows": {"detail"},
+}
+"""What of a job that has not ended the database alone knows."""
+
+
+@pytest.mark.parametrize("name", ["done", "exported", "cancelled", "under way"])
+def test_a_job_that_is_changed(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
+    engine, _ = filled
+    for table, key in ((jobs, jobs.c.id), (job_rows, job_rows.c.job_id)):
+        with engine.connect() as connection:
+            rows = connection.execute(select(table).where(key == name)).all()
+        for row, column in product(rows, table.c):
+            before = getattr(row, column.name)
+            others = [OTHERS.get(column.name, "another"), *([None] if column.nullable else [])]
+            for other in others:
+                is_passing = name == "under way" and column.name in PASSING[table.name]
+                if other == before or is_passing or column is jobs.c.id or column is job_rows.c.job_id:
+                    continue
+                this = [one == getattr(row, one.name) for one in table.primary_key.columns]
+                with engine.begin() as connection:
+                    connection.execute(update(table).where(*this).values({column.name: other}))
+                told = verified(filled, tmp_path).faults
+                assert any(fault.startswith(f"job {name}: ") for fault in told), (table.name, row, column.name, other)
+                this = [
+                    one == (other if one is column else getattr(row, one.name)) for one in table.primary_key.columns
+                ]
+                with engine.begin() as connection:
+                    connection.execute(update(table).where(*this).values({column.name: before}))
+    assert verified(filled, tmp_path).faults == []
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "cancelled"])
+def test_a_job_that_never_ended(filled: tuple[Engine, Vault], tmp_path: Path, state: str) -> None:
+    with filled[0].begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == "under way").values(state=state))
+    assert verified(filled, tmp_path).faults == ["job under way: no event of the log tells of its end"]
+
+
+def test_jobs_that_come_and_go(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
+    engine, _ = filled
+    with engine.begin() as connection:
+        row = connection.execute(select(jobs).where(jobs.c.id == "exported")).one()
+        connection.execute(insert(jobs).values({**row._mapping, "id": "new"}))
+        connection.execute(delete(jobs).where(jobs.c.id == "exported"))
+        connection.execute(delete(job_rows).where(job_rows.c.job_id == "done", job_rows.c.number == 1))
+    faults = verified(filled, tmp_path).faults
+    assert {"job new: no event of the log tells of it", "job exported is missing"} <= set(faults)
+    assert "job done: its rows are not those that it was made with" in faults
+
+
+async def test_rows_that_are_back_dated(
+    filled: tuple[Engine, Vault], tmp_path: Path, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are well made and signed, but of a time when the log had been signed without them."""
+    monkeypatch.setattr(WrittenTimes, "timely", lambda _, entries: entries)  # who writes them keeps to no rule
     engine, vault = filled
     ledger = Ledger(engine, vault)
     await ledger.append([make_entry()])

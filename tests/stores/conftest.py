@@ -28,6 +28,8 @@ class CacheUnderTest:
             await asyncio.wait(self.cache._writes)
 
 
+SECRET = bytes(range(32))
+
 MakeCache = Callable[..., CacheUnderTest]
 
 
@@ -50,12 +52,12 @@ def hung(redis: EmbeddedRedis) -> object:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def make_cache(redis: EmbeddedRedis) -> AsyncIterator[MakeCache]:
-    """Makes caches: `make_cache(url=None, ttl_seconds=10)`; by default on the module's Redis."""
+    """Makes caches: `make_cache(url=None, ttl_seconds=10, secret=...)`; by default on the module's Redis."""
     made: list[CacheUnderTest] = []
 
-    def make(url: str | None = redis.url, ttl_seconds: int = 60) -> CacheUnderTest:
+    def make(url: str | None = redis.url, ttl_seconds: int = 60, secret: bytes = SECRET) -> CacheUnderTest:
         observed: list[tuple[str, str]] = []
-        made.append(CacheUnderTest(Cache(url, ttl_seconds, lambda *what: observed.append(what)), observed))
+        made.append(CacheUnderTest(Cache(url, ttl_seconds, secret, lambda *what: observed.append(what)), observed))
         return made[-1]
 
     yield make

@@ -108,11 +108,12 @@ async def test_no_tenant_finds_what_another_keeps(make_cache: MakeCache) -> None
         b"null",
         b"[]",
         b"{}",
-        orjson.dumps({"key": "another", "value": EXPLANATION}),
-        orjson.dumps({"value": EXPLANATION}),
+        b"",
+        orjson.dumps(EXPLANATION),
+        bytes(32) + orjson.dumps(EXPLANATION),
     ],
 )
-async def test_a_value_that_answers_to_another_key_is_a_counted_miss(
+async def test_a_value_that_nobody_here_wrote_is_a_counted_miss(
     redis: EmbeddedRedis, make_cache: MakeCache, content: bytes
 ) -> None:
     one = make_cache()
@@ -121,6 +122,40 @@ async def test_a_value_that_answers_to_another_key_is_a_counted_miss(
 
     assert await one.cache.result("bank", "foreign") is None
     assert one.observed == [("results", "foreign")]
+
+
+async def test_a_value_that_answers_to_another_key_is_a_counted_miss(
+    redis: EmbeddedRedis, make_cache: MakeCache
+) -> None:
+    """Another plan's, or another tenant's."""
+    one = make_cache()
+    for tenant, plan in (("bank", "another"), ("broker", "mine")):
+        one.cache.keep_result(tenant, plan, EXPLANATION)
+        await one.written()
+        async with Redis.from_url(redis.url) as client:
+            await client.copy(_result_key(tenant, plan), _result_key("bank", "mine"), replace=True)
+        assert await one.cache.result("bank", "mine") is None
+    assert one.observed == [("results", "foreign")] * 2
+
+
+async def test_a_value_that_was_changed_is_a_counted_miss(redis: EmbeddedRedis, make_cache: MakeCache) -> None:
+    """Any bit of it: an attribution that was flipped would be answered, and recorded."""
+    one, another = make_cache(), make_cache(secret=bytes(32))
+    one.cache.keep_result("bank", "plan", EXPLANATION)
+    await one.written()
+    key = _result_key("bank", "plan")
+    async with Redis.from_url(redis.url) as client:
+        stored = await client.get(key)
+        assert isinstance(stored, bytes)
+        assert await another.cache.result("bank", "plan") is None
+        for place in range(0, len(stored), 7):
+            changed = stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1 :]
+            await client.set(key, changed)
+            assert await one.cache.result("bank", "plan") is None
+        await client.set(key, stored)
+    assert await one.cache.result("bank", "plan") is not None
+    assert {result for _, result in one.observed[:-1]} == {"foreign"}
+    assert another.observed == [("results", "foreign")]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +167,8 @@ async def test_a_value_of_another_version_of_the_service_is_a_miss(
     one = make_cache()
     key = _result_key("bank", "old")
     async with Redis.from_url(redis.url) as client:
-        await client.set(key, orjson.dumps({"key": key, "value": value}))
+        content = orjson.dumps(value)
+        await client.set(key, one.cache._mac("bank", key, content) + content)
 
     assert await one.cache.result("bank", "old") is None
     assert one.observed == [("results", "foreign")]

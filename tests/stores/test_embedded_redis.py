@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,18 +130,25 @@ async def test_one_that_does_not_come_up_again_is_tried_until_it_does(
     await started.close()
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose name leaves room: that of a unix socket has at most 107 characters."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 async def test_folders_of_services_that_were_killed_are_removed_and_those_of_others_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "answerable-redis-left").mkdir()
-    (tmp_path / "answerable-redis-left" / "dump.rdb").write_text("")
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "answerable-redis-link").symlink_to(tmp_path / "precious")
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
+    (short_path / "answerable-redis-left").mkdir()
+    (short_path / "answerable-redis-left" / "dump.rdb").write_text("")
+    (short_path / "precious").mkdir()
+    (short_path / "answerable-redis-link").symlink_to(short_path / "precious")
     first, second = await start_embedded_redis(), await start_embedded_redis()
     assert first is not None
     assert second is not None
-    left = set(os.listdir(tmp_path))  # noqa: PTH208
+    left = set(os.listdir(short_path))  # noqa: PTH208
     assert left == {"precious", "answerable-redis-link", first._folder.name, second._folder.name}
     async with Redis.from_url(first.url) as client:
         await answering(client)

@@ -64,6 +64,15 @@ async def test_requests_until_the_period_ends(clock: SimpleNamespace) -> None:
     assert spend(account, 10) == 3
 
 
+async def test_a_clock_that_is_set_back_gives_no_quota_anew(clock: SimpleNamespace) -> None:
+    account = alone(Quota(3, None, "hour"))
+    assert spend(account, 2) == 2
+    clock.now -= 7200
+    assert spend(account, 10) == 1
+    clock.now += 7200  # the hour ends as usual
+    assert spend(account, 10) == 3
+
+
 async def test_points_are_reserved_and_settled(clock: SimpleNamespace) -> None:
     account = alone(Quota(None, 100, "hour"))
 

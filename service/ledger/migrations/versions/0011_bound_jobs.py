@@ -1,0 +1,32 @@
+"""The log holds what becomes of jobs: those that are there are entered as they stand."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from service.ledger.entries import JOB_KEPT, Event
+from service.ledger.events import insert_event
+from service.ledger.job_history import ENDED, MADE, RowsDigest, add_made, add_outcome
+
+revision = "0011"
+down_revision = "0010"
+
+_SCHEMA = "schema"
+"""Who keeps the jobs: the change of the schema."""
+
+_jobs = sa.table("jobs", *map(sa.column, dict.fromkeys(("id", "tenant", "key_id", *MADE, *ENDED))))
+_rows = sa.table("job_rows", *map(sa.column, ("job_id", "number", "explanation_id", "source", "outcome", "detail")))
+
+
+def upgrade() -> None:
+    connection = op.get_bind()
+    for job in connection.execute(sa.select(_jobs).order_by(_jobs.c.created, _jobs.c.id)).all():
+        made, became = RowsDigest(), RowsDigest()
+        for row in connection.execute(sa.select(_rows).where(_rows.c.job_id == job.id).order_by(_rows.c.number)):
+            add_made(made, row)
+            add_outcome(became, row)
+        details = {"key_id": job.key_id, "rows": made.told, **{name: getattr(job, name) for name in MADE}}
+        if job.ended is not None:
+            details |= {name: getattr(job, name) for name in ENDED} | {"outcomes": became.told}
+        insert_event(connection, Event(kind=JOB_KEPT, tenant=job.tenant, key_id=_SCHEMA, about=job.id, details=details))
