@@ -16,7 +16,7 @@ from service.api import auth, problems
 from service.api.auth import Authenticator, authorise, needs
 from service.api.parsing import StrictRoute
 from service.api.schemas import PredictBody
-from service.api.transport import RequestIds
+from service.api.transport import Bodies, RequestIds
 from service.ledger import SCOPES
 from service.quotas import Quotas
 from tests.api.conftest import filled
@@ -180,7 +180,7 @@ async def test_a_new_route_is_closed_until_it_declares_a_scope(
     app.router.route_class = route_class
     app.add_middleware(RequestIds)
     app.state.authenticator = Authenticator(service.app.state.keys, Quotas(service.app.state.cache))
-    app.state.max_body_bytes = 1000
+    app.state.bodies = Bodies(1000)
 
     @app.post("/undeclared")
     async def undeclared(request: Request, body: PredictBody) -> Response:
