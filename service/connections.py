@@ -140,6 +140,11 @@ class Connections:
         self._open: set[Connection] = set()
         self._without_request: dict[Connection, None] = {}
 
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def admit(self, connection: Connection) -> bool:
         """Counts it in; returns whether there is room."""
         if len(self._open) >= self.limits.connections:
@@ -167,8 +172,12 @@ class Connections:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self.limits.look_seconds)
-            for connection in list(self._open):
-                connection.look(clock())
+            self.look(clock())
+
+    def look(self, now: float) -> None:
+        """Closes those that have not gone on for as long as they may. `now` is the event loop's time, in seconds."""
+        for connection in list(self._open):
+            connection.look(now)
 
 
 class Connection(HttpToolsProtocol):
@@ -179,6 +188,7 @@ class Connection(HttpToolsProtocol):
         self._connections = connections
         self._limits = connections.limits
         self._sending = cast(OneWrite, None)
+        self.url = b""
         self._head_bytes = 0  # at most so many of what has come in belong to a head that has not ended
         self._is_in_head = False
         self._is_in_body = False
