@@ -112,6 +112,8 @@ def describe(schema: dict[str, Any]) -> None:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in schema["paths"].values():
         for operation in operations.values():
+            if "401" in operation["responses"]:  # after many wrong keys, and where a quota is spent
+                operation["responses"].setdefault("429", {"description": "Too Many Requests", "content": content})
             for status, response in operation["responses"].items():
                 if status >= "400" and "content" in response:
                     response["content"] = content
