@@ -2,17 +2,14 @@
 
 uvicorn answers what comes in and has no bounds of its own below a request: its `limit_concurrency` refuses requests and
 leaves silent sockets open, and its `timeout_keep_alive` begins with the first answer. The bounds are kept here, by a
-subclass that goes by the callbacks of asyncio and of the parser. (uvicorn's protocol over h11 has a bound on heads, and
-takes three times as long to read one.)
+subclass that goes by the callbacks of asyncio and of the parser. It takes 6 microseconds of a request; uvicorn's
+protocol over h11, which does bound heads, takes 140 more than the one over httptools.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import resource
-import struct
-import termios
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, cast
@@ -29,9 +26,7 @@ from service.errors import (
     NotHttp,
     TooManyConnections,
 )
-
-REPLY_STEP = 64 * 1024
-"""Bytes of a reply that a client takes before its time begins anew."""
+from service.transports import REPLY_STEP, OneWrite
 
 MOST_DESCRIPTORS = 65_536
 """What is asked of a system that allows more: a limit in the thousands of millions has other programs count to it."""
@@ -76,56 +71,6 @@ def connections_within(descriptors: int, wanted: int) -> int:
 
 class _Stopped(Exception):
     """Ends the parser's work on what a connection sent."""
-
-
-class OneWrite:
-    """A transport that sends what is written in one turn of the event loop together, and counts it.
-
-    uvicorn writes the head and the body of an answer apart, each with a system call and a wake-up of the client, which
-    took 8 % of the front's time and of the client's wait.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-        self._written = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        self._written += len(data)
-        self._held.append(data)
-        if len(self._held) == 1:
-            self._loop.call_soon(self._send)
-        else:
-            self._send()
-
-    def close(self) -> None:
-        self._send()
-        self._transport.close()
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether there is more than the system takes."""
-        return self._transport.get_write_buffer_size() > 0
-
-    @property
-    def received(self) -> int:
-        """How many bytes the other side has acknowledged."""
-        descriptor = self._transport.get_extra_info("socket").fileno()
-        (on_the_way,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
-        return self._written - self._transport.get_write_buffer_size() - int(on_the_way)
-
-    def _send(self) -> None:
-        held, self._held = self._held, []
-        if not held or self._transport.is_closing():
-            return
-        if len(held[-1]) < REPLY_STEP:
-            self._transport.write(b"".join(held))
-        else:  # not copied: a page that a thousand clients ask for and do not read is in memory once
-            self._transport.writelines(held)
 
 
 class Connections:

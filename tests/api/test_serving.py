@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from service import serving
-from service.connections import OneWrite
 from service.errors import SetupError
 from service.settings import Settings
+from service.transports import OneWrite
 from tests.conftest import PATIENCE_SECONDS
 
 
