@@ -30,7 +30,7 @@ from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
 from service.api.queries import repeated_are_refused
 from service.api.traffic import ObservedRequests
-from service.api.transport import RequestIds
+from service.api.transport import Bodies, RequestIds
 from service.cache import Cache
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
@@ -96,7 +96,7 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own
     )
     app.state.catalog = catalog
-    app.state.max_body_bytes = settings.max_body_bytes
+    app.state.bodies = Bodies(settings.max_body_bytes)
     problems.install(app)
     for router in (
         models.router,

@@ -1,6 +1,7 @@
 """The errors a user can meet, with the HTTP status and title they are answered with.
 
     AnswerableError
+    ├── NotHttp              400   what was sent is no request
     ├── MalformedBody        400   not JSON, nested too deep, wrong shape
     ├── Unauthenticated      401   no key, or a wrong one
     ├── Forbidden            403   a key without the scope
@@ -9,18 +10,23 @@
     ├── InvalidRequest       422   well-formed but impossible
     │   ├── NotConverged     422   `strict` was asked for and the tolerance was not met
     │   └── LoadRefused      422   a version that cannot be loaded; what was served before goes on
+    ├── HeadTooSlow          408   the address and the headers did not arrive in time
     ├── HeldByLaw            409   a legal hold forbids to erase it
     ├── Erased               410   the personal part was erased; the answer holds the tombstone
     ├── ReplayImpossible     409   what a record was computed with is not here
     ├── Conflict             409   what is asked for is not ready, or has ended otherwise
     ├── Gone                 410   what was there is kept no longer
-    ├── Overloaded           429   the queue is full; carries Retry-After
-    │   └── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
+    ├── AddressTooLong       414
+    ├── Overloaded           429   the queue is full, or what is read of bodies; carries Retry-After
+    │   ├── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
+    │   └── TooManyWrongKeys 429   too many wrong keys came from this address; Retry-After is the rest of its minute
+    ├── HeadersTooLarge      431
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
     ├── ModelNotReady        503
     ├── Unkept               503   the data folder takes nothing
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
+    ├── TooManyConnections   503   all have a request under way; carries Retry-After
     ├── WorkerLost           503   the worker died twice with this request in flight
     ├── DeadlineExceeded     504   the deadline passed before any result
     └── DeviceOutOfMemory    507   the device cannot hold one chunk
@@ -117,6 +123,11 @@ class AnswerableError(Exception):
         return {}
 
 
+class NotHttp(AnswerableError):
+    status = 400
+    title = "Not HTTP"
+
+
 class MalformedBody(AnswerableError):
     status = 400
     title = "Malformed body"
@@ -164,6 +175,11 @@ class LoadRefused(InvalidRequest):
     title = "Not loaded"
 
 
+class HeadTooSlow(AnswerableError):
+    status = 408
+    title = "Headers too slow"
+
+
 class HeldByLaw(AnswerableError):
     status = 409
     title = "Under a legal hold"
@@ -199,6 +215,11 @@ class Gone(AnswerableError):
     title = "Gone"
 
 
+class AddressTooLong(AnswerableError):
+    status = 414
+    title = "Address too long"
+
+
 class Overloaded(AnswerableError):
     status = 429
     title = "Queue full"
@@ -214,6 +235,15 @@ class Overloaded(AnswerableError):
 
 class QuotaSpent(Overloaded):
     title = "Quota spent"
+
+
+class TooManyWrongKeys(Overloaded):
+    title = "Too many wrong keys"
+
+
+class HeadersTooLarge(AnswerableError):
+    status = 431
+    title = "Headers too large"
 
 
 class ClientGone(AnswerableError):
@@ -239,6 +269,15 @@ class Unkept(AnswerableError):
 class LedgerUnavailable(AnswerableError):
     status = 503
     title = "Ledger not writable"
+
+
+class TooManyConnections(AnswerableError):
+    status = 503
+    title = "Too many connections"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "1"}
 
 
 class WorkerLost(AnswerableError):

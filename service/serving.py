@@ -11,14 +11,15 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
+from service.connections import Connection, Connections, Limits, connections_within, raise_descriptor_limit
 from service.engine.processes import StartedWorker
 from service.errors import SetupError, WorkerLost
 from service.logs import configure
@@ -40,45 +41,6 @@ BACKLOG = 2048
 
 LOG = logging.getLogger("answerable")
 OnceReady = Callable[[FastAPI, str], Awaitable[None]]
-
-
-class _OneWrite:
-    """A transport that sends what is written in one turn of the event loop together.
-
-    uvicorn writes the head and the body of an answer apart, each with a system call and a wake-up of the client, which
-    took 8 % of the front's time and of the client's wait.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        self._held.append(data)
-        if len(self._held) == 1:
-            self._loop.call_soon(self._send)
-        else:
-            self._send()
-
-    def close(self) -> None:
-        self._send()
-        self._transport.close()
-
-    def _send(self) -> None:
-        held, self._held = self._held, []
-        if held and not self._transport.is_closing():
-            self._transport.write(b"".join(held))
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, over such a transport."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _OneWrite(transport, self.loop)))
 
 
 class _Server(uvicorn.Server):
@@ -184,36 +146,50 @@ def listen(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-async def _serve_on(
-    sockets: list[socket.socket], app: FastAPI, settings: Settings, once_ready: OnceReady | None
-) -> int:
-    """Serves until a signal ends it, or the workers do not come up; returns the exit code. Raises SetupError."""
-    config = uvicorn.Config(
+def configured(app: FastAPI, connections: Connections, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
         app,
-        http=_Protocol,
+        http=cast(type[asyncio.Protocol], partial(Connection, connections)),
+        ws="none",
         lifespan="off",  # it is run here: uvicorn would log a trace for what needs a sentence
         access_log=False,
         log_config=None,
         proxy_headers=False,
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,
-        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_keep_alive=math.ceil(connections.limits.idle_seconds),
     )
+
+
+async def _serve_on(
+    sockets: list[socket.socket], app: FastAPI, settings: Settings, once_ready: OnceReady | None
+) -> int:
+    """Serves until a signal ends it, or the workers do not come up; returns the exit code. Raises SetupError."""
+    limits = Limits(
+        connections=connections_within(raise_descriptor_limit(), settings.max_connections),
+        idle_seconds=settings.keep_alive_seconds,
+    )
+    connections = Connections(limits)
+    config = configured(app, connections, settings)
     server = _Server(config, settings.drain_seconds, lambda: app.state.engine.stop())
     with server.ending_on_signals():
         async with app.router.lifespan_context(app):
             greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
-            greeting.add_done_callback(_log_failure)
+            watching = asyncio.create_task(connections.watch())
+            for task in (greeting, watching):
+                task.add_done_callback(_log_failure)
             try:
                 await server.serve(sockets)
             finally:
                 greeting.cancel()
+                watching.cancel()
     return 1 if server.has_failed else 0
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        LOG.error("the greeting failed", exc_info=task.exception())
+        LOG.error("a task beside the server failed", exc_info=task.exception())
 
 
 async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:

@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     torch programs that may be opened, by digest: such a file is code.
     `keep_alive_seconds` is how long an idle connection stays open: longer than a proxy keeps its own, which is a minute
     for most, or the proxy sends a request into a connection that is being closed.
+    `max_connections` may be open at once, fewer where the system lets this process open few files.
     `logs` says how the log is written. `traces_endpoint` is where traces go, by OTLP over HTTP; unset: nowhere.
     """
 
@@ -129,6 +130,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     drain_seconds: float = Field(default=10.0, ge=0)
     keep_alive_seconds: int = Field(default=75, ge=1)
+    max_connections: int = Field(default=1024, ge=1)
     result_ttl_seconds: int = Field(default=86_400, ge=1)
     stability_share: float = Field(default=0.01, ge=0, le=1)
     logs: Form = "json"

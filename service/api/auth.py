@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from service.errors import Forbidden, LedgerUnavailable, Unauthenticated
+from service.errors import Forbidden, LedgerUnavailable, TooManyWrongKeys, Unauthenticated
 from service.ledger.clock import Clock
 from service.ledger.keys import SCOPES, Key, Keys
 from service.quotas import Quotas
@@ -18,6 +19,10 @@ from service.records import Caller
 
 FRESH_SECONDS = 5.0
 MOST_REMEMBERED = 10_000
+WRONG_KEYS = 30
+"""From one address in `WRONG_SECONDS`; those after are told to come back later."""
+WRONG_SECONDS = 60.0
+MOST_ADDRESSES = 10_000
 PUBLIC = "public"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,8 +46,39 @@ def scope_of(handler: object) -> str | None:
     return scope
 
 
+class WrongKeys:
+    """How many different wrong keys each address has sent since its minute began; of the newest `MOST_ADDRESSES`.
+
+    `turn` is for looking up those of addresses that have sent too many.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[float, int]] = {}
+        self.turn = asyncio.Lock()
+
+    def seconds_left(self, address: str) -> float:
+        """Until an address that has sent too many may send others; 0 where it has not."""
+        ends, count = self._of.get(address, (0.0, 0))
+        return max(0.0, ends - time.monotonic()) if count >= WRONG_KEYS else 0.0
+
+    def count(self, address: str) -> None:
+        now = time.monotonic()
+        ends, count = self._of.get(address, (0.0, 0))
+        if ends <= now:
+            ends, count = now + WRONG_SECONDS, 0
+            self._of.pop(address, None)  # to the end: the first are the oldest
+        self._of[address] = ends, count + 1
+        if len(self._of) > MOST_ADDRESSES:
+            del self._of[next(iter(self._of))]
+
+
 class Authenticator:
     """Finds keys, remembering each for a few seconds so that a revoked one stops working soon, and counts requests.
+
+    A right key is found whatever else came from its address, which may be that of a proxy and so everybody's. What
+    strangers behind it can take is bounded: keys from an address that sent too many wrong ones are looked up one after
+    another, so that they never have more than one thread and one connection to the database.
+
 
     Keys end by the ledger's `clock`.
     """
@@ -51,12 +87,31 @@ class Authenticator:
         self._keys = keys
         self._clock = clock or Clock()
         self._quotas = quotas
+        self._wrong = WrongKeys()
         self._remembered: dict[bytes, tuple[float, Key | None]] = {}
+
+    async def find_for(self, address: str, secret: str) -> Key:
+        """The valid key of this secret. Raises Unauthenticated, or TooManyWrongKeys after many from the address."""
+        is_new = _digest(secret) not in self._remembered
+        if is_new and self._wrong.seconds_left(address):
+            async with self._wrong.turn:
+                key = await self.find(secret)
+        else:
+            key = await self.find(secret)
+        if key is not None:
+            return key
+        if left := self._wrong.seconds_left(address):
+            raise TooManyWrongKeys(
+                f"the key is not valid, and this address has sent {WRONG_KEYS} others that are not", math.ceil(left)
+            )
+        if is_new:  # a client that goes on with its old key guesses nothing
+            self._wrong.count(address)
+        raise Unauthenticated("the key is not valid")
 
     async def find(self, secret: str) -> Key | None:
         """The valid key of this secret."""
         now = time.monotonic()
-        digest = hashlib.sha256(secret.encode()).digest()  # of one size, whatever strangers send
+        digest = _digest(secret)
         remembered = self._remembered.get(digest)
         if remembered is None or remembered[0] < now:
             key = await self._look_up(secret, remembered)
@@ -89,6 +144,11 @@ class Authenticator:
             self._remembered[digest] = (until, key)
 
 
+def _digest(secret: str) -> bytes:
+    """What a key is remembered by: of one size, whatever strangers send."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
 async def authorise(request: Request) -> None:
     """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
     scope = scope_of(request.scope.get("endpoint"))
@@ -98,9 +158,8 @@ async def authorise(request: Request) -> None:
     if kind.lower() != "bearer" or not secret:
         raise Unauthenticated("send a key: Authorization: Bearer <key>")
     authenticator: Authenticator = request.app.state.authenticator
-    key = await authenticator.find(secret.strip())
-    if key is None:
-        raise Unauthenticated("the key is not valid")
+    address = request.client.host if request.client is not None else ""
+    key = await authenticator.find_for(address, secret.strip())
     if scope is None or scope not in key.scopes:
         raise Forbidden(f"the key lacks the scope {scope}" if scope else "this route is closed")
     request.state.caller = authenticator.admit(key)

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.auth import authorise
 from service.api.queries import refuse_repeated
 from service.api.strict_json import read
-from service.api.transport import read_body
+from service.api.transport import bodies_of, read_body
 from service.errors import MalformedBody
 
 BRIEF_BYTES = 64 * 1024
@@ -51,15 +51,16 @@ class StrictRoute(APIRoute):
 
 
 async def _read_json(request: Request, *, may_be_absent: bool, may_be_untyped: bool) -> Any:
-    body = await read_body(request)
-    if not body:
-        if may_be_absent:
-            return {}
-        raise MalformedBody("a body is required")
-    content_type = request.headers.get("content-type")
-    if not _is_json(content_type or "") and not (content_type is None and may_be_untyped):
-        raise MalformedBody("the body is read as JSON only; send it with Content-Type: application/json")
-    return read(body) if len(body) <= BRIEF_BYTES else await asyncio.to_thread(read, body)
+    with bodies_of(request).holding() as hold:  # until it is no text any more
+        body = await read_body(request, hold)
+        if not body:
+            if may_be_absent:
+                return {}
+            raise MalformedBody("a body is required")
+        content_type = request.headers.get("content-type")
+        if not _is_json(content_type or "") and not (content_type is None and may_be_untyped):
+            raise MalformedBody("the body is read as JSON only; send it with Content-Type: application/json")
+        return read(body) if len(body) <= BRIEF_BYTES else await asyncio.to_thread(read, body)
 
 
 def _is_json(content_type: str) -> bool:

@@ -59,16 +59,25 @@ def problem(
 ) -> Response:
     """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
     content = {
+        **content_of_problem(getattr(request.state, "request_id", ""), status, kind, detail, title),
+        **({"errors": [_shown(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
+        **(members or {}),
+    }
+    return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def content_of_problem(
+    request_id: str, status: int, kind: str, detail: str, title: str | None = None
+) -> dict[str, object]:
+    """The members that every problem has."""
+    return {
         "type": TYPE + kind,
         "title": title or kind.replace("-", " ").capitalize(),
         "status": status,
         "detail": detail,
         "error": detail,
-        "request_id": getattr(request.state, "request_id", ""),
-        **({"errors": [_shown(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
-        **(members or {}),
+        "request_id": request_id,
     }
-    return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def _shown(fault: Fault) -> dict[str, str]:
@@ -103,6 +112,8 @@ def describe(schema: dict[str, Any]) -> None:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in schema["paths"].values():
         for operation in operations.values():
+            if "401" in operation["responses"]:  # after many wrong keys, and where a quota is spent
+                operation["responses"].setdefault("429", {"description": "Too Many Requests", "content": content})
             for status, response in operation["responses"].items():
                 if status >= "400" and "content" in response:
                     response["content"] = content

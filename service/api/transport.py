@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from secrets import token_hex
 from typing import TypeVar
@@ -16,10 +17,15 @@ from typing import TypeVar
 from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ClientGone
+from service.errors import ClientGone, Overloaded
 
 BODY_SECONDS = 30.0
 UNWATCHED_SECONDS = 0.25
+MOST_BODIES = 4
+"""So many of the largest bodies may be in memory at once, before they are read as JSON: by default 32 MiB."""
+UNCOUNTED_BYTES = 64 * 1024
+"""Of each body. So large bodies keep out no small ones, which are bounded by the number of connections."""
+TOO_LARGE = "the body is larger than this service accepts"
 IDENTITY = "identity"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -52,12 +58,46 @@ class RequestIds:
         await self._app(scope, receive, send_with_ids)
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body, decoded, within `BODY_SECONDS` and the app's `max_body_bytes`, as sent and as decoded.
+class Bodies:
+    """The bodies that are in memory: how large each may be, and all together; in bytes.
 
-    Raises HTTPException 400, 408, 413 or 415, ClientGone.
+    `counted` are those of all, but for the first `UNCOUNTED_BYTES` of each.
     """
-    most: int = request.app.state.max_body_bytes
+
+    def __init__(self, most_each: int) -> None:
+        self.most_each = most_each
+        self._most = MOST_BODIES * most_each
+        self.counted = 0
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Gives what counts the next bytes of one body, and raises Overloaded where they are too many for all."""
+        size = counted = 0
+
+        def hold(more: int) -> None:
+            nonlocal size, counted
+            size += more
+            to_count = max(0, size - UNCOUNTED_BYTES) - counted
+            if self.counted + to_count > self._most:
+                raise Overloaded("the service is reading as many large bodies as it can hold; send it again")
+            counted += to_count
+            self.counted += to_count
+
+        try:
+            yield hold
+        finally:
+            self.counted -= counted
+
+
+async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
+    """The whole body, decoded, within `BODY_SECONDS` and the size that one may have, as sent and as decoded.
+
+    `hold` is given the size of each piece before it is kept; see `Bodies`.
+    Raises HTTPException 400, 408, 413 or 415, Overloaded, ClientGone.
+    """
+    most = bodies_of(request).most_each
+    if int(request.headers.get("content-length", 0)) > most:  # digits only: the parser saw to it
+        raise HTTPException(413, TOO_LARGE)
     decode = _decoder(request.headers.get("content-encoding", IDENTITY))
     pieces: list[bytes] = []
     size = encoded_size = 0
@@ -71,14 +111,21 @@ async def read_body(request: Request) -> bytes:
                 encoded = message.get("body", b"")
                 is_complete = not message.get("more_body", False)
                 piece = decode(encoded, is_complete, most - size + 1)
-                pieces.append(piece)
                 size += len(piece)
                 encoded_size += len(encoded)
                 if max(size, encoded_size) > most:
-                    raise HTTPException(413, "the body is larger than this service accepts")
+                    raise HTTPException(413, TOO_LARGE)
+                hold(len(piece))
+                pieces.append(piece)
     except TimeoutError:
         raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
     return b"".join(pieces)
+
+
+def bodies_of(request: Request) -> Bodies:
+    """Those of the app that has this request."""
+    bodies: Bodies = request.app.state.bodies
+    return bodies
 
 
 def _decoder(content_encoding: str) -> Callable[[bytes, bool, int], bytes]:

@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from service.api import auth, problems
-from service.api.auth import Authenticator, authorise, needs
+from service.api.auth import Authenticator, WrongKeys, authorise, needs
 from service.api.parsing import StrictRoute
 from service.api.schemas import PredictBody
-from service.api.transport import RequestIds
+from service.api.transport import Bodies, RequestIds
 from service.ledger import SCOPES, clock
 from service.quotas import Quotas
 from tests.api.conftest import filled
@@ -185,7 +185,7 @@ async def test_a_new_route_is_closed_until_it_declares_a_scope(
     app.router.route_class = route_class
     app.add_middleware(RequestIds)
     app.state.authenticator = Authenticator(service.app.state.keys, Quotas(service.app.state.cache))
-    app.state.max_body_bytes = 1000
+    app.state.bodies = Bodies(1000)
 
     @app.post("/undeclared")
     async def undeclared(request: Request, body: PredictBody) -> Response:
@@ -241,3 +241,50 @@ async def test_wrong_keys_do_not_pile_up(service: Service, make_key: MakeKey, mo
             wrong = await client.get("/v1/models", headers={"Authorization": f"Bearer {number}"})
             right = await client.get("/v1/models", headers=key.headers)
             assert (wrong.status_code, right.status_code) == (401, 200)
+
+
+async def test_many_wrong_keys_from_one_address_are_told_to_come_back(
+    service: Service, make_key: MakeKey, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no right key is refused, whether it was used before or is new: the address may be a proxy's."""
+    monkeypatch.setattr(auth, "WRONG_SECONDS", 3600.0)  # however long the rest takes
+    monkeypatch.setattr(service.app.state.authenticator, "_wrong", WrongKeys())
+    used, unused = make_key(), make_key()
+    async with service.client() as client:
+
+        async def get(secret: str) -> httpx.Response:
+            return await client.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
+
+        assert (await get(used.secret)).status_code == 200
+        assert {(await get(f"wrong {number}")).status_code for number in range(auth.WRONG_KEYS)} == {401}
+        refused = await get("another")
+        assert "is not valid" in assert_problem(refused, 429)
+        assert refused.json()["type"] == "urn:answerable:problem:too-many-wrong-keys"
+        assert int(refused.headers["retry-after"]) > 0
+        assert [(await get(key.secret)).status_code for key in (used, unused)] == [200, 200]
+
+        over = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600, time_ns=time.time_ns)
+        monkeypatch.setattr(auth, "time", over)
+        assert_problem(await get("another"), 401)
+
+
+async def test_a_client_that_goes_on_with_one_wrong_key_is_told_that_it_is_wrong(
+    service: Service, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.app.state.authenticator, "_wrong", WrongKeys())
+    async with service.client() as client:
+        for _ in range(2 * auth.WRONG_KEYS):
+            assert_problem(await client.get("/v1/models", headers={"Authorization": "Bearer of an old key"}), 401)
+
+
+def test_addresses_with_wrong_keys_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "MOST_ADDRESSES", 3)
+    wrong = WrongKeys()
+    for _ in range(auth.WRONG_KEYS):
+        wrong.count("first")
+    assert 0 < wrong.seconds_left("first") <= auth.WRONG_SECONDS
+    for number in range(2):
+        wrong.count(f"{number}")
+    assert wrong.seconds_left("first") > 0
+    wrong.count("one more")
+    assert wrong.seconds_left("first") == 0

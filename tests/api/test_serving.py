@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from service import serving
 from service.errors import SetupError
-from service.serving import _OneWrite
 from service.settings import Settings
+from service.transports import OneWrite
 from tests.conftest import PATIENCE_SECONDS
 
 
@@ -39,9 +39,9 @@ class ListTransport:
         return name
 
 
-def made() -> tuple[ListTransport, _OneWrite]:
+def made() -> tuple[ListTransport, OneWrite]:
     transport = ListTransport()
-    return transport, _OneWrite(cast(asyncio.Transport, transport), asyncio.get_running_loop())
+    return transport, OneWrite(cast(asyncio.Transport, transport), asyncio.get_running_loop())
 
 
 async def test_a_head_and_its_body_are_one_write() -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,7 +18,7 @@ from service.api import transport
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain, Figures
-    from tests.conftest import Service
+    from tests.conftest import Service, Until
 
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 JSON = {"Content-Type": "application/json"}
@@ -150,6 +150,43 @@ async def test_a_body_over_the_limit_without_a_length(client: httpx.AsyncClient,
     response = await client.post(EXPLAIN, content=in_pieces(b" " * 65_536, 129), headers=JSON)
 
     assert_problem(response, 413)
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_sent(service: Service) -> None:
+    async with socket_to(service) as (reader, writer):
+        writer.write(head_of_post(service, MOST_BYTES + 1))
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE_SECONDS)
+
+    assert head.startswith(b"HTTP/1.1 413 ")
+
+
+async def test_bodies_in_parallel_have_a_bound_together(
+    service: Service,
+    client: httpx.AsyncClient,
+    instance: dict[str, Any],
+    assert_problem: AssertProblem,
+    until: Until,
+) -> None:
+    """Four of the largest are held; the fifth is refused at once, and small ones are not kept out."""
+    body = json.dumps({"instances": [instance]}).encode()
+    large = body.ljust(MOST_BYTES)
+    async with AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(socket_to(service)) for _ in range(4)]
+        for _, writer in held:
+            writer.write(head_of_post(service, MOST_BYTES) + large[:-1])
+            await writer.drain()
+        await until(lambda: service.app.state.bodies.counted == 4 * (MOST_BYTES - transport.UNCOUNTED_BYTES - 1))
+        refused = await client.post(EXPLAIN, content=large, headers=JSON)
+        assert_problem(refused, 429)
+        assert refused.headers["retry-after"] == "1"
+        assert (await client.post(EXPLAIN, content=body, headers=JSON)).status_code == 200
+
+        for reader, writer in held:
+            writer.write(large[-1:])
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE_SECONDS)
+            assert head.startswith(b"HTTP/1.1 200 ")
+    assert service.app.state.bodies.counted == 0
+    assert (await client.post(EXPLAIN, content=large, headers=JSON)).status_code == 200
 
 
 @pytest.mark.parametrize("count", [1, 1000])

@@ -1,0 +1,62 @@
+"""What is between a connection's protocol and asyncio's own transport."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import struct
+import termios
+from typing import Any
+
+REPLY_STEP = 64 * 1024
+"""Bytes of a reply that a client takes before its time begins anew."""
+
+
+class OneWrite:
+    """A transport that sends what is written in one turn of the event loop together, and counts it.
+
+    uvicorn writes the head and the body of an answer apart, each with a system call and a wake-up of the client, which
+    took 8 % of the front's time and of the client's wait.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._written = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._written += len(data)
+        self._held.append(data)
+        if len(self._held) == 1:
+            self._loop.call_soon(self._send)
+        else:
+            self._send()
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether there is more than the system takes."""
+        return self._transport.get_write_buffer_size() > 0
+
+    @property
+    def received(self) -> int:
+        """How many bytes the other side has acknowledged."""
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        (on_the_way,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
+        return self._written - self._transport.get_write_buffer_size() - int(on_the_way)
+
+    def _send(self) -> None:
+        held, self._held = self._held, []
+        if not held or self._transport.is_closing():
+            return
+        if len(held[-1]) < REPLY_STEP:
+            self._transport.write(b"".join(held))
+        else:  # not copied: a page that a thousand clients ask for and do not read is in memory once
+            self._transport.writelines(held)
