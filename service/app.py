@@ -30,6 +30,7 @@ from service.api import (
 )
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
+from service.api.idempotency import Turns
 from service.api.queries import repeated_are_refused
 from service.api.traffic import ObservedRequests
 from service.api.transport import RequestIds
@@ -227,6 +228,7 @@ async def _compose(
     app.state.repository = repository
     app.state.ledger = ledger
     app.state.ledger_mode = settings.ledger
+    app.state.turns = Turns()
     app.state.steward = steward
     app.state.metrics = metrics
     app.state.render_metrics = render_metrics

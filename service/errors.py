@@ -8,13 +8,16 @@
     ├── NotFound             404   no such model, version or explanation
     ├── InvalidRequest       422   well-formed but impossible
     │   ├── NotConverged     422   `strict` was asked for and the tolerance was not met
-    │   └── LoadRefused      422   a version that cannot be loaded; what was served before goes on
+    │   ├── LoadRefused      422   a version that cannot be loaded; what was served before goes on
+    │   ├── WrongIdempotencyKey    422   not 1 to 200 visible characters, or given twice
+    │   └── IdempotencyKeyReused   422   it was sent with another request, within a day
     ├── HeldByLaw            409   a legal hold forbids to erase it
     ├── Erased               410   the personal part was erased; the answer holds the tombstone
     ├── ReplayImpossible     409   what a record was computed with is not here
     ├── Conflict             409   what is asked for is not ready, or has ended otherwise
     ├── Gone                 410   what was there is kept no longer
     ├── Overloaded           429   the queue is full; carries Retry-After
+    │   ├── LedgerFull       429   the ledger's queue is full
     │   └── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
@@ -24,6 +27,8 @@
     ├── WorkerLost           503   the worker died twice with this request in flight
     ├── DeadlineExceeded     504   the deadline passed before any result
     └── DeviceOutOfMemory    507   the device cannot hold one chunk
+
+Every answer of 429 and 503 says in Retry-After when to come back; so the base class sees to it.
 
 A body that is too large, too slow or wrongly encoded never gets this far: `service.api.transport` answers 413, 408, 415
 and 400 with FastAPI's own HTTPException.
@@ -43,6 +48,9 @@ from enum import StrEnum
 
 MOST_FAULTS = 20
 """So many are told of one request."""
+
+COME_BACK = frozenset({429, 503})
+"""Statuses that say that the same request may be answered later."""
 
 
 class Kind(StrEnum):
@@ -96,6 +104,8 @@ class AnswerableError(Exception):
 
     status = 500
     title = "Internal error"
+    retry_after = 1
+    """Seconds after which it is worth asking again, where the status says that it is at all."""
 
     def __init__(self, detail: str, *faults: Fault) -> None:
         super().__init__(detail)
@@ -109,7 +119,7 @@ class AnswerableError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Response headers that belong to this error."""
-        return {}
+        return {"Retry-After": str(self.retry_after)} if self.status in COME_BACK else {}
 
     @property
     def members(self) -> dict[str, object]:
@@ -164,6 +174,14 @@ class LoadRefused(InvalidRequest):
     title = "Not loaded"
 
 
+class WrongIdempotencyKey(InvalidRequest):
+    title = "Wrong idempotency key"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    title = "Idempotency key reused"
+
+
 class HeldByLaw(AnswerableError):
     status = 409
     title = "Under a legal hold"
@@ -207,9 +225,9 @@ class Overloaded(AnswerableError):
         super().__init__(detail)
         self.retry_after = retry_after
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.retry_after)}
+
+class LedgerFull(Overloaded):
+    title = "Ledger's queue full"
 
 
 class QuotaSpent(Overloaded):
@@ -229,16 +247,19 @@ class ComputationFailed(AnswerableError):
 class ModelNotReady(AnswerableError):
     status = 503
     title = "Model not ready"
+    retry_after = 5
 
 
 class Unkept(AnswerableError):
     status = 503
     title = "Not kept"
+    retry_after = 60
 
 
 class LedgerUnavailable(AnswerableError):
     status = 503
     title = "Ledger not writable"
+    retry_after = 2
 
 
 class WorkerLost(AnswerableError):

@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.explanations import find_stored, ledger_of
+from service.api.idempotency import once, repeatable
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
-from service.ledger.entries import REVIEW, EventSearch, StoredEvent
+from service.ledger.entries import REVIEW, EventSearch, Remembered, RequestKey, StoredEvent
 from service.monitoring.metrics import Metrics
 
 MOST_SHOWN = 100
@@ -57,15 +58,24 @@ EXAMPLE = {"verdict": {"value": {"verdict": "accepted", "note": "the protected f
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("ledger:write")
+@repeatable
 async def review_explanation(request: Request, explanation: str, body: ReviewBody) -> Response:
     """Records a verdict and a note as an event of the log; the explanation leaves the review queue."""
     caller = caller_of(request)
     stored = await find_stored(request, explanation, caller)
-    details = {"verdict": body.verdict, "note": body.note}
-    await ledger_of(request).append_event(REVIEW, caller.tenant, caller.key_id, stored.id, details)
-    metrics: Metrics = request.app.state.metrics
-    metrics.reviews.labels(body.verdict).inc()
-    return await _reviews(request, caller.tenant, stored.id)
+
+    async def reviewed(key: RequestKey | None) -> Response:
+        details = {"verdict": body.verdict, "note": body.note}
+        kept = None if key is None else key.remembered({})
+        await ledger_of(request).append_event(REVIEW, caller.tenant, caller.key_id, stored.id, details, kept)
+        metrics: Metrics = request.app.state.metrics
+        metrics.reviews.labels(body.verdict).inc()
+        return await _reviews(request, caller.tenant, stored.id)
+
+    async def told_again(kept: Remembered, _answer: dict[str, Any]) -> Response:
+        return await _reviews(request, caller.tenant, stored.id, kept.seq)
+
+    return await once(request, reviewed, told_again)
 
 
 @reading.get(
@@ -79,9 +89,13 @@ async def show_reviews(request: Request, explanation: str, caller: CallerOf) -> 
     return await _reviews(request, caller.tenant, stored.id)
 
 
-async def _reviews(request: Request, tenant: str, explanation: str) -> Response:
+async def _reviews(request: Request, tenant: str, explanation: str, last: int | None = None) -> Response:
+    """The reviews, up to the one at that place of the log where one is named."""
     page = await ledger_of(request).events(tenant, EventSearch(kind=REVIEW, about=explanation), MOST_SHOWN)
-    reply = {"id": explanation, "reviews": [_shown(event) for event in page.events]}
+    reply = {
+        "id": explanation,
+        "reviews": [_shown(event) for event in page.events if last is None or event.seq <= last],
+    }
     return Response(orjson.dumps(reply), media_type="application/json")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import orjson
@@ -11,12 +12,14 @@ from pydantic import BaseModel, Field
 
 from service.api.auth import caller_of, needs
 from service.api.evidence import steward_of
+from service.api.idempotency import once, repeatable
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.errors import InvalidRequest
 from service.exporting import Exports
-from service.ledger.entries import LONGEST_TEXT
+from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
+from service.ledger.erasing import RELEASED
 
 LONGEST_REASON = 500
 
@@ -76,16 +79,21 @@ class ReleasedReply(BaseModel):
     openapi_extra=_examples("asked for by the person"),
 )
 @needs("ledger:write")
+@repeatable
 async def erase_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
 
     The tenant's files of earlier exports are withdrawn. Rows of jobs with the person's input end, unexplained.
     """
     caller = caller_of(request)
-    erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, body.reason)
-    exports: Exports = request.app.state.exports
-    await asyncio.to_thread(exports.sweep)
-    return _json({"records": erased.records, "job_rows": erased.job_rows, "tombstone": erased.tombstone})
+
+    async def erased(key: RequestKey | None) -> Response:
+        done = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, body.reason, key)
+        exports: Exports = request.app.state.exports
+        await asyncio.to_thread(exports.sweep)
+        return _json(asdict(done))
+
+    return await once(request, erased, _told_again)
 
 
 @router.post(
@@ -94,11 +102,16 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     openapi_extra=_examples("case 2026-118"),
 )
 @needs("ledger:write")
+@repeatable
 async def hold_subject(request: Request, subject: str, body: HoldBody) -> Response:
     """Puts a legal hold on the person's data: neither erasure nor retention touches it until it is released."""
     caller = caller_of(request)
-    hold = await steward_of(request).hold(caller.tenant, _known(subject), caller.key_id, body.reason)
-    return _json({"subject": hold.token, "by": hold.by, "reason": hold.reason, "created": hold.created})
+
+    async def held(key: RequestKey | None) -> Response:
+        hold = await steward_of(request).hold(caller.tenant, _known(subject), caller.key_id, body.reason, key)
+        return _json(hold.told)
+
+    return await once(request, held, _told_again)
 
 
 @router.post(
@@ -107,11 +120,20 @@ async def hold_subject(request: Request, subject: str, body: HoldBody) -> Respon
     openapi_extra=_examples("case 2026-118 is closed"),
 )
 @needs("ledger:write")
+@repeatable
 async def release_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
     """Ends the legal hold."""
     caller = caller_of(request)
-    await steward_of(request).release(caller.tenant, _known(subject), caller.key_id, body.reason)
-    return _json({"released": True})
+
+    async def released(key: RequestKey | None) -> Response:
+        await steward_of(request).release(caller.tenant, _known(subject), caller.key_id, body.reason, key)
+        return _json(RELEASED)
+
+    return await once(request, released, _told_again)
+
+
+async def _told_again(_kept: Remembered, reply: dict[str, Any]) -> Response:
+    return _json(reply)
 
 
 def _known(subject: str) -> str:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,9 +20,10 @@ from sqlalchemy import Connection, Engine, and_, delete, false, func, insert, or
 
 from service.errors import HeldByLaw, NotFound
 from service.ledger.database import database_in_reach, serialised
-from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, StoredEvent
+from service.ledger.entries import ERASURE, HOLD, RELEASE, RETENTION, STANDARD, Event, RequestKey, StoredEvent
 from service.ledger.events import insert_event, stored_event
 from service.ledger.jobs import end_rows_of
+from service.ledger.remembering import remember
 from service.ledger.sealing import Vault, owner_of
 from service.ledger.searching import subject_token
 from service.ledger.tables import events, explanations, job_rows, log, subjects
@@ -31,6 +32,8 @@ TOGETHER = 1000
 """Records that one event of a retention run names, and one transaction clears."""
 
 TRIES = 50
+RELEASED = {"released": True}
+"""What is said of a hold that has ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +60,24 @@ class Hold:
     reason: str
     created: int
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is said of it to whoever asked for it."""
+        return {"subject": self.token, "by": self.by, "reason": self.reason, "created": self.created}
 
-def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> Erased:
+
+def erase(
+    engine: Engine,
+    vault: Vault,
+    tenant: str,
+    subject: str,
+    key_id: str,
+    reason: str = "",
+    key: RequestKey | None = None,
+) -> Erased:
     """Destroys everything of the subject's that was sealed, for good; what jobs hold of theirs is never explained.
+
+    With a `key` of the request, what is answered is remembered under it, here and below.
 
     Raises HeldByLaw, NotFound where nothing of the subject's is there, LedgerUnavailable.
     """
@@ -81,11 +99,16 @@ def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, 
         _clear(connection, theirs, places, tombstone)
         if token is not None:
             connection.execute(delete(subjects).where(subjects.c.token == token))
+        erased = Erased(len(places), tombstone, waiting)
+        if key is not None:
+            remember(connection, key.remembered(asdict(erased)), tombstone)
     _scrub(engine)
-    return Erased(len(places), tombstone, waiting)
+    return erased
 
 
-def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
+def hold(
+    engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None
+) -> Hold:
     """Forbids to erase what is kept of the subject, and what will be. Raises LedgerUnavailable."""
     with database_in_reach(), serialised(engine).begin() as connection:
         token = subject_token(connection, vault, tenant, subject)
@@ -95,19 +118,32 @@ def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, r
             wrapped = vault.wrap(new.key, owner_of(token, lookup))
             connection.execute(insert(subjects).values(token=token, lookup=lookup, key=wrapped))
         event = Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
-        insert_event(connection, event)
-    return Hold(tenant, token, key_id, reason, event.created)
+        place = insert_event(connection, event)
+        held = Hold(tenant, token, key_id, reason, event.created)
+        if key is not None:
+            remember(connection, key.remembered(held.told), place)
+    return held
 
 
-def release(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> None:
+def release(
+    engine: Engine,
+    vault: Vault,
+    tenant: str,
+    subject: str,
+    key_id: str,
+    reason: str = "",
+    key: RequestKey | None = None,
+) -> None:
     """Ends the hold. Raises NotFound where there is none, LedgerUnavailable."""
     with database_in_reach(), serialised(engine).begin() as connection:
         token = subject_token(connection, vault, tenant, subject)
         if token is None or _hold_on(connection, tenant, token) is None:
             raise NotFound("there is no hold on this subject")
-        insert_event(
+        place = insert_event(
             connection, Event(kind=RELEASE, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
         )
+        if key is not None:
+            remember(connection, key.remembered(RELEASED), place)
 
 
 def holds(connection: Connection) -> list[Hold]:

@@ -35,6 +35,8 @@ from sqlalchemy import (
 )
 
 from service.ledger.database import database_in_reach
+from service.ledger.entries import Remembered
+from service.ledger.remembering import remember
 from service.ledger.tables import explanations, job_rows, jobs
 
 LEASE_SECONDS = 5.0
@@ -104,14 +106,19 @@ class Jobs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, job: Job, rows: Iterable[JobRow] = ()) -> None:
-        """Stores a job with its rows, all or nothing."""
+    def create(self, job: Job, rows: Iterable[JobRow] = (), kept: Remembered | None = None) -> None:
+        """Stores a job with its rows, and what is `kept` of the request that made it, all or nothing.
+
+        Raises EntryRefused when a request with the same key was answered.
+        """
         stored = {"leased_until": None, **_columns(job)}
         pending = iter(rows)
         with database_in_reach(), self._engine.begin() as connection:
             connection.execute(insert(jobs).values(stored))
             while batch := list(islice(pending, ROWS_AT_ONCE)):
                 connection.execute(insert(job_rows), [_row_columns(job.id, row) for row in batch])
+            if kept is not None:
+                remember(connection, kept)
 
     def get(self, tenant: str, job_id: str, kinds: Sequence[str]) -> Job | None:
         """The tenant's job of that id; None when there is none."""

@@ -14,9 +14,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, func, select
 
 from service.errors import AnswerableError
-from service.ledger import erasing
+from service.ledger import erasing, remembering
 from service.ledger.database import database_in_reach
-from service.ledger.entries import ERASURE, StoredEvent
+from service.ledger.entries import ERASURE, RequestKey, StoredEvent
 from service.ledger.erasing import Erased, Hold
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import Jobs
@@ -29,6 +29,7 @@ LOOK_SECONDS = 2.0
 
 DAY_SECONDS = 86_400.0
 RETAIN_SECONDS = DAY_SECONDS
+SWEEP_SECONDS = 3600.0
 SCHEDULE = "schedule"
 """Who erases what is over its time, where nobody asks for it."""
 
@@ -55,21 +56,25 @@ class Steward:
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(2, thread_name_prefix="ledger-steward")
-        self._tasks = [self._loop.create_task(work) for work in (self._notice_erasures(), self._retain_daily())]
+        works = (self._notice_erasures(), self._retain_daily(), self._sweep_hourly())
+        self._tasks = [self._loop.create_task(work) for work in works]
 
-    async def erase(self, tenant: str, subject: str, key_id: str, reason: str) -> Erased:
-        """Destroys everything of the subject's. Raises HeldByLaw, NotFound, LedgerUnavailable."""
-        erased = await self._run(erasing.erase, self._vault, tenant, subject, key_id, reason)
+    async def erase(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> Erased:
+        """Destroys everything of the subject's. With a `key` of the request the answer is remembered, here and below.
+
+        Raises HeldByLaw, NotFound, LedgerUnavailable; EntryRefused where a request with the same key was answered.
+        """
+        erased = await self._run(erasing.erase, self._vault, tenant, subject, key_id, reason, key)
         await self._forget()
         return erased
 
-    async def hold(self, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
-        """Forbids to erase it. Raises LedgerUnavailable."""
-        return await self._run(erasing.hold, self._vault, tenant, subject, key_id, reason)
+    async def hold(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> Hold:
+        """Forbids to erase it. Raises LedgerUnavailable, EntryRefused."""
+        return await self._run(erasing.hold, self._vault, tenant, subject, key_id, reason, key)
 
-    async def release(self, tenant: str, subject: str, key_id: str, reason: str) -> None:
-        """Ends the hold. Raises NotFound, LedgerUnavailable."""
-        await self._run(erasing.release, self._vault, tenant, subject, key_id, reason)
+    async def release(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> None:
+        """Ends the hold. Raises NotFound, LedgerUnavailable, EntryRefused."""
+        await self._run(erasing.release, self._vault, tenant, subject, key_id, reason, key)
 
     async def tombstone(self, place: int) -> StoredEvent | None:
         """The event that erased something."""
@@ -115,6 +120,14 @@ class Steward:
             except AnswerableError as error:
                 _log.warning("what is over its time is still there: %s", error)
             await asyncio.sleep(RETAIN_SECONDS)
+
+    async def _sweep_hourly(self) -> None:
+        while True:
+            try:
+                await self._run(remembering.sweep)
+            except AnswerableError as error:
+                _log.warning("answers that are remembered too long are still there: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _run(self, work: Callable[Concatenate[Engine, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._thread, partial(work, self._engine, *arguments, **named))

@@ -161,11 +161,11 @@ async def test_rows_of_a_person_who_is_erased_are_not_explained(
     reached, go_on = asyncio.Event(), asyncio.Event()
     here = asyncio.get_running_loop()
 
-    async def held(entries: Any) -> None:
+    async def held(entries: Any, *rest: Any) -> None:
         if any(getattr(entry, "subject", None) == "Ada" for entry in entries):
             here.call_soon_threadsafe(reached.set)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go_on.wait(), here))
-        await append(entries)
+        await append(entries, *rest)
 
     monkeypatch.setattr("service.jobs.WINDOW", 1)
     monkeypatch.setattr(ledger, "append", held)
@@ -370,12 +370,12 @@ async def test_what_was_not_recorded_is_not_done(
     ledger, failures = service.app.state.ledger, 0
     append = ledger.append
 
-    async def away_at_first(entries: Any) -> None:
+    async def away_at_first(entries: Any, *rest: Any) -> None:
         nonlocal failures
         if failures < 2:
             failures += 1
             raise LedgerUnavailable("away")
-        await append(entries)
+        await append(entries, *rest)
 
     monkeypatch.setattr(service.app.state.explaining, "_ledger_mode", mode)
     monkeypatch.setattr(ledger, "append", away_at_first)
