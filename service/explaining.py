@@ -94,7 +94,7 @@ _FlightKey = tuple[str, str, Priority]
 
 @dataclass(slots=True)
 class _Flight:
-    """A computation that several identical requests wait for; it ends when the last of them leaves."""
+    """A look-up, and perhaps a computation, that identical requests wait for; it ends when the last of them leaves."""
 
     task: asyncio.Task[_Result]
     waiters: int = 0
@@ -245,19 +245,20 @@ class Explaining:
             return await self._compute(request.version, plan, deadline, request.priority)
         tenant, version, priority = request.caller.tenant, request.version, request.priority
         digest = plan_cache_digest(plan_digest, version.manifest_digest, version.environment or {})
-        under_way = (tenant, digest, priority) in self._flights
-        stored = None if under_way else await self._cache.result(tenant, digest)
-        if stored is not None:
-            return stored, True, None
+        key = tenant, digest, priority
         if deadline is None:
-            return await self._shared((tenant, digest, priority), version, plan)
-        return await self._computed_and_kept((tenant, digest, priority), version, plan, deadline)
+            return await self._shared(key, version, plan)
+        return await self._found_or_computed(key, version, plan, deadline)
 
     async def _shared(self, key: _FlightKey, version: ModelVersion, plan: Plan) -> _Result:
-        """At most one computation for all identical requests that are under way."""
+        """One look-up, and at most one computation, for all identical requests that are under way.
+
+        Were the look-up each one's own, a computation could begin and be over between another's question to the cache
+        and its answer, which says that there is nothing: that one would compute again.
+        """
         flight = self._flights.get(key)
         if flight is None:
-            work = self._computed_and_kept(key, version, plan, None)
+            work = self._found_or_computed(key, version, plan, None)
             flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
         flight.waiters += 1
         try:
@@ -272,6 +273,15 @@ class Explaining:
     def _land(self, key: _FlightKey, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+    async def _found_or_computed(
+        self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
+    ) -> _Result:
+        tenant, digest, _ = key
+        stored = await self._cache.result(tenant, digest)
+        if stored is not None:
+            return stored, True, None
+        return await self._computed_and_kept(key, version, plan, deadline)
 
     async def _computed_and_kept(
         self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
@@ -258,7 +258,7 @@ async def test_two_hosts_with_one_database_record_once(
                 await may_record.wait()
             await append(*given)
 
-        ledger.append = held  # type: ignore[method-assign]
+        cast(Any, ledger).append = held
         hosts = [
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") for app in (service.app, other)
         ]

@@ -188,6 +188,30 @@ async def test_100_identical_cold_requests_compute_once(make: Make, until: Until
     assert len(one.engine.asked) == 1
 
 
+async def test_500_identical_cold_requests_compute_once_however_soon_it_is_done(make: Make) -> None:
+    """What is asked of Redis travels in several calls: the first of them may be answered, and the computation done,
+    before the last is sent."""
+    one = make()
+    answers = [answer for (answer,) in await asyncio.gather(*(one.ask() for _ in range(500)))]
+
+    assert len(one.engine.asked) == 1
+    assert len({answer.explanation["id"] for answer in answers}) == len(one.ledger.entries) == 500
+    await one.written()
+    assert all(answer.explanation["cached"] for (answer,) in await asyncio.gather(*(one.ask() for _ in range(500))))
+    assert len(one.engine.asked) == 1
+
+
+async def test_requests_that_come_one_after_another_compute_once(make: Make) -> None:
+    """Each at another moment of the first: before, while and after it is looked up, computed, kept and written."""
+    one = make()
+    asking = []
+    for _ in range(500):
+        asking.append(one.ask())
+        await asyncio.sleep(0)
+    await asyncio.gather(*asking)
+    assert len(one.engine.asked) == 1
+
+
 async def test_other_tenants_compute_their_own(make: Make) -> None:
     one = make()
     await asyncio.gather(*(one.ask(tenant=f"bank {number}") for number in range(3)))
