@@ -245,6 +245,7 @@ async def test_the_last_waiter_that_leaves_ends_the_computation(make: Make, unti
     one = make(held=True)
     asking = [one.ask() for _ in range(5)]
     await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    await until(lambda: len(one.engine.asked) == 1)
     for task in asking:
         task.cancel()
     await asyncio.wait(asking)
