@@ -46,6 +46,7 @@ from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.ledger.jobs import Jobs
+from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -185,7 +186,8 @@ async def _compose(
     cache = Cache(redis_url, settings.result_ttl_seconds, metrics.observe_cache)
     stack.push_async_callback(cache.close)
 
-    quotas = Quotas(cache)
+    quotas = Quotas(SpentQuotas(database))
+    await quotas.load()
     stack.push_async_callback(quotas.close)
     quotas.start()
 

@@ -170,20 +170,6 @@ class Cache:
             if int(cursor) == 0:
                 return
 
-    async def share(
-        self, counts: Mapping[str, tuple[int, int]], member: str, seconds: int
-    ) -> Mapping[str, tuple[int, int]] | None:
-        """Stores this member's pair of counts under each name, for so long, and gives the sums of the others' pairs;
-        None when Redis failed."""
-        commands: list[Sequence[object]] = []
-        for name, (first, second) in counts.items():
-            key = f"answerable:counts:{name}"
-            commands += [("HSET", key, member, f"{first} {second}"), ("EXPIRE", key, seconds), ("HGETALL", key)]
-        replies = await self._ask(*commands)
-        if replies is None:
-            return None
-        return {name: _sum_of_others(found, member) for name, found in zip(counts, replies[2::3], strict=True)}
-
     async def _get(self, cache: str, key: str, read: Callable[[Any], T]) -> T | None:
         if self._line is None:
             return None
@@ -280,10 +266,3 @@ def _explanation(stored: Any) -> Explanation:
         stored["interactions"] = tuple(map(tuple, stored["interactions"]))
     groups = tuple(GroupShare(**{**group, "members": tuple(group["members"])}) for group in stored["groups"])
     return Explanation(**{**stored, "completeness": Completeness(stored["completeness"]), "groups": groups})
-
-
-def _sum_of_others(found: Any, member: str) -> tuple[int, int]:
-    """Of a hash as Redis answers it, fields and values in turn, or by field."""
-    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-    others = [value.split() for name, value in pairs if name.decode() != member]
-    return sum(int(first) for first, _ in others), sum(int(second) for _, second in others)

@@ -18,6 +18,7 @@ from service.api.parsing import StrictRoute
 from service.api.schemas import PredictBody
 from service.api.transport import RequestIds
 from service.ledger import SCOPES
+from service.ledger.spent_quotas import SpentQuotas
 from service.quotas import Quotas
 from tests.api.conftest import filled
 
@@ -177,7 +178,7 @@ async def test_a_new_route_is_closed_until_it_declares_a_scope(
     problems.install(app)
     app.router.route_class = route_class
     app.add_middleware(RequestIds)
-    app.state.authenticator = Authenticator(service.app.state.keys, Quotas(service.app.state.cache))
+    app.state.authenticator = Authenticator(service.app.state.keys, Quotas(SpentQuotas(service.app.state.jobs._engine)))
     app.state.max_body_bytes = 1000
 
     @app.post("/undeclared")
