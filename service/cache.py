@@ -73,6 +73,7 @@ async def _patience() -> AsyncIterator[None]:
     is not thrown away because nobody had looked for it. Of 500 requests at once some looked in vain, and computed.
     """
     loop = asyncio.get_running_loop()
+    waiting: asyncio.TimerHandle
     async with asyncio.timeout(None) as limit:
 
         def tick(left: int) -> None:
