@@ -145,14 +145,17 @@ class Jobs:
         """Ends a job that is not finished; rows that are stay so, and what the others held is dropped."""
         self._end(job_id, jobs.c.tenant == tenant, State.CANCELLED, None)
 
-    def claim(self, owner: str, kinds: Collection[str], but: Collection[str] = ()) -> Job | None:
-        """Takes a job of these kinds that nobody runs, the oldest first; None when there is none but those ids.
+    def claim(self, owner: str, kinds: Collection[str], but: Collection[str] = (), left_for: float = 0.0) -> Job | None:
+        """Takes a job of these kinds that nobody runs, the oldest first; None when there is none but those ids, or all
+        are younger than `left_for` seconds.
 
         `owner` is new for every claim: what an earlier run still says of the job is then not heard.
         """
         now = _now()
         free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now)
         wanted = and_(jobs.c.state.in_(UNFINISHED), free, jobs.c.kind.in_(kinds), jobs.c.id.not_in(but))
+        if left_for:
+            wanted = and_(wanted, jobs.c.created < now - round(left_for * 1e6))
         with database_in_reach():
             with self._engine.connect() as connection:
                 found = connection.scalar(select(jobs.c.id).where(wanted).order_by(jobs.c.created).limit(1))
