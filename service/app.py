@@ -28,6 +28,7 @@ from service.api import (
 )
 from service.api import repository as repository_routes
 from service.api.auth import Authenticator, authorise
+from service.api.idempotency import Turns
 from service.api.queries import repeated_are_refused
 from service.api.traffic import ObservedRequests
 from service.api.transport import Bodies, RequestIds
@@ -48,6 +49,7 @@ from service.ledger.erasure_list import ErasureList
 from service.ledger.jobs import EXPORT, Jobs
 from service.ledger.opening import open_database, open_notary
 from service.ledger.restoring import catch_up
+from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -170,7 +172,8 @@ async def _compose(
     cache = Cache(redis_url, settings.result_ttl_seconds, vault.derived("cache"), metrics.observe_cache)
     stack.push_async_callback(cache.close)
 
-    quotas = Quotas(cache)
+    quotas = Quotas(SpentQuotas(database))
+    await quotas.load()
     stack.push_async_callback(quotas.close)
     quotas.start()
 
@@ -222,6 +225,7 @@ async def _compose(
     app.state.repository = repository
     app.state.ledger = ledger
     app.state.ledger_mode = settings.ledger
+    app.state.turns = Turns()
     app.state.steward = steward
     app.state.metrics = metrics
     app.state.render_metrics = render_metrics

@@ -16,7 +16,8 @@ import hmac
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import orjson
@@ -28,6 +29,7 @@ from redis.exceptions import RedisError
 from service.domain import Completeness, Explanation, GroupShare
 
 TIMEOUT_SECONDS = 0.05
+TICKS = 5
 FAILURES_TO_OPEN = 3
 REST_SECONDS = 2.0
 MOST_PENDING_WRITES = 1000
@@ -66,6 +68,31 @@ class _Breaker:
             self._closed_from = time.monotonic() + REST_SECONDS
 
 
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Raises TimeoutError when what is inside takes `TIMEOUT_SECONDS`.
+
+    They are counted in ticks, of which an event loop that is busy misses most: a reply that came meanwhile is read, and
+    is not thrown away because nobody had looked for it. Of 500 requests at once some looked in vain, and computed.
+    """
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.TimerHandle
+    async with asyncio.timeout(None) as limit:
+
+        def tick(left: int) -> None:
+            nonlocal waiting
+            if left:
+                waiting = loop.call_later(TIMEOUT_SECONDS / TICKS, tick, left - 1)
+            else:
+                limit.reschedule(loop.time())
+
+        waiting = loop.call_later(TIMEOUT_SECONDS / TICKS, tick, TICKS - 1)
+        try:
+            yield
+        finally:
+            waiting.cancel()
+
+
 class _Line:
     """One connection to Redis, made when it is first needed and again whenever a call on it failed.
 
@@ -81,10 +108,11 @@ class _Line:
         self._lock = asyncio.Lock()
 
     async def ask(self, *commands: Sequence[object]) -> list[Any]:
-        """The replies to the commands. Raises RedisError or OSError; TimeoutError after `TIMEOUT_SECONDS`."""
+        """The replies to the commands. Raises RedisError or OSError; TimeoutError after `TIMEOUT_SECONDS`, of which
+        what the event loop was busy for counts little."""
         async with self._lock:
             try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
+                async with _patience():
                     packed = self._connection.pack_commands(commands)
                     await self._connection.send_packed_command(packed, check_health=False)
                     return [await self._connection.read_response() for _ in commands]
@@ -151,20 +179,6 @@ class Cache:
                 await self._ask(("UNLINK", *keys))
             if int(cursor) == 0:
                 return
-
-    async def share(
-        self, counts: Mapping[str, tuple[int, int]], member: str, seconds: int
-    ) -> Mapping[str, tuple[int, int]] | None:
-        """Stores this member's pair of counts under each name, for so long, and gives the sums of the others' pairs;
-        None when Redis failed."""
-        commands: list[Sequence[object]] = []
-        for name, (first, second) in counts.items():
-            key = f"answerable:counts:{name}"
-            commands += [("HSET", key, member, f"{first} {second}"), ("EXPIRE", key, seconds), ("HGETALL", key)]
-        replies = await self._ask(*commands)
-        if replies is None:
-            return None
-        return {name: _sum_of_others(found, member) for name, found in zip(counts, replies[2::3], strict=True)}
 
     async def _get(self, cache: str, tenant: str, key: str, read: Callable[[Any], T]) -> T | None:
         if self._line is None:
@@ -264,10 +278,3 @@ def _explanation(stored: Any) -> Explanation:
         stored["interactions"] = tuple(map(tuple, stored["interactions"]))
     groups = tuple(GroupShare(**{**group, "members": tuple(group["members"])}) for group in stored["groups"])
     return Explanation(**{**stored, "completeness": Completeness(stored["completeness"]), "groups": groups})
-
-
-def _sum_of_others(found: Any, member: str) -> tuple[int, int]:
-    """Of a hash as Redis answers it, fields and values in turn, or by field."""
-    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-    others = [value.split() for name, value in pairs if name.decode() != member]
-    return sum(int(first) for first, _ in others), sum(int(second) for _, second in others)

@@ -9,7 +9,9 @@
     ├── NotFound             404   no such model, version or explanation
     ├── InvalidRequest       422   well-formed but impossible
     │   ├── NotConverged     422   `strict` was asked for and the tolerance was not met
-    │   └── LoadRefused      422   a version that cannot be loaded; what was served before goes on
+    │   ├── LoadRefused      422   a version that cannot be loaded; what was served before goes on
+    │   ├── WrongIdempotencyKey    422   not 1 to 200 visible characters, or given twice
+    │   └── IdempotencyKeyReused   422   it was sent with another request, within a day
     ├── HeadTooSlow          408   the address and the headers did not arrive in time
     ├── HeldByLaw            409   a legal hold forbids to erase it
     ├── Erased               410   the personal part was erased; the answer holds the tombstone
@@ -18,6 +20,7 @@
     ├── Gone                 410   what was there is kept no longer
     ├── AddressTooLong       414
     ├── Overloaded           429   the queue is full, or what is read of bodies; carries Retry-After
+    │   ├── LedgerFull       429   the ledger's queue is full
     │   ├── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
     │   └── TooManyWrongKeys 429   too many wrong keys came from this address; Retry-After is the rest of its minute
     ├── HeadersTooLarge      431
@@ -30,6 +33,8 @@
     ├── WorkerLost           503   the worker died twice with this request in flight
     ├── DeadlineExceeded     504   the deadline passed before any result
     └── DeviceOutOfMemory    507   the device cannot hold one chunk
+
+Every answer of 429 and 503 says in Retry-After when to come back; so the base class sees to it.
 
 A body that is too large, too slow or wrongly encoded never gets this far: `service.api.transport` answers 413, 408, 415
 and 400 with FastAPI's own HTTPException.
@@ -49,6 +54,9 @@ from enum import StrEnum
 
 MOST_FAULTS = 20
 """So many are told of one request."""
+
+COME_BACK = frozenset({429, 503})
+"""Statuses that say that the same request may be answered later."""
 
 
 class Kind(StrEnum):
@@ -102,6 +110,8 @@ class AnswerableError(Exception):
 
     status = 500
     title = "Internal error"
+    retry_after = 1
+    """Seconds after which it is worth asking again, where the status says that it is at all."""
 
     def __init__(self, detail: str, *faults: Fault) -> None:
         super().__init__(detail)
@@ -115,7 +125,7 @@ class AnswerableError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Response headers that belong to this error."""
-        return {}
+        return {"Retry-After": str(self.retry_after)} if self.status in COME_BACK else {}
 
     @property
     def members(self) -> dict[str, object]:
@@ -175,6 +185,14 @@ class LoadRefused(InvalidRequest):
     title = "Not loaded"
 
 
+class WrongIdempotencyKey(InvalidRequest):
+    title = "Wrong idempotency key"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    title = "Idempotency key reused"
+
+
 class HeadTooSlow(AnswerableError):
     status = 408
     title = "Headers too slow"
@@ -228,9 +246,9 @@ class Overloaded(AnswerableError):
         super().__init__(detail)
         self.retry_after = retry_after
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.retry_after)}
+
+class LedgerFull(Overloaded):
+    title = "Ledger's queue full"
 
 
 class QuotaSpent(Overloaded):
@@ -259,25 +277,24 @@ class ComputationFailed(AnswerableError):
 class ModelNotReady(AnswerableError):
     status = 503
     title = "Model not ready"
+    retry_after = 5
 
 
 class Unkept(AnswerableError):
     status = 503
     title = "Not kept"
+    retry_after = 60
 
 
 class LedgerUnavailable(AnswerableError):
     status = 503
     title = "Ledger not writable"
+    retry_after = 2
 
 
 class TooManyConnections(AnswerableError):
     status = 503
     title = "Too many connections"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": "1"}
 
 
 class WorkerLost(AnswerableError):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -15,9 +16,9 @@ from service.catalog.sequences import Spans
 from service.catalog.versions import ModelVersion
 from service.disclosure import limited, limited_prediction
 from service.domain import Explanation, Plan, Prediction, Priority, Timings
-from service.errors import InvalidRequest, LedgerUnavailable, NotConverged, PolicyForbids
-from service.ledger.entries import Entry
-from service.ledger.ledger import Ledger
+from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
+from service.ledger.entries import Entry, RequestKey
+from service.ledger.ledger import Ledger, Room
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.spent import Spent
@@ -48,6 +49,7 @@ class Request:
     `ids` are those the explanations are to have; None for new ones. `counted` is how many of the instances the key's
     quota of requests has counted already. `spent` is filled with where the time went.
     `must_be_recorded` says that the record is all that is wanted: without it there is no answer, whatever the mode is.
+    So it is with a `key`, under which the answer is remembered together with its records.
     `job_row` is the job, and the number of its row, that this explains: once either has ended nothing is recorded.
     `spans` say where in texts and files the tokens are; there are none where no instance was one.
     """
@@ -66,6 +68,7 @@ class Request:
     spans: Sequence[Spans | None] = ()
     must_be_recorded: bool = False
     job_row: tuple[str, int] | None = None
+    key: RequestKey | None = None
 
     @property
     def spans_of_each(self) -> Sequence[Spans | None]:
@@ -91,7 +94,7 @@ _FlightKey = tuple[str, str, Priority]
 
 @dataclass(slots=True)
 class _Flight:
-    """A computation that several identical requests wait for; it ends when the last of them leaves."""
+    """A look-up, and perhaps a computation, that identical requests wait for; it ends when the last of them leaves."""
 
     task: asyncio.Task[_Result]
     waiters: int = 0
@@ -125,13 +128,29 @@ class Explaining:
     async def explain(self, request: Request) -> list[Answer]:
         """One answer an instance, or an error for all of them.
 
-        Raises InvalidRequest, NotConverged (if `strict`), Overloaded, QuotaSpent, DeadlineExceeded, WorkerLost,
-        ComputationFailed, LedgerUnavailable.
+        Raises InvalidRequest, NotConverged (if `strict`), Overloaded, LedgerFull, QuotaSpent, DeadlineExceeded,
+        WorkerLost, ComputationFailed, LedgerUnavailable; EntryRefused where a request with the same key was answered.
         """
-        with counted(request.caller.account, len(request.rows), request.counted):
-            return await self._explain(request)
+        with counted(request.caller.account, len(request.rows), request.counted), self._room(request) as room:
+            return await self._explain(request, room)
 
-    async def _explain(self, request: Request) -> list[Answer]:
+    @contextmanager
+    def _room(self, request: Request) -> Iterator[Room | None]:
+        """Room for the records, before anything is computed: what cannot be recorded then is not computed in vain."""
+        with ExitStack() as held:
+            room = None
+            if self._ledger is not None:
+                try:
+                    room = held.enter_context(self._ledger.room(len(request.rows)))
+                except (LedgerFull, LedgerUnavailable):
+                    if self._must_be_recorded(request):
+                        raise  # else there may be some by then
+            yield room
+
+    def _must_be_recorded(self, request: Request) -> bool:
+        return request.must_be_recorded or request.key is not None or self._ledger_mode == "required"
+
+    async def _explain(self, request: Request, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
         plans = make_plans(version, request.rows, parameters)
         digests = [plan.digest() for plan in plans]
@@ -168,28 +187,35 @@ class Explaining:
                 entry = ledger_entry(version, plan, digest, explanation, prediction, body, caller, context, spans, row)
                 entries.append(entry)
         recording = time.monotonic()
-        await self._record(entries, request.must_be_recorded)
+        shown_timings = [_milliseconds(timings, recording - request.received) for _, _, timings in untimed]
+        await self._record(request, entries, room, shown_timings)
         recorded = time.monotonic()
         spent.recorded = recording, recorded
         for _, body, _ in untimed:
             self._metrics.observe_flags(version.key.name, body["flags"])
-        total = recorded - request.received
+        if request.key is None:
+            total = recorded - request.received
+            shown_timings = [_milliseconds(timings, total) for _, _, timings in untimed]
         policy = request.caller.policy
         return [
-            Answer(
-                limited_prediction(prediction, policy),
-                {**limited(body, policy, prediction), "timings_ms": _milliseconds(timings, total)},
-            )
-            for prediction, body, timings in untimed
+            shown_answer(prediction, body, policy, timings)
+            for (prediction, body, _), timings in zip(untimed, shown_timings, strict=True)
         ]
 
-    async def _record(self, entries: Sequence[Entry], must_be: bool) -> None:
+    async def _record(
+        self, request: Request, entries: Sequence[Entry], room: Room | None, timings: Sequence[dict[str, float]]
+    ) -> None:
+        """Records the explanations, and with a key the answer: the same times are then told every time, and so they
+        end before this."""
         if self._ledger is None:
             return
+        kept = None
+        if request.key is not None:
+            kept = request.key.remembered({"ids": [entry.id for entry in entries], "timings": timings})
         try:
-            await self._ledger.append(entries)
+            await self._ledger.append(entries, kept, room)
         except LedgerUnavailable:
-            if must_be or self._ledger_mode == "required":
+            if self._must_be_recorded(request):
                 raise
             LOG.exception("explanations were answered without a record")
         else:
@@ -223,19 +249,20 @@ class Explaining:
             return await self._compute(request.version, plan, deadline, request.priority)
         tenant, version, priority = request.caller.tenant, request.version, request.priority
         digest = plan_cache_digest(plan_digest, version.manifest_digest, version.environment or {})
-        under_way = (tenant, digest, priority) in self._flights
-        stored = None if under_way else await self._cache.result(tenant, digest)
-        if stored is not None:
-            return stored, True, None
+        key = tenant, digest, priority
         if deadline is None:
-            return await self._shared((tenant, digest, priority), version, plan)
-        return await self._computed_and_kept((tenant, digest, priority), version, plan, deadline)
+            return await self._shared(key, version, plan)
+        return await self._found_or_computed(key, version, plan, deadline)
 
     async def _shared(self, key: _FlightKey, version: ModelVersion, plan: Plan) -> _Result:
-        """At most one computation for all identical requests that are under way."""
+        """One look-up, and at most one computation, for all identical requests that are under way.
+
+        Were the look-up each one's own, a computation could begin and be over between another's question to the cache
+        and its answer, which says that there is nothing: that one would compute again.
+        """
         flight = self._flights.get(key)
         if flight is None:
-            work = self._computed_and_kept(key, version, plan, None)
+            work = self._found_or_computed(key, version, plan, None)
             flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
         flight.waiters += 1
         try:
@@ -250,6 +277,15 @@ class Explaining:
     def _land(self, key: _FlightKey, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+    async def _found_or_computed(
+        self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
+    ) -> _Result:
+        tenant, digest, _ = key
+        stored = await self._cache.result(tenant, digest)
+        if stored is not None:
+            return stored, True, None
+        return await self._computed_and_kept(key, version, plan, deadline)
 
     async def _computed_and_kept(
         self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
@@ -269,6 +305,11 @@ class Explaining:
         self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
         self._health.consider(version, plan, explanation, points)
         return explanation, False, timings
+
+
+def shown_answer(prediction: dict[str, Any], body: dict[str, Any], policy: Policy, timings: dict[str, float]) -> Answer:
+    """An answer as the policy lets it be seen."""
+    return Answer(limited_prediction(prediction, policy), {**limited(body, policy, prediction), "timings_ms": timings})
 
 
 def refuse_method(policy: Policy, method: str) -> None:

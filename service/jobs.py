@@ -57,6 +57,9 @@ WINDOW = 64
 ROWS_AT_ONCE = 16
 """Of all jobs in this process. With the usual budget they fill a third of what the engine holds at most; rows with
 larger ones are explained one by one."""
+LEFT_SECONDS = 3.0
+"""A process that has as many rows to explain as it explains at once leaves a new job so long to others, who look once
+every `POLL_SECONDS`; then it takes it, one a look, so that no job waits for another to end."""
 LONGEST_WAIT_SECONDS = 30.0
 UNEXPECTED = "an unexpected error; the job's id leads to it in the log"
 PAUSE_SECONDS = 5.0
@@ -140,7 +143,7 @@ class Runner:
         self._keys = keys
         self._quotas = quotas
         self._works = works
-        self._running: dict[asyncio.Task[None], str] = {}
+        self._running: dict[asyncio.Task[None], Job] = {}
         self._wanted = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -163,16 +166,35 @@ class Runner:
         while True:
             self._wanted.clear()
             while len(self._running) < JOBS_AT_ONCE:
-                here = set(self._running.values())  # one whose lease has ended too: it goes on once it is renewed
-                job = await patiently(lambda but=here: self._jobs.claim(str(uuid.uuid4()), [*self._works], but))  # type: ignore[misc]
+                is_full = self._is_full()
+                job = await self._claimed(
+                    [kind for kind in self._works if kind != EXPLAIN] if is_full else [*self._works]
+                )
+                if job is None and is_full:
+                    job = await self._claimed([EXPLAIN], LEFT_SECONDS)
                 if job is None:
                     break
                 task = asyncio.get_running_loop().create_task(self._run(job))
-                self._running[task] = job.id
+                self._running[task] = job
                 task.add_done_callback(self._ended)
+                if is_full and job.kind == EXPLAIN:
+                    break
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wanted.wait()
+
+    async def _claimed(self, kinds: list[str], left_for: float = 0.0) -> Job | None:
+        here = {
+            job.id for job in self._running.values()
+        }  # one whose lease has ended too: it goes on once it is renewed
+        return await patiently(lambda: self._jobs.claim(str(uuid.uuid4()), kinds, here, left_for))
+
+    def _is_full(self) -> bool:
+        """Whether the jobs that run here had as many rows left, when they were taken, as are explained at once."""
+        left = (
+            job.total - job.done - job.failed for job in self._running.values() if job.total and job.kind == EXPLAIN
+        )
+        return sum(left) >= ROWS_AT_ONCE
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]

@@ -1,10 +1,10 @@
-"""Quotas of keys: counted in this process, so that a request costs no call, and shared between hosts once a second.
+"""Quotas of keys: counted in this process, so that a request costs no call, and kept in the database once a second.
 
-A period begins where the clock has a multiple of it, and everything counts anew. Every host tells Redis what it has
-admitted of each account in this period, and learns what the others have: so together they admit at most the quota and
-what all of them admit within a second or so, which in the worst case is the quota once for each host. Without Redis
-each host counts alone. A host that is started anew begins at nothing, but for what Redis still has. The keys that
-replace one another are one account.
+A period begins where the clock has a multiple of it, and everything counts anew. Every host tells the database what it
+has admitted of each account in this period, and learns what the others have: so together they admit at most the quota
+and what all of them admit within a second or so, which in the worst case is the quota once for each host. While the
+database is away each host counts alone. A process that is started anew finds what was spent before it, but for the last
+second of one that was killed. The keys that replace one another are one account.
 
 A request counts once, and every further instance in it, every row of a job and every counterfactual hint once more: an
 explanation tells the same of the model, however it was asked for.
@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from service.errors import AnswerableError, InvalidRequest, QuotaSpent
+from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, QuotaSpent
+from service.ledger.spent_quotas import Counts, Period
 from service.permissions import Quota
 
 LOG = logging.getLogger("answerable.quotas")
@@ -30,15 +31,20 @@ SYNC_SECONDS = 1.0
 
 T = TypeVar("T")
 
-Counts = tuple[int, int]
-"""Requests and gradient points."""
 
+class Kept(Protocol):
+    """Where counts outlast a process, and hosts learn of one another: `SpentQuotas`. Its calls block."""
 
-class Shared(Protocol):
-    """What several hosts have in common; it may be away."""
+    def tell(self, counts: Mapping[Period, Counts], member: str) -> None:
+        """Stores what this process admitted. Raises LedgerUnavailable."""
+        ...
 
-    async def share(self, counts: Mapping[str, Counts], member: str, seconds: int) -> Mapping[str, Counts] | None:
-        """Stores this member's counts under each name, for so long, and gives the others'; None if it cannot."""
+    def others(self, member: str, now: int) -> Mapping[Period, Counts]:
+        """What all others admitted in the periods of this moment. Raises LedgerUnavailable."""
+        ...
+
+    def sweep(self, now: int) -> None:
+        """Deletes the counts of periods that are over. Raises LedgerUnavailable."""
         ...
 
 
@@ -57,9 +63,9 @@ class Usage:
     elsewhere: Counts = (0, 0)
 
     @property
-    def share_name(self) -> str:
+    def key(self) -> Period:
         """Of the counts in this period."""
-        return f"{self.account}:{self.seconds}:{self.period}"
+        return self.account, self.seconds, self.period
 
     def begin_period(self) -> None:
         """Counts anew when the period has ended."""
@@ -167,11 +173,16 @@ async def charged(
 
 
 class Quotas:
-    """The accounts that this process has seen."""
+    """The accounts that this process has seen.
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+    `load` before the first request, on the event loop that `start` and `close` are called on.
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
         self._member = uuid.uuid4().hex
+        self._told: Mapping[Period, Counts] = {}
+        self._others: Mapping[Period, Counts] = {}
         self._usages: dict[tuple[str, int], Usage] = {}
         self._syncing: asyncio.Task[None] | None = None
 
@@ -180,34 +191,51 @@ class Quotas:
         usage = self._usages.get((account, quota.seconds))
         if usage is None:
             usage = self._usages[account, quota.seconds] = Usage(account, quota.seconds)
+            usage.begin_period()
+            usage.elsewhere = self._others.get(usage.key, (0, 0))
         return Account(quota, usage)
+
+    async def load(self) -> None:
+        """Learns what was admitted before this process began, and elsewhere. Raises LedgerUnavailable."""
+        now = int(time.time())
+        await asyncio.to_thread(self._kept.sweep, now)
+        self._others = await asyncio.to_thread(self._kept.others, self._member, now)
 
     def start(self) -> None:
         """Shares the counts from now on."""
         self._syncing = asyncio.get_running_loop().create_task(self._sync_for_ever())
 
     async def close(self) -> None:
-        """Shares no more."""
+        """Shares what was used last, and then no more."""
         if self._syncing is not None:
             self._syncing.cancel()
+            await asyncio.wait([self._syncing])
+        await self._sync_if_it_can()
 
     async def sync(self) -> None:
-        """Tells the others what was used here, and learns what they used."""
+        """Tells the others what was used here, and learns what they used. Raises LedgerUnavailable."""
         now = int(time.time())
-        by_name = {usage.share_name: usage for usage in self._usages.values() if usage.period == now // usage.seconds}
-        if not by_name:
+        usages = [usage for usage in self._usages.values() if usage.period == now // usage.seconds]
+        if not usages:
             return
-        counts = {name: (usage.requests, usage.points) for name, usage in by_name.items()}
-        longest = max(usage.seconds for usage in by_name.values())
-        others = await self._shared.share(counts, self._member, longest)
-        for name, elsewhere in (others or {}).items():
-            if by_name[name].share_name == name:  # its period may have ended meanwhile
-                by_name[name].elsewhere = elsewhere
+        counts = {usage.key: (usage.requests, usage.points) for usage in usages}
+        changed = {key: count for key, count in counts.items() if self._told.get(key) != count}
+        if changed:
+            await asyncio.to_thread(self._kept.tell, changed, self._member)
+            self._told = counts
+        self._others = await asyncio.to_thread(self._kept.others, self._member, now)
+        for usage in usages:
+            usage.elsewhere = self._others.get(usage.key, (0, 0))  # of a new period, if it has begun meanwhile
 
     async def _sync_for_ever(self) -> None:
         while True:
             await asyncio.sleep(SYNC_SECONDS)
-            try:
-                await self.sync()
-            except Exception:
-                LOG.exception("the counts of quotas were not shared; they will be, a moment later")
+            await self._sync_if_it_can()
+
+    async def _sync_if_it_can(self) -> None:
+        try:
+            await self.sync()
+        except LedgerUnavailable as error:
+            LOG.warning("the counts of quotas are not shared: %s", error)
+        except Exception:
+            LOG.exception("the counts of quotas were not shared; they will be, a moment later")

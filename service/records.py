@@ -46,6 +46,9 @@ what each of their values did, errors that a guess of the input could be tried a
 nothing: the label explained, which is the predicted one where none was asked for (the ledger's column has it too), the
 flags, and how hard the row was to explain."""
 
+NO_VERSION = "1"
+"""Of a baseline that is no set: it came with the request, or is made of the input."""
+
 MOST_ERROR = 0.1
 """An explanation whose sum misses more than a tenth of the change gives no reasons, and has no protected share."""
 
@@ -240,6 +243,16 @@ def ledger_entry(
         retention=version.manifest.retention,
         job_row=job_row,
     )
+
+
+def answered(stored: Stored) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The prediction and the explanation that were answered when this was recorded, before any policy limited them."""
+    record, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
+    body = {name: value for name, value in record.items() if name in IN_CLEAR} | personal["answer"]
+    prediction = body.pop("prediction")
+    if personal["baseline"]["row"] is not None:  # its digest would tell the row
+        body["baseline"] = {"version": NO_VERSION, "digest": personal["baseline"]["digest"], **body["baseline"]}
+    return prediction, body
 
 
 def whole_record(stored: Stored) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def _description(schema: dict[str, Any], app: FastAPI, catalog: Catalog) -> dict
             operation["security"] = [] if scope == PUBLIC else [{"key": [scope]}]
             for parameter in operation.get("parameters", []):
                 name = parameter["name"]
-                parameter.setdefault("description", OF_ONE_PATH.get((path, name)) or PARAMETERS[name])
+                if "description" not in parameter:
+                    parameter["description"] = OF_ONE_PATH.get((path, name)) or PARAMETERS[name]
             _drop_empty_body(operation)
             _add_examples(path, operation, catalog)
     return schema

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Path, Request, Response
 
 from service.api.auth import caller_of, needs
+from service.api.explanations import ledger_of, refuse_erased
+from service.api.idempotency import once, repeatable
+from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
@@ -20,11 +25,14 @@ from service.catalog.sequences import Spans
 from service.catalog.tables import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.errors import Fault, Kind, MalformedBody
-from service.explaining import Explaining
+from service.explaining import Answer, Explaining, refuse_method, shown_answer
 from service.explaining import Request as ExplainingRequest
+from service.ledger import LogChanged, Stored
+from service.ledger.entries import RequestKey
 from service.monitoring.labels import PREDICT
+from service.permissions import Policy
 from service.planning import Parameters, with_baseline_read
-from service.records import Caller, Context
+from service.records import Caller, Context, answered
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
 WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
@@ -36,6 +44,7 @@ router = APIRouter(route_class=StrictRoute, tags=["Predict and explain"])
 
 @router.post("/v1/models/{model}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
 @needs("explain")
+@repeatable
 async def explain_newest(request: Request, model: ModelName, body: ExplainBody) -> Response:
     """Predicts and explains with the newest ready version."""
     return await _explain(request, model, None, body)
@@ -43,6 +52,7 @@ async def explain_newest(request: Request, model: ModelName, body: ExplainBody) 
 
 @router.post("/v1/models/{model}/versions/{version}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
 @needs("explain")
+@repeatable
 async def explain_version(request: Request, model: ModelName, version: ModelName, body: ExplainBody) -> Response:
     """Predicts and explains with one version."""
     return await _explain(request, model, version, body)
@@ -64,19 +74,52 @@ async def predict_version(request: Request, model: ModelName, version: ModelName
 
 async def _explain(request: Request, model: str, version: str | None, body: ExplainBody) -> Response:
     started = time.monotonic()
-    found: ModelVersion = request.app.state.catalog.find(model, version)
-    name_for_metrics(request, model, body.parameters.method or found.manifest.defaults.method)
     explaining: Explaining = request.app.state.explaining
-    asked = await _request(found, body, caller_of(request), started, use_cache=_may_cache(request))
-    request.state.spent = asked.spent
-    answers = await while_connected(request, explaining.explain(asked))
+
+    async def explained(key: RequestKey | None) -> Response:
+        found: ModelVersion = request.app.state.catalog.find(model, version)
+        name_for_metrics(request, model, body.parameters.method or found.manifest.defaults.method)
+        asked = await _request(found, body, caller_of(request), started, use_cache=_may_cache(request))
+        request.state.spent = asked.spent
+        answers = await while_connected(request, explaining.explain(replace(asked, key=key)))
+        is_recorded = request.app.state.ledger is not None
+        return _reply(answers, names_nobody=is_recorded and any(one.subject is None for one in asked.contexts))
+
+    return await once(request, explained, lambda _kept, answer: _explained_before(request, answer))
+
+
+async def _explained_before(request: Request, answer: dict[str, Any]) -> Response:
+    """The answer that these records were made of. It is read from them, which is recorded as every look-up is.
+
+    Raises PolicyForbids, Erased, LedgerUnavailable.
+    """
+    ledger, caller = ledger_of(request), caller_of(request)
+    found = await asyncio.gather(*(ledger.get(caller.tenant, one) for one in answer["ids"]))
+    records = [stored for stored in found if stored is not None]
+    if len(records) != len(found):
+        raise LogChanged("an explanation that was answered is gone")
+    name_for_metrics(request, records[0].model, records[0].method)
+    about = records[0].id if len(records) == 1 else None
+    await record_lookup(request, caller, about, {"action": "repeat", "seen": [stored.seq for stored in records]})
+    for stored in records:
+        refuse_method(caller.policy, stored.method)
+        await refuse_erased(request, stored)
+    return await asyncio.to_thread(_reply_of, records, caller.policy, answer["timings"])
+
+
+def _reply_of(records: Sequence[Stored], policy: Policy, timings: Sequence[dict[str, float]]) -> Response:
+    answers = [shown_answer(*answered(one), policy, took) for one, took in zip(records, timings, strict=True)]
+    return _reply(answers, names_nobody=any(one.subject is None for one in records))
+
+
+def _reply(answers: Sequence[Answer], *, names_nobody: bool) -> Response:
     reply = {
         "predictions": [answer.prediction for answer in answers],
         "explanations": [answer.explanation for answer in answers],
     }
     timings = answers[0].explanation["timings_ms"]
     headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
-    if request.app.state.ledger is not None and any(context.subject is None for context in asked.contexts):
+    if names_nobody:
         headers["Answerable-Hint"] = WITHOUT_SUBJECT
     return Response(orjson.dumps(reply), media_type="application/json", headers=headers)
 

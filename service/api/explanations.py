@@ -167,9 +167,15 @@ async def find_stored(
     if stored is None:
         raise NotFound("there is no such explanation")
     await record_lookup(request, caller, stored.id)
-    if stored.tombstone is not None and not erased_too:
-        raise Erased(await _tombstone(request, stored.tombstone))
+    if not erased_too:
+        await refuse_erased(request, stored)
     return stored
+
+
+async def refuse_erased(request: Request, stored: Stored) -> None:
+    """Raises Erased, with what the log says of it."""
+    if stored.tombstone is not None:
+        raise Erased(await _tombstone(request, stored.tombstone))
 
 
 async def _tombstone(request: Request, place: int) -> dict[str, object]:

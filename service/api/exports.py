@@ -15,6 +15,7 @@ from service.api.auth import CallerOf, caller_of, needs
 from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.explanations import ledger_of
 from service.api.filters import FilterBody
+from service.api.idempotency import once, repeatable
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
@@ -22,6 +23,7 @@ from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
 from service.exporting import DOWNLOAD, Exports, Format, is_available
 from service.jobs import Runner, sealed_spec, spec_of
 from service.ledger import Vault
+from service.ledger.entries import Remembered, RequestKey
 from service.ledger.jobs import EXPORT, Job, State
 from service.records import Caller, uuid7
 
@@ -80,8 +82,13 @@ EXAMPLE = {"denials": {"value": {"format": "csv", "explanations": {"label": "den
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("ledger:read")
+@repeatable
 async def make_export(request: Request, body: ExportBody) -> Response:
     """Has stored explanations written to a file, in the background; the answer is the export."""
+    return await once(request, lambda key: _make_export(request, body, key), _accepted_again)
+
+
+async def _make_export(request: Request, body: ExportBody, key: RequestKey | None) -> Response:
     caller, jobs = caller_of(request), jobs_of(request)
     _refuse_limited(caller)
     if not is_available(body.format):
@@ -92,11 +99,21 @@ async def make_export(request: Request, body: ExportBody) -> Response:
     export_id = uuid7()
     vault: Vault = request.app.state.vault
     job = new_job(export_id, caller, EXPORT, sealed_spec(vault, export_id, spec), None)
-    await asyncio.to_thread(jobs.create, job)
+    shown = _shown(job, spec)
+    await asyncio.to_thread(jobs.create, job, kept=None if key is None else key.remembered(shown))
     runner: Runner = request.app.state.runner
     runner.wake()
-    content = orjson.dumps(_shown(job, spec))
-    return Response(content, 202, {"Location": f"/v1/exports/{export_id}"}, media_type="application/json")
+    return _accepted(shown)
+
+
+async def _accepted_again(_kept: Remembered, shown: dict[str, Any]) -> Response:
+    return _accepted(shown)
+
+
+def _accepted(shown: dict[str, Any]) -> Response:
+    """The export as it was when it was made."""
+    location = f"/v1/exports/{shown['id']}"
+    return Response(orjson.dumps(shown), 202, {"Location": location}, media_type="application/json")
 
 
 @reading.get("/v1/exports", responses={200: {"model": ExportsReply}})

@@ -53,6 +53,7 @@ async def ready(request: Request, response: Response) -> dict[str, bool | list[s
     is_ready = catalog.is_ready and engine.is_complete
     if not is_ready:
         response.status_code = 503
+        response.headers["Retry-After"] = "1"
     named = {
         "loading": catalog.loading,
         "failed": catalog.failed,

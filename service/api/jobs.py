@@ -14,6 +14,7 @@ from service.api.auth import CallerOf, caller_of, needs
 from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.explanations import ledger_of
 from service.api.filters import FilterBody
+from service.api.idempotency import once, repeatable
 from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
@@ -24,6 +25,7 @@ from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody
 from service.explaining import refuse_method
 from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
 from service.ledger import Stored, Vault
+from service.ledger.entries import Remembered, RequestKey
 from service.ledger.jobs import DONE, Job, JobRow, State
 from service.ledger.ledger import Ledger
 from service.planning import make_plan
@@ -115,8 +117,13 @@ EXAMPLE = {"again": {"value": {"model": "loan", "explanations": {"label": "denie
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("explain")
+@repeatable
 async def make_job(request: Request, body: JobBody) -> Response:
     """Takes rows to explain at bulk priority. The answer is the job; it survives restarts of the service."""
+    return await once(request, lambda key: _make_job(request, body, key), _accepted_again)
+
+
+async def _make_job(request: Request, body: JobBody, key: RequestKey | None) -> Response:
     caller, ledger, jobs = caller_of(request), ledger_of(request), jobs_of(request)
     version: ModelVersion = request.app.state.catalog.find(body.model, body.version)
     refuse_method(caller.policy, body.parameters.method or version.manifest.defaults.method)
@@ -136,11 +143,20 @@ async def make_job(request: Request, body: JobBody) -> Response:
         conditions = [name for name, value in body.explanations if value]
         await record_lookup(request, caller, job_id, {"action": "job", "conditions": conditions, "rows": len(rows)})
     job = new_job(job_id, caller, EXPLAIN, sealed_spec(vault, job_id, spec), len(rows))
-    await asyncio.to_thread(jobs.create, job, rows)
+    shown = _shown(job, spec)
+    await asyncio.to_thread(jobs.create, job, rows, None if key is None else key.remembered(shown))
     runner: Runner = request.app.state.runner
     runner.wake()
-    shown = orjson.dumps(_shown(job, spec))
-    return Response(shown, 202, {"Location": f"/v1/jobs/{job_id}"}, media_type="application/json")
+    return _accepted(shown)
+
+
+async def _accepted_again(_kept: Remembered, shown: dict[str, Any]) -> Response:
+    return _accepted(shown)
+
+
+def _accepted(shown: dict[str, Any]) -> Response:
+    """The job as it was when it was made."""
+    return Response(orjson.dumps(shown), 202, {"Location": f"/v1/jobs/{shown['id']}"}, media_type="application/json")
 
 
 @reading.get("/v1/jobs", responses={200: {"model": JobsReply}})

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from service.api.auth import authorise
+from service.api.idempotency import PARAMETER, is_repeatable, keep_key
 from service.api.queries import refuse_repeated
 from service.api.strict_json import read
 from service.api.transport import bodies_of, read_body
@@ -32,6 +33,9 @@ class StrictRoute(APIRoute):
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if is_repeatable(endpoint):
+            extra = options.get("openapi_extra") or {}
+            options["openapi_extra"] = {**extra, "parameters": [*extra.get("parameters", []), PARAMETER]}
         super().__init__(path, endpoint, **options)
         self._body: type[BaseModel] = get_type_hints(endpoint)["body"]
         self._may_be_absent = all(not field.is_required() for field in self._body.model_fields.values())
@@ -46,6 +50,8 @@ class StrictRoute(APIRoute):
         refuse_repeated(request)
         content = await _read_json(request, may_be_absent=self._may_be_absent, may_be_untyped=self._may_be_untyped)
         body = _validated(self._body, content)
+        if is_repeatable(self.endpoint):
+            keep_key(request, content)
         response = await self.endpoint(request, body=body, **scope["path_params"])
         await response(scope, receive, send)
 

@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.explanations import find_stored, ledger_of
+from service.api.idempotency import once, repeatable
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
-from service.ledger.entries import Stored, StoredEvent
+from service.ledger.entries import Remembered, RequestKey, Stored, StoredEvent
 from service.monitoring.metrics import Metrics
 
 MOST_SHOWN = 100
@@ -57,14 +58,23 @@ EXAMPLE = {"verdict": {"value": {"verdict": "accepted", "note": "the protected f
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("ledger:write")
+@repeatable
 async def review_explanation(request: Request, explanation: str, body: ReviewBody) -> Response:
     """Records a verdict and a note as an event of the log; the explanation leaves the review queue."""
     caller = caller_of(request)
     stored = await find_stored(request, explanation, caller)
-    await ledger_of(request).review(stored, caller.key_id, body.verdict, body.note)
-    metrics: Metrics = request.app.state.metrics
-    metrics.reviews.labels(body.verdict).inc()
-    return await _reviews(request, stored)
+
+    async def reviewed(key: RequestKey | None) -> Response:
+        kept = None if key is None else key.remembered({})
+        await ledger_of(request).review(stored, caller.key_id, body.verdict, body.note, kept)
+        metrics: Metrics = request.app.state.metrics
+        metrics.reviews.labels(body.verdict).inc()
+        return await _reviews(request, stored)
+
+    async def told_again(kept: Remembered, _answer: dict[str, Any]) -> Response:
+        return await _reviews(request, stored, kept.seq)
+
+    return await once(request, reviewed, told_again)
 
 
 @reading.get(
@@ -78,9 +88,11 @@ async def show_reviews(request: Request, explanation: str, caller: CallerOf) -> 
     return await _reviews(request, stored)
 
 
-async def _reviews(request: Request, stored: Stored) -> Response:
+async def _reviews(request: Request, stored: Stored, last: int | None = None) -> Response:
+    """The reviews, up to the one at that place of the log where one is named."""
     reviews = await ledger_of(request).reviews(stored, MOST_SHOWN)
-    reply = {"id": stored.id, "reviews": [_shown(event, note) for event, note in reviews]}
+    shown = [_shown(event, note) for event, note in reviews if last is None or event.seq <= last]
+    reply = {"id": stored.id, "reviews": shown}
     return Response(orjson.dumps(reply), media_type="application/json")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import orjson
@@ -12,14 +13,15 @@ from starlette.convertors import StringConvertor, register_url_convertor
 
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.evidence import steward_of
+from service.api.idempotency import once, repeatable
 from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
 from service.errors import InvalidRequest
 from service.exporting import Exports
-from service.ledger.entries import LONGEST_TEXT
-from service.ledger.erasing import Hold
+from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
+from service.ledger.erasing import RELEASED
 from service.ledger.naming import normal
 
 LONGEST_REASON = 500
@@ -110,7 +112,7 @@ async def count_subject(request: Request, subject: str, caller: CallerOf) -> Res
     kept = await steward_of(request).kept_of(caller.tenant, _known(subject))
     about = kept.tokens[0] if kept.tokens else None
     await record_lookup(request, caller, about, {"action": "subject"})
-    hold = None if kept.hold is None else _held(kept.hold)
+    hold = None if kept.hold is None else kept.hold.told
     return _json({"explanations": kept.explanations, "job_rows": kept.job_rows, "hold": hold})
 
 
@@ -120,6 +122,7 @@ async def count_subject(request: Request, subject: str, caller: CallerOf) -> Res
     openapi_extra=_examples("asked for by the person"),
 )
 @needs("ledger:write")
+@repeatable
 async def erase_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
 
@@ -127,11 +130,14 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     """
     caller = caller_of(request)
     reason = body.reason or NO_REASON
-    erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, reason)
-    exports: Exports = request.app.state.exports
-    await asyncio.to_thread(exports.sweep)
-    counts = {"records": erased.records, "job_rows": erased.job_rows, "exports": erased.exports}
-    return _json({**counts, "tombstone": erased.tombstone})
+
+    async def erased(key: RequestKey | None) -> Response:
+        done = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, reason, key)
+        exports: Exports = request.app.state.exports
+        await asyncio.to_thread(exports.sweep)
+        return _json(asdict(done))
+
+    return await once(request, erased, _told_again)
 
 
 @acting.post(
@@ -140,13 +146,16 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     openapi_extra=_examples("case 2026-118"),
 )
 @needs("ledger:write")
+@repeatable
 async def hold_subject(request: Request, subject: str, body: HoldBody) -> Response:
     """Puts a legal hold on the person's data: neither erasure nor retention touches it until it is released."""
     caller = caller_of(request)
-    steward, name = steward_of(request), _known(subject)
-    hold = await steward.hold(caller.tenant, name, caller.key_id, body.reason)
-    kept = await steward.kept_of(caller.tenant, name)
-    return _json({**_held(hold), "explanations": kept.explanations, "job_rows": kept.job_rows})
+
+    async def held(key: RequestKey | None) -> Response:
+        kept = await steward_of(request).hold(caller.tenant, _known(subject), caller.key_id, body.reason, key)
+        return _json(kept.told)
+
+    return await once(request, held, _told_again)
 
 
 @acting.post(
@@ -155,11 +164,20 @@ async def hold_subject(request: Request, subject: str, body: HoldBody) -> Respon
     openapi_extra=_examples("case 2026-118 is closed"),
 )
 @needs("ledger:write")
+@repeatable
 async def release_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
     """Ends the legal hold."""
     caller = caller_of(request)
-    await steward_of(request).release(caller.tenant, _known(subject), caller.key_id, body.reason)
-    return _json({"released": True})
+
+    async def released(key: RequestKey | None) -> Response:
+        await steward_of(request).release(caller.tenant, _known(subject), caller.key_id, body.reason, key)
+        return _json(RELEASED)
+
+    return await once(request, released, _told_again)
+
+
+async def _told_again(_kept: Remembered, reply: dict[str, Any]) -> Response:
+    return _json(reply)
 
 
 def _known(subject: str) -> str:
@@ -167,10 +185,6 @@ def _known(subject: str) -> str:
     if len(normal(subject)) > LONGEST_TEXT:
         raise InvalidRequest(f"a subject has at most {LONGEST_TEXT} characters")
     return subject
-
-
-def _held(hold: Hold) -> dict[str, Any]:
-    return {"subject": hold.token, "by": hold.by, "reason": hold.reason, "created": hold.created}
 
 
 def _json(content: dict[str, Any]) -> Response:

@@ -9,7 +9,7 @@ the append of a record alone went from 570 to 320 us on SQLite and from 1,020 to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -20,12 +20,13 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 
 from service.ledger.clock import WrittenTimes
 from service.ledger.database import WRITE_LOCK
-from service.ledger.entries import EXPLANATION, REVIEW, Entry, EntryRefused, Event
+from service.ledger.entries import EXPLANATION, REVIEW, Entry, EntryRefused, Event, Remembered
 from service.ledger.jobs import UNFINISHED
 from service.ledger.leaves import event_record, write_explanation
 from service.ledger.merkle import leaf_hash
+from service.ledger.remembering import over_before
 from service.ledger.sealing import Subject, Vault, owner_of
-from service.ledger.tables import REVIEWED, events, explanation_tags, explanations, log, subjects
+from service.ledger.tables import REVIEWED, events, explanation_tags, explanations, log, remembered, subjects
 
 CHECKPOINT_EVERY = 400
 """Entries after which SQLite's write-ahead log is moved into its file."""
@@ -60,15 +61,22 @@ _PLAIN = tuple(column.name for column in explanations.c if column.name not in {"
 _of_explanation = attrgetter(*_PLAIN)
 _EVENT = ("kind", "tenant", "created", "key_id", "about")
 _of_event = attrgetter(*_EVENT)
+_REMEMBERED = ("lookup", "digest", "created", "answer")
+_of_remembered = attrgetter(*_REMEMBERED)
+_FORGET_OVER = "DELETE FROM remembered_requests WHERE lookup = ? AND created < ?"
 
 
 _COLUMNS: Mapping[Table, Sequence[str]] = {
     explanations: ("seq", *_PLAIN, *_SEALED),
     explanation_tags: ("seq", "name", "value", "tenant", "created"),
     events: ("seq", *_EVENT),
+    remembered: ("seq", *_REMEMBERED),
     log: ("seq", "kind", "record", "leaf"),
 }
 """In the order in which they are written: places are counted from the end of the log, so that grows last."""
+
+
+NOTHING_KEPT: Mapping[int, Remembered] = {}
 
 
 class Appender:
@@ -95,8 +103,9 @@ class Appender:
         self._insert_subject = self._inserting(subjects, ("token", "lookup", "key"), self._marker, 1)
         self._inserting_rows = lru_cache(MOST_STATEMENTS)(self._inserting)
 
-    def append(self, entries: Sequence[Entry | Event]) -> None:
-        """Appends the entries, all or none; they are on the disk when it returns.
+    def append(self, entries: Sequence[Entry | Event], kept: Mapping[int, Remembered] = NOTHING_KEPT) -> None:
+        """Appends the entries, all or none; they are on the disk when it returns. With them goes what is `kept` of
+        requests with a key of their own, each under the number, from 0, of the last of its entries.
 
         Raises EntryRefused when the database holds something that excludes one of them, else what the driver
         raises; the next append then makes a new connection.
@@ -105,10 +114,10 @@ class Appender:
             self._connection = self._engine.raw_connection()
         try:
             try:
-                self._transact(self._connection, entries, reads_signed=self._is_sqlite)
+                self._transact(self._connection, entries, kept, reads_signed=self._is_sqlite)
             except self._signed_since:
                 self._connection.rollback()
-                self._transact(self._connection, entries, reads_signed=True)
+                self._transact(self._connection, entries, kept, reads_signed=True)
             self._times.written()
         except EntryRefused:
             self._connection.rollback()
@@ -142,18 +151,24 @@ class Appender:
             self._connection.close()
 
     def _transact(
-        self, connection: PoolProxiedConnection, entries: Sequence[Entry | Event], *, reads_signed: bool
+        self,
+        connection: PoolProxiedConnection,
+        entries: Sequence[Entry | Event],
+        kept: Mapping[int, Remembered],
+        *,
+        reads_signed: bool,
     ) -> None:
         """Nobody takes a place between the first statement and the last: the write lock is held."""
-        cursor = connection.cursor()
-        with _one_round_trip(connection):
+        # Closed whatever happens: the traceback of an error, kept by whoever logs it, would hold the transaction open.
+        with closing(connection.cursor()) as cursor, _one_round_trip(connection):
             cursor.execute(self._begin)
             self._know_signed(cursor, reads=reads_signed)
             self._refuse_rows_that_ended(cursor, entries)
             entries = self._times.timely(entries)
             known = self._subjects(cursor, entries)
             rows: dict[Table, list[tuple[Any, ...]]] = {table: [] for table in _COLUMNS}
-            for place, entry in enumerate(entries, self._last_place(cursor) + 1):
+            first_place = self._last_place(cursor) + 1
+            for place, entry in enumerate(entries, first_place):
                 if isinstance(entry, Event):
                     record = event_record(entry)
                     rows[events].append((place, *_of_event(entry)))
@@ -169,6 +184,9 @@ class Appender:
                     )
                 kind = entry.kind if isinstance(entry, Event) else EXPLANATION
                 rows[log].append((place, kind, record, leaf_hash(record)))
+            for number, one in kept.items():
+                cursor.execute(_FORGET_OVER.replace("?", self._marker), (one.lookup, over_before()))
+                rows[remembered].append((first_place + number, *_of_remembered(one)))
             for table, columns in _COLUMNS.items():
                 together = MOST_VALUES // len(columns)
                 for first in range(0, len(rows[table]), together):
@@ -178,7 +196,6 @@ class Appender:
                 if isinstance(entry, Event) and entry.kind == REVIEW:
                     cursor.execute(_MARK.replace("?", self._marker), (entry.about, entry.tenant))
             cursor.execute("COMMIT")
-        cursor.close()
 
     def _subjects(self, cursor: DBAPICursor, entries: Sequence[Entry | Event]) -> dict[tuple[str, str], Subject]:
         """The subjects that the entries name; those that are new are entered.

@@ -149,6 +149,37 @@ class StoredEvent(Event):
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """The `Idempotency-Key` of a request, by a pseudonym, and what it was sent with, by a digest (`Vault.request_key`).
+
+    Neither says anything of a person: who does not know the client's key cannot even try a guess of the body.
+    """
+
+    lookup: str
+    digest: str
+
+    def remembered(self, answer: Mapping[str, Any]) -> Remembered:
+        """What is kept of the answer. Raises TypeError for what is no JSON."""
+        return Remembered(self.lookup, self.digest, orjson.dumps(dict(answer)), time.time_ns() // 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What is kept of the answer to a request with a key: JSON from which the reply is built again. It holds ids of
+    records, counts and times, and nothing of a person: that is read from the records, which an erasure reaches.
+
+    `created` is in microseconds since the epoch, UTC. `seq` is the place in the log of the last of its records, once it
+    is stored, if these stand in the log.
+    """
+
+    lookup: str
+    digest: str
+    answer: bytes
+    created: int
+    seq: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stored(Entry):
     """An entry as it stands in the log.

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,14 @@ from service.ledger.entries import (
     STANDARD,
     Event,
     LogChanged,
+    RequestKey,
     StoredEvent,
     read_subject,
 )
 from service.ledger.events import insert_event, stored_event
 from service.ledger.jobs import count_rows_of, end_all_rows_of, end_rows_of, forget_in_specs
 from service.ledger.leaves import decisions_digest
+from service.ledger.remembering import remember
 from service.ledger.sealing import Vault, owner_of
 from service.ledger.searching import read_places, subject_tokens
 from service.ledger.tables import events, explanations, job_rows, log, subjects
@@ -44,6 +46,8 @@ TOGETHER = 1000
 """Records that one event of a retention run names, and one transaction clears."""
 
 TRIES = 50
+RELEASED = {"released": True}
+"""What is said of a hold that has ended."""
 
 if TYPE_CHECKING:
     from service.ledger.erasure_list import ListedErasure
@@ -74,6 +78,11 @@ class Hold:
     reason: str
     created: int
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is said of it to whoever may know."""
+        return {"subject": self.token, "by": self.by, "reason": self.reason, "created": self.created}
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -84,6 +93,20 @@ class Kept:
     explanations: int
     job_rows: int
     hold: Hold | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A hold that was just made, and so many explanations and rows of jobs that it is on so far."""
+
+    hold: Hold
+    explanations: int
+    job_rows: int
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is said of it to whoever asked for it."""
+        return {**self.hold.told, "explanations": self.explanations, "job_rows": self.job_rows}
 
 
 def kept_of(engine: Engine, vault: Vault, tenant: str, subject: str) -> Kept:
@@ -98,8 +121,18 @@ def kept_of(engine: Engine, vault: Vault, tenant: str, subject: str) -> Kept:
         )
 
 
-def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> Erased:
+def erase(
+    engine: Engine,
+    vault: Vault,
+    tenant: str,
+    subject: str,
+    key_id: str,
+    reason: str = "",
+    key: RequestKey | None = None,
+) -> Erased:
     """Destroys everything of the subject's that was sealed, for good; what jobs hold of theirs is never explained.
+
+    With a `key` of the request, what is answered is remembered under it, here and below.
 
     Raises HeldByLaw, NotFound where nothing of the subject's is there, LedgerUnavailable.
     """
@@ -122,11 +155,16 @@ def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, 
         )
         _clear(connection, theirs, places, tombstone)
         connection.execute(delete(subjects).where(subjects.c.token.in_(tokens)))
+        erased = Erased(len(places), tombstone, waiting, exports)
+        if key is not None:
+            remember(connection, key.remembered(asdict(erased)), tombstone)
     _scrub(engine)
-    return Erased(len(places), tombstone, waiting, exports)
+    return erased
 
 
-def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
+def hold(
+    engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None
+) -> Held:
     """Forbids to erase what is kept of the subject, and what will be.
 
     Raises InvalidRequest for a subject that nothing can be recorded of, LedgerUnavailable.
@@ -139,13 +177,30 @@ def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, r
             wrapped = vault.wrap(new.key, owner_of(new.token, lookup))
             connection.execute(insert(subjects).values(token=new.token, lookup=lookup, key=wrapped))
         now = ledger_time(connection)
+        details = {"reason": reason}
         for token in tokens:
-            event = Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details={"reason": reason}, created=now)
-            insert_event(connection, event)
-    return Hold(tenant, tokens[0], key_id, reason, now)
+            place = insert_event(
+                connection, Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details=details, created=now)
+            )
+        held = Held(
+            Hold(tenant, tokens[0], key_id, reason, now),
+            count_of(connection, tenant, tokens),
+            count_rows_of(connection, vault.lookups(tenant, subject)),
+        )
+        if key is not None:
+            remember(connection, key.remembered(held.told), place)
+    return held
 
 
-def release(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str = "") -> None:
+def release(
+    engine: Engine,
+    vault: Vault,
+    tenant: str,
+    subject: str,
+    key_id: str,
+    reason: str = "",
+    key: RequestKey | None = None,
+) -> None:
     """Ends the hold. Raises NotFound where there is none, LedgerUnavailable."""
     with database_in_reach(), serialised(engine).begin() as connection:
         tokens = subject_tokens(connection, vault, tenant, subject)
@@ -153,9 +208,11 @@ def release(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str
         if not held:
             raise NotFound("there is no hold on this subject")
         for token in held:
-            insert_event(
+            place = insert_event(
                 connection, Event(kind=RELEASE, tenant=tenant, key_id=key_id, about=token, details={"reason": reason})
             )
+        if key is not None:
+            remember(connection, key.remembered(RELEASED), place)
 
 
 def holds(connection: Connection) -> list[Hold]:

@@ -36,9 +36,10 @@ from sqlalchemy import (
 )
 
 from service.ledger.database import database_in_reach, serialised, take_write_lock
-from service.ledger.entries import JOB_CREATED, JOB_ENDED, JOB_FORGOTTEN, Event
+from service.ledger.entries import JOB_CREATED, JOB_ENDED, JOB_FORGOTTEN, Event, Remembered
 from service.ledger.events import insert_event
 from service.ledger.job_history import MADE, RowsDigest, add_made, said_of_end
+from service.ledger.remembering import remember
 from service.ledger.sealing import CannotBeOpened, Vault
 from service.ledger.tables import explanations, job_rows, jobs
 
@@ -114,8 +115,12 @@ class Jobs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, job: Job, rows: Iterable[JobRow] = ()) -> None:
-        """Stores a job with its rows, in the order of their numbers, and tells the log; all or nothing."""
+    def create(self, job: Job, rows: Iterable[JobRow] = (), kept: Remembered | None = None) -> None:
+        """Stores a job with its rows, in the order of their numbers, and what is `kept` of the request that made it,
+        and tells the log; all or nothing.
+
+        Raises EntryRefused when a request with the same key was answered.
+        """
         stored = {"leased_until": None, **_columns(job)}
         pending, digest = iter(rows), RowsDigest()
         with database_in_reach(), self._engine.begin() as connection:
@@ -126,7 +131,9 @@ class Jobs:
                     add_made(digest, row)
             made = {"key_id": job.key_id, "rows": digest.told, **{name: getattr(job, name) for name in MADE}}
             take_write_lock(connection)  # as late as that: nobody else waits for the rows
-            _tell(connection, JOB_CREATED, job, made)
+            place = _tell(connection, JOB_CREATED, job, made)
+            if kept is not None:
+                remember(connection, kept, place)
 
     def get(self, tenant: str, job_id: str, kinds: Sequence[str]) -> Job | None:
         """The tenant's job of that id; None when there is none."""
@@ -153,8 +160,9 @@ class Jobs:
         """Ends a job that is not finished; rows that are stay so, and what the others held is dropped."""
         self._end(job_id, jobs.c.tenant == tenant, State.CANCELLED, None)
 
-    def claim(self, owner: str, kinds: Collection[str], but: Collection[str] = ()) -> Job | None:
-        """Takes a job of these kinds that nobody runs, the oldest first; None when there is none but those ids.
+    def claim(self, owner: str, kinds: Collection[str], but: Collection[str] = (), left_for: float = 0.0) -> Job | None:
+        """Takes a job of these kinds that nobody runs, the oldest first; None when there is none but those ids, or all
+        are younger than `left_for` seconds.
 
         `owner` is new for every claim: what an earlier run still says of the job is then not heard.
         """
@@ -162,6 +170,8 @@ class Jobs:
         no_lease = jobs.c.leased_until > now + LONGEST_LEASE  # from before the clock was set back
         free = or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now, no_lease)
         wanted = and_(jobs.c.state.in_(UNFINISHED), free, jobs.c.kind.in_(kinds), jobs.c.id.not_in(but))
+        if left_for:
+            wanted = and_(wanted, jobs.c.created < now - round(left_for * 1e6))
         with database_in_reach():
             with self._engine.connect() as connection:
                 found = connection.scalar(select(jobs.c.id).where(wanted).order_by(jobs.c.created).limit(1))
@@ -333,9 +343,9 @@ def tell_end(connection: Connection, job_id: str) -> None:
     _tell(connection, JOB_ENDED, job, said_of_end(connection, job))
 
 
-def _tell(connection: Connection, kind: str, job: Job | Row[Any], details: Mapping[str, Any]) -> None:
+def _tell(connection: Connection, kind: str, job: Job | Row[Any], details: Mapping[str, Any]) -> int:
     event = Event(kind=kind, tenant=job.tenant, key_id=job.key_id, about=job.id, details=details)
-    insert_event(connection, event)
+    return insert_event(connection, event)
 
 
 def _is_unfinished(job_id: str, number: int) -> ColumnElement[bool]:

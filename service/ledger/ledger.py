@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, time
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from service.errors import AnswerableError, InvalidRequest, LedgerUnavailable, NotFound
+from service.errors import AnswerableError, InvalidRequest, LedgerFull, LedgerUnavailable, NotFound
 from service.ledger.checkpoints import Checkpoint, Notary
 from service.ledger.clock import Clock
 from service.ledger.database import database_in_reach
@@ -26,11 +28,13 @@ from service.ledger.entries import (
     EventSearch,
     Found,
     Page,
+    Remembered,
     Search,
     Stored,
     StoredEvent,
 )
 from service.ledger.events import read_events
+from service.ledger.remembering import read_remembered
 from service.ledger.reviews import open_note, review_details
 from service.ledger.sealing import Vault
 from service.ledger.searching import read_found, read_one, read_page
@@ -41,6 +45,8 @@ from service.ledger.writer_process import WriterProcess
 
 READERS = 4
 CHECKPOINT_SECONDS = 5.0
+WAITING_LIMIT = 16_384
+"""Entries that wait, or whose room is taken: a second's worth or two, where the disk is as fast as most."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,15 +58,23 @@ def _observe_nothing(_seconds: float, _entries: int, _ok: bool) -> None:
     return None
 
 
+@dataclass(slots=True)
+class Room:
+    """Room that was taken in the queue, for so many entries still."""
+
+    entries: int
+
+
 class Ledger:
     """The log of explanations in one database, for one event loop: made, used and closed on it.
 
     What belongs to people is sealed and opened by the `vault`.
     `observe` is called on the event loop after every append that was not cancelled, with the seconds it took,
-    its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait
-    from which more are refused. With a `notary`, what is recorded is signed every `checkpoint_seconds`, and once more
-    at the end; `signed` is when the newest checkpoint was made, in seconds since the epoch, of whatever process: where
-    there is none yet, or it cannot be read, when this ledger was opened; None without a notary. The `writer` is a
+    its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait, and of
+    those whose room is taken, from which more are refused. With a `notary`, what is recorded is signed every
+    `checkpoint_seconds`, and once more at the end; `signed` is when the newest checkpoint was made, in seconds
+    since the epoch, of whatever process: where there is none yet, or it cannot be read, when this ledger was
+    opened; None without a notary. The `writer` is a
     thread of this process, or a process of its own, which a busy event loop does not hold up. The `clock` is told what
     was recorded and signed. The engine stays the caller's to dispose of, after `close`.
     """
@@ -70,7 +84,7 @@ class Ledger:
         engine: Engine,
         vault: Vault,
         observe: Callable[[float, int, bool], None] = _observe_nothing,
-        waiting_limit: int = 4096,
+        waiting_limit: int = WAITING_LIMIT,
         notary: Notary | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         writer: type[Writer | WriterProcess] = Writer,
@@ -83,6 +97,7 @@ class Ledger:
         self._numbers = itertools.count()
         self._unsettled: dict[int, tuple[int, asyncio.Future[Outcome]]] = {}
         self._waiting = 0
+        self._taken = 0
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
@@ -93,40 +108,78 @@ class Ledger:
         self.signed = None if notary is None else time()
         self._signing = None if notary is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
 
-    async def append(self, entries: Sequence[Entry | Event]) -> None:
+    @contextmanager
+    def room(self, entries: int) -> Iterator[Room]:
+        """Takes room in the queue for entries that are still to be computed, so that none of the work is in vain; it
+        is given back at the end, but for what was appended.
+
+        More than the queue ever holds is let in when nobody else is there. Raises LedgerFull, LedgerUnavailable, both
+        at once.
+        """
+        if self._closed:
+            raise LedgerUnavailable("The ledger takes no more records just now.")
+        held = self._waiting + self._taken
+        if held and held + entries > self._waiting_limit:
+            raise LedgerFull("as many explanations as the ledger's queue holds are under way or wait to be recorded")
+        room = Room(entries)
+        self._taken += entries
+        try:
+            yield room
+        finally:
+            self._taken -= room.entries
+
+    async def append(
+        self, entries: Sequence[Entry | Event], kept: Remembered | None = None, room: Room | None = None
+    ) -> None:
         """Records the entries and events, all or none and in their order; returns when they are on the disk.
 
         Concurrent calls share a transaction, and none of them fails for another's entries. A cancelled call
         may or may not be recorded, and so may one that lost its database in the middle of the commit.
 
+        With `room` they are let in whoever else waits. `kept` is what is remembered, in the same transaction, of the
+        answer to a request with a key of its own.
+
         Raises LedgerUnavailable when the database does not answer or too many entries wait (then at once),
         EntryRefused when an explanation of the same id is there already, or the row of a job that one explains has
-        ended.
+        ended, or a request with the same key was answered.
         """
         if not entries:
             return
         started = perf_counter()
         try:
-            await self._append(tuple(entries))
+            await self._append(tuple(entries), kept, room)
         except AnswerableError:
             self._observe(perf_counter() - started, len(entries), False)
             raise
         self._observe(perf_counter() - started, len(entries), True)
 
     async def append_event(
-        self, kind: str, tenant: str, key_id: str, about: str | None = None, details: Mapping[str, Any] | None = None
+        self,
+        kind: str,
+        tenant: str,
+        key_id: str,
+        about: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        kept: Remembered | None = None,
     ) -> None:
         """Records that something happened; see `Event` for what the arguments are, and `append` for what is raised."""
-        await self.append([Event(kind=kind, tenant=tenant, key_id=key_id, about=about, details=details or {})])
+        await self.append([Event(kind=kind, tenant=tenant, key_id=key_id, about=about, details=details or {})], kept)
+
+    async def remembered(self, lookup: str) -> Remembered | None:
+        """What was answered to the request with that key within a day. Raises LedgerUnavailable."""
+        return await self._read(read_remembered, lookup)
 
     async def events(self, tenant: str, search: EventSearch, limit: int = 50, cursor: str | None = None) -> EventPage:
         """A page of the tenant's events, from the newest to the oldest. Cursors and errors as for `search`."""
         return await self._read(read_events, tenant, search, limit, cursor)
 
-    async def review(self, stored: Stored, key_id: str, verdict: str, note: str) -> None:
-        """Records what a person found of an explanation; the note is sealed as what it is about. Raises as `append`."""
+    async def review(
+        self, stored: Stored, key_id: str, verdict: str, note: str, kept: Remembered | None = None
+    ) -> None:
+        """Records what a person found of an explanation; the note is sealed as what it is about. `kept` and what is
+        raised are as for `append`."""
         details = await self._read(review_details, self._vault, stored.id, stored.seq, verdict, note)
-        await self.append_event(REVIEW, stored.tenant, key_id, stored.id, details)
+        await self.append_event(REVIEW, stored.tenant, key_id, stored.id, details, kept)
 
     async def reviews(self, stored: Stored, limit: int) -> list[tuple[StoredEvent, str | None]]:
         """The reviews of an explanation, the newest first, each with its note; None for a note whose key is gone.
@@ -199,17 +252,24 @@ class Ledger:
         finally:
             self._readers.shutdown()
 
-    async def _append(self, entries: tuple[Entry | Event, ...]) -> None:
-        if self._closed or self._waiting >= self._waiting_limit:
+    async def _append(self, entries: tuple[Entry | Event, ...], kept: Remembered | None, room: Room | None) -> None:
+        is_full = room is None and self._waiting >= self._waiting_limit
+        if self._closed or is_full:
             raise LedgerUnavailable("The ledger takes no more records just now.")
         number = next(self._numbers)
         settled: asyncio.Future[Outcome] = self._loop.create_future()
         self._unsettled[number] = len(entries), settled
         self._waiting += len(entries)
-        self._writer.put(Append(number, entries))
+        if room is not None:
+            used = min(room.entries, len(entries))
+            room.entries -= used
+            self._taken -= used
+        self._writer.put(Append(number, entries, kept))
         outcome = await settled
         if outcome is Outcome.REFUSED:
-            raise EntryRefused("The ledger holds an explanation of this id already, or its row of a job has ended.")
+            raise EntryRefused(
+                "The ledger holds this already, its row of a job has ended, or its request was answered."
+            )
         if outcome is Outcome.UNAVAILABLE:
             raise LedgerUnavailable("The explanation could not be recorded, so it is not given.")
         self._clock.passed(max(entry.created for entry in entries))

@@ -76,7 +76,7 @@ def _agreed(options: argparse.Namespace) -> str | None:
 
 def hold(ledger: Opened, options: argparse.Namespace) -> int:
     """Forbids an erasure, and says what that concerns."""
-    made = erasing.hold(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason)
+    made = erasing.hold(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason).hold
     print(f"held from {local_time(made.created)} on, by {made.by}: {one_line(made.reason)}")
     kept = _kept(ledger, options)
     print(f"{_said(kept)} under this hold")

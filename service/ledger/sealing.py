@@ -26,6 +26,7 @@ from sqlalchemy import Connection, Engine, insert, inspect, select, update
 
 from service.errors import LedgerUnavailable, SetupError
 from service.ledger.database import database_in_reach, serialised, what_is_wrong
+from service.ledger.entries import RequestKey
 from service.ledger.migrations import upgrade
 from service.ledger.naming import normal, spellings
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
@@ -109,6 +110,12 @@ class Vault:
     def decision(self, tenant: str, decision_id: str) -> str:
         """The pseudonym under which a tenant's decision is found, hexadecimal."""
         return self._pseudonym(b"decision", tenant, decision_id).hex()
+
+    def request_key(self, tenant: str, key: str, sent: str) -> RequestKey:
+        """The pseudonym of a client's `Idempotency-Key`, and a digest of what was sent with it. The client's key is
+        part of what that is made of, and is kept nowhere."""
+        lookup = self._pseudonym(b"request key", tenant, key)
+        return RequestKey(lookup.hex(), self._pseudonym(b"request", key, sent).hex())
 
     def new_subject(self) -> Subject:
         """A token and a key that nobody has."""

@@ -14,11 +14,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, func, select
 
 from service.errors import AnswerableError
-from service.ledger import erasing
+from service.ledger import erasing, remembering
 from service.ledger.clock import signed_time
 from service.ledger.database import database_in_reach
-from service.ledger.entries import ERASURE, StoredEvent
-from service.ledger.erasing import Erased, Hold, Kept
+from service.ledger.entries import ERASURE, RequestKey, StoredEvent
+from service.ledger.erasing import Erased, Held, Kept
 from service.ledger.erasure_list import ErasureList
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import Jobs
@@ -35,6 +35,7 @@ JUMP_SECONDS = 3600.0
 """A clock that has jumped by more since the day before may be wrong, and what is deleted by age does not come back."""
 AHEAD_DAYS = 31.0
 """The same of one that is so far ahead of what was last signed, when the service starts."""
+SWEEP_SECONDS = 3600.0
 SCHEDULE = "schedule"
 """Who erases what is over its time, where nobody asks for it."""
 
@@ -70,26 +71,31 @@ class Steward:
         self._erasures = erasures
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(2, thread_name_prefix="ledger-steward")
-        self._tasks = [self._loop.create_task(work) for work in (self._notice_erasures(), self._retain_daily())]
+        works = (self._notice_erasures(), self._retain_daily(), self._sweep_hourly())
+        self._tasks = [self._loop.create_task(work) for work in works]
 
-    async def erase(self, tenant: str, subject: str, key_id: str, reason: str) -> Erased:
-        """Destroys everything of the subject's. Raises HeldByLaw, NotFound, LedgerUnavailable."""
-        erased = await self._run(erasing.erase, self._vault, tenant, subject, key_id, reason)
+    async def erase(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> Erased:
+        """Destroys everything of the subject's. With a `key` of the request the answer is remembered, here and below.
+
+        Raises HeldByLaw, NotFound, LedgerUnavailable; EntryRefused where a request with the same key was answered.
+        """
+        erased = await self._run(erasing.erase, self._vault, tenant, subject, key_id, reason, key)
         await self._list_erasures(erased.tombstone - 1)
         await self._forget()
         return erased
 
-    async def hold(self, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
-        """Forbids to erase it. Raises InvalidRequest for a name that cannot be recorded, LedgerUnavailable."""
-        return await self._run(erasing.hold, self._vault, tenant, subject, key_id, reason)
+    async def hold(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> Held:
+        """Forbids to erase it. Raises InvalidRequest for a name that cannot be recorded, LedgerUnavailable,
+        EntryRefused."""
+        return await self._run(erasing.hold, self._vault, tenant, subject, key_id, reason, key)
 
     async def kept_of(self, tenant: str, subject: str) -> Kept:
         """What an erasure would destroy, or a hold protects. Raises LedgerUnavailable."""
         return await self._run(erasing.kept_of, self._vault, tenant, subject)
 
-    async def release(self, tenant: str, subject: str, key_id: str, reason: str) -> None:
-        """Ends the hold. Raises NotFound, LedgerUnavailable."""
-        await self._run(erasing.release, self._vault, tenant, subject, key_id, reason)
+    async def release(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> None:
+        """Ends the hold. Raises NotFound, LedgerUnavailable, EntryRefused."""
+        await self._run(erasing.release, self._vault, tenant, subject, key_id, reason, key)
 
     async def tombstone(self, place: int) -> StoredEvent | None:
         """The event that erased something."""
@@ -162,6 +168,14 @@ class Steward:
         if signed and days > AHEAD_DAYS:
             _log.warning("the ledger was last signed %.0f days ago: nothing is deleted by age for a day", days)
         return bool(signed) and days > AHEAD_DAYS
+
+    async def _sweep_hourly(self) -> None:
+        while True:
+            try:
+                await self._run(remembering.sweep)
+            except AnswerableError as error:
+                _log.warning("answers that are remembered too long are still there: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _run(self, work: Callable[Concatenate[Engine, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._thread, partial(work, self._engine, *arguments, **named))

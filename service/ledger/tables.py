@@ -178,6 +178,27 @@ job_rows = Table(
     sqlite_with_rowid=False,
 )
 
+remembered = Table(
+    "remembered_requests",  # by Idempotency-Key, for a day
+    metadata,
+    Column("seq", place),  # of the last record that it made, where these stand in the log
+    Column("lookup", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("answer", LargeBinary, nullable=False),  # JSON from which the reply is built again; nobody's data
+)
+
+spent_quotas = Table(
+    "spent_quotas",
+    metadata,
+    Column("account", String(36), primary_key=True),
+    Column("seconds", Integer, primary_key=True, autoincrement=False),  # the length of a period
+    Column("period", BigInteger, primary_key=True, autoincrement=False),  # its number since the epoch
+    Column("member", String(32), primary_key=True),  # the process that admitted it
+    Column("requests", BigInteger, nullable=False),
+    Column("points", BigInteger, nullable=False),
+)
+
 _of = explanations.c
 _newest_first = (_of.created, _of.seq)
 
@@ -229,6 +250,7 @@ Index(
     sqlite_where=_of_event.about.is_not(None),
     postgresql_where=_of_event.about.is_not(None),
 )
+Index("remembered_requests_created", remembered.c.created)
 Index("subjects_lookup", subjects.c.lookup, unique=True)
 Index("keys_hash", keys.c.hash, unique=True)
 Index("jobs_newest", jobs.c.tenant, jobs.c.created, jobs.c.id)

@@ -19,7 +19,7 @@ from threading import Thread
 from sqlalchemy import Engine
 
 from service.ledger.appending import Appender
-from service.ledger.entries import Entry, EntryRefused, Event
+from service.ledger.entries import Entry, EntryRefused, Event, Remembered
 from service.ledger.sealing import Vault
 
 LARGEST_GROUP = 512
@@ -38,10 +38,14 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Append:
-    """The entries of one call, recorded all or none, and the number that the caller knows them by."""
+    """The entries of one call, recorded all or none, and the number that the caller knows them by.
+
+    `kept` is what is remembered with them of a request with a key of its own.
+    """
 
     number: int
     entries: tuple[Entry | Event, ...]
+    kept: Remembered | None = None
 
 
 Outcomes = list[tuple[int, Outcome]]
@@ -66,14 +70,20 @@ class Recorder:
         self._appender.close()
 
     def _record(self, group: list[Append]) -> Outcomes:
-        outcome = self._attempt([entry for append in group for entry in append.entries])
+        outcome = self._attempt(group)
         if outcome is Outcome.REFUSED and len(group) > 1:
-            return [(append.number, self._attempt(append.entries)) for append in group]
+            return [(append.number, self._attempt([append])) for append in group]
         return [(append.number, outcome) for append in group]
 
-    def _attempt(self, entries: Sequence[Entry | Event]) -> Outcome:
+    def _attempt(self, group: Sequence[Append]) -> Outcome:
+        entries: list[Entry | Event] = []
+        kept: dict[int, Remembered] = {}
+        for append in group:
+            entries += append.entries
+            if append.kept is not None:
+                kept[len(entries) - 1] = append.kept
         try:
-            self._appender.append(entries)
+            self._appender.append(entries, kept)
         except EntryRefused as error:
             _log.warning("entries refused by the database: %s", error)
             return Outcome.REFUSED

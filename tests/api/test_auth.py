@@ -19,6 +19,7 @@ from service.api.parsing import StrictRoute
 from service.api.schemas import PredictBody
 from service.api.transport import Bodies, RequestIds
 from service.ledger import SCOPES, clock
+from service.ledger.spent_quotas import SpentQuotas
 from service.quotas import Quotas
 from tests.api.conftest import filled
 
@@ -184,7 +185,7 @@ async def test_a_new_route_is_closed_until_it_declares_a_scope(
     problems.install(app)
     app.router.route_class = route_class
     app.add_middleware(RequestIds)
-    app.state.authenticator = Authenticator(service.app.state.keys, Quotas(service.app.state.cache))
+    app.state.authenticator = Authenticator(service.app.state.keys, Quotas(SpentQuotas(service.app.state.jobs._engine)))
     app.state.bodies = Bodies(1000)
 
     @app.post("/undeclared")

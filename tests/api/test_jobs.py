@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from sqlalchemy import update
 
+from service.api.background import new_job
 from service.catalog.versions import ModelVersion
 from service.errors import AnswerableError, Erased, LedgerUnavailable, NotFound
-from service.jobs import EXPLAIN, UNEXPECTED, failure_of, sealed_payload, sealed_spec, spec_of
+from service.jobs import EXPLAIN, UNEXPECTED, Runner, failure_of, sealed_payload, sealed_spec, spec_of
+from service.ledger import open_engine, upgrade
 from service.ledger.entries import LOOKUP, EventSearch
-from service.ledger.jobs import ERASED, Jobs
+from service.ledger.jobs import ERASED, Job, Jobs
+from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.tables import job_rows
 from service.ledger.tables import jobs as jobs_table
 from service.permissions import Policy, Quota
-from service.records import Context
+from service.quotas import Quotas
+from service.records import Caller, Context
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -62,6 +69,64 @@ async def ended(client: httpx.AsyncClient, job: str) -> dict[str, Any]:
             if "ended" in found:
                 return found
             await asyncio.sleep(0.02)
+
+
+@dataclass(slots=True)
+class Host:
+    """A runner, and what its jobs hold: they run until they are told to end."""
+
+    runner: Runner
+    runs: list[str] = field(default_factory=list)
+
+
+async def test_a_host_takes_no_more_jobs_than_it_has_room_for(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    """Six jobs posted to one of two hosts: each runs some. One that is full takes one more when nobody else did."""
+    monkeypatch.setattr("service.jobs.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("service.jobs.LEFT_SECONDS", 3600.0)
+    database = open_engine(f"sqlite:///{tmp_path / 'jobs.db'}")
+    upgrade(database)
+    store, go_on, now = Jobs(database), asyncio.Event(), time.time_ns() // 1000
+
+    def host() -> Host:
+        async def work(job: Job, _caller: Caller) -> None:
+            one.runs.append(job.id)
+            await go_on.wait()
+
+        state = service.app.state
+        one = Host(Runner(store, state.keys, Quotas(SpentQuotas(database)), {EXPLAIN: work, "export": work}))
+        return one
+
+    def post(rows: int, kind: str = EXPLAIN, age: float = 0) -> str:
+        caller = Caller("bank", service.key.id)
+        job = replace(new_job(str(uuid.uuid4()), caller, kind, b"", rows), created=now - round(age * 1e6))
+        store.create(job)
+        return job.id
+
+    here, there = host(), host()
+    six = [post(16) for _ in range(6)]
+    here.runner.start()
+    await until(lambda: len(here.runs) == 1)
+    exported = post(0, "export")
+    await until(lambda: exported in here.runs)  # it had looked again, and taken none of the others
+    there.runner.start()
+    await until(lambda: len(there.runs) == 1)
+    assert (here.runs[0], there.runs[0]) == (six[0], six[1])
+
+    old = post(16, age=3601.0)
+    await until(lambda: old in here.runs + there.runs)
+    assert len(here.runs) + len(there.runs) == 4
+    go_on.set()
+    await until(lambda: set(here.runs) | set(there.runs) == {*six, exported, old})
+    await asyncio.gather(here.runner.close(), there.runner.close())
+    small = host()
+    go_on.clear()
+    several = {post(3) for _ in range(5)}
+    small.runner.start()
+    await until(lambda: set(small.runs) == several)  # together they are fifteen rows
+    await small.runner.close()
+    database.dispose()
 
 
 async def stored(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
@@ -161,11 +226,11 @@ async def test_rows_of_a_person_who_is_erased_are_not_explained(
     reached, go_on = asyncio.Event(), asyncio.Event()
     here = asyncio.get_running_loop()
 
-    async def held(entries: Any) -> None:
+    async def held(entries: Any, *rest: Any) -> None:
         if any(getattr(entry, "subject", None) == "Ada" for entry in entries):
             here.call_soon_threadsafe(reached.set)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go_on.wait(), here))
-        await append(entries)
+        await append(entries, *rest)
 
     monkeypatch.setattr("service.jobs.WINDOW", 1)
     monkeypatch.setattr(ledger, "append", held)
@@ -370,12 +435,12 @@ async def test_what_was_not_recorded_is_not_done(
     ledger, failures = service.app.state.ledger, 0
     append = ledger.append
 
-    async def away_at_first(entries: Any) -> None:
+    async def away_at_first(entries: Any, *rest: Any) -> None:
         nonlocal failures
         if failures < 2:
             failures += 1
             raise LedgerUnavailable("away")
-        await append(entries)
+        await append(entries, *rest)
 
     monkeypatch.setattr(service.app.state.explaining, "_ledger_mode", mode)
     monkeypatch.setattr(ledger, "append", away_at_first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
@@ -16,6 +16,7 @@ from service.errors import InvalidRequest, LedgerUnavailable
 from service.ledger import Entry, EntryRefused, Ledger, Search
 from service.ledger.appending import Appender
 from service.ledger.database import serialised
+from service.ledger.entries import Remembered
 from service.ledger.tables import explanations
 from tests.ledger.conftest import VAULT
 
@@ -28,9 +29,9 @@ def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     append = Appender.append
 
-    def count(appender: Appender, entries: Sequence[Entry]) -> None:
+    def count(appender: Appender, entries: Sequence[Entry], kept: Mapping[int, Remembered]) -> None:
         sizes.append(len(entries))
-        append(appender, entries)
+        append(appender, entries, kept)
 
     monkeypatch.setattr(Appender, "append", count)
     return sizes

@@ -244,6 +244,21 @@ async def test_a_redis_that_hangs_between_two_calls(
     assert "foreign" not in {result for _, result in one.observed}
 
 
+async def test_a_busy_event_loop_reads_what_has_come_meanwhile(make_cache: MakeCache) -> None:
+    first = make_cache()
+    first.cache.keep_result("bank", "busy", EXPLANATION)
+    await first.written()
+    one = make_cache()
+    assert await one.cache.result("bank", "busy") == EXPLANATION
+    for _ in range(2):
+        asking = asyncio.create_task(one.cache.result("bank", "busy"))
+        while not asking.done():
+            await asyncio.sleep(0)
+            time.sleep(1.5 * cache_module.TIMEOUT_SECONDS)  # noqa: ASYNC251 - the fault that is tried
+        assert await asking == EXPLANATION
+    assert {result for _, result in one.observed} == {"hit"}
+
+
 async def test_the_breaker_keeps_calls_away_and_lets_them_back(
     redis: EmbeddedRedis, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,9 +17,11 @@ from service.catalog.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
 from service.domain import Completeness, Explanation, InputKind, Plan, Prediction, Priority, Timings, Traits
-from service.errors import ComputationFailed, DeadlineExceeded, LedgerUnavailable, NotConverged, Overloaded
+from service.errors import ComputationFailed, DeadlineExceeded, LedgerFull, LedgerUnavailable, NotConverged, Overloaded
 from service.explaining import Answer, Explaining, LedgerMode, Request
-from service.ledger import Entry, Ledger
+from service.ledger import Entry, Ledger, Search, Vault, open_engine, upgrade
+from service.ledger.entries import Remembered
+from service.ledger.ledger import Room
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.planning import Parameters
@@ -71,7 +74,12 @@ class ListLedger:
     entries: list[Entry] = field(default_factory=list)
     is_available: bool = True
 
-    async def append(self, entries: Sequence[Entry]) -> None:
+    def room(self, entries: int) -> AbstractContextManager[Room]:
+        return nullcontext(Room(entries))
+
+    async def append(self, entries: Sequence[Entry], kept: Remembered | None, room: Room | None) -> None:
+        assert kept is None
+        assert room is not None
         if not self.is_available:
             raise LedgerUnavailable("the disk is full")
         self.entries.extend(entries)
@@ -180,6 +188,30 @@ async def test_100_identical_cold_requests_compute_once(make: Make, until: Until
     assert len(one.engine.asked) == 1
 
 
+async def test_500_identical_cold_requests_compute_once_however_soon_it_is_done(make: Make) -> None:
+    """What is asked of Redis travels in several calls: the first of them may be answered, and the computation done,
+    before the last is sent."""
+    one = make()
+    answers = [answer for (answer,) in await asyncio.gather(*(one.ask() for _ in range(500)))]
+
+    assert len(one.engine.asked) == 1
+    assert len({answer.explanation["id"] for answer in answers}) == len(one.ledger.entries) == 500
+    await one.written()
+    assert all(answer.explanation["cached"] for (answer,) in await asyncio.gather(*(one.ask() for _ in range(500))))
+    assert len(one.engine.asked) == 1
+
+
+async def test_requests_that_come_one_after_another_compute_once(make: Make) -> None:
+    """Each at another moment of the first: before, while and after it is looked up, computed, kept and written."""
+    one = make()
+    asking = []
+    for _ in range(500):
+        asking.append(one.ask())
+        await asyncio.sleep(0)
+    await asyncio.gather(*asking)
+    assert len(one.engine.asked) == 1
+
+
 async def test_other_tenants_compute_their_own(make: Make) -> None:
     one = make()
     await asyncio.gather(*(one.ask(tenant=f"bank {number}") for number in range(3)))
@@ -213,6 +245,7 @@ async def test_the_last_waiter_that_leaves_ends_the_computation(make: Make, unti
     one = make(held=True)
     asking = [one.ask() for _ in range(5)]
     await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    await until(lambda: len(one.engine.asked) == 1)
     for task in asking:
         task.cancel()
     await asyncio.wait(asking)
@@ -299,6 +332,51 @@ async def test_no_record_no_answer(make: Make) -> None:
     one.ledger.is_available = False
     with pytest.raises(LedgerUnavailable):
         await one.ask()
+
+
+async def test_room_for_the_records_is_taken_before_anything_is_computed(
+    make: Make, until: Until, tmp_path: Path
+) -> None:
+    database = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
+    upgrade(database)
+    one, ledger = make(held=True), Ledger(database, Vault(bytes(32)), waiting_limit=20)
+    one.explaining._ledger = ledger
+    try:
+        asking = [one.ask(rows=8) for _ in range(2)]
+        await until(lambda: len(one.engine.asked) == 1)
+        for rows in (5, 8):
+            with pytest.raises(LedgerFull) as refused:
+                await one.ask(rows=rows, seed=1)
+            assert int(refused.value.headers["Retry-After"]) >= 1
+        asking.append(one.ask(rows=4))
+        left = one.ask(rows=20, tenant="another")
+        with pytest.raises(LedgerFull):
+            await left
+        one.engine.is_open.set()
+        answers = [answer for found in asking for answer in await found]
+
+        assert len(answers) == 20
+        assert len(one.engine.asked) == 1
+        assert len(await one.ask(rows=30)) == 30  # more than it ever holds, when nobody else is there
+        assert len((await ledger.search(one.tenant, Search(), limit=100)).entries) == 50
+        one.engine.outcome = ComputationFailed("the model failed")
+        with pytest.raises(ComputationFailed):
+            await one.ask(rows=20, use_cache=False)
+        assert (ledger._waiting, ledger._taken) == (0, 0)
+    finally:
+        await ledger.close()
+        database.dispose()
+
+
+async def test_best_effort_answers_where_there_is_no_room(make: Make, tmp_path: Path) -> None:
+    database = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
+    upgrade(database)
+    one, ledger = make(mode="best_effort"), Ledger(database, Vault(bytes(32)), waiting_limit=2)
+    one.explaining._ledger = ledger
+    with ledger.room(2):
+        assert len(await one.ask(rows=3)) == 3  # there was none at first, but some in the end
+    await ledger.close()
+    database.dispose()
 
 
 async def test_best_effort_answers_without_a_record_and_says_so(make: Make, caplog: pytest.LogCaptureFixture) -> None:

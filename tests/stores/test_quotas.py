@@ -1,23 +1,24 @@
-"""Quotas: what they admit in one process, and what several that share a Redis admit together."""
+"""Quotas: what they admit in one process, after a restart, and what several that share a database admit together."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service import quotas
-from service.errors import InvalidRequest, Overloaded, QuotaSpent
+from service.errors import InvalidRequest, LedgerUnavailable, Overloaded, QuotaSpent
+from service.ledger import open_engine
+from service.ledger.spent_quotas import SpentQuotas
+from service.ledger.tables import spent_quotas
 from service.permissions import Quota
 from service.quotas import Account, Quotas, Usage, charged, counted
-
-if TYPE_CHECKING:
-    from service.embedded_redis import EmbeddedRedis
-    from tests.stores.conftest import MakeCache
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,6 +31,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(now=HOUR + 600.0)
     monkeypatch.setattr(quotas, "time", SimpleNamespace(time=lambda: clock.now))
     return clock
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SpentQuotas]:
+    """A database of each kind, with nothing spent."""
+    is_sqlite = request.param == "sqlite"
+    engine = open_engine(f"sqlite:///{tmp_path}/kept.db" if is_sqlite else request.getfixturevalue("postgresql_url"))
+    spent_quotas.create(engine)
+    yield SpentQuotas(engine)
+    engine.dispose()
 
 
 def alone(quota: Quota) -> Account:
@@ -103,8 +114,8 @@ async def test_what_is_admitted_never_exceeds_the_quota(asked: list[tuple[int, f
     assert spent == account.usage.points <= 100
 
 
-async def test_a_quota_that_was_changed_counts_at_once(make_cache: MakeCache, clock: SimpleNamespace) -> None:
-    one = Quotas(make_cache().cache)
+async def test_a_quota_that_was_changed_counts_at_once(kept: SpentQuotas, clock: SimpleNamespace) -> None:
+    one = Quotas(kept)
     assert spend(one.account("changed", Quota(2, None, "hour")), 5) == 2
     assert spend(one.account("changed", Quota(5, None, "hour")), 5) == 3
 
@@ -137,8 +148,8 @@ async def test_what_was_admitted_before_is_not_given_back_to_another_period(cloc
         account.reserve(11)
 
 
-async def test_keys_of_one_account_with_other_quotas_do_not_reset_each_other(make_cache: MakeCache) -> None:
-    quotas = Quotas(make_cache().cache)
+async def test_keys_of_one_account_with_other_quotas_do_not_reset_each_other(kept: SpentQuotas) -> None:
+    quotas = Quotas(kept)
     keys = [Quota(10, None, "hour"), Quota(20, None, "day"), Quota(4, None, "hour")]
 
     admitted = [spend(quotas.account("several", quota), 3) for quota in keys * 5]
@@ -175,11 +186,14 @@ async def test_what_fails_costs_nothing_and_what_is_left_costs_all(clock: Simple
 async def test_sharing_goes_on_after_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    again = asyncio.Event()
+    again = threading.Event()
     calls = 0
 
-    class Broken:
-        async def share(self, *_told: object) -> None:
+    class Broken(SpentQuotas):
+        def __init__(self) -> None:
+            pass
+
+        def tell(self, *_told: object) -> None:
             nonlocal calls
             calls += 1
             if calls > 1:
@@ -190,14 +204,13 @@ async def test_sharing_goes_on_after_an_error(
     host = Quotas(Broken())
     host.account("a", Quota(10, None, "hour")).count(1)
     host.start()
-    async with asyncio.timeout(30):
-        await again.wait()
+    assert await asyncio.to_thread(again.wait, 30)
     await host.close()
     assert "something unforeseen" in caplog.text
 
 
-async def test_hosts_that_share_a_redis_share_a_quota(make_cache: MakeCache, clock: SimpleNamespace) -> None:
-    hosts = [Quotas(make_cache().cache) for _ in range(3)]
+async def test_hosts_that_share_a_database_share_a_quota(kept: SpentQuotas, clock: SimpleNamespace) -> None:
+    hosts = [Quotas(kept) for _ in range(3)]
     quota = Quota(100, 1000, "hour")
     accounts = [host.account("shared", quota) for host in hosts]
 
@@ -212,7 +225,7 @@ async def test_hosts_that_share_a_redis_share_a_quota(make_cache: MakeCache, clo
     with pytest.raises(QuotaSpent):
         accounts[1].reserve(200)
 
-    again = Quotas(hosts[0]._shared)  # one that was started anew
+    again = Quotas(kept)  # one that was started anew
     account = again.account("shared", quota)
     account.count(1)
     await again.sync()
@@ -221,12 +234,43 @@ async def test_hosts_that_share_a_redis_share_a_quota(make_cache: MakeCache, clo
     assert spend(account, 200) == 100
 
 
-async def test_without_redis_each_host_counts_alone(
-    make_cache: MakeCache, hung: EmbeddedRedis, clock: SimpleNamespace
+async def test_a_spent_quota_is_spent_after_a_restart(kept: SpentQuotas, clock: SimpleNamespace) -> None:
+    quota = Quota(10, 1000, "hour")
+    host = Quotas(kept)
+    await host.load()
+    account = host.account("restarted", quota)
+    assert spend(account, 7) == 7
+    account.reserve(900)
+    await host.close()  # which tells what was used last
+
+    for left in (3, 0, 0):
+        host = Quotas(kept)
+        await host.load()
+        account = host.account("restarted", quota)
+        with pytest.raises(QuotaSpent):
+            account.reserve(200)
+        assert spend(account, 20) == left  # from its very first request on
+        assert spend(host.account("another", quota), 1) == 1
+        await host.close()
+
+    clock.now += 3600
+    host = Quotas(kept)
+    await host.load()
+    assert spend(host.account("restarted", quota), 20) == 10
+    with kept._engine.connect() as connection:
+        assert connection.execute(spent_quotas.select()).all() == []  # what is over is swept
+
+
+async def test_while_the_database_is_away_each_host_counts_alone(
+    kept: SpentQuotas, clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for cache in (make_cache().cache, make_cache(url=None).cache):
-        host = Quotas(cache)
-        account = host.account("alone", Quota(10, None, "hour"))
-        assert spend(account, 7) == 7
+    host = Quotas(kept)
+    with kept._engine.begin() as connection:
+        spent_quotas.drop(connection)
+    account = host.account("alone", Quota(10, None, "hour"))
+    assert spend(account, 7) == 7
+    with pytest.raises(LedgerUnavailable):
         await host.sync()
-        assert spend(account, 7) == 3
+    assert spend(account, 7) == 3
+    await host.close()
+    assert "the counts of quotas are not shared" in caplog.text
