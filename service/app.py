@@ -53,6 +53,7 @@ from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
 from service.monitoring.tracing import open_tracing
+from service.permissions import OPERATOR_TENANT
 from service.quotas import Quotas
 from service.replaying import Replaying
 from service.repository import Repository, read_catalog
@@ -61,7 +62,6 @@ from service.settings import Settings
 LOG = logging.getLogger("answerable")
 BOOTSTRAP = "bootstrap"
 METRICS_KEY = "metrics"
-DEFAULT_TENANT = "default"
 MOST_TOLD = 300
 """Characters of what a driver says."""
 
@@ -161,13 +161,13 @@ def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
         return settings.key
     if any(key.name != METRICS_KEY for key in keys.list()):
         return None
-    _, secret = keys.create(BOOTSTRAP, DEFAULT_TENANT, SCOPES)
+    _, secret = keys.create(BOOTSTRAP, OPERATOR_TENANT, SCOPES)
     return secret
 
 
 def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> None:
     """Stores a key of the settings. An earlier one goes on, for other hosts may have it yet; the log says so."""
-    configured = keys.add(secret, name, DEFAULT_TENANT, scopes)
+    configured = keys.add(secret, name, OPERATOR_TENANT, scopes)
     now = time.time_ns() // 1000
     for key in keys.list():
         if key.name == name and key.id != configured.id and key.is_valid(now):

@@ -94,7 +94,7 @@ class Replaying:
         record, personal = whole_record(stored), personal_of(stored)
         version = self._version(record["model"])
         differences = [*_environment_differences(record, version)]
-        missing = [*_missing(record, version)]
+        missing = [*_missing(record, version, stored.tenant)]
         if missing:
             return Replayed("environment_differs", None, None, (*missing, *differences))
         try:
@@ -197,14 +197,14 @@ def _environment_differences(record: Mapping[str, Any], version: ModelVersion) -
             yield Difference(f"environment.{name}", recorded.get(name), now.get(name))
 
 
-def _missing(record: Mapping[str, Any], version: ModelVersion) -> Iterator[Difference]:
-    """What is no longer here of what the record was computed with."""
+def _missing(record: Mapping[str, Any], version: ModelVersion, tenant: str) -> Iterator[Difference]:
+    """What is no longer here, for the tenant whose record it is, of what it was computed with."""
     if record["model"]["digest"] != version.key.digest:
         yield Difference("artefact", record["model"]["digest"], version.key.digest)
     baseline = record["baseline"]
     if "digest" not in baseline:  # it came with the request, and is in the record
         return
-    known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets)]
+    known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
     sets = {"sha256:" + found.sha256: f"{found.name}@{found.version}" for found in known}
     if baseline["digest"] not in sets:
         same = [digest for digest, name in sets.items() if name == f"{baseline['name']}@{baseline['version']}"]

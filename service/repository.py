@@ -234,15 +234,23 @@ class Repository:
 
         return Lease(end)
 
-    async def keep_set(self, version: ModelVersion, name: str, rows: Rows, description: str) -> KeptSet:
+    async def keep_set(
+        self, version: ModelVersion, name: str, rows: Rows, description: str, *, tenant: str | None
+    ) -> KeptSet:
         """Keeps rows as the next version of a baseline set of the model, and gives it to all workers.
+
+        It is the tenant's, or for None everybody's.
 
         Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
         """
         array = np.array(rows, dtype=np.float64)
+
+        def keep() -> KeptSet:
+            return self._sets.keep(version.key, version.manifest, name, array, description, tenant=tenant)
+
         async with self._turn:
             try:
-                kept = await asyncio.to_thread(self._sets.keep, version.key, version.manifest, name, array, description)
+                kept = await asyncio.to_thread(keep)
             except OSError as error:
                 LOG.exception("a baseline set cannot be kept")
                 raise Unkept(f"the set cannot be kept: {error.strerror}") from error
@@ -250,7 +258,7 @@ class Repository:
                 if known.is_ready:
                     await self._renew_sets(known)
         current = self._known(version.key.name, version.key.version)
-        if current is None or kept not in current.fitting_sets:
+        if current is None or kept not in current.fitting_sets(tenant):
             raise ModelNotReady("the set is kept, but the version that it is for is served no more")
         return kept
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import BaseModel, Field, StrictStr
+from pydantic import BaseModel, Field, StrictBool, StrictStr
 
-from service.api.auth import needs
+from service.api.auth import CallerOf, caller_of, needs
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
@@ -18,6 +18,7 @@ from service.catalog.baselines import MOST_ROWS, KeptSet
 from service.catalog.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
+from service.errors import Forbidden
 from service.repository import Repository, Rows
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
@@ -34,6 +35,7 @@ class BaselineBody(Strict):
     rows: list[Any] = Field(min_length=1, max_length=MOST_ROWS, description="instances of the model")
     model_version: StrictStr | None = Field(None, max_length=64, description="default: the one the bare name means")
     description: StrictStr = Field("", max_length=500, description="what its rows are, for those who choose it")
+    shared: StrictBool = Field(False, description="for all tenants, not yours alone; takes a key of the operator's")
 
 
 class SetItem(BaseModel):
@@ -46,6 +48,7 @@ class SetItem(BaseModel):
     description: str = Field(description="what its rows are")
     model_version: str = Field(description="the version of the model that it was made for")
     source: Literal["manifest", "kept"] = Field(description="the model's own, or added since")
+    shared: bool = Field(description="whether all tenants can name it, or yours alone")
     age_seconds: float = Field(description="since it was made")
     stale: str | None = Field(None, description="why no request can name it now")
 
@@ -58,8 +61,9 @@ class SetsReply(BaseModel):
 
 @router.get("/v1/models/{model}/baselines", response_model=SetsReply, response_model_exclude_none=True)
 @needs("explain")
-async def list_baselines(request: Request, model: str) -> dict[str, Any]:
-    """Every baseline set of the model, with its digest, size and age: the manifests', and those kept since.
+async def list_baselines(request: Request, model: str, caller: CallerOf) -> dict[str, Any]:
+    """Every baseline set of the model that you can name, with its digest, size and age: the manifests', and those kept
+    since, by your tenant or for all.
 
     A set is for the version of the model that it was made for; for any other it is refused, with the reason.
     """
@@ -69,18 +73,27 @@ async def list_baselines(request: Request, model: str) -> dict[str, Any]:
         lambda: [_of_manifest(version, one) for version in versions for one in version.manifest.baselines]
     )
     meant = catalog.meant(model) or versions[-1]
-    return {"baselines": [*listed, *(_kept(one, _stale(one, versions, meant)) for one in versions[-1].kept_sets)]}
+    kept = versions[-1].sets_of(caller.tenant)
+    return {"baselines": [*listed, *(_kept(one, _stale(one, versions, meant)) for one in kept)]}
 
 
 @posting.post("/v1/models/{model}/baselines", status_code=201, responses={201: {"model": SetItem}, **ERRORS})
 @needs("models:write")
 async def keep_baseline(request: Request, model: ModelName, body: BaselineBody) -> Response:
-    """Keeps a new version of a baseline set, for good; requests can name it, as `name@version`, from the answer on."""
+    """Keeps a new version of a baseline set, which requests can name, as `name@version`, from the answer on.
+
+    It is your tenant's: for others it is not there. One that is `shared` is everybody's.
+    """
+    caller = caller_of(request)
+    if body.shared and not caller.is_operator:
+        raise Forbidden("only a key of the operator's tenant keeps sets for all tenants")
     catalog: Catalog = request.app.state.catalog
     repository: Repository = request.app.state.repository
     version = catalog.find(model, body.model_version)
     rows = await asyncio.to_thread(_rows, version, body.rows)
-    kept = await repository.keep_set(version, body.name, rows, body.description)
+    kept = await repository.keep_set(
+        version, body.name, rows, body.description, tenant=None if body.shared else caller.tenant
+    )
     return Response(orjson.dumps(_kept(kept, None)), status_code=201, media_type="application/json")
 
 
@@ -97,7 +110,13 @@ def _stale(one: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> s
 
 def _kept(one: KeptSet, stale: str | None) -> dict[str, Any]:
     age = max(0.0, time.time() - one.created / 1e6)
-    shown = {**_shown(one.listed), "model_version": one.model_version, "source": "kept", "age_seconds": round(age, 3)}
+    shown = {
+        **_shown(one.listed),
+        "model_version": one.model_version,
+        "source": "kept",
+        "shared": one.tenant is None,
+        "age_seconds": round(age, 3),
+    }
     return shown if stale is None else {**shown, "stale": stale}
 
 
@@ -111,6 +130,7 @@ def _of_manifest(version: ModelVersion, one: BaselineSet) -> dict[str, Any]:
         **_shown(one),
         "model_version": version.key.version,
         "source": "manifest",
+        "shared": True,
         "age_seconds": round(age, 3),
     }
 

@@ -36,7 +36,8 @@ class ModelVersion:
     `folder` holds its files: a copy of the operator's, once it is loaded. `environment`, `traits` and `parity` come
     from the worker that loaded it (`service.engine.messages`); a version without an environment is not ready, and
     `problem` says why, once that is known. `assessment` is what `answerable models check` found, None before that.
-    `kept_sets` are the model's baseline sets that are not in the manifest, whether they fit this version or not.
+    `kept_sets` are the model's baseline sets that are not in the manifest, whether they fit this version or not, and
+    whosever they are: what a tenant is answered with is in `sets_of` and `fitting_sets`.
     """
 
     key: ModelKey
@@ -72,10 +73,13 @@ class ModelVersion:
         """Whether its check found something against it."""
         return self.assessment is not None and not self.assessment.passed
 
-    @property
-    def fitting_sets(self) -> list[KeptSet]:
-        """The kept sets that were made for exactly this artefact and these inputs."""
-        return [one for one in self.kept_sets if one.stale_for(self.key, self.manifest) is None]
+    def sets_of(self, tenant: str | None) -> list[KeptSet]:
+        """The kept sets that the tenant can name: its own, and everybody's; for None only these."""
+        return [one for one in self.kept_sets if one.is_seen_by(tenant)]
+
+    def fitting_sets(self, tenant: str | None) -> list[KeptSet]:
+        """Those of them that were made for exactly this artefact and these inputs."""
+        return [one for one in self.sets_of(tenant) if one.stale_for(self.key, self.manifest) is None]
 
     @property
     def files(self) -> tuple[str, str]:

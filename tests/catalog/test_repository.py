@@ -183,7 +183,7 @@ async def test_what_is_unloaded_while_a_set_is_given_stays_unloaded(start: Start
     one = await start()
     version = one.repository._catalog.find("loan", "1")
     one.engine.is_open.clear()
-    keeping = asyncio.create_task(one.repository.keep_set(version, "mine", [(0.0,) * 38], ""))
+    keeping = asyncio.create_task(one.repository.keep_set(version, "mine", [(0.0,) * 38], "", tenant="bank"))
     await until(lambda: bool(one.engine.loading))
     unloading = asyncio.create_task(one.repository.unload("loan", "1"))
     one.engine.is_open.set()
