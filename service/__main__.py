@@ -133,10 +133,15 @@ def _started_workers(settings: Settings) -> Iterator[Sequence[StartedWorker]]:
 
 def _open_ledger(settings: Settings) -> Opened:
     from service.app import open_database, open_notary
+    from service.catalog.set_erasure import forget_rows
     from service.ledger.commands import Opened
+    from service.ledger.set_subjects import SetSubjects
 
     engine, vault = open_database(settings)
-    return Opened(engine, vault, open_notary(settings, engine), settings)
+    rows = SetSubjects(engine, vault)
+    return Opened(
+        engine, vault, open_notary(settings, engine), settings, lambda: forget_rows(settings.data, rows.erased())
+    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
 from service.ledger.jobs import Jobs
+from service.ledger.set_subjects import SetSubjects
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
 from service.monitoring.health import Health
@@ -208,14 +209,12 @@ async def _compose(
     stack.push_async_callback(quotas.close)
     quotas.start()
 
-    ledger, steward = None, None
+    ledger = None
     if settings.ledger != "off":
         notary = open_notary(settings, database)
         await asyncio.to_thread(notary.open)
         ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess)
         stack.push_async_callback(ledger.close)
-        steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results)
-        stack.push_async_callback(steward.close)
     # After everything that may keep the service from starting: a key that is made is shown.
     app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
@@ -237,8 +236,19 @@ async def _compose(
 
     follow()
     catalog.changed = follow
-    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache)
+    set_subjects = SetSubjects(database, vault)
+    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
     stack.push_async_callback(repository.close)
+
+    async def forget() -> None:
+        """Drops what lies outside the database of people who were erased."""
+        await cache.forget_results()
+        await repository.forget_rows()
+
+    steward = None
+    if ledger is not None:
+        steward = Steward(database, vault, settings.retention, settings.job_days, forget)
+        stack.push_async_callback(steward.close)
 
     def render_metrics() -> bytes:
         metrics.queue_points.set(engine.most_queued_points)
@@ -263,6 +273,7 @@ async def _compose(
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
     app.state.explaining = explaining
     app.state.vault = vault
+    app.state.set_subjects = set_subjects
     app.state.jobs = Jobs(database)
     runner: Runner | None = None
     if ledger is not None:

@@ -235,6 +235,8 @@ def _baseline_set(version: ModelVersion, asked: str, tenant: str | None) -> Base
     fitting = [s.listed for s in usable if s in kept]
     if fitting:
         return fitting[-1]
+    if kept and not kept[-1].size:
+        raise _wrong("baseline", f"baseline {name}@{kept[-1].version} was erased; use another")
     if kept:
         reason = kept[-1].stale_for(version.key, manifest)
         raise _wrong("baseline", f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")

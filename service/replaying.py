@@ -9,8 +9,8 @@ one that its deadline ended is ended after as many answers. Then all its numbers
 - `differs`: as it was, and yet they differ by more, or the record cannot be read or contradicts itself: it was
   changed, or something here is broken.
 - `environment_differs`: something that the numbers depend on is not what it was: a version of a library, the device,
-  the artefact, the baseline set. What differs is named. With the artefact or the baseline set gone nothing is
-  computed; else `numbers` tells how the numbers compare all the same.
+  the artefact, the baseline set. What differs is named. With the artefact or the baseline set gone, or rows of the
+  set erased, nothing is computed; else `numbers` tells how the numbers compare all the same.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from service.records import explanation_body, prediction_of, whole_record
 Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
 CHUNK_ROWS = "chunk_rows"
 CODE = "environment.answerable"
+ERASED = "erased"
+"""What a baseline set is now if rows of it were removed since."""
 LARGEST_SHAPE = 2**16
 
 
@@ -206,7 +208,11 @@ def _missing(record: Mapping[str, Any], version: ModelVersion, tenant: str) -> I
         return
     known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
     sets = {"sha256:" + found.sha256: f"{found.name}@{found.version}" for found in known}
-    if baseline["digest"] not in sets:
+    if baseline["digest"] in sets:
+        return
+    if any(baseline["digest"] in one.erased for one in version.sets_of(tenant)):
+        yield Difference("baseline", baseline["digest"], ERASED)
+    else:
         same = [digest for digest, name in sets.items() if name == f"{baseline['name']}@{baseline['version']}"]
         yield Difference("baseline", baseline["digest"], same[0] if same else None)
 

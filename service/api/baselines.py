@@ -18,7 +18,9 @@ from service.catalog.baselines import MOST_ROWS, KeptSet
 from service.catalog.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
-from service.errors import Forbidden
+from service.errors import Forbidden, Gone, Kind, invalid
+from service.ledger.entries import LONGEST_TEXT
+from service.ledger.set_subjects import SetSubjects
 from service.repository import Repository, Rows
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
@@ -28,6 +30,9 @@ router = APIRouter(tags=["Models"], responses=answers(401, 403, 404))
 posting = APIRouter(route_class=StrictRoute, tags=["Models"])
 
 
+Subject = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"^[^\x00]+$")]
+
+
 class BaselineBody(Strict):
     """A new version of a set: its rows are given as instances of an explanation are."""
 
@@ -35,6 +40,9 @@ class BaselineBody(Strict):
     rows: list[Any] = Field(min_length=1, max_length=MOST_ROWS, description="instances of the model")
     model_version: StrictStr | None = Field(None, max_length=64, description="default: the one the bare name means")
     description: StrictStr = Field("", max_length=500, description="what its rows are, for those who choose it")
+    subjects: list[Subject | None] | None = Field(
+        None, description="for each row the person whose it is, as in `context.subject`; null where it is nobody's"
+    )
     shared: StrictBool = Field(False, description="for all tenants, not yours alone; takes a key of the operator's")
 
 
@@ -50,6 +58,9 @@ class SetItem(BaseModel):
     source: Literal["manifest", "kept"] = Field(description="the model's own, or added since")
     shared: bool = Field(description="whether all tenants can name it, or yours alone")
     age_seconds: float = Field(description="since it was made")
+    erased: list[str] | None = Field(
+        None, description="digests that it had before rows were removed from it; of size 0 it is erased as a whole"
+    )
     stale: str | None = Field(None, description="why no request can name it now")
 
 
@@ -90,11 +101,40 @@ async def keep_baseline(request: Request, model: ModelName, body: BaselineBody) 
     catalog: Catalog = request.app.state.catalog
     repository: Repository = request.app.state.repository
     version = catalog.find(model, body.model_version)
+    named = body.subjects or []
+    if named and len(named) != len(body.rows):
+        raise invalid(Kind.WRONG_VALUE, "/subjects", f"there are {len(body.rows)} rows and {len(named)} subjects")
     rows = await asyncio.to_thread(_rows, version, body.rows)
-    kept = await repository.keep_set(
-        version, body.name, rows, body.description, tenant=None if body.shared else caller.tenant
-    )
+    set_subjects: SetSubjects = request.app.state.set_subjects
+    tokens = await asyncio.to_thread(set_subjects.enter, caller.tenant, named)
+    tenant = None if body.shared else caller.tenant
+    kept = await repository.keep_set(version, body.name, rows, body.description, tenant=tenant, subjects=tokens)
     return Response(orjson.dumps(_kept(kept, None)), status_code=201, media_type="application/json")
+
+
+@router.delete(
+    "/v1/models/{model}/baselines/{baseline}",
+    response_model=SetItem,
+    response_model_exclude_none=True,
+    responses=answers(409, 410, 503),
+)
+@needs("models:write")
+async def remove_baseline(request: Request, model: str, baseline: str, caller: CallerOf) -> dict[str, Any]:
+    """Removes the rows of a version of a set, for good: `name@version`. An event of the log says so.
+
+    Its name stays, so that a replay can say why it is impossible. A set that is shared is the operator's to remove; 409
+    while a row of it is a person's whose data is under a legal hold.
+    """
+    repository: Repository = request.app.state.repository
+    set_subjects: SetSubjects = request.app.state.set_subjects
+    found = await asyncio.to_thread(repository.find_set, model, caller.tenant, baseline)
+    if found.tenant is None and not caller.is_operator:
+        raise Forbidden("the set is for all tenants; only a key of the operator's tenant removes it")
+    if not found.size:
+        raise Gone("the set was erased before")
+    about, details = f"{model}/{baseline}", {"digest": found.digest, "rows": found.size}
+    await asyncio.to_thread(set_subjects.remove, caller.tenant, caller.key_id, about, details, found.subjects)
+    return _kept(await repository.remove_set(found), None)
 
 
 def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
@@ -111,12 +151,13 @@ def _stale(one: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> s
 def _kept(one: KeptSet, stale: str | None) -> dict[str, Any]:
     age = max(0.0, time.time() - one.created / 1e6)
     shown = {
-        **_shown(one.listed),
+        **_shown(one),
         "model_version": one.model_version,
         "source": "kept",
         "shared": one.tenant is None,
         "age_seconds": round(age, 3),
     }
+    shown |= {"erased": one.erased} if one.erased else {}
     return shown if stale is None else {**shown, "stale": stale}
 
 
@@ -135,7 +176,7 @@ def _of_manifest(version: ModelVersion, one: BaselineSet) -> dict[str, Any]:
     }
 
 
-def _shown(one: BaselineSet) -> dict[str, Any]:
+def _shown(one: BaselineSet | KeptSet) -> dict[str, Any]:
     return {
         "name": one.name,
         "version": one.version,

@@ -47,11 +47,12 @@ class HoldBody(Strict):
 
 
 class ErasedReply(BaseModel):
-    """So many records lost their personal part, and so many rows of jobs that waited to be explained what they held,
-    by the event at place `tombstone` of the log."""
+    """So many records lost their personal part, so many rows of jobs that waited to be explained what they held, and
+    so many rows were removed from baseline sets, by the event at place `tombstone` of the log."""
 
     records: int = Field(description="records whose personal part was erased")
     job_rows: int = Field(description="rows of jobs that were not explained yet")
+    set_rows: int = Field(description="rows of baseline sets")
     tombstone: int = Field(description="the row of the log that says so")
 
 
@@ -80,12 +81,14 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
 
     The tenant's files of earlier exports are withdrawn. Rows of jobs with the person's input end, unexplained.
+    Rows of baseline sets that were kept as the person's are removed; such a set goes on with the others.
     """
     caller = caller_of(request)
     erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, body.reason)
     exports: Exports = request.app.state.exports
     await asyncio.to_thread(exports.sweep)
-    return _json({"records": erased.records, "job_rows": erased.job_rows, "tombstone": erased.tombstone})
+    counts = {"records": erased.records, "job_rows": erased.job_rows, "set_rows": erased.set_rows}
+    return _json({**counts, "tombstone": erased.tombstone})
 
 
 @router.post(

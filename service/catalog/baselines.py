@@ -13,6 +13,7 @@ had before.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -20,15 +21,16 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
-from service.catalog.artefacts import stored_rows
+from service.catalog.artefacts import read_verified, stored_rows
 from service.catalog.manifest import NAME, BaselineSet, Manifest, TabularInputs
 from service.domain import ModelKey
 from service.errors import InvalidRequest
@@ -39,6 +41,7 @@ BASELINES = "baselines"
 """The folder of sets in the data folder."""
 SHARED = "shared"
 """The folder of descriptions of the sets that are everybody's."""
+LOCK = ".lock"
 MOST_ROWS = 1024
 FORMAT = 1
 
@@ -76,6 +79,11 @@ class KeptSet:
         """Whether the tenant can name it; None is nobody in particular."""
         return self.tenant is None or self.tenant == tenant
 
+    def is_same(self, other: KeptSet) -> bool:
+        """Whether both are the same version of the same set, whatever rows either has."""
+        names = [(one.model, one.tenant, one.name, one.version) for one in (self, other)]
+        return names[0] == names[1]
+
     @property
     def listed(self) -> BaselineSet:
         """As a manifest would list it, for its folder."""
@@ -91,7 +99,7 @@ class KeptSet:
     def stale_for(self, key: ModelKey, manifest: Manifest) -> str | None:
         """Why the set is of no use to that version; None if it is."""
         if not self.size:
-            return "its rows were erased; use another set"
+            return "its rows were erased"
         if self.inputs != inputs_digest(manifest):
             made_for = f"{self.model}@{self.model_version}"
             return f"it was made for the inputs of {made_for}, which are others, or in another order"
@@ -144,38 +152,82 @@ class KeptSets:
         refuse_name(name)
         if not 1 <= len(rows) <= MOST_ROWS:
             raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
-        descriptions = self._descriptions(key.name, tenant)
-        descriptions.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sha256 = self._write_rows(key.name, rows)
-        listed = [one.version for one in manifest.baselines if one.name == name]
-        kept_ones = [one for one in self._read(key.name) if one.name == name]
-        seen = [one.version for one in kept_ones if tenant is None or one.is_seen_by(tenant)]
-        number = max((int(one) for one in [*listed, *seen] if one.isdecimal()), default=0) + 1
-        while True:
-            kept = KeptSet(
-                name,
-                str(number),
-                len(rows),
-                sha256,
-                description,
-                key.name,
-                key.version,
-                key.digest,
-                inputs_digest(manifest),
-                time.time_ns() // 1000,
-                tenant,
-                tuple(subjects),
-            )
-            part = descriptions / f".{name}.{secrets.token_hex(8)}"
-            try:
-                _write_down(part, _described(kept))
-                os.link(part, descriptions / f"{name}@{number}.json")  # fails where another process was first
-            except FileExistsError:
-                number += 1
-            else:
-                return kept
-            finally:
-                part.unlink(missing_ok=True)
+        with self.alone():
+            descriptions = self._descriptions(key.name, tenant)
+            descriptions.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sha256 = self._write_rows(key.name, rows)
+            listed = [one.version for one in manifest.baselines if one.name == name]
+            kept_ones = [one for one in self._read(key.name) if one.name == name]
+            seen = [one.version for one in kept_ones if tenant is None or one.is_seen_by(tenant)]
+            number = max((int(one) for one in [*listed, *seen] if one.isdecimal()), default=0) + 1
+            while True:
+                kept = KeptSet(
+                    name,
+                    str(number),
+                    len(rows),
+                    sha256,
+                    description,
+                    key.name,
+                    key.version,
+                    key.digest,
+                    inputs_digest(manifest),
+                    time.time_ns() // 1000,
+                    tenant,
+                    tuple(subjects),
+                )
+                part = descriptions / f".{name}.{secrets.token_hex(8)}"
+                try:
+                    _write_down(part, _described(kept))
+                    os.link(part, descriptions / f"{name}@{number}.json")  # fails where there is one that is spoilt
+                except FileExistsError:
+                    number += 1
+                else:
+                    return kept
+                finally:
+                    part.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps all other threads and processes that change sets waiting. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            yield
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models that sets were ever kept for."""
+        return sorted(path.name for path in self._folder.glob("*") if path.is_dir())
+
+    def rows_of(self, one: KeptSet) -> NDArray[np.floating]:
+        """The rows [size, columns] of a set, as they are stored. Raises CatalogError."""
+        content = read_verified(self.place(one.model), _file(one.sha256), one.sha256)
+        return load(content)["rows"]
+
+    def leave(self, one: KeptSet, rows: NDArray[np.floating], subjects: Sequence[str | None]) -> KeptSet:
+        """Leaves these of a set's rows, with their `subjects`, or none; the set as it is then. Raises OSError.
+
+        The file of the rows that it had is for `sweep`, in case another set has the same.
+        """
+        erased = tuple(dict.fromkeys([*one.erased, one.digest]))
+        if len(rows):
+            sha256 = self._write_rows(one.model, rows)
+            left = replace(one, size=len(rows), sha256=sha256, subjects=tuple(subjects), erased=erased)
+        else:
+            left = replace(one, size=0, description="", subjects=(), erased=erased)
+        _write(self._descriptions(one.model, one.tenant) / f"{one.name}@{one.version}.json", _described(left))
+        return left
+
+    def sweep(self, model: str) -> frozenset[str]:
+        """Deletes the files of rows that every set of the model has lost; their digests, also of earlier sweeps.
+
+        Raises OSError.
+        """
+        sets = [*self._read(model)]
+        lost = {digest for one in sets for digest in one.erased} - {one.digest for one in sets if one.size}
+        for digest in lost:
+            (self.place(model) / _file(digest.removeprefix("sha256:"))).unlink(missing_ok=True)
+        return frozenset(lost)
 
     def _descriptions(self, model: str, tenant: str | None) -> Path:
         """The folder of the descriptions of a tenant's sets; names are unique in it."""

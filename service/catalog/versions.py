@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.catalog.assessments import Assessment
@@ -132,6 +132,21 @@ class Catalog:
             self._meant.pop(name, None)
         else:
             self._meant[name] = meant
+        self.changed()
+
+    def keep_sets(self, name: str, sets: Collection[KeptSet]) -> None:
+        """Forgets every kept set of the model that is not among these, as it is."""
+
+        def left(version: ModelVersion) -> ModelVersion:
+            return replace(version, kept_sets=tuple(one for one in version.kept_sets if one in sets))
+
+        meant = self._meant.get(name)
+        for number, version in self._versions[name].items():
+            self._versions[name][number] = renewed = left(version)
+            if version is meant:
+                self._meant[name] = meant = renewed
+        if meant is not None and not any(meant is one for one in self._versions[name].values()):
+            self._meant[name] = left(meant)
         self.changed()
 
     def _means(self, name: str, changed: ModelVersion) -> ModelVersion | None:

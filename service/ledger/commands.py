@@ -33,12 +33,13 @@ from service.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The ledger of the settings."""
+    """The ledger of the settings; `forget` drops what files of the data folder hold of people who were erased."""
 
     engine: Engine
     vault: Vault
     notary: Notary
     settings: Settings
+    forget: Callable[[], None]
 
 
 Open = Callable[[Settings], Opened]
@@ -214,9 +215,12 @@ def _export(ledger: Opened, options: argparse.Namespace) -> int:
 
 def _erase(ledger: Opened, options: argparse.Namespace) -> int:
     erased = erasing.erase(ledger.engine, ledger.vault, options.tenant, options.subject, _operator(), options.reason)
+    ledger.forget()
     print(f"{erased.records} records lost their personal part; the tombstone is row {erased.tombstone} of the log")
     if erased.job_rows:
         print(f"{erased.job_rows} rows of jobs that waited to be explained ended")
+    if erased.set_rows:
+        print(f"{erased.set_rows} rows of baseline sets were removed")
     return 0
 
 

@@ -1,9 +1,10 @@
 """Erasure, legal holds and retention. Each is an event of the log, in the same transaction as what it does.
 
 Erasing a subject destroys the key that everything of theirs is sealed under, and the sealed parts with it; the rows of
-the log stay, so that every proof does. What jobs hold of theirs goes too, and is not explained any more. Retention
-removes the sealed parts that are older than their class allows, and the subject's key with the last of them. A hold
-forbids both.
+the log stay, so that every proof does. What jobs hold of theirs goes too, and is not explained any more, and so do
+their rows of baseline sets, which are removed from the files once that is committed (`set_subjects`). Retention removes
+the sealed parts that are older than their class allows, and the subject's key with the last of them. A hold forbids
+both.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from service.ledger.events import insert_event, stored_event
 from service.ledger.jobs import end_rows_of
 from service.ledger.sealing import Vault, owner_of
 from service.ledger.searching import subject_token
-from service.ledger.tables import events, explanations, job_rows, log, subjects
+from service.ledger.tables import events, explanations, job_rows, log, set_subjects, subjects
 
 TOGETHER = 1000
 """Records that one event of a retention run names, and one transaction clears."""
@@ -39,12 +40,13 @@ _WITH_SCHEMA = b'{"schema":'
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What was erased: so many records, and so many rows that jobs had still to explain, by the event at place
-    `tombstone`."""
+    """What was erased: so many records, so many rows that jobs had still to explain, and so many of baseline sets, by
+    the event at place `tombstone`."""
 
     records: int
     tombstone: int
     job_rows: int = 0
+    set_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +67,20 @@ def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, 
     """
     with database_in_reach(), serialised(engine).begin() as connection:
         token = subject_token(connection, vault, tenant, subject)
-        waiting = end_rows_of(connection, vault.lookup(tenant, subject))
-        if token is None and not waiting:
+        lookup = vault.lookup(tenant, subject)
+        waiting = end_rows_of(connection, lookup)
+        in_sets = connection.execute(
+            update(set_subjects).where(set_subjects.c.lookup == lookup).values(lookup=None)
+        ).rowcount
+        if token is None and not waiting and not in_sets:
             raise NotFound("nothing of this subject is kept here")
         if token is not None:
-            _refuse_if_held(connection, tenant, token)
+            refuse_if_held(connection, tenant, token)
         is_theirs = explanations.c.subject == token if token is not None else false()  # and never IS NULL: nobody's
         theirs = and_(explanations.c.tenant == tenant, is_theirs)
         places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
-        in_jobs = {"job_rows": waiting} if waiting else {}
-        details = {**_named(connection, places), **in_jobs, "reason": reason}
+        elsewhere = {name: count for name, count in (("job_rows", waiting), ("set_rows", in_sets)) if count}
+        details = {**_named(connection, places), **elsewhere, "reason": reason}
         tombstone = insert_event(
             connection, Event(kind=ERASURE, tenant=tenant, key_id=key_id, about=token, details=details)
         )
@@ -82,7 +88,7 @@ def erase(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, 
         if token is not None:
             connection.execute(delete(subjects).where(subjects.c.token == token))
     _scrub(engine)
-    return Erased(len(places), tombstone, waiting)
+    return Erased(len(places), tombstone, waiting, in_sets)
 
 
 def hold(engine: Engine, vault: Vault, tenant: str, subject: str, key_id: str, reason: str) -> Hold:
@@ -216,7 +222,8 @@ def _forget_unused(connection: Connection, found: Iterable[tuple[str, str]]) -> 
             connection.execute(delete(subjects).where(subjects.c.token == token))
 
 
-def _refuse_if_held(connection: Connection, tenant: str, token: str) -> None:
+def refuse_if_held(connection: Connection, tenant: str, token: str) -> None:
+    """Raises HeldByLaw where there is a hold on the subject of that token."""
     found = _hold_on(connection, tenant, token)
     if found is not None:
         since = datetime.fromtimestamp(found.created / 1e6, UTC).isoformat(timespec="seconds")
@@ -244,7 +251,7 @@ def _scrub(engine: Engine) -> None:
     they are vacuumed; they hold ciphertext, and wrapped keys that only the master key opens.
     """
     is_sqlite = engine.dialect.name == "sqlite"
-    vacuums = [f"VACUUM {table.name}" for table in (subjects, explanations, job_rows)]
+    vacuums = [f"VACUUM {table.name}" for table in (subjects, explanations, job_rows, set_subjects)]
     statements = ["PRAGMA wal_checkpoint(TRUNCATE)"] if is_sqlite else vacuums
     connection = engine.raw_connection()
     try:

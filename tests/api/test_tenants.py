@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 Operation = tuple[str, str]
 
-OWNED = ("explanation", "subject", "job", "export")
+OWNED = ("explanation", "subject", "job", "export", "baseline")
 """Parameters of paths that name what belongs to a tenant."""
+
+OF_LOAN = {"model": "loan"}
+PATH = "/v1/models/loan/baselines"
 
 FINDING = {
     ("get", "/v1/explanations"),
@@ -146,9 +149,12 @@ async def first(service: Service, make_key: MakeKey, explain: Explain, fresh: di
             "id"
         ]
         cursor = (await answered(client, "GET", "/v1/explanations", params={"limit": 1}))["next_cursor"]
+        own = f"set-{mark}@1"
+        kept_set = {"name": f"set-{mark}", "rows": [fresh], "model_version": "1", "subjects": [person]}
+        digest = (await answered(client, "POST", PATH, json=kept_set))["digest"]
         theirs = Theirs(
             key=key,
-            owned={"explanation": made[0], "subject": person, "job": job, "export": export},
+            owned={**OF_LOAN, "explanation": made[0], "subject": person, "job": job, "export": export, "baseline": own},
             instance=fresh,
             running=running,
             person=person,
@@ -157,7 +163,7 @@ async def first(service: Service, make_key: MakeKey, explain: Explain, fresh: di
             cursor=cursor,
             token=token,
             words=frozenset({
-                mark, key.id, key.tenant, key.secret, token, *made, job, running, export,
+                mark, digest, key.id, key.tenant, key.secret, token, *made, job, running, export,
                 results[0]["explanation"], str(fresh["applicant_income"]),
             }),
         )  # fmt: skip
@@ -170,6 +176,8 @@ async def seen(client: httpx.AsyncClient, theirs: Theirs) -> list[Any]:
     paths = [f"/v1/explanations/{theirs.owned['explanation']}{end}" for end in ("", "/reviews")]
     paths += [f"/v1/jobs/{theirs.owned['job']}", f"/v1/exports/{theirs.owned['export']}"]
     found = [await answered(client, "GET", path) for path in paths]
+    sets = (await answered(client, "GET", PATH))["baselines"]
+    found.append([{**one, "age_seconds": 0} for one in sets])
     events = await answered(client, "GET", "/v1/events", params={"limit": 200})
     file = await client.get(f"/v1/exports/{theirs.owned['export']}/file")
     return [*found, [one for one in events["events"] if one["kind"] not in ("lookup", "export_download")], file.content]
@@ -220,8 +228,8 @@ async def test_what_is_another_tenants_is_as_if_it_were_nobodys(
     service: Service, make_key: MakeKey, first: Theirs
 ) -> None:
     """By its id, over every route that takes one, with any key; and it stays as it was."""
-    nobodys = {**{name: str(uuid.uuid4()) for name in OWNED}, "subject": f"Bob {uuid.uuid4().hex}"}
-    nonsense = dict.fromkeys(OWNED, "nothing%00at%20all")
+    nobodys = {**OF_LOAN, **{name: str(uuid.uuid4()) for name in OWNED}, "subject": f"Bob {uuid.uuid4().hex}"}
+    nonsense = {**OF_LOAN, **dict.fromkeys(OWNED, "nothing%00at%20all")}
     by_id = [operation for operation in operations(service) if is_owned(operation[1])]
     async with service.client(first.key) as client:
         before = await seen(client, first)
@@ -344,7 +352,6 @@ async def exported(stranger: Stranger, theirs: Theirs, body: dict[str, Any], ids
     assert export.json()["progress"]["done"] == len(ids)
 
 
-PATH = "/v1/models/loan/baselines"
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 
 
@@ -413,6 +420,11 @@ async def test_only_the_operator_keeps_sets_for_all(
         found = (await explain([instance], by=tenant, baseline=name))["explanations"][0]
         assert found["baseline"]["digest"] == shared["digest"]
         assert (await kept(tenant, [instance], name=name))["version"] == "3"
+
+        assert "operator" in assert_problem(await tenant.delete(f"{PATH}/{name}@2"), 403)
+        assert_problem(await tenant.delete(f"{PATH}/{name}@1"), 404)
+        for version in "12":
+            assert (await client.delete(f"{PATH}/{name}@{version}")).status_code == 200
 
 
 async def test_what_all_tenants_share_is_the_operators(

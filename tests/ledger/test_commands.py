@@ -7,17 +7,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import update
 
 from service.__main__ import main
 from service.app import open_database
+from service.catalog.baselines import BASELINES, KeptSets
+from service.catalog.manifest import read_manifest
 from service.ledger import Entry, Event, Ledger, open_engine, upgrade
+from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import explanations
 from service.settings import Settings
 
 EntryMaker = Callable[..., Entry]
 Answer = tuple[int, str, str]
+LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
 
 
 @pytest.fixture
@@ -128,3 +133,23 @@ def test_what_was_asked_wrongly(ask: Callable[..., Answer], arguments: tuple[str
     code, _, sentence = ask(*arguments)
     assert code == 2
     assert sentence
+
+
+def test_an_erasure_also_removes_the_persons_rows_of_baseline_sets(
+    ask: Callable[..., Answer], tmp_path: Path, empty_url: str
+) -> None:
+    """From the files of the data folder, before the command ends; the service may be stopped."""
+    engine, vault = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=empty_url))
+    tokens = SetSubjects(engine, vault).enter("default", ["Ann", None])
+    engine.dispose()
+    manifest, key, _ = read_manifest(LOAN)
+    sets = KeptSets(tmp_path / "data" / BASELINES)
+    kept = sets.keep(key, manifest, "mine", np.arange(76.0).reshape(2, 38), "", subjects=tokens)
+
+    code, said, _ = ask("erase", "Ann")
+    assert (code, "1 rows of baseline sets were removed" in said) == (0, True), said
+    (left,) = sets.of("loan")
+    assert (left.size, left.erased) == (1, (kept.digest,))
+    assert sets.rows_of(left).tolist() == [[*range(38, 76)]]
+    assert not (sets.place("loan") / kept.listed.file).exists()
+    assert ask("erase", "Ann")[0] == 1
