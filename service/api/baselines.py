@@ -18,7 +18,7 @@ from service.catalog.baselines import MOST_ROWS, KeptSet
 from service.catalog.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
-from service.errors import Forbidden, Gone, Kind, invalid
+from service.errors import Forbidden, Gone, InvalidRequest, Kind, invalid
 from service.ledger.entries import LONGEST_TEXT
 from service.ledger.set_subjects import SetSubjects
 from service.repository import Repository, Rows
@@ -108,7 +108,11 @@ async def keep_baseline(request: Request, model: ModelName, body: BaselineBody) 
     set_subjects: SetSubjects = request.app.state.set_subjects
     tokens = await asyncio.to_thread(set_subjects.enter, caller.tenant, named)
     tenant = None if body.shared else caller.tenant
-    kept = await repository.keep_set(version, body.name, rows, body.description, tenant=tenant, subjects=tokens)
+    try:
+        kept = await repository.keep_set(version, body.name, rows, body.description, tenant=tenant, subjects=tokens)
+    except InvalidRequest:
+        await asyncio.to_thread(set_subjects.drop, tokens)
+        raise
     return Response(orjson.dumps(_kept(kept, None)), status_code=201, media_type="application/json")
 
 

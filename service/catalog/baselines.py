@@ -42,6 +42,8 @@ BASELINES = "baselines"
 SHARED = "shared"
 """The folder of descriptions of the sets that are everybody's."""
 LOCK = ".lock"
+MOST_SETS = 100
+"""Versions with rows that a tenant may have of one model: each is in the memory of every worker."""
 MOST_ROWS = 1024
 FORMAT = 1
 
@@ -155,11 +157,13 @@ class KeptSets:
         with self.alone():
             descriptions = self._descriptions(key.name, tenant)
             descriptions.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sha256 = self._write_rows(key.name, rows)
             listed = [one.version for one in manifest.baselines if one.name == name]
-            kept_ones = [one for one in self._read(key.name) if one.name == name]
-            seen = [one.version for one in kept_ones if tenant is None or one.is_seen_by(tenant)]
+            others = [*self._read(key.name)]
+            if sum(one.tenant == tenant and one.size > 0 for one in others) >= MOST_SETS:
+                raise InvalidRequest(f"there are {MOST_SETS} versions of sets for {key.name} already; remove one first")
+            seen = [one.version for one in others if one.name == name and (tenant is None or one.is_seen_by(tenant))]
             number = max((int(one) for one in [*listed, *seen] if one.isdecimal()), default=0) + 1
+            sha256 = self._write_rows(key.name, rows)
             while True:
                 kept = KeptSet(
                     name,

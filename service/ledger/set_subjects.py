@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import ColumnElement, Engine, delete, insert, select, update
 
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import SET_REMOVED, Event
@@ -42,6 +42,11 @@ class SetSubjects:
                 connection.execute(insert(set_subjects), rows)
         return tokens
 
+    def drop(self, tokens: Sequence[str | None]) -> None:
+        """Forgets the tokens of a set that was not kept after all."""
+        with database_in_reach(), self._engine.begin() as connection:
+            connection.execute(delete(set_subjects).where(_are(tokens)))
+
     def erased(self) -> frozenset[str]:
         """The tokens of all rows that were erased."""
         with database_in_reach(), self._engine.connect() as connection:
@@ -54,7 +59,7 @@ class SetSubjects:
 
         Raises HeldByLaw where one of them is held back from erasure.
         """
-        rows = set_subjects.c.token.in_([token for token in tokens if token is not None])
+        rows = _are(tokens)
         with database_in_reach(), serialised(self._engine).begin() as connection:
             known = select(subjects.c.token).join(set_subjects, set_subjects.c.lookup == subjects.c.lookup)
             for subject in connection.scalars(known.where(rows).distinct()).all():
@@ -63,3 +68,7 @@ class SetSubjects:
                 connection, Event(kind=SET_REMOVED, tenant=tenant, key_id=key_id, about=about, details=details)
             )
             connection.execute(update(set_subjects).where(rows).values(lookup=None))
+
+
+def _are(tokens: Sequence[str | None]) -> ColumnElement[bool]:
+    return set_subjects.c.token.in_([token for token in tokens if token is not None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+
+from service.ledger.erasing import erase
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -199,6 +202,18 @@ async def test_rows_of_an_erased_person_are_removed_from_a_set_that_goes_on_with
     assert_problem(await tenant.client.post(f"/v1/subjects/{person}:erase"), 404)
 
 
+async def test_an_erasure_by_another_process_is_noticed(service: Service, tenant: Tenant, until: Until) -> None:
+    person, state = f"Ada {uuid.uuid4().hex}", service.app.state
+    kept = await keep(tenant.client, tenant.rows, subjects=[person, None, None])
+    tenants = state.repository._sets.of("loan")[-1].tenant
+    await asyncio.to_thread(erase, state.keys._engine, state.vault, tenants, person, "operator")
+
+    await until(lambda: kept["digest"] not in attached(service))
+    assert erased_files(service, kept["digest"]) == []
+    await until(lambda: any(one.erased == (kept["digest"],) for one in state.catalog.find("loan", "1").kept_sets))
+    assert (await tenant.explained("mine@1"))["baseline"]["size"] == 2
+
+
 async def test_a_set_that_is_removed_cannot_be_used_and_says_why(
     service: Service, tenant: Tenant, assert_problem: AssertProblem
 ) -> None:
@@ -271,3 +286,10 @@ async def test_subjects_are_one_a_row(tenant: Tenant, assert_problem: AssertProb
     reply = await tenant.client.post(PATH, json=body)
     assert "subjects" in assert_problem(reply, reply.status_code)
     assert reply.status_code in (400, 422)
+
+
+async def test_whose_rows_were_not_kept_is_not_known(tenant: Tenant, assert_problem: AssertProblem) -> None:
+    person = f"Ada {uuid.uuid4().hex}"
+    body = {"name": "zeros", "rows": tenant.rows, "model_version": "1", "subjects": [person, None, None]}
+    assert_problem(await tenant.client.post(PATH, json=body), 422)
+    assert_problem(await tenant.client.post(f"/v1/subjects/{person}:erase"), 404)
