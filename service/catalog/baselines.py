@@ -163,7 +163,7 @@ class KeptSets:
                 raise InvalidRequest(f"there are {MOST_SETS} versions of sets for {key.name} already; remove one first")
             seen = [one.version for one in others if one.name == name and (tenant is None or one.is_seen_by(tenant))]
             number = max((int(one) for one in [*listed, *seen] if one.isdecimal()), default=0) + 1
-            sha256 = self._write_rows(key.name, rows)
+            sha256 = self._write_rows(key.name, tenant, rows)
             while True:
                 kept = KeptSet(
                     name,
@@ -215,7 +215,7 @@ class KeptSets:
         """
         erased = tuple(dict.fromkeys([*one.erased, one.digest]))
         if len(rows):
-            sha256 = self._write_rows(one.model, rows)
+            sha256 = self._write_rows(one.model, one.tenant, rows)
             left = replace(one, size=len(rows), sha256=sha256, subjects=tuple(subjects), erased=erased)
         else:
             left = replace(one, size=0, description="", subjects=(), erased=erased)
@@ -238,11 +238,16 @@ class KeptSets:
         place = self.place(model)
         if tenant is None:
             return place / SHARED
-        return place if tenant == OPERATOR_TENANT else place / hashlib.sha256(tenant.encode()).hexdigest()[:32]
+        return place if tenant == OPERATOR_TENANT else place / _pseudonym(tenant)
 
-    def _write_rows(self, model: str, rows: NDArray[np.floating]) -> str:
-        """Writes the file of the rows, beside those of all other sets of the model; its SHA-256."""
-        content = save({"rows": stored_rows(rows)})
+    def _write_rows(self, model: str, tenant: str | None, rows: NDArray[np.floating]) -> str:
+        """Writes the file of the rows, beside those of all other sets of the model; its SHA-256.
+
+        The same rows of two tenants are two files: else how long it takes to keep a set would tell whether another
+        tenant has it, since what is computed over a set is kept by the digest.
+        """
+        owner = None if tenant is None or tenant == OPERATOR_TENANT else {"owner": _pseudonym(tenant)}
+        content = save({"rows": stored_rows(rows)}, owner)
         sha256 = hashlib.sha256(content).hexdigest()
         _write(self.place(model) / _file(sha256), content)
         return sha256
@@ -269,6 +274,11 @@ def refuse_name(name: str) -> None:
 
 def _described(kept: KeptSet) -> bytes:
     return orjson.dumps({"format": FORMAT, **asdict(kept)}, option=orjson.OPT_INDENT_2)
+
+
+def _pseudonym(tenant: str) -> str:
+    """A tenant, whatever it is called, as part of a path."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 
 def _file(sha256: str) -> str:

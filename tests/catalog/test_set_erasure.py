@@ -108,13 +108,17 @@ def test_a_set_is_removed_whole(data: Data, rows: Floats) -> None:
     assert len(data.read(other)) == 2
 
 
-def test_the_same_rows_of_somebody_else_stay(data: Data, rows: Floats) -> None:
-    mine, theirs = data.keep(rows), data.keep(rows, tenant="broker")
-    assert mine.sha256 == theirs.sha256
+def test_the_same_rows_of_another_set_stay(data: Data, rows: Floats) -> None:
+    one, same, others = data.keep(rows), data.keep(rows), data.keep(rows, tenant="broker")
+    assert one.sha256 == same.sha256 != others.sha256
 
-    remove_set(data.folder, mine)
-    assert data.read(theirs).tolist() == rows.astype(np.float32).tolist()
-    remove_set(data.folder, theirs)
+    remove_set(data.folder, one)
+    for left in (same, others):
+        assert data.read(left).tolist() == rows.astype(np.float32).tolist()
+        assert data.has_outputs(left)
+    remove_set(data.folder, others)
+    assert data.holds(rows[0])
+    remove_set(data.folder, same)
     assert not data.holds(rows[0])
 
 
