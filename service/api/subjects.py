@@ -19,7 +19,7 @@ from service.api.schemas import Strict
 from service.errors import InvalidRequest
 from service.exporting import Exports
 from service.ledger.entries import LONGEST_TEXT
-from service.ledger.erasing import Hold
+from service.ledger.erasing import Hold, Kept
 from service.ledger.naming import normal
 
 LONGEST_REASON = 500
@@ -64,12 +64,14 @@ class HoldBody(Strict):
 
 
 class ErasedReply(BaseModel):
-    """So many records lost their personal part, and so many rows of jobs that waited to be explained what they held,
-    by the event at place `tombstone` of the log. So many exports had been asked for by the name, and forgot it."""
+    """So many records lost their personal part, so many rows of jobs that waited to be explained what they held, and
+    so many rows were removed from baseline sets, by the event at place `tombstone` of the log. So many exports had been
+    asked for by the name, and forgot it."""
 
     records: int = Field(description="records whose personal part was erased")
     job_rows: int = Field(description="rows of jobs that were not explained yet")
     exports: int = Field(description="exports that had been asked for by the name, and forgot it")
+    set_rows: int = Field(description="rows of baseline sets")
     tombstone: int = Field(description="the row of the log that says so")
 
 
@@ -93,13 +95,15 @@ class HoldReply(HoldItem):
 
     explanations: int = Field(description="explanations on record")
     job_rows: int = Field(description="rows of jobs that wait to be explained")
+    set_rows: int = Field(description="rows of baseline sets")
 
 
 class KeptReply(BaseModel):
-    """What an erasure would destroy: explanations, and rows of jobs that wait to be explained."""
+    """What an erasure would destroy: explanations, rows of jobs that wait to be explained, rows of baseline sets."""
 
     explanations: int = Field(description="explanations on record")
     job_rows: int = Field(description="rows of jobs that wait to be explained")
+    set_rows: int = Field(description="rows of baseline sets")
     hold: HoldItem | None = Field(description="the legal hold in force, which forbids to erase it")
 
 
@@ -111,7 +115,7 @@ async def count_subject(request: Request, subject: str, caller: CallerOf) -> Res
     about = kept.tokens[0] if kept.tokens else None
     await record_lookup(request, caller, about, {"action": "subject"})
     hold = None if kept.hold is None else _held(kept.hold)
-    return _json({"explanations": kept.explanations, "job_rows": kept.job_rows, "hold": hold})
+    return _json({**_counted(kept), "hold": hold})
 
 
 @acting.post(
@@ -124,14 +128,15 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
 
     The tenant's files of earlier exports are withdrawn. Rows of jobs with the person's input end, unexplained.
+    Rows of baseline sets that were kept as the person's are removed; such a set goes on with the others.
     """
     caller = caller_of(request)
     reason = body.reason or NO_REASON
     erased = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, reason)
     exports: Exports = request.app.state.exports
     await asyncio.to_thread(exports.sweep)
-    counts = {"records": erased.records, "job_rows": erased.job_rows, "exports": erased.exports}
-    return _json({**counts, "tombstone": erased.tombstone})
+    counts = {"records": erased.records, "job_rows": erased.job_rows, "set_rows": erased.set_rows}
+    return _json({**counts, "exports": erased.exports, "tombstone": erased.tombstone})
 
 
 @acting.post(
@@ -146,7 +151,7 @@ async def hold_subject(request: Request, subject: str, body: HoldBody) -> Respon
     steward, name = steward_of(request), _known(subject)
     hold = await steward.hold(caller.tenant, name, caller.key_id, body.reason)
     kept = await steward.kept_of(caller.tenant, name)
-    return _json({**_held(hold), "explanations": kept.explanations, "job_rows": kept.job_rows})
+    return _json({**_held(hold), **_counted(kept)})
 
 
 @acting.post(
@@ -167,6 +172,10 @@ def _known(subject: str) -> str:
     if len(normal(subject)) > LONGEST_TEXT:
         raise InvalidRequest(f"a subject has at most {LONGEST_TEXT} characters")
     return subject
+
+
+def _counted(kept: Kept) -> dict[str, int]:
+    return {"explanations": kept.explanations, "job_rows": kept.job_rows, "set_rows": kept.set_rows}
 
 
 def _held(hold: Hold) -> dict[str, Any]:
