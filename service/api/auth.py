@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from service.errors import Forbidden, LedgerUnavailable, TooManyWrongKeys, Unauthenticated
 from service.ledger.clock import Clock
 from service.ledger.keys import SCOPES, Key, Keys
+from service.permissions import OPERATOR_TENANT
 from service.quotas import Quotas
 from service.records import Caller
 
@@ -28,13 +29,14 @@ PUBLIC = "public"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def needs(scope: str) -> Callable[[F], F]:
-    """Declares the scope of a route's handler; `PUBLIC` for none."""
+def needs(scope: str, *, by_operator: bool = False) -> Callable[[F], F]:
+    """Declares the scope of a route's handler, `PUBLIC` for none; and whether the key must be the operator's, too."""
     if scope != PUBLIC and scope not in SCOPES:
         raise ValueError(f"unknown scope {scope}")
 
     def declare(handler: F) -> F:
         handler.__dict__["needs_scope"] = scope
+        handler.__dict__["needs_operator"] = by_operator
         return handler
 
     return declare
@@ -44,6 +46,11 @@ def scope_of(handler: object) -> str | None:
     """What a route's handler declares; None where it declares nothing."""
     scope: str | None = getattr(handler, "needs_scope", None)
     return scope
+
+
+def needs_operator(handler: object) -> bool:
+    """Whether a route's handler is for keys of the operator's tenant only."""
+    return bool(getattr(handler, "needs_operator", False))
 
 
 class WrongKeys:
@@ -151,7 +158,8 @@ def _digest(secret: str) -> bytes:
 
 async def authorise(request: Request) -> None:
     """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
-    scope = scope_of(request.scope.get("endpoint"))
+    endpoint = request.scope.get("endpoint")
+    scope = scope_of(endpoint)
     if scope == PUBLIC:
         return
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -162,6 +170,8 @@ async def authorise(request: Request) -> None:
     key = await authenticator.find_for(address, secret.strip())
     if scope is None or scope not in key.scopes:
         raise Forbidden(f"the key lacks the scope {scope}" if scope else "this route is closed")
+    if needs_operator(endpoint) and key.tenant != OPERATOR_TENANT:
+        raise Forbidden("this is for keys of the operator's tenant, for it concerns all tenants")
     request.state.caller = authenticator.admit(key)
 
 

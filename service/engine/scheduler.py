@@ -308,6 +308,8 @@ class Scheduler:
             raise
         except torch.OutOfMemoryError:
             self._fail(live, DeviceOutOfMemory("the device has not the memory to sum up this explanation"))
+        except AnswerableError as error:
+            self._fail(live, error)
         except Exception as error:
             LOG.exception("an explanation failed")
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))

@@ -24,15 +24,24 @@ import torch
 
 from service import __version__
 from service.catalog.artefacts import read_baseline_rows
+from service.catalog.loading import baseline_digest
 from service.catalog.refusals import told
 from service.children import Unframer, frame
 from service.domain import ChunkShapes, Conditions, Floats, OutputSpace, Priority
-from service.engine.device import DeviceModel, PreparedBaseline, best_device, put_on_device, with_baseline
+from service.engine.device import (
+    DeviceModel,
+    PreparedBaseline,
+    best_device,
+    put_on_device,
+    with_baseline,
+    without_baseline,
+)
 from service.engine.explanation import Steps, explain, interrupted, predict
 from service.engine.messages import (
     Attach,
     Attached,
     Cancel,
+    Detach,
     Explain,
     Failed,
     Load,
@@ -147,6 +156,8 @@ class Worker:
                     self._tell_memory()
             case Attach():
                 self._channel.send(self._attach(request))
+            case Detach(digest):
+                self._detach(digest)
             case Unload(folder):
                 self._forget_other_shapes(folder)
                 self._models.pop(folder, None)
@@ -163,6 +174,13 @@ class Worker:
         self._forget_other_shapes(request.folder)  # which do not have it
         self._models[request.folder] = model
         return Attached(request.folder, request.digest, _told_outputs(model.baselines[request.digest]))
+
+    def _detach(self, digest: str) -> None:
+        for folder, model in self._models.items():
+            listed = {baseline_digest(baseline) for baseline in model.manifest.baselines}
+            if digest in model.baselines.keys() - listed:
+                self._forget_other_shapes(folder)  # which have it, too
+                self._models[folder] = without_baseline(model, digest)
 
     def _repeat(self, request: Explain, conditions: Conditions) -> None:
         """Starts an explanation at the shapes, and with the deadline, of an earlier one."""
