@@ -46,6 +46,7 @@ from service.explaining import Explaining
 from service.exporting import EXPORT, Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger, Notary, Vault, open_engine, prepare_database
+from service.ledger.database import bounded
 from service.ledger.jobs import Jobs
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
@@ -190,6 +191,7 @@ async def _compose(
     if log is not None:
         stack.push_async_callback(log.close)
     database, vault = await asyncio.to_thread(open_database, settings)
+    database = bounded(database)
     stack.callback(database.dispose)
     keys = Keys(database)
 
@@ -258,6 +260,7 @@ async def _compose(
     app.state.keys = keys
     app.state.cache = cache
     app.state.authenticator = Authenticator(keys, quotas)
+    stack.callback(app.state.authenticator.close)
     app.state.replaying = Replaying(engine, catalog)
     app.state.counterfactuals = Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES))
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)

@@ -18,7 +18,7 @@
     │   └── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
-    ├── ModelNotReady        503
+    ├── ModelNotReady        503   the version is not loaded; like all of 503, carries Retry-After
     ├── Unkept               503   the data folder takes nothing
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
     ├── WorkerLost           503   the worker died twice with this request in flight
@@ -43,6 +43,8 @@ from enum import StrEnum
 
 MOST_FAULTS = 20
 """So many are told of one request."""
+AWAY_SECONDS = 2
+"""After which to ask again where a worker, a model or the ledger is away."""
 
 
 class Kind(StrEnum):
@@ -108,8 +110,8 @@ class AnswerableError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Response headers that belong to this error."""
-        return {}
+        """Response headers that belong to this error: what is away says when to ask again."""
+        return {"Retry-After": str(AWAY_SECONDS)} if self.status == 503 else {}
 
     @property
     def members(self) -> dict[str, object]:

@@ -1,9 +1,9 @@
 """The ledger: every explanation the service gives, written down before it is answered, and what became of it.
 
 Reading order: `entries` (what is kept), `sealing` (what belongs to people), `leaves` (rows of the log as bytes),
-`tables`, `database`, `writer` (how appends are grouped), `writer_process`, `appending`, `searching`, `events`, `merkle`
-(the tree over the log), `signing`, `checkpoints`, `exporting` and `export_checking`, `ledger` (what the rest of the
-service calls), `keys` and `key_history`.
+`tables`, `database`, `postgresql`, `writer` (how appends are grouped), `writer_process`, `appending`, `searching`,
+`events`, `merkle` (the tree over the log), `signing`, `checkpoints`, `exporting` and `export_checking`, `ledger` (what
+the rest of the service calls), `keys` and `key_history`.
 """
 
 from service.ledger.checkpoints import Checkpoint, Notary
