@@ -185,7 +185,7 @@ class GradientKernel:
 
     def _computed(self, chunk: Chunk, has_probabilities: bool) -> tuple[Floats, Floats, Tensor]:
         chunk = Chunk(*(values.to(self._device) for values in chunk))
-        key = self.capacity, has_probabilities
+        key = len(chunk.alphas), has_probabilities  # it may have been halved since the chunk was packed
         if key not in self._programs:
             self._programs[key] = self._program(chunk, has_probabilities)
         outputs, derivatives, contributions = self._programs[key](*chunk)

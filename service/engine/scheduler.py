@@ -24,6 +24,7 @@ import torch
 from service.domain import Explanation, Prediction, Priority, Timings
 from service.engine.explanation import Steps
 from service.engine.kernels import Kernel, Kernels, Segment, is_overlapping, units_of
+from service.engine.memory import is_out_of_memory
 from service.engine.messages import ChunkReport, Done, Failed, Outcome
 from service.errors import AnswerableError, ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
 from service.methods.oracle import DeadlinePassed
@@ -246,11 +247,12 @@ class Scheduler:
         kernel, taken = flight.kernel, flight.taken
         try:
             parts = flight.collect()
-        except torch.OutOfMemoryError:
-            yield from self._after_out_of_memory(kernel, taken)
         except torch.AcceleratorError:  # it sticks: every later answer of this process would be wrong or none
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                yield from self._after_out_of_memory(kernel, taken)
+                return
             if len(taken) == 1:
                 LOG.exception("a chunk of one explanation failed")
                 failure = ComputationFailed(f"the model failed on this input: {type(error).__name__}")
@@ -306,9 +308,10 @@ class Scheduler:
             self._fail(live, DeadlineExceeded("the deadline passed before any result"))
         except torch.AcceleratorError:
             raise
-        except torch.OutOfMemoryError:
-            self._fail(live, DeviceOutOfMemory("the device has not the memory to sum up this explanation"))
         except Exception as error:
+            if is_out_of_memory(error):
+                self._fail(live, DeviceOutOfMemory("the device has not the memory to sum up this explanation"))
+                return
             LOG.exception("an explanation failed")
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
 
