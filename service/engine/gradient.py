@@ -322,7 +322,7 @@ class BackgroundGradientKernel(GradientKernel):
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""
         computing = self._thread.submit(self._computed, *self._packed(segments))
-        return Launched(computing.done, lambda: divided(segments, *computing.result()))
+        return Launched(computing.done, lambda: divided(segments, *computing.result()), computing.cancel)
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         return self.launch(segments).collect()

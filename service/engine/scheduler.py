@@ -82,6 +82,12 @@ class _Flight:
     is_done: Callable[[], bool]
     collect: Callable[[], list[object]]
     started: float
+    withdraw: Callable[[], bool] = lambda: False
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether nobody in a hurry has a part in it."""
+        return all(live.priority is Priority.BULK for live, _ in self.taken)
 
     def wait(self, seconds: float) -> None:
         """Returns when it is done, or after so long."""
@@ -180,6 +186,7 @@ class Scheduler:
         but not for long: there may be new requests.
         """
         self._expire()
+        self._make_way()
         taken = self._take()
         if taken is not None:
             self._go(*taken)
@@ -187,6 +194,12 @@ class Scheduler:
             self._flights[0].wait(PATIENCE_SECONDS)
         while self._flights and self._flights[0].is_done():
             self._deliver(self._flights.popleft())
+
+    def _make_way(self) -> None:
+        """Takes back chunks of bulk work that the device has not begun, where interactive work would wait for them."""
+        if any(queue.is_urgent and is_overlapping(kernel) for kernel, queue in self._queues.items()):
+            while self._flights and self._flights[-1].is_bulk and self._flights[-1].withdraw():
+                self._requeue(self._flights.pop().taken)
 
     def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
         """The next chunk: its kernel, and what of which explanation is in it."""
@@ -218,7 +231,8 @@ class Scheduler:
                     self._deliver(self._flights.popleft())
                     return
             else:
-                self._flights.append(_Flight(kernel, taken, launched.is_done, launched.collect, now))
+                flight = _Flight(kernel, taken, launched.is_done, launched.collect, now, launched.withdraw)
+                self._flights.append(flight)
                 return
         self._deliver(_Flight(kernel, taken, _always, partial(kernel.run, segments), now))
 
