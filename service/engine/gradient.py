@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +27,10 @@ from service.engine.recording import record
 from service.methods.oracle import Points, Readout, Rows
 
 LOG = logging.getLogger("answerable.worker")
+NICENESS = 5
+"""Of the thread of the long chunks: where cores are few, it takes what the threads leave on which single requests wait.
+With 16 rows of a job under way, on two busy cores, a small explanation took 27 to 46 ms in the 99th percentile without,
+as against 7 to 20 alone."""
 LARGEST_VIEWED_BYTES = 1 << 20
 FEW_LABELS = 32
 AGREEMENT = 1e-3
@@ -317,7 +325,7 @@ class BackgroundGradientKernel(GradientKernel):
         self, twin: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
     ) -> None:
         super().__init__(twin, device, capacity, shape, labels)
-        self._thread = ThreadPoolExecutor(1, "gradient", torch.set_num_threads, (torch.get_num_threads(),))
+        self._thread = ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""
@@ -326,6 +334,13 @@ class BackgroundGradientKernel(GradientKernel):
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         return self.launch(segments).collect()
+
+
+def _set_up_thread(threads: int) -> None:
+    torch.set_num_threads(threads)
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
 
 
 class _Seeded(torch.autograd.Function):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -13,6 +16,7 @@ import torch
 
 from service.domain import Explanation, Plan, Priority
 from service.engine.device import DeviceModel
+from service.engine.gradient import NICENESS, BackgroundGradientKernel
 from service.engine.kernels import Kernel, Launched, Segment
 from service.errors import ComputationFailed
 from service.methods.oracle import Points
@@ -273,3 +277,13 @@ def test_a_question_in_a_hurry_waits_for_the_chunk_under_way_and_for_no_other(
         if kernel.waiting:
             kernel.compute()
     assert [shared.result(n).evaluations for n in range(bulk)] == [4080] * bulk
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+def test_long_chunks_leave_the_processor_to_what_single_requests_wait_for(device_model: DeviceModel) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    kernel = device_model.kernels[Points][-1]
+    assert isinstance(kernel, BackgroundGradientKernel)
+    thread = kernel._thread.submit(threading.get_native_id).result()
+    assert os.getpriority(os.PRIO_PROCESS, thread) == min(19, own + NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
