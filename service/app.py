@@ -44,6 +44,7 @@ from service.exporting import Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger
 from service.ledger.clock import opened_clock
+from service.ledger.database import bounded
 from service.ledger.erasure_list import NAME as ERASURES
 from service.ledger.erasure_list import ErasureList
 from service.ledger.jobs import EXPORT, Jobs
@@ -158,6 +159,7 @@ async def _compose(
     if log is not None:
         stack.push_async_callback(log.close)
     database, vault = await asyncio.to_thread(open_database, settings)
+    database = bounded(database)
     stack.callback(database.dispose)
     keys = Keys(database)
     clock = await asyncio.to_thread(opened_clock, database)
@@ -242,6 +244,7 @@ async def _compose(
     app.state.keys = keys
     app.state.cache = cache
     app.state.authenticator = Authenticator(keys, quotas, clock)
+    stack.callback(app.state.authenticator.close)
     app.state.replaying = Replaying(engine, catalog)
     app.state.counterfactuals = Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES))
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)

@@ -37,6 +37,7 @@ from service.engine.device import (
     without_baseline,
 )
 from service.engine.explanation import Steps, explain, interrupted, predict
+from service.engine.memory import is_out_of_memory
 from service.engine.messages import (
     Attach,
     Attached,
@@ -61,6 +62,8 @@ from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
 LOG = logging.getLogger("answerable.worker")
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
+READ_BYTES = 1 << 20
+"""At most at once. The room for it is kept: where memory ends, requests still arrive, to be refused one by one."""
 MOST_OTHER_SHAPES = 4
 """Of all models together, for explanations that are repeated at shapes of an earlier calibration."""
 CHUNKS_UNTIL_WORD = 64
@@ -76,14 +79,15 @@ class _Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._unframer = Unframer()
+        self._arriving = memoryview(bytearray(READ_BYTES))
 
     def requests(self, *, wait: bool) -> Iterator[Request]:
         """Whatever has arrived; with `wait`, at least one. Raises EOFError when the front is gone."""
         while wait or select.select([self._socket], [], [], 0)[0]:
-            received = self._socket.recv(1 << 20)
+            received = self._socket.recv_into(self._arriving)
             if not received:
                 raise EOFError
-            for batch in self._unframer.feed(received):
+            for batch in self._unframer.feed(self._arriving[:received]):
                 wait = False
                 yield from batch
 
@@ -191,9 +195,11 @@ class Worker:
             return
         try:
             model = self._at(request.folder, model, conditions.shapes)
-        except torch.OutOfMemoryError:
-            error = DeviceOutOfMemory(f"the device has not the memory for chunks of {conditions.shapes} rows")
-            self._channel.send(Progress([Failed(task, error)], []))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = DeviceOutOfMemory(f"the device has not the memory for chunks of {conditions.shapes} rows")
+            self._channel.send(Progress([Failed(task, failure)], []))
             return
         steps = explain(plan, model)
         answers = conditions.answers
