@@ -137,6 +137,7 @@ async def test_a_copy_in_which_rows_of_baseline_sets_are_somebodys_again(
     """Those of somebody of whom nothing else is kept, and of somebody on record; nobody else's."""
     await host.record([make_entry(subject="Bob")])
     ann, bob, cid, nobodys = SetSubjects(host.engine, host.vault).enter("bank", ["Ann", "Bob", "Cid", None])
+    host.notary.sign()
     backup = backed_up(host, databases)
     host.erase("Ann")
     host.erase("Bob")
