@@ -79,7 +79,8 @@ def open_notary(settings: Settings, database: Engine) -> Notary:
 def opened_ledger(settings: Settings, *, to_read: bool) -> Iterator[Opened]:
     """The ledger that is there, while the block runs.
 
-    Raises NoLedger, OtherSchema, WrongMasterKey, SecretFileError, LedgerUnavailable.
+    Raises NoLedger, OtherSchema, SetupError where its server does not answer, WrongMasterKey, SecretFileError,
+    LedgerUnavailable.
     """
     url = _url(settings)
     file = sqlite_file(url)
@@ -92,7 +93,7 @@ def opened_ledger(settings: Settings, *, to_read: bool) -> Iterator[Opened]:
                 _refuse_other_schema(connection, url)
         except LedgerUnavailable as error:
             if file is None:
-                raise
+                raise SetupError(_unreachable(engine.url, error)) from error
             raise NoLedger(_unreadable(file, error)) from error
         vault = open_vault(engine, _master_key(settings))
         yield Opened(engine, vault, open_notary(settings, engine), settings)

@@ -96,7 +96,9 @@ def test_where_there_is_no_model_it_says_where_it_looked(run_here: RunCommand, t
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"there is no model in {folder}; name the folder of models with --models")
 
-    assert run_here("models", "list", "--models", str(MODELS)).stdout.startswith("digits@1 ")
+    headings, first, *_ = run_here("models", "list", "--models", str(MODELS)).stdout.splitlines()
+    assert headings.startswith("MODEL ")
+    assert first.startswith("digits@1 ")
 
 
 def test_what_a_worker_needs_and_is_missing_is_named(run_here: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
