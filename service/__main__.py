@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,7 +58,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     elif asked == "ledger":
         from service.ledger import commands as ledger_commands
 
-        ledger_commands.add_commands(ledger)
+        ledger_commands.add_commands(ledger, _forget_rows)
     elif asked == "keys":
         from service import key_commands
 
@@ -125,6 +125,12 @@ def _started_workers(settings: Settings) -> Iterator[Sequence[StartedWorker]]:
     finally:
         for worker in started:
             worker.end()
+
+
+def _forget_rows(data: Path, tokens: Collection[str]) -> None:
+    from service.catalog.set_erasure import forget_rows
+
+    forget_rows(data, tokens)
 
 
 if __name__ == "__main__":

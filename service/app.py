@@ -44,11 +44,13 @@ from service.exporting import Exports
 from service.jobs import EXPLAIN, ExplainRows, Runner
 from service.ledger import SCOPES, Keys, Ledger
 from service.ledger.clock import opened_clock
+from service.ledger.database import bounded
 from service.ledger.erasure_list import NAME as ERASURES
 from service.ledger.erasure_list import ErasureList
 from service.ledger.jobs import EXPORT, Jobs
 from service.ledger.opening import open_database, open_notary
 from service.ledger.restoring import catch_up
+from service.ledger.set_subjects import SetSubjects
 from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
@@ -56,6 +58,7 @@ from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
 from service.monitoring.tracing import open_tracing
+from service.permissions import OPERATOR_TENANT
 from service.quotas import Quotas
 from service.replaying import Replaying
 from service.repository import Repository, read_catalog
@@ -64,7 +67,6 @@ from service.settings import Settings
 LOG = logging.getLogger("answerable")
 BOOTSTRAP = "bootstrap"
 METRICS_KEY = "metrics"
-DEFAULT_TENANT = "default"
 MOST_TOLD = 300
 """Characters of what a driver says."""
 
@@ -128,13 +130,13 @@ def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
         return settings.key
     if any(key.name != METRICS_KEY for key in keys.list()):
         return None
-    _, secret = keys.create(BOOTSTRAP, DEFAULT_TENANT, SCOPES)
+    _, secret = keys.create(BOOTSTRAP, OPERATOR_TENANT, SCOPES)
     return secret
 
 
 def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> None:
     """Stores a key of the settings. An earlier one goes on, for other hosts may have it yet; the log says so."""
-    configured = keys.add(secret, name, DEFAULT_TENANT, scopes)
+    configured = keys.add(secret, name, OPERATOR_TENANT, scopes)
     now = keys.now()
     for key in keys.list():
         if key.name == name and key.id != configured.id and key.is_valid(now):
@@ -157,6 +159,7 @@ async def _compose(
     if log is not None:
         stack.push_async_callback(log.close)
     database, vault = await asyncio.to_thread(open_database, settings)
+    database = bounded(database)
     stack.callback(database.dispose)
     keys = Keys(database)
     clock = await asyncio.to_thread(opened_clock, database)
@@ -177,7 +180,7 @@ async def _compose(
     stack.push_async_callback(quotas.close)
     quotas.start()
 
-    ledger, steward = None, None
+    ledger = None
     app.state.ledger_notices = []
     if settings.ledger != "off":
         notary = open_notary(settings, database)
@@ -186,8 +189,6 @@ async def _compose(
         app.state.ledger_notices = await asyncio.to_thread(catch_up, database, vault, shipped, erasures)
         ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess, clock=clock)
         stack.push_async_callback(ledger.close)
-        steward = Steward(database, vault, settings.retention, settings.job_days, cache.forget_results, erasures)
-        stack.push_async_callback(steward.close)
     # After everything that may keep the service from starting: a key that is made is shown.
     app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
@@ -209,8 +210,19 @@ async def _compose(
 
     follow()
     catalog.changed = follow
-    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache)
+    set_subjects = SetSubjects(database, vault)
+    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
     stack.push_async_callback(repository.close)
+
+    async def forget() -> None:
+        """Drops what lies outside the database of people who were erased."""
+        await cache.forget_results()
+        await repository.forget_rows()
+
+    steward = None
+    if ledger is not None:
+        steward = Steward(database, vault, settings.retention, settings.job_days, forget, erasures)
+        stack.push_async_callback(steward.close)
 
     def render_metrics() -> bytes:
         metrics.queue_points.set(engine.most_queued_points)
@@ -232,11 +244,13 @@ async def _compose(
     app.state.keys = keys
     app.state.cache = cache
     app.state.authenticator = Authenticator(keys, quotas, clock)
+    stack.callback(app.state.authenticator.close)
     app.state.replaying = Replaying(engine, catalog)
     app.state.counterfactuals = Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES))
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
     app.state.explaining = explaining
     app.state.vault = vault
+    app.state.set_subjects = set_subjects
     app.state.jobs = Jobs(database)
     runner: Runner | None = None
     if ledger is not None:

@@ -49,7 +49,7 @@ class Unframer:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes | memoryview) -> Iterator[Any]:
         """The messages that `data` completes, in order."""
         self._buffer += data
         while len(self._buffer) >= HEADER.size:

@@ -94,7 +94,7 @@ class Counterfactuals:
             return _none(f"the prediction is {label}, which is not the adverse label")
         plan = plan_of(record, personal_of(stored))
         try:
-            baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan)
+            baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan, stored.tenant)
         except CatalogError:
             return _none("the baseline set is not here any more")
         features = inputs.features
@@ -136,11 +136,11 @@ class Counterfactuals:
         return version.manifest.outputs.labels[int(np.argmax(outputs))]
 
 
-def _baseline(version: ModelVersion, kept: KeptSets, plan: Plan) -> tuple[Floats, NDArray[np.bool_]]:
+def _baseline(version: ModelVersion, kept: KeptSets, plan: Plan, tenant: str) -> tuple[Floats, NDArray[np.bool_]]:
     """The end of the explained path, the mean of a set, and which features are whole numbers. Raises CatalogError."""
     manifest, inputs = version.manifest, version.manifest.inputs
     listed = [(version.folder, one) for one in manifest.baselines]
-    listed += [(kept.place(version.key.name), one.listed) for one in version.fitting_sets]
+    listed += [(kept.place(version.key.name), one.listed) for one in version.fitting_sets(tenant)]
     sets = {"sha256:" + one.sha256: read_baseline_rows(folder, manifest, one).astype(float) for folder, one in listed}
     rows = np.concatenate([*sets.values()]) if sets else np.full((1, inputs.shape[0]), 0.5)
     whole = (rows % 1 == 0).all(axis=0)

@@ -10,10 +10,10 @@ import httpx
 import orjson
 from fastapi import FastAPI
 
-from service.app import DEFAULT_TENANT
 from service.catalog.manifest import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.ledger import Keys
+from service.permissions import OPERATOR_TENANT
 
 DAY = 86_400_000_000
 """In microseconds."""
@@ -56,7 +56,7 @@ def _plain(value: str | float | None) -> str | float | int | None:
 
 def _demo_key(keys: Keys) -> str:
     """A key for this run: the first one was shown once and cannot be read again."""
-    _, secret = keys.create("demo", DEFAULT_TENANT, ["explain", "ledger:read"], keys.now() + DAY)
+    _, secret = keys.create("demo", OPERATOR_TENANT, ["explain", "ledger:read"], keys.now() + DAY)
     return secret
 
 

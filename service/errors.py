@@ -26,7 +26,7 @@
     ├── HeadersTooLarge      431
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
-    ├── ModelNotReady        503
+    ├── ModelNotReady        503   the version is not loaded; like all of 503, carries Retry-After
     ├── Unkept               503   the data folder takes nothing
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
     ├── TooManyConnections   503   all have a request under way; carries Retry-After

@@ -152,7 +152,7 @@ class Explaining:
 
     async def _explain(self, request: Request, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
-        plans = make_plans(version, request.rows, parameters)
+        plans = make_plans(version, request.rows, parameters, request.caller.tenant)
         digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
         self._refuse_what_never_fits(version, plans)

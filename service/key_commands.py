@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.errors import LedgerUnavailable, NoLedger
-from service.permissions import OPEN, PERIODS, Policy, Quota
+from service.permissions import OPEN, OPERATOR_TENANT, PERIODS, Policy, Quota
 from service.printing import local_time, table
 from service.settings import Settings
 
@@ -36,7 +36,7 @@ def add_commands(keys: argparse.ArgumentParser) -> None:
 
     create = action("create", "make a key and print it once", _create)
     create.add_argument("name", help="what the key is for")
-    create.add_argument("--tenant", default="default")
+    create.add_argument("--tenant", default=OPERATOR_TENANT, help="whose key; default: the operator's, %(default)s")
     create.add_argument("--scopes", default="explain,ledger:read", help="comma-separated; default: %(default)s")
     create.add_argument("--days", type=float, help="days until it expires; default: never")
     _add_permissions(create)

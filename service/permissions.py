@@ -1,4 +1,5 @@
-"""What a key may ask for beyond its scopes: how much (`Quota`), and how much of an answer it is shown (`Policy`)."""
+"""What a key may ask for beyond its scopes: how much (`Quota`), how much of an answer it is shown (`Policy`), and
+whose it is."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+OPERATOR_TENANT = "default"
+"""The tenant of those who run the service: of the first key, and of every key for which no other is named. Only its
+keys change what all tenants share."""
 PERIODS: Mapping[str, int] = {"minute": 60, "hour": 3600, "day": 86_400}
 """In seconds. A period begins where the clock, in UTC, has a multiple of it."""
 MOST_DIGITS = 15

@@ -73,21 +73,26 @@ def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Paramet
     return replace(parameters, baseline=InlineBaseline(row))
 
 
-def make_plans(version: ModelVersion, rows: Sequence[tuple[float, ...]], parameters: Parameters) -> list[Plan]:
+def make_plans(
+    version: ModelVersion, rows: Sequence[tuple[float, ...]], parameters: Parameters, tenant: str | None = None
+) -> list[Plan]:
     """One plan an input row; what the rows have in common is read once. Raises as `make_plan` does."""
-    first = make_plan(version, rows[0], parameters)
+    first = make_plan(version, rows[0], parameters, tenant)
     inputs = version.manifest.inputs
     if isinstance(inputs, TokenInputs) and (first.baseline.name == MASK or inputs.has_mask):  # it depends on the row
-        return [first, *(make_plan(version, row, parameters) for row in rows[1:])]
+        return [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
     return [first, *(replace(first, input=row) for row in rows[1:])]
 
 
-def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters) -> Plan:
-    """The plan for one input row. Raises InvalidRequest, or ModelNotReady before the model was ever loaded."""
+def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters, tenant: str | None = None) -> Plan:
+    """The plan for one input row, with a baseline set of the tenant's or of everybody's; for None only of these.
+
+    Raises InvalidRequest, or ModelNotReady before the model was ever loaded.
+    """
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
     space = output_space(manifest, parameters.output_space)
-    baseline = _baseline(version, with_baseline_read(version, parameters).baseline, row)
+    baseline = _baseline(version, with_baseline_read(version, parameters).baseline, row, tenant)
     options = _options(version, method, parameters.options)
     facts = Facts(_traits(version), baseline.size, options)
     unfit = method.unfit(facts)
@@ -187,7 +192,7 @@ def _target(manifest: Manifest, target: str | int) -> int | None:
     return labels.index(target)
 
 
-def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...]) -> BaselineChoice:
+def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
     manifest = version.manifest
     if asked is None:
         asked = manifest.defaults.baseline
@@ -196,7 +201,7 @@ def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...]) -> B
     if asked == ZEROS == manifest.own_baseline:
         return _inline(ZEROS, (0.0,) * len(row))
     if isinstance(asked, str):
-        found = _baseline_set(version, asked)
+        found = _baseline_set(version, asked, tenant)
         return BaselineChoice(found.name, found.version, "sha256:" + found.sha256, found.size)
     assert isinstance(asked, InlineBaseline)
     if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
@@ -222,21 +227,27 @@ def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
     return BaselineChoice(name, "1", f"sha256:{digest}", 1, row)
 
 
-def _baseline_set(version: ModelVersion, asked: str) -> BaselineSet:
-    """The set `name@version`, or of `name` the last version that the manifest lists, or else that was kept since."""
+def _baseline_set(version: ModelVersion, asked: str, tenant: str | None) -> BaselineSet:
+    """The set `name@version`, or of `name` the last version that the manifest lists, or else that was kept since.
+
+    Another tenant's is as one that is not there.
+    """
     manifest = version.manifest
     name, at, number = asked.partition("@")
     found = [s for s in manifest.baselines if s.name == name and (not at or s.version == number)]
     if found:
         return found[-1]
-    kept = [s for s in version.kept_sets if s.name == name and (not at or s.version == number)]
-    fitting = [s.listed for s in version.fitting_sets if s in kept]
+    usable = version.fitting_sets(tenant)
+    kept = [s for s in version.sets_of(tenant) if s.name == name and (not at or s.version == number)]
+    fitting = [s.listed for s in usable if s in kept]
     if fitting:
         return fitting[-1]
+    if kept and not kept[-1].size:
+        raise _wrong("baseline", f"baseline {name}@{kept[-1].version} was erased; use another")
     if kept:
         reason = kept[-1].stale_for(version.key, manifest)
         raise _wrong("baseline", f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
-    names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(kept.listed for kept in version.fitting_sets)]]
+    names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(one.listed for one in usable)]]
     names += [] if manifest.own_baseline is None else [manifest.own_baseline]
     near = did_you_mean(asked, [*names, *dict.fromkeys(name.partition("@")[0] for name in names)])
     detail = f"baseline {abridged(asked)} is not known; {known('baselines', names)}{near}"

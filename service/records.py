@@ -20,7 +20,7 @@ from service.domain import Explanation, GroupShare, NoiseKind, OutputSpace, Plan
 from service.ledger.entries import Entry, Stored
 from service.methods.registry import BY_NAME
 from service.monitoring.review import flags_of
-from service.permissions import OPEN, Policy
+from service.permissions import OPEN, OPERATOR_TENANT, Policy
 from service.quotas import Account
 from service.reasons import principal_reasons, texts_digest
 from service.showing import shown_values
@@ -62,6 +62,11 @@ class Caller:
     scopes: frozenset[str] = frozenset()
     policy: Policy = OPEN
     account: Account | None = None
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it is one of those who run the service, who may change what all tenants share."""
+        return self.tenant == OPERATOR_TENANT
 
 
 @dataclass(frozen=True, slots=True)

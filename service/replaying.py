@@ -9,8 +9,8 @@ one that its deadline ended is ended after as many answers. Then all its numbers
 - `differs`: as it was, and yet they differ by more, or the record cannot be read or contradicts itself: it was
   changed, or something here is broken.
 - `environment_differs`: something that the numbers depend on is not what it was: a version of a library, the device,
-  the artefact, the baseline set. What differs is named. With the artefact or the baseline set gone nothing is
-  computed; else `numbers` tells how the numbers compare all the same.
+  the artefact, the baseline set. What differs is named. With the artefact or the baseline set gone, or rows of the
+  set erased, nothing is computed; else `numbers` tells how the numbers compare all the same.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from service.records import explanation_body, prediction_of, whole_record
 Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
 CHUNK_ROWS = "chunk_rows"
 CODE = "environment.answerable"
+ERASED = "erased"
+"""What a baseline set is now if rows of it were removed since."""
 LARGEST_SHAPE = 2**16
 
 
@@ -95,7 +97,7 @@ class Replaying:
         record, personal = whole_record(stored), personal_of(stored)
         version = self._version(record["model"])
         differences = [*_environment_differences(record, version)]
-        missing = [*_missing(record, version)]
+        missing = [*_missing(record, version, stored.tenant)]
         if missing:
             return Replayed("environment_differs", None, None, (*missing, *differences))
         try:
@@ -201,16 +203,20 @@ def _environment_differences(record: Mapping[str, Any], version: ModelVersion) -
             yield Difference(f"environment.{name}", recorded.get(name), now.get(name))
 
 
-def _missing(record: Mapping[str, Any], version: ModelVersion) -> Iterator[Difference]:
-    """What is no longer here of what the record was computed with."""
+def _missing(record: Mapping[str, Any], version: ModelVersion, tenant: str) -> Iterator[Difference]:
+    """What is no longer here, for the tenant whose record it is, of what it was computed with."""
     if record["model"]["digest"] != version.key.digest:
         yield Difference("artefact", record["model"]["digest"], version.key.digest)
     baseline = record["baseline"]
     if "digest" not in baseline:  # it came with the request, and is in the record
         return
-    known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets)]
+    known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
     sets = {"sha256:" + found.sha256: f"{found.name}@{found.version}" for found in known}
-    if baseline["digest"] not in sets:
+    if baseline["digest"] in sets:
+        return
+    if any(baseline["digest"] in one.erased for one in version.sets_of(tenant)):
+        yield Difference("baseline", baseline["digest"], ERASED)
+    else:
         same = [digest for digest, name in sets.items() if name == f"{baseline['name']}@{baseline['version']}"]
         yield Difference("baseline", baseline["digest"], same[0] if same else None)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,16 +23,18 @@ from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.outputs import OUTPUTS, KeptOutputs, Outputs
 from service.catalog.refusals import told
+from service.catalog.set_erasure import forget_rows, remove_set
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
 from service.checking.background import Checker
 from service.domain import ModelKey
 from service.engine.messages import BaselineOutputs
 from service.engine.pool import Pool
-from service.errors import CatalogError, LoadRefused, ModelNotReady, NotFound, Unkept
+from service.errors import CatalogError, LedgerUnavailable, LoadRefused, ModelNotReady, NotFound, Unkept
 
 LOG = logging.getLogger("answerable")
 Rows = Sequence[tuple[float, ...]]
+T = TypeVar("T")
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
 
 
@@ -65,12 +68,23 @@ def _described(folder: Path) -> ModelVersion:
 
 
 class Repository:
-    """Loads and unloads versions of the models under `models`. `data` is the data folder."""
+    """Loads and unloads versions of the models under `models`. `data` is the data folder.
+
+    `erased` gives the tokens of all rows of baseline sets that were a person's who was erased; it blocks.
+    """
 
     def __init__(
-        self, models: Path, data: Path, catalog: Catalog, engine: Pool, observe_cache: Callable[[str, str], None]
+        self,
+        models: Path,
+        data: Path,
+        catalog: Catalog,
+        engine: Pool,
+        observe_cache: Callable[[str, str], None],
+        erased: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self.folder = models
+        self._data = data
+        self._erased = erased
         self._copies = data / "versions"
         self._catalog = catalog
         self._engine = engine
@@ -84,9 +98,14 @@ class Repository:
         self._loading: set[tuple[str, str]] = set()
         self._turn = asyncio.Lock()
         self._serves = False
+        self._lost_rows = False
 
     async def start(self) -> None:
         """Loads every version of the catalog; one that cannot be loaded stays not ready, and the others serve."""
+        try:
+            await self._removed(lambda: forget_rows(self._data, self._erased()))  # also what a backup brought back
+        except (Unkept, LedgerUnavailable) as error:
+            LOG.error("rows of people who were erased may still be in baseline sets: %s", error)  # noqa: TRY400
         async with self._turn:
             for version in list(self._catalog):
                 try:
@@ -96,6 +115,8 @@ class Repository:
                     self._catalog.put(replace(version, problem=told(error)))
             self._serves = True
             self._catalog.is_loading = False
+        if self._lost_rows:
+            await self._withdraw_sets()
 
     async def close(self) -> None:
         """Ends what is checked."""
@@ -234,15 +255,35 @@ class Repository:
 
         return Lease(end)
 
-    async def keep_set(self, version: ModelVersion, name: str, rows: Rows, description: str) -> KeptSet:
+    async def keep_set(
+        self,
+        version: ModelVersion,
+        name: str,
+        rows: Rows,
+        description: str,
+        *,
+        tenant: str | None,
+        subjects: Sequence[str | None] = (),
+    ) -> KeptSet:
         """Keeps rows as the next version of a baseline set of the model, and gives it to all workers.
+
+        It is the tenant's, or for None everybody's. `subjects` are the tokens of the rows that are a person's.
 
         Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
         """
         array = np.array(rows, dtype=np.float64)
+
+        def keep() -> KeptSet:
+            key, manifest = version.key, version.manifest
+            kept = self._sets.keep(key, manifest, name, array, description, tenant=tenant, subjects=subjects)
+            if not subjects:
+                return kept
+            forget_rows(self._data, self._erased())  # somebody may have been erased since the tokens were made
+            return next(one for one in self._sets.of(key.name) if one.is_same(kept))
+
         async with self._turn:
             try:
-                kept = await asyncio.to_thread(self._sets.keep, version.key, version.manifest, name, array, description)
+                kept = await asyncio.to_thread(keep)
             except OSError as error:
                 LOG.exception("a baseline set cannot be kept")
                 raise Unkept(f"the set cannot be kept: {error.strerror}") from error
@@ -250,9 +291,54 @@ class Repository:
                 if known.is_ready:
                     await self._renew_sets(known)
         current = self._known(version.key.name, version.key.version)
-        if current is None or kept not in current.fitting_sets:
+        if current is None or kept not in current.fitting_sets(tenant):
             raise ModelNotReady("the set is kept, but the version that it is for is served no more")
         return kept
+
+    def find_set(self, model: str, tenant: str, name: str) -> KeptSet:
+        """The set `name@version`, also one that no version can use now. Raises NotFound, also for another tenant's."""
+        self._catalog.versions(model)
+        sets = [one for one in self._sets.of(model) if one.is_seen_by(tenant) and f"{one.name}@{one.version}" == name]
+        if not sets:
+            raise NotFound("there is no such baseline set, or it is the model's own")
+        return sets[-1]
+
+    async def remove_set(self, one: KeptSet) -> KeptSet:
+        """Removes all rows of a set, here and on the workers; what is left of it. Raises Unkept."""
+        left = await self._removed(lambda: remove_set(self._data, one))
+        await self._withdraw_sets()
+        return left
+
+    async def forget_rows(self) -> None:
+        """Removes the rows of people who were erased from all sets, here and on the workers. Raises Unkept.
+
+        Also what another process has removed is taken from the workers.
+        """
+        await self._removed(lambda: forget_rows(self._data, self._erased()))
+        await self._withdraw_sets()
+
+    async def _removed(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(work)
+        except OSError as error:
+            LOG.exception("rows cannot be removed from baseline sets")
+            raise Unkept(f"rows of baseline sets cannot be removed: {error.strerror}") from error
+
+    async def _withdraw_sets(self) -> None:
+        """Takes from catalog and workers what is not kept any more, at once, and then gives them what became of it."""
+        for name in self._catalog.names:
+            sets = await asyncio.to_thread(self._sets.of, name)
+            before = {one.digest for known in self._catalog.known if known.key.name == name for one in known.kept_sets}
+            self._catalog.keep_sets(name, sets)
+            for digest in before - {one.digest for one in sets if one.size}:
+                self._engine.detach(digest)
+        if not self._serves:
+            self._lost_rows = True  # the start has its turn, and comes to it at its end
+            return
+        async with self._turn:
+            for known in list(self._catalog):
+                if known.is_ready:
+                    await self._renew_sets(known)
 
     async def _renew_sets(self, version: ModelVersion) -> None:
         sets = await self._given_sets(version, version.folder)

@@ -29,6 +29,7 @@ from service.catalog.manifest import (
 from service.domain import Floats
 from service.engine.processes import worker_environment
 from service.errors import AnswerableError, CatalogError, InvalidRequest
+from service.permissions import OPERATOR_TENANT
 from service.settings import Settings
 
 USUAL_SIZE = 128
@@ -49,6 +50,10 @@ def add_command(actions: Any) -> None:
     build.add_argument("--how", choices=HOW, default="random", help="random rows, or k-means medoids (%(default)s)")
     build.add_argument("--label", help="only rows for which the model predicts this label")
     build.add_argument("--size", type=int, default=USUAL_SIZE, help="rows at most (%(default)s)")
+    build.add_argument(
+        "--tenant", default=OPERATOR_TENANT, help="whose set it is; default: the operator's, %(default)s"
+    )
+    build.add_argument("--shared", action="store_true", help="it is for all tenants")
     build.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     build.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
     build.add_argument("--data", type=Path, default=argparse.SUPPRESS, help="the data folder, where sets are kept")
@@ -74,7 +79,8 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
         how = "k-means medoids" if options.how == "medoids" else "random rows"
         description = f"{len(chosen)} {how} of {len(found)} in {options.rows.name}{of_label}"
         sets = KeptSets(settings.data / BASELINES)
-        kept = sets.keep(key, manifest, options.name, chosen, description)
+        tenant = None if options.shared else options.tenant
+        kept = sets.keep(key, manifest, options.name, chosen, description, tenant=tenant)
     except (CatalogError, AnswerableError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -14,10 +15,16 @@ from fastapi import Depends, Request
 from service.errors import Forbidden, LedgerUnavailable, TooManyWrongKeys, Unauthenticated
 from service.ledger.clock import Clock
 from service.ledger.keys import SCOPES, Key, Keys
+from service.permissions import OPERATOR_TENANT
 from service.quotas import Quotas
 from service.records import Caller
 
 FRESH_SECONDS = 5.0
+FIND_SECONDS = 3.0
+"""How long a key is looked for; while the database hangs, one that is remembered goes on after that."""
+FINDERS = 4
+"""Threads that look for keys. They are of their own: one that waits for a database that hangs waits long, and must not
+keep others from work that needs no database."""
 MOST_REMEMBERED = 10_000
 WRONG_KEYS = 30
 """From one address in `WRONG_SECONDS`; those after are told to come back later."""
@@ -28,13 +35,14 @@ PUBLIC = "public"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def needs(scope: str) -> Callable[[F], F]:
-    """Declares the scope of a route's handler; `PUBLIC` for none."""
+def needs(scope: str, *, by_operator: bool = False) -> Callable[[F], F]:
+    """Declares the scope of a route's handler, `PUBLIC` for none; and whether the key must be the operator's, too."""
     if scope != PUBLIC and scope not in SCOPES:
         raise ValueError(f"unknown scope {scope}")
 
     def declare(handler: F) -> F:
         handler.__dict__["needs_scope"] = scope
+        handler.__dict__["needs_operator"] = by_operator
         return handler
 
     return declare
@@ -44,6 +52,11 @@ def scope_of(handler: object) -> str | None:
     """What a route's handler declares; None where it declares nothing."""
     scope: str | None = getattr(handler, "needs_scope", None)
     return scope
+
+
+def needs_operator(handler: object) -> bool:
+    """Whether a route's handler is for keys of the operator's tenant only."""
+    return bool(getattr(handler, "needs_operator", False))
 
 
 class WrongKeys:
@@ -89,6 +102,12 @@ class Authenticator:
         self._quotas = quotas
         self._wrong = WrongKeys()
         self._remembered: dict[bytes, tuple[float, Key | None]] = {}
+        self._finding: dict[bytes, Future[Key | None]] = {}
+        self._finders = ThreadPoolExecutor(FINDERS, thread_name_prefix="keys")
+
+    def close(self) -> None:
+        """Looks for no more keys; waits for nobody who still does."""
+        self._finders.shutdown(wait=False, cancel_futures=True)
 
     async def find_for(self, address: str, secret: str) -> Key:
         """The valid key of this secret. Raises Unauthenticated, or TooManyWrongKeys after many from the address."""
@@ -114,8 +133,8 @@ class Authenticator:
         digest = _digest(secret)
         remembered = self._remembered.get(digest)
         if remembered is None or remembered[0] < now:
-            key = await self._look_up(secret, remembered)
-            self._remember(digest, now + FRESH_SECONDS, key)
+            key = await self._look_up(secret, digest, remembered)
+            self._remember(digest, time.monotonic() + FRESH_SECONDS, key)
         else:
             key = remembered[1]
         return key if key is not None and key.is_valid(self._clock.now()) else None
@@ -128,10 +147,22 @@ class Authenticator:
         account.count(1)
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
-    async def _look_up(self, secret: str, remembered: tuple[float, Key | None] | None) -> Key | None:
-        """The stored key; while the database is away, a key that was valid goes on being so."""
+    async def _look_up(self, secret: str, digest: bytes, remembered: tuple[float, Key | None] | None) -> Key | None:
+        """The stored key, looked for once for all who ask; while the database is away, or hangs, a key that was valid
+        goes on being so. Raises LedgerUnavailable."""
+        finding = self._finding.get(digest)
+        if finding is None or finding.done():
+            self._finding = {asked: one for asked, one in self._finding.items() if not one.done()}
+            finding = self._finding[digest] = self._finders.submit(self._keys.find, secret)
+        found = asyncio.wrap_future(finding)
         try:
-            return await asyncio.to_thread(self._keys.find, secret)
+            await asyncio.wait({found}, timeout=FIND_SECONDS)
+            if not found.done() or found.cancelled():
+                finding.cancel()  # if no thread has begun it
+                found.cancel()
+                raise LedgerUnavailable("The database does not answer, so the key cannot be looked up.")
+            self._finding.pop(digest, None)
+            return found.result()
         except LedgerUnavailable:
             if remembered is None or remembered[1] is None:
                 raise
@@ -151,7 +182,8 @@ def _digest(secret: str) -> bytes:
 
 async def authorise(request: Request) -> None:
     """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
-    scope = scope_of(request.scope.get("endpoint"))
+    endpoint = request.scope.get("endpoint")
+    scope = scope_of(endpoint)
     if scope == PUBLIC:
         return
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -162,6 +194,8 @@ async def authorise(request: Request) -> None:
     key = await authenticator.find_for(address, secret.strip())
     if scope is None or scope not in key.scopes:
         raise Forbidden(f"the key lacks the scope {scope}" if scope else "this route is closed")
+    if needs_operator(endpoint) and key.tenant != OPERATOR_TENANT:
+        raise Forbidden("this is for keys of the operator's tenant, for it concerns all tenants")
     request.state.caller = authenticator.admit(key)
 
 

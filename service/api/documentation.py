@@ -32,6 +32,7 @@ PARAMETERS = {
     "explanation": "the id of an explanation",
     "job": "the id of a job",
     "export": "the id of an export",
+    "baseline": "a version of a baseline set, `name@version`",
     "subject": "the person, as requests named them in `context.subject`",
     "decision_id": "the decision, as requests named it in `context.decision_id`",
     "from": "at or after this time, with its zone, for instance 2026-01-31T12:00:00Z",

@@ -11,6 +11,7 @@ from service.api.auth import PUBLIC, needs
 from service.api.problems import answers
 from service.catalog.versions import Catalog
 from service.engine.pool import Pool
+from service.ledger.ledger import Ledger
 from service.monitoring.instruments import CONTENT_TYPE
 
 router = APIRouter(tags=["Health"])
@@ -41,16 +42,20 @@ async def live() -> dict[str, bool]:
 @router.get("/v2/health/ready", responses={503: {"description": "Not ready"}})
 @needs(PUBLIC)
 async def ready(request: Request, response: Response) -> dict[str, bool | list[str]]:
-    """Whether the models are loaded, on every worker, and at least one of them can be served.
+    """Whether the models are loaded, on every worker, at least one can be served, and what is answered is recorded.
 
-    `loading` names the versions that are still to be loaded at the start. `failed` names those that cannot be served,
-    which keep no other from it; the index of the model repository says why. `ledger` is there where this start found
-    that the ledger's database is not what was signed, or that a file beside it was torn: sentences for the operator.
-    What can be served is served all the same.
+    `recording` is false while the ledger's database takes no records; where these are required, nothing is answered
+    then. `loading` names the versions that are still to be loaded at the start. `failed` names those that cannot be
+    served, which keep no other from it; the index of the model repository says why. `ledger` is there where this start
+    found that the ledger's database is not what was signed, or that a file beside it was torn: sentences for the
+    operator. What can be served is served all the same.
     """
     catalog: Catalog = request.app.state.catalog
     engine: Pool = request.app.state.engine
-    is_ready = catalog.is_ready and engine.is_complete
+    ledger: Ledger | None = request.app.state.ledger
+    is_recording = ledger is None or ledger.is_recording
+    can_answer = is_recording or request.app.state.ledger_mode != "required"
+    is_ready = catalog.is_ready and engine.is_complete and can_answer
     if not is_ready:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
@@ -59,7 +64,8 @@ async def ready(request: Request, response: Response) -> dict[str, bool | list[s
         "failed": catalog.failed,
         "ledger": request.app.state.ledger_notices,
     }
-    return {"ready": is_ready, **{what: found for what, found in named.items() if found}}
+    recording = {} if is_recording else {"recording": False}
+    return {"ready": is_ready, **recording, **{what: found for what, found in named.items() if found}}
 
 
 @router.get("/v2/models/{model}/ready", responses=answers(404, 503))

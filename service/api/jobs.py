@@ -208,7 +208,7 @@ def _given_rows(body: JobBody, version: ModelVersion, vault: Vault, tenant: str)
     read = read_instances(version.manifest, body.instances, version.tokenizer)
     for number, (values, _) in enumerate(read):
         if number == 0:
-            make_plan(version, values, parameters)
+            make_plan(version, values, parameters, tenant)
         explanation, context = uuid7(), contexts[number]
         payload = sealed_payload(vault, explanation, body.instances[number], context)
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
@@ -248,7 +248,7 @@ def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> 
         values, _ = stored_input(stored, version)
     except InvalidRequest:  # this one; others may fit
         return
-    make_plan(version, values, body.parameters.parameters())
+    make_plan(version, values, body.parameters.parameters(), stored.tenant)
 
 
 def _shown(job: Job, spec: dict[str, Any]) -> dict[str, Any]:

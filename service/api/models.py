@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from service.api.auth import needs
+from service.api.auth import CallerOf, needs
 from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
@@ -37,27 +37,30 @@ async def list_models(request: Request) -> dict[str, list[str]]:
 
 @router.get("/v1/models/{model:name}", responses={200: {"model": ModelReply}}, response_model=None)
 @needs("explain")
-async def show_model(request: Request, model: str) -> dict[str, Any]:
+async def show_model(request: Request, model: str, caller: CallerOf) -> dict[str, Any]:
     """What a model takes and gives, and one complete, valid instance: of the version that the bare name means.
 
     That is the newest ready one that has passed its check; `newest` names it. Without one, what is shown is the last's.
     """
     meant = _catalog(request).meant(model)
-    return _described(_catalog(request), _catalog(request).versions(model)[-1] if meant is None else meant)
+    shown = _catalog(request).versions(model)[-1] if meant is None else meant
+    return _described(_catalog(request), shown, caller.tenant)
 
 
 @router.get(
     "/v1/models/{model:name}/versions/{version:name}", responses={200: {"model": ModelReply}}, response_model=None
 )
 @needs("explain")
-async def show_version(request: Request, model: str, version: str) -> dict[str, Any]:
+async def show_version(request: Request, model: str, version: str, caller: CallerOf) -> dict[str, Any]:
     """What one version of a model takes and gives, in the same form as the model's description."""
-    return _described(_catalog(request), _catalog(request).named(model, version))
+    return _described(_catalog(request), _catalog(request).named(model, version), caller.tenant)
 
 
-def _described(catalog: Catalog, shown: ModelVersion) -> dict[str, Any]:
+def _described(catalog: Catalog, shown: ModelVersion, tenant: str) -> dict[str, Any]:
+    """With the baseline sets that the tenant can name."""
     model, manifest = shown.key.name, shown.manifest
     versions, meant = catalog.versions(model), catalog.meant(model)
+    sets = [*manifest.baselines, *(kept.listed for kept in shown.fitting_sets(tenant))]
     return {
         "name": model,
         "version": shown.key.version,
@@ -75,7 +78,7 @@ def _described(catalog: Catalog, shown: ModelVersion) -> dict[str, Any]:
             "default_space": manifest.outputs.default_space,
         },
         **_methods(shown),
-        "baselines": [_baseline(one) for one in [*manifest.baselines, *(kept.listed for kept in shown.fitting_sets)]],
+        "baselines": [_baseline(one) for one in sets],
         "defaults": manifest.defaults.model_dump(),
         "example": manifest.example,
     }

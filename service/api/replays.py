@@ -27,7 +27,9 @@ class DifferenceItem(BaseModel):
 
     what: str = Field(description="`artefact`, `baseline`, `manifest`, or `environment.` and a name")
     recorded: str | None = Field(None, description="what it was")
-    now: str | None = Field(None, description="what it is here and now")
+    now: str | None = Field(
+        None, description="what it is here and now; of a set that lost rows of an erased person, or all: `erased`"
+    )
 
 
 class ReplayReply(BaseModel):

@@ -61,7 +61,7 @@ class StateItem(BaseModel):
 
 
 @router.post("/v2/repository/index", responses={200: {"model": list[StateItem]}, **ERRORS})
-@needs("models:write")
+@needs("models:write", by_operator=True)
 async def show_index(request: Request, body: IndexBody) -> Response:
     """Every version that is served, was unloaded, or lies in the folder of models."""
     found = await _repository(request).index()
@@ -69,7 +69,7 @@ async def show_index(request: Request, body: IndexBody) -> Response:
 
 
 @router.post("/v2/repository/models/{model}/load", responses={200: {"model": list[StateItem]}, **ERRORS})
-@needs("models:write")
+@needs("models:write", by_operator=True)
 async def load_model(request: Request, model: ModelName, body: LoadBody) -> Response:
     """Loads, or loads again, what lies in the model's folder, while everything else is served.
 
@@ -80,7 +80,7 @@ async def load_model(request: Request, model: ModelName, body: LoadBody) -> Resp
 
 
 @router.post("/v2/repository/models/{model}/unload", responses={200: {"model": list[StateItem]}, **ERRORS})
-@needs("models:write")
+@needs("models:write", by_operator=True)
 async def unload_model(request: Request, model: ModelName, body: UnloadBody) -> Response:
     """Serves the model, or one version, no more until it is loaded again; requests under way have their answers."""
     return _listed(await _repository(request).unload(model, body.parameters.version))

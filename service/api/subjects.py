@@ -66,12 +66,14 @@ class HoldBody(Strict):
 
 
 class ErasedReply(BaseModel):
-    """So many records lost their personal part, and so many rows of jobs that waited to be explained what they held,
-    by the event at place `tombstone` of the log. So many exports had been asked for by the name, and forgot it."""
+    """So many records lost their personal part, so many rows of jobs that waited to be explained what they held, and
+    so many rows were removed from baseline sets, by the event at place `tombstone` of the log. So many exports had been
+    asked for by the name, and forgot it."""
 
     records: int = Field(description="records whose personal part was erased")
     job_rows: int = Field(description="rows of jobs that were not explained yet")
     exports: int = Field(description="exports that had been asked for by the name, and forgot it")
+    set_rows: int = Field(description="rows of baseline sets")
     tombstone: int = Field(description="the row of the log that says so")
 
 
@@ -95,13 +97,15 @@ class HoldReply(HoldItem):
 
     explanations: int = Field(description="explanations on record")
     job_rows: int = Field(description="rows of jobs that wait to be explained")
+    set_rows: int = Field(description="rows of baseline sets")
 
 
 class KeptReply(BaseModel):
-    """What an erasure would destroy: explanations, and rows of jobs that wait to be explained."""
+    """What an erasure would destroy: explanations, rows of jobs that wait to be explained, rows of baseline sets."""
 
     explanations: int = Field(description="explanations on record")
     job_rows: int = Field(description="rows of jobs that wait to be explained")
+    set_rows: int = Field(description="rows of baseline sets")
     hold: HoldItem | None = Field(description="the legal hold in force, which forbids to erase it")
 
 
@@ -113,7 +117,8 @@ async def count_subject(request: Request, subject: str, caller: CallerOf) -> Res
     about = kept.tokens[0] if kept.tokens else None
     await record_lookup(request, caller, about, {"action": "subject"})
     hold = None if kept.hold is None else kept.hold.told
-    return _json({"explanations": kept.explanations, "job_rows": kept.job_rows, "hold": hold})
+    counts = {"explanations": kept.explanations, "job_rows": kept.job_rows, "set_rows": kept.set_rows}
+    return _json({**counts, "hold": hold})
 
 
 @acting.post(
@@ -127,6 +132,7 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
 
     The tenant's files of earlier exports are withdrawn. Rows of jobs with the person's input end, unexplained.
+    Rows of baseline sets that were kept as the person's are removed; such a set goes on with the others.
     """
     caller = caller_of(request)
     reason = body.reason or NO_REASON

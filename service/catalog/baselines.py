@@ -1,34 +1,49 @@
-"""Baseline sets that were uploaded or built for a version that is there already: kept in the data folder, for ever.
+"""Baseline sets that were uploaded or built for a version that is there already, kept in the data folder.
 
 A set belongs to one artefact and one order of inputs. For another it is stale, and refused: the rows of an older model
-may say nothing of what a newer one was trained on. Records name sets by digest, so none is ever changed or removed.
+may say nothing of what a newer one was trained on.
+
+It also belongs to a tenant, and is nothing to the others: whoever can compare inputs with a set finds its rows by
+halving. Only a set that is kept for all tenants is everybody's, as those of the manifests are.
+
+Records name sets by digest, so a digest never means other rows. Rows are removed from a version for one reason only,
+that they are or may be a person's: it goes on with those that are left, under their digest, and says which digests it
+had before.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
-from service.catalog.artefacts import stored_rows
+from service.catalog.artefacts import read_verified, stored_rows
 from service.catalog.manifest import MASKED, NAME, BaselineSet, Manifest, TabularInputs, TokenInputs
 from service.domain import ModelKey
 from service.errors import InvalidRequest
+from service.permissions import OPERATOR_TENANT
 
 LOG = logging.getLogger("answerable.catalog")
 BASELINES = "baselines"
 """The folder of sets in the data folder."""
+SHARED = "shared"
+"""The folder of descriptions of the sets that are everybody's."""
+LOCK = ".lock"
+MOST_SETS = 100
+"""Versions with rows that a tenant may have of one model: each is in the memory of every worker."""
 MOST_ROWS = 1024
 FORMAT = 1
 
@@ -37,7 +52,10 @@ FORMAT = 1
 class KeptSet:
     """A version of a set: what it was made for, and when, in microseconds since the epoch.
 
-    `inputs` is the digest of the names, or the shape, of the inputs it was made for.
+    `inputs` is the digest of the names, or the shape, of the inputs it was made for. `tenant` is whose it is, None for
+    everybody's; sets from before tenants had their own are the operator's. `subjects` has for each row the token of the
+    person whose it is, None where it is nobody's; it is empty where all are nobody's. `erased` are the digests of what
+    the set was before rows were removed. Without any left, `size` is 0 and no request can name it.
     """
 
     name: str
@@ -50,6 +68,23 @@ class KeptSet:
     model_digest: str
     inputs: str
     created: int
+    tenant: str | None = OPERATOR_TENANT
+    subjects: tuple[str | None, ...] = ()
+    erased: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """By which plans and records name its rows."""
+        return "sha256:" + self.sha256
+
+    def is_seen_by(self, tenant: str | None) -> bool:
+        """Whether the tenant can name it; None is nobody in particular."""
+        return self.tenant is None or self.tenant == tenant
+
+    def is_same(self, other: KeptSet) -> bool:
+        """Whether both are the same version of the same set, whatever rows either has."""
+        names = [(one.model, one.tenant, one.name, one.version) for one in (self, other)]
+        return names[0] == names[1]
 
     @property
     def listed(self) -> BaselineSet:
@@ -65,6 +100,8 @@ class KeptSet:
 
     def stale_for(self, key: ModelKey, manifest: Manifest) -> str | None:
         """Why the set is of no use to that version; None if it is."""
+        if not self.size:
+            return "its rows were erased"
         if self.inputs != inputs_digest(manifest):
             made_for = f"{self.model}@{self.model_version}"
             return f"it was made for the inputs of {made_for}, which are others, or in another order"
@@ -99,9 +136,21 @@ class KeptSets:
         return tuple(sorted(self._read(model), key=lambda one: (one.created, one.name, int(one.version))))
 
     def keep(
-        self, key: ModelKey, manifest: Manifest, name: str, rows: NDArray[np.floating], description: str
+        self,
+        key: ModelKey,
+        manifest: Manifest,
+        name: str,
+        rows: NDArray[np.floating],
+        description: str,
+        *,
+        tenant: str | None = OPERATOR_TENANT,
+        subjects: Sequence[str | None] = (),
     ) -> KeptSet:
-        """Keeps the rows [size, columns] as the next version of the set. Raises InvalidRequest, OSError."""
+        """Keeps the rows [size, columns] as the next version of the tenant's set of that name; None: everybody's.
+
+        Versions are counted by what the tenant can see, so they tell nothing of others' sets. `subjects` as of a
+        `KeptSet`. Raises InvalidRequest, OSError.
+        """
         refuse_name(name)
         if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
             raise InvalidRequest(
@@ -109,45 +158,111 @@ class KeptSets:
             )
         if not 1 <= len(rows) <= MOST_ROWS:
             raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
-        place = self.place(key.name)
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = save({"rows": stored_rows(rows)})
+        with self.alone():
+            descriptions = self._descriptions(key.name, tenant)
+            descriptions.mkdir(mode=0o700, parents=True, exist_ok=True)
+            listed = [one.version for one in manifest.baselines if one.name == name]
+            others = [*self._read(key.name)]
+            if sum(one.tenant == tenant and one.size > 0 for one in others) >= MOST_SETS:
+                raise InvalidRequest(f"there are {MOST_SETS} versions of sets for {key.name} already; remove one first")
+            seen = [one.version for one in others if one.name == name and (tenant is None or one.is_seen_by(tenant))]
+            number = max((int(one) for one in [*listed, *seen] if one.isdecimal()), default=0) + 1
+            sha256 = self._write_rows(key.name, tenant, rows)
+            while True:
+                kept = KeptSet(
+                    name,
+                    str(number),
+                    len(rows),
+                    sha256,
+                    description,
+                    key.name,
+                    key.version,
+                    key.digest,
+                    inputs_digest(manifest),
+                    time.time_ns() // 1000,
+                    tenant,
+                    tuple(subjects),
+                )
+                part = descriptions / f".{name}.{secrets.token_hex(8)}"
+                try:
+                    _write_down(part, _described(kept))
+                    os.link(part, descriptions / f"{name}@{number}.json")  # fails where there is one that is spoilt
+                except FileExistsError:
+                    number += 1
+                else:
+                    return kept
+                finally:
+                    part.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps all other threads and processes that change sets waiting. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            yield
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models that sets were ever kept for."""
+        return sorted(path.name for path in self._folder.glob("*") if path.is_dir())
+
+    def rows_of(self, one: KeptSet) -> NDArray[np.floating]:
+        """The rows [size, columns] of a set, as they are stored. Raises CatalogError."""
+        content = read_verified(self.place(one.model), _file(one.sha256), one.sha256)
+        return load(content)["rows"]
+
+    def leave(self, one: KeptSet, rows: NDArray[np.floating], subjects: Sequence[str | None]) -> KeptSet:
+        """Leaves these of a set's rows, with their `subjects`, or none; the set as it is then. Raises OSError.
+
+        The file of the rows that it had is for `sweep`, in case another set has the same.
+        """
+        erased = tuple(dict.fromkeys([*one.erased, one.digest]))
+        if len(rows):
+            sha256 = self._write_rows(one.model, one.tenant, rows)
+            left = replace(one, size=len(rows), sha256=sha256, subjects=tuple(subjects), erased=erased)
+        else:
+            left = replace(one, size=0, description="", subjects=(), erased=erased)
+        _write(self._descriptions(one.model, one.tenant) / f"{one.name}@{one.version}.json", _described(left))
+        return left
+
+    def sweep(self, model: str) -> frozenset[str]:
+        """Deletes the files of rows that every set of the model has lost; their digests, also of earlier sweeps.
+
+        Raises OSError.
+        """
+        sets = [*self._read(model)]
+        lost = {digest for one in sets for digest in one.erased} - {one.digest for one in sets if one.size}
+        for digest in lost:
+            (self.place(model) / _file(digest.removeprefix("sha256:"))).unlink(missing_ok=True)
+        return frozenset(lost)
+
+    def _descriptions(self, model: str, tenant: str | None) -> Path:
+        """The folder of the descriptions of a tenant's sets; names are unique in it."""
+        place = self.place(model)
+        if tenant is None:
+            return place / SHARED
+        return place if tenant == OPERATOR_TENANT else place / _pseudonym(tenant)
+
+    def _write_rows(self, model: str, tenant: str | None, rows: NDArray[np.floating]) -> str:
+        """Writes the file of the rows, beside those of all other sets of the model; its SHA-256.
+
+        The same rows of two tenants are two files: else how long it takes to keep a set would tell whether another
+        tenant has it, since what is computed over a set is kept by the digest.
+        """
+        owner = None if tenant is None or tenant == OPERATOR_TENANT else {"owner": _pseudonym(tenant)}
+        content = save({"rows": stored_rows(rows)}, owner)
         sha256 = hashlib.sha256(content).hexdigest()
-        _write(place / _file(sha256), content)
-        listed = [one.version for one in manifest.baselines if one.name == name]
-        taken = [int(one) for one in listed if one.isdecimal()] + [
-            int(s.version) for s in self._read(key.name) if s.name == name
-        ]
-        number = max(taken, default=0) + 1
-        while True:
-            kept = KeptSet(
-                name,
-                str(number),
-                len(rows),
-                sha256,
-                description,
-                key.name,
-                key.version,
-                key.digest,
-                inputs_digest(manifest),
-                time.time_ns() // 1000,
-            )
-            part = place / f".{name}.{secrets.token_hex(8)}"
-            try:
-                _write_down(part, orjson.dumps({"format": FORMAT, **asdict(kept)}, option=orjson.OPT_INDENT_2))
-                os.link(part, place / f"{name}@{number}.json")  # fails where another process was first
-            except FileExistsError:
-                number += 1
-            else:
-                return kept
-            finally:
-                part.unlink(missing_ok=True)
+        _write(self.place(model) / _file(sha256), content)
+        return sha256
 
     def _read(self, model: str) -> Iterator[KeptSet]:
-        for path in self.place(model).glob("*.json"):
+        place = self.place(model)
+        for path in [*place.glob("*.json"), *place.glob("*/*.json")]:
             try:
                 content = orjson.loads(path.read_bytes())
                 if content.pop("format") == FORMAT:
+                    content |= {name: tuple(content[name]) for name in ("subjects", "erased") if name in content}
                     yield KeptSet(**content)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 LOG.error("%s of %s is no description of a baseline set: %s", path.name, model, type(error).__name__)  # noqa: TRY400
@@ -159,6 +274,15 @@ def refuse_name(name: str) -> None:
         raise InvalidRequest("name must be of small letters, digits, dots, dashes and underscores, at most 64")
     if name in {"zeros", "inline", "mask"}:
         raise InvalidRequest(f"name: {name} is a baseline of its own, which needs no rows")
+
+
+def _described(kept: KeptSet) -> bytes:
+    return orjson.dumps({"format": FORMAT, **asdict(kept)}, option=orjson.OPT_INDENT_2)
+
+
+def _pseudonym(tenant: str) -> str:
+    """A tenant, whatever it is called, as part of a path."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 
 def _file(sha256: str) -> str:

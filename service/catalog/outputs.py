@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,18 @@ class KeptOutputs:
         part.write_bytes(save({space.value: np.ascontiguousarray(values) for space, values in outputs.items()}))
         part.replace(path)
 
+    def drop(self, digests: Collection[str]) -> None:
+        """Deletes the outputs over the sets of these digests. Raises OSError."""
+        names = {_of_set(digest) for digest in digests}
+        for path in self._folder.glob("*.safetensors") if names else ():
+            of_set, _, rest = path.stem.partition("-")
+            if of_set in names or not rest:  # an earlier form, which does not say of which set it is
+                path.unlink(missing_ok=True)
+
     def _path(self, model: ModelKey, digest: str, environment: Mapping[str, str]) -> Path:
         name = orjson.dumps([FORMAT, model.digest, digest, environment], option=orjson.OPT_SORT_KEYS)
-        return self._folder / f"{hashlib.sha256(name).hexdigest()[:32]}.safetensors"
+        return self._folder / f"{_of_set(digest)}-{hashlib.sha256(name).hexdigest()[:32]}.safetensors"
+
+
+def _of_set(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:32]

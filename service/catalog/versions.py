@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.catalog.assessments import Assessment
@@ -36,7 +36,8 @@ class ModelVersion:
     `folder` holds its files: a copy of the operator's, once it is loaded. `environment`, `traits` and `parity` come
     from the worker that loaded it (`service.engine.messages`); a version without an environment is not ready, and
     `problem` says why, once that is known. `assessment` is what `answerable models check` found, None before that.
-    `kept_sets` are the model's baseline sets that are not in the manifest, whether they fit this version or not.
+    `kept_sets` are the model's baseline sets that are not in the manifest, whether they fit this version or not, and
+    whosever they are: what a tenant is answered with is in `sets_of` and `fitting_sets`.
     """
 
     key: ModelKey
@@ -72,10 +73,13 @@ class ModelVersion:
         """Whether its check found something against it."""
         return self.assessment is not None and not self.assessment.passed
 
-    @property
-    def fitting_sets(self) -> list[KeptSet]:
-        """The kept sets that were made for exactly this artefact and these inputs."""
-        return [one for one in self.kept_sets if one.stale_for(self.key, self.manifest) is None]
+    def sets_of(self, tenant: str | None) -> list[KeptSet]:
+        """The kept sets that the tenant can name: its own, and everybody's; for None only these."""
+        return [one for one in self.kept_sets if one.is_seen_by(tenant)]
+
+    def fitting_sets(self, tenant: str | None) -> list[KeptSet]:
+        """Those of them that were made for exactly this artefact and these inputs."""
+        return [one for one in self.sets_of(tenant) if one.stale_for(self.key, self.manifest) is None]
 
     @property
     def files(self) -> tuple[str, str]:
@@ -128,6 +132,21 @@ class Catalog:
             self._meant.pop(name, None)
         else:
             self._meant[name] = meant
+        self.changed()
+
+    def keep_sets(self, name: str, sets: Collection[KeptSet]) -> None:
+        """Forgets every kept set of the model that is not among these, as it is."""
+
+        def left(version: ModelVersion) -> ModelVersion:
+            return replace(version, kept_sets=tuple(one for one in version.kept_sets if one in sets))
+
+        meant = self._meant.get(name)
+        for number, version in self._versions[name].items():
+            self._versions[name][number] = renewed = left(version)
+            if version is meant:
+                self._meant[name] = meant = renewed
+        if meant is not None and not any(meant is one for one in self._versions[name].values()):
+            self._meant[name] = left(meant)
         self.changed()
 
     def _means(self, name: str, changed: ModelVersion) -> ModelVersion | None:

@@ -16,6 +16,7 @@ import torch
 
 from service.domain import ChunkShapes
 from service.engine.kernels import Kernel, Segment
+from service.engine.memory import is_out_of_memory
 from service.methods.oracle import Points
 
 LADDER = tuple(2**power for power in range(2, 13))
@@ -57,8 +58,8 @@ def calibrate(
     for capacity in LADDER:
         try:
             seconds.append(measured(capacity))
-        except torch.OutOfMemoryError:
-            if not rows:
+        except Exception as error:
+            if not rows or not is_out_of_memory(error):
                 raise
             break
         rows.append(capacity)

@@ -299,6 +299,11 @@ def with_baseline(
     return replace(model, baselines={**model.baselines, digest: prepared})
 
 
+def without_baseline(model: DeviceModel, digest: str) -> DeviceModel:
+    """The model with one baseline set less."""
+    return replace(model, baselines={name: one for name, one in model.baselines.items() if name != digest})
+
+
 def outputs_over(kernel: DeployedKernel, rows: Floats) -> DeployedOutputs:
     """What a kernel of forward passes answers for any number of rows [n, inputs]."""
     question = Deployed(rows)

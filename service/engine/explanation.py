@@ -10,6 +10,7 @@ import numpy as np
 from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Plan, Prediction, ToleranceOf
 from service.engine.device import DeviceModel, PreparedBaseline
 from service.engine.kernels import Deployed, DeployedOutputs
+from service.errors import Kind, invalid, pointer_to
 from service.methods.noise import noisy
 from service.methods.oracle import Attribution, DeadlinePassed, Problem
 from service.methods.registry import BY_NAME
@@ -33,6 +34,9 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     """
     row = np.array(plan.input)
     if plan.baseline.row is None:
+        if plan.baseline.digest not in model.baselines:  # it was planned a moment ago, with what was there
+            detail = f"baseline {plan.baseline.name}@{plan.baseline.version}: rows of it have just been erased"
+            raise invalid(Kind.UNKNOWN_BASELINE, pointer_to("parameters", "baseline"), detail)
         baseline = model.baselines[plan.baseline.digest]
         outputs = yield from _deployed(row[None])
     else:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +28,10 @@ from service.methods.oracle import Points, Readout, Rows
 from service.numerics.cells import Grouping, LocalErrors, Stencils, local_errors
 
 LOG = logging.getLogger("answerable.worker")
+NICENESS = 5
+"""Of the thread of the long chunks: where cores are few, it takes what the threads leave on which single requests wait.
+With 16 rows of a job under way, on two busy cores, a small explanation took 27 to 46 ms in the 99th percentile without,
+as against 7 to 20 alone."""
 LARGEST_VIEWED_BYTES = 1 << 20
 FEW_LABELS = 32
 AGREEMENT = 1e-3
@@ -204,7 +212,7 @@ class GradientKernel:
 
     def _computed(self, chunk: Chunk, has_probabilities: bool) -> tuple[Floats, Floats, Tensor]:
         chunk = Chunk(*(values.to(self._device) for values in chunk))
-        key = self.capacity, has_probabilities
+        key = len(chunk.alphas), has_probabilities  # it may have been halved since the chunk was packed
         if key not in self._programs:
             self._programs[key] = self._program(chunk, has_probabilities)
         outputs, derivatives, contributions = self._programs[key](*chunk)
@@ -336,15 +344,22 @@ class BackgroundGradientKernel(GradientKernel):
         self, twin: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
     ) -> None:
         super().__init__(twin, device, capacity, shape, labels)
-        self._thread = ThreadPoolExecutor(1, "gradient", torch.set_num_threads, (torch.get_num_threads(),))
+        self._thread = ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""
         computing = self._thread.submit(self._computed, *self._packed(segments))
-        return Launched(computing.done, lambda: divided(segments, *computing.result()))
+        return Launched(computing.done, lambda: divided(segments, *computing.result()), computing.cancel)
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         return self.launch(segments).collect()
+
+
+def _set_up_thread(threads: int) -> None:
+    torch.set_num_threads(threads)
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
 
 
 class _Seeded(torch.autograd.Function):

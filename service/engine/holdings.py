@@ -20,7 +20,7 @@ from service.catalog.manifest import BaselineSet
 from service.domain import ChunkShapes, Floats, OutputSpace
 from service.engine.attendant import Attendant
 from service.engine.crew import Crew, raise_first
-from service.engine.messages import Attach, Attached, BaselineOutputs, ChunkReport, Load, Loaded, Unload
+from service.engine.messages import Attach, Attached, BaselineOutputs, ChunkReport, Detach, Load, Loaded, Unload
 from service.engine.processes import StartedWorker
 from service.errors import CatalogError, WorkerLost
 
@@ -186,6 +186,13 @@ class Holdings(Crew, ABC):
             raise CatalogError(reply.problem)
         return reply
 
+    def detach(self, digest: str) -> None:
+        """Takes a baseline set from every version that was given it, on every worker, for good."""
+        for held in self._folders.values():
+            held.attached.pop(digest, None)
+        for worker in {*self._workers.values(), *self._coming, *self._retired}:
+            worker.connection.send(Detach(digest))
+
     def unload(self, folder: Path) -> None:
         """Forgets a version on every worker; what is in flight of it ends normally."""
         held = self._folders.get(folder)
@@ -211,9 +218,12 @@ class Holdings(Crew, ABC):
         worker.loading[folder] = future
         worker.connection.send(Load(folder, known, shapes))
         loaded = await future
-        for request in self._folders[folder].attached.values() if folder in self._folders else ():
+        attached = self._folders[folder].attached if folder in self._folders else {}
+        for request in list(attached.values()):
             try:
                 await self._attach(worker, request)
+                if request.digest not in attached:  # it was taken from all meanwhile
+                    worker.connection.send(Detach(request.digest))
             except CatalogError as error:
                 if worker.is_gone:
                     raise

@@ -108,10 +108,14 @@ def units_of(question: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A chunk that the device was left to: whether it is done, and the call that waits for it and gives the parts."""
+    """A chunk that the device was left to: whether it is done, and the call that waits for it and gives the parts.
+
+    `withdraw` takes it back where it has not begun, and says whether it did.
+    """
 
     is_done: Callable[[], bool]
     collect: Callable[[], list[object]]
+    withdraw: Callable[[], bool] = lambda: False
 
 
 class Overlapping(Kernel, Protocol):

@@ -54,6 +54,13 @@ class Attach:
 
 
 @dataclass(frozen=True)
+class Detach:
+    """Take the baseline set of this digest from every version that was given it, but not where the manifest has it."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
 class Unload:
     folder: Path
 
@@ -87,7 +94,7 @@ class Cancel:
     task: int
 
 
-Request = Load | Attach | Unload | Explain | Predict | Cancel
+Request = Load | Attach | Detach | Unload | Explain | Predict | Cancel
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import torch
 from service.domain import Explanation, Prediction, Priority, Timings
 from service.engine.explanation import Steps
 from service.engine.kernels import Kernel, Kernels, Segment, is_overlapping, units_of
+from service.engine.memory import is_out_of_memory
 from service.engine.messages import ChunkReport, Done, Failed, Outcome
 from service.errors import AnswerableError, ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
 from service.methods.oracle import DeadlinePassed
@@ -81,6 +82,12 @@ class _Flight:
     is_done: Callable[[], bool]
     collect: Callable[[], list[object]]
     started: float
+    withdraw: Callable[[], bool] = lambda: False
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether nobody in a hurry has a part in it."""
+        return all(live.priority is Priority.BULK for live, _ in self.taken)
 
     def wait(self, seconds: float) -> None:
         """Returns when it is done, or after so long."""
@@ -179,6 +186,7 @@ class Scheduler:
         but not for long: there may be new requests.
         """
         self._expire()
+        self._make_way()
         taken = self._take()
         if taken is not None:
             self._go(*taken)
@@ -186,6 +194,12 @@ class Scheduler:
             self._flights[0].wait(PATIENCE_SECONDS)
         while self._flights and self._flights[0].is_done():
             self._deliver(self._flights.popleft())
+
+    def _make_way(self) -> None:
+        """Takes back chunks of bulk work that the device has not begun, where interactive work would wait for them."""
+        if any(queue.is_urgent and is_overlapping(kernel) for kernel, queue in self._queues.items()):
+            while self._flights and self._flights[-1].is_bulk and self._flights[-1].withdraw():
+                self._requeue(self._flights.pop().taken)
 
     def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
         """The next chunk: its kernel, and what of which explanation is in it."""
@@ -217,7 +231,8 @@ class Scheduler:
                     self._deliver(self._flights.popleft())
                     return
             else:
-                self._flights.append(_Flight(kernel, taken, launched.is_done, launched.collect, now))
+                flight = _Flight(kernel, taken, launched.is_done, launched.collect, now, launched.withdraw)
+                self._flights.append(flight)
                 return
         self._deliver(_Flight(kernel, taken, _always, partial(kernel.run, segments), now))
 
@@ -246,11 +261,12 @@ class Scheduler:
         kernel, taken = flight.kernel, flight.taken
         try:
             parts = flight.collect()
-        except torch.OutOfMemoryError:
-            yield from self._after_out_of_memory(kernel, taken)
         except torch.AcceleratorError:  # it sticks: every later answer of this process would be wrong or none
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                yield from self._after_out_of_memory(kernel, taken)
+                return
             if len(taken) == 1:
                 LOG.exception("a chunk of one explanation failed")
                 failure = ComputationFailed(f"the model failed on this input: {type(error).__name__}")
@@ -306,9 +322,12 @@ class Scheduler:
             self._fail(live, DeadlineExceeded("the deadline passed before any result"))
         except torch.AcceleratorError:
             raise
-        except torch.OutOfMemoryError:
-            self._fail(live, DeviceOutOfMemory("the device has not the memory to sum up this explanation"))
+        except AnswerableError as error:
+            self._fail(live, error)
         except Exception as error:
+            if is_out_of_memory(error):
+                self._fail(live, DeviceOutOfMemory("the device has not the memory to sum up this explanation"))
+                return
             LOG.exception("an explanation failed")
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
 

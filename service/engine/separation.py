@@ -88,6 +88,12 @@ class SeparatingPool(Pool):
             return await self._own[folder].attach(folder, place, baseline, known)
         return await super().attach(folder, place, baseline, known)
 
+    def detach(self, digest: str) -> None:
+        """As every pool."""
+        super().detach(digest)
+        for own in self._own.values():
+            own.detach(digest)
+
     def unload(self, folder: Path) -> None:
         """As every pool; a worker of its own ends with its version."""
         own = self._own.get(folder)

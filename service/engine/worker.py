@@ -24,15 +24,25 @@ import torch
 
 from service import __version__
 from service.catalog.artefacts import read_baseline_rows
+from service.catalog.loading import baseline_digest
 from service.catalog.refusals import told
 from service.children import Unframer, frame
 from service.domain import ChunkShapes, Conditions, Floats, OutputSpace, Priority
-from service.engine.device import DeviceModel, PreparedBaseline, best_device, put_on_device, with_baseline
+from service.engine.device import (
+    DeviceModel,
+    PreparedBaseline,
+    best_device,
+    put_on_device,
+    with_baseline,
+    without_baseline,
+)
 from service.engine.explanation import Steps, explain, interrupted, predict
+from service.engine.memory import is_out_of_memory
 from service.engine.messages import (
     Attach,
     Attached,
     Cancel,
+    Detach,
     Explain,
     Failed,
     Load,
@@ -52,6 +62,8 @@ from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
 LOG = logging.getLogger("answerable.worker")
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
+READ_BYTES = 1 << 20
+"""At most at once. The room for it is kept: where memory ends, requests still arrive, to be refused one by one."""
 MOST_OTHER_SHAPES = 4
 """Of all models together, for explanations that are repeated at shapes of an earlier calibration."""
 CHUNKS_UNTIL_WORD = 64
@@ -67,14 +79,15 @@ class _Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._unframer = Unframer()
+        self._arriving = memoryview(bytearray(READ_BYTES))
 
     def requests(self, *, wait: bool) -> Iterator[Request]:
         """Whatever has arrived; with `wait`, at least one. Raises EOFError when the front is gone."""
         while wait or select.select([self._socket], [], [], 0)[0]:
-            received = self._socket.recv(1 << 20)
+            received = self._socket.recv_into(self._arriving)
             if not received:
                 raise EOFError
-            for batch in self._unframer.feed(received):
+            for batch in self._unframer.feed(self._arriving[:received]):
                 wait = False
                 yield from batch
 
@@ -147,6 +160,8 @@ class Worker:
                     self._tell_memory()
             case Attach():
                 self._channel.send(self._attach(request))
+            case Detach(digest):
+                self._detach(digest)
             case Unload(folder):
                 self._forget_other_shapes(folder)
                 self._models.pop(folder, None)
@@ -164,6 +179,13 @@ class Worker:
         self._models[request.folder] = model
         return Attached(request.folder, request.digest, _told_outputs(model.baselines[request.digest]))
 
+    def _detach(self, digest: str) -> None:
+        for folder, model in self._models.items():
+            listed = {baseline_digest(baseline) for baseline in model.manifest.baselines}
+            if digest in model.baselines.keys() - listed:
+                self._forget_other_shapes(folder)  # which have it, too
+                self._models[folder] = without_baseline(model, digest)
+
     def _repeat(self, request: Explain, conditions: Conditions) -> None:
         """Starts an explanation at the shapes, and with the deadline, of an earlier one."""
         task, plan = request.task, request.plan
@@ -173,9 +195,11 @@ class Worker:
             return
         try:
             model = self._at(request.folder, model, conditions.shapes)
-        except torch.OutOfMemoryError:
-            error = DeviceOutOfMemory(f"the device has not the memory for chunks of {conditions.shapes} rows")
-            self._channel.send(Progress([Failed(task, error)], []))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = DeviceOutOfMemory(f"the device has not the memory for chunks of {conditions.shapes} rows")
+            self._channel.send(Progress([Failed(task, failure)], []))
             return
         steps = explain(plan, model)
         answers = conditions.answers

@@ -1,11 +1,11 @@
 """The ledger: every explanation the service gives, written down before it is answered, and what became of it.
 
 Reading order: `entries` (what is kept), `naming` and `sealing` (what belongs to people), `leaves` (rows of the log as
-bytes), `tables`, `database`, `writer` (how appends are grouped), `writer_process`, `appending`, `searching`, `moments`
-(days and times), `events`, `reviews`, `merkle` (the tree over the log), `clock`, `signing`, `growing_files`,
-`checkpoints`, `exporting` and `export_checking`, `ledger` (what the rest of the service calls), `keys` and
-`key_history`, `jobs` and `job_history`, `erasing`, `erasure_list` and `restoring`, `stored_types` and `verifying`,
-`opening` and the commands.
+bytes), `tables`, `database`, `postgresql`, `writer` (how appends are grouped), `writer_process`, `appending`,
+`remembering`, `searching`, `moments` (days and times), `events`, `reviews`, `merkle` (the tree over the log), `clock`,
+`signing`, `growing_files`, `checkpoints`, `exporting` and `export_checking`, `ledger` (what the rest of the service
+calls), `keys` and `key_history`, `jobs` and `job_history`, `erasing`, `erasure_list` and `restoring`, `stored_types`
+and `verifying`, `opening` and the commands.
 """
 
 from service.ledger.checkpoints import Checkpoint, Notary

@@ -28,6 +28,9 @@ from service.ledger.remembering import over_before
 from service.ledger.sealing import Subject, Vault, owner_of
 from service.ledger.tables import REVIEWED, events, explanation_tags, explanations, log, remembered, subjects
 
+_TOUCH = "UPDATE alembic_version SET version_num = version_num"
+"""Writes, and changes nothing."""
+
 CHECKPOINT_EVERY = 400
 """Entries after which SQLite's write-ahead log is moved into its file."""
 
@@ -105,7 +108,8 @@ class Appender:
 
     def append(self, entries: Sequence[Entry | Event], kept: Mapping[int, Remembered] = NOTHING_KEPT) -> None:
         """Appends the entries, all or none; they are on the disk when it returns. With them goes what is `kept` of
-        requests with a key of their own, each under the number, from 0, of the last of its entries.
+        requests with a key of their own, each under the number, from 0, of the last of its entries. Without any,
+        something is written all the same, which shows that it could.
 
         Raises EntryRefused when the database holds something that excludes one of them, else what the driver
         raises; the next append then makes a new connection.
@@ -130,7 +134,7 @@ class Appender:
             self._connection.invalidate()
             self._connection = None
             raise
-        self._unmoved += len(entries)
+        self._unmoved += max(1, len(entries))
 
     def checkpoint(self) -> None:
         """Moves SQLite's write-ahead log into its file, when enough has gathered there; never raises for it.
@@ -163,6 +167,8 @@ class Appender:
         with closing(connection.cursor()) as cursor, _one_round_trip(connection):
             cursor.execute(self._begin)
             self._know_signed(cursor, reads=reads_signed)
+            if not entries:
+                cursor.execute(_TOUCH)
             self._refuse_rows_that_ended(cursor, entries)
             entries = self._times.timely(entries)
             known = self._subjects(cursor, entries)

@@ -33,13 +33,14 @@ from service.ledger.searching import read_one
 from service.ledger.secret_files import SecretFileError
 from service.ledger.signing import NotTheSigner
 from service.ledger.verifying import verify_ledger
+from service.permissions import OPERATOR_TENANT
 from service.printing import local_time, table
 from service.settings import Settings
 
 Command = Callable[[Opened, argparse.Namespace], int]
 
 
-def add_commands(ledger: argparse.ArgumentParser) -> None:
+def add_commands(ledger: argparse.ArgumentParser, forget_rows: people.ForgetRows) -> None:
     """Adds the actions of `answerable ledger`."""
     actions = ledger.add_subparsers(required=True, metavar="action")
 
@@ -96,6 +97,7 @@ def add_commands(ledger: argparse.ArgumentParser) -> None:
         people.add_person(action, reason, is_required=name == "hold")
         if name == "erase":
             action.add_argument("--yes", action="store_true", help="do not ask")
+            action.set_defaults(forget_rows=forget_rows)
     add("holds", people.holds, "list the legal holds in force", to_read=True)
     add(
         "retain",
@@ -105,7 +107,7 @@ def add_commands(ledger: argparse.ArgumentParser) -> None:
     )
     add("checkpoint", _checkpoint, "sign the state of the log, and show it with the public key")
     lookups = add("lookups", _lookups, "list who looked at what, and when, the newest first", to_read=True)
-    lookups.add_argument("--tenant", default="default")
+    lookups.add_argument("--tenant", default=OPERATOR_TENANT)
     lookups.add_argument("--explanation", help="only look-ups of this explanation")
     lookups.add_argument("--limit", type=int, default=50)
     _add_period(lookups)

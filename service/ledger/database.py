@@ -90,6 +90,25 @@ def write_ahead_log(file: Path) -> Path:
     return file.with_name(f"{file.name}-wal")
 
 
+def bounded(engine: Engine) -> Engine:
+    """The same engine, whose connections wait from now on `SILENCE_SECONDS` for an answer, and then count as broken.
+
+    For a service, in which a thread waits for each: of a server that is stopped, the kernel still acknowledges what is
+    sent, so that TCP's own timeouts never end, and limits that the server is to keep do not either. A command may wait.
+    SQLite has `LOCK_SECONDS`.
+    """
+    if engine.dialect.name == "postgresql":
+        engine.dispose()
+        event.listen(engine, "do_connect", _connect_bounded)
+    return engine
+
+
+def _connect_bounded(_dialect: object, _record: object, arguments: Any, named: Any) -> Any:
+    from service.ledger.postgresql import BoundedConnection  # only those who have PostgreSQL wait for its driver
+
+    return BoundedConnection.connect(*arguments, **named)
+
+
 def serialised(engine: Engine) -> Engine:
     """The same engine, whose transactions run one after another across all processes and hosts.
 

@@ -33,6 +33,9 @@ TOMBSTONE_KINDS = frozenset({ERASURE, RETENTION})
 HOLD, RELEASE = "hold", "release"
 """The kinds of the events that forbid to erase a subject's data, and that allow it again."""
 
+SET_REMOVED = "baseline_removed"
+"""The kind of the event that says that a baseline set was removed."""
+
 LOOKUP = "lookup"
 """The kind of the event that says who read what."""
 

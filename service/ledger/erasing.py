@@ -1,23 +1,24 @@
 """Erasure, legal holds and retention. Each is an event of the log, in the same transaction as what it does.
 
 Erasing a subject destroys the key that everything of theirs is sealed under, and the sealed parts with it; the rows of
-the log stay, so that every proof does. What jobs hold of theirs goes too, and is not explained any more. Retention
-removes the sealed parts that are older than their class allows, and the subject's key with the last of them. A hold
-forbids both. Of an erased explanation the pseudonym of its decision stays, so that who knows the decision finds the
-tombstone; the tombstone is committed to it.
+the log stay, so that every proof does. What jobs hold of theirs goes too, and is not explained any more, and so do
+their rows of baseline sets, which are removed from the files once that is committed (`set_subjects`). Retention removes
+the sealed parts that are older than their class allows, and the subject's key with the last of them. A hold forbids
+both. Of an erased explanation the pseudonym of its decision stays, so that who knows the decision finds the tombstone;
+the tombstone is committed to it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, and_, delete, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, false, func, insert, or_, select, update
 
 from service.errors import HeldByLaw, NotFound
 from service.ledger.clock import ledger_time
@@ -40,7 +41,7 @@ from service.ledger.leaves import decisions_digest
 from service.ledger.remembering import remember
 from service.ledger.sealing import Vault, owner_of
 from service.ledger.searching import read_places, subject_tokens
-from service.ledger.tables import events, explanations, job_rows, log, subjects
+from service.ledger.tables import events, explanations, job_rows, log, set_subjects, subjects
 
 TOGETHER = 1000
 """Records that one event of a retention run names, and one transaction clears."""
@@ -59,13 +60,15 @@ _WITH_SCHEMA = b'{"schema":'
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What was erased: so many records, and so many rows that jobs had still to explain, by the event at place
-    `tombstone`. So many `exports` had been asked for by the person's name, which is gone from them."""
+    """What was erased: so many records, so many rows that jobs had still to explain, and so many of baseline sets, by
+    the event at place `tombstone`. So many `exports` had been asked for by the person's name, which is gone from them.
+    """
 
     records: int
     tombstone: int
     job_rows: int = 0
     exports: int = 0
+    set_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,39 +89,49 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of a person: so many explanations, so many rows of jobs that wait to be explained, and the hold, if
-    one is in force."""
+    """What is kept of a person: so many explanations, rows of jobs that wait to be explained and rows of baseline sets,
+    and the hold, if one is in force."""
 
     tokens: tuple[str, ...]
     explanations: int
     job_rows: int
+    set_rows: int
     hold: Hold | None
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A hold that was just made, and so many explanations and rows of jobs that it is on so far."""
+    """A hold that was just made, and so many explanations, rows of jobs and of baseline sets that it is on so far."""
 
     hold: Hold
     explanations: int
     job_rows: int
+    set_rows: int
 
     @property
     def told(self) -> dict[str, Any]:
         """What is said of it to whoever asked for it."""
-        return {**self.hold.told, "explanations": self.explanations, "job_rows": self.job_rows}
+        counts = {"explanations": self.explanations, "job_rows": self.job_rows, "set_rows": self.set_rows}
+        return {**self.hold.told, **counts}
 
 
 def kept_of(engine: Engine, vault: Vault, tenant: str, subject: str) -> Kept:
     """What an erasure of the subject would destroy, or a hold protects. Raises LedgerUnavailable."""
     with database_in_reach(), engine.connect() as connection:
         tokens = subject_tokens(connection, vault, tenant, subject)
+        lookups = vault.lookups(tenant, subject)
         return Kept(
             tuple(tokens),
             count_of(connection, tenant, tokens),
-            count_rows_of(connection, vault.lookups(tenant, subject)),
+            count_rows_of(connection, lookups),
+            _count_in_sets(connection, lookups),
             _hold_on(connection, tenant, tokens),
         )
+
+
+def _count_in_sets(connection: Connection, lookups: Collection[str]) -> int:
+    theirs = select(func.count()).select_from(set_subjects).where(set_subjects.c.lookup.in_(lookups))
+    return connection.execute(theirs).scalar_one()
 
 
 def erase(
@@ -138,16 +151,18 @@ def erase(
     """
     with database_in_reach(), serialised(engine).begin() as connection:
         tokens = subject_tokens(connection, vault, tenant, subject)
-        _refuse_if_held(connection, tenant, tokens)
-        waiting = end_rows_of(connection, vault.lookups(tenant, subject))
+        refuse_if_held(connection, tenant, tokens)
+        lookups = vault.lookups(tenant, subject)
+        waiting = end_rows_of(connection, lookups)
+        in_sets = _take_rows_of_sets(connection, set_subjects.c.lookup.in_(lookups))
         is_theirs = explanations.c.subject.in_(tokens) if tokens else false()  # and never IS NULL: nobody's
         theirs = and_(explanations.c.tenant == tenant, is_theirs)
         places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
         exports = forget_in_specs(connection, vault, tenant, subject, _decisions(connection, places).values())
-        if not tokens and not waiting and not exports:
+        if not tokens and not waiting and not exports and not in_sets:
             raise NotFound("nothing of this subject is kept here")
-        counts = {name: count for name, count in (("job_rows", waiting), ("exports", exports)) if count}
         several = {"tokens": tokens} if len(tokens) > 1 else {}  # `about` names the only one
+        counts = _counts(waiting, exports, in_sets)
         details = {**_named(connection, places), **several, **counts, "reason": reason}
         about = tokens[0] if tokens else None
         tombstone = insert_event(
@@ -155,7 +170,7 @@ def erase(
         )
         _clear(connection, theirs, places, tombstone)
         connection.execute(delete(subjects).where(subjects.c.token.in_(tokens)))
-        erased = Erased(len(places), tombstone, waiting, exports)
+        erased = Erased(len(places), tombstone, waiting, exports, len(in_sets))
         if key is not None:
             remember(connection, key.remembered(asdict(erased)), tombstone)
     _scrub(engine)
@@ -182,10 +197,12 @@ def hold(
             place = insert_event(
                 connection, Event(kind=HOLD, tenant=tenant, key_id=key_id, about=token, details=details, created=now)
             )
+        lookups = vault.lookups(tenant, subject)
         held = Held(
             Hold(tenant, tokens[0], key_id, reason, now),
             count_of(connection, tenant, tokens),
-            count_rows_of(connection, vault.lookups(tenant, subject)),
+            count_rows_of(connection, lookups),
+            _count_in_sets(connection, lookups),
         )
         if key is not None:
             remember(connection, key.remembered(held.told), place)
@@ -260,16 +277,22 @@ def erase_again(engine: Engine, vault: Vault, made: ListedErasure, key_id: str) 
         tokens = [row.token for row in rows]
         names = _names_of(connection, vault, tokens)
         spelled = {lookup for name in names for lookup in vault.lookups(made.tenant, name)}
-        waiting = end_rows_of(connection, spelled | {row.lookup for row in rows})
+        lookups = spelled | {row.lookup for row in rows}
+        waiting = end_rows_of(connection, lookups)
         if made.job_rows and not made.tokens:
             waiting += end_all_rows_of(connection, made.tenant)
-        if not rows and not waiting:
+        in_sets = _take_rows_of_sets(connection, set_subjects.c.lookup.in_(lookups))
+        for start in range(0, len(made.set_tokens), TOGETHER):
+            some = made.set_tokens[start : start + TOGETHER]
+            is_back = and_(set_subjects.c.token.in_(some), set_subjects.c.lookup.is_not(None))
+            in_sets += _take_rows_of_sets(connection, is_back)
+        if not rows and not waiting and not in_sets:
             return None
         theirs = and_(explanations.c.tenant == made.tenant, explanations.c.subject.in_(tokens))
         places = connection.scalars(select(explanations.c.seq).where(theirs).order_by(explanations.c.seq)).all()
         decisions = _decisions(connection, places).values()
         exports = sum(forget_in_specs(connection, vault, made.tenant, name, decisions) for name in names)
-        counts = {"job_rows": waiting} | ({"exports": exports} if exports else {})
+        counts = {"job_rows": waiting} | _counts(waiting, exports, in_sets)
         again = {"place": made.place, "leaf": made.leaf, "created": made.created}
         details = {**_named(connection, places), "tokens": tokens, **counts, "again": again}
         about = tokens[0] if tokens else None
@@ -278,7 +301,7 @@ def erase_again(engine: Engine, vault: Vault, made: ListedErasure, key_id: str) 
         _clear(connection, theirs, places, tombstone)
         connection.execute(delete(subjects).where(subjects.c.token.in_(tokens)))
     _scrub(engine)
-    return Erased(len(places), tombstone, waiting, exports)
+    return Erased(len(places), tombstone, waiting, exports, len(in_sets))
 
 
 def ranges(places: Iterable[int]) -> list[list[int]]:
@@ -320,6 +343,19 @@ def _retain_some(engine: Engine, name: str, limit: int, key_id: str) -> int:
             _clear(connection, explanations.c.seq.in_(places), places, tombstone)
         _forget_unused(connection, {(row.tenant, row.subject) for row in found if row.subject is not None})
     return len(found)
+
+
+def _take_rows_of_sets(connection: Connection, which: ColumnElement[bool]) -> list[str]:
+    """Makes rows of baseline sets nobody's, so that they are removed from the files; their tokens."""
+    found = connection.scalars(select(set_subjects.c.token).where(which).order_by(set_subjects.c.token)).all()
+    connection.execute(update(set_subjects).where(which).values(lookup=None))
+    return list(found)
+
+
+def _counts(job_rows: int, exports: int, set_tokens: Sequence[str]) -> dict[str, Any]:
+    """What a tombstone says of what was kept beside records, where there was any."""
+    counts = {"job_rows": job_rows, "exports": exports, "set_rows": len(set_tokens), "set_tokens": [*set_tokens]}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _names_of(connection: Connection, vault: Vault, tokens: Sequence[str]) -> set[str]:
@@ -384,7 +420,8 @@ def count_of(connection: Connection, tenant: str, tokens: Sequence[str]) -> int:
     return connection.execute(select(func.count()).select_from(explanations).where(theirs)).scalar_one()
 
 
-def _refuse_if_held(connection: Connection, tenant: str, tokens: Sequence[str]) -> None:
+def refuse_if_held(connection: Connection, tenant: str, tokens: Sequence[str]) -> None:
+    """Raises HeldByLaw where there is a hold on a subject of one of these tokens."""
     found = _hold_on(connection, tenant, tokens)
     if found is not None:
         since = datetime.fromtimestamp(found.created / 1e6, UTC).isoformat(timespec="seconds")
@@ -416,7 +453,7 @@ def _scrub(engine: Engine) -> None:
     they are vacuumed; they hold ciphertext, and wrapped keys that only the master key opens.
     """
     is_sqlite = engine.dialect.name == "sqlite"
-    vacuums = [f"VACUUM {table.name}" for table in (subjects, explanations, job_rows)]
+    vacuums = [f"VACUUM {table.name}" for table in (subjects, explanations, job_rows, set_subjects)]
     statements = ["PRAGMA wal_checkpoint(TRUNCATE)"] if is_sqlite else vacuums
     connection = engine.raw_connection()
     try:

@@ -3,10 +3,12 @@ only what was kept apart can tell.
 
 A file of lines, `{"body", "mac"}`, one for each event of the kind `erasure`. The body is JSON:
 
-    {"schema": 1, "type": "erasure", "place", "leaf", "tenant", "created", "tokens": [...], "job_rows", "previous"}
+    {"schema": 1, "type": "erasure", "place", "leaf", "tenant", "created", "tokens": [...], "job_rows",
+     "set_tokens": [...], "previous"}
 
 `place` and `leaf` are those of the event in the log, `tokens` the random tokens under which the ledger knew the person,
-which lead to nobody once the rows of `subjects` are gone. `previous` is the SHA-256 of the body before, `mac` the
+which lead to nobody once the rows of `subjects` are gone; `set_tokens` those of the person's rows of baseline sets, and
+nothing where there were none. `previous` is the SHA-256 of the body before, `mac` the
 HMAC-SHA-256 of the body under a key derived from the master key: no line can be made, changed or taken out by whoever
 has not that. Ship the file together with that of the checkpoints.
 """
@@ -39,7 +41,8 @@ _log = logging.getLogger(__name__)
 class ListedErasure:
     """An erasure that was made: the place and the leaf of its event, and the person's tokens.
 
-    `job_rows` is how many rows of jobs ended with it, `created` its time in microseconds since the epoch, UTC.
+    `job_rows` is how many rows of jobs ended with it, `set_tokens` which rows of baseline sets went with it, `created`
+    its time in microseconds since the epoch, UTC.
     """
 
     place: int
@@ -48,6 +51,7 @@ class ListedErasure:
     created: int
     tokens: tuple[str, ...]
     job_rows: int
+    set_tokens: tuple[str, ...] = ()
 
 
 class ErasureList:
@@ -99,8 +103,9 @@ class ErasureList:
                 if row.leaf.hex() not in listed:
                     event = stored_event(row)
                     known = event.details.get("tokens") or ([event.about] if event.about else [])
-                    details = event.details.get("job_rows", 0)
-                    self._append(ListedErasure(row.seq, row.leaf.hex(), row.tenant, row.created, (*known,), details))
+                    ended, in_sets = event.details.get("job_rows", 0), event.details.get("set_tokens", [])
+                    where = (row.seq, row.leaf.hex(), row.tenant, row.created)
+                    self._append(ListedErasure(*where, (*known,), ended, (*in_sets,)))
         except OSError as error:
             _log.error("the last erasures are not in %s: %s", self._path, error.strerror)
 
@@ -117,6 +122,7 @@ class ErasureList:
                     "created": one.created,
                     "tokens": one.tokens,
                     "job_rows": one.job_rows,
+                    **({"set_tokens": one.set_tokens} if one.set_tokens else {}),
                     "previous": previous,
                 }
             )
@@ -131,6 +137,7 @@ class ErasureList:
 def _listed(said: dict[str, object]) -> ListedErasure:
     """Raises ValueError, TypeError or KeyError for a body of something else."""
     tokens: Sequence[object] = said["tokens"]  # type: ignore[assignment]
+    set_tokens: Sequence[object] = said.get("set_tokens", ())  # type: ignore[assignment]
     if (said["schema"], said["type"]) != (1, "erasure"):
         raise ValueError("this is no erasure")
     return ListedErasure(
@@ -140,6 +147,7 @@ def _listed(said: dict[str, object]) -> ListedErasure:
         int(str(said["created"])),
         tuple(map(str, tokens)),
         int(str(said["job_rows"])),
+        tuple(map(str, set_tokens)),
     )
 
 

@@ -263,18 +263,28 @@ class Jobs:
     def unfinished_row(self, job_id: str, number: int) -> JobRow | None:
         """A row with what it holds; None once it has ended, or its job has."""
         with database_in_reach(), self._engine.connect() as connection:
-            row = connection.execute(select(job_rows).where(_is_unfinished(job_id, number))).one_or_none()
+            row = connection.execute(select(job_rows).where(_are_unfinished(job_id, [number]))).one_or_none()
         return None if row is None else _job_row(row)
 
     def finish_rows(self, job_id: str, outcomes: Sequence[tuple[int, str, str | None]]) -> None:
         """Says what became of rows, by number: `DONE`, or `FAILED` and why. What they held is dropped.
 
-        Of rows that have ended otherwise, or whose job has, nothing is said.
+        Of rows that have ended otherwise, or whose job has, nothing is said. Rows with one outcome are one statement:
+        what is answered meanwhile waits for the write lock of SQLite, which is held from the first to the commit.
         """
+        alike: dict[tuple[str, str | None], list[int]] = {}
+        for number, outcome, detail in outcomes:
+            alike.setdefault((outcome, detail), []).append(number)
         with database_in_reach(), self._engine.begin() as connection:
-            for number, outcome, detail in outcomes:
+            if (
+                connection.dialect.name == "postgresql"
+            ):  # as `end_rows_of` locks them, so that neither waits for the other
+                every = job_rows.c.number.in_([number for number, _, _ in outcomes])
+                in_order = select(job_rows.c.number).where(job_rows.c.job_id == job_id, every)
+                connection.execute(in_order.order_by(job_rows.c.number).with_for_update())
+            for (outcome, detail), numbers in alike.items():
                 said = {"outcome": outcome, "detail": detail, **_HELD_NOTHING}
-                connection.execute(update(job_rows).where(_is_unfinished(job_id, number)).values(said))
+                connection.execute(update(job_rows).where(_are_unfinished(job_id, numbers)).values(said))
 
     def _end(self, job_id: str, allowed: ColumnElement[bool], state: State, detail: str | None) -> None:
         ended = {"state": state, "ended": _now(), "detail": detail, "owner": None, "leased_until": None}
@@ -348,10 +358,10 @@ def _tell(connection: Connection, kind: str, job: Job | Row[Any], details: Mappi
     return insert_event(connection, event)
 
 
-def _is_unfinished(job_id: str, number: int) -> ColumnElement[bool]:
-    """Of a row: that it has not ended, and its job has not."""
+def _are_unfinished(job_id: str, numbers: Sequence[int]) -> ColumnElement[bool]:
+    """Of rows: that they have not ended, and their job has not."""
     goes_on = exists().where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED))
-    return and_(job_rows.c.job_id == job_id, job_rows.c.number == number, job_rows.c.outcome.is_(None), goes_on)
+    return and_(job_rows.c.job_id == job_id, job_rows.c.number.in_(numbers), job_rows.c.outcome.is_(None), goes_on)
 
 
 def end_all_rows_of(connection: Connection, tenant: str) -> int:

@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, time
@@ -47,6 +47,13 @@ READERS = 4
 CHECKPOINT_SECONDS = 5.0
 WAITING_LIMIT = 16_384
 """Entries that wait, or whose room is taken: a second's worth or two, where the disk is as fast as most."""
+APPEND_SECONDS = 5.0
+"""How long an append waits for its place on the disk, which takes milliseconds: its caller, and their client, wait."""
+READ_SECONDS = 10.0
+"""How long a reader waits for the database."""
+SILENT = "The ledger's database does not answer, so nothing is recorded just now."
+PROBE_SECONDS = 2.0
+"""Between two looks whether the database takes records, when nothing else tells."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,12 +78,14 @@ class Ledger:
     What belongs to people is sealed and opened by the `vault`.
     `observe` is called on the event loop after every append that was not cancelled, with the seconds it took,
     its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait, and of
-    those whose room is taken, from which more are refused. With a `notary`, what is recorded is signed every
-    `checkpoint_seconds`, and once more at the end; `signed` is when the newest checkpoint was made, in seconds
-    since the epoch, of whatever process: where there is none yet, or it cannot be read, when this ledger was
-    opened; None without a notary. The `writer` is a
-    thread of this process, or a process of its own, which a busy event loop does not hold up. The `clock` is told what
-    was recorded and signed. The engine stays the caller's to dispose of, after `close`.
+    those whose room is taken, from which more are refused. An append that takes longer than `append_seconds` is given
+    up, and so are all that come while one such is still with the writer. Where nobody appends, something is written
+    every `probe_seconds`, so that `is_recording` is true of an idle ledger too. With a `notary`, what is recorded is
+    signed every `checkpoint_seconds`, and once more at the end; `signed` is when the newest checkpoint was made, in
+    seconds since the epoch, of whatever process: where there is none yet, or it cannot be read, when this ledger was
+    opened; None without a notary. The `writer` is a thread of this process, or a process of its own, which a busy event
+    loop does not hold up. The `clock` is told what was recorded and signed. The engine stays the caller's to dispose
+    of, after `close`.
     """
 
     def __init__(
@@ -89,6 +98,8 @@ class Ledger:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         writer: type[Writer | WriterProcess] = Writer,
         clock: Clock | None = None,
+        append_seconds: float = APPEND_SECONDS,
+        probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         self._engine = engine
         self._vault = vault
@@ -98,15 +109,26 @@ class Ledger:
         self._unsettled: dict[int, tuple[int, asyncio.Future[Outcome]]] = {}
         self._waiting = 0
         self._taken = 0
+        self._append_seconds = append_seconds
+        self._given_up: set[int] = set()
+        self._has_failed = False
+        self._appended = False
+        self._doubted = asyncio.Event()
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
         self._writer = writer(engine, vault, self._settle)
+        self._probing = self._loop.create_task(self._probe_regularly(probe_seconds))
         self._notary = notary
         self._clock = clock or Clock()
         self._unsigned = False
         self.signed = None if notary is None else time()
         self._signing = None if notary is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the database takes records, as far as the last attempts tell."""
+        return not (self._has_failed or self._given_up)
 
     @contextmanager
     def room(self, entries: int) -> Iterator[Room]:
@@ -118,6 +140,8 @@ class Ledger:
         """
         if self._closed:
             raise LedgerUnavailable("The ledger takes no more records just now.")
+        if self._given_up:
+            raise LedgerUnavailable(SILENT)
         held = self._waiting + self._taken
         if held and held + entries > self._waiting_limit:
             raise LedgerFull("as many explanations as the ledger's queue holds are under way or wait to be recorded")
@@ -134,12 +158,15 @@ class Ledger:
         """Records the entries and events, all or none and in their order; returns when they are on the disk.
 
         Concurrent calls share a transaction, and none of them fails for another's entries. A cancelled call
-        may or may not be recorded, and so may one that lost its database in the middle of the commit.
+        may or may not be recorded, and so may one that lost its database in the middle of the commit, or was given up
+        because the database hung: it stays with the writer, and the record of what nobody was told may appear later.
+        It is never the other way round: what this returned from is recorded.
 
         With `room` they are let in whoever else waits. `kept` is what is remembered, in the same transaction, of the
         answer to a request with a key of its own.
 
-        Raises LedgerUnavailable when the database does not answer or too many entries wait (then at once),
+        Raises LedgerUnavailable when the database does not answer in time, an earlier append still waits for it, or
+        too many entries wait (then at once),
         EntryRefused when an explanation of the same id is there already, or the row of a job that one explains has
         ended, or a request with the same key was answered.
         """
@@ -243,6 +270,7 @@ class Ledger:
         if self._closed:
             return
         self._closed = True
+        self._probing.cancel()
         await self._writer.close()
         try:
             if self._signing is not None:
@@ -256,16 +284,13 @@ class Ledger:
         is_full = room is None and self._waiting >= self._waiting_limit
         if self._closed or is_full:
             raise LedgerUnavailable("The ledger takes no more records just now.")
-        number = next(self._numbers)
-        settled: asyncio.Future[Outcome] = self._loop.create_future()
-        self._unsettled[number] = len(entries), settled
-        self._waiting += len(entries)
+        if self._given_up:
+            raise LedgerUnavailable(SILENT)
         if room is not None:
             used = min(room.entries, len(entries))
             room.entries -= used
             self._taken -= used
-        self._writer.put(Append(number, entries, kept))
-        outcome = await settled
+        outcome = await self._put(entries, kept)
         if outcome is Outcome.REFUSED:
             raise EntryRefused(
                 "The ledger holds this already, its row of a job has ended, or its request was answered."
@@ -273,6 +298,41 @@ class Ledger:
         if outcome is Outcome.UNAVAILABLE:
             raise LedgerUnavailable("The explanation could not be recorded, so it is not given.")
         self._clock.passed(max(entry.created for entry in entries))
+
+    async def _put(self, entries: tuple[Entry | Event, ...], kept: Remembered | None = None) -> Outcome:
+        """Gives the entries to the writer; what became of them in time."""
+        number = next(self._numbers)
+        settled: asyncio.Future[Outcome] = self._loop.create_future()
+        self._unsettled[number] = len(entries), settled
+        self._waiting += len(entries)
+        self._appended = True
+        self._writer.put(Append(number, entries, kept))
+        patience = self._loop.call_later(self._append_seconds, self._give_up, number)
+        try:
+            return await settled
+        finally:
+            patience.cancel()
+
+    def _give_up(self, number: int) -> None:
+        """Waits no longer for an append; the writer still has it."""
+        if self.is_recording:
+            _log.error("the ledger's database has not answered for %.0f s; nothing is recorded", self._append_seconds)
+        self._given_up.add(number)
+        _, settled = self._unsettled[number]
+        if not settled.done():
+            settled.set_result(Outcome.UNAVAILABLE)
+
+    async def _probe_regularly(self, seconds: float) -> None:
+        """Finds out what no append does: whether an idle ledger would record, or one that has failed does again, and
+        whether it was the database that an append failed of, or the append itself."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._doubted.wait()
+            is_idle, self._appended = not self._appended, False
+            if not self._given_up and (is_idle or self._has_failed or self._doubted.is_set()):
+                await self._put(())
+            self._doubted.clear()
 
     async def _sign_regularly(self, seconds: float) -> None:
         await self._begin()
@@ -316,7 +376,7 @@ class Ledger:
         if self._closed:
             raise LedgerUnavailable("The ledger is closed.")
         try:
-            return await self._loop.run_in_executor(self._readers, partial(ask, notary, *arguments, **named))
+            return await self._in_time(partial(ask, notary, *arguments, **named))
         except (NotTheSigner, SecretFileError) as error:
             _log.error("no checkpoint was signed: %s", error)
             raise LedgerUnavailable("This host cannot sign checkpoints; its log says why.") from error
@@ -324,8 +384,16 @@ class Ledger:
     def _settle(self, outcomes: Outcomes) -> None:
         for number, outcome in outcomes:
             entries, settled = self._unsettled.pop(number)
+            was_recording = self.is_recording
             self._waiting -= entries
-            self._unsigned = self._unsigned or outcome is Outcome.RECORDED
+            self._given_up.discard(number)
+            if outcome is Outcome.RECORDED or not entries:
+                self._has_failed = outcome is Outcome.UNAVAILABLE
+            elif outcome is Outcome.UNAVAILABLE and not self._has_failed:
+                self._doubted.set()
+            if self.is_recording and not was_recording:
+                _log.warning("the ledger's database takes records again")
+            self._unsigned = self._unsigned or (outcome is Outcome.RECORDED and entries > 0)
             if not settled.done():
                 settled.set_result(outcome)
 
@@ -336,7 +404,15 @@ class Ledger:
 
         if self._closed:
             raise LedgerUnavailable("The ledger is closed.")
-        return await self._loop.run_in_executor(self._readers, run)
+        return await self._in_time(run)
+
+    async def _in_time(self, ask: Callable[[], T]) -> T:
+        """What a call of the database gives, in a thread. Raises LedgerUnavailable when that takes too long."""
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await self._loop.run_in_executor(self._readers, ask)
+        except TimeoutError:
+            raise LedgerUnavailable(SILENT) from None
 
 
 def _read_reviews(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from service.errors import HeldByLaw, NotFound
+from service.errors import HeldByLaw, NotFound, Unkept
 from service.ledger import erasing
 from service.ledger.entries import STANDARD
 from service.ledger.erasing import Kept
@@ -16,8 +18,13 @@ from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.opening import Opened
 from service.ledger.sealing import Vault
 from service.ledger.searching import read_places
+from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import explanations, keys
+from service.permissions import OPERATOR_TENANT
 from service.printing import local_time, one_line, table
+
+ForgetRows = Callable[[Path, Collection[str]], None]
+"""Removes the rows of these tokens from all baseline sets in a data folder. Raises OSError."""
 
 
 class AskedWrongly(Exception):
@@ -27,7 +34,7 @@ class AskedWrongly(Exception):
 def add_person(action: argparse.ArgumentParser, about_reason: str, *, is_required: bool) -> None:
     """Whom a command is about, and why."""
     action.add_argument("subject", help="the person, as `context.subject` named them")
-    action.add_argument("--tenant", default="default", help="whose records; default: %(default)s")
+    action.add_argument("--tenant", default=OPERATOR_TENANT, help="whose records; default: %(default)s")
     action.add_argument("--reason", default="", required=is_required, help=about_reason)
 
 
@@ -39,7 +46,7 @@ def erase(ledger: Opened, options: argparse.Namespace) -> int:
             f"held by {kept.hold.by} since {local_time(kept.hold.created)}: {one_line(kept.hold.reason)}; the data is "
             "erased once that is released"
         )
-    if kept.tokens or kept.job_rows:
+    if kept.tokens or kept.job_rows or kept.set_rows:
         print(f"{_said(kept)} kept of {_named(options)}")
         reason = _agreed(options)
         if reason is None:
@@ -49,11 +56,21 @@ def erase(ledger: Opened, options: argparse.Namespace) -> int:
         reason = options.reason  # an export may have been asked for by the name; the erasure itself says
     erased = erasing.erase(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), reason)
     ErasureList(ledger.settings.data / NAME, ledger.vault).add_from(ledger.engine, erased.tombstone - 1)
+    forget_rows: ForgetRows = options.forget_rows
+    try:
+        forget_rows(ledger.settings.data, SetSubjects(ledger.engine, ledger.vault).erased())
+    except OSError as error:
+        raise Unkept(
+            f"the erasure is on record, but rows of baseline sets cannot be removed from {ledger.settings.data}: "
+            f"{error.strerror}; the service removes them when it starts"
+        ) from error
     print(f"{erased.records} records lost their personal part; the tombstone is row {erased.tombstone} of the log")
     if erased.job_rows:
         print(f"{erased.job_rows} rows of jobs that waited to be explained ended")
     if erased.exports:
         print(f"{erased.exports} exports that were asked for by the name forgot it")
+    if erased.set_rows:
+        print(f"{erased.set_rows} rows of baseline sets were removed")
     left = _kept(ledger, options)
     print(f"{_said(left)} kept of them now")
     return 0
@@ -80,7 +97,7 @@ def hold(ledger: Opened, options: argparse.Namespace) -> int:
     print(f"held from {local_time(made.created)} on, by {made.by}: {one_line(made.reason)}")
     kept = _kept(ledger, options)
     print(f"{_said(kept)} under this hold")
-    if not kept.explanations and not kept.job_rows:
+    if not kept.explanations and not kept.job_rows and not kept.set_rows:
         print(
             f"Nothing is recorded of {_named(options)} so far: the hold is on what will be. If there should be "
             "something, look at the spelling and at --tenant; `release` ends this one"
@@ -155,10 +172,10 @@ def _kept(ledger: Opened, options: argparse.Namespace) -> Kept:
 
 def _said(kept: Kept) -> str:
     waiting = f" and {kept.job_rows} rows of jobs that wait to be explained" if kept.job_rows else ""
-    is_one = kept.explanations == 1 and not kept.job_rows
-    return (
-        f"{kept.explanations} explanation{'' if kept.explanations == 1 else 's'}{waiting} {'is' if is_one else 'are'}"
-    )
+    in_sets = f" and {kept.set_rows} rows of baseline sets" if kept.set_rows else ""
+    is_one = kept.explanations == 1 and not waiting and not in_sets
+    counted = f"{kept.explanations} explanation{'' if kept.explanations == 1 else 's'}"
+    return f"{counted}{waiting}{in_sets} {'is' if is_one else 'are'}"
 
 
 def _named(options: argparse.Namespace) -> str:

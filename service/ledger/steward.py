@@ -17,7 +17,7 @@ from service.errors import AnswerableError
 from service.ledger import erasing, remembering
 from service.ledger.clock import signed_time
 from service.ledger.database import database_in_reach
-from service.ledger.entries import ERASURE, RequestKey, StoredEvent
+from service.ledger.entries import ERASURE, SET_REMOVED, RequestKey, StoredEvent
 from service.ledger.erasing import Erased, Held, Kept
 from service.ledger.erasure_list import ErasureList
 from service.ledger.export_checking import Verdict
@@ -50,8 +50,8 @@ class Steward:
     """Looks after one ledger, for one event loop.
 
     `periods` are the months that personal parts are kept, by class, `job_days` the days that jobs are kept once they
-    have ended. `forget` drops what lies elsewhere of people who
-    were erased: it is called after every erasure, also when another process did it. The list of `erasures` gets them.
+    have ended. `forget` drops what lies elsewhere of people who were erased, and of baseline sets that were removed: it
+    is called after every erasure and removal, also when another process did it. The list of `erasures` gets the former.
     """
 
     def __init__(
@@ -196,12 +196,12 @@ def _read_tombstone(engine: Engine, place: int) -> StoredEvent | None:
 
 
 def _read_erasures(engine: Engine, seen: int | None) -> tuple[int, bool]:
-    """The last place of the log, and whether there is an erasure behind the place that was seen."""
+    """The last place of the log, and whether there is an erasure, or a removal, behind the place that was seen."""
     with database_in_reach(), engine.connect() as connection:
         last = connection.scalar(select(func.coalesce(func.max(log.c.seq), 0))) or 0
         return last, seen is not None and _is_erased_between(connection, seen, last)
 
 
 def _is_erased_between(connection: Connection, seen: int, last: int) -> bool:
-    between = (events.c.seq > seen, events.c.seq <= last, events.c.kind == ERASURE)
+    between = (events.c.seq > seen, events.c.seq <= last, events.c.kind.in_((ERASURE, SET_REMOVED)))
     return connection.execute(select(events.c.seq).where(*between).limit(1)).first() is not None

@@ -3,7 +3,7 @@
 `log` is the one append-only sequence: what is hashed, and its hash. `explanations`, `explanation_tags` and `events`
 say of its rows what can be searched for; all of that stands in the row of the log too. `nodes` are hashes of whole
 subtrees over the log, `checkpoints` the signed sizes and roots, `signing_keys` the keys that signed them, `subjects`
-the keys that people's data are sealed under.
+the keys that people's data are sealed under, `set_subjects` whose the rows of baseline sets are, which lie in files.
 
 Each index on `explanations` ends in (created, seq), the order in which records are listed: by the time of the
 decision, and by place in the log where two share a microsecond. Listing by `seq` alone would leave "from one
@@ -199,6 +199,13 @@ spent_quotas = Table(
     Column("points", BigInteger, nullable=False),
 )
 
+set_subjects = Table(
+    "set_subjects",
+    metadata,
+    Column("token", String(32), primary_key=True),  # of a row of a baseline set, whose file has it too
+    Column("lookup", String(64)),  # whose row it is, by the pseudonym of `subjects`; none once it was erased
+)
+
 _of = explanations.c
 _newest_first = (_of.created, _of.seq)
 
@@ -252,6 +259,12 @@ Index(
 )
 Index("remembered_requests_created", remembered.c.created)
 Index("subjects_lookup", subjects.c.lookup, unique=True)
+Index(
+    "set_subjects_lookup",
+    set_subjects.c.lookup,
+    sqlite_where=set_subjects.c.lookup.is_not(None),
+    postgresql_where=set_subjects.c.lookup.is_not(None),
+)
 Index("keys_hash", keys.c.hash, unique=True)
 Index("jobs_newest", jobs.c.tenant, jobs.c.created, jobs.c.id)
 Index("jobs_state", jobs.c.state, jobs.c.leased_until)

@@ -35,6 +35,7 @@ from service.ledger.tables import (
     keys,
     log,
     nodes,
+    set_subjects,
     signing_keys,
     subjects,
 )
@@ -270,6 +271,15 @@ class _Verification:
                 self._verdict.add(
                     f"subject {token} was erased by row {one.place}, as {erasures.path.name} tells, and is there "
                     "again: the database is an older copy; the service erases them again when it starts"
+                )
+        places = {token: one.place for one in listed for token in one.set_tokens}
+        if not places:
+            return
+        for token in self._connection.scalars(select(set_subjects.c.token).where(set_subjects.c.lookup.is_not(None))):
+            if token in places:
+                self._verdict.add(
+                    f"row {token} of a baseline set was erased by row {places[token]}, as {erasures.path.name} tells, "
+                    "and is somebody's again: the database is an older copy; the service erases it again when it starts"
                 )
 
     def _check_page(self, first: int, rows: Sequence[Row[Any]], ends: _Checkpoints) -> None:

@@ -38,7 +38,8 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Append:
-    """The entries of one call, recorded all or none, and the number that the caller knows them by.
+    """The entries of one call, recorded all or none, and the number that the caller knows them by. With none it asks
+    whether the database takes records.
 
     `kept` is what is remembered with them of a request with a key of its own.
     """

@@ -24,9 +24,9 @@ from service.ledger.writer import LARGEST_GROUP, Append, Outcome, Outcomes, Reco
 
 RESTART_SECONDS = 0.5
 """Between a writer that is gone and the next. What is put meanwhile waits for that."""
-SILENCE_SECONDS = 30.0
-"""After so long without a word from a writer that has work, it hangs; a group takes milliseconds, and a database that
-does not answer is given up sooner."""
+SILENCE_SECONDS = 15.0
+"""After so long without a word from a writer that has work, it hangs, or its database does; a group takes milliseconds,
+and a database that is locked or takes no connection is given up sooner."""
 READ_BYTES = 1 << 16
 """At most at once: room is made for so many each time."""
 

@@ -39,7 +39,7 @@ def expected_scope(method: str, path: str) -> str:
         return "metrics"
     if path.endswith(":review") or (method == "post" and path.startswith("/v1/subjects")):
         return "ledger:write"
-    if path.startswith("/v2/repository") or (method == "post" and path.endswith("/baselines")):
+    if path.startswith("/v2/repository") or (method != "get" and "/baselines" in path):
         return "models:write"
     return (
         "ledger:read"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
+
+from service.ledger.erasing import erase
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -15,6 +21,13 @@ if TYPE_CHECKING:
 
 PATH = "/v1/models/loan/baselines"
 EXPLAIN = "/v1/models/loan/versions/1:explain"
+
+
+@pytest.fixture
+async def client(service: Service, make_key: MakeKey) -> AsyncIterator[httpx.AsyncClient]:
+    """Of a tenant of its own: other tests look at what sets there are."""
+    async with service.client(make_key(tenant=f"tenant-{uuid.uuid4()}")) as client:
+        yield client
 
 
 async def keep(client: httpx.AsyncClient, rows: list[Any], **fields: Any) -> dict[str, Any]:
@@ -111,3 +124,172 @@ async def test_it_takes_its_own_scope(service: Service, make_key: MakeKey, asser
     async with service.client(make_key("explain")) as client:
         assert (await client.get(PATH)).status_code == 200
         assert_problem(await client.post(PATH, json={}), 403)
+
+
+class Tenant:
+    """A tenant of its own, with what it asks of the loan model and its sets."""
+
+    def __init__(self, client: httpx.AsyncClient, instance: dict[str, Any]) -> None:
+        self.client = client
+        self.instance = instance
+        self.rows = [{**instance, "loan_amount": amount} for amount in (50, 150, 700)]
+
+    async def explain(self, baseline: str) -> httpx.Response:
+        parameters = {"baseline": baseline, "method": "expected_gradients", "target": 1}
+        return await self.client.post(EXPLAIN, json={"instances": [self.instance], "parameters": parameters})
+
+    async def explained(self, baseline: str) -> dict[str, Any]:
+        reply = await self.explain(baseline)
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json()["explanations"][0])
+
+    async def replayed(self, explanation: dict[str, Any]) -> dict[str, Any]:
+        reply = await self.client.post(f"/v1/explanations/{explanation['id']}:replay")
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    async def listed(self, name: str) -> dict[str, Any]:
+        found = (await self.client.get(PATH)).json()["baselines"]
+        return next(one for one in found if f"{one['name']}@{one['version']}" == name)
+
+    async def mean_output(self, rows: list[dict[str, Any]]) -> float:
+        reply = (await self.client.post("/v1/models/loan/versions/1:predict", json={"instances": rows})).json()
+        return float(np.mean([one["outputs"][1] for one in reply["predictions"]]))
+
+
+@pytest.fixture
+def tenant(client: httpx.AsyncClient, fresh: dict[str, Any]) -> Tenant:
+    return Tenant(client, fresh)
+
+
+def attached(service: Service) -> set[str]:
+    """The digests of the sets that the workers were given, beside the manifests'."""
+    return {digest for held in service.app.state.engine._folders.values() for digest in held.attached}
+
+
+def erased_files(service: Service, digest: str) -> list[Path]:
+    """What the data folder has of a set: its rows, and the model's answers to them."""
+    sha256 = digest.removeprefix("sha256:")
+    return [path for path in service.app.state.repository._data.rglob(f"{sha256[:32]}*") if path.is_file()]
+
+
+async def test_rows_of_an_erased_person_are_removed_from_a_set_that_goes_on_with_the_others(
+    service: Service, tenant: Tenant, assert_problem: AssertProblem
+) -> None:
+    person = f"Ada {uuid.uuid4().hex}"
+    kept = await keep(tenant.client, tenant.rows, description="three amounts", subjects=[person, None, None])
+    assert person not in str(kept)
+    before = await tenant.explained("mine@1")
+    assert (await tenant.replayed(before))["verdict"] == "bit_exact"
+    assert len(erased_files(service, kept["digest"])) == 2
+    assert kept["digest"] in attached(service)
+
+    erased = (await tenant.client.post(f"/v1/subjects/{person}:erase")).json()
+
+    assert (erased["records"], erased["set_rows"]) == (0, 1)
+    listed = await tenant.listed("mine@1")
+    assert (listed["size"], listed["erased"]) == (2, [kept["digest"]])
+    assert erased_files(service, kept["digest"]) == []
+    assert attached(service) & {kept["digest"], listed["digest"]} == {listed["digest"]}
+    after = await tenant.explained("mine@1")
+    assert after["baseline"] == {key: listed[key] for key in ("name", "version", "digest", "size")}
+    assert after["baseline_output"] == pytest.approx(await tenant.mean_output(tenant.rows[1:]), abs=1e-6)
+    assert (await tenant.replayed(after))["verdict"] == "bit_exact"
+    replayed = await tenant.replayed(before)
+    assert replayed["verdict"] == "environment_differs"
+    assert {"what": "baseline", "recorded": kept["digest"], "now": "erased"} in replayed["differences"]
+    assert "numbers" not in replayed
+    assert_problem(await tenant.client.post(f"/v1/subjects/{person}:erase"), 404)
+
+
+async def test_an_erasure_by_another_process_is_noticed(service: Service, tenant: Tenant, until: Until) -> None:
+    person, state = f"Ada {uuid.uuid4().hex}", service.app.state
+    kept = await keep(tenant.client, tenant.rows, subjects=[person, None, None])
+    tenants = state.repository._sets.of("loan")[-1].tenant
+    await asyncio.to_thread(erase, state.keys._engine, state.vault, tenants, person, "operator")
+
+    await until(lambda: kept["digest"] not in attached(service))
+    assert erased_files(service, kept["digest"]) == []
+    await until(lambda: any(one.erased == (kept["digest"],) for one in state.catalog.find("loan", "1").kept_sets))
+    assert (await tenant.explained("mine@1"))["baseline"]["size"] == 2
+
+
+async def test_a_set_that_is_removed_cannot_be_used_and_says_why(
+    service: Service, tenant: Tenant, assert_problem: AssertProblem
+) -> None:
+    kept = await keep(tenant.client, tenant.rows, description="three amounts")
+    before = await tenant.explained("mine")
+    path = f"{PATH}/mine@1"
+    assert_problem(await tenant.client.delete(f"{PATH}/mine@2"), 404)
+    assert_problem(await tenant.client.delete(f"{PATH}/training@1"), 404)  # the manifest's
+
+    removed = await tenant.client.delete(path)
+
+    assert removed.status_code == 200, removed.text
+    assert removed.json().items() >= {"size": 0, "erased": [kept["digest"]], "description": ""}.items()
+    assert erased_files(service, kept["digest"]) == []
+    assert kept["digest"] not in attached(service)
+    assert "was erased" in assert_problem(await tenant.explain("mine@1"), 422)
+    assert "was erased" in assert_problem(await tenant.explain("mine"), 422)
+    assert (await tenant.listed("mine@1"))["stale"] == "its rows were erased"
+    shown = (await tenant.client.get("/v1/models/loan/versions/1")).json()["baselines"]
+    assert "mine" not in {one["name"] for one in shown}
+    (difference,) = (await tenant.replayed(before))["differences"]
+    assert difference == {"what": "baseline", "recorded": kept["digest"], "now": "erased"}
+    events = (await tenant.client.get("/v1/events", params={"kind": "baseline_removed"})).json()["events"]
+    assert [(one["about"], one["details"]) for one in events] == [
+        ("loan/mine@1", {"digest": kept["digest"], "rows": 3})
+    ]
+    assert_problem(await tenant.client.delete(path), 410)
+    assert (await keep(tenant.client, tenant.rows))["version"] == "2"
+    assert (await tenant.explained("mine"))["baseline"]["version"] == "2"
+
+
+async def test_a_hold_keeps_rows_of_a_person(tenant: Tenant, assert_problem: AssertProblem) -> None:
+    person = f"Ada {uuid.uuid4().hex}"
+    await keep(tenant.client, tenant.rows, subjects=[person, person, None])
+    await tenant.client.post(f"/v1/subjects/{person}:hold", json={"reason": "a case"})
+    assert "a case" in assert_problem(await tenant.client.post(f"/v1/subjects/{person}:erase"), 409)
+    assert "a case" in assert_problem(await tenant.client.delete(f"{PATH}/mine@1"), 409)
+    assert (await tenant.listed("mine@1"))["size"] == 3
+
+    await tenant.client.post(f"/v1/subjects/{person}:release")
+    assert (await tenant.client.post(f"/v1/subjects/{person}:erase")).json()["set_rows"] == 2
+    assert (await tenant.listed("mine@1"))["size"] == 1
+
+
+async def test_another_tenants_person_of_the_same_name_is_another(
+    service: Service, make_key: MakeKey, tenant: Tenant, assert_problem: AssertProblem
+) -> None:
+    person = f"Ada {uuid.uuid4().hex}"
+    kept = await keep(tenant.client, tenant.rows, subjects=[person, None, None])
+    async with service.client(make_key(tenant=f"tenant-{uuid.uuid4()}")) as other:
+        assert_problem(await other.post(f"/v1/subjects/{person}:erase"), 404)
+        same = await keep(other, tenant.rows)  # the very same rows, which are nobody's here
+        assert (await tenant.client.delete(f"{PATH}/mine@1")).status_code == 200
+        body = {"instances": [tenant.instance], "parameters": {"baseline": "mine@1"}}
+        found = (await other.post(EXPLAIN, json=body)).json()["explanations"][0]
+        assert found["baseline"]["digest"] == same["digest"] != kept["digest"]
+
+
+async def test_what_was_planned_before_an_erasure_is_refused_by_the_worker(service: Service, tenant: Tenant) -> None:
+    """Between the plan and its chunk the set may go; the answer is the one that the next request gets, and no 500."""
+    kept = await keep(tenant.client, tenant.rows)
+    service.loop.call_soon_threadsafe(service.app.state.engine.detach, kept["digest"])
+    reply = await tenant.explain("mine@1")
+    assert (reply.status_code, reply.json()["type"]) == (422, "urn:answerable:problem:unknown-baseline")
+
+
+@pytest.mark.parametrize("subjects", [["Ada"], ["Ada", None, None, None], ["", None, None], ["A\0", None, None]])
+async def test_subjects_are_one_a_row(tenant: Tenant, assert_problem: AssertProblem, subjects: list[str]) -> None:
+    body = {"name": "mine", "rows": tenant.rows, "model_version": "1", "subjects": subjects}
+    reply = await tenant.client.post(PATH, json=body)
+    assert "subjects" in assert_problem(reply, reply.status_code)
+    assert reply.status_code in (400, 422)
+
+
+async def test_whose_rows_were_not_kept_is_not_known(tenant: Tenant, assert_problem: AssertProblem) -> None:
+    person = f"Ada {uuid.uuid4().hex}"
+    body = {"name": "zeros", "rows": tenant.rows, "model_version": "1", "subjects": [person, None, None]}
+    assert_problem(await tenant.client.post(PATH, json=body), 422)
+    assert_problem(await tenant.client.post(f"/v1/subjects/{person}:erase"), 404)

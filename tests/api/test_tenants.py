@@ -17,13 +17,16 @@ import pytest
 from service.ledger import SCOPES
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Explain
+    from tests.api.conftest import AssertProblem, Explain
     from tests.conftest import ApiKey, MakeKey, Service
 
 Operation = tuple[str, str]
 
-OWNED = ("explanation", "subject", "job", "export")
+OWNED = ("explanation", "subject", "job", "export", "baseline")
 """Parameters of paths that name what belongs to a tenant."""
+
+OF_LOAN = {"model": "loan"}
+PATH = "/v1/models/loan/baselines"
 
 FINDING = {
     ("get", "/v1/explanations"),
@@ -32,6 +35,10 @@ FINDING = {
     ("get", "/v1/exports"),
     ("post", "/v1/jobs"),
     ("post", "/v1/exports"),
+    ("get", "/v1/models/{model}"),  # with the baseline sets that can be named
+    ("get", "/v1/models/{model}/versions/{version}"),
+    ("get", "/v1/models/{model}/baselines"),
+    ("post", "/v1/models/{model}/baselines"),
 }
 """Operations that find what belongs to a tenant without an id."""
 
@@ -42,18 +49,18 @@ ANSWERING = {
 }
 """Operations that compute something, and might remember it."""
 
-WITHOUT_TENANT_DATA = {
-    ("get", "/v1/checkpoint"),  # sizes and hashes of the whole log
-    ("get", "/v1/consistency"),
-    ("get", "/v1/models"),  # models and their baseline sets are there for all tenants
-    ("get", "/"),
-    ("get", "/v1/models/{model}"),
-    ("get", "/v1/models/{model}/versions/{version}"),
-    ("get", "/v1/models/{model}/baselines"),
-    ("post", "/v1/models/{model}/baselines"),
+OF_THE_OPERATOR = {
     ("post", "/v2/repository/index"),
     ("post", "/v2/repository/models/{model}/load"),
     ("post", "/v2/repository/models/{model}/unload"),
+}
+"""Operations on what all tenants share."""
+
+WITHOUT_TENANT_DATA = {
+    ("get", "/v1/checkpoint"),  # sizes and hashes of the whole log
+    ("get", "/v1/consistency"),
+    ("get", "/v1/models"),  # models are there for all tenants
+    ("get", "/"),
     ("get", "/v2"),
     ("get", "/v2/health/live"),
     ("get", "/v2/health/ready"),
@@ -101,7 +108,7 @@ def test_every_route_is_asked_or_said_to_hold_no_tenants_data(service: Service) 
     by_id = {operation for operation in operations(service) if is_owned(operation[1])}
     assert len(by_id) >= 15
     assert {name for name in OWNED if any(f"{{{name}}}" in path for _, path in by_id)} == set(OWNED)
-    classes = [by_id, FINDING, ANSWERING, WITHOUT_TENANT_DATA]
+    classes = [by_id, FINDING, ANSWERING, OF_THE_OPERATOR, WITHOUT_TENANT_DATA]
     assert set().union(*classes) == set(operations(service))
     assert sum(map(len, classes)) == len(operations(service))
 
@@ -142,9 +149,12 @@ async def first(service: Service, make_key: MakeKey, explain: Explain, fresh: di
             "id"
         ]
         cursor = (await answered(client, "GET", "/v1/explanations", params={"limit": 1}))["next_cursor"]
+        own = f"set-{mark}@1"
+        kept_set = {"name": f"set-{mark}", "rows": [fresh], "model_version": "1", "subjects": [person]}
+        digest = (await answered(client, "POST", PATH, json=kept_set))["digest"]
         theirs = Theirs(
             key=key,
-            owned={"explanation": made[0], "subject": person, "job": job, "export": export},
+            owned={**OF_LOAN, "explanation": made[0], "subject": person, "job": job, "export": export, "baseline": own},
             instance=fresh,
             running=running,
             person=person,
@@ -153,7 +163,7 @@ async def first(service: Service, make_key: MakeKey, explain: Explain, fresh: di
             cursor=cursor,
             token=token,
             words=frozenset({
-                mark, key.id, key.tenant, key.secret, token, *made, job, running, export,
+                mark, digest, key.id, key.tenant, key.secret, token, *made, job, running, export,
                 results[0]["explanation"], str(fresh["applicant_income"]),
             }),
         )  # fmt: skip
@@ -166,6 +176,8 @@ async def seen(client: httpx.AsyncClient, theirs: Theirs) -> list[Any]:
     paths = [f"/v1/explanations/{theirs.owned['explanation']}{end}" for end in ("", "/reviews")]
     paths += [f"/v1/jobs/{theirs.owned['job']}", f"/v1/exports/{theirs.owned['export']}"]
     found = [await answered(client, "GET", path) for path in paths]
+    sets = (await answered(client, "GET", PATH))["baselines"]
+    found.append([{**one, "age_seconds": 0} for one in sets])
     events = await answered(client, "GET", "/v1/events", params={"limit": 200})
     file = await client.get(f"/v1/exports/{theirs.owned['export']}/file")
     return [*found, [one for one in events["events"] if one["kind"] not in ("lookup", "export_download")], file.content]
@@ -216,8 +228,8 @@ async def test_what_is_another_tenants_is_as_if_it_were_nobodys(
     service: Service, make_key: MakeKey, first: Theirs
 ) -> None:
     """By its id, over every route that takes one, with any key; and it stays as it was."""
-    nobodys = {**{name: str(uuid.uuid4()) for name in OWNED}, "subject": f"Bob {uuid.uuid4().hex}"}
-    nonsense = dict.fromkeys(OWNED, "nothing%00at%20all")
+    nobodys = {**OF_LOAN, **{name: str(uuid.uuid4()) for name in OWNED}, "subject": f"Bob {uuid.uuid4().hex}"}
+    nonsense = {**OF_LOAN, **dict.fromkeys(OWNED, "nothing%00at%20all")}
     by_id = [operation for operation in operations(service) if is_owned(operation[1])]
     async with service.client(first.key) as client:
         before = await seen(client, first)
@@ -282,8 +294,7 @@ async def test_nothing_of_another_tenants_is_found(
         size = (await found("GET", "/v1/checkpoint")).json()["size"]
         signed = {"from": size, "to": size}
         for method, path in sorted(WITHOUT_TENANT_DATA):
-            asked = path.replace("{model}", "nothing" if path.startswith("/v2/repository") else "loan")
-            answer = await stranger.ask(method, asked, **({"json": {}} if method == "post" else {"params": signed}))
+            answer = await stranger.ask(method, path.format(model="loan", version="1"), params=signed)
             assert words_in(answer, first) == [], path
 
         income = str(first.instance["applicant_income"])
@@ -339,3 +350,92 @@ async def exported(stranger: Stranger, theirs: Theirs, body: dict[str, Any], ids
     content = unpacked(file.content).decode(errors="replace")
     assert all(one in content for one in ids)
     assert export.json()["progress"]["done"] == len(ids)
+
+
+EXPLAIN = "/v1/models/loan/versions/1:explain"
+
+
+async def kept(client: httpx.AsyncClient, rows: list[Any], **fields: Any) -> dict[str, Any]:
+    return dict(await answered(client, "POST", PATH, json={"rows": rows, "model_version": "1", **fields}))
+
+
+async def sets_seen(client: httpx.AsyncClient) -> set[str]:
+    """All sets that any description names."""
+    listed = (await answered(client, "GET", PATH))["baselines"]
+    shown = [(await answered(client, "GET", f"/v1/models/loan{end}"))["baselines"] for end in ("", "/versions/1")]
+    return {f"{one['name']}@{one['version']} {one['digest']}" for one in [*listed, *shown[0], *shown[1]]}
+
+
+async def test_another_tenants_baseline_set_is_as_one_that_is_not_there(
+    service: Service, make_key: MakeKey, explain: Explain, fresh: dict[str, Any], instance: dict[str, Any]
+) -> None:
+    """Whoever can compare inputs of their own with the rows of a set finds them by halving: nobody else can name it."""
+    first, second, third = (make_key(tenant=f"{one}-{uuid.uuid4()}") for one in ("first", "second", "third"))
+    async with service.client(first) as owner, service.client(second) as other, service.client(third) as nobody:
+        before = await sets_seen(other)
+        own = await kept(owner, [fresh], name="theirs", description="whom we denied")
+        explained = (await explain([instance], by=owner, baseline="theirs@1"))["explanations"][0]
+        assert explained["baseline"]["digest"] == own["digest"]
+        assert await sets_seen(owner) == before | {f"theirs@1 {own['digest']}"}
+        assert await sets_seen(other) == before
+
+        for income in (1500, 1530, 1590):  # whichever side of the row's
+            row = {**instance, "applicant_income": income}
+            answers = []
+            for name in ("theirs", "theirs@1", "absent", "absent@1"):
+                for method in ("integrated_gradients", "expected_gradients"):
+                    body = {"instances": [row], "parameters": {"baseline": name, "method": method}}
+                    for path, job in ((EXPLAIN, {}), ("/v1/jobs", {"model": "loan", "version": "1"})):
+                        answer = await other.post(path, json={**body, **job}, headers={"X-Request-Id": "the-same"})
+                        assert answer.status_code == 422
+                        assert answer.json()["type"] == "urn:answerable:problem:unknown-baseline"
+                        answers.append((name.partition("@")[2], answer.text.replace(name.partition("@")[0], "NAME")))
+            assert len(set(answers)) == 2, set(answers)  # by how it was named, and by nothing else
+
+        # Versions are counted from one, whoever else has a set of that name, and the same rows are another set.
+        mine = await kept(other, [fresh], name="theirs")
+        assert mine["version"] == "1"
+        assert mine["digest"] != own["digest"]
+        assert (await kept(other, [instance], name="theirs"))["version"] == "2"
+        assert (await kept(owner, [instance], name="theirs"))["version"] == "2"
+        assert await sets_seen(nobody) == before
+        replayed = await answered(owner, "POST", f"/v1/explanations/{explained['id']}:replay")
+        assert replayed["verdict"] == "bit_exact"
+
+
+async def test_only_the_operator_keeps_sets_for_all(
+    service: Service, make_key: MakeKey, client: httpx.AsyncClient, explain: Explain, instance: dict[str, Any],
+    assert_problem: AssertProblem,
+) -> None:  # fmt: skip
+    async with service.client(make_key(tenant=f"tenant-{uuid.uuid4()}")) as tenant:
+        name = f"set-{uuid.uuid4().hex}"
+        body = {"name": name, "rows": [instance], "model_version": "1", "shared": True}
+        assert "operator" in assert_problem(await tenant.post(PATH, json=body), 403)
+        own = await kept(client, [instance], name=name)
+        assert own["shared"] is False
+        assert name not in str(await sets_seen(tenant))
+
+        shared = await kept(client, [{**instance, "loan_amount": 5}], name=name, shared=True)
+        assert (shared["version"], shared["shared"]) == ("2", True)
+        assert f"{name}@2 {shared['digest']}" in await sets_seen(tenant)
+        found = (await explain([instance], by=tenant, baseline=name))["explanations"][0]
+        assert found["baseline"]["digest"] == shared["digest"]
+        assert (await kept(tenant, [instance], name=name))["version"] == "3"
+
+        assert "operator" in assert_problem(await tenant.delete(f"{PATH}/{name}@2"), 403)
+        assert_problem(await tenant.delete(f"{PATH}/{name}@1"), 404)
+        for version in "12":
+            assert (await client.delete(f"{PATH}/{name}@{version}")).status_code == 200
+
+
+async def test_what_all_tenants_share_is_the_operators(
+    service: Service, make_key: MakeKey, client: httpx.AsyncClient, explain: Explain, instance: dict[str, Any],
+    assert_problem: AssertProblem,
+) -> None:  # fmt: skip
+    """No tenant takes a model from another."""
+    async with service.client(make_key(tenant=f"tenant-{uuid.uuid4()}")) as tenant:
+        for _, path in sorted(OF_THE_OPERATOR):
+            answer = await tenant.post(path.format(model="loan"), json={})
+            assert "operator" in assert_problem(answer, 403), path
+        await explain([instance], by=tenant)
+    assert {one["state"] for one in await answered(client, "POST", "/v2/repository/index", json={})} == {"READY"}

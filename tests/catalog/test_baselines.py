@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.catalog import baselines
 from service.catalog.artefacts import read_baseline_rows
 from service.catalog.baselines import MOST_ROWS, KeptSets
 from service.catalog.manifest import Manifest, TabularInputs, read_manifest
@@ -80,6 +82,41 @@ def test_names_that_mean_something_else(tmp_path: Path, loan: tuple[Manifest, Mo
 def test_sizes(tmp_path: Path, loan: tuple[Manifest, ModelKey], rows: int) -> None:
     with pytest.raises(InvalidRequest, match="rows"):
         KeptSets(tmp_path).keep(loan[1], loan[0], "mine", np.zeros((rows, 38), np.float32), "")
+
+
+def test_a_tenant_has_so_many_and_no_more(
+    tmp_path: Path, loan: tuple[Manifest, ModelKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "MOST_SETS", 2)
+    (manifest, key), sets, rows = loan, KeptSets(tmp_path), np.zeros((1, 38), np.float32)
+    first, _ = (sets.keep(key, manifest, name, rows, "", tenant="bank") for name in ("one", "two"))
+    with pytest.raises(InvalidRequest, match="remove one first"):
+        sets.keep(key, manifest, "three", rows, "", tenant="bank")
+    assert sets.keep(key, manifest, "three", rows, "", tenant="broker").version == "1"
+    sets.leave(first, rows[:0], ())
+    assert sets.keep(key, manifest, "three", rows, "", tenant="bank").version == "1"
+
+
+def test_versions_are_counted_by_what_the_tenant_sees(tmp_path: Path, loan: tuple[Manifest, ModelKey]) -> None:
+    (manifest, key), sets, rows = loan, KeptSets(tmp_path), np.zeros((1, 38), np.float32)
+    kept = [sets.keep(key, manifest, "mine", rows, "", tenant=tenant) for tenant in ("a", "b", "a", None, "b", "c")]
+
+    assert [one.version for one in kept] == ["1", "1", "2", "3", "4", "4"]
+    assert [one.tenant for one in sets.of("loan") if one.is_seen_by("a")] == ["a", "a", None]
+    assert [one.tenant for one in sets.of("loan") if one.is_seen_by(None)] == [None]
+
+
+def test_a_set_from_before_tenants_had_their_own_is_the_operators(
+    tmp_path: Path, loan: tuple[Manifest, ModelKey]
+) -> None:
+    (manifest, key), sets = loan, KeptSets(tmp_path)
+    kept = sets.keep(key, manifest, "mine", np.zeros((1, 38), np.float32), "")
+    path = sets.place("loan") / "mine@1.json"
+    since = ("tenant", "subjects", "erased")
+    path.write_text(json.dumps({name: it for name, it in json.loads(path.read_text()).items() if name not in since}))
+
+    assert sets.of("loan") == (kept,)
+    assert (kept.is_seen_by("default"), kept.is_seen_by("bank")) == (True, False)
 
 
 def test_a_description_that_was_spoilt_is_left_out(

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from service.catalog import staging
 from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments, keep_beside
+from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.manifest import read_manifest
 from service.domain import ChunkShapes, InputKind, Traits
 from service.engine.messages import Loaded
@@ -33,6 +35,7 @@ class LoadsAll:
     environment: dict[str, str] = field(default_factory=lambda: {"answerable": "test"})
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
     loading: int = 0
+    detached: list[str] = field(default_factory=list)
 
     async def load(self, folder: Path, *_: Any, **__: Any) -> Loaded:
         self.loading += 1
@@ -45,6 +48,9 @@ class LoadsAll:
         await self.is_open.wait()
         self.loading -= 1
         return {}
+
+    def detach(self, digest: str) -> None:
+        self.detached.append(digest)
 
     def unload(self, folder: Path) -> None:
         pass
@@ -183,7 +189,7 @@ async def test_what_is_unloaded_while_a_set_is_given_stays_unloaded(start: Start
     one = await start()
     version = one.repository._catalog.find("loan", "1")
     one.engine.is_open.clear()
-    keeping = asyncio.create_task(one.repository.keep_set(version, "mine", [(0.0,) * 38], ""))
+    keeping = asyncio.create_task(one.repository.keep_set(version, "mine", [(0.0,) * 38], "", tenant="bank"))
     await until(lambda: bool(one.engine.loading))
     unloading = asyncio.create_task(one.repository.unload("loan", "1"))
     one.engine.is_open.set()
@@ -191,6 +197,74 @@ async def test_what_is_unloaded_while_a_set_is_given_stays_unloaded(start: Start
 
     (state,) = await one.repository.index()
     assert (state.state, state.reason) == ("UNAVAILABLE", "unloaded")
+
+
+def keep_two_rows(data: Path) -> KeptSet:
+    """A set of the loan model's, whose first row is a person's, of the token `a`."""
+    manifest, key, _ = read_manifest(LOAN)
+    rows = np.arange(76.0).reshape(2, 38)
+    return KeptSets(data / BASELINES).keep(key, manifest, "mine", rows, "", subjects=("a", None))
+
+
+def sets_of(repository: Repository) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Of each version the size of its sets, and what they were."""
+    return [(str(one.key), kept.size, kept.erased) for one in repository._catalog.known for kept in one.kept_sets]
+
+
+async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not_served(
+    models: Path, tmp_path: Path
+) -> None:
+    kept, engine = keep_two_rows(tmp_path / "data"), LoadsAll()
+    engine.is_open.set()
+    catalog = read_catalog(models)
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"})  # type: ignore[arg-type]
+    repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
+    await repository.start()
+
+    assert sets_of(repository) == [("loan@1", 1, (kept.digest,))]
+
+
+async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_back(
+    models: Path, tmp_path: Path, until: Until
+) -> None:
+    class OneByOne(LoadsAll):
+        async def attach(self, *_: Any) -> dict[Any, Any]:
+            self.is_open.clear()  # the next version waits
+            return {}
+
+    write(models, "2")
+    kept, engine, gone = keep_two_rows(tmp_path / "data"), OneByOne(), set[str]()
+    engine.is_open.set()
+    catalog = read_catalog(models)
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone)  # type: ignore[arg-type]
+    repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
+    starting = asyncio.create_task(repository.start())
+    await until(lambda: bool(sets_of(repository) and engine.loading))
+
+    gone.add("a")
+    await repository.forget_rows()
+
+    assert engine.detached == [kept.digest]
+    assert sets_of(repository) == []
+    engine.is_open.set()
+    await starting
+    assert sets_of(repository) == [("loan@1", 1, (kept.digest,)), ("loan@2", 1, (kept.digest,))]
+
+
+async def test_files_that_were_replaced_and_are_still_meant_lose_a_set_too(start: Start, models: Path) -> None:
+    one = await start()
+    kept = await one.repository.keep_set(
+        one.repository._catalog.find("loan", "1"), "mine", [(0.0,) * 38], "", tenant="bank"
+    )
+    one.checks.failed = ("completeness",)
+    write(models, "1", title="Another")
+    await one.repository.load("loan", "1")
+    assert len(sets_of(one.repository)) == 2
+
+    await one.repository.remove_set(kept)
+
+    assert one.engine.detached == [kept.digest]
+    assert all(size == 0 for _, size, _ in sets_of(one.repository))
 
 
 async def test_a_version_in_a_folder_that_is_a_link(start: Start, models: Path, tmp_path: Path) -> None:

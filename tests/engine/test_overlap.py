@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -11,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from service.domain import Explanation, Plan
+from service.domain import Explanation, Plan, Priority
 from service.engine.device import DeviceModel
+from service.engine.gradient import NICENESS, BackgroundGradientKernel
 from service.engine.kernels import Kernel, Launched, Segment
 from service.errors import ComputationFailed
 from service.methods.oracle import Points
@@ -204,3 +208,82 @@ def test_what_needs_no_device_goes_on_while_a_chunk_is_under_way(
     done[0] = True
     shared.finish()
     assert sorted(shared.outcomes) == [0, 1]
+
+
+@dataclass(eq=False)
+class OneAtATime:
+    """The model's kernel on a device that computes chunks in their order, each when it is told to.
+
+    The first of `waiting` is under way; those behind it can be taken back.
+    """
+
+    wrapped: Kernel
+    name: str = "gradient"
+    waiting: list[Sequence[Segment]] = field(default_factory=list)
+    computed: list[Sequence[Segment]] = field(default_factory=list)
+
+    @property
+    def capacity(self) -> int:
+        return self.wrapped.capacity
+
+    def launch(self, segments: Sequence[Segment]) -> Launched:
+        self.waiting.append(segments)
+
+        def withdraw() -> bool:
+            if segments is self.waiting[0]:
+                return False
+            self.waiting = [chunk for chunk in self.waiting if chunk is not segments]
+            return True
+
+        return Launched(
+            lambda: any(segments is chunk for chunk in self.computed), lambda: self.wrapped.run(segments), withdraw
+        )
+
+    def compute(self) -> None:
+        self.computed.append(self.waiting.pop(0))
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        return self.wrapped.run(segments)
+
+    def join(self, parts: Sequence[object]) -> object:
+        return self.wrapped.join(parts)
+
+
+@pytest.mark.parametrize("bulk", [1, 16])
+def test_a_question_in_a_hurry_waits_for_the_chunk_under_way_and_for_no_other(
+    driver: MakeDriver, gradient: Kernel, make_plan: MakePlan, bulk: int
+) -> None:
+    kernel = OneAtATime(gradient)
+    shared = driver({Points: kernel})
+    for number in range(bulk):
+        plan = make_plan(number, method="expected_gradients", tolerance=1e-9)
+        shared.add(number, plan, Priority.BULK)
+    while len(kernel.waiting) < 2:
+        shared.step()
+
+    for number in range(bulk, bulk + 4):
+        live = shared.add(number, make_plan(number, rule="midpoint", baseline="approved"))
+        before, own = len(kernel.computed), 0
+        while number not in shared.outcomes:
+            for _ in range(6):  # whatever needs no device is done
+                shared.step()
+            if number not in shared.outcomes:
+                own += any(segment.question is live.question for segment in kernel.waiting[0])
+                kernel.compute()
+        assert own > 0
+        assert len(kernel.computed) - before <= 2 * own, "of others there was one before each of its own"
+    while shared.scheduler:
+        shared.step()
+        if kernel.waiting:
+            kernel.compute()
+    assert [shared.result(n).evaluations for n in range(bulk)] == [4080] * bulk
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+def test_long_chunks_leave_the_processor_to_what_single_requests_wait_for(device_model: DeviceModel) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    kernel = device_model.kernels[Points][-1]
+    assert isinstance(kernel, BackgroundGradientKernel)
+    thread = kernel._thread.submit(threading.get_native_id).result()
+    assert os.getpriority(os.PRIO_PROCESS, thread) == min(19, own + NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own

@@ -21,7 +21,18 @@ import torch
 import yaml
 from safetensors.numpy import load_file, save
 
-from service.domain import BaselineChoice, ChunkShapes, Explanation, Noise, NoiseKind, OutputSpace, Plan, Priority
+from service.catalog.manifest import BaselineSet, read_manifest
+from service.domain import (
+    BaselineChoice,
+    ChunkShapes,
+    Conditions,
+    Explanation,
+    Noise,
+    NoiseKind,
+    OutputSpace,
+    Plan,
+    Priority,
+)
 from service.engine import crew
 from service.engine import pool as pool_module
 from service.engine.device import put_on_device
@@ -31,6 +42,7 @@ from service.errors import (
     CatalogError,
     ComputationFailed,
     DeadlineExceeded,
+    InvalidRequest,
     ModelNotReady,
     Overloaded,
     WorkerLost,
@@ -537,6 +549,41 @@ async def test_two_manifests_of_one_artefact_are_two_versions_on_every_worker(
     assert all(one.attributions == pytest.approx(alone(new_set, after).attributions, rel=1e-6) for one in sets)
     pair.pool.unload(folder)
     assert (await pair.explain(noisy)).attributions == pytest.approx(alone(noisy).attributions, rel=1e-6)
+
+
+async def test_a_set_that_was_taken_is_on_no_worker_and_on_none_that_comes(
+    pair: PoolUnderTest, make_plan: MakePlan, alone: Callable[..., Explanation], tmp_path: Path, until: Until
+) -> None:
+    rows = save({"rows": load_file(LOAN / "heldout.safetensors")["rows"][:16]})
+    sha256 = hashlib.sha256(rows).hexdigest()
+    (tmp_path / "set.safetensors").write_bytes(rows)
+    listed = BaselineSet(name="mine", version="1", size=16, file="set.safetensors", sha256=sha256)
+    plan = replace(make_plan(1), baseline=BaselineChoice("mine", "1", "sha256:" + sha256, 16))
+    outputs = await pair.pool.attach(LOAN, tmp_path, listed, None)
+    other_shapes = Conditions(ChunkShapes(64, 256), None)
+
+    async def asked() -> list[Any]:
+        calls = [pair.explain(plan) for _ in range(4)]
+        calls.append(pair.pool.repeat(LOAN, plan, 64, other_shapes))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert all(isinstance(one, Explanation) for one in await asked())
+    pair.pool.detach("sha256:" + sha256)
+    for found in await asked():
+        assert isinstance(found, InvalidRequest)
+        assert "mine@1" in str(found)
+    worker = next(iter(pair.pool._workers.values()))
+    os.kill(worker.process.pid, signal.SIGKILL)
+    await until(lambda: worker not in pair.pool._workers.values())
+    await until(lambda: pair.pool.is_complete)
+    assert all(isinstance(one, InvalidRequest) for one in await asked())
+
+    for baseline in read_manifest(LOAN)[0].baselines:  # the manifest's are not given, and not taken
+        pair.pool.detach("sha256:" + baseline.sha256)
+    assert (await pair.explain(make_plan(0))).attributions == alone(make_plan(0)).attributions
+    await pair.pool.attach(LOAN, tmp_path, listed, outputs)
+    assert all(isinstance(one, Explanation) for one in await asked())
+    pair.pool.detach("sha256:" + sha256)
 
 
 async def test_closing_fails_what_is_in_flight_and_leaves_no_process_that_was_to_come(

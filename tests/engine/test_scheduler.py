@@ -277,14 +277,34 @@ def test_a_deadline_after_a_round_ends_with_what_is_known(
     assert len(kernel.chunks) == before
 
 
+def ask_the_cpu_for_too_much() -> object:
+    return torch.empty(2**60, dtype=torch.uint8)
+
+
+def ask_numpy_for_too_much() -> object:
+    return np.empty(2**60, dtype=np.uint8)
+
+
+def ask_the_device_for_too_much() -> object:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def ask_the_artefact_for_too_much() -> object:
+    raise RuntimeError("std::bad_alloc")
+
+
+ASKING = [ask_the_device_for_too_much, ask_the_cpu_for_too_much, ask_numpy_for_too_much, ask_the_artefact_for_too_much]
+
+
+@pytest.mark.parametrize("ask", ASKING)
 def test_out_of_memory_halves_the_chunk_for_good(
-    driver: MakeDriver, wrap: Wrap, various: Sequence[Plan], alone: Alone
+    driver: MakeDriver, wrap: Wrap, various: Sequence[Plan], alone: Alone, ask: Callable[[], object]
 ) -> None:
     fits = 100
 
     def need_memory(kernel: WrappedKernel, _segments: Sequence[Segment]) -> None:
         if kernel.capacity > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            ask()
 
     kernel = wrap(Points, need_memory)
     rows = kernel.capacity
@@ -306,9 +326,12 @@ def test_out_of_memory_halves_the_chunk_for_good(
     assert all(chunk.units <= fits for chunk in kernel.chunks[later:])
 
 
-def test_one_row_that_does_not_fit_is_the_end(driver: MakeDriver, wrap: Wrap, make_plan: MakePlan) -> None:
+@pytest.mark.parametrize("ask", ASKING)
+def test_one_row_that_does_not_fit_is_the_end(
+    driver: MakeDriver, wrap: Wrap, make_plan: MakePlan, ask: Callable[[], object]
+) -> None:
     def no_memory(_kernel: WrappedKernel, _segments: Sequence[Segment]) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        ask()
 
     kernel = wrap(Points, no_memory)
     small = driver({Points: kernel})

@@ -244,11 +244,13 @@ def until() -> Callable[[Callable[[], bool]], None]:
 class Load:
     """Requests that go on until the load ends. `statuses` of those that were answered, `ids` of those with 200.
 
-    `broken` counts those whose connection ended without an answer.
+    `retry_after` are the times after which those that were answered 503 may ask again. `broken` counts those whose
+    connection ended without an answer.
     """
 
     statuses: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    retry_after: set[str | None] = field(default_factory=set)
     broken: int = 0
     is_over: bool = False
 
@@ -297,6 +299,8 @@ def under_load() -> UnderLoad:
                         return
                     continue
                 load.statuses.append(reply.status_code)
+                if reply.status_code == 503:
+                    load.retry_after.add(reply.headers.get("retry-after"))
                 if reply.status_code == 200:
                     load.ids.extend(explanation["id"] for explanation in reply.json()["explanations"])
                 await asyncio.sleep(pause)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import resource
 import signal
+import sqlite3
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import PATIENCE_SECONDS
 from tests.faults.conftest import REDIS, WORKER, WRITER, computed, starting
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import httpx
 
-    from tests.faults.conftest import Program, UnderLoad
+    from tests.faults.conftest import Load, Program, UnderLoad
 
 SECRET = "a key that the operator chose"
 POINTS = 16_384
@@ -61,6 +67,23 @@ async def test_of_what_fills_the_queue_exactly_what_does_not_fit_is_refused_at_o
     assert afterwards == (200, None)
 
 
+async def counted(client: httpx.AsyncClient) -> Counter[str]:
+    """Every counter of the service, and how many points are in its queue; labels are summed over."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families((await client.get("/metrics")).text):
+        for sample in family.samples:
+            if sample.name.endswith(("_total", "_count")) or sample.name == "answerable_queue_points":
+                found[sample.name] += int(sample.value)
+    return found
+
+
+async def all_recorded(program: Program, load: Load) -> bool:
+    """Whether every explanation that a client was given can be looked up."""
+    async with program.client(SECRET) as client:
+        found = [(await client.get(f"/v1/explanations/{identifier}")).status_code for identifier in load.ids]
+    return bool(found) and set(found) == {200}
+
+
 async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoad) -> None:
     (worker,) = program.children(WORKER)
     async with program.client(SECRET) as client:
@@ -69,6 +92,7 @@ async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoa
             return (await client.get("/v2/health/ready")).status_code == 200
 
         assert await ready()
+        before = await counted(client)
         async with under_load(program, SECRET) as load:
             await load.reaches(50)
             os.kill(worker, signal.SIGKILL)
@@ -80,8 +104,43 @@ async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoa
             await load.reaches(50)
         assert set(load.statuses) == {200}
         assert load.broken == 0
-        assert 'answerable_worker_restarts_total{reason="died"} 1.0' in (await client.get("/metrics")).text
+        after = await counted(client)
+    assert all(after[name] >= count for name, count in before.items())
+    since = after - before
+    assert since["answerable_worker_restarts_total"] == 1
+    # What the dead worker had, and the next computed, is one explanation, and one answer.
+    assert since["answerable_requests_total"] == len(load.statuses)
+    assert since["answerable_points_per_explanation_count"] == len(load.ids)
+    assert since["answerable_ledger_appends_total"] == len(load.ids)
+    assert after["answerable_queue_points"] == 0
     assert program.children(WORKER) != [worker]
+
+
+def limit_memory(pid: int) -> None:
+    """Gives the process no more address space than it has."""
+    held = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (held, resource.RLIM_INFINITY))
+
+
+async def test_a_worker_whose_memory_ends(program: Program, body: dict[str, Any]) -> None:
+    (worker,) = program.children(WORKER)
+    (example,) = body["instances"]
+    large = {"method": "expected_gradients", "tolerance": 1e-9, "max_evaluations": CAPACITY * POINTS}
+    async with program.client(SECRET) as client:
+
+        async def ask(number: int, **parameters: Any) -> httpx.Response:
+            asked = {"instances": [{**example, "net_worth": number}], "parameters": parameters}
+            return await client.post("/v1/models/loan/versions/1:explain", json=asked)
+
+        assert (await ask(1000)).status_code == 200
+        limit_memory(worker)
+        refused = await ask(1001, **large)
+        assert (refused.status_code, refused.json()["title"]) == (507, "Device out of memory")
+        small = [await ask(number) for number in range(1002, 1010)]
+        assert {response.status_code for response in small} == {200}
+        assert program.children(WORKER) == [worker], program.errors
+        resource.prlimit(worker, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert (await ask(1001, **large)).status_code == 200
 
 
 async def test_the_ledgers_writer_killed_under_load(program: Program, under_load: UnderLoad) -> None:
@@ -102,10 +161,50 @@ async def test_the_ledgers_writer_killed_under_load(program: Program, under_load
         assert set(load.statuses) == {200, 503}
         assert load.broken == 0
         assert load.statuses[-1] == 200
-        for identifier in load.ids:
-            assert (await client.get(f"/v1/explanations/{identifier}")).status_code == 200
+    assert await all_recorded(program, load)
     assert program.children(WRITER) != [writer]
     assert "the ledger's writer is gone" in program.errors
+
+
+async def test_the_ledgers_writer_stopped_under_load(program: Program, under_load: UnderLoad) -> None:
+    (writer,) = program.children(WRITER)
+    async with program.client(SECRET) as client, under_load(program, SECRET) as load:
+        await load.reaches(50)
+        os.kill(writer, signal.SIGSTOP)
+        try:
+            await load.meets(503)
+            assert (await client.get("/v2/health/ready")).json() == {"ready": False, "recording": False}
+            begun = len(load.statuses)
+            await load.reaches(100)
+            assert set(load.statuses[begun:]) == {503}
+            assert (await client.get("/v2/health/live")).status_code == 200
+        finally:
+            os.kill(writer, signal.SIGCONT)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (await client.get("/v2/health/ready")).status_code != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await load.meets(200)
+        await load.reaches(50)
+    assert set(load.statuses) == {200, 503}
+    assert load.broken == 0
+    assert load.retry_after == {"2"}
+    assert await all_recorded(program, load)
+    assert program.children(WRITER) == [writer]
+
+
+async def test_the_database_locked_by_another_process(program: Program, under_load: UnderLoad) -> None:
+    folder = program.output_file.parent
+    async with program.client(SECRET) as client, under_load(program, SECRET) as load:
+        await load.reaches(20)
+        with closing(sqlite3.connect(folder / "data" / "ledger.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await load.meets(503)
+            assert (await client.get("/v2/health/ready")).status_code == 503
+            other.rollback()
+        await load.meets(200)
+    assert set(load.statuses) == {200, 503}
+    assert load.broken == 0
+    assert await all_recorded(program, load)
 
 
 async def test_redis_hung_and_then_killed_under_load(program: Program, under_load: UnderLoad) -> None:

@@ -18,14 +18,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import make_url, text, update
 
 from service.__main__ import main
+from service.catalog.baselines import BASELINES, KeptSets
+from service.catalog.manifest import read_manifest
 from service.ledger import Entry, Event, Ledger, commands, open_engine, upgrade
 from service.ledger.appending import Appender
 from service.ledger.export_checking import Verdict
 from service.ledger.opening import open_database
+from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import explanations
 from service.ledger.verifying import verify_ledger
 from service.settings import Settings
@@ -33,6 +37,7 @@ from tests.ledger.conftest import Databases
 
 EntryMaker = Callable[..., Entry]
 Answer = tuple[int, str, str]
+LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
 
 
 @pytest.fixture
@@ -407,3 +412,27 @@ def test_what_was_asked_wrongly(ask: Callable[..., Answer], arguments: tuple[str
     code, _, sentence = ask(*arguments)
     assert code == 2
     assert sentence
+
+
+def test_an_erasure_also_removes_the_persons_rows_of_baseline_sets(
+    ask: Callable[..., Answer], tmp_path: Path, empty_url: str
+) -> None:
+    """From the files of the data folder, before the command ends; the service may be stopped."""
+    engine, vault = open_database(Settings(_env_file=None, data=tmp_path / "data", database_url=empty_url))
+    tokens = SetSubjects(engine, vault).enter("default", ["Ann", None])
+    engine.dispose()
+    manifest, key, _ = read_manifest(LOAN)
+    sets = KeptSets(tmp_path / "data" / BASELINES)
+    kept = sets.keep(key, manifest, "mine", np.arange(76.0).reshape(2, 38), "", subjects=tokens)
+
+    assert ask("erase", "Ann")[0] == 2  # it is asked first
+    code, said, _ = ask("erase", "Ann", "--reason", "asked for", "--yes")
+    assert code == 0
+    assert "0 explanations and 1 rows of baseline sets are kept of 'Ann'" in said
+    assert "1 rows of baseline sets were removed" in said
+    assert "0 explanations are kept of them now" in said
+    (left,) = sets.of("loan")
+    assert (left.size, left.erased) == (1, (kept.digest,))
+    assert sets.rows_of(left).tolist() == [[*range(38, 76)]]
+    assert not (sets.place("loan") / kept.listed.file).exists()
+    assert ask("erase", "Ann", "--reason", "asked for", "--yes")[0] == 1

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, func, make_url, select
 
 from service.errors import LedgerUnavailable
-from service.ledger import Entry, Ledger, Search, open_engine
+from service.ledger import Entry, Keys, Ledger, Search, open_engine, postgresql
 from service.ledger.appending import CHECKPOINT_EVERY
+from service.ledger.database import bounded, serialised
 from service.ledger.tables import explanations
+from service.ledger.writer import Append, Outcome, Outcomes, Recorder
+from tests.conftest import PATIENCE_SECONDS
+from tests.ledger.conftest import VAULT
 
 EntryMaker = Callable[..., Entry]
 
@@ -80,6 +85,18 @@ def disk_full(_engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
+def database_closed(engine: Engine) -> Iterator[None]:
+    """PostgreSQL takes no new connections to the database inside."""
+    name = engine.url.database
+    outside = open_engine(str(make_url(engine.url.render_as_string(False)).set(database="postgres")))
+    with outside.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        yield
+        connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    outside.dispose()
+
+
+@contextmanager
 def database_gone(engine: Engine) -> Iterator[None]:
     """PostgreSQL ends every connection to the database inside, and takes no new ones."""
     name = engine.url.database
@@ -131,3 +148,126 @@ async def test_the_write_ahead_log_is_used_again(ledger: Ledger, engine: Engine,
     for _ in range(5):
         await ledger.append([make_entry() for _ in range(CHECKPOINT_EVERY)])
     assert write_ahead_log_size(engine) < 2 * size
+
+
+async def is_recording(ledger: Ledger, expected: bool) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while ledger.is_recording is not expected:  # noqa: ASYNC110 - the writer, or its database, comes round
+            await asyncio.sleep(0.005)
+
+
+async def test_an_append_is_given_up_while_the_database_is_locked_and_then_all_at_once(
+    engine: Engine, make_entry: EntryMaker
+) -> None:
+    ledger = Ledger(engine, VAULT, append_seconds=0.05, probe_seconds=0.02)
+    given_up, refused, after = make_entry(), make_entry(), make_entry()
+    with serialised(engine).begin():
+        with pytest.raises(LedgerUnavailable) as unavailable:
+            await ledger.append([given_up])
+        assert int(unavailable.value.headers["Retry-After"]) > 0
+        assert not ledger.is_recording
+        refusing = asyncio.ensure_future(ledger.append([refused]))
+        await asyncio.sleep(0)
+        assert isinstance(refusing.exception(), LedgerUnavailable), "it waits for what others wait for in vain"
+    await is_recording(ledger, True)
+    ledger._append_seconds = PATIENCE_SECONDS
+    await ledger.append([after])
+    page = await ledger.search("bank", Search())
+    assert [stored.id for stored in page.entries] == [after.id, given_up.id], "what was given up was recorded later"
+    await ledger.close()
+
+
+async def test_an_idle_ledger_knows_whether_it_could_record(engine: Engine) -> None:
+    ledger = Ledger(engine, VAULT, append_seconds=0.05, probe_seconds=0.02)
+    assert ledger.is_recording
+    for _ in range(2):
+        with serialised(engine).begin():
+            await is_recording(ledger, False)
+        await is_recording(ledger, True)
+    assert not (await ledger.search("bank", Search())).entries
+    await ledger.close()
+
+
+async def test_a_ledger_without_its_database_says_so_until_it_is_back(engine: Engine, make_entry: EntryMaker) -> None:
+    ledger = Ledger(engine, VAULT, probe_seconds=0.02)
+    broken = disk_full if engine.dialect.name == "sqlite" else database_gone
+    with broken(engine):
+        with pytest.raises(LedgerUnavailable):
+            await ledger.append([make_entry()])
+        await is_recording(ledger, False)
+    await is_recording(ledger, True)
+    await ledger.append([make_entry()])
+    await ledger.close()
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+async def test_what_no_database_could_take_says_nothing_about_the_database(
+    engine: Engine, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(engine, VAULT, probe_seconds=PATIENCE_SECONDS)
+    settled: Outcomes = []
+    record = Recorder._record
+
+    def watched(recorder: Recorder, group: list[Append]) -> Outcomes:
+        outcomes = record(recorder, group)
+        settled.extend(outcomes)
+        return outcomes
+
+    monkeypatch.setattr(Recorder, "_record", watched)
+    with pytest.raises(LedgerUnavailable):
+        await ledger.append([make_entry(personal="not bytes")])
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while len(settled) < 2 or ledger._unsettled:  # noqa: ASYNC110 - the database is asked, and answers
+            await asyncio.sleep(0.005)
+    assert [outcome for _, outcome in settled] == [Outcome.UNAVAILABLE, Outcome.RECORDED]
+    assert ledger.is_recording
+    await ledger.close()
+
+
+@pytest.fixture
+def stopped(url: str) -> Callable[[], AbstractContextManager[None]]:
+    """Stops every process of PostgreSQL that serves the database now: what it is sent it takes, and does not answer."""
+
+    @contextmanager
+    def stop() -> Iterator[None]:
+        engine = open_engine(url)
+        with engine.connect() as connection:
+            found = connection.exec_driver_sql("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+            pids = [pid for (pid,) in found]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            engine.dispose()
+
+    return stop
+
+
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
+async def test_a_server_that_hangs_holds_nobody_for_long(
+    engine: Engine, stopped: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "SILENCE_SECONDS", 0.1)
+    keys = Keys(bounded(engine))
+    _, secret = keys.create("one", "bank", {"explain"})
+    with stopped(), database_closed(engine), pytest.raises(LedgerUnavailable):
+        keys.find(secret)
+    with stopped():
+        assert keys.find(secret) is not None, "a new connection does not hang"
+
+
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
+async def test_readers_wait_for_a_server_that_hangs_no_longer_than_they_may(
+    engine: Engine, stopped: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(engine, VAULT, probe_seconds=PATIENCE_SECONDS)
+    assert await ledger.get("bank", "id") is None
+    monkeypatch.setattr("service.ledger.ledger.READ_SECONDS", 0.05)
+    with stopped(), pytest.raises(LedgerUnavailable):
+        await ledger.get("bank", "id")
+    monkeypatch.undo()
+    assert await ledger.get("bank", "id") is None
+    await ledger.close()

@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, event, func, select, update
 
 from service.ledger import EntryRefused, Ledger, Search
 from service.ledger import jobs as module
@@ -326,3 +326,21 @@ def test_a_process_claims_only_what_it_can_do(jobs: Jobs) -> None:
     claimed = jobs.claim("owner", ("export", KIND))
     assert claimed is not None
     assert claimed.id == one.id
+
+
+def test_rows_that_are_done_hold_the_write_lock_for_one_statement(engine: Engine, jobs: Jobs) -> None:
+    one = job()
+    jobs.create(one, rows(64))
+    updates: list[str] = []
+
+    def watch(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        updates.append(statement.split()[0])
+
+    event.listen(engine, "before_cursor_execute", watch)
+    jobs.finish_rows(one.id, [(number, DONE, None) for number in range(64)])
+    assert updates.count("UPDATE") == 1
+    updates.clear()
+    jobs.finish_rows(one.id, [(number, FAILED, "too late") for number in range(64)])
+    event.remove(engine, "before_cursor_execute", watch)
+    assert jobs.unfinished_rows(one.id, -1, 100) == []
+    assert {found.outcome for found in jobs.results(one.id, -1, 100)} == {DONE}

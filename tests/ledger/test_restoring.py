@@ -17,6 +17,7 @@ from service.ledger.erasing import erase, hold, holds
 from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.jobs import ERASED_SEARCH, EXPORT, FAILED, JobRow, Jobs, State
 from service.ledger.restoring import catch_up
+from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import events
 from service.ledger.verifying import verify_ledger
 from tests.ledger.conftest import Databases, EntryMaker
@@ -127,6 +128,31 @@ async def test_a_copy_in_which_somebody_still_waits(host: Host, databases: Datab
     (row,) = Jobs(older.engine).results(one.id, -1, 9)
     assert (row.outcome, row.payload, row.subject) == (FAILED, None, None)
     assert older.start() == []
+    older.engine.dispose()
+
+
+async def test_a_copy_in_which_rows_of_baseline_sets_are_somebodys_again(
+    host: Host, databases: Databases, make_entry: EntryMaker
+) -> None:
+    """Those of somebody of whom nothing else is kept, and of somebody on record; nobody else's."""
+    await host.record([make_entry(subject="Bob")])
+    ann, bob, cid, nobodys = SetSubjects(host.engine, host.vault).enter("bank", ["Ann", "Bob", "Cid", None])
+    host.notary.sign()
+    backup = backed_up(host, databases)
+    host.erase("Ann")
+    host.erase("Bob")
+    assert SetSubjects(host.engine, host.vault).erased() == {ann, bob}
+    assert nobodys is None
+    older = restored(host, backup)
+    rows = SetSubjects(older.engine, older.vault)
+    assert rows.erased() == frozenset()
+    assert sum("of a baseline set was erased" in fault for fault in older.faults()) == 2
+    assert any("2 erasures" in sentence for sentence in older.start())
+    assert rows.erased() == {ann, bob}
+    assert not any("of a baseline set" in fault for fault in older.faults())
+    assert older.start() == []
+    assert erase(older.engine, older.vault, "bank", "Cid", "key").set_rows == 1
+    assert rows.erased() == {ann, bob, cid}
     older.engine.dispose()
 
 

@@ -15,6 +15,7 @@ from service.errors import LedgerUnavailable
 from service.ledger import Entry, EntryRefused, Ledger, Search, writer_process
 from service.ledger.database import serialised
 from service.ledger.writer_process import WriterProcess
+from tests.conftest import PATIENCE_SECONDS
 from tests.ledger.conftest import VAULT
 
 EntryMaker = Callable[..., Entry]
@@ -28,7 +29,7 @@ def others() -> set[int]:
 
 @pytest.fixture
 async def ledger(engine: Engine) -> AsyncIterator[Ledger]:
-    ledger = Ledger(engine, VAULT, writer=WriterProcess)
+    ledger = Ledger(engine, VAULT, writer=WriterProcess, append_seconds=PATIENCE_SECONDS)
     yield ledger
     await ledger.close()
 

@@ -1,0 +1,53 @@
+"""Removing rows from baseline sets, and with them what was computed over them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from service.catalog.baselines import BASELINES, KeptSet, KeptSets
+from service.catalog.outputs import OUTPUTS, KeptOutputs
+from service.errors import CatalogError
+
+LOG = logging.getLogger("answerable.catalog")
+
+
+def forget_rows(data: Path, tokens: Collection[str]) -> None:
+    """Removes the rows of these tokens from all sets in the data folder. Raises OSError.
+
+    Also what an earlier removal did not come to is done.
+    """
+    sets = KeptSets(data / BASELINES)
+    erased = frozenset(tokens)
+    lost: set[str] = set()
+    if not sets.models:
+        return
+    with sets.alone():
+        for model in sets.models:
+            for one in sets.of(model):
+                if not erased.isdisjoint(one.subjects):
+                    _leave_others(sets, one, erased)
+            lost |= sets.sweep(model)
+        KeptOutputs(data / OUTPUTS).drop(lost)
+
+
+def remove_set(data: Path, one: KeptSet) -> KeptSet:
+    """Removes all rows of a set; what is left is its name. Raises OSError."""
+    sets = KeptSets(data / BASELINES)
+    with sets.alone():
+        left = sets.leave(one, np.empty((0, 0)), ())
+        KeptOutputs(data / OUTPUTS).drop(sets.sweep(one.model))
+    return left
+
+
+def _leave_others(sets: KeptSets, one: KeptSet, erased: frozenset[str]) -> None:
+    kept = [number for number, token in enumerate(one.subjects) if token not in erased]
+    try:
+        rows = sets.rows_of(one)[kept] if kept else np.empty((0, 0))
+    except CatalogError as error:  # what cannot be read goes whole
+        LOG.error("%s@%s of %s is removed: %s", one.name, one.version, one.model, error)  # noqa: TRY400
+        rows = np.empty((0, 0))
+    sets.leave(one, rows, [one.subjects[number] for number in kept])
