@@ -52,7 +52,7 @@ NOT_NUMBERS = [
         ({str(number): 1 for number in range(9)}, "0, 1, 2, 3, 4 and 4 more"),
         ({"loan_amount": 1001}, "loan_amount is 1001, outside its range from 1 to 1000 (thousand USD)"),
         ({"loan_amount": 0.5}, "loan_amount is 0.5, outside its range from 1 to 1000 (thousand USD)"),
-        ({"loan_amount": -(2**63)}, "loan_amount is -9.22337e+18, outside its range"),
+        ({"loan_amount": -(2**63)}, "loan_amount is -9223372036854775808, outside its range"),
         ({"loan_amount": "103"}, "loan_amount must be a number"),
         ({"loan_amount": True}, "loan_amount must be a number"),
         ({"loan_amount": None}, "loan_amount must be a number"),

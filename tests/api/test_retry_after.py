@@ -61,7 +61,8 @@ def test_others_do_not() -> None:
 
 async def test_a_service_that_is_not_ready_says_when() -> None:
     app = create_app(Settings(_env_file=None, models=MODELS))
-    app.state.engine, app.state.ledger_notices = SimpleNamespace(is_complete=False), []
+    app.state.engine = SimpleNamespace(is_complete=False)
+    app.state.ledger, app.state.ledger_notices = None, []
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         answer = await client.get("/v2/health/ready")
     assert (answer.status_code, answer.json()["ready"]) == (503, False)

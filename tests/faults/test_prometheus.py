@@ -32,7 +32,7 @@ from tests.faults.prometheus import Prometheus, prometheus
 if TYPE_CHECKING:
     from tests.faults.conftest import Program, Start
 
-KEY = "prometheus-key"
+KEY = "prometheus-scrapes-with-this"
 COUNTER = re.compile(r"answerable_.+_(total|count|bucket|sum)")
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 MODELS = Path(__file__).parents[2] / "models"
