@@ -94,6 +94,7 @@ async def test_four_equal_sends_in_turn_are_one_record(
         assert other.status_code == 200, other.text
         assert other.json() == first.json()
         assert other.headers["server-timing"] == first.headers["server-timing"]
+        assert "Answerable-Hint" not in other.headers
     assert await stored(bank) == [first.json()["explanations"][0]["id"]]
     found = service.call(service.app.state.ledger.events(tenant, EventSearch(kind=LOOKUP)))
     assert [event.details["action"] for event in found.events].count("repeat") == 3
@@ -107,6 +108,7 @@ async def test_four_equal_sends_at_once_are_one_record(bank: httpx.AsyncClient, 
 
     assert [answer.status_code for answer in answers] == [200] * 4
     assert all(answer.json() == answers[0].json() for answer in answers)
+    assert all("context.subject" in answer.headers["Answerable-Hint"] for answer in answers)
     assert sorted(await stored(bank)) == sorted(one["id"] for one in answers[0].json()["explanations"])
 
 
