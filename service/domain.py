@@ -95,6 +95,7 @@ class Traits:
     `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
     gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
     With `has_one_logit` the network answers the second label's logit alone, and the first one's is its negative.
+    With `has_double_rows` rows are float64 until the network itself makes less of them.
     `columns` has for each input of a table the number of the unit that it belongs to, a category say, whose
     attributions are summed; it is empty where every input is one of its own.
     """
@@ -109,6 +110,7 @@ class Traits:
     biases_obstacle: str | None
     columns: tuple[int, ...] = ()
     has_one_logit: bool = False
+    has_double_rows: bool = False
 
     @property
     def units(self) -> int:

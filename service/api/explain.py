@@ -34,7 +34,7 @@ from service.permissions import Policy
 from service.planning import Parameters, with_baseline_read
 from service.records import Caller, Context, answered
 
-ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
+ERRORS = answers(400, 401, 403, 404, 408, 413, 414, 415, 422, 429, 431, 500, 503, 504, 507)
 WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
 """A hint to whoever integrates: it is easily forgotten, and missed years later."""
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import fx
 from torch.fx.node import map_arg
 
-from service.catalog.sizes import layer_sizes, propagate, size_of
-from service.domain import InputKind, Traits
+from service.catalog.sizes import layer_sizes, propagate, row_type_of, size_of
+from service.domain import DOUBLE, InputKind, Traits
 from service.engine.operators import (
     EXTREMA_ALONG,
     MAX_POOLS,
@@ -50,6 +50,7 @@ def traits_of(
         has_convolution=_has_maps_over(twin, shape),
         biases_obstacle=_biases_obstacle(twin),
         columns=columns,
+        has_double_rows=row_type_of(twin) == DOUBLE,
     )
 
 

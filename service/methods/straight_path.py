@@ -136,7 +136,15 @@ def _exact(problem: Problem, rule: _ExactRule) -> Method:
         values=values,
         baseline_output=problem.center_output,
         completeness=Completeness.EXACT,
-        path_error=rounding_error(values, problem.center, problem.input, rule.changes - integrals, missed, rule.logits),
+        path_error=rounding_error(
+            values,
+            problem.center,
+            problem.input,
+            rule.changes - integrals,
+            missed,
+            rule.logits,
+            has_double_rows=problem.traits.has_double_rows,
+        ),
         evaluations=rule.gradients,
         rule="exact",
     )

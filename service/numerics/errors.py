@@ -35,7 +35,14 @@ def relative_to_attributions(error: float, values: Floats, floor: float) -> floa
 
 
 def rounding_error(
-    values: Floats, start: Floats, end: Floats, residuals: Floats, missed: float, logits: float
+    values: Floats,
+    start: Floats,
+    end: Floats,
+    residuals: Floats,
+    missed: float,
+    logits: float,
+    *,
+    has_double_rows: bool = False,
 ) -> float:
     """The L1 error of `values` [inputs] by the exact rule from `start` to `end`, in units of the output.
 
@@ -55,7 +62,12 @@ def rounding_error(
     errors and is 7 times the error in the median. Five times the sum of all residuals covers 88.
     """
     way = np.abs(end - start)
-    reach = np.divide(np.maximum(np.abs(start), np.abs(end)), way, out=np.ones_like(way), where=way > 0)
+    # Rows in double precision are not rounded themselves; what the network makes of them is of the size of their way.
+    reach = (
+        np.ones_like(way)
+        if has_double_rows
+        else np.divide(np.maximum(np.abs(start), np.abs(end)), way, out=np.ones_like(way), where=way > 0)
+    )
     rounded = np.abs(values) @ (1 + SLOPE_ROUNDING * logits * reach)
     of_size = RESOLUTION * np.sqrt(len(residuals)) * float(rounded)
     of_sum = np.sqrt(np.count_nonzero(values)) * float(np.linalg.norm(residuals))

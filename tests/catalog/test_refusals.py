@@ -36,8 +36,8 @@ def test_a_file_that_is_none_is_told_without_the_parsers_words() -> None:
     with pytest.raises(CatalogError) as refusal:
         parse_onnx(b"no graph")
 
-    assert "Wire" in str(refusal.value) or "parsing" in str(refusal.value)
-    assert told(refusal.value) == "not a valid ONNX model (DecodeError; the log says more)"
+    said = "not a valid ONNX model: the file is cut off, spoilt, or of another kind"
+    assert told(refusal.value) == str(refusal.value) == said
 
 
 def test_a_manifests_fields_are_told_in_one_line(folder: Path) -> None:
@@ -48,8 +48,11 @@ def test_a_manifests_fields_are_told_in_one_line(folder: Path) -> None:
 
     error = refused(folder)
 
-    assert "errors.pydantic.dev" in str(error)
-    assert told(error) == "loan/1/manifest.yaml: title: Field required; zodiac: Extra inputs are not permitted"
+    assert (
+        told(error)
+        == str(error)
+        == "loan/1/manifest.yaml: title: Field required; zodiac: Extra inputs are not permitted"
+    )
 
 
 def test_a_manifest_that_is_no_yaml(folder: Path) -> None:
@@ -57,7 +60,7 @@ def test_a_manifest_that_is_no_yaml(folder: Path) -> None:
 
     error = refused(folder)
 
-    assert told(error) == "loan/1/manifest.yaml (ParserError; the log says more)"
+    assert told(error) == "loan/1/manifest.yaml: line 2, column 1: this is no YAML: did not find expected ',' or ']'"
 
 
 def test_what_the_system_and_what_this_program_says_stays(folder: Path) -> None:

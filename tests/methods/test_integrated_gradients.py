@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from service.domain import Completeness, Floats, OutputSpace
+from service.domain import Completeness, Floats, OutputSpace, ToleranceOf
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.oracle import Breakpoints, DeadlinePassed, Points
 from service.numerics.quadrature import gauss_legendre
@@ -76,7 +76,15 @@ def test_on_the_sigmoid_of_a_linear_margin_shares_are_those_of_the_margin(
     pose: Pose, drive: Drive, x: list[float], baseline: list[float], rule: str, tolerance: float
 ) -> None:
     end, start = np.array(x), np.array(baseline)
-    problem = pose(linear, end, start[None], OutputSpace.PROBABILITY, rule=rule, tolerance=tolerance)
+    problem = pose(
+        linear,
+        end,
+        start[None],
+        OutputSpace.PROBABILITY,
+        rule=rule,
+        tolerance=tolerance,
+        tolerance_of=ToleranceOf.COMPLETENESS,
+    )
     result = drive(integrated_gradients(problem), linear)
     of_margin = WEIGHTS * (end - start)
     sigmoid = [1 / (1 + np.exp(-2 * (WEIGHTS @ row + 0.3))) for row in (start, end)]
