@@ -119,6 +119,8 @@ async def test_a_host_takes_no_more_jobs_than_it_has_room_for(
     assert len(here.runs) + len(there.runs) == 4
     go_on.set()
     await until(lambda: set(here.runs) | set(there.runs) == {*six, exported, old})
+    all_of_them = [*six, exported, old]
+    await until(lambda: all(store.get("bank", one, [EXPLAIN, "export"]).ended for one in all_of_them))  # type: ignore[union-attr]
     await asyncio.gather(here.runner.close(), there.runner.close())
     small = host()
     go_on.clear()
