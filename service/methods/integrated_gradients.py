@@ -7,9 +7,10 @@ The rule decides how the integral is taken. `exact`: on a piecewise-linear netwo
 integral itself; through a two-class softmax it stays exact with the weights of `softmax_piece_weights`. Through one of
 more labels the gradient is not constant on a piece, but those of the logits are: one for each label whose probability
 plays a part is weighted with the integral of its slope, which is known (`service.numerics.softmax_pieces`). What does
-not fit the budget is not taken; the refining rules answer instead. `gauss_legendre` and `midpoint` refine until the
-error holds. `auto` takes the exact rule where the network allows it and it takes few gradients, else midpoint on
-networks with kinks, else Gauss-Legendre. The rules are in `service.methods.straight_path`.
+not fit the budget is not taken; a refining rule answers instead. `midpoint` refines until the error holds, and is of
+fourth order where the path is smooth (`service.numerics.cells`). `auto` takes the exact rule where the network allows
+it and it takes few gradients, else midpoint. `gauss_legendre` is there to compare with others: its error on a smooth
+path is far smaller than what its own nodes can tell. The rules are in `service.methods.straight_path`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ INTEGRATED_GRADIENTS = MethodEntry(
     least_points=one_point,
     usual_points=lambda _facts: 64,
     gives_reasons=True,
-    cost="one a piece by the exact rule, and label if more than two have a probability; else as tolerated, from 6 or 8",
+    cost="one a piece by the exact rule, and label if more than two have a probability; else as tolerated, from 4",
     options=(
         Choice(
             "rule",
