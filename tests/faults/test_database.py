@@ -55,14 +55,15 @@ def gone(url: str) -> Iterator[None]:
 @contextmanager
 def hanging(url: str) -> Iterator[None]:
     """Every process of the server is stopped: what it is sent it takes, and it answers nothing."""
-    with psycopg.connect(url) as connection:
+    with psycopg.connect(url) as connection:  # whose process is there as long as it is
         backend = connection.info.backend_pid
-    server = int(Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1])
+        server = int(Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1])
     children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
     pids = [server, *map(int, children)]
     try:
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # one that has ended meanwhile
+                os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:
