@@ -160,9 +160,6 @@ class _Attention(nn.Module):
         return logits
 
 
-# Tuned on these ------------------------------------------------------------------------------------------------------
-
-
 @network(tuned=True)
 def relu_table() -> Case:
     return replace(_table(_dense((38, 64, 64, 2), nn.ReLU), 38), has_few_pieces=True)
@@ -205,10 +202,7 @@ def elu_image() -> Case:
     return _images(_Scaled(_conv_net(lambda _: nn.Identity(), nn.ELU), 10))
 
 
-# Not seen before -----------------------------------------------------------------------------------------------------
-
-
-@network(tuned=False)
+@network(tuned=True)
 def digits_group_norm() -> Case:
     return _digits(_conv_net(lambda c: nn.GroupNorm(4, c), nn.ReLU, 1))
 
@@ -234,7 +228,7 @@ def digits_max_pool() -> Case:
     )  # fmt: skip
 
 
-@network(tuned=False)
+@network(tuned=True)
 def instance_norm_relu() -> Case:
     return _images(_conv_net(lambda c: nn.InstanceNorm2d(c, affine=True), nn.ReLU), baseline=0.3)
 
@@ -244,7 +238,7 @@ def instance_norm_relu_32() -> Case:
     return _images(_conv_net(lambda c: nn.InstanceNorm2d(c), nn.ReLU), 32, baseline=0.1)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def batch_norm_hardswish() -> Case:
     return _images(_Scaled(_conv_net(nn.BatchNorm2d, nn.Hardswish), 10))
 
@@ -299,27 +293,27 @@ def reflect_padding() -> Case:
     )  # fmt: skip
 
 
-@network(tuned=False)
+@network(tuned=True)
 def layer_norm_table() -> Case:
     return _table(_dense((20, 48, 48, 3), nn.GELU, norm=True), 20)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def layer_norm_relu_table() -> Case:
     return _table(_dense((30, 48, 48, 3), nn.ReLU, norm=True), 30)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def silu_table() -> Case:
     return _table(_Scaled(_dense((12, 32, 32, 4), nn.SiLU), 20), 12)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def tanh_table_steep() -> Case:
     return _table(_Scaled(_dense((8, 32, 2), nn.Tanh), 40), 8)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def wine_relu() -> Case:
     data = load_wine()
     rows = (data.data - data.data.mean(axis=0)) / data.data.std(axis=0)
@@ -329,7 +323,7 @@ def wine_relu() -> Case:
     return Case(network, rows[:INPUTS].double().numpy(), np.zeros((1, 13)), has_few_pieces=True)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def diabetes_softplus() -> Case:
     data = load_diabetes()
     rows = torch.tensor(data.data / data.data.std(axis=0), dtype=torch.float32)
@@ -347,7 +341,7 @@ def attention_long() -> Case:
     return _sequence(_Scaled(_Attention(40, 16, 2, 3, nn.GELU), 5), 40, 16)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def embedded_text() -> Case:
     """Embeddings of tokens, from those of one mask token."""
     table = torch.randn(50, 24)
@@ -373,7 +367,7 @@ def series_convolution() -> Case:
     return _sequence(Series(), 48, 4)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def series_gated() -> Case:
     class Gated(nn.Module):
         def __init__(self) -> None:
@@ -410,7 +404,7 @@ def residual_batch_norm() -> Case:
     )  # fmt: skip
 
 
-@network(tuned=False)
+@network(tuned=True)
 def clipped_steps() -> Case:
     """Narrow ramps: most of a path is flat, and everything happens in a hundredth of it."""
 
@@ -426,3 +420,38 @@ def clipped_steps() -> Case:
 
     case = _table(Steps(), 10)
     return Case(case.network, np.abs(case.rows) + 0.3, case.baselines, has_few_pieces=True)
+
+
+@network(tuned=False)
+def mish_table() -> Case:
+    return _table(_Scaled(_dense((15, 40, 40, 3), nn.Mish), 10), 15)
+
+
+@network(tuned=False)
+def hardswish_table() -> Case:
+    return _table(_Scaled(_dense((25, 32, 32, 2), nn.Hardswish), 10), 25)
+
+
+@network(tuned=False)
+def sigmoid_table() -> Case:
+    return _table(_Scaled(_dense((10, 24, 24, 3), nn.Sigmoid), 30), 10)
+
+
+@network(tuned=False)
+def leaky_layer_norm_table() -> Case:
+    return _table(_dense((16, 40, 40, 4), nn.LeakyReLU, norm=True), 16)
+
+
+@network(tuned=False)
+def elu_layer_norm_table() -> Case:
+    return _table(_dense((22, 40, 40, 3), nn.ELU, norm=True), 22)
+
+
+@network(tuned=False)
+def attention_silu() -> Case:
+    return _sequence(_Scaled(_Attention(8, 16, 2, 1, nn.SiLU), 6), 8, 16)
+
+
+@network(tuned=False)
+def attention_leaky() -> Case:
+    return _sequence(_Scaled(_Attention(8, 12, 3, 2, nn.LeakyReLU), 4), 8, 12)

@@ -8,7 +8,7 @@ from service.domain import OutputSpace
 from tests.accuracy.__main__ import ASKED, lines_of
 from tests.accuracy.networks import NETWORKS
 
-QUICK = ["layer_norm_table", "layer_norm_relu_table", "silu_table", "series_gated", "tanh_table_steep"]
+QUICK = ["mish_table", "hardswish_table", "leaky_layer_norm_table", "elu_layer_norm_table", "attention_silu"]
 (IG,) = [asked for asked in ASKED if asked.name == "integrated_gradients"]
 
 

@@ -68,14 +68,3 @@ def in_pieces(network: nn.Module, start: Floats, end: Floats, target: int, space
     alphas = bends[:-1, None] + widths[:, None] * (nodes + 1) / 2
     values: Floats = (widths[:, None] * weights / 2).ravel() @ gradients(alphas.ravel(), space)
     return values.reshape(start.shape)
-
-
-def on_path(network: nn.Module, points: Floats, target: int, space: OutputSpace) -> Floats:
-    """The integral along a finely sampled path: `points` [n + 1, ...shape], the gradient taken amid each step."""
-    total = np.zeros(points.shape[1:])
-    for first in range(0, len(points) - 1, TOGETHER):
-        part = torch.from_numpy(points[first : first + TOGETHER + 1])
-        middles = ((part[:-1] + part[1:]) / 2).requires_grad_()
-        (gradients,) = torch.autograd.grad(output_of(network, middles, target, space).sum(), middles)
-        total += (gradients * (part[1:] - part[:-1])).sum(dim=0).numpy()
-    return total
