@@ -39,8 +39,8 @@ SEEN = 6.0
 """A gap's defect, which is a number, explained by the vectors beside it: one kink in the gap reaches half this much."""
 SMOOTH = 0.15
 """The corrected rule is taken where fourth differences promise at most this share of the error that second ones do. On
-twelve networks marked `tuned`, with 5 to 36 nodes, the corrected rule's error is there 0.1 to 0.4 of the fourth estimate
-in the median of each fortieth, and rarely above it; beyond, it is up to eight times as large."""
+twelve networks marked `tuned`, with 5 to 36 nodes, the corrected rule's error is there 0.1 to 0.4 of the fourth
+estimate in the median of each fortieth, and rarely above it; beyond, it is up to eight times as large."""
 SMOOTH_SHARE = 2 / 3
 """So there the safety factor is taken back."""
 
