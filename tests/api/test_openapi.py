@@ -22,6 +22,7 @@ from service.api.model_schemas import ModelReply
 from service.api.problems import all_kinds
 from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
 from service.app import create_app
+from service.ledger.moments import written_moment
 from service.settings import Settings
 from tests.conftest import MODELS
 
@@ -167,8 +168,11 @@ async def test_stored_explanations_have_the_described_shape(
             assert read.model_dump(exclude_unset=True, by_alias=True) == reasons.json()
 
     await client.post("/v1/subjects/shape-1:erase")
-    erased = await client.get("/v1/explanations?model=loan&limit=200")
-    SearchReply.model_validate_json(erased.content, strict=True)
+    since = written_moment(min(record["created"] for record in page.json()["explanations"]))
+    erased = await client.get("/v1/explanations", params={"model": "loan", "from": since})
+    listed = SearchReply.model_validate_json(erased.content, strict=True)
+    assert len(listed.explanations) == len(asked)
+    assert all(record.ledger.tombstone for record in listed.explanations)
 
 
 async def test_models_have_the_described_shape(client: httpx.AsyncClient) -> None:
