@@ -46,7 +46,7 @@ accuracy: .venv/.dev
 
 # Every model of the repository is trained again, to the same bytes; in the tests it is one.
 retrain: .venv/.dev
-	$(BIN)/pytest -m 'training or not training' tests/catalog/test_training.py
+	$(BIN)/pytest -m 'training or not training' tests/models/test_training.py
 
 # The dashboards and alerts against a real Prometheus, after a minute of load; in the tests it is a few seconds.
 health: .venv/.dev

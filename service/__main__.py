@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from service import __version__
-from service.engine.processes import StartedWorker, count_devices, start_worker
+from service.engine.client.worker_processes import StartedWorker, count_devices, start_worker
 from service.errors import SetupError
 from service.logs import VARIABLE
 from service.settings import Settings, forget_secrets, read_settings, unknown_settings
@@ -52,15 +52,15 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     ledger = commands.add_parser("ledger", help="verify, export, erase, hold: what compliance does with the records")
     keys = commands.add_parser("keys", help="make, list, change, replace and end keys")
     if asked == "models":
-        from service import model_commands
+        from service.cli import models as model_commands
 
         model_commands.add_commands(models)
     elif asked == "ledger":
-        from service.ledger import commands as ledger_commands
+        from service.cli import ledger as ledger_commands
 
         ledger_commands.add_commands(ledger, _forget_rows)
     elif asked == "keys":
-        from service import key_commands
+        from service.cli import keys as key_commands
 
         key_commands.add_commands(keys)
     return parser
@@ -80,7 +80,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
     _prepare()
     with _started_workers(settings) as started:
-        from service.serving import run
+        from service.cli.serve import run
 
         return run(settings, started)
 
@@ -90,8 +90,8 @@ def _demo(settings: Settings, _options: argparse.Namespace) -> int:
         settings = settings.model_copy(update={"logs": "text"})
     _prepare()
     with _started_workers(settings) as started:
-        from service.demo import explain_one_denial
-        from service.serving import run
+        from service.cli.demo import explain_one_denial
+        from service.cli.serve import run
 
         return run(settings, started, once_ready=explain_one_denial)
 

@@ -11,6 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import Depends, FastAPI
 
 from service import __version__
+from service.access.permissions import OPERATOR_TENANT
+from service.access.quotas import Quotas
+from service.answers.cache import Cache
 from service.api import (
     baselines,
     documentation,
@@ -32,37 +35,34 @@ from service.api.idempotency import Turns
 from service.api.queries import repeated_are_refused
 from service.api.traffic import ObservedRequests
 from service.api.transport import Bodies, RequestIds
-from service.cache import Cache
+from service.background.exporting import Exports
+from service.background.jobs import EXPLAIN, ExplainRows, Runner
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
-from service.counterfactual import Counterfactuals
-from service.embedded_redis import start_embedded_redis
-from service.engine.processes import StartedWorker, count_devices
-from service.engine.separation import SeparatingPool
-from service.explaining import Explaining
-from service.exporting import Exports
-from service.jobs import EXPLAIN, ExplainRows, Runner
+from service.engine.client.separation import SeparatingPool
+from service.engine.client.worker_processes import StartedWorker, count_devices
 from service.ledger import SCOPES, Keys, Ledger
 from service.ledger.clock import opened_clock
 from service.ledger.database import bounded
 from service.ledger.erasure_list import NAME as ERASURES
 from service.ledger.erasure_list import ErasureList
 from service.ledger.jobs import EXPORT, Jobs
-from service.ledger.opening import open_database, open_notary
+from service.ledger.maintenance import LedgerMaintenance
+from service.ledger.opening import open_checkpoint_signer, open_database
 from service.ledger.restoring import catch_up
 from service.ledger.set_subjects import SetSubjects
 from service.ledger.spent_quotas import SpentQuotas
-from service.ledger.steward import Steward
 from service.ledger.writer_process import WriterProcess
+from service.lifecycle.repository import Repository, read_catalog
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
 from service.monitoring.tracing import open_tracing
-from service.permissions import OPERATOR_TENANT
-from service.quotas import Quotas
-from service.replaying import Replaying
-from service.repository import Repository, read_catalog
+from service.processes.embedded_redis import start_embedded_redis
 from service.settings import Settings
+from service.usecases.counterfactual import Counterfactuals
+from service.usecases.explaining import Explaining
+from service.usecases.replaying import Replaying
 
 LOG = logging.getLogger("answerable")
 BOOTSTRAP = "bootstrap"
@@ -183,11 +183,11 @@ async def _compose(
     ledger = None
     app.state.ledger_notices = []
     if settings.ledger != "off":
-        notary = open_notary(settings, database)
-        await asyncio.to_thread(notary.open)
+        signer = open_checkpoint_signer(settings, database)
+        await asyncio.to_thread(signer.open)
         shipped, erasures = settings.data / "checkpoints.jsonl", ErasureList(settings.data / ERASURES, vault)
         app.state.ledger_notices = await asyncio.to_thread(catch_up, database, vault, shipped, erasures)
-        ledger = Ledger(database, vault, metrics.observe_append, notary=notary, writer=WriterProcess, clock=clock)
+        ledger = Ledger(database, vault, metrics.observe_append, signer=signer, writer=WriterProcess, clock=clock)
         stack.push_async_callback(ledger.close)
     # After everything that may keep the service from starting: a key that is made is shown.
     app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
@@ -219,10 +219,10 @@ async def _compose(
         await cache.forget_results()
         await repository.forget_rows()
 
-    steward = None
+    maintenance = None
     if ledger is not None:
-        steward = Steward(database, vault, settings.retention, settings.job_days, forget, erasures)
-        stack.push_async_callback(steward.close)
+        maintenance = LedgerMaintenance(database, vault, settings.retention, settings.job_days, forget, erasures)
+        stack.push_async_callback(maintenance.close)
 
     def render_metrics() -> bytes:
         metrics.queue_points.set(engine.most_queued_points)
@@ -238,7 +238,7 @@ async def _compose(
     app.state.ledger = ledger
     app.state.ledger_mode = settings.ledger
     app.state.turns = Turns()
-    app.state.steward = steward
+    app.state.maintenance = maintenance
     app.state.metrics = metrics
     app.state.render_metrics = render_metrics
     app.state.keys = keys
@@ -254,7 +254,7 @@ async def _compose(
     app.state.jobs = Jobs(database)
     runner: Runner | None = None
     if ledger is not None:
-        app.state.exports = Exports(app.state.jobs, database, ledger, notary, vault, settings.data / "exports")
+        app.state.exports = Exports(app.state.jobs, database, ledger, signer, vault, settings.data / "exports")
         stack.push_async_callback(app.state.exports.close)
         app.state.exports.start()
         works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}

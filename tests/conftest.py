@@ -18,7 +18,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import gc
+import hashlib
 import os
+import shutil
+import signal
 import ssl
 import tempfile
 import threading
@@ -26,7 +29,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,15 +37,18 @@ from typing import Any, TypeVar
 import httpx
 import psycopg
 import pytest
+import pytest_asyncio
 import uvicorn
 import yaml
 from fastapi import FastAPI
 from sqlalchemy import make_url
 
+from service.access.permissions import OPEN, Policy, Quota
+from service.answers.cache import Cache
 from service.app import create_app
-from service.engine.processes import worker_environment
+from service.engine.client.worker_processes import worker_environment
 from service.ledger import SCOPES, open_engine
-from service.permissions import OPEN, Policy, Quota
+from service.processes.embedded_redis import EmbeddedRedis, start_embedded_redis
 from service.settings import Settings
 
 # Kernels in the tests' own process run as in a worker; MKL looks at this when it is first called, which no import does.
@@ -309,3 +315,85 @@ def make_postgresql(postgresql_server: str) -> MakeDatabase:
 @pytest.fixture
 def postgresql_url(make_postgresql: MakeDatabase) -> str:
     return make_postgresql()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version folder, to be spoiled."""
+
+    folder: Path
+
+    def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
+        """Changes the manifest."""
+        path = self.folder / "manifest.yaml"
+        manifest = yaml.safe_load(path.read_text())
+        change(manifest)
+        path.write_text(yaml.safe_dump(manifest))
+
+    def sign(self) -> None:
+        """Makes the manifest's digests those of the files as they are now."""
+
+        def signed(manifest: dict[str, Any]) -> None:
+            for named in (manifest["artefact"], *manifest["baselines"]):
+                content = (self.folder / named["file"]).read_bytes()
+                named["sha256"] = hashlib.sha256(content).hexdigest()
+
+        self.edit(signed)
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Version:
+    """A copy of the loan model."""
+    folder = tmp_path / "models" / "loan" / "1"
+    shutil.copytree(MODELS / "loan" / "1", folder)
+    return Version(folder)
+
+
+@dataclass(slots=True)
+class CacheUnderTest:
+    """A cache and what it observed."""
+
+    cache: Cache
+    observed: list[tuple[str, str]] = field(default_factory=list)
+
+    async def written(self) -> None:
+        """Waits until everything that was kept has been written."""
+        while self.cache._writes:
+            await asyncio.wait(self.cache._writes)
+
+
+SECRET = bytes(range(32))
+
+MakeCache = Callable[..., CacheUnderTest]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def redis() -> AsyncIterator[EmbeddedRedis]:
+    """A private Redis server."""
+    started = await start_embedded_redis()
+    assert started is not None
+    yield started
+    await started.close()
+
+
+@pytest.fixture
+def hung(redis: EmbeddedRedis) -> object:
+    """The same server, stopped with SIGSTOP for the duration of a test: it accepts connections and never answers."""
+    os.kill(redis.pid, signal.SIGSTOP)
+    yield redis
+    os.kill(redis.pid, signal.SIGCONT)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def make_cache(redis: EmbeddedRedis) -> AsyncIterator[MakeCache]:
+    """Makes caches: `make_cache(url=None, ttl_seconds=10, secret=...)`; by default on the module's Redis."""
+    made: list[CacheUnderTest] = []
+
+    def make(url: str | None = redis.url, ttl_seconds: int = 60, secret: bytes = SECRET) -> CacheUnderTest:
+        observed: list[tuple[str, str]] = []
+        made.append(CacheUnderTest(Cache(url, ttl_seconds, secret, lambda *what: observed.append(what)), observed))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.cache.close()

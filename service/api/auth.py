@@ -12,12 +12,12 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from service.access.permissions import OPERATOR_TENANT
+from service.access.quotas import Quotas
+from service.answers.records import Caller
 from service.errors import Forbidden, LedgerUnavailable, TooManyWrongKeys, Unauthenticated
 from service.ledger.clock import Clock
 from service.ledger.keys import SCOPES, Key, Keys
-from service.permissions import OPERATOR_TENANT
-from service.quotas import Quotas
-from service.records import Caller
 
 FRESH_SECONDS = 5.0
 FIND_SECONDS = 3.0

@@ -7,11 +7,11 @@ import time
 
 from fastapi import Request
 
+from service.answers.records import Caller
 from service.api.explanations import ledger_of
+from service.background.jobs import EXPLAIN
 from service.errors import NotFound
-from service.jobs import EXPLAIN
 from service.ledger.jobs import Job, Jobs, State
-from service.records import Caller
 
 MOST_LISTED = 50
 

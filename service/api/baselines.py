@@ -15,12 +15,12 @@ from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict, Subject
 from service.catalog.baselines import MOST_ROWS, KeptSet
-from service.catalog.instances import read_instances
+from service.catalog.inputs.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
 from service.errors import Forbidden, Gone, InvalidRequest, Kind, invalid
 from service.ledger.set_subjects import SetSubjects
-from service.repository import Repository, Rows
+from service.lifecycle.repository import Repository, Rows
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
 ModelName = Annotated[str, Path(max_length=64)]

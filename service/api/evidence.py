@@ -18,9 +18,9 @@ from service.errors import NotFound
 from service.ledger.checkpoints import Checkpoint
 from service.ledger.entries import EventSearch
 from service.ledger.export_checking import checkpoint_faults
+from service.ledger.maintenance import LedgerMaintenance
 from service.ledger.merkle import is_included
 from service.ledger.signing import chain_faults
-from service.ledger.steward import Steward
 
 reading = APIRouter(tags=["Evidence"], responses=answers(401, 403, 404, 422, 503))
 verifying = APIRouter(route_class=StrictRoute, tags=["Evidence"])
@@ -112,8 +112,8 @@ async def prove_explanation(request: Request, explanation: str, caller: CallerOf
 async def verify_explanation(request: Request, explanation: str, body: Nothing = NOTHING) -> Response:  # noqa: ARG001
     """Checks every stored column of an explanation against its record in the log, and that against a signature."""
     stored = await find_stored(request, explanation, caller_of(request), erased_too=True, opened=False)
-    ledger, steward = ledger_of(request), steward_of(request)
-    faults = await steward.verify_one(stored.seq)
+    ledger, maintenance = ledger_of(request), maintenance_of(request)
+    faults = await maintenance.verify_one(stored.seq)
     path, checkpoint = await ledger.inclusion(stored.seq)
     keys = await ledger.signing_keys()
     faults += [*chain_faults(keys), *checkpoint_faults(checkpoint, keys)]
@@ -182,12 +182,12 @@ async def list_events(
     return Response(orjson.dumps({"events": found, "next_cursor": page.next_cursor}), media_type="application/json")
 
 
-def steward_of(request: Request) -> Steward:
+def maintenance_of(request: Request) -> LedgerMaintenance:
     """Who looks after the ledger. Raises NotFound where there is none."""
-    steward: Steward | None = request.app.state.steward
-    if steward is None:
+    maintenance: LedgerMaintenance | None = request.app.state.maintenance
+    if maintenance is None:
         raise NotFound("this service keeps no ledger")
-    return steward
+    return maintenance
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

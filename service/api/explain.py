@@ -11,28 +11,28 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Path, Request, Response
 
+from service.access.permissions import Policy
+from service.answers.records import Caller, Context, answered
+from service.api.access_log import record_lookup
 from service.api.auth import caller_of, needs
 from service.api.explanations import ledger_of, refuse_erased
 from service.api.idempotency import once, repeatable
-from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
 from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
-from service.catalog.instances import Row, read_instances
-from service.catalog.sequences import Spans
-from service.catalog.tables import TabularInputs
+from service.catalog.inputs.instances import Row, read_instances
+from service.catalog.inputs.sequences import Spans
+from service.catalog.inputs.tables import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.errors import Fault, Kind, MalformedBody
-from service.explaining import Answer, Explaining, refuse_method, shown_answer
-from service.explaining import Request as ExplainingRequest
 from service.ledger import LogChanged, Stored
 from service.ledger.entries import RequestKey
 from service.monitoring.labels import PREDICT
-from service.permissions import Policy
-from service.planning import Parameters, with_baseline_read
-from service.records import Caller, Context, answered
+from service.usecases.explaining import Answer, Explaining, refuse_method, shown_answer
+from service.usecases.explaining import Request as ExplainingRequest
+from service.usecases.planning import Parameters, with_baseline_read
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 414, 415, 422, 429, 431, 500, 503, 504, 507)
 WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"

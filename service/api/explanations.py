@@ -9,24 +9,24 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from service.access.permissions import Policy
+from service.access.quotas import counted
+from service.answers.disclosure import limited
+from service.answers.reasons import MOST_REASONS
+from service.answers.records import Caller, whole_record
+from service.api.access_log import described, record_lookup
 from service.api.auth import CallerOf, needs
 from service.api.filters import QUERY_NAMES, From, To, search_of
-from service.api.lookups import described, record_lookup
 from service.api.problems import answers
 from service.api.schemas import MOST_COHORT_TAGS
 from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
 from service.api.transport import while_connected
 from service.catalog.nearest import Searches
-from service.counterfactual import Counterfactuals
-from service.disclosure import limited
 from service.errors import MOST_FAULTS, Erased, Fault, InvalidRequest, Kind, NotFound
 from service.ledger.entries import LogChanged, Page, Stored
 from service.ledger.ledger import Ledger
-from service.ledger.steward import Steward
-from service.permissions import Policy
-from service.quotas import counted
-from service.reasons import MOST_REASONS
-from service.records import Caller, whole_record
+from service.ledger.maintenance import LedgerMaintenance
+from service.usecases.counterfactual import Counterfactuals
 
 MOST_PER_PAGE = 200
 COHORT = "cohort."
@@ -180,8 +180,8 @@ async def refuse_erased(request: Request, stored: Stored) -> None:
 
 async def _tombstone(request: Request, place: int) -> dict[str, object]:
     """What the log says of an erasure."""
-    steward: Steward = request.app.state.steward
-    event = await steward.tombstone(place)
+    maintenance: LedgerMaintenance = request.app.state.maintenance
+    event = await maintenance.tombstone(place)
     if event is None:
         raise LogChanged("the tombstone of this explanation is gone")
     told = {name: event.details[name] for name in ("reason", "class") if name in event.details}

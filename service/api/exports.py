@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
+from service.answers.records import Caller, uuid7
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.explanations import ledger_of
@@ -19,13 +20,12 @@ from service.api.idempotency import once, repeatable
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
+from service.background.exporting import DOWNLOAD, Exports, Format, is_available
+from service.background.jobs import Runner, sealed_spec, spec_of
 from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
-from service.exporting import DOWNLOAD, Exports, Format, is_available
-from service.jobs import Runner, sealed_spec, spec_of
 from service.ledger import Vault
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.jobs import EXPORT, Job, State
-from service.records import Caller, uuid7
 
 MEDIA_TYPES = {
     Format.CSV: "text/csv; charset=utf-8",

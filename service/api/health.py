@@ -10,7 +10,7 @@ from service import __version__
 from service.api.auth import PUBLIC, needs
 from service.api.problems import answers
 from service.catalog.versions import Catalog
-from service.engine.pool import Pool
+from service.engine.client.pool import Pool
 from service.ledger.ledger import Ledger
 from service.monitoring.instruments import CONTENT_TYPE
 

@@ -10,26 +10,26 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.answers.records import Caller, Context, uuid7
+from service.api.access_log import record_lookup
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.explanations import ledger_of
 from service.api.filters import FilterBody
 from service.api.idempotency import once, repeatable
-from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainParameters, Strict
-from service.catalog.instances import read_instances
+from service.background.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
+from service.catalog.inputs.instances import read_instances
 from service.catalog.versions import ModelVersion
 from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody
-from service.explaining import refuse_method
-from service.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
 from service.ledger import Stored, Vault
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.jobs import DONE, Job, JobRow, State
 from service.ledger.ledger import Ledger
-from service.planning import make_plan
-from service.records import Caller, Context, uuid7
+from service.usecases.explaining import refuse_method
+from service.usecases.planning import make_plan
 
 MOST_ROWS = 10_000
 MOST_RESULTS = 1000

@@ -11,14 +11,14 @@ from service.api.auth import CallerOf, needs
 from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
-from service.catalog.images import described
-from service.catalog.inputs import ImageInputs, Inputs
+from service.catalog.inputs.declaration import ImageInputs, Inputs
+from service.catalog.inputs.images import described
+from service.catalog.inputs.tables import Feature, TabularInputs, Unit
 from service.catalog.manifest import PARITY, BaselineSet
-from service.catalog.tables import Feature, TabularInputs, Unit
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import OutputSpace
-from service.methods.entry import Choice, Facts, MethodEntry, Number, Option
 from service.methods.registry import METHODS
+from service.methods.spec import Choice, Facts, MethodSpec, Number, Option
 
 router = APIRouter(tags=["Models"], responses=answers(401, 403, 404))
 
@@ -141,7 +141,7 @@ def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:
     served, unavailable = [], []
     for method in METHODS:
         facts = Facts(version.traits, _usual_size(version), method.defaults())
-        reason = method.unfit(facts)
+        reason = method.not_applicable(facts)
         if reason is None:
             served.append(_method(method, facts))
         else:
@@ -155,7 +155,7 @@ def _usual_size(version: ModelVersion) -> int:
     return next((one.size for one in reversed(version.manifest.baselines) if one.name == name), 1)
 
 
-def _method(method: MethodEntry, facts: Facts) -> dict[str, Any]:
+def _method(method: MethodSpec, facts: Facts) -> dict[str, Any]:
     return {
         "name": method.name,
         "description": method.description,
@@ -167,7 +167,7 @@ def _method(method: MethodEntry, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _option(method: MethodEntry, option: Option, facts: Facts) -> dict[str, Any]:
+def _option(method: MethodSpec, option: Option, facts: Facts) -> dict[str, Any]:
     """An option with its bounds; of a choice, only what this model can be asked for."""
     shown: dict[str, Any] = {"name": option.name, "default": option.default, "description": option.description}
     match option:
@@ -175,7 +175,7 @@ def _option(method: MethodEntry, option: Option, facts: Facts) -> dict[str, Any]
             shown["choices"] = [
                 choice
                 for choice in option.choices
-                if method.unfit(replace(facts, options={**facts.options, option.name: choice})) is None
+                if method.not_applicable(replace(facts, options={**facts.options, option.name: choice})) is None
             ]
         case Number():
             shown |= {"low": option.low, "high": option.high, "whole": option.is_whole}

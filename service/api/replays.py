@@ -15,7 +15,7 @@ from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import NOTHING, Nothing
 from service.api.transport import while_connected
-from service.replaying import Replayed, Replaying
+from service.usecases.replaying import Replayed, Replaying
 
 ERRORS = answers(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507)
 

@@ -13,7 +13,7 @@ from service.api.auth import needs
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
-from service.repository import READY, Repository, State
+from service.lifecycle.repository import READY, Repository, State
 
 ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
 ModelName = Annotated[str, Path(max_length=64)]

@@ -24,13 +24,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from service.answers.records import Context
 from service.catalog.nearest import LONGEST_SHOWN, Searches
 from service.domain import ToleranceOf
 from service.errors import MOST_FAULTS, InvalidRequest
 from service.ledger.entries import LONGEST_TEXT, read_subject
 from service.ledger.naming import normal
-from service.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
-from service.records import Context
+from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 
 MOST_INSTANCES = 1000
 MOST_COHORT_TAGS = 8

@@ -11,15 +11,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.convertors import StringConvertor, register_url_convertor
 
+from service.api.access_log import record_lookup
 from service.api.auth import CallerOf, caller_of, needs
-from service.api.evidence import steward_of
+from service.api.evidence import maintenance_of
 from service.api.idempotency import once, repeatable
-from service.api.lookups import record_lookup
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
 from service.api.schemas import Strict
+from service.background.exporting import Exports
 from service.errors import InvalidRequest
-from service.exporting import Exports
 from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
 from service.ledger.erasing import RELEASED
 from service.ledger.naming import normal
@@ -113,7 +113,7 @@ class KeptReply(BaseModel):
 @needs("ledger:read")
 async def count_subject(request: Request, subject: str, caller: CallerOf) -> Response:
     """How much is kept of the person, before it is held or erased. However a name is spelt in Unicode, it is one."""
-    kept = await steward_of(request).kept_of(caller.tenant, _known(subject))
+    kept = await maintenance_of(request).kept_of(caller.tenant, _known(subject))
     about = kept.tokens[0] if kept.tokens else None
     await record_lookup(request, caller, about, {"action": "subject"})
     hold = None if kept.hold is None else kept.hold.told
@@ -138,7 +138,7 @@ async def erase_subject(request: Request, subject: str, body: ReasonBody = Reaso
     reason = body.reason or NO_REASON
 
     async def erased(key: RequestKey | None) -> Response:
-        done = await steward_of(request).erase(caller.tenant, _known(subject), caller.key_id, reason, key)
+        done = await maintenance_of(request).erase(caller.tenant, _known(subject), caller.key_id, reason, key)
         exports: Exports = request.app.state.exports
         await asyncio.to_thread(exports.sweep)
         return _json(asdict(done))
@@ -158,7 +158,7 @@ async def hold_subject(request: Request, subject: str, body: HoldBody) -> Respon
     caller = caller_of(request)
 
     async def held(key: RequestKey | None) -> Response:
-        kept = await steward_of(request).hold(caller.tenant, _known(subject), caller.key_id, body.reason, key)
+        kept = await maintenance_of(request).hold(caller.tenant, _known(subject), caller.key_id, body.reason, key)
         return _json(kept.told)
 
     return await once(request, held, _told_again)
@@ -176,7 +176,7 @@ async def release_subject(request: Request, subject: str, body: ReasonBody = Rea
     caller = caller_of(request)
 
     async def released(key: RequestKey | None) -> Response:
-        await steward_of(request).release(caller.tenant, _known(subject), caller.key_id, body.reason, key)
+        await maintenance_of(request).release(caller.tenant, _known(subject), caller.key_id, body.reason, key)
         return _json(RELEASED)
 
     return await once(request, released, _told_again)

@@ -14,7 +14,7 @@ from service.methods.registry import BY_NAME
 from service.monitoring.labels import PREDICT, UNKNOWN
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLine, RequestLog
-from service.monitoring.spent import Spent
+from service.monitoring.timings import Spent
 from service.monitoring.tracing import Tracing
 
 COUNTED = (":explain", ":predict")

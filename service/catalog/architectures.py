@@ -1,7 +1,7 @@
 """The networks that weights in a safetensors file may belong to, and what a manifest says about one.
 
 This list is the allow-list: a manifest chooses a network and its sizes, it never brings code. What is chosen is built
-in `service.catalog.networks`, in a worker; here nothing imports torch.
+in `service.artefacts.networks`, in a worker; here nothing imports torch.
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from service.catalog.artefacts import read_verified, stored_rows
+from service.access.permissions import OPERATOR_TENANT
 from service.catalog.manifest import MASKED, NAME, BaselineSet, Manifest, TabularInputs, TokenInputs
+from service.catalog.version_files import read_verified, stored_rows
 from service.domain import ModelKey
 from service.errors import InvalidRequest
-from service.permissions import OPERATOR_TENANT
 
 LOG = logging.getLogger("answerable.catalog")
 BASELINES = "baselines"

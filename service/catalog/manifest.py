@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
-from service.catalog.inputs import ImageInputs, Inputs, TokenInputs
+from service.catalog.inputs.declaration import ImageInputs, Inputs, TokenInputs
+from service.catalog.inputs.tables import Category, Feature, Reason, TabularInputs
 from service.catalog.plain_yaml import read_yaml
 from service.catalog.refusals import fields
-from service.catalog.rules import Review
-from service.catalog.tables import Category, Feature, Reason, TabularInputs
+from service.catalog.review_rules import Review
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 

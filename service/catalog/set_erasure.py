@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from service.catalog.baseline_outputs import OUTPUTS, KeptOutputs
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
-from service.catalog.outputs import OUTPUTS, KeptOutputs
 from service.errors import CatalogError
 
 LOG = logging.getLogger("answerable.catalog")

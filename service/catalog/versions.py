@@ -9,9 +9,9 @@ from pathlib import Path
 
 from service.catalog.assessments import Assessment
 from service.catalog.baselines import KeptSet
-from service.catalog.inputs import TokenInputs
+from service.catalog.inputs.declaration import TokenInputs
+from service.catalog.inputs.sequences import TextTokenizer, read_tokenizer
 from service.catalog.manifest import Manifest, version_order
-from service.catalog.sequences import TextTokenizer, read_tokenizer
 from service.domain import ModelKey, Traits
 from service.errors import ModelNotReady, NotFound
 

@@ -8,7 +8,7 @@ calls), `keys` and `key_history`, `jobs` and `job_history`, `erasing`, `erasure_
 and `verifying`, `opening` and the commands.
 """
 
-from service.ledger.checkpoints import Checkpoint, Notary
+from service.ledger.checkpoints import Checkpoint, CheckpointSigner
 from service.ledger.database import open_engine
 from service.ledger.entries import (
     Entry,
@@ -31,6 +31,7 @@ from service.ledger.sealing import Vault, WrongMasterKey, prepare_database
 __all__ = [
     "SCOPES",
     "Checkpoint",
+    "CheckpointSigner",
     "Entry",
     "EntryRefused",
     "Event",
@@ -41,7 +42,6 @@ __all__ = [
     "Ledger",
     "LogChanged",
     "MalformedCursor",
-    "Notary",
     "Page",
     "Search",
     "Stored",

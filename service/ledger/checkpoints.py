@@ -144,7 +144,7 @@ def _intact() -> Iterator[None]:
         raise LogChanged("rows of the log, of its checkpoints or of its keys are missing or were changed") from error
 
 
-class Notary:
+class CheckpointSigner:
     """Signs the state of one log. Every call blocks on the database, and raises LedgerUnavailable when it does not
     answer, LogChanged when a row is not what was written."""
 

@@ -24,7 +24,7 @@ from typing import IO, Any, Protocol
 import orjson
 from sqlalchemy import Engine, select
 
-from service.ledger.checkpoints import Checkpoint, Notary, tree_in
+from service.ledger.checkpoints import Checkpoint, CheckpointSigner, tree_in
 from service.ledger.clock import machine_time
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, Search, Stored
@@ -104,7 +104,7 @@ def all_lines(engine: Engine, vault: Vault, size: int) -> Iterator[Line]:
 def write_export(
     file: IO[bytes],
     engine: Engine,
-    notary: Notary,
+    signer: CheckpointSigner,
     checkpoint: Checkpoint,
     lines: Iterable[Line],
     asked: Mapping[str, Any],
@@ -127,7 +127,7 @@ def write_export(
         with _member(archive, CHECKPOINT, digests) as sink:
             sink.write(orjson.dumps(checkpoint.line))
         with _member(archive, KEYS, digests) as sink:
-            sink.write(orjson.dumps([key.line for key in notary.chain()]))
+            sink.write(orjson.dumps([key.line for key in signer.chain()]))
         manifest = orjson.dumps(
             {
                 "schema": FORMAT,
@@ -141,7 +141,7 @@ def write_export(
                 "files": digests,
             }
         )
-        key, signature = notary.sign_content(manifest)
+        key, signature = signer.sign_content(manifest)
         archive.writestr(MANIFEST, manifest)
         archive.writestr(MANIFEST_SIGNATURE, orjson.dumps({"key": key, "signature": signature.hex()}))
     return count

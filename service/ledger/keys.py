@@ -20,13 +20,13 @@ import orjson
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from service.access.permissions import OPEN, Policy, Quota
 from service.ledger.clock import ledger_time
 from service.ledger.database import database_in_reach, serialised
 from service.ledger.entries import KEY_CHANGED, KEY_CREATED, KEY_REVOKED, KEY_ROTATED, Event
 from service.ledger.events import insert_event
 from service.ledger.key_history import committed, written_permissions
 from service.ledger.tables import keys
-from service.permissions import OPEN, Policy, Quota
 
 SCOPES = frozenset({"explain", "ledger:read", "ledger:write", "models:write", "metrics"})
 OPERATOR = "operator"

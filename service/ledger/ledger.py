@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine
 
 from service.errors import AnswerableError, InvalidRequest, LedgerFull, LedgerUnavailable, NotFound
-from service.ledger.checkpoints import Checkpoint, Notary
+from service.ledger.checkpoints import Checkpoint, CheckpointSigner
 from service.ledger.clock import Clock
 from service.ledger.database import database_in_reach
 from service.ledger.entries import (
@@ -80,10 +80,10 @@ class Ledger:
     its number of entries and whether they were recorded. `waiting_limit` is the number of entries in wait, and of
     those whose room is taken, from which more are refused. An append that takes longer than `append_seconds` is given
     up, and so are all that come while one such is still with the writer. Where nobody appends, something is written
-    every `probe_seconds`, so that `is_recording` is true of an idle ledger too. With a `notary`, what is recorded is
+    every `probe_seconds`, so that `is_recording` is true of an idle ledger too. With a `signer`, what is recorded is
     signed every `checkpoint_seconds`, and once more at the end; `signed` is when the newest checkpoint was made, in
     seconds since the epoch, of whatever process: where there is none yet, or it cannot be read, when this ledger was
-    opened; None without a notary. The `writer` is a thread of this process, or a process of its own, which a busy event
+    opened; None without a signer. The `writer` is a thread of this process, or a process of its own, which a busy event
     loop does not hold up. The `clock` is told what was recorded and signed. The engine stays the caller's to dispose
     of, after `close`.
     """
@@ -94,7 +94,7 @@ class Ledger:
         vault: Vault,
         observe: Callable[[float, int, bool], None] = _observe_nothing,
         waiting_limit: int = WAITING_LIMIT,
-        notary: Notary | None = None,
+        signer: CheckpointSigner | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         writer: type[Writer | WriterProcess] = Writer,
         clock: Clock | None = None,
@@ -119,11 +119,11 @@ class Ledger:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
         self._writer = writer(engine, vault, self._settle)
         self._probing = self._loop.create_task(self._probe_regularly(probe_seconds))
-        self._notary = notary
+        self._signer = signer
         self._clock = clock or Clock()
         self._unsigned = False
-        self.signed = None if notary is None else time()
-        self._signing = None if notary is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
+        self.signed = None if signer is None else time()
+        self._signing = None if signer is None else self._loop.create_task(self._sign_regularly(checkpoint_seconds))
 
     @property
     def is_recording(self) -> bool:
@@ -244,13 +244,13 @@ class Ledger:
     async def checkpoint(self) -> Checkpoint | None:
         """The state of the log, signed; the last one where nothing came since, None of an empty log.
 
-        Raises LogChanged when the log is not what was signed before, LedgerUnavailable, NotFound without a notary.
+        Raises LogChanged when the log is not what was signed before, LedgerUnavailable, NotFound without a signer.
         """
-        return await self._notarise(Notary.sign)
+        return await self._notarise(CheckpointSigner.sign)
 
     async def inclusion(self, seq: int) -> tuple[list[bytes], Checkpoint]:
         """The path from the leaf at that place to the root of a checkpoint, and the checkpoint. Raises as above."""
-        return await self._notarise(Notary.inclusion, seq)
+        return await self._notarise(CheckpointSigner.inclusion, seq)
 
     async def consistency(self, old: int, new: int) -> tuple[list[bytes], Checkpoint, Checkpoint]:
         """That the log of one checkpoint begins with all of an earlier one: the proof, and the two.
@@ -259,11 +259,11 @@ class Ledger:
         """
         if not 0 < old <= new:
             raise InvalidRequest("from and to are sizes of the log, and the first is not the larger one.")
-        return await self._notarise(Notary.consistency, old, new)
+        return await self._notarise(CheckpointSigner.consistency, old, new)
 
     async def signing_keys(self) -> list[SigningKey]:
         """Every key that checkpoints were signed with, the oldest first."""
-        return await self._notarise(Notary.chain)
+        return await self._notarise(CheckpointSigner.chain)
 
     async def close(self) -> None:
         """Records what still waits, then ends the writer and the threads. A second call does nothing."""
@@ -343,10 +343,10 @@ class Ledger:
 
     async def _sign(self) -> None:
         """Signs what is recorded; a failure, whatever it is, is logged, for the records themselves are safe."""
-        assert self._notary is not None
+        assert self._signer is not None
         self._unsigned = False
         try:
-            checkpoint = await self._loop.run_in_executor(self._readers, self._notary.sign)
+            checkpoint = await self._loop.run_in_executor(self._readers, self._signer.sign)
         except (AnswerableError, NotTheSigner, SecretFileError) as error:
             self._unsigned = True
             _log.error("no checkpoint was signed: %s", error)
@@ -358,9 +358,9 @@ class Ledger:
 
     async def _begin(self) -> None:
         """What cannot be signed from the start on was last signed by an earlier process, and that is told."""
-        assert self._notary is not None
+        assert self._signer is not None
         try:
-            self._keep_time(await self._loop.run_in_executor(self._readers, self._notary.newest))
+            self._keep_time(await self._loop.run_in_executor(self._readers, self._signer.newest))
         except Exception as error:  # noqa: BLE001 - signing begins all the same
             _log.error("the newest checkpoint cannot be read: %s", error)
 
@@ -369,14 +369,16 @@ class Ledger:
             self.signed = checkpoint.created / 1e6
             self._clock.passed(checkpoint.created)
 
-    async def _notarise(self, ask: Callable[Concatenate[Notary, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-        notary = self._notary
-        if notary is None:
+    async def _notarise(
+        self, ask: Callable[Concatenate[CheckpointSigner, P], T], *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        signer = self._signer
+        if signer is None:
             raise NotFound("This ledger signs no checkpoints.")
         if self._closed:
             raise LedgerUnavailable("The ledger is closed.")
         try:
-            return await self._in_time(partial(ask, notary, *arguments, **named))
+            return await self._in_time(partial(ask, signer, *arguments, **named))
         except (NotTheSigner, SecretFileError) as error:
             _log.error("no checkpoint was signed: %s", error)
             raise LedgerUnavailable("This host cannot sign checkpoints; its log says why.") from error

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError
 
 from service.errors import LedgerUnavailable, NoLedger, OtherSchema, SetupError
-from service.ledger.checkpoints import Notary
+from service.ledger.checkpoints import CheckpointSigner
 from service.ledger.database import database_in_reach, open_engine, open_to_read, sqlite_file, write_ahead_log
 from service.ledger.keys import Keys
 from service.ledger.migrations import NEWEST
@@ -30,7 +30,7 @@ class Opened:
 
     engine: Engine
     vault: Vault
-    notary: Notary
+    signer: CheckpointSigner
     settings: Settings
 
 
@@ -70,9 +70,11 @@ def open_keys(settings: Settings) -> tuple[Engine, Keys]:
     return engine, Keys(engine)
 
 
-def open_notary(settings: Settings, database: Engine) -> Notary:
+def open_checkpoint_signer(settings: Settings, database: Engine) -> CheckpointSigner:
     """Who signs the state of the ledger; its key lies in the data folder unless the settings name another file."""
-    return Notary(database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl")
+    return CheckpointSigner(
+        database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl"
+    )
 
 
 @contextmanager
@@ -96,7 +98,7 @@ def opened_ledger(settings: Settings, *, to_read: bool) -> Iterator[Opened]:
                 raise SetupError(_unreachable(engine.url, error)) from error
             raise NoLedger(_unreadable(file, error)) from error
         vault = open_vault(engine, _master_key(settings))
-        yield Opened(engine, vault, open_notary(settings, engine), settings)
+        yield Opened(engine, vault, open_checkpoint_signer(settings, engine), settings)
     finally:
         engine.dispose()
 

@@ -10,13 +10,9 @@ from collections.abc import Mapping
 
 from sqlalchemy import Engine, delete, func, select, text
 
+from service.access.quotas import Counts, Period
 from service.ledger.database import database_in_reach
 from service.ledger.tables import spent_quotas
-
-Period = tuple[str, int, int]
-"""An account, the seconds of a period, and its number since the epoch."""
-Counts = tuple[int, int]
-"""Requests and gradient points."""
 
 _TELL = text(
     "INSERT INTO spent_quotas (account, seconds, period, member, requests, points)"

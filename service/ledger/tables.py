@@ -140,7 +140,7 @@ keys = Table(
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
     Column("account", String(36)),  # the id of the first of the keys that replace one another; none: its own
-    Column("quota", Text),  # JSON; see service.permissions
+    Column("quota", Text),  # JSON; see service.access.permissions
     Column("policy", Text),
     Column("salt", String(32)),  # where the log holds no hash but a commitment to it, lest the key be guessed
 )

@@ -17,10 +17,10 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from service.children import AwakeClock, Connection, Unframer, frame, reap, start_child
 from service.ledger.database import open_engine
 from service.ledger.sealing import Vault
 from service.ledger.writer import LARGEST_GROUP, Append, Outcome, Outcomes, Recorder
+from service.processes.children import AwakeClock, Connection, Unframer, frame, reap, start_child
 
 RESTART_SECONDS = 0.5
 """Between a writer that is gone and the next. What is put meanwhile waits for that."""

@@ -34,10 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Completeness, Floats, Indices
-from service.methods.entry import Facts, MethodEntry, Number
-from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
-from service.methods.refined_path import RefinedPath
-from service.methods.refining import next_aim
+from service.methods.questions import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.shared.refined_path import RefinedPath
+from service.methods.shared.refining import next_aim
+from service.methods.spec import Facts, MethodSpec, Number
 from service.numerics.refinement import Refinement
 
 LEAST_A_CLASS = 2
@@ -214,7 +214,7 @@ def _usual_points(facts: Facts) -> int:
     return USUAL_A_CLASS * min(int(facts.number("classes")), facts.traits.labels - 1)
 
 
-AGI = MethodEntry(
+AGI = MethodSpec(
     name="agi",
     attribute=agi,
     completeness=(Completeness.ASYMPTOTIC,),

@@ -19,10 +19,10 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats, InputKind
-from service.methods.entry import Facts, MethodEntry, Number, one_point
-from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
-from service.methods.refined_path import RefinedPath
-from service.methods.refining import FIRST_PANELS, next_aim
+from service.methods.questions import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.shared.refined_path import RefinedPath
+from service.methods.shared.refining import FIRST_PANELS, next_aim
+from service.methods.spec import Facts, MethodSpec, Number, one_point
 from service.numerics.blur import SIGMA_MAX, BlurPath
 from service.numerics.refinement import Refinement
 
@@ -73,7 +73,7 @@ class _Sharpening(RefinedPath):
         return known.outputs, known.contributions * velocities
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     if facts.traits.kind is InputKind.IMAGE:
         return None
     return f"blur_ig blurs images, and this model takes {_TAKEN[facts.traits.kind]}; use integrated_gradients"
@@ -81,7 +81,7 @@ def _unfit(facts: Facts) -> str | None:
 
 _TAKEN = {InputKind.TABULAR: "the rows of a table", InputKind.TOKENS: "tokens"}
 
-BLUR_IG = MethodEntry(
+BLUR_IG = MethodSpec(
     name="blur_ig",
     attribute=blur_ig,
     completeness=(Completeness.ASYMPTOTIC,),
@@ -97,7 +97,7 @@ BLUR_IG = MethodEntry(
             "the standard deviation of the largest blur, as a share of the longer side",
         ),
     ),
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="the path integral of the gradient from the blurred image to the image",
     citation="Xu, Venugopalan and Sundararajan, CVPR 2020",
 )

@@ -2,9 +2,10 @@
 
 Wang, Fredrikson and Datta, "Robust models are more interpretable because attributions look normal", ICML 2022,
 definition of BIG: IG with the baseline x' = argmin of norm(x' - x) such that another class is predicted at x'. The
-search for x' is that of `service.methods.boundary_search`, with lengths in units of each input's range; the integral
-is taken as that of integrated gradients is, by the rule that suits the network (`service.methods.straight_path`).
-For a linear model of two classes x' = x - (m / norm(w)^2) w, and the values are in the ratios of w_i^2.
+search for x' is that of `service.methods.shared.boundary_search`, with lengths in units of each input's range; the
+integral is taken as that of integrated gradients is, by the rule that suits the network
+(`service.methods.shared.straight_path`). For a linear model of two classes x' = x - (m / norm(w)^2) w, and the values
+are in the ratios of w_i^2.
 
 The values sum to f(x) - f(x'), where f(x') is the deployed output at the boundary. That x' is the nearest point of the
 boundary is not promised. Where none was found in the budget, x' is the point nearest to turning, and the answer says
@@ -16,10 +17,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.domain import Completeness
-from service.methods.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
-from service.methods.entry import MethodEntry
-from service.methods.oracle import Method, Problem
-from service.methods.straight_path import straight_path
+from service.methods.questions import Method, Problem
+from service.methods.shared.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
+from service.methods.shared.straight_path import straight_path
+from service.methods.spec import MethodSpec
 
 
 def boundary_ig(problem: Problem) -> Method:
@@ -40,7 +41,7 @@ def boundary_ig(problem: Problem) -> Method:
     )
 
 
-BOUNDARY_IG = MethodEntry(
+BOUNDARY_IG = MethodSpec(
     name="boundary_ig",
     attribute=boundary_ig,
     completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),

@@ -3,8 +3,9 @@
 Wang, Fredrikson and Datta, "Robust models are more interpretable because attributions look normal", ICML 2022,
 definition of BSM: df/dx at the closest point x' at which another class is predicted, which is normal to the boundary
 where two classes meet. The values keep their signs and are per unit of the input, not on one scale where features have
-different units. The search for x' is that of `service.methods.boundary_search`; nothing promises that it finds the
-nearest. Where it found none in the budget, x' is the point nearest to turning, and the answer says `stopped: budget`.
+different units. The search for x' is that of `service.methods.shared.boundary_search`; nothing promises that it finds
+the nearest. Where it found none in the budget, x' is the point nearest to turning, and the answer says `stopped:
+budget`.
 
 No sum of the values relates to the output.
 """
@@ -14,10 +15,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.domain import Completeness
-from service.methods.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
-from service.methods.entry import MethodEntry
-from service.methods.one_gradient import gradient_at, of_one_gradient
-from service.methods.oracle import Method, Problem
+from service.methods.questions import Method, Problem
+from service.methods.shared.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
+from service.methods.shared.one_gradient import gradient_at, of_one_gradient
+from service.methods.spec import MethodSpec
 
 
 def boundary_saliency(problem: Problem) -> Method:
@@ -31,7 +32,7 @@ def boundary_saliency(problem: Problem) -> Method:
     )
 
 
-BOUNDARY_SALIENCY = MethodEntry(
+BOUNDARY_SALIENCY = MethodSpec(
     name="boundary_saliency",
     attribute=boundary_saliency,
     completeness=(Completeness.NONE,),

@@ -21,10 +21,10 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.entry import MethodEntry, one_point
-from service.methods.oracle import Attribution, Method, Points, Problem, Steps, evaluated
-from service.methods.refined_path import RefinedPath
-from service.methods.refining import MIDPOINT_PANELS
+from service.methods.questions import Attribution, Method, Points, Problem, Steps, evaluated
+from service.methods.shared.refined_path import RefinedPath
+from service.methods.shared.refining import MIDPOINT_PANELS
+from service.methods.spec import MethodSpec, one_point
 from service.numerics.decision import DecisionRefinement
 
 
@@ -67,7 +67,7 @@ class _Line(RefinedPath):
         return known.outputs, known.contributions
 
 
-DECISION_IG = MethodEntry(
+DECISION_IG = MethodSpec(
     name="decision_ig",
     attribute=decision_ig,
     completeness=(Completeness.NONE,),

@@ -13,10 +13,10 @@ explanation for perplexing behaviors of backpropagation-based visualizations", I
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.entry import MethodEntry, one_point
-from service.methods.one_gradient import of_one_gradient
-from service.methods.oracle import Method, Problem, Rule
-from service.methods.relu_rules import needs_relu, passed_back
+from service.methods.questions import Method, Problem, Rule
+from service.methods.shared.one_gradient import of_one_gradient
+from service.methods.shared.relu_rules import needs_relu, passed_back
+from service.methods.spec import MethodSpec, one_point
 
 
 def deconvnet(problem: Problem) -> Method:
@@ -25,14 +25,14 @@ def deconvnet(problem: Problem) -> Method:
     return of_one_gradient(problem, values)
 
 
-DECONVNET = MethodEntry(
+DECONVNET = MethodSpec(
     name="deconvnet",
     attribute=deconvnet,
     completeness=(Completeness.NONE,),
     least_points=one_point,
     usual_points=one_point,
     cost="one",
-    unfit=needs_relu("deconvnet"),
+    not_applicable=needs_relu("deconvnet"),
     description="the gradient with its positive part passed back at every ReLU, active or not",
     citation="Zeiler and Fergus, ECCV 2014",
 )

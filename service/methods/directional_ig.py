@@ -9,8 +9,8 @@ S divided by its norm,
     v(S) = sum of d(T) over all groups T within S             (the value of S)
 
 z_S does not change along the path, so IDG(S) is the sum of the integrated gradients of S over |D_S|: all groups share
-one set of nodes, and the integral is taken as in `service.methods.straight_path`. On a linear model it is the sum
-over S of w D, over |D_S|.
+one set of nodes, and the integral is taken as in `service.methods.shared.straight_path`. On a linear model it is the
+sum over S of w D, over |D_S|.
 
 The groups are those asked for and every unit by itself: a feature, a token's position, or a square patch of an image,
 counted row by row. As the paper's axioms ask, v is not negative, grows with S, is at least the sum of the values of
@@ -30,10 +30,10 @@ from typing import cast
 import numpy as np
 
 from service.domain import Completeness, Floats, GroupShare, Indices, InputKind, Traits
-from service.methods.entry import Facts, Groups, MethodEntry, Number, one_point
-from service.methods.oracle import Method, Problem
-from service.methods.straight_path import straight_path
-from service.methods.units import units_of_length
+from service.methods.questions import Method, Problem
+from service.methods.shared.straight_path import straight_path
+from service.methods.shared.units import units_of_length
+from service.methods.spec import Facts, Groups, MethodSpec, Number, one_point
 
 Members = tuple[int, ...]
 
@@ -105,7 +105,7 @@ def _slopes(sums: Floats, squares: Floats) -> Floats:
     return slopes
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     units = int(_units(facts.traits, int(facts.number("patch"))).max()) + 1
     groups = cast(tuple[Members, ...], facts.options["groups"])
     missing = max((member for group in groups for member in group), default=0)
@@ -114,7 +114,7 @@ def _unfit(facts: Facts) -> str | None:
     return f"option groups: there is no unit {missing}, the last is {units - 1}; use smaller patches or other groups"
 
 
-DIRECTIONAL_IG = MethodEntry(
+DIRECTIONAL_IG = MethodSpec(
     name="directional_ig",
     attribute=directional_ig,
     completeness=(Completeness.NONE,),
@@ -125,7 +125,7 @@ DIRECTIONAL_IG = MethodEntry(
         Groups("groups", "groups of features, positions or patches that are measured together"),
         Number("patch", 4, 1, 64, "the side in pixels of the square patches that are the units of an image"),
     ),
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="how much each feature, and each group of features asked for, accounts for along its own direction",
     citation="Sikdar, Bhattacharya and Heese, ACL 2021",
 )

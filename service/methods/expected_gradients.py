@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.entry import MethodEntry
-from service.methods.oracle import Attribution, Method, Points, Problem, Steps, evaluated
-from service.methods.refining import accepted, refine
+from service.methods.questions import Attribution, Method, Points, Problem, Steps, evaluated
+from service.methods.shared.refining import accepted, refine
+from service.methods.spec import MethodSpec
 from service.numerics.defects import HiddenChanges
 from service.numerics.errors import SWEEP_SAFETY
 from service.numerics.sweep import CONTRAST, PathErrors, Sweep
@@ -102,11 +102,11 @@ class _Paths:
         return self.sweep.shared(self._sums, self._squares, self._problem.input - self._problem.baselines)
 
 
-EXPECTED_GRADIENTS = MethodEntry(
+EXPECTED_GRADIENTS = MethodSpec(
     name="expected_gradients",
     attribute=expected_gradients,
     completeness=(Completeness.BY_CONSTRUCTION,),
-    draws=True,
+    uses_seed=True,
     least_points=lambda facts: facts.baseline_size,
     usual_points=lambda facts: 8 * facts.baseline_size,
     gives_reasons=True,

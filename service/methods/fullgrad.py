@@ -18,9 +18,9 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.activation_maps import needs_feature_maps
-from service.methods.entry import Facts, MethodEntry, one_point
-from service.methods.oracle import Attribution, BiasRows, Method, Problem, bias_maps
+from service.methods.questions import Attribution, BiasRows, Method, Problem, bias_maps
+from service.methods.shared.activation_maps import needs_feature_maps
+from service.methods.spec import Facts, MethodSpec, one_point
 
 LEAST_RANGE = 1e-6
 """What is added to the range that values are divided by: a layer that adds the same everywhere has no map."""
@@ -51,7 +51,7 @@ def _scaled(values: Floats) -> Floats:
     return scaled
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     obstacle = facts.traits.biases_obstacle
     if obstacle is not None:
         return (
@@ -61,14 +61,14 @@ def _unfit(facts: Facts) -> str | None:
     return needs_feature_maps("fullgrad")(facts)
 
 
-FULLGRAD = MethodEntry(
+FULLGRAD = MethodSpec(
     name="fullgrad",
     attribute=fullgrad,
     completeness=(Completeness.NONE,),
     least_points=one_point,
     usual_points=one_point,
     cost="one",
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="what the input and every convolution's biases add to the logit, as one map; one value a pixel",
     citation="Srinivas and Fleuret, NeurIPS 2019",
 )

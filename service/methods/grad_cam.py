@@ -13,9 +13,9 @@ is the class activation map.
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.activation_maps import class_activation, maps_at, needs_feature_maps, over_space
-from service.methods.entry import MethodEntry, one_point
-from service.methods.oracle import Method, Problem
+from service.methods.questions import Method, Problem
+from service.methods.shared.activation_maps import class_activation, maps_at, needs_feature_maps, over_space
+from service.methods.spec import MethodSpec, one_point
 
 
 def grad_cam(problem: Problem) -> Method:
@@ -26,14 +26,14 @@ def grad_cam(problem: Problem) -> Method:
     return class_activation(problem, weights, activations, evaluations=1)
 
 
-GRAD_CAM = MethodEntry(
+GRAD_CAM = MethodSpec(
     name="grad_cam",
     attribute=grad_cam,
     completeness=(Completeness.NONE,),
     least_points=one_point,
     usual_points=one_point,
     cost="one",
-    unfit=needs_feature_maps("grad_cam"),
+    not_applicable=needs_feature_maps("grad_cam"),
     description="the last convolution's maps, weighted by their mean gradients, for the logit; one value a pixel",
     citation="Selvaraju, Cogswell, Das, Vedantam, Parikh and Batra, ICCV 2017",
 )

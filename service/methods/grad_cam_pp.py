@@ -12,9 +12,9 @@ and promise no sum. The maps A are meant to be behind a ReLU: with negative sums
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.activation_maps import class_activation, maps_at, needs_feature_maps, plus_plus_weights
-from service.methods.entry import MethodEntry, one_point
-from service.methods.oracle import Method, Problem
+from service.methods.questions import Method, Problem
+from service.methods.shared.activation_maps import class_activation, maps_at, needs_feature_maps, plus_plus_weights
+from service.methods.spec import MethodSpec, one_point
 
 
 def grad_cam_pp(problem: Problem) -> Method:
@@ -25,14 +25,14 @@ def grad_cam_pp(problem: Problem) -> Method:
     return class_activation(problem, weights, activations, evaluations=1)
 
 
-GRAD_CAM_PP = MethodEntry(
+GRAD_CAM_PP = MethodSpec(
     name="grad_cam_pp",
     attribute=grad_cam_pp,
     completeness=(Completeness.NONE,),
     least_points=one_point,
     usual_points=one_point,
     cost="one",
-    unfit=needs_feature_maps("grad_cam_pp"),
+    not_applicable=needs_feature_maps("grad_cam_pp"),
     description="the last convolution's maps, weighted place by place, for the logit; one value a pixel",
     citation="Chattopadhay, Sarkar, Howlader and Balasubramanian, WACV 2018",
 )

@@ -12,10 +12,10 @@ Patel, ICML 2018). Use it to see what the lower layers look at, and no further.
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.entry import MethodEntry, one_point
-from service.methods.one_gradient import of_one_gradient
-from service.methods.oracle import Method, Problem, Rule
-from service.methods.relu_rules import needs_relu, passed_back
+from service.methods.questions import Method, Problem, Rule
+from service.methods.shared.one_gradient import of_one_gradient
+from service.methods.shared.relu_rules import needs_relu, passed_back
+from service.methods.spec import MethodSpec, one_point
 
 
 def guided_backprop(problem: Problem) -> Method:
@@ -24,14 +24,14 @@ def guided_backprop(problem: Problem) -> Method:
     return of_one_gradient(problem, values)
 
 
-GUIDED_BACKPROP = MethodEntry(
+GUIDED_BACKPROP = MethodSpec(
     name="guided_backprop",
     attribute=guided_backprop,
     completeness=(Completeness.NONE,),
     least_points=one_point,
     usual_points=one_point,
     cost="one",
-    unfit=needs_relu("guided_backprop"),
+    not_applicable=needs_relu("guided_backprop"),
     description="the gradient with its positive part alone passed back at every active ReLU",
     citation="Springenberg, Dosovitskiy, Brox and Riedmiller, ICLR workshop 2015",
 )

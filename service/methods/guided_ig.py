@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.entry import Facts, MethodEntry, Number, one_point
-from service.methods.one_gradient import gradient_at
-from service.methods.oracle import Attribution, DeadlinePassed, Method, Problem
+from service.methods.questions import Attribution, DeadlinePassed, Method, Problem
+from service.methods.shared.one_gradient import gradient_at
+from service.methods.spec import Facts, MethodSpec, Number, one_point
 from service.numerics.cells import SAFETY
 from service.numerics.errors import PATH_SAFETY
 
@@ -139,7 +139,7 @@ def _steps(facts: Facts) -> int:
     return int(facts.number("steps"))
 
 
-GUIDED_IG = MethodEntry(
+GUIDED_IG = MethodSpec(
     name="guided_ig",
     attribute=guided_ig,
     completeness=(Completeness.ASYMPTOTIC,),

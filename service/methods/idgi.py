@@ -25,9 +25,9 @@ from typing import Protocol
 import numpy as np
 
 from service.domain import Completeness, Floats, InputKind
-from service.methods.entry import Choice, Facts, MethodEntry, Number, one_point
-from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
-from service.methods.units import units_of_length
+from service.methods.questions import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.shared.units import units_of_length
+from service.methods.spec import Choice, Facts, MethodSpec, Number, one_point
 from service.numerics.blur import SIGMA_MAX, BlurPath
 from service.numerics.cells import FEWEST_NODES, SAFETY, estimate, local_errors, stencils
 from service.numerics.errors import PATH_SAFETY
@@ -123,13 +123,13 @@ def _parts(rows: int, problem: Problem) -> Iterator[slice]:
     return (slice(start, min(start + together, rows)) for start in range(0, rows, together))
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     if facts.options["path"] == BLUR and facts.traits.kind is not InputKind.IMAGE:
         return "the path of blurs is for images, and this model takes none; use path: straight"
     return None
 
 
-IDGI = MethodEntry(
+IDGI = MethodSpec(
     name="idgi",
     attribute=idgi,
     completeness=(Completeness.BY_CONSTRUCTION,),
@@ -140,7 +140,7 @@ IDGI = MethodEntry(
         Choice("path", STRAIGHT, (STRAIGHT, BLUR), "where the steps are taken; blur is for images"),
         Number("steps", 64, 1, 4096, "the steps of the path"),
     ),
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="the change of the output on each step of a path, shared out by the squares of the gradient there",
     citation="Yang, Wang and Bilgic, CVPR 2023",
 )

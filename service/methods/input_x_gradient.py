@@ -10,9 +10,9 @@ zeros. Elsewhere no sum holds, and an input that is zero gets nothing, whatever 
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.entry import MethodEntry, one_point
-from service.methods.one_gradient import gradient_at, of_one_gradient
-from service.methods.oracle import Method, Problem
+from service.methods.questions import Method, Problem
+from service.methods.shared.one_gradient import gradient_at, of_one_gradient
+from service.methods.spec import MethodSpec, one_point
 
 
 def input_x_gradient(problem: Problem) -> Method:
@@ -21,7 +21,7 @@ def input_x_gradient(problem: Problem) -> Method:
     return of_one_gradient(problem, problem.input * gradient)
 
 
-INPUT_X_GRADIENT = MethodEntry(
+INPUT_X_GRADIENT = MethodSpec(
     name="input_x_gradient",
     attribute=input_x_gradient,
     completeness=(Completeness.NONE,),

@@ -10,15 +10,15 @@ plays a part is weighted with the integral of its slope, which is known (`servic
 not fit the budget is not taken; a refining rule answers instead. `midpoint` refines until the error holds, and is of
 fourth order where the path is smooth (`service.numerics.cells`). `auto` takes the exact rule where the network allows
 it and it takes few gradients, else midpoint. `gauss_legendre` is there to compare with others: its error on a smooth
-path is far smaller than what its own nodes can tell. The rules are in `service.methods.straight_path`.
+path is far smaller than what its own nodes can tell. The rules are in `service.methods.shared.straight_path`.
 """
 
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.entry import Choice, Facts, MethodEntry, one_point
-from service.methods.oracle import Method, Problem
-from service.methods.straight_path import straight_path
+from service.methods.questions import Method, Problem
+from service.methods.shared.straight_path import straight_path
+from service.methods.spec import Choice, Facts, MethodSpec, one_point
 
 
 def integrated_gradients(problem: Problem) -> Method:
@@ -26,14 +26,14 @@ def integrated_gradients(problem: Problem) -> Method:
     return straight_path(problem, str(problem.options["rule"]))
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     obstacle = facts.traits.obstacle
     if facts.options["rule"] != "exact" or obstacle is None:
         return None
     return f"the exact rule does not apply to this model: {obstacle}; use auto, gauss_legendre or midpoint"
 
 
-INTEGRATED_GRADIENTS = MethodEntry(
+INTEGRATED_GRADIENTS = MethodSpec(
     name="integrated_gradients",
     attribute=integrated_gradients,
     completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
@@ -49,7 +49,7 @@ INTEGRATED_GRADIENTS = MethodEntry(
             "how the path integral is taken; auto is exact where the network is piecewise linear, in few pieces",
         ),
     ),
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="the path integral of the gradient from the mean of the baseline set to the input",
     citation="Sundararajan, Taly and Yan, ICML 2017",
 )

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain import Completeness, Floats, InputKind, kind_of
-from service.methods.entry import Choice, Facts, MethodEntry
-from service.methods.oracle import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
+from service.methods.questions import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
+from service.methods.spec import Choice, Facts, MethodSpec
 from service.numerics.logarithmic import gauss_logarithmic
 from service.numerics.quadrature import gauss_legendre
 from service.numerics.refinement import Stagnation
@@ -193,7 +193,7 @@ def _least_points(facts: Facts) -> int:
     return FIRST_NODES * (facts.traits.units + 1) + ends
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     if facts.traits.kind is InputKind.IMAGE:
         return (
             "integrated_hessians needs a row of Hessians for each input, too many for an image; use expected_gradients"
@@ -210,7 +210,7 @@ def _unfit(facts: Facts) -> str | None:
     return None
 
 
-INTEGRATED_HESSIANS = MethodEntry(
+INTEGRATED_HESSIANS = MethodSpec(
     name="integrated_hessians",
     attribute=integrated_hessians,
     completeness=(Completeness.ASYMPTOTIC, Completeness.NONE),
@@ -226,7 +226,7 @@ INTEGRATED_HESSIANS = MethodEntry(
             "what stands in for every ReLU, whose second derivative is zero almost everywhere",
         ),
     ),
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="the interactions of all pairs of features, and integrated gradients as their sums",
     citation="Janizek, Sturmfels and Lee, JMLR 2021",
 )

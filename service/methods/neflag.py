@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Completeness, Floats
-from service.methods.entry import Facts, MethodEntry, Number, one_point
-from service.methods.oracle import Attribution, Method, Problem, Rows, evaluated
+from service.methods.questions import Attribution, Method, Problem, Rows, evaluated
+from service.methods.spec import Facts, MethodSpec, Number, one_point
 
 MOST_NUMBERS = 2**22
 """In the rows of one question, which is 32 MiB; what takes more is asked in parts."""
@@ -69,7 +69,7 @@ def _points(facts: Facts) -> int:
     return int(facts.number("points"))
 
 
-NEFLAG = MethodEntry(
+NEFLAG = MethodSpec(
     name="neflag",
     attribute=neflag,
     completeness=(Completeness.NONE,),
@@ -80,7 +80,7 @@ NEFLAG = MethodEntry(
         Number("eps", 0.1, 0.0001, 1.0, "the radius of the sphere, as a share of each input's range"),
         Number("points", 20, 1, 10_000, "the points on the sphere"),
     ),
-    draws=True,
+    uses_seed=True,
     description="the mean negative flux of the gradient through a small sphere around the input",
     citation="Li, Pan, Li, Qiang and Zhu, IJCAI 2023",
 )

@@ -12,10 +12,10 @@ promises no sum.
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.entry import MethodEntry, Number, one_point
-from service.methods.one_gradient import of_one_gradient
-from service.methods.oracle import Method, Problem, Rule
-from service.methods.relu_rules import needs_relu, passed_back
+from service.methods.questions import Method, Problem, Rule
+from service.methods.shared.one_gradient import of_one_gradient
+from service.methods.shared.relu_rules import needs_relu, passed_back
+from service.methods.spec import MethodSpec, Number, one_point
 
 
 def rectgrad(problem: Problem) -> Method:
@@ -24,7 +24,7 @@ def rectgrad(problem: Problem) -> Method:
     return of_one_gradient(problem, problem.input * gradient)
 
 
-RECTGRAD = MethodEntry(
+RECTGRAD = MethodSpec(
     name="rectgrad",
     attribute=rectgrad,
     completeness=(Completeness.NONE,),
@@ -40,7 +40,7 @@ RECTGRAD = MethodEntry(
             "the percentile of activation times gradient, over a layer, above which a gradient is passed back",
         ),
     ),
-    unfit=needs_relu("rectgrad"),
+    not_applicable=needs_relu("rectgrad"),
     description="the input times a gradient of which every ReLU passes back what matters most",
     citation="Kim, Seo, Jeon, Koo, Choe and Jeon, ICCV workshops 2019",
 )

@@ -9,7 +9,6 @@ from service.methods.boundary_saliency import BOUNDARY_SALIENCY
 from service.methods.decision_ig import DECISION_IG
 from service.methods.deconvnet import DECONVNET
 from service.methods.directional_ig import DIRECTIONAL_IG
-from service.methods.entry import MethodEntry
 from service.methods.expected_gradients import EXPECTED_GRADIENTS
 from service.methods.fullgrad import FULLGRAD
 from service.methods.grad_cam import GRAD_CAM
@@ -25,10 +24,11 @@ from service.methods.rectgrad import RECTGRAD
 from service.methods.saliency import SALIENCY
 from service.methods.sequential_ig import SEQUENTIAL_IG
 from service.methods.smooth_grad_cam_pp import SMOOTH_GRAD_CAM_PP
+from service.methods.spec import MethodSpec
 from service.methods.split_ig import SPLIT_IG
 from service.methods.xrai import XRAI
 
-METHODS: tuple[MethodEntry, ...] = (
+METHODS: tuple[MethodSpec, ...] = (
     INTEGRATED_GRADIENTS,
     EXPECTED_GRADIENTS,
     INTEGRATED_HESSIANS,

@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, InputKind
-from service.methods.entry import MethodEntry, one_point
-from service.methods.one_gradient import gradient_at, of_one_gradient
-from service.methods.oracle import Method, Problem
+from service.methods.questions import Method, Problem
+from service.methods.shared.one_gradient import gradient_at, of_one_gradient
+from service.methods.spec import MethodSpec, one_point
 
 
 def saliency(problem: Problem) -> Method:
@@ -27,7 +27,7 @@ def saliency(problem: Problem) -> Method:
     return of_one_gradient(problem, steepness)
 
 
-SALIENCY = MethodEntry(
+SALIENCY = MethodSpec(
     name="saliency",
     attribute=saliency,
     completeness=(Completeness.NONE,),

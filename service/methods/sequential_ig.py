@@ -18,10 +18,10 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats, InputKind
-from service.methods.entry import Facts, MethodEntry
-from service.methods.oracle import Attribution, Method, Problem, outputs_at
-from service.methods.refined_lines import RefinedLines
-from service.methods.refining import FIRST_PANELS, accepted, refine
+from service.methods.questions import Attribution, Method, Problem, outputs_at
+from service.methods.shared.refined_lines import RefinedLines
+from service.methods.shared.refining import FIRST_PANELS, accepted, refine
+from service.methods.spec import Facts, MethodSpec
 
 
 def sequential_ig(problem: Problem) -> Method:
@@ -79,7 +79,7 @@ class _Paths(RefinedLines):
         return budget - left
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     if facts.traits.kind is InputKind.TOKENS:
         return None
     return "sequential_ig masks one token after the other, and this model takes none; use integrated_gradients"
@@ -89,14 +89,14 @@ def _positions(facts: Facts) -> int:
     return facts.traits.shape[0]
 
 
-SEQUENTIAL_IG = MethodEntry(
+SEQUENTIAL_IG = MethodSpec(
     name="sequential_ig",
     attribute=sequential_ig,
     completeness=(Completeness.NONE,),
     least_points=_positions,
     usual_points=lambda facts: 12 * _positions(facts),
     cost="one a position that is not masked already, at least; what the tolerance takes, from 4 a position",
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="integrated gradients of one token at a time, from its baseline to itself, while all others stay",
     citation="Enguehard, Findings of ACL 2023",
 )

@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness
-from service.methods.activation_maps import class_activation, maps_at, needs_feature_maps, plus_plus_weights
-from service.methods.entry import Facts, MethodEntry, Number
-from service.methods.oracle import Method, Problem
+from service.methods.questions import Method, Problem
+from service.methods.shared.activation_maps import class_activation, maps_at, needs_feature_maps, plus_plus_weights
+from service.methods.spec import Facts, MethodSpec, Number
 
 
 def smooth_grad_cam_pp(problem: Problem) -> Method:
@@ -39,7 +39,7 @@ def _all_copies(facts: Facts) -> int:
     return 1 + int(facts.number("samples"))
 
 
-SMOOTH_GRAD_CAM_PP = MethodEntry(
+SMOOTH_GRAD_CAM_PP = MethodSpec(
     name="smooth_grad_cam_pp",
     attribute=smooth_grad_cam_pp,
     completeness=(Completeness.NONE,),
@@ -50,8 +50,8 @@ SMOOTH_GRAD_CAM_PP = MethodEntry(
         Number("samples", 4, 1, 100, "the noisy copies of the input"),
         Number("scale", 0.3, 0.0, 1.0, "the deviation of the noise, as a share of each input's range"),
     ),
-    draws=True,
-    unfit=needs_feature_maps("smooth_grad_cam_pp"),
+    uses_seed=True,
+    not_applicable=needs_feature_maps("smooth_grad_cam_pp"),
     description="Grad-CAM++ with its gradients averaged over noisy copies of the input; one value a pixel",
     citation="Omeiza, Speakman, Cintas and Weldemariam, 2019",
 )

@@ -7,10 +7,10 @@ gradients", ICML workshop on human interpretability 2020. With D = x - x', x' th
     values_i = D_i int from 0 to alpha* of df/dx_i (x' + alpha D) dalpha
 
 which are the integrated gradients of the point x' + alpha* D, and are computed as these are, see
-`service.methods.straight_path`. What lies behind, where the output is saturated, is left out. So the values sum to phi
-times the change f(x) - f(x') and not to the change, and with the right part they are integrated gradients. The path is
-not split, alpha* is 1, where no point makes more than phi of the way, and where the whole change is smaller than the
-floor of relative errors, so that shares of it are noise.
+`service.methods.shared.straight_path`. What lies behind, where the output is saturated, is left out. So the values sum
+to phi times the change f(x) - f(x') and not to the change, and with the right part they are integrated gradients. The
+path is not split, alpha* is 1, where no point makes more than phi of the way, and where the whole change is smaller
+than the floor of relative errors, so that shares of it are noise.
 
 On a piecewise-linear network alpha* is exact: the logits are linear between two bends, and their softmax, whose
 logarithm is concave there, turns back at most once. Elsewhere the deployed outputs on a grid bracket the first
@@ -24,9 +24,9 @@ from dataclasses import replace
 import numpy as np
 
 from service.domain import Completeness, Floats, OutputSpace
-from service.methods.entry import MethodEntry, Number, one_point
-from service.methods.oracle import Breakpoints, Method, Problem, Steps, outputs_at, pieces_of
-from service.methods.straight_path import straight_path
+from service.methods.questions import Breakpoints, Method, Problem, Steps, outputs_at, pieces_of
+from service.methods.shared.straight_path import straight_path
+from service.methods.spec import MethodSpec, Number, one_point
 from service.numerics.quadrature import softmax
 
 GRID = 65
@@ -115,7 +115,7 @@ def _with_turns(alphas: Floats, logits: Floats, target: int) -> tuple[Floats, Fl
     return np.insert(alphas, piece + 1, turns), np.insert(logits, piece + 1, turn_logits, axis=0)
 
 
-SPLIT_IG = MethodEntry(
+SPLIT_IG = MethodSpec(
     name="split_ig",
     attribute=split_ig,
     completeness=(Completeness.NONE,),

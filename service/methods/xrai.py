@@ -43,10 +43,10 @@ import numpy as np
 
 from service.domain import Completeness, Floats, Indices, InputKind
 from service.extras import install
-from service.methods.entry import Facts, MethodEntry, Number
-from service.methods.oracle import Attribution, Method, Problem, Steps, outputs_at
-from service.methods.refined_lines import RefinedLines
-from service.methods.refining import FIRST_PANELS, next_aim, refine
+from service.methods.questions import Attribution, Method, Problem, Steps, outputs_at
+from service.methods.shared.refined_lines import RefinedLines
+from service.methods.shared.refining import FIRST_PANELS, next_aim, refine
+from service.methods.spec import Facts, MethodSpec, Number
 from service.numerics.regions import Regions, dilated, ranked_densities, together
 
 SIDE = 224
@@ -135,7 +135,7 @@ def _cell_of_pixel(height: int, width: int) -> Indices:
     return (row[:, None] * SIDE + column).ravel()
 
 
-def _unfit(facts: Facts) -> str | None:
+def _not_applicable(facts: Facts) -> str | None:
     if facts.traits.kind is not InputKind.IMAGE:
         return "xrai needs an image, whose regions it ranks; use integrated_gradients"
     if find_spec("skimage") is None:
@@ -146,7 +146,7 @@ def _unfit(facts: Facts) -> str | None:
     return None
 
 
-XRAI = MethodEntry(
+XRAI = MethodSpec(
     name="xrai",
     attribute=xrai,
     completeness=(Completeness.NONE,),
@@ -163,7 +163,7 @@ XRAI = MethodEntry(
         ),
         Number("dilation_radius", 5, 0, 10, "how far segments reach over their edges, in pixels of 224 by 224"),
     ),
-    unfit=_unfit,
+    not_applicable=_not_applicable,
     description="regions of the image, ranked by their mean integrated gradients; one value a pixel",
     citation="Kapishnikov, Bolukbasi, Viegas and Terry, ICCV 2019",
 )

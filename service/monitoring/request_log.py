@@ -14,7 +14,7 @@ import orjson
 
 from service.logs import moment
 from service.monitoring.labels import UNKNOWN
-from service.monitoring.spent import Spent
+from service.monitoring.timings import Spent
 
 EVERY_SECONDS = 0.1
 MOST_WAITING = 10_000

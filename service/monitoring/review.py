@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 from service.catalog.manifest import Inputs, Manifest, TabularInputs
-from service.catalog.rules import PROTECTED_SHARE
+from service.catalog.review_rules import PROTECTED_SHARE
 from service.domain import Explanation, Plan
 
 

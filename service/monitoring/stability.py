@@ -17,8 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
-from service.catalog.artefacts import read_baseline_rows
 from service.catalog.manifest import BaselineSet, TabularInputs
+from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
 from service.domain import BaselineChoice, Explanation, Plan, Priority, Timings
 from service.errors import AnswerableError, CatalogError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from service.errors import SetupError
 from service.extras import install
-from service.monitoring.spent import Spent
+from service.monitoring.timings import Spent
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

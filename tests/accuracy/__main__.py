@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from service.domain import Explanation, Floats, OptionValue, OutputSpace
-from service.engine.device import DeviceModel
+from service.engine.worker.device import DeviceModel
 from tests.accuracy.engine import device_model, explained
 from tests.accuracy.networks import NETWORKS, Case, Network
 from tests.accuracy.truths import in_pieces, on_line

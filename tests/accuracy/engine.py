@@ -20,10 +20,10 @@ from service.domain import (
     OutputSpace,
     Plan,
 )
-from service.engine.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
-from service.engine.explanation import explain
-from service.engine.kernels import DeployedKernel, Segment, units_of
-from service.engine.traits import traits_of
+from service.engine.graph.traits import traits_of
+from service.engine.kernels.kernel import DeployedKernel, Segment, units_of
+from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
+from service.engine.worker.explanation import explain
 from service.methods.registry import BY_NAME
 
 KEY = ModelKey("network", "1", "sha256:network")

@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from service.access.quotas import Quotas
 from service.api import auth, problems
 from service.api.auth import Authenticator, WrongKeys, authorise, needs
 from service.api.parsing import StrictRoute
@@ -20,7 +21,6 @@ from service.api.schemas import PredictBody
 from service.api.transport import Bodies, RequestIds
 from service.ledger import SCOPES, clock
 from service.ledger.spent_quotas import SpentQuotas
-from service.quotas import Quotas
 from tests.api.conftest import filled
 
 if TYPE_CHECKING:

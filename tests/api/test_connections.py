@@ -17,8 +17,8 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI, Request, Response
 
-from service.connections import Connections, Limits, connections_within, raise_descriptor_limit
-from service.serving import configured
+from service.api.connections import Connections, Limits, connections_within, raise_descriptor_limit
+from service.cli.serve import configured
 from service.settings import Settings
 from tests.conftest import PATIENCE_SECONDS
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.disclosure import SMALLEST_STEP, limited, limited_prediction
-from service.permissions import OPEN, Policy, Quota
+from service.access.permissions import OPEN, Policy, Quota
+from service.answers.disclosure import SMALLEST_STEP, limited, limited_prediction
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager

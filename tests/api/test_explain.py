@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,10 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from tests.conftest import MODELS
+
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
 
-FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
+FOLDER = MODELS / "loan" / "1"
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 PREDICT = "/v1/models/loan/versions/1:predict"
 METHODS = ["integrated_gradients", "expected_gradients"]

@@ -17,12 +17,12 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from service.export_tables import COLUMNS
-from service.exporting import KEPT_SECONDS, Exports
+from service.access.permissions import Policy
+from service.background.export_tables import COLUMNS
+from service.background.exporting import KEPT_SECONDS, Exports
 from service.ledger.entries import EventSearch, Search, Stored
 from service.ledger.erasing import erase
 from service.ledger.export_checking import check_export
-from service.permissions import Policy
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -109,9 +109,9 @@ async def test_the_zip_holds_records_with_proofs(
     (explanation,) = (await explain([instance], by=bank, context={"subject": "Ada"}))["explanations"]
 
     content = await exported(bank)
-    notary = service.app.state.exports._notary
+    signer = service.app.state.exports._signer
 
-    assert check_export(io.BytesIO(content), notary.chain()[0].public_key).is_valid
+    assert check_export(io.BytesIO(content), signer.chain()[0].public_key).is_valid
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         (line,) = archive.read("records.ndjson").splitlines()
         manifest = orjson.loads(archive.read("manifest.json"))
@@ -174,7 +174,7 @@ async def test_files_are_kept_for_a_day(
     (path,) = exports._folder_of(tenant).iterdir()
     exports.sweep()
     assert path.exists()
-    monkeypatch.setattr("service.exporting.KEPT_SECONDS", -5)
+    monkeypatch.setattr("service.background.exporting.KEPT_SECONDS", -5)
     exports.sweep()
     assert not path.exists()
     assert KEPT_SECONDS == 86_400
@@ -187,9 +187,9 @@ async def test_the_host_that_wrote_a_file_is_named_where_it_is_not(
 ) -> None:  # fmt: skip
     """Behind a balancer, say."""
     await explain([instance], by=bank)
-    monkeypatch.setattr("service.exporting.gethostname", lambda: "front-1")
+    monkeypatch.setattr("service.background.exporting.gethostname", lambda: "front-1")
     export = await ended(bank, format="csv")
-    monkeypatch.setattr("service.exporting.KEPT_SECONDS", -5)  # as if it lay elsewhere
+    monkeypatch.setattr("service.background.exporting.KEPT_SECONDS", -5)  # as if it lay elsewhere
 
     for here, sentence in (
         ("front-2", "not on this host, front-2: it is kept on front-1"),

@@ -14,19 +14,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load_file
 
-from service.catalog.rules import Review
+from service.answers.records import Caller, Context
+from service.catalog.review_rules import Review
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, Plan, Priority, Timings
-from service.explaining import Explaining, Request
 from service.monitoring.drift import LEAST
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
-from service.planning import Parameters
-from service.records import Caller, Context
+from service.usecases.explaining import Explaining, Request
+from service.usecases.planning import Parameters
 from tests.conftest import MODELS
 
 if TYPE_CHECKING:
-    from service.engine.pool import Pool
+    from service.engine.client.pool import Pool
     from tests.conftest import Service
 
 ROWS = 60

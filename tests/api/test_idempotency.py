@@ -14,12 +14,12 @@ from sqlalchemy import update
 from service.api.idempotency import HEADER, Turns, is_repeatable
 from service.api.routing import routes_of
 from service.app import create_app
-from service.explaining import Explaining
 from service.ledger import Ledger, Search, remembering
 from service.ledger.entries import LOOKUP, REVIEW, EventSearch
 from service.ledger.tables import remembered
 from service.monitoring.health import Health
 from service.settings import Settings
+from service.usecases.explaining import Explaining
 from tests.conftest import MODELS
 
 if TYPE_CHECKING:

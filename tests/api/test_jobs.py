@@ -14,19 +14,19 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from service.access.permissions import Policy, Quota
+from service.access.quotas import Quotas
+from service.answers.records import Caller, Context
 from service.api.background import new_job
+from service.background.jobs import EXPLAIN, UNEXPECTED, Runner, failure_of, sealed_payload, sealed_spec, spec_of
 from service.catalog.versions import ModelVersion
 from service.errors import AnswerableError, Erased, LedgerUnavailable, NotFound
-from service.jobs import EXPLAIN, UNEXPECTED, Runner, failure_of, sealed_payload, sealed_spec, spec_of
 from service.ledger import open_engine, upgrade
 from service.ledger.entries import LOOKUP, EventSearch
 from service.ledger.jobs import ERASED, Job, Jobs
 from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.tables import job_rows
 from service.ledger.tables import jobs as jobs_table
-from service.permissions import Policy, Quota
-from service.quotas import Quotas
-from service.records import Caller, Context
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -83,8 +83,8 @@ async def test_a_host_takes_no_more_jobs_than_it_has_room_for(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     """Six jobs posted to one of two hosts: each runs some. One that is full takes one more when nobody else did."""
-    monkeypatch.setattr("service.jobs.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("service.jobs.LEFT_SECONDS", 3600.0)
+    monkeypatch.setattr("service.background.jobs.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("service.background.jobs.LEFT_SECONDS", 3600.0)
     database = open_engine(f"sqlite:///{tmp_path / 'jobs.db'}")
     upgrade(database)
     store, go_on, now = Jobs(database), asyncio.Event(), time.time_ns() // 1000
@@ -234,7 +234,7 @@ async def test_rows_of_a_person_who_is_erased_are_not_explained(
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go_on.wait(), here))
         await append(entries, *rest)
 
-    monkeypatch.setattr("service.jobs.WINDOW", 1)
+    monkeypatch.setattr("service.background.jobs.WINDOW", 1)
     monkeypatch.setattr(ledger, "append", held)
     given = await made(bank, instances=rows_of(instance, 3), context=contexts, parameters=RULE)
     stored_before = await made(bank, explanations={"subject": "Ada"}, parameters=RULE)
@@ -325,7 +325,7 @@ async def test_a_job_that_waits_for_its_quota_keeps_no_other_waiting(
     service: Service, make_key: MakeKey, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("service.jobs.JOBS_AT_ONCE", 1)
+    monkeypatch.setattr("service.background.jobs.JOBS_AT_ONCE", 1)
     key = make_key(tenant=tenant, quota=Quota(None, 20, "day"))
     one = {**RULE, "max_evaluations": 20, "tolerance": 1e-9}
     async with service.client(key) as client:
@@ -412,7 +412,7 @@ async def test_a_version_that_is_not_here_makes_the_job_wait(
 ) -> None:
     catalog = service.app.state.catalog
     with monkeypatch.context() as patch:
-        patch.setattr("service.jobs.PAUSE_SECONDS", 0.05)
+        patch.setattr("service.background.jobs.PAUSE_SECONDS", 0.05)
         patch.setattr(service.app.state.jobs, "claim", lambda *_: None)
         job = await made(bank, instances=[instance], parameters=RULE)
         patch.setattr(catalog, "find", missing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,12 +11,13 @@ import yaml
 from service.api.schemas import ExplainReply, PredictReply
 from service.errors import AnswerableError
 from service.methods.registry import METHODS as METHODS_KNOWN
+from tests.conftest import MODELS
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
     from tests.conftest import Service
 
-LOAN = Path(__file__).parents[2] / "models" / "loan"
+LOAN = MODELS / "loan"
 METHODS = {"get", "post", "put", "patch", "delete"}
 
 

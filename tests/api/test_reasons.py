@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from service.access.permissions import Policy
+from service.answers.reasons import principal_reasons, texts_digest
 from service.catalog.manifest import Manifest, Reason, TabularInputs, read_manifest
 from service.domain import Completeness, Explanation
-from service.permissions import Policy
-from service.reasons import principal_reasons, texts_digest
 from tests.conftest import MODELS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from service.jobs import spec_of
+from service.background.jobs import spec_of
 from service.ledger import Entry, Event, Ledger
 from service.ledger.clock import WrittenTimes
 

@@ -18,7 +18,7 @@ from sqlalchemy import update
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Conditions
 from service.ledger.tables import explanations, log
-from service.planning import Parameters, expected_points, make_plan
+from service.usecases.planning import Parameters, expected_points, make_plan
 from tests.conftest import MODELS
 
 if TYPE_CHECKING:

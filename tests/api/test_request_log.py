@@ -14,7 +14,7 @@ import pytest
 
 from service.monitoring import request_log
 from service.monitoring.request_log import RequestLine, RequestLog
-from service.monitoring.spent import Spent
+from service.monitoring.timings import Spent
 
 if TYPE_CHECKING:
     from tests.conftest import MakeKey, Service, Until

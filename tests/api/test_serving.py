@@ -12,10 +12,10 @@ from typing import cast
 import pytest
 from fastapi import FastAPI
 
-from service import serving
+from service.api.transports import OneWrite
+from service.cli import serve as serving
 from service.errors import SetupError
 from service.settings import Settings
-from service.transports import OneWrite
 from tests.conftest import PATIENCE_SECONDS
 
 

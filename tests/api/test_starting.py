@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.catalog.manifest import read_manifest
 from service.domain import ChunkShapes, InputKind, Traits
+from service.engine.client.pool import Pool
 from service.engine.messages import Loaded
-from service.engine.pool import Pool
 from service.settings import Settings
 from tests.conftest import MODELS
 

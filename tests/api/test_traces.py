@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from service.errors import SetupError
-from service.monitoring.spent import Spent
+from service.monitoring.timings import Spent
 from service.monitoring.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:

@@ -18,14 +18,15 @@ from typing import Any
 import orjson
 import yaml
 
-from service.export_tables import table_row, write_csv, write_parquet
-from service.exporting import PAGE, Format
-from service.ledger import Entry, Ledger, Notary, Search, open_engine, prepare_database
+from service.background.export_tables import table_row, write_csv, write_parquet
+from service.background.exporting import PAGE, Format
+from service.ledger import CheckpointSigner, Entry, Ledger, Search, open_engine, prepare_database
 from service.ledger.exporting import found_lines, write_export
 from service.ledger.searching import read_in_log_order
+from tests.conftest import MODELS
 
 TOGETHER = 500
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1" / "manifest.yaml"
+LOAN = MODELS / "loan" / "1" / "manifest.yaml"
 
 
 def entry(number: int, example: dict[str, Any]) -> Entry:
@@ -49,9 +50,9 @@ async def fill(folder: Path, count: int) -> None:
     for start in range(0, count, TOGETHER):
         await ledger.append([entry(number, example) for number in range(start, min(start + TOGETHER, count))])
     await ledger.close()
-    notary = Notary(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
-    notary.open()
-    notary.sign()
+    signer = CheckpointSigner(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
+    signer.open()
+    signer.sign()
     engine.dispose()
 
 
@@ -73,12 +74,12 @@ def export(folder: Path, form: Format) -> None:
 
     with (folder / f"export.{form}").open("wb") as file:
         if form is Format.ZIP:
-            notary = Notary(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
-            notary.open()
-            checkpoint = notary.sign()
+            signer = CheckpointSigner(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
+            signer.open()
+            checkpoint = signer.sign()
             assert checkpoint is not None
             lines = found_lines(engine, vault, "bank", Search(), checkpoint.size)
-            count = write_export(file, engine, notary, checkpoint, lines, {"tenant": "bank"})
+            count = write_export(file, engine, signer, checkpoint, lines, {"tenant": "bank"})
         else:
             count = (write_csv if form is Format.CSV else write_parquet)(file, rows())
     status = Path("/proc/self/status").read_text().splitlines()

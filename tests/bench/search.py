@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from service.ledger import Entry, Ledger, Notary, Search, Vault, open_engine, prepare_database
+from service.ledger import CheckpointSigner, Entry, Ledger, Search, Vault, open_engine, prepare_database
 from service.ledger.appending import Appender
 from service.ledger.checkpoints import log_size
 
@@ -102,7 +102,7 @@ def searches(records: int, draw: random.Random) -> dict[str, Callable[[], Search
     }
 
 
-async def measure(engine: Engine, vault: Vault, notary: Notary, records: int) -> None:
+async def measure(engine: Engine, vault: Vault, signer: CheckpointSigner, records: int) -> None:
     """Prints the table."""
     draw = random.Random(3)
     ledger = Ledger(engine, vault)
@@ -119,14 +119,14 @@ async def measure(engine: Engine, vault: Vault, notary: Notary, records: int) ->
     for name, make in searches(records, draw).items():
         await timed(name, lambda make=make: ledger.search("bank", make(), 50))  # type: ignore[misc]
     started = time.perf_counter()
-    checkpoint = await asyncio.to_thread(notary.sign)
+    checkpoint = await asyncio.to_thread(signer.sign)
     assert checkpoint is not None
     print(f"the first checkpoint over {checkpoint.size:,} rows took {time.perf_counter() - started:.1f} s")
     longest = 0
 
     async def prove() -> None:
         nonlocal longest
-        path, _ = await asyncio.to_thread(notary.inclusion, draw.randrange(checkpoint.size) + 1)
+        path, _ = await asyncio.to_thread(signer.inclusion, draw.randrange(checkpoint.size) + 1)
         longest = max(longest, len(path))
 
     await timed("inclusion proof", prove)
@@ -161,9 +161,9 @@ def main() -> int:
     with database(options.kind, folder) as url:
         engine = open_engine(url)
         vault = prepare_database(engine, folder / "master.key")
-        notary = Notary(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
+        signer = CheckpointSigner(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
         build(engine, vault, options.records)
-        asyncio.run(measure(engine, vault, notary, options.records))
+        asyncio.run(measure(engine, vault, signer, options.records))
         engine.dispose()
     return 0
 

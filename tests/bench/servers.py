@@ -24,7 +24,11 @@ from typing import Any
 from tests.bench.rounds import KEY, LOAN, ROOT
 
 STARTS_WITHIN = 120.0
-PROGRAMS = {"worker": b"service.engine.worker", "writer": b"service.ledger.writer_process", "redis": b"redis-server"}
+PROGRAMS = {
+    "worker": b"service.engine.worker.worker",
+    "writer": b"service.ledger.writer_process",
+    "redis": b"redis-server",
+}
 """By what their command lines hold."""
 
 

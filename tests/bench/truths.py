@@ -45,7 +45,7 @@ def spread(rows: Floats, count: int) -> Floats:
 
 
 def _twin(folder: Path) -> nn.Module:
-    from service.catalog.twins import build_twin, parse_onnx
+    from service.artefacts.onnx.twins import build_twin, parse_onnx
 
     return build_twin(parse_onnx((folder / "model.onnx").read_bytes()), "features", "logits")
 

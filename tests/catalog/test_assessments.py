@@ -12,12 +12,12 @@ import pytest
 from service.catalog.assessments import FILE, Assessment, Assessments, Profile, keep_beside, newest_before
 from service.catalog.manifest import read_manifest
 from service.domain import ModelKey
+from tests.conftest import MODELS
 
 KEY = ModelKey("loan", "2", "sha256:artefact")
 PROFILE = Profile("integrated_gradients", "probability", "denied", "sha256:set", 3, {"second": 0.5, "first": 0.25})
 FILES = ("sha256:earlier", "sha256:its manifest")
 OLD = Assessment("loan", "2", KEY.digest, "sha256:manifest", "loan@1", (), ({"check": "digest"},), {}, PROFILE)
-MODELS = Path(__file__).parents[2] / "models"
 
 
 def test_what_is_kept_is_found(tmp_path: Path) -> None:

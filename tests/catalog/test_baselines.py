@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from service.catalog import baselines
-from service.catalog.artefacts import read_baseline_rows
 from service.catalog.baselines import MOST_ROWS, KeptSets
 from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.catalog.version_files import read_baseline_rows
 from service.domain import ModelKey
 from service.errors import InvalidRequest
+from tests.conftest import MODELS
 
-LOAN = Path(__file__).parents[2] / "models" / "loan"
+LOAN = MODELS / "loan"
 
 
 @pytest.fixture

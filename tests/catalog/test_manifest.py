@@ -13,13 +13,14 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from service.catalog.artefacts import read_baseline_rows, read_verified
 from service.catalog.manifest import TabularInputs, find_versions, read_manifest
 from service.catalog.plain_yaml import read_yaml
+from service.catalog.version_files import read_baseline_rows, read_verified
 from service.errors import CatalogError
+from tests.conftest import MODELS
 
 if TYPE_CHECKING:
-    from tests.catalog.conftest import Version
+    from tests.conftest import Version
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -241,7 +242,7 @@ def test_no_folder_has_no_versions(tmp_path: Path) -> None:
 
 
 def test_manifests_are_read_as_pyyaml_reads_them() -> None:
-    for path in (Path(__file__).parents[2] / "models").glob("*/*/manifest.yaml"):
+    for path in MODELS.glob("*/*/manifest.yaml"):
         assert read_yaml(path.read_bytes()) == yaml.safe_load(path.read_bytes())
     with pytest.raises(ValueError, match="tag"):
         read_yaml(b"a: !!python/object/apply:os.getcwd []")

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
+from service.artefacts.onnx.twins import build_twin, parse_onnx
 from service.catalog.manifest import read_manifest
 from service.catalog.refusals import told
-from service.catalog.twins import build_twin, parse_onnx
 from service.errors import CatalogError
+from tests.conftest import MODELS
 
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+LOAN = MODELS / "loan" / "1"
 
 
 @pytest.fixture

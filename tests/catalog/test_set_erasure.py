@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.catalog.artefacts import read_baseline_rows
+from service.catalog.baseline_outputs import OUTPUTS, KeptOutputs
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.manifest import Manifest, read_manifest
-from service.catalog.outputs import OUTPUTS, KeptOutputs
 from service.catalog.set_erasure import forget_rows, remove_set
+from service.catalog.version_files import read_baseline_rows
 from service.domain import Floats, ModelKey, OutputSpace
+from tests.conftest import MODELS
 
-LOAN = Path(__file__).parents[2] / "models" / "loan"
+LOAN = MODELS / "loan"
 HERE = {"torch": "2"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,9 @@ from service.catalog.assessments import Assessment
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import Catalog, Lease, ModelVersion
 from service.errors import ModelNotReady, NotFound
+from tests.conftest import MODELS
 
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+LOAN = MODELS / "loan" / "1"
 
 
 @pytest.fixture

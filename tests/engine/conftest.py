@@ -14,15 +14,16 @@ import torch
 from safetensors.numpy import load_file
 
 from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
-from service.engine.device import DeviceModel, put_on_device
-from service.engine.explanation import explain
-from service.engine.kernels import Kernel, Kernels, Segment
+from service.engine.client.pool import Pool
+from service.engine.kernels.kernel import Kernel, Kernels, Segment
 from service.engine.messages import ChunkReport, Done, Failed, Outcome
-from service.engine.pool import Pool
-from service.engine.scheduler import Live, Scheduler
+from service.engine.worker.device import DeviceModel, put_on_device
+from service.engine.worker.explanation import explain
+from service.engine.worker.scheduler import Live, Scheduler
+from tests.conftest import MODELS
 
 SHAPES = ChunkShapes(128, 512)
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+LOAN = MODELS / "loan" / "1"
 
 MakePlan = Callable[..., Plan]
 

@@ -26,7 +26,7 @@ from service.__main__ import main
 from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
 
 ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
-WORKER, WRITER, REDIS = "service.engine.worker", "service.ledger.writer_process", "redis-server"
+WORKER, WRITER, REDIS = "service.engine.worker.worker", "service.ledger.writer_process", "redis-server"
 KEY = re.compile(r"^The key made on this first start, shown once: (\S+)$", re.MULTILINE)
 
 

@@ -18,12 +18,11 @@ import pytest
 
 from service import __main__ as command_line
 from service import __version__
-from tests.conftest import NO_AUTHORITIES, PATIENCE_SECONDS
+from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Start
 
-MODELS = Path(__file__).parents[2] / "models"
 
 Until = Callable[[Callable[[], bool]], None]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]

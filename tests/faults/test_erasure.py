@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from service.embedded_redis import start_embedded_redis
 from service.ledger import open_engine
+from service.processes.embedded_redis import start_embedded_redis
 from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import PATIENCE_SECONDS
+from tests.conftest import MODELS, PATIENCE_SECONDS
 from tests.faults.prometheus import Prometheus, prometheus
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 KEY = "prometheus-scrapes-with-this"
 COUNTER = re.compile(r"answerable_.+_(total|count|bucket|sum)")
 EXPLAIN = "/v1/models/loan/versions/1:explain"
-MODELS = Path(__file__).parents[2] / "models"
 EXAMPLE = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]
 DASHBOARDS = sorted((Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards").glob("*.json"))
 VARIABLES = {"$job": "answerable", "$instance": ".+", "$model": ".+", "$__rate_interval": "20s"}

@@ -23,17 +23,16 @@ from onnx import numpy_helper
 
 from service.catalog.assessments import Assessment, keep_beside
 from service.catalog.manifest import read_manifest
-from tests.conftest import PATIENCE_SECONDS
+from tests.conftest import MODELS, PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Program, Start
 
-MODELS = Path(__file__).parents[2] / "models"
 SECRET = "a key that the operator chose"
 CLIENTS = 32
 THINKING_SECONDS = 0.25
 """After the answers: what is started beside the load needs its share of the machine."""
-WORKER = "service.engine.worker"
+WORKER = "service.engine.worker.worker"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Executable, delete, func, select, update
 
 from service.ledger import Entry, Ledger, LogChanged, merkle, open_engine
 from service.ledger import checkpoints as making
-from service.ledger.checkpoints import Checkpoint, Notary, read_line
+from service.ledger.checkpoints import Checkpoint, CheckpointSigner, read_line
 from service.ledger.merkle import is_consistent, is_included
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.signing import NotTheSigner, chain_faults, read_chain, signed_by
@@ -34,12 +34,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def notary(engine: Engine, folder: Path) -> Notary:
+def signer(engine: Engine, folder: Path) -> CheckpointSigner:
     return notary_in(engine, folder)
 
 
-def notary_in(engine: Engine, folder: Path) -> Notary:
-    return Notary(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
+def notary_in(engine: Engine, folder: Path) -> CheckpointSigner:
+    return CheckpointSigner(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
 
 
 def records(engine: Engine) -> list[bytes]:
@@ -54,15 +54,15 @@ def stored(engine: Engine) -> list[Checkpoint]:
 
 
 async def test_checkpoints_make_a_chain_that_anyone_can_check(
-    ledger: Ledger, engine: Engine, notary: Notary, folder: Path, make_entry: EntryMaker
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, folder: Path, make_entry: EntryMaker
 ) -> None:
-    assert notary.sign() is None
+    assert signer.sign() is None
     for count in (1, 299, 400):
         await ledger.append([make_entry() for _ in range(count)])
-        made = notary.sign()
+        made = signer.sign()
         assert made is not None
-        assert notary.sign() == made
-    key = notary.open().public_key
+        assert signer.sign() == made
+    key = signer.open().public_key
     leaves = records(engine)
     before = None
     chain = stored(engine)
@@ -77,28 +77,28 @@ async def test_checkpoints_make_a_chain_that_anyone_can_check(
     assert [read_line(orjson.loads(line)) for line in lines] == chain
     assert stat.S_IMODE((folder / "signing.pem").stat().st_mode) == 0o600
 
-    path, end = notary.inclusion(123)
+    path, end = signer.inclusion(123)
     assert end == chain[-1]
     with engine.connect() as connection:
         leaf = connection.scalar(select(log.c.leaf).where(log.c.seq == 123)) or b""
         assert connection.scalar(select(nodes.c.place).order_by(nodes.c.place.desc())) == 1
     assert is_included(leaf, 122, 700, path, bytes.fromhex(end.root))
-    proof, old, new = notary.consistency(300, 700)
+    proof, old, new = signer.consistency(300, 700)
     assert is_consistent(300, 700, bytes.fromhex(old.root), bytes.fromhex(new.root), proof)
 
 
 async def test_a_proof_of_what_is_not_signed_yet_signs_it(
-    ledger: Ledger, notary: Notary, make_entry: EntryMaker
+    ledger: Ledger, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     await ledger.append([make_entry()])
-    path, checkpoint = notary.inclusion(1)
+    path, checkpoint = signer.inclusion(1)
     assert (path, checkpoint.size) == ([], 1)
     with pytest.raises(LogChanged):
-        notary.inclusion(2)
+        signer.inclusion(2)
 
 
 async def test_every_stored_height_is_that_of_the_definition(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small heights, so that several are stored, over checkpoints of every kind of size."""
     for module in (making, merkle):
@@ -107,7 +107,7 @@ async def test_every_stored_height_is_that_of_the_definition(
     monkeypatch.setattr(making, "NODES_AT_ONCE", 3)
     for count in (1, 3, 1, 12, 47, 1, 64):
         await ledger.append([make_entry() for _ in range(count)])
-        notary.sign()
+        signer.sign()
     leaves = records(engine)
     with engine.connect() as connection:
         found = {(row.height, row.place): row.hash for row in connection.execute(select(nodes))}
@@ -120,8 +120,10 @@ async def test_every_stored_height_is_that_of_the_definition(
         assert checkpoint.root == slow_root(leaves[: checkpoint.size]).hex()
 
 
-async def test_while_records_arrive_and_at_the_end(engine: Engine, notary: Notary, make_entry: EntryMaker) -> None:
-    ledger = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=0.01)
+async def test_while_records_arrive_and_at_the_end(
+    engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
+) -> None:
+    ledger = Ledger(engine, VAULT, signer=signer, checkpoint_seconds=0.01)
     await ledger.append([make_entry()])
     async with asyncio.timeout(30):
         while not stored(engine):  # noqa: ASYNC110 - a thread signs it
@@ -132,17 +134,17 @@ async def test_while_records_arrive_and_at_the_end(engine: Engine, notary: Notar
 
 
 async def test_a_log_that_was_changed_before_the_start_was_last_signed_long_ago(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     await ledger.append([make_entry()])
-    signed = notary.sign()
+    signed = signer.sign()
     assert signed is not None
     with engine.begin() as connection:
         before = orjson.loads(signed.body)
         body = orjson.dumps({**before, "root": "00" * 32, "created": before["created"] - 3_600_000_000})
         connection.execute(update(checkpoints).values(body=body))
 
-    started = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=0.01)
+    started = Ledger(engine, VAULT, signer=signer, checkpoint_seconds=0.01)
     try:
         await started.append([make_entry()])
         async with asyncio.timeout(30):
@@ -155,10 +157,10 @@ async def test_a_log_that_was_changed_before_the_start_was_last_signed_long_ago(
 
 
 async def test_a_log_that_was_never_signed_is_as_old_as_its_ledger(
-    engine: Engine, notary: Notary, make_entry: EntryMaker
+    engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     began = time.time()
-    ledger = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=3600)
+    ledger = Ledger(engine, VAULT, signer=signer, checkpoint_seconds=3600)
     await ledger.append([make_entry()])
     assert ledger.signed is not None
     assert began <= ledger.signed <= time.time()
@@ -167,11 +169,11 @@ async def test_a_log_that_was_never_signed_is_as_old_as_its_ledger(
 
 
 async def test_nothing_is_signed_while_nothing_arrives(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, folder: Path
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, folder: Path
 ) -> None:
     await ledger.append([make_entry()])
-    notary.sign()
-    quiet = Ledger(engine, VAULT, notary=notary_in(engine, folder), checkpoint_seconds=0)
+    signer.sign()
+    quiet = Ledger(engine, VAULT, signer=notary_in(engine, folder), checkpoint_seconds=0)
     for _ in range(10):
         await asyncio.sleep(0)
     await quiet.close()
@@ -179,14 +181,14 @@ async def test_nothing_is_signed_while_nothing_arrives(
 
 
 async def test_rotation_keeps_old_checkpoints_valid(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, folder: Path
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, folder: Path
 ) -> None:
     other = notary_in(engine, folder)  # a service that runs meanwhile, on the same folder
-    keys = [notary.open().public_key]
+    keys = [signer.open().public_key]
     for _ in range(3):
         await ledger.append([make_entry()])
         other.sign()
-        keys.append(notary.rotate().public_key)
+        keys.append(signer.rotate().public_key)
     await ledger.append([make_entry()])
     assert other.sign() is not None
     assert len(set(keys)) == 4
@@ -206,15 +208,15 @@ async def test_rotation_keeps_old_checkpoints_valid(
 async def test_a_rotation_that_broke_off_is_finished(
     ledger: Ledger,
     engine: Engine,
-    notary: Notary,
+    signer: CheckpointSigner,
     make_entry: EntryMaker,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    notary.open()
+    signer.open()
     with monkeypatch.context() as patch:
         patch.setattr("service.ledger.signing.Signer.finish_rotation", lambda _: None)
-        new = notary.rotate()
+        new = signer.rotate()
     await ledger.append([make_entry()])
     made = notary_in(engine, folder).sign()
     assert made is not None
@@ -223,9 +225,9 @@ async def test_a_rotation_that_broke_off_is_finished(
 
 
 async def test_another_key_signs_nothing(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, tmp_path: Path
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, tmp_path: Path
 ) -> None:
-    notary.open()
+    signer.open()
     await ledger.append([make_entry()])
     stranger = notary_in(engine, tmp_path / "elsewhere")
     for attempt in (stranger.open, stranger.sign):
@@ -235,44 +237,44 @@ async def test_another_key_signs_nothing(
 
 
 async def test_no_checkpoint_covers_a_log_that_was_changed(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     await ledger.append([make_entry() for _ in range(5)])
-    notary.sign()
+    signer.sign()
     with engine.begin() as connection:
         connection.execute(update(log).where(log.c.seq == 2).values(leaf=b"x" * 32))
     await ledger.append([make_entry()])
     with pytest.raises(LogChanged):
-        notary.sign()
+        signer.sign()
     with engine.begin() as connection:
         connection.execute(delete(log).where(log.c.seq > 3))
     with pytest.raises(LogChanged):
-        notary.sign()
+        signer.sign()
     assert len(stored(engine)) == 1
 
 
 async def test_a_change_inside_a_signed_block_is_found_at_the_next_signing(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     """The old root comes from stored nodes, which the change leaves as they are."""
     await ledger.append([make_entry() for _ in range(600)])
-    notary.sign()
+    signer.sign()
     with engine.begin() as connection:
         connection.execute(update(log).where(log.c.seq == 100).values(leaf=b"x" * 32))
     await ledger.append([make_entry()])
     with pytest.raises(LogChanged, match="rows 1 to 256"):
-        notary.sign()
+        signer.sign()
     assert len(stored(engine)) == 1
 
 
 async def test_a_change_of_what_is_stored_above_a_block_is_found_too(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (making, merkle):
         monkeypatch.setattr(module, "STORED_HEIGHTS", 2)
         monkeypatch.setattr(module, "BLOCK", 4)
     await ledger.append([make_entry() for _ in range(17)])
-    notary.sign()
+    signer.sign()
     tree = merkle.GrowingTree()
     assert [len([*tree.add(b"x" * 32)]) for _ in range(4)] == [0, 1, 0, 2]
     with engine.begin() as connection:  # a block and its node agree, the node above them does not
@@ -281,7 +283,7 @@ async def test_a_change_of_what_is_stored_above_a_block_is_found_too(
         connection.execute(update(nodes).where(changed).values(hash=tree.root()))
     await ledger.append([make_entry()])
     with pytest.raises(LogChanged, match="rows 1 to 16"):
-        notary.sign()
+        signer.sign()
 
 
 @pytest.mark.parametrize(
@@ -298,27 +300,27 @@ async def test_a_change_of_what_is_stored_above_a_block_is_found_too(
     ids=["row", "rows", "key", "place", "size", "body", "nothing"],
 )
 async def test_what_was_changed_behind_its_back_is_said_to_be_so(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, change: Callable[[], Executable]
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, change: Callable[[], Executable]
 ) -> None:
     await ledger.append([make_entry() for _ in range(600)])
-    notary.sign()
+    signer.sign()
     await ledger.append([make_entry()])
     with engine.begin() as connection:
         connection.execute(change())
     with pytest.raises(LogChanged):
-        notary.sign()
+        signer.sign()
     with engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(checkpoints)) == 1
 
 
 async def test_signing_goes_on_after_an_error_that_nobody_foresaw(
     engine: Engine,
-    notary: Notary,
+    signer: CheckpointSigner,
     make_entry: EntryMaker,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sign = notary.sign
+    sign = signer.sign
     errors = [RuntimeError("the first"), RuntimeError("the second")]
 
     def fail() -> Checkpoint | None:
@@ -326,8 +328,8 @@ async def test_signing_goes_on_after_an_error_that_nobody_foresaw(
             raise errors.pop(0)
         return sign()
 
-    monkeypatch.setattr(Notary, "sign", lambda _: fail())
-    ledger = Ledger(engine, VAULT, notary=notary, checkpoint_seconds=0.01)
+    monkeypatch.setattr(CheckpointSigner, "sign", lambda _: fail())
+    ledger = Ledger(engine, VAULT, signer=signer, checkpoint_seconds=0.01)
     await ledger.append([make_entry()])
     async with asyncio.timeout(30):
         while not stored(engine):  # noqa: ASYNC110 - a thread signs it
@@ -351,12 +353,12 @@ async def test_hosts_on_one_database_make_one_chain(
     ledgers = [Ledger(one, VAULT) for one in engines]
     over = threading.Event()
 
-    def sign(notary: Notary) -> None:
+    def sign(signer: CheckpointSigner) -> None:
         while not over.is_set():
-            notary.sign()
-        notary.sign()
+            signer.sign()
+        signer.sign()
 
-    signing = [asyncio.ensure_future(asyncio.to_thread(sign, notary)) for notary in notaries]
+    signing = [asyncio.ensure_future(asyncio.to_thread(sign, signer)) for signer in notaries]
     for _ in range(10):
         await asyncio.gather(*(ledgers[i % 2].append([make_entry()]) for i in range(30)))
     over.set()
@@ -382,7 +384,7 @@ def test_files_of_secrets(tmp_path: Path, engine: Engine) -> None:
         read_secret(path)
     path.chmod(0o600)
     with pytest.raises(SecretFileError, match="no private key"):
-        Notary(engine, path, tmp_path / "x").open()
+        CheckpointSigner(engine, path, tmp_path / "x").open()
     with pytest.raises(FileNotFoundError):
         read_secret(tmp_path / "absent")
 
@@ -391,7 +393,7 @@ async def test_a_file_for_elsewhere_that_cannot_be_written(
     ledger: Ledger, engine: Engine, make_entry: EntryMaker, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await ledger.append([make_entry()])
-    notary = Notary(engine, folder / "signing.pem", folder / "absent" / "checkpoints.jsonl")
-    assert notary.sign() is not None
+    signer = CheckpointSigner(engine, folder / "signing.pem", folder / "absent" / "checkpoints.jsonl")
+    assert signer.sign() is not None
     assert "is not in" in caplog.text
     assert len(stored(engine)) == 1

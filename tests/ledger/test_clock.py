@@ -12,16 +12,16 @@ import pytest
 from sqlalchemy import Engine
 
 from service.ledger import (
+    CheckpointSigner,
     Entry,
     EventSearch,
     Keys,
     Ledger,
-    Notary,
     Search,
     Vault,
+    maintenance,
     open_engine,
     prepare_database,
-    steward,
 )
 from service.ledger.clock import OPERATORS, Clock
 from service.ledger.entries import CLOCK
@@ -52,10 +52,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> MachineClock:
 
 
 @pytest.fixture
-def opened(empty_url: str, tmp_path: Path) -> Iterator[tuple[Engine, Vault, Notary]]:
+def opened(empty_url: str, tmp_path: Path) -> Iterator[tuple[Engine, Vault, CheckpointSigner]]:
     engine = open_engine(empty_url)
     vault = prepare_database(engine, tmp_path / "master.key")
-    yield engine, vault, Notary(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
+    yield engine, vault, CheckpointSigner(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
     engine.dispose()
 
 
@@ -71,9 +71,9 @@ def make(make_entry: EntryMaker, machine: MachineClock) -> Make:
 @pytest.mark.parametrize("is_signed", [True, False])
 @pytest.mark.parametrize("jump", [2 * DAY, HOUR])
 async def test_a_clock_that_jumps_forward_and_back(
-    opened: tuple[Engine, Vault, Notary], make: Make, machine: MachineClock, jump: int, *, is_signed: bool
+    opened: tuple[Engine, Vault, CheckpointSigner], make: Make, machine: MachineClock, jump: int, *, is_signed: bool
 ) -> None:
-    engine, vault, notary = opened
+    engine, vault, signer = opened
     ledger = Ledger(engine, vault)
     made = []
 
@@ -83,43 +83,43 @@ async def test_a_clock_that_jumps_forward_and_back(
         await ledger.append([made[-1]])
 
     await record()
-    notary.sign()
+    signer.sign()
     machine.now += jump
     await record()
     if is_signed:
-        notary.sign()
+        signer.sign()
     machine.now -= jump
     for _ in range(3):
         await record()
     hold(engine, vault, "bank", "Ann", "key", "a trial")
-    notary.sign()
+    signer.sign()
     page = await ledger.search("bank", Search())
     assert [entry.id for entry in page.entries] == [entry.id for entry in reversed(made)]
     (event,) = (await ledger.events(OPERATORS, EventSearch(kind=CLOCK))).events
     assert (event.details["behind"], event.details["clock"]) == (jump - 1_000_000, made[2].created)
     machine.now += 2 * jump
     await record()
-    notary.sign()
+    signer.sign()
     assert (await ledger.search("bank", Search(), limit=1)).entries[0].created == made[-1].created
     await ledger.close()
     assert verify_ledger(engine, vault).faults == []
 
 
 async def test_another_host_whose_clock_is_right(
-    opened: tuple[Engine, Vault, Notary], make: Make, machine: MachineClock
+    opened: tuple[Engine, Vault, CheckpointSigner], make: Make, machine: MachineClock
 ) -> None:
     """It writes after what the first one signed, though nobody told it."""
-    engine, vault, notary = opened
+    engine, vault, signer = opened
     first, second = Ledger(engine, vault), Ledger(engine, vault)
     await second.append([make()])
     machine.now += 2 * DAY
     await first.append([make()])
-    notary.sign()
+    signer.sign()
     machine.now -= 2 * DAY
     await second.append([make()])
     machine.now += 1
     await second.append([make()])
-    notary.sign()
+    signer.sign()
     assert verify_ledger(engine, vault).faults == []
     assert len((await second.events(OPERATORS, EventSearch(kind=CLOCK))).events) == 1  # as long as it lasts
     await first.close()
@@ -127,12 +127,12 @@ async def test_another_host_whose_clock_is_right(
 
 
 async def test_a_key_that_has_ended_stays_so(
-    opened: tuple[Engine, Vault, Notary], make: Make, machine: MachineClock
+    opened: tuple[Engine, Vault, CheckpointSigner], make: Make, machine: MachineClock
 ) -> None:
-    engine, vault, notary = opened
+    engine, vault, signer = opened
     keys = Keys(engine)
     clock = Clock()
-    ledger = Ledger(engine, vault, notary=notary, clock=clock)
+    ledger = Ledger(engine, vault, signer=signer, clock=clock)
     key, _ = keys.create("front", "bank", ["explain"], expires=keys.now() + DAY)
     assert key.is_valid(clock.now())
     machine.now += 2 * DAY
@@ -152,7 +152,7 @@ async def test_a_key_that_has_ended_stays_so(
 
 @pytest.mark.parametrize("is_running", [True, False])
 async def test_what_a_clock_that_jumps_must_not_delete(
-    opened: tuple[Engine, Vault, Notary],
+    opened: tuple[Engine, Vault, CheckpointSigner],
     make: Make,
     machine: MachineClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -162,19 +162,19 @@ async def test_what_a_clock_that_jumps_must_not_delete(
     is_running: bool,
 ) -> None:
     """Three years forward, while the service runs or before it starts: all would be over its time."""
-    engine, vault, notary = opened
-    ledger = Ledger(engine, vault, notary=notary)
+    engine, vault, signer = opened
+    ledger = Ledger(engine, vault, signer=signer)
     await ledger.append([make()])
     await ledger.close()
     seconds = machine.now / 1e6
     later = seconds + 3 * 365 * 86_400
     times = chain([seconds] * 2, repeat(later)) if is_running else repeat(later)
-    monkeypatch.setattr(steward, "time", SimpleNamespace(time=lambda: next(times), monotonic=lambda: 0.0))
+    monkeypatch.setattr(maintenance, "time", SimpleNamespace(time=lambda: next(times), monotonic=lambda: 0.0))
 
     async def forget() -> None:
         return None
 
-    looking_after = steward.Steward(engine, vault, {"standard": 25}, 30, forget)
+    looking_after = maintenance.LedgerMaintenance(engine, vault, {"standard": 25}, 30, forget)
     await until(lambda: "nothing is deleted by age for a day" in caplog.text)
     await looking_after.close()
     assert verify_ledger(engine, vault).erased == 0

@@ -25,7 +25,8 @@ from sqlalchemy import make_url, text, update
 from service.__main__ import main
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.manifest import read_manifest
-from service.ledger import Entry, Event, Ledger, commands, open_engine, upgrade
+from service.cli import ledger as commands
+from service.ledger import Entry, Event, Ledger, open_engine, upgrade
 from service.ledger.appending import Appender
 from service.ledger.export_checking import Verdict
 from service.ledger.opening import open_database
@@ -33,11 +34,12 @@ from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import explanations
 from service.ledger.verifying import verify_ledger
 from service.settings import Settings
+from tests.conftest import MODELS
 from tests.ledger.conftest import Databases
 
 EntryMaker = Callable[..., Entry]
 Answer = tuple[int, str, str]
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+LOAN = MODELS / "loan" / "1"
 
 
 @pytest.fixture

@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
 from service.errors import HeldByLaw, NotFound
-from service.ledger import Entry, EntryRefused, EventSearch, Ledger, Notary, Search, Vault, WrongMasterKey, open_engine
+from service.ledger import (
+    CheckpointSigner,
+    Entry,
+    EntryRefused,
+    EventSearch,
+    Ledger,
+    Search,
+    Vault,
+    WrongMasterKey,
+    open_engine,
+)
 from service.ledger.erasing import erase, hold, holds, kept_of, months_before, ranges, release, retain
 from service.ledger.export_checking import check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
@@ -41,8 +51,8 @@ def vault(engine: Engine, tmp_path: Path) -> Vault:
 
 
 @pytest.fixture
-def notary(engine: Engine, tmp_path: Path) -> Notary:
-    return Notary(engine, tmp_path / "secrets" / "signing.pem", tmp_path / "checkpoints.jsonl")
+def signer(engine: Engine, tmp_path: Path) -> CheckpointSigner:
+    return CheckpointSigner(engine, tmp_path / "secrets" / "signing.pem", tmp_path / "checkpoints.jsonl")
 
 
 @pytest.fixture
@@ -77,12 +87,12 @@ def stored_bytes(engine: Engine, folder: Path) -> bytes:
 
 
 async def test_nothing_of_an_erased_person_is_found(
-    ledger: Ledger, engine: Engine, vault: Vault, notary: Notary, make_entry: EntryMaker, tmp_path: Path
+    ledger: Ledger, engine: Engine, vault: Vault, signer: CheckpointSigner, make_entry: EntryMaker, tmp_path: Path
 ) -> None:
     theirs = [of_person(make_entry) for _ in range(3)]
     others = [of_person(make_entry, subject=name, decision_id=name) for name in ("Bob", None)]
     await ledger.append([*theirs[:2], *others, theirs[2]])
-    before = notary.sign()
+    before = signer.sign()
     assert before is not None
     with engine.connect() as connection:
         row = connection.execute(select(subjects).where(subjects.c.lookup == vault.lookup("bank", PERSON))).one()
@@ -99,7 +109,7 @@ async def test_nothing_of_an_erased_person_is_found(
         assert stored is not None
         assert (stored.tombstone, stored.personal, stored.subject, stored.decision_id) == (6, b"", None, None)
         assert stored.record == entry.record
-        path, checkpoint = notary.inclusion(stored.seq)
+        path, checkpoint = signer.inclusion(stored.seq)
         assert is_included(stored.leaf, stored.seq - 1, checkpoint.size, path, bytes.fromhex(checkpoint.root))
     for entry in others:
         stored = await ledger.get("bank", entry.id)
@@ -119,7 +129,7 @@ async def test_nothing_of_an_erased_person_is_found(
     }
 
     for whole in (True, False):
-        checkpoint = notary.sign() or before
+        checkpoint = signer.sign() or before
         lines = (
             all_lines(engine, vault, checkpoint.size)
             if whole
@@ -127,8 +137,8 @@ async def test_nothing_of_an_erased_person_is_found(
         )
         target = tmp_path / f"export-{whole}.zip"
         with target.open("w+b") as file:
-            write_export(file, engine, notary, checkpoint, lines, {}, complete=whole)
-            verdict = check_export(file, notary.open().public_key)
+            write_export(file, engine, signer, checkpoint, lines, {}, complete=whole)
+            verdict = check_export(file, signer.open().public_key)
         with zipfile.ZipFile(target) as archive:
             unpacked = b"".join(archive.read(name) for name in archive.namelist())
         for word in (PERSON, "Quendolin"):

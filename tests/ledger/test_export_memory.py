@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service import export_tables
-from service.export_tables import COLUMNS, write_csv, write_parquet
+from service.background import export_tables
+from service.background.export_tables import COLUMNS, write_csv, write_parquet
 
 if TYPE_CHECKING:
     Write = Callable[[IO[bytes], Iterable[Mapping[str, Any]]], int]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sqlalchemy import Engine
 
-from service.ledger import Entry, Event, Ledger, Notary, Search, exporting, searching
+from service.ledger import CheckpointSigner, Entry, Event, Ledger, Search, exporting, searching
 from service.ledger.export_checking import check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
 from tests.ledger.conftest import VAULT
@@ -27,21 +27,21 @@ EntryMaker = Callable[..., Entry]
 
 
 @pytest.fixture
-def notary(engine: Engine, tmp_path: Path) -> Notary:
-    return Notary(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
+def signer(engine: Engine, tmp_path: Path) -> CheckpointSigner:
+    return CheckpointSigner(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
 
 
-def exported(engine: Engine, notary: Notary, search: Search | None = None) -> bytes:
+def exported(engine: Engine, signer: CheckpointSigner, search: Search | None = None) -> bytes:
     """The whole log, or what the bank searches for."""
-    checkpoint = notary.sign()
+    checkpoint = signer.sign()
     assert checkpoint is not None
     file = io.BytesIO()
     if search is None:
         lines = all_lines(engine, VAULT, checkpoint.size)
-        write_export(file, engine, notary, checkpoint, lines, {}, complete=True)
+        write_export(file, engine, signer, checkpoint, lines, {}, complete=True)
     else:
         found = found_lines(engine, VAULT, "bank", search, checkpoint.size)
-        write_export(file, engine, notary, checkpoint, found, {"tenant": "bank"})
+        write_export(file, engine, signer, checkpoint, found, {"tenant": "bank"})
     return file.getvalue()
 
 
@@ -128,16 +128,16 @@ def rewritten(content: bytes, name: str, change: Callable[[bytes], bytes]) -> by
 
 
 async def test_a_whole_log_and_a_search_are_valid_to_both_verifiers(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     await filled(ledger, make_entry)
-    first = notary.open().public_key
-    notary.sign()
-    notary.rotate()
+    first = signer.open().public_key
+    signer.sign()
+    signer.rotate()
     await filled(ledger, make_entry)
     for search, count in ((None, 62), (Search(), 40), (Search(subject="Zoë", flag="seen"), 16), (Search(label="x"), 0)):
-        content = exported(engine, notary, search)
-        for key in (first, notary.open().public_key):
+        content = exported(engine, signer, search)
+        for key in (first, signer.open().public_key):
             verdict = check_export(io.BytesIO(content), key)
             assert verdict.faults == []
             assert (verdict.records, verdict.size) == (count, 62)
@@ -145,20 +145,20 @@ async def test_a_whole_log_and_a_search_are_valid_to_both_verifiers(
         assert check_export(io.BytesIO(content), "ab" * 32).faults
     lines = zipfile.ZipFile(io.BytesIO(content)).read("records.ndjson").splitlines()
     assert lines == []
-    for line in zipfile.ZipFile(io.BytesIO(exported(engine, notary, Search()))).read("records.ndjson").splitlines():
+    for line in zipfile.ZipFile(io.BytesIO(exported(engine, signer, Search()))).read("records.ndjson").splitlines():
         assert json.loads(json.loads(line)["record"])["tenant"] == "bank"
         assert json.loads(json.loads(line)["personal"])["content"] == {"input": [1, 2]}
 
 
 async def test_a_key_that_was_replaced_signs_no_later_export(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, tmp_path: Path
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, tmp_path: Path
 ) -> None:
     await filled(ledger, make_entry, 3)
-    notary.sign()
+    signer.sign()
     old = (tmp_path / "signing.pem").read_bytes()
-    notary.rotate()
+    signer.rotate()
     await filled(ledger, make_entry, 3)
-    content, retired = exported(engine, notary), load_pem_private_key(old, None)
+    content, retired = exported(engine, signer), load_pem_private_key(old, None)
     assert isinstance(retired, Ed25519PrivateKey)
     key = retired.public_key().public_bytes_raw().hex()
     assert check_export(io.BytesIO(content), key).is_valid
@@ -171,11 +171,11 @@ async def test_a_key_that_was_replaced_signs_no_later_export(
 
 
 async def test_every_flipped_bit_of_an_export_is_found(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     await filled(ledger, make_entry, 12)
-    content = exported(engine, notary)
-    key = notary.open().public_key
+    content = exported(engine, signer)
+    key = signer.open().public_key
     draw = random.Random(5)
     names = zipfile.ZipFile(io.BytesIO(content)).namelist()
     for _ in range(120):
@@ -204,12 +204,12 @@ async def test_every_flipped_bit_of_an_export_is_found(
     ],
 )
 async def test_rows_that_are_deleted_reordered_or_cut_off(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, change: Any
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, change: Any
 ) -> None:
     """Also where the manifest's digests are made to fit: then its own signature does not."""
     await filled(ledger, make_entry, 12)
-    content = exported(engine, notary)
-    key = notary.open().public_key
+    content = exported(engine, signer)
+    key = signer.open().public_key
     spoilt = rewritten(content, "records.ndjson", lambda data: b"".join(x + b"\n" for x in change(data.splitlines())))
     assert not check_export(io.BytesIO(spoilt), key).is_valid
     records = zipfile.ZipFile(io.BytesIO(spoilt)).read("records.ndjson")
@@ -224,16 +224,16 @@ async def test_rows_that_are_deleted_reordered_or_cut_off(
 
 
 async def test_an_earlier_checkpoint_shows_that_the_log_was_cut_or_rewritten(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker
 ) -> None:
     await filled(ledger, make_entry, 9)
-    before = notary.sign()
+    before = signer.sign()
     assert before is not None
     await filled(ledger, make_entry, 9)
-    content = exported(engine, notary)
-    after = notary.sign()
+    content = exported(engine, signer)
+    after = signer.sign()
     assert after is not None
-    key = notary.open().public_key
+    key = signer.open().public_key
     assert check_export(io.BytesIO(content), key, [before, after]).is_valid
     changed = {name: getattr(before, name) for name in before.__slots__}
     for other in ({"root": "ab" * 32}, {"size": 9}, {"size": 1000}):
@@ -246,7 +246,7 @@ def test_what_is_no_export(content: bytes) -> None:
 
 
 async def test_large_records_are_read_a_few_at_a_time(
-    ledger: Ledger, engine: Engine, notary: Notary, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most, large = 400_000, json.dumps({"input": "x" * 100_000}).encode()
     monkeypatch.setattr(searching, "MOST_BYTES", most)
@@ -254,13 +254,13 @@ async def test_large_records_are_read_a_few_at_a_time(
     for _ in range(8):
         await ledger.append([make_entry(personal=large) for _ in range(8)])
     await ledger.append_event("lookup", "bank", "key")
-    notary.sign()
+    signer.sign()
     for search, count in ((Search(), 64), (None, 65)):
         tracemalloc.start()
-        content = exported(engine, notary, search)
+        content = exported(engine, signer, search)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        verdict = check_export(io.BytesIO(content), notary.open().public_key)
+        verdict = check_export(io.BytesIO(content), signer.open().public_key)
         assert (verdict.faults, verdict.records) == ([], count)
         assert peak < 10 * most  # of 6.4 MB, and some stand in memory sealed, opened and written
 
@@ -269,7 +269,7 @@ async def test_large_records_are_read_a_few_at_a_time(
 async def test_an_export_takes_no_more_memory_for_more_records(
     ledger: Ledger,
     engine: Engine,
-    notary: Notary,
+    signer: CheckpointSigner,
     make_entry: EntryMaker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -277,17 +277,17 @@ async def test_an_export_takes_no_more_memory_for_more_records(
     monkeypatch.setattr(exporting, "TOGETHER", 50)
     personal = json.dumps({"input": "x" * 1000}).encode()
     await ledger.append([make_entry(personal=personal) for _ in range(1200)])
-    checkpoint = notary.sign()
+    checkpoint = signer.sign()
     assert checkpoint is not None
     peaks = []
     for search in (Search(created_to=1_700_000_000_000_400), Search()):
         with (tmp_path / "export.zip").open("wb") as file:
             tracemalloc.start()
             lines = found_lines(engine, VAULT, "bank", search, checkpoint.size)
-            count = write_export(file, engine, notary, checkpoint, lines, {})
+            count = write_export(file, engine, signer, checkpoint, lines, {})
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert count == 1200
     assert peaks[1] < 1.3 * peaks[0]
     with (tmp_path / "export.zip").open("rb") as file:
-        assert check_export(file, notary.open().public_key).is_valid
+        assert check_export(file, signer.open().public_key).is_valid

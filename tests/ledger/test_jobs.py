@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, func, select, update
 from service.ledger import EntryRefused, Ledger, Search
 from service.ledger import jobs as module
 from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
-from service.ledger.steward import Steward
+from service.ledger.maintenance import LedgerMaintenance
 from service.ledger.tables import job_rows
 from service.ledger.tables import jobs as jobs_table
 from tests.ledger.conftest import VAULT
@@ -285,9 +285,9 @@ async def test_the_steward_deletes_jobs_after_their_days(
     async def forget() -> None:
         return None
 
-    steward = Steward(engine, VAULT, {"standard": 25}, 30, forget)
+    maintenance = LedgerMaintenance(engine, VAULT, {"standard": 25}, 30, forget)
     await until(lambda: [one.id for one in jobs.newest("bank", (KIND,), 10)] == [ended[1].id])
-    await steward.close()
+    await maintenance.close()
 
 
 def test_a_lease_of_a_clock_that_was_set_back(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

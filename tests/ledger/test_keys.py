@@ -9,12 +9,12 @@ import time
 import pytest
 from sqlalchemy import Engine, select
 
+from service.access.permissions import Policy, Quota
 from service.app import bootstrap_key
 from service.ledger import SCOPES, Key, Keys
 from service.ledger.events import stored_event
 from service.ledger.tables import events, log
 from service.ledger.tables import keys as stored_keys
-from service.permissions import Policy, Quota
 from service.settings import Settings
 
 

@@ -16,6 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
+from service.access.permissions import OPEN, Quota
 from service.ledger import Entry, Event, Keys, Ledger, Search, open_engine, prepare_database, upgrade, verifying
 from service.ledger.entries import KEY_CREATED, KEY_REVOKED, REVIEW
 from service.ledger.events import insert_event
@@ -24,7 +25,6 @@ from service.ledger.jobs import Jobs
 from service.ledger.leaves import read_head
 from service.ledger.tables import metadata
 from service.ledger.verifying import verify_ledger
-from service.permissions import OPEN, Quota
 from tests.ledger.conftest import VAULT, Databases
 
 EntryMaker = Callable[..., Entry]

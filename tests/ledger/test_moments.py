@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.cli.printing import local_time, table
 from service.ledger.moments import read_moment, written_moment, written_period
-from service.printing import local_time, table
 
 ZONES = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 

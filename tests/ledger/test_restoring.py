@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select
 
-from service.ledger import Entry, Ledger, Notary, Search, Vault, open_engine, prepare_database
+from service.ledger import CheckpointSigner, Entry, Ledger, Search, Vault, open_engine, prepare_database
 from service.ledger.entries import ERASURE, FILE_REPAIRED, RESTORED
 from service.ledger.erasing import erase, hold, holds
 from service.ledger.erasure_list import NAME, ErasureList
@@ -34,11 +34,11 @@ class Host:
         self.folder = folder
         self.engine: Engine = open_engine(url)
         self.vault: Vault = prepare_database(self.engine, folder / "master.key")
-        self.notary = Notary(self.engine, folder / "signing.pem", folder / SHIPPED)
+        self.signer = CheckpointSigner(self.engine, folder / "signing.pem", folder / SHIPPED)
         self.erasures = ErasureList(folder / NAME, self.vault)
 
     def start(self) -> list[str]:
-        self.notary.open()
+        self.signer.open()
         return catch_up(self.engine, self.vault, self.folder / SHIPPED, self.erasures)
 
     def faults(self) -> list[str]:
@@ -88,11 +88,11 @@ def backed_up(host: Host, databases: Databases) -> str:
 async def test_a_copy_from_before_an_erasure(host: Host, databases: Databases, make_entry: EntryMaker) -> None:
     await host.record([make_entry(subject=name) for name in ("Ann", "Bob", "Ann", "Cid")])
     hold(host.engine, host.vault, "bank", "Bob", "key", "a trial")
-    host.notary.sign()
+    host.signer.sign()
     backup = backed_up(host, databases)
     host.erase("Ann")
     host.erase("Cid")
-    host.notary.sign()
+    host.signer.sign()
     assert host.faults() == []
     assert host.start() == []
 
@@ -107,7 +107,7 @@ async def test_a_copy_from_before_an_erasure(host: Host, databases: Databases, m
     with older.engine.connect() as connection:
         assert len(holds(connection)) == 1
     assert not any("is there again" in fault for fault in older.faults())
-    older.notary.sign()
+    older.signer.sign()
     assert verify_ledger(older.engine, older.vault).faults == []
     assert older.start() == []  # and nothing twice
     assert older.kinds() == ["hold", RESTORED, ERASURE, ERASURE]
@@ -137,7 +137,7 @@ async def test_a_copy_in_which_rows_of_baseline_sets_are_somebodys_again(
     """Those of somebody of whom nothing else is kept, and of somebody on record; nobody else's."""
     await host.record([make_entry(subject="Bob")])
     ann, bob, cid, nobodys = SetSubjects(host.engine, host.vault).enter("bank", ["Ann", "Bob", "Cid", None])
-    host.notary.sign()
+    host.signer.sign()
     backup = backed_up(host, databases)
     host.erase("Ann")
     host.erase("Bob")
@@ -191,7 +191,7 @@ def test_a_list_that_was_changed(host: Host) -> None:
     for number, name in enumerate(("Ann", "Bob", "Cid")):
         jobs.create(job(), [JobRow(0, f"e-{number}", payload=b"sealed", subject=host.vault.lookup("bank", name))])
         host.erase(name)
-    host.notary.sign()
+    host.signer.sign()
     path = host.folder / NAME
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + third)
@@ -206,7 +206,7 @@ def test_a_list_that_was_changed(host: Host) -> None:
 @pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_a_new_database_beside_the_files_of_another(host: Host, make_entry: EntryMaker) -> None:
     await host.record([make_entry()])
-    host.notary.sign()
+    host.signer.sign()
     host.engine.dispose()
     for path in host.folder.glob("ledger.db*"):
         path.unlink()
@@ -223,14 +223,14 @@ async def test_a_torn_line_of_the_checkpoints(host: Host, make_entry: EntryMaker
     path = host.folder / SHIPPED
     for _ in range(2):
         await host.record([make_entry()])
-        host.notary.sign()
+        host.signer.sign()
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
     assert host.faults() == []
     (told,) = host.start()
     assert f"{SHIPPED} ended in a torn line" in told
     assert host.kinds() == [FILE_REPAIRED]
-    host.notary.sign()
+    host.signer.sign()
     assert path.read_bytes().startswith(whole.splitlines(keepends=True)[0])
     assert path.read_bytes().count(b"\n") == 2
     assert host.faults() == []
@@ -242,11 +242,11 @@ async def test_a_torn_line_that_others_follow(host: Host, make_entry: EntryMaker
     """While the service runs, and in files of versions that wrote behind it."""
     path = host.folder / SHIPPED
     await host.record([make_entry()])
-    host.notary.sign()
+    host.signer.sign()
     first = path.read_bytes()
     path.write_bytes(first + first[:99])
     await host.record([make_entry()])
-    host.notary.sign()
+    host.signer.sign()
     assert [line[:8] for line in path.read_bytes().splitlines()] == [b'{"body":'] * 2
     assert path.read_bytes().startswith(first)
     second = path.read_bytes()[len(first) :]
@@ -261,7 +261,7 @@ async def test_a_torn_line_that_others_follow(host: Host, make_entry: EntryMaker
 async def test_a_disk_that_is_full(host: Host, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     path = host.folder / SHIPPED
     await host.record([make_entry()])
-    host.notary.sign()
+    host.signer.sign()
     before = path.read_bytes()
 
     def full(_descriptor: int) -> None:
@@ -270,6 +270,6 @@ async def test_a_disk_that_is_full(host: Host, make_entry: EntryMaker, monkeypat
     await host.record([make_entry()])
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert host.notary.sign() is not None
+        assert host.signer.sign() is not None
     assert path.read_bytes() == before
     assert host.faults() == []

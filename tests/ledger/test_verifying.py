@@ -20,7 +20,19 @@ import pytest
 from sqlalchemy import Boolean, Engine, Integer, LargeBinary, Table, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.ledger import SCOPES, Entry, Event, Keys, Ledger, Notary, merkle, open_engine, prepare_database, verifying
+from service.access.permissions import OPEN, Policy, Quota
+from service.ledger import (
+    SCOPES,
+    CheckpointSigner,
+    Entry,
+    Event,
+    Keys,
+    Ledger,
+    merkle,
+    open_engine,
+    prepare_database,
+    verifying,
+)
 from service.ledger import checkpoints as making
 from service.ledger.clock import WrittenTimes
 from service.ledger.entries import REVIEW
@@ -42,7 +54,6 @@ from service.ledger.tables import (
     subjects,
 )
 from service.ledger.verifying import verify_explanation, verify_ledger
-from service.permissions import OPEN, Policy, Quota
 from tests.ledger.conftest import Databases
 
 EntryMaker = Callable[..., Entry]
@@ -63,7 +74,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def fill(engine: Engine, vault: Vault, folder: Path, make_entry: EntryMaker) -> None:
     """A ledger with everything in it: people, holds, erasures, look-ups, rotated keys, checkpoints, callers' keys."""
-    notary = Notary(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
+    signer = CheckpointSigner(engine, folder / "signing.pem", folder / "checkpoints.jsonl")
     ledger = Ledger(engine, vault)
     for i in range(8):
         await ledger.append(
@@ -81,10 +92,10 @@ async def fill(engine: Engine, vault: Vault, folder: Path, make_entry: EntryMake
             + [Event(kind="lookup", tenant="bank", key_id="key", about=None if i % 2 else "x", details={"seen": [i]})]
         )
         if i % 3 == 0:
-            notary.sign()
+            signer.sign()
         if i == 4:
             erase(engine, vault, "bank", "Bob", "key", "asked for")
-            notary.rotate()
+            signer.rotate()
         if i == 6:
             hold(engine, vault, "bank", "Cid", "key", "a trial")
             release(engine, vault, "bank", "Cid", "key")
@@ -94,7 +105,7 @@ async def fill(engine: Engine, vault: Vault, folder: Path, make_entry: EntryMake
         await ledger.append_event(REVIEW, "bank", "key", reviewed, {"verdict": verdict, "note": ""})
     make_keys(Keys(engine))
     make_jobs(engine, vault)
-    notary.sign()
+    signer.sign()
     await ledger.close()
 
 
@@ -570,7 +581,7 @@ async def test_rows_that_are_back_dated(
     ledger = Ledger(engine, vault)
     await ledger.append([make_entry()])
     await ledger.close()
-    Notary(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl").sign()
+    CheckpointSigner(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl").sign()
     (fault,) = verified(filled, tmp_path).faults
     assert "earlier time" in fault
 

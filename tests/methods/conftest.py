@@ -22,8 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 from torch import Tensor, fx, nn
 
-from service.catalog.deployed import DeployedArtefact
-from service.catalog.loading import baseline_digest
+from service.artefacts.deployed import DeployedArtefact
+from service.artefacts.loading import baseline_digest
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
@@ -37,14 +37,14 @@ from service.domain import (
     Priority,
     Traits,
 )
-from service.engine.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline, put_on_device
-from service.engine.explanation import explain
-from service.engine.gradient import GradientKernel
-from service.engine.kernels import DeployedKernel
+from service.engine.graph.traits import traits_of
+from service.engine.kernels.gradient import GradientKernel
+from service.engine.kernels.kernel import DeployedKernel
 from service.engine.messages import Done
-from service.engine.scheduler import Live, Scheduler
-from service.engine.traits import traits_of
-from service.methods.oracle import (
+from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline, put_on_device
+from service.engine.worker.explanation import explain
+from service.engine.worker.scheduler import Live, Scheduler
+from service.methods.questions import (
     Answer,
     Attribution,
     Breakpoints,
@@ -63,10 +63,11 @@ from service.methods.oracle import (
 )
 from service.methods.registry import BY_NAME
 from service.numerics.cells import Grouping, LocalErrors, Stencils, local_errors
+from tests.conftest import MODELS
 
 torch.set_num_threads(1)  # as in a worker; two that wait for each other compute for longer, and more of it
 
-FOLDER = Path(__file__).parents[2] / "models" / "loan" / "1"
+FOLDER = MODELS / "loan" / "1"
 SHAPES = ChunkShapes(128, 512)
 SMALL = ChunkShapes(16, 64)
 
@@ -371,7 +372,7 @@ def pose() -> Pose:
 
 @dataclass(frozen=True, slots=True)
 class _KnownPoints:
-    """Outputs and contributions in plain arrays; see `service.methods.oracle.Evaluated`."""
+    """Outputs and contributions in plain arrays; see `service.methods.questions.Evaluated`."""
 
     outputs: Floats
     contributions: Floats

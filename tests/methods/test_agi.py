@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from service.domain import Completeness, Floats, Indices, OptionValue, OutputSpace
 from service.methods.agi import AGI, agi
-from service.methods.entry import Facts
-from service.methods.oracle import DeadlinePassed, Method, Problem, Question, Rows
+from service.methods.questions import DeadlinePassed, Method, Problem, Question, Rows
+from service.methods.spec import Facts
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose

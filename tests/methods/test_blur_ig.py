@@ -13,8 +13,8 @@ from torch import Tensor
 
 from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
 from service.methods.blur_ig import BLUR_IG, blur_ig
-from service.methods.entry import Facts
-from service.methods.oracle import DeadlinePassed, Problem
+from service.methods.questions import DeadlinePassed, Problem
+from service.methods.spec import Facts
 from service.numerics.blur import BlurPath
 
 if TYPE_CHECKING:
@@ -145,6 +145,6 @@ def test_a_deadline_before_the_first_gradients_passes_through(posed: Any, drive:
 @pytest.mark.parametrize(("kind", "shape"), [(InputKind.TABULAR, (5,)), (InputKind.TOKENS, (3, 4))])
 def test_it_says_that_it_is_for_images(kind: InputKind, shape: tuple[int, ...]) -> None:
     traits = Traits(kind, shape, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
-    reason = BLUR_IG.unfit(Facts(traits, 1, BLUR_IG.defaults()))
+    reason = BLUR_IG.not_applicable(Facts(traits, 1, BLUR_IG.defaults()))
     assert reason is not None
     assert "use integrated_gradients" in reason

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.boundary_ig import BOUNDARY_IG, boundary_ig
 from service.methods.boundary_saliency import BOUNDARY_SALIENCY, boundary_saliency
-from service.methods.boundary_search import BoundaryPoint, nearest_boundary
-from service.methods.entry import Facts, MethodEntry
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import DeadlinePassed, Forwards, Method, Points, Problem, Question, Readout, Rows
+from service.methods.questions import DeadlinePassed, Forwards, Method, Points, Problem, Question, Readout, Rows
+from service.methods.shared.boundary_search import BoundaryPoint, nearest_boundary
+from service.methods.spec import Facts, MethodSpec
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose
@@ -279,7 +279,7 @@ def test_walkers_to_all_rivals_advance_in_one_question(pose: Pose, drive: Drive,
 @pytest.mark.parametrize("entry", [BOUNDARY_IG, BOUNDARY_SALIENCY], ids=lambda entry: entry.name)
 @pytest.mark.parametrize("labels", [2, 4])
 @pytest.mark.parametrize("more", [0, 1, 4, 20])
-def test_a_budget_is_never_exceeded(pose: Pose, drive: Drive, entry: MethodEntry, labels: int, more: int) -> None:
+def test_a_budget_is_never_exceeded(pose: Pose, drive: Drive, entry: MethodSpec, labels: int, more: int) -> None:
     net, x = network(5, labels), np.random.default_rng(7).normal(size=5)
     problem = pose(net, x, np.zeros((1, 5)), target=predicted(net, x))
     least = entry.least_points(Facts(problem.traits, 1, {}))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.domain import Explanation, Floats, OutputSpace
-from service.engine.device import DeviceModel
+from service.engine.worker.device import DeviceModel
 from service.methods.expected_gradients import expected_gradients
 
 if TYPE_CHECKING:

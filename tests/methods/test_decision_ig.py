@@ -13,7 +13,7 @@ from torch import Tensor
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.decision_ig import decision_ig
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import DeadlinePassed, Method, Points
+from service.methods.questions import DeadlinePassed, Method, Points
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose

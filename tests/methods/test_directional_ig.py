@@ -14,9 +14,9 @@ from torch import Tensor
 
 from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
 from service.methods.directional_ig import DIRECTIONAL_IG, directional_ig
-from service.methods.entry import Facts
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import Attribution, DeadlinePassed, Problem
+from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.spec import Facts
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose
@@ -236,7 +236,7 @@ def test_budget_and_deadline_are_those_of_integrated_gradients(posed: Any, drive
 def test_a_unit_that_does_not_exist_is_named(kind: InputKind, shape: tuple[int, ...], units: int) -> None:
     traits = Traits(kind, shape, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
     last, beyond = (
-        DIRECTIONAL_IG.unfit(Facts(traits, 1, DIRECTIONAL_IG.defaults() | {"groups": ((0, member),)}))
+        DIRECTIONAL_IG.not_applicable(Facts(traits, 1, DIRECTIONAL_IG.defaults() | {"groups": ((0, member),)}))
         for member in (units - 1, units)
     )
     assert last is None

@@ -15,15 +15,16 @@ from safetensors.numpy import save
 
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
-from service.checking.trial import load_trial
 from service.domain import Floats, OutputSpace
-from service.engine.device import DeviceModel
-from service.planning import Parameters, make_plan
+from service.engine.worker.device import DeviceModel
+from service.lifecycle.checking.trial import load_trial
+from service.usecases.planning import Parameters, make_plan
+from tests.conftest import MODELS
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Run
 
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+LOAN = MODELS / "loan" / "1"
 LEVELS = 200
 
 

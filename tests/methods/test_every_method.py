@@ -11,24 +11,24 @@ import numpy as np
 import pytest
 import torch
 
-from service.catalog.instances import read_instance
+from service.answers.records import explanation_body
+from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Completeness, OutputSpace, Plan, Priority
-from service.engine.device import DeviceModel, put_on_device
-from service.engine.explanation import explain
 from service.engine.messages import ChunkReport, Done, Outcome
-from service.engine.scheduler import Live, Scheduler
+from service.engine.worker.device import DeviceModel, put_on_device
+from service.engine.worker.explanation import explain
+from service.engine.worker.scheduler import Live, Scheduler
 from service.errors import InvalidRequest
-from service.methods.entry import Choice, Facts, Number
 from service.methods.registry import BY_NAME, METHODS
-from service.planning import Parameters, make_plan
-from service.records import explanation_body
+from service.methods.spec import Choice, Facts, Number
+from service.usecases.planning import Parameters, make_plan
+from tests.conftest import MODELS
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Run
 
-MODELS = Path(__file__).parents[2] / "models"
 KINDS = ("loan", "digits", "words")
 NAMES = [entry.name for entry in METHODS]
 
@@ -70,7 +70,7 @@ def served(model: DeviceModel, token_model: DeviceModel, token_folder: Path) -> 
 
 def applicable(served: Served, name: str) -> bool:
     entry = BY_NAME[name]
-    return entry.unfit(Facts(served.model.traits, 1, entry.defaults())) is None
+    return entry.not_applicable(Facts(served.model.traits, 1, entry.defaults())) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

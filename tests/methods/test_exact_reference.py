@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +10,14 @@ import torch
 from safetensors.numpy import load_file
 
 from service.domain import BaselineChoice, ChunkShapes, Completeness, Floats, OutputSpace, Plan
-from service.engine.device import DeviceModel, put_on_device
+from service.engine.worker.device import DeviceModel, put_on_device
 from service.methods.registry import BY_NAME
+from tests.conftest import MODELS
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Run
 
-FOLDER = Path(__file__).parents[2] / "models" / "digits" / "1"
+FOLDER = MODELS / "digits" / "1"
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.expected_gradients import expected_gradients
-from service.methods.one_gradient import of_one_gradient
-from service.methods.oracle import DeadlinePassed, Method, Points, Problem, Readout, evaluated
+from service.methods.questions import DeadlinePassed, Method, Points, Problem, Readout, evaluated
+from service.methods.shared.one_gradient import of_one_gradient
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose, Reference

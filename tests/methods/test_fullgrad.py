@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Traits
-from service.engine.device import DeviceModel
-from service.methods.entry import Facts
+from service.engine.worker.device import DeviceModel
 from service.methods.fullgrad import FULLGRAD
+from service.methods.spec import Facts
 
 if TYPE_CHECKING:
     from tests.methods.conftest import ModelOf, PlanFor, Run
@@ -139,7 +139,7 @@ def test_a_decomposition_that_does_not_hold_is_said(
 def test_where_biases_do_not_account_for_the_output_it_does_not_apply(
     cnn_model: DeviceModel, changed: Callable[[Traits], Traits], reason: str | None
 ) -> None:
-    said = FULLGRAD.unfit(Facts(changed(cnn_model.traits), 1, {}))
+    said = FULLGRAD.not_applicable(Facts(changed(cnn_model.traits), 1, {}))
     if reason is None:
         assert said is None
     else:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Traits
-from service.engine.device import DeviceModel
-from service.methods.entry import Facts, MethodEntry
+from service.engine.worker.device import DeviceModel
 from service.methods.grad_cam import GRAD_CAM
 from service.methods.grad_cam_pp import GRAD_CAM_PP
-from service.methods.oracle import DeadlinePassed
+from service.methods.questions import DeadlinePassed
 from service.methods.smooth_grad_cam_pp import SMOOTH_GRAD_CAM_PP
+from service.methods.spec import Facts, MethodSpec
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, ModelOf, PlanFor, Pose, Run
@@ -161,7 +161,7 @@ def test_its_costs_are_the_input_and_its_copies(cnn_model: DeviceModel) -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_the_logit_is_explained_whatever_the_output_space(
-    cnn_model: DeviceModel, plan_for: PlanFor, run: Run, entry: MethodEntry
+    cnn_model: DeviceModel, plan_for: PlanFor, run: Run, entry: MethodSpec
 ) -> None:
     spaces = (OutputSpace.LOGIT, OutputSpace.PROBABILITY)
     plans = [plan_for(cnn_model, drawn(IMAGE, 2), entry.name, target=2, output_space=space) for space in spaces]
@@ -174,7 +174,7 @@ def test_the_logit_is_explained_whatever_the_output_space(
 
 @pytest.mark.parametrize("entry", [GRAD_CAM, GRAD_CAM_PP], ids=lambda entry: entry.name)
 def test_they_take_one_gradient_and_promise_no_sum(
-    cnn_model: DeviceModel, plan_for: PlanFor, run: Run, entry: MethodEntry
+    cnn_model: DeviceModel, plan_for: PlanFor, run: Run, entry: MethodSpec
 ) -> None:
     (result,) = run(cnn_model, [plan_for(cnn_model, drawn(IMAGE), entry.name, max_evaluations=1)])
     assert (result.evaluations, result.converged) == (1, True)
@@ -183,7 +183,7 @@ def test_they_take_one_gradient_and_promise_no_sum(
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_a_deadline_before_the_answer_passes_through(pose: Pose, drive: Drive, entry: MethodEntry) -> None:
+def test_a_deadline_before_the_answer_passes_through(pose: Pose, drive: Drive, entry: MethodSpec) -> None:
     network = cnn().double()
     problem = pose(network, drawn(IMAGE), np.zeros((1, *IMAGE)), options=entry.defaults())
     with pytest.raises(DeadlinePassed):
@@ -197,7 +197,7 @@ def test_over_the_features_of_a_table_the_map_of_a_convolution_is_interpolated_l
     lower = nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 4, 3, stride=2), nn.ReLU())
     upper = nn.Sequential(nn.Flatten(), nn.Linear(20, 2))
     model = model_of(nn.Sequential(lower, upper), np.zeros((1, 12)))
-    assert GRAD_CAM.unfit(Facts(model.traits, 1, {})) is None
+    assert GRAD_CAM.not_applicable(Facts(model.traits, 1, {})) is None
     (explanation,) = run(model, [plan_for(model, drawn((12,)), "grad_cam")])
     maps = lower(torch.from_numpy(drawn((12,))).float()[None]).detach().requires_grad_()
     (gradients,) = torch.autograd.grad(upper(maps)[0, 1], maps)
@@ -217,9 +217,9 @@ def test_over_the_features_of_a_table_the_map_of_a_convolution_is_interpolated_l
     ],
 )
 def test_where_no_map_can_be_laid_over_the_input_they_do_not_apply(
-    cnn_model: DeviceModel, entry: MethodEntry, changed: Callable[[Traits], Traits], reason: str | None
+    cnn_model: DeviceModel, entry: MethodSpec, changed: Callable[[Traits], Traits], reason: str | None
 ) -> None:
-    said = entry.unfit(Facts(changed(cnn_model.traits), 1, entry.defaults()))
+    said = entry.not_applicable(Facts(changed(cnn_model.traits), 1, entry.defaults()))
     if reason is None:
         assert said is None
     else:

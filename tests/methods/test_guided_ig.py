@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
-from service.methods.entry import Facts
 from service.methods.guided_ig import GUIDED_IG, guided_ig
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import DeadlinePassed, Method, Problem, Question, Rows
+from service.methods.questions import DeadlinePassed, Method, Problem, Question, Rows
+from service.methods.spec import Facts
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose

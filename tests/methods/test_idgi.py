@@ -12,9 +12,9 @@ from torch import Tensor
 
 from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
 from service.methods import idgi as module
-from service.methods.entry import Facts
 from service.methods.idgi import IDGI, idgi
-from service.methods.oracle import DeadlinePassed, Problem
+from service.methods.questions import DeadlinePassed, Problem
+from service.methods.spec import Facts
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose
@@ -209,7 +209,7 @@ def test_after_a_deadline_there_is_nothing_to_tell(posed: Any, drive: Drive, ans
 
 def test_it_says_that_blurs_are_for_images() -> None:
     traits = Traits(InputKind.TABULAR, (4,), 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
-    reason = IDGI.unfit(Facts(traits, 1, IDGI.defaults() | {"path": "blur"}))
+    reason = IDGI.not_applicable(Facts(traits, 1, IDGI.defaults() | {"path": "blur"}))
     assert reason is not None
     assert "use path: straight" in reason
-    assert IDGI.unfit(Facts(traits, 1, IDGI.defaults())) is None
+    assert IDGI.not_applicable(Facts(traits, 1, IDGI.defaults())) is None

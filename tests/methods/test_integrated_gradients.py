@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from service.domain import Completeness, Floats, OutputSpace, ToleranceOf
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import Breakpoints, DeadlinePassed, Points
+from service.methods.questions import Breakpoints, DeadlinePassed, Points
 from service.numerics.quadrature import gauss_legendre
 
 if TYPE_CHECKING:

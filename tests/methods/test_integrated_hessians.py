@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
 from service.methods import integrated_hessians as module
-from service.methods.entry import Facts
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.integrated_hessians import INTEGRATED_HESSIANS, integrated_hessians
-from service.methods.oracle import Attribution, DeadlinePassed, Problem
+from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.spec import Facts
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, ModelOf, PlanFor, Pose, Run
@@ -305,12 +305,12 @@ def facts(smooth: str, **traits: Any) -> Facts:
     ],
 )
 def test_where_the_hessian_says_nothing_it_is_unfit(kinks: tuple[str, ...], smooth: str, reason: str | None) -> None:
-    said = INTEGRATED_HESSIANS.unfit(facts(smooth, kinks=kinks))
+    said = INTEGRATED_HESSIANS.not_applicable(facts(smooth, kinks=kinks))
     assert said is None if reason is None else reason in str(said)
 
 
 def test_an_image_is_too_large() -> None:
-    said = INTEGRATED_HESSIANS.unfit(facts("none", kind=InputKind.IMAGE, shape=(1, 8, 8)))
+    said = INTEGRATED_HESSIANS.not_applicable(facts("none", kind=InputKind.IMAGE, shape=(1, 8, 8)))
     assert said is not None
     assert "image" in said
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.domain import Completeness, Explanation, Floats, OutputSpace, ToleranceOf
-from service.engine.device import DeviceModel
+from service.engine.worker.device import DeviceModel
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Attributions, PlanMaker, Reference, Run

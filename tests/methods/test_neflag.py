@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
 from service.methods.neflag import NEFLAG, neflag
-from service.methods.oracle import DeadlinePassed, Rows
+from service.methods.questions import DeadlinePassed, Rows
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose
@@ -117,7 +117,7 @@ def test_the_seed_decides(pose: Pose, drive: Drive) -> None:
 
     np.testing.assert_array_equal(values(1), values(1))
     assert (values(1) != values(2)).any()
-    assert NEFLAG.draws
+    assert NEFLAG.uses_seed
 
 
 def test_a_smaller_budget_takes_fewer_points_and_says_so(pose: Pose, drive: Drive) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from service.domain import Completeness, Floats, GroupShare, Noise, NoiseKind, OutputSpace
 from service.methods.expected_gradients import expected_gradients
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.noise import COPIES_AT_ONCE, noisy
-from service.methods.oracle import Attribution, DeadlinePassed, Forwards, Method, Outputs, Problem, Rows, evaluated
+from service.methods.questions import Attribution, DeadlinePassed, Forwards, Method, Outputs, Problem, Rows, evaluated
+from service.methods.shared.noise import COPIES_AT_ONCE, noisy
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose

@@ -19,10 +19,10 @@ from safetensors.numpy import save
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace
-from service.engine.device import DeviceModel, put_on_device
-from service.methods.entry import Facts
+from service.engine.worker.device import DeviceModel, put_on_device
 from service.methods.registry import BY_NAME, METHODS
-from service.planning import Parameters, make_plan
+from service.methods.spec import Facts
+from service.usecases.planning import Parameters, make_plan
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Run
@@ -127,7 +127,7 @@ class Served:
 
     def takes(self, method: str) -> bool:
         entry = BY_NAME[method]
-        return entry.unfit(Facts(self.model.traits, 4, self.options(method))) is None
+        return entry.not_applicable(Facts(self.model.traits, 4, self.options(method))) is None
 
     def options(self, method: str) -> Any:
         options = BY_NAME[method].defaults()

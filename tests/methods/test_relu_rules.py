@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from service.domain import Completeness, Explanation, Floats, OptionValue, OutputSpace
-from service.engine.device import DeviceModel
+from service.engine.worker.device import DeviceModel
 from service.methods.deconvnet import DECONVNET
-from service.methods.entry import Facts, MethodEntry
 from service.methods.guided_backprop import GUIDED_BACKPROP
-from service.methods.oracle import DeadlinePassed
+from service.methods.questions import DeadlinePassed
 from service.methods.rectgrad import RECTGRAD
+from service.methods.spec import Facts, MethodSpec
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, ModelOf, PlanFor, Pose, Run
@@ -157,7 +157,7 @@ def test_the_larger_the_percentile_the_less_of_the_input_rectgrad_keeps(
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_they_take_one_gradient_and_promise_no_sum(
-    models: dict[str, DeviceModel], plan_for: PlanFor, run: Run, entry: MethodEntry
+    models: dict[str, DeviceModel], plan_for: PlanFor, run: Run, entry: MethodSpec
 ) -> None:
     model = models["cnn"]
     (result,) = run(model, [plan_for(model, drawn(IMAGE), entry.name, max_evaluations=1)])
@@ -167,7 +167,7 @@ def test_they_take_one_gradient_and_promise_no_sum(
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_a_deadline_before_the_answer_passes_through(pose: Pose, drive: Drive, entry: MethodEntry) -> None:
+def test_a_deadline_before_the_answer_passes_through(pose: Pose, drive: Drive, entry: MethodSpec) -> None:
     network = mlp().double()
     problem = pose(network, drawn(TABLE), np.zeros((1, *TABLE)), options=entry.defaults())
     with pytest.raises(DeadlinePassed):
@@ -175,10 +175,10 @@ def test_a_deadline_before_the_answer_passes_through(pose: Pose, drive: Drive, e
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_without_a_relu_they_do_not_apply(models: dict[str, DeviceModel], entry: MethodEntry) -> None:
+def test_without_a_relu_they_do_not_apply(models: dict[str, DeviceModel], entry: MethodSpec) -> None:
     traits = models["mlp"].traits
-    assert entry.unfit(Facts(traits, 1, entry.defaults())) is None
-    reason = entry.unfit(Facts(replace(traits, has_relu=False), 1, entry.defaults()))
+    assert entry.not_applicable(Facts(traits, 1, entry.defaults())) is None
+    reason = entry.not_applicable(Facts(replace(traits, has_relu=False), 1, entry.defaults()))
     assert reason is not None
     assert reason.startswith(f"{entry.name} replaces the gradient of every ReLU")
     assert "integrated_gradients" in reason

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
-from service.methods.entry import Facts
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import DeadlinePassed, Points, Problem
+from service.methods.questions import DeadlinePassed, Points, Problem
 from service.methods.sequential_ig import SEQUENTIAL_IG, sequential_ig
+from service.methods.spec import Facts
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose
@@ -171,5 +171,5 @@ def test_it_needs_a_point_a_position_and_is_for_tokens() -> None:
         Facts(Traits(kind, SHAPE, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None), 1, {})
         for kind in (InputKind.TOKENS, InputKind.TABULAR)
     )
-    assert (SEQUENTIAL_IG.unfit(tokens), SEQUENTIAL_IG.least_points(tokens)) == (None, SHAPE[0])
-    assert "use integrated_gradients" in str(SEQUENTIAL_IG.unfit(table))
+    assert (SEQUENTIAL_IG.not_applicable(tokens), SEQUENTIAL_IG.least_points(tokens)) == (None, SHAPE[0])
+    assert "use integrated_gradients" in str(SEQUENTIAL_IG.not_applicable(table))

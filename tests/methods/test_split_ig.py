@@ -12,7 +12,7 @@ from torch import Tensor
 
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.oracle import DeadlinePassed, Problem
+from service.methods.questions import DeadlinePassed, Problem
 from service.methods.split_ig import ROUNDS, split_ig
 
 if TYPE_CHECKING:

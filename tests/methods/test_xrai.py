@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from service.domain import Completeness, Floats, InputKind, OptionValue, OutputSpace
-from service.methods.entry import Facts
-from service.methods.oracle import DeadlinePassed, Forwards, Points, Problem
+from service.methods.questions import DeadlinePassed, Forwards, Points, Problem
+from service.methods.spec import Facts
 from service.methods.xrai import XRAI, xrai
 
 if TYPE_CHECKING:
@@ -275,9 +275,9 @@ def test_the_same_problem_gives_the_same_bits(posed: Posed, drive: Drive) -> Non
 
 def test_it_refuses_what_is_no_image(posed: Posed) -> None:
     traits = posed(linear(SMALL), drawn(SMALL)).traits
-    assert XRAI.unfit(Facts(traits, 1, {})) is None
+    assert XRAI.not_applicable(Facts(traits, 1, {})) is None
     for kind in (InputKind.TABULAR, InputKind.TOKENS):
-        reason = XRAI.unfit(Facts(replace(traits, kind=kind), 1, {}))
+        reason = XRAI.not_applicable(Facts(replace(traits, kind=kind), 1, {}))
         assert reason is not None
         assert reason.startswith("xrai needs an image")
 
@@ -285,7 +285,7 @@ def test_it_refuses_what_is_no_image(posed: Posed) -> None:
 def test_without_scikit_image_it_says_which_extra_is_missing(posed: Posed, monkeypatch: pytest.MonkeyPatch) -> None:
     traits = posed(linear(SMALL), drawn(SMALL)).traits
     monkeypatch.setitem(sys.modules, "skimage", None)
-    reason = XRAI.unfit(Facts(traits, 1, {}))
+    reason = XRAI.not_applicable(Facts(traits, 1, {}))
     assert reason is not None
     assert reason.startswith("xrai needs the extra `images`")
 
@@ -293,10 +293,10 @@ def test_without_scikit_image_it_says_which_extra_is_missing(posed: Posed, monke
 IN_THE_FRONT = f"""
 import sys
 from service.domain import InputKind, Traits
-from service.methods.entry import Facts
+from service.methods.spec import Facts
 from service.methods.xrai import XRAI
 traits = Traits(InputKind.IMAGE, {SMALL}, 2, None, (), True, True, None)
-assert XRAI.unfit(Facts(traits, 1, XRAI.defaults())) is None
+assert XRAI.not_applicable(Facts(traits, 1, XRAI.defaults())) is None
 assert not {{"skimage", "scipy"}} & set(sys.modules)
 """
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
-from service.catalog.instances import read_instance, read_with_spans
-from service.checking.trial import Trial, load_trial
+from service.answers.records import explanation_body
+from service.catalog.inputs.instances import read_instance, read_with_spans
 from service.domain import Explanation, Floats, OutputSpace
-from service.planning import Parameters, make_plan
-from service.records import explanation_body
+from service.lifecycle.checking.trial import Trial, load_trial
+from service.usecases.planning import Parameters, make_plan
 from tests.conftest import REPOSITORY_MODELS
 
 FOLDERS = {name: REPOSITORY_MODELS / name / "1" for name in ("magika", "minilm-guard", "efficientnet-lite0")}

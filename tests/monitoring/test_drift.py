@@ -14,11 +14,12 @@ from sklearn.metrics import ndcg_score
 
 from service.catalog.assessments import Assessments, Profile
 from service.catalog.manifest import Manifest, TabularInputs, read_manifest
-from service.catalog.rules import Review
+from service.catalog.review_rules import Review
 from service.domain import BaselineChoice, Completeness, Explanation, Floats, Noise, NoiseKind, OutputSpace, Plan
 from service.monitoring.drift import BATCH, LEAST, MEMORY, Drift, RecentMean
+from tests.conftest import MODELS
 
-LOAN = Path(__file__).parents[2] / "models" / "loan" / "1"
+LOAN = MODELS / "loan" / "1"
 MANIFEST, KEY, DIGEST = read_manifest(LOAN)
 FEATURES = len(MANIFEST.inputs.names)
 WEB, BRANCH = {"channel": "web"}, {"channel": "branch"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.catalog.rules import MOST_COHORTS, MOST_RULES
+from service.catalog.review_rules import MOST_COHORTS, MOST_RULES
 from service.domain import Completeness, Explanation
 from service.engine.messages import ChunkReport
 from service.methods.registry import BY_NAME

@@ -1,0 +1,1 @@
+"""What is said of an explanation: reply, record, reasons, disclosure."""

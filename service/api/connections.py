@@ -1,0 +1,271 @@
+"""Connections: how many there are, how much each may send before it is a request, and how long it may keep us waiting.
+
+uvicorn answers what comes in and has no bounds of its own below a request: its `limit_concurrency` refuses requests and
+leaves silent sockets open, and its `timeout_keep_alive` begins with the first answer. The bounds are kept here, by a
+subclass that goes by the callbacks of asyncio and of the parser. It takes 6 microseconds of a request; uvicorn's
+protocol over h11, which does bound heads, takes 140 more than the one over httptools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Any, cast
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.api.problems import MEDIA_TYPE, content_of_problem
+from service.api.transports import REPLY_STEP, OneWrite
+from service.errors import (
+    AddressTooLong,
+    AnswerableError,
+    HeadersTooLarge,
+    HeadTooSlow,
+    NotHttp,
+    TooManyConnections,
+)
+
+MOST_DESCRIPTORS = 65_536
+"""What is asked of a system that allows more: a limit in the thousands of millions has other programs count to it."""
+
+KEPT_DESCRIPTORS = 256
+"""For stores, workers, files and sockets that are just being closed: under 60 are open when nobody is connected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a connection may send, how long it may take, and how many there may be.
+
+    `head_bytes` and `headers` bound the address and the headers of a request, `pipelined` the requests on a connection
+    that have no answer yet. `head_seconds` is for a head, from its first byte or from the start of the connection, and
+    for the rest of a body whose request is answered already; `reply_seconds` for the next `REPLY_STEP` of a reply.
+    """
+
+    connections: int = 1024
+    idle_seconds: float = 75.0
+    head_bytes: int = 64 * 1024
+    headers: int = 100
+    pipelined: int = 32
+    head_seconds: float = 28.0  # and two for looking: 30
+    reply_seconds: float = 28.0
+    look_seconds: float = 1.0
+
+
+def raise_descriptor_limit() -> int:
+    """Has the system let this process open as many files as it may, up to `MOST_DESCRIPTORS`; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return most if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_within(descriptors: int, wanted: int) -> int:
+    """How many connections may be open at once, so that what else the service opens has descriptors too."""
+    return max(1, min(wanted, descriptors - min(KEPT_DESCRIPTORS, descriptors // 2)))
+
+
+class _Stopped(Exception):
+    """Ends the parser's work on what a connection sent."""
+
+
+class Connections:
+    """All that are open. Where there are as many as may be, the one longest without a request is closed.
+
+    So whoever opens sockets and says nothing keeps out nobody. Newcomers are refused where all have a request under
+    way.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._open: set[Connection] = set()
+        self._without_request: dict[Connection, None] = {}
+
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    def admit(self, connection: Connection) -> bool:
+        """Counts it in; returns whether there is room."""
+        if len(self._open) >= self.limits.connections:
+            longest = next(iter(self._without_request), None)
+            if longest is None:
+                return False
+            longest.drop()
+        self._open.add(connection)
+        self.has_no_request(connection)
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._without_request.pop(connection, None)
+
+    def has_request(self, connection: Connection) -> None:
+        self._without_request.pop(connection, None)
+
+    def has_no_request(self, connection: Connection) -> None:
+        if connection in self._open:
+            self._without_request[connection] = None
+
+    async def watch(self) -> None:
+        """Closes those that keep us waiting for too long, until it is cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self.limits.look_seconds)
+            self.look(clock())
+
+    def look(self, now: float) -> None:
+        """Closes those that have not gone on for as long as they may. `now` is the event loop's time, in seconds."""
+        for connection in list(self._open):
+            connection.look(now)
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, within limits; one for each connection."""
+
+    def __init__(self, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._connections = connections
+        self._limits = connections.limits
+        self._sending = cast(OneWrite, None)
+        self.url = b""
+        self._head_bytes = 0  # at most so many of what has come in belong to a head that has not ended
+        self._is_in_head = False
+        self._is_in_body = False
+        self._requests = 0
+        self._answers = 0
+        self._refusal: AnswerableError | None = None
+        self._waits_for: tuple[object, ...] = ()
+        self._waits_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._sending = OneWrite(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._sending))
+        if not self._connections.admit(self):
+            self._refuse(TooManyConnections("all connections are in use; come back in a second"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        is_large = self._head_bytes > self._limits.head_bytes
+        if (is_large or (self._is_in_head and len(self.headers) > self._limits.headers)) and not self._is_ending:
+            self._refuse(self._too_large())
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if len(self.headers) > self._limits.headers:
+            self._stop(self._too_large())
+        if self._head_bytes > self._limits.head_bytes:  # or a body began in the same piece
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > self._limits.head_bytes:
+                self._stop(self._too_large())
+        if self._requests - self._answers >= self._limits.pipelined:
+            raise _Stopped
+        super().on_headers_complete()
+        self._head_bytes = 0
+        self._is_in_head, self._is_in_body = False, True
+        self._requests += 1
+        self._connections.has_request(self)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        """Of a chunked body; what comes after the last is like a head."""
+        self._head_bytes = 0
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._answers += 1
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
+        elif self._answers == self._requests:
+            self._connections.has_no_request(self)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's, for whatever the parser did not take
+        self._refuse(self._refusal or NotHttp("what was sent is not a request of HTTP/1.1"))
+
+    def look(self, now: float) -> None:
+        """Ends it when it has not gone on for as long as it may. `now` is the event loop's time, in seconds."""
+        waits_for, seconds = self._wait()
+        if waits_for != self._waits_for:
+            self._waits_for, self._waits_since = waits_for, now
+        elif now - self._waits_since >= seconds:
+            if self._is_in_head and not self._is_ending:
+                self._refuse(HeadTooSlow("the address and the headers did not arrive in time"))
+            else:
+                self.drop()
+
+    def drop(self) -> None:
+        """Ends it at once, whatever was still to be sent."""
+        self._connections.forget(self)
+        self.transport.abort()
+
+    def _wait(self) -> tuple[tuple[object, ...], float]:
+        """What is waited for, which is another with every step forward, and for how many seconds at most."""
+        if self._sending.has_unsent:
+            return ("reply", self._sending.received // REPLY_STEP), self._limits.reply_seconds
+        if self._answers < self._requests:
+            return ("us",), float("inf")
+        if self._is_in_head or not self._requests:
+            return ("head", self._requests), self._limits.head_seconds
+        if self._is_in_body:
+            return ("the rest", self._requests), self._limits.head_seconds
+        return ("request", self._requests), self._limits.idle_seconds
+
+    @property
+    def _is_ending(self) -> bool:
+        return self.transport.is_closing()
+
+    def _too_large(self) -> AnswerableError:
+        most = self._limits.head_bytes
+        if len(self.url) > most // 2:
+            return AddressTooLong(f"the address and the headers of a request have {most} bytes together; ask for less")
+        return HeadersTooLarge(f"a request has {self._limits.headers} headers, and {most} bytes before its body")
+
+    def _stop(self, refusal: AnswerableError) -> None:
+        """Stops the parser, whose caller then calls `send_400_response`."""
+        self._refusal = refusal
+        raise _Stopped
+
+    def _refuse(self, refusal: AnswerableError) -> None:
+        """Answers and closes; only closes where the answer would be taken for that of another request."""
+        unanswered = self._requests - self._answers
+        if unanswered == 0 or (unanswered == 1 and self._is_in_body and not self.cycle.response_started):
+            self.transport.write(_answer(refusal))
+            self.transport.close()
+        else:
+            self.drop()
+
+
+def _answer(refusal: AnswerableError) -> bytes:
+    """The whole answer, the last one of its connection."""
+    request_id = token_hex(16)
+    content = content_of_problem(request_id, refusal.status, refusal.kind, str(refusal), refusal.title)
+    body = orjson.dumps(content)
+    headers = {
+        "Content-Type": MEDIA_TYPE,
+        "Content-Length": str(len(body)),
+        "X-Request-Id": request_id,
+        **refusal.headers,
+        "Connection": "close",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return b"".join([STATUS_LINE[refusal.status], lines.encode(), b"\r\n", body])

@@ -1,0 +1,1 @@
+"""In workers only: artefacts opened, and their differentiable twins."""

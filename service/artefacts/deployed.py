@@ -1,0 +1,98 @@
+"""What every format of an artefact gives once it is opened: the artefact that predicts, and the twin that explains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from service.catalog.inputs.encodings import Encoding
+from service.domain import SINGLE, OutputSpace, RowType
+
+
+class DeployedArtefact(Protocol):
+    """The artefact in production."""
+
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
+        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An artefact and its differentiable twin.
+
+    The twin leads from rows [n, ...shape] to logits [n, labels]; where there is an `encoding`, from encoded rows.
+    `forwards` answers for what the twin takes, also where no instance is like it: a mean of categories, say. It is the
+    artefact where that takes it, and else the twin. `worst` names, for rows on which the two differ, the operator that
+    differs most; None where that cannot be told. `row_type` holds rows as the artefact takes them, exactly; the twin
+    takes them in the same.
+    """
+
+    deployed: DeployedArtefact
+    twin: fx.GraphModule
+    encoding: Encoding | None
+    forwards: DeployedArtefact
+    worst: Callable[[NDArray[np.floating]], str] | None = None
+    row_type: RowType = SINGLE
+
+
+def log_odds(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Both labels' log-odds [n, 2], of zero and one logit [n, 2]: each is the other's negative."""
+    odds: NDArray[np.floating] = logits - logits[:, ::-1]
+    return odds
+
+
+class Encoded:
+    """An artefact for rows that are encoded before it takes them."""
+
+    def __init__(self, artefact: DeployedArtefact, encoding: Encoding) -> None:
+        self._artefact = artefact
+        self._encoding = encoding
+
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
+        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
+        return self._artefact.outputs(self._encoding(rows.astype(np.float64)).astype(np.float32))
+
+
+def opened(artefact: DeployedArtefact, twin: fx.GraphModule, encoding: Encoding | None) -> Opened:
+    """An artefact that takes rows as the twin does, encoded if there is an `encoding`."""
+    deployed = artefact if encoding is None else Encoded(artefact, encoding)
+    return Opened(deployed, twin, encoding, artefact)
+
+
+class TorchOutputs:
+    """A torch module from rows [n, ...shape] to logits, in the artefact's place. Takes `most` rows at a time.
+
+    A twin that `has_one_logit` answers zero and it; see `log_odds`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        shape: tuple[int, ...],
+        most: int | None = None,
+        *,
+        has_one_logit: bool = False,
+    ) -> None:
+        self._module = module
+        self._device = device
+        self._shape = shape
+        self._most = most
+        self._has_one_logit = has_one_logit
+
+    @torch.inference_mode()
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
+        """The outputs [n, labels] in every output space, for rows [n, inputs], flat."""
+        given = torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device)
+        logits = torch.cat([self._module(part) for part in torch.split(given, self._most or len(given))])
+        probabilities = torch.softmax(logits, dim=1)
+        found = logits.cpu().numpy()
+        told = log_odds(found) if self._has_one_logit else found
+        return {OutputSpace.LOGIT: told, OutputSpace.PROBABILITY: probabilities.cpu().numpy()}

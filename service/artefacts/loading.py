@@ -1,0 +1,247 @@
+"""Loading a model version in a worker: the deployed artefact, its differentiable twin, its baseline sets.
+
+Predictions come from the artefact, gradients from the twin; the two are compared before anything is answered. How both
+come from a file is a matter of its format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from service.artefacts.deployed import DeployedArtefact, Opened
+from service.artefacts.onnx.onnx_format import open_onnx
+from service.artefacts.onnx.twins import check_parity
+from service.artefacts.safetensors_format import open_safetensors
+from service.artefacts.sizes import layer_sizes, set_row_type
+from service.catalog.formats import Format
+from service.catalog.inputs.encodings import Encoding, TableEncoding, units_of_columns
+from service.catalog.inputs.sequences import read_tokenizer
+from service.catalog.inputs.tables import Category, Feature, TabularInputs
+from service.catalog.manifest import BaselineSet, Manifest, TokenInputs, read_manifest
+from service.catalog.version_files import read_baseline_rows, read_verified
+from service.domain import SINGLE, Floats, ModelKey, OutputSpace, RowType
+from service.errors import CatalogError
+
+PARITY_ROWS = 256
+PARITY_VALUES = 2**26
+"""In all tensors of the twin for the random rows, at most, but for the fewest: a large network would take minutes."""
+FEWEST_PARITY_ROWS = 16
+VALUES_AT_ONCE = 2**24
+EVALUATED_ROWS = 4
+ROWS_AT_ONCE = 32
+
+
+def _open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
+    """Only here, because torch.export imports torch's compiler: 2.5 of the 7 seconds that a worker's imports took."""
+    from service.artefacts.pt2_format import open_pt2
+
+    return open_pt2(content, manifest, device)
+
+
+OPEN: Mapping[Format, Callable[[bytes, Manifest, torch.device], Opened]] = {
+    "onnx": open_onnx,
+    "pt2": _open_pt2,
+    "safetensors": open_safetensors,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model version that is ready to be put on a device.
+
+    `baselines` maps the digest of a set to its rows, flat. `encoding` leads from rows to what the twin takes, if that
+    is something else; for that `forwards` answers. All rows are of the `row_type`.
+    """
+
+    key: ModelKey
+    manifest: Manifest
+    deployed: DeployedArtefact
+    forwards: DeployedArtefact
+    twin: fx.GraphModule
+    encoding: Encoding | None
+    baselines: Mapping[str, NDArray[np.floating]]
+    parity: float
+    row_type: RowType = SINGLE
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input of the twin."""
+        return self.manifest.inputs.shape if self.encoding is None else self.encoding.shape
+
+    def seen(self, rows: Floats) -> Floats:
+        """What the twin takes, flat, where the artefact takes `rows` [n, columns]."""
+        return rows if self.encoding is None else self.encoding(rows)
+
+    @property
+    def fixed(self) -> NDArray[np.bool_] | None:
+        """Which of the twin's inputs, flat, are not explained and stay as they are; None: none of them."""
+        return None if self.encoding is None else self.encoding.fixed
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """For each of the twin's inputs, the unit it belongs to; empty where each is one of its own."""
+        inputs = self.manifest.inputs
+        if not isinstance(inputs, TabularInputs):
+            return ()
+        widths = self.encoding.widths if isinstance(self.encoding, TableEncoding) else [1] * len(inputs.features)
+        return units_of_columns(inputs, widths)
+
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        """The range of each of the twin's inputs, flat."""
+        if self.encoding is not None:
+            return self.encoding.bounds
+        inputs = self.manifest.inputs
+        assert not isinstance(inputs, TokenInputs)
+        return np.array(inputs.bounds[0]), np.array(inputs.bounds[1])
+
+
+def baseline_digest(baseline: BaselineSet) -> str:
+    """The digest by which a plan names a baseline set."""
+    return "sha256:" + baseline.sha256
+
+
+def load_model(folder: Path, device: torch.device) -> LoadedModel:
+    """The model version in `folder`, its twin on `device`.
+
+    Raises CatalogError when a digest is wrong, the artefact cannot be opened or has no twin, or the two disagree.
+    """
+    manifest, key, _ = read_manifest(folder)
+    content = read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
+    opened = OPEN[manifest.artefact.format](content, manifest, device)
+    baselines = {
+        baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline, opened.row_type)
+        for baseline in manifest.baselines
+    }
+    set_row_type(opened.twin, opened.row_type)
+    _check_imputation(manifest, opened)
+    if isinstance(manifest.inputs, TokenInputs):
+        read_tokenizer(folder, manifest.inputs)
+    loaded = LoadedModel(
+        key,
+        manifest,
+        opened.deployed,
+        opened.forwards,
+        opened.twin,
+        opened.encoding,
+        baselines,
+        parity=0.0,
+        row_type=opened.row_type,
+    )
+    _check_evaluation(loaded)
+    return replace(loaded, parity=_parity(loaded, opened, device))
+
+
+def _check_evaluation(model: LoadedModel) -> None:
+    """Raises CatalogError where an answer of the artefact depends on chance, or on the other rows, as in training."""
+    rows, limit = _random_rows(model.manifest, EVALUATED_ROWS, model.row_type), model.manifest.parity
+    first, again, alone = (model.deployed.outputs(given) for given in (rows, rows, rows[:1]))
+    if not all(
+        np.allclose(first[space][:1], other[space][:1], limit, limit, equal_nan=True)
+        for space in first
+        for other in (again, alone)
+    ):
+        raise CatalogError("the same row has different answers: export the model in evaluation mode")
+
+
+def _check_imputation(manifest: Manifest, opened: Opened) -> None:
+    """Holds the manifest's `missing` values against the artefact: NaN in a feature must answer what its value does."""
+    if not isinstance(manifest.inputs, TabularInputs) or not isinstance(manifest.example, Mapping):
+        return
+    features = manifest.inputs.features
+    imputed = [at for at, feature in enumerate(features) if feature.missing is not None and not feature.categories]
+    if not imputed:
+        return
+    example = np.array([_filled(f, manifest.example[f.name]) for f in features], dtype=opened.row_type)
+    filled, missing = np.tile(example, (len(imputed), 1)), np.tile(example, (len(imputed), 1))
+    for row, at in enumerate(imputed):
+        filled[row, at], missing[row, at] = _filled(features[at], None), np.nan
+    for space, expected in opened.deployed.outputs(filled).items():
+        differ = np.flatnonzero((opened.deployed.outputs(missing)[space] != expected).any(axis=1))
+        if len(differ):
+            name = features[imputed[differ[0]]].name
+            raise CatalogError(f"the artefact does not replace a missing {name} by the manifest's value")
+
+
+def _filled(feature: Feature, value: Category | float | None) -> float:
+    if value is None and feature.imputed is not None:
+        return feature.imputed
+    return float(feature.places[value] if feature.categories else value or 0.0)  # type: ignore[index]
+
+
+def whole_texts(inputs: TokenInputs, count: int) -> NDArray[np.float32]:
+    """Random tokens [count, length], none of them padding: of a row that is nothing else, a mask may leave nothing to
+    answer from."""
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, max(1, inputs.vocabulary - 1), (count, inputs.length))
+    return np.where(tokens >= inputs.padding, tokens + 1, tokens).clip(0, inputs.vocabulary - 1).astype(np.float32)
+
+
+def _random_rows(manifest: Manifest, count: int, row_type: RowType) -> NDArray[np.floating]:
+    """Rows within the range of the inputs, flat; every other text is a shorter one, with padding behind it."""
+    generator = np.random.default_rng(0)
+    inputs = manifest.inputs
+    if isinstance(inputs, TokenInputs):
+        tokens = whole_texts(inputs, count)
+        lengths = generator.integers(1, inputs.length + 1, (count, 1))
+        lengths[::2] = inputs.length
+        return np.where(np.arange(inputs.length) < lengths, tokens, np.float32(inputs.padding)).astype(row_type)
+    low, high = (np.array(limit, dtype=row_type) for limit in inputs.bounds)
+    rows = generator.uniform(low, high, (count, len(low))).astype(row_type)
+    if isinstance(inputs, TabularInputs):
+        whole = [at for at, feature in enumerate(inputs.features) if feature.categories or feature.whole]
+        rows[:, whole] = np.rint(rows[:, whole])
+    return rows
+
+
+def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
+    """Compares twin and artefact on the baselines and on random rows within the features' ranges.
+
+    Raises CatalogError over the manifest's limit, naming the operator that differs most.
+    """
+    manifest = model.manifest
+    size = sum(layer_sizes(model.twin, model.shape))
+    count = min(PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_VALUES // size))
+    together = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // size))
+    random = _random_rows(manifest, count, model.row_type)
+    rows = np.concatenate([*(known[:count] for known in model.baselines.values()), random])
+    parts = [rows[at : at + together] for at in range(0, len(rows), together)]
+    answers = [model.deployed.outputs(part) for part in parts]
+    logits, probabilities = (
+        torch.from_numpy(np.concatenate([answer[space] for answer in answers]))
+        for space in (OutputSpace.LOGIT, OutputSpace.PROBABILITY)
+    )
+    if logits.shape != (len(rows), len(manifest.outputs.labels)):
+        raise CatalogError(
+            f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
+        )
+    if not logits.isfinite().all():
+        raise CatalogError(
+            "the artefact answers what is no finite number for rows within the manifest's ranges; are they those of "
+            "what it was trained on, and are its weights whole?"
+        )
+    with torch.no_grad():
+        seen = (torch.from_numpy(model.seen(part).astype(model.row_type).reshape(-1, *model.shape)) for part in parts)
+        twin_logits = torch.cat([model.twin(part.to(device)).cpu() for part in seen])
+    limit, has_one_logit = manifest.parity, manifest.outputs.has_one_logit
+    try:
+        parity = check_parity(twin_logits - twin_logits.flip(1) if has_one_logit else twin_logits, logits, limit)
+    except CatalogError as error:
+        raise CatalogError(f"{error}{_suspect(opened, parts[-1])}") from None
+    return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double(), limit))
+
+
+def _suspect(opened: Opened, rows: NDArray[np.floating]) -> str:
+    if opened.worst is None:
+        return ""
+    try:
+        return f"; of its operators differs most, for what goes into it, {opened.worst(rows)}"
+    except CatalogError:
+        return ""

@@ -1,0 +1,218 @@
+"""Where a graph turns what is no number into numbers: the embedding of tokens, the encoders of categories.
+
+There the twin begins, since what comes before has no gradient. Which numbers a token or a category becomes is measured:
+the artefact itself is run with all of them. So it does not matter by which operators a graph looks them up, and a
+tensor that is more than a look-up is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+
+from service.artefacts.onnx.graphs import ancestors
+from service.artefacts.onnx.session_inputs import Array, Feeds
+from service.catalog.inputs.declaration import TokenInputs
+from service.catalog.inputs.tables import TabularInputs
+from service.domain import Floats
+from service.errors import CatalogError
+
+ROWS_AT_ONCE = 32
+RANDOM_ROWS = 64
+LARGEST_FLOATS = 2**24
+"""In the rows of tokens that are tried at once: a vocabulary of 30,000 is looked up part by part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A tensor of the graph that depends on one feature alone, a category: its `table` [categories, ...shape]."""
+
+    tensor: str
+    feature: int
+    table: NDArray[Any]
+
+    @property
+    def columns(self) -> Floats:
+        """The table flat: [categories, columns]."""
+        return self.table.reshape(len(self.table), -1).astype(np.float64)
+
+
+def find_embedding(model: ModelProto, input_tensor: str) -> tuple[str, NDArray[np.float32]]:
+    """The tensor that holds the embeddings of the tokens in `input_tensor`, and the table [vocabulary, dimensions].
+
+    The embedding is the Gather of a constant table's rows by the tokens, or the product of their one-hot code with such
+    a table. Raises CatalogError where there is none.
+    """
+    for tensor, table in _embeddings(model, input_tensor):
+        return tensor, table
+    raise CatalogError(f"no embedding of the tokens in {input_tensor!r}: no constant table's rows are taken by them")
+
+
+def check_embedding(
+    model: ModelProto, inputs: TokenInputs, feeds: Feeds, tensor: str, table: NDArray[np.float32]
+) -> None:
+    """Raises CatalogError unless the graph's tensor is the table's row of every token, wherever it stands."""
+    vocabulary, width = inputs.vocabulary, table.shape[1]
+    if len(table) < vocabulary:
+        raise CatalogError(f"the embedding has {len(table)} tokens, the manifest's vocabulary {vocabulary}")
+    every = np.resize(np.arange(vocabulary), -(-vocabulary // inputs.length) * inputs.length)
+    rows = every.reshape(-1, inputs.length).astype(np.float32)
+    session = open_part(model, [tensor])
+    step = max(1, LARGEST_FLOATS // (inputs.length * width))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        (found,) = session.run([tensor], feeds(part))
+        if not np.array_equal(found.reshape(-1, width), table[part.astype(np.int64)].reshape(-1, width)):
+            raise CatalogError(f"{tensor!r} is not the embedding of the tokens in {inputs.tensor!r} alone")
+
+
+def find_lookups(model: ModelProto, inputs: TabularInputs, feeds: Feeds, end: str) -> list[Lookup]:
+    """Where the graph, on the way to the tensor `end`, encodes its features that are text or whole numbers.
+
+    Raises CatalogError where one tensor depends on several of them, so that it cannot be said which.
+    """
+    encoded = {tensor: features for tensor, features in inputs.tensors.items() if _is_encoded(model, inputs, tensor)}
+    if not encoded:
+        return []
+    frontier = _frontier(model, set(encoded), end)
+    if not frontier:
+        return []
+    session, features = open_part(model, list(frontier)), [number for own in encoded.values() for number in own]
+    base = _first_row(inputs)
+
+    def run(rows: Array) -> dict[str, Array]:
+        parts = [
+            session.run(list(frontier), feeds(rows[at : at + ROWS_AT_ONCE])) for at in range(0, len(rows), ROWS_AT_ONCE)
+        ]
+        return {name: np.concatenate(values) for name, values in zip(frontier, zip(*parts, strict=True), strict=True)}
+
+    tables: dict[str, dict[int, Array]] = {name: {} for name in frontier}
+    for number in features:
+        rows = np.tile(base, (len(inputs.features[number].categories), 1))
+        rows[:, number] = np.arange(len(rows))
+        for name, values in run(rows).items():
+            if (values != values[:1]).any():
+                tables[name][number] = values
+    lookups = [_lookup(inputs, name, found) for name, found in tables.items() if found]
+    _check(inputs, features, lookups, base, run)
+    return lookups
+
+
+def _lookup(inputs: TabularInputs, tensor: str, found: Mapping[int, Array]) -> Lookup:
+    if len(found) > 1:
+        names = " and ".join(inputs.names[number] for number in found)
+        raise CatalogError(f"{tensor!r} is made of {names} together, so it is the encoding of neither")
+    ((feature, table),) = found.items()
+    return Lookup(tensor, feature, table)
+
+
+def _check(inputs: TabularInputs, features: Sequence[int], lookups: Sequence[Lookup], base: Array, run: Any) -> None:
+    """Holds the tables against rows in which all categories are drawn at random."""
+    draws = np.random.default_rng(0)
+    rows = np.tile(base, (RANDOM_ROWS, 1))
+    for number in features:
+        rows[:, number] = draws.integers(0, len(inputs.features[number].categories), RANDOM_ROWS)
+    found = run(rows)
+    for lookup in lookups:
+        expected = lookup.table[rows[:, lookup.feature].astype(np.intp)]
+        if not np.array_equal(found[lookup.tensor], expected):
+            raise CatalogError(f"{lookup.tensor!r} is more than the encoding of {inputs.names[lookup.feature]}")
+
+
+def _first_row(inputs: TabularInputs) -> Floats:
+    """The least value of every number, the first of every category."""
+    return np.array(inputs.bounds[0])
+
+
+def _is_encoded(model: ModelProto, inputs: TabularInputs, tensor: str) -> bool:
+    """Whether the graph takes categories as they are in this input."""
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    is_floating = types.get(tensor) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+    return not is_floating and any(inputs.features[number].categories for number in inputs.tensors[tensor])
+
+
+def _frontier(model: ModelProto, discrete: set[str], end: str) -> list[str]:
+    """The first tensors of real numbers on the ways from discrete ones to `end`."""
+    nodes = [node for node in model.graph.node if not discrete.isdisjoint(node.input) or node.output]
+    reached, names = set(discrete), []
+    for node in nodes:
+        if not reached.isdisjoint(node.input):
+            reached.update(name for name in node.output if name)
+            names += [name for name in node.output if name]
+    is_real = _are_real(model, names)
+    behind, frontier = set(discrete), []
+    for node in nodes:
+        if behind.isdisjoint(node.input):
+            continue
+        for name in filter(None, node.output):
+            if is_real[name]:
+                frontier.append(name)
+            else:
+                behind.add(name)
+    needed = _needed(model, end, set(frontier))
+    return [name for name in frontier if name in needed]
+
+
+def _needed(model: ModelProto, end: str, stops: set[str]) -> set[str]:
+    """The tensors by which `end` is computed, as far back as `stops`."""
+    needed = {end}
+    for node in reversed(model.graph.node):
+        if not needed.isdisjoint(set(node.output) - stops):
+            needed.update(node.input)
+    return needed
+
+
+def _are_real(model: ModelProto, names: Sequence[str]) -> dict[str, bool]:
+    """Whether tensors hold real numbers, as ONNX Runtime has it."""
+    outputs = {output.name: output.type for output in open_part(model, names).get_outputs()}
+    return {name: outputs[name] in ("tensor(float)", "tensor(double)", "tensor(float16)") for name in names}
+
+
+def open_part(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
+    """The graph as far as these tensors need it: ONNX Runtime would compute all the rest of it too."""
+    needed = {
+        name for end in outputs for node in ancestors(model.graph.node, end) for name in (*node.input, *node.output)
+    }
+    nodes = [node for node in model.graph.node if not needed.isdisjoint(node.output)]
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    asked_for = [onnx.ValueInfoProto(name=name) for name in outputs]
+    part = onnx.helper.make_graph(nodes, "part", list(model.graph.input), asked_for, constants)
+    imports = list(model.opset_import)
+    asked = onnx.helper.make_model(
+        part, opset_imports=imports, ir_version=model.ir_version, functions=list(model.functions)
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(asked.SerializeToString(), options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class of their own
+        raise CatalogError(f"ONNX Runtime cannot run the graph: {error}") from error
+
+
+def _embeddings(model: ModelProto, input_tensor: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Tensors that may be the embedding, the first first: rows of a table taken by what is made of tokens alone."""
+    tables = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = set(tables) | {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    tokens = {input_tensor}
+    for node in model.graph.node:
+        at = {"Gather": (0, 1), "MatMul": (1, 0)}.get(node.op_type)
+        if at is not None and len(node.input) == 2 and node.input[at[1]] in tokens and node.input[at[0]] in tables:
+            table: NDArray[np.float32] = numpy_helper.to_array(tables[node.input[at[0]]]).astype(np.float32)
+            if table.ndim == 2 and not any(a.name == "axis" and a.i != 0 for a in node.attribute):
+                yield node.output[0], table
+                continue
+        is_of_tokens = all(not name or name in tokens | constants for name in node.input)
+        if not tokens.isdisjoint(node.input) and (is_of_tokens or node.op_type in SHAPING):
+            tokens.update(node.output)
+
+
+SHAPING = {"Reshape", "Expand", "Equal", "Cast", "Identity", "OneHot", "Unsqueeze", "Squeeze"}
+"""Operators by which exporters make a one-hot code of tokens, sizes and the vocabulary coming from elsewhere."""

@@ -1,0 +1,169 @@
+"""The differentiable twin of an ONNX artefact: the same graph in torch, cut at the logits.
+
+What does not depend on the input's values becomes a constant (`folding`), operators without a gradient are refused
+(`undifferentiable`), `onnx2torch` converts the others, mostly by converters of our own (`converters` and its
+neighbours), and tracing leaves torch's own modules and functions.
+
+`onnx2torch` imports torchvision for two detection operators that have no gradient to explain; torchvision's binary must
+match torch's build exactly, so an empty stand-in is imported in its place, which also saves a second of start-up.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import torch
+from google.protobuf.message import DecodeError, Message
+from torch import fx
+
+from service.artefacts.onnx.folding import choose_branches, fold, versions
+from service.artefacts.onnx.graphs import Graph, network, read_graph
+from service.artefacts.onnx.undifferentiable import REASONS, described, refuse_undifferentiable
+from service.artefacts.reported import reported
+from service.errors import CatalogError
+
+UNCONVERTED = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError, ArithmeticError)
+"""What onnx2torch and torch raise for what they did not expect of a graph."""
+HasConverter = Callable[[onnx.NodeProto, Mapping[str, int]], bool]
+
+
+def _import_conversion() -> Any:
+    stand_in = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.ops")}
+    stand_in["torchvision.ops"].__dict__["roi_align"] = None
+    absent = {name: module for name, module in stand_in.items() if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from service.artefacts.onnx import conversion, converters, layout_converters, window_converters  # noqa: F401
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    return conversion
+
+
+def parse_onnx(content: bytes) -> onnx.ModelProto:
+    """The model in `content`. Raises CatalogError when it is no valid ONNX model or points to data outside itself."""
+    if not content:
+        raise CatalogError("not a valid ONNX model: the file is empty")
+    try:
+        model = onnx.load_model_from_string(content)
+        external = [tensor.name for tensor in _tensors(model) if _is_external(tensor)]
+        if external:
+            raise CatalogError(
+                f"the ONNX model keeps {external[0]!r} in a file outside itself, which is not read; export it again as "
+                "one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load('model.onnx'), "
+                "'one.onnx')"
+            )
+        onnx.checker.check_model(model)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise CatalogError("not a valid ONNX model: the file is cut off, spoilt, or of another kind") from error
+    except (ValueError, TypeError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise CatalogError(f"not a valid ONNX model: {reported(error)}") from error
+    return model
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in the model: initialisers, constants, branches, functions."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if isinstance(value, Message) else value:
+                yield from _tensors(child)
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data) > 0
+
+
+def build_twin(
+    model: onnx.ModelProto, input_tensor: str, logit_tensor: str, shape: tuple[int, ...] | None = None
+) -> fx.GraphModule:
+    """A torch module [N, ...] -> logits [N, labels] with frozen parameters, equal to the graph up to `logit_tensor`.
+
+    `shape` is that of one row of the graph's own input, which must declare it otherwise. Raises CatalogError when a
+    tensor is not in the graph, or an operator has no gradient or no torch counterpart.
+    """
+    _, part, module = converted(model, input_tensor, logit_tensor, shape)
+    try:
+        twin: fx.GraphModule = fx.symbolic_trace(module).requires_grad_(False)
+        _refuse_flat(twin, part.graph)
+    except UNCONVERTED as error:
+        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {reported(error)}") from error
+    return twin
+
+
+def converted(
+    model: onnx.ModelProto, input_tensor: str, logit_tensor: str, shape: tuple[int, ...] | None = None
+) -> tuple[Graph, onnx.ModelProto, fx.GraphModule]:
+    """As `build_twin`, before tracing: the graph, its part between the tensors, that with a module a node."""
+    conversion = _import_conversion()
+    try:
+        whole = _taken_apart(model, conversion.has_converter)
+        graph = choose_branches(read_graph(whole, logit_tensor, shape))
+        nodes = network(graph, input_tensor)
+        refuse_undifferentiable(nodes)
+        for node in nodes:
+            if not conversion.has_converter(node, versions(whole)):
+                raise CatalogError(
+                    f"{described(node)} has no counterpart in torch here, so it cannot be differentiated"
+                )
+        part = fold(graph, nodes, input_tensor)
+        module: fx.GraphModule = conversion.convert(part).eval()
+    except UNCONVERTED as error:
+        raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {reported(error)}") from error
+    return graph, part, module
+
+
+def _refuse_flat(twin: fx.GraphModule, part: onnx.GraphProto) -> None:
+    """Raises CatalogError when the twin has no gradient at all, or not one result for each row."""
+    given, result = (value[0].type.tensor_type for value in (part.input, part.output))
+    sizes, expected = ([size.dim_value or 2 for size in value.shape.dim] for value in (given, result))
+    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(given.elem_type)))
+    if not rows.is_floating_point():
+        raise CatalogError("the input's values are integers, which have no gradient; an embedding of them has")
+    logits = twin(rows.requires_grad_())
+    if not logits.requires_grad:
+        raise CatalogError(
+            "no gradient reaches the input: on every way to the logits its values are rounded or compared"
+        )
+    if list(logits.shape) != expected:
+        raise CatalogError(f"{sizes[0]} rows have logits of the shape {list(logits.shape)}")
+
+
+def _taken_apart(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.ModelProto:
+    """The model without functions: its own, and those by which ONNX defines operators that have no converter."""
+    whole = onnx.inliner.inline_local_functions(model) if model.functions else model
+    nodes = [node for node in whole.graph.node if node.op_type not in REASONS]
+    unknown = {(node.domain, node.op_type) for node in nodes if not has_converter(node, versions(whole))}
+    if not unknown:
+        return whole
+    return onnx.inliner.inline_selected_functions(whole, sorted(unknown), inline_schema_functions=True)
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the larger of one and the expected magnitude; NaN where one is."""
+    scale = expected.abs().clamp_min(1.0)
+    return float(((found - expected).abs() / scale).max()) if expected.numel() else 0.0
+
+
+def check_parity(twin_outputs: torch.Tensor, deployed_outputs: torch.Tensor, limit: float = 1e-4) -> float:
+    """The largest difference of the two, relative to the larger of one and the deployed magnitude.
+
+    Raises CatalogError over `limit`: then the twin is not a twin.
+    """
+    difference = relative_difference(twin_outputs, deployed_outputs)
+    if not difference <= limit:
+        raise CatalogError(
+            f"the torch twin and the deployed artefact differ by {difference:.2g} (relative), over {limit:g}"
+        )
+    return difference

@@ -1,0 +1,200 @@
+"""Converters of the operators that see windows of an image, or lay it out anew: pools, convolutions, pads, resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+from torch import Tensor
+from torch.nn import functional
+
+from service.artefacts.onnx.conversion import ROWS_TOGETHER, Function, Node, converts, rewrites
+from service.artefacts.onnx.folding import OWN_DOMAIN
+from service.artefacts.onnx.undifferentiable import PLACES
+
+PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+AVERAGES: dict[int, Callable[..., Tensor]] = {
+    1: functional.avg_pool1d,
+    2: functional.avg_pool2d,
+    3: functional.avg_pool3d,
+}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+
+
+def _each(node: Node, name: str, default: int) -> list[int]:
+    """An option of the node, which is one number for each dimension of the image."""
+    given: list[int] = node.option(name) or [default] * (len(node.shape()) - 2)
+    return given
+
+
+def _padding(node: Node) -> tuple[list[int], list[int]]:
+    """Before and behind the image, in each of its dimensions."""
+    image = node.shape()[2:]
+    mode = node.option("auto_pad", "NOTSET")
+    if not mode.startswith("SAME") and not node.option("output_shape"):
+        pads = _each(node, "pads", 0)
+        return pads[: len(image)], pads[-len(image) :]
+    is_transposed = node.operator == "ConvTranspose"
+    kernel = node.option("kernel_shape") or node.shape(1)[2:]
+    small, large = (image, node.result()[2:]) if is_transposed else (node.result()[2:], image)
+    options = (
+        _each(node, name, default) for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
+    )
+    totals = [
+        max((few - 1) * stride + dilation * (extent - 1) + 1 + extra - many, 0)
+        for few, many, extent, stride, dilation, extra in zip(small, large, kernel, *options, strict=True)
+    ]
+    halves, others = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (halves, others) if mode == "SAME_UPPER" else (others, halves)
+
+
+def _as_torch(before: list[int], behind: list[int]) -> list[int]:
+    """The last dimension first."""
+    return [size for pair in zip(before[::-1], behind[::-1], strict=True) for size in pair]
+
+
+@rewrites("Conv", "MaxPool")
+def _with_pads(node: Node) -> NodeProto:
+    """With the padding in figures, which is the only way that onnx2torch reads."""
+    if len(node.proto.output) > 1:
+        raise node.error(f"cannot be differentiated: {PLACES}")
+    before, behind = _padding(node)
+    result = NodeProto()
+    result.CopyFrom(node.proto)
+    del result.attribute[:]
+    result.attribute.extend(a for a in node.proto.attribute if a.name not in ("pads", "auto_pad"))
+    result.attribute.append(helper.make_attribute("pads", [*before, *behind]))
+    return result
+
+
+@converts("AveragePool")
+def _average_pool(node: Node) -> Function:
+    before, behind = _padding(node)
+    kernel, strides = node.option("kernel_shape"), _each(node, "strides", 1)
+    is_ceiled, counts_padding = bool(node.option("ceil_mode", 0)), bool(node.option("count_include_pad", 0))
+    pool = AVERAGES[len(kernel)]
+    if max(_each(node, "dilations", 1)) > 1 or (is_ceiled and before != behind):
+        raise node.error("is not converted with dilations, or with ceil_mode and unequal padding")
+    if before == behind:
+        return lambda tensor: pool(tensor, kernel, strides, before, is_ceiled, counts_padding)
+    pads = _as_torch(before, behind)
+    ones = torch.ones(1, 1, *node.sizes(2))
+    share = 1.0 if counts_padding else 1 / pool(functional.pad(ones, pads), kernel, strides)
+    return lambda tensor: pool(functional.pad(tensor, pads), kernel, strides) * share
+
+
+@converts("ConvTranspose", tensors=3)
+def _conv_transpose(node: Node) -> Function:
+    before, behind = _padding(node)
+    strides, dilations, extra = (
+        _each(node, *option) for option in (("strides", 1), ("dilations", 1), ("output_padding", 0))
+    )
+    transposed, groups = TRANSPOSED[len(before)], node.option("group", 1)
+    if before == behind:
+        return lambda tensor, weight, bias=None: transposed(
+            tensor, weight, bias, strides, before, extra, groups, dilations
+        )
+    whole = [0] * len(before)
+    image = (slice(start, start + (size or 0)) for start, size in zip(before, node.result()[2:], strict=True))
+    index = (slice(None), slice(None), *image)
+
+    def cut(tensor: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return transposed(tensor, weight, bias, strides, whole, extra, groups, dilations)[index]
+
+    return cut
+
+
+@converts("Pad")
+def _pad(node: Node) -> Function:
+    shape, given = node.shape(), node.integers("pads", 1) or []
+    axes = node.integers("axes", 3) or range(len(shape))
+    before, behind = [0] * len(shape), [0] * len(shape)
+    for at, axis in enumerate(axes):
+        before[axis], behind[axis] = given[at], given[at + len(given) // 2]
+    if any(size is None and (start or end) for size, start, end in zip(shape, before, behind, strict=True)):
+        raise node.error(ROWS_TOGETHER)
+    mode, value = PAD_MODES[node.option("mode", "constant")], node.option("value", 0.0)
+    if (constant := node.array(2)) is not None:
+        value = constant.item()
+    if mode == "constant":
+        pads = _as_torch(before, behind)
+        return lambda tensor: functional.pad(tensor, pads, mode, value)
+    pads = _as_torch(before[2:], behind[2:])
+    if before[1] or behind[1]:
+        raise node.error(f"is not converted where it pads channels in mode {mode}")
+    return lambda tensor: functional.pad(tensor, pads, mode)
+
+
+@converts("Resize", "Upsample")
+@converts("Resize", domain=OWN_DOMAIN)
+def _resize(node: Node) -> Function:
+    """Along one dimension after the other: where a new element lies among the old does not depend on their values."""
+    resized = _RESIZED.get(node.option("mode", "nearest"))
+    if resized is None or node.option("antialias", 0):
+        raise node.error("is only converted in the modes nearest and linear, without antialiasing")
+    sizes = list(enumerate(zip(node.shape(), node.result(), strict=True)))
+    steps = [resized(node, axis, _places(node, axis)) for axis, (size, new) in sizes if size != new]
+    return lambda tensor: reduce(lambda partly, step: step(partly), steps, tensor)
+
+
+def _places(node: Node, axis: int) -> NDArray[np.float32]:
+    """Where the elements of the result lie among those that are given, in the runtime's own precision."""
+    size, new = node.shape()[axis] or 1, node.result()[axis] or 1
+    is_old = len(node.proto.input) < 3
+    scales = node.array(1 if is_old else 2)
+    scale = np.float32(scales[axis] if scales is not None and scales.size else new / size)
+    elements, half = np.arange(new, dtype=np.float32), np.float32(0.5)
+    places: NDArray[np.float32]
+    match node.option("coordinate_transformation_mode", "asymmetric" if is_old else "half_pixel"):
+        case "half_pixel":
+            places = (elements + half) / scale - half
+        case "pytorch_half_pixel":
+            places = (elements + half) / scale - half if new > 1 else elements
+        case "align_corners":
+            places = elements * np.float32(size - 1) / np.float32(max(new - 1, 1))
+        case "asymmetric":
+            places = elements / scale
+        case "tf_half_pixel_for_nn":
+            places = (elements + half) / scale
+        case other:
+            raise node.error(f"is not converted with coordinate_transformation_mode {other}")
+    return places.clip(0, size - 1)
+
+
+def _nearest(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
+    is_old = len(node.proto.input) < 3
+    match node.option("nearest_mode", "floor" if is_old else "round_prefer_floor"):
+        case "round_prefer_floor":
+            nearest = np.ceil(places - 0.5)
+        case "round_prefer_ceil":
+            nearest = np.floor(places + 0.5)
+        case "floor":
+            nearest = np.floor(places)
+        case _:
+            nearest = np.ceil(places)
+    index = torch.from_numpy(nearest.astype(np.int64))
+    return lambda tensor: torch.index_select(tensor, axis, index)
+
+
+def _linear(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
+    low = np.floor(places)
+    share = torch.from_numpy(places - low).reshape(-1, *[1] * (len(node.shape()) - axis - 1))
+    before = torch.from_numpy(low.astype(np.int64))
+    behind = torch.clamp(before + 1, max=(node.shape()[axis] or 1) - 1)
+
+    def resized(tensor: Tensor) -> Tensor:
+        start, end = (torch.index_select(tensor, axis, index) for index in (before, behind))
+        return start + (end - start) * share
+
+    return resized
+
+
+_RESIZED: dict[str, Callable[[Node, int, NDArray[np.float32]], Function]] = {"nearest": _nearest, "linear": _linear}

@@ -1,0 +1,1 @@
+"""Many rows, and whole exports, behind the requests."""

@@ -1,0 +1,128 @@
+"""Stored explanations as tables for people: CSV and Parquet, written row by row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import IO, Any
+
+import orjson
+
+from service.answers.records import whole_record
+from service.ledger import Stored
+
+ROWS_A_GROUP, CHARACTERS_A_GROUP = 5_000, 16 * 2**20
+"""In Parquet: a group ends at the one or at the other. A row of an image can be some megabytes."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet would compute; decision ids and subjects come from callers."""
+
+COLUMNS: Mapping[str, type] = {
+    "sequence": int,
+    "id": str,
+    "created": str,
+    "model": str,
+    "version": str,
+    "digest": str,
+    "method": str,
+    "output_space": str,
+    "target": str,
+    "label": str,
+    "output": float,
+    "baseline_output": float,
+    "completeness_error": float,
+    "attribution_error": float,
+    "converged": bool,
+    "reason": str,
+    "evaluations": int,
+    "decision_id": str,
+    "subject": str,
+    "flags": str,
+    "cohort": str,
+    "reasons": str,
+    "attributions": str,
+    "input": str,
+    "erased": bool,
+}
+"""Of a table. `flags` and the codes of `reasons` are separated by spaces; what has parts of its own is JSON."""
+
+
+def table_row(stored: Stored) -> dict[str, Any]:
+    """An explanation as a row of a table; without what was erased."""
+    record = whole_record(stored)
+    model, target = record.get("model", {}), record.get("target", {})
+    told = {
+        **{name: record.get(name) for name in COLUMNS},
+        "sequence": stored.seq,
+        "created": datetime.fromtimestamp(stored.created / 1e6, UTC).isoformat(timespec="microseconds"),
+        "model": stored.model,
+        "version": stored.version,
+        "digest": model.get("digest"),
+        "target": target.get("label"),
+        "label": stored.label,
+        "flags": " ".join(stored.flags),
+        "cohort": _json(dict(stored.cohort)),
+        "reasons": " ".join(one["code"] for one in record.get("reasons", []) if one.get("code")),
+        "attributions": _json(record.get("attributions")),
+        "input": _json(record.get("input")),
+        "erased": stored.tombstone is not None,
+    }
+    return {name: told[name] for name in COLUMNS}
+
+
+def write_csv(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes rows with a head; gives their number. No cell begins as a spreadsheet's formula does."""
+    count = 0
+    writer = csv.writer(_Encoded(file))
+    writer.writerow(COLUMNS)
+    for count, row in enumerate(rows, start=1):  # noqa: B007
+        writer.writerow([_cell(value) for value in row.values()])
+    return count
+
+
+def write_parquet(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes rows in groups of `ROWS_A_GROUP`, or fewer where they are large; gives their number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {int: pa.int64(), str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+    count = 0
+    with pq.ParquetWriter(file, schema) as writer:
+        for group in _groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count
+
+
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    group: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(group) == ROWS_A_GROUP or size >= CHARACTERS_A_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+class _Encoded:
+    """A text file over a binary one, for the csv module, which writes a line at a time."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(text.encode())
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()

@@ -1,0 +1,228 @@
+"""Exports: stored explanations as a file, written as a stream in memory that does not grow with their number.
+
+CSV and Parquet are tables for people; the zip, of `service.ledger.exporting`, is for auditors, with a proof for every
+record. A file is whole when it can be found, lies in a folder of its tenant, is kept for a day, and is withdrawn when
+anybody's data in that tenant is erased meanwhile: what was exported before must not be handed out after. Its name has
+the size that the log had before anything was read, so that whatever is erased behind that place withdraws it, and no
+clock is asked. That there is an export is an event in the log before its file can be fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from socket import gethostname
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
+
+from service.answers.records import Caller
+from service.background.export_tables import table_row, write_csv, write_parquet
+from service.background.jobs import NotHeld, patiently, spec_of
+from service.errors import LedgerUnavailable, NotFound
+from service.ledger import CheckpointSigner, EventSearch, Ledger, Search, Stored, Vault
+from service.ledger.checkpoints import log_size
+from service.ledger.database import database_in_reach
+from service.ledger.events import last_erasures
+from service.ledger.exporting import asked_of, found_lines, write_export
+from service.ledger.jobs import EXPORT, Job, Jobs
+from service.ledger.searching import count_found, read_in_log_order
+
+LOG = logging.getLogger("answerable.exporting")
+T = TypeVar("T")
+
+DOWNLOAD = "export_download"
+KEPT_SECONDS = 86_400
+SWEEP_SECONDS = 60.0
+PART = ".part"
+PAGE = 500
+
+
+class Format(StrEnum):
+    """Of an export's file."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+    ZIP = "zip"
+
+
+def is_available(form: Format) -> bool:
+    """Whether files of this format can be written: Parquet needs pyarrow, of the extra `parquet`."""
+    return form is not Format.PARQUET or find_spec("pyarrow") is not None
+
+
+class Exports:
+    """The work of jobs of kind `export`, and the files they wrote, under `folder`."""
+
+    def __init__(
+        self, jobs: Jobs, engine: Engine, ledger: Ledger, signer: CheckpointSigner, vault: Vault, folder: Path
+    ) -> None:
+        self._jobs = jobs
+        self._engine = engine
+        self._ledger = ledger
+        self._signer = signer
+        self._vault = vault
+        self._folder = folder
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="export")  # not a thread that requests wait for
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Deletes what may not be kept, now and every minute from now on."""
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+
+    async def close(self) -> None:
+        """Ends the sweeping; what is being written is given up by its job."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        await asyncio.to_thread(self._writer.shutdown)
+
+    async def __call__(self, job: Job, caller: Caller) -> None:
+        """Writes the file, tells the log, and then lets it be found."""
+        spec = spec_of(self._vault, job)
+        form, search = Format(spec["format"]), Search(**_with_pairs(spec["search"]))
+        folder = self._folder_of(job.tenant)
+        part = folder / f"{job.id}.{job.owner}{PART}"  # no other run of this job writes to it
+        stop = threading.Event()
+        try:
+            records, begun = await self._written(job, form, search, part, stop)
+            details = {
+                "format": form,
+                "records": records,
+                "conditions": sorted(spec["conditions"]),
+                "host": gethostname(),
+            }
+            await self._ledger.append_event(EXPORT, caller.tenant, caller.key_id, job.id, details)
+            part.replace(folder / f"{job.id}.{begun}.{form}")
+        finally:
+            stop.set()
+            part.unlink(missing_ok=True)
+
+    async def file(self, job: Job) -> Path | None:
+        """The file of an export that is done; None when it is not kept any more, or lies on another host.
+
+        Raises LedgerUnavailable.
+        """
+        return await asyncio.to_thread(self._kept, job)
+
+    async def host(self, job: Job) -> str | None:
+        """The host that wrote the file of an export that is done, as the log has it. Raises LedgerUnavailable."""
+        written = await self._ledger.events(job.tenant, EventSearch(kind=EXPORT, about=job.id), 1)
+        return next((event.details.get("host") for event in written.events), None)
+
+    def sweep(self) -> None:
+        """Deletes what has been kept long enough, was begun before its tenant erased something, or is a part that no
+        run of a job writes. Blocks."""
+        oldest = time.time() - KEPT_SECONDS
+        found = [*self._folder.glob("*/*")]  # before it is asked who writes: whoever begins later is not among them
+        if not found:
+            return
+        owners = self._jobs.owners()
+        begun = {path: _begun(path) for path in found if path.suffix != PART}
+        with database_in_reach(), self._engine.connect() as connection:
+            erased = last_erasures(connection, min(begun.values())) if begun else {}
+        withdrawn = {self._folder_of(tenant): last for tenant, last in erased.items()}
+        for path in found:
+            with suppress(FileNotFoundError):  # another sweep was faster
+                if path in begun:
+                    is_due = path.stat().st_mtime < oldest or begun[path] < withdrawn.get(path.parent, 0)
+                else:
+                    is_due = path.name.split(".")[1] not in owners
+                if is_due:
+                    path.unlink()
+
+    def _kept(self, job: Job) -> Path | None:
+        oldest = time.time() - KEPT_SECONDS
+        form = Format(spec_of(self._vault, job)["format"])
+        for path in self._folder_of(job.tenant).glob(f"{job.id}.*.{form}"):
+            with database_in_reach(), self._engine.connect() as connection:
+                is_withdrawn = bool(last_erasures(connection, _begun(path), job.tenant))
+            with suppress(FileNotFoundError):
+                if not is_withdrawn and path.stat().st_mtime >= oldest:
+                    return path
+        return None
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.sweep)
+            except LedgerUnavailable:
+                pass  # it is told where it matters
+            except Exception:
+                LOG.exception("export files were not swept; they will be, a minute later")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _written(
+        self, job: Job, form: Format, search: Search, part: Path, stop: threading.Event
+    ) -> tuple[int, int]:
+        """Writes the part; gives the number of records, and the size of the log before the first was read."""
+        checkpoint = await self._ledger.checkpoint() if form is Format.ZIP else None
+        if form is Format.ZIP and checkpoint is None:
+            raise NotFound("nothing is recorded yet")
+        tell = self._teller(job, stop)
+
+        def write() -> tuple[int, int]:
+            part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with database_in_reach(), self._engine.connect() as connection:
+                begun = log_size(connection)
+                total = count_found(connection, self._vault, job.tenant, search)
+            tell(0, total)
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                if checkpoint is not None:
+                    lines = found_lines(self._engine, self._vault, job.tenant, search, checkpoint.size)
+                    asked = asked_of(job.tenant, search)
+                    return write_export(file, self._engine, self._signer, checkpoint, _told(lines, tell), asked), begun
+                rows = _told(map(table_row, self._stored(job.tenant, search)), tell)
+                return (write_csv if form is Format.CSV else write_parquet)(file, rows), begun
+
+        return await patiently(write, self._writer)
+
+    def _stored(self, tenant: str, search: Search) -> Iterator[Stored]:
+        after = 0
+        while True:
+            with database_in_reach(), self._engine.connect() as connection:
+                page = read_in_log_order(connection, self._vault, tenant, search, after, PAGE)
+            if not page:
+                return
+            yield from page
+            after = page[-1].seq
+
+    def _teller(self, job: Job, stop: threading.Event) -> Callable[[int, int | None], None]:
+        def tell(done: int, total: int | None) -> None:
+            if stop.is_set() or not self._jobs.tell(job.id, str(job.owner), done, total):
+                raise NotHeld
+
+        return tell
+
+    def _folder_of(self, tenant: str) -> Path:
+        return self._folder / hashlib.sha256(tenant.encode()).hexdigest()[:32]
+
+
+def _begun(path: Path) -> int:
+    """The size of the log before the file was begun; 0 of one whose name does not say, which any erasure withdraws."""
+    said = path.name.split(".")[1:-1]
+    return int(said[0]) if said and said[0].isdecimal() else 0
+
+
+def _told(items: Iterable[T], tell: Callable[[int, int | None], None]) -> Iterator[T]:
+    """The same items; how many have gone by is told now and then."""
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        if done % PAGE == 0:
+            tell(done, None)
+    tell(done, done)
+
+
+def _with_pairs(search: Mapping[str, Any]) -> dict[str, Any]:
+    return {**search, "cohort": tuple((name, value) for name, value in search["cohort"])}

@@ -1,0 +1,389 @@
+"""Jobs: many rows in the background, at bulk priority, through restarts.
+
+A job is what `service.ledger.jobs` keeps of it; a `Runner` in each process takes jobs that nobody runs and gives them
+to the work of their kind. The key that made a job must be valid as long as it runs, and its quota pays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from math import prod
+from typing import Any, TypeVar
+
+import orjson
+
+from service.access.quotas import Quotas
+from service.answers.records import Caller, Context
+from service.catalog.inputs.instances import Row, read_with_spans
+from service.catalog.inputs.sequences import Spans
+from service.catalog.manifest import TabularInputs
+from service.catalog.versions import Catalog, ModelVersion
+from service.domain import Priority
+from service.errors import (
+    AnswerableError,
+    ComputationFailed,
+    DeadlineExceeded,
+    DeviceOutOfMemory,
+    InvalidRequest,
+    LedgerUnavailable,
+    ModelNotReady,
+    NotConverged,
+    NotFound,
+    Overloaded,
+    PolicyForbids,
+    QuotaSpent,
+    WorkerLost,
+)
+from service.ledger import EntryRefused, Keys, Ledger, Stored, Vault
+from service.ledger.clock import Clock
+from service.ledger.jobs import DONE, FAILED, LEASE_SECONDS, Job, JobRow, Jobs, State
+from service.usecases.explaining import Explaining, Request
+from service.usecases.planning import USUAL_BUDGET, Parameters, with_baseline_read
+from service.usecases.replaying import plan_of
+
+LOG = logging.getLogger("answerable.jobs")
+EXPLAIN = "explain"
+POLL_SECONDS = 1.0
+JOBS_AT_ONCE = 32
+"""So many that those which wait, for their quota say, keep no others from running."""
+WINDOW = 64
+"""Rows that are read, explained and marked together."""
+ROWS_AT_ONCE = 16
+"""Of all jobs in this process. With the usual budget they fill a third of what the engine holds at most; rows with
+larger ones are explained one by one."""
+LEFT_SECONDS = 3.0
+"""A process that has as many rows to explain as it explains at once leaves a new job so long to others, who look once
+every `POLL_SECONDS`; then it takes it, one a look, so that no job waits for another to end."""
+LONGEST_WAIT_SECONDS = 30.0
+UNEXPECTED = "an unexpected error; the job's id leads to it in the log"
+PAUSE_SECONDS = 5.0
+"""Until a job whose model is not here, or not ready, is tried again: here, or by a process that has it."""
+LOST_WORKERS = 3
+"""A row that so many workers died of is not tried again."""
+
+SAID_OF: Mapping[type[AnswerableError], str] = {
+    NotConverged: "the tolerance was not met",
+    InvalidRequest: "it cannot be explained with these parameters, or within the key's quota; :explain says why",
+    PolicyForbids: "the key's policy does not allow the method",
+    ComputationFailed: "the model failed on this input",
+    DeadlineExceeded: "the deadline passed before any result",
+    DeviceOutOfMemory: "the device has not the memory for it",
+    WorkerLost: "the worker died each time that it was tried",
+}
+"""What is kept of a row's error. Errors' own sentences may hold the person's values, and a job is listed in clear."""
+
+T = TypeVar("T")
+ReadInput = tuple[Row, Spans | None]
+"""A row, and where in a text or a file its tokens are."""
+
+Work = Callable[[Job, Caller], Awaitable[None]]
+"""Does a job for a caller. It is cancelled when the job is, and begun anew after a restart."""
+
+
+class Postponed(Exception):
+    """A job that can be gone on with in so many seconds, but not now; the message says what it waits for."""
+
+    def __init__(self, waits_for: str, seconds: float) -> None:
+        super().__init__(waits_for)
+        self.seconds = seconds
+
+
+class NotHeld(Exception):
+    """A job that is no longer to be done by this run of it: it was cancelled, or taken over."""
+
+
+class RowFailed(Exception):
+    """A row that cannot be explained. The message says why, and is kept, so it holds nothing of the input."""
+
+
+class JobFailed(Exception):
+    """A job that cannot go on; the message says why."""
+
+
+def sealed_spec(vault: Vault, job_id: str, spec: Mapping[str, Any]) -> bytes:
+    """What a job is to do, as it is stored; it may name people."""
+    return vault.seal(orjson.dumps(spec), job_id, None, None)
+
+
+def spec_of(vault: Vault, job: Job) -> dict[str, Any]:
+    """What a job is to do."""
+    spec: dict[str, Any] = orjson.loads(vault.open(job.spec, job.id, None))
+    return spec
+
+
+def sealed_payload(vault: Vault, explanation_id: str, instance: object, context: Context) -> bytes:
+    """An instance and what it belongs to, as a row holds them until it is finished."""
+    belongs = {"decision_id": context.decision_id, "subject": context.subject, "cohort": dict(context.cohort)}
+    return vault.seal(orjson.dumps({"instance": instance, "context": belongs}), explanation_id, None, None)
+
+
+async def patiently(call: Callable[[], T], executor: Executor | None = None) -> T:
+    """What a call of the database gives, in a thread, once it answers."""
+    while True:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, call)
+        except LedgerUnavailable:
+            await asyncio.sleep(POLL_SECONDS)
+
+
+class Runner:
+    """Runs jobs in this process; `works` says how, by kind. `start` and `close` it on the event loop."""
+
+    def __init__(
+        self, jobs: Jobs, keys: Keys, quotas: Quotas, works: Mapping[str, Work], clock: Clock | None = None
+    ) -> None:
+        self._jobs = jobs
+        self._clock = clock or Clock()
+        self._keys = keys
+        self._quotas = quotas
+        self._works = works
+        self._running: dict[asyncio.Task[None], Job] = {}
+        self._wanted = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Looks for jobs from now on."""
+        self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    def wake(self) -> None:
+        """Says that there is a new job."""
+        self._wanted.set()
+
+    async def close(self) -> None:
+        """Stops; jobs that run are given back, for the next process to go on with."""
+        tasks = [*self._running] if self._looking is None else [self._looking, *self._running]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self) -> None:
+        while True:
+            self._wanted.clear()
+            while len(self._running) < JOBS_AT_ONCE:
+                is_full = self._is_full()
+                job = await self._claimed(
+                    [kind for kind in self._works if kind != EXPLAIN] if is_full else [*self._works]
+                )
+                if job is None and is_full:
+                    job = await self._claimed([EXPLAIN], LEFT_SECONDS)
+                if job is None:
+                    break
+                task = asyncio.get_running_loop().create_task(self._run(job))
+                self._running[task] = job
+                task.add_done_callback(self._ended)
+                if is_full and job.kind == EXPLAIN:
+                    break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wanted.wait()
+
+    async def _claimed(self, kinds: list[str], left_for: float = 0.0) -> Job | None:
+        here = {
+            job.id for job in self._running.values()
+        }  # one whose lease has ended too: it goes on once it is renewed
+        return await patiently(lambda: self._jobs.claim(str(uuid.uuid4()), kinds, here, left_for))
+
+    def _is_full(self) -> bool:
+        """Whether the jobs that run here had as many rows left, when they were taken, as are explained at once."""
+        left = (
+            job.total - job.done - job.failed for job in self._running.values() if job.total and job.kind == EXPLAIN
+        )
+        return sum(left) >= ROWS_AT_ONCE
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self.wake()
+
+    async def _run(self, job: Job) -> None:
+        owner, pause = str(job.owner), 0.0
+        waits_for: str | None = None
+        loop = asyncio.get_running_loop()
+        work, hold = loop.create_task(self._work(job)), loop.create_task(self._hold(job))
+        try:
+            ended, _ = await asyncio.wait({work, hold}, return_when=asyncio.FIRST_COMPLETED)
+            error = next((found for task in ended if (found := task.exception()) is not None), None)
+            if isinstance(error, Postponed):
+                pause, waits_for = error.seconds, str(error)
+            elif not isinstance(error, NotHeld) and (error is not None or work in ended):
+                state, detail = (State.DONE, None) if error is None else (State.FAILED, _told(job, error))
+                await patiently(lambda: self._jobs.end(job.id, owner, state, detail))
+        finally:
+            for task in (work, hold):
+                task.cancel()
+            await asyncio.gather(work, hold, return_exceptions=True)
+            with suppress(LedgerUnavailable):
+                await asyncio.to_thread(self._jobs.release, job.id, owner, pause, waits_for)
+
+    async def _work(self, job: Job) -> None:
+        await self._works[job.kind](job, await self._caller(job))
+
+    async def _hold(self, job: Job) -> None:
+        """Renews the lease; returns when the job is no longer to be run here: it was cancelled, or taken over."""
+        while await patiently(lambda: self._jobs.renew(job.id, str(job.owner))):
+            await self._caller(job)
+            await asyncio.sleep(LEASE_SECONDS / 5)
+
+    async def _caller(self, job: Job) -> Caller:
+        """Whom the job is done for. Raises JobFailed when the key has ended."""
+        key = await patiently(lambda: self._keys.get(job.key_id))
+        if key is None or not key.is_valid(self._clock.now()):
+            raise JobFailed("the key that made this job is no longer valid")
+        account = None if key.quota is None else self._quotas.account(key.account, key.quota)
+        return Caller(key.tenant, key.id, key.scopes, key.policy, account)
+
+
+def _told(job: Job, error: BaseException) -> str:
+    if isinstance(error, JobFailed | AnswerableError):
+        return str(error)
+    LOG.error("job %s failed", job.id, exc_info=error)
+    return UNEXPECTED
+
+
+class ExplainRows:
+    """The work of jobs of explanations.
+
+    What keeps a row from being computed now makes it wait: the queue is full, the database or a worker away. A quota
+    that is spent and a model that is away make the job wait, and others run in its place. What is wrong with a row is
+    written down, without its values, and the others go on.
+    """
+
+    def __init__(self, jobs: Jobs, explaining: Explaining, catalog: Catalog, ledger: Ledger, vault: Vault) -> None:
+        self._jobs = jobs
+        self._explaining = explaining
+        self._catalog = catalog
+        self._ledger = ledger
+        self._vault = vault
+        self._room = asyncio.Semaphore(ROWS_AT_ONCE)
+        self._room_for_large = asyncio.Semaphore(1)
+
+    async def __call__(self, job: Job, caller: Caller) -> None:
+        """Explains every row that is not finished."""
+        spec = spec_of(self._vault, job)
+        last = -1
+        while rows := await patiently(lambda after=last: self._jobs.unfinished_rows(job.id, after, WINDOW)):  # type: ignore[misc]
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._finished(job, row, there, spec, caller)) for row, there in rows]
+            results = [task.result() for task in tasks]
+            outcomes = [one for one in results if not isinstance(one, Postponed)]
+            await patiently(lambda done=outcomes: self._jobs.finish_rows(job.id, done))  # type: ignore[misc]
+            for one in results:
+                if isinstance(one, Postponed):  # what others had reserved of the quota may be there again
+                    raise Postponed(str(one), 0.0 if outcomes else one.seconds)
+            last = rows[-1][0].number
+
+    async def _finished(
+        self, job: Job, row: JobRow, is_there: bool, spec: Mapping[str, Any], caller: Caller
+    ) -> tuple[int, str, str | None] | Postponed:
+        """Explains one row, unless its explanation is there; gives its number, what became of it, and why it failed."""
+        lost, wait = 0, 0.5
+        while not is_there:
+            try:
+                await self._explain(job, row, spec, caller)
+            except RowFailed as error:
+                return row.number, FAILED, str(error)
+            except EntryRefused:  # another process did, or what it holds was erased, just now
+                break
+            except Postponed as wait_for:
+                return wait_for
+            except QuotaSpent as error:
+                return Postponed(str(error), min(error.retry_after, LONGEST_WAIT_SECONDS))
+            except ModelNotReady as error:
+                return Postponed(str(error), PAUSE_SECONDS)
+            except (Overloaded, LedgerUnavailable, WorkerLost) as error:
+                lost += isinstance(error, WorkerLost)
+                if lost == LOST_WORKERS:
+                    return row.number, FAILED, failure_of(error)
+                wait = error.retry_after if isinstance(error, Overloaded) else 2 * wait
+                await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
+            except AnswerableError as error:
+                return row.number, FAILED, failure_of(error)
+            except Exception:
+                LOG.exception("row %d of job %s failed", row.number, job.id)
+                return row.number, FAILED, UNEXPECTED
+            else:
+                break
+        return row.number, DONE, None
+
+    async def _explain(self, job: Job, row: JobRow, spec: Mapping[str, Any], caller: Caller) -> None:
+        """Explains the row, if it has not ended meanwhile. What it holds is in memory no longer than its turn takes."""
+        try:
+            version = self._catalog.find(spec["model"], spec["version"])
+        except (NotFound, ModelNotReady) as error:
+            raise Postponed(f"{spec['model']} {spec['version']}: {error}", PAUSE_SECONDS) from None
+        parameters = Parameters(**spec["parameters"])
+        is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
+        async with self._room_for_large if is_large else self._room:
+            now = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)
+            if now is None:
+                return
+            if now.payload is not None:
+                (values, spans), context = await asyncio.to_thread(self._own, now, now.payload, version)
+            else:
+                (values, spans), context = await self._of_source(now, caller, version)
+            parameters = await asyncio.to_thread(_with_baseline, version, parameters)
+            request = Request(
+                version,
+                [values],
+                parameters,
+                [context],
+                caller,
+                True,
+                time.monotonic(),
+                Priority.BULK,
+                [row.explanation_id],
+                spans=[spans],
+                must_be_recorded=True,
+                job_row=(job.id, row.number),
+            )
+            await self._explaining.explain(request)
+
+    def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[ReadInput, Context]:
+        content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
+        try:
+            read = read_with_spans(version.manifest, content["instance"], version.tokenizer)
+        except InvalidRequest:
+            raise RowFailed("the instance does not fit this model") from None
+        return read, Context(**content["context"])
+
+    async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[ReadInput, Context]:
+        """The input of a stored explanation, and what that belongs to. Raises RowFailed."""
+        stored = None if row.source is None else await self._ledger.get(caller.tenant, row.source)
+        if stored is None or stored.tombstone is not None:
+            raise RowFailed("the explanation whose input was to be explained is no longer there")
+        try:
+            values = await asyncio.to_thread(stored_input, stored, version)
+        except InvalidRequest:
+            raise RowFailed("the stored input does not fit this model") from None
+        return values, Context(stored.decision_id, stored.subject, stored.cohort)
+
+
+def failure_of(error: AnswerableError) -> str:
+    """What is kept of an error that a row met."""
+    return next((SAID_OF[kind] for kind in type(error).__mro__ if kind in SAID_OF), error.title)
+
+
+def _with_baseline(version: ModelVersion, parameters: Parameters) -> Parameters:
+    """The parameters with an inline baseline read. Raises RowFailed."""
+    try:
+        return with_baseline_read(version, parameters)
+    except InvalidRequest:
+        raise RowFailed("the baseline does not fit this model") from None
+
+
+def stored_input(stored: Stored, version: ModelVersion) -> ReadInput:
+    """The input of a stored explanation, as this version takes it. Raises InvalidRequest."""
+    personal, inputs = orjson.loads(stored.personal), version.manifest.inputs
+    if isinstance(inputs, TabularInputs):
+        given = personal["input"]
+        known = {name: given[name] for name in inputs.names if name in given} if isinstance(given, dict) else given
+        return read_with_spans(version.manifest, known)
+    values = plan_of(orjson.loads(stored.record), personal).input
+    if len(values) != prod(inputs.shape):
+        raise InvalidRequest("the stored input has another size")
+    return values, Spans(**personal["spans"]) if "spans" in personal else None

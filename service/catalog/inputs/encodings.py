@@ -1,0 +1,145 @@
+"""From the rows that instances are read into to what a differentiable twin takes, where that is not the same.
+
+A token becomes its embedding, and a category its columns. Methods see what comes out, flat, and their attributions are
+summed to what went in: to the token, to the category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.catalog.inputs.declaration import Inputs
+from service.catalog.inputs.tables import Feature, TabularInputs
+from service.domain import Floats
+
+
+class Encoding(Protocol):
+    """How rows are encoded."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one encoded row."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        """The least and the greatest value of each of an encoded row's numbers, flat."""
+        ...
+
+    @property
+    def fixed(self) -> NDArray[np.bool_] | None:
+        """Which of the numbers, flat, are not explained and never changed; None: none of them."""
+        ...
+
+    def __call__(self, rows: Floats) -> Floats:
+        """The rows [n, columns] encoded, flat: [n, inputs]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEncoding:
+    """Tokens by the `table` [vocabulary, dimensions] of their embeddings.
+
+    With a `padding` each has a dimension more, which the twin takes for the mask: 1, and 0 for the padding.
+    """
+
+    table: NDArray[np.float32]
+    length: int
+    padding: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.length, self.table.shape[1] + (self.padding is not None)
+
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        low, high = (np.tile(self._with_mask(limit(axis=0)), self.length) for limit in (self.table.min, self.table.max))
+        return low, high
+
+    @property
+    def fixed(self) -> NDArray[np.bool_] | None:
+        if self.padding is None:
+            return None
+        is_mask = np.zeros(self.shape, dtype=np.bool_)
+        is_mask[:, -1] = True
+        return is_mask.ravel()
+
+    def __call__(self, rows: Floats) -> Floats:
+        embedded = self.table[rows.astype(np.int64)]
+        if self.padding is not None:
+            embedded = np.concatenate([embedded, (rows != self.padding)[..., None]], axis=-1)
+        flat: Floats = embedded.reshape(len(rows), -1).astype(np.float64)
+        return flat
+
+    def _with_mask(self, values: NDArray[np.float32]) -> Floats:
+        return np.append(values, [] if self.padding is None else [0]).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class TableEncoding:
+    """A table's features in their order: a number as it is, a category by its `tables` entry [categories, columns]."""
+
+    tables: Sequence[Floats | None]
+    low: Floats
+    high: Floats
+
+    @property
+    def widths(self) -> list[int]:
+        """The number of columns of each feature."""
+        return [1 if table is None else table.shape[1] for table in self.tables]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(self.widths),)
+
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        ends = (
+            (np.array([least]), np.array([most])) if table is None else (table.min(axis=0), table.max(axis=0))
+            for table, least, most in zip(self.tables, self.low, self.high, strict=True)
+        )
+        low, high = zip(*ends, strict=True)
+        return np.concatenate(low), np.concatenate(high)
+
+    @property
+    def fixed(self) -> None:
+        return None
+
+    def __call__(self, rows: Floats) -> Floats:
+        return np.concatenate(
+            [
+                rows[:, at, None] if table is None else table[rows[:, at].astype(np.intp)]
+                for at, table in enumerate(self.tables)
+            ],
+            axis=1,
+        )
+
+
+def one_hot(feature: Feature) -> Floats:
+    """The columns of a feature's categories: [categories, columns]."""
+    return np.eye(len(feature.categories))[:, [category != feature.reference for category in feature.categories]]
+
+
+def encoding_of(inputs: TabularInputs, tables: Sequence[Floats | None]) -> TableEncoding:
+    """The encoding of a table by one entry a feature."""
+    low, high = (np.array(limit) for limit in inputs.bounds)
+    return TableEncoding(tables, low, high)
+
+
+def encoding_for(inputs: Inputs) -> TableEncoding | None:
+    """That of a model which takes one-hot columns for its categories; None for one without categories."""
+    if not isinstance(inputs, TabularInputs) or not inputs.has_categories:
+        return None
+    return encoding_of(inputs, [one_hot(feature) if feature.categories else None for feature in inputs.features])
+
+
+def units_of_columns(inputs: TabularInputs, widths: Sequence[int]) -> tuple[int, ...]:
+    """For each column, the unit that it belongs to; empty where every column is one of its own."""
+    unit_of = {feature: unit for unit, found in enumerate(inputs.units) for feature in found.members}
+    numbers = tuple(unit_of[feature] for feature, width in enumerate(widths) for _ in range(width))
+    return () if len(inputs.units) == sum(widths) else numbers

@@ -1,0 +1,199 @@
+"""From texts, files and lists to the tokens that a model takes, with the places in what was sent they stand for."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.catalog.inputs.declaration import Bytes, TokenInputs, Tokenizer
+from service.catalog.version_files import read_verified
+from service.errors import MOST_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Parsed
+
+MOST_CHARACTERS = 200_000
+"""A longer text is refused before it is tokenised: 100,000 characters take a tenth of a second."""
+MOST_TOKENIZERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Of each position that is no padding: its number, its token as it is shown, and where it starts and ends.
+
+    In a text these are characters, in a file bytes; a special token is as long as nothing. `truncated` says that there
+    was more than the model takes.
+    """
+
+    positions: tuple[int, ...]
+    tokens: tuple[str | int, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sequenced:
+    """The tokens [length] of an instance, padding included, and their spans where it was a text or a file."""
+
+    tokens: tuple[float, ...]
+    spans: Spans | None = None
+
+
+class TextTokenizer:
+    """The tokenizer of a version, set to the model's length."""
+
+    def __init__(self, content: bytes, declared: Tokenizer, inputs: TokenInputs) -> None:
+        """Raises CatalogError when it is none, or its tokens are not those of the manifest."""
+        from tokenizers import Tokenizer as Parsed  # the front starts without it
+
+        try:
+            parsed = Parsed.from_str(content.decode())
+        except Exception as error:  # the package raises plain exceptions
+            raise CatalogError(f"{declared.file} is no tokenizer: {error}") from error
+        parsed.no_padding()
+        parsed.no_truncation()
+        if parsed.get_vocab_size() > inputs.vocabulary:
+            raise CatalogError(
+                f"{declared.file} has {parsed.get_vocab_size()} tokens, the manifest's vocabulary {inputs.vocabulary}"
+            )
+        added = {*parsed.encode("").ids}
+        if not added <= inputs.kept:
+            raise CatalogError(f"{declared.file} adds the tokens {sorted(added)} to every text; name them in `special`")
+        if len(parsed.encode("").ids) >= inputs.length:
+            raise CatalogError(f"{declared.file} adds as many tokens to every text as the model takes")
+        self._whole: Parsed = parsed
+        self._inputs = inputs
+        self._cut: Parsed | None = None
+        if declared.truncate:
+            self._cut = Parsed.from_str(parsed.to_str())
+            self._cut.enable_truncation(inputs.length)
+
+    def read(self, text: str) -> Sequenced:
+        """The tokens of a text. Raises InvalidRequest for one that is too long.
+
+        The batch's call is used, of one text, since that of a single one keeps the interpreter for itself.
+        """
+        if len(text) > MOST_CHARACTERS:
+            raise InvalidRequest(f"the text has {len(text)} characters; at most {MOST_CHARACTERS} are read")
+        (encoding,) = (self._cut or self._whole).encode_batch([text])
+        ids, length = encoding.ids, self._inputs.length
+        if len(ids) > length:
+            raise InvalidRequest(
+                f"the text has {len(ids)} tokens, the model takes {length}: shorten it, or explain it part by part"
+            )
+        starts, ends = _places(encoding.offsets, encoding.special_tokens_mask)
+        spans = Spans(tuple(range(len(ids))), tuple(encoding.tokens), starts, ends, bool(encoding.overflowing))
+        return Sequenced(_padded(ids, self._inputs), spans)
+
+
+def _places(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where tokens start and end; special ones, which the tokenizer puts at 0, stand where the one before ends."""
+    starts, ends, last = [], [], 0
+    for (start, end), is_special in zip(offsets, special, strict=True):
+        starts.append(last if is_special else start)
+        ends.append(last if is_special else end)
+        last = ends[-1]
+    return tuple(starts), tuple(ends)
+
+
+def read_tokenizer(folder: Path, inputs: TokenInputs) -> TextTokenizer | None:
+    """The tokenizer of the version in `folder`, if its manifest names one. Raises CatalogError."""
+    declared = inputs.tokenizer
+    if declared is None:
+        return None
+    return _tokenizer(folder, declared.sha256, inputs.model_dump_json())
+
+
+@lru_cache(MOST_TOKENIZERS)
+def _tokenizer(folder: Path, sha256: str, inputs: str) -> TextTokenizer:  # noqa: ARG001 - part of the key
+    read = TokenInputs.model_validate_json(inputs)
+    assert read.tokenizer is not None
+    return TextTokenizer(read_verified(folder, read.tokenizer.file, read.tokenizer.sha256), read.tokenizer, read)
+
+
+def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenizer | None) -> Sequenced:
+    """The tokens of an instance: a list of them, or an object with `tokens`, `text` or `bytes`.
+
+    Raises InvalidRequest where it is none of these, too long, or holds what is no token.
+    """
+    match instance:
+        case {"text": str(text), **rest} if not rest and inputs.tokenizer is not None:
+            if tokenizer is None:
+                raise InvalidRequest("the text cannot be tokenised here; send its tokens")
+            return tokenizer.read(text)
+        case {"bytes": str(content), **rest} if not rest and inputs.bytes is not None:
+            return _of_file(inputs, inputs.bytes, content)
+        case {"tokens": tokens, **rest} if not rest:
+            try:
+                return Sequenced(_tokens(inputs, tokens))
+            except InvalidRequest as error:
+                raise error.under("/tokens") from None
+        case Mapping() | str():
+            raise InvalidRequest(f"an instance is {_kinds(inputs)}")
+    return Sequenced(_tokens(inputs, instance))
+
+
+def _kinds(inputs: TokenInputs) -> str:
+    kinds = ["an object with a `text`"] if inputs.tokenizer is not None else []
+    kinds += ["an object with `bytes`, the base64 of a file"] if inputs.bytes is not None else []
+    return " or ".join([*kinds, "a list of tokens, or an object with `tokens`"])
+
+
+def _tokens(inputs: TokenInputs, instance: object) -> tuple[float, ...]:
+    if not isinstance(instance, Sequence) or isinstance(instance, str):
+        raise InvalidRequest(f"an instance is {_kinds(inputs)}")
+    if not 1 <= len(instance) <= inputs.length:
+        raise InvalidRequest(f"the instance has {len(instance)} tokens; it must have from 1 to {inputs.length}")
+    most = inputs.vocabulary - 1
+    wrong = (
+        Fault(Kind.OUT_OF_RANGE, pointer_to(at), f"token {at} must be a whole number from 0 to {most}")
+        for at, token in enumerate(instance)
+        if type(token) is not int or not 0 <= token <= most
+    )
+    faults = [*islice(wrong, MOST_FAULTS)]
+    if faults:
+        raise InvalidRequest(faults[0].detail, *faults)
+    return _padded(instance, inputs)
+
+
+def _padded(tokens: Sequence[int], inputs: TokenInputs) -> tuple[float, ...]:
+    return tuple(map(float, tokens)) + (float(inputs.padding),) * (inputs.length - len(tokens))
+
+
+def _of_file(inputs: TokenInputs, declared: Bytes, content: str) -> Sequenced:
+    """The first bytes of a file, padded behind, and its last ones, padded before."""
+    try:
+        file = base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest("bytes must be the base64 of a file") from error
+    first, start = _first(file, declared)
+    last, end = _last(file, declared)
+    if not first and not last:
+        raise InvalidRequest("the file holds nothing but white space")
+    gap = (inputs.padding,)
+    tokens = (*first, *gap * (declared.first - len(first)), *gap * (declared.last - len(last)), *last)
+    positions = (*range(len(first)), *range(inputs.length - len(last), inputs.length))
+    starts = (*range(start, start + len(first)), *range(end - len(last), end))
+    spans = Spans(positions, (*first, *last), starts, tuple(at + 1 for at in starts), end - start > inputs.length)
+    return Sequenced(tuple(map(float, tokens)), spans)
+
+
+def _first(file: bytes, declared: Bytes) -> tuple[bytes, int]:
+    """The first bytes behind the white space, and where they start."""
+    block = file[: declared.block]
+    start = len(block) - len(block.lstrip())
+    return block[start : start + declared.first], start
+
+
+def _last(file: bytes, declared: Bytes) -> tuple[bytes, int]:
+    """The last bytes before the white space, and where they end."""
+    block = file[-declared.block :]
+    kept = block.rstrip()
+    return kept[max(0, len(kept) - declared.last) :], len(file) - (len(block) - len(kept))

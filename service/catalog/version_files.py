@@ -1,0 +1,79 @@
+"""Opening the files of a model version: digests first, then bytes; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from service.catalog.inputs.tables import TabularInputs
+from service.catalog.manifest import BaselineSet, Manifest
+from service.domain import RowType
+from service.errors import CatalogError
+
+
+def read_verified(folder: Path, file: str, sha256: str) -> bytes:
+    """The bytes of `folder/file`, which must be a plain file inside `folder` with exactly this sha256.
+
+    Bytes that were verified are the bytes that are used: the file is read once. Raises CatalogError otherwise.
+    """
+    path = folder / file
+    if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+        raise CatalogError(f"{file} is not a plain file inside the model's folder")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CatalogError(f"{file} cannot be read: {error.strerror}") from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != sha256:
+        raise CatalogError(f"{file} has the sha256 {actual}, the manifest says {sha256}")
+    return content
+
+
+def stored_rows(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Rows as files have them: in float32 where that holds them exactly, else in float64."""
+    with np.errstate(over="ignore"):
+        single = rows.astype(np.float32)
+    return np.ascontiguousarray(single if (single == rows).all() else rows)
+
+
+def read_baseline_rows(
+    folder: Path, manifest: Manifest, baseline: BaselineSet, row_type: RowType | None = None
+) -> NDArray[np.floating]:
+    """The rows [size, columns] of a baseline set, flat, checked against the shape of the manifest's inputs.
+
+    As they are stored, or as the model takes them, in its `row_type`.
+    """
+    content = read_verified(folder, baseline.file, baseline.sha256)
+    try:
+        rows = load(content)["rows"]
+    except (SafetensorError, KeyError) as error:
+        raise CatalogError(f"{baseline.file} holds no tensor `rows`") from error
+    expected = (baseline.size, prod(manifest.inputs.shape))
+    if rows.shape != expected:
+        raise CatalogError(f"{baseline.file} has shape {list(rows.shape)}, the manifest says {list(expected)}")
+    is_real = rows.dtype in (np.float32, np.float64)
+    if is_real and row_type is not None:
+        with np.errstate(over="ignore"):
+            rows = rows.astype(row_type)
+    if not (is_real and np.isfinite(rows).all()):
+        raise CatalogError(f"{baseline.file} must hold finite values, in float32 or in float64")
+    if isinstance(manifest.inputs, TabularInputs):
+        _check_categories(manifest.inputs, baseline, rows)
+    return rows
+
+
+def _check_categories(inputs: TabularInputs, baseline: BaselineSet, rows: NDArray[np.floating]) -> None:
+    """Raises CatalogError for a category that is none: each is its place among the feature's."""
+    for feature, values in zip(inputs.features, rows.T, strict=True):
+        places = np.rint(values)
+        if feature.categories and not ((places == values) & (places >= 0) & (places < len(feature.categories))).all():
+            raise CatalogError(
+                f"{baseline.file} must hold whole numbers below {len(feature.categories)} for {feature.name}: the "
+                "places of its categories"
+            )

@@ -1,0 +1,209 @@
+"""Running the service: one uvicorn server in one process, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from service.api.connections import Connection, Connections, Limits, connections_within, raise_descriptor_limit
+from service.app import create_app
+from service.engine.client.worker_processes import StartedWorker
+from service.errors import SetupError, WorkerLost
+from service.logs import configure
+from service.settings import Settings
+
+LAST_WORDS_SECONDS = 2
+"""After the drain: until the refusals of what was still in flight have been sent."""
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread that reads the ledger may keep the interpreter when the event loop waits for it; Python's 5 ms are
+as long as several answers take."""
+
+YOUNG_OBJECTS = 50_000
+"""New objects before the garbage collector walks them. Nearly all go without it. What 256 requests hold at once is more
+than a few thousand objects, which it then walked again and again: at 2,000 that was 13% of this process."""
+
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
+
+LOG = logging.getLogger("answerable")
+OnceReady = Callable[[FastAPI, str], Awaitable[None]]
+
+
+class _Server(uvicorn.Server):
+    """A server that tells when it listens, and calls `overdue` when requests outlast the drain at its end."""
+
+    def __init__(self, config: uvicorn.Config, drain_seconds: float, overdue: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+        self.has_failed = False
+        self._drain_seconds = drain_seconds
+        self._overdue = overdue
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What was made until now stays; full collections that walked it stopped all requests for 0.1 s, twice a second.
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(YOUNG_OBJECTS)
+        self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more requests and waits for those under way; what is left after the drain is answered 503."""
+        stop = asyncio.get_running_loop().call_later(self._drain_seconds, self._overdue)
+        await super().shutdown(sockets)
+        stop.cancel()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Does nothing: they are captured already, and until the stores are closed."""
+        yield
+
+    @contextmanager
+    def ending_on_signals(self) -> Iterator[None]:
+        """Ends in good order on SIGINT and SIGTERM; uvicorn's own raises the signal again after that."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        """A second signal changes nothing: unwinding has a deadline of its own."""
+        self.should_exit = True
+
+    def fail(self) -> None:
+        """Ends it as a signal does; its exit code will tell."""
+        self.has_failed = True
+        self._stop()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, also when the port was chosen by the system."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; `once_ready` runs beside it as soon as it listens. Returns the exit code.
+
+    `started` are the processes of its first workers.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, started, once_ready))
+
+
+async def _serve(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None) -> int:
+    configure(settings.logs)
+    logging.getLogger("answerable").setLevel(logging.INFO)
+    try:
+        sockets = listen(settings.host, settings.port)  # before anything else: where that fails, nothing has changed
+        try:
+            return await _serve_on(sockets, create_app(settings, started), settings, once_ready)
+        finally:
+            for one in sockets:
+                one.close()
+    except SetupError as error:
+        LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
+        return error.code
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listens on every address of the host, and on a free port for port 0. Raises SetupError."""
+    sockets: list[socket.socket] = []
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in dict.fromkeys(addresses):
+            chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
+            place = (address[0], chosen, *address[2:])
+            sockets.append(socket.create_server(place, family=family, backlog=BACKLOG))
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()
+        raise SetupError(
+            f"nothing can listen on {host} port {port}: {reason}; choose others with ANSWERABLE_HOST and "
+            "ANSWERABLE_PORT, or --host and --port"
+        ) from error
+    return sockets
+
+
+def configured(app: FastAPI, connections: Connections, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
+        app,
+        http=cast(type[asyncio.Protocol], partial(Connection, connections)),
+        ws="none",
+        lifespan="off",  # it is run here: uvicorn would log a trace for what needs a sentence
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        log_level="warning",
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,
+        timeout_keep_alive=math.ceil(connections.limits.idle_seconds),
+    )
+
+
+async def _serve_on(
+    sockets: list[socket.socket], app: FastAPI, settings: Settings, once_ready: OnceReady | None
+) -> int:
+    """Serves until a signal ends it, or the workers do not come up; returns the exit code. Raises SetupError."""
+    limits = Limits(
+        connections=connections_within(raise_descriptor_limit(), settings.max_connections),
+        idle_seconds=settings.keep_alive_seconds,
+    )
+    connections = Connections(limits)
+    config = configured(app, connections, settings)
+    server = _Server(config, settings.drain_seconds, lambda: app.state.engine.stop())
+    with server.ending_on_signals():
+        async with app.router.lifespan_context(app):
+            greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
+            watching = asyncio.create_task(connections.watch())
+            for task in (greeting, watching):
+                task.add_done_callback(_log_failure)
+            try:
+                await server.serve(sockets)
+            finally:
+                greeting.cancel()
+                watching.cancel()
+    return 1 if server.has_failed else 0
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        LOG.error("a task beside the server failed", exc_info=task.exception())
+
+
+async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
+    """Tells the key at once, for it is told once only, and the address when the models are loaded."""
+    await server.listening.wait()
+    if settings.key is None and app.state.bootstrap_key is not None:
+        print(f"The key made on this first start, shown once: {app.state.bootstrap_key}", flush=True)
+    LOG.info("%s answers; the models are being loaded", server.address)
+    try:
+        await asyncio.shield(app.state.loading)
+    except WorkerLost as error:
+        LOG.error("%s; what it wrote before that says why", error)  # noqa: TRY400
+        server.fail()
+        return
+    print(f"Answerable listens on {server.address}", flush=True)
+    if once_ready is not None:
+        await once_ready(app, server.address)

@@ -1,0 +1,147 @@
+"""What a network's graph says of the methods that apply to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import fx
+from torch.fx.node import map_arg
+
+from service.artefacts.sizes import layer_sizes, propagate, row_type_of, size_of
+from service.domain import DOUBLE, InputKind, Traits
+from service.engine.graph.operators import (
+    EXTREMA_ALONG,
+    MAX_POOLS,
+    PADS,
+    SUMS,
+    Operator,
+    bounds,
+    is_affine,
+    kinked_operators,
+    varying_operators,
+)
+from service.engine.kernels.piecewise import NotPiecewiseLinear, PiecewiseLinear
+
+LARGEST_LAYER = 2**15
+"""Breakpoints are looked for in blocks of 64 rows of every layer on the host: 8 MiB of such a layer."""
+MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "maskedfill"), *SUMS, *PADS}
+"""Affine operators that can add something of their own to what they are given."""
+
+
+def traits_of(
+    twin: fx.GraphModule, kind: InputKind, shape: tuple[int, ...], labels: int, columns: tuple[int, ...] = ()
+) -> Traits:
+    """The traits of a twin whose inputs are [rows, *shape], and belong to units as `columns` says."""
+    obstacle = None
+    try:
+        PiecewiseLinear(twin, shape=shape)
+    except NotPiecewiseLinear as error:
+        obstacle = str(error)
+    largest = largest_layer(twin, shape)
+    if obstacle is None and largest > LARGEST_LAYER:
+        obstacle = f"it has a layer of {largest} values, and finding the pieces would take too much memory"
+    return Traits(
+        kind=kind,
+        shape=shape,
+        labels=labels,
+        obstacle=obstacle,
+        kinks=kinked_operators(twin),
+        has_relu=any(is_relu(operator) for operator in varying_operators(twin)),
+        has_convolution=_has_maps_over(twin, shape),
+        biases_obstacle=_biases_obstacle(twin),
+        columns=columns,
+        has_double_rows=row_type_of(twin) == DOUBLE,
+    )
+
+
+def largest_layer(twin: fx.GraphModule, shape: tuple[int, ...]) -> int:
+    """The number of values, for one row, of the largest tensor on the way."""
+    return max(layer_sizes(twin, shape))
+
+
+def is_relu(operator: Operator) -> bool:
+    """Whether it is a ReLU, in whatever spelling."""
+    return operator.kind == "relu"
+
+
+def last_feature_maps(twin: fx.GraphModule, shape: tuple[int, ...]) -> fx.Node | None:
+    """The last node of the size of the last convolution's maps that all it says passes through: its activation, say.
+
+    None for a network without a convolution.
+    """
+    operators = list(varying_operators(twin))
+    convolutions = [operator.node for operator in operators if operator.kind == "conv"]
+    if not convolutions:
+        return None
+    propagate(twin, shape)
+    place = {operator.node: at for at, operator in enumerate(operators)}
+    last = convolutions[-1]
+    size, behind, furthest = size_of(last), {last}, _furthest_use(last, place)
+    for at, operator in enumerate(operators):
+        if behind.intersection(operator.node.all_input_nodes):
+            behind.add(operator.node)
+            # It is on every path to the output when nothing behind the convolution is used beyond it.
+            if furthest <= at and size_of(operator.node) == size and "pool" not in operator.kind:
+                last = operator.node
+            furthest = max(furthest, _furthest_use(operator.node, place))
+    return last
+
+
+def _furthest_use(node: fx.Node, place: Mapping[fx.Node, int]) -> int:
+    return max((place[user] for user in node.users if user in place), default=-1)
+
+
+def space_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions that maps are laid over: those of an image's pixels, or the features of a table."""
+    return shape[1:] or shape
+
+
+def _has_maps_over(twin: fx.GraphModule, shape: tuple[int, ...]) -> bool:
+    """Whether the last convolution's maps have the dimensions of the input; a table's, if it is one channel's row."""
+    maps = last_feature_maps(twin, shape)
+    if maps is None or len(size_of(maps) or ()) - 2 != len(space_of(shape)):
+        return False
+    first = next(operator.node for operator in varying_operators(twin) if operator.kind == "conv")
+    (given, *_) = _varying_among(first, varying_nodes(twin))
+    return len(shape) > 1 or size_of(given) == (1, 1, *shape)
+
+
+def varying_nodes(twin: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values depend on those of the input, itself included."""
+    inputs = {node for node in twin.graph.nodes if node.op == "placeholder"}
+    return inputs | {operator.node for operator in varying_operators(twin)}
+
+
+def _varying_among(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
+    """The node's arguments that are `varying`, as often as they are given."""
+    given: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), lambda used: given.append(used) if used in varying else None)
+    return given
+
+
+def adding_nodes(twin: fx.GraphModule) -> list[fx.Node]:
+    """The operators that may add something of their own to what they are given."""
+    return [operator.node for operator in varying_operators(twin) if operator.kind in MAY_ADD]
+
+
+def _biases_obstacle(twin: fx.GraphModule) -> str | None:
+    """The first operator for which the input's and the biases' gradients do not account for the output.
+
+    They do for what is affine, whose bias is what it answers to zeros, and for what is homogeneous, which has none.
+    """
+    varying = varying_nodes(twin)
+    for operator in varying_operators(twin):
+        given = _varying_among(operator.node, varying)
+        is_known = is_affine(operator, given) or _is_homogeneous(operator, given)
+        if operator.is_in_training or not is_known:
+            return operator.name
+    return None
+
+
+def _is_homogeneous(operator: Operator, given: Sequence[fx.Node]) -> bool:
+    """Whether it is piecewise linear, and scaling what it is `given` by a positive number scales the result."""
+    limits = bounds(operator)
+    if limits:
+        bends_at_zero = all(limit in given if isinstance(limit, fx.Node) else limit == 0 for limit in limits)
+        return bends_at_zero and {operator.node.args[0], *limits}.issuperset(given)
+    return operator.kind in MAX_POOLS | EXTREMA_ALONG

@@ -1,0 +1,1 @@
+"""Kernels: computations at one fixed shape on the device."""

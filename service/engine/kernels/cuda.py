@@ -1,0 +1,113 @@
+"""The gradient kernel on a CUDA device: one CUDA graph a shape, and copies beside the computation.
+
+A chunk of a small network is some fifty launches of a few microseconds of work each, so launching is what takes the
+time; a captured graph is launched as one. Its inputs lie at fixed addresses. Each chunk's inputs travel on a stream of
+their own into one of two waiting places while the chunk before is computed, and from there, on the device, into the
+graph's inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import torch
+from torch import Tensor, fx
+
+from service.domain import Floats
+from service.engine.kernels.gradient import Chunk, GradientKernel, Program, divided
+from service.engine.kernels.kernel import Launched, Segment
+
+WARM_UP_RUNS = 3
+"""Runs before a capture, in which libraries choose their algorithms and allocate their workspaces."""
+
+
+class GraphedGradientKernel(GradientKernel):
+    """As `GradientKernel`; `launch` returns while the device works."""
+
+    def __init__(
+        self, twin: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+    ) -> None:
+        super().__init__(twin, device, capacity, shape, labels)
+        self._graphs: dict[tuple[int, bool], _Graph] = {}
+
+    def launch(self, segments: Sequence[Segment]) -> Launched:
+        """Copies the chunk to the device and starts its graph."""
+        chunk, has_probabilities = self._packed(segments)
+        key = self.capacity, has_probabilities
+        if key not in self._graphs:
+            if any(capacity != self.capacity for capacity, _ in self._graphs):
+                self._graphs.clear()  # it was halved; the larger graphs hold memory
+            self._graphs[key] = _Graph(lambda inputs: self._program(inputs, has_probabilities), chunk, self._device)
+        is_done, collect = self._graphs[key].launch(chunk)
+        return Launched(is_done, lambda: divided(segments, *collect()))
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        return self.launch(segments).collect()
+
+
+class _Place:
+    """Room for one chunk under way: pinned on the host and waiting on the device."""
+
+    def __init__(self, inputs: Chunk) -> None:
+        rows = len(inputs.alphas)
+        self.pinned = Chunk(*(torch.empty_like(values, device="cpu").pin_memory() for values in inputs))
+        self.waiting = Chunk(*(torch.empty_like(values) for values in inputs))
+        self.outputs = torch.empty(rows, dtype=torch.float64).pin_memory()
+        self.derivatives = torch.empty(rows, dtype=torch.float64).pin_memory()
+        self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.consumed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+def _filled_up(values: Tensor, rows: int) -> Tensor:
+    """With the first as often again as there is room: a recording of zeros could be held against nothing."""
+    return torch.cat([values, values[:1].expand(rows - len(values), *values.shape[1:])])
+
+
+class _Graph:
+    """A program captured at one shape. Two chunks may be under way at most; they are collected in order."""
+
+    def __init__(self, program_for: Callable[[Chunk], Program], like: Chunk, device: torch.device) -> None:
+        rows = len(like.alphas)
+        self._inputs = Chunk(*(_filled_up(values, rows).to(device) for values in like))
+        self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._places = cycle([_Place(self._inputs), _Place(self._inputs)])
+        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            program = program_for(self._inputs)
+            for _ in range(WARM_UP_RUNS):
+                program(*self._inputs)
+        torch.cuda.current_stream(device).wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs, self._derivatives, self._contributions = program(*self._inputs)
+
+    def launch(self, chunk: Chunk) -> tuple[Callable[[], bool], Callable[[], tuple[Floats, Floats, Tensor]]]:
+        """Starts the computation of `chunk`, which lies on the host; the calls tell if it is done, and wait for it."""
+        place = next(self._places)
+        place.arrived.synchronize()  # what was pinned here before has left
+        for pinned, values in zip(place.pinned, chunk, strict=True):
+            pinned[: len(values)].copy_(values)
+        with torch.cuda.stream(self._copying):
+            self._copying.wait_event(place.consumed)
+            for waiting, pinned, values in zip(place.waiting, place.pinned, chunk, strict=True):
+                waiting[: len(values)].copy_(pinned[: len(values)], non_blocking=True)
+            place.arrived.record(self._copying)
+        computing = torch.cuda.current_stream()
+        computing.wait_event(place.arrived)
+        for fixed, waiting, values in zip(self._inputs, place.waiting, chunk, strict=True):
+            fixed[: len(values)].copy_(waiting[: len(values)], non_blocking=True)
+        place.consumed.record(computing)
+        self._graph.replay()
+        contributions = self._contributions.clone()  # the next replay writes over the graph's own
+        place.outputs.copy_(self._outputs, non_blocking=True)
+        place.derivatives.copy_(self._derivatives, non_blocking=True)
+        place.done.record(computing)
+
+        def collect() -> tuple[Floats, Floats, Tensor]:
+            place.done.synchronize()
+            return place.outputs.numpy().copy(), place.derivatives.numpy().copy(), contributions
+
+        return place.done.query, collect

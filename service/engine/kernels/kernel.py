@@ -1,0 +1,217 @@
+"""Kernels: the computations a device does, each for one model and at one fixed shape.
+
+A kernel takes *segments*, consecutive units of questions from many explanations, fills them up to its capacity with
+padding, computes once, and gives each segment its part of the result. One shape means that a row's result does not
+depend on who shares the chunk, bit for bit; see `design.md`, idea 4, for the measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Protocol, TypeGuard, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain import SINGLE, Floats, OutputSpace, RowType
+from service.engine.kernels.piecewise import PiecewiseLinear
+from service.methods.questions import Breakpoints, Forwards, Pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """Asks the deployed artefact for its outputs at `rows` [n, inputs]. Answered with `DeployedOutputs`."""
+
+    rows: Floats
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Q = TypeVar("Q")
+
+DeployedOutputs = dict[OutputSpace, Floats]
+"""By output space, the outputs [n, labels]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Units `start` to `stop` of a question."""
+
+    question: object
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Kernel(Protocol):
+    """One computation at one shape; a segment's part is joined with its siblings into the answer.
+
+    `capacity` is in units of questions; it falls when the device runs out of memory.
+    """
+
+    name: str
+    capacity: int
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        """The parts of the segments, which hold at most `capacity` units together."""
+        ...
+
+    def join(self, parts: Sequence[object]) -> object:
+        """The answer to a question from the parts of all its segments, in order."""
+        ...
+
+
+class Kernels(Mapping[type, Sequence[Kernel]]):
+    """The kernels of a model by type of question, from the smallest to the largest of each.
+
+    A question goes to the first that it fits as built, whatever else waits: so the shape it is computed at, and with it
+    the last bits of its answer, depend on nothing but itself. Those `on_demand` are built when they are first needed.
+    """
+
+    def __init__(
+        self,
+        by_type: Mapping[type, Sequence[Kernel]],
+        on_demand: Mapping[type, Callable[[], Kernel]] | None = None,
+    ) -> None:
+        self._by_type = dict(by_type)
+        self._rooms = {kind: [(kernel.capacity, kernel) for kernel in kernels] for kind, kernels in by_type.items()}
+        self.on_demand = dict(on_demand or {})
+
+    def __getitem__(self, kind: type) -> Sequence[Kernel]:
+        return self._by_type[kind]
+
+    def __iter__(self) -> Iterator[type]:
+        return iter(self._by_type)
+
+    def __len__(self) -> int:
+        return len(self._by_type)
+
+    def of(self, question: object) -> Kernel:
+        """The kernel that answers `question`."""
+        kind = type(question)
+        if kind not in self._rooms:
+            kernel = self.on_demand[kind]()
+            self._by_type[kind], self._rooms[kind] = [kernel], [(kernel.capacity, kernel)]
+        rooms = self._rooms[kind]
+        units = units_of(question)
+        return next((kernel for room, kernel in rooms if units <= room), rooms[-1][1])
+
+
+def units_of(question: object) -> int:
+    """What a question counts in a chunk: its rows or points, or one."""
+    return len(question) if isinstance(question, Sized) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A chunk that the device was left to: whether it is done, and the call that waits for it and gives the parts.
+
+    `withdraw` takes it back where it has not begun, and says whether it did.
+    """
+
+    is_done: Callable[[], bool]
+    collect: Callable[[], list[object]]
+    withdraw: Callable[[], bool] = lambda: False
+
+
+class Overlapping(Kernel, Protocol):
+    """A kernel whose chunk can be left to the device while other work goes on. Two may be under way at once."""
+
+    def launch(self, segments: Sequence[Segment]) -> Launched:
+        """Starts the chunk."""
+        ...
+
+
+def is_overlapping(kernel: Kernel) -> TypeGuard[Overlapping]:
+    """Whether the kernel can be launched."""
+    return hasattr(kernel, "launch")
+
+
+class HasOutputs(Protocol):
+    """Whatever answers for rows [n, inputs] with outputs [n, labels] in every output space."""
+
+    def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]: ...
+
+
+def filled_up(rows: NDArray[np.floating], capacity: int) -> NDArray[np.floating]:
+    """The rows, and the first again as often as there is room: zeros might be what a model has no answer to."""
+    chunk = np.empty((capacity, *rows.shape[1:]), dtype=rows.dtype)
+    chunk[: len(rows)] = rows
+    chunk[len(rows) :] = rows[0]
+    return chunk
+
+
+class DeployedKernel:
+    """Forward passes of the artefact in production, which takes rows of the `row_type`."""
+
+    name = "deployed"
+
+    def __init__(self, artefact: HasOutputs, capacity: int, row_type: RowType = SINGLE) -> None:
+        self._artefact = artefact
+        self.capacity = capacity
+        self.row_type = row_type
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        rows = np.concatenate([_rows_of(s.question)[s.start : s.stop] for s in segments])
+        chunk = filled_up(rows.astype(self.row_type), self.capacity)
+        outputs = {space: values.astype(np.float64) for space, values in self._artefact.outputs(chunk).items()}
+        ends = np.cumsum([len(segment) for segment in segments])
+        return [
+            {space: values[end - len(segment) : end] for space, values in outputs.items()}
+            for segment, end in zip(segments, ends, strict=True)
+        ]
+
+    def join(self, parts: Sequence[object]) -> DeployedOutputs:
+        outputs = [part for part in parts if isinstance(part, dict)]
+        return {space: np.concatenate([part[space] for part in outputs]) for space in outputs[0]}
+
+
+NO_LIMIT = 2**31
+
+
+class BreakpointsKernel:
+    """Breakpoints of a piecewise-linear network on many lines together. A unit is a line, of `most_pieces` at most."""
+
+    name = "breakpoints"
+
+    def __init__(
+        self, network: PiecewiseLinear, capacity: int, shape: tuple[int, ...], most_pieces: int = NO_LIMIT
+    ) -> None:
+        self._network = network
+        self._most_pieces = most_pieces
+        self._shape = shape
+        self.capacity = capacity
+
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        lines = [question_of(segment, Breakpoints) for segment in segments]
+        starts, ends = (
+            np.array(rows, dtype=self._network.row_type).reshape(-1, *self._shape)
+            for rows in ([line.start for line in lines], [line.end for line in lines])
+        )
+        most = np.array([min(line.max_pieces, self._most_pieces) for line in lines])
+        rows = self._network.breakpoints(starts, ends, most)
+        logits = rows.logits.astype(np.float64)
+        bounds = np.searchsorted(rows.line, np.arange(len(lines) + 1)).tolist()
+        return [
+            Pieces(None, None) if over else Pieces(rows.alpha[first:last], logits[first:last])
+            for over, first, last in zip(rows.overflowed.tolist(), bounds[:-1], bounds[1:], strict=True)
+        ]
+
+    def join(self, parts: Sequence[object]) -> object:
+        (pieces,) = parts
+        return pieces
+
+
+def _rows_of(question: object) -> Floats:
+    assert isinstance(question, Deployed | Forwards)
+    return question.rows
+
+
+def question_of(segment: Segment, kind: type[Q]) -> Q:
+    """The question of a segment, which must be of this kind."""
+    assert isinstance(segment.question, kind)
+    return segment.question

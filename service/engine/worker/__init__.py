@@ -1,0 +1,1 @@
+"""The worker's side of the engine: the process that owns one device."""

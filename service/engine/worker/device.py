@@ -1,0 +1,311 @@
+"""A model on a device: its kernels at their fixed shapes, and its baseline sets with the outputs over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from service.artefacts.loading import LoadedModel, load_model, whole_texts
+from service.artefacts.sizes import layer_sizes
+from service.catalog.manifest import Manifest, TokenInputs
+from service.domain import ChunkShapes, Floats, InputKind, ModelKey, OutputSpace, RowType, Traits
+from service.engine.graph.traits import largest_layer, traits_of
+from service.engine.kernels.cuda import GraphedGradientKernel
+from service.engine.kernels.gradient import BackgroundGradientKernel, GradientKernel
+from service.engine.kernels.kernel import (
+    BreakpointsKernel,
+    Deployed,
+    DeployedKernel,
+    DeployedOutputs,
+    Kernel,
+    Kernels,
+    Segment,
+)
+from service.engine.kernels.piecewise import PiecewiseLinear
+from service.engine.kernels.rows import BiasKernel, HessianKernel, LayerKernel, RowsKernel, RuleKernel
+from service.engine.worker.calibration import calibrate, clock_of
+from service.methods.questions import (
+    BiasRows,
+    Breakpoints,
+    Forwards,
+    HessianRows,
+    LayerRows,
+    Points,
+    Readout,
+    Rows,
+    RuleRows,
+)
+
+DEPLOYED_ROWS = 32
+DEPLOYED_VALUES = 2**22
+"""In all tensors of a forward pass, at most: one prediction of a large network must not wait for 32 rows of padding."""
+BREAKPOINT_LINES = 32
+BREAKPOINT_VALUES = 2**26
+"""In one tensor of a pass over all lines, at most: 256 MiB. A line with more pieces than find room is refined."""
+MOST_PIECES_TO_WARM_UP = 512
+GRADIENT_WARM_UPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBaseline:
+    """A baseline set with the deployed artefact's outputs over it.
+
+    `rows` [K, inputs], their mean `center` [inputs], and by output space `outputs` [K, labels] and `center_outputs`
+    [labels].
+    """
+
+    rows: Floats
+    center: Floats
+    outputs: Mapping[OutputSpace, Floats]
+    center_outputs: Mapping[OutputSpace, Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    """A model version on a device.
+
+    `kernels_at` makes its kernels at other gradient shapes. `low` and `high` [inputs] are the range of each input as
+    methods see it. `seen` leads from rows [n, columns] of the artefact to those: from tokens to their embeddings, from
+    categories to their columns, else to the same. `fixed` [inputs] are those that are not explained and never change;
+    None: none of them. `chunk_seconds` is how long a small chunk takes, of gradients or of the artefact.
+    """
+
+    key: ModelKey
+    manifest: Manifest
+    kernels: Kernels
+    kernels_at: Callable[[ChunkShapes], Kernels]
+    baselines: Mapping[str, PreparedBaseline]
+    traits: Traits
+    low: Floats
+    high: Floats
+    parity: float
+    seen: Callable[[Floats], Floats] = lambda rows: rows
+    fixed: NDArray[np.bool_] | None = None
+    chunk_seconds: float = 0.0
+
+    @property
+    def row_type(self) -> RowType:
+        """What holds rows as the artefact takes them."""
+        (kernel,) = self.kernels[Deployed]
+        assert isinstance(kernel, DeployedKernel)
+        return kernel.row_type
+
+    @property
+    def shapes(self) -> ChunkShapes:
+        """The rows of the gradient chunks now; fewer than at load when the device ran out of memory."""
+        rows = [kernel.capacity for kernel in self.kernels[Points]]
+        return ChunkShapes(rows[0], rows[-1])
+
+    def at(self, shapes: ChunkShapes) -> DeviceModel:
+        """The model with gradient chunks of these shapes, which takes a moment. Raises torch.OutOfMemoryError."""
+        return replace(self, kernels=self.kernels_at(shapes))
+
+
+def best_device() -> torch.device:
+    """The CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def put_on_device(
+    folder: Path,
+    device: torch.device,
+    known_outputs: Mapping[str, Mapping[OutputSpace, Floats]],
+    shapes: ChunkShapes | None = None,
+) -> DeviceModel:
+    """Loads the model version in `folder`.
+
+    `known_outputs` holds, by baseline digest, outputs [K + 1, labels] computed earlier, the last row for the mean; what
+    it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
+    """
+    model = load_model(folder, device)
+    shape, labels = model.shape, len(model.manifest.outputs.labels)
+    rows = _deployed_rows(model)
+    deployed = DeployedKernel(model.deployed, rows, model.row_type)
+    is_same = model.forwards is model.deployed
+    forwards = deployed if is_same else DeployedKernel(model.forwards, rows, model.row_type)
+    baselines = {
+        digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
+        for digest, rows in model.baselines.items()
+    }
+    ends = _ends(model)
+    if shapes is None:
+        shapes = calibrate(
+            lambda rows: GradientKernel(model.twin, device, rows, shape, labels, trace=False),
+            lambda rows: _across(ends, rows, Readout.PROBABILITY),
+            clock_of(device),
+        )
+    traits = replace(
+        traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns),
+        has_one_logit=model.manifest.outputs.has_one_logit,
+    )
+
+    def kernels_at(shapes: ChunkShapes) -> Kernels:
+        kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
+        _warm_up(kernels, ends)
+        return kernels
+
+    kernels = kernels_at(shapes)
+    return DeviceModel(
+        model.key,
+        model.manifest,
+        kernels,
+        kernels_at,
+        baselines,
+        traits,
+        *model.bounds,
+        model.parity,
+        model.seen,
+        model.fixed,
+        chunk_seconds(kernels, ends, clock_of(device)),
+    )
+
+
+def chunk_seconds(kernels: Kernels, ends: Ends, clock: Callable[[], float]) -> float:
+    """How long the smallest chunk takes, of gradients or of forward passes: the longer of both."""
+    gradient, forward = kernels[Points][0], kernels[Forwards][0]
+    points = Segment(_across(ends, gradient.capacity, Readout.PROBABILITY), 0, gradient.capacity)
+    began = clock()
+    gradient.run([points])
+    between = clock()
+    forward.run([Segment(Forwards(ends[0][None]), 0, 1)])
+    return max(between - began, clock() - between)
+
+
+def _deployed_rows(model: LoadedModel) -> int:
+    """The rows of a forward pass of the artefact, a power of two: as the network's size says, and nothing else, so that
+    they are the same wherever it is loaded."""
+    fitting = DEPLOYED_VALUES // sum(layer_sizes(model.twin, model.shape))
+    return min(DEPLOYED_ROWS, 1 << max(0, fitting.bit_length() - 1))
+
+
+def kernels_of(
+    twin: fx.GraphModule,
+    device: torch.device,
+    shapes: ChunkShapes,
+    traits: Traits,
+    deployed: DeployedKernel,
+    forwards: DeployedKernel | None = None,
+) -> Kernels:
+    """Everything that questions about a model can be answered with; `forwards` where embeddings are no input of it."""
+    gradient = _gradient_kernels(twin, device, shapes, traits)
+    by_type: dict[type, Sequence[Kernel]] = {
+        Deployed: [deployed],
+        Forwards: [forwards or deployed],
+        Points: gradient,
+        Rows: gradient,
+    }
+    if traits.is_piecewise_linear:
+        most_pieces = BREAKPOINT_VALUES // (BREAKPOINT_LINES * largest_layer(twin, traits.shape))
+        network = PiecewiseLinear(twin, shape=traits.shape)
+        by_type[Breakpoints] = [BreakpointsKernel(network, BREAKPOINT_LINES, traits.shape, most_pieces)]
+    on_rows: dict[type, type[RowsKernel]] = {
+        RuleRows: RuleKernel,
+        LayerRows: LayerKernel,
+        BiasRows: BiasKernel,
+        HessianRows: HessianKernel,
+    }
+    on_demand: dict[type, Callable[[], Kernel]] = {
+        question: partial(kernel, twin, device, shapes.brief, traits.shape, traits.labels)
+        for question, kernel in on_rows.items()
+    }
+    return Kernels(by_type, on_demand)
+
+
+def _gradient_kernels(
+    twin: fx.GraphModule, device: torch.device, shapes: ChunkShapes, traits: Traits
+) -> Sequence[Kernel]:
+    rows = sorted({shapes.brief, shapes.long})
+    shape, labels = traits.shape, traits.labels
+    if device.type == "cuda":
+        return [GraphedGradientKernel(twin, device, count, shape, labels) for count in rows]
+    brief = GradientKernel(twin, device, rows[0], shape, labels)
+    return [brief, *(BackgroundGradientKernel(twin, device, count, shape, labels) for count in rows[1:])]
+
+
+Ends = tuple[Floats, Floats]
+"""The two ends of a line through the inputs, [inputs] each."""
+
+
+def _ends(model: LoadedModel) -> Ends:
+    """Two inputs to calibrate and to warm up with: the first baseline and its set's mean, two texts, or the range."""
+    rows, inputs = next(iter(model.baselines.values()), None), model.manifest.inputs
+    if rows is None and isinstance(inputs, TokenInputs):
+        rows = whole_texts(inputs, 2)
+    if rows is None:
+        return model.bounds
+    seen = model.seen(rows.astype(np.float64))
+    return seen[0], seen.mean(axis=0)
+
+
+def _across(ends: Ends, count: int, readout: Readout) -> Points:
+    """So many points on the line between two ends."""
+    alphas = np.linspace(0, 1, count)
+    return Points(ends[0][None], ends[1], np.zeros(count, dtype=np.intp), alphas, readout, 0)
+
+
+def _warm_up(kernels: Kernels, ends: Ends) -> None:
+    """Runs every kernel, so that the first request finds a model that has answered before.
+
+    Gradient kernels run a few times, since TorchScript optimises what it has seen.
+    """
+    for kernel in kernels[Points]:
+        for readout in (Readout.LOGIT, Readout.PROBABILITY):
+            whole = Segment(_across(ends, kernel.capacity, readout), 0, kernel.capacity)
+            for _ in range(GRADIENT_WARM_UPS):
+                kernel.run([whole])
+    if Breakpoints in kernels:
+        line = Segment(Breakpoints(*ends, MOST_PIECES_TO_WARM_UP), 0, 1)
+        for kernel in kernels[Breakpoints]:
+            kernel.run([line])
+
+
+def prepare_baseline(
+    rows: Floats,
+    deployed: DeployedKernel,
+    known: Mapping[OutputSpace, Floats] | None,
+    seen: Callable[[Floats], Floats] = lambda rows: rows,
+    forwards: DeployedKernel | None = None,
+) -> PreparedBaseline:
+    """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both."""
+    inputs = seen(rows)
+    center = inputs.mean(axis=0).astype(deployed.row_type).astype(np.float64)
+    outputs = known
+    if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(rows) + 1 for v in outputs.values()):
+        at_rows, at_center = outputs_over(deployed, rows), outputs_over(forwards or deployed, center[None])
+        outputs = {space: np.concatenate([at_rows[space], at_center[space]]) for space in OutputSpace}
+    return PreparedBaseline(
+        inputs,
+        center,
+        {space: values[:-1] for space, values in outputs.items()},
+        {space: values[-1] for space, values in outputs.items()},
+    )
+
+
+def with_baseline(
+    model: DeviceModel, digest: str, rows: Floats, known: Mapping[OutputSpace, Floats] | None
+) -> DeviceModel:
+    """The model with one more baseline set, of `rows` [K, columns]."""
+    deployed, forwards = model.kernels[Deployed][0], model.kernels[Forwards][0]
+    assert isinstance(deployed, DeployedKernel)
+    assert isinstance(forwards, DeployedKernel)
+    prepared = prepare_baseline(rows, deployed, known, model.seen, forwards)
+    return replace(model, baselines={**model.baselines, digest: prepared})
+
+
+def without_baseline(model: DeviceModel, digest: str) -> DeviceModel:
+    """The model with one baseline set less."""
+    return replace(model, baselines={name: one for name, one in model.baselines.items() if name != digest})
+
+
+def outputs_over(kernel: DeployedKernel, rows: Floats) -> DeployedOutputs:
+    """What a kernel of forward passes answers for any number of rows [n, inputs]."""
+    question = Deployed(rows)
+    starts = range(0, len(rows), kernel.capacity)
+    return kernel.join([kernel.run([Segment(question, at, min(at + kernel.capacity, len(rows)))])[0] for at in starts])

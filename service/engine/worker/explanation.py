@@ -1,0 +1,214 @@
+"""One explanation from plan to figures, as a generator over questions to the artefact and the twin."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from math import prod
+
+import numpy as np
+
+from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Plan, Prediction, ToleranceOf
+from service.engine.kernels.kernel import Deployed, DeployedOutputs
+from service.engine.worker.device import DeviceModel, PreparedBaseline
+from service.errors import Kind, invalid, pointer_to
+from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.registry import BY_NAME
+from service.methods.shared.noise import noisy
+from service.numerics.errors import completeness_error, relative_to_attributions
+
+LEAST_LOGIT_FLOOR = 1e-6
+
+Steps = Generator[object, object, Explanation | Prediction]
+
+
+def predict(row: tuple[float, ...]) -> Steps:
+    """The deployed artefact's outputs at one row, in every output space."""
+    outputs = yield from _deployed(np.array([row]))
+    return Prediction({space: tuple(values[0].tolist()) for space, values in outputs.items()})
+
+
+def explain(plan: Plan, model: DeviceModel) -> Steps:
+    """The explanation of a plan.
+
+    Its ends f(x) and f(x') come from the deployed artefact; the method sees nothing but its `Problem`.
+    """
+    row = np.array(plan.input)
+    if plan.baseline.row is None:
+        if plan.baseline.digest not in model.baselines:  # it was planned a moment ago, with what was there
+            detail = f"baseline {plan.baseline.name}@{plan.baseline.version}: rows of it have just been erased"
+            raise invalid(Kind.UNKNOWN_BASELINE, pointer_to("parameters", "baseline"), detail)
+        baseline = model.baselines[plan.baseline.digest]
+        outputs = yield from _deployed(row[None])
+    else:
+        own = np.array(plan.baseline.row)
+        outputs = yield from _deployed(np.stack([row, own]))
+        ends = {space: values[1] for space, values in outputs.items()}
+        seen = model.seen(own[None])
+        baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends)
+    at_input = outputs[plan.output_space][0]
+    target = int(np.argmax(at_input)) if plan.target is None else plan.target
+    problem = _problem(plan, model, row, baseline, at_input, target)
+    if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
+        return _not_finite(at_input, target, 0, str(model.shapes))
+    attribute = BY_NAME[plan.method].attribute
+    method = attribute(problem) if plan.noise is None else noisy(attribute, problem, plan.noise)
+    attribution = yield from method
+    return _explanation(plan, problem, attribution, at_input, str(model.shapes))
+
+
+def interrupted(steps: Steps, answers: int) -> Steps:
+    """The same steps, whose deadline passes once so many questions are answered."""
+    try:
+        question = next(steps)
+        for _ in range(answers):
+            question = steps.send((yield question))
+        steps.throw(DeadlinePassed())
+    except StopIteration as stop:
+        ended: Explanation | Prediction = stop.value
+        return ended
+    raise RuntimeError("a method went on after its deadline")
+
+
+def _deployed(rows: Floats) -> Generator[object, object, DeployedOutputs]:
+    answer = yield Deployed(rows)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _problem(
+    plan: Plan, model: DeviceModel, row: Floats, baseline: PreparedBaseline, at_input: Floats, target: int
+) -> Problem:
+    baseline_outputs = baseline.outputs[plan.output_space][:, target]
+    given, low, high = model.seen(row[None])[0], model.low, model.high
+    if model.fixed is not None:  # no method moves what has no extent
+        low, high = np.where(model.fixed, given, low), np.where(model.fixed, given, high)
+    return Problem(
+        input=given,
+        output=float(at_input[target]),
+        baselines=baseline.rows,
+        baseline_outputs=baseline_outputs,
+        center=baseline.center,
+        center_output=float(baseline.center_outputs[plan.output_space][target]),
+        low=low,
+        high=high,
+        target=target,
+        output_space=plan.output_space,
+        tolerance=plan.tolerance,
+        floor=_floor(plan, baseline_outputs),
+        max_evaluations=plan.max_evaluations,
+        seed=plan.seed,
+        options=dict(plan.options),
+        traits=model.traits,
+        tolerance_of=plan.tolerance_of,
+    )
+
+
+def _floor(plan: Plan, baseline_outputs: Floats) -> float:
+    if plan.floor is not None:
+        return plan.floor
+    if plan.output_space is OutputSpace.PROBABILITY:
+        return 0.01
+    spread = float(baseline_outputs.max() - baseline_outputs.min())
+    return max(0.01 * spread, LEAST_LOGIT_FLOOR)
+
+
+def _explanation(
+    plan: Plan, problem: Problem, attribution: Attribution, at_input: Floats, chunk_rows: str
+) -> Explanation:
+    values = attribution.values
+    path_error = attribution.path_error
+    if not (np.isfinite(values).all() and (path_error is None or np.isfinite(path_error))):
+        return _not_finite(at_input, problem.target, attribution.evaluations, chunk_rows)
+    error = None
+    if attribution.completeness is not Completeness.NONE:
+        end = problem.output if attribution.output is None else attribution.output
+        error = completeness_error(values, end, attribution.baseline_output, problem.floor)
+    shown = _shown(values, problem)
+    stated = None
+    if path_error is not None:
+        told = shown if attribution.interactions is None else attribution.interactions
+        stated = relative_to_attributions(path_error, told, problem.floor)
+    adds_up = error is None or _adds_up(plan, error, shown, attribution, problem)
+    converged = attribution.stopped is None and adds_up and (stated is None or stated <= plan.tolerance)
+    reason = None if converged else attribution.stopped or _unstopped(attribution.completeness, adds_up)
+    return Explanation(
+        outputs=tuple(at_input.tolist()),
+        target=problem.target,
+        output=problem.output,
+        baseline_output=attribution.baseline_output,
+        attributions=tuple(shown.ravel().tolist()),
+        shape=shown.shape,
+        standard_error=None if attribution.standard_error is None else tuple(attribution.standard_error.tolist()),
+        completeness=attribution.completeness,
+        completeness_error=error,
+        attribution_error=stated,
+        converged=converged,
+        reason=reason,
+        evaluations=attribution.evaluations,
+        rule=attribution.rule,
+        small_difference=abs(problem.output - attribution.baseline_output) < problem.floor,
+        chunk_rows=chunk_rows,
+        interactions=_matrix(attribution.interactions),
+        groups=attribution.groups,
+        noisy_output=attribution.output,
+        attribution_errors=_errors(plan, problem, attribution, shown),
+    )
+
+
+def _adds_up(plan: Plan, completeness: float, shown: Floats, attribution: Attribution, problem: Problem) -> bool:
+    """Whether what the sum misses is within the tolerance; see `ToleranceOf`."""
+    if plan.tolerance_of is ToleranceOf.COMPLETENESS:
+        return completeness <= plan.tolerance
+    end = problem.output if attribution.output is None else attribution.output
+    missed = abs(float(shown.sum()) - (end - attribution.baseline_output))
+    return relative_to_attributions(missed, shown, problem.floor) <= plan.tolerance
+
+
+def _errors(plan: Plan, problem: Problem, attribution: Attribution, shown: Floats) -> tuple[float, ...] | None:
+    """How far each of the values `shown` may be off: by what is known of it, else by the whole L1 error."""
+    if attribution.path_error is None or not (plan.errors or problem.traits.kind is InputKind.TABULAR):
+        return None
+    known = attribution.errors
+    if known is None or known.size != shown.size:
+        known = np.full(shown.size, attribution.path_error)
+    return tuple(known.tolist())
+
+
+def _unstopped(completeness: Completeness, adds_up: bool) -> str:
+    """Why an explanation that nothing stopped is over its tolerance: the model's arithmetic, or steps of fixed size."""
+    in_few_steps = completeness is Completeness.ASYMPTOTIC or (completeness is Completeness.BY_CONSTRUCTION and adds_up)
+    return "steps" if in_few_steps else "precision"
+
+
+def _shown(values: Floats, problem: Problem) -> Floats:
+    """The attributions as they are told: one a unit, but of an image one a value, or one a pixel."""
+    if problem.traits.kind is not InputKind.IMAGE:
+        return values if values.size == problem.traits.units else problem.per_unit(values)
+    shape = problem.shape if values.size == prod(problem.shape) else problem.shape[1:]
+    return values.reshape(shape)
+
+
+def _matrix(values: Floats | None) -> tuple[tuple[float, ...], ...] | None:
+    return None if values is None else tuple(tuple(row) for row in values.tolist())
+
+
+def _not_finite(at_input: Floats, target: int, evaluations: int, chunk_rows: str) -> Explanation:
+    finite = bool(np.isfinite(at_input).all())
+    return Explanation(
+        outputs=tuple(at_input.tolist()) if finite else None,
+        target=target,
+        output=float(at_input[target]) if finite else None,
+        baseline_output=None,
+        attributions=None,
+        shape=(),
+        standard_error=None,
+        completeness=Completeness.NONE,
+        completeness_error=None,
+        attribution_error=None,
+        converged=False,
+        reason="non_finite",
+        evaluations=evaluations,
+        rule="none",
+        small_difference=False,
+        chunk_rows=chunk_rows,
+    )

@@ -1,0 +1,346 @@
+"""The scheduler: packs points of many live explanations into chunks of one (model, kernel), fairly.
+
+It pulls: `step` packs one chunk from whatever is waiting, runs it, and moves every explanation on whose question was
+answered; there is no timer and no waiting for a fuller chunk. Kernels take turns, those with interactive work before
+those without. Inside a chunk, too, interactive work is packed before bulk, and inside a class each explanation gets
+`quantum` units in turn, so that a large one never keeps a small one waiting for more than a chunk. Explanations that
+were cancelled, or whose deadline passed, are dropped when the next chunk is packed.
+
+An error of the device itself (a CUDA error sticks to the process) is let through: the worker ends and is replaced.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from service.domain import Explanation, Prediction, Priority, Timings
+from service.engine.kernels.kernel import Kernel, Kernels, Segment, is_overlapping, units_of
+from service.engine.messages import ChunkReport, Done, Failed, Outcome
+from service.engine.worker.explanation import Steps
+from service.engine.worker.memory import is_out_of_memory
+from service.errors import AnswerableError, ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
+from service.methods.questions import DeadlinePassed
+
+LOG = logging.getLogger("answerable.worker")
+
+LEAST_QUANTUM = 64
+SHARES = 4
+MOST_FLIGHTS = 2
+"""Chunks the device is left to at once: one it computes, one that waits for it."""
+PATIENCE_SECONDS = 0.0005
+POLL_SECONDS = 0.0002
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """An explanation under way.
+
+    Of its open `question`, the `asked`th, which counts `units`, chunks have taken `packed`; `parts` are the answers so
+    far, to `answered` units.
+    """
+
+    task: int
+    steps: Steps
+    kernels: Kernels
+    model: str
+    priority: Priority
+    deadline: float | None
+    received: float
+    started: float | None = None
+    question: object = None
+    asked: int = 0
+    units: int = 0
+    packed: int = 0
+    answered: int = 0
+    parts: list[object] = field(default_factory=list)
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that answers the open question."""
+        return self.kernels.of(self.question)
+
+    @property
+    def remaining(self) -> int:
+        """Units of the open question that no chunk has taken yet."""
+        return self.units - self.packed
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A chunk: what of which explanation is in it, the calls of `Launched`, and when it was started."""
+
+    kernel: Kernel
+    taken: list[tuple[Live, Segment]]
+    is_done: Callable[[], bool]
+    collect: Callable[[], list[object]]
+    started: float
+    withdraw: Callable[[], bool] = lambda: False
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether nobody in a hurry has a part in it."""
+        return all(live.priority is Priority.BULK for live, _ in self.taken)
+
+    def wait(self, seconds: float) -> None:
+        """Returns when it is done, or after so long."""
+        until = time.monotonic() + seconds
+        while not self.is_done() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+
+
+def _always() -> bool:
+    return True
+
+
+def quantum(capacity: int) -> int:
+    """The units of a chunk that one explanation gets before the next has its turn.
+
+    A quarter of the chunk, since each explanation in it costs the host some time; at least 64, so that small questions
+    are not cut up.
+    """
+    return max(LEAST_QUANTUM, capacity // SHARES)
+
+
+class _Queue:
+    """What waits for one kernel of one model, by class."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Priority, deque[Live]] = {priority: deque() for priority in Priority}
+
+    def __bool__(self) -> bool:
+        return any(self._waiting.values())
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether interactive work waits here."""
+        return bool(self._waiting[Priority.INTERACTIVE])
+
+    def add(self, live: Live) -> None:
+        self._waiting[live.priority].append(live)
+
+    def take(self, capacity: int, alive: dict[int, Live]) -> list[tuple[Live, Segment]]:
+        """Segments of at most `capacity` units together; dead explanations fall out on the way."""
+        taken: dict[Live, Segment] = {}
+        most = quantum(capacity)
+        for priority in Priority:
+            waiting = self._waiting[priority]
+            while waiting and capacity:
+                live = waiting.popleft()
+                if alive.get(live.task) is not live:
+                    continue
+                units = min(most, live.remaining, capacity)
+                start = taken[live].start if live in taken else live.packed
+                live.packed += units
+                capacity -= units
+                taken[live] = Segment(live.question, start, live.packed)
+                if live.remaining:
+                    waiting.append(live)
+        return list(taken.items())
+
+
+class Scheduler:
+    """All live explanations of one device."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, Live] = {}
+        self._queues: defaultdict[Kernel, _Queue] = defaultdict(_Queue)
+        self._deadlines: list[tuple[float, int]] = []
+        self._flights: deque[_Flight] = deque()
+        self._outcomes: list[Outcome] = []
+        self.reports: list[ChunkReport] = []
+
+    def __bool__(self) -> bool:
+        """Whether anything waits for a chunk, or for the end of one."""
+        return bool(self._queues) or bool(self._flights)
+
+    def add(self, live: Live) -> None:
+        """Starts an explanation; its first question waits for a chunk."""
+        self._alive[live.task] = live
+        if live.deadline is not None:
+            heapq.heappush(self._deadlines, (live.deadline, live.task))
+        self._advance(live, None)
+
+    def cancel(self, task: int) -> None:
+        """Drops an explanation; what it has in the current chunk is computed in vain, and no more."""
+        live = self._alive.pop(task, None)
+        if live is not None:
+            live.steps.close()
+
+    def outcomes(self) -> list[Outcome]:
+        """What ended since the last call."""
+        ended, self._outcomes = self._outcomes, []
+        return ended
+
+    def step(self) -> None:
+        """Packs and runs, or launches, one chunk, and delivers what is done; does nothing when nothing waits.
+
+        While the device has its chunks, whatever needs none goes on. With nothing else to do it waits for the device,
+        but not for long: there may be new requests.
+        """
+        self._expire()
+        self._make_way()
+        taken = self._take()
+        if taken is not None:
+            self._go(*taken)
+        elif self._flights:
+            self._flights[0].wait(PATIENCE_SECONDS)
+        while self._flights and self._flights[0].is_done():
+            self._deliver(self._flights.popleft())
+
+    def _make_way(self) -> None:
+        """Takes back chunks of bulk work that the device has not begun, where interactive work would wait for them."""
+        if any(queue.is_urgent and is_overlapping(kernel) for kernel, queue in self._queues.items()):
+            while self._flights and self._flights[-1].is_bulk and self._flights[-1].withdraw():
+                self._requeue(self._flights.pop().taken)
+
+    def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
+        """The next chunk: its kernel, and what of which explanation is in it."""
+        is_full = len(self._flights) == MOST_FLIGHTS
+        able = [kernel for kernel in self._queues if not (is_full and is_overlapping(kernel))]
+        if not able:
+            return None
+        kernel = next((kernel for kernel in able if self._queues[kernel].is_urgent), able[0])
+        queue = self._queues.pop(kernel)
+        segments = queue.take(kernel.capacity, self._alive)
+        if queue:
+            self._queues[kernel] = queue
+        return (kernel, segments) if segments else None
+
+    def _go(self, kernel: Kernel, taken: list[tuple[Live, Segment]]) -> None:
+        """Launches a chunk, or computes it, where its kernel does not overlap or could not launch it."""
+        now = time.monotonic()
+        for live, _ in taken:
+            live.started = live.started or now
+        segments = [segment for _, segment in taken]
+        if is_overlapping(kernel):
+            try:
+                launched = kernel.launch(segments)
+            except torch.AcceleratorError:
+                raise
+            except Exception:  # noqa: BLE001 - whatever it was, it comes again where each error has its answer
+                if self._flights:  # behind the chunks under way, in order
+                    self._requeue(taken)
+                    self._deliver(self._flights.popleft())
+                    return
+            else:
+                flight = _Flight(kernel, taken, launched.is_done, launched.collect, now, launched.withdraw)
+                self._flights.append(flight)
+                return
+        self._deliver(_Flight(kernel, taken, _always, partial(kernel.run, segments), now))
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, task = heapq.heappop(self._deadlines)
+            live = self._alive.get(task)
+            if live is not None:
+                self._advance(live, DeadlinePassed())
+
+    def _deliver(self, flight: _Flight) -> None:
+        """Waits for a chunk, and moves on every explanation whose question is answered by it."""
+        for live, segment, part in self._parts(flight):
+            if isinstance(part, AnswerableError):
+                self._fail(live, part)
+                continue
+            live.parts.append(part)
+            live.answered += len(segment)
+            if live.answered == live.units and self._alive.get(live.task) is live:
+                self._advance(live, flight.kernel.join(live.parts))
+
+    def _parts(self, flight: _Flight) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
+        """Each explanation's part of the chunk; when the chunk fails, each is run alone, so that one bad row fails
+        nobody else."""
+        kernel, taken = flight.kernel, flight.taken
+        try:
+            parts = flight.collect()
+        except torch.AcceleratorError:  # it sticks: every later answer of this process would be wrong or none
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                yield from self._after_out_of_memory(kernel, taken)
+                return
+            if len(taken) == 1:
+                LOG.exception("a chunk of one explanation failed")
+                failure = ComputationFailed(f"the model failed on this input: {type(error).__name__}")
+                yield *taken[0], failure
+                return
+            for one in taken:
+                if len(one[1]) > kernel.capacity:  # it was halved since the chunk was packed
+                    self._requeue([one])
+                else:
+                    alone = partial(kernel.run, [one[1]])
+                    yield from self._parts(_Flight(kernel, [one], _always, alone, time.monotonic()))
+        else:
+            seconds = time.monotonic() - flight.started
+            units = sum(len(segment) for _, segment in taken)
+            model = taken[0][0].model
+            self.reports.append(ChunkReport(model, kernel.name, units, kernel.capacity, len(taken), seconds))
+            yield from ((*one, part) for one, part in zip(taken, parts, strict=True))
+
+    def _after_out_of_memory(
+        self, kernel: Kernel, taken: list[tuple[Live, Segment]]
+    ) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
+        """Halves the chunk, for good, and queues what it held once more; gives up when one row does not fit."""
+        while self._flights:  # launched behind this one: computed in vain, or parts would get out of order
+            self._requeue(self._flights.pop().taken)
+        if kernel.capacity == 1:
+            for live, segment in taken:
+                yield live, segment, DeviceOutOfMemory("the device has not the memory for one row of this model")
+            return
+        kernel.capacity //= 2
+        LOG.warning("out of memory: chunks of the %s kernel now have %d units", kernel.name, kernel.capacity)
+        self._requeue(taken)
+
+    def _requeue(self, taken: list[tuple[Live, Segment]]) -> None:
+        for live, segment in taken:
+            if not live.remaining:
+                self._enqueue(live)
+            live.packed = segment.start
+
+    def _advance(self, live: Live, answer: object) -> None:
+        """Sends the answer, or throws the deadline, into the explanation, and queues its next question."""
+        live.question, live.units, live.packed, live.answered, live.parts = None, 0, 0, 0, []
+        try:
+            if isinstance(answer, DeadlinePassed):
+                live.steps.throw(answer)
+                raise RuntimeError("a method went on after its deadline")
+            live.question = live.steps.send(answer)
+            live.asked, live.units = live.asked + 1, units_of(live.question)
+            self._enqueue(live)
+        except StopIteration as stop:
+            ended = isinstance(answer, DeadlinePassed)
+            self._finish(live, replace(stop.value, answers=live.asked - 1) if ended else stop.value)
+        except DeadlinePassed:
+            self._fail(live, DeadlineExceeded("the deadline passed before any result"))
+        except torch.AcceleratorError:
+            raise
+        except AnswerableError as error:
+            self._fail(live, error)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._fail(live, DeviceOutOfMemory("the device has not the memory to sum up this explanation"))
+                return
+            LOG.exception("an explanation failed")
+            self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
+
+    def _enqueue(self, live: Live) -> None:
+        self._queues[live.kernel].add(live)
+
+    def _finish(self, live: Live, result: Explanation | Prediction) -> None:
+        del self._alive[live.task]
+        now = time.monotonic()
+        started = live.started or now
+        self._outcomes.append(Done(live.task, result, Timings(started - live.received, now - started)))
+
+    def _fail(self, live: Live, error: AnswerableError) -> None:
+        if self._alive.pop(live.task, None) is live:
+            live.steps.close()
+            self._outcomes.append(Failed(live.task, error))

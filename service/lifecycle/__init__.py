@@ -1,0 +1,1 @@
+"""A version's life: added, checked, compared, loaded, unloaded."""

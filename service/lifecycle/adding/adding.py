@@ -1,0 +1,248 @@
+"""Adding a model: read, asked, written beside the others, tried, and only then put in its place."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
+from service.catalog.inputs.declaration import Normalisation
+from service.catalog.manifest import find_versions
+from service.domain import Explanation, Floats, OutputSpace
+from service.errors import AnswerableError, CatalogError
+from service.lifecycle.adding.equivalence import Meaning
+from service.lifecycle.adding.files import read_model
+from service.lifecycle.adding.graphs import Found, read_classifier
+from service.lifecycle.adding.inputs import Given, given_of, refuse_shape
+from service.lifecycle.adding.manifests import Answers, write_version
+from service.lifecycle.adding.pictures import (
+    Layout,
+    ask_normalisation,
+    read_normalisation,
+    read_pictures,
+    refuse_channels_last,
+)
+from service.lifecycle.adding.rows import SUFFIXES, Column, Rows, names_of, read_rows, renames
+from service.lifecycle.checking.assessing import assess
+from service.lifecycle.checking.checks import Report
+from service.lifecycle.checking.limits import Limits
+from service.lifecycle.checking.trial import Trial, load_trial
+
+LEAST_SHOWN = 5e-4
+"""What three digits show."""
+Ask = Callable[[str, str], str]
+"""Asks a question and gives the answer, or the default that it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command was given; None where it was not."""
+
+    source: Path
+    data: Path | None = None
+    name: str | None = None
+    version: str | None = None
+    labels: tuple[str, ...] | None = None
+    adverse: str | None = None
+    features: tuple[str, ...] | None = None
+    dropped: tuple[str, ...] = ()
+    output: str | None = None
+    is_logit: bool = False
+    channels: Layout | None = None
+    normalise: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A version in its place, with the explanation of its example and what its check said.
+
+    The explanation is of the logit where the probability hardly changes.
+    """
+
+    folder: Path
+    found: Found
+    trial: Trial
+    explanation: Explanation
+    report: Report
+    assessment: Assessment | None
+    is_in_logits: bool
+
+
+def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments) -> Added:
+    """Adds the model to `models`, checked against the newest version before it that has not failed, as `kept` says.
+
+    Raises CatalogError, saying what to do; nothing is left behind then."""
+    file, data = _files(asked)
+    model = read_model(file)
+    given = given_of(model)
+    refuse_shape(given)
+    if given.is_image:
+        refuse_channels_last(model, given.name, given.shape, asked.channels, ask)
+    brought = None if data is None else _brought(asked, data, given, ask)
+    found = read_classifier(model, asked.output, asked.is_logit, None if brought is None else _complete(brought))
+    if found.meaning is Meaning.SCORES and not asked.is_logit:
+        _ask_whether_logits(found, ask)
+    answers = _answers(asked, found, brought, file, models, ask)
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as room:
+        folder = Path(room) / answers.name / answers.version
+        folder.mkdir(parents=True)
+        write_version(folder, found, brought, answers)
+        try:
+            against = newest_before(find_versions(models), folder, kept)
+            tried = _tried(folder, found, against, rows)
+        except CatalogError as error:
+            hint = "; ranges were guessed: bring rows that it was trained on with --data" if brought is None else ""
+            raise CatalogError(f"{error}{hint}") from error
+        place = models / answers.name / answers.version
+        place.parent.mkdir(exist_ok=True)
+        shutil.move(folder, place)
+    return replace(tried, folder=place)
+
+
+def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added:
+    torch.set_num_threads(1)
+    trial = load_trial(folder, torch.device("cpu"))
+    try:
+        example = trial.sample(0, seed=0)
+        (explanation,) = trial.answers(example).explanations
+        if explanation.attributions is None:
+            raise CatalogError(_no_numbers(trial, example))
+        is_in_logits = is_saturated(explanation)
+        if is_in_logits:
+            (explanation,) = trial.answers(example, space=OutputSpace.LOGIT).explanations
+    except AnswerableError as error:
+        raise CatalogError(f"the model loads, but its example cannot be explained: {error}") from error
+    report, assessment = assess(folder, against, Limits(), rows, seed=0)
+    if assessment is not None:
+        keep_beside(folder, assessment)
+    return Added(folder, found, trial, explanation, report, assessment, is_in_logits)
+
+
+def _brought(asked: Asked, data: Path, given: Given, ask: Ask) -> Rows:
+    if given.is_image:
+        return read_pictures(data, given.shape, ask)
+    names = asked.features or ()
+    inputs = [] if renames(data, names) else [Column(name) for name in names]
+    return read_rows(data, given.shape, asked.dropped, inputs)
+
+
+def _complete(brought: Rows) -> Floats:
+    finite: Floats = brought.values[np.isfinite(brought.values).all(axis=1)]
+    if not len(finite):
+        raise CatalogError("every row of the data misses something; bring some rows that are complete")
+    return finite
+
+
+def _ask_whether_logits(found: Found, ask: Ask) -> None:
+    """The file does not say: an embedding and a regression look like scores of labels."""
+    what = "one number" if found.columns == 1 else f"{found.columns} numbers"
+    label = "the score of the second of two labels before a sigmoid" if found.columns == 1 else "a score for each label"
+    question = f"{found.output!r} holds {what} a row that are no probabilities; are they logits, {label}? (yes or no)"
+    if not ask(question, "no").lower().startswith("y"):
+        raise CatalogError(
+            f"{found.output!r} holds {what} a row that are no probabilities, and the file does not say what they are. "
+            f"If they are logits ({label}), say so with --logits; a regression, an embedding, or a detector is not "
+            "served, only classifiers are"
+        )
+
+
+def is_saturated(explanation: Explanation) -> bool:
+    """Whether so little changes that three digits show nothing of it, as between probabilities that are all but one."""
+    figures = (explanation.output, explanation.baseline_output, *(explanation.attributions or ()))
+    change = (explanation.output or 0.0) - (explanation.baseline_output or 0.0)
+    return None not in figures and max(abs(change), *map(abs, explanation.attributions or ())) < LEAST_SHOWN
+
+
+def _no_numbers(trial: Trial, example: Floats) -> str:
+    ends = {"example": example, "baseline": trial.baseline_rows().mean(axis=0, keepdims=True)}
+    for name, row in ends.items():
+        if not np.isfinite(trial.deployed(row.astype(np.float32))[OutputSpace.LOGIT]).all():
+            return f"the model answers no finite numbers for its {name}; are inputs scaled as it expects them?"
+    return (
+        "the model answers numbers, but its gradient is no number: on the way there is a value, of a power or a "
+        "logarithm of something negative perhaps, that is none and is replaced afterwards, as in scikit-learn's "
+        "PowerTransformer (yeo-johnson). Export the model with another scaler"
+    )
+
+
+def _files(asked: Asked) -> tuple[Path, Path | None]:
+    """The ONNX file, and the file with rows, if there is one; of a folder, the only ones in it."""
+    source = asked.source
+    if not source.exists():
+        raise CatalogError(f"there is no {source.name}; name an ONNX file, or a folder with one")
+    if source.is_file():
+        return source, asked.data
+    models = sorted(source.glob("*.onnx"))
+    if len(models) != 1:
+        names = ", ".join(path.name for path in models) or "none"
+        raise CatalogError(f"the folder holds {len(models)} ONNX files ({names}); name the one to add")
+    rows = [path for path in sorted(source.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if asked.data is None and len(rows) > 1:
+        raise CatalogError(f"the folder holds several files of rows; name one of {_listed(rows)} with --data")
+    return models[0], asked.data or next(iter(rows), None)
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: Path, ask: Ask) -> Answers:
+    usual = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
+    name = asked.name or ask("name of the model", usual)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise CatalogError(
+            f"{name!r} is no name for a model: small letters, digits, dots, dashes; give one with --name"
+        )
+    taken = {folder.name for folder in find_versions(models) if folder.parent.name == name}
+    version = asked.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
+    if version in taken or (models / name / version).exists():
+        raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
+    features, titles = _features(asked, found, rows, ask)
+    labels = _labels(asked, found, ask)
+    adverse = asked.adverse or ask("the label that is bad news for whoever is judged, if one is", "") or None
+    if adverse is not None and adverse not in labels:
+        raise CatalogError(f"{adverse!r} is not among the labels {', '.join(labels)}")
+    return Answers(name, version, features, titles, labels, adverse, _normalise(asked, found, rows, ask))
+
+
+def _normalise(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> Normalisation | None:
+    if len(found.given.shape) != 3:
+        return None
+    channels = found.given.shape[0]
+    if asked.normalise is not None:
+        return read_normalisation(asked.normalise, channels)
+    return ask_normalisation(None if rows is None else rows.values, channels, ask)
+
+
+def _features(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if len(found.given.shape) == 3:
+        return (), ()
+    (columns,) = found.given.shape
+    headers: tuple[str, ...] = asked.features or (rows.names if rows is not None else ())
+    if not headers:
+        given = ask(f"names of the {columns} features, separated by commas", "")
+        headers = _split(given) or tuple(f"feature_{at}" for at in range(1, columns + 1))
+    if len(headers) != columns:
+        raise CatalogError(f"the model takes {columns} features, {len(headers)} are named; give all with --features")
+    return names_of(headers, columns), headers
+
+
+def _labels(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
+    count = max(found.columns, 2)
+    usual = found.labels if len(found.labels) == count else tuple(f"label_{at}" for at in range(count))
+    labels = asked.labels or _split(ask(f"the {count} labels, in the order of the scores", ",".join(usual)))
+    if len(labels) != count:
+        raise CatalogError(f"the model answers for {count} labels, {len(labels)} are named; give all with --labels")
+    return labels
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,172 @@
+"""A model version tried out in the command's own process: loaded as a worker loads it, explained without a service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from service.catalog.inputs.instances import read_instance, shown_row
+from service.catalog.manifest import PREDICTED, BaselineSet, Manifest, TabularInputs, read_manifest
+from service.catalog.version_files import read_baseline_rows
+from service.catalog.versions import ModelVersion
+from service.domain import ChunkShapes, Explanation, Floats, Indices, OutputSpace, Plan, Priority
+from service.engine.kernels.kernel import Deployed, DeployedKernel
+from service.engine.messages import Done, Failed
+from service.engine.worker.device import DeviceModel, outputs_over, put_on_device
+from service.engine.worker.explanation import explain
+from service.engine.worker.scheduler import Live, Scheduler
+from service.usecases.planning import Parameters, make_plans
+
+SHAPES = ChunkShapes(32, 128)
+"""Not calibrated: calibration pays for itself over traffic, and small chunks fit any device."""
+LARGE_BYTES = 2**20
+"""Of an artefact whose network is calibrated all the same: 128 rows of a large one take minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a version answered for some rows.
+
+    `attributions` [rows, features] are NaN where the model answered no number; those of an image are summed over its
+    channels. `predicted` [rows] are labels' indices, -1 where there was no number.
+    """
+
+    explanations: Sequence[Explanation]
+    attributions: Floats
+    predicted: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A version that is loaded."""
+
+    version: ModelVersion
+    model: DeviceModel
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.version.manifest
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names by which attributions are told: a table's features, else the place of the pixel or token."""
+        inputs = self.manifest.inputs
+        return inputs.unit_names or tuple(",".join(map(str, place)) for place in np.ndindex(inputs.shape[-2:]))
+
+    @property
+    def baseline(self) -> BaselineSet | None:
+        """The set that requests get which name none; None where that is no set."""
+        named = [found for found in self.manifest.baselines if found.name == self.manifest.defaults.baseline]
+        return named[-1] if named else None
+
+    def baseline_rows(self) -> Floats:
+        """The rows [size, columns] of that set; without one, no rows."""
+        if self.baseline is None:
+            return np.empty((0, len(self._example())))
+        return read_baseline_rows(self.version.folder, self.manifest, self.baseline).astype(np.float64)
+
+    def sample(self, rows: int, seed: int) -> Floats:
+        """The example, then at most so many rows drawn from the held-out ones, or else from the baseline set.
+
+        No digest guards `heldout.safetensors`, since nothing that is served depends on it.
+        """
+        example = self._example()
+        known = self._heldout(len(example))
+        drawn = np.random.default_rng(seed).permutation(len(known))[:rows]
+        return np.concatenate([example[None], known[drawn]])
+
+    def typical(self, rows: Floats) -> Floats:
+        """The median of every column, of a category the most frequent: one row."""
+        median: Floats = np.median(rows, axis=0)
+        return self._with_categories(rows, median)
+
+    def mean_instance(self, rows: Floats) -> object:
+        """The mean of the rows as an instance; of a category the most frequent."""
+        mean = self._with_categories(rows, rows.mean(axis=0))
+        shown = shown_row(self.manifest, tuple(mean.tolist()))
+        return shown if isinstance(shown, dict) else mean.reshape(self.manifest.inputs.shape).tolist()
+
+    def _with_categories(self, rows: Floats, values: Floats) -> Floats:
+        inputs = self.manifest.inputs
+        for at, feature in enumerate(inputs.features if isinstance(inputs, TabularInputs) else ()):
+            if feature.categories:
+                values[at] = np.bincount(rows[:, at].astype(np.intp)).argmax()
+            elif feature.whole:
+                values[at] = np.rint(values[at])
+        return values
+
+    def answers(
+        self, rows: Floats, method: str | None = None, baseline: object = None, space: OutputSpace | None = None
+    ) -> Answers:
+        """Explains the rows, in the adverse label's favour if there is one, else in that of what is predicted.
+
+        What is not named is the manifest's default. Raises InvalidRequest, or what an explanation failed with.
+        """
+        target = self.manifest.outputs.adverse or PREDICTED
+        parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
+        plans = make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
+        explanations = self._explained(plans)
+        attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
+        predicted = np.array([-1 if e.outputs is None else np.argmax(e.outputs) for e in explanations], dtype=np.intp)
+        return Answers(explanations, attributions, predicted)
+
+    def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
+        """What the artefact answers for rows [n, columns], in every output space: [n, labels]."""
+        (kernel,) = self.model.kernels[Deployed]
+        assert isinstance(kernel, DeployedKernel)
+        return outputs_over(kernel, rows.astype(np.float64))
+
+    def explained(self, plan: Plan) -> Explanation:
+        """The explanation of one plan. Raises what it failed with."""
+        return self._explained([plan])[0]
+
+    def _explained(self, plans: Sequence[Plan]) -> list[Explanation]:
+        scheduler = Scheduler()
+        for task, plan in enumerate(plans):
+            steps = explain(plan, self.model)
+            now = time.monotonic()
+            scheduler.add(Live(task, steps, self.model.kernels, str(plan.model), Priority.BULK, None, now))
+        explained: dict[int, Explanation] = {}
+        while scheduler:
+            scheduler.step()
+            for outcome in scheduler.outcomes():
+                if isinstance(outcome, Failed):
+                    raise outcome.error
+                assert isinstance(outcome, Done)
+                assert isinstance(outcome.result, Explanation)
+                explained[outcome.task] = outcome.result
+        return [explained[task] for task in range(len(plans))]
+
+    def _example(self) -> Floats:
+        return np.array(read_instance(self.manifest, self.manifest.example, self.version.tokenizer))
+
+    def _heldout(self, columns: int) -> Floats:
+        try:
+            rows = load_file(self.version.folder / "heldout.safetensors")["rows"].astype(np.float64)
+        except (OSError, SafetensorError, KeyError):
+            return self.baseline_rows()
+        flat: Floats = rows.reshape(len(rows), -1)
+        return flat if flat.shape[1] == columns else self.baseline_rows()
+
+    def by_feature(self, explanation: Explanation) -> Floats:
+        if explanation.attributions is None:
+            return np.full(len(self.features), np.nan)
+        values = np.array(explanation.attributions).reshape(explanation.shape)
+        return values.sum(axis=0).ravel() if values.ndim == 3 else values.ravel()
+
+
+def load_trial(folder: Path, device: torch.device) -> Trial:
+    """Loads the version in `folder`. Raises CatalogError."""
+    manifest, key, digest = read_manifest(folder)
+    is_small = (folder / manifest.artefact.file).stat().st_size < LARGE_BYTES
+    model = put_on_device(folder, device, {}, SHAPES if is_small else None)
+    version = ModelVersion(key, manifest, folder, digest, {}, model.traits, model.parity)
+    return Trial(version, model)

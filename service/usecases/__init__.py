@@ -1,0 +1,1 @@
+"""What the service does, each a function that reads from top to bottom."""

@@ -1,0 +1,174 @@
+"""A counterfactual hint: how far the principal reasons would have to be otherwise for the model to answer differently.
+
+The explanation speaks of the way from the baseline to the input. The hint goes that way back, from the input towards
+the baseline, but with the features of the principal reasons only: first of the strongest reason alone, then of two, and
+so on. It stops at the fewest, and at the smallest step at which the deployed model, asked at that very row, answers
+another label. On the way are only values that could be: within the range, and whole where all baseline rows are.
+Protected features are never moved.
+
+It says what this model would answer, and no more. It is no advice; features that depend on one another in the world (an
+amount and a ratio of it) are moved on their own; and there may be nearer rows elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.answers.records import whole_record
+from service.catalog.baselines import KeptSets
+from service.catalog.manifest import TabularInputs
+from service.catalog.version_files import read_baseline_rows
+from service.catalog.versions import Catalog, ModelVersion
+from service.domain import Floats, Plan, Prediction
+from service.errors import AnswerableError, CatalogError
+from service.ledger.entries import Stored
+from service.usecases.replaying import personal_of, plan_of
+
+STEPS = 32
+"""Of the way to the baseline, tried together; the deployed artefact takes as many rows at once."""
+HALVINGS = 12
+"""Of the step in which the label changes: the smallest is found to within one part in 130,000 of the way."""
+NOT_MOVED = "protected features and categories"
+NOTE = (
+    "what the model would answer if only these values were others; it is no advice and no promise, and values that "
+    "depend on one another are moved on their own"
+)
+
+Row = tuple[float, ...]
+
+
+class Engine(Protocol):
+    """What a hint needs of the engine."""
+
+    async def predict(self, folder: Path, row: Row, deadline: float | None) -> Prediction: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """From the input towards the baseline, for the `moved` features."""
+
+    input: Floats
+    baseline: Floats
+    low: Floats
+    high: Floats
+    whole: NDArray[np.bool_]
+    moved: Sequence[int]
+
+    def at(self, step: float) -> Row:
+        """The row at a share of the way; every value is one that could be."""
+        row = self.input.copy()
+        own = list(self.moved)
+        to = self.input[own] + step * (self.baseline[own] - self.input[own])
+        to = np.where(self.whole[own], np.round(to), to)
+        row[own] = np.where(to == self.input[own], self.input[own], np.clip(to, self.low[own], self.high[own]))
+        return tuple(row.tolist())
+
+
+class Counterfactuals:
+    """Finds hints for stored explanations."""
+
+    def __init__(self, engine: Engine, catalog: Catalog, kept: KeptSets) -> None:
+        self._engine = engine
+        self._catalog = catalog
+        self._kept = kept
+
+    async def find(self, stored: Stored, most: int) -> dict[str, Any]:
+        """The hint over the first `most` reasons of a record that has reasons, or why there is none."""
+        record = whole_record(stored)
+        label = record["prediction"].get("label")
+        try:
+            version = self._catalog.find(record["model"]["name"], record["model"]["version"])
+        except AnswerableError:
+            return _none("the model version is not served here any more")
+        inputs, outputs = version.manifest.inputs, version.manifest.outputs
+        if record["model"]["digest"] != version.key.digest or not isinstance(inputs, TabularInputs):
+            return _none("the model version that is served here is another artefact")
+        if label != outputs.adverse:
+            return _none(f"the prediction is {label}, which is not the adverse label")
+        plan = plan_of(record, personal_of(stored))
+        try:
+            baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan, stored.tenant)
+        except CatalogError:
+            return _none("the baseline set is not here any more")
+        features = inputs.features
+        low, high = map(np.array, inputs.bounds)
+        moved: list[int] = []
+        for reason in record["reasons"][:most]:
+            members = _members(inputs, reason)
+            moved += [at for at in members if not features[at].protected and not features[at].categories]
+            way = _Way(np.array(plan.input), baseline, low, high, whole, tuple(moved))
+            try:
+                found = await self._nearest(version, way, label) if moved else None
+            except AnswerableError as error:
+                return _none(f"the model could not be asked: {error}")
+            if found is not None:
+                return _told(record, inputs, way, *found)
+        return _none(f"with these reasons as at the baseline, the label is the same; {NOT_MOVED} are not moved")
+
+    async def _nearest(self, version: ModelVersion, way: _Way, label: str) -> tuple[float, str] | None:
+        """The smallest step found at which the label is another, and that label, as the model answered it there."""
+        steps = [number / STEPS for number in range(1, STEPS + 1)]
+        labels = await asyncio.gather(*(self._label(version, way.at(step)) for step in steps))
+        first = next((at for at, found in enumerate(labels) if found != label), None)
+        if first is None:
+            return None
+        same, other, new = (steps[first - 1] if first else 0.0), steps[first], labels[first]
+        for _ in range(HALVINGS):
+            middle = (same + other) / 2
+            if way.at(middle) == way.at(other):
+                other = middle
+            elif (found := await self._label(version, way.at(middle))) == label:
+                same = middle
+            else:
+                other, new = middle, found
+        return other, new
+
+    async def _label(self, version: ModelVersion, row: Row) -> str:
+        prediction = await self._engine.predict(version.folder, row, None)
+        outputs = prediction.outputs[version.manifest.outputs.default_space]
+        return version.manifest.outputs.labels[int(np.argmax(outputs))]
+
+
+def _baseline(version: ModelVersion, kept: KeptSets, plan: Plan, tenant: str) -> tuple[Floats, NDArray[np.bool_]]:
+    """The end of the explained path, the mean of a set, and which features are whole numbers. Raises CatalogError."""
+    manifest, inputs = version.manifest, version.manifest.inputs
+    listed = [(version.folder, one) for one in manifest.baselines]
+    listed += [(kept.place(version.key.name), one.listed) for one in version.fitting_sets(tenant)]
+    sets = {"sha256:" + one.sha256: read_baseline_rows(folder, manifest, one).astype(float) for folder, one in listed}
+    rows = np.concatenate([*sets.values()]) if sets else np.full((1, inputs.shape[0]), 0.5)
+    whole = (rows % 1 == 0).all(axis=0)
+    if plan.baseline.row is not None:
+        return np.array(plan.baseline.row), whole
+    if plan.baseline.digest not in sets:
+        raise CatalogError("the baseline set is neither in the manifest nor kept")
+    return sets[plan.baseline.digest].mean(axis=0), whole
+
+
+def _none(why: str) -> dict[str, Any]:
+    return {"found": False, "why": why}
+
+
+def _members(inputs: TabularInputs, reason: Mapping[str, Any]) -> list[int]:
+    """The numbers of the features that a reason speaks of, those of groups included."""
+    members = {unit.name: unit.members for unit in inputs.units}
+    return [at for name in reason.get("features", [reason["feature"]]) for at in members[name]]
+
+
+def _told(record: Mapping[str, Any], inputs: TabularInputs, way: _Way, step: float, label: str) -> dict[str, Any]:
+    row, features = way.at(step), inputs.features
+    codes = {at: reason.get("code") for reason in record["reasons"] for at in _members(inputs, reason)}
+    changes = []
+    for at in sorted(way.moved, key=list(way.moved).index):
+        if row[at] == way.input[at]:
+            continue
+        feature = features[at]
+        change = {"feature": feature.name, "code": codes[at], "from": float(way.input[at]), "to": row[at]}
+        changes.append({name: value for name, value in change.items() if value is not None} | {"unit": feature.unit})
+    return {"found": True, "label": label, "step": step, "changes": changes, "note": NOTE}

@@ -1,0 +1,353 @@
+"""The use case: a request for predictions with explanations, from plans to recorded answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from service.access.permissions import Policy
+from service.access.quotas import charged, counted
+from service.answers.cache import Cache, plan_cache_digest
+from service.answers.disclosure import limited, limited_prediction
+from service.answers.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
+from service.catalog.inputs.sequences import Spans
+from service.catalog.versions import ModelVersion
+from service.domain import Explanation, Plan, Prediction, Priority, Timings
+from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
+from service.ledger.entries import Entry, RequestKey
+from service.ledger.ledger import Ledger, Room
+from service.monitoring.health import Health
+from service.monitoring.metrics import Metrics
+from service.monitoring.timings import Spent
+from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, output_space
+
+LOG = logging.getLogger("answerable.explaining")
+LedgerMode = Literal["required", "best_effort", "off"]
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What this use case needs of the engine."""
+
+    async def explain(
+        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+    ) -> tuple[Explanation, Timings]: ...
+
+    async def predict(self, folder: Path, row: tuple[float, ...], deadline: float | None) -> Prediction: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One `:explain` or `:predict` call, parsed: a row and a context for each instance.
+
+    `ids` are those the explanations are to have; None for new ones. `counted` is how many of the instances the key's
+    quota of requests has counted already. `spent` is filled with where the time went.
+    `must_be_recorded` says that the record is all that is wanted: without it there is no answer, whatever the mode is.
+    So it is with a `key`, under which the answer is remembered together with its records.
+    `job_row` is the job, and the number of its row, that this explains: once either has ended nothing is recorded.
+    `spans` say where in texts and files the tokens are; there are none where no instance was one.
+    """
+
+    version: ModelVersion
+    rows: Sequence[tuple[float, ...]]
+    parameters: Parameters
+    contexts: Sequence[Context]
+    caller: Caller
+    use_cache: bool
+    received: float
+    priority: Priority = Priority.INTERACTIVE
+    ids: Sequence[str] | None = None
+    counted: int = 0
+    spent: Spent = field(default_factory=Spent)
+    spans: Sequence[Spans | None] = ()
+    must_be_recorded: bool = False
+    job_row: tuple[str, int] | None = None
+    key: RequestKey | None = None
+
+    @property
+    def spans_of_each(self) -> Sequence[Spans | None]:
+        """One for each instance."""
+        return self.spans or [None] * len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One instance's prediction and explanation, as they are sent."""
+
+    prediction: dict[str, Any]
+    explanation: dict[str, Any]
+
+
+_Result = tuple[Explanation, bool, Timings | None]
+"""The explanation of a plan, whether it came from the cache, and how long it took if not."""
+
+
+_FlightKey = tuple[str, str, Priority]
+"""The tenant, the digest of the plan, and the class: nobody who is in a hurry waits for bulk work."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A look-up, and perhaps a computation, that identical requests wait for; it ends when the last of them leaves."""
+
+    task: asyncio.Task[_Result]
+    waiters: int = 0
+
+
+class Explaining:
+    """Answers requests: from the cache or the engine, and never without a record.
+
+    `most_points` is the work the engine holds at most; a request that exceeds it alone is impossible, not early.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        cache: Cache,
+        ledger: Ledger | None,
+        ledger_mode: LedgerMode,
+        metrics: Metrics,
+        health: Health,
+        most_points: int,
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._ledger = ledger
+        self._ledger_mode = ledger_mode
+        self._metrics = metrics
+        self._health = health
+        self._most_points = most_points
+        self._flights: dict[_FlightKey, _Flight] = {}
+
+    async def explain(self, request: Request) -> list[Answer]:
+        """One answer an instance, or an error for all of them.
+
+        Raises InvalidRequest, NotConverged (if `strict`), Overloaded, LedgerFull, QuotaSpent, DeadlineExceeded,
+        WorkerLost, ComputationFailed, LedgerUnavailable; EntryRefused where a request with the same key was answered.
+        """
+        with counted(request.caller.account, len(request.rows), request.counted), self._room(request) as room:
+            return await self._explain(request, room)
+
+    @contextmanager
+    def _room(self, request: Request) -> Iterator[Room | None]:
+        """Room for the records, before anything is computed: what cannot be recorded then is not computed in vain."""
+        with ExitStack() as held:
+            room = None
+            if self._ledger is not None:
+                try:
+                    room = held.enter_context(self._ledger.room(len(request.rows)))
+                except (LedgerFull, LedgerUnavailable):
+                    if self._must_be_recorded(request):
+                        raise  # else there may be some by then
+            yield room
+
+    def _must_be_recorded(self, request: Request) -> bool:
+        return request.must_be_recorded or request.key is not None or self._ledger_mode == "required"
+
+    async def _explain(self, request: Request, room: Room | None) -> list[Answer]:
+        version, parameters = request.version, request.parameters
+        plans = make_plans(version, request.rows, parameters, request.caller.tenant)
+        digests = [plan.digest() for plan in plans]
+        deadline = deadline_of(parameters, time.monotonic())
+        self._refuse_what_never_fits(version, plans)
+        refuse_method(request.caller.policy, plans[0].method)
+
+        async def all_results() -> list[_Result]:
+            calls = [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
+            return await _all(calls)
+
+        spent = request.spent
+        spent.version, spent.explanations, spent.asked = version.key.version, len(plans), time.monotonic()
+        most = sum(plan.max_evaluations for plan in plans)
+        results = await charged(request.caller.account, most, all_results, _spent_points)
+        spent.computed = [(timings, found.evaluations) for found, _, timings in results if timings is not None]
+
+        if parameters.strict:
+            _refuse_not_converged([explanation for explanation, _, _ in results])
+        untimed = []
+        entries: list[Entry] = []
+        ids = request.ids or [uuid7() for _ in plans]
+        for plan, digest, (explanation, cached, timings), context, spans, own_id in zip(
+            plans, digests, results, request.contexts, request.spans_of_each, ids, strict=True
+        ):
+            prediction = prediction_of(version, plan.output_space, explanation.outputs, spans)
+            shown = explanation_body(version, plan, explanation, spans, cached=cached, has_channels=parameters.channels)
+            body = {"id": own_id, **shown}
+            if not cached:
+                self._health.observe(version, plan, explanation, context.cohort)
+            untimed.append((prediction, body, timings))
+            if self._ledger is not None:
+                caller, row = request.caller, request.job_row
+                entry = ledger_entry(version, plan, digest, explanation, prediction, body, caller, context, spans, row)
+                entries.append(entry)
+        recording = time.monotonic()
+        shown_timings = [_milliseconds(timings, recording - request.received) for _, _, timings in untimed]
+        await self._record(request, entries, room, shown_timings)
+        recorded = time.monotonic()
+        spent.recorded = recording, recorded
+        for _, body, _ in untimed:
+            self._metrics.observe_flags(version.key.name, body["flags"])
+        if request.key is None:
+            total = recorded - request.received
+            shown_timings = [_milliseconds(timings, total) for _, _, timings in untimed]
+        policy = request.caller.policy
+        return [
+            shown_answer(prediction, body, policy, timings)
+            for (prediction, body, _), timings in zip(untimed, shown_timings, strict=True)
+        ]
+
+    async def _record(
+        self, request: Request, entries: Sequence[Entry], room: Room | None, timings: Sequence[dict[str, float]]
+    ) -> None:
+        """Records the explanations, and with a key the answer: the same times are then told every time, and so they
+        end before this."""
+        if self._ledger is None:
+            return
+        kept = None
+        if request.key is not None:
+            kept = request.key.remembered({"ids": [entry.id for entry in entries], "timings": timings})
+        try:
+            await self._ledger.append(entries, kept, room)
+        except LedgerUnavailable:
+            if self._must_be_recorded(request):
+                raise
+            LOG.exception("explanations were answered without a record")
+        else:
+            for entry in entries:
+                if entry.subject is None:
+                    self._metrics.without_subject.labels(entry.model).inc()
+
+    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> None:
+        points = sum(expected_points(version, plan) for plan in plans)
+        if points > self._most_points:
+            fitting = self._most_points * len(plans) // points
+            raise InvalidRequest(
+                f"this is more work than the engine ever holds; send at most {fitting} instances at once"
+            )
+
+    async def predict(self, request: Request) -> list[dict[str, Any]]:
+        """The deployed artefact's prediction for each instance."""
+        version, parameters = request.version, request.parameters
+        space = output_space(version.manifest, parameters.output_space)
+        request.spent.version = version.key.version
+        deadline = deadline_of(parameters, time.monotonic())
+        with counted(request.caller.account, len(request.rows), request.counted):
+            predictions = await _all([self._engine.predict(version.folder, row, deadline) for row in request.rows])
+        return [
+            limited_prediction(prediction_of(version, space, prediction.outputs[space], spans), request.caller.policy)
+            for prediction, spans in zip(predictions, request.spans_of_each, strict=True)
+        ]
+
+    async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
+        if not request.use_cache:
+            return await self._compute(request.version, plan, deadline, request.priority)
+        tenant, version, priority = request.caller.tenant, request.version, request.priority
+        digest = plan_cache_digest(plan_digest, version.manifest_digest, version.environment or {})
+        key = tenant, digest, priority
+        if deadline is None:
+            return await self._shared(key, version, plan)
+        return await self._found_or_computed(key, version, plan, deadline)
+
+    async def _shared(self, key: _FlightKey, version: ModelVersion, plan: Plan) -> _Result:
+        """One look-up, and at most one computation, for all identical requests that are under way.
+
+        Were the look-up each one's own, a computation could begin and be over between another's question to the cache
+        and its answer, which says that there is nothing: that one would compute again.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            work = self._found_or_computed(key, version, plan, None)
+            flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters:
+                flight.task.cancel()
+            if not flight.waiters or flight.task.done():
+                self._land(key, flight)
+
+    def _land(self, key: _FlightKey, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _found_or_computed(
+        self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
+    ) -> _Result:
+        tenant, digest, _ = key
+        stored = await self._cache.result(tenant, digest)
+        if stored is not None:
+            return stored, True, None
+        return await self._computed_and_kept(key, version, plan, deadline)
+
+    async def _computed_and_kept(
+        self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
+    ) -> _Result:
+        tenant, digest, priority = key
+        forgotten = self._cache.forgotten
+        result = await self._compute(version, plan, deadline, priority)
+        explanation = result[0]
+        was_erased = self._cache.forgotten != forgotten  # somebody was, meanwhile: this may be theirs
+        if explanation.reason not in ("deadline", "non_finite") and not was_erased:
+            self._cache.keep_result(tenant, digest, explanation)
+        return result
+
+    async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None, priority: Priority) -> _Result:
+        points = expected_points(version, plan)
+        explanation, timings = await self._engine.explain(version.folder, plan, points, priority, deadline)
+        self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
+        self._health.consider(version, plan, explanation, points)
+        return explanation, False, timings
+
+
+def shown_answer(prediction: dict[str, Any], body: dict[str, Any], policy: Policy, timings: dict[str, float]) -> Answer:
+    """An answer as the policy lets it be seen."""
+    return Answer(limited_prediction(prediction, policy), {**limited(body, policy, prediction), "timings_ms": timings})
+
+
+def refuse_method(policy: Policy, method: str) -> None:
+    """Raises PolicyForbids for a method that the policy does not allow."""
+    if policy.methods is not None and method not in policy.methods:
+        raise PolicyForbids(f"the key's policy allows the methods {', '.join(sorted(policy.methods))}")
+
+
+def _spent_points(results: Sequence[_Result]) -> int:
+    return sum(explanation.evaluations for explanation, cached, _ in results if not cached)
+
+
+def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:
+    for explanation in explanations:
+        if not explanation.converged:
+            error = explanation.completeness_error
+            reached = "" if error is None else f"; the completeness error is {error:.2g}"
+            raise NotConverged(
+                f"the tolerance was not met after {explanation.evaluations} evaluations ({explanation.reason}){reached}"
+            )
+
+
+def _milliseconds(timings: Timings | None, total: float) -> dict[str, float]:
+    queue, compute = (timings.queue, timings.compute) if timings is not None else (0.0, 0.0)
+    return {
+        "queue": round(queue * 1e3, 3),
+        "compute": round(compute * 1e3, 3),
+        "total": round(total * 1e3, 3),
+    }
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all calls; the first error cancels the others and is raised as it is."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

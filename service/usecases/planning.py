@@ -1,0 +1,313 @@
+"""From a request and a manifest to plans: frozen, complete, hashable. Impossible requests end here, with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from reprlib import repr as abridged
+
+from service.catalog.inputs.instances import read_instance
+from service.catalog.manifest import MASK, PREDICTED, ZEROS, BaselineSet, Manifest, TokenInputs
+from service.catalog.nearest import did_you_mean, known
+from service.catalog.versions import ModelVersion
+from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, ToleranceOf, Traits
+from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
+from service.methods.registry import BY_NAME
+from service.methods.spec import Facts, MethodSpec, Units
+
+MOST_EVALUATIONS = 65_536
+USUAL_BUDGET = 4096
+MOST_CONTRIBUTIONS = 2**28
+"""Numbers that one explanation may keep, one for each point and input: 1 GiB, and twice that while they are summed."""
+NOISE_SAMPLES = 25
+NOISE_SCALE = 0.15
+INLINE = "inline"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The `parameters` of a request; None stands for the manifest's default.
+
+    `channels` asks for an image's attributions by channel too.
+    """
+
+    method: str | None = None
+    target: str | int = PREDICTED
+    output_space: str | None = None
+    baseline: object = None
+    tolerance: float | None = None
+    tolerance_of: str = ToleranceOf.ATTRIBUTION
+    errors: bool = False
+    max_evaluations: int | None = None
+    seed: int = 0
+    deadline_ms: int | None = None
+    strict: bool = False
+    channels: bool = False
+    noise: Mapping[str, object] | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InlineBaseline:
+    """The row of a baseline that came with the request."""
+
+    row: tuple[float, ...]
+
+
+def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Parameters:
+    """The parameters with a baseline that is an instance read into its row, which takes time for texts and images.
+
+    Raises InvalidRequest.
+    """
+    asked = parameters.baseline
+    if asked is None or isinstance(asked, str | InlineBaseline):
+        return parameters
+    try:
+        row = read_instance(version.manifest, asked, version.tokenizer)
+    except InvalidRequest as error:
+        raise error.under(_place("baseline"), "baseline") from error
+    return replace(parameters, baseline=InlineBaseline(row))
+
+
+def make_plans(
+    version: ModelVersion, rows: Sequence[tuple[float, ...]], parameters: Parameters, tenant: str | None = None
+) -> list[Plan]:
+    """One plan an input row; what the rows have in common is read once. Raises as `make_plan` does."""
+    first = make_plan(version, rows[0], parameters, tenant)
+    inputs = version.manifest.inputs
+    if isinstance(inputs, TokenInputs) and (first.baseline.name == MASK or inputs.has_mask):  # it depends on the row
+        return [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
+    return [first, *(replace(first, input=row) for row in rows[1:])]
+
+
+def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters, tenant: str | None = None) -> Plan:
+    """The plan for one input row, with a baseline set of the tenant's or of everybody's; for None only of these.
+
+    Raises InvalidRequest, or ModelNotReady before the model was ever loaded.
+    """
+    manifest = version.manifest
+    method = _method(parameters.method or manifest.defaults.method)
+    space = output_space(manifest, parameters.output_space)
+    baseline = _baseline(version, with_baseline_read(version, parameters).baseline, row, tenant)
+    options = _options(version, method, parameters.options)
+    facts = Facts(_traits(version), baseline.size, options)
+    not_applicable = method.not_applicable(facts)
+    if not_applicable is not None:
+        raise invalid(Kind.UNFIT_METHOD, _place("method"), not_applicable)
+    noise = _noise(parameters.noise, method)
+    tolerance = manifest.defaults.tolerance if parameters.tolerance is None else parameters.tolerance
+    if not 0 < tolerance <= 1:
+        raise _wrong("tolerance", f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
+    tolerance_of = parameters.tolerance_of
+    if tolerance_of not in set(ToleranceOf):
+        said = f"tolerance_of {abridged(tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
+        raise _wrong("tolerance_of", said + did_you_mean(tolerance_of, ToleranceOf))
+    if parameters.seed < 0:
+        raise _wrong("seed", "seed must not be negative")
+    return Plan(
+        model=version.key,
+        method=method.name,
+        options=tuple(sorted(options.items())),
+        input=row,
+        target=_target(manifest, parameters.target),
+        output_space=space,
+        baseline=baseline,
+        tolerance=tolerance,
+        max_evaluations=_budget(manifest, parameters, method, facts, noise),
+        seed=parameters.seed if method.uses_seed or noise is not None else 0,
+        floor=manifest.floor.get(space),
+        noise=noise,
+        tolerance_of=ToleranceOf(parameters.tolerance_of),
+        errors=parameters.errors,
+    )
+
+
+def expected_points(version: ModelVersion, plan: Plan) -> int:
+    """What a plan is reckoned with when work is admitted: a budget beyond the usual one may be meant to be used."""
+    if plan.max_evaluations > USUAL_BUDGET:
+        return plan.max_evaluations
+    usual = BY_NAME[plan.method].usual_points(Facts(_traits(version), plan.baseline.size, dict(plan.options)))
+    copies = 1 if plan.noise is None else plan.noise.samples
+    return min(plan.max_evaluations, usual * copies)
+
+
+def _budget(manifest: Manifest, parameters: Parameters, method: MethodSpec, facts: Facts, noise: Noise | None) -> int:
+    """The budget, if the smallest possible cost fits into it."""
+    budget = manifest.defaults.max_evaluations if parameters.max_evaluations is None else parameters.max_evaluations
+    most = min(MOST_EVALUATIONS, MOST_CONTRIBUTIONS // prod(facts.traits.shape))
+    if not 1 <= budget <= most:
+        if parameters.max_evaluations is not None:
+            of_size = "" if most == MOST_EVALUATIONS else f" for inputs of {prod(facts.traits.shape)} numbers"
+            detail = f"max_evaluations is {budget}; it must lie between 1 and {most}{of_size}"
+            raise _wrong("max_evaluations", detail)
+        budget = most
+    least = method.least_points(facts)
+    copies = 1 if noise is None else noise.samples
+    if least * copies > budget:
+        by_set = least != method.least_points(replace(facts, baseline_size=1))
+        with_set = f" with a baseline set of {facts.baseline_size} rows" if by_set else ""
+        with_noise = "" if noise is None else f" for {copies} noisy copies"
+        raise _wrong(
+            "max_evaluations",
+            f"{method.name}{with_set} needs at least {least * copies} evaluations{with_noise}, "
+            f"max_evaluations is {budget}",
+        )
+    return budget
+
+
+def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
+    """The output space of that name, or the manifest's default. Raises InvalidRequest."""
+    if name is None:
+        return manifest.outputs.default_space
+    if name not in set(OutputSpace):
+        detail = f"output_space {abridged(name)} is not known; {known('spaces', OutputSpace)}"
+        raise _wrong("output_space", detail + did_you_mean(name, OutputSpace))
+    return OutputSpace(name)
+
+
+def _method(name: str) -> MethodSpec:
+    if name not in BY_NAME:
+        detail = f"method {abridged(name)} is not known; {known('methods', BY_NAME)}{did_you_mean(name, BY_NAME)}"
+        raise invalid(Kind.UNKNOWN_METHOD, _place("method"), detail)
+    return BY_NAME[name]
+
+
+def _target(manifest: Manifest, target: str | int) -> int | None:
+    labels = manifest.outputs.labels
+    if target == PREDICTED:
+        return None
+    if isinstance(target, int):
+        if not 0 <= target < len(labels):
+            detail = f"target {target} is not a label's index; it must lie between 0 and {len(labels) - 1}"
+            raise invalid(Kind.UNKNOWN_LABEL, _place("target"), detail)
+        return target
+    if target not in labels:
+        targets = [*labels, PREDICTED]
+        detail = f"target {abridged(target)} is not a label; {known('labels', targets)}{did_you_mean(target, targets)}"
+        raise invalid(Kind.UNKNOWN_LABEL, _place("target"), detail)
+    return labels.index(target)
+
+
+def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
+    manifest = version.manifest
+    if asked is None:
+        asked = manifest.defaults.baseline
+    if isinstance(manifest.inputs, TokenInputs) and asked == MASK:
+        return _inline(MASK, _masked(manifest.inputs, row))
+    if asked == ZEROS == manifest.own_baseline:
+        return _inline(ZEROS, (0.0,) * len(row))
+    if isinstance(asked, str):
+        found = _baseline_set(version, asked, tenant)
+        return BaselineChoice(found.name, found.version, "sha256:" + found.sha256, found.size)
+    assert isinstance(asked, InlineBaseline)
+    if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
+        _compare_padding(manifest.inputs, asked.row, row)
+    return _inline(INLINE, asked.row)
+
+
+def _masked(inputs: TokenInputs, row: tuple[float, ...]) -> tuple[float, ...]:
+    """The input with `mask` in the place of every token that is neither special nor padding."""
+    return tuple(token if token in inputs.kept else float(inputs.mask) for token in row)
+
+
+def _compare_padding(inputs: TokenInputs, baseline: tuple[float, ...], row: tuple[float, ...]) -> None:
+    """Raises InvalidRequest when the one has padding where the other has none: the mask must be the same for both."""
+    tokens = [sum(token != inputs.padding for token in each) for each in (baseline, row)]
+    if tokens[0] != tokens[1]:
+        detail = f"baseline: it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
+        raise _wrong("baseline", detail)
+
+
+def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
+    digest = hashlib.sha256(struct.pack(f"<{len(row)}d", *row)).hexdigest()
+    return BaselineChoice(name, "1", f"sha256:{digest}", 1, row)
+
+
+def _baseline_set(version: ModelVersion, asked: str, tenant: str | None) -> BaselineSet:
+    """The set `name@version`, or of `name` the last version that the manifest lists, or else that was kept since.
+
+    Another tenant's is as one that is not there.
+    """
+    manifest = version.manifest
+    name, at, number = asked.partition("@")
+    found = [s for s in manifest.baselines if s.name == name and (not at or s.version == number)]
+    if found:
+        return found[-1]
+    usable = version.fitting_sets(tenant)
+    kept = [s for s in version.sets_of(tenant) if s.name == name and (not at or s.version == number)]
+    fitting = [s.listed for s in usable if s in kept]
+    if fitting:
+        return fitting[-1]
+    if kept and not kept[-1].size:
+        raise _wrong("baseline", f"baseline {name}@{kept[-1].version} was erased; use another")
+    if kept:
+        reason = kept[-1].stale_for(version.key, manifest)
+        raise _wrong("baseline", f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
+    names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(one.listed for one in usable)]]
+    names += [] if manifest.own_baseline is None else [manifest.own_baseline]
+    near = did_you_mean(asked, [*names, *dict.fromkeys(name.partition("@")[0] for name in names)])
+    detail = f"baseline {abridged(asked)} is not known; {known('baselines', names)}{near}"
+    raise invalid(Kind.UNKNOWN_BASELINE, _place("baseline"), detail)
+
+
+def _options(version: ModelVersion, method: MethodSpec, asked: Mapping[str, object]) -> dict[str, OptionValue]:
+    if not asked:
+        return method.defaults()
+    by_name = {option.name: option for option in method.options}
+    for name in asked:
+        if name not in by_name:
+            detail = f"{method.name} has no option {abridged(name)}; {known('options', by_name)}"
+            raise invalid(Kind.UNKNOWN_OPTION, _place("options", name), detail + did_you_mean(name, by_name))
+    inputs = version.manifest.inputs
+    units = Units(inputs.unit_names, len(inputs.unit_names) or prod(inputs.shape[-2:]))
+    read = method.defaults()
+    for name, value in asked.items():
+        try:
+            read[name] = by_name[name].read(value, units)
+        except ValueError as error:
+            raise _wrong("options", str(error), name) from None
+    return read
+
+
+def _traits(version: ModelVersion) -> Traits:
+    if version.traits is None:
+        raise ModelNotReady("the model is not ready yet")
+    return version.traits
+
+
+def _noise(asked: Mapping[str, object] | None, method: MethodSpec) -> Noise | None:
+    if asked is None:
+        return None
+    kind, samples, scale = asked.get("kind"), asked.get("samples", NOISE_SAMPLES), asked.get("scale", NOISE_SCALE)
+    if kind not in set(NoiseKind):
+        detail = f"noise.kind is {abridged(kind)}; {known('kinds', NoiseKind)}{did_you_mean(kind, NoiseKind)}"
+        raise _wrong("noise", detail, "kind")
+    if type(samples) is not int or not 2 <= samples <= method.most_copies:
+        detail = f"noise.samples must be a whole number from 2 to {method.most_copies} for {method.name}"
+        raise _wrong("noise", detail, "samples")
+    if type(scale) not in (int, float) or not 0 < scale <= 1:  # type: ignore[operator]
+        raise _wrong("noise", "noise.scale must be over 0 and at most 1", "scale")
+    return Noise(NoiseKind(kind), samples, float(scale))  # type: ignore[arg-type]
+
+
+def deadline_of(parameters: Parameters, now: float) -> float | None:
+    """The moment, on the clock of `now` in seconds, by which an answer is due. Raises InvalidRequest."""
+    if parameters.deadline_ms is None:
+        return None
+    if parameters.deadline_ms < 1 or not math.isfinite(parameters.deadline_ms):
+        raise _wrong("deadline_ms", "deadline_ms must be at least 1")
+    return now + parameters.deadline_ms / 1000
+
+
+def _place(*names: str) -> str:
+    """Where a parameter stands in a request."""
+    return pointer_to("parameters", *names)
+
+
+def _wrong(parameter: str, detail: str, *within: str) -> InvalidRequest:
+    """The error of a parameter whose value cannot be."""
+    return invalid(Kind.WRONG_VALUE, _place(parameter, *within), detail)
