@@ -26,7 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.domain import Completeness, Explanation, GroupShare
+from service.domain import Completeness, Explanation, GroupShare, stored_target
 
 TIMEOUT_SECONDS = 0.05
 TICKS = 5
@@ -276,5 +276,6 @@ def _explanation(stored: Any) -> Explanation:
         stored[name] = None if stored[name] is None else tuple(stored[name])
     if stored["interactions"] is not None:
         stored["interactions"] = tuple(map(tuple, stored["interactions"]))
+    stored["target"] = stored_target(stored["target"])
     groups = tuple(GroupShare(**{**group, "members": tuple(group["members"])}) for group in stored["groups"])
     return Explanation(**{**stored, "completeness": Completeness(stored["completeness"]), "groups": groups})

@@ -102,6 +102,8 @@ def _parted(name: str, field: Any) -> tuple[list[Any], object]:
             return [group[of] for group in field for of in VALUES_OF_GROUPS], _without(field, *VALUES_OF_GROUPS)
         case "noise":
             return [field["output"]], _without([field], "output")
+        case "prediction" if "values" in field:
+            return [*field["values"].values()], [[*field["values"]], *_without([field], "values")]
         case "prediction":
             return field["outputs"], _without([field], "outputs")
     return [], field

@@ -24,11 +24,18 @@ ERRORS = ("completeness_error", "attribution_error")
 
 def limited_prediction(prediction: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     """A `predictions` item as the policy lets it be seen."""
-    if not policy.outputs:
-        return {**prediction, "outputs": []}
-    outputs = prediction["outputs"]
-    step = _step_of(outputs, policy)
-    return {**prediction, "outputs": [_nearest(value, step) for value in outputs]}
+    shown = dict(prediction)
+    step = _step_of(_outputs_of(prediction), policy)
+    if "outputs" in shown:
+        shown["outputs"] = [_nearest(value, step) for value in shown["outputs"]] if policy.outputs else []
+    if "values" in shown:
+        values = shown["values"].items() if policy.outputs else ()
+        shown["values"] = {name: _nearest(value, step) for name, value in values}
+    return shown
+
+
+def _outputs_of(prediction: Mapping[str, Any]) -> list[float]:
+    return [*prediction.get("outputs", ()), *prediction.get("values", {}).values()]
 
 
 def limited(
@@ -43,7 +50,7 @@ def limited(
         return dict(explanation)
     shown = dict(explanation)
     noise = shown.get("noise") if isinstance(shown.get("noise"), Mapping) else None
-    answered = (prediction or shown.get("prediction") or {}).get("outputs", [])
+    answered = _outputs_of(prediction or shown.get("prediction") or {})
     grid = _step_of([*answered, *(shown.get(name) for name in OUTPUTS), noise and noise.get("output")], policy)
     if "prediction" in shown:
         shown["prediction"] = limited_prediction(shown["prediction"], policy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -91,13 +90,9 @@ def uuid7() -> str:
 def prediction_of(
     version: ModelVersion, space: OutputSpace, outputs: tuple[float, ...] | None, spans: Spans | None = None
 ) -> dict[str, Any]:
-    """The `predictions` item; without a label and outputs where the model answered a number that is not finite."""
+    """The `predictions` item; without what was predicted where the model answered a number that is not finite."""
     cut = {"truncated": True} if spans is not None and spans.truncated else {}
-    if outputs is None or not all(map(math.isfinite, outputs)):
-        return {"outputs": [], "output_space": space, **cut}
-    index = max(range(len(outputs)), key=outputs.__getitem__)
-    labels = version.manifest.outputs.labels
-    return {"label": labels[index], "index": index, "outputs": outputs, "output_space": space, **cut}
+    return {**version.manifest.outputs.prediction_body(outputs, space), **cut}
 
 
 def explanation_body(
@@ -118,7 +113,7 @@ def explanation_body(
     body: dict[str, Any] = {
         "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
         "method": plan.method,
-        "target": {"index": explanation.target, "label": manifest.outputs.labels[explanation.target]},
+        "target": manifest.outputs.target_body(explanation.target),
         "output_space": plan.output_space,
     }
     if explanation.output is not None:

@@ -39,9 +39,22 @@ MOST_OPTIONS = 32
 UNKNOWN_FIELD = "unknown_field"
 
 
+class Rather(BaseModel):
+    """Two labels, of which the difference is explained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: StrictStr | StrictInt = Field(description="a label, or its index")
+    rather_than: StrictStr | StrictInt = Field(description="the label that it is compared with, or its index")
+
+
 def _label_or_index(value: object) -> object:
     if type(value) in (str, int):
         return value
+    if isinstance(value, dict):
+        if value.keys() == {"label", "rather_than"} and all(type(one) in (str, int) for one in value.values()):
+            return value
+        raise PydanticCustomError("target_type", "Input should hold `label` and `rather_than`, two labels or indices")
     raise PydanticCustomError("target_type", "Input should be a label, a label's index, or `predicted`")
 
 
@@ -68,7 +81,7 @@ def _subject(value: str) -> str:
 Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": LONGEST_TEXT})
 ]
-Target = Annotated[str | int, BeforeValidator(_label_or_index)]
+Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_few(MOST_COHORT_TAGS, "tags")), Field(max_length=MOST_COHORT_TAGS)
 ]
@@ -110,8 +123,11 @@ class ExplainParameters(Strict):
     """All optional; the model's manifest holds the defaults."""
 
     method: StrictStr | None = Field(None, description="an attribution method; the model's page lists them")
-    target: Target = Field("predicted", description="a label, its index, or `predicted`")
-    output_space: StrictStr | None = Field(None, description="`probability` or `logit`")
+    target: Target = Field(
+        "predicted",
+        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another",
+    )
+    output_space: StrictStr | None = Field(None, description="`probability` or `logit`; of values `value`")
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative error accepted, in (0, 1]")
     tolerance_of: StrictStr = Field(
@@ -130,7 +146,9 @@ class ExplainParameters(Strict):
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
-        return Parameters(**{**vars(self), "noise": None if self.noise is None else vars(self.noise)})
+        target = vars(self.target) if isinstance(self.target, Rather) else self.target
+        noise = None if self.noise is None else vars(self.noise)
+        return Parameters(**{**vars(self), "target": target, "noise": noise})
 
 
 class PredictParameters(Strict):
@@ -195,15 +213,24 @@ class PredictBody(Strict):
     )
 
 
-Space = Literal["probability", "logit"]
+Space = Literal["probability", "logit", "value"]
 
 
 class PredictionItem(BaseModel):
-    """What the deployed artefact answers; no label where it answered no finite numbers."""
+    """What the deployed artefact answers; no label, labels or values where it answered no finite numbers."""
 
-    label: str | None = Field(None, description="the label of the largest output")
+    label: str | None = Field(None, description="the label of the largest output; of several at once the likeliest")
     index: int | None = Field(None, description="the label's place among the model's labels, from 0")
-    outputs: list[float] = Field(description="one for each label; empty where they are not finite, or not shown")
+    labels: list[str] | None = Field(
+        None, description="of a model with several labels at once: those over their thresholds, the likeliest first"
+    )
+    outputs: list[float] | None = Field(
+        None, description="one for each label; empty where they are not finite, or not shown"
+    )
+    values: dict[str, float] | None = Field(
+        None, description="of a model that answers values: each by name; empty where not finite, or not shown"
+    )
+    units: dict[str, str] | None = Field(None, description="of the values, by name")
     output_space: Space = Field(description="what the outputs are")
     truncated: bool | None = Field(None, description="true where a text or a file was longer than the model takes")
 
@@ -223,10 +250,13 @@ class ModelItem(BaseModel):
 
 
 class TargetItem(BaseModel):
-    """The label whose output is explained."""
+    """The label whose output is explained, or the value."""
 
-    index: int = Field(description="its place among the model's labels, from 0")
-    label: str = Field(description="its name")
+    index: int = Field(description="its place among the model's labels or values, from 0")
+    label: str | None = Field(None, description="the label's name")
+    rather_than: str | None = Field(None, description="the label whose output is taken away from this one's")
+    value: str | None = Field(None, description="the value's name")
+    unit: str | None = Field(None, description="the value's unit, which attributions are in; `1` for none")
 
 
 class BaselineItem(BaseModel):

@@ -22,7 +22,9 @@ class RecordedBaseline(BaseModel):
 class RecordedParameters(BaseModel):
     """What the request asked for, defaults filled in."""
 
-    target: int | None = Field(description="the index of the label; null: the predicted one")
+    target: int | dict[str, int] | None = Field(
+        description="the index of the label or value, with what it is explained `rather_than`; null: the predicted one"
+    )
     tolerance: float = Field(description="the largest error accepted")
     tolerance_of: str | None = Field(None, description="what it is an error of; absent in records made before a choice")
     errors: bool | None = Field(None, description="whether the error of each attribution was asked for")

@@ -58,7 +58,7 @@ def table_row(stored: Stored) -> dict[str, Any]:
         "model": stored.model,
         "version": stored.version,
         "digest": model.get("digest"),
-        "target": target.get("label"),
+        "target": _target(target),
         "label": stored.label,
         "flags": " ".join(stored.flags),
         "cohort": _json(dict(stored.cohort)),
@@ -68,6 +68,12 @@ def table_row(stored: Stored) -> dict[str, Any]:
         "erased": stored.tombstone is not None,
     }
     return {name: told[name] for name in COLUMNS}
+
+
+def _target(target: Mapping[str, Any]) -> str | None:
+    """What was explained, in words."""
+    name: str | None = target.get("label", target.get("value"))
+    return f"{name} rather than {target['rather_than']}" if "rather_than" in target else name
 
 
 def write_csv(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:

@@ -122,19 +122,19 @@ def _told(added: Added, settings: Settings) -> str:
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"
 
     context = {"subject": "the-person", "decision_id": "the-decision"}  # else nobody can find, hold or erase it by them
-    parameters = {"target": manifest.outputs.adverse or "predicted"}
+    parameters = {"target": manifest.outputs.usual_target}
     body = {"instances": [manifest.example], "parameters": parameters, "context": context}
     asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
-    label = manifest.outputs.labels[explanation.target]
+    explained = manifest.outputs.target_text(explanation.target)
     space = ", as a logit, since the probability hardly changes" if added.is_in_logits else ""
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
             f"{trial.version.key} is in {added.folder}: {added.found.how}",
-            f"  labels     {', '.join(manifest.outputs.labels)}",
+            f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
             f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
             f"  its check  {verdict}",
-            f"  example    {label}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
+            f"  example    {explained}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
             *(f"  {note}" for note in added.report.notes),
             "Titles, units, ranges and reasons are in manifest.yaml, to be made better by hand; then check it again.",
             "",

@@ -39,6 +39,7 @@ from service.domain import (
     OutputSpace,
     Plan,
     ToleranceOf,
+    stored_target,
 )
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
 from service.ledger.entries import Stored
@@ -154,7 +155,7 @@ def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:
         method=record["method"],
         options=tuple((name, _option(value)) for name, value in sorted(parameters["options"].items())),
         input=_row(personal.get("row", personal["input"])),
-        target=parameters["target"],
+        target=None if parameters["target"] is None else stored_target(parameters["target"]),
         output_space=OutputSpace(record["output_space"]),
         baseline=BaselineChoice(
             baseline["name"],

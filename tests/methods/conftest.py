@@ -27,6 +27,7 @@ from service.artefacts.loading import baseline_digest
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
+    Contrast,
     Explanation,
     Floats,
     Indices,
@@ -35,6 +36,7 @@ from service.domain import (
     OutputSpace,
     Plan,
     Priority,
+    Target,
     Traits,
 )
 from service.engine.graph.traits import traits_of
@@ -404,6 +406,12 @@ class _KnownPoints:
         )
 
 
+def index_of(target: Target) -> int:
+    """The number of the one output that is explained."""
+    assert not isinstance(target, Contrast)
+    return target
+
+
 @dataclass(frozen=True, slots=True)
 class Plain:
     """Answers questions about a float64 network by plain automatic differentiation.
@@ -442,16 +450,16 @@ class Plain:
         """The answer to `points`."""
         starts = points.starts[points.line]
         rows = starts + points.alphas[:, None] * (points.end - starts)
-        outputs, gradients = self.gradients(rows, points.readout, points.target)
+        outputs, gradients = self.gradients(rows, points.readout, index_of(points.target))
         return _KnownPoints(outputs, gradients * (points.end - starts))
 
     def curvatures(self, asked: HessianRows) -> Curvatures:
         """The answer to `asked`; the network is taken as it is, kinks and all."""
 
         def output(rows: Tensor) -> Tensor:
-            return self.output(rows, asked.readout, asked.target).sum()
+            return self.output(rows, asked.readout, index_of(asked.target)).sum()
 
-        outputs, gradients = self.gradients(asked.rows, asked.readout, asked.target)
+        outputs, gradients = self.gradients(asked.rows, asked.readout, index_of(asked.target))
         pair = torch.from_numpy(asked.rows), torch.from_numpy(asked.vectors)
         _, products = torch.autograd.functional.hvp(output, *pair)  # type: ignore[no-untyped-call]
         return Curvatures(outputs, gradients, products.numpy())

@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
 from service.methods.blur_ig import BLUR_IG, blur_ig
 from service.methods.questions import DeadlinePassed, Problem
@@ -72,7 +73,7 @@ def test_on_a_linear_model_it_is_weight_times_what_blurring_takes(posed: Any, dr
 
 
 @pytest.mark.parametrize("network", [smooth, kinked])
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_values_sum_to_the_change_from_the_blurred_image(
     posed: Any, drive: Drive, network: Any, space: OutputSpace
 ) -> None:
