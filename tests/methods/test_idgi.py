@@ -10,7 +10,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
+from service.catalog.inputs.tabular import TabularInputs
+from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods import idgi as module
 from service.methods.idgi import IDGI, idgi
 from service.methods.questions import DeadlinePassed, Problem
@@ -208,7 +209,7 @@ def test_after_a_deadline_there_is_nothing_to_tell(posed: Any, drive: Drive, ans
 
 
 def test_it_says_that_blurs_are_for_images() -> None:
-    traits = Traits(InputKind.TABULAR, (4,), 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
+    traits = Traits(TabularInputs.axes, (4,), 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
     reason = IDGI.not_applicable(Facts(traits, 1, IDGI.defaults() | {"path": "blur"}))
     assert reason is not None
     assert "use path: straight" in reason
