@@ -51,12 +51,23 @@ class Completeness(StrEnum):
     NONE = "none"
 
 
-class InputKind(StrEnum):
-    """What a model takes; methods see the rows of a table, the pixels of an image, or the embeddings of tokens."""
+class Axis(StrEnum):
+    """What is counted along an axis of a model's inputs, as methods see them.
 
-    TABULAR = "tabular"
-    IMAGE = "image"
-    TOKENS = "tokens"
+    A feature has a unit of its own, such as euros or years. Along channels and dimensions of an embedding lie the parts
+    of what an attribution is of, a pixel or a token.
+    """
+
+    FEATURE = "feature"
+    CHANNEL = "channel"
+    HEIGHT = "height"
+    WIDTH = "width"
+    POSITION = "position"
+    EMBEDDING = "embedding"
+
+
+PARTS = frozenset({Axis.CHANNEL, Axis.EMBEDDING})
+"""The axes along which attributions are summed."""
 
 
 class NoiseKind(StrEnum):
@@ -128,7 +139,8 @@ def kind_of(operator: str) -> str:
 class Traits:
     """What of a model decides which methods apply to it, and at what cost; read off its graph when it is loaded.
 
-    `shape` is that of one input as methods see it: (features,), (channels, height, width) or (positions, dimensions).
+    `shape` is that of one input as methods see it, with a size for each of the `axes`: (features,), (channels, height,
+    width) or (positions, dimensions).
     `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
     gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
     `labels` is how many outputs the network has, and `link` what leads from them to probabilities. With `has_one_logit`
@@ -138,7 +150,7 @@ class Traits:
     attributions are summed; it is empty where every input is one of its own.
     """
 
-    kind: InputKind
+    axes: tuple[Axis, ...]
     shape: tuple[int, ...]
     labels: int
     obstacle: str | None
@@ -153,10 +165,40 @@ class Traits:
 
     @property
     def units(self) -> int:
-        """What attributions are told of: the features of a table, the positions of tokens, the pixels of an image."""
+        """How many there are of what attributions are of: features, positions, pixels."""
         if self.columns:
             return max(self.columns) + 1
-        return prod(self.shape[1:]) if self.kind is InputKind.IMAGE else self.shape[0]
+        return prod(size for axis, size in zip(self.axes, self.shape, strict=True) if axis not in PARTS)
+
+    @property
+    def summed_axes(self) -> tuple[int, ...]:
+        """The axes of the parts, counted from the last one, which is -1."""
+        return tuple(at - len(self.axes) for at, axis in enumerate(self.axes) if axis in PARTS)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether inputs are features, each with a name and a unit of its own."""
+        return Axis.FEATURE in self.axes
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether an input is one channel of a pixel."""
+        return Axis.CHANNEL in self.axes
+
+    @property
+    def has_space(self) -> bool:
+        """Whether inputs lie beside and below each other, so that they can be blurred, or be a region."""
+        return Axis.HEIGHT in self.axes and Axis.WIDTH in self.axes
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether inputs follow each other."""
+        return Axis.POSITION in self.axes
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether an input is one dimension of a token's embedding."""
+        return Axis.EMBEDDING in self.axes
 
     @property
     def bends(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from service.catalog.inputs.tables import ReasonGroup
+from service.catalog.inputs.features import ReasonGroup
 from service.catalog.manifest import Manifest, TabularInputs
 from service.domain import Explanation
 

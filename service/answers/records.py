@@ -13,11 +13,9 @@ import orjson
 
 from service.access.permissions import OPEN, OPERATOR_TENANT, Policy
 from service.access.quotas import Account
-from service.answers.attribution_json import shown_values
 from service.answers.reasons import principal_reasons, texts_digest
-from service.catalog.inputs.instances import shown_row
-from service.catalog.inputs.sequences import Spans
-from service.catalog.manifest import Manifest, TabularInputs
+from service.catalog.inputs.kind import Places, Row
+from service.catalog.manifest import Manifest
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, GroupShare, NoiseKind, OutputSpace, Plan
 from service.ledger.entries import Entry, Stored
@@ -88,7 +86,7 @@ def uuid7() -> str:
 
 
 def prediction_of(
-    version: ModelVersion, space: OutputSpace, outputs: tuple[float, ...] | None, spans: Spans | None = None
+    version: ModelVersion, space: OutputSpace, outputs: tuple[float, ...] | None, spans: Places | None = None
 ) -> dict[str, Any]:
     """The `predictions` item; without what was predicted where the model answered a number that is not finite."""
     cut = {"truncated": True} if spans is not None and spans.truncated else {}
@@ -99,16 +97,16 @@ def explanation_body(
     version: ModelVersion,
     plan: Plan,
     explanation: Explanation,
-    spans: Spans | None = None,
+    spans: Places | None = None,
     *,
     cached: bool,
     has_channels: bool = False,
 ) -> dict[str, Any]:
     """The `explanations` item without its id and timings. What could not be computed is left out, never null."""
-    manifest = version.manifest
+    manifest, row = version.manifest, Row(plan.input, spans)
 
     def shown(values: tuple[float, ...]) -> Any:
-        return shown_values(manifest, plan, explanation.shape, values, spans, has_channels=has_channels)
+        return manifest.inputs.attributions(values, explanation.shape, row, channels=has_channels).to_json()
 
     body: dict[str, Any] = {
         "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
@@ -172,13 +170,6 @@ def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
     return BY_NAME[plan.method].gives_reasons and not is_variance and error is not None and error < MOST_ERROR
 
 
-def _not_shown(manifest: Manifest, plan: Plan, spans: Spans | None) -> dict[str, Any]:
-    """What the input as it is shown does not say: the numbers of categories, the tokens of a text and their places."""
-    inputs = manifest.inputs
-    row = {"row": plan.input} if isinstance(inputs, TabularInputs) and inputs.has_categories else {}
-    return row if spans is None else {**row, "spans": spans}
-
-
 def ledger_entry(
     version: ModelVersion,
     plan: Plan,
@@ -188,7 +179,7 @@ def ledger_entry(
     body: Mapping[str, Any],
     caller: Caller,
     context: Context,
-    spans: Spans | None = None,
+    spans: Places | None = None,
     job_row: tuple[str, int] | None = None,
 ) -> Entry:
     """The record of one explanation, serialised once.
@@ -197,8 +188,7 @@ def ledger_entry(
     guess of them could be tried against.
     """
     personal = {
-        "input": shown_row(version.manifest, plan.input),
-        **_not_shown(version.manifest, plan, spans),
+        **version.manifest.inputs.to_record(Row(plan.input, spans)),
         "baseline": {"row": plan.baseline.row, "digest": plan.baseline.digest},
         "plan_digest": plan_digest,
         "answer": {name: value for name, value in body.items() if name not in IN_CLEAR} | {"prediction": prediction},

@@ -138,8 +138,8 @@ async def remove_baseline(request: Request, model: str, baseline: str, caller: C
 
 
 def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
-    read = read_instances(version.manifest, instances, version.tokenizer, called="row", pointer="/rows")
-    return [row for row, _ in read]
+    read = read_instances(version.manifest, instances, version.folder, called="row", pointer="/rows")
+    return [row.values for row in read]
 
 
 def _stale(one: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> str | None:

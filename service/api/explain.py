@@ -22,9 +22,8 @@ from service.api.problems import answers
 from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
 from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
-from service.catalog.inputs.instances import Row, read_instances
-from service.catalog.inputs.sequences import Spans
-from service.catalog.inputs.tables import TabularInputs
+from service.catalog.inputs.instances import read_instances
+from service.catalog.inputs.kind import Row
 from service.catalog.versions import ModelVersion
 from service.errors import Fault, Kind, MalformedBody
 from service.ledger import LogChanged, Stored
@@ -143,28 +142,28 @@ async def _request(
     *,
     use_cache: bool,
 ) -> ExplainingRequest:
-    if isinstance(version.manifest.inputs, TabularInputs):
+    if version.manifest.inputs.is_read_at_once:
         rows, parameters = _read(version, body)
-    else:  # files and texts take their time
+    else:
         rows, parameters = await asyncio.to_thread(_read, version, body)
     contexts = _contexts(body.context, len(rows))
     return ExplainingRequest(
         version,
-        [row for row, _ in rows],
+        [row.values for row in rows],
         parameters,
         contexts,
         caller,
         use_cache,
         received,
         counted=1,
-        spans=[spans for _, spans in rows],
+        spans=[row.places for row in rows],
     )
 
 
-def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[tuple[Row, Spans | None]], Parameters]:
+def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[Row], Parameters]:
     """The rows of the instances, and the parameters with the baseline's."""
     called = "instance" if len(body.instances) > 1 else ""
-    rows = [*read_instances(version.manifest, body.instances, version.tokenizer, called=called)]
+    rows = [*read_instances(version.manifest, body.instances, version.folder, called=called)]
     return rows, with_baseline_read(version, body.parameters.parameters())
 
 

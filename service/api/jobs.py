@@ -205,10 +205,10 @@ def _given_rows(body: JobBody, version: ModelVersion, vault: Vault, tenant: str)
     parameters = body.parameters.parameters()
     contexts = _contexts(body, len(body.instances))
     rows: list[JobRow] = []
-    read = read_instances(version.manifest, body.instances, version.tokenizer)
-    for number, (values, _) in enumerate(read):
+    read = read_instances(version.manifest, body.instances, version.folder)
+    for number, row in enumerate(read):
         if number == 0:
-            make_plan(version, values, parameters, tenant)
+            make_plan(version, row.values, parameters, tenant)
         explanation, context = uuid7(), contexts[number]
         payload = sealed_payload(vault, explanation, body.instances[number], context)
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
@@ -245,10 +245,10 @@ async def _found_rows(body: JobBody, version: ModelVersion, ledger: Ledger, call
 def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> None:
     """Raises InvalidRequest for parameters that the model cannot be explained with: a row does not say which."""
     try:
-        values, _ = stored_input(stored, version)
+        row = stored_input(stored, version)
     except InvalidRequest:  # this one; others may fit
         return
-    make_plan(version, values, body.parameters.parameters(), stored.tenant)
+    make_plan(version, row.values, body.parameters.parameters(), stored.tenant)
 
 
 def _shown(job: Job, spec: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from service.api.auth import CallerOf, needs
 from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
-from service.catalog.inputs.declaration import ImageInputs, Inputs
-from service.catalog.inputs.images import described
-from service.catalog.inputs.tables import Feature, TabularInputs, Unit
+from service.catalog.inputs.features import Feature, Unit
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.image_files import described
+from service.catalog.inputs.kind import Inputs
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import PARITY, BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
 from service.methods.registry import METHODS

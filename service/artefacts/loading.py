@@ -22,8 +22,8 @@ from service.artefacts.safetensors_format import open_safetensors
 from service.artefacts.sizes import layer_sizes, set_row_type
 from service.catalog.formats import Format
 from service.catalog.inputs.encodings import Encoding, TableEncoding, units_of_columns
-from service.catalog.inputs.sequences import read_tokenizer
-from service.catalog.inputs.tables import Category, Feature, TabularInputs
+from service.catalog.inputs.features import Category, Feature
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import BaselineSet, Manifest, TokenInputs, read_manifest
 from service.catalog.outputs.kind import OutputKind
 from service.catalog.version_files import read_baseline_rows, read_verified
@@ -125,8 +125,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     }
     set_row_type(opened.twin, opened.row_type)
     _check_imputation(manifest, opened)
-    if isinstance(manifest.inputs, TokenInputs):
-        read_tokenizer(folder, manifest.inputs)
+    manifest.inputs.check_files(folder)
     loaded = LoadedModel(
         key,
         manifest,

@@ -13,16 +13,13 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from math import prod
 from typing import Any, TypeVar
 
 import orjson
 
 from service.access.quotas import Quotas
 from service.answers.records import Caller, Context
-from service.catalog.inputs.instances import Row, read_with_spans
-from service.catalog.inputs.sequences import Spans
-from service.catalog.manifest import TabularInputs
+from service.catalog.inputs.kind import Row
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Priority
 from service.errors import (
@@ -45,7 +42,6 @@ from service.ledger.clock import Clock
 from service.ledger.jobs import DONE, FAILED, LEASE_SECONDS, Job, JobRow, Jobs, State
 from service.usecases.explaining import Explaining, Request
 from service.usecases.planning import USUAL_BUDGET, Parameters, with_baseline_read
-from service.usecases.replaying import plan_of
 
 LOG = logging.getLogger("answerable.jobs")
 EXPLAIN = "explain"
@@ -79,8 +75,6 @@ SAID_OF: Mapping[type[AnswerableError], str] = {
 """What is kept of a row's error. Errors' own sentences may hold the person's values, and a job is listed in clear."""
 
 T = TypeVar("T")
-ReadInput = tuple[Row, Spans | None]
-"""A row, and where in a text or a file its tokens are."""
 
 Work = Callable[[Job, Caller], Awaitable[None]]
 """Does a job for a caller. It is cancelled when the job is, and begun anew after a restart."""
@@ -323,13 +317,13 @@ class ExplainRows:
             if now is None:
                 return
             if now.payload is not None:
-                (values, spans), context = await asyncio.to_thread(self._own, now, now.payload, version)
+                read, context = await asyncio.to_thread(self._own, now, now.payload, version)
             else:
-                (values, spans), context = await self._of_source(now, caller, version)
+                read, context = await self._of_source(now, caller, version)
             parameters = await asyncio.to_thread(_with_baseline, version, parameters)
             request = Request(
                 version,
-                [values],
+                [read.values],
                 parameters,
                 [context],
                 caller,
@@ -337,30 +331,30 @@ class ExplainRows:
                 time.monotonic(),
                 Priority.BULK,
                 [row.explanation_id],
-                spans=[spans],
+                spans=[read.places],
                 must_be_recorded=True,
                 job_row=(job.id, row.number),
             )
             await self._explaining.explain(request)
 
-    def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[ReadInput, Context]:
+    def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[Row, Context]:
         content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
         try:
-            read = read_with_spans(version.manifest, content["instance"], version.tokenizer)
+            read = version.manifest.inputs.read(content["instance"], version.folder)
         except InvalidRequest:
             raise RowFailed("the instance does not fit this model") from None
         return read, Context(**content["context"])
 
-    async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[ReadInput, Context]:
+    async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[Row, Context]:
         """The input of a stored explanation, and what that belongs to. Raises RowFailed."""
         stored = None if row.source is None else await self._ledger.get(caller.tenant, row.source)
         if stored is None or stored.tombstone is not None:
             raise RowFailed("the explanation whose input was to be explained is no longer there")
         try:
-            values = await asyncio.to_thread(stored_input, stored, version)
+            read = await asyncio.to_thread(stored_input, stored, version)
         except InvalidRequest:
             raise RowFailed("the stored input does not fit this model") from None
-        return values, Context(stored.decision_id, stored.subject, stored.cohort)
+        return read, Context(stored.decision_id, stored.subject, stored.cohort)
 
 
 def failure_of(error: AnswerableError) -> str:
@@ -376,14 +370,6 @@ def _with_baseline(version: ModelVersion, parameters: Parameters) -> Parameters:
         raise RowFailed("the baseline does not fit this model") from None
 
 
-def stored_input(stored: Stored, version: ModelVersion) -> ReadInput:
+def stored_input(stored: Stored, version: ModelVersion) -> Row:
     """The input of a stored explanation, as this version takes it. Raises InvalidRequest."""
-    personal, inputs = orjson.loads(stored.personal), version.manifest.inputs
-    if isinstance(inputs, TabularInputs):
-        given = personal["input"]
-        known = {name: given[name] for name in inputs.names if name in given} if isinstance(given, dict) else given
-        return read_with_spans(version.manifest, known)
-    values = plan_of(orjson.loads(stored.record), personal).input
-    if len(values) != prod(inputs.shape):
-        raise InvalidRequest("the stored input has another size")
-    return values, Spans(**personal["spans"]) if "spans" in personal else None
+    return version.manifest.inputs.of_other_version(orjson.loads(stored.personal))

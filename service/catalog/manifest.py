@@ -12,8 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
-from service.catalog.inputs.declaration import ImageInputs, Inputs, TokenInputs
-from service.catalog.inputs.tables import Category, Feature, Reason, TabularInputs
+from service.catalog.inputs.features import Category, Feature, Reason
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.kind import Inputs
+from service.catalog.inputs.registry import DeclaredInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.kind import PREDICTED
 from service.catalog.plain_yaml import read_yaml
@@ -93,7 +97,7 @@ class Manifest(_Frozen):
     description: str = ""
     owner: str = ""
     artefact: Artefact
-    inputs: Inputs
+    inputs: DeclaredInputs
     outputs: Outputs
     baselines: tuple[BaselineSet, ...] = ()
     defaults: Defaults

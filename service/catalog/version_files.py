@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from service.catalog.inputs.tables import TabularInputs
-from service.catalog.manifest import BaselineSet, Manifest
 from service.domain import RowType
 from service.errors import CatalogError
+
+if TYPE_CHECKING:
+    from service.catalog.manifest import BaselineSet, Manifest
 
 
 def read_verified(folder: Path, file: str, sha256: str) -> bytes:
@@ -63,17 +65,5 @@ def read_baseline_rows(
             rows = rows.astype(row_type)
     if not (is_real and np.isfinite(rows).all()):
         raise CatalogError(f"{baseline.file} must hold finite values, in float32 or in float64")
-    if isinstance(manifest.inputs, TabularInputs):
-        _check_categories(manifest.inputs, baseline, rows)
+    manifest.inputs.check_rows(rows, baseline.file)
     return rows
-
-
-def _check_categories(inputs: TabularInputs, baseline: BaselineSet, rows: NDArray[np.floating]) -> None:
-    """Raises CatalogError for a category that is none: each is its place among the feature's."""
-    for feature, values in zip(inputs.features, rows.T, strict=True):
-        places = np.rint(values)
-        if feature.categories and not ((places == values) & (places >= 0) & (places < len(feature.categories))).all():
-            raise CatalogError(
-                f"{baseline.file} must hold whole numbers below {len(feature.categories)} for {feature.name}: the "
-                "places of its categories"
-            )

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from service.catalog.assessments import Assessment
 from service.catalog.baselines import KeptSet
-from service.catalog.inputs.declaration import TokenInputs
-from service.catalog.inputs.sequences import TextTokenizer, read_tokenizer
 from service.catalog.manifest import Manifest, version_order
 from service.domain import ModelKey, Traits
 from service.errors import ModelNotReady, NotFound
@@ -56,12 +54,6 @@ class ModelVersion:
     @property
     def is_ready(self) -> bool:
         return self.environment is not None
-
-    @property
-    def tokenizer(self) -> TextTokenizer | None:
-        """What reads its texts, if it takes any. Reads a file on the first call. Raises CatalogError."""
-        inputs = self.manifest.inputs
-        return read_tokenizer(self.folder, inputs) if isinstance(inputs, TokenInputs) else None
 
     @property
     def has_passed(self) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind
+from service.domain import Completeness, Floats
 from service.methods.questions import Attribution, Method, Problem, Steps, evaluated, outputs_at
 from service.methods.shared.refined_path import RefinedPath
 from service.methods.shared.refining import FIRST_PANELS, next_aim
@@ -74,12 +74,10 @@ class _Sharpening(RefinedPath):
 
 
 def _not_applicable(facts: Facts) -> str | None:
-    if facts.traits.kind is InputKind.IMAGE:
+    if facts.traits.has_space:
         return None
-    return f"blur_ig blurs images, and this model takes {_TAKEN[facts.traits.kind]}; use integrated_gradients"
+    return "blur_ig blurs images, and this model takes none; use integrated_gradients"
 
-
-_TAKEN = {InputKind.TABULAR: "the rows of a table", InputKind.TOKENS: "tokens"}
 
 BLUR_IG = MethodSpec(
     name="blur_ig",

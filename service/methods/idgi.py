@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind
+from service.domain import Completeness, Floats
 from service.methods.questions import Attribution, Method, Problem, Steps, evaluated, outputs_at
 from service.methods.shared.units import units_of_length
 from service.methods.spec import Choice, Facts, MethodSpec, Number, one_point
@@ -124,7 +124,7 @@ def _parts(rows: int, problem: Problem) -> Iterator[slice]:
 
 
 def _not_applicable(facts: Facts) -> str | None:
-    if facts.options["path"] == BLUR and facts.traits.kind is not InputKind.IMAGE:
+    if facts.options["path"] == BLUR and not facts.traits.has_space:
         return "the path of blurs is for images, and this model takes none; use path: straight"
     return None
 

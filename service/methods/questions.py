@@ -23,7 +23,6 @@ from service.domain import (
     Floats,
     GroupShare,
     Indices,
-    InputKind,
     OptionValue,
     OutputSpace,
     Target,
@@ -329,23 +328,19 @@ class Problem:
         shaped = values.reshape(*values.shape[:-1], *self.shape)
         if self.traits.columns:
             return summed_to_units(values, self.traits)
-        match self.traits.kind:
-            case InputKind.IMAGE:
-                shaped = shaped.sum(axis=-3).reshape(*values.shape[:-1], -1)
-            case InputKind.TOKENS:
-                shaped = shaped.sum(axis=-1)
-        return shaped
+        summed: Floats = shaped.sum(axis=self.traits.summed_axes) if self.traits.summed_axes else shaped
+        return summed.reshape(*values.shape[:-1], self.traits.units)
 
     @property
     def grouping(self) -> Grouping:
         """Which inputs are told as one: the dimensions of a position, the columns of a category."""
         if self.traits.columns:
             return Grouping(membership=(np.array(self.traits.columns)[:, None] == np.arange(self.traits.units)) * 1.0)
-        return Grouping(run=self.shape[-1] if self.traits.kind is InputKind.TOKENS else 1)
+        return Grouping(run=self.shape[-1] if self.traits.has_embeddings else 1)
 
     def magnitude(self, values: Floats) -> float:
         """The L1 norm of attributions as they are told: of a token or a category, its own, not that of its parts."""
-        is_of_parts = self.traits.kind is InputKind.TOKENS or bool(self.traits.columns)
+        is_of_parts = self.traits.has_embeddings or bool(self.traits.columns)
         return float(np.abs(self.per_unit(values) if is_of_parts else values).sum())
 
     def number(self, option: str) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind
+from service.domain import Completeness, Floats
 from service.methods.questions import Attribution, Method, Problem, outputs_at
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_PANELS, accepted, refine
@@ -80,7 +80,7 @@ class _Paths(RefinedLines):
 
 
 def _not_applicable(facts: Facts) -> str | None:
-    if facts.traits.kind is InputKind.TOKENS:
+    if facts.traits.has_embeddings:
         return None
     return "sequential_ig masks one token after the other, and this model takes none; use integrated_gradients"
 

@@ -16,7 +16,7 @@ from service.access.quotas import charged, counted
 from service.answers.cache import Cache, plan_cache_digest
 from service.answers.disclosure import limited, limited_prediction
 from service.answers.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
-from service.catalog.inputs.sequences import Spans
+from service.catalog.inputs.kind import Places
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, Plan, Prediction, Priority, Timings
 from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
@@ -65,13 +65,13 @@ class Request:
     ids: Sequence[str] | None = None
     counted: int = 0
     spent: Spent = field(default_factory=Spent)
-    spans: Sequence[Spans | None] = ()
+    spans: Sequence[Places | None] = ()
     must_be_recorded: bool = False
     job_row: tuple[str, int] | None = None
     key: RequestKey | None = None
 
     @property
-    def spans_of_each(self) -> Sequence[Spans | None]:
+    def spans_of_each(self) -> Sequence[Places | None]:
         """One for each instance."""
         return self.spans or [None] * len(self.rows)
 

@@ -67,7 +67,7 @@ def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Paramet
     if asked is None or isinstance(asked, str | InlineBaseline):
         return parameters
     try:
-        row = read_instance(version.manifest, asked, version.tokenizer)
+        row = read_instance(version.manifest, asked, version.folder)
     except InvalidRequest as error:
         raise error.under(_place("baseline"), "baseline") from error
     return replace(parameters, baseline=InlineBaseline(row))

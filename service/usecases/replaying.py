@@ -25,7 +25,6 @@ import orjson
 from service.access.quotas import Account, charged
 from service.answers.comparison import Numbers, compared
 from service.answers.records import explanation_body, prediction_of, whole_record
-from service.catalog.inputs.sequences import Spans
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
@@ -230,7 +229,7 @@ def _told(
     personal: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """What a record of this explanation would say, shown as it was in `record`."""
-    spans = Spans(**personal["spans"]) if "spans" in personal else None
+    spans = version.manifest.inputs.of_record(personal).places
     shown = record.get("attributions")
     has_channels = isinstance(shown, Mapping) and "channels" in shown and "shape" in shown
     body = explanation_body(version, plan, explanation, spans, cached=False, has_channels=has_channels)

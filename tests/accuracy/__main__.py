@@ -147,7 +147,7 @@ def lines_of(
 def _error(model: DeviceModel, answer: Explanation, truth: Floats) -> float:
     """The true relative L1 error, over what is told as one."""
     told = np.array(answer.attributions)
-    if model.traits.kind == "tokens":
+    if model.traits.has_embeddings:
         truth = truth.sum(axis=-1)
     return float(np.abs(told - truth.ravel()).sum() / np.abs(truth).sum())
 

@@ -24,6 +24,9 @@ from torch import Tensor, fx, nn
 
 from service.artefacts.deployed import DeployedArtefact
 from service.artefacts.loading import baseline_digest
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
@@ -31,7 +34,6 @@ from service.domain import (
     Explanation,
     Floats,
     Indices,
-    InputKind,
     OptionValue,
     OutputSpace,
     Plan,
@@ -168,7 +170,7 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
             setattr(twin, name, nn.GELU())
     twin.recompile()
     deployed = DeployedKernel(_SameNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
-    traits = traits_of(twin, InputKind.TABULAR, model.traits.shape, 2)
+    traits = traits_of(twin, TabularInputs.axes, model.traits.shape, 2)
     kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
     baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
     return replace(model, kernels=kernels, baselines=baselines, traits=traits)
@@ -316,7 +318,7 @@ Pose = Callable[..., Problem]
 Drive = Callable[..., Attribution]
 
 PLAIN = Traits(
-    kind=InputKind.TABULAR,
+    axes=TabularInputs.axes,
     shape=(0,),
     labels=0,
     obstacle="not looked for",
@@ -347,8 +349,8 @@ def pose() -> Pose:
         center = baselines.mean(axis=0)
         logits = network(torch.from_numpy(np.concatenate([x[None], center[None], baselines])))
         outputs = (logits if space is OutputSpace.LOGIT else torch.softmax(logits, dim=1))[:, target].detach()
-        kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[x.ndim]
-        known = {"kind": kind, "shape": x.shape, "labels": logits.shape[1], **(traits or {})}
+        axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[x.ndim]
+        known = {"axes": axes, "shape": x.shape, "labels": logits.shape[1], **(traits or {})}
         problem = Problem(
             input=x.ravel(),
             output=float(outputs[0]),
@@ -555,10 +557,10 @@ def model_of(model: DeviceModel) -> ModelOf:
             parameter.requires_grad_(False)
         twin = fx.symbolic_trace(network)
         shape = baselines.shape[1:]
-        kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
+        axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
         with torch.no_grad():
             labels = network(torch.zeros(1, *shape)).shape[1]
-        traits = traits_of(twin, kind, shape, labels)
+        traits = traits_of(twin, axes, shape, labels)
         deployed = DeployedKernel(_SameNetwork(twin, shape), DEPLOYED_ROWS)
         kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
         prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)

@@ -10,8 +10,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
+from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods import idgi as module
 from service.methods.idgi import IDGI, idgi
 from service.methods.questions import DeadlinePassed, Problem
@@ -209,7 +210,7 @@ def test_after_a_deadline_there_is_nothing_to_tell(posed: Any, drive: Drive, ans
 
 
 def test_it_says_that_blurs_are_for_images() -> None:
-    traits = Traits(InputKind.TABULAR, (4,), 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
+    traits = Traits(TabularInputs.axes, (4,), 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
     reason = IDGI.not_applicable(Facts(traits, 1, IDGI.defaults() | {"path": "blur"}))
     assert reason is not None
     assert "use path: straight" in reason

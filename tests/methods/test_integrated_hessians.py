@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
+from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods import integrated_hessians as module
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.integrated_hessians import INTEGRATED_HESSIANS, integrated_hessians
@@ -280,7 +282,7 @@ def test_a_deadline_before_the_first_answer_passes_through(explain: Explain) -> 
 
 def facts(smooth: str, **traits: Any) -> Facts:
     known: dict[str, Any] = {
-        "kind": InputKind.TABULAR,
+        "axes": TabularInputs.axes,
         "shape": (5,),
         "labels": 2,
         "obstacle": "not looked for",
@@ -311,7 +313,7 @@ def test_where_the_hessian_says_nothing_it_is_unfit(kinks: tuple[str, ...], smoo
 
 
 def test_an_image_is_too_large() -> None:
-    said = INTEGRATED_HESSIANS.not_applicable(facts("none", kind=InputKind.IMAGE, shape=(1, 8, 8)))
+    said = INTEGRATED_HESSIANS.not_applicable(facts("none", axes=ImageInputs.axes, shape=(1, 8, 8)))
     assert said is not None
     assert "image" in said
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
+from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.questions import DeadlinePassed, Points, Problem
 from service.methods.sequential_ig import SEQUENTIAL_IG, sequential_ig
@@ -169,8 +171,8 @@ def test_a_deadline_before_the_first_gradients_passes_through(posed: Any, drive:
 
 def test_it_needs_a_point_a_position_and_is_for_tokens() -> None:
     tokens, table = (
-        Facts(Traits(kind, SHAPE, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None), 1, {})
-        for kind in (InputKind.TOKENS, InputKind.TABULAR)
+        Facts(Traits(axes, SHAPE, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None), 1, {})
+        for axes in (TokenInputs.axes, TabularInputs.axes)
     )
     assert (SEQUENTIAL_IG.not_applicable(tokens), SEQUENTIAL_IG.least_points(tokens)) == (None, SHAPE[0])
     assert "use integrated_gradients" in str(SEQUENTIAL_IG.not_applicable(table))

@@ -24,7 +24,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from service.answers.records import explanation_body
-from service.catalog.inputs.instances import read_instance, read_with_spans
+from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.sequences import Spans
 from service.domain import Explanation, Floats, OutputSpace
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.usecases.planning import Parameters, make_plan
@@ -62,7 +63,7 @@ def photograph() -> Trial:
 
 
 def row_of(trial: Trial, instance: object) -> tuple[float, ...]:
-    return read_instance(trial.manifest, instance, trial.version.tokenizer)
+    return read_instance(trial.manifest, instance, trial.version.folder)
 
 
 def predicted(trial: Trial, *instances: object) -> NDArray[np.float32]:
@@ -125,11 +126,12 @@ def test_magika_says_what_the_package_says(magika_trial: Trial, name: str) -> No
 
 
 def test_the_bytes_that_made_it_say_pdf(magika_trial: Trial) -> None:
-    row, spans = read_with_spans(magika_trial.manifest, encoded(PDF))
-    plan = make_plan(magika_trial.version, row, Parameters())
+    row = magika_trial.manifest.inputs.read(encoded(PDF))
+    spans = row.places
+    plan = make_plan(magika_trial.version, row.values, Parameters())
     explanation = magika_trial.explained(plan)
     assert explanation.converged
-    assert spans is not None
+    assert isinstance(spans, Spans)
     padding = np.setdiff1d(np.arange(2048), spans.positions)
     assert not values(explanation)[padding].any()
     told = explanation_body(magika_trial.version, plan, explanation, spans, cached=False)["attributions"]

@@ -19,8 +19,8 @@ from onnx import ModelProto, numpy_helper
 
 from service.artefacts.onnx.graphs import ancestors
 from service.artefacts.onnx.session_inputs import Array, Feeds
-from service.catalog.inputs.declaration import TokenInputs
-from service.catalog.inputs.tables import TabularInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
 from service.domain import Floats
 from service.errors import CatalogError
 

@@ -18,7 +18,7 @@ from service.artefacts.onnx.twins import parse_onnx
 from service.artefacts.onnx.twins_by_input import source_of, twin_of
 from service.artefacts.reported import reported
 from service.catalog.inputs.encodings import TableEncoding
-from service.catalog.inputs.tables import TabularInputs
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import Manifest
 from service.domain import Link, OutputSpace
 from service.errors import CatalogError

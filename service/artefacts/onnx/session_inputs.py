@@ -13,9 +13,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.catalog.inputs.declaration import ImageInputs, Inputs, SideInput, TokenInputs
 from service.catalog.inputs.encodings import one_hot
-from service.catalog.inputs.tables import Feature, TabularInputs
+from service.catalog.inputs.features import Feature
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.kind import Inputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import SideInput, TokenInputs
 from service.domain import DOUBLE, SINGLE, RowType
 from service.errors import CatalogError
 
@@ -93,6 +96,7 @@ def feeds_of(inputs: Inputs, given: Mapping[str, GraphInput]) -> Feeds:
         case TokenInputs():
             _compare([inputs.tensor, *inputs.side], given)
             return _token_feeds(inputs, given)
+    assert isinstance(inputs, ImageInputs)
     _compare([inputs.tensor], given)
     return _image_feeds(inputs, given[inputs.tensor])
 

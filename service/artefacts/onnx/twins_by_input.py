@@ -17,9 +17,9 @@ from service.artefacts.onnx.embeddings import Lookup, check_embedding, find_embe
 from service.artefacts.onnx.graph_input_slices import ROW, Entrance, with_one_input, with_tokens_embedded
 from service.artefacts.onnx.session_inputs import Feeds, GraphInput, columns_of, row_type
 from service.artefacts.onnx.twins import build_twin
-from service.catalog.inputs.declaration import TokenInputs
 from service.catalog.inputs.encodings import Encoding, TokenEncoding, encoding_of, one_hot
-from service.catalog.inputs.tables import TabularInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.manifest import Manifest
 from service.domain import Floats
 

@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.catalog.inputs.declaration import Inputs
-from service.catalog.inputs.tables import Feature, TabularInputs
+from service.catalog.inputs.features import Feature
+from service.catalog.inputs.kind import Inputs
+from service.catalog.inputs.tabular import TabularInputs
 from service.domain import Floats
 
 

@@ -1,4 +1,4 @@
-"""From texts, files and lists to the tokens that a model takes, with the places in what was sent they stand for."""
+"""From texts, files and lists to the tokens that a model takes, and where in what was sent they are."""
 
 from __future__ import annotations
 
@@ -11,16 +11,43 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.catalog.inputs.declaration import Bytes, TokenInputs, Tokenizer
+from pydantic import NonNegativeInt, PositiveInt
+
+from service.catalog.formats import RelativePath, Sha256
+from service.catalog.inputs.kind import Declaration, Row
 from service.catalog.version_files import read_verified
 from service.errors import MOST_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Parsed
 
+    from service.catalog.inputs.tokens import TokenInputs
+
 MOST_CHARACTERS = 200_000
 """A longer text is refused before it is tokenised: 100,000 characters take a tenth of a second."""
 MOST_TOKENIZERS = 64
+
+
+class Tokenizer(Declaration):
+    """A `tokenizer.json` of the package tokenizers; `truncate` texts that have more tokens than the model takes.
+
+    The special tokens are those that the file adds to every text.
+    """
+
+    file: RelativePath
+    sha256: Sha256
+    truncate: bool = False
+
+
+class Bytes(Declaration):
+    """Files are the tokens: the `first` and the `last` bytes, each filled up with the padding where there are fewer.
+
+    White space around them is taken away, as far as it lies in the first or the last `block` bytes.
+    """
+
+    first: PositiveInt
+    last: NonNegativeInt
+    block: PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +63,6 @@ class Spans:
     starts: tuple[int, ...]
     ends: tuple[int, ...]
     truncated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Sequenced:
-    """The tokens [length] of an instance, padding included, and their spans where it was a text or a file."""
-
-    tokens: tuple[float, ...]
-    spans: Spans | None = None
 
 
 class TextTokenizer:
@@ -75,7 +94,7 @@ class TextTokenizer:
             self._cut = Parsed.from_str(parsed.to_str())
             self._cut.enable_truncation(inputs.length)
 
-    def read(self, text: str) -> Sequenced:
+    def read(self, text: str) -> Row:
         """The tokens of a text. Raises InvalidRequest for one that is too long.
 
         The batch's call is used, of one text, since that of a single one keeps the interpreter for itself.
@@ -90,7 +109,7 @@ class TextTokenizer:
             )
         starts, ends = _places(encoding.offsets, encoding.special_tokens_mask)
         spans = Spans(tuple(range(len(ids))), tuple(encoding.tokens), starts, ends, bool(encoding.overflowing))
-        return Sequenced(_padded(ids, self._inputs), spans)
+        return Row(_padded(ids, self._inputs), spans)
 
 
 def _places(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -108,18 +127,17 @@ def read_tokenizer(folder: Path, inputs: TokenInputs) -> TextTokenizer | None:
     declared = inputs.tokenizer
     if declared is None:
         return None
-    return _tokenizer(folder, declared.sha256, inputs.model_dump_json())
+    return _tokenizer(folder, inputs, declared)
 
 
 @lru_cache(MOST_TOKENIZERS)
-def _tokenizer(folder: Path, sha256: str, inputs: str) -> TextTokenizer:  # noqa: ARG001 - part of the key
-    read = TokenInputs.model_validate_json(inputs)
-    assert read.tokenizer is not None
-    return TextTokenizer(read_verified(folder, read.tokenizer.file, read.tokenizer.sha256), read.tokenizer, read)
+def _tokenizer(folder: Path, inputs: TokenInputs, declared: Tokenizer) -> TextTokenizer:
+    return TextTokenizer(read_verified(folder, declared.file, declared.sha256), declared, inputs)
 
 
-def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenizer | None) -> Sequenced:
-    """The tokens of an instance: a list of them, or an object with `tokens`, `text` or `bytes`.
+def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenizer | None) -> Row:
+    """The tokens [length] of an instance, padding included: a list of them, or an object with `tokens`, `text` or
+    `bytes`; of the last two with their places.
 
     Raises InvalidRequest where it is none of these, too long, or holds what is no token.
     """
@@ -132,12 +150,12 @@ def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenize
             return _of_file(inputs, inputs.bytes, content)
         case {"tokens": tokens, **rest} if not rest:
             try:
-                return Sequenced(_tokens(inputs, tokens))
+                return Row(_tokens(inputs, tokens))
             except InvalidRequest as error:
                 raise error.under("/tokens") from None
         case Mapping() | str():
             raise InvalidRequest(f"an instance is {_kinds(inputs)}")
-    return Sequenced(_tokens(inputs, instance))
+    return Row(_tokens(inputs, instance))
 
 
 def _kinds(inputs: TokenInputs) -> str:
@@ -167,7 +185,7 @@ def _padded(tokens: Sequence[int], inputs: TokenInputs) -> tuple[float, ...]:
     return tuple(map(float, tokens)) + (float(inputs.padding),) * (inputs.length - len(tokens))
 
 
-def _of_file(inputs: TokenInputs, declared: Bytes, content: str) -> Sequenced:
+def _of_file(inputs: TokenInputs, declared: Bytes, content: str) -> Row:
     """The first bytes of a file, padded behind, and its last ones, padded before."""
     try:
         file = base64.b64decode(content, validate=True)
@@ -182,7 +200,7 @@ def _of_file(inputs: TokenInputs, declared: Bytes, content: str) -> Sequenced:
     positions = (*range(len(first)), *range(inputs.length - len(last), inputs.length))
     starts = (*range(start, start + len(first)), *range(end - len(last), end))
     spans = Spans(positions, (*first, *last), starts, tuple(at + 1 for at in starts), end - start > inputs.length)
-    return Sequenced(tuple(map(float, tokens)), spans)
+    return Row(tuple(map(float, tokens)), spans)
 
 
 def _first(file: bytes, declared: Bytes) -> tuple[bytes, int]:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from reprlib import repr as abridged
+from typing import TYPE_CHECKING
 
-from service.catalog.inputs.tables import Feature, TabularInputs
+from service.catalog.inputs.features import Feature
 from service.catalog.nearest import LONGEST_SHOWN, Searches, listed
 from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
+
+if TYPE_CHECKING:
+    from service.catalog.inputs.tabular import TabularInputs
 
 MOST_SAID = 3
 """Values whose faults are in the sentence; all that are told are in the error's faults."""

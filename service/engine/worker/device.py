@@ -15,7 +15,7 @@ from torch import fx
 from service.artefacts.loading import LoadedModel, load_model, whole_texts
 from service.artefacts.sizes import layer_sizes
 from service.catalog.manifest import Manifest, TokenInputs
-from service.domain import ChunkShapes, Floats, InputKind, Link, ModelKey, OutputSpace, RowType, Traits
+from service.domain import ChunkShapes, Floats, Link, ModelKey, OutputSpace, RowType, Traits
 from service.engine.graph.traits import largest_layer, traits_of
 from service.engine.kernels.cuda import GraphedGradientKernel
 from service.engine.kernels.gradient import BackgroundGradientKernel, GradientKernel
@@ -145,7 +145,7 @@ def put_on_device(
             clock_of(device),
         )
     traits = replace(
-        traits_of(model.twin, InputKind(model.manifest.inputs.kind), shape, labels, model.columns),
+        traits_of(model.twin, model.manifest.inputs.axes, shape, labels, model.columns),
         has_one_logit=outputs.has_one_logit,
         link=link,
     )

@@ -11,7 +11,6 @@ from service.domain import (
     Completeness,
     Explanation,
     Floats,
-    InputKind,
     Plan,
     Prediction,
     Target,
@@ -165,7 +164,7 @@ def _adds_up(plan: Plan, completeness: float, shown: Floats, attribution: Attrib
 
 def _errors(plan: Plan, problem: Problem, attribution: Attribution, shown: Floats) -> tuple[float, ...] | None:
     """How far each of the values `shown` may be off: by what is known of it, else by the whole L1 error."""
-    if attribution.path_error is None or not (plan.errors or problem.traits.kind is InputKind.TABULAR):
+    if attribution.path_error is None or not (plan.errors or problem.traits.has_features):
         return None
     known = attribution.errors
     if known is None or known.size != shown.size:
@@ -180,8 +179,8 @@ def _unstopped(completeness: Completeness, adds_up: bool) -> str:
 
 
 def _shown(values: Floats, problem: Problem) -> Floats:
-    """The attributions as they are told: one a unit, but of an image one a value, or one a pixel."""
-    if problem.traits.kind is not InputKind.IMAGE:
+    """The attributions as they are told: one a unit, but of what has channels one a value, or one a pixel."""
+    if not problem.traits.has_channels:
         return values if values.size == problem.traits.units else problem.per_unit(values)
     shape = problem.shape if values.size == prod(problem.shape) else problem.shape[1:]
     return values.reshape(shape)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
-from service.catalog.inputs.declaration import Normalisation
+from service.catalog.inputs.image import Normalisation
 from service.catalog.manifest import find_versions
 from service.domain import Explanation, Floats, OutputSpace
 from service.errors import AnswerableError, CatalogError

@@ -15,7 +15,7 @@ import yaml
 from onnx import ModelProto, helper
 from safetensors.numpy import save
 
-from service.catalog.inputs.declaration import Normalisation
+from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
 from service.lifecycle.adding.graphs import LOGITS, PROBABILITIES, SCORE, Found
 from service.lifecycle.adding.pictures import image_inputs

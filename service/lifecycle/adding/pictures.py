@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
-from service.catalog.inputs.declaration import Normalisation
+from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
 from service.errors import CatalogError
 from service.lifecycle.adding.rows import Rows, load_array, read_rows

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from service.catalog.assessments import Profile
-from service.catalog.inputs.images import described
+from service.catalog.inputs.image_files import described
 from service.catalog.manifest import ImageInputs, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows, read_verified
 from service.domain import Completeness, Floats, Indices

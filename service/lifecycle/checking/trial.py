@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from service.catalog.inputs.instances import read_instance, shown_row
+from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import BaselineSet, Manifest, TabularInputs, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
@@ -93,8 +93,7 @@ class Trial:
     def mean_instance(self, rows: Floats) -> object:
         """The mean of the rows as an instance; of a category the most frequent."""
         mean = self._with_categories(rows, rows.mean(axis=0))
-        shown = shown_row(self.manifest, tuple(mean.tolist()))
-        return shown if isinstance(shown, dict) else mean.reshape(self.manifest.inputs.shape).tolist()
+        return self.manifest.inputs.as_instance(mean.tolist())
 
     def _with_categories(self, rows: Floats, values: Floats) -> Floats:
         inputs = self.manifest.inputs
@@ -152,7 +151,7 @@ class Trial:
         return [explained[task] for task in range(len(plans))]
 
     def _example(self) -> Floats:
-        return np.array(read_instance(self.manifest, self.manifest.example, self.version.tokenizer))
+        return np.array(read_instance(self.manifest, self.manifest.example, self.version.folder))
 
     def _heldout(self, columns: int) -> Floats:
         try:

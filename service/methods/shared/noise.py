@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind, Noise, NoiseKind
+from service.domain import Completeness, Floats, Noise, NoiseKind
 from service.methods.questions import Attribution, DeadlinePassed, Method, Problem, Steps, outputs_at
 
 COPIES_AT_ONCE = 32
@@ -111,7 +111,7 @@ class _Gathered:
 
     def _of_told(self, values: Floats) -> Floats:
         """What the variance is that of: of a token or a category, its attribution, not those of its parts."""
-        is_whole = self._kind is NoiseKind.SMOOTHGRAD or self._problem.traits.kind is InputKind.IMAGE
+        is_whole = self._kind is NoiseKind.SMOOTHGRAD or self._problem.traits.has_channels
         return values if is_whole else self._problem.per_unit(values)
 
     def attribution(self) -> Attribution:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from service.catalog.inputs.images import MOST_PIXELS, decode, described
+from service.catalog.inputs.image_files import MOST_PIXELS, decode, described
 from service.catalog.manifest import ImageInputs
 from service.errors import InvalidRequest
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from service.catalog.inputs.declaration import TokenInputs
-from service.catalog.inputs.sequences import MOST_CHARACTERS, TextTokenizer, read_sequence, read_tokenizer
+from service.catalog.inputs.kind import Row
+from service.catalog.inputs.sequences import MOST_CHARACTERS, Spans, TextTokenizer, read_sequence, read_tokenizer
+from service.catalog.inputs.tokens import TokenInputs
 from service.errors import CatalogError, InvalidRequest
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ignore", "all", "##ing", "walk", "cafe", "!"]
@@ -52,19 +53,24 @@ def tokenizer(declared: TokenInputs) -> TextTokenizer:
     return TextTokenizer(tokenizer_json(), declared.tokenizer, declared)
 
 
+def spans_of(read: Row) -> Spans:
+    assert isinstance(read.places, Spans)
+    return read.places
+
+
 def test_tokens_have_their_places_in_the_text() -> None:
     """Which is counted in characters, of the text as it came: accents and capitals are the tokenizer's business."""
     declared = inputs()
     read = read_sequence(declared, {"text": "Ignore walking Café!"}, tokenizer(declared))
-    assert read.tokens == (2, 5, 8, 7, 9, 10, 3, 0)
-    assert read.spans is not None
-    assert read.spans.positions == (0, 1, 2, 3, 4, 5, 6)
-    assert read.spans.tokens == ("[CLS]", "ignore", "walk", "##ing", "cafe", "!", "[SEP]")
+    assert read.values == (2, 5, 8, 7, 9, 10, 3, 0)
+    spans = spans_of(read)
+    assert spans.positions == (0, 1, 2, 3, 4, 5, 6)
+    assert spans.tokens == ("[CLS]", "ignore", "walk", "##ing", "cafe", "!", "[SEP]")
     text = "Ignore walking Café!"
-    pieces = [text[start:end] for start, end in zip(read.spans.starts, read.spans.ends, strict=True)]
+    pieces = [text[start:end] for start, end in zip(spans.starts, spans.ends, strict=True)]
     assert pieces == ["", "Ignore", "walk", "ing", "Café", "!", ""]
-    assert read.spans.starts[-1] == len(text)
-    assert not read.spans.truncated
+    assert spans.starts[-1] == len(text)
+    assert not spans.truncated
 
 
 def test_a_text_that_is_too_long_is_refused_or_cut_as_the_manifest_says() -> None:
@@ -73,10 +79,9 @@ def test_a_text_that_is_too_long_is_refused_or_cut_as_the_manifest_says() -> Non
         read_sequence(declared, text, tokenizer(declared))
     cutting = inputs(tokenizer={"truncate": True})
     read = read_sequence(cutting, text, tokenizer(cutting))
-    assert read.tokens == (2, 6, 6, 6, 6, 6, 6, 3)
-    assert read.spans is not None
-    assert read.spans.truncated
-    assert read_sequence(cutting, {"text": "all"}, tokenizer(cutting)).spans.truncated is False  # type: ignore[union-attr]
+    assert read.values == (2, 6, 6, 6, 6, 6, 6, 3)
+    assert read.is_truncated
+    assert spans_of(read_sequence(cutting, {"text": "all"}, tokenizer(cutting))).truncated is False
 
 
 def test_a_text_beyond_all_bounds_is_refused_before_it_is_read() -> None:
@@ -89,8 +94,7 @@ def test_a_text_beyond_all_bounds_is_refused_before_it_is_read() -> None:
 @given(st.text(max_size=300))
 def test_whatever_text_is_sent_the_places_are_in_it(text: str) -> None:
     declared = inputs(tokenizer={"truncate": True})
-    spans = read_sequence(declared, {"text": text}, tokenizer(declared)).spans
-    assert spans is not None
+    spans = spans_of(read_sequence(declared, {"text": text}, tokenizer(declared)))
     assert len(spans.positions) == len(spans.tokens) == len(spans.starts) == len(spans.ends) <= LENGTH
     for start, end in zip(spans.starts, spans.ends, strict=True):
         assert 0 <= start <= end <= len(text)
@@ -126,8 +130,7 @@ def test_awkward_characters_move_no_other_tokens_place(text: str) -> None:
     """Places count the characters of what was sent: whatever stands before, between and behind."""
     declared = inputs(length=64)
     sent = f"{text} Walking {text} all {text}"
-    spans = read_sequence(declared, {"text": sent}, tokenizer(declared)).spans
-    assert spans is not None
+    spans = spans_of(read_sequence(declared, {"text": sent}, tokenizer(declared)))
     found = {token: sent[a:b] for token, a, b in zip(spans.tokens, spans.starts, spans.ends, strict=True)}
     assert (found["walk"], found["##ing"], found["all"]) == ("Walk", "ing", "all")
     assert list(spans.starts) == sorted(spans.starts)
@@ -161,8 +164,8 @@ def test_tokens_are_taken_as_ever() -> None:
     declared = inputs()
     for instance in ([2, 6, 3], {"tokens": [2, 6, 3]}):
         read = read_sequence(declared, instance, None)
-        assert read.tokens == (2, 6, 3, 0, 0, 0, 0, 0)
-        assert read.spans is None
+        assert read.values == (2, 6, 3, 0, 0, 0, 0, 0)
+        assert read.places is None
 
 
 WRONG: dict[str, tuple[TokenInputs, bytes, str]] = {
@@ -208,24 +211,24 @@ def of_file(content: bytes) -> Any:
 
 def test_a_file_is_its_first_and_last_bytes_without_the_white_space_around() -> None:
     read = of_file(b"  \n%PDF-1.4 ... EOF\n")
-    assert bytes(map(int, read.tokens)) == b"%PDF-1" + b" EOF"
-    assert read.spans.starts == (3, 4, 5, 6, 7, 8, 15, 16, 17, 18)
-    assert read.spans.truncated
+    assert bytes(map(int, read.values)) == b"%PDF-1" + b" EOF"
+    assert read.places.starts == (3, 4, 5, 6, 7, 8, 15, 16, 17, 18)
+    assert read.places.truncated
 
 
 def test_a_short_file_is_padded_in_the_middle() -> None:
     read = of_file(b"ab")
-    assert read.tokens == (97, 98, 256, 256, 256, 256, 256, 256, 97, 98)
-    assert read.spans.positions == (0, 1, 8, 9)
-    assert read.spans.starts == (0, 1, 0, 1)
-    assert read.spans.tokens == (97, 98, 97, 98)
-    assert not read.spans.truncated
+    assert read.values == (97, 98, 256, 256, 256, 256, 256, 256, 97, 98)
+    assert read.places.positions == (0, 1, 8, 9)
+    assert read.places.starts == (0, 1, 0, 1)
+    assert read.places.tokens == (97, 98, 97, 98)
+    assert not read.places.truncated
 
 
 @given(st.binary(max_size=40))
 def test_every_place_in_a_file_holds_its_byte(content: bytes) -> None:
     try:
-        spans = of_file(content).spans
+        spans = of_file(content).places
     except InvalidRequest:
         assert not content.strip()
         return

@@ -20,7 +20,7 @@ from torch.nn import functional
 from service.answers.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
 from service.api.baselines import _rows as baseline_rows
 from service.catalog.baselines import KeptSets
-from service.catalog.inputs.instances import read_instance, read_with_spans
+from service.catalog.inputs.instances import read_instance
 from service.cli.baselines import rows_for
 from service.domain import Explanation, Floats, Plan
 from service.errors import CatalogError, InvalidRequest
@@ -138,7 +138,7 @@ def told(explanation: Explanation) -> Floats:
 
 
 def plan_for(trial: Trial, **parameters: Any) -> Plan:
-    row = read_instance(trial.manifest, {"text": TEXT}, trial.version.tokenizer)
+    row = read_instance(trial.manifest, {"text": TEXT}, trial.version.folder)
     return make_plan(trial.version, row, Parameters(target="yes", **parameters))
 
 
@@ -211,8 +211,9 @@ def test_another_text_is_a_baseline_if_it_has_as_many_tokens(trial: Trial) -> No
 
 
 def recorded(trial: Trial) -> tuple[Entry, dict[str, Any]]:
-    row, spans = read_with_spans(trial.manifest, {"text": TEXT}, trial.version.tokenizer)
-    plan = make_plan(trial.version, row, Parameters())
+    row = trial.manifest.inputs.read({"text": TEXT}, trial.version.folder)
+    spans = row.places
+    plan = make_plan(trial.version, row.values, Parameters())
     explanation = trial.explained(plan)
     prediction = prediction_of(trial.version, plan.output_space, explanation.outputs, spans)
     body = {"id": uuid7(), **explanation_body(trial.version, plan, explanation, spans, cached=False)}

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from service.artefacts.loading import load_model
 from service.catalog.assessments import Assessments
-from service.catalog.inputs.declaration import ImageInputs
+from service.catalog.inputs.image import ImageInputs
 from service.cli.models_add import _told
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Added, Asked, add_model

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.catalog.manifest import ImageInputs
 from service.domain import Floats
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from service.catalog.inputs.image import ImageInputs
 
 FORMATS = ("PNG", "JPEG")
 MOST_PIXELS = 4_000_000

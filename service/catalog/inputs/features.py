@@ -1,0 +1,124 @@
+"""What a manifest says about the rows of a table: features, their categories, and groups that are explained as one.
+
+Three things are told apart. A *feature* is what an instance names, and a row has one number for each: of a category its
+place in the list. A *column* is what the model computes with: a feature is one column, but a category has one for each
+of its values, or those of the embedding that the graph looks it up in. A *unit* is what an attribution speaks of: a
+feature, all columns of a category, or all features of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, StrictInt, StrictStr, model_validator
+
+from service.catalog.inputs.kind import Declaration, check_range
+
+NAME_OF_FEATURE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+MOST_CATEGORIES = 10_000
+Category = StrictStr | StrictInt
+
+
+class Reason(Declaration):
+    """How a feature is named to a consumer when it counts among the principal reasons."""
+
+    code: str
+    text: str
+
+
+class Feature(Declaration):
+    """One value of an instance: a number, or one of a few `categories`.
+
+    A number lies in `range`, inclusive, in `unit`; it is a `whole` one where the model takes no others. `missing` is
+    what null stands for: a number, or one of the categories. A category is one column for each of its values, in their
+    order, but for the `reference`, which has none and is all zeros, as encoders have it that drop one. `tensor` is the
+    graph's input that takes the feature, where there are several.
+    """
+
+    name: str = Field(pattern=NAME_OF_FEATURE)
+    title: str
+    unit: str = "1"
+    range: tuple[FiniteFloat, FiniteFloat]
+    categories: Annotated[tuple[Category, ...], Field(max_length=MOST_CATEGORIES)] = ()
+    reference: Category | None = None
+    whole: bool = False
+    missing: FiniteFloat | str | None = None
+    protected: bool = False
+    reason: Reason | None = None
+    tensor: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range_of_places(cls, given: Any) -> Any:
+        """A category's number is its place among the categories."""
+        if not isinstance(given, dict) or not given.get("categories") or "range" in given:
+            return given
+        return {**given, "range": (0, len(given["categories"]) - 1)}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Feature:
+        values = self.categories
+        check_range(self.name, self.range)
+        if not values:
+            if self.reference is not None or isinstance(self.missing, str):
+                raise ValueError(f"{self.name} has no categories, so its reference and its missing value are none")
+            return self
+        if len(values) < 2 or len(set(values)) < len(values):
+            raise ValueError(f"{self.name} needs two categories at least, and none of them twice")
+        if self.range != (0, len(values) - 1):
+            raise ValueError(f"{self.name} has categories, so it has no range")
+        for name in ("reference", "missing"):
+            if getattr(self, name) is not None and getattr(self, name) not in values:
+                raise ValueError(f"{name} of {self.name} is not among its categories")
+        return self
+
+    @cached_property
+    def places(self) -> dict[Category, int]:
+        """Where each category stands."""
+        return {category: place for place, category in enumerate(self.categories)}
+
+    @property
+    def imputed(self) -> float | None:
+        """The number that null stands for; None where it is refused."""
+        if self.categories and self.missing is not None:
+            return float(self.places[self.missing])  # type: ignore[index]
+        return None if self.missing is None else float(self.missing)
+
+    def shown(self, number: float) -> Category | float:
+        """A number of a row as an instance has it."""
+        return self.categories[int(number)] if self.categories else number
+
+
+class Group(Declaration):
+    """Features that are explained as one, such as the columns that somebody else made of one value.
+
+    It is `protected` where one of its members is.
+    """
+
+    name: str = Field(pattern=NAME_OF_FEATURE)
+    title: str
+    members: tuple[str, ...] = Field(min_length=1)
+    protected: bool = False
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one attribution speaks of; `members` are the numbers of its features."""
+
+    name: str
+    title: str
+    protected: bool
+    reason: Reason | None
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonGroup:
+    """The units that are one reason, by their places: all that have its code, or one that has no reason text."""
+
+    title: str
+    reason: Reason | None
+    places: tuple[int, ...]

@@ -1,0 +1,28 @@
+"""The kinds of input. Another kind is a class beside these, and its line in each of the two lists."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from service.catalog.inputs.image import ImageInputs, PixelAttributions
+from service.catalog.inputs.tabular import FeatureAttributions, TabularInputs
+from service.catalog.inputs.tokens import TokenAttributions, TokenInputs
+
+DeclaredInputs = Annotated[TabularInputs | ImageInputs | TokenInputs, Field(discriminator="kind")]
+"""What a manifest declares, by the word `kind`."""
+
+AnyAttributions = FeatureAttributions | PixelAttributions | TokenAttributions
+"""Values by feature, by pixel, or by token."""
+
+
+@cache
+def _adapter() -> TypeAdapter[AnyAttributions]:
+    return TypeAdapter(AnyAttributions)
+
+
+def read_attributions(content: Any) -> AnyAttributions:
+    """The values that a reply or a record holds, whatever kind of input they are of. Raises ValueError."""
+    return _adapter().validate_python(content)

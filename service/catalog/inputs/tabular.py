@@ -1,0 +1,214 @@
+"""Rows of a table: a value for each feature, some of which are explained in groups."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, RootModel, model_validator
+
+from service.catalog.inputs.features import Category, Feature, Group, ReasonGroup, Unit
+from service.catalog.inputs.kind import Inputs, Number, Row
+from service.catalog.inputs.table_rows import read_row
+from service.catalog.nearest import Searches
+from service.domain import Axis
+from service.errors import CatalogError
+
+
+class FeatureAttributions(RootModel[dict[str, Number]]):
+    """By the name of the feature, or of the group."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def values(self) -> list[float]:
+        """In the order in which they were written: that of the units."""
+        return list(self.root.values())
+
+    @property
+    def numbers(self) -> list[float]:
+        """In the order of their names."""
+        return [self.root[name] for name in self.structure]
+
+    @property
+    def structure(self) -> list[str]:
+        """The names."""
+        return sorted(self.root)
+
+    def with_values(self, values: Sequence[float]) -> FeatureAttributions:
+        """Other values."""
+        return FeatureAttributions.model_construct(dict(zip(self.root, values, strict=True)))
+
+    def keeping(self, units: Collection[int]) -> FeatureAttributions:
+        """Those of some features; the others are left out."""
+        return FeatureAttributions.model_construct(
+            {name: value for at, (name, value) in enumerate(self.root.items()) if at in units}
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """An object by name."""
+        return self.root
+
+
+class TabularInputs(Inputs):
+    """A table row: a value for each of `features`, in their order, some of which are explained in `groups`.
+
+    `tensor` is an ONNX graph's name for it; where it has several inputs, each feature names its own.
+    """
+
+    kind: Literal["tabular"]
+    axes: ClassVar[tuple[Axis, ...]] = (Axis.FEATURE,)
+    is_read_at_once: ClassVar[bool] = True
+    tensor: str = ""
+    features: tuple[Feature, ...] = Field(min_length=1)
+    groups: tuple[Group, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TabularInputs:
+        names, grouped = set(self.names), [member for group in self.groups for member in group.members]
+        if len(names) < len(self.names):
+            raise ValueError("two features have the same name")
+        unknown = [member for member in grouped if member not in names]
+        if unknown:
+            raise ValueError(f"the group's member {unknown[0]!r} is no feature")
+        if len(set(grouped)) < len(grouped):
+            raise ValueError("a feature is in one group at most")
+        of_units = [*names.difference(grouped), *(group.name for group in self.groups)]
+        if len(set(of_units)) < len(of_units):
+            raise ValueError("a group has the name of a feature, or of another group")
+        return self
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features, in their order."""
+        return tuple(feature.name for feature in self.features)
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """What attributions speak of, in the order of the features; a group where its first member is."""
+        group_of = {member: group for group in self.groups for member in group.members}
+        units: dict[str, Unit] = {}
+        for number, feature in enumerate(self.features):
+            group = group_of.get(feature.name)
+            if group is None:
+                units[feature.name] = Unit(
+                    feature.name, feature.title, feature.protected, feature.reason, members=(number,)
+                )
+            elif group.name not in units:
+                members = tuple(at for at, name in enumerate(self.names) if name in group.members)
+                protected = group.protected or any(self.features[at].protected for at in members)
+                units[group.name] = Unit(group.name, group.title, protected, group.reason, members)
+        return tuple(units.values())
+
+    @cached_property
+    def unit_names(self) -> tuple[str, ...]:
+        """The names of what attributions speak of."""
+        return tuple(unit.name for unit in self.units)
+
+    @cached_property
+    def reason_groups(self) -> tuple[ReasonGroup, ...]:
+        """What may be a principal reason, in the order of the first unit of each."""
+        places: dict[str, list[int]] = {}
+        for place, unit in enumerate(self.units):
+            key = f"feature {unit.name}" if unit.reason is None else f"code {unit.reason.code}"
+            places.setdefault(key, []).append(place)
+        first = [(self.units[members[0]], tuple(members)) for members in places.values()]
+        return tuple(ReasonGroup(unit.title, unit.reason, members) for unit, members in first)
+
+    @cached_property
+    def reason_texts(self) -> str:
+        """The version of the reason texts: the digest of every unit's title, code and text, in order."""
+        named = [(u.name, u.title, u.reason and u.reason.code, u.reason and u.reason.text) for u in self.units]
+        return "sha256:" + hashlib.sha256(orjson.dumps(named)).hexdigest()
+
+    @cached_property
+    def protected(self) -> tuple[int, ...]:
+        """The places of the protected ones among the attributions."""
+        return tuple(place for place, unit in enumerate(self.units) if unit.protected)
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The inputs of the graph, in the order of the features, and which features each takes."""
+        taken: dict[str, list[int]] = {}
+        for number, feature in enumerate(self.features):
+            taken.setdefault(feature.tensor or self.tensor, []).append(number)
+        return {tensor: tuple(numbers) for tensor, numbers in taken.items()}
+
+    @cached_property
+    def ranges_of_fractions(self) -> tuple[tuple[float, float], ...]:
+        """Where a float is a feature's value as it is; nowhere for a category or a whole number, which need a look."""
+        nothing = (math.inf, -math.inf)
+        return tuple(nothing if f.categories or f.whole else f.range for f in self.features)
+
+    @cached_property
+    def has_categories(self) -> bool:
+        """Whether a feature is no number."""
+        return any(feature.categories for feature in self.features)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row: (features,)."""
+        return (len(self.features),)
+
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and the greatest value of every feature."""
+        return tuple(f.range[0] for f in self.features), tuple(f.range[1] for f in self.features)
+
+    def read(
+        self,
+        instance: object,
+        folder: Path | None = None,
+        searches: Searches | None = None,
+    ) -> Row:
+        """An instance is an object by feature name or a list in feature order."""
+        return Row(read_row(self, instance, searches or Searches()))
+
+    def as_instance(self, values: Sequence[float]) -> dict[str, Category | float]:
+        """By feature name, categories as they are called."""
+        if not self.has_categories:
+            return dict(zip(self.names, values, strict=True))
+        return {feature.name: feature.shown(value) for feature, value in zip(self.features, values, strict=True)}
+
+    def to_record(self, row: Row) -> dict[str, Any]:
+        """By feature name, and where there are categories, whose numbers that does not say, the `row` too."""
+        shown = {"input": self.as_instance(row.values)}
+        return {**shown, "row": row.values} if self.has_categories else shown
+
+    def of_record(self, personal: Mapping[str, Any]) -> Row:
+        """Values by name lie in the order of the features, as they were written."""
+        values = personal["row"] if "row" in personal else personal["input"]
+        return Row(tuple(map(float, values.values() if isinstance(values, Mapping) else values)))
+
+    def of_other_version(self, personal: Mapping[str, Any]) -> Row:
+        """The features of the same names; others are left out."""
+        values = personal["input"]
+        known = {name: values[name] for name in self.names if name in values} if isinstance(values, dict) else values
+        return self.read(known)
+
+    def attributions(
+        self,
+        values: Sequence[float],
+        shape: tuple[int, ...],
+        row: Row,
+        *,
+        channels: bool = False,
+    ) -> FeatureAttributions:
+        """By the name of the feature or the group."""
+        return FeatureAttributions.model_construct(dict(zip(self.unit_names, values, strict=True)))
+
+    def check_rows(self, rows: NDArray[np.floating], file: str) -> None:
+        """A category is its place among the feature's."""
+        for feature, values in zip(self.features, rows.T, strict=True):
+            count, places = len(feature.categories), np.rint(values)
+            if count and not ((places == values) & (places >= 0) & (places < count)).all():
+                raise CatalogError(
+                    f"{file} must hold whole numbers below {count} for {feature.name}: the places of its categories"
+                )
