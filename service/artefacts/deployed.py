@@ -109,6 +109,6 @@ def in_every_space(answers: torch.Tensor, outputs: OutputKind) -> Mapping[Output
     """The network's numbers [n, outputs] as the model's outputs in every output space."""
     own = answers.cpu().numpy()
     spaces = {outputs.network_space: log_odds(own) if outputs.has_one_logit else own}
-    if outputs.twin_link in LINKS:
-        spaces[OutputSpace.PROBABILITY] = LINKS[outputs.twin_link](answers).cpu().numpy()
+    if outputs.network_link in LINKS:
+        spaces[OutputSpace.PROBABILITY] = LINKS[outputs.network_link](answers).cpu().numpy()
     return spaces

@@ -56,8 +56,8 @@ class OnnxArtefact:
         spaces = {outputs.network_space: log_odds(network) if outputs.has_one_logit else network}
         if probabilities:
             spaces[OutputSpace.PROBABILITY] = self._of_labels(probabilities[0], len(network))
-        elif outputs.twin_link in LINKS:
-            spaces[OutputSpace.PROBABILITY] = LINKS[outputs.twin_link](network)
+        elif outputs.network_link in LINKS:
+            spaces[OutputSpace.PROBABILITY] = LINKS[outputs.network_link](network)
         return spaces
 
     def _of_network(self, own: NDArray[Any]) -> NDArray[np.floating]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from service.catalog.outputs.kind import PREDICTED, OutputKind, Outputs, are_finite
+from service.catalog.outputs.kind import PREDICTED, KnownOutputs, OutputKind, Outputs, are_finite
 from service.domain import Contrast, Link, OutputSpace, Target
 from service.errors import Kind, invalid, pointer_to
 
@@ -23,6 +23,7 @@ class Classes(OutputKind):
     noun: ClassVar[str] = "label"
     spaces: ClassVar[tuple[OutputSpace, ...]] = (OutputSpace.PROBABILITY, OutputSpace.LOGIT)
     network_space: ClassVar[OutputSpace] = OutputSpace.LOGIT
+    network_link: ClassVar[Link] = Link.SOFTMAX
 
     kind: Literal["classes"] = "classes"
     labels: tuple[str, ...] = Field(min_length=2)
@@ -42,10 +43,6 @@ class Classes(OutputKind):
     @property
     def names(self) -> tuple[str, ...]:
         return self.labels
-
-    @property
-    def twin_link(self) -> Link:
-        return Link.SOFTMAX  # of one logit, with zero beside it
 
     @property
     def has_one_logit(self) -> bool:
@@ -136,6 +133,16 @@ class Classes(OutputKind):
 
     def labels_of(self, outputs: Outputs, space: OutputSpace) -> frozenset[str]:  # noqa: ARG002
         return frozenset({self.labels[int(np.argmax(outputs))]})
+
+    @classmethod
+    def declaration(cls, known: KnownOutputs) -> dict[str, Any]:
+        return {
+            "labels": list(known.names),
+            **cls._adverse_label(known.names, known.adverse),
+            "link": "sigmoid" if known.has_one_logit else "softmax",
+            "tensors": dict(known.tensors),
+            "default_space": "probability",
+        }
 
     def described(self) -> dict[str, Any]:
         return {**super().described(), "labels": self.labels, "adverse": self.adverse}

@@ -7,6 +7,7 @@ them is explained: one output, or the difference of two.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from reprlib import repr as abridged
 from typing import Any, ClassVar, Self
@@ -30,6 +31,21 @@ Outputs = Sequence[float]
 """All outputs for one row, in one output space, all of them finite."""
 
 
+@dataclass(frozen=True, slots=True)
+class KnownOutputs:
+    """What is known of the outputs of a model that has no manifest yet.
+
+    `units` are those of values, none where they are not known; `adverse` is what was said to be bad news; `tensors` are
+    named by output space.
+    """
+
+    names: Sequence[str]
+    units: Sequence[str]
+    adverse: str | None
+    tensors: Mapping[str, str]
+    has_one_logit: bool = False
+
+
 class OutputKind(BaseModel):
     """What the manifest says of a model's outputs, and all that follows from it.
 
@@ -46,6 +62,8 @@ class OutputKind(BaseModel):
     spaces: ClassVar[tuple[OutputSpace, ...]]
     network_space: ClassVar[OutputSpace]
     """The space in which the network itself answers."""
+    network_link: ClassVar[Link]
+    """What leads from the network's numbers to probabilities."""
 
     kind: str
     tensors: Mapping[OutputSpace, str] = {}
@@ -62,11 +80,6 @@ class OutputKind(BaseModel):
     @property
     def names(self) -> tuple[str, ...]:
         """Of the outputs, in their order."""
-        raise NotImplementedError
-
-    @property
-    def twin_link(self) -> Link:
-        """What leads from the network's numbers to probabilities."""
         raise NotImplementedError
 
     @property
@@ -165,6 +178,22 @@ class OutputKind(BaseModel):
     def labels_of(self, outputs: Outputs, space: OutputSpace) -> frozenset[str]:
         """The labels that conditions of review rules are held against."""
         raise NotImplementedError
+
+    @classmethod
+    def usual_names(cls, count: int) -> tuple[str, ...]:
+        """Names for so many outputs of which none is known."""
+        return tuple(f"{cls.noun}_{at}" for at in range(count))
+
+    @classmethod
+    def declaration(cls, known: KnownOutputs) -> dict[str, Any]:
+        """The `outputs` of a manifest. Raises ValueError where what is known does not fit them."""
+        raise NotImplementedError
+
+    @classmethod
+    def _adverse_label(cls, names: Sequence[str], adverse: str | None) -> dict[str, str]:
+        if adverse is not None and adverse not in names:
+            raise ValueError(f"{adverse!r} is not among the {cls.noun}s {', '.join(names)}")
+        return {} if adverse is None else {"adverse": adverse}
 
     def described(self) -> dict[str, Any]:
         """The outputs in the description of a model."""

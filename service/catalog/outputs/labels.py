@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from service.catalog.outputs.kind import PREDICTED, OutputKind, Outputs, are_finite
+from service.catalog.outputs.kind import PREDICTED, KnownOutputs, OutputKind, Outputs, are_finite
 from service.domain import Contrast, Link, OutputSpace, Target
 
 THRESHOLD = 0.5
@@ -24,6 +24,7 @@ class Labels(OutputKind):
     noun: ClassVar[str] = "label"
     spaces: ClassVar[tuple[OutputSpace, ...]] = (OutputSpace.PROBABILITY, OutputSpace.LOGIT)
     network_space: ClassVar[OutputSpace] = OutputSpace.LOGIT
+    network_link: ClassVar[Link] = Link.SIGMOID
 
     kind: Literal["labels"]
     labels: tuple[str, ...] = Field(min_length=1)
@@ -42,10 +43,6 @@ class Labels(OutputKind):
     @property
     def names(self) -> tuple[str, ...]:
         return self.labels
-
-    @property
-    def twin_link(self) -> Link:
-        return Link.SIGMOID
 
     def read_target(self, asked: object) -> Target | None:
         if asked == PREDICTED:
@@ -108,6 +105,16 @@ class Labels(OutputKind):
     def _threshold(self, label: str, space: OutputSpace) -> float:
         threshold = self.thresholds.get(label, THRESHOLD)
         return threshold if space is OutputSpace.PROBABILITY else math.log(threshold / (1 - threshold))
+
+    @classmethod
+    def declaration(cls, known: KnownOutputs) -> dict[str, Any]:
+        return {
+            "kind": "labels",
+            "labels": list(known.names),
+            **cls._adverse_label(known.names, known.adverse),
+            "tensors": dict(known.tensors),
+            "default_space": "probability",
+        }
 
     def described(self) -> dict[str, Any]:
         thresholds = {label: self.thresholds.get(label, THRESHOLD) for label in self.labels}

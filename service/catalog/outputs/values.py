@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from service.catalog.outputs.kind import PREDICTED, SHARE_OF_SPREAD, OutputKind, Outputs, are_finite
+from service.catalog.outputs.kind import PREDICTED, SHARE_OF_SPREAD, KnownOutputs, OutputKind, Outputs, are_finite
 from service.domain import Contrast, Floats, Link, OutputSpace, Target
 
 MIN_SHARE = 1e-6
@@ -59,6 +59,7 @@ class Values(OutputKind):
     network_noun: ClassVar[str] = "numbers"
     spaces: ClassVar[tuple[OutputSpace, ...]] = (OutputSpace.VALUE,)
     network_space: ClassVar[OutputSpace] = OutputSpace.VALUE
+    network_link: ClassVar[Link] = Link.IDENTITY
 
     kind: Literal["values"]
     values: tuple[Value, ...] = Field(min_length=1)
@@ -78,10 +79,6 @@ class Values(OutputKind):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(value.name for value in self.values)
-
-    @property
-    def twin_link(self) -> Link:
-        return Link.IDENTITY
 
     @property
     def _adverse_index(self) -> int:
@@ -154,11 +151,42 @@ class Values(OutputKind):
         if of is not None and of not in self.names:
             raise ValueError(f"value({of}): the values are {', '.join(self.names)}")
 
-    def quantity(self, quantity: str, of: str | None, outputs: Outputs, space: OutputSpace) -> float | None:  # noqa: ARG002
+    def quantity(
+        self,
+        quantity: str,  # noqa: ARG002 - the only one
+        of: str | None,
+        outputs: Outputs,
+        space: OutputSpace,  # noqa: ARG002
+    ) -> float | None:
         return outputs[0 if of is None else self.names.index(of)]
 
     def labels_of(self, outputs: Outputs, space: OutputSpace) -> frozenset[str]:  # noqa: ARG002
         return frozenset()
+
+    @classmethod
+    def usual_names(cls, count: int) -> tuple[str, ...]:
+        return ("value",) if count == 1 else super().usual_names(count)
+
+    @classmethod
+    def declaration(cls, known: KnownOutputs) -> dict[str, Any]:
+        if known.units and len(known.units) != len(known.names):
+            raise ValueError(
+                f"there are {len(known.names)} values and {len(known.units)} units; name one for each, `1` for none"
+            )
+        units = known.units or ("1",) * len(known.names)
+        values = [{"name": name, "unit": unit} for name, unit in zip(known.names, units, strict=True)]
+        bound = {} if known.adverse is None else {"adverse": cls._bound(known.names, known.adverse)}
+        return {"kind": "values", "values": values, **bound, "tensors": dict(known.tensors)}
+
+    @classmethod
+    def _bound(cls, names: Sequence[str], adverse: str) -> dict[str, Any]:
+        """The bound that `above 0.5`, `below 600` or `price above 0.5` says. Raises ValueError."""
+        *name, side, number = adverse.split() if len(adverse.split()) > 1 else ("", "")
+        value = " ".join(name)
+        if side not in {"above", "below"} or (value and value not in names) or (not value and len(names) > 1):
+            example = f"{names[0]} above 0.5" if len(names) > 1 else "above 0.5"
+            raise ValueError(f"{adverse!r} says nothing of a value; bad news is said as in {example!r}")
+        return {side: float(number), **({"value": value} if value else {})}
 
     def described(self) -> dict[str, Any]:
         adverse = None if self.adverse is None else self.adverse.model_dump(exclude_none=True)

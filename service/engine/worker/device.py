@@ -126,7 +126,7 @@ def put_on_device(
     """
     model = load_model(folder, device)
     shape, outputs = model.shape, model.manifest.outputs
-    labels, link = len(outputs.names), outputs.twin_link
+    labels, link = len(outputs.names), outputs.network_link
     rows = _deployed_rows(model)
     deployed = DeployedKernel(model.deployed, rows, model.row_type)
     is_same = model.forwards is model.deployed

@@ -119,7 +119,7 @@ def _refuse_incomparable(before: Trial, after: Trial) -> None:
     ours, theirs = before.manifest.outputs, after.manifest.outputs
     if ours.names != theirs.names or ours.noun != theirs.noun:
         raise InvalidRequest(f"{names} have different {ours.noun}s")
-    if ours.spaces != theirs.spaces or ours.twin_link != theirs.twin_link:
+    if ours.spaces != theirs.spaces or ours.network_link != theirs.network_link:
         raise InvalidRequest(f"{names} answer different kinds of output")
     one, other = before.manifest.inputs, after.manifest.inputs
     if one.kind != other.kind or (not isinstance(one, TabularInputs) and one.shape != other.shape):
