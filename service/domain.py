@@ -25,10 +25,21 @@ DOUBLE: RowType = np.dtype(np.float64)
 
 
 class OutputSpace(StrEnum):
-    """Where the explained output lives: after or before the model's link function."""
+    """Where the explained output lives: after or before the model's link function, or, without one, a value."""
 
     PROBABILITY = "probability"
     LOGIT = "logit"
+    VALUE = "value"
+
+
+class Link(StrEnum):
+    """What leads from the numbers that a network answers to the probabilities of a row."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    """Of each number on its own."""
+    IDENTITY = "identity"
+    """The numbers are what the model answers."""
 
 
 class Completeness(StrEnum):
@@ -40,12 +51,23 @@ class Completeness(StrEnum):
     NONE = "none"
 
 
-class InputKind(StrEnum):
-    """What a model takes; methods see the rows of a table, the pixels of an image, or the embeddings of tokens."""
+class Axis(StrEnum):
+    """What is counted along an axis of a model's inputs, as methods see them.
 
-    TABULAR = "tabular"
-    IMAGE = "image"
-    TOKENS = "tokens"
+    A feature has a unit of its own, such as euros or years. Along channels and dimensions of an embedding lie the parts
+    of what an attribution is of, a pixel or a token.
+    """
+
+    FEATURE = "feature"
+    CHANNEL = "channel"
+    HEIGHT = "height"
+    WIDTH = "width"
+    POSITION = "position"
+    EMBEDDING = "embedding"
+
+
+PARTS = frozenset({Axis.CHANNEL, Axis.EMBEDDING})
+"""The axes along which attributions are summed."""
 
 
 class NoiseKind(StrEnum):
@@ -76,6 +98,32 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """The output numbered `index` less the one numbered `rather_than`: what speaks for one rather than the other."""
+
+    index: int
+    rather_than: int
+
+
+Target = int | Contrast
+"""Which single number is explained: the output of that number, or the difference of two."""
+
+
+def read_target(outputs: Floats, target: Target) -> Floats:
+    """The explained number [...] of `outputs` [..., outputs]."""
+    if isinstance(target, Contrast):
+        difference: Floats = outputs[..., target.index] - outputs[..., target.rather_than]
+        return difference
+    own: Floats = outputs[..., target]
+    return own
+
+
+def stored_target(stored: int | Mapping[str, int]) -> Target:
+    """The target that was written as JSON. Raises TypeError."""
+    return Contrast(**stored) if isinstance(stored, Mapping) else stored
+
+
+@dataclass(frozen=True)
 class ModelKey:
     """One version of one model; `digest` is that of the artefact in production: of its file, and its architecture."""
 
@@ -100,16 +148,18 @@ def kind_of(operator: str) -> str:
 class Traits:
     """What of a model decides which methods apply to it, and at what cost; read off its graph when it is loaded.
 
-    `shape` is that of one input as methods see it: (features,), (channels, height, width) or (positions, dimensions).
+    `shape` is that of one input as methods see it, with a size for each of the `axes`: (features,), (channels, height,
+    width) or (positions, dimensions).
     `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
     gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
-    With `has_one_logit` the network answers the second label's logit alone, and the first one's is its negative.
+    `labels` is how many outputs the network has, and `link` what leads from them to probabilities. With `has_one_logit`
+    the network answers the second label's logit alone, and the first one's is its negative.
     With `has_double_rows` rows are float64 until the network itself makes less of them.
     `columns` has for each input of a table the number of the unit that it belongs to, a category say, whose
     attributions are summed; it is empty where every input is one of its own.
     """
 
-    kind: InputKind
+    axes: tuple[Axis, ...]
     shape: tuple[int, ...]
     labels: int
     obstacle: str | None
@@ -120,13 +170,44 @@ class Traits:
     columns: tuple[int, ...] = ()
     has_one_logit: bool = False
     has_double_rows: bool = False
+    link: Link = Link.SOFTMAX
 
     @property
     def units(self) -> int:
-        """What attributions are told of: the features of a table, the positions of tokens, the pixels of an image."""
+        """How many there are of what attributions are of: features, positions, pixels."""
         if self.columns:
             return max(self.columns) + 1
-        return prod(self.shape[1:]) if self.kind is InputKind.IMAGE else self.shape[0]
+        return prod(size for axis, size in zip(self.axes, self.shape, strict=True) if axis not in PARTS)
+
+    @property
+    def summed_axes(self) -> tuple[int, ...]:
+        """The axes of the parts, counted from the last one, which is -1."""
+        return tuple(at - len(self.axes) for at, axis in enumerate(self.axes) if axis in PARTS)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether inputs are features, each with a name and a unit of its own."""
+        return Axis.FEATURE in self.axes
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether an input is one channel of a pixel."""
+        return Axis.CHANNEL in self.axes
+
+    @property
+    def has_space(self) -> bool:
+        """Whether inputs lie beside and below each other, so that they can be blurred, or be a region."""
+        return Axis.HEIGHT in self.axes and Axis.WIDTH in self.axes
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether inputs follow each other."""
+        return Axis.POSITION in self.axes
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether an input is one dimension of a token's embedding."""
+        return Axis.EMBEDDING in self.axes
 
     @property
     def bends(self) -> tuple[str, ...]:
@@ -197,7 +278,7 @@ FIELDS_OF_SCHEMA_1 = (
 class Plan:
     """Everything that decides the numbers of one explanation, and nothing else.
 
-    `input` is the model's input row in the artefact's own units. `target` None means the predicted class.
+    `input` is the model's input row in the artefact's own units. `target` None means the likeliest label.
     `tolerance` bounds the relative error of what `tolerance_of` names; denominators of relative errors are at least
     `floor` (units of the output space; None: one hundredth of the spread of the output over the baseline set).
     `max_evaluations` is the budget in gradient points. `errors` asks for the error of each attribution too.
@@ -208,7 +289,7 @@ class Plan:
     method: str
     options: tuple[tuple[str, OptionValue], ...]
     input: tuple[float, ...]
-    target: int | None
+    target: Target | None
     output_space: OutputSpace
     baseline: BaselineChoice
     tolerance: float
@@ -268,7 +349,8 @@ class GroupShare:
 class Explanation:
     """What a worker computed for one plan.
 
-    `outputs` is the deployed artefact's output for the input, in the plan's output space, one value a label.
+    `outputs` are all that the deployed artefact answers for the input, in the plan's output space; `output` is what
+    `target` reads of them.
     `attributions` has one value a unit of a table, or one a pixel, or one a position, as `shape` says; `standard_error`
     likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which the attributions
     then speak. `interactions` is a matrix over the features, `groups` what was found of several
@@ -283,7 +365,7 @@ class Explanation:
     """
 
     outputs: tuple[float, ...] | None
-    target: int
+    target: Target
     output: float | None
     baseline_output: float | None
     attributions: tuple[float, ...] | None
@@ -315,6 +397,6 @@ class Timings:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The deployed artefact's outputs for one input, by output space; one value a label."""
+    """All outputs of the deployed artefact for one input, by output space."""
 
     outputs: Mapping[OutputSpace, tuple[float, ...]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
@@ -24,7 +24,7 @@ from service.answers.reasons import texts_digest
 from service.catalog.inputs.kind import Places, Row
 from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
-from service.domain import SCHEMA, Context, Explanation, Plan
+from service.domain import SCHEMA, Context, Contrast, Explanation, Plan
 from service.ledger.entries import Entry
 
 
@@ -42,7 +42,13 @@ _WITHOUT_DEFAULT: Any = _or_absent
 class RecordedParameters:
     """What the request asked for, defaults filled in."""
 
-    target: Annotated[int | None, ALWAYS, Field(description="the index of the label; null: the predicted one")]
+    target: Annotated[
+        int | dict[str, int] | None,
+        ALWAYS,
+        Field(
+            description="the index of the label or value, with what it is explained `rather_than`; null: the predicted"
+        ),
+    ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
     tolerance_of: Annotated[
         str | None, ALWAYS, Field(description="what it is an error of; absent in records made before a choice")
@@ -220,7 +226,7 @@ def ledger_entry(
 def _parameters(plan: Plan) -> RecordedParameters:
     noise = plan.noise
     return RecordedParameters(
-        target=plan.target,
+        target=asdict(plan.target) if isinstance(plan.target, Contrast) else plan.target,
         tolerance=plan.tolerance,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,

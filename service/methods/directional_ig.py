@@ -25,11 +25,12 @@ way, and not how far it leads. In a table, where units differ, |D_S| is measured
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import cast
 
 import numpy as np
 
-from service.domain import Completeness, Floats, GroupShare, Indices, InputKind, Traits
+from service.domain import Completeness, Floats, GroupShare, Indices, Traits
 from service.methods.questions import Method, Problem
 from service.methods.shared.straight_path import straight_path
 from service.methods.shared.units import units_of_length
@@ -55,16 +56,13 @@ def directional_ig(problem: Problem) -> Method:
 
 def _units(traits: Traits, patch: int) -> Indices:
     """The number of the unit that each input belongs to: [inputs]."""
-    match traits.kind:
-        case InputKind.TABULAR:
-            unit = np.array(traits.columns or range(traits.shape[0]))
-        case InputKind.TOKENS:
-            unit = np.repeat(np.arange(traits.shape[0]), traits.shape[1])
-        case InputKind.IMAGE:
-            channels, height, width = traits.shape
-            down, across = np.arange(height) // patch, np.arange(width) // patch
-            unit = np.tile((down[:, None] * (across[-1] + 1) + across).ravel(), channels)
-    return unit
+    if traits.columns:
+        return np.array(traits.columns)
+    if traits.has_space:
+        channels, height, width = traits.shape
+        down, across = np.arange(height) // patch, np.arange(width) // patch
+        return np.tile((down[:, None] * (across[-1] + 1) + across).ravel(), channels)
+    return np.repeat(np.arange(traits.units), prod(traits.shape) // traits.units)
 
 
 @dataclass(frozen=True, slots=True)

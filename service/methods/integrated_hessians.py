@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind, kind_of
+from service.domain import Completeness, Floats, kind_of
 from service.methods.questions import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
 from service.methods.spec import Choice, Facts, MethodSpec
 from service.numerics.logarithmic import gauss_logarithmic
@@ -194,7 +194,7 @@ def _least_points(facts: Facts) -> int:
 
 
 def _not_applicable(facts: Facts) -> str | None:
-    if facts.traits.kind is InputKind.IMAGE:
+    if facts.traits.has_space:
         return (
             "integrated_hessians needs a row of Hessians for each input, too many for an image; use expected_gradients"
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import Completeness, InputKind
+from service.domain import Completeness
 from service.methods.questions import Method, Problem
 from service.methods.shared.one_gradient import gradient_at, of_one_gradient
 from service.methods.spec import MethodSpec, one_point
@@ -22,7 +22,7 @@ def saliency(problem: Problem) -> Method:
     """One explanation by saliency; see the module's docstring."""
     _, gradient = yield from gradient_at(problem, problem.input)
     steepness = np.abs(gradient)
-    if problem.traits.kind is InputKind.IMAGE:
+    if problem.traits.has_channels:
         steepness = steepness.reshape(problem.shape[0], -1).max(axis=0)
     return of_one_gradient(problem, steepness)
 

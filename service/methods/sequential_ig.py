@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind
+from service.domain import Completeness, Floats
 from service.methods.questions import Attribution, Method, Problem, outputs_at
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_PANELS, accepted, refine
@@ -31,7 +31,7 @@ def sequential_ig(problem: Problem) -> Method:
         return _attribution(problem, np.zeros_like(problem.input), 0, "none", None)
     outputs = yield from outputs_at(starts)
     panels = min(FIRST_PANELS, problem.max_evaluations // len(starts))
-    paths = _Paths(problem, starts, outputs[problem.output_space][:, problem.target], 1, panels)
+    paths = _Paths(problem, starts, problem.read(outputs), 1, panels)
     stopped = yield from refine(
         paths.learn, paths.error, lambda: _aim(problem, paths), paths.split, lambda: paths.is_searching
     )
@@ -80,7 +80,7 @@ class _Paths(RefinedLines):
 
 
 def _not_applicable(facts: Facts) -> str | None:
-    if facts.traits.kind is InputKind.TOKENS:
+    if facts.traits.has_embeddings:
         return None
     return "sequential_ig masks one token after the other, and this model takes none; use integrated_gradients"
 

@@ -41,7 +41,7 @@ from itertools import islice
 
 import numpy as np
 
-from service.domain import Completeness, Floats, Indices, InputKind
+from service.domain import Completeness, Floats, Indices
 from service.extras import install
 from service.methods.questions import Attribution, Method, Problem, Steps, outputs_at
 from service.methods.shared.refined_lines import RefinedLines
@@ -77,7 +77,7 @@ def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attrib
     starts = np.stack([problem.low, problem.high])
     meanwhile()
     answer = yield from outputs_at(starts)
-    outputs = answer[problem.output_space][:, problem.target]
+    outputs = problem.read(answer)
     panels = min(FIRST_PANELS, problem.max_evaluations // LINES)
     lines = RefinedLines(problem, starts, outputs, 1, panels)
 
@@ -136,7 +136,7 @@ def _cell_of_pixel(height: int, width: int) -> Indices:
 
 
 def _not_applicable(facts: Facts) -> str | None:
-    if facts.traits.kind is not InputKind.IMAGE:
+    if not facts.traits.has_space:
         return "xrai needs an image, whose regions it ranks; use integrated_gradients"
     if find_spec("skimage") is None:
         return (

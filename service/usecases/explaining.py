@@ -18,7 +18,6 @@ from service.answers.cache import Cache, plan_cache_digest
 from service.answers.disclosure import limited, limited_prediction
 from service.answers.explanation import Answered, ExplanationItem, answered
 from service.answers.items import TimingsItem
-from service.answers.predictions import prediction_of
 from service.answers.record import ledger_entry
 from service.answers.replies import RememberedReply
 from service.catalog.inputs.kind import Places
@@ -32,7 +31,7 @@ from service.ledger.ledger import Ledger, Room
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.timings import Spent
-from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, output_space
+from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
@@ -177,13 +176,16 @@ class Explaining:
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
+        outputs = version.manifest.outputs
         untimed = []
         entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
         for plan, digest, (explanation, cached, timings), context, spans, own_id in zip(
             plans, digests, results, request.contexts, request.spans_of_each, ids, strict=True
         ):
-            prediction = prediction_of(version, plan.output_space, explanation.outputs, spans)
+            prediction = outputs.prediction(
+                explanation.outputs, plan.output_space, is_truncated=spans is not None and spans.truncated
+            )
             answer = answered(
                 version, plan, explanation, spans, id=own_id, cached=cached, has_channels=parameters.channels
             )
@@ -244,13 +246,19 @@ class Explaining:
     async def predict(self, request: Request) -> list[AnyPrediction]:
         """The deployed artefact's prediction for each instance."""
         version, parameters = request.version, request.parameters
-        space = output_space(version.manifest, parameters.output_space)
+        outputs = version.manifest.outputs
+        space = outputs.read_space(parameters.output_space)
         request.spent.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
         with counted(request.caller.account, len(request.rows), request.counted):
             predictions = await _all([self._engine.predict(version.folder, row, deadline) for row in request.rows])
         return [
-            limited_prediction(prediction_of(version, space, prediction.outputs[space], spans), request.caller.policy)
+            limited_prediction(
+                outputs.prediction(
+                    prediction.outputs[space], space, is_truncated=spans is not None and spans.truncated
+                ),
+                request.caller.policy,
+            )
             for prediction, spans in zip(predictions, request.spans_of_each, strict=True)
         ]
 

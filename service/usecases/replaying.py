@@ -24,7 +24,6 @@ from service.access.visibility import Absent
 from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
-from service.answers.predictions import prediction_of
 from service.answers.reading import NO_VERSION, personal_of, record_of
 from service.answers.record import Personal, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
@@ -41,6 +40,7 @@ from service.domain import (
     OutputSpace,
     Plan,
     ToleranceOf,
+    stored_target,
 )
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
 from service.ledger.entries import LogChanged, Stored
@@ -141,7 +141,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=parameters.target,
+        target=None if parameters.target is None else stored_target(parameters.target),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -215,4 +215,7 @@ def _computed(
     places = version.manifest.inputs.of_record(personal.content).places
     has_channels = getattr(record.attributions, "channels", None) is not None
     answer = answered(version, plan, explanation, places, id=record.id, cached=False, has_channels=has_channels)
-    return Computed(answer, prediction_of(version, plan.output_space, explanation.outputs, places), explanation.rule)
+    prediction = version.manifest.outputs.prediction(
+        explanation.outputs, plan.output_space, is_truncated=places is not None and places.truncated
+    )
+    return Computed(answer, prediction, explanation.rule)

@@ -9,12 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Explanation,
     Floats,
-    InputKind,
     ModelKey,
     OptionValue,
     OutputSpace,
@@ -50,10 +52,10 @@ def device_model(network: nn.Module, baselines: Floats) -> DeviceModel:
     """`network` from rows [n, ...shape] to logits, as a model on the CPU with one baseline set [K, ...shape]."""
     network = network.float().eval()
     twin, shape = fx.symbolic_trace(network), baselines.shape[1:]
-    kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
+    axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
     with torch.no_grad():
         labels = network(torch.zeros(1, *shape)).shape[1]
-    traits = traits_of(twin, kind, shape, labels)
+    traits = traits_of(twin, axes, shape, labels)
     deployed = DeployedKernel(_Itself(network, shape), DEPLOYED_ROWS)
     kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
     prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)

@@ -16,6 +16,7 @@ TOLERANCE = 0.1
 IMAGE = {"shape": [28, 28], "values": [0.25] * 784}
 TOKENS = [{"token": 101, "attribution": 0.5}, {"token": 7592, "attribution": -0.25}, {"token": 102, "attribution": 0.0}]
 PREDICTION = {"label": "7", "index": 7, "outputs": [0.25, 0.75], "output_space": "probability"}
+VALUES = {"values": {"price": 5.0, "days": 2.0}, "units": {"price": "USD", "days": "1"}, "output_space": "value"}
 SAMPLES = {"kind": "smoothgrad", "samples": 50, "scale": 0.15, "output": 0.5}
 GROUP = {"features": [3, 4], "dividend": 0.5, "value": 0.75}
 
@@ -91,6 +92,9 @@ def test_values_are_near_within_the_tolerance_field_by_field() -> None:
         ("noise", {**SAMPLES, "samples": 49}, SAMPLES),
         ("prediction", {**PREDICTION, "index": 8}, {**PREDICTION, "index": 9}),
         ("prediction", {**PREDICTION, "outputs": [0.75, 0.25]}, PREDICTION),
+        ("prediction", {**VALUES, "values": {"price": 9.0, "days": 2.0}}, VALUES),
+        ("prediction", {**VALUES, "units": {"price": "EUR", "days": "1"}}, VALUES),
+        ("prediction", {**VALUES, "values": {"price": 5.0}}, VALUES),
         ("completeness", "exact", "none"),
     ],
 )

@@ -14,15 +14,16 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, InputKind, Traits
+from service.domain import ChunkShapes, Traits
 from service.engine.client.pool import Pool
 from service.engine.messages import Loaded
 from service.settings import Settings
 from tests.conftest import MODELS
 
 KEY = "a key that the operator chose"
-TRAITS = Traits(InputKind.TABULAR, (38,), 2, None, ("relu",), True, False, "minimum")
+TRAITS = Traits(TabularInputs.axes, (38,), 2, None, ("relu",), True, False, "minimum")
 LOAN = MODELS / "loan" / "1"
 
 

@@ -20,7 +20,6 @@ from safetensors.numpy import load, save
 
 from service.access.callers import Caller
 from service.answers.explanation import answered
-from service.answers.predictions import prediction_of
 from service.answers.reading import personal_of, record_of
 from service.answers.record import ledger_entry
 from service.artefacts.loading import load_model
@@ -190,7 +189,7 @@ def recorded(trial: Trial, instance: object) -> tuple[Explanation, Stored]:
     """An explanation, and what the ledger holds of it."""
     plan = make_plan(trial.version, read_instance(trial.manifest, instance), Parameters())
     found = trial.explained(plan)
-    prediction = prediction_of(trial.version, plan.output_space, found.outputs)
+    prediction = trial.version.manifest.outputs.prediction(found.outputs, plan.output_space)
     answer = answered(trial.version, plan, found, id=uuid7(), cached=False)
     entry = ledger_entry(trial.version, plan, plan.digest(), found, prediction, answer, Caller("t", "k"), Context())
     return found, Stored(**vars(entry), seq=1, leaf=b"", logged=b"", opened=entry.personal)

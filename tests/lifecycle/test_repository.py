@@ -15,8 +15,9 @@ import pytest
 from service.catalog import staging
 from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments, keep_beside
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, InputKind, Traits
+from service.domain import ChunkShapes, Traits
 from service.engine.messages import Loaded
 from service.errors import LoadRefused
 from service.lifecycle.repository import Repository, read_catalog
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tests.conftest import Until
 
 LOAN = MODELS / "loan" / "1"
-TRAITS = Traits(InputKind.TABULAR, (38,), 2, None, ("relu",), True, False, "minimum")
+TRAITS = Traits(TabularInputs.axes, (38,), 2, None, ("relu",), True, False, "minimum")
 
 
 @dataclass(slots=True)

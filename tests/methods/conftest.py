@@ -24,17 +24,21 @@ from torch import Tensor, fx, nn
 
 from service.artefacts.deployed import DeployedArtefact
 from service.artefacts.loading import baseline_digest
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
+    Contrast,
     Explanation,
     Floats,
     Indices,
-    InputKind,
     OptionValue,
     OutputSpace,
     Plan,
     Priority,
+    Target,
     Traits,
 )
 from service.engine.graph.traits import traits_of
@@ -166,7 +170,7 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
             setattr(twin, name, nn.GELU())
     twin.recompile()
     deployed = DeployedKernel(_SameNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
-    traits = traits_of(twin, InputKind.TABULAR, model.traits.shape, 2)
+    traits = traits_of(twin, TabularInputs.axes, model.traits.shape, 2)
     kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
     baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
     return replace(model, kernels=kernels, baselines=baselines, traits=traits)
@@ -314,7 +318,7 @@ Pose = Callable[..., Problem]
 Drive = Callable[..., Attribution]
 
 PLAIN = Traits(
-    kind=InputKind.TABULAR,
+    axes=TabularInputs.axes,
     shape=(0,),
     labels=0,
     obstacle="not looked for",
@@ -345,8 +349,8 @@ def pose() -> Pose:
         center = baselines.mean(axis=0)
         logits = network(torch.from_numpy(np.concatenate([x[None], center[None], baselines])))
         outputs = (logits if space is OutputSpace.LOGIT else torch.softmax(logits, dim=1))[:, target].detach()
-        kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[x.ndim]
-        known = {"kind": kind, "shape": x.shape, "labels": logits.shape[1], **(traits or {})}
+        axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[x.ndim]
+        known = {"axes": axes, "shape": x.shape, "labels": logits.shape[1], **(traits or {})}
         problem = Problem(
             input=x.ravel(),
             output=float(outputs[0]),
@@ -404,6 +408,12 @@ class _KnownPoints:
         )
 
 
+def index_of(target: Target) -> int:
+    """The number of the one output that is explained."""
+    assert not isinstance(target, Contrast)
+    return target
+
+
 @dataclass(frozen=True, slots=True)
 class Plain:
     """Answers questions about a float64 network by plain automatic differentiation.
@@ -442,16 +452,16 @@ class Plain:
         """The answer to `points`."""
         starts = points.starts[points.line]
         rows = starts + points.alphas[:, None] * (points.end - starts)
-        outputs, gradients = self.gradients(rows, points.readout, points.target)
+        outputs, gradients = self.gradients(rows, points.readout, index_of(points.target))
         return _KnownPoints(outputs, gradients * (points.end - starts))
 
     def curvatures(self, asked: HessianRows) -> Curvatures:
         """The answer to `asked`; the network is taken as it is, kinks and all."""
 
         def output(rows: Tensor) -> Tensor:
-            return self.output(rows, asked.readout, asked.target).sum()
+            return self.output(rows, asked.readout, index_of(asked.target)).sum()
 
-        outputs, gradients = self.gradients(asked.rows, asked.readout, asked.target)
+        outputs, gradients = self.gradients(asked.rows, asked.readout, index_of(asked.target))
         pair = torch.from_numpy(asked.rows), torch.from_numpy(asked.vectors)
         _, products = torch.autograd.functional.hvp(output, *pair)  # type: ignore[no-untyped-call]
         return Curvatures(outputs, gradients, products.numpy())
@@ -547,10 +557,10 @@ def model_of(model: DeviceModel) -> ModelOf:
             parameter.requires_grad_(False)
         twin = fx.symbolic_trace(network)
         shape = baselines.shape[1:]
-        kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
+        axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
         with torch.no_grad():
             labels = network(torch.zeros(1, *shape)).shape[1]
-        traits = traits_of(twin, kind, shape, labels)
+        traits = traits_of(twin, axes, shape, labels)
         deployed = DeployedKernel(_SameNetwork(twin, shape), DEPLOYED_ROWS)
         kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
         prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)

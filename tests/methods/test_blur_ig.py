@@ -11,7 +11,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
+from service.catalog.outputs.classes import Classes
+from service.domain import Axis, Completeness, Floats, OutputSpace, Traits
 from service.methods.blur_ig import BLUR_IG, blur_ig
 from service.methods.questions import DeadlinePassed, Problem
 from service.methods.spec import Facts
@@ -72,7 +75,7 @@ def test_on_a_linear_model_it_is_weight_times_what_blurring_takes(posed: Any, dr
 
 
 @pytest.mark.parametrize("network", [smooth, kinked])
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_values_sum_to_the_change_from_the_blurred_image(
     posed: Any, drive: Drive, network: Any, space: OutputSpace
 ) -> None:
@@ -142,9 +145,9 @@ def test_a_deadline_before_the_first_gradients_passes_through(posed: Any, drive:
         drive(blur_ig(posed(kinked)), kinked, answers=answers, shape=SHAPE)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [(InputKind.TABULAR, (5,)), (InputKind.TOKENS, (3, 4))])
-def test_it_says_that_it_is_for_images(kind: InputKind, shape: tuple[int, ...]) -> None:
-    traits = Traits(kind, shape, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
+@pytest.mark.parametrize(("axes", "shape"), [(TabularInputs.axes, (5,)), (TokenInputs.axes, (3, 4))])
+def test_it_says_that_it_is_for_images(axes: tuple[Axis, ...], shape: tuple[int, ...]) -> None:
+    traits = Traits(axes, shape, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
     reason = BLUR_IG.not_applicable(Facts(traits, 1, BLUR_IG.defaults()))
     assert reason is not None
     assert "use integrated_gradients" in reason

@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
+from service.domain import Axis, Completeness, Floats, OutputSpace, Traits
 from service.methods.directional_ig import DIRECTIONAL_IG, directional_ig
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.questions import Attribution, DeadlinePassed, Problem
@@ -230,11 +233,11 @@ def test_budget_and_deadline_are_those_of_integrated_gradients(posed: Any, drive
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "units"),
-    [(InputKind.TABULAR, (4,), 4), (InputKind.TOKENS, (3, 5), 3), (InputKind.IMAGE, (3, 9, 8), 6)],
+    ("axes", "shape", "units"),
+    [(TabularInputs.axes, (4,), 4), (TokenInputs.axes, (3, 5), 3), (ImageInputs.axes, (3, 9, 8), 6)],
 )
-def test_a_unit_that_does_not_exist_is_named(kind: InputKind, shape: tuple[int, ...], units: int) -> None:
-    traits = Traits(kind, shape, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
+def test_a_unit_that_does_not_exist_is_named(axes: tuple[Axis, ...], shape: tuple[int, ...], units: int) -> None:
+    traits = Traits(axes, shape, 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
     last, beyond = (
         DIRECTIONAL_IG.not_applicable(Facts(traits, 1, DIRECTIONAL_IG.defaults() | {"groups": ((0, member),)}))
         for member in (units - 1, units)

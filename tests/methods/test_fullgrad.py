@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Traits
+from service.catalog.inputs.tokens import TokenInputs
+from service.catalog.outputs.classes import Classes
+from service.domain import Completeness, Explanation, Floats, Traits
 from service.engine.worker.device import DeviceModel
 from service.methods.fullgrad import FULLGRAD
 from service.methods.spec import Facts
@@ -110,7 +112,7 @@ def test_without_biases_only_the_input_is_on_the_map(model_of: ModelOf, plan_for
 
 
 def test_the_logit_is_explained_whatever_the_output_space(cnn_model: DeviceModel, plan_for: PlanFor, run: Run) -> None:
-    plans = [plan_for(cnn_model, drawn(), "fullgrad", output_space=space) for space in OutputSpace]
+    plans = [plan_for(cnn_model, drawn(), "fullgrad", output_space=space) for space in Classes.spaces]
     first, second = map(map_of, run(cnn_model, plans))
     np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
 
@@ -133,7 +135,7 @@ def test_a_decomposition_that_does_not_hold_is_said(
         (lambda traits: traits, None),
         (lambda traits: replace(traits, biases_obstacle="GELU"), "the operator GELU does not allow"),
         (lambda traits: replace(traits, has_convolution=False), "this network has none"),
-        (lambda traits: replace(traits, kind=InputKind.TOKENS), "takes tokens"),
+        (lambda traits: replace(traits, axes=TokenInputs.axes), "takes tokens"),
     ],
 )
 def test_where_biases_do_not_account_for_the_output_it_does_not_apply(

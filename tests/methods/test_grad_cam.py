@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.domain import Completeness, Explanation, Floats, InputKind, OutputSpace, Traits
+from service.catalog.inputs.tokens import TokenInputs
+from service.domain import Completeness, Explanation, Floats, OutputSpace, Traits
 from service.engine.worker.device import DeviceModel
 from service.methods.grad_cam import GRAD_CAM
 from service.methods.grad_cam_pp import GRAD_CAM_PP
@@ -213,7 +214,7 @@ def test_over_the_features_of_a_table_the_map_of_a_convolution_is_interpolated_l
     [
         (lambda traits: traits, None),
         (lambda traits: replace(traits, has_convolution=False), "this network has none"),
-        (lambda traits: replace(traits, kind=InputKind.TOKENS), "takes tokens"),
+        (lambda traits: replace(traits, axes=TokenInputs.axes), "takes tokens"),
     ],
 )
 def test_where_no_map_can_be_laid_over_the_input_they_do_not_apply(

@@ -10,7 +10,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from service.domain import Completeness, Floats, InputKind, OutputSpace, Traits
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.outputs.classes import Classes
+from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods import idgi as module
 from service.methods.idgi import IDGI, idgi
 from service.methods.questions import DeadlinePassed, Problem
@@ -102,7 +104,7 @@ def test_it_has_the_limit_of_the_algorithm_in_the_paper(posed: Any, drive: Drive
 
 
 @pytest.mark.parametrize("steps", [1, 7, 64])
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_values_sum_to_the_change_whatever_the_number_of_steps(
     posed: Any, drive: Drive, steps: int, space: OutputSpace
 ) -> None:
@@ -208,7 +210,7 @@ def test_after_a_deadline_there_is_nothing_to_tell(posed: Any, drive: Drive, ans
 
 
 def test_it_says_that_blurs_are_for_images() -> None:
-    traits = Traits(InputKind.TABULAR, (4,), 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
+    traits = Traits(TabularInputs.axes, (4,), 2, None, (), has_relu=False, has_convolution=False, biases_obstacle=None)
     reason = IDGI.not_applicable(Facts(traits, 1, IDGI.defaults() | {"path": "blur"}))
     assert reason is not None
     assert "use path: straight" in reason

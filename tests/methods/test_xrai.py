@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.domain import Completeness, Floats, InputKind, OptionValue, OutputSpace
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
+from service.domain import Completeness, Floats, OptionValue, OutputSpace
 from service.methods.questions import DeadlinePassed, Forwards, Points, Problem
 from service.methods.spec import Facts
 from service.methods.xrai import XRAI, xrai
@@ -276,8 +278,8 @@ def test_the_same_problem_gives_the_same_bits(posed: Posed, drive: Drive) -> Non
 def test_it_refuses_what_is_no_image(posed: Posed) -> None:
     traits = posed(linear(SMALL), drawn(SMALL)).traits
     assert XRAI.not_applicable(Facts(traits, 1, {})) is None
-    for kind in (InputKind.TABULAR, InputKind.TOKENS):
-        reason = XRAI.not_applicable(Facts(replace(traits, kind=kind), 1, {}))
+    for axes in (TabularInputs.axes, TokenInputs.axes):
+        reason = XRAI.not_applicable(Facts(replace(traits, axes=axes), 1, {}))
         assert reason is not None
         assert reason.startswith("xrai needs an image")
 
@@ -292,10 +294,11 @@ def test_without_scikit_image_it_says_which_extra_is_missing(posed: Posed, monke
 
 IN_THE_FRONT = f"""
 import sys
-from service.domain import InputKind, Traits
+from service.catalog.inputs.image import ImageInputs
+from service.domain import Traits
 from service.methods.spec import Facts
 from service.methods.xrai import XRAI
-traits = Traits(InputKind.IMAGE, {SMALL}, 2, None, (), True, True, None)
+traits = Traits(ImageInputs.axes, {SMALL}, 2, None, (), True, True, None)
 assert XRAI.not_applicable(Facts(traits, 1, XRAI.defaults())) is None
 assert not {{"skimage", "scipy"}} & set(sys.modules)
 """

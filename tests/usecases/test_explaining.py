@@ -15,9 +15,10 @@ import pytest
 from service.access.callers import Caller
 from service.answers.cache import Cache
 from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
-from service.domain import Completeness, Context, Explanation, InputKind, Plan, Prediction, Priority, Timings, Traits
+from service.domain import Completeness, Context, Explanation, Plan, Prediction, Priority, Timings, Traits
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerFull, LedgerUnavailable, NotConverged, Overloaded
 from service.ledger import Entry, Ledger, Search, Vault, open_engine, upgrade
 from service.ledger.entries import Remembered
@@ -88,7 +89,7 @@ class ListLedger:
 @pytest.fixture(scope="module")
 def version() -> ModelVersion:
     manifest, key, digest = read_manifest(LOAN)
-    traits = Traits(InputKind.TABULAR, manifest.inputs.shape, 2, None, ("relu",), True, False, "minimum")
+    traits = Traits(TabularInputs.axes, manifest.inputs.shape, 2, None, ("relu",), True, False, "minimum")
     return ModelVersion(key, manifest, LOAN, digest, environment={"answerable": "test"}, traits=traits)
 
 

@@ -21,7 +21,7 @@ from service.catalog.inputs.encodings import Encoding, TokenEncoding, encoding_o
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.manifest import Manifest
-from service.domain import Floats, OutputSpace
+from service.domain import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class TwinSource:
 
 def source_of(graph: ModelProto, manifest: Manifest, given: Mapping[str, GraphInput], feeds: Feeds) -> TwinSource:
     """What the twin is made of. Raises CatalogError where tokens or categories are looked up otherwise than it says."""
-    inputs, logit = manifest.inputs, manifest.outputs.tensors[OutputSpace.LOGIT]
+    inputs, logit = manifest.inputs, manifest.outputs.network_tensor
     match inputs:
         case TokenInputs():
             return _of_tokens(graph, inputs, given, feeds)
@@ -59,7 +59,7 @@ def source_of(graph: ModelProto, manifest: Manifest, given: Mapping[str, GraphIn
 
 def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
     """The twin. Raises CatalogError where there is none."""
-    twin = build_twin(source.model, source.start, manifest.outputs.tensors[OutputSpace.LOGIT], source.shape)
+    twin = build_twin(source.model, source.start, manifest.outputs.network_tensor, source.shape)
     return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.has_one_logit else twin
 
 

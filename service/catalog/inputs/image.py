@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt, model_validator
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, P
 from service.catalog.inputs.image_files import decode
 from service.catalog.inputs.kind import Declaration, Inputs, Number, Row, check_range
 from service.catalog.nearest import Searches
+from service.domain import Axis
 from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 Channel = tuple[tuple[Number, ...], ...]
@@ -76,6 +77,7 @@ class ImageInputs(Inputs):
     """
 
     kind: Literal["image"]
+    axes: ClassVar[tuple[Axis, ...]] = (Axis.CHANNEL, Axis.HEIGHT, Axis.WIDTH)
     tensor: str = ""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     range: tuple[FiniteFloat, FiniteFloat]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, WithJsonSchema
 
 from service.catalog.nearest import Searches
+from service.domain import Axis
 from service.errors import InvalidRequest
 
 FARTHEST = 1e37
@@ -105,6 +106,8 @@ class Inputs(Declaration, ABC):
     """What a model takes, as its manifest declares it."""
 
     kind: str
+    axes: ClassVar[tuple[Axis, ...]]
+    """Of what methods see of a row."""
     is_read_at_once: ClassVar[bool] = False
     """Whether an instance is read in microseconds; texts and files take their time."""
 

@@ -18,6 +18,7 @@ from service.catalog.inputs.features import Category, Feature, Group, ReasonGrou
 from service.catalog.inputs.kind import Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
+from service.domain import Axis
 from service.errors import CatalogError
 
 
@@ -63,6 +64,7 @@ class TabularInputs(Inputs):
     """
 
     kind: Literal["tabular"]
+    axes: ClassVar[tuple[Axis, ...]] = (Axis.FEATURE,)
     is_read_at_once: ClassVar[bool] = True
     tensor: str = ""
     features: tuple[Feature, ...] = Field(min_length=1)

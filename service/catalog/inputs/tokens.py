@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, model_validator, with_config
 from typing_extensions import TypedDict
@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from service.catalog.inputs.kind import Inputs, Number, Row
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
+from service.domain import Axis
 
 SideInput = Literal["mask", "zeros", "positions"]
 """What else a graph of tokens takes: 1 for every token and 0 for the padding, zeros, or 0, 1, 2 and so on."""
@@ -75,6 +76,7 @@ class TokenInputs(Inputs):
     """
 
     kind: Literal["tokens"]
+    axes: ClassVar[tuple[Axis, ...]] = (Axis.POSITION, Axis.EMBEDDING)
     tensor: str
     length: PositiveInt
     vocabulary: PositiveInt

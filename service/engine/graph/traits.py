@@ -8,7 +8,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from service.artefacts.sizes import layer_sizes, propagate, row_type_of, size_of
-from service.domain import DOUBLE, InputKind, Traits
+from service.domain import DOUBLE, Axis, Traits
 from service.engine.graph.operators import (
     EXTREMA_ALONG,
     MAX_POOLS,
@@ -29,9 +29,9 @@ MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "
 
 
 def traits_of(
-    twin: fx.GraphModule, kind: InputKind, shape: tuple[int, ...], labels: int, columns: tuple[int, ...] = ()
+    twin: fx.GraphModule, axes: tuple[Axis, ...], shape: tuple[int, ...], labels: int, columns: tuple[int, ...] = ()
 ) -> Traits:
-    """The traits of a twin whose inputs are [rows, *shape], and belong to units as `columns` says."""
+    """The traits of a twin whose inputs are [rows, *shape], along these axes, and belong to units as `columns` says."""
     obstacle = None
     try:
         PiecewiseLinear(twin, shape=shape)
@@ -41,7 +41,7 @@ def traits_of(
     if obstacle is None and largest > LARGEST_LAYER:
         obstacle = f"it has a layer of {largest} values, and finding the pieces would take too much memory"
     return Traits(
-        kind=kind,
+        axes=axes,
         shape=shape,
         labels=labels,
         obstacle=obstacle,

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.domain import Floats, InputKind
+from service.domain import Floats
 from service.methods.questions import Attribution, FeatureMaps, LayerRows, Problem, Steps, feature_maps
 from service.methods.shared.one_gradient import of_one_gradient
 from service.methods.spec import Facts
@@ -57,7 +57,7 @@ def needs_feature_maps(method: str) -> Callable[[Facts], str | None]:
     """The `not_applicable` of a method that lays feature maps over the input."""
 
     def not_applicable(facts: Facts) -> str | None:
-        if facts.traits.kind is InputKind.TOKENS:
+        if facts.traits.has_embeddings:
             return f"{method} lays feature maps over an image, and this model takes tokens; use integrated_gradients"
         if not facts.traits.has_convolution:
             return (

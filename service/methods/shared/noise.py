@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind, Noise, NoiseKind
+from service.domain import Completeness, Floats, Noise, NoiseKind
 from service.methods.questions import Attribution, DeadlinePassed, Method, Problem, Steps, outputs_at
 
 COPIES_AT_ONCE = 32
@@ -53,9 +53,7 @@ def _gather(attribute: Callable[[Problem], Method], problem: Problem, noise: Noi
         now = seeds[start : start + COPIES_AT_ONCE]
         copies = problem.input + deviation * generator.standard_normal((len(now), problem.input.size))
         outputs = yield from outputs_at(copies)
-        for copy, seed, output in zip(
-            copies, now, outputs[problem.output_space][:, problem.target].tolist(), strict=True
-        ):
+        for copy, seed, output in zip(copies, now, problem.read(outputs).tolist(), strict=True):
             one = replace(problem, input=copy, output=output, seed=seed, max_evaluations=budget)
             attribution = yield from attribute(one)
             gathered.add(attribution, output)
@@ -113,7 +111,7 @@ class _Gathered:
 
     def _of_told(self, values: Floats) -> Floats:
         """What the variance is that of: of a token or a category, its attribution, not those of its parts."""
-        is_whole = self._kind is NoiseKind.SMOOTHGRAD or self._problem.traits.kind is InputKind.IMAGE
+        is_whole = self._kind is NoiseKind.SMOOTHGRAD or self._problem.traits.has_channels
         return values if is_whole else self._problem.per_unit(values)
 
     def attribution(self) -> Attribution:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import Floats, InputKind
+from service.domain import Floats
 from service.methods.questions import Problem
 
 
 def units_of_length(problem: Problem) -> Floats:
     """In a table, whose features have units of their own, each feature's range; elsewhere one: [inputs]."""
     extent = problem.high - problem.low
-    if problem.traits.kind is not InputKind.TABULAR:
+    if not problem.traits.has_features:
         return np.ones_like(extent)
     return np.where(extent > 0, extent, 1.0)

@@ -21,7 +21,6 @@ from torch.nn import functional
 from service.access.callers import Caller
 from service.answers.encoding import encode
 from service.answers.explanation import answered
-from service.answers.predictions import prediction_of
 from service.answers.record import ledger_entry
 from service.api.baselines import _rows as baseline_rows
 from service.catalog.baselines import KeptSets
@@ -221,7 +220,9 @@ def recorded(trial: Trial) -> tuple[Entry, dict[str, Any]]:
     spans = row.places
     plan = make_plan(trial.version, row.values, Parameters())
     explanation = trial.explained(plan)
-    prediction = prediction_of(trial.version, plan.output_space, explanation.outputs, spans)
+    prediction = trial.version.manifest.outputs.prediction(
+        explanation.outputs, plan.output_space, is_truncated=spans is not None and spans.truncated
+    )
     answer = answered(trial.version, plan, explanation, spans, id=uuid7(), cached=False)
     context = Caller("tenant", "key"), Context()
     entry = ledger_entry(trial.version, plan, "digest", explanation, prediction, answer, *context, spans)

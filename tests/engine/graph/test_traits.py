@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.domain import InputKind, Traits
+from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.inputs.tokens import TokenInputs
+from service.domain import Traits
 from service.engine.graph.traits import LARGEST_LAYER, last_feature_maps, traits_of
 from service.engine.kernels.kernel import Segment
 from service.engine.kernels.rows import BiasKernel
@@ -24,8 +27,8 @@ def traced(network: nn.Module) -> fx.GraphModule:
 
 
 def traits(network: nn.Module, shape: tuple[int, ...]) -> Traits:
-    kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
-    return traits_of(traced(network), kind, shape, 2)
+    axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
+    return traits_of(traced(network), axes, shape, 2)
 
 
 class Between(nn.Module):
@@ -157,7 +160,7 @@ def test_maps_must_have_the_dimensions_of_the_input() -> None:
 def test_pieces_are_not_looked_for_in_layers_too_large() -> None:
     def traits(width: int) -> Traits:
         network = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2)).requires_grad_(False)
-        return traits_of(fx.symbolic_trace(network), InputKind.TABULAR, (4,), 2)
+        return traits_of(fx.symbolic_trace(network), TabularInputs.axes, (4,), 2)
 
     assert traits(LARGEST_LAYER).is_piecewise_linear
     obstacle = traits(LARGEST_LAYER + 1).obstacle
