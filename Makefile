@@ -37,7 +37,7 @@ bench: .venv/.bench
 bench-ledger: .venv/.dev
 	@for kind in sqlite postgresql; do echo $$kind; $(BIN)/python -m tests.bench.search $$kind || exit 1; done
 
-# What the gate leaves out, since a shorter test stands for it there.
+# What the gate leaves out, since a shorter test says the same there.
 slow: .venv/.dev
 	$(BIN)/pytest -m slow $(PARALLEL)
 

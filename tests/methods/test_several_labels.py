@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.methods.conftest import ModelOf, PlanFor, Run
 
 X, BASELINE = np.array([1.0, 0.5]), np.zeros(2)
-NODES = 40_000
+NODES = 20_000
 
 
 def dense(weight: Floats, bias: Floats, start: Floats, end: Floats, target: int, until: float = 1.0) -> Floats:
