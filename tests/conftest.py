@@ -145,6 +145,23 @@ class _Server(uvicorn.Server):
             self.settled.set()
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the latter, when it ends between opening and reading
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def bytes_of(path: Path) -> bytes:
+    """What a server's file holds; nothing, where the server has removed or renamed it meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In which order several processes take the files, with xdist's `--no-loadscope-reorder`.
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
     from tests.conftest import Service
 
-MANY = 200
 AT_ONCE = 24
 TABULAR = {"loan": ["1", "2"]}
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -109,7 +108,8 @@ def served_as(service: Service, **changes: Any) -> Iterator[None]:
         catalog.put(version)
 
 
-async def test_what_was_explained_under_load_is_replayed_bit_for_bit(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("many", [50, pytest.param(200, marks=pytest.mark.slow)])
+async def test_what_was_explained_under_load_is_replayed_bit_for_bit(client: httpx.AsyncClient, many: int) -> None:
     draw = random.Random(20)
     room = asyncio.Semaphore(AT_ONCE)
 
@@ -120,7 +120,7 @@ async def test_what_was_explained_under_load_is_replayed_bit_for_bit(client: htt
         assert response.status_code == 200, (body["parameters"], response.text)
         return str(response.json()["explanations"][0]["id"])
 
-    made_ids = await asyncio.gather(*(made() for _ in range(MANY)))
+    made_ids = await asyncio.gather(*(made() for _ in range(many)))
 
     verdicts = [await replayed(client, one) for one in made_ids]
     assert [v for v in verdicts if v["verdict"] != "bit_exact"] == []

@@ -64,7 +64,7 @@ class Asked:
     requests: int = 0
 
     @asynccontextmanager
-    async def on_and_on(self, program: Program, make: Make, pause: float = 0.02) -> AsyncIterator[None]:
+    async def on_and_on(self, program: Program, make: Make, pause: float = 0.05) -> AsyncIterator[None]:
         """Clients that ask, whatever is answered, with so many seconds in between: other tests run beside this."""
         is_over = False
 

@@ -63,7 +63,7 @@ def walked(network: nn.Sequential, start: Floats, end: Floats, space: OutputSpac
     return values
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", [OutputSpace.PROBABILITY, pytest.param(OutputSpace.LOGIT, marks=pytest.mark.slow)])
 def test_the_stated_error_covers_what_float32_leaves(
     model_of: ModelOf, plan_for: PlanFor, run: Run, space: OutputSpace
 ) -> None:
