@@ -129,6 +129,12 @@ def checkpoints(file: Path) -> list[tuple[int, bytes]]:
         return database.execute("SELECT size, body FROM checkpoints ORDER BY size DESC").fetchall()
 
 
+def is_signed(file: Path) -> bool:
+    """Whether the last checkpoint is over all rows, so that no signature is under way that would come after it."""
+    with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS)) as database:
+        return database.execute("SELECT max(seq) = (SELECT max(size) FROM checkpoints) FROM log").fetchone() == (1,)
+
+
 @contextmanager
 def changed_checkpoint(file: Path) -> Iterator[None]:
     """The last checkpoint says another root meanwhile, as if the log had been changed since."""
@@ -162,6 +168,7 @@ async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Pr
 
         (redis,) = program.children("redis-server")
         os.kill(redis, signal.SIGSTOP)
+        await until(lambda: is_signed(ledger))
         with changed_checkpoint(ledger):
             async with asked.on_and_on(program, odd, pause=0.1):
                 causes = (
