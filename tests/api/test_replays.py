@@ -159,9 +159,7 @@ async def test_another_calibration_since_then_changes_nothing(
     version = service.app.state.catalog.find("loan", "1")
     plan = make_plan(version, tuple(map(float, fresh.values())), Parameters(**plain))
     conditions = Conditions(shapes, None)
-    other = service.call(
-        service.app.state.engine.repeat(version.folder, plan, expected_points(version, plan), conditions)
-    )
+    other = service.call(service.app.state.engine.repeat(version.ref, plan, expected_points(version, plan), conditions))
     assert other.chunk_rows == str(shapes)
     record = (await client.get(f"/v1/explanations/{explanation['id']}")).json()
     assert record["environment"]["chunk_rows"] != str(shapes)
