@@ -16,9 +16,12 @@ import pytest_asyncio
 from service.domain import Explanation, Plan, VersionRef
 from service.engine.client import separation
 from service.engine.client.local_engine import LocalEngine
+from service.engine.messages import Load, Reply, Request, VersionLoaded
 from service.engine.worker import device
 from service.engine.worker.device import DeviceModel
-from service.errors import ModelNotReady
+from service.errors import CatalogError, ModelNotReady
+from tests.engine.client.conftest import SOURCE
+from tests.engine.client.scripted import Script, ScriptedWorker, a_version, loaded, obedient, without
 from tests.engine.conftest import LOAN, LOAN_REF, SHAPES, ref_of, source_of
 from tests.engine.spoiling import copy_of_loan
 
@@ -89,6 +92,35 @@ async def test_others_do_not_wait_for_a_chunk_that_takes_long(
     assert engine.stats().ready_workers == 1
     with pytest.raises(ModelNotReady):
         await explained(engine, plan, ref)
+
+
+async def test_a_worker_of_its_own_that_does_not_come_up_is_a_version_that_is_not_loaded(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(separation, "MAX_SHARED_SECONDS", 0.5)
+    quick, slow = a_version(), a_version()
+
+    def answer(worker: ScriptedWorker, request: Request) -> Reply | None:
+        if isinstance(request, Load):
+            return VersionLoaded(request.task, loaded(request.version, 1.0 if request.version == slow else 0.5))
+        return obedient(worker, request)
+
+    script.answers = [answer, None, without(slow), answer, obedient]
+    engine = LocalEngine(1, 10**9, start=script.start)
+    await engine.start()
+    await engine.load(quick, SOURCE, {})
+    for sentence in ("no worker of its own", "spoilt"):
+        with pytest.raises(CatalogError, match=sentence):
+            await engine.load(slow, SOURCE, {})
+        (group,) = engine.separation.groups
+        assert [worker.versions for worker in group.supervisor.workers.values()] == [{quick}]
+        assert engine.stats().is_complete
+        assert script.workers[-1].returncode is not None
+
+    assert (await engine.load(slow, SOURCE, {}, beside=True)).chunk_seconds == 1.0
+    assert [worker.number for worker in script.workers] == [0, 1, 1, 0, 1]  # a second one loaded it, and it was slow
+    await engine.close()
+    assert all(worker.returncode is not None for worker in script.workers)
 
 
 async def test_versions_that_are_quick_share_a_worker(engine: LocalEngine, tmp_path: Path) -> None:
