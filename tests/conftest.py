@@ -266,7 +266,7 @@ def instance(loan: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def until() -> Until:
-    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails when it never happens."""
+    """Waits for a condition: `await until(lambda: engine.stats().is_complete)`; fails when it never happens."""
 
     async def wait(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -10,7 +10,7 @@ from service import __version__
 from service.api.auth import PUBLIC, needs
 from service.api.problems import answers
 from service.catalog.versions import Catalog
-from service.engine.client.pool import Pool
+from service.engine.protocol import Engine
 from service.ledger.ledger import Ledger
 from service.monitoring.instruments import CONTENT_TYPE
 
@@ -51,11 +51,11 @@ async def ready(request: Request, response: Response) -> dict[str, bool | list[s
     operator. What can be served is served all the same.
     """
     catalog: Catalog = request.app.state.catalog
-    engine: Pool = request.app.state.engine
+    engine: Engine = request.app.state.engine
     ledger: Ledger | None = request.app.state.ledger
     is_recording = ledger is None or ledger.is_recording
     can_answer = is_recording or request.app.state.ledger_mode != "required"
-    is_ready = catalog.is_ready and engine.is_complete and can_answer
+    is_ready = catalog.is_ready and engine.stats().is_complete and can_answer
     if not is_ready:
         response.status_code = 503
         response.headers["Retry-After"] = "1"

@@ -159,9 +159,7 @@ async def test_another_calibration_since_then_changes_nothing(
     version = service.app.state.catalog.find("loan", "1")
     plan = make_plan(version, tuple(map(float, fresh.values())), Parameters(**plain))
     conditions = Conditions(shapes, None)
-    other = service.call(
-        service.app.state.engine.repeat(version.folder, plan, expected_points(version, plan), conditions)
-    )
+    other = service.call(service.app.state.engine.repeat(version.ref, plan, expected_points(version, plan), conditions))
     assert other.chunk_rows == str(shapes)
     record = (await client.get(f"/v1/explanations/{explanation['id']}")).json()
     assert record["environment"]["chunk_rows"] != str(shapes)
@@ -225,8 +223,8 @@ async def test_a_manifest_that_changed_matters_where_the_numbers_do(
     service: Service, explain: Explain, client: httpx.AsyncClient, fresh: dict[str, Any]
 ) -> None:
     (explanation,) = (await explain([fresh]))["explanations"]
-    with served_as(service, manifest_digest="sha256:" + "2" * 64):
-        assert (await replayed(client, explanation["id"]))["verdict"] == "bit_exact"
+    changed_record(service, explanation["id"], lambda record: record.update(manifest="sha256:" + "2" * 64))
+    assert (await replayed(client, explanation["id"]))["verdict"] == "bit_exact"
 
     changed_record(service, explanation["id"], lambda record: record.update(manifest="sha256:" + "3" * 64, output=0.5))
     verdict = await replayed(client, explanation["id"])

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from service.api import problems
 from service.app import create_app
+from service.engine.protocol import Stats
 from service.errors import AnswerableError, QuotaSpent
 from service.settings import Settings
 from tests.conftest import MODELS
@@ -61,7 +62,7 @@ def test_others_do_not() -> None:
 
 async def test_a_service_that_is_not_ready_says_when() -> None:
     app = create_app(Settings(_env_file=None, models=MODELS))
-    app.state.engine = SimpleNamespace(is_complete=False)
+    app.state.engine = SimpleNamespace(stats=lambda: Stats({}, False, 0, 0, {}))
     app.state.ledger, app.state.ledger_notices = None, []
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         answer = await client.get("/v2/health/ready")

@@ -16,7 +16,8 @@ from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Completeness, OutputSpace, Plan, Priority
-from service.engine.messages import ChunkReport, Done, Outcome
+from service.engine.messages import Done, Outcome
+from service.engine.protocol import ChunkReport
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
