@@ -21,7 +21,7 @@ import numpy as np
 
 from service.domain import Floats
 from service.numerics.cells import FEWEST_NODES, SAFETY, SEEN, Estimate, LocalErrors, Stencils, estimate, stencils
-from service.numerics.errors import PATH_SAFETY, RESOLUTION
+from service.numerics.errors import PATH_SAFETY, resolution
 from service.numerics.panels import FEWEST_OF_A_PANEL, PanelErrors, Panels, panel_estimate
 from service.numerics.quadrature import gauss_legendre
 
@@ -93,7 +93,7 @@ class Refinement:
             panels = Panels(self._nodes, self._width)
             residual = abs(self._ends[1] - self._ends[0] - float(self.weights() @ self._derivatives))
             self._estimate = panel_estimate(
-                errors, panels, self._derivatives, max(residual - 2 * self._resolved(), 0.0)
+                errors, panels, self._derivatives, max(residual - 2 * resolution(self._outputs), 0.0)
             )
             inner, borders = self._gaps()
             defects = np.append(np.column_stack([borders[:-1], inner]).ravel(), borders[-1])
@@ -108,7 +108,7 @@ class Refinement:
             defects[1:] -= behind
             seen = SEEN * errors.cells[0]
         seen = np.pad(seen, 1)
-        self._unseen = np.maximum(np.abs(defects) - (seen[:-1] + seen[1:]) - self._resolved(), 0.0)
+        self._unseen = np.maximum(np.abs(defects) - (seen[:-1] + seen[1:]) - resolution(self._outputs), 0.0)
 
     def error(self) -> float:
         """The L1 error of the integral over the inputs, with its safety factor, in units of the output."""
@@ -133,12 +133,7 @@ class Refinement:
         """What the sum misses of the change, beyond what float32 tells of the outputs."""
         start, end = self._ends
         missed = abs(end - start - float(self.weights() @ self._derivatives))
-        return max(missed * (1 + ITS_OWN) - self._resolved(), 0.0)
-
-    def _resolved(self) -> float:
-        """What outputs in single precision do not tell of a change between them."""
-        is_single = bool((self._outputs == self._outputs.astype(np.float32)).all())
-        return RESOLUTION * float(np.abs(self._outputs).max()) if is_single else 0.0
+        return max(missed * (1 + ITS_OWN) - resolution(self._outputs), 0.0)
 
     def defects(self) -> tuple[Floats, Floats]:
         """The defect of every gap, and for every panel the sum of the absolute defects of the gaps it touches.

@@ -93,7 +93,7 @@ def test_on_a_smooth_path_it_is_told_over_many_powers_of_ten(pole: float, panels
 def test_what_shows_only_in_the_outputs_is_found() -> None:
     """A thousandth of the path, between two nodes, on which the output rises by one."""
     refinement, _ = refined(
-        lambda alphas: 1000.0 * ((alphas > 0.5) & (alphas < 0.501))[:, None],
+        lambda alphas: np.where((alphas > 0.5) & (alphas < 0.501), 1000.0, 0.0)[:, None],
         lambda alphas: np.clip((alphas - 0.5) * 1000, 0, 1)[:, None],
         1,
     )
