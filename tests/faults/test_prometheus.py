@@ -133,7 +133,8 @@ def checkpoints(file: Path) -> list[tuple[int, bytes]]:
 def is_signed(file: Path) -> bool:
     """Whether the last checkpoint is over all rows, so that no signature is under way that would come after it."""
     with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS)) as database:
-        return database.execute("SELECT max(seq) = (SELECT max(size) FROM checkpoints) FROM log").fetchone() == (1,)
+        found = database.execute("SELECT max(seq) = (SELECT max(size) FROM checkpoints) FROM log").fetchone()
+    return bool(found[0])
 
 
 @contextmanager
