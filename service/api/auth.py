@@ -8,9 +8,9 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Request
 
 from service.access.permissions import OPERATOR_TENANT
 from service.access.quotas import Quotas
@@ -180,34 +180,18 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-async def authorise(request: Request) -> None:
-    """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
-    endpoint = request.scope.get("endpoint")
-    scope = scope_of(endpoint)
-    if scope == PUBLIC:
-        return
+async def authorise(request: Request, authenticator: Authenticator, scope: str | None, by_operator: bool) -> Caller:
+    """Who sent the request, if their key has the scope; without a scope nobody's has.
+
+    Raises Unauthenticated, TooManyWrongKeys, Forbidden, QuotaSpent, LedgerUnavailable.
+    """
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not secret:
         raise Unauthenticated("send a key: Authorization: Bearer <key>")
-    authenticator: Authenticator = request.app.state.authenticator
     address = request.client.host if request.client is not None else ""
     key = await authenticator.find_for(address, secret.strip())
     if scope is None or scope not in key.scopes:
         raise Forbidden(f"the key lacks the scope {scope}" if scope else "this route is closed")
-    if needs_operator(endpoint) and key.tenant != OPERATOR_TENANT:
+    if by_operator and key.tenant != OPERATOR_TENANT:
         raise Forbidden("this is for keys of the operator's tenant, for it concerns all tenants")
-    request.state.caller = authenticator.admit(key)
-
-
-def caller_of(request: Request) -> Caller:
-    """The caller of an authorised request."""
-    caller: Caller = request.state.caller
-    return caller
-
-
-async def _caller(request: Request) -> Caller:  # async: FastAPI runs plain functions in threads
-    return caller_of(request)
-
-
-CallerOf = Annotated[Caller, Depends(_caller)]
-"""The same, for handlers that FastAPI runs."""
+    return authenticator.admit(key)

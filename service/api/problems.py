@@ -12,7 +12,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from service.api.routing import allowed_methods
+from service.api.paths import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
 from service.errors import MOST_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
 
@@ -42,6 +42,8 @@ KIND_OF_STATUS = {
     415: "unsupported-encoding",
 }
 """Of what FastAPI, or what is below the routes, refuses by its status alone."""
+FASTAPI_SCHEMAS = ("HTTPValidationError", "ValidationError")
+PROBLEM_SCHEMAS = tuple(f"#/components/schemas/{name}'" for name in ("Problem", *FASTAPI_SCHEMAS))
 NOT_AN_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
 BRANCHES = {"ContextBody", "list[ContextBody]"}
 """Parts of an error's location that are no names in the request, but say what was tried."""
@@ -112,17 +114,15 @@ def describe(schema: dict[str, Any]) -> None:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in schema["paths"].values():
         for operation in operations.values():
-            if "401" in operation["responses"]:  # after many wrong keys, and where a quota is spent
-                operation["responses"].setdefault("429", {"description": "Too Many Requests", "content": content})
-            for status, response in operation["responses"].items():
-                if status >= "400" and "content" in response:
+            for response in operation["responses"].values():
+                if any(name in str(response.get("content")) for name in PROBLEM_SCHEMAS):
                     response["content"] = content
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     problem_schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= problem_schema.pop("$defs")
     problem_schema["properties"]["type"]["examples"] = [TYPE + kind for kind in all_kinds()]
     schemas["Problem"] = problem_schema
-    for unused in ("HTTPValidationError", "ValidationError"):
+    for unused in FASTAPI_SCHEMAS:
         schemas.pop(unused, None)
 
 

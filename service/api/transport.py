@@ -89,13 +89,13 @@ class Bodies:
             self.counted -= counted
 
 
-async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
+async def read_body(request: Request, bodies: Bodies, hold: Callable[[int], None]) -> bytes:
     """The whole body, decoded, within `BODY_SECONDS` and the size that one may have, as sent and as decoded.
 
     `hold` is given the size of each piece before it is kept; see `Bodies`.
     Raises HTTPException 400, 408, 413 or 415, Overloaded, ClientGone.
     """
-    most = bodies_of(request).most_each
+    most = bodies.most_each
     if int(request.headers.get("content-length", 0)) > most:  # digits only: the parser saw to it
         raise HTTPException(413, TOO_LARGE)
     decode = _decoder(request.headers.get("content-encoding", IDENTITY))
@@ -120,12 +120,6 @@ async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
     except TimeoutError:
         raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
     return b"".join(pieces)
-
-
-def bodies_of(request: Request) -> Bodies:
-    """Those of the app that has this request."""
-    bodies: Bodies = request.app.state.bodies
-    return bodies
 
 
 def _decoder(content_encoding: str) -> Callable[[bytes, bool, int], bytes]:

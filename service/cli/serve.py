@@ -19,6 +19,7 @@ import uvloop
 from fastapi import FastAPI
 
 from service.api.connections import Connection, Connections, Limits, connections_within, raise_descriptor_limit
+from service.api.services import Services
 from service.app import create_app
 from service.engine.client.worker_processes import StartedWorker
 from service.errors import SetupError, WorkerLost
@@ -40,7 +41,7 @@ BACKLOG = 2048
 """Connections that wait to be accepted."""
 
 LOG = logging.getLogger("answerable")
-OnceReady = Callable[[FastAPI, str], Awaitable[None]]
+OnceReady = Callable[[Services, str], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
@@ -172,7 +173,7 @@ async def _serve_on(
     )
     connections = Connections(limits)
     config = configured(app, connections, settings)
-    server = _Server(config, settings.drain_seconds, lambda: app.state.engine.stop())
+    server = _Server(config, settings.drain_seconds, lambda: _services(app).engine.stop())
     with server.ending_on_signals():
         async with app.router.lifespan_context(app):
             greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
@@ -187,6 +188,11 @@ async def _serve_on(
     return 1 if server.has_failed else 0
 
 
+def _services(app: FastAPI) -> Services:
+    services: Services = app.state.services
+    return services
+
+
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         LOG.error("a task beside the server failed", exc_info=task.exception())
@@ -195,15 +201,16 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
     """Tells the key at once, for it is told once only, and the address when the models are loaded."""
     await server.listening.wait()
-    if settings.key is None and app.state.bootstrap_key is not None:
-        print(f"The key made on this first start, shown once: {app.state.bootstrap_key}", flush=True)
+    services = _services(app)
+    if settings.key is None and services.bootstrap_key is not None:
+        print(f"The key made on this first start, shown once: {services.bootstrap_key}", flush=True)
     LOG.info("%s answers; the models are being loaded", server.address)
     try:
-        await asyncio.shield(app.state.loading)
+        await asyncio.shield(services.loading)
     except WorkerLost as error:
         LOG.error("%s; what it wrote before that says why", error)  # noqa: TRY400
         server.fail()
         return
     print(f"Answerable listens on {server.address}", flush=True)
     if once_ready is not None:
-        await once_ready(app, server.address)
+        await once_ready(services, server.address)
