@@ -143,11 +143,6 @@ def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> Non
             LOG.warning("an earlier %s key is still valid; to end it: answerable keys revoke %s", name, key.id)
 
 
-def _to_stderr(lines: bytes) -> None:
-    sys.stderr.buffer.write(lines)
-    sys.stderr.buffer.flush()
-
-
 async def _open_services(
     settings: Settings, catalog: Catalog, stack: AsyncExitStack, started: Sequence[StartedWorker]
 ) -> Services:
@@ -156,7 +151,7 @@ async def _open_services(
     tracing = open_tracing(settings.traces_endpoint)
     if tracing is not None:
         stack.push_async_callback(asyncio.to_thread, tracing.close)
-    request_log = RequestLog(_to_stderr) if settings.logs == "json" else None
+    request_log = RequestLog(sys.stderr) if settings.logs == "json" else None
     if request_log is not None:
         stack.push_async_callback(request_log.close)
 
