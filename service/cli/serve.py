@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,18 +22,11 @@ from service.app import create_app
 from service.engine.client.worker_processes import StartedWorker
 from service.errors import SetupError, WorkerLost
 from service.logs import configure
+from service.processes import tuning
 from service.settings import Settings
 
 LAST_WORDS_SECONDS = 2
 """After the drain: until the refusals of what was still in flight have been sent."""
-
-SWITCH_SECONDS = 0.0005
-"""How long a thread that reads the ledger may keep the interpreter when the event loop waits for it; Python's 5 ms are
-as long as several answers take."""
-
-YOUNG_OBJECTS = 50_000
-"""New objects before the garbage collector walks them. Nearly all go without it. What 256 requests hold at once is more
-than a few thousand objects, which it then walked again and again: at 2,000 that was 13% of this process."""
 
 BACKLOG = 2048
 """Connections that wait to be accepted."""
@@ -56,11 +47,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What was made until now stays; full collections that walked it stopped all requests for 0.1 s, twice a second.
-        gc.collect()
-        gc.freeze()
-        gc.enable()
-        gc.set_threshold(YOUNG_OBJECTS)
+        tuning.front_listens()
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -107,7 +94,7 @@ def run(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceRe
 
     `started` are the processes of its first workers.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
+    tuning.share_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, started, once_ready))
 

@@ -6,13 +6,11 @@ It ends when its socket closes, so that it cannot outlive the front, whatever ha
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import platform
 import select
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -57,11 +55,10 @@ from service.engine.worker.explanation import Steps, explain, interrupted, predi
 from service.engine.worker.memory import is_out_of_memory
 from service.engine.worker.scheduler import Live, Scheduler
 from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
+from service.processes import tuning
 from service.processes.children import Unframer, frame
 
 LOG = logging.getLogger("answerable.worker")
-SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
 READ_BYTES = 1 << 20
 """At most at once. The room for it is kept: where memory ends, requests still arrive, to be refused one by one."""
 MOST_OTHER_SHAPES = 4
@@ -154,8 +151,7 @@ class Worker:
                 else:
                     self._forget_other_shapes(folder)
                     self._models[folder] = model
-                    gc.collect()
-                    gc.freeze()  # modules and models stay; a full collection need not walk them
+                    tuning.model_is_loaded()
                     self._channel.send(_loaded(folder, model))
                     self._tell_memory()
             case Attach():
@@ -303,13 +299,13 @@ def set_up_torch() -> None:
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms, but it imports torch's compiler
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    torch.set_num_threads(1)
+    torch.set_num_threads(tuning.HOST_THREADS)
 
 
 def main(connection: socket.socket) -> None:
     """The process's main function."""
     device = best_device()
-    sys.setswitchinterval(SWITCH_SECONDS)
+    tuning.share_interpreter()
     set_up_torch()
     with contextlib.suppress(EOFError, ConnectionError):
         Worker(connection, device).run()
