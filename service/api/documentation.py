@@ -71,16 +71,16 @@ class Described:
         self._app = app
         self._generate = generate
         self._catalog = catalog
-        self._shown: object = None
+        self._files: object = None
         self._schema: dict[str, Any] = {}
         self._content = b""
 
     def schema(self) -> dict[str, Any]:
         """As it is now; nobody changes it."""
-        shown = [(one.files, one is self._catalog.meant(one.key.name)) for one in self._catalog]
-        if shown != self._shown:
+        files = [(each.files, each is self._catalog.meant(each.key.name)) for each in self._catalog]
+        if files != self._files:
             self._schema = _description(deepcopy(self._generate()), self._app, self._catalog)
-            self._content, self._shown = orjson.dumps(self._schema), shown
+            self._content, self._files = orjson.dumps(self._schema), files
         return self._schema
 
     def content(self) -> bytes:
@@ -153,4 +153,4 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
 
 def _meant(catalog: Catalog) -> list[ModelVersion]:
     """The version of each model that its bare name means, or every one of a model whose name means none."""
-    return [one for one in catalog if one is (catalog.meant(one.key.name) or one)]
+    return [version for version in catalog if version is (catalog.meant(version.key.name) or version)]

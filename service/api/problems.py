@@ -62,7 +62,7 @@ def problem(
     """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
     content = {
         **content_of_problem(getattr(request.state, "request_id", ""), status, kind, detail, title),
-        **({"errors": [_shown(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
+        **({"errors": [_to_json(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
         **(members or {}),
     }
     return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
@@ -82,7 +82,7 @@ def content_of_problem(
     }
 
 
-def _shown(fault: Fault) -> dict[str, str]:
+def _to_json(fault: Fault) -> dict[str, str]:
     place = {"pointer": fault.pointer} if fault.parameter is None else {"parameter": fault.parameter}
     return {"type": TYPE + fault.kind, **place, "detail": fault.detail}
 
@@ -135,10 +135,10 @@ async def _answerable(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
-    first = max(errors, key=lambda one: len(one["loc"]))  # of a union, the branch that got furthest
+    first = max(errors, key=lambda fault: len(fault["loc"]))  # of a union, the branch that got furthest
     others = BRANCHES - set(first["loc"]) if BRANCHES & set(first["loc"]) else set()
-    told = [first, *(one for one in errors if one is not first and others.isdisjoint(one["loc"]))]
-    faults = [fault for one in told for fault in _faults(one)]
+    same_branch = [fault for fault in errors if fault is not first and others.isdisjoint(fault["loc"])]
+    faults = [fault for each in (first, *same_branch) for fault in _faults(each)]
     status = 400 if first["type"] in WRONG_SHAPE else 422
     more = f"; {len(faults) - 1} more faults are listed in `errors`" if len(faults) > 1 else ""
     return problem(request, status, faults[0].kind, faults[0].detail + more, faults=faults)

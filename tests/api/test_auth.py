@@ -237,7 +237,7 @@ async def test_a_key_is_never_in_an_answer(service: Service, make_key: MakeKey, 
 
 async def test_wrong_keys_do_not_pile_up(service: Service, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered of them is bounded, and they crowd no right key out for good."""
-    monkeypatch.setattr(auth, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(auth, "MAX_REMEMBERED", 3)
     key = make_key()
     async with service.client() as client:
         for number in range(10):
@@ -259,7 +259,7 @@ async def test_many_wrong_keys_from_one_address_are_told_to_come_back(
             return await client.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
 
         assert (await get(used.secret)).status_code == 200
-        assert {(await get(f"wrong {number}")).status_code for number in range(auth.WRONG_KEYS)} == {401}
+        assert {(await get(f"wrong {number}")).status_code for number in range(auth.MAX_WRONG_KEYS)} == {401}
         refused = await get("another")
         assert "is not valid" in assert_problem(refused, 429)
         assert refused.json()["type"] == "urn:answerable:problem:too-many-wrong-keys"
@@ -276,14 +276,14 @@ async def test_a_client_that_goes_on_with_one_wrong_key_is_told_that_it_is_wrong
 ) -> None:
     monkeypatch.setattr(service.services.authenticator, "_wrong", WrongKeys())
     async with service.client() as client:
-        for _ in range(2 * auth.WRONG_KEYS):
+        for _ in range(2 * auth.MAX_WRONG_KEYS):
             assert_problem(await client.get("/v1/models", headers={"Authorization": "Bearer of an old key"}), 401)
 
 
 def test_addresses_with_wrong_keys_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "MOST_ADDRESSES", 3)
+    monkeypatch.setattr(auth, "MAX_ADDRESSES", 3)
     wrong = WrongKeys()
-    for _ in range(auth.WRONG_KEYS):
+    for _ in range(auth.MAX_WRONG_KEYS):
         wrong.count("first")
     assert 0 < wrong.seconds_left("first") <= auth.WRONG_SECONDS
     for number in range(2):

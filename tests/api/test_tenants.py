@@ -294,8 +294,8 @@ async def test_nothing_of_another_tenants_is_found(
         size = (await found("GET", "/v1/checkpoint")).json()["size"]
         signed = {"from": size, "to": size}
         for method, path in sorted(WITHOUT_TENANT_DATA):
-            params = signed if path == "/v1/consistency" else None
-            answer = await stranger.ask(method, path.format(model="loan", version="1"), params=params)
+            sizes = signed if path == "/v1/consistency" else None
+            answer = await stranger.ask(method, path.format(model="loan", version="1"), params=sizes)
             assert words_in(answer, first) == [], path
 
         income = str(first.instance["applicant_income"])
