@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from service import __version__
 from service.engine.client.worker_processes import StartedWorker, count_devices, start_worker
 from service.errors import SetupError
 from service.logs import VARIABLE
+from service.processes import tuning
 from service.settings import Settings, forget_secrets, read_settings, unknown_settings
 
 
@@ -112,11 +112,10 @@ def _prepare() -> None:
 def _started_workers(settings: Settings) -> Iterator[Sequence[StartedWorker]]:
     """Worker processes, which import while this one does; killed at the end, if they run by then.
 
-    SIGTERM ends the command in good order until the server sees to it, and nothing is collected until it listens: what
-    is made before then stays.
+    SIGTERM ends the command in good order until the server sees to it.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    gc.disable()
+    tuning.begin_imports()
     os.environ[VARIABLE] = settings.logs  # for the processes
     started: list[StartedWorker] = []
     try:

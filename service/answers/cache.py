@@ -16,12 +16,12 @@ import hmac
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import orjson
-from redis.asyncio import ConnectionPool
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -32,8 +32,8 @@ TIMEOUT_SECONDS = 0.05
 TICKS = 5
 FAILURES_TO_OPEN = 3
 REST_SECONDS = 2.0
-MOST_PENDING_WRITES = 1000
-MOST_TOGETHER = 200
+MAX_PENDING_WRITES = 1000
+MAX_TOGETHER = 200
 GATHER_SECONDS = 0.02
 """What is kept waits so long for others to be written with; until then it is read from here."""
 
@@ -93,37 +93,6 @@ async def _patience() -> AsyncIterator[None]:
             waiting.cancel()
 
 
-class _Line:
-    """One connection to Redis, made when it is first needed and again whenever a call on it failed.
-
-    It is redis-py's connection without redis-py's client and pool around it, which double what a call costs. A call
-    that fails or is cancelled closes it, so that no reply is left for the next call to read.
-    """
-
-    def __init__(self, url: str) -> None:
-        pool = ConnectionPool.from_url(
-            url, socket_timeout=None, socket_connect_timeout=TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 0)
-        )
-        self._connection = pool.make_connection()  # type: ignore[no-untyped-call]
-        self._lock = asyncio.Lock()
-
-    async def ask(self, *commands: Sequence[object]) -> list[Any]:
-        """The replies to the commands. Raises RedisError or OSError; TimeoutError after `TIMEOUT_SECONDS`, of which
-        what the event loop was busy for counts little."""
-        async with self._lock:
-            try:
-                async with _patience():
-                    packed = self._connection.pack_commands(commands)
-                    await self._connection.send_packed_command(packed, check_health=False)
-                    return [await self._connection.read_response() for _ in commands]
-            except BaseException:
-                await self._connection.disconnect(nowait=True)
-                raise
-
-    async def close(self) -> None:
-        await self._connection.disconnect()
-
-
 class Cache:
     """The caches in one Redis. `url` None means that there is none, and everything misses.
 
@@ -141,16 +110,17 @@ class Cache:
         self._reading: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._unwritten: dict[str, bytes] = {}
-        self._line = None if url is None else _Line(url)
+        self._redis = None if url is None else _client(url)
+        self.url = url
         self.forgotten = 0
         """How often results were forgotten: whoever began one before the last time does not keep it."""
 
     async def close(self) -> None:
-        """Finishes pending writes and closes the connection."""
+        """Finishes pending writes and closes the connections."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=1)
-        if self._line is not None:
-            await self._line.close()
+        if self._redis is not None:
+            await self._redis.aclose()
 
     async def result(self, tenant: str, plan_digest: str) -> Explanation | None:
         """The stored explanation of a plan, for this tenant only."""
@@ -168,20 +138,21 @@ class Cache:
         self.forgotten += 1
         for key in [key for key in self._unwritten if key.startswith(RESULT)]:
             del self._unwritten[key]
-        cursor: Any = 0
+        cursor = 0
         while True:
-            found = await self._ask(("SCAN", cursor, "MATCH", f"{RESULT}*", "COUNT", MOST_TOGETHER))
-            if found is None:
-                LOG.warning("results of people who were erased may stay in Redis for %d s", self._ttl)
+            reply = await self._ask(Redis.scan, cursor, match=f"{RESULT}*", count=MAX_TOGETHER)
+            if reply is None:
+                if self._redis is not None:
+                    LOG.warning("results of people who were erased may stay in Redis for %d s", self._ttl)
                 return
-            cursor, keys = found[0]
+            cursor, keys = reply
             if keys:
-                await self._ask(("UNLINK", *keys))
-            if int(cursor) == 0:
+                await self._ask(Redis.unlink, *keys)
+            if cursor == 0:
                 return
 
     async def _get(self, cache: str, tenant: str, key: str, read: Callable[[Any], T]) -> T | None:
-        if self._line is None:
+        if self._redis is None:
             return None
         content: object = self._unwritten.get(key)
         if content is None:
@@ -211,7 +182,7 @@ class Cache:
         return hmac.digest(self._secret, b"\0".join((tenant.encode(), key.encode(), value)), hashlib.sha256)
 
     def _put(self, tenant: str, key: str, value: object) -> None:
-        if self._line is None or self._breaker.is_open or len(self._unwritten) >= MOST_PENDING_WRITES:
+        if self._redis is None or self._breaker.is_open or len(self._unwritten) >= MAX_PENDING_WRITES:
             return
         content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
         self._unwritten[key] = self._mac(tenant, key, content) + content
@@ -231,9 +202,9 @@ class Cache:
     async def _read_all(self) -> None:
         """Asks for everything that is wanted, and for what is wanted meanwhile."""
         while self._wanted:
-            batch, self._wanted = self._wanted[:MOST_TOGETHER], self._wanted[MOST_TOGETHER:]
-            replies = await self._ask(("MGET", *(key for key, _ in batch)))
-            contents = replies[0] if replies is not None else [False] * len(batch)
+            batch, self._wanted = self._wanted[:MAX_TOGETHER], self._wanted[MAX_TOGETHER:]
+            replies = await self._ask(Redis.mget, [key for key, _ in batch])
+            contents = replies if replies is not None else [False] * len(batch)
             for (_, found), content in zip(batch, contents, strict=True):
                 if not found.done():
                     found.set_result(content)
@@ -242,23 +213,35 @@ class Cache:
         """Stores everything that is unwritten, and what is kept meanwhile."""
         while self._unwritten:
             await asyncio.sleep(GATHER_SECONDS)
-            batch = dict(itertools.islice(self._unwritten.items(), MOST_TOGETHER))
-            await self._ask(*(("SET", key, content, "EX", self._ttl) for key, content in batch.items()))
+            batch = dict(itertools.islice(self._unwritten.items(), MAX_TOGETHER))
+            await self._ask(self._store, batch)
             for key, content in batch.items():
                 if self._unwritten.get(key) is content:
                     del self._unwritten[key]
 
-    async def _ask(self, *commands: Sequence[object]) -> list[Any] | None:
-        """The replies, or None when Redis failed, took too long or rests."""
-        if self._line is None or self._breaker.is_open:
+    async def _store(self, redis: Redis, contents: Mapping[str, bytes]) -> list[Any]:
+        async with redis.pipeline(transaction=False) as pipeline:
+            for key, content in contents.items():
+                pipeline.set(key, content, ex=self._ttl)
+            return await pipeline.execute()
+
+    async def _ask(self, command: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+        """The reply to a command of the client, or None when Redis failed, took too long, rests or is not there."""
+        if self._redis is None or self._breaker.is_open:
             return None
         try:
-            replies = await self._line.ask(*commands)
+            async with _patience():
+                reply = await command(self._redis, *arguments, **options)
         except (RedisError, OSError, TimeoutError):
             self._breaker.failed()
             return None
         self._breaker.succeeded()
-        return replies
+        return reply
+
+
+def _client(url: str) -> Redis:
+    """Never tries twice; how long a reply may take is `_patience`'s to say."""
+    return Redis.from_url(url, socket_timeout=None, socket_connect_timeout=TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 0))
 
 
 def plan_cache_digest(plan_digest: str, manifest_digest: str, environment: Mapping[str, str]) -> str:

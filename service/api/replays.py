@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Literal
 
-import orjson
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from service.api.auth import caller_of, needs
+from service.api.auth import needs
 from service.api.explanations import find_stored
-from service.api.parsing import StrictRoute
 from service.api.problems import answers
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.api.schemas import NOTHING, Nothing
 from service.api.transport import while_connected
-from service.usecases.replaying import Replayed, Replaying
+from service.usecases.replaying import Replayed
 
-ERRORS = answers(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507)
-
-router = APIRouter(route_class=StrictRoute, tags=["Stored explanations"])
+router = new_router("Stored explanations")
 
 
 class DifferenceItem(BaseModel):
@@ -45,28 +42,30 @@ class ReplayReply(BaseModel):
     differences: list[DifferenceItem] = Field(description="what the numbers depend on and is not what it was")
 
 
-@router.post("/v1/explanations/{explanation}:replay", responses={200: {"model": ReplayReply}, **ERRORS})
+@router.post("/v1/explanations/{explanation}:replay", responses=answers(404, 409, 410, 500, 503, 507))
 @needs("ledger:read")
-async def replay_explanation(request: Request, explanation: str, body: Nothing = NOTHING) -> Response:  # noqa: ARG001
+async def replay_explanation(
+    request: ApiRequest,
+    explanation: str,
+    body: Nothing = NOTHING,  # noqa: ARG001
+) -> ReplayReply:
     """Computes a stored explanation again from its record and compares all numbers, bit for bit.
 
     `bit_exact`: nothing differs. `within_tolerance`: numbers differ, by no more than the explanation's own tolerance.
     `environment_differs`: something they depend on is not what it was; `differences` names it. `differs`: all is as it
     was, and yet the numbers differ: the record was changed, or something here is broken.
     """
-    caller = caller_of(request)
-    stored = await find_stored(request, explanation, caller)
-    replaying: Replaying = request.app.state.replaying
-    replayed = await while_connected(request, replaying.replay(stored, caller.account))
-    return Response(orjson.dumps(_shown(stored.id, replayed)), media_type="application/json")
+    stored = await find_stored(request, explanation)
+    replayed = await while_connected(request, request.services.replaying.replay(stored, request.caller.account))
+    return _reply(stored.id, replayed)
 
 
-def _shown(explanation: str, replayed: Replayed) -> dict[str, object]:
-    """What was not computed is left out, never null."""
-    shown: dict[str, object] = {"id": explanation, "verdict": replayed.verdict}
-    if replayed.numbers is not None:
-        shown |= {"numbers": replayed.numbers, "max_difference": replayed.max_difference}
-    differences = [
-        {name: value for name, value in asdict(one).items() if value is not None} for one in replayed.differences
-    ]
-    return {**shown, "fields": replayed.fields, "differences": differences}
+def _reply(explanation: str, replayed: Replayed) -> ReplayReply:
+    return ReplayReply(
+        id=explanation,
+        verdict=replayed.verdict,
+        numbers=replayed.numbers,
+        max_difference=None if replayed.numbers is None else replayed.max_difference,
+        fields=[*replayed.fields],
+        differences=[DifferenceItem(**asdict(difference)) for difference in replayed.differences],
+    )

@@ -109,7 +109,7 @@ async def test_the_zip_holds_records_with_proofs(
     (explanation,) = (await explain([instance], by=bank, context={"subject": "Ada"}))["explanations"]
 
     content = await exported(bank)
-    signer = service.app.state.exports._signer
+    signer = service.with_ledger.exports._signer
 
     assert check_export(io.BytesIO(content), signer.chain()[0].public_key).is_valid
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -128,7 +128,7 @@ async def test_an_export_and_each_time_it_is_fetched_are_events(
     export = await ended(bank, format="csv", explanations={"subject": "Ada"})
     await bank.get(f"/v1/exports/{export['id']}/file")
 
-    page = service.call(service.app.state.ledger.events(tenant, EventSearch(about=export["id"])))
+    page = service.call(service.with_ledger.ledger.events(tenant, EventSearch(about=export["id"])))
 
     fetched, end, made, begin = page.events
     assert (begin.kind, made.kind, end.kind) == ("job_created", "export", "job_ended")
@@ -143,7 +143,7 @@ async def test_an_erasure_withdraws_what_was_exported_before(
     service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
     assert_problem: AssertProblem,
 ) -> None:  # fmt: skip
-    exports: Exports = service.app.state.exports
+    exports: Exports = service.with_ledger.exports
     await explain([instance], by=bank, context={"subject": "Ada", "decision_id": "d-1"})
     await explain([instance], by=bank, context={"subject": "Grace"})
     export = await ended(bank, format="csv")
@@ -168,7 +168,7 @@ async def test_files_are_kept_for_a_day(
     service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    exports: Exports = service.app.state.exports
+    exports: Exports = service.with_ledger.exports
     await explain([instance], by=bank)
     export = await ended(bank, format="csv")
     (path,) = exports._folder_of(tenant).iterdir()
@@ -243,7 +243,7 @@ async def test_nobody_sees_anothers_exports(bank: httpx.AsyncClient, client: htt
 async def test_what_is_not_done_cannot_be_fetched(
     service: Service, bank: httpx.AsyncClient, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.app.state.jobs, "claim", lambda *_: None)  # nobody begins
+    monkeypatch.setattr(service.with_ledger.jobs, "claim", lambda *_: None)  # nobody begins
     response = await bank.post("/v1/exports", json={"format": "csv"})
     path = response.headers["location"]
     assert "waiting" in assert_problem(await bank.get(f"{path}/file"), 409)
@@ -257,7 +257,7 @@ async def test_an_erasure_while_an_export_is_written_withdraws_it_whatever_the_c
     service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
     assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    exports: Exports = service.app.state.exports
+    exports: Exports = service.with_ledger.exports
     await explain([instance], by=bank, context={"subject": "Ada"})
     vault, engine, stored = exports._vault, exports._engine, exports._stored
 
@@ -282,7 +282,7 @@ async def test_two_runs_of_an_export_write_apart(
     service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    exports: Exports = service.app.state.exports
+    exports: Exports = service.with_ledger.exports
     await explain([instance], by=bank)
     stored, began, go_on = exports._stored, threading.Event(), threading.Event()
 

@@ -26,7 +26,7 @@ async def test_the_index_lists_every_version(client: httpx.AsyncClient) -> None:
 
 
 async def test_what_has_not_changed_is_not_loaded_again(service: Service, client: httpx.AsyncClient) -> None:
-    workers = service.app.state.engine.separation.shared.supervisor.workers
+    workers = service.local_engine.separation.shared.supervisor.workers
     (worker,) = workers.values()
     reply = await client.post(f"{REPOSITORY}/models/loan/load")
 
@@ -46,7 +46,7 @@ async def test_a_body_without_a_type_is_read_as_tritons_client_sends_it(client: 
 async def test_what_is_unloaded_and_served_is_logged_by_digest(
     service: Service, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    version = service.app.state.catalog.find("loan", "1")
+    version = service.services.catalog.find("loan", "1")
     body = {"parameters": {"version": "1"}}
     with caplog.at_level(logging.INFO, "answerable"):
         for action in ("unload", "load"):

@@ -84,7 +84,7 @@ async def test_it_answers_while_models_are_loaded(gate: asyncio.Event, tmp_path:
         assert "being loaded" in asked.json()["detail"]
         assert (await client.get("/v2/models/loan/versions/1/ready")).status_code == 503
         gate.set()
-        await app.state.loading
+        await app.state.services.loading
         ready = await client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()) == (200, {"ready": True})
         one = await client.get("/v2/models/loan/versions/2/ready")
@@ -94,9 +94,9 @@ async def test_it_answers_while_models_are_loaded(gate: asyncio.Event, tmp_path:
 async def test_closing_while_it_loads_ends_that(gate: asyncio.Event, tmp_path: Path) -> None:
     write(tmp_path / "models", "2")
     async with started(tmp_path / "models", tmp_path) as (app, _):
-        assert not app.state.loading.done()
+        assert not app.state.services.loading.done()
 
-    assert app.state.loading.cancelled()
+    assert app.state.services.loading.cancelled()
     assert not gate.is_set()
 
 
@@ -114,7 +114,7 @@ async def test_a_broken_version_is_named_and_keeps_no_other_from_serving(
         broken.write_text(content)
     gate.set()
     async with started(models, tmp_path) as (app, client):
-        await app.state.loading
+        await app.state.services.loading
         ready = await client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()) == (200, {"ready": True, "failed": ["broken@7"]})
         assert (await client.get("/v2/models/loan/versions/1/ready")).status_code == 200
@@ -141,7 +141,7 @@ async def test_what_cannot_be_looked_into_is_named(gate: asyncio.Event, tmp_path
     (models / "unbuilt" / "1").mkdir(parents=True)
     gate.set()
     async with started(models, tmp_path) as (app, client):
-        await app.state.loading
+        await app.state.services.loading
         assert (await client.get("/v2/health/ready")).json() == {"ready": True, "failed": ["endless@*", "loan@3"]}
         index = (await client.post("/v2/repository/index")).json()
         reasons = {(one["name"], one["version"]): one["reason"] for one in index}
@@ -151,6 +151,6 @@ async def test_what_cannot_be_looked_into_is_named(gate: asyncio.Event, tmp_path
 async def test_no_model_at_all_is_not_ready(gate: asyncio.Event, tmp_path: Path) -> None:
     gate.set()
     async with started(tmp_path / "models", tmp_path) as (app, client):
-        await app.state.loading
+        await app.state.services.loading
         ready = await client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()) == (503, {"ready": False})

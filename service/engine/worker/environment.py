@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 
 from service import __version__
+from service.processes import tuning
 
 
 def set_up_torch() -> None:
@@ -20,7 +21,7 @@ def set_up_torch() -> None:
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms, but it imports torch's compiler
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    torch.set_num_threads(1)
+    torch.set_num_threads(tuning.HOST_THREADS)
 
 
 def environment_of(device: torch.device) -> dict[str, str]:

@@ -6,11 +6,9 @@ It ends when its socket closes, so that it cannot outlive the front, whatever ha
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import select
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -42,11 +40,10 @@ from service.engine.worker.device_models import DeviceModels
 from service.engine.worker.environment import environment_of, set_up_torch, used_bytes
 from service.engine.worker.scheduler import Scheduler
 from service.errors import AnswerableError, CatalogError
+from service.processes import tuning
 from service.processes.children import Unframer, frame
 
 LOG = logging.getLogger("answerable.worker")
-SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
 READ_BYTES = 1 << 20
 """At most at once. The room for it is kept: where memory ends, requests still arrive, to be refused one by one."""
 REPORTED_CHUNKS = 64
@@ -149,8 +146,7 @@ class Worker:
             LOG.exception("a model could not be loaded")
             name = type(error).__name__  # what it says may hold paths of this machine; it is in the log
             return Refused(request.task, f"the model cannot be loaded: {name}")
-        gc.collect()
-        gc.freeze()  # modules and models stay; a full collection need not walk them
+        tuning.model_is_loaded()
         return VersionLoaded(request.task, loaded)
 
     def _report(self) -> None:
@@ -174,7 +170,7 @@ class Worker:
 def main(connection: socket.socket) -> None:
     """The process's main function."""
     device = best_device()
-    sys.setswitchinterval(SWITCH_SECONDS)
+    tuning.share_interpreter()
     set_up_torch()
     with contextlib.suppress(EOFError, ConnectionError):
         Worker(SocketChannel(connection), device).run()
