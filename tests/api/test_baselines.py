@@ -170,7 +170,7 @@ def attached(service: Service) -> set[str]:
 def erased_files(service: Service, digest: str) -> list[Path]:
     """What the data folder has of a set: its rows, and the model's answers to them."""
     sha256 = digest.removeprefix("sha256:")
-    return [path for path in service.services.repository._data.rglob(f"{sha256[:32]}*") if path.is_file()]
+    return [path for path in service.data.rglob(f"{sha256[:32]}*") if path.is_file()]
 
 
 async def test_rows_of_an_erased_person_are_removed_from_a_set_that_goes_on_with_the_others(
