@@ -40,7 +40,7 @@ from service.background.exporting import Exports
 from service.background.jobs import EXPLAIN, ExplainRows, Runner, Work
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
-from service.engine.client.separation import SeparatingPool
+from service.engine.client.local_engine import LocalEngine
 from service.engine.client.worker_processes import StartedWorker, count_devices
 from service.ledger import SCOPES, Keys, Ledger
 from service.ledger.clock import opened_clock
@@ -182,7 +182,7 @@ async def _open_services(
     operators_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     workers = settings.workers or count_devices()
-    engine = SeparatingPool(
+    engine = LocalEngine(
         workers,
         settings.max_queued_points,
         metrics.observe_chunk,
@@ -232,9 +232,10 @@ async def _open_services(
             with_ledger.runner.start()
 
     def render_metrics() -> bytes:
-        metrics.queue_points.set(engine.most_queued_points)
+        stats = engine.stats()
+        metrics.queue_points.set(stats.queued_points)
         metrics.queue_limit.set(settings.max_queued_points)
-        metrics.show_workers(engine.ready_workers, engine.device_memory)
+        metrics.show_workers(stats.ready_workers, stats.memory)
         health.show(metrics)
         metrics.show_checkpoint(None if ledger is None else ledger.signed)
         metrics.show_clock(clock.behind)

@@ -49,6 +49,7 @@ from service.access.permissions import OPEN, Policy, Quota
 from service.answers.cache import Cache
 from service.api.services import LedgerServices, Services
 from service.app import create_app
+from service.engine.client.local_engine import LocalEngine
 from service.engine.client.worker_processes import worker_environment
 from service.ledger import SCOPES, open_engine
 from service.ledger.opening import open_database
@@ -124,6 +125,12 @@ class Service:
         return services
 
     @property
+    def engine(self) -> LocalEngine:
+        engine = self.services.engine
+        assert isinstance(engine, LocalEngine)
+        return engine
+
+    @property
     def with_ledger(self) -> LedgerServices:
         return self.services.need_ledger()
 
@@ -170,6 +177,23 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         finally:
             self.settled.set()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the latter, when it ends between opening and reading
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def bytes_of(path: Path) -> bytes:
+    """What a server's file holds; nothing, where the server has removed or renamed it meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -279,7 +303,7 @@ def instance(loan: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def until() -> Until:
-    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails when it never happens."""
+    """Waits for a condition: `await until(lambda: engine.stats().is_complete)`; fails when it never happens."""
 
     async def wait(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -84,7 +84,7 @@ async def ready(request: ApiRequest) -> Reply[ReadyReply]:
     is_recording = services.ledger is None or services.ledger.is_recording
     can_answer = is_recording or services.ledger_mode != "required"
     reply = ReadyReply(
-        ready=catalog.is_ready and services.engine.is_complete and can_answer,
+        ready=catalog.is_ready and services.engine.stats().is_complete and can_answer,
         recording=None if is_recording else False,
         loading=catalog.loading or None,
         failed=catalog.failed or None,

@@ -13,7 +13,7 @@ from service.api.turns import Turns
 from service.background.exporting import Exports
 from service.background.jobs import Runner
 from service.catalog.versions import Catalog
-from service.engine.client.pool import Pool
+from service.engine.protocol import Engine
 from service.errors import NotFound
 from service.ledger import Keys, Ledger, Vault
 from service.ledger.jobs import Jobs
@@ -50,7 +50,7 @@ class Services:
 
     catalog: Catalog
     repository: Repository
-    engine: Pool
+    engine: Engine
     explaining: Explaining
     replaying: Replaying
     counterfactuals: Counterfactuals

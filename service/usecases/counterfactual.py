@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,8 @@ from service.catalog.baselines import KeptSets
 from service.catalog.manifest import TabularInputs
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import Catalog, ModelVersion
-from service.domain import Floats, Plan, Prediction
+from service.domain import Floats, Plan
+from service.engine.protocol import Engine
 from service.errors import AnswerableError, CatalogError
 from service.ledger.entries import Stored
 from service.usecases.replaying import personal_of, plan_of
@@ -42,12 +42,6 @@ NOTE = (
 )
 
 Row = tuple[float, ...]
-
-
-class Engine(Protocol):
-    """What a hint needs of the engine."""
-
-    async def predict(self, folder: Path, row: Row, deadline: float | None) -> Prediction: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +125,7 @@ class Counterfactuals:
         return other, new
 
     async def _label(self, version: ModelVersion, row: Row) -> str:
-        prediction = await self._engine.predict(version.folder, row, None)
+        prediction = await self._engine.predict(version.ref, row)
         outputs = prediction.outputs[version.manifest.outputs.default_space]
         return version.manifest.outputs.labels[int(np.argmax(outputs))]
 

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import orjson
 
@@ -40,6 +39,7 @@ from service.domain import (
     Plan,
     ToleranceOf,
 )
+from service.engine.protocol import Engine
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
 from service.ledger.entries import Stored
 from service.usecases.planning import expected_points
@@ -50,12 +50,6 @@ CODE = "environment.answerable"
 ERASED = "erased"
 """What a baseline set is now if rows of it were removed since."""
 LARGEST_SHAPE = 2**16
-
-
-class Engine(Protocol):
-    """What a replay needs of the engine."""
-
-    async def repeat(self, folder: Path, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +102,7 @@ class Replaying:
             return Replayed("differs", None, None, tuple(differences), ("plan",))
 
         async def repeated() -> Explanation:
-            return await self._engine.repeat(version.folder, plan, expected_points(version, plan), conditions)
+            return await self._engine.repeat(version.ref, plan, expected_points(version, plan), conditions)
 
         explanation = await charged(account, plan.max_evaluations, repeated, lambda found: found.evaluations)
         if explanation.chunk_rows != str(conditions.shapes):

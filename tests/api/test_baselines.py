@@ -62,11 +62,12 @@ async def test_a_set_is_used_from_the_answer_on_and_by_a_worker_that_comes_later
     replayed = (await client.post(f"/v1/explanations/{explanation['id']}:replay")).json()
     assert replayed["verdict"] == "bit_exact"
 
-    engine = service.services.engine
-    (worker,) = engine._workers.values()
+    engine = service.engine
+    workers = engine.separation.shared.supervisor.workers
+    (worker,) = workers.values()
     os.kill(worker.process.pid, 9)
-    await until(lambda: worker not in engine._workers.values())
-    await until(lambda: engine.is_complete)
+    await until(lambda: worker not in workers.values())
+    await until(lambda: engine.stats().is_complete)
     assert (await explained())["attributions"] == explanation["attributions"]
 
 
@@ -164,7 +165,7 @@ def tenant(client: httpx.AsyncClient, fresh: dict[str, Any]) -> Tenant:
 
 def attached(service: Service) -> set[str]:
     """The digests of the sets that the workers were given, beside the manifests'."""
-    return {digest for held in service.services.engine._folders.values() for digest in held.attached}
+    return {digest for group in service.engine.separation.groups for digest in group.versions.attached}
 
 
 def erased_files(service: Service, digest: str) -> list[Path]:

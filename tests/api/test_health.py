@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,16 +16,17 @@ from safetensors.numpy import load_file
 from service.answers.records import Caller, Context
 from service.catalog.review_rules import Review
 from service.catalog.versions import ModelVersion
-from service.domain import Explanation, Plan, Priority, Timings
+from service.domain import Explanation, Plan, Priority, Timings, VersionRef
+from service.engine.protocol import Engine
 from service.monitoring.drift import LEAST
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.usecases.explaining import Explaining, Request
 from service.usecases.planning import Parameters
 from tests.conftest import MODELS
+from tests.engine.stand_in import StandIn
 
 if TYPE_CHECKING:
-    from service.engine.client.pool import Pool
     from tests.conftest import Service
 
 ROWS = 60
@@ -34,20 +34,22 @@ COHORTS = ({"channel": "web"}, {"channel": "branch"})
 
 
 @dataclass(slots=True)
-class Watched:
+class Watched(StandIn):
     """The service's engine, and at which priority it was asked for which baseline."""
 
-    engine: Pool
+    engine: Engine
     asked: list[tuple[str, Priority]] = field(default_factory=list)
 
     async def explain(
-        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+        self,
+        version: VersionRef,
+        plan: Plan,
+        expected_points: int,
+        priority: Priority = Priority.INTERACTIVE,
+        seconds_left: float | None = None,
     ) -> tuple[Explanation, Timings]:
         self.asked.append((plan.baseline.name, priority))
-        return await self.engine.explain(folder, plan, expected_points, priority, deadline)
-
-    async def predict(self, *given: Any) -> Any:
-        return await self.engine.predict(*given)
+        return await self.engine.explain(version, plan, expected_points, priority, seconds_left)
 
 
 def requests(version: ModelVersion) -> list[Request]:

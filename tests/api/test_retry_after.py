@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from service.api import problems
 from service.app import create_app
+from service.engine.protocol import Stats
 from service.errors import AnswerableError, QuotaSpent
 from service.lifecycle.repository import read_catalog
 from service.settings import Settings
@@ -64,7 +65,7 @@ async def test_a_service_that_is_not_ready_says_when() -> None:
     app = create_app(Settings(_env_file=None, models=MODELS))
     app.state.services = SimpleNamespace(
         catalog=read_catalog(MODELS),
-        engine=SimpleNamespace(is_complete=False),
+        engine=SimpleNamespace(stats=lambda: Stats({}, False, 0, 0, {})),
         ledger=None,
         ledger_mode="required",
         ledger_notices=[],

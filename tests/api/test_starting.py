@@ -15,9 +15,9 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, InputKind, Traits
-from service.engine.client.pool import Pool
-from service.engine.messages import Loaded
+from service.domain import ChunkShapes, InputKind, Traits, VersionRef
+from service.engine.client.local_engine import LocalEngine
+from service.engine.protocol import Loaded, Source, Stats
 from service.settings import Settings
 from tests.conftest import MODELS
 
@@ -48,17 +48,17 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Keeps the engine, a stand-in that loads whatever it is given, from loading the second version."""
     opened = asyncio.Event()
 
-    async def load(_: Pool, folder: Path, *__: Any, **___: Any) -> Loaded:
-        if folder.name == "2":
+    async def load(_: LocalEngine, version: VersionRef, source: Source, *__: Any, **___: Any) -> Loaded:
+        if version.version == "2":
             await opened.wait()
-        return Loaded(folder, read_manifest(folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
+        return Loaded(read_manifest(source.folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
 
-    async def nothing(_: Pool) -> None:
+    async def nothing(_: LocalEngine) -> None:
         pass
 
-    monkeypatch.setattr(Pool, "load", load)
-    monkeypatch.setattr(Pool, "start", nothing)
-    monkeypatch.setattr(Pool, "is_complete", True)
+    monkeypatch.setattr(LocalEngine, "load", load)
+    monkeypatch.setattr(LocalEngine, "start", nothing)
+    monkeypatch.setattr(LocalEngine, "stats", lambda _: Stats({}, True, 1, 0, {}))
     return opened
 
 

@@ -23,7 +23,8 @@ import torch
 
 from service.domain import Explanation, Prediction, Priority, Timings
 from service.engine.kernels.kernel import Kernel, Kernels, Segment, is_overlapping, units_of
-from service.engine.messages import ChunkReport, Done, Failed, Outcome
+from service.engine.messages import Done, Failed, Outcome
+from service.engine.protocol import ChunkReport
 from service.engine.worker.explanation import Steps
 from service.engine.worker.memory import is_out_of_memory
 from service.errors import AnswerableError, ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
