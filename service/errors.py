@@ -337,6 +337,13 @@ class SetupError(Exception):
         self.code = code
 
 
+class AskedWrongly(SetupError):
+    """What was typed cannot be done; the message says what to type."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=2)
+
+
 class NoLedger(SetupError):
     """A command was asked about a ledger that is not there; the message says where it looked and what to do."""
 

@@ -218,11 +218,8 @@ def run_here(
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
-        try:
-            with patch.dict(os.environ, environment_of(), clear=True):  # commands prepare their process in it, too
-                code = main(arguments)
-        except SystemExit as asked_wrongly:
-            code = int(asked_wrongly.code or 0)
+        with patch.dict(os.environ, environment_of(), clear=True):  # commands prepare their process in it, too
+            code = main(arguments)
         printed = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
