@@ -8,7 +8,10 @@ RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt --editable
 
-.PHONY: run serve test gate bench bench-ledger flips accuracy retrain exports health try-install models test-models clean
+# Files of tests beside each other, one process a core.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: run serve test gate slow bench bench-ledger flips accuracy exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -25,7 +28,7 @@ gate:
 	$(BIN)/mypy
 	$(foreach script,$(wildcard models/*.py models/*/*/*.py),$(BIN)/mypy $(script) &&) true
 	$(BIN)/lint-imports
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(PARALLEL)
 
 bench: .venv/.bench
 	@$(BIN)/python -m tests.bench $(BENCH)
@@ -34,19 +37,19 @@ bench: .venv/.bench
 bench-ledger: .venv/.dev
 	@for kind in sqlite postgresql; do echo $$kind; $(BIN)/python -m tests.bench.search $$kind || exit 1; done
 
+# What the gate leaves out, since a shorter test says the same there.
+slow: .venv/.dev
+	$(BIN)/pytest -m slow $(PARALLEL)
+
 # A thousand bits flipped anywhere in the ledger's tables, half of them in each kind of database.
 flips: .venv/.dev
-	LEDGER_FLIPS=500 $(BIN)/pytest --timeout 3600 tests/ledger/test_verifying.py
+	LEDGER_FLIPS=500 $(BIN)/pytest -m 'slow or not slow' --timeout 3600 tests/ledger/test_verifying.py -k flipped
 
 # The stated error against the true one on some forty networks, 25 inputs each; then all held-out loans, of which the tests
 # take every third. Takes hours; ACCURACY="--networks gelu_table --inputs 5" takes less.
 accuracy: .venv/.dev
 	@$(BIN)/python -m tests.accuracy $(ACCURACY)
-	LOAN_STEP=1 $(BIN)/pytest tests/methods/test_loan_accuracy.py
-
-# Every model of the repository is trained again, to the same bytes; in the tests it is one.
-retrain: .venv/.dev
-	$(BIN)/pytest -m 'training or not training' tests/models/test_training.py
+	LOAN_STEP=1 $(BIN)/pytest -m 'slow or not slow' tests/methods/test_loan_accuracy.py
 
 # The dashboards and alerts against a real Prometheus, after a minute of load; in the tests it is a few seconds.
 health: .venv/.dev

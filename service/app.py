@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
@@ -26,20 +26,21 @@ from service.api import (
     models,
     problems,
     replays,
+    repository,
     reviews,
     subjects,
 )
-from service.api import repository as repository_routes
-from service.api.auth import Authenticator, authorise
-from service.api.idempotency import Turns
-from service.api.queries import repeated_are_refused
+from service.api.auth import Authenticator
+from service.api.routing import Route, guard
+from service.api.services import LedgerServices, Services
 from service.api.traffic import ObservedRequests
 from service.api.transport import Bodies, RequestIds
+from service.api.turns import Turns
 from service.background.exporting import Exports
-from service.background.jobs import EXPLAIN, ExplainRows, Runner
+from service.background.jobs import EXPLAIN, ExplainRows, Runner, Work
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
-from service.engine.client.separation import SeparatingPool
+from service.engine.client.local_engine import LocalEngine
 from service.engine.client.worker_processes import StartedWorker, count_devices
 from service.ledger import SCOPES, Keys, Ledger
 from service.ledger.clock import opened_clock
@@ -64,26 +65,39 @@ from service.usecases.counterfactual import Counterfactuals
 from service.usecases.explaining import Explaining
 from service.usecases.replaying import Replaying
 
+ROUTERS = (
+    explain.router,  # first, for it is asked most
+    models.router,
+    baselines.router,
+    explanations.router,
+    replays.router,
+    reviews.router,
+    jobs.router,
+    exports.router,
+    evidence.router,
+    subjects.router,
+    repository.router,
+    health.router,
+)
+
 LOG = logging.getLogger("answerable")
 BOOTSTRAP = "bootstrap"
 METRICS_KEY = "metrics"
-MOST_TOLD = 300
-"""Characters of what a driver says."""
 
 
-def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> FastAPI:
-    """The service. Everything it opens is opened when it starts and closed when it stops.
+def create_app(settings: Settings, started: Sequence[StartedWorker] = (), catalog: Catalog | None = None) -> FastAPI:
+    """The service. Everything it opens is opened when it starts and closed when it stops: `app.state.services`.
 
-    It answers as soon as its stores are open, while a task, `app.state.loading`, starts the workers and loads the
-    models.
-    `started` are processes for its first workers, which may be importing still.
+    It answers as soon as its stores are open, while a task, `loading`, starts the workers and loads the models of
+    `catalog`, by default those in the folder of the settings. `started` are processes for its first workers, which may
+    be importing still.
     """
-    catalog = read_catalog(settings.models)
+    catalog = read_catalog(settings.models) if catalog is None else catalog
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await _compose(app, settings, catalog, stack, started)
+            app.state.services = await _open_services(settings, catalog, stack, started)
             yield
 
     app = FastAPI(
@@ -95,29 +109,15 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = ()) -> Fas
         redoc_url=None,
         redirect_slashes=False,  # a redirect would lead to whatever host the request names
         lifespan=lifespan,
-        routes=[*explain.router.routes, *repository_routes.router.routes, *baselines.posting.routes],
-        dependencies=[Depends(authorise), Depends(repeated_are_refused)],
+        routes=[route for router in ROUTERS for route in router.routes],
+        dependencies=[Depends(guard)],
         telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own
     )
-    app.state.catalog = catalog
-    app.state.bodies = Bodies(settings.max_body_bytes)
+    app.router.route_class = Route
     problems.install(app)
-    for router in (
-        models.router,
-        baselines.router,
-        explanations.router,
-        replays.router,
-        *reviews.routers,
-        *jobs.routers,
-        *exports.routers,
-        *evidence.routers,
-        *subjects.routers,
-        health.router,
-    ):
-        app.include_router(router)
+    documentation.install(app, catalog)
     app.add_middleware(ObservedRequests)
     app.add_middleware(RequestIds)
-    documentation.install(app, catalog)
     return app
 
 
@@ -143,35 +143,25 @@ def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> Non
             LOG.warning("an earlier %s key is still valid; to end it: answerable keys revoke %s", name, key.id)
 
 
-def _to_stderr(lines: bytes) -> None:
-    sys.stderr.buffer.write(lines)
-    sys.stderr.buffer.flush()
-
-
-async def _compose(
-    app: FastAPI, settings: Settings, catalog: Catalog, stack: AsyncExitStack, started: Sequence[StartedWorker]
-) -> None:
+async def _open_services(
+    settings: Settings, catalog: Catalog, stack: AsyncExitStack, started: Sequence[StartedWorker]
+) -> Services:
+    """Opens everything, each with what it needs of the ones before; `stack` closes it in reverse."""
     metrics = Metrics()
-    tracing = app.state.tracing = open_tracing(settings.traces_endpoint)
+    tracing = open_tracing(settings.traces_endpoint)
     if tracing is not None:
         stack.push_async_callback(asyncio.to_thread, tracing.close)
-    log = app.state.request_log = RequestLog(_to_stderr) if settings.logs == "json" else None
-    if log is not None:
-        stack.push_async_callback(log.close)
+    request_log = RequestLog(sys.stderr) if settings.logs == "json" else None
+    if request_log is not None:
+        stack.push_async_callback(request_log.close)
+
     database, vault = await asyncio.to_thread(open_database, settings)
     database = bounded(database)
     stack.callback(database.dispose)
     keys = Keys(database)
     clock = await asyncio.to_thread(opened_clock, database)
 
-    redis_url = settings.redis_url
-    if redis_url is None:
-        embedded = await start_embedded_redis()
-        if embedded is None:
-            LOG.warning("there is no redis-server on this machine; results are not cached")
-        else:
-            stack.push_async_callback(embedded.close)
-            redis_url = embedded.url
+    redis_url = settings.redis_url or await _start_redis(stack)
     cache = Cache(redis_url, settings.result_ttl_seconds, vault.derived("cache"), metrics.observe_cache)
     stack.push_async_callback(cache.close)
 
@@ -180,20 +170,19 @@ async def _compose(
     stack.push_async_callback(quotas.close)
     quotas.start()
 
-    ledger = None
-    app.state.ledger_notices = []
+    ledger, ledger_notices = None, list[str]()
+    signer, erasures = open_checkpoint_signer(settings, database), ErasureList(settings.data / ERASURES, vault)
     if settings.ledger != "off":
-        signer = open_checkpoint_signer(settings, database)
         await asyncio.to_thread(signer.open)
-        shipped, erasures = settings.data / "checkpoints.jsonl", ErasureList(settings.data / ERASURES, vault)
-        app.state.ledger_notices = await asyncio.to_thread(catch_up, database, vault, shipped, erasures)
+        shipped = settings.data / "checkpoints.jsonl"
+        ledger_notices = await asyncio.to_thread(catch_up, database, vault, shipped, erasures)
         ledger = Ledger(database, vault, metrics.observe_append, signer=signer, writer=WriterProcess, clock=clock)
         stack.push_async_callback(ledger.close)
     # After everything that may keep the service from starting: a key that is made is shown.
-    app.state.bootstrap_key = await asyncio.to_thread(bootstrap_key, settings, keys)
+    operators_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     workers = settings.workers or count_devices()
-    engine = SeparatingPool(
+    engine = LocalEngine(
         workers,
         settings.max_queued_points,
         metrics.observe_chunk,
@@ -204,71 +193,90 @@ async def _compose(
     health = Health(engine, settings.stability_share)
     stack.push_async_callback(health.close)
 
-    def follow() -> None:
+    def follow_catalog() -> None:
         metrics.show_versions(catalog.known)
         health.follow(catalog.known)
 
-    follow()
-    catalog.changed = follow
+    follow_catalog()
+    catalog.changed = follow_catalog
     set_subjects = SetSubjects(database, vault)
     repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
     stack.push_async_callback(repository.close)
+    explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
+    authenticator = Authenticator(keys, quotas, clock)
+    stack.callback(authenticator.close)
 
-    async def forget() -> None:
-        """Drops what lies outside the database of people who were erased."""
-        await cache.forget_results()
-        await repository.forget_rows()
-
-    maintenance = None
+    with_ledger = None
     if ledger is not None:
-        maintenance = LedgerMaintenance(database, vault, settings.retention, settings.job_days, forget, erasures)
+
+        async def forget_erased() -> None:
+            """Drops what lies outside the database of people who were erased."""
+            await cache.forget_results()
+            await repository.forget_rows()
+
+        maintenance = LedgerMaintenance(database, vault, settings.retention, settings.job_days, forget_erased, erasures)
         stack.push_async_callback(maintenance.close)
+        jobs = Jobs(database)
+        exports = Exports(jobs, database, ledger, signer, vault, settings.data / "exports")
+        stack.push_async_callback(exports.close)
+        exports.start()
+        works: Mapping[str, Work] = {EXPLAIN: ExplainRows(jobs, explaining, catalog, ledger, vault), EXPORT: exports}
+        runner = Runner(jobs, keys, quotas, works, clock)
+        stack.push_async_callback(runner.close)
+        with_ledger = LedgerServices(ledger, maintenance, jobs, exports, runner)
+
+    async def load() -> None:
+        await engine.start()
+        await repository.start()
+        if with_ledger is not None:
+            with_ledger.runner.start()
 
     def render_metrics() -> bytes:
-        metrics.queue_points.set(engine.most_queued_points)
+        stats = engine.stats()
+        metrics.queue_points.set(stats.queued_points)
         metrics.queue_limit.set(settings.max_queued_points)
-        metrics.show_workers(engine.ready_workers, engine.device_memory)
+        metrics.show_workers(stats.ready_workers, stats.memory)
         health.show(metrics)
         metrics.show_checkpoint(None if ledger is None else ledger.signed)
         metrics.show_clock(clock.behind)
         return metrics.render(workers)
 
-    app.state.engine = engine
-    app.state.repository = repository
-    app.state.ledger = ledger
-    app.state.ledger_mode = settings.ledger
-    app.state.turns = Turns()
-    app.state.maintenance = maintenance
-    app.state.metrics = metrics
-    app.state.render_metrics = render_metrics
-    app.state.keys = keys
-    app.state.cache = cache
-    app.state.authenticator = Authenticator(keys, quotas, clock)
-    stack.callback(app.state.authenticator.close)
-    app.state.replaying = Replaying(engine, catalog)
-    app.state.counterfactuals = Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES))
-    explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
-    app.state.explaining = explaining
-    app.state.vault = vault
-    app.state.set_subjects = set_subjects
-    app.state.jobs = Jobs(database)
-    runner: Runner | None = None
-    if ledger is not None:
-        app.state.exports = Exports(app.state.jobs, database, ledger, signer, vault, settings.data / "exports")
-        stack.push_async_callback(app.state.exports.close)
-        app.state.exports.start()
-        works = {EXPLAIN: ExplainRows(app.state.jobs, explaining, catalog, ledger, vault), EXPORT: app.state.exports}
-        runner = app.state.runner = Runner(app.state.jobs, keys, quotas, works, clock)
-        stack.push_async_callback(runner.close)
+    loading = asyncio.get_running_loop().create_task(load())
+    stack.push_async_callback(_end, loading)
+    return Services(
+        catalog=catalog,
+        repository=repository,
+        engine=engine,
+        explaining=explaining,
+        replaying=Replaying(engine, catalog),
+        counterfactuals=Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES)),
+        cache=cache,
+        keys=keys,
+        authenticator=authenticator,
+        vault=vault,
+        set_subjects=set_subjects,
+        with_ledger=with_ledger,
+        ledger_mode=settings.ledger,
+        ledger_notices=ledger_notices,
+        metrics=metrics,
+        render_metrics=render_metrics,
+        request_log=request_log,
+        tracing=tracing,
+        bodies=Bodies(settings.max_body_bytes),
+        turns=Turns(),
+        bootstrap_key=operators_key,
+        loading=loading,
+    )
 
-    async def load() -> None:
-        await engine.start()
-        await repository.start()
-        if runner is not None:
-            runner.start()
 
-    app.state.loading = asyncio.get_running_loop().create_task(load())
-    stack.push_async_callback(_end, app.state.loading)
+async def _start_redis(stack: AsyncExitStack) -> str | None:
+    """The address of a private Redis server; None where there is none on this machine."""
+    redis = await start_embedded_redis()
+    if redis is None:
+        LOG.warning("there is no redis-server on this machine; results are not cached")
+        return None
+    stack.push_async_callback(redis.close)
+    return redis.url
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -135,6 +135,19 @@ class ModelKey:
         return f"{self.name}@{self.version}"
 
 
+@dataclass(frozen=True)
+class VersionRef:
+    """One version of one model by the files it is made of: `digest` is the sha256 of its manifest, which names all
+    others by theirs. Two versions of one artefact may differ in their manifests alone."""
+
+    name: str
+    version: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
 LIMITS = frozenset({"maximum", "minimum", "clamp", "clampmin", "clampmax", "clip", "hardtanh"})
 """Operators that are there to limit what goes in, by `kind_of`."""
 

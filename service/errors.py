@@ -75,7 +75,7 @@ class Kind(StrEnum):
     OUT_OF_RANGE = "out-of-range"
     WRONG_INSTANCE = "wrong-instance"
     UNKNOWN_METHOD = "unknown-method"
-    UNFIT_METHOD = "not_applicable-method"
+    UNFIT_METHOD = "unfit-method"
     UNKNOWN_LABEL = "unknown-label"
     UNKNOWN_BASELINE = "unknown-baseline"
     UNKNOWN_OPTION = "unknown-option"
@@ -335,6 +335,13 @@ class SetupError(Exception):
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+class AskedWrongly(SetupError):
+    """What was typed cannot be done; the message says what to type."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=2)
 
 
 class NoLedger(SetupError):

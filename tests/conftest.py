@@ -2,7 +2,8 @@
 
 It runs on a thread of its own with its own event loop, so a test may use it from any loop or from none:
 
-- `service`   where it listens, its app (with `app.state.engine`, `.ledger`, `.metrics` ...) and its operator's key
+- `service`   where it listens, its app, what that consists of (`services`), its data folder and database, and its
+              operator's key
 - `make_key`  makes keys of any tenant, scopes and expiry
 - `client`    an httpx client whose key has every scope; one per test
 - `instance`  the loan model's example, a fresh copy
@@ -29,7 +30,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,13 +43,16 @@ import pytest_asyncio
 import uvicorn
 import yaml
 from fastapi import FastAPI
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url
 
 from service.access.permissions import OPEN, Policy, Quota
 from service.answers.cache import Cache
+from service.api.services import LedgerServices, Services
 from service.app import create_app
+from service.engine.client.local_engine import LocalEngine
 from service.engine.client.worker_processes import worker_environment
 from service.ledger import SCOPES, open_engine
+from service.ledger.opening import open_database
 from service.processes.embedded_redis import EmbeddedRedis, start_embedded_redis
 from service.settings import Settings
 
@@ -109,6 +114,35 @@ class Service:
     url: str
     key: ApiKey
     loop: asyncio.AbstractEventLoop
+    data: Path
+    database: Engine
+    """Connections of the tests' own to the service's database."""
+
+    @property
+    def services(self) -> Services:
+        """What its routes work with."""
+        services: Services = self.app.state.services
+        return services
+
+    @property
+    def engine(self) -> LocalEngine:
+        engine = self.services.engine
+        assert isinstance(engine, LocalEngine)
+        return engine
+
+    @property
+    def with_ledger(self) -> LedgerServices:
+        return self.services.need_ledger()
+
+    @contextmanager
+    def changed(self, **services: Any) -> Iterator[None]:
+        """With other services for a while."""
+        before = self.services
+        self.app.state.services = replace(before, **services)
+        try:
+            yield
+        finally:
+            self.app.state.services = before
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the service's event loop and waits for its result."""
@@ -143,6 +177,23 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         finally:
             self.settled.set()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the latter, when it ends between opening and reading
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def bytes_of(path: Path) -> bytes:
+    """What a server's file holds; nothing, where the server has removed or renamed it meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -195,10 +246,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert server.settled.wait(PATIENCE_SECONDS), "the service did not start in time"
         assert server.started, "the service did not start"
         assert server.loop is not None
-        asyncio.run_coroutine_threadsafe(_wait(app.state.loading), server.loop).result(PATIENCE_SECONDS)
+        asyncio.run_coroutine_threadsafe(_wait(app.state.services.loading), server.loop).result(PATIENCE_SECONDS)
         port = server.servers[0].sockets[0].getsockname()[1]
-        key_id = app.state.keys.find(secret).id
-        yield Service(app, f"http://127.0.0.1:{port}", ApiKey(key_id, "default", secret), server.loop)
+        database, _ = open_database(settings)
+        key_id = app.state.services.keys.find(secret).id
+        key = ApiKey(key_id, "default", secret)
+        yield Service(app, f"http://127.0.0.1:{port}", key, server.loop, settings.data, database)
+        database.dispose()
     finally:
         server.should_exit = True
         thread.join(PATIENCE_SECONDS)
@@ -221,7 +275,7 @@ def make_key(service: Service) -> MakeKey:
         policy: Policy = OPEN,
     ) -> ApiKey:
         expires = None if expires_in is None else time.time_ns() // 1000 + round(expires_in * 1e6)
-        key, secret = service.app.state.keys.create("test", tenant, scopes or SCOPES, expires, quota, policy)
+        key, secret = service.services.keys.create("test", tenant, scopes or SCOPES, expires, quota, policy)
         return ApiKey(key.id, key.tenant, secret)
 
     return make
@@ -249,7 +303,7 @@ def instance(loan: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def until() -> Until:
-    """Waits for a condition: `await until(lambda: pool.is_complete)`; fails when it never happens."""
+    """Waits for a condition: `await until(lambda: engine.stats().is_complete)`; fails when it never happens."""
 
     async def wait(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -358,8 +412,7 @@ class CacheUnderTest:
 
     async def written(self) -> None:
         """Waits until everything that was kept has been written."""
-        while self.cache._writes:
-            await asyncio.wait(self.cache._writes)
+        await self.cache.written()
 
 
 SECRET = bytes(range(32))

@@ -7,37 +7,35 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fastapi import Request
-
-from service.access.callers import Caller
+from service.api.requests import ApiRequest
 from service.errors import LedgerUnavailable
 from service.ledger.entries import LOOKUP, Page, Search
-from service.ledger.ledger import Ledger
 
 LOG = logging.getLogger("answerable.lookups")
 OF_AN_EXPLANATION = "/v1/explanations/{explanation}"
 
 
-async def record_lookup(
-    request: Request, caller: Caller, about: str | None, details: Mapping[str, Any] | None = None
-) -> None:
-    """Records who read what, and by which route. Raises LedgerUnavailable where records are required."""
+async def record_lookup(request: ApiRequest, about: str | None, details: Mapping[str, Any] | None = None) -> None:
+    """Records who read what, and by which route.
+
+    Raises LedgerUnavailable where records are required, NotFound where no ledger is kept.
+    """
     path = request.scope["route"].path_format
     action = path.removeprefix(OF_AN_EXPLANATION).strip("/:") or "get"
-    ledger: Ledger = request.app.state.ledger
+    caller, ledger = request.caller, request.services.need_ledger().ledger
     try:
         await ledger.append_event(LOOKUP, caller.tenant, caller.key_id, about, {"action": action, **(details or {})})
     except LedgerUnavailable:
-        if request.app.state.ledger_mode == "required":
+        if request.services.ledger_mode == "required":
             raise LedgerUnavailable("The look-up could not be recorded, so it is not answered.") from None
         LOG.exception("a look-up was answered without a record")
 
 
 def described(page: Page) -> dict[str, Any]:
-    """A search, by pseudonyms, and the places of what it found."""
-    asked = page.asked
-    if asked is None:
+    """A search, by pseudonyms, and the places of its results."""
+    search = page.asked
+    if search is None:
         return {"action": "search", "conditions": {"subject": "nobody that is known"}, "seen": []}
-    given = {each.name: getattr(asked, each.name) for each in fields(Search)}
-    conditions = {name: value for name, value in given.items() if value is not None and value != ()}
+    values = {field.name: getattr(search, field.name) for field in fields(Search)}
+    conditions = {name: value for name, value in values.items() if value is not None and value != ()}
     return {"action": "search", "conditions": conditions, "seen": [stored.seq for stored in page.entries]}

@@ -8,9 +8,9 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Request
 
 from service.access.callers import Caller
 from service.access.permissions import OPERATOR_TENANT
@@ -25,11 +25,11 @@ FIND_SECONDS = 3.0
 FINDERS = 4
 """Threads that look for keys. They are of their own: one that waits for a database that hangs waits long, and must not
 keep others from work that needs no database."""
-MOST_REMEMBERED = 10_000
-WRONG_KEYS = 30
+MAX_REMEMBERED = 10_000
+MAX_WRONG_KEYS = 30
 """From one address in `WRONG_SECONDS`; those after are told to come back later."""
 WRONG_SECONDS = 60.0
-MOST_ADDRESSES = 10_000
+MAX_ADDRESSES = 10_000
 PUBLIC = "public"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,7 +60,7 @@ def needs_operator(handler: object) -> bool:
 
 
 class WrongKeys:
-    """How many different wrong keys each address has sent since its minute began; of the newest `MOST_ADDRESSES`.
+    """How many different wrong keys each address has sent since its minute began; of the newest `MAX_ADDRESSES`.
 
     `turn` is for looking up those of addresses that have sent too many.
     """
@@ -72,7 +72,7 @@ class WrongKeys:
     def seconds_left(self, address: str) -> float:
         """Until an address that has sent too many may send others; 0 where it has not."""
         ends, count = self._of.get(address, (0.0, 0))
-        return max(0.0, ends - time.monotonic()) if count >= WRONG_KEYS else 0.0
+        return max(0.0, ends - time.monotonic()) if count >= MAX_WRONG_KEYS else 0.0
 
     def count(self, address: str) -> None:
         now = time.monotonic()
@@ -81,7 +81,7 @@ class WrongKeys:
             ends, count = now + WRONG_SECONDS, 0
             self._of.pop(address, None)  # to the end: the first are the oldest
         self._of[address] = ends, count + 1
-        if len(self._of) > MOST_ADDRESSES:
+        if len(self._of) > MAX_ADDRESSES:
             del self._of[next(iter(self._of))]
 
 
@@ -91,7 +91,6 @@ class Authenticator:
     A right key is found whatever else came from its address, which may be that of a proxy and so everybody's. What
     strangers behind it can take is bounded: keys from an address that sent too many wrong ones are looked up one after
     another, so that they never have more than one thread and one connection to the database.
-
 
     Keys end by the ledger's `clock`.
     """
@@ -121,7 +120,7 @@ class Authenticator:
             return key
         if left := self._wrong.seconds_left(address):
             raise TooManyWrongKeys(
-                f"the key is not valid, and this address has sent {WRONG_KEYS} others that are not", math.ceil(left)
+                f"the key is not valid, and this address has sent {MAX_WRONG_KEYS} others that are not", math.ceil(left)
             )
         if is_new:  # a client that goes on with its old key guesses nothing
             self._wrong.count(address)
@@ -152,26 +151,30 @@ class Authenticator:
         goes on being so. Raises LedgerUnavailable."""
         finding = self._finding.get(digest)
         if finding is None or finding.done():
-            self._finding = {asked: one for asked, one in self._finding.items() if not one.done()}
+            self._finding = {other: future for other, future in self._finding.items() if not future.done()}
             finding = self._finding[digest] = self._finders.submit(self._keys.find, secret)
-        found = asyncio.wrap_future(finding)
+        key = asyncio.wrap_future(finding)
         try:
-            await asyncio.wait({found}, timeout=FIND_SECONDS)
-            if not found.done() or found.cancelled():
+            await asyncio.wait({key}, timeout=FIND_SECONDS)
+            if not key.done() or key.cancelled():
                 finding.cancel()  # if no thread has begun it
-                found.cancel()
+                key.cancel()
                 raise LedgerUnavailable("The database does not answer, so the key cannot be looked up.")
             self._finding.pop(digest, None)
-            return found.result()
+            return key.result()
         except LedgerUnavailable:
             if remembered is None or remembered[1] is None:
                 raise
             return remembered[1]
 
     def _remember(self, digest: bytes, until: float, key: Key | None) -> None:
-        if len(self._remembered) >= MOST_REMEMBERED:  # strangers' first
-            self._remembered = {d: found for d, found in self._remembered.items() if found[1] is not None}
-        if len(self._remembered) < MOST_REMEMBERED:
+        if len(self._remembered) >= MAX_REMEMBERED:  # strangers' first
+            self._remembered = {
+                secret: (fresh_until, known)
+                for secret, (fresh_until, known) in self._remembered.items()
+                if known is not None
+            }
+        if len(self._remembered) < MAX_REMEMBERED:
             self._remembered[digest] = (until, key)
 
 
@@ -180,34 +183,18 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-async def authorise(request: Request) -> None:
-    """Lets a request through to its handler; the app runs this before every route. Sets `request.state.caller`."""
-    endpoint = request.scope.get("endpoint")
-    scope = scope_of(endpoint)
-    if scope == PUBLIC:
-        return
+async def authorise(request: Request, authenticator: Authenticator, scope: str | None, by_operator: bool) -> Caller:
+    """Who sent the request, if their key has the scope; without a scope nobody's has.
+
+    Raises Unauthenticated, TooManyWrongKeys, Forbidden, QuotaSpent, LedgerUnavailable.
+    """
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not secret:
         raise Unauthenticated("send a key: Authorization: Bearer <key>")
-    authenticator: Authenticator = request.app.state.authenticator
     address = request.client.host if request.client is not None else ""
     key = await authenticator.find_for(address, secret.strip())
     if scope is None or scope not in key.scopes:
         raise Forbidden(f"the key lacks the scope {scope}" if scope else "this route is closed")
-    if needs_operator(endpoint) and key.tenant != OPERATOR_TENANT:
+    if by_operator and key.tenant != OPERATOR_TENANT:
         raise Forbidden("this is for keys of the operator's tenant, for it concerns all tenants")
-    request.state.caller = authenticator.admit(key)
-
-
-def caller_of(request: Request) -> Caller:
-    """The caller of an authorised request."""
-    caller: Caller = request.state.caller
-    return caller
-
-
-async def _caller(request: Request) -> Caller:  # async: FastAPI runs plain functions in threads
-    return caller_of(request)
-
-
-CallerOf = Annotated[Caller, Depends(_caller)]
-"""The same, for handlers that FastAPI runs."""
+    return authenticator.admit(key)

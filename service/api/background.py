@@ -5,31 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 
-from fastapi import Request
-
 from service.access.callers import Caller
-from service.api.explanations import ledger_of
+from service.api.requests import ApiRequest
 from service.background.jobs import EXPLAIN
 from service.errors import NotFound
-from service.ledger.jobs import Job, Jobs, State
+from service.ledger.jobs import Job, State
 
-MOST_LISTED = 50
-
-
-def jobs_of(request: Request) -> Jobs:
-    """The stored jobs. Raises NotFound where there is no ledger: what they make could not be found."""
-    ledger_of(request)
-    jobs: Jobs = request.app.state.jobs
-    return jobs
+MAX_LISTED = 50
 
 
-async def find_job(request: Request, job: str, caller: Caller, kind: str) -> Job:
+async def find_job(request: ApiRequest, job_id: str, kind: str) -> Job:
     """The caller's job of that id and kind. Raises NotFound."""
-    is_id = len(job) == 36 and job.isascii() and job.isprintable()
-    found = await asyncio.to_thread(jobs_of(request).get, caller.tenant, job, (kind,)) if is_id else None
-    if found is None:
+    jobs = request.services.need_ledger().jobs
+    is_id = len(job_id) == 36 and job_id.isascii() and job_id.isprintable()
+    job = await asyncio.to_thread(jobs.get, request.caller.tenant, job_id, (kind,)) if is_id else None
+    if job is None:
         raise NotFound(f"there is no such {'job' if kind == EXPLAIN else kind}")
-    return found
+    return job
 
 
 def new_job(job_id: str, caller: Caller, kind: str, spec: bytes, total: int | None) -> Job:

@@ -16,7 +16,8 @@ from starlette.staticfiles import StaticFiles
 
 from service.api import problems
 from service.api.auth import PUBLIC, needs, scope_of
-from service.api.routing import routes_of
+from service.api.paths import routes_of
+from service.api.requests import ApiRequest
 from service.api.schemas import Nothing
 from service.catalog.versions import Catalog, ModelVersion
 
@@ -34,24 +35,8 @@ PARAMETERS = {
     "export": "the id of an export",
     "baseline": "a version of a baseline set, `name@version`",
     "subject": "the person, as requests named them in `context.subject`",
-    "decision_id": "the decision, as requests named it in `context.decision_id`",
-    "from": "at or after this time, with its zone, for instance 2026-01-31T12:00:00Z",
-    "to": "before this time, with its zone",
-    "converged": "whether the tolerance was met",
-    "flag": "a review rule that fired",
-    "label": "the predicted label",
-    "reviewed": "whether a person has reviewed it",
-    "kind": "what happened",
-    "about": "the id of an explanation or a job, or the token of a subject",
-    "limit": "at most so many",
-    "cursor": "the `next_cursor` of the page before",
-    "max": "at most so many reasons",
 }
-"""What they are, of paths and of queries, by name."""
-OF_ONE_PATH = {
-    ("/v1/consistency", "from"): "the size of the log at the earlier checkpoint",
-    ("/v1/consistency", "to"): "the size of the log at the later checkpoint",
-}
+"""What the parameters of paths are, by name; those of a query are described where they are declared."""
 
 
 def install(app: FastAPI, catalog: Catalog) -> None:
@@ -60,7 +45,7 @@ def install(app: FastAPI, catalog: Catalog) -> None:
 
     @app.get("/docs", include_in_schema=False)
     @needs(PUBLIC)
-    async def show_documentation() -> HTMLResponse:
+    async def show_documentation(_request: ApiRequest) -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="Answerable",
@@ -75,7 +60,7 @@ def install(app: FastAPI, catalog: Catalog) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     @needs(PUBLIC)
-    async def show_description() -> Response:
+    async def show_description(_request: ApiRequest) -> Response:
         return Response(described.content(), media_type="application/json")
 
 
@@ -86,16 +71,16 @@ class Described:
         self._app = app
         self._generate = generate
         self._catalog = catalog
-        self._shown: object = None
+        self._files: object = None
         self._schema: dict[str, Any] = {}
         self._content = b""
 
     def schema(self) -> dict[str, Any]:
         """As it is now; nobody changes it."""
-        shown = [(one.files, one is self._catalog.meant(one.key.name)) for one in self._catalog]
-        if shown != self._shown:
+        files = [(each.files, each is self._catalog.meant(each.key.name)) for each in self._catalog]
+        if files != self._files:
             self._schema = _description(deepcopy(self._generate()), self._app, self._catalog)
-            self._content, self._shown = orjson.dumps(self._schema), shown
+            self._content, self._files = orjson.dumps(self._schema), files
         return self._schema
 
     def content(self) -> bytes:
@@ -123,9 +108,8 @@ def _description(schema: dict[str, Any], app: FastAPI, catalog: Catalog) -> dict
             scope = scope_of(route.endpoint)
             operation["security"] = [] if scope == PUBLIC else [{"key": [scope]}]
             for parameter in operation.get("parameters", []):
-                name = parameter["name"]
-                if "description" not in parameter:
-                    parameter["description"] = OF_ONE_PATH.get((path, name)) or PARAMETERS[name]
+                if parameter["in"] == "path":
+                    parameter["description"] = PARAMETERS[parameter["name"]]
             _drop_empty_body(operation)
             _add_examples(path, operation, catalog)
     return schema
@@ -169,4 +153,4 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
 
 def _meant(catalog: Catalog) -> list[ModelVersion]:
     """The version of each model that its bare name means, or every one of a model whose name means none."""
-    return [one for one in catalog if one is (catalog.meant(one.key.name) or one)]
+    return [version for version in catalog if version is (catalog.meant(version.key.name) or version)]

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import orjson
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query
 from pydantic import BaseModel, Field
 
-from service.api.auth import CallerOf, caller_of, needs
-from service.api.explanations import find_stored, ledger_of
-from service.api.filters import From, To
-from service.api.parsing import StrictRoute
+from service.api.auth import needs
+from service.api.explanations import find_stored
+from service.api.filters import FROM, TO, From, To
 from service.api.problems import answers
+from service.api.queries import QueryModel
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.api.schemas import NOTHING, Nothing
 from service.errors import NotFound
 from service.ledger.checkpoints import Checkpoint
 from service.ledger.entries import EventSearch
 from service.ledger.export_checking import checkpoint_faults
-from service.ledger.maintenance import LedgerMaintenance
 from service.ledger.merkle import is_included
 from service.ledger.signing import chain_faults
 
-reading = APIRouter(tags=["Evidence"], responses=answers(401, 403, 404, 422, 503))
-verifying = APIRouter(route_class=StrictRoute, tags=["Evidence"])
-routers = (reading, verifying)
+router = new_router("Evidence")
+
+
+class ConsistencyQuery(QueryModel):
+    """Two states of the log."""
+
+    first: int = Field(alias="from", ge=1, le=2**53, description="the size of the log at the earlier checkpoint")
+    second: int = Field(alias="to", ge=1, le=2**53, description="the size of the log at the later checkpoint")
+
+
+class EventsQuery(QueryModel):
+    """Which events; all conditions hold."""
+
+    kind: str | None = Field(None, description="what happened")
+    about: str | None = Field(None, description="the id of an explanation or a job, or the token of a subject")
+    created_from: From = Field(None, alias="from", description=FROM)
+    created_to: To = Field(None, alias="to", description=TO)
+    limit: int = Field(50, ge=1, le=200, description="at most so many")
+    cursor: str | None = Field(None, description="the `next_cursor` of the page before")
 
 
 class CheckpointItem(BaseModel):
@@ -87,115 +103,96 @@ class EventsReply(BaseModel):
     next_cursor: str | None = Field(description="where the next page begins; null after the last")
 
 
-@reading.get("/v1/explanations/{explanation}/proof", responses={200: {"model": ProofReply}})
+@router.get("/v1/explanations/{explanation}/proof", responses=answers(404, 503))
 @needs("ledger:read")
-async def prove_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
+async def prove_explanation(request: ApiRequest, explanation: str) -> ProofReply:
     """The inclusion proof of an explanation, erased or not, and the signed checkpoint that it ends in."""
-    stored = await find_stored(request, explanation, caller, erased_too=True)
-    path, checkpoint = await ledger_of(request).inclusion(stored.seq)
-    proof = {
-        "id": stored.id,
-        "leaf_index": stored.seq - 1,
-        "leaf": stored.leaf.hex(),
-        "record": stored.logged.decode() or None,
-        "path": [one.hex() for one in path],
-        "checkpoint": _checkpoint(checkpoint),
-    }
-    return Response(orjson.dumps(proof), media_type="application/json")
+    stored = await find_stored(request, explanation, erased_too=True)
+    path, checkpoint = await request.services.need_ledger().ledger.inclusion(stored.seq)
+    return ProofReply(
+        id=stored.id,
+        leaf_index=stored.seq - 1,
+        leaf=stored.leaf.hex(),
+        record=stored.logged.decode() or None,
+        path=[digest.hex() for digest in path],
+        checkpoint=_checkpoint(checkpoint),
+    )
 
 
-@verifying.post(
-    "/v1/explanations/{explanation}:verify",
-    responses={200: {"model": VerifyReply}, **answers(400, 401, 403, 404, 408, 413, 415, 503)},
-)
+@router.post("/v1/explanations/{explanation}:verify", responses=answers(404, 503))
 @needs("ledger:read")
-async def verify_explanation(request: Request, explanation: str, body: Nothing = NOTHING) -> Response:  # noqa: ARG001
+async def verify_explanation(
+    request: ApiRequest,
+    explanation: str,
+    body: Nothing = NOTHING,  # noqa: ARG001
+) -> VerifyReply:
     """Checks every stored column of an explanation against its record in the log, and that against a signature."""
-    stored = await find_stored(request, explanation, caller_of(request), erased_too=True, opened=False)
-    ledger, maintenance = ledger_of(request), maintenance_of(request)
-    faults = await maintenance.verify_one(stored.seq)
-    path, checkpoint = await ledger.inclusion(stored.seq)
-    keys = await ledger.signing_keys()
+    stored = await find_stored(request, explanation, erased_too=True, opened=False)
+    with_ledger = request.services.need_ledger()
+    faults = await with_ledger.maintenance.verify_one(stored.seq)
+    path, checkpoint = await with_ledger.ledger.inclusion(stored.seq)
+    keys = await with_ledger.ledger.signing_keys()
     faults += [*chain_faults(keys), *checkpoint_faults(checkpoint, keys)]
     if not is_included(stored.leaf, stored.seq - 1, checkpoint.size, path, bytes.fromhex(checkpoint.root)):
         faults.append(f"row {stored.seq} is not in the log that was signed")
-    verdict = {
-        "id": stored.id,
-        "valid": not faults,
-        "erased": stored.tombstone is not None,
-        "faults": faults,
-        "size": checkpoint.size,
-        "signed": checkpoint.created,
-    }
-    return Response(orjson.dumps(verdict), media_type="application/json")
+    return VerifyReply(
+        id=stored.id,
+        valid=not faults,
+        erased=stored.tombstone is not None,
+        faults=faults,
+        size=checkpoint.size,
+        signed=checkpoint.created,
+    )
 
 
-@reading.get("/v1/checkpoint", responses={200: {"model": CheckpointItem}})
+@router.get("/v1/checkpoint", responses=answers(404, 503))
 @needs("ledger:read")
-async def show_checkpoint(request: Request) -> Response:
+async def show_checkpoint(request: ApiRequest) -> CheckpointItem:
     """The newest signed state of the log; signed now, if something came since the last one."""
-    checkpoint = await ledger_of(request).checkpoint()
+    checkpoint = await request.services.need_ledger().ledger.checkpoint()
     if checkpoint is None:
         raise NotFound("the log is empty, so nothing is signed yet")
-    return Response(orjson.dumps(_checkpoint(checkpoint)), media_type="application/json")
+    return _checkpoint(checkpoint)
 
 
-@reading.get("/v1/consistency", responses={200: {"model": ConsistencyReply}})
+@router.get("/v1/consistency", responses=answers(404, 503))
 @needs("ledger:read")
-async def prove_consistency(
-    request: Request,
-    first: Annotated[int, Query(alias="from", ge=1, le=2**53)],
-    second: Annotated[int, Query(alias="to", ge=1, le=2**53)],
-) -> Response:
+async def prove_consistency(request: ApiRequest, query: Annotated[ConsistencyQuery, Query()]) -> ConsistencyReply:
     """That a later state of the log begins with all of an earlier one; both are sizes of checkpoints."""
-    proof, old, new = await ledger_of(request).consistency(first, second)
-    shown = {"proof": [one.hex() for one in proof], "first": _checkpoint(old), "second": _checkpoint(new)}
-    return Response(orjson.dumps(shown), media_type="application/json")
+    proof, first, second = await request.services.need_ledger().ledger.consistency(query.first, query.second)
+    digests = [digest.hex() for digest in proof]
+    return ConsistencyReply(proof=digests, first=_checkpoint(first), second=_checkpoint(second))
 
 
-@reading.get("/v1/events", responses={200: {"model": EventsReply}})
+@router.get("/v1/events", responses=answers(404, 503))
 @needs("ledger:read")
-async def list_events(
-    request: Request,
-    caller: CallerOf,
-    kind: str | None = None,
-    about: str | None = None,
-    created_from: Annotated[From, Query(alias="from")] = None,
-    created_to: Annotated[To, Query(alias="to")] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: str | None = None,
-) -> Response:
+async def list_events(request: ApiRequest, query: Annotated[EventsQuery, Query()]) -> EventsReply:
     """What else happened, the newest first: `lookup`, `erasure`, `retention`, `hold`, `release`, `review` ..."""
-    search = EventSearch(kind=kind, about=about, created_from=created_from, created_to=created_to)
-    page = await ledger_of(request).events(caller.tenant, search, limit, cursor)
-    found = [
-        {
-            "sequence": event.seq,
-            "kind": event.kind,
-            "created": event.created,
-            "key_id": event.key_id,
-            "about": event.about,
-            "details": event.details,
-        }
+    search = EventSearch(
+        kind=query.kind, about=query.about, created_from=query.created_from, created_to=query.created_to
+    )
+    ledger = request.services.need_ledger().ledger
+    page = await ledger.events(request.caller.tenant, search, query.limit, query.cursor)
+    items = [
+        EventItem(
+            sequence=event.seq,
+            kind=event.kind,
+            created=event.created,
+            key_id=event.key_id,
+            about=event.about,
+            details=event.details,
+        )
         for event in page.events
     ]
-    return Response(orjson.dumps({"events": found, "next_cursor": page.next_cursor}), media_type="application/json")
+    return EventsReply(events=items, next_cursor=page.next_cursor)
 
 
-def maintenance_of(request: Request) -> LedgerMaintenance:
-    """Who looks after the ledger. Raises NotFound where there is none."""
-    maintenance: LedgerMaintenance | None = request.app.state.maintenance
-    if maintenance is None:
-        raise NotFound("this service keeps no ledger")
-    return maintenance
-
-
-def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "size": checkpoint.size,
-        "root": checkpoint.root,
-        "created": checkpoint.created,
-        "previous": checkpoint.previous,
-        "key": checkpoint.key,
+def _checkpoint(checkpoint: Checkpoint) -> CheckpointItem:
+    return CheckpointItem(
+        size=checkpoint.size,
+        root=checkpoint.root,
+        created=checkpoint.created,
+        previous=checkpoint.previous,
+        key=checkpoint.key,
         **checkpoint.line,
-    }
+    )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path, Response
 
 from service.access.callers import Caller
 from service.access.permissions import Policy
@@ -17,13 +17,13 @@ from service.answers.items import TimingsItem
 from service.answers.reading import answer_of, read
 from service.answers.replies import ExplainReply, PredictReply, RememberedReply
 from service.api.access_log import record_lookup
-from service.api.auth import caller_of, needs
-from service.api.explanations import ledger_of, refuse_erased
+from service.api.auth import needs
+from service.api.explanations import refuse_erased
 from service.api.idempotency import once, repeatable
-from service.api.parsing import StrictRoute
 from service.api.problems import answers
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.api.schemas import ContextBody, ExplainBody, PredictBody
-from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
 from service.catalog.inputs.instances import read_instances
 from service.catalog.inputs.kind import Row
@@ -33,22 +33,22 @@ from service.errors import Fault, Kind, MalformedBody
 from service.ledger import LogChanged, Stored
 from service.ledger.entries import RequestKey
 from service.monitoring.labels import PREDICT
-from service.usecases.explaining import Answer, Explaining, limited_answer, refuse_method
+from service.usecases.explaining import Answer, limited_answer, refuse_method
 from service.usecases.explaining import Request as ExplainingRequest
 from service.usecases.planning import Parameters, with_baseline_read
 
-ERRORS = answers(400, 401, 403, 404, 408, 413, 414, 415, 422, 429, 431, 500, 503, 504, 507)
+ERRORS = answers(404, 414, 431, 500, 503, 504, 507)
 WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
 """A hint to whoever integrates: it is easily forgotten, and missed years later."""
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
 
-router = APIRouter(route_class=StrictRoute, tags=["Predict and explain"])
+router = new_router("Predict and explain")
 
 
 @router.post("/v1/models/{model}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
 @needs("explain")
 @repeatable
-async def explain_newest(request: Request, model: ModelName, body: ExplainBody) -> Response:
+async def explain_newest(request: ApiRequest, model: ModelName, body: ExplainBody) -> Response:
     """Predicts and explains with the newest ready version."""
     return await _explain(request, model, None, body)
 
@@ -56,54 +56,58 @@ async def explain_newest(request: Request, model: ModelName, body: ExplainBody) 
 @router.post("/v1/models/{model}/versions/{version}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
 @needs("explain")
 @repeatable
-async def explain_version(request: Request, model: ModelName, version: ModelName, body: ExplainBody) -> Response:
+async def explain_version(request: ApiRequest, model: ModelName, version: ModelName, body: ExplainBody) -> Response:
     """Predicts and explains with one version."""
     return await _explain(request, model, version, body)
 
 
 @router.post("/v1/models/{model}:predict", responses={200: {"model": PredictReply}, **ERRORS})
 @needs("explain")
-async def predict_newest(request: Request, model: ModelName, body: PredictBody) -> Response:
+async def predict_newest(request: ApiRequest, model: ModelName, body: PredictBody) -> Response:
     """Predicts with the newest ready version."""
     return await _predict(request, model, None, body)
 
 
 @router.post("/v1/models/{model}/versions/{version}:predict", responses={200: {"model": PredictReply}, **ERRORS})
 @needs("explain")
-async def predict_version(request: Request, model: ModelName, version: ModelName, body: PredictBody) -> Response:
+async def predict_version(request: ApiRequest, model: ModelName, version: ModelName, body: PredictBody) -> Response:
     """Predicts with one version."""
     return await _predict(request, model, version, body)
 
 
-async def _explain(request: Request, model: str, version: str | None, body: ExplainBody) -> Response:
-    started = time.monotonic()
-    explaining: Explaining = request.app.state.explaining
+async def _explain(request: ApiRequest, model: str, version: str | None, body: ExplainBody) -> Response:
+    received = time.monotonic()
+    services = request.services
 
-    async def explained(key: RequestKey | None) -> Response:
-        found: ModelVersion = request.app.state.catalog.find(model, version)
-        name_for_metrics(request, model, body.parameters.method or found.manifest.defaults.method)
-        asked = await _request(found, body, caller_of(request), started, use_cache=_may_cache(request))
-        request.state.spent = asked.spent
-        answers = await while_connected(request, explaining.explain(replace(asked, key=key)))
-        is_recorded = request.app.state.ledger is not None
-        return _reply(answers, names_nobody=is_recorded and any(one.subject is None for one in asked.contexts))
+    async def explain(key: RequestKey | None) -> Response:
+        found = services.catalog.find(model, version)
+        request.observed.name(model, body.parameters.method or found.manifest.defaults.method)
+        asked = await _request(found, body, request.caller, received, use_cache=_may_cache(request))
+        request.observed.spent = asked.spent
+        answers = await while_connected(request, services.explaining.explain(replace(asked, key=key)))
+        is_recorded = services.ledger is not None
+        return _reply(answers, names_nobody=is_recorded and any(each.subject is None for each in asked.contexts))
 
-    return await once(request, explained, lambda _kept, answer: _explained_before(request, answer))
+    return await once(request, explain, lambda _remembered, answer: _repeat(request, answer))
 
 
-async def _explained_before(request: Request, answer: Mapping[str, Any]) -> Response:
+async def _repeat(request: ApiRequest, answer: Mapping[str, Any]) -> Response:
     """The answer that these records were made of. It is read from them, which is recorded as every look-up is.
 
     Raises PolicyForbids, Erased, LedgerUnavailable.
     """
-    ledger, caller, remembered = ledger_of(request), caller_of(request), read(RememberedReply, answer)
-    found = await asyncio.gather(*(ledger.get(caller.tenant, one) for one in remembered.ids))
-    records = [stored for stored in found if stored is not None]
-    if len(records) != len(found):
+    ledger, caller = request.services.need_ledger().ledger, request.caller
+    remembered = read(RememberedReply, answer)
+    records = [
+        stored
+        for stored in await asyncio.gather(*(ledger.get(caller.tenant, id_) for id_ in remembered.ids))
+        if stored is not None
+    ]
+    if len(records) != len(remembered.ids):
         raise LogChanged("an explanation that was answered is gone")
-    name_for_metrics(request, records[0].model, records[0].method)
+    request.observed.name(records[0].model, records[0].method)
     about = records[0].id if len(records) == 1 else None
-    await record_lookup(request, caller, about, {"action": "repeat", "seen": [stored.seq for stored in records]})
+    await record_lookup(request, about, {"action": "repeat", "seen": [stored.seq for stored in records]})
     for stored in records:
         refuse_method(caller.policy, stored.method)
         await refuse_erased(request, stored)
@@ -127,14 +131,14 @@ def _reply(answers: Sequence[Answer], *, names_nobody: bool) -> Response:
     return Response(encode(reply), media_type="application/json", headers=headers)
 
 
-async def _predict(request: Request, model: str, version: str | None, body: PredictBody) -> Response:
-    started = time.monotonic()
-    found: ModelVersion = request.app.state.catalog.find(model, version)
-    name_for_metrics(request, model, PREDICT)
-    explaining: Explaining = request.app.state.explaining
-    asked = await _request(found, body, caller_of(request), started, use_cache=False)
-    request.state.spent = asked.spent
-    predictions = await while_connected(request, explaining.predict(asked))
+async def _predict(request: ApiRequest, model: str, version: str | None, body: PredictBody) -> Response:
+    received = time.monotonic()
+    services = request.services
+    found = services.catalog.find(model, version)
+    request.observed.name(model, PREDICT)
+    asked = await _request(found, body, request.caller, received, use_cache=False)
+    request.observed.spent = asked.spent
+    predictions = await while_connected(request, services.explaining.predict(asked))
     return Response(encode(PredictReply(predictions=tuple(predictions))), media_type="application/json")
 
 
@@ -171,14 +175,14 @@ def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[
     return rows, with_baseline_read(version, body.parameters.parameters())
 
 
-def _contexts(given: ContextBody | list[ContextBody], count: int) -> list[Context]:
-    if isinstance(given, ContextBody):
-        return [given.context()] * count
-    if len(given) != count:
-        detail = f"there are {count} instances and {len(given)} contexts"
+def _contexts(contexts: ContextBody | list[ContextBody], count: int) -> list[Context]:
+    if isinstance(contexts, ContextBody):
+        return [contexts.context()] * count
+    if len(contexts) != count:
+        detail = f"there are {count} instances and {len(contexts)} contexts"
         raise MalformedBody(detail, Fault(Kind.WRONG_SHAPE, "/context", detail))
-    return [context.context() for context in given]
+    return [context.context() for context in contexts]
 
 
-def _may_cache(request: Request) -> bool:
+def _may_cache(request: ApiRequest) -> bool:
     return "no-cache" not in request.headers.get("cache-control", "").lower()

@@ -7,9 +7,9 @@ import re
 from typing import Annotated, cast
 
 import orjson
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Response
+from pydantic import Field
 
-from service.access.callers import Caller
 from service.access.permissions import Policy
 from service.access.quotas import counted
 from service.access.visibility import Absent
@@ -20,126 +20,108 @@ from service.answers.reasons import MOST_REASONS
 from service.answers.record import RecordItem
 from service.answers.replies import ReasonsReply, SearchReply
 from service.api.access_log import described, record_lookup
-from service.api.auth import CallerOf, needs
-from service.api.filters import QUERY_NAMES, From, To, search_of
+from service.api.auth import needs
+from service.api.filters import FROM, TO, From, To, search_of
 from service.api.problems import answers
+from service.api.queries import QueryModel
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.api.schemas import MOST_COHORT_TAGS
 from service.api.transport import while_connected
-from service.catalog.nearest import Searches
-from service.errors import MOST_FAULTS, Erased, Fault, InvalidRequest, Kind, NotFound
+from service.errors import Erased, InvalidRequest, NotFound
 from service.ledger.entries import LogChanged, Page, Stored
-from service.ledger.ledger import Ledger
-from service.ledger.maintenance import LedgerMaintenance
-from service.usecases.counterfactual import Counterfactuals
 
-MOST_PER_PAGE = 200
+MAX_PER_PAGE = 200
 COHORT = "cohort."
 ID = re.compile(r"[0-9a-f-]{36}")
-FILTERS = QUERY_NAMES | {"limit", "cursor"}
 
-router = APIRouter(tags=["Stored explanations"], responses=answers(401, 403, 404, 410, 422, 503))
+router = new_router("Stored explanations")
 
 
-@router.get("/v1/explanations/{explanation:name}", responses={200: {"model": RecordItem}})
+class ReasonsQuery(QueryModel):
+    """How many reasons."""
+
+    most: int = Field(MOST_REASONS, alias="max", ge=1, le=MOST_REASONS, description="at most so many reasons")
+
+
+class SearchQuery(QueryModel):
+    """Which explanations; all conditions hold. `cohort.<name>` is the tag of that name."""
+
+    prefix = COHORT
+    noun = "condition"
+
+    model: str | None = Field(None, description="the name of a model")
+    version: str | None = Field(None, description="a version of the model")
+    subject: str | None = Field(None, description="the person, as requests named them in `context.subject`")
+    decision_id: str | None = Field(None, description="the decision, as requests named it in `context.decision_id`")
+    created_from: From = Field(None, alias="from", description=FROM)
+    created_to: To = Field(None, alias="to", description=TO)
+    converged: bool | None = Field(None, description="whether the tolerance was met")
+    flag: str | None = Field(None, description="a review rule that fired")
+    label: str | None = Field(None, description="the predicted label")
+    reviewed: bool | None = Field(None, description="whether a person has reviewed it")
+    limit: int = Field(50, ge=1, le=MAX_PER_PAGE, description="at most so many")
+    cursor: str | None = Field(None, description="the `next_cursor` of the page before")
+
+
+@router.get("/v1/explanations/{explanation:name}", responses={200: {"model": RecordItem}, **answers(404, 410, 503)})
 @needs("ledger:read")
-async def show_explanation(request: Request, explanation: str, caller: CallerOf) -> Response:
+async def show_explanation(request: ApiRequest, explanation: str) -> Response:
     """The record: everything that was answered, and what it takes to repeat it."""
-    stored = await find_stored(request, explanation, caller)
-    content = await asyncio.to_thread(_record_content, stored, caller.policy)
+    stored = await find_stored(request, explanation)
+    content = await asyncio.to_thread(_record_content, stored, request.caller.policy)
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/explanations/{explanation}/reasons", responses={200: {"model": ReasonsReply}})
+@router.get(
+    "/v1/explanations/{explanation}/reasons",
+    responses={200: {"model": ReasonsReply}, **answers(404, 410, 429, 503, 504, 507)},
+)
 @needs("ledger:read")
-async def show_reasons(
-    request: Request,
-    explanation: str,
-    caller: CallerOf,
-    most: Annotated[int, Query(alias="max", ge=1, le=MOST_REASONS)] = MOST_REASONS,
-) -> Response:
+async def show_reasons(request: ApiRequest, explanation: str, query: Annotated[ReasonsQuery, Query()]) -> Response:
     """The principal reasons, adverse direction only, the strongest first, and a counterfactual hint.
 
     The hint is found along the explained path, from the input towards the baseline, with the features of these reasons
     only: the fewest reasons and the smallest step at which the deployed model answers another label. It says what this
     model would answer, and is no advice. A key whose policy limits values gets none.
     """
-    stored = await find_stored(request, explanation, caller)
+    caller = request.caller
+    stored = await find_stored(request, explanation)
     record = await asyncio.to_thread(lambda: limited(record_of(stored), caller.policy))
     if record.reasons is None:
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
     hint = None
     if not caller.policy.limits_values:
-        counterfactuals: Counterfactuals = request.app.state.counterfactuals
         with counted(caller.account, 1):  # it tells what the model answers to another row
-            hint = await while_connected(request, counterfactuals.find(stored, most))
+            hint = await while_connected(request, request.services.counterfactuals.find(stored, query.most))
     reply = ReasonsReply(
         id=record.id,
-        reasons=record.reasons[:most],
+        reasons=record.reasons[: query.most],
         reason_texts=None if isinstance(record.reason_texts, Absent) else record.reason_texts,
         counterfactual=hint,
     )
     return Response(encode(reply), media_type="application/json")
 
 
-@router.get("/v1/explanations", responses={200: {"model": SearchReply}})
+@router.get("/v1/explanations", responses={200: {"model": SearchReply}, **answers(404, 503)})
 @needs("ledger:read")
-async def search_explanations(
-    request: Request,
-    caller: CallerOf,
-    model: str | None = None,
-    version: str | None = None,
-    subject: str | None = None,
-    decision_id: str | None = None,
-    created_from: Annotated[From, Query(alias="from")] = None,
-    created_to: Annotated[To, Query(alias="to")] = None,
-    converged: bool | None = None,
-    flag: str | None = None,
-    label: str | None = None,
-    reviewed: bool | None = None,
-    limit: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = 50,
-    cursor: str | None = None,
-) -> Response:
+async def search_explanations(request: ApiRequest, query: Annotated[SearchQuery, Query()]) -> Response:
     """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag.
 
     There are more as long as there is a `next_cursor`: a page of large records, of images say, ends before its `limit`.
     `flag=<name>&reviewed=false` is the review queue of a rule.
     """
-    names = request.query_params.keys()
-    unknown = [name for name in names if name not in FILTERS and not name.startswith(COHORT)]
-    if unknown:
-        known = f"known are {', '.join(sorted(FILTERS))}, cohort.*"
-        searches = Searches()
-        faults = [
-            Fault(
-                Kind.UNKNOWN_PARAMETER,
-                "",
-                f"{name[:64]!r} is not a condition; {known}{searches.hint(name, FILTERS)}",
-                name[:64],
-            )
-            for name in unknown[:MOST_FAULTS]
-        ]
-        raise InvalidRequest(faults[0].detail, *faults)
     cohort = {
         name.removeprefix(COHORT): value for name, value in request.query_params.items() if name.startswith(COHORT)
     }
     if len(cohort) > MOST_COHORT_TAGS:
         raise InvalidRequest(f"at most {MOST_COHORT_TAGS} conditions on cohort tags")
-    search = search_of(
-        model=model,
-        version=version,
-        subject=subject,
-        decision_id=decision_id,
-        created_from=created_from,
-        created_to=created_to,
-        converged=converged,
-        flag=flag,
-        label=label,
-        reviewed=reviewed,
-        cohort=cohort,
-    )
-    page = await ledger_of(request).search(caller.tenant, search, limit, cursor)
-    await record_lookup(request, caller, None, described(page))
-    return Response(await asyncio.to_thread(_page_content, page, caller.policy), media_type="application/json")
+    conditions = {name: value for name, value in query if name not in ("limit", "cursor")}
+    search = search_of(**conditions, cohort=cohort)
+    ledger = request.services.need_ledger().ledger
+    page = await ledger.search(request.caller.tenant, search, query.limit, query.cursor)
+    await record_lookup(request, None, described(page))
+    return Response(await asyncio.to_thread(_page_content, page, request.caller.policy), media_type="application/json")
 
 
 def _record_content(stored: Stored, policy: Policy) -> bytes:
@@ -153,43 +135,35 @@ def _page_content(page: Page, policy: Policy) -> bytes:
     return encode(SearchReply(explanations=written, next_cursor=page.next_cursor))
 
 
-def ledger_of(request: Request) -> Ledger:
-    """The ledger. Raises NotFound where there is none."""
-    ledger: Ledger | None = request.app.state.ledger
-    if ledger is None:
-        raise NotFound("this service keeps no ledger")
-    return ledger
-
-
 async def find_stored(
-    request: Request, explanation: str, caller: Caller, *, erased_too: bool = False, opened: bool = True
+    request: ApiRequest, explanation: str, *, erased_too: bool = False, opened: bool = True
 ) -> Stored:
     """The caller's record of that id; that it was looked up is recorded.
 
     `opened` False leaves sealed what is. Raises NotFound, Erased unless `erased_too`, LedgerUnavailable when the
     look-up cannot be recorded.
     """
+    ledger = request.services.need_ledger().ledger
     is_id = ID.fullmatch(explanation) is not None  # PostgreSQL would not even compare a text with a NUL
-    stored = await ledger_of(request).get(caller.tenant, explanation, opened=opened) if is_id else None
+    stored = await ledger.get(request.caller.tenant, explanation, opened=opened) if is_id else None
     if stored is None:
         raise NotFound("there is no such explanation")
-    await record_lookup(request, caller, stored.id)
+    await record_lookup(request, stored.id)
     if not erased_too:
         await refuse_erased(request, stored)
     return stored
 
 
-async def refuse_erased(request: Request, stored: Stored) -> None:
+async def refuse_erased(request: ApiRequest, stored: Stored) -> None:
     """Raises Erased, with what the log says of it."""
     if stored.tombstone is not None:
         raise Erased(await _tombstone(request, stored.tombstone))
 
 
-async def _tombstone(request: Request, place: int) -> dict[str, object]:
+async def _tombstone(request: ApiRequest, place: int) -> dict[str, object]:
     """What the log says of an erasure."""
-    maintenance: LedgerMaintenance = request.app.state.maintenance
-    event = await maintenance.tombstone(place)
+    event = await request.services.need_ledger().maintenance.tombstone(place)
     if event is None:
         raise LogChanged("the tombstone of this explanation is gone")
-    told = {name: event.details[name] for name in ("reason", "class") if name in event.details}
-    return {"kind": event.kind, "created": event.created, "key_id": event.key_id, "sequence": place, **told}
+    why = {name: event.details[name] for name in ("reason", "class") if name in event.details}
+    return {"kind": event.kind, "created": event.created, "key_id": event.key_id, "sequence": place, **why}

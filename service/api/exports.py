@@ -6,24 +6,21 @@ import asyncio
 from socket import gethostname
 from typing import Any
 
-import orjson
-from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from service.access.callers import Caller
-from service.api.auth import CallerOf, caller_of, needs
-from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
-from service.api.explanations import ledger_of
+from service.api.auth import needs
+from service.api.background import MAX_LISTED, find_job, new_job
 from service.api.filters import FilterBody
 from service.api.idempotency import once, repeatable
-from service.api.parsing import StrictRoute
 from service.api.problems import answers
+from service.api.requests import ApiRequest
+from service.api.routing import Reply, new_router
 from service.api.schemas import Strict
-from service.background.exporting import DOWNLOAD, Exports, Format, is_available
-from service.background.jobs import Runner, sealed_spec, spec_of
+from service.background.exporting import DOWNLOAD, Format, is_available
+from service.background.jobs import sealed_spec, spec_of
 from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
-from service.ledger import Vault
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.ids import uuid7
 from service.ledger.jobs import EXPORT, Job, State
@@ -34,9 +31,7 @@ MEDIA_TYPES = {
     Format.ZIP: "application/zip",
 }
 
-making = APIRouter(route_class=StrictRoute, tags=["Exports"])
-reading = APIRouter(tags=["Exports"], responses=answers(401, 403, 404, 422, 429, 503))
-routers = (making, reading)
+router = new_router("Exports")
 
 
 class ExportBody(Strict):
@@ -76,21 +71,21 @@ class ExportsReply(BaseModel):
 EXAMPLE = {"denials": {"value": {"format": "csv", "explanations": {"label": "denied"}}}}
 
 
-@making.post(
+@router.post(
     "/v1/exports",
     status_code=202,
-    responses={202: {"model": ExportItem}, **answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 503)},
+    responses=answers(404, 503),
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("ledger:read")
 @repeatable
-async def make_export(request: Request, body: ExportBody) -> Response:
+async def make_export(request: ApiRequest, body: ExportBody) -> Reply[ExportItem]:
     """Has stored explanations written to a file, in the background; the answer is the export."""
-    return await once(request, lambda key: _make_export(request, body, key), _accepted_again)
+    return await once(request, lambda key: _make_export(request, body, key), _repeat)
 
 
-async def _make_export(request: Request, body: ExportBody, key: RequestKey | None) -> Response:
-    caller, jobs = caller_of(request), jobs_of(request)
+async def _make_export(request: ApiRequest, body: ExportBody, key: RequestKey | None) -> Reply[ExportItem]:
+    caller, with_ledger, vault = request.caller, request.services.need_ledger(), request.services.vault
     _refuse_limited(caller)
     if not is_available(body.format):
         raise InvalidRequest("this service was installed without the extra `parquet`; csv and zip are there")
@@ -98,78 +93,71 @@ async def _make_export(request: Request, body: ExportBody, key: RequestKey | Non
     conditions = [name for name, value in body.explanations if value]
     spec = {"format": body.format, "search": search, "conditions": conditions}
     export_id = uuid7()
-    vault: Vault = request.app.state.vault
     job = new_job(export_id, caller, EXPORT, sealed_spec(vault, export_id, spec), None)
-    shown = _shown(job, spec)
-    await asyncio.to_thread(jobs.create, job, kept=None if key is None else key.remembered(shown))
-    runner: Runner = request.app.state.runner
-    runner.wake()
-    return _accepted(shown)
+    item = _item(job, spec)
+    remembered = None if key is None else key.remembered(item.model_dump(exclude_defaults=True))
+    await asyncio.to_thread(with_ledger.jobs.create, job, kept=remembered)
+    with_ledger.runner.wake()
+    return _accepted(item)
 
 
-async def _accepted_again(_kept: Remembered, shown: dict[str, Any]) -> Response:
-    return _accepted(shown)
-
-
-def _accepted(shown: dict[str, Any]) -> Response:
+async def _repeat(_remembered: Remembered, answer: dict[str, Any]) -> Reply[ExportItem]:
     """The export as it was when it was made."""
-    location = f"/v1/exports/{shown['id']}"
-    return Response(orjson.dumps(shown), 202, {"Location": location}, media_type="application/json")
+    return _accepted(ExportItem(**answer))
 
 
-@reading.get("/v1/exports", responses={200: {"model": ExportsReply}})
+def _accepted(item: ExportItem) -> Reply[ExportItem]:
+    return Reply(item, 202, {"Location": f"/v1/exports/{item.id}"})
+
+
+@router.get("/v1/exports", responses=answers(404, 503))
 @needs("ledger:read")
-async def list_exports(request: Request, caller: CallerOf) -> Response:
+async def list_exports(request: ApiRequest) -> ExportsReply:
     """The last exports, the newest first."""
-    vault: Vault = request.app.state.vault
-    found = await asyncio.to_thread(jobs_of(request).newest, caller.tenant, (EXPORT,), MOST_LISTED)
-    return _answer({"exports": [_shown(job, spec_of(vault, job)) for job in found]})
+    jobs, vault = request.services.need_ledger().jobs, request.services.vault
+    newest = await asyncio.to_thread(jobs.newest, request.caller.tenant, (EXPORT,), MAX_LISTED)
+    return ExportsReply(exports=[_item(job, spec_of(vault, job)) for job in newest])
 
 
-@reading.get("/v1/exports/{export}", responses={200: {"model": ExportItem}})
+@router.get("/v1/exports/{export}", responses=answers(404, 503))
 @needs("ledger:read")
-async def show_export(request: Request, export: str, caller: CallerOf) -> Response:
+async def show_export(request: ApiRequest, export: str) -> ExportItem:
     """The state of an export, and how far it is."""
-    return await _one(request, export, caller)
+    job = await find_job(request, export, EXPORT)
+    return _item(job, spec_of(request.services.vault, job))
 
 
-@reading.delete("/v1/exports/{export}", responses={200: {"model": ExportItem}})
+@router.delete("/v1/exports/{export}", responses=answers(404, 503))
 @needs("ledger:read")
-async def cancel_export(request: Request, export: str, caller: CallerOf) -> Response:
+async def cancel_export(request: ApiRequest, export: str) -> ExportItem:
     """Ends an export that is being written. One that has ended stays as it is."""
-    found = await find_job(request, export, caller, EXPORT)
-    await asyncio.to_thread(jobs_of(request).cancel, caller.tenant, found.id)
-    return await _one(request, export, caller)
+    job = await find_job(request, export, EXPORT)
+    await asyncio.to_thread(request.services.need_ledger().jobs.cancel, request.caller.tenant, job.id)
+    return await show_export(request, export)
 
 
-@reading.get(
+@router.get(
     "/v1/exports/{export}/file",
     response_class=FileResponse,
     responses={
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-        **answers(409, 410),
+        **answers(404, 409, 410, 503),
     },
 )
 @needs("ledger:read")
-async def fetch_export(request: Request, export: str, caller: CallerOf) -> Response:
+async def fetch_export(request: ApiRequest, export: str) -> FileResponse:
     """The file. It is kept for a day, and withdrawn as soon as anybody's data is erased."""
+    caller, with_ledger = request.caller, request.services.need_ledger()
     _refuse_limited(caller)
-    found = await find_job(request, export, caller, EXPORT)
-    if found.state is not State.DONE:
-        raise Conflict(f"the export is {found.state}")
-    exports: Exports = request.app.state.exports
-    path = await exports.file(found)
+    job = await find_job(request, export, EXPORT)
+    if job.state is not State.DONE:
+        raise Conflict(f"the export is {job.state}")
+    path = await with_ledger.exports.file(job)
     if path is None:
-        raise Gone(f"{_place(await exports.host(found))}, for a day, and not past an erasure")
-    await ledger_of(request).append_event(DOWNLOAD, caller.tenant, caller.key_id, found.id)
+        raise Gone(f"{_place(await with_ledger.exports.host(job))}, for a day, and not past an erasure")
+    await with_ledger.ledger.append_event(DOWNLOAD, caller.tenant, caller.key_id, job.id)
     form = Format(path.suffix[1:])
-    return FileResponse(path, media_type=MEDIA_TYPES[form], filename=f"explanations-{found.id}.{form}")
-
-
-async def _one(request: Request, export: str, caller: Caller) -> Response:
-    vault: Vault = request.app.state.vault
-    found = await find_job(request, export, caller, EXPORT)
-    return _answer(_shown(found, spec_of(vault, found)))
+    return FileResponse(path, media_type=MEDIA_TYPES[form], filename=f"explanations-{job.id}.{form}")
 
 
 def _place(written_on: str | None) -> str:
@@ -185,18 +173,13 @@ def _refuse_limited(caller: Caller) -> None:
         raise PolicyForbids("an export holds whole records, and the key's policy limits what is shown")
 
 
-def _shown(job: Job, spec: dict[str, Any]) -> dict[str, Any]:
-    shown = {
-        "id": job.id,
-        "format": spec["format"],
-        "state": job.state,
-        "detail": job.detail,
-        "created": job.created,
-        "ended": job.ended,
-        "progress": {name: count for name, count in (("total", job.total), ("done", job.done)) if count is not None},
-    }
-    return {name: value for name, value in shown.items() if value is not None}
-
-
-def _answer(content: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+def _item(job: Job, spec: dict[str, Any]) -> ExportItem:
+    return ExportItem(
+        id=job.id,
+        format=spec["format"],
+        state=job.state,
+        detail=job.detail,
+        created=job.created,
+        ended=job.ended,
+        progress=WrittenItem(total=job.total, done=job.done),
+    )

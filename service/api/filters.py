@@ -14,13 +14,13 @@ from service.ledger.entries import Search
 from service.ledger.moments import A_MOMENT, EXAMPLE_DAY, EXAMPLE_TIME, read_moment
 
 
-def _read_moment(given: object, *, is_end: bool) -> object:
-    if given is None:
+def _read_moment(value: object, *, is_end: bool) -> object:
+    if value is None:
         return None
-    if not isinstance(given, str):
+    if not isinstance(value, str):
         raise PydanticCustomError("moment", "is a text: {moment}", {"moment": A_MOMENT})
     try:
-        return read_moment(given, is_end=is_end)
+        return read_moment(value, is_end=is_end)
     except ValueError as error:
         raise PydanticCustomError("moment", "{advice}", {"advice": str(error)}) from None
 
@@ -39,6 +39,10 @@ To = Annotated[
     _described("the whole of a day is included; what is of a time is not"),
 ]
 """The ends of a period, in microseconds since the epoch."""
+
+FROM = "at or after this time, with its zone, for instance 2026-01-31T12:00:00Z"
+TO = "before this time, with its zone"
+"""The same ends, as parameters of a query are described."""
 
 
 class FilterBody(Strict):
@@ -59,10 +63,6 @@ class FilterBody(Strict):
     def search(self, model: str | None = None) -> Search:
         """As the ledger takes them; `model` where none is named. Raises InvalidRequest."""
         return search_of(**{**dict(self), "model": self.model or model})
-
-
-QUERY_NAMES = frozenset(field.alias or name for name, field in FilterBody.model_fields.items()) - {"cohort"}
-"""What the conditions are called in a query; tags are `cohort.<name>` there."""
 
 
 def search_of(*, cohort: Mapping[str, str], **others: Any) -> Search:

@@ -11,19 +11,13 @@ what it computed is refused by the database: it then answers as the first did.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import orjson
-from fastapi import Request, Response
 
-from service.api.auth import caller_of
-from service.api.transport import while_connected
+from service.api.requests import ApiRequest
 from service.errors import AnswerableError, IdempotencyKeyReused, WrongIdempotencyKey
-from service.ledger import Ledger, Vault
 from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
 
 HEADER = "Idempotency-Key"
@@ -37,6 +31,7 @@ PARAMETER = {
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def repeatable(handler: F) -> F:
@@ -50,77 +45,43 @@ def is_repeatable(handler: object) -> bool:
     return getattr(handler, "is_repeatable", False)
 
 
-@dataclass(slots=True)
-class _Turn:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    wanted: int = 0
-
-
-class Turns:
-    """Requests with equal keys in this process, one after the other."""
-
-    def __init__(self) -> None:
-        self._turns: dict[str, _Turn] = {}
-
-    @asynccontextmanager
-    async def turn(self, request: Request, lookup: str) -> AsyncIterator[None]:
-        """Waits for those before. Raises ClientGone when the client leaves meanwhile."""
-        turn = self._turns.setdefault(lookup, _Turn())
-        turn.wanted += 1
-        try:
-            if turn.lock.locked():
-                await while_connected(request, turn.lock.acquire())
-            else:
-                await turn.lock.acquire()
-            try:
-                yield
-            finally:
-                turn.lock.release()
-        finally:
-            turn.wanted -= 1
-            if not turn.wanted:
-                del self._turns[lookup]
-
-
-def keep_key(request: Request, content: object) -> None:
-    """Reads the header of an authorised request with this body, for `once`. Raises WrongIdempotencyKey."""
-    given = request.headers.getlist(HEADER)
-    key: RequestKey | None = None
-    if given and request.app.state.ledger is not None:
-        if len(given) > 1 or not given[0].isascii() or not 1 <= len(given[0]) <= LONGEST_TEXT:
-            raise WrongIdempotencyKey(f"{HEADER} has 1 to {LONGEST_TEXT} visible characters, and is sent once")
-        vault: Vault = request.app.state.vault
-        asked = orjson.dumps([request.method, request.scope["path"], content], option=orjson.OPT_SORT_KEYS)
-        key = vault.request_key(caller_of(request).tenant, given[0], asked.decode())
-    request.state.key = key
+def read_key(request: ApiRequest, content: object) -> RequestKey | None:
+    """The header of a request with this body; None where there is none, or no ledger. Raises WrongIdempotencyKey."""
+    values = request.headers.getlist(HEADER)
+    services = request.services
+    if not values or services.ledger is None:
+        return None
+    if len(values) > 1 or not values[0].isascii() or not 1 <= len(values[0]) <= LONGEST_TEXT:
+        raise WrongIdempotencyKey(f"{HEADER} has 1 to {LONGEST_TEXT} visible characters, and is sent once")
+    whole = orjson.dumps([request.method, request.scope["path"], content], option=orjson.OPT_SORT_KEYS)
+    return services.vault.request_key(request.caller.tenant, values[0], whole.decode())
 
 
 async def once(
-    request: Request,
-    work: Callable[[RequestKey | None], Awaitable[Response]],
-    again: Callable[[Remembered, dict[str, Any]], Awaitable[Response]],
-) -> Response:
-    """What `work` answers, if no equal request was answered; else that answer, built `again` from what is remembered.
+    request: ApiRequest,
+    work: Callable[[RequestKey | None], Awaitable[T]],
+    repeat: Callable[[Remembered, dict[str, Any]], Awaitable[T]],
+) -> T:
+    """What `work` answers, if no equal request was answered; else that answer, built by `repeat` from what is kept.
 
     `work` gets the key, if there is one, and has what is remembered written with its records. Raises
     IdempotencyKeyReused, LedgerUnavailable where nobody can say what was answered, and what the two raise.
     """
-    key: RequestKey | None = request.state.key
+    key = request.key
     if key is None:
         return await work(None)
-    ledger: Ledger = request.app.state.ledger
-    turns: Turns = request.app.state.turns
-    async with turns.turn(request, key.lookup):
-        kept = await ledger.remembered(key.lookup)
-        if kept is None:
+    ledger = request.services.need_ledger().ledger
+    async with request.services.turns.turn(request, key.lookup):
+        remembered = await ledger.remembered(key.lookup)
+        if remembered is None:
             try:
                 return await work(key)
             except AnswerableError:  # on another host an equal one may have been quicker: that is what it got
-                kept = await ledger.remembered(key.lookup)
-                if kept is None:
+                remembered = await ledger.remembered(key.lookup)
+                if remembered is None:
                     raise
-    if kept.digest != key.digest:
+    if remembered.digest != key.digest:
         raise IdempotencyKeyReused(
             f"this {HEADER} was sent with another request within a day; send a new key with a new request"
         )
-    return await again(kept, orjson.loads(kept.answer))
+    return await repeat(remembered, orjson.loads(remembered.answer))

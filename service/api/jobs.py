@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Literal
 
-import orjson
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query
 from pydantic import BaseModel, Field, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.access.callers import Caller
 from service.api.access_log import record_lookup
-from service.api.auth import CallerOf, caller_of, needs
-from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
-from service.api.explanations import ledger_of
+from service.api.auth import needs
+from service.api.background import MAX_LISTED, find_job, new_job
 from service.api.filters import FilterBody
 from service.api.idempotency import once, repeatable
-from service.api.parsing import StrictRoute
 from service.api.problems import answers
+from service.api.queries import QueryModel
+from service.api.requests import ApiRequest
+from service.api.routing import Reply, new_router
 from service.api.schemas import ContextBody, ExplainParameters, Strict
-from service.background.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
+from service.background.jobs import EXPLAIN, sealed_payload, sealed_spec, spec_of, stored_input
 from service.catalog.inputs.instances import read_instances
 from service.catalog.versions import ModelVersion
 from service.domain import Context
@@ -33,13 +33,18 @@ from service.ledger.ledger import Ledger
 from service.usecases.explaining import refuse_method
 from service.usecases.planning import make_plan
 
-MOST_ROWS = 10_000
-MOST_RESULTS = 1000
+MAX_ROWS = 10_000
+MAX_RESULTS = 1000
 READ_SCOPE = "ledger:read"
 
-making = APIRouter(route_class=StrictRoute, tags=["Jobs"])
-reading = APIRouter(tags=["Jobs"], responses=answers(401, 403, 404, 422, 429, 503))
-routers = (making, reading)
+router = new_router("Jobs")
+
+
+class ResultsQuery(QueryModel):
+    """Which of a job's finished rows."""
+
+    limit: int = Field(MAX_RESULTS, ge=1, le=MAX_RESULTS, description="at most so many")
+    cursor: int = Field(0, ge=0, le=MAX_ROWS, description="the `next_cursor` of the page before")
 
 
 class JobBody(Strict):
@@ -48,12 +53,12 @@ class JobBody(Strict):
     model: StrictStr = Field(description="the model's name")
     version: StrictStr | None = Field(None, description="the newest ready one at the start, if none is named")
     kind: Literal["explain"] = Field("explain", description="what is done with each row")
-    instances: Annotated[list[Any], Field(min_length=1, max_length=MOST_ROWS)] | None = Field(
+    instances: Annotated[list[Any], Field(min_length=1, max_length=MAX_ROWS)] | None = Field(
         None, description="as of an explanation"
     )
     explanations: FilterBody | None = Field(None, description="needs the scope ledger:read too")
     parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters(), description="how to explain")
-    context: ContextBody | Annotated[list[ContextBody], Field(max_length=MOST_ROWS, fail_fast=True)] | None = Field(
+    context: ContextBody | Annotated[list[ContextBody], Field(max_length=MAX_ROWS, fail_fast=True)] | None = Field(
         None, description="of instances: one for all, or a list with one for each; explanations have their own"
     )
 
@@ -112,29 +117,29 @@ class JobsReply(BaseModel):
 EXAMPLE = {"again": {"value": {"model": "loan", "explanations": {"label": "denied"}}}}
 
 
-@making.post(
+@router.post(
     "/v1/jobs",
     status_code=202,
-    responses={202: {"model": JobItem}, **answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 503)},
+    responses=answers(404, 503),
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("explain")
 @repeatable
-async def make_job(request: Request, body: JobBody) -> Response:
+async def make_job(request: ApiRequest, body: JobBody) -> Reply[JobItem]:
     """Takes rows to explain at bulk priority. The answer is the job; it survives restarts of the service."""
-    return await once(request, lambda key: _make_job(request, body, key), _accepted_again)
+    return await once(request, lambda key: _make_job(request, body, key), _repeat)
 
 
-async def _make_job(request: Request, body: JobBody, key: RequestKey | None) -> Response:
-    caller, ledger, jobs = caller_of(request), ledger_of(request), jobs_of(request)
-    version: ModelVersion = request.app.state.catalog.find(body.model, body.version)
+async def _make_job(request: ApiRequest, body: JobBody, key: RequestKey | None) -> Reply[JobItem]:
+    caller, services, with_ledger = request.caller, request.services, request.services.need_ledger()
+    version = services.catalog.find(body.model, body.version)
     refuse_method(caller.policy, body.parameters.method or version.manifest.defaults.method)
-    vault: Vault = request.app.state.vault
+    vault = services.vault
     job_id = uuid7()
     rows = (
-        await asyncio.to_thread(_given_rows, body, version, vault, caller.tenant)
+        await asyncio.to_thread(_rows_of_instances, body, version, vault, caller.tenant)
         if body.instances is not None
-        else await _found_rows(body, version, ledger, caller)
+        else await _rows_of_explanations(body, version, with_ledger.ledger, caller)
     )
     spec = {
         "model": version.key.name,
@@ -143,65 +148,59 @@ async def _make_job(request: Request, body: JobBody, key: RequestKey | None) -> 
     }
     if body.explanations is not None:
         conditions = [name for name, value in body.explanations if value]
-        await record_lookup(request, caller, job_id, {"action": "job", "conditions": conditions, "rows": len(rows)})
+        await record_lookup(request, job_id, {"action": "job", "conditions": conditions, "rows": len(rows)})
     job = new_job(job_id, caller, EXPLAIN, sealed_spec(vault, job_id, spec), len(rows))
-    shown = _shown(job, spec)
-    await asyncio.to_thread(jobs.create, job, rows, None if key is None else key.remembered(shown))
-    runner: Runner = request.app.state.runner
-    runner.wake()
-    return _accepted(shown)
+    item = _item(job, spec)
+    remembered = None if key is None else key.remembered(item.model_dump(exclude_defaults=True))
+    await asyncio.to_thread(with_ledger.jobs.create, job, rows, remembered)
+    with_ledger.runner.wake()
+    return _accepted(item)
 
 
-async def _accepted_again(_kept: Remembered, shown: dict[str, Any]) -> Response:
-    return _accepted(shown)
-
-
-def _accepted(shown: dict[str, Any]) -> Response:
+async def _repeat(_remembered: Remembered, answer: dict[str, Any]) -> Reply[JobItem]:
     """The job as it was when it was made."""
-    return Response(orjson.dumps(shown), 202, {"Location": f"/v1/jobs/{shown['id']}"}, media_type="application/json")
+    return _accepted(JobItem(**answer))
 
 
-@reading.get("/v1/jobs", responses={200: {"model": JobsReply}})
+def _accepted(item: JobItem) -> Reply[JobItem]:
+    return Reply(item, 202, {"Location": f"/v1/jobs/{item.id}"})
+
+
+@router.get("/v1/jobs", responses=answers(404, 503))
 @needs("explain")
-async def list_jobs(request: Request, caller: CallerOf) -> Response:
+async def list_jobs(request: ApiRequest) -> JobsReply:
     """The last jobs, the newest first."""
-    vault: Vault = request.app.state.vault
-    found = await asyncio.to_thread(jobs_of(request).newest, caller.tenant, (EXPLAIN,), MOST_LISTED)
-    return _answer({"jobs": [_shown(job, spec_of(vault, job)) for job in found]})
+    jobs, vault = request.services.need_ledger().jobs, request.services.vault
+    newest = await asyncio.to_thread(jobs.newest, request.caller.tenant, (EXPLAIN,), MAX_LISTED)
+    return JobsReply(jobs=[_item(job, spec_of(vault, job)) for job in newest])
 
 
-@reading.get("/v1/jobs/{job}", responses={200: {"model": JobReply}})
+@router.get("/v1/jobs/{job}", responses=answers(404, 503))
 @needs("explain")
-async def show_job(
-    request: Request,
-    job: str,
-    caller: CallerOf,
-    limit: Annotated[int, Query(ge=1, le=MOST_RESULTS)] = MOST_RESULTS,
-    cursor: Annotated[int, Query(ge=0, le=MOST_ROWS)] = 0,
-) -> Response:
+async def show_job(request: ApiRequest, job: str, query: Annotated[ResultsQuery, Query()]) -> JobReply:
     """The state of a job, how far it is, and the rows that are finished, in their order."""
-    jobs = jobs_of(request)
-    found = await find_job(request, job, caller, EXPLAIN)
-    results = await asyncio.to_thread(jobs.results, found.id, cursor - 1, limit)
-    vault: Vault = request.app.state.vault
-    reply = _shown(found, spec_of(vault, found)) | {"results": [_result(row) for row in results]}
-    if results and (len(results) == limit or found.ended is None):
-        reply["next_cursor"] = results[-1].number + 1
-    return _answer(reply)
+    stored = await find_job(request, job, EXPLAIN)
+    jobs = request.services.need_ledger().jobs
+    rows = await asyncio.to_thread(jobs.results, stored.id, query.cursor - 1, query.limit)
+    has_more = bool(rows) and (len(rows) == query.limit or stored.ended is None)
+    return JobReply(
+        **dict(_item(stored, spec_of(request.services.vault, stored))),
+        results=[_result(row) for row in rows],
+        next_cursor=rows[-1].number + 1 if has_more else None,
+    )
 
 
-@reading.delete("/v1/jobs/{job}", responses={200: {"model": JobItem}})
+@router.delete("/v1/jobs/{job}", responses=answers(404, 503))
 @needs("explain")
-async def cancel_job(request: Request, job: str, caller: CallerOf) -> Response:
+async def cancel_job(request: ApiRequest, job: str) -> JobItem:
     """Ends a job within seconds; the explanations that are made stay. One that has ended stays as it is."""
-    found = await find_job(request, job, caller, EXPLAIN)
-    await asyncio.to_thread(jobs_of(request).cancel, caller.tenant, found.id)
-    cancelled = await find_job(request, job, caller, EXPLAIN)
-    vault: Vault = request.app.state.vault
-    return _answer(_shown(cancelled, spec_of(vault, cancelled)))
+    stored = await find_job(request, job, EXPLAIN)
+    await asyncio.to_thread(request.services.need_ledger().jobs.cancel, request.caller.tenant, stored.id)
+    cancelled = await find_job(request, job, EXPLAIN)
+    return _item(cancelled, spec_of(request.services.vault, cancelled))
 
 
-def _given_rows(body: JobBody, version: ModelVersion, vault: Vault, tenant: str) -> list[JobRow]:
+def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenant: str) -> list[JobRow]:
     """The rows of instances, each of which could be explained. Raises InvalidRequest."""
     assert body.instances is not None
     parameters = body.parameters.parameters()
@@ -227,21 +226,21 @@ def _contexts(body: JobBody, count: int) -> list[Context]:
     return [context.context() for context in body.context]
 
 
-async def _found_rows(body: JobBody, version: ModelVersion, ledger: Ledger, caller: Caller) -> list[JobRow]:
+async def _rows_of_explanations(body: JobBody, version: ModelVersion, ledger: Ledger, caller: Caller) -> list[JobRow]:
     """The rows of stored explanations, the newest first. Raises Forbidden, InvalidRequest."""
     assert body.explanations is not None
     if READ_SCOPE not in caller.scopes:
         raise Forbidden(f"the key lacks the scope {READ_SCOPE}, which explaining stored inputs needs")
     search = body.explanations.search(model=version.key.name)
-    found = await ledger.find(caller.tenant, search, MOST_ROWS + 1)
-    if len(found) > MOST_ROWS:
-        raise InvalidRequest(f"the filter finds more than {MOST_ROWS} explanations; narrow it")
-    if not found:
+    entries = await ledger.find(caller.tenant, search, MAX_ROWS + 1)
+    if len(entries) > MAX_ROWS:
+        raise InvalidRequest(f"the filter finds more than {MAX_ROWS} explanations; narrow it")
+    if not entries:
         raise InvalidRequest("the filter finds no explanation")
-    first = await ledger.get(caller.tenant, found[0].id)
+    first = await ledger.get(caller.tenant, entries[0].id)
     if first is not None and first.tombstone is None:
         await asyncio.to_thread(_refuse_impossible, body, version, first)
-    return [JobRow(number, uuid7(), source=one.id, subject=one.subject) for number, one in enumerate(found)]
+    return [JobRow(number, uuid7(), source=entry.id, subject=entry.subject) for number, entry in enumerate(entries)]
 
 
 def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> None:
@@ -253,25 +252,21 @@ def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> 
     make_plan(version, row.values, body.parameters.parameters(), stored.tenant)
 
 
-def _shown(job: Job, spec: dict[str, Any]) -> dict[str, Any]:
-    progress = {"total": job.total, "done": job.done, "failed": job.failed}
-    shown = {
-        "id": job.id,
-        "kind": job.kind,
-        "model": spec["model"],
-        "version": spec["version"],
-        "state": job.state,
-        "detail": job.detail,
-        "created": job.created,
-        "ended": job.ended,
-    }
-    return {name: value for name, value in shown.items() if value is not None} | {"progress": progress}
+def _item(job: Job, spec: dict[str, Any]) -> JobItem:
+    return JobItem(
+        id=job.id,
+        kind=job.kind,
+        model=spec["model"],
+        version=spec["version"],
+        state=job.state,
+        detail=job.detail,
+        created=job.created,
+        ended=job.ended,
+        progress=ProgressItem(total=job.total, done=job.done, failed=job.failed),
+    )
 
 
-def _result(row: JobRow) -> dict[str, Any]:
-    told = {"explanation": row.explanation_id} if row.outcome == DONE else {"error": row.detail}
-    return {"row": row.number, **told}
-
-
-def _answer(content: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+def _result(row: JobRow) -> ResultItem:
+    if row.outcome == DONE:
+        return ResultItem(row=row.number, explanation=row.explanation_id)
+    return ResultItem(row=row.number, error=row.detail)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request
-
-from service.api.auth import CallerOf, needs
+from service.api.auth import needs
 from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.catalog.assessments import Assessment
 from service.catalog.inputs.features import Feature, Unit
 from service.catalog.inputs.image import ImageInputs
@@ -21,40 +21,34 @@ from service.catalog.versions import Catalog, ModelVersion
 from service.methods.registry import METHODS
 from service.methods.spec import Choice, Facts, MethodSpec, Number, Option
 
-router = APIRouter(tags=["Models"], responses=answers(401, 403, 404))
+router = new_router("Models")
 
 
-def _catalog(request: Request) -> Catalog:
-    catalog: Catalog = request.app.state.catalog
-    return catalog
-
-
-@router.get("/v1/models", response_model=ModelsReply)
+@router.get("/v1/models")
 @needs("explain")
-async def list_models(request: Request) -> dict[str, list[str]]:
+async def list_models(request: ApiRequest) -> ModelsReply:
     """The names of all models."""
-    return {"models": _catalog(request).names}
+    return ModelsReply(models=request.services.catalog.names)
 
 
-@router.get("/v1/models/{model:name}", responses={200: {"model": ModelReply}}, response_model=None)
+@router.get("/v1/models/{model:name}", responses=answers(404))
 @needs("explain")
-async def show_model(request: Request, model: str, caller: CallerOf) -> dict[str, Any]:
+async def show_model(request: ApiRequest, model: str) -> ModelReply:
     """What a model takes and gives, and one complete, valid instance: of the version that the bare name means.
 
     That is the newest ready one that has passed its check; `newest` names it. Without one, what is shown is the last's.
     """
-    meant = _catalog(request).meant(model)
-    shown = _catalog(request).versions(model)[-1] if meant is None else meant
-    return _described(_catalog(request), shown, caller.tenant)
+    catalog = request.services.catalog
+    version = catalog.meant(model) or catalog.versions(model)[-1]
+    return ModelReply(**_described(catalog, version, request.caller.tenant))
 
 
-@router.get(
-    "/v1/models/{model:name}/versions/{version:name}", responses={200: {"model": ModelReply}}, response_model=None
-)
+@router.get("/v1/models/{model:name}/versions/{version:name}", responses=answers(404))
 @needs("explain")
-async def show_version(request: Request, model: str, version: str, caller: CallerOf) -> dict[str, Any]:
+async def show_version(request: ApiRequest, model: str, version: str) -> ModelReply:
     """What one version of a model takes and gives, in the same form as the model's description."""
-    return _described(_catalog(request), _catalog(request).named(model, version), caller.tenant)
+    catalog = request.services.catalog
+    return ModelReply(**_described(catalog, catalog.named(model, version), request.caller.tenant))
 
 
 def _described(catalog: Catalog, shown: ModelVersion, tenant: str) -> dict[str, Any]:

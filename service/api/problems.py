@@ -12,7 +12,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from service.api.routing import allowed_methods
+from service.api.paths import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
 from service.errors import MOST_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
 
@@ -42,6 +42,8 @@ KIND_OF_STATUS = {
     415: "unsupported-encoding",
 }
 """Of what FastAPI, or what is below the routes, refuses by its status alone."""
+FASTAPI_SCHEMAS = ("HTTPValidationError", "ValidationError")
+PROBLEM_SCHEMAS = tuple(f"#/components/schemas/{name}'" for name in ("Problem", *FASTAPI_SCHEMAS))
 NOT_AN_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
 BRANCHES = {"ContextBody", "list[ContextBody]"}
 """Parts of an error's location that are no names in the request, but say what was tried."""
@@ -60,7 +62,7 @@ def problem(
     """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
     content = {
         **content_of_problem(getattr(request.state, "request_id", ""), status, kind, detail, title),
-        **({"errors": [_shown(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
+        **({"errors": [_to_json(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
         **(members or {}),
     }
     return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
@@ -80,7 +82,7 @@ def content_of_problem(
     }
 
 
-def _shown(fault: Fault) -> dict[str, str]:
+def _to_json(fault: Fault) -> dict[str, str]:
     place = {"pointer": fault.pointer} if fault.parameter is None else {"parameter": fault.parameter}
     return {"type": TYPE + fault.kind, **place, "detail": fault.detail}
 
@@ -112,17 +114,15 @@ def describe(schema: dict[str, Any]) -> None:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in schema["paths"].values():
         for operation in operations.values():
-            if "401" in operation["responses"]:  # after many wrong keys, and where a quota is spent
-                operation["responses"].setdefault("429", {"description": "Too Many Requests", "content": content})
-            for status, response in operation["responses"].items():
-                if status >= "400" and "content" in response:
+            for response in operation["responses"].values():
+                if any(name in str(response.get("content")) for name in PROBLEM_SCHEMAS):
                     response["content"] = content
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     problem_schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= problem_schema.pop("$defs")
     problem_schema["properties"]["type"]["examples"] = [TYPE + kind for kind in all_kinds()]
     schemas["Problem"] = problem_schema
-    for unused in ("HTTPValidationError", "ValidationError"):
+    for unused in FASTAPI_SCHEMAS:
         schemas.pop(unused, None)
 
 
@@ -135,10 +135,10 @@ async def _answerable(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
-    first = max(errors, key=lambda one: len(one["loc"]))  # of a union, the branch that got furthest
+    first = max(errors, key=lambda fault: len(fault["loc"]))  # of a union, the branch that got furthest
     others = BRANCHES - set(first["loc"]) if BRANCHES & set(first["loc"]) else set()
-    told = [first, *(one for one in errors if one is not first and others.isdisjoint(one["loc"]))]
-    faults = [fault for one in told for fault in _faults(one)]
+    same_branch = [fault for fault in errors if fault is not first and others.isdisjoint(fault["loc"])]
+    faults = [fault for each in (first, *same_branch) for fault in _faults(each)]
     status = 400 if first["type"] in WRONG_SHAPE else 422
     more = f"; {len(faults) - 1} more faults are listed in `errors`" if len(faults) > 1 else ""
     return problem(request, status, faults[0].kind, faults[0].detail + more, faults=faults)

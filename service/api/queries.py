@@ -1,28 +1,87 @@
-"""What is asked for behind the question mark."""
+"""What is asked for behind the question mark: by names that the route knows, each given once."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import ClassVar, TypeVar
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from service.errors import Fault, InvalidRequest, Kind
+from service.catalog.nearest import Searches
+from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind
+
+MAX_SHOWN = 64
+"""Characters of an unknown name that are repeated in the answer."""
 
 
-def refuse_repeated(request: Request) -> None:
-    """Raises InvalidRequest where a parameter is there twice: which value is meant cannot be known."""
-    if b"&" not in request.scope["query_string"]:
+class QueryModel(BaseModel):
+    """The parameters of a route's query, as fields; a route without any takes this one.
+
+    Names that begin with `prefix` are the handler's own to read. `noun` is what errors call a parameter.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prefix: ClassVar[str | None] = None
+    noun: ClassVar[str] = "parameter"
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """What the parameters are called in a query."""
+        return {field.alias or name for name, field in cls.model_fields.items()}
+
+
+Q = TypeVar("Q", bound=QueryModel)
+
+
+def read_query(request: Request, model: type[Q]) -> Q:
+    """The query of a request. Raises InvalidRequest, RequestValidationError."""
+    values = {}
+    if request.scope["query_string"]:
+        counts = Counter(name for name, _ in request.query_params.multi_items())
+        _refuse_repeated(counts)
+        _refuse_unknown(counts, model)
+        values = {name: request.query_params[name] for name in model.names() & counts.keys()}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        raise RequestValidationError([{**fault, "loc": ("query", *fault["loc"])} for fault in faults]) from None
+
+
+def _refuse_unknown(counts: Counter[str], model: type[QueryModel]) -> None:
+    known = model.names()
+    unknown = [name for name in counts if name not in known and not (model.prefix and name.startswith(model.prefix))]
+    if not unknown:
         return
-    counts = Counter(name for name, _ in request.query_params.multi_items())
+    listed = ", ".join([*sorted(known), *([f"{model.prefix}*"] if model.prefix else [])])
+    hint = f"; known are {listed}" if listed else "; this path takes none"
+    searches = Searches()
     faults = [
-        Fault(Kind.REPEATED_PARAMETER, "", f"{name[:64]} is given {count} times; send one value", name[:64])
+        Fault(
+            Kind.UNKNOWN_PARAMETER,
+            "",
+            f"{name[:MAX_SHOWN]!r} is not a {model.noun}{hint}{searches.hint(name, known)}",
+            name[:MAX_SHOWN],
+        )
+        for name in unknown[:MOST_FAULTS]
+    ]
+    raise InvalidRequest(faults[0].detail, *faults)
+
+
+def _refuse_repeated(counts: Counter[str]) -> None:
+    """Which of two values is meant cannot be known."""
+    faults = [
+        Fault(
+            Kind.REPEATED_PARAMETER,
+            "",
+            f"{name[:MAX_SHOWN]} is given {count} times; send one value",
+            name[:MAX_SHOWN],
+        )
         for name, count in counts.items()
         if count > 1
     ]
     if faults:
         raise InvalidRequest(faults[0].detail, *faults)
-
-
-async def repeated_are_refused(request: Request) -> None:
-    """The same, for routes that FastAPI runs."""
-    refuse_repeated(request)

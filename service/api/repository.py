@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path
 from pydantic import BaseModel, Field, StrictBool, StrictStr
 
 from service.api.auth import needs
-from service.api.parsing import StrictRoute
 from service.api.problems import answers
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.api.schemas import Strict
-from service.lifecycle.repository import READY, Repository, State
+from service.lifecycle.repository import READY, State
 
-ERRORS = answers(400, 401, 403, 404, 408, 413, 415, 422, 503)
 ModelName = Annotated[str, Path(max_length=64)]
 
-router = APIRouter(route_class=StrictRoute, tags=["Model repository"])
+router = new_router("Model repository")
 
 
 class IndexBody(Strict):
@@ -60,37 +59,31 @@ class StateItem(BaseModel):
     reason: str = Field(description="why it is unavailable; empty otherwise")
 
 
-@router.post("/v2/repository/index", responses={200: {"model": list[StateItem]}, **ERRORS})
+@router.post("/v2/repository/index", responses=answers(503))
 @needs("models:write", by_operator=True)
-async def show_index(request: Request, body: IndexBody) -> Response:
+async def show_index(request: ApiRequest, body: IndexBody) -> list[StateItem]:
     """Every version that is served, was unloaded, or lies in the folder of models."""
-    found = await _repository(request).index()
-    return _listed([one for one in found if one.state == READY or not body.ready])
+    states = await request.services.repository.index()
+    return _listed([state for state in states if state.state == READY or not body.ready])
 
 
-@router.post("/v2/repository/models/{model}/load", responses={200: {"model": list[StateItem]}, **ERRORS})
+@router.post("/v2/repository/models/{model}/load", responses=answers(404, 503))
 @needs("models:write", by_operator=True)
-async def load_model(request: Request, model: ModelName, body: LoadBody) -> Response:
+async def load_model(request: ApiRequest, model: ModelName, body: LoadBody) -> list[StateItem]:
     """Loads, or loads again, what lies in the model's folder, while everything else is served.
 
     Answers when it is served. A version that cannot be loaded is refused with the reason, and what was served before
     goes on. The bare model name means a new version once its check has passed.
     """
-    return _listed(await _repository(request).load(model, body.parameters.version))
+    return _listed(await request.services.repository.load(model, body.parameters.version))
 
 
-@router.post("/v2/repository/models/{model}/unload", responses={200: {"model": list[StateItem]}, **ERRORS})
+@router.post("/v2/repository/models/{model}/unload", responses=answers(404, 503))
 @needs("models:write", by_operator=True)
-async def unload_model(request: Request, model: ModelName, body: UnloadBody) -> Response:
+async def unload_model(request: ApiRequest, model: ModelName, body: UnloadBody) -> list[StateItem]:
     """Serves the model, or one version, no more until it is loaded again; requests under way have their answers."""
-    return _listed(await _repository(request).unload(model, body.parameters.version))
+    return _listed(await request.services.repository.unload(model, body.parameters.version))
 
 
-def _repository(request: Request) -> Repository:
-    repository: Repository = request.app.state.repository
-    return repository
-
-
-def _listed(states: list[State]) -> Response:
-    shown: list[dict[str, Any]] = [asdict(state) for state in states]
-    return Response(orjson.dumps(shown), media_type="application/json")
+def _listed(states: list[State]) -> list[StateItem]:
+    return [StateItem(**asdict(state)) for state in states]

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import orjson
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from service.api.auth import CallerOf, caller_of, needs
-from service.api.explanations import find_stored, ledger_of
+from service.api.auth import needs
+from service.api.explanations import find_stored
 from service.api.idempotency import once, repeatable
-from service.api.parsing import StrictRoute
 from service.api.problems import answers
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.api.schemas import Strict
 from service.ledger.entries import Remembered, RequestKey, Stored, StoredEvent
-from service.monitoring.metrics import Metrics
 
-MOST_SHOWN = 100
-LONGEST_NOTE = 500
+MAX_LISTED = 100
+MAX_NOTE = 500
 
-reviewing = APIRouter(route_class=StrictRoute, tags=["Stored explanations"])
-reading = APIRouter(tags=["Stored explanations"])
-routers = (reviewing, reading)
+router = new_router("Stored explanations")
 
 
 class ReviewBody(Strict):
     """What was found. The verdict is in the log for good, the note until what it is about is erased."""
 
     verdict: Literal["accepted", "rejected", "escalated"] = Field(description="what was found")
-    note: Annotated[str, Field(max_length=LONGEST_NOTE, description="why, and what is to be done")] = ""
+    note: Annotated[str, Field(max_length=MAX_NOTE, description="why, and what is to be done")] = ""
 
 
 class ReviewItem(BaseModel):
@@ -52,55 +48,50 @@ class ReviewsReply(BaseModel):
 EXAMPLE = {"verdict": {"value": {"verdict": "accepted", "note": "the protected features count for little here"}}}
 
 
-@reviewing.post(
+@router.post(
     "/v1/explanations/{explanation}:review",
-    responses={200: {"model": ReviewsReply}, **answers(400, 401, 403, 404, 408, 413, 415, 422, 503)},
+    responses=answers(404, 410, 503),
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EXAMPLE}}}},
 )
 @needs("ledger:write")
 @repeatable
-async def review_explanation(request: Request, explanation: str, body: ReviewBody) -> Response:
+async def review_explanation(request: ApiRequest, explanation: str, body: ReviewBody) -> ReviewsReply:
     """Records a verdict and a note as an event of the log; the explanation leaves the review queue."""
-    caller = caller_of(request)
-    stored = await find_stored(request, explanation, caller)
+    services = request.services
+    stored = await find_stored(request, explanation)
 
-    async def reviewed(key: RequestKey | None) -> Response:
-        kept = None if key is None else key.remembered({})
-        await ledger_of(request).review(stored, caller.key_id, body.verdict, body.note, kept)
-        metrics: Metrics = request.app.state.metrics
-        metrics.reviews.labels(body.verdict).inc()
+    async def review(key: RequestKey | None) -> ReviewsReply:
+        remembered = None if key is None else key.remembered({})
+        ledger = services.need_ledger().ledger
+        await ledger.review(stored, request.caller.key_id, body.verdict, body.note, remembered)
+        services.metrics.reviews.labels(body.verdict).inc()
         return await _reviews(request, stored)
 
-    async def told_again(kept: Remembered, _answer: dict[str, Any]) -> Response:
-        return await _reviews(request, stored, kept.seq)
+    async def repeat(remembered: Remembered, _answer: dict[str, Any]) -> ReviewsReply:
+        return await _reviews(request, stored, remembered.seq)
 
-    return await once(request, reviewed, told_again)
+    return await once(request, review, repeat)
 
 
-@reading.get(
-    "/v1/explanations/{explanation}/reviews",
-    responses={200: {"model": ReviewsReply}, **answers(401, 403, 404, 503)},
-)
+@router.get("/v1/explanations/{explanation}/reviews", responses=answers(404, 410, 503))
 @needs("ledger:read")
-async def show_reviews(request: Request, explanation: str, caller: CallerOf) -> Response:
+async def show_reviews(request: ApiRequest, explanation: str) -> ReviewsReply:
     """What was found of the explanation, by whom and when."""
-    stored = await find_stored(request, explanation, caller)
-    return await _reviews(request, stored)
+    return await _reviews(request, await find_stored(request, explanation))
 
 
-async def _reviews(request: Request, stored: Stored, last: int | None = None) -> Response:
+async def _reviews(request: ApiRequest, stored: Stored, last: int | None = None) -> ReviewsReply:
     """The reviews, up to the one at that place of the log where one is named."""
-    reviews = await ledger_of(request).reviews(stored, MOST_SHOWN)
-    shown = [_shown(event, note) for event, note in reviews if last is None or event.seq <= last]
-    reply = {"id": stored.id, "reviews": shown}
-    return Response(orjson.dumps(reply), media_type="application/json")
+    reviews = await request.services.need_ledger().ledger.reviews(stored, MAX_LISTED)
+    items = [_item(event, note) for event, note in reviews if last is None or event.seq <= last]
+    return ReviewsReply(id=stored.id, reviews=items)
 
 
-def _shown(event: StoredEvent, note: str | None) -> dict[str, Any]:
-    return {
-        "verdict": event.details["verdict"],
-        "note": note or "",
-        "created": event.created,
-        "key_id": event.key_id,
-        "sequence": event.seq,
-    }
+def _item(event: StoredEvent, note: str | None) -> ReviewItem:
+    return ReviewItem(
+        verdict=event.details["verdict"],
+        note=note or "",
+        created=event.created,
+        key_id=event.key_id,
+        sequence=event.seq,
+    )

@@ -3,8 +3,10 @@
 orjson reads it, and takes the last of two values in silence. Whether a name was there twice is known from counts: JSON
 has one colon outside of its strings for every name, and what was read has one name for every colon unless one was lost.
 Colons inside of strings make the counts differ too; only then is the body read again, by Python's own parser, which
-tells. On the 840 bytes of a loan application the counts take 4 microseconds, where orjson takes 6; on a large body of
-nested lists a fortieth of what orjson does, since the search for names ends with the last of them.
+tells. Were every body read by both, orjson and Python's, a whole `:predict` of 1,000 loan applications took 16% more of
+the front's time and 5% longer, a whole cached `:explain` of one 4% and 5% (medians of pairs, in turns). On a large body
+of nested lists the counts are a tenth of what orjson takes, since the search for names ends with the last of them, and
+Python's parser, which lets nobody else have the interpreter meanwhile, takes six times that.
 """
 
 from __future__ import annotations
@@ -13,19 +15,20 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import orjson
 
 from service.errors import MOST_FAULTS, AnswerableError, Fault, InvalidRequest, Kind, MalformedBody, pointer_to
 
-LONGEST_NUMBER = 300
-"""Digits of a whole number that is surely finite."""
-MOST_STEPS = 16
-"""Of a way that is told: a longer one is that of no request that could be right."""
+MAX_DIGITS = 300
+"""A whole number of fewer digits is surely finite."""
+MAX_STEPS = 16
+"""Of the way to a fault: a longer one is that of no request that could be right."""
 ENDS_OF_NAMES = (b'":', b" :", b"\t:", b"\r:", b"\n:")
 """One of these is where a name ends; inside of a string there are fewer of them than of colons alone."""
-_LONG = re.compile(rb"\d{%d}" % LONGEST_NUMBER)
+_LONG = re.compile(rb"\d{%d}" % MAX_DIGITS)
 
 Places = tuple["Places", str | int] | None
 """The way to a value, the last step first."""
@@ -115,12 +118,7 @@ def _faults(body: bytes) -> list[Fault]:
         )
     except RecursionError:
         raise MalformedBody("the body is nested too deep") from None
-    found = []
-    for fault in _found(content):
-        found.append(fault)
-        if len(found) == MOST_FAULTS:
-            break
-    return found
+    return [*islice(_faults_in(content), MOST_FAULTS)]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,7 +136,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
-def _found(content: Any) -> Iterator[Fault]:
+def _faults_in(content: Any) -> Iterator[Fault]:
     """The faults, those of an object or a list before those of what lies in it."""
     stack: list[tuple[Any, Places]] = [([content], None)]
     while stack:
@@ -165,5 +163,5 @@ def _fault(kind: Kind, places: Places, what: str) -> Fault:
         places, step = places
         steps.append(step)
     steps = steps[-2::-1]  # the last is the place of the whole in a list of its own
-    where = ".".join(str(step)[:64] for step in steps[-MOST_STEPS:])
-    return Fault(kind, pointer_to(*steps[:MOST_STEPS]), f"{where or 'the body'} {what}")
+    where = ".".join(str(step)[:64] for step in steps[-MAX_STEPS:])
+    return Fault(kind, pointer_to(*steps[:MAX_STEPS]), f"{where or 'the body'} {what}")

@@ -6,36 +6,22 @@ import asyncio
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import orjson
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
-from starlette.convertors import StringConvertor, register_url_convertor
 
 from service.api.access_log import record_lookup
-from service.api.auth import CallerOf, caller_of, needs
-from service.api.evidence import maintenance_of
+from service.api.auth import needs
 from service.api.idempotency import once, repeatable
-from service.api.parsing import StrictRoute
 from service.api.problems import answers
+from service.api.requests import ApiRequest
+from service.api.routing import new_router
 from service.api.schemas import Strict
-from service.background.exporting import Exports
 from service.errors import InvalidRequest
 from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
-from service.ledger.erasing import RELEASED
 from service.ledger.naming import normal
 
-LONGEST_REASON = 500
+MAX_REASON = 500
 NO_REASON = "none was given"
 """The reason that is recorded of an erasure which names none."""
-
-
-class _AnyText(StringConvertor):
-    """Of a path: whatever stands there. Names may hold slashes, and old ones line breaks."""
-
-    regex = "(?s:.*)"
-
-
-register_url_convertor("text", _AnyText())
 
 
 def _examples(reason: str) -> dict[str, Any]:
@@ -44,25 +30,19 @@ def _examples(reason: str) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
 
 
-acting = APIRouter(
-    route_class=StrictRoute,
-    tags=["People"],
-    responses=answers(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
-)
-reading = APIRouter(tags=["People"], responses=answers(401, 403, 404, 422, 503))
-routers = (acting, reading)
+router = new_router("People")
 
 
 class ReasonBody(Strict):
     """Why. It stays in the log for good, so it must not say who the person is."""
 
-    reason: Annotated[str, Field(max_length=LONGEST_REASON, description="why it is done")] = ""
+    reason: Annotated[str, Field(max_length=MAX_REASON, description="why it is done")] = ""
 
 
 class HoldBody(Strict):
     """Why the data must be kept: whoever asks for erasure meanwhile is told. It must not say who the person is."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON, description="why it must be kept")]
+    reason: Annotated[str, Field(min_length=1, max_length=MAX_REASON, description="why it must be kept")]
 
 
 class ErasedReply(BaseModel):
@@ -109,89 +89,92 @@ class KeptReply(BaseModel):
     hold: HoldItem | None = Field(description="the legal hold in force, which forbids to erase it")
 
 
-@reading.get("/v1/subjects/{subject:text}:count", responses={200: {"model": KeptReply}})
+@router.get("/v1/subjects/{subject:text}:count", responses=answers(404, 503))
 @needs("ledger:read")
-async def count_subject(request: Request, subject: str, caller: CallerOf) -> Response:
+async def count_subject(request: ApiRequest, subject: str) -> KeptReply:
     """How much is kept of the person, before it is held or erased. However a name is spelt in Unicode, it is one."""
-    kept = await maintenance_of(request).kept_of(caller.tenant, _known(subject))
-    about = kept.tokens[0] if kept.tokens else None
-    await record_lookup(request, caller, about, {"action": "subject"})
-    hold = None if kept.hold is None else kept.hold.told
-    counts = {"explanations": kept.explanations, "job_rows": kept.job_rows, "set_rows": kept.set_rows}
-    return _json({**counts, "hold": hold})
+    maintenance = request.services.need_ledger().maintenance
+    kept = await maintenance.kept_of(request.caller.tenant, _checked(subject))
+    await record_lookup(request, kept.tokens[0] if kept.tokens else None, {"action": "subject"})
+    return KeptReply(
+        explanations=kept.explanations,
+        job_rows=kept.job_rows,
+        set_rows=kept.set_rows,
+        hold=None if kept.hold is None else HoldItem(**kept.hold.told),
+    )
 
 
-@acting.post(
+@router.post(
     "/v1/subjects/{subject:text}:erase",
-    responses={200: {"model": ErasedReply}},
+    responses=answers(404, 409, 503),
     openapi_extra=_examples("asked for by the person"),
 )
 @needs("ledger:write")
 @repeatable
-async def erase_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
+async def erase_subject(request: ApiRequest, subject: str, body: ReasonBody = ReasonBody()) -> ErasedReply:  # noqa: B008
     """Destroys what is kept of the person, for good; every proof stays valid. 409 under a legal hold.
 
     The tenant's files of earlier exports are withdrawn. Rows of jobs with the person's input end, unexplained.
     Rows of baseline sets that were kept as the person's are removed; such a set goes on with the others.
     """
-    caller = caller_of(request)
-    reason = body.reason or NO_REASON
+    caller, reason = request.caller, body.reason or NO_REASON
 
-    async def erased(key: RequestKey | None) -> Response:
-        done = await maintenance_of(request).erase(caller.tenant, _known(subject), caller.key_id, reason, key)
-        exports: Exports = request.app.state.exports
-        await asyncio.to_thread(exports.sweep)
-        return _json(asdict(done))
+    async def erase(key: RequestKey | None) -> ErasedReply:
+        with_ledger = request.services.need_ledger()
+        erased = await with_ledger.maintenance.erase(caller.tenant, _checked(subject), caller.key_id, reason, key)
+        await asyncio.to_thread(with_ledger.exports.sweep)
+        return ErasedReply(**asdict(erased))
 
-    return await once(request, erased, _told_again)
+    async def repeat(_remembered: Remembered, answer: dict[str, Any]) -> ErasedReply:
+        return ErasedReply(**answer)
+
+    return await once(request, erase, repeat)
 
 
-@acting.post(
-    "/v1/subjects/{subject:text}:hold",
-    responses={200: {"model": HoldReply}},
-    openapi_extra=_examples("case 2026-118"),
+@router.post(
+    "/v1/subjects/{subject:text}:hold", responses=answers(404, 409, 503), openapi_extra=_examples("case 2026-118")
 )
 @needs("ledger:write")
 @repeatable
-async def hold_subject(request: Request, subject: str, body: HoldBody) -> Response:
+async def hold_subject(request: ApiRequest, subject: str, body: HoldBody) -> HoldReply:
     """Puts a legal hold on the person's data: neither erasure nor retention touches it until it is released."""
-    caller = caller_of(request)
+    caller = request.caller
 
-    async def held(key: RequestKey | None) -> Response:
-        kept = await maintenance_of(request).hold(caller.tenant, _known(subject), caller.key_id, body.reason, key)
-        return _json(kept.told)
+    async def hold(key: RequestKey | None) -> HoldReply:
+        maintenance = request.services.need_ledger().maintenance
+        held = await maintenance.hold(caller.tenant, _checked(subject), caller.key_id, body.reason, key)
+        return HoldReply(**held.told)
 
-    return await once(request, held, _told_again)
+    async def repeat(_remembered: Remembered, answer: dict[str, Any]) -> HoldReply:
+        return HoldReply(**answer)
+
+    return await once(request, hold, repeat)
 
 
-@acting.post(
+@router.post(
     "/v1/subjects/{subject:text}:release",
-    responses={200: {"model": ReleasedReply}},
+    responses=answers(404, 409, 503),
     openapi_extra=_examples("case 2026-118 is closed"),
 )
 @needs("ledger:write")
 @repeatable
-async def release_subject(request: Request, subject: str, body: ReasonBody = ReasonBody()) -> Response:  # noqa: B008
+async def release_subject(request: ApiRequest, subject: str, body: ReasonBody = ReasonBody()) -> ReleasedReply:  # noqa: B008
     """Ends the legal hold."""
-    caller = caller_of(request)
+    caller = request.caller
 
-    async def released(key: RequestKey | None) -> Response:
-        await maintenance_of(request).release(caller.tenant, _known(subject), caller.key_id, body.reason, key)
-        return _json(RELEASED)
+    async def release(key: RequestKey | None) -> ReleasedReply:
+        maintenance = request.services.need_ledger().maintenance
+        await maintenance.release(caller.tenant, _checked(subject), caller.key_id, body.reason, key)
+        return ReleasedReply(released=True)
 
-    return await once(request, released, _told_again)
+    async def repeat(_remembered: Remembered, answer: dict[str, Any]) -> ReleasedReply:
+        return ReleasedReply(**answer)
+
+    return await once(request, release, repeat)
 
 
-async def _told_again(_kept: Remembered, reply: dict[str, Any]) -> Response:
-    return _json(reply)
-
-
-def _known(subject: str) -> str:
+def _checked(subject: str) -> str:
     """A name that something may be recorded under, also one that is refused by now. Raises InvalidRequest."""
     if len(normal(subject)) > LONGEST_TEXT:
         raise InvalidRequest(f"a subject has at most {LONGEST_TEXT} characters")
     return subject
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

@@ -21,7 +21,7 @@ from service.errors import ClientGone, Overloaded
 
 BODY_SECONDS = 30.0
 UNWATCHED_SECONDS = 0.25
-MOST_BODIES = 4
+MAX_BODIES = 4
 """So many of the largest bodies may be in memory at once, before they are read as JSON: by default 32 MiB."""
 UNCOUNTED_BYTES = 64 * 1024
 """Of each body. So large bodies keep out no small ones, which are bounded by the number of connections."""
@@ -43,8 +43,8 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given if REQUEST_ID.fullmatch(given) else token_hex(16).encode()
+        callers_id = headers.get(b"x-request-id", b"")
+        request_id = callers_id if REQUEST_ID.fullmatch(callers_id) else token_hex(16).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         added = [(b"x-request-id", request_id)]
         if b"traceparent" in headers:
@@ -66,7 +66,7 @@ class Bodies:
 
     def __init__(self, most_each: int) -> None:
         self.most_each = most_each
-        self._most = MOST_BODIES * most_each
+        self._most = MAX_BODIES * most_each
         self.counted = 0
 
     @contextmanager
@@ -89,13 +89,13 @@ class Bodies:
             self.counted -= counted
 
 
-async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
+async def read_body(request: Request, bodies: Bodies, hold: Callable[[int], None]) -> bytes:
     """The whole body, decoded, within `BODY_SECONDS` and the size that one may have, as sent and as decoded.
 
     `hold` is given the size of each piece before it is kept; see `Bodies`.
     Raises HTTPException 400, 408, 413 or 415, Overloaded, ClientGone.
     """
-    most = bodies_of(request).most_each
+    most = bodies.most_each
     if int(request.headers.get("content-length", 0)) > most:  # digits only: the parser saw to it
         raise HTTPException(413, TOO_LARGE)
     decode = _decoder(request.headers.get("content-encoding", IDENTITY))
@@ -120,12 +120,6 @@ async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
     except TimeoutError:
         raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
     return b"".join(pieces)
-
-
-def bodies_of(request: Request) -> Bodies:
-    """Those of the app that has this request."""
-    bodies: Bodies = request.app.state.bodies
-    return bodies
 
 
 def _decoder(content_encoding: str) -> Callable[[bytes, bool, int], bytes]:

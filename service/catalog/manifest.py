@@ -71,6 +71,11 @@ class BaselineSet(_Frozen):
     sha256: Sha256
     description: str = ""
 
+    @property
+    def digest(self) -> str:
+        """By which plans and records name the set."""
+        return "sha256:" + self.sha256
+
 
 class Defaults(_Frozen):
     """What a request that names nothing gets."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from service.catalog.assessments import Assessment
 from service.catalog.baselines import KeptSet
 from service.catalog.manifest import Manifest, version_order
-from service.domain import ModelKey, Traits
+from service.domain import ModelKey, Traits, VersionRef
 from service.errors import ModelNotReady, NotFound
 
 FAULTY = "the version cannot be served: the service's log, and the index of its repository, say what is wrong with it"
@@ -32,7 +32,7 @@ class ModelVersion:
     """One version as the front knows it.
 
     `folder` holds its files: a copy of the operator's, once it is loaded. `environment`, `traits` and `parity` come
-    from the worker that loaded it (`service.engine.messages`); a version without an environment is not ready, and
+    from the engine that loaded it (`service.engine.protocol`); a version without an environment is not ready, and
     `problem` says why, once that is known. `assessment` is what `answerable models check` found, None before that.
     `kept_sets` are the model's baseline sets that are not in the manifest, whether they fit this version or not, and
     whosever they are: what a tenant is answered with is in `sets_of` and `fitting_sets`.
@@ -54,6 +54,11 @@ class ModelVersion:
     @property
     def is_ready(self) -> bool:
         return self.environment is not None
+
+    @property
+    def ref(self) -> VersionRef:
+        """How the engine knows it."""
+        return VersionRef(self.key.name, self.key.version, self.manifest_digest)
 
     @property
     def has_passed(self) -> bool:

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from service.access.permissions import OPERATOR_TENANT
@@ -27,68 +26,65 @@ from service.catalog.manifest import (
     read_manifest,
 )
 from service.catalog.review_rules import LABEL
+from service.cli.options import DataFolder, ModelsFolder, settings_with
 from service.domain import Floats
 from service.engine.client.worker_processes import worker_environment
-from service.errors import AnswerableError, CatalogError, InvalidRequest
+from service.errors import AnswerableError, AskedWrongly, CatalogError, InvalidRequest
 from service.lifecycle.adding.rows import Column, read_rows
 from service.lifecycle.adding.sampling import medoids, random_rows
-from service.settings import Settings
 
 USUAL_SIZE = 128
 HOW = {"random": random_rows, "medoids": medoids}
 
-
-def add_command(actions: Any) -> None:
-    """Adds the command to the actions of `answerable models`."""
-    sets = actions.add_parser("baselines", help="build baseline sets from data")
-    build = sets.add_subparsers(required=True, metavar="action").add_parser(
-        "build", help="keep rows of a file as a new version of a baseline set"
-    )
-    build.set_defaults(run=_build)
-    build.add_argument("version", help="NAME@VERSION of the model that the set is for")
-    build.add_argument("--from", dest="rows", type=Path, required=True, help="rows: .csv, .npy, .npz, .safetensors")
-    build.add_argument("--drop", action="append", default=[], metavar="COLUMN", help="of the CSV, no input; repeatable")
-    build.add_argument("--set", dest="name", required=True, help="the name of the set")
-    build.add_argument("--how", choices=HOW, default="random", help="random rows, or k-means medoids (%(default)s)")
-    build.add_argument("--label", help="only rows for which the model predicts this label")
-    build.add_argument("--size", type=int, default=USUAL_SIZE, help="rows at most (%(default)s)")
-    build.add_argument(
-        "--tenant", default=OPERATOR_TENANT, help="whose set it is; default: the operator's, %(default)s"
-    )
-    build.add_argument("--shared", action="store_true", help="it is for all tenants")
-    build.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    build.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
-    build.add_argument("--data", type=Path, default=argparse.SUPPRESS, help="the data folder, where sets are kept")
+commands = typer.Typer()
 
 
-def _build(settings: Settings, options: argparse.Namespace) -> int:
-    folders = {f"{one.parent.name}@{one.name}": one for one in find_versions(settings.models)}
-    if options.version not in folders or options.size < 1:
-        what = "--size must be at least 1" if options.version in folders else f"there is no version {options.version}"
-        print(f"{what}; there are: {', '.join(folders) or 'none'}", file=sys.stderr)
-        return 2
-    folder = folders[options.version]
+@commands.callback()
+def before_all() -> None:
+    """Build baseline sets from data."""
+
+
+@commands.command()
+def build(
+    version: Annotated[str, typer.Argument(help="NAME@VERSION of the model that the set is for.")],
+    rows: Annotated[
+        Path, typer.Option("--from", metavar="FILE", help="Rows: .csv, .npy, .npz, .safetensors.", show_default=False)
+    ],
+    name: Annotated[str, typer.Option("--set", help="The name of the set.", show_default=False)],
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Of the CSV, no input; repeatable.")] = None,
+    how: Annotated[Literal["random", "medoids"], typer.Option(help="Random rows, or k-means medoids.")] = "random",
+    label: Annotated[str | None, typer.Option(help="Only rows for which the model predicts this label.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Rows at most.")] = USUAL_SIZE,
+    tenant: Annotated[str, typer.Option(help="Whose set it is, the operator's by default.")] = OPERATOR_TENANT,
+    shared: Annotated[bool, typer.Option("--shared", help="It is for all tenants.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
+    models: ModelsFolder = None,
+    data: DataFolder = None,
+) -> int:
+    """Keep rows of a file as a new version of a baseline set."""
+    settings = settings_with(models=models, data=data)
+    folders = {f"{folder.parent.name}@{folder.name}": folder for folder in find_versions(settings.models)}
+    if version not in folders:
+        raise AskedWrongly(f"there is no version {version}; there are: {', '.join(folders) or 'none'}")
+    folder = folders[version]
     try:
-        refuse_name(options.name)
+        refuse_name(name)
         manifest, key, _ = read_manifest(folder)
-        found = rows_for(manifest, options.rows, options.drop)
-        if options.label is not None:
-            found = found[_are_predicted(folder, manifest, found, options.label)]
+        found = rows_for(manifest, rows, drop or ())
+        if label is not None:
+            found = found[_are_predicted(folder, manifest, found, label)]
         if not len(found):
-            raise CatalogError(f"no row is predicted {options.label}; name another label, or bring other rows")
-        chosen = found[HOW[options.how](found, options.size, options.seed)]
-        of_label = "" if options.label is None else f" of those predicted {options.label}"
-        how = "k-means medoids" if options.how == "medoids" else "random rows"
-        description = f"{len(chosen)} {how} of {len(found)} in {options.rows.name}{of_label}"
+            raise CatalogError(f"no row is predicted {label}; name another label, or bring other rows")
+        chosen = found[HOW[how](found, size, seed)]
+        of_label = "" if label is None else f" of those predicted {label}"
+        choice = "k-means medoids" if how == "medoids" else "random rows"
+        description = f"{len(chosen)} {choice} of {len(found)} in {rows.name}{of_label}"
         sets = KeptSets(settings.data / BASELINES)
-        tenant = None if options.shared else options.tenant
-        kept = sets.keep(key, manifest, options.name, chosen, description, tenant=tenant)
-    except (CatalogError, AnswerableError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        kept = sets.keep(key, manifest, name, chosen, description, tenant=None if shared else tenant)
+    except AnswerableError as error:
+        raise CatalogError(str(error)) from error
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        raise AskedWrongly(f"{error.filename}: {error.strerror}") from error
     print(f"{kept.name}@{kept.version} of {key}: {kept.description}\nsha256:{kept.sha256}")
     print(f"A running service has it after POST /v2/repository/models/{key.name}/load, or its next start.")
     return 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import orjson
-from fastapi import FastAPI
 
 from service.access.permissions import OPERATOR_TENANT
+from service.api.services import Services
 from service.catalog.manifest import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.ledger import Keys
@@ -21,20 +21,20 @@ BAR = 24
 NAME = 60
 
 
-async def explain_one_denial(app: FastAPI, address: str) -> None:
+async def explain_one_denial(services: Services, address: str) -> None:
     """Explains the example of the first ready model and prints what the service says of it."""
     version: ModelVersion | None = next(
-        (v for v in app.state.catalog if v.is_ready and v.manifest.outputs.adverse), None
+        (v for v in services.catalog if v.is_ready and v.manifest.outputs.adverse), None
     )
     if version is None or not isinstance(version.manifest.example, Mapping):
-        folder = app.state.repository.folder.absolute()
+        folder = services.repository.folder.absolute()
         print(
             f"No model in {folder} can be shown: one that is ready, with something adverse and a table for an example. "
             "See the log above; the folder of models is named with --models.",
             flush=True,
         )
         return
-    key = app.state.bootstrap_key or _demo_key(app.state.keys)
+    key = services.bootstrap_key or _demo_key(services.keys)
     path = f"/v1/models/{version.key.name}/versions/{version.key.version}:explain"
     example = {name: _plain(value) for name, value in version.manifest.example.items()}
     body = {

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from service.access.permissions import OPEN, OPERATOR_TENANT, PERIODS, Policy, Quota
+import typer
+
+from service.access.permissions import OPEN, OPERATOR_TENANT, Policy, Quota
+from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, table
-from service.errors import LedgerUnavailable, NoLedger
+from service.errors import AskedWrongly, NoLedger, SetupError
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,85 +23,35 @@ DAY = 86_400_000_000
 """In microseconds."""
 USUAL_OVERLAP_DAYS = 1.0
 
+Requests = Annotated[
+    int | None,
+    typer.Option(
+        help="Quota: at most so many requests in each period; every instance, row of a job and hint counts as one.",
+        show_default="any number",
+    ),
+]
+Points = Annotated[
+    int | None,
+    typer.Option(help="Quota: at most so many gradient points in each period.", show_default="any number"),
+]
+Per = Annotated[Literal["minute", "hour", "day"], typer.Option(help="The period of the quota.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(help="Policy: the methods that may be asked for, separated by commas.", show_default="all"),
+]
+Top = Annotated[
+    int | None,
+    typer.Option(help="Policy: show only so many attributions, the largest.", show_default="all"),
+]
+Digits = Annotated[
+    int | None,
+    typer.Option(
+        help="Policy: round values so that the largest has so many significant digits.", show_default="not rounded"
+    ),
+]
+HideOutputs = Annotated[bool, typer.Option("--hide-outputs", help="Policy: show labels, not the model's outputs.")]
 
-def add_commands(keys: argparse.ArgumentParser) -> None:
-    """Adds the actions to the command."""
-    actions = keys.add_subparsers(required=True, metavar="action")
-
-    def action(name: str, about: str, run: Callable[[Settings, argparse.Namespace], int]) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=about, description=about)
-        parser.set_defaults(run=lambda settings, options: _told(run, settings, options))
-        parser.add_argument("--data", type=Path, help="the folder of the embedded stores")
-        parser.add_argument("--database-url", dest="database_url", help="the ledger's database")
-        return parser
-
-    create = action("create", "make a key and print it once", _create)
-    create.add_argument("name", help="what the key is for")
-    create.add_argument("--tenant", default=OPERATOR_TENANT, help="whose key; default: the operator's, %(default)s")
-    create.add_argument("--scopes", default="explain,ledger:read", help="comma-separated; default: %(default)s")
-    create.add_argument("--days", type=float, help="days until it expires; default: never")
-    _add_permissions(create)
-    action("list", "list keys; the keys themselves are not stored", _list)
-    change = action("change", "give a key another quota and policy; what is not named is no longer limited", _change)
-    change.add_argument("id")
-    _add_permissions(change)
-    rotate = action("rotate", "replace a key by a new one with the same rights, quota and policy", _rotate)
-    rotate.add_argument("id")
-    rotate.add_argument(
-        "--overlap-days",
-        type=float,
-        default=USUAL_OVERLAP_DAYS,
-        help="days for which the old key goes on, beside the new one; default: %(default)s; 0 ends it at once",
-    )
-    revoke = action("revoke", "end a key", _revoke)
-    revoke.add_argument("id")
-
-
-def _told(run: Callable[[Settings, argparse.Namespace], int], settings: Settings, options: argparse.Namespace) -> int:
-    """Runs a command; where there is no ledger, or none that it can use, it says so."""
-    from service.ledger.sealing import WrongMasterKey
-    from service.ledger.secret_files import SecretFileError
-
-    try:
-        return run(settings, options)
-    except (NoLedger, LedgerUnavailable, WrongMasterKey, SecretFileError) as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
-def _add_permissions(action: argparse.ArgumentParser) -> None:
-    quota = action.add_argument_group("quota, none by default")
-    quota.add_argument(
-        "--requests",
-        type=int,
-        help="at most so many requests in each period; every instance, row of a job and hint counts as one",
-    )
-    quota.add_argument("--points", type=int, help="at most so many gradient points in each period")
-    quota.add_argument("--per", choices=tuple(PERIODS), default="day", help="the period; default: %(default)s")
-    policy = action.add_argument_group("policy: how much of an explanation is disclosed, all of it by default")
-    policy.add_argument("--methods", help="the methods that may be asked for, comma-separated")
-    policy.add_argument("--top", type=int, help="show only so many attributions, the largest")
-    policy.add_argument("--digits", type=int, help="round values so that the largest has so many significant digits")
-    policy.add_argument("--hide-outputs", action="store_true", help="show labels, not the model's outputs")
-
-
-def _quota(options: argparse.Namespace) -> Quota | None:
-    if options.requests is None and options.points is None:
-        return None
-    return Quota(options.requests, options.points, options.per)
-
-
-def _policy(options: argparse.Namespace) -> Policy:
-    """Raises ValueError."""
-    policy = replace(OPEN, top=options.top, digits=options.digits, outputs=not options.hide_outputs)
-    if options.methods is None:
-        return policy
-    from service.methods.registry import BY_NAME
-
-    methods = frozenset(options.methods.split(","))
-    if unknown := methods - BY_NAME.keys():
-        raise ValueError(f"unknown methods: {', '.join(sorted(unknown))}; known are {', '.join(BY_NAME)}")
-    return replace(policy, methods=methods)
+commands = typer.Typer()
 
 
 @contextmanager
@@ -117,29 +68,50 @@ def _made(settings: Settings) -> Iterator[Keys]:
 
 @contextmanager
 def _opened(settings: Settings, *, to_read: bool = False) -> Iterator[Keys]:
-    """The keys of the ledger that is there."""
+    """The keys of the ledger that is there. Raises SetupError."""
     from service.ledger.keys import Keys
     from service.ledger.opening import opened_ledger
 
-    with opened_ledger(settings, to_read=to_read) as ledger:
-        yield Keys(ledger.engine)
-
-
-def _create(settings: Settings, options: argparse.Namespace) -> int:
     try:
-        quota, policy = _quota(options), _policy(options)
+        with opened_ledger(settings, to_read=to_read) as ledger:
+            yield Keys(ledger.engine)
+    except NoLedger as error:  # for these commands, something that is not found, with the exit code 1
+        raise SetupError(str(error)) from error
+
+
+@commands.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    tenant: Annotated[str, typer.Option(help="Whose key, the operator's by default.")] = OPERATOR_TENANT,
+    scopes: Annotated[str, typer.Option(help="Separated by commas.")] = "explain,ledger:read",
+    days: Annotated[float | None, typer.Option(help="Days until it expires.", show_default="never")] = None,
+    requests: Requests = None,
+    points: Points = None,
+    per: Per = "day",
+    methods: Methods = None,
+    top: Top = None,
+    digits: Digits = None,
+    hide_outputs: HideOutputs = False,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Make a key and print it once."""
+    settings = settings_with(data=data, database_url=database_url)
+    try:
+        quota, policy = _quota(requests, points, per), _policy(methods, top, digits, hide_outputs)
         with _made(settings) as keys:
-            expires = None if options.days is None else keys.now() + round(options.days * DAY)
-            key, secret = keys.create(options.name, options.tenant, options.scopes.split(","), expires, quota, policy)
+            expires = None if days is None else keys.now() + round(days * DAY)
+            key, secret = keys.create(name, tenant, scopes.split(","), expires, quota, policy)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+        raise AskedWrongly(str(error)) from error
     print(f"id   {key.id}\nkey  {secret}")
     return 0
 
 
-def _list(settings: Settings, _options: argparse.Namespace) -> int:
-    with _opened(settings, to_read=True) as keys:
+@commands.command("list")
+def list_keys(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
+    """List keys; the keys themselves are not stored."""
+    with _opened(settings_with(data=data, database_url=database_url), to_read=True) as keys:
         now = keys.now()
         rows = [
             (
@@ -184,31 +156,79 @@ def _listed(value: object) -> str:
     return ",".join(value) if isinstance(value, list) else str(value).lower()
 
 
-def _change(settings: Settings, options: argparse.Namespace) -> int:
+@commands.command()
+def change(
+    id: Annotated[str, typer.Argument(help="Of the key, as `list` shows it.")],
+    requests: Requests = None,
+    points: Points = None,
+    per: Per = "day",
+    methods: Methods = None,
+    top: Top = None,
+    digits: Digits = None,
+    hide_outputs: HideOutputs = False,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Give a key another quota and policy.
+
+    What is not named is no longer limited.
+    """
     try:
-        quota, policy = _quota(options), _policy(options)
+        quota, policy = _quota(requests, points, per), _policy(methods, top, digits, hide_outputs)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    with _opened(settings) as keys:
-        return _done(keys.change(options.id, quota, policy), "there is no such key")
+        raise AskedWrongly(str(error)) from error
+    with _opened(settings_with(data=data, database_url=database_url)) as keys:
+        return _done(keys.change(id, quota, policy), "there is no such key")
 
 
-def _rotate(settings: Settings, options: argparse.Namespace) -> int:
-    if options.overlap_days < 0:
-        print("an overlap is not negative", file=sys.stderr)
-        return 2
-    with _opened(settings) as keys:
-        made = keys.rotate(options.id, round(options.overlap_days * DAY))
+@commands.command()
+def rotate(
+    id: Annotated[str, typer.Argument(help="Of the key, as `list` shows it.")],
+    overlap_days: Annotated[
+        float,
+        typer.Option(help="Days for which the old key goes on, beside the new one; 0 ends it at once."),
+    ] = USUAL_OVERLAP_DAYS,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Replace a key by a new one with the same rights, quota and policy."""
+    if overlap_days < 0:
+        raise AskedWrongly("an overlap is not negative")
+    with _opened(settings_with(data=data, database_url=database_url)) as keys:
+        made = keys.rotate(id, round(overlap_days * DAY))
     if made is not None:
         key, secret = made
-        print(f"id   {key.id}\nkey  {secret}\nthe old key goes on for {options.overlap_days:g} days at most")
+        print(f"id   {key.id}\nkey  {secret}\nthe old key goes on for {overlap_days:g} days at most")
     return _done(made is not None, "there is no such key, or it has ended")
 
 
-def _revoke(settings: Settings, options: argparse.Namespace) -> int:
-    with _opened(settings) as keys:
-        return _done(keys.revoke(options.id), "there is no such key")
+@commands.command()
+def revoke(
+    id: Annotated[str, typer.Argument(help="Of the key, as `list` shows it.")],
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """End a key."""
+    with _opened(settings_with(data=data, database_url=database_url)) as keys:
+        return _done(keys.revoke(id), "there is no such key")
+
+
+def _quota(requests: int | None, points: int | None, per: str) -> Quota | None:
+    """Raises ValueError."""
+    return None if requests is None and points is None else Quota(requests, points, per)
+
+
+def _policy(methods: str | None, top: int | None, digits: int | None, hide_outputs: bool) -> Policy:
+    """Raises ValueError."""
+    policy = replace(OPEN, top=top, digits=digits, outputs=not hide_outputs)
+    if methods is None:
+        return policy
+    from service.methods.registry import BY_NAME
+
+    chosen = frozenset(methods.split(","))
+    if unknown := chosen - BY_NAME.keys():
+        raise ValueError(f"unknown methods: {', '.join(sorted(unknown))}; known are {', '.join(BY_NAME)}")
+    return replace(policy, methods=chosen)
 
 
 def _done(is_done: bool, otherwise: str) -> int:

@@ -6,23 +6,22 @@ there is no ledger to ask. No command makes a ledger, nor changes the schema of 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+import typer
 from sqlalchemy import Connection
 
 from service.access.permissions import OPERATOR_TENANT
-from service.cli import people as people
-from service.cli.people import AskedWrongly
+from service.cli import people
+from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, table
-from service.errors import AnswerableError, InvalidRequest, NoLedger
+from service.errors import AskedWrongly
 from service.ledger.checkpoints import Checkpoint, read_line
 from service.ledger.entries import LOOKUP, EventSearch, Search, StoredEvent
 from service.ledger.events import read_events
@@ -30,148 +29,90 @@ from service.ledger.export_checking import MALFORMED, Verdict, check_export
 from service.ledger.exporting import all_lines, asked_of, found_lines, write_export
 from service.ledger.moments import A_MOMENT, read_moment, written_period
 from service.ledger.opening import Opened, is_in_use, opened_ledger
-from service.ledger.sealing import Vault, WrongMasterKey
+from service.ledger.sealing import Vault
 from service.ledger.searching import read_one
-from service.ledger.secret_files import SecretFileError
-from service.ledger.signing import NotTheSigner
 from service.ledger.verifying import verify_ledger
-from service.settings import Settings
 
-Command = Callable[[Opened, argparse.Namespace], int]
+commands = typer.Typer()
+commands.add_typer(people.commands)
 
-
-def add_commands(ledger: argparse.ArgumentParser, forget_rows: people.ForgetRows) -> None:
-    """Adds the actions of `answerable ledger`."""
-    actions = ledger.add_subparsers(required=True, metavar="action")
-
-    def add(name: str, run: Command, about: str, more: str = "", *, to_read: bool = False) -> argparse.ArgumentParser:
-        action = actions.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}. {more}")
-        action.add_argument("--data", type=Path, help="the folder of the embedded stores and of the keys' files")
-        action.add_argument("--database-url", dest="database_url", help="the ledger's database, if it is PostgreSQL")
-        action.set_defaults(run=lambda settings, options: _run(run, settings, options, to_read=to_read))
-        return action
-
-    verify = add(
-        "verify",
-        _verify,
-        "check that nothing recorded was changed, removed or added since",
-        "Without FILE, the ledger in the database: every column of every row, those of the callers' keys too, all "
-        "signatures, and the checkpoints that were shipped to a file; nothing is written, and a folder that may only "
-        "be read will do. With FILE, an export, with nothing but the public key: no database is needed.",
-        to_read=True,
-    )
-    verify.add_argument("file", nargs="?", type=Path, metavar="FILE", help="an export (.zip)")
-    verify.add_argument("--public-key", help="a public key of the log, 64 digits, or a file with it; for an export")
-    verify.add_argument("--checkpoints", type=Path, help="a file of checkpoints that was kept elsewhere")
-
-    export = add(
-        "export",
-        _export,
-        "write records, their proofs and the signed state of the log to a zip",
-        "The zip can be checked anywhere with `answerable ledger verify FILE --public-key KEY`. A file that is there "
-        "is not overwritten.",
-    )
-    export.add_argument("file", type=Path, metavar="FILE")
-    export.add_argument("--tenant", help="whose records; default: the whole log, all tenants")
-    for name, about in (
-        ("model", "of this model"),
-        ("subject", "of this person"),
-        ("decision-id", "of this decision"),
-        ("label", "predicted so"),
-        ("flag", "with this flag"),
-    ):
-        export.add_argument(f"--{name}", help=f"only records {about}; needs --tenant")
-    _add_period(export)
-
-    for name, run, about, reason in (
-        ("erase", people.erase, "destroy a person's data for good; the proofs stay valid", "why, for the record"),
-        (
-            "hold",
-            people.hold,
-            "forbid to erase a person's data (a legal hold)",
-            "why; whoever asks for erasure reads it",
-        ),
-        ("release", people.release, "end a legal hold", "why, for the record"),
-    ):
-        action = add(name, run, about, "The reason stays in the log for good: do not name the person in it.")
-        people.add_person(action, reason, is_required=name == "hold")
-        if name == "erase":
-            action.add_argument("--yes", action="store_true", help="do not ask")
-            action.set_defaults(forget_rows=forget_rows)
-    add("holds", people.holds, "list the legal holds in force", to_read=True)
-    add(
-        "retain",
-        people.retain,
-        "erase what is older than its retention class allows",
-        "The running service does so once a day; the periods are ANSWERABLE_RETENTION, in months.",
-    )
-    add("checkpoint", _checkpoint, "sign the state of the log, and show it with the public key")
-    lookups = add("lookups", _lookups, "list who looked at what, and when, the newest first", to_read=True)
-    lookups.add_argument("--tenant", default=OPERATOR_TENANT)
-    lookups.add_argument("--explanation", help="only look-ups of this explanation")
-    lookups.add_argument("--limit", type=int, default=50)
-    _add_period(lookups)
-    add(
-        "rotate-key",
-        _rotate,
-        "go over to a new signing key; what the old one signed stays valid",
-        "The old key endorses the new one. Copy the new file to the other hosts of the same database.",
-    )
+Checked = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="An export (.zip).", show_default=False)]
 
 
-def _add_period(action: argparse.ArgumentParser) -> None:
-    for name, is_end in (("from", False), ("to", True)):
-        included = "the day is included, a time is not" if is_end else "included"
+def _moment(*, is_end: bool) -> Callable[[str], int]:
+    """Reads a day or a time, in UTC, as microseconds since the epoch."""
 
-        def read(given: str, is_end: bool = is_end) -> int:
-            try:
-                return read_moment(given, is_end=is_end, zone=UTC)
-            except ValueError as error:
-                raise argparse.ArgumentTypeError(str(error)) from None
+    def read(text: str) -> int:
+        try:
+            return read_moment(text, is_end=is_end, zone=UTC)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
 
-        action.add_argument(f"--{name}", type=read, metavar="MOMENT", help=f"{A_MOMENT}; {included}")
-
-
-def _run(run: Command, settings: Settings, options: argparse.Namespace, *, to_read: bool) -> int:
-    try:
-        if run is _verify and options.file is not None:
-            return _verify_export(options)
-        with opened_ledger(settings, to_read=to_read) as ledger:
-            return run(ledger, options)
-    except (AskedWrongly, NoLedger, InvalidRequest) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (AnswerableError, WrongMasterKey, NotTheSigner, SecretFileError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return read
 
 
-def _verify(ledger: Opened, options: argparse.Namespace) -> int:
-    shipped = options.checkpoints or ledger.settings.data / "checkpoints.jsonl"
+From = Annotated[
+    int | None,
+    typer.Option("--from", parser=_moment(is_end=False), metavar="MOMENT", help=f"Since: {A_MOMENT}; included."),
+]
+To = Annotated[
+    int | None,
+    typer.Option(
+        "--to",
+        parser=_moment(is_end=True),
+        metavar="MOMENT",
+        help=f"Until: {A_MOMENT}; the day is included, a time is not.",
+    ),
+]
+
+
+@commands.command()
+def verify(
+    file: Checked = None,
+    public_key: Annotated[
+        str | None, typer.Option(help="A public key of the log, 64 digits, or a file with it; for an export.")
+    ] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="A file of checkpoints that was kept elsewhere.")] = None,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Check that nothing recorded was changed, removed or added.
+
+    Without FILE, the ledger in the database: every column of every row, those of the callers' keys too, all
+    signatures, and the checkpoints that were shipped to a file; nothing is written, and a folder that may only be
+    read will do. With FILE, an export, with nothing but the public key: no database is needed.
+    """
+    if file is not None:
+        return _verify_export(file, public_key, checkpoints)
+    with opened_ledger(settings_with(data=data, database_url=database_url), to_read=True) as ledger:
+        return _verify(ledger, checkpoints)
+
+
+def _verify(ledger: Opened, checkpoints: Path | None) -> int:
+    shipped = checkpoints or ledger.settings.data / "checkpoints.jsonl"
     was_in_use = is_in_use(ledger.settings)
     verdict = verify_ledger(ledger.engine, ledger.vault, shipped if shipped.exists() else None)
     if not was_in_use and is_in_use(ledger.settings):  # it was read as if nobody wrote, and now somebody does
         with opened_ledger(ledger.settings, to_read=True) as again:
-            return _verify(again, options)
+            return _verify(again, checkpoints)
     return _tell(verdict)
 
 
-def _verify_export(options: argparse.Namespace) -> int:
-    if options.public_key is None:
+def _verify_export(file: Path, public_key: str | None, checkpoints: Path | None) -> int:
+    if public_key is None:
         raise AskedWrongly(
             "--public-key is missing: the key that you trust, as `answerable ledger checkpoint` shows it"
         )
-    given = str(options.public_key)
-    if Path(given).is_file():
-        given = Path(given).read_text().strip()
-    if not re.fullmatch(r"[0-9a-f]{64}", given):
+    if Path(public_key).is_file():
+        public_key = Path(public_key).read_text().strip()
+    if not re.fullmatch(r"[0-9a-f]{64}", public_key):
         raise AskedWrongly("--public-key is 64 hexadecimal digits, or a file that holds them")
-    known = [] if options.checkpoints is None else _read_checkpoints(options.checkpoints)
+    known = [] if checkpoints is None else _read_checkpoints(checkpoints)
     try:
-        with options.file.open("rb") as file:
-            return _tell(check_export(file, given, known))
+        with file.open("rb") as opened:
+            return _tell(check_export(opened, public_key, known))
     except OSError as error:
-        raise AskedWrongly(f"{options.file} cannot be read: {error.strerror}") from error
+        raise AskedWrongly(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _read_checkpoints(path: Path) -> list[Checkpoint]:
@@ -196,12 +137,42 @@ def _tell(verdict: Verdict) -> int:
     return 0 if verdict.is_valid else 1
 
 
-def _export(ledger: Opened, options: argparse.Namespace) -> int:
-    given = {name: getattr(options, name) for name in ("model", "subject", "decision_id", "label", "flag")}
-    given |= {"created_from": getattr(options, "from"), "created_to": options.to}
-    search = Search(**given)
-    whole = options.tenant is None
-    if whole and search != Search():
+@commands.command()
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The zip to write.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose records.", show_default="the whole log, all tenants")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only records of this model; needs --tenant.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Only records of this person; needs --tenant.")] = None,
+    decision_id: Annotated[str | None, typer.Option(help="Only records of this decision; needs --tenant.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only records predicted so; needs --tenant.")] = None,
+    flag: Annotated[str | None, typer.Option(help="Only records with this flag; needs --tenant.")] = None,
+    created_from: From = None,
+    created_to: To = None,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Write records, their proofs and the signed log to a zip.
+
+    The zip can be checked anywhere with `answerable ledger verify FILE --public-key KEY`. A file that is there is not
+    overwritten.
+    """
+    search = Search(
+        model=model,
+        subject=subject,
+        decision_id=decision_id,
+        label=label,
+        flag=flag,
+        created_from=created_from,
+        created_to=created_to,
+    )
+    with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
+        return _export(ledger, file, tenant, search)
+
+
+def _export(ledger: Opened, path: Path, tenant: str | None, search: Search) -> int:
+    if tenant is None and search != Search():
         raise AskedWrongly("say whose records with --tenant")
     ledger.signer.open()
     checkpoint = ledger.signer.sign()
@@ -209,31 +180,34 @@ def _export(ledger: Opened, options: argparse.Namespace) -> int:
         raise AskedWrongly("the log is empty")
     lines = (
         all_lines(ledger.engine, ledger.vault, checkpoint.size)
-        if whole
-        else found_lines(ledger.engine, ledger.vault, options.tenant, search, checkpoint.size)
+        if tenant is None
+        else found_lines(ledger.engine, ledger.vault, tenant, search, checkpoint.size)
     )
-    asked = asked_of(options.tenant, search)
+    asked = asked_of(tenant, search)
     try:
-        descriptor = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise AskedWrongly(f"{options.file} is there already, and is not overwritten; name another file") from None
+        raise AskedWrongly(f"{path} is there already, and is not overwritten; name another file") from None
     except OSError as error:
-        raise AskedWrongly(f"{options.file} cannot be written: {error.strerror}") from error
+        raise AskedWrongly(f"{path} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            count = write_export(file, ledger.engine, ledger.signer, checkpoint, lines, asked, complete=whole)
+            count = write_export(file, ledger.engine, ledger.signer, checkpoint, lines, asked, complete=tenant is None)
     except BaseException:
-        options.file.unlink()  # half an export is none
+        path.unlink()  # half an export is none
         raise
     period = written_period(search.created_from, search.created_to)
     when = "".join(f" {word} {period[word]}" for word in ("from", "before") if word in period)
-    print(f"{count} records{when} in {options.file}, signed by {checkpoint.key}")
+    print(f"{count} records{when} in {path}, signed by {checkpoint.key}")
     return 0
 
 
-def _checkpoint(ledger: Opened, _options: argparse.Namespace) -> int:
-    key = ledger.signer.open()
-    checkpoint = ledger.signer.sign()
+@commands.command("checkpoint")
+def sign_checkpoint(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
+    """Sign the state of the log, and show it with the public key."""
+    with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
+        key = ledger.signer.open()
+        checkpoint = ledger.signer.sign()
     print(f"public key  {key.public_key}")
     if checkpoint is not None:
         print(
@@ -243,12 +217,21 @@ def _checkpoint(ledger: Opened, _options: argparse.Namespace) -> int:
     return 0
 
 
-def _lookups(ledger: Opened, options: argparse.Namespace) -> int:
-    search = EventSearch(
-        kind=LOOKUP, about=options.explanation, created_from=getattr(options, "from"), created_to=options.to
-    )
-    with ledger.engine.connect() as connection:
-        page = read_events(connection, options.tenant, search, options.limit, None)
+@commands.command()
+def lookups(
+    tenant: Annotated[str, typer.Option(help="Whose records were looked at.")] = OPERATOR_TENANT,
+    explanation: Annotated[str | None, typer.Option(help="Only look-ups of this explanation.")] = None,
+    limit: Annotated[int, typer.Option(help="How many are listed at most.")] = 50,
+    created_from: From = None,
+    created_to: To = None,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """List who looked at what, and when, the newest first."""
+    search = EventSearch(kind=LOOKUP, about=explanation, created_from=created_from, created_to=created_to)
+    settings = settings_with(data=data, database_url=database_url)
+    with opened_ledger(settings, to_read=True) as ledger, ledger.engine.connect() as connection:
+        page = read_events(connection, tenant, search, limit, None)
         key_names = people.names_of_keys(connection)
         rows = [
             (
@@ -263,6 +246,19 @@ def _lookups(ledger: Opened, options: argparse.Namespace) -> int:
     print(table(("when", "key", "did", "person", "of what"), rows, "there are no look-ups"))
     if page.next_cursor is not None:
         print("there are more: ask with --limit, --from and --to")
+    return 0
+
+
+@commands.command()
+def rotate_key(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
+    """Change to a new signing key; what is signed stays valid.
+
+    The old key endorses the new one. Copy the new file to the other hosts of the same database.
+    """
+    with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
+        ledger.signer.open()
+        key = ledger.signer.rotate()
+    print(f"public key  {key.public_key}\nendorsed by the one before it, which stays good for what it signed")
     return 0
 
 
@@ -284,10 +280,3 @@ def _searched(details: Mapping[str, Any]) -> str:
     told = [f"{name}={orjson.dumps(value).decode()}" if value else name for name, value in named.items()]
     found = len(details["seen"]) if "seen" in details else details.get("rows")
     return " ".join([*told, *([] if found is None else [f"({found} found)"])])
-
-
-def _rotate(ledger: Opened, _options: argparse.Namespace) -> int:
-    ledger.signer.open()
-    key = ledger.signer.rotate()
-    print(f"public key  {key.public_key}\nendorsed by the one before it, which stays good for what it signed")
-    return 0

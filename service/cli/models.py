@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-from pathlib import Path
 
-from service.cli import baselines as set_commands
-from service.cli import models_add as adding
-from service.cli import models_check as checking
+import typer
+
+from service.cli import baselines, models_add, models_check
+from service.cli.options import ModelsFolder, settings_with
 from service.cli.printing import table
-from service.settings import Settings
+
+commands = typer.Typer(invoke_without_command=True)
+commands.command("add")(models_add.add)
+commands.command("check")(models_check.check)
+commands.command("compare")(models_check.compare)
+commands.add_typer(baselines.commands, name="baselines", help="Build baseline sets from data.")
 
 
-def add_commands(models: argparse.ArgumentParser) -> None:
-    """Adds the list, which is what happens without an action, and the actions."""
-    models.set_defaults(run=_list)
+@commands.callback()
+def before_all(context: typer.Context, models: ModelsFolder = None) -> int:
     # What the engine logs is for whoever runs a service; a command says itself what matters, once.
     logging.getLogger("answerable").addHandler(logging.NullHandler())
-    models.add_argument("--models", type=Path, help="the folder of models")
-    actions = models.add_subparsers(metavar="action")
-    listing = actions.add_parser("list", help="the same as without an action", description="list the models")
-    listing.set_defaults(run=_list)
-    listing.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
-    adding.add_command(actions)
-    checking.add_commands(actions)
-    set_commands.add_command(actions)
+    return list_versions(models) if context.invoked_subcommand is None else 0
 
 
-def _list(settings: Settings, _options: argparse.Namespace) -> int:
-    """Every version with what its check said; 1 where a file is not what its manifest says."""
+@commands.command("list")
+def list_versions(models: ModelsFolder = None) -> int:
+    """List every version with what its check said.
+
+    Without an action, the same happens. The exit code is 1 where a file is not what its manifest says.
+    """
     from service.catalog.assessments import ASSESSMENTS, Assessments
     from service.catalog.manifest import find_versions, read_manifest
     from service.catalog.version_files import read_baseline_rows, read_verified
     from service.errors import CatalogError, SetupError
 
+    settings = settings_with(models=models)
     assessments = Assessments(settings.data / ASSESSMENTS)
     faults = 0
     rows = []

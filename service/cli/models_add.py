@@ -1,22 +1,23 @@
-"""`answerable models add`: its options, its questions, and what it prints.
+"""`answerable models add`: its questions, and what it prints.
 
 0: the model is in its place; 1: it cannot be served, or its check failed; 2: what was asked cannot be done.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import orjson
+import typer
 
 from service.catalog.assessments import ASSESSMENTS, Assessments
+from service.cli.options import ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
-from service.errors import CatalogError
+from service.errors import AskedWrongly, CatalogError
 from service.lifecycle.checking.limits import ROWS
 from service.settings import Settings
 
@@ -27,85 +28,85 @@ LOG = logging.getLogger("answerable.adding")
 MOST_SHOWN = 5
 
 
-def add_command(actions: Any) -> None:
-    """Adds the command to the actions of `answerable models`."""
-    command = actions.add_parser("add", help="write the manifest of an ONNX file, try it, and put it with the others")
-    command.set_defaults(run=_add)
-    command.add_argument("source", type=Path, metavar="FILE|FOLDER", help="an ONNX file, or a folder with one")
-    command.add_argument(
-        "--data", dest="rows", type=Path, help="rows it was trained on: .csv, .npy, .npz, .safetensors"
-    )
-    command.add_argument(
-        "--drop", action="append", default=[], metavar="COLUMN", help="of the CSV, no input; repeatable"
-    )
-    command.add_argument("--name", help="of the model; default: the file's name")
-    command.add_argument("--version", help="default: the next number")
-    command.add_argument("--labels", type=_names, help="in the order of the scores, separated by commas")
-    command.add_argument(
-        "--values", type=_names, help="the scores are values, as of a regression: their names, separated by commas"
-    )
-    command.add_argument("--units", type=_names, default=(), help="of the values, separated by commas; 1 for none")
-    command.add_argument("--several", action="store_true", help="several labels may be right at once: a sigmoid each")
-    command.add_argument(
-        "--adverse", help="the label that is bad news, to which reasons and explanations refer; of a value: 'above 0.5'"
-    )
-    command.add_argument("--features", type=_names, help="names of the inputs; default: the CSV's header")
-    command.add_argument("--output", help="the tensor with the scores, where it is not clear which")
-    command.add_argument("--logits", action="store_true", help="the scores are logits: those before the softmax")
-    command.add_argument(
-        "--channels", choices=("first", "last"), help="of an image, where the file does not say which axis they are"
-    )
-    command.add_argument(
-        "--normalise",
-        metavar="MEANS/DEVIATIONS",
-        help="of pixels / 255, a number a channel: 0.5,0.5,0.5/0.25,0.25,0.25",
-    )
-    command.add_argument("--yes", action="store_true", help="ask nothing, take what is usual")
-    command.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
-
-
-def _add(settings: Settings, options: argparse.Namespace) -> int:
+def add(
+    source: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="An ONNX file, or a folder with one.")],
+    rows: Annotated[
+        Path | None, typer.Option("--data", help="Rows it was trained on: .csv, .npy, .npz, .safetensors.")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Of the CSV, no input; repeatable.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model.", show_default="the file's name")] = None,
+    version: Annotated[str | None, typer.Option(help="Of the model.", show_default="the next number")] = None,
+    labels: Annotated[str | None, typer.Option(help="In the order of the scores, separated by commas.")] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(help="The scores are values, as of a regression: their names, separated by commas."),
+    ] = None,
+    units: Annotated[str | None, typer.Option(help="Of the values, separated by commas; 1 for none.")] = None,
+    several: Annotated[
+        bool, typer.Option("--several", help="Several labels may be right at once: a sigmoid each.")
+    ] = False,
+    adverse: Annotated[
+        str | None,
+        typer.Option(
+            help="The label that is bad news, to which reasons and explanations refer; of a value: 'above 0.5'."
+        ),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Names of the inputs, separated by commas.", show_default="the CSV's header")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The tensor with the scores, where it is not clear which.")] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="The scores are logits: those before the softmax.")] = False,
+    channels: Annotated[
+        Literal["first", "last"] | None,
+        typer.Option(help="Of an image, where the file does not say which axis they are."),
+    ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEANS/DEVIATIONS", help="Of pixels / 255, a number a channel: 0.5,0.5,0.5/0.25,0.25,0.25."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, take what is usual.")] = False,
+    models: ModelsFolder = None,
+) -> int:
+    """Write the manifest of an ONNX file, try it, and add it to the models."""
+    settings = settings_with(models=models)
     os.environ.update(worker_environment(0))  # numerics as in a worker; libraries read it when they are first used
     from service.lifecycle.adding.adding import Asked, add_model
 
     asked = Asked(
-        options.source,
-        options.rows,
-        options.name,
-        options.version,
-        options.labels,
-        options.adverse,
-        options.features,
-        tuple(options.drop),
-        options.output,
-        options.logits,
-        options.channels,
-        options.normalise,
-        options.values,
-        options.units,
-        options.several,
+        source,
+        rows,
+        name,
+        version,
+        _names(labels),
+        adverse,
+        _names(features),
+        tuple(drop or ()),
+        output,
+        logits,
+        channels,
+        normalise,
+        _names(values),
+        _names(units) or (),
+        several,
     )
     try:
-        ask = _take if options.yes or not sys.stdin.isatty() else _ask
+        ask = _take if yes or not sys.stdin.isatty() else _ask
         added = add_model(asked, settings.models, ask, ROWS, Assessments(settings.data / ASSESSMENTS))
-    except CatalogError as error:
-        print(error, file=sys.stderr)
-        return 1
+    except CatalogError:
+        raise
     except OSError as error:
-        print(f"{error.filename or options.source}: {error.strerror}", file=sys.stderr)
-        return 2
+        raise AskedWrongly(f"{error.filename or source}: {error.strerror}") from error
     except (EOFError, KeyboardInterrupt):
-        print("\nnothing was added", file=sys.stderr)
-        return 2
+        raise AskedWrongly("\nnothing was added") from None
     except Exception as error:  # whatever a library makes of a file that nobody has seen before
         LOG.debug("a file could not be added", exc_info=True)
         what = next(iter(str(error).splitlines()), "")
-        print(
-            f"{options.source.name} cannot be added: something in it is not understood ({type(error).__name__}: "
-            f"{what}). Export it in another way, or write its manifest by hand, as README's section Models says",
-            file=sys.stderr,
-        )
-        return 1
+        raise CatalogError(
+            f"{source.name} cannot be added: something in it is not understood ({type(error).__name__}: {what}). "
+            "Export it in another way, or write its manifest by hand, as README's section Models says"
+        ) from error
     print(_told(added, settings))
     return 1 if added.report.failed else 0
 
@@ -119,8 +120,8 @@ def _ask(question: str, default: str) -> str:
     return input(f"{question}{shown}: ").strip() or default
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _told(added: Added, settings: Settings) -> str:

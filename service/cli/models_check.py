@@ -1,4 +1,4 @@
-"""`answerable models check` and `answerable models compare`: their options, and what they end with.
+"""`answerable models check` and `answerable models compare`.
 
 0: fine; 1: a check failed, or a version cannot be loaded; 2: what was asked cannot be done. torch is imported when a
 command runs, and not before: other commands share this process's command line.
@@ -6,137 +6,139 @@ command runs, and not before: other commands share this process's command line.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+import typer
 
 from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside, newest_before
 from service.catalog.manifest import find_versions
+from service.cli.options import DataFolder, ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
-from service.errors import AnswerableError, CatalogError
+from service.errors import AnswerableError, AskedWrongly
 from service.lifecycle.checking.limits import ROWS, Limits
-from service.settings import Settings
+
+USUAL = Limits()
+
+Version = Annotated[str, typer.Argument(help="NAME@VERSION")]
+Rows = Annotated[int, typer.Option(min=1, help="Rows in the sample.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sample and the halvings.")]
+Format = Annotated[Literal["text", "json"], typer.Option("--format", help="What is printed.")]
 
 
-def add_commands(actions: Any) -> None:
-    """Adds both commands to the actions of `answerable models`."""
-    check = actions.add_parser("check", help="whether a version may be promoted; the exit code says so")
-    check.set_defaults(run=_check)
-    check.add_argument("version", help="NAME@VERSION")
-    check.add_argument(
-        "--against", metavar="VERSION", help="NAME@VERSION; default: the newest before it that has not failed"
-    )
-    for limit in fields(Limits):
-        option = "--" + limit.name.replace("_", "-")
-        check.add_argument(option, type=float, default=limit.default, help=f"{limit.metadata['help']} (%(default)s)")
-    check.add_argument(
-        "--data", type=Path, default=argparse.SUPPRESS, help="the data folder, where the verdict is kept"
-    )
-    check.add_argument(
-        "--beside", action="store_true", help="also write it to check.json beside the version, to travel with it"
-    )
-    compare = actions.add_parser("compare", help="two versions by what their features count for")
-    compare.set_defaults(run=_compare)
-    compare.add_argument("before", help="NAME@VERSION")
-    compare.add_argument("after", help="NAME@VERSION")
-    compare.add_argument("--out", type=_exportable, help="also write the table to this .csv or .json file")
-    for command in (check, compare):
-        command.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="the folder of models")
-        command.add_argument("--rows", type=_positive, default=ROWS, help="rows in the sample (%(default)s)")
-        command.add_argument("--seed", type=_natural, default=0, help="of the sample and the halvings (%(default)s)")
-        command.add_argument("--format", choices=("text", "json"), default="text")
+def _exportable(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".csv", ".json"):
+        raise typer.BadParameter("the file's name must end in .csv or .json")
+    return path
 
 
-def _check(settings: Settings, options: argparse.Namespace) -> int:
+def check(
+    version: Version,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="NAME@VERSION.", show_default="the newest before it that has not failed"),
+    ] = None,
+    least_converged: Annotated[
+        float, typer.Option(help="Share of rows explained within the tolerance.")
+    ] = USUAL.least_converged,
+    most_flagged: Annotated[
+        float, typer.Option(help="Share of rows that the protected features' rule flags.")
+    ] = USUAL.most_flagged,
+    least_stability: Annotated[
+        float, typer.Option(help="Rank correlation under other baselines.")
+    ] = USUAL.least_stability,
+    least_correlation: Annotated[
+        float, typer.Option(help="Rank correlation with the earlier version.")
+    ] = USUAL.least_correlation,
+    most_flipped: Annotated[
+        float, typer.Option(help="Share of rows predicted otherwise than before.")
+    ] = USUAL.most_flipped,
+    data: DataFolder = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Also write it to check.json beside the version, to travel with it.")
+    ] = False,
+    models: ModelsFolder = None,
+    rows: Rows = ROWS,
+    seed: Seed = 0,
+    form: Format = "text",
+) -> int:
+    """Say whether a version may be promoted, also by the exit code.
+
+    The verdict is kept in the data folder.
+    """
+    settings = settings_with(data=data, models=models)
     folders = find_versions(settings.models)
-    try:
-        folder = _find(folders, options.version)
-        against = (
-            newest_before(folders, folder, Assessments(settings.data / ASSESSMENTS))
-            if options.against is None
-            else _find(folders, options.against)
-        )
-    except LookupError as error:
-        return _refuse(error, 2)
-    limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
+    folder = _find(folders, version)
+    earlier = (
+        newest_before(folders, folder, Assessments(settings.data / ASSESSMENTS))
+        if against is None
+        else _find(folders, against)
+    )
+    limits = Limits(
+        least_converged=least_converged,
+        most_flagged=most_flagged,
+        least_stability=least_stability,
+        least_correlation=least_correlation,
+        most_flipped=most_flipped,
+    )
     _prepare_process()
     from service.lifecycle.checking.assessing import assess
     from service.lifecycle.checking.tables import report_json, report_text
 
-    report, assessment = assess(folder, against, limits, options.rows, options.seed)
-    print(report_json(report) if options.format == "json" else report_text(report))
+    report, assessment = assess(folder, earlier, limits, rows, seed)
+    print(report_json(report) if form == "json" else report_text(report))
     if assessment is not None:
         try:
             Assessments(settings.data / ASSESSMENTS).keep(assessment)
-            if options.beside:
+            if beside:
                 keep_beside(folder, assessment)
         except OSError as error:
-            return _refuse(f"the verdict cannot be kept: {error}", 2)
+            raise AskedWrongly(f"the verdict cannot be kept: {error}") from error
     return 1 if report.failed else 0
 
 
-def _compare(settings: Settings, options: argparse.Namespace) -> int:
-    folders = find_versions(settings.models)
-    try:
-        before, after = (_find(folders, name) for name in (options.before, options.after))
-    except LookupError as error:
-        return _refuse(error, 2)
+def compare(
+    before: Version,
+    after: Version,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_exportable, metavar="FILE", help="Also write the table to this .csv or .json."),
+    ] = None,
+    models: ModelsFolder = None,
+    rows: Rows = ROWS,
+    seed: Seed = 0,
+    form: Format = "text",
+) -> int:
+    """Compare two versions by what their features count for."""
+    folders = find_versions(settings_with(models=models).models)
+    earlier, later = _find(folders, before), _find(folders, after)
     _prepare_process()
     from service.engine.worker.device import best_device
-    from service.lifecycle.checking import tables
-    from service.lifecycle.checking.comparison import compare
+    from service.lifecycle.checking import comparison, tables
     from service.lifecycle.checking.trial import load_trial
 
     device = best_device()
     try:
-        comparison = compare(load_trial(before, device), load_trial(after, device), options.rows, options.seed)
-        if options.out is not None:
-            written = tables.comparison_csv if options.out.suffix == ".csv" else tables.comparison_json
-            options.out.write_text(written(comparison))
-    except CatalogError as error:
-        return _refuse(error, 1)
+        compared = comparison.compare(load_trial(earlier, device), load_trial(later, device), rows, seed)
+        if out is not None:
+            written = tables.comparison_csv if out.suffix == ".csv" else tables.comparison_json
+            out.write_text(written(compared))
     except (AnswerableError, OSError) as error:
-        return _refuse(error, 2)
-    print(tables.comparison_json(comparison) if options.format == "json" else tables.comparison_text(comparison))
+        raise AskedWrongly(str(error)) from error
+    print(tables.comparison_json(compared) if form == "json" else tables.comparison_text(compared))
     return 0
 
 
 def _find(folders: list[Path], name: str) -> Path:
-    """The folder of `NAME@VERSION`. Raises LookupError."""
+    """The folder of `NAME@VERSION`. Raises AskedWrongly."""
     known = {f"{folder.parent.name}@{folder.name}": folder for folder in folders}
     if name not in known:
-        raise LookupError(f"there is no version {name}; there are: {', '.join(known) or 'none'}")
+        raise AskedWrongly(f"there is no version {name}; there are: {', '.join(known) or 'none'}")
     return known[name]
 
 
 def _prepare_process() -> None:
     """Numerics as in a worker; libraries read these settings when they are first used."""
     os.environ.update(worker_environment(0))
-
-
-def _refuse(error: Exception | str, code: int) -> int:
-    print(error, file=sys.stderr)
-    return code
-
-
-def _exportable(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".csv", ".json"):
-        raise argparse.ArgumentTypeError("the file's name must end in .csv or .json")
-    return path
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError("must be a whole number")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    value = _natural(text)
-    if not value:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value

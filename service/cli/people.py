@@ -2,61 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import sys
-from collections.abc import Callable, Collection
-from pathlib import Path
+from typing import Annotated
 
+import typer
 from sqlalchemy import Connection, select
 
 from service.access.permissions import OPERATOR_TENANT
+from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, one_line, table
-from service.errors import HeldByLaw, NotFound, Unkept
+from service.errors import AskedWrongly, HeldByLaw, NotFound, Unkept
 from service.ledger import erasing
 from service.ledger.entries import STANDARD
 from service.ledger.erasing import Kept
 from service.ledger.erasure_list import NAME, ErasureList
-from service.ledger.opening import Opened
+from service.ledger.opening import Opened, opened_ledger
 from service.ledger.sealing import Vault
 from service.ledger.searching import read_places
 from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import explanations, keys
 
-ForgetRows = Callable[[Path, Collection[str]], None]
-"""Removes the rows of these tokens from all baseline sets in a data folder. Raises OSError."""
+Subject = Annotated[str, typer.Argument(help="The person, as `context.subject` named them.")]
+Tenant = Annotated[str, typer.Option(help="Whose records.")]
+Reason = Annotated[str, typer.Option(help="Why, for the record.", show_default=False)]
+
+commands = typer.Typer()
 
 
-class AskedWrongly(Exception):
-    """What was typed cannot be done; the message says what to type."""
+@commands.command()
+def erase(
+    subject: Subject,
+    tenant: Tenant = OPERATOR_TENANT,
+    reason: Reason = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Destroy a person's data for good; the proofs stay valid.
+
+    It says what there is, and asks before it does so. The reason stays in the log for good: do not name the person in
+    it.
+    """
+    with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
+        return _erase(ledger, tenant, subject, reason, is_agreed=yes)
 
 
-def add_person(action: argparse.ArgumentParser, about_reason: str, *, is_required: bool) -> None:
-    """Whom a command is about, and why."""
-    action.add_argument("subject", help="the person, as `context.subject` named them")
-    action.add_argument("--tenant", default=OPERATOR_TENANT, help="whose records; default: %(default)s")
-    action.add_argument("--reason", default="", required=is_required, help=about_reason)
-
-
-def erase(ledger: Opened, options: argparse.Namespace) -> int:
-    """Says what there is, asks unless it was told not to, and destroys it."""
-    kept = _kept(ledger, options)
+def _erase(ledger: Opened, tenant: str, subject: str, reason: str, *, is_agreed: bool) -> int:
+    kept = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
     if kept.hold is not None:
         raise HeldByLaw(
             f"held by {kept.hold.by} since {local_time(kept.hold.created)}: {one_line(kept.hold.reason)}; the data is "
             "erased once that is released"
         )
     if kept.tokens or kept.job_rows or kept.set_rows:
-        print(f"{_said(kept)} kept of {_named(options)}")
-        reason = _agreed(options)
-        if reason is None:
+        print(f"{_said(kept)} kept of {_named(tenant, subject)}")
+        agreed = _agreed(reason, is_agreed=is_agreed)
+        if agreed is None:
             print("nothing was erased")
             return 1
-    else:
-        reason = options.reason  # an export may have been asked for by the name; the erasure itself says
-    erased = erasing.erase(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), reason)
+        reason = agreed
+    # Where nothing is kept, an export may have been asked for by the name all the same; the erasure itself says.
+    erased = erasing.erase(ledger.engine, ledger.vault, tenant, subject, operator(), reason)
     ErasureList(ledger.settings.data / NAME, ledger.vault).add_from(ledger.engine, erased.tombstone - 1)
-    forget_rows: ForgetRows = options.forget_rows
+    from service.catalog.set_erasure import forget_rows
+
     try:
         forget_rows(ledger.settings.data, SetSubjects(ledger.engine, ledger.vault).erased())
     except OSError as error:
@@ -71,54 +81,77 @@ def erase(ledger: Opened, options: argparse.Namespace) -> int:
         print(f"{erased.exports} exports that were asked for by the name forgot it")
     if erased.set_rows:
         print(f"{erased.set_rows} rows of baseline sets were removed")
-    left = _kept(ledger, options)
+    left = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
     print(f"{_said(left)} kept of them now")
     return 0
 
 
-def _agreed(options: argparse.Namespace) -> str | None:
+def _agreed(reason: str, *, is_agreed: bool) -> str | None:
     """Why it is to be erased; None where it is not to be. Raises AskedWrongly where nobody can be asked."""
-    reason: str = options.reason
-    if options.yes and reason:
+    if is_agreed and reason:
         return reason
     if not sys.stdin.isatty():
-        missing = [name for name, given in (("--reason", reason), ("--yes", options.yes)) if not given]
+        missing = [name for name, value in (("--reason", reason), ("--yes", is_agreed)) if not value]
         raise AskedWrongly(f"nothing was erased: nobody can be asked here, so it needs {' and '.join(missing)}")
     while not reason:
         reason = input("Why? It stays in the log for good, so name nobody: ").strip()
-    if options.yes or input("Erase it for good? Type yes: ").strip().lower() == "yes":
+    if is_agreed or input("Erase it for good? Type yes: ").strip().lower() == "yes":
         return reason
     return None
 
 
-def hold(ledger: Opened, options: argparse.Namespace) -> int:
-    """Forbids an erasure, and says what that concerns."""
-    made = erasing.hold(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason).hold
-    print(f"held from {local_time(made.created)} on, by {made.by}: {one_line(made.reason)}")
-    kept = _kept(ledger, options)
+@commands.command()
+def hold(
+    subject: Subject,
+    reason: Annotated[str, typer.Option(help="Why; whoever asks for erasure reads it.", show_default=False)],
+    tenant: Tenant = OPERATOR_TENANT,
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Forbid to erase a person's data (a legal hold).
+
+    The reason stays in the log for good: do not name the person in it.
+    """
+    with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
+        made = erasing.hold(ledger.engine, ledger.vault, tenant, subject, operator(), reason).hold
+        print(f"held from {local_time(made.created)} on, by {made.by}: {one_line(made.reason)}")
+        kept = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
     print(f"{_said(kept)} under this hold")
     if not kept.explanations and not kept.job_rows and not kept.set_rows:
         print(
-            f"Nothing is recorded of {_named(options)} so far: the hold is on what will be. If there should be "
+            f"Nothing is recorded of {_named(tenant, subject)} so far: the hold is on what will be. If there should be "
             "something, look at the spelling and at --tenant; `release` ends this one"
         )
     return 0
 
 
-def release(ledger: Opened, options: argparse.Namespace) -> int:
-    """Ends a hold, and says what that concerns."""
-    kept = _kept(ledger, options)
-    try:
-        erasing.release(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason)
-    except NotFound:
-        raise NotFound(f"there is no hold on {_named(options)}") from None
+@commands.command()
+def release(
+    subject: Subject,
+    tenant: Tenant = OPERATOR_TENANT,
+    reason: Reason = "",
+    data: DataFolder = None,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """End a legal hold.
+
+    The reason stays in the log for good: do not name the person in it.
+    """
+    with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
+        kept = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
+        try:
+            erasing.release(ledger.engine, ledger.vault, tenant, subject, operator(), reason)
+        except NotFound:
+            raise NotFound(f"there is no hold on {_named(tenant, subject)}") from None
     print(f"released: {_said(kept)} no longer under a hold")
     return 0
 
 
-def holds(ledger: Opened, _options: argparse.Namespace) -> int:
-    """The holds in force."""
-    with ledger.engine.connect() as connection:
+@commands.command()
+def holds(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
+    """List the legal holds in force."""
+    settings = settings_with(data=data, database_url=database_url)
+    with opened_ledger(settings, to_read=True) as ledger, ledger.engine.connect() as connection:
         key_names = names_of_keys(connection)
         rows = [
             (
@@ -135,11 +168,17 @@ def holds(ledger: Opened, _options: argparse.Namespace) -> int:
     return 0
 
 
-def retain(ledger: Opened, _options: argparse.Namespace) -> int:
-    """Erases what is over its time."""
-    counts = erasing.retain(ledger.engine, ledger.settings.retention, operator())
+@commands.command()
+def retain(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
+    """Erase what is older than its retention class allows.
+
+    The running service does so once a day; the periods are ANSWERABLE_RETENTION, in months.
+    """
+    settings = settings_with(data=data, database_url=database_url)
+    with opened_ledger(settings, to_read=False) as ledger:
+        counts = erasing.retain(ledger.engine, settings.retention, operator())
     for name, count in counts.items():
-        months = ledger.settings.retention.get(name, ledger.settings.retention[STANDARD])
+        months = settings.retention.get(name, settings.retention[STANDARD])
         print(f"{name}: {count} records older than {months} months lost their personal part")
     if not counts:
         print("no explanation is recorded")
@@ -166,10 +205,6 @@ def operator() -> str:
         return "operator"
 
 
-def _kept(ledger: Opened, options: argparse.Namespace) -> Kept:
-    return erasing.kept_of(ledger.engine, ledger.vault, options.tenant, options.subject)
-
-
 def _said(kept: Kept) -> str:
     waiting = f" and {kept.job_rows} rows of jobs that wait to be explained" if kept.job_rows else ""
     in_sets = f" and {kept.set_rows} rows of baseline sets" if kept.set_rows else ""
@@ -178,5 +213,5 @@ def _said(kept: Kept) -> str:
     return f"{counted}{waiting}{in_sets} {'is' if is_one else 'are'}"
 
 
-def _named(options: argparse.Namespace) -> str:
-    return f"{one_line(options.subject)!r} of the tenant {options.tenant}"
+def _named(tenant: str, subject: str) -> str:
+    return f"{one_line(subject)!r} of the tenant {tenant}"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,28 +17,22 @@ import uvloop
 from fastapi import FastAPI
 
 from service.api.connections import Connection, Connections, Limits, connections_within, raise_descriptor_limit
+from service.api.services import Services
 from service.app import create_app
 from service.engine.client.worker_processes import StartedWorker
 from service.errors import SetupError, WorkerLost
 from service.logs import configure
+from service.processes import tuning
 from service.settings import Settings
 
 LAST_WORDS_SECONDS = 2
 """After the drain: until the refusals of what was still in flight have been sent."""
 
-SWITCH_SECONDS = 0.0005
-"""How long a thread that reads the ledger may keep the interpreter when the event loop waits for it; Python's 5 ms are
-as long as several answers take."""
-
-YOUNG_OBJECTS = 50_000
-"""New objects before the garbage collector walks them. Nearly all go without it. What 256 requests hold at once is more
-than a few thousand objects, which it then walked again and again: at 2,000 that was 13% of this process."""
-
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
 LOG = logging.getLogger("answerable")
-OnceReady = Callable[[FastAPI, str], Awaitable[None]]
+OnceReady = Callable[[Services, str], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
@@ -55,11 +47,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What was made until now stays; full collections that walked it stopped all requests for 0.1 s, twice a second.
-        gc.collect()
-        gc.freeze()
-        gc.enable()
-        gc.set_threshold(YOUNG_OBJECTS)
+        tuning.front_listens()
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -106,7 +94,7 @@ def run(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceRe
 
     `started` are the processes of its first workers.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
+    tuning.share_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, started, once_ready))
 
@@ -172,7 +160,7 @@ async def _serve_on(
     )
     connections = Connections(limits)
     config = configured(app, connections, settings)
-    server = _Server(config, settings.drain_seconds, lambda: app.state.engine.stop())
+    server = _Server(config, settings.drain_seconds, lambda: _services(app).engine.stop())
     with server.ending_on_signals():
         async with app.router.lifespan_context(app):
             greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
@@ -187,6 +175,11 @@ async def _serve_on(
     return 1 if server.has_failed else 0
 
 
+def _services(app: FastAPI) -> Services:
+    services: Services = app.state.services
+    return services
+
+
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         LOG.error("a task beside the server failed", exc_info=task.exception())
@@ -195,15 +188,16 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
     """Tells the key at once, for it is told once only, and the address when the models are loaded."""
     await server.listening.wait()
-    if settings.key is None and app.state.bootstrap_key is not None:
-        print(f"The key made on this first start, shown once: {app.state.bootstrap_key}", flush=True)
+    services = _services(app)
+    if settings.key is None and services.bootstrap_key is not None:
+        print(f"The key made on this first start, shown once: {services.bootstrap_key}", flush=True)
     LOG.info("%s answers; the models are being loaded", server.address)
     try:
-        await asyncio.shield(app.state.loading)
+        await asyncio.shield(services.loading)
     except WorkerLost as error:
         LOG.error("%s; what it wrote before that says why", error)  # noqa: TRY400
         server.fail()
         return
     print(f"Answerable listens on {server.address}", flush=True)
     if once_ready is not None:
-        await once_ready(app, server.address)
+        await once_ready(services, server.address)

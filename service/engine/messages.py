@@ -1,80 +1,64 @@
-"""What the front and a worker say to each other. Both are this program's own processes, so frames are pickled."""
+"""What the front and a worker process say to each other, in frames on a socket.
+
+Both are this program's own processes on one machine, so frames are pickled, files are named by their paths, and
+deadlines are on the monotonic clock, which the processes of a machine share.
+
+Whoever asks gives each request a number, its `task`, which the answer bears.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from service.catalog.baseline_outputs import Outputs
 from service.catalog.manifest import BaselineSet
-from service.domain import (
-    ChunkShapes,
-    Conditions,
-    Explanation,
-    Floats,
-    ModelKey,
-    OutputSpace,
-    Plan,
-    Prediction,
-    Priority,
-    Timings,
-    Traits,
-)
+from service.domain import ChunkShapes, Conditions, Explanation, Plan, Prediction, Priority, Timings, VersionRef
+from service.engine.protocol import BaselineOutputs, ChunkReport, Loaded, Source
 from service.errors import AnswerableError
-
-BaselineOutputs = Mapping[str, Mapping[OutputSpace, Floats]]
-"""By digest of the set and output space, the outputs over its rows and, last, over their mean: [K + 1, labels]."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Load the version in `folder`.
+    """Load a version; as `Engine.load`. Answered with VersionLoaded or Refused."""
 
-    `known` holds baseline outputs computed earlier, `shapes` those of an earlier calibration; None: calibrate.
-    """
-
-    folder: Path
+    task: int
+    version: VersionRef
+    source: Source
     known: BaselineOutputs
     shapes: ChunkShapes | None
 
 
 @dataclass(frozen=True)
 class Attach:
-    """Give the version in `folder` one more baseline set, whose file is in `place`; `known` as for `Load`."""
+    """Give a version one more baseline set; as `Engine.attach`. Answered with SetAttached or Refused."""
 
-    folder: Path
-    place: Path
+    task: int
+    version: VersionRef
     baseline: BaselineSet
-    known: Mapping[OutputSpace, Floats] | None
-
-    @property
-    def digest(self) -> str:
-        """By which plans name the set."""
-        return "sha256:" + self.baseline.sha256
+    known: Outputs | None
 
 
 @dataclass(frozen=True)
 class Detach:
-    """Take the baseline set of this digest from every version that was given it, but not where the manifest has it."""
+    """Take the baseline set of this digest from every version that it was attached to."""
 
     digest: str
 
 
 @dataclass(frozen=True)
 class Unload:
-    folder: Path
+    """Forget a version; what is in flight of it goes on."""
+
+    version: VersionRef
 
 
 @dataclass(frozen=True)
 class Explain:
-    """Explain `plan` by the version in `folder`: two may be of one artefact, and differ in their manifests.
-
-    `deadline` is on the monotonic clock, which the processes of one machine share. With `conditions`, as it was
-    explained under them.
-    """
+    """Explain `plan`; with `conditions`, as it was explained under them. Answered with Done or Failed."""
 
     task: int
-    folder: Path
+    version: VersionRef
     plan: Plan
     priority: Priority
     deadline: float | None
@@ -83,14 +67,18 @@ class Explain:
 
 @dataclass(frozen=True)
 class Predict:
+    """Predict at `row` [columns]. Answered with Done or Failed."""
+
     task: int
-    folder: Path
+    version: VersionRef
     row: tuple[float, ...]
     deadline: float | None
 
 
 @dataclass(frozen=True)
 class Cancel:
+    """Nobody waits for this Explain or Predict any more; it gets no answer."""
+
     task: int
 
 
@@ -105,36 +93,24 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The version in `folder` is ready.
-
-    `parity` is the largest relative difference between twin and artefact at load, `chunk_seconds` how long the smallest
-    chunk takes, `dtype` the type of the rows.
-    """
-
-    folder: Path
-    key: ModelKey
-    baseline_outputs: BaselineOutputs
-    shapes: ChunkShapes
-    traits: Traits
-    parity: float
-    chunk_seconds: float = 0.0
-    dtype: str = "float32"
+class VersionLoaded:
+    task: int
+    loaded: Loaded
 
 
 @dataclass(frozen=True)
-class Attached:
-    """A version has one more set, with these outputs; or, with `problem`, has not."""
+class SetAttached:
+    """The set is attached, with these outputs over it."""
 
-    folder: Path
-    digest: str
-    outputs: Mapping[OutputSpace, Floats]
-    problem: str | None = None
+    task: int
+    outputs: Outputs
 
 
 @dataclass(frozen=True)
-class LoadFailed:
-    folder: Path
+class Refused:
+    """The files of a Load or an Attach cannot be used; `detail` says why, to whoever asked for it."""
+
+    task: int
     detail: str
 
 
@@ -155,20 +131,8 @@ Outcome = Done | Failed
 
 
 @dataclass(frozen=True)
-class ChunkReport:
-    """One chunk: `units` of its `capacity` were filled, by `explanations`, and it took `seconds`."""
-
-    model: str
-    kernel: str
-    units: int
-    capacity: int
-    explanations: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Progress:
-    """What happened since the worker's last message."""
+    """What happened since the worker's last message of this kind."""
 
     outcomes: list[Outcome]
     chunks: list[ChunkReport]
@@ -176,9 +140,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the worker holds, in bytes: of its GPU, or of main memory where it has none."""
+    """What the worker uses, in bytes: of its GPU, or of main memory where it has none."""
 
-    held: int
+    used: int
 
 
-Reply = Ready | Loaded | Attached | LoadFailed | Progress | Memory
+Reply = Ready | VersionLoaded | SetAttached | Refused | Progress | Memory

@@ -21,7 +21,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from sqlalchemy import Connection, Engine, insert, inspect, select, update
 
 from service.errors import LedgerUnavailable, SetupError
@@ -250,5 +250,5 @@ def _wrong(path: Path) -> WrongMasterKey:
 
 
 def _derived(master: bytes, purpose: bytes) -> bytes:
-    """HKDF-Expand of one block (RFC 5869); the master key is random already."""
-    return hmac.digest(master, b"answerable ledger " + purpose + b"\1", hashlib.sha256)
+    """HKDF-Expand (RFC 5869) alone: the master key is random already, and what is stored was derived so."""
+    return HKDFExpand(SHA256(), KEY_BYTES, b"answerable ledger " + purpose).derive(master)

@@ -7,9 +7,23 @@ a number may be stored as a text. PostgreSQL refuses such values, so nothing is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Boolean, Column, ColumnElement, Connection, Integer, LargeBinary, Table, case, func, or_, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    LargeBinary,
+    Select,
+    Table,
+    case,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.sql.expression import column as raw
 
 from service.ledger.tables import metadata
@@ -33,16 +47,25 @@ def type_faults(connection: Connection, seq: int | None = None) -> list[str]:
 
 
 def _of_table(connection: Connection, table: Table, seq: int | None) -> Iterator[str]:
+    query, keys = _wrong_of(table), len(table.primary_key.columns)
+    for row in connection.execute(query if seq is None else query.where(table.c.seq == seq)):
+        where = " ".join(map(str, row[:keys]))
+        for one, found in zip(table.c, row[keys:], strict=True):
+            if found is not None:
+                yield f"{table.name} {where}: the column {one.name} holds the type {found}"
+
+
+@cache
+def _wrong_of(table: Table) -> Select[Any]:
+    """The rows with a value of another type: their primary key, and for each column its type if that is wrong.
+
+    Made once, since making the queries of all tables takes longer than running them on a small ledger.
+    """
     keys: list[ColumnElement[Any]] = [
         raw(one.name) for one in table.primary_key.columns
     ]  # as they are stored, whatever that is
     wrong = [_type_if_wrong(one).label(f"type_{place}") for place, one in enumerate(table.c)]
-    query = select(*keys, *wrong).select_from(table).where(or_(*(one.is_not(None) for one in wrong)))
-    for row in connection.execute(query if seq is None else query.where(table.c.seq == seq)):
-        where = " ".join(map(str, row[: len(keys)]))
-        for one, found in zip(table.c, row[len(keys) :], strict=True):
-            if found is not None:
-                yield f"{table.name} {where}: the column {one.name} holds the type {found}"
+    return select(*keys, *wrong).select_from(table).where(or_(*(one.is_not(None) for one in wrong)))
 
 
 def _type_if_wrong(column: Column[Any]) -> ColumnElement[str | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -26,9 +26,8 @@ from service.catalog.refusals import told
 from service.catalog.set_erasure import forget_rows, remove_set
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
-from service.domain import ModelKey
-from service.engine.client.pool import Pool
-from service.engine.messages import BaselineOutputs
+from service.domain import ModelKey, VersionRef
+from service.engine.protocol import BaselineOutputs, Engine, Source
 from service.errors import CatalogError, LedgerUnavailable, LoadRefused, ModelNotReady, NotFound, Unkept
 from service.lifecycle.checking.background import Checker
 
@@ -78,7 +77,7 @@ class Repository:
         models: Path,
         data: Path,
         catalog: Catalog,
-        engine: Pool,
+        engine: Engine,
         observe_cache: Callable[[str, str], None],
         erased: Callable[[], Collection[str]] = frozenset,
     ) -> None:
@@ -208,9 +207,10 @@ class Repository:
         try:
             copy = await self._copied(version)
             outputs = await self._known_outputs(version)
-            shapes = await asyncio.to_thread(self._calibrations.find, key, self._engine.environment)
-            loaded = await self._engine.load(copy, outputs, shapes, beside=self._serves)
-            lease = self._lease(copy)
+            shapes = await asyncio.to_thread(self._calibrations.find, key, self._environment)
+            source = Source(copy, self._sets.place(key.name))
+            loaded = await self._engine.load(version.ref, source, outputs, shapes, beside=self._serves)
+            lease = self._lease(version.ref)
         except CatalogError:
             if copy != version.folder:
                 await asyncio.to_thread(drop, copy)
@@ -221,18 +221,18 @@ class Repository:
         await self._keep_outputs(key, new)
         if loaded.shapes != shapes:
             try:
-                await asyncio.to_thread(self._calibrations.keep, key, self._engine.environment, loaded.shapes)
+                await asyncio.to_thread(self._calibrations.keep, key, self._environment, loaded.shapes)
             except OSError as error:
                 LOG.warning("the chunk shapes of %s cannot be kept: %s", key, error.strerror)
         await self._assess(
             replace(
                 version,
                 folder=copy,
-                environment={**self._engine.environment, "dtype": loaded.dtype},
+                environment={**self._environment, "dtype": loaded.dtype},
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,
-                kept_sets=await self._given_sets(version, copy),
+                kept_sets=await self._given_sets(version),
             )
         )
         LOG.info("%s is served: artefact %s, manifest %s", key, key.digest, version.manifest_digest)
@@ -246,12 +246,17 @@ class Repository:
             LOG.warning("%s is served from the folder of models, not from a copy: %s", version.key, error.strerror)
             return version.folder
 
-    def _lease(self, folder: Path) -> Lease:
+    @property
+    def _environment(self) -> Mapping[str, str]:
+        """What kept outputs and shapes, beside the version itself, depend on."""
+        return self._engine.stats().environment
+
+    def _lease(self, version: VersionRef) -> Lease:
         loop = asyncio.get_running_loop()
 
         def end() -> None:
             if not loop.is_closed():  # whatever thread let go last
-                loop.call_soon_threadsafe(self._engine.unload, folder)
+                loop.call_soon_threadsafe(self._engine.unload, version)
 
         return Lease(end)
 
@@ -341,12 +346,12 @@ class Repository:
                     await self._renew_sets(known)
 
     async def _renew_sets(self, version: ModelVersion) -> None:
-        sets = await self._given_sets(version, version.folder)
+        sets = await self._given_sets(version)
         current = self._known(version.key.name, version.key.version)
         if current is not None and current.is_ready and current.is_same(version):
             self._catalog.put(replace(current, kept_sets=sets))
 
-    async def _given_sets(self, version: ModelVersion, folder: Path) -> tuple[KeptSet, ...]:
+    async def _given_sets(self, version: ModelVersion) -> tuple[KeptSet, ...]:
         """Every set that is kept for the model; those that fit the version are given to the workers.
 
         One that cannot be is left out and logged: it keeps nothing from being served.
@@ -355,29 +360,29 @@ class Repository:
         for one in await asyncio.to_thread(self._sets.of, key.name):
             if one not in version.kept_sets and one.stale_for(key, version.manifest) is None:
                 try:
-                    await self._give(key, folder, one)
+                    await self._give(version, one)
                 except CatalogError as error:
                     LOG.error("%s is without baseline %s@%s: %s", key, one.name, one.version, error)  # noqa: TRY400
                     continue
             given.append(one)
         return tuple(given)
 
-    async def _give(self, key: ModelKey, folder: Path, one: KeptSet) -> None:
-        outputs = await self._find_outputs(key, one.sha256)
-        computed = await self._engine.attach(folder, self._sets.place(key.name), one.listed, outputs)
+    async def _give(self, version: ModelVersion, one: KeptSet) -> None:
+        outputs = await self._find_outputs(version.key, one.sha256)
+        computed = await self._engine.attach(version.ref, one.listed, outputs)
         if outputs is None:
-            await self._keep_outputs(key, {"sha256:" + one.sha256: computed})
+            await self._keep_outputs(version.key, {one.listed.digest: computed})
 
     async def _known_outputs(self, version: ModelVersion) -> BaselineOutputs:
         known = {}
         for one in version.manifest.baselines:
             found = await self._find_outputs(version.key, one.sha256)
             if found is not None:
-                known["sha256:" + one.sha256] = found
+                known[one.digest] = found
         return known
 
     async def _find_outputs(self, key: ModelKey, sha256: str) -> Outputs | None:
-        found = await asyncio.to_thread(self._outputs.find, key, sha256, self._engine.environment)
+        found = await asyncio.to_thread(self._outputs.find, key, sha256, self._environment)
         self._observe_cache("baselines", "miss" if found is None else "hit")
         return found
 
@@ -385,7 +390,7 @@ class Repository:
         for digest, found in outputs.items():
             sha256 = digest.removeprefix("sha256:")
             try:
-                await asyncio.to_thread(self._outputs.keep, key, sha256, self._engine.environment, found)
+                await asyncio.to_thread(self._outputs.keep, key, sha256, self._environment, found)
             except OSError as error:
                 LOG.warning("the outputs of %s over a baseline set cannot be kept: %s", key, error.strerror)
 

@@ -31,6 +31,7 @@ from service.domain import (
     read_target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
+from service.numerics.panels import PanelErrors, Panels
 
 
 class Readout(IntEnum):
@@ -215,8 +216,8 @@ class Evaluated(Protocol):
         """The sum of the squared contributions of all points, in float64: [inputs]."""
         ...
 
-    def local_errors(self, stencil: Stencils, grouping: Grouping) -> LocalErrors:
-        """What the contributions say of the error of an integral; see `service.numerics.cells`."""
+    def vector_errors(self, stencil: Stencils | Panels, grouping: Grouping) -> LocalErrors | PanelErrors:
+        """What the contributions say of the error of an integral; see `service.numerics.cells` and `panels`."""
         ...
 
     def joined(self, later: Evaluated) -> Evaluated:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, Plan
+from service.engine.protocol import Engine
 from service.monitoring.drift import Drift
 from service.monitoring.metrics import Metrics
-from service.monitoring.stability import Engine, StabilityProbe
+from service.monitoring.stability import StabilityProbe
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from functools import cache
 
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation
-from service.engine.messages import ChunkReport
+from service.engine.protocol import ChunkReport
 from service.monitoring.busy import BusySeconds
 from service.monitoring.instruments import Counter, Registry
 from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, VERDICTS, MethodLabels, outcome

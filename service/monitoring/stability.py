@@ -12,29 +12,20 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from service.catalog.manifest import BaselineSet, TabularInputs
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Explanation, Plan, Priority, Timings
+from service.domain import BaselineChoice, Explanation, Plan, Priority
+from service.engine.protocol import Engine
 from service.errors import AnswerableError, CatalogError
 from service.numerics.ranking import rank_correlation
 
 LOG = logging.getLogger("answerable.monitoring")
 METHOD = "integrated_gradients"
 """The method that starts from the set's mean, which can be given as a baseline of its own."""
-
-
-class Engine(Protocol):
-    """What this needs of the engine."""
-
-    async def explain(
-        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
-    ) -> tuple[Explanation, Timings]: ...
 
 
 class StabilityProbe:
@@ -80,7 +71,7 @@ class StabilityProbe:
             rows = await asyncio.to_thread(read_baseline_rows, version.folder, version.manifest, baseline)
             drawn = rows[self._resample.integers(len(rows), size=len(rows))].mean(axis=0, dtype=np.float64)
             other = replace(plan, baseline=BaselineChoice("resampled", "1", "", 1, tuple(drawn.tolist())))
-            explanation, _ = await self._engine.explain(version.folder, other, points, Priority.BULK, None)
+            explanation, _ = await self._engine.explain(version.ref, other, points, Priority.BULK)
         except (AnswerableError, CatalogError):
             return  # the service has no time for it now, or stops
         if explanation.attributions is not None:

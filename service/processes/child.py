@@ -1,12 +1,10 @@
 """The program of a child process: imports its module, and runs that module's `main` on the inherited socket.
 
-`python -m service.processes.child MODULE SOCKET`. What is imported stays, so nothing is collected meanwhile: a
-worker's imports took a fifth longer.
+`python -m service.processes.child MODULE SOCKET`.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import signal
@@ -14,6 +12,7 @@ import socket
 import sys
 
 from service.logs import VARIABLE, configure
+from service.processes import tuning
 
 
 def main() -> None:
@@ -21,10 +20,9 @@ def main() -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # a whole group may get them: it is the front that ends it
         signal.signal(signal_number, signal.SIG_IGN)
     module, number = sys.argv[1:]
-    gc.disable()
+    tuning.begin_imports()
     program = importlib.import_module(module)
-    gc.freeze()
-    gc.enable()
+    tuning.end_imports()
     configure(os.environ.get(VARIABLE, "text"))
     with socket.socket(fileno=int(number)) as connection:
         program.main(connection)

@@ -15,8 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +27,8 @@ from service.catalog.baselines import KeptSets
 from service.catalog.manifest import TabularInputs
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import Catalog, ModelVersion
-from service.domain import Floats, Plan, Prediction
+from service.domain import Floats, Plan
+from service.engine.protocol import Engine
 from service.errors import AnswerableError, CatalogError
 from service.ledger.entries import Stored
 from service.usecases.replaying import plan_of
@@ -45,12 +44,6 @@ NOTE = (
 )
 
 Row = tuple[float, ...]
-
-
-class Engine(Protocol):
-    """What a hint needs of the engine."""
-
-    async def predict(self, folder: Path, row: Row, deadline: float | None) -> Prediction: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +139,7 @@ class Counterfactuals:
         return other, new.text
 
     async def _decision(self, version: ModelVersion, row: Row) -> _Decision:
-        prediction = await self._engine.predict(version.folder, row, None)
+        prediction = await self._engine.predict(version.ref, row)
         outputs, space = version.manifest.outputs, version.manifest.outputs.default_space
         answered = prediction.outputs[space]
         return _Decision(outputs.decision(answered, space) or "", outputs.is_adverse(answered, space))

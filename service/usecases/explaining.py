@@ -8,8 +8,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from service.access.callers import Caller
 from service.access.permissions import Policy
@@ -23,7 +22,8 @@ from service.answers.replies import RememberedReply
 from service.catalog.inputs.kind import Places
 from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
-from service.domain import Context, Explanation, Plan, Prediction, Priority, Timings
+from service.domain import Context, Explanation, Plan, Priority, Timings
+from service.engine.protocol import Engine
 from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
 from service.ledger.entries import Entry, RequestKey
 from service.ledger.ids import uuid7
@@ -36,16 +36,6 @@ from service.usecases.planning import Parameters, deadline_of, expected_points, 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
 T = TypeVar("T")
-
-
-class Engine(Protocol):
-    """What this use case needs of the engine."""
-
-    async def explain(
-        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
-    ) -> tuple[Explanation, Timings]: ...
-
-    async def predict(self, folder: Path, row: tuple[float, ...], deadline: float | None) -> Prediction: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +241,8 @@ class Explaining:
         request.spent.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
         with counted(request.caller.account, len(request.rows), request.counted):
-            predictions = await _all([self._engine.predict(version.folder, row, deadline) for row in request.rows])
+            left = _seconds_left(deadline)
+            predictions = await _all([self._engine.predict(version.ref, row, left) for row in request.rows])
         return [
             limited_prediction(
                 outputs.prediction(
@@ -319,7 +310,8 @@ class Explaining:
 
     async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None, priority: Priority) -> _Result:
         points = expected_points(version, plan)
-        explanation, timings = await self._engine.explain(version.folder, plan, points, priority, deadline)
+        left = _seconds_left(deadline)
+        explanation, timings = await self._engine.explain(version.ref, plan, points, priority, left)
         self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
         self._health.consider(version, plan, explanation, points)
         return explanation, False, timings
@@ -334,6 +326,11 @@ def refuse_method(policy: Policy, method: str) -> None:
     """Raises PolicyForbids for a method that the policy does not allow."""
     if policy.methods is not None and method not in policy.methods:
         raise PolicyForbids(f"the key's policy allows the methods {', '.join(sorted(policy.methods))}")
+
+
+def _seconds_left(deadline: float | None) -> float | None:
+    """Until a moment on the monotonic clock; None where there is no deadline."""
+    return None if deadline is None else deadline - time.monotonic()
 
 
 def _spent_points(results: Sequence[_Result]) -> int:

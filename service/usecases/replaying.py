@@ -16,8 +16,7 @@ one that its deadline ended is ended after as many answers. Then all its numbers
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from service.access.quotas import Account, charged
 from service.access.visibility import Absent
@@ -42,6 +41,7 @@ from service.domain import (
     ToleranceOf,
     stored_target,
 )
+from service.engine.protocol import Engine
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
 from service.ledger.entries import LogChanged, Stored
 from service.usecases.planning import expected_points
@@ -51,12 +51,6 @@ CODE = "environment.answerable"
 ERASED = "erased"
 """What a baseline set is now if rows of it were removed since."""
 LARGEST_SHAPE = 2**16
-
-
-class Engine(Protocol):
-    """What a replay needs of the engine."""
-
-    async def repeat(self, folder: Path, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation: ...
 
 
 class Replaying:
@@ -94,7 +88,7 @@ class Replaying:
             return not_computed("differs", differences, "plan")
 
         async def repeated() -> Explanation:
-            return await self._engine.repeat(version.folder, plan, expected_points(version, plan), conditions)
+            return await self._engine.repeat(version.ref, plan, expected_points(version, plan), conditions)
 
         explanation = await charged(account, plan.max_evaluations, repeated, lambda found: found.evaluations)
         if explanation.chunk_rows != str(conditions.shapes):

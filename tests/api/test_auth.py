@@ -12,11 +12,12 @@ import pytest
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.routing import Mount
 
 from service.access.quotas import Quotas
 from service.api import auth, problems
-from service.api.auth import Authenticator, WrongKeys, authorise, needs
-from service.api.parsing import StrictRoute
+from service.api.auth import Authenticator, WrongKeys, needs
+from service.api.routing import Route, guard
 from service.api.schemas import PredictBody
 from service.api.transport import Bodies, RequestIds
 from service.ledger import SCOPES, clock
@@ -78,7 +79,7 @@ async def test_what_is_public(service: Service, assert_problem: AssertProblem) -
 
 def test_nothing_else_is_served_than_what_is_described_and_the_pages_that_describe_it(service: Service) -> None:
     routes = [*service.app.routes]
-    paths = {str(route.path) for route in routes if hasattr(route, "path")}
+    paths = {re.sub(":(name|path|text)}", "}", str(route.path)) for route in routes if hasattr(route, "path")}
     described = {path for _, path in operations(service)}
     included = {
         re.sub(":(path|text)}", "}", r.path_format)
@@ -154,7 +155,7 @@ async def test_a_revoked_key(
     for response in (await answers(service, key.headers)).values():
         assert response.status_code not in (401, 403)
 
-    service.app.state.keys.revoke(key.id)
+    service.services.keys.revoke(key.id)
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + auth.FRESH_SECONDS, time_ns=time.time_ns)
     monkeypatch.setattr(auth, "time", later)
 
@@ -177,16 +178,16 @@ async def test_every_operation_opens_to_its_own_scope_and_no_other(
     assert opened == {one: {expected_scope(*one)} for one in operations(service) if one not in PUBLIC}
 
 
-@pytest.mark.parametrize("route_class", [APIRoute, StrictRoute])
+@pytest.mark.parametrize("route_class", [APIRoute, Route])
 async def test_a_new_route_is_closed_until_it_declares_a_scope(
     service: Service, make_key: MakeKey, assert_problem: AssertProblem, route_class: type[APIRoute]
 ) -> None:
-    app = FastAPI(dependencies=[Depends(authorise)])
+    app = FastAPI(dependencies=[Depends(guard)])
     problems.install(app)
     app.router.route_class = route_class
     app.add_middleware(RequestIds)
-    app.state.authenticator = Authenticator(service.app.state.keys, Quotas(SpentQuotas(service.app.state.jobs._engine)))
-    app.state.bodies = Bodies(1000)
+    authenticator = Authenticator(service.services.keys, Quotas(SpentQuotas(service.database)))
+    app.state.services = SimpleNamespace(authenticator=authenticator, bodies=Bodies(1000))
 
     @app.post("/undeclared")
     async def undeclared(request: Request, body: PredictBody) -> Response:
@@ -208,14 +209,15 @@ async def test_a_new_route_is_closed_until_it_declares_a_scope(
         assert (await client.post("/declared", json=body, headers=everything)).json() == "open"
 
 
-async def test_every_route_that_takes_a_body_is_a_strict_one(service: Service) -> None:
-    """The others would read bodies of any size, for as long as it takes, and before they know who sends them."""
+async def test_every_route_is_of_the_one_kind(service: Service) -> None:
+    """Others would read bodies of any size, for as long as it takes, and before they know who sends them."""
     routes = [*service.app.routes]
     included = [r for route in routes for r in getattr(getattr(route, "original_router", None), "routes", [])]
     taking = [route for route in [*routes, *included] if getattr(route, "body_field", None) is not None]
 
     assert len(taking) >= 4
-    assert all(isinstance(route, StrictRoute) for route in taking)
+    assert {type(route) for route in [*routes, *included]} == {Route, Mount}
+    assert [route.path for route in routes if isinstance(route, Mount)] == ["/docs/assets"]
 
 
 def test_a_scope_that_does_not_exist_cannot_be_declared() -> None:
@@ -235,7 +237,7 @@ async def test_a_key_is_never_in_an_answer(service: Service, make_key: MakeKey, 
 
 async def test_wrong_keys_do_not_pile_up(service: Service, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered of them is bounded, and they crowd no right key out for good."""
-    monkeypatch.setattr(auth, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(auth, "MAX_REMEMBERED", 3)
     key = make_key()
     async with service.client() as client:
         for number in range(10):
@@ -249,7 +251,7 @@ async def test_many_wrong_keys_from_one_address_are_told_to_come_back(
 ) -> None:
     """And no right key is refused, whether it was used before or is new: the address may be a proxy's."""
     monkeypatch.setattr(auth, "WRONG_SECONDS", 3600.0)  # however long the rest takes
-    monkeypatch.setattr(service.app.state.authenticator, "_wrong", WrongKeys())
+    monkeypatch.setattr(service.services.authenticator, "_wrong", WrongKeys())
     used, unused = make_key(), make_key()
     async with service.client() as client:
 
@@ -257,7 +259,7 @@ async def test_many_wrong_keys_from_one_address_are_told_to_come_back(
             return await client.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
 
         assert (await get(used.secret)).status_code == 200
-        assert {(await get(f"wrong {number}")).status_code for number in range(auth.WRONG_KEYS)} == {401}
+        assert {(await get(f"wrong {number}")).status_code for number in range(auth.MAX_WRONG_KEYS)} == {401}
         refused = await get("another")
         assert "is not valid" in assert_problem(refused, 429)
         assert refused.json()["type"] == "urn:answerable:problem:too-many-wrong-keys"
@@ -272,16 +274,16 @@ async def test_many_wrong_keys_from_one_address_are_told_to_come_back(
 async def test_a_client_that_goes_on_with_one_wrong_key_is_told_that_it_is_wrong(
     service: Service, assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.app.state.authenticator, "_wrong", WrongKeys())
+    monkeypatch.setattr(service.services.authenticator, "_wrong", WrongKeys())
     async with service.client() as client:
-        for _ in range(2 * auth.WRONG_KEYS):
+        for _ in range(2 * auth.MAX_WRONG_KEYS):
             assert_problem(await client.get("/v1/models", headers={"Authorization": "Bearer of an old key"}), 401)
 
 
 def test_addresses_with_wrong_keys_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "MOST_ADDRESSES", 3)
+    monkeypatch.setattr(auth, "MAX_ADDRESSES", 3)
     wrong = WrongKeys()
-    for _ in range(auth.WRONG_KEYS):
+    for _ in range(auth.MAX_WRONG_KEYS):
         wrong.count("first")
     assert 0 < wrong.seconds_left("first") <= auth.WRONG_SECONDS
     for number in range(2):

@@ -62,11 +62,12 @@ async def test_a_set_is_used_from_the_answer_on_and_by_a_worker_that_comes_later
     replayed = (await client.post(f"/v1/explanations/{explanation['id']}:replay")).json()
     assert replayed["verdict"] == "bit_exact"
 
-    engine = service.app.state.engine
-    (worker,) = engine._workers.values()
+    engine = service.engine
+    workers = engine.separation.shared.supervisor.workers
+    (worker,) = workers.values()
     os.kill(worker.process.pid, 9)
-    await until(lambda: worker not in engine._workers.values())
-    await until(lambda: engine.is_complete)
+    await until(lambda: worker not in workers.values())
+    await until(lambda: engine.stats().is_complete)
     assert (await explained())["attributions"] == explanation["attributions"]
 
 
@@ -164,13 +165,13 @@ def tenant(client: httpx.AsyncClient, fresh: dict[str, Any]) -> Tenant:
 
 def attached(service: Service) -> set[str]:
     """The digests of the sets that the workers were given, beside the manifests'."""
-    return {digest for held in service.app.state.engine._folders.values() for digest in held.attached}
+    return {digest for group in service.engine.separation.groups for digest in group.versions.attached}
 
 
 def erased_files(service: Service, digest: str) -> list[Path]:
     """What the data folder has of a set: its rows, and the model's answers to them."""
     sha256 = digest.removeprefix("sha256:")
-    return [path for path in service.app.state.repository._data.rglob(f"{sha256[:32]}*") if path.is_file()]
+    return [path for path in service.data.rglob(f"{sha256[:32]}*") if path.is_file()]
 
 
 async def test_rows_of_an_erased_person_are_removed_from_a_set_that_goes_on_with_the_others(
@@ -203,10 +204,11 @@ async def test_rows_of_an_erased_person_are_removed_from_a_set_that_goes_on_with
 
 
 async def test_an_erasure_by_another_process_is_noticed(service: Service, tenant: Tenant, until: Until) -> None:
-    person, state = f"Ada {uuid.uuid4().hex}", service.app.state
+    person, state = f"Ada {uuid.uuid4().hex}", service.services
     kept = await keep(tenant.client, tenant.rows, subjects=[person, None, None])
     tenants = state.repository._sets.of("loan")[-1].tenant
-    await asyncio.to_thread(erase, state.keys._engine, state.vault, tenants, person, "operator")
+    assert tenants is not None
+    await asyncio.to_thread(erase, service.database, state.vault, tenants, person, "operator")
 
     await until(lambda: kept["digest"] not in attached(service))
     assert erased_files(service, kept["digest"]) == []
@@ -275,7 +277,7 @@ async def test_another_tenants_person_of_the_same_name_is_another(
 async def test_what_was_planned_before_an_erasure_is_refused_by_the_worker(service: Service, tenant: Tenant) -> None:
     """Between the plan and its chunk the set may go; the answer is the one that the next request gets, and no 500."""
     kept = await keep(tenant.client, tenant.rows)
-    service.loop.call_soon_threadsafe(service.app.state.engine.detach, kept["digest"])
+    service.loop.call_soon_threadsafe(service.services.engine.detach, kept["digest"])
     reply = await tenant.explain("mine@1")
     assert (reply.status_code, reply.json()["type"]) == (422, "urn:answerable:problem:unknown-baseline")
 

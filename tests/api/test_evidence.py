@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from service.errors import LedgerUnavailable
 from service.ledger.merkle import is_consistent, is_included
@@ -109,11 +110,11 @@ async def test_a_look_up_that_cannot_be_recorded_is_not_answered(
     async def fail(*_: object, **__: object) -> None:
         raise LedgerUnavailable("the disk is full")
 
-    monkeypatch.setattr(service.app.state.ledger, "append_event", fail)
+    monkeypatch.setattr(service.with_ledger.ledger, "append_event", fail)
     for path in (f"/v1/explanations/{explanation['id']}", "/v1/explanations"):
         assert "could not be recorded" in assert_problem(await bank.get(path), 503)
-    monkeypatch.setattr(service.app.state, "ledger_mode", "best_effort")
-    assert (await bank.get("/v1/explanations")).status_code == 200
+    with service.changed(ledger_mode="best_effort"):
+        assert (await bank.get("/v1/explanations")).status_code == 200
 
 
 async def test_an_erased_person(
@@ -157,8 +158,8 @@ async def test_an_erased_person(
     assert left["ledger"]["tombstone"] == erased["tombstone"]
     for word in (person, decision, str(first["output"]), str(fresh["applicant_income"])):
         assert word not in str(left)
-    found = service.call(service.app.state.cache._ask(("KEYS", "answerable:result:*")))
-    assert found == [[]]
+    async with Redis.from_url(str(service.services.cache.url)) as redis:
+        assert await redis.keys("answerable:result:*") == []
     assert (await explain([fresh], by=bank, context=context))["explanations"][0]["cached"] is False
     assert (await bank.post(f"{path}:erase")).status_code == 200
 
@@ -202,11 +203,8 @@ async def test_events_are_seen_by_their_tenant_only(
 
 async def test_readiness_tells_what_a_start_found(service: Service, client: httpx.AsyncClient) -> None:
     """An older copy of the database, say; what can be served is served all the same."""
-    assert service.app.state.ledger_notices == []
+    assert service.services.ledger_notices == []
     assert "ledger" not in (await client.get("/v2/health/ready")).json()
-    service.app.state.ledger_notices = ["an older copy of the database was restored"]
-    try:
+    with service.changed(ledger_notices=["an older copy of the database was restored"]):
         ready = await client.get("/v2/health/ready")
-    finally:
-        service.app.state.ledger_notices = []
     assert ready.json()["ledger"] == ["an older copy of the database was restored"]

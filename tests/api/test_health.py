@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +17,17 @@ from service.access.callers import Caller
 from service.answers.explanation import ExplanationItem
 from service.catalog.review_rules import Review
 from service.catalog.versions import ModelVersion
-from service.domain import Context, Explanation, Plan, Priority, Timings
+from service.domain import Context, Explanation, Plan, Priority, Timings, VersionRef
+from service.engine.protocol import Engine
 from service.monitoring.drift import LEAST
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.usecases.explaining import Explaining, Request
 from service.usecases.planning import Parameters
 from tests.conftest import MODELS
+from tests.engine.stand_in import StandIn
 
 if TYPE_CHECKING:
-    from service.engine.client.pool import Pool
     from tests.conftest import Service
 
 ROWS = 60
@@ -35,20 +35,22 @@ COHORTS = ({"channel": "web"}, {"channel": "branch"})
 
 
 @dataclass(slots=True)
-class Watched:
+class Watched(StandIn):
     """The service's engine, and at which priority it was asked for which baseline."""
 
-    engine: Pool
+    engine: Engine
     asked: list[tuple[str, Priority]] = field(default_factory=list)
 
     async def explain(
-        self, folder: Path, plan: Plan, expected_points: int, priority: Priority, deadline: float | None
+        self,
+        version: VersionRef,
+        plan: Plan,
+        expected_points: int,
+        priority: Priority = Priority.INTERACTIVE,
+        seconds_left: float | None = None,
     ) -> tuple[Explanation, Timings]:
         self.asked.append((plan.baseline.name, priority))
-        return await self.engine.explain(folder, plan, expected_points, priority, deadline)
-
-    async def predict(self, *given: Any) -> Any:
-        return await self.engine.predict(*given)
+        return await self.engine.explain(version, plan, expected_points, priority, seconds_left)
 
 
 def requests(version: ModelVersion) -> list[Request]:
@@ -77,16 +79,14 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
             "cohorts": {"channel": ["web", "branch", "phone"]},
         }
     )
-    found = service.app.state.catalog.find("loan", "1")
+    found = service.services.catalog.find("loan", "1")
     version = replace(found, manifest=found.manifest.model_copy(update={"review": review}))
-    engine, metrics = Watched(service.app.state.engine), Metrics()
-    state = service.app.state
+    engine, metrics = Watched(service.services.engine), Metrics()
+    state = service.services
 
     async def explained() -> list[ExplanationItem]:
         health = Health(engine, 1.0)
-        explaining = Explaining(
-            engine, state.explaining._cache, state.ledger, "required", metrics, health, most_points=200_000
-        )
+        explaining = Explaining(engine, state.cache, state.ledger, "required", metrics, health, most_points=200_000)
         explanations = []
         for request in requests(version):
             for _ in range(2):  # the second time from the cache
@@ -126,11 +126,11 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
 
 
 async def test_a_version_that_is_gone_is_forgotten(service: Service) -> None:
-    version = service.app.state.catalog.find("loan", "1")
+    version = service.services.catalog.find("loan", "1")
     metrics = Metrics()
 
     async def show() -> tuple[bytes, bytes]:
-        health = Health(service.app.state.engine, 0)
+        health = Health(service.services.engine, 0)
         health.follow([version])
         async with asyncio.timeout(30):
             while health._of(version).baseline_made is None:  # noqa: ASYNC110 - a thread reads the folder
@@ -148,7 +148,7 @@ async def test_a_version_that_is_gone_is_forgotten(service: Service) -> None:
 
 
 async def test_a_scrape_leaves_what_is_watched_as_it_is(service: Service) -> None:
-    version = service.app.state.catalog.find("loan", "1")
+    version = service.services.catalog.find("loan", "1")
     watched = {key: one for key, one in watched_by(service).items() if key[0] == "loan"}
     assert watched
     profiles = {key: one.drift.profile for key, one in watched.items()}
@@ -166,17 +166,17 @@ async def test_a_scrape_leaves_what_is_watched_as_it_is(service: Service) -> Non
 
 def watched_by(service: Service) -> dict[tuple[str, str, str], Any]:
     """What the service's own watch holds, by version."""
-    watched: dict[tuple[str, str, str], Any] = service.app.state.explaining._health._watched
+    watched: dict[tuple[str, str, str], Any] = service.services.explaining._health._watched
     return watched
 
 
 async def rendered(service: Service) -> bytes:
-    text: bytes = service.app.state.render_metrics()
+    text: bytes = service.services.render_metrics()
     return text
 
 
 async def test_files_that_are_still_meant_after_a_reload_are_watched_and_told(service: Service) -> None:
-    state = service.app.state
+    state = service.services
     old = state.catalog.find("loan")
     new = replace(old, key=replace(old.key, digest="sha256:1"), manifest_digest="sha256:1", assessment=None)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
 from sqlalchemy import update
 
-from service.api.idempotency import HEADER, Turns, is_repeatable
-from service.api.routing import routes_of
+from service.api.idempotency import HEADER, is_repeatable
+from service.api.paths import routes_of
+from service.api.turns import Turns
 from service.app import create_app
 from service.ledger import Ledger, Search, remembering
 from service.ledger.entries import LOOKUP, REVIEW, EventSearch
@@ -56,14 +58,14 @@ async def stored(client: httpx.AsyncClient) -> list[str]:
 def kept_of(service: Service, reply: httpx.Response) -> list[Any]:
     """The rows of what is remembered of a reply with one explanation."""
     explanation = reply.json()["explanations"][0]["id"].encode()
-    with service.app.state.jobs._engine.connect() as connection:
+    with service.database.connect() as connection:
         return [row for row in connection.execute(remembered.select()) if explanation in row.answer]
 
 
 def make_over(service: Service, reply: httpx.Response) -> None:
     """Makes what is remembered of it a day old."""
     (row,) = kept_of(service, reply)
-    with service.app.state.jobs._engine.begin() as connection:
+    with service.database.begin() as connection:
         mine = update(remembered).where(remembered.c.lookup == row.lookup)
         connection.execute(mine.values(created=remembering.over_before() - 1))
 
@@ -96,7 +98,7 @@ async def test_four_equal_sends_in_turn_are_one_record(
         assert other.headers["server-timing"] == first.headers["server-timing"]
         assert "Answerable-Hint" not in other.headers
     assert await stored(bank) == [first.json()["explanations"][0]["id"]]
-    found = service.call(service.app.state.ledger.events(tenant, EventSearch(kind=LOOKUP)))
+    found = service.call(service.with_ledger.ledger.events(tenant, EventSearch(kind=LOOKUP)))
     assert [event.details["action"] for event in found.events].count("repeat") == 3
 
 
@@ -164,7 +166,7 @@ async def test_a_day_later_it_is_a_new_request(
     assert len(await stored(bank)) == 2
     assert kept_of(service, first) == []
     make_over(service, second)
-    assert remembering.sweep(service.app.state.jobs._engine) == 1
+    assert remembering.sweep(service.database) == 1
     assert kept_of(service, second) == []
 
 
@@ -202,7 +204,7 @@ async def test_a_hold_and_its_release_are_put_once(
         )
         assert [answer.status_code for answer in answers] == [200] * 4
         assert all(answer.json() == answers[0].json() for answer in answers)
-        page = service.call(service.app.state.ledger.events(tenant, EventSearch(kind=verb)))
+        page = service.call(service.with_ledger.ledger.events(tenant, EventSearch(kind=verb)))
         assert len(page.events) == 1
 
 
@@ -231,7 +233,7 @@ async def test_a_review_is_recorded_once_and_told_as_it_was(
     again = await bank.post(review, json=body, headers=header)
 
     assert again.json() == first.json()
-    assert len(service.call(service.app.state.ledger.events(tenant, EventSearch(kind=REVIEW))).events) == 2
+    assert len(service.call(service.with_ledger.ledger.events(tenant, EventSearch(kind=REVIEW))).events) == 2
 
 
 async def test_two_hosts_with_one_database_record_once(
@@ -240,18 +242,15 @@ async def test_two_hosts_with_one_database_record_once(
     """The second computes too, and is about to record when the first has."""
     ours, header = make_key(tenant=tenant), key()
     body = {"instances": [instance, {**instance, "net_worth": 1.0}]}
-    state = service.app.state
+    services = service.services
 
     async def both() -> tuple[list[httpx.Response], int]:
-        ledger = Ledger(state.jobs._engine, state.vault)
+        ledger = Ledger(service.database, services.vault)
         other = create_app(Settings(_env_file=None, models=MODELS))
-        for name, value in state._state.items():
-            setattr(other.state, name, value)
-        other.state.ledger, other.state.turns = ledger, Turns()
-        health = Health(state.engine, 0)
-        other.state.explaining = Explaining(
-            state.engine, state.cache, ledger, "required", state.metrics, health, 200_000
-        )
+        health = Health(services.engine, 0)
+        explaining = Explaining(services.engine, services.cache, ledger, "required", services.metrics, health, 200_000)
+        with_ledger = replace(service.with_ledger, ledger=ledger)
+        other.state.services = replace(services, turns=Turns(), explaining=explaining, with_ledger=with_ledger)
         computed, may_record, append = asyncio.Event(), asyncio.Event(), ledger.append
 
         async def held(*given: Any) -> None:

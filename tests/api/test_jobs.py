@@ -95,7 +95,7 @@ async def test_a_host_takes_no_more_jobs_than_it_has_room_for(
             one.runs.append(job.id)
             await go_on.wait()
 
-        state = service.app.state
+        state = service.services
         one = Host(Runner(store, state.keys, Quotas(SpentQuotas(database)), {EXPLAIN: work, "export": work}))
         return one
 
@@ -164,10 +164,10 @@ async def test_every_row_is_explained_once(bank: httpx.AsyncClient, instance: di
 async def test_what_a_row_holds_is_sealed_and_then_dropped(
     service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str
 ) -> None:
-    jobs: Jobs = service.app.state.jobs
+    jobs: Jobs = service.with_ledger.jobs
     body = {"instances": [instance] * 3, "parameters": {"baseline": instance}, "context": {"subject": "Ada Lovelace"}}
     job = await made(bank, **body)
-    database = jobs._engine
+    database = service.database
     with database.connect() as connection:
         held = str(connection.exec_driver_sql("SELECT * FROM jobs").all())
         held += str(connection.exec_driver_sql("SELECT * FROM job_rows").all())
@@ -196,7 +196,7 @@ async def test_stored_explanations_are_explained_again_another_way(
     for name in ("input", "subject", "decision_id", "cohort"):
         assert again[name] == before[name]
     search = EventSearch(kind=LOOKUP, about=job["id"])
-    (event,) = service.call(service.app.state.ledger.events(tenant, search)).events
+    (event,) = service.call(service.with_ledger.ledger.events(tenant, search)).events
     assert event.details == {"action": "job", "conditions": ["subject"], "rows": 1}  # and not whose
     # The second version has fewer features; those that it has are taken. It explains both that were found.
     assert other["progress"] == {"total": 2, "done": 2, "failed": 0}
@@ -225,7 +225,7 @@ async def test_rows_of_a_person_who_is_erased_are_not_explained(
     """Neither those that wait, nor that which is computed at the moment of the erasure."""
     await explain([instance], by=bank, context={"subject": "Ada"})
     contexts = [{"subject": name} for name in ("Ada", "Ada", "Grace")]
-    ledger, append = service.app.state.ledger, service.app.state.ledger.append
+    ledger, append = service.with_ledger.ledger, service.with_ledger.ledger.append
     reached, go_on = asyncio.Event(), asyncio.Event()
     here = asyncio.get_running_loop()
 
@@ -278,7 +278,7 @@ async def test_a_job_is_cancelled(
 
     assert cancelled["state"] == again["state"] == "cancelled"
     assert cancelled["ended"] == again["ended"]
-    await until(lambda: not service.app.state.runner._running)
+    await until(lambda: not service.with_ledger.runner._running)
     left = (await bank.get(f"/v1/jobs/{job}")).json()
     assert {result["explanation"] for result in left["results"]} == set(await stored(bank))  # what was made is told
     assert left["progress"]["done"] < 400
@@ -291,7 +291,7 @@ async def test_a_job_ends_with_its_key(
     key = make_key(tenant=tenant)
     async with service.client(key) as client:
         job = await made(client, instances=rows_of(instance, 400), parameters=slow)
-    service.app.state.keys.revoke(key.id)
+    service.services.keys.revoke(key.id)
 
     found = await ended(bank, job)
 
@@ -346,9 +346,9 @@ async def test_a_row_that_cannot_be_opened_leaves_the_others_alone(
     service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(service.app.state.jobs, "claim", lambda *_: None)  # nobody begins
+        patch.setattr(service.with_ledger.jobs, "claim", lambda *_: None)  # nobody begins
         job = await made(bank, instances=rows_of(instance, 3), parameters=RULE)
-        with service.app.state.jobs._engine.begin() as connection:
+        with service.database.begin() as connection:
             connection.exec_driver_sql(
                 f"UPDATE job_rows SET payload = (SELECT spec FROM jobs WHERE id = '{job}') "
                 f"WHERE job_id = '{job}' AND number = 1"
@@ -363,13 +363,13 @@ async def test_a_row_that_cannot_be_opened_leaves_the_others_alone(
 async def test_an_instance_that_no_longer_fits_is_not_told_in_clear(
     service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vault, jobs = service.app.state.vault, service.app.state.jobs
+    vault, jobs = service.services.vault, service.with_ledger.jobs
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "claim", lambda *_: None)  # nobody begins
         job = await made(bank, instances=[instance], parameters=RULE)
         ((row, _),) = jobs.unfinished_rows(job, -1, 1)
         payload = sealed_payload(vault, row.explanation_id, {**instance, "net_worth": "Ada's 17"}, Context())
-        with jobs._engine.begin() as connection:
+        with service.database.begin() as connection:
             connection.execute(update(job_rows).where(job_rows.c.job_id == job).values(payload=payload))
 
     (result,) = (await ended(bank, job))["results"]
@@ -380,13 +380,15 @@ async def test_an_instance_that_no_longer_fits_is_not_told_in_clear(
 async def test_a_baseline_that_no_longer_fits_is_not_told_in_clear(
     service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vault, jobs = service.app.state.vault, service.app.state.jobs
+    vault, jobs = service.services.vault, service.with_ledger.jobs
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "claim", lambda *_: None)  # nobody begins
         job = await made(bank, instances=[instance], parameters={**RULE, "baseline": instance})
-        spec = spec_of(vault, jobs.get(tenant, job, (EXPLAIN,)))
+        stored = jobs.get(tenant, job, (EXPLAIN,))
+        assert stored is not None
+        spec = spec_of(vault, stored)
         spec["parameters"]["baseline"]["net_worth"] = -31337e30
-        with jobs._engine.begin() as connection:
+        with service.database.begin() as connection:
             sealed = sealed_spec(vault, job, spec)
             connection.execute(update(jobs_table).where(jobs_table.c.id == job).values(spec=sealed))
 
@@ -411,13 +413,13 @@ def test_nothing_that_an_error_says_of_the_input_is_kept(kind: type[AnswerableEr
 async def test_a_version_that_is_not_here_makes_the_job_wait(
     service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    catalog = service.app.state.catalog
+    catalog = service.services.catalog
     with monkeypatch.context() as patch:
         patch.setattr("service.background.jobs.PAUSE_SECONDS", 0.05)
-        patch.setattr(service.app.state.jobs, "claim", lambda *_: None)
+        patch.setattr(service.with_ledger.jobs, "claim", lambda *_: None)
         job = await made(bank, instances=[instance], parameters=RULE)
         patch.setattr(catalog, "find", missing)
-        patch.delattr(service.app.state.jobs, "claim")
+        patch.delattr(service.with_ledger.jobs, "claim")
         async with asyncio.timeout(60):
             while "detail" not in (waiting := (await bank.get(f"/v1/jobs/{job}")).json()):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
@@ -435,7 +437,7 @@ def missing(*_: str) -> ModelVersion:
 async def test_what_was_not_recorded_is_not_done(
     service: Service, bank: httpx.AsyncClient, instance: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    ledger, failures = service.app.state.ledger, 0
+    ledger, failures = service.with_ledger.ledger, 0
     append = ledger.append
 
     async def away_at_first(entries: Any, *rest: Any) -> None:
@@ -445,7 +447,7 @@ async def test_what_was_not_recorded_is_not_done(
             raise LedgerUnavailable("away")
         await append(entries, *rest)
 
-    monkeypatch.setattr(service.app.state.explaining, "_ledger_mode", mode)
+    monkeypatch.setattr(service.services.explaining, "_ledger_mode", mode)
     monkeypatch.setattr(ledger, "append", away_at_first)
     job = await ended(bank, await made(bank, instances=rows_of(instance, 3), parameters=RULE))
 

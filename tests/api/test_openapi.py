@@ -27,6 +27,7 @@ from service.api.model_schemas import ModelReply
 from service.api.problems import all_kinds
 from service.app import create_app
 from service.ledger.moments import written_moment
+from service.lifecycle.repository import read_catalog
 from service.settings import Settings
 from tests.conftest import MODELS
 
@@ -101,7 +102,8 @@ def test_every_kind_of_problem_is_named(described: dict[str, Any]) -> None:
 
 
 def test_examples_are_those_of_the_models_that_there_are_now(tmp_path: Path) -> None:
-    app = create_app(Settings(_env_file=None, models=MODELS, data=tmp_path))
+    catalog = read_catalog(MODELS)
+    app = create_app(Settings(_env_file=None, models=MODELS, data=tmp_path), catalog=catalog)
 
     def shown() -> dict[str, Any]:
         body = app.openapi()["paths"]["/v1/models/{model}:explain"]["post"]["requestBody"]
@@ -110,9 +112,9 @@ def test_examples_are_those_of_the_models_that_there_are_now(tmp_path: Path) -> 
 
     before, first = shown(), app.openapi()
     assert app.openapi() is first
-    version = next(one for one in app.state.catalog if one.key.name == "loan")
+    version = next(one for one in catalog if one.key.name == "loan")
     manifest = version.manifest.model_copy(update={"name": "another", "example": {"age": 5}})
-    app.state.catalog.put(replace(version, key=replace(version.key, name="another"), manifest=manifest))
+    catalog.put(replace(version, key=replace(version.key, name="another"), manifest=manifest))
 
     assert shown() == {**before, "another": {"value": {"instances": [{"age": 5}], "context": EXAMPLE_CONTEXT}}}
 

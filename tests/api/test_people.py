@@ -90,7 +90,7 @@ async def test_who_was_recorded_before_such_names_were_refused_is_erased(
         id=str(uuid.uuid4()), tenant=tenant, created=1, model="loan", version="1", method="m", converged=True,
         key_id="k", record=b"{}", personal=b'{"input": []}', subject=name,
     )  # fmt: skip
-    await asyncio.to_thread(service.call, service.app.state.ledger.append([entry]))
+    await asyncio.to_thread(service.call, service.with_ledger.ledger.append([entry]))
     async with service.client(make_key(tenant=tenant)) as client:
         assert (await client.get(path_of(name, ":count"))).json()["explanations"] == 1
         assert (await client.post(path_of(name, ":hold"), json={"reason": "case 12"})).status_code == 200

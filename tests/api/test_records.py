@@ -142,7 +142,7 @@ async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(
         for number, offset in enumerate((-1, 0, DAY - 1, DAY))
     ]  # fmt: skip
     event = Event(kind="seen", tenant=tenant, key_id="k", created=entries[2].created)
-    past = Ledger(service.app.state.jobs._engine, service.app.state.vault)
+    past = Ledger(service.database, service.services.vault)
     with monkeypatch.context() as before_anything_was_signed:  # what is recorded later is of no earlier time
         before_anything_was_signed.setattr(WrittenTimes, "timely", lambda _self, entries: entries)
         await past.append([*entries, event])
@@ -161,8 +161,9 @@ async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(
             events = (await client.get("/v1/events", params={"kind": "seen", **period})).json()["events"]
             assert len(events) == (ids[2] in expected), period
         made = (await client.post("/v1/exports", json={"format": "csv", "explanations": day})).json()
-        job = service.app.state.jobs.get(tenant, made["id"], ["export"])
-    asked = spec_of(service.app.state.vault, job)["search"]
+        job = service.with_ledger.jobs.get(tenant, made["id"], ["export"])
+    assert job is not None
+    asked = spec_of(service.services.vault, job)["search"]
     assert (asked["created_from"], asked["created_to"]) == (start, start + DAY)
 
 

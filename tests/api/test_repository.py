@@ -26,11 +26,12 @@ async def test_the_index_lists_every_version(client: httpx.AsyncClient) -> None:
 
 
 async def test_what_has_not_changed_is_not_loaded_again(service: Service, client: httpx.AsyncClient) -> None:
-    (worker,) = service.app.state.engine._workers.values()
+    workers = service.engine.separation.shared.supervisor.workers
+    (worker,) = workers.values()
     reply = await client.post(f"{REPOSITORY}/models/loan/load")
 
     assert [(one["version"], one["state"]) for one in reply.json()] == [("1", "READY"), ("2", "READY")]
-    assert [*service.app.state.engine._workers.values()] == [worker]
+    assert [*workers.values()] == [worker]
 
 
 async def test_a_body_without_a_type_is_read_as_tritons_client_sends_it(client: httpx.AsyncClient) -> None:
@@ -45,7 +46,7 @@ async def test_a_body_without_a_type_is_read_as_tritons_client_sends_it(client: 
 async def test_what_is_unloaded_and_served_is_logged_by_digest(
     service: Service, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    version = service.app.state.catalog.find("loan", "1")
+    version = service.services.catalog.find("loan", "1")
     body = {"parameters": {"version": "1"}}
     with caplog.at_level(logging.INFO, "answerable"):
         for action in ("unload", "load"):

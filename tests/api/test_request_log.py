@@ -22,21 +22,35 @@ if TYPE_CHECKING:
 EXPLAIN = "/v1/models/loan/versions/1:explain"
 
 
+class Lines:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None: ...
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines that are complete."""
+        return [orjson.loads(line) for line in self.text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 @pytest.fixture
-def written(service: Service) -> Iterator[list[bytes]]:
+def written(service: Service) -> Iterator[Lines]:
     """What the service logs of its requests during the test."""
-    pieces: list[bytes] = []
-    service.app.state.request_log = RequestLog(pieces.append)
-    yield pieces
-    service.app.state.request_log = None
-
-
-def lines(written: list[bytes]) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in b"".join(written).splitlines()]
+    stream = Lines()
+    log = RequestLog(stream)
+    with service.changed(request_log=log):
+        yield stream
+    asyncio.run(log.close())
 
 
 async def test_every_request_leaves_one_line_without_a_word_of_what_was_asked(
-    service: Service, make_key: MakeKey, instance: dict[str, Any], written: list[bytes], until: Until
+    service: Service, make_key: MakeKey, instance: dict[str, Any], written: Lines, until: Until
 ) -> None:
     mark = uuid.uuid4().hex
     key = make_key(tenant=f"tenant-{mark}")
@@ -59,9 +73,9 @@ async def test_every_request_leaves_one_line_without_a_word_of_what_was_asked(
         for path in ("/v2/health/live", "/metrics", "/openapi.json", f"/v1/models/x-{mark}"):
             await client.get(path)
         await client.post(f"/v1/explanations/{found[0]['id']}:review", json={"verdict": "accepted", "note": mark})
-    await until(lambda: len(lines(written)) >= len(ids) + 3)
+    await until(lambda: len(written.lines) >= len(ids) + 3)
 
-    told = lines(written)
+    told = written.lines
     assert len(told) == len(ids) + 3
     by_id = {line["id"]: line for line in told}
     for number, request_id in enumerate(ids):
@@ -75,7 +89,7 @@ async def test_every_request_leaves_one_line_without_a_word_of_what_was_asked(
             assert set(line["ms"]) == {"queue", "compute", "ledger", "total"}
             assert 0 <= line["ms"]["queue"] + line["ms"]["compute"] + line["ms"]["ledger"] <= line["ms"]["total"] + 0.01
         assert line["time"].endswith("Z")
-    text = b"".join(written).decode()
+    text = written.text
     assert attributions
     personal = (mark, key.secret, key.id, *map(repr, amounts), *attributions, *(record["id"] for record in found))
     for secret in personal:
@@ -85,14 +99,14 @@ async def test_every_request_leaves_one_line_without_a_word_of_what_was_asked(
 
 
 async def test_who_loads_and_unloads_models_leaves_a_line(
-    client: httpx.AsyncClient, written: list[bytes], until: Until
+    client: httpx.AsyncClient, written: Lines, until: Until
 ) -> None:
     replies = [
         await client.post(f"/v2/repository/{path}") for path in ("index", "models/loan/load", "models/none/unload")
     ]
-    await until(lambda: len(lines(written)) == len(replies))
+    await until(lambda: len(written.lines) == len(replies))
 
-    assert [(line["id"], line["route"], line["status"]) for line in lines(written)] == [
+    assert [(line["id"], line["route"], line["status"]) for line in written.lines] == [
         (reply.headers["x-request-id"], f"POST /v2/repository/{route}", status)
         for reply, route, status in zip(
             replies, ("index", "models/{model}/load", "models/{model}/unload"), (200, 200, 404), strict=True
@@ -105,38 +119,79 @@ def line_of(request_id: str) -> RequestLine:
 
 
 async def test_a_reader_that_stops_stops_nobody(monkeypatch: pytest.MonkeyPatch, until: Until) -> None:
-    monkeypatch.setattr(request_log, "EVERY_SECONDS", 0)
-    monkeypatch.setattr(request_log, "MOST_WAITING", 100)
-    goes_on, written = threading.Event(), list[bytes]()
+    monkeypatch.setattr(request_log, "MAX_WAITING", 100)
+    stopped, goes_on, stream = threading.Event(), threading.Event(), Lines()
 
-    def write(content: bytes) -> None:
-        assert goes_on.wait(30)
-        written.append(content)
+    class Stopping(Lines):
+        def write(self, text: str) -> None:
+            stopped.set()
+            assert goes_on.wait(30)
+            stream.write(text)
 
-    log = RequestLog(write)
+    log = RequestLog(Stopping())
     log.add(line_of("0"))
-    await until(lambda: not log._waiting)  # the thread has it, and stands still
+    await until(stopped.is_set)  # the thread has it, and stands still
     for number in range(1, 151):
         log.add(line_of(str(number)))
     goes_on.set()
     await log.close()
 
-    told = lines(written)
+    told = stream.lines
     assert [line.get("id") for line in told] == [*map(str, range(101)), None]
     assert told[-1]["event"] == "dropped"
     assert told[-1]["lines"] == 50
 
 
-async def test_no_line_is_lost_that_comes_as_the_writer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_log, "EVERY_SECONDS", 0)
-    written: list[bytes] = []
-    log = RequestLog(written.append)
+async def test_a_reader_that_does_not_come_back_does_not_keep_the_service(
+    monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    monkeypatch.setattr(request_log, "CLOSE_SECONDS", 0)
+    stopped, goes_on = threading.Event(), threading.Event()
+
+    class Stopping(Lines):
+        def write(self, text: str) -> None:
+            stopped.set()
+            goes_on.wait()
+            super().write(text)
+
+    log = RequestLog(Stopping())
     log.add(line_of("0"))
-    writing = log._writing
-    assert writing is not None
-    while not writing.done():  # noqa: ASYNC110 - at the first turn of the loop, before any callback of the task
-        await asyncio.sleep(0)
-    log.add(line_of("1"))
+    await until(stopped.is_set)
+    await log.close()
+    goes_on.set()
+
+
+async def test_lines_that_were_dropped_are_told_as_soon_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    monkeypatch.setattr(request_log, "MAX_WAITING", 2)
+    stopped, goes_on, stream = threading.Event(), threading.Event(), Lines()
+
+    class Stopping(Lines):
+        def write(self, text: str) -> None:
+            stopped.set()
+            assert goes_on.wait(30)
+            stream.write(text)
+
+    log = RequestLog(Stopping())
+    log.add(line_of("0"))
+    await until(stopped.is_set)
+    for number in range(1, 6):
+        log.add(line_of(str(number)))
+    goes_on.set()
+    await until(lambda: len(stream.lines) == 3)
+    log.add(line_of("6"))
+    await until(lambda: len(stream.lines) == 5)
     await log.close()
 
-    assert [line["id"] for line in lines(written)] == ["0", "1"]
+    assert [line.get("id", line.get("lines")) for line in stream.lines] == ["0", "1", "2", "6", 3]
+
+
+async def test_no_line_is_lost_that_comes_as_the_log_is_closed() -> None:
+    stream = Lines()
+    log = RequestLog(stream)
+    for number in range(500):
+        log.add(line_of(str(number)))
+    await log.close()
+
+    assert [line["id"] for line in stream.lines] == [*map(str, range(500))]

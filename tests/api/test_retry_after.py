@@ -11,7 +11,9 @@ from fastapi import FastAPI
 
 from service.api import problems
 from service.app import create_app
+from service.engine.protocol import Stats
 from service.errors import AnswerableError, QuotaSpent
+from service.lifecycle.repository import read_catalog
 from service.settings import Settings
 from tests.conftest import MODELS
 
@@ -61,8 +63,13 @@ def test_others_do_not() -> None:
 
 async def test_a_service_that_is_not_ready_says_when() -> None:
     app = create_app(Settings(_env_file=None, models=MODELS))
-    app.state.engine = SimpleNamespace(is_complete=False)
-    app.state.ledger, app.state.ledger_notices = None, []
+    app.state.services = SimpleNamespace(
+        catalog=read_catalog(MODELS),
+        engine=SimpleNamespace(stats=lambda: Stats({}, False, 0, 0, {})),
+        ledger=None,
+        ledger_mode="required",
+        ledger_notices=[],
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         answer = await client.get("/v2/health/ready")
     assert (answer.status_code, answer.json()["ready"]) == (503, False)

@@ -49,7 +49,7 @@ async def test_a_flagged_explanation_is_in_the_queue_until_it_is_reviewed(
         assert (await theirs.get(f"/v1/explanations/{second['id']}/reviews")).json()["reviews"] == []
     assert [(review["verdict"], review["note"]) for review in reviews] == [("escalated", ""), tuple(body.values())]
     assert {review["key_id"] for review in reviews} == {writer.id}
-    events = service.call(service.app.state.ledger.events("reviewed", EventSearch(about=first["id"], kind="review")))
+    events = service.call(service.with_ledger.ledger.events("reviewed", EventSearch(about=first["id"], kind="review")))
     assert body["note"] not in str(events)
     assert reviews[0]["sequence"] > reviews[1]["sequence"]
     after = await figures()

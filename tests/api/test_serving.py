@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import signal
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -88,8 +89,9 @@ async def test_an_idle_connection_stays_open_as_long_as_the_settings_say(
 
     app = FastAPI()
     app.get("/")(lambda: "here")
-    app.state.bootstrap_key, app.state.loading = None, asyncio.get_running_loop().create_future()
-    app.state.loading.set_result(None)
+    loading = asyncio.get_running_loop().create_future()
+    loading.set_result(None)
+    app.state.services = SimpleNamespace(bootstrap_key=None, loading=loading)
     monkeypatch.setattr(serving, "create_app", lambda *_: app)
     thresholds = gc.get_threshold()
     settings = Settings(_env_file=None, port=0, logs="text", keep_alive_seconds=1)

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, Traits
-from service.engine.client.pool import Pool
-from service.engine.messages import Loaded
+from service.domain import ChunkShapes, Traits, VersionRef
+from service.engine.client.local_engine import LocalEngine
+from service.engine.protocol import Loaded, Source, Stats
 from service.settings import Settings
 from tests.conftest import MODELS
 
@@ -49,17 +49,17 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Keeps the engine, a stand-in that loads whatever it is given, from loading the second version."""
     opened = asyncio.Event()
 
-    async def load(_: Pool, folder: Path, *__: Any, **___: Any) -> Loaded:
-        if folder.name == "2":
+    async def load(_: LocalEngine, version: VersionRef, source: Source, *__: Any, **___: Any) -> Loaded:
+        if version.version == "2":
             await opened.wait()
-        return Loaded(folder, read_manifest(folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
+        return Loaded(read_manifest(source.folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
 
-    async def nothing(_: Pool) -> None:
+    async def nothing(_: LocalEngine) -> None:
         pass
 
-    monkeypatch.setattr(Pool, "load", load)
-    monkeypatch.setattr(Pool, "start", nothing)
-    monkeypatch.setattr(Pool, "is_complete", True)
+    monkeypatch.setattr(LocalEngine, "load", load)
+    monkeypatch.setattr(LocalEngine, "start", nothing)
+    monkeypatch.setattr(LocalEngine, "stats", lambda _: Stats({}, True, 1, 0, {}))
     return opened
 
 
@@ -85,7 +85,7 @@ async def test_it_answers_while_models_are_loaded(gate: asyncio.Event, tmp_path:
         assert "being loaded" in asked.json()["detail"]
         assert (await client.get("/v2/models/loan/versions/1/ready")).status_code == 503
         gate.set()
-        await app.state.loading
+        await app.state.services.loading
         ready = await client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()) == (200, {"ready": True})
         one = await client.get("/v2/models/loan/versions/2/ready")
@@ -95,9 +95,9 @@ async def test_it_answers_while_models_are_loaded(gate: asyncio.Event, tmp_path:
 async def test_closing_while_it_loads_ends_that(gate: asyncio.Event, tmp_path: Path) -> None:
     write(tmp_path / "models", "2")
     async with started(tmp_path / "models", tmp_path) as (app, _):
-        assert not app.state.loading.done()
+        assert not app.state.services.loading.done()
 
-    assert app.state.loading.cancelled()
+    assert app.state.services.loading.cancelled()
     assert not gate.is_set()
 
 
@@ -115,7 +115,7 @@ async def test_a_broken_version_is_named_and_keeps_no_other_from_serving(
         broken.write_text(content)
     gate.set()
     async with started(models, tmp_path) as (app, client):
-        await app.state.loading
+        await app.state.services.loading
         ready = await client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()) == (200, {"ready": True, "failed": ["broken@7"]})
         assert (await client.get("/v2/models/loan/versions/1/ready")).status_code == 200
@@ -142,7 +142,7 @@ async def test_what_cannot_be_looked_into_is_named(gate: asyncio.Event, tmp_path
     (models / "unbuilt" / "1").mkdir(parents=True)
     gate.set()
     async with started(models, tmp_path) as (app, client):
-        await app.state.loading
+        await app.state.services.loading
         assert (await client.get("/v2/health/ready")).json() == {"ready": True, "failed": ["endless@*", "loan@3"]}
         index = (await client.post("/v2/repository/index")).json()
         reasons = {(one["name"], one["version"]): one["reason"] for one in index}
@@ -152,6 +152,6 @@ async def test_what_cannot_be_looked_into_is_named(gate: asyncio.Event, tmp_path
 async def test_no_model_at_all_is_not_ready(gate: asyncio.Event, tmp_path: Path) -> None:
     gate.set()
     async with started(tmp_path / "models", tmp_path) as (app, client):
-        await app.state.loading
+        await app.state.services.loading
         ready = await client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()) == (503, {"ready": False})

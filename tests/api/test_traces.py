@@ -28,9 +28,8 @@ EXPLAIN = "/v1/models/loan/versions/1:explain"
 def exporter(service: Service) -> Iterator[InMemorySpanExporter]:
     """What the service traces during the test."""
     exporter = InMemorySpanExporter()
-    service.app.state.tracing = Tracing(SimpleSpanProcessor(exporter))
-    yield exporter
-    service.app.state.tracing = None
+    with service.changed(tracing=Tracing(SimpleSpanProcessor(exporter))):
+        yield exporter
 
 
 def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:

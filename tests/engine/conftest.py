@@ -1,4 +1,4 @@
-"""The loan model on this process's CPU, plans for it, and two ways to have them explained: a scheduler and a pool."""
+"""The loan model on this process's CPU, plans for it, and ways to have them explained: a scheduler, and engines."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ import pytest_asyncio
 import torch
 from safetensors.numpy import load_file
 
+from service.catalog.manifest import read_manifest
 from service.catalog.outputs.classes import Classes
-from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
-from service.engine.client.pool import Pool
+from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority, VersionRef
+from service.engine.client.local_engine import LocalEngine
+from service.engine.client.worker_handle import WorkerHandle
+from service.engine.client.worker_processes import StartedWorker, start_worker
 from service.engine.kernels.kernel import Kernel, Kernels, Segment
-from service.engine.messages import ChunkReport, Done, Failed, Outcome
+from service.engine.messages import Done, Failed, Outcome
+from service.engine.protocol import ChunkReport, Engine, Source
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
@@ -220,39 +224,68 @@ def alone(device_model: DeviceModel) -> Callable[..., Explanation]:
     return compute
 
 
+def ref_of(folder: Path) -> VersionRef:
+    """How an engine knows the version in `folder`."""
+    _, key, digest = read_manifest(folder)
+    return VersionRef(key.name, key.version, digest)
+
+
+def source_of(folder: Path) -> Source:
+    """The files of the version in `folder`; sets that are attached later lie beside its manifest."""
+    return Source(folder, folder)
+
+
+LOAN_REF = ref_of(LOAN)
+
+
 @dataclass(slots=True)
-class PoolUnderTest:
-    """A pool whose workers have loaded the loan model, and what it reported."""
+class EngineUnderTest:
+    """An engine that has loaded the loan model, and what it reported."""
 
-    pool: Pool
-    chunks: list[ChunkReport]
-    restarts: list[str]
+    engine: Engine
+    chunks: list[ChunkReport] = field(default_factory=list)
+    restarts: list[str] = field(default_factory=list)
 
-    @property
-    def worker(self) -> Any:
-        """The only worker, as the pool sees it."""
-        (worker,) = self.pool._workers.values()
-        return worker
-
-    async def explain(self, plan: Plan, points: int = 64, folder: Path = LOAN, **fields: Any) -> Explanation:
-        usual: dict[str, Any] = {"priority": Priority.INTERACTIVE, "deadline": None}
-        explanation, _ = await self.pool.explain(folder, plan, points, **usual | fields)
+    async def explain(
+        self, plan: Plan, points: int = 64, version: VersionRef = LOAN_REF, **options: Any
+    ) -> Explanation:
+        explanation, _ = await self.engine.explain(version, plan, points, **options)
         return explanation
 
 
-async def start_pool(workers: int = 1) -> PoolUnderTest:
-    """A pool whose workers have the loan model."""
+@dataclass(slots=True)
+class LocalEngineUnderTest(EngineUnderTest):
+    """One with worker processes."""
+
+    engine: LocalEngine
+
+    @property
+    def workers(self) -> list[WorkerHandle]:
+        """The workers that share all versions."""
+        return [*self.engine.separation.shared.supervisor.workers.values()]
+
+    @property
+    def worker(self) -> WorkerHandle:
+        """The only one."""
+        (worker,) = self.workers
+        return worker
+
+
+async def start_local(
+    workers: int = 1, max_queued_points: int = 10**9, start: Callable[[int], StartedWorker] = start_worker
+) -> LocalEngineUnderTest:
+    """A local engine whose workers have the loan model."""
     chunks: list[ChunkReport] = []
     restarts: list[str] = []
-    pool = Pool(workers, 10**9, chunks.append, restarts.append)
-    await pool.start()
-    await pool.load(LOAN, {}, SHAPES)
-    return PoolUnderTest(pool, chunks, restarts)
+    engine = LocalEngine(workers, max_queued_points, chunks.append, restarts.append, start=start)
+    await engine.start()
+    await engine.load(LOAN_REF, source_of(LOAN), {}, SHAPES)
+    return LocalEngineUnderTest(engine, chunks, restarts)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared() -> AsyncIterator[PoolUnderTest]:
-    """One pool for the tests of a module, which leave it as they found it."""
-    started = await start_pool()
+async def shared() -> AsyncIterator[LocalEngineUnderTest]:
+    """One engine for the tests of a module, which leave it as they found it."""
+    started = await start_local()
     yield started
-    await started.pool.close()
+    await started.engine.close()

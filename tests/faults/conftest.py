@@ -23,7 +23,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import main
-from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
+from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS, is_alive
 
 ADDRESS = re.compile(r"^Answerable listens on (http://\S+)$", re.MULTILINE)
 WORKER, WRITER, REDIS = "service.engine.worker.worker", "service.ledger.writer_process", "redis-server"
@@ -36,15 +36,6 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 async def wait_until_gone(pids: list[int]) -> None:
@@ -98,10 +89,14 @@ class Program:
         return None if found is None else found[1]
 
     def children(self, word: str = "") -> list[int]:
-        """Process ids of its live children whose command line has `word`."""
+        """Process ids of its live children whose command line has `word`.
+
+        A child that has not yet become another program, and still has this one's command line, is none.
+        """
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
         mine = [pid for pid in pids if _parent(pid) == self.pid and is_alive(pid)]
-        return [pid for pid in mine if word in _command(pid)]
+        own = _command(self.pid)
+        return [pid for pid in mine if (command := _command(pid)) != own and word in command]
 
     def end(self, number: signal.Signals) -> int:
         """Sends the signal and returns the exit code."""
@@ -223,11 +218,8 @@ def run_here(
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
-        try:
-            with patch.dict(os.environ, environment_of(), clear=True):  # commands prepare their process in it, too
-                code = main(arguments)
-        except SystemExit as asked_wrongly:
-            code = int(asked_wrongly.code or 0)
+        with patch.dict(os.environ, environment_of(), clear=True):  # commands prepare their process in it, too
+            code = main(arguments)
         printed = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
@@ -276,13 +268,14 @@ UnderLoad = Callable[..., Any]
 def under_load() -> UnderLoad:
     """`async with under_load(program, key) as load:` keeps 16 clients asking for different explanations.
 
-    `pause` is how many seconds each waits before it asks again.
+    `pause` is how many seconds each waits before it asks again: while all are refused, that leaves the processor to
+    what is to recover.
     """
     example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]
     amounts = itertools.count(1)
 
     @asynccontextmanager
-    async def loaded(program: Program, key: str, clients: int = 16, pause: float = 0.0) -> AsyncIterator[Load]:
+    async def loaded(program: Program, key: str, clients: int = 16, pause: float = 0.02) -> AsyncIterator[Load]:
         load = Load()
 
         async def ask(client: httpx.AsyncClient) -> None:

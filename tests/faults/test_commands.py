@@ -16,8 +16,8 @@ import httpx
 import onnxruntime
 import pytest
 
-from service import __main__ as command_line
 from service import __version__
+from service.cli import start as starting
 from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_where_there_is_no_model_it_says_where_it_looked(run_here: RunCommand, t
 
 
 def test_what_a_worker_needs_and_is_missing_is_named(run_here: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line, "find_spec", lambda _: None)
+    monkeypatch.setattr(starting, "find_spec", lambda _: None)
     done = run_here("serve")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("ONNX Runtime is missing: install onnxruntime")

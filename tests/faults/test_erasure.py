@@ -17,7 +17,7 @@ import redis
 
 from service.ledger import open_engine
 from service.processes.embedded_redis import start_embedded_redis
-from tests.conftest import PATIENCE_SECONDS
+from tests.conftest import PATIENCE_SECONDS, bytes_of
 
 if TYPE_CHECKING:
     import subprocess
@@ -52,7 +52,7 @@ def stored_bytes(url: str | None, folder: Path) -> bytes:
             connection.exec_driver_sql("SELECT pg_switch_wal()")
             folders.append(Path(str(connection.exec_driver_sql("SHOW data_directory").scalar())))
         engine.dispose()
-    return b"".join(path.read_bytes() for one in folders for path in one.rglob("*") if path.is_file())
+    return b"".join(bytes_of(path) for one in folders for path in one.rglob("*") if path.is_file())
 
 
 def unpacked(content: bytes) -> bytes:
@@ -144,7 +144,8 @@ async def own_redis() -> AsyncIterator[str]:
     await started.close()
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+# The files of SQLite are looked through in `ledger/test_erasing.py`.
+@pytest.mark.parametrize("database", [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"])
 async def test_nothing_of_an_erased_person_is_left(
     start: Start,
     under_load: UnderLoad,

@@ -66,7 +66,7 @@ async def test_kill_9_of_the_front_under_load(
         "model": "loan",
         "version": "1",
         "instances": [{**example, "net_worth": float(number)} for number in range(ROWS)],
-        "parameters": {"method": METHOD, "tolerance": 1e-9, "max_evaluations": 2048},
+        "parameters": {"method": METHOD, "tolerance": 1e-9, "max_evaluations": 1024},
         "context": {"cohort": {"from": "job"}},
     }
     first = start("serve", key=SECRET)

@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.conftest import PATIENCE_SECONDS
-from tests.faults.conftest import WORKER, is_alive, wait_until_gone
+from tests.conftest import PATIENCE_SECONDS, is_alive
+from tests.faults.conftest import WORKER, wait_until_gone
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Program, Start, UnderLoad

@@ -64,7 +64,7 @@ class Asked:
     requests: int = 0
 
     @asynccontextmanager
-    async def on_and_on(self, program: Program, make: Make, pause: float = 0.02) -> AsyncIterator[None]:
+    async def on_and_on(self, program: Program, make: Make, pause: float = 0.05) -> AsyncIterator[None]:
         """Clients that ask, whatever is answered, with so many seconds in between: other tests run beside this."""
         is_over = False
 
@@ -129,6 +129,15 @@ def checkpoints(file: Path) -> list[tuple[int, bytes]]:
         return database.execute("SELECT size, body FROM checkpoints ORDER BY size DESC").fetchall()
 
 
+def is_signed(file: Path) -> bool:
+    """Whether the last checkpoint is over all rows, so that no signature is under way that would come after it."""
+    with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS)) as database:
+        rows: list[tuple[int | None]] = database.execute(
+            "SELECT max(seq) = (SELECT max(size) FROM checkpoints) FROM log"
+        ).fetchall()
+    return rows == [(1,)]
+
+
 @contextmanager
 def changed_checkpoint(file: Path) -> Iterator[None]:
     """The last checkpoint says another root meanwhile, as if the log had been changed since."""
@@ -162,6 +171,7 @@ async def test_every_panel_has_data_and_every_alert_fires_and_clears(program: Pr
 
         (redis,) = program.children("redis-server")
         os.kill(redis, signal.SIGSTOP)
+        await until(lambda: is_signed(ledger))
         with changed_checkpoint(ledger):
             async with asked.on_and_on(program, odd, pause=0.1):
                 causes = (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SECRET = "a key that the operator chose"
 CLIENTS = 32
-THINKING_SECONDS = 0.25
+THINKING_SECONDS = 0.5
 """After the answers: what is started beside the load needs its share of the machine."""
 WORKER = "service.engine.worker.worker"
 
@@ -175,6 +175,7 @@ async def test_load_reload_and_unload_under_load(start: Start, models: Path) -> 
     assert not program.children()
 
 
+@pytest.mark.slow  # in `catalog/test_repository.py` with verdicts at once, in `test_commands.py` with a real check
 @pytest.mark.timeout(600)  # a check gives way to everything else on the machine
 async def test_a_bare_name_does_not_move_to_a_version_that_failed_its_check(start: Start, models: Path) -> None:
     make_version(models, "3", shift=-4.0)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -236,11 +236,13 @@ def stopped(url: str) -> Callable[[], AbstractContextManager[None]]:
             pids = [pid for (pid,) in found]
         try:
             for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
+                with suppress(ProcessLookupError):  # one that has ended meanwhile
+                    os.kill(pid, signal.SIGSTOP)
             yield
         finally:
             for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # so that all the others go on
+                    os.kill(pid, signal.SIGCONT)
             engine.dispose()
 
     return stop

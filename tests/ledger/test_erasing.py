@@ -38,6 +38,7 @@ from service.ledger.merkle import is_included
 from service.ledger.sealing import NO_TOKEN, prepare_database
 from service.ledger.tables import explanations, log, subjects
 from service.ledger.verifying import verify_explanation, verify_ledger
+from tests.conftest import bytes_of
 
 EntryMaker = Callable[..., Entry]
 PERSON = "Adelheid Quendolin Xanthopoulos"
@@ -80,7 +81,7 @@ def stored_bytes(engine: Engine, folder: Path) -> bytes:
             own = connection.exec_driver_sql("SELECT pg_relation_filepath('log')").scalar_one()
         others = {path for path in (folder / "base").iterdir() if path.name.isdecimal()} - {(folder / own).parent}
     return b"".join(
-        path.read_bytes()
+        bytes_of(path)
         for path in folder.rglob("*")
         if path.is_file() and path.parent.name != "secrets" and path.parent not in others
     )

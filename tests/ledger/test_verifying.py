@@ -9,7 +9,7 @@ import random
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import product
 from pathlib import Path
@@ -59,6 +59,19 @@ from tests.ledger.conftest import Databases
 EntryMaker = Callable[..., Entry]
 FLIPS = int(os.environ.get("LEDGER_FLIPS", "1"))
 """For each of the two databases; every column has at least one. `make flips` runs a thousand in all."""
+
+
+def in_each_database(names: Sequence[str], *in_postgresql: str) -> pytest.MarkDecorator:
+    """Each of them in SQLite; in PostgreSQL these, and the others with `make slow`: what compares is the same code."""
+    cases = [
+        pytest.param(database, name, marks=pytest.mark.slow)
+        if database == "postgresql" and name not in in_postgresql
+        else (database, name)
+        for database in ("sqlite", "postgresql")
+        for name in names
+    ]
+    return pytest.mark.parametrize(("databases", "name"), cases, indirect=["databases"])
+
 
 LEDGER = (log, explanations, explanation_tags, events, nodes, checkpoints, signing_keys, subjects, keys)
 
@@ -227,6 +240,7 @@ def flipped(value: object, draw: random.Random) -> object:
             return text
 
 
+@pytest.mark.parametrize("databases", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
 def test_every_flipped_bit_is_found(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
     engine, _ = filled
     draw = random.Random(11)
@@ -356,7 +370,7 @@ ROWS: dict[str, tuple[Table, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@in_each_database(list(ROWS), "an explanation", "a caller's key")
 def test_rows_that_are_deleted(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
     table, which = ROWS[name]
     with filled[0].begin() as connection:
@@ -419,9 +433,9 @@ def add_a_row(connection: Any) -> None:
     connection.execute(insert(events).values(seq=99, kind="lookup", tenant="bank", created=1, key_id="key"))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+CHANGES: dict[str, Callable[[Any], None]] = {
+    change.__name__: change
+    for change in (
         swap_rows,
         cut_off,
         erase_in_silence,
@@ -430,13 +444,14 @@ def add_a_row(connection: Any) -> None:
         add_a_tag,
         mark_as_reviewed,
         add_a_row,
-    ],
-)
-def test_rows_that_are_moved_cut_off_emptied_or_added(
-    filled: tuple[Engine, Vault], tmp_path: Path, change: Callable[[Any], None]
-) -> None:
+    )
+}
+
+
+@in_each_database(list(CHANGES), "swap_rows", "cut_off")
+def test_rows_that_are_moved_cut_off_emptied_or_added(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
     with filled[0].begin() as connection:
-        change(connection)
+        CHANGES[name](connection)
     assert not verified(filled, tmp_path).is_valid
 
 
@@ -462,7 +477,7 @@ def of_key(name: str) -> Any:
     return keys.c.created == select(func.max(keys.c.created)).where(keys.c.name == name).scalar_subquery()
 
 
-@pytest.mark.parametrize("name", ["front", "batch", "metrics", "bootstrap"])
+@in_each_database(["front", "batch", "metrics", "bootstrap"], "batch")
 def test_a_callers_key_that_is_changed_behind_the_log(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
     assert set(KEY_CHANGES) == {column.name for column in keys.c}
     engine, _ = filled
@@ -527,7 +542,7 @@ PASSING = {
 """What of a job that has not ended the database alone knows."""
 
 
-@pytest.mark.parametrize("name", ["done", "exported", "cancelled", "under way"])
+@in_each_database(["done", "exported", "cancelled", "under way"], "under way")
 def test_a_job_that_is_changed(filled: tuple[Engine, Vault], tmp_path: Path, name: str) -> None:
     engine, _ = filled
     for table, key in ((jobs, jobs.c.id), (job_rows, job_rows.c.job_id)):

@@ -36,8 +36,16 @@ async def ledger(engine: Engine) -> AsyncIterator[Ledger]:
 
 def writers() -> set[int]:
     """The writers that this process has: those of this test, and of services that others share."""
-    children = {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
-    return {pid for pid in children if b"service.ledger.writer_process" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    children = {pid for path in Path("/proc/self/task").glob("*/children") for pid in contents(path).split()}
+    return {int(pid) for pid in children if "service.ledger.writer_process" in contents(Path(f"/proc/{pid}/cmdline"))}
+
+
+def contents(of_process: Path) -> str:
+    """A file that tells of a process or a thread; of one that has ended, nothing."""
+    try:
+        return of_process.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 async def recorded(ledger: Ledger) -> dict[int, str]:

@@ -17,11 +17,12 @@ from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments, ke
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, Traits
-from service.engine.messages import Loaded
+from service.domain import ChunkShapes, Traits, VersionRef
+from service.engine.protocol import Loaded, Source, Stats
 from service.errors import LoadRefused
 from service.lifecycle.repository import Repository, read_catalog
 from tests.conftest import MODELS
+from tests.engine.stand_in import StandIn
 
 if TYPE_CHECKING:
     from tests.conftest import Until
@@ -31,7 +32,7 @@ TRAITS = Traits(TabularInputs.axes, (38,), 2, None, ("relu",), True, False, "min
 
 
 @dataclass(slots=True)
-class LoadsAll:
+class LoadsAll(StandIn):
     """An engine that loads whatever it is given, once it may."""
 
     environment: dict[str, str] = field(default_factory=lambda: {"answerable": "test"})
@@ -39,11 +40,16 @@ class LoadsAll:
     loading: int = 0
     detached: list[str] = field(default_factory=list)
 
-    async def load(self, folder: Path, *_: Any, **__: Any) -> Loaded:
+    def stats(self) -> Stats:
+        return Stats(self.environment, True, 1, 0, {})
+
+    async def load(self, version: VersionRef, source: Source, *_: Any, **__: Any) -> Loaded:
         self.loading += 1
         await self.is_open.wait()
         self.loading -= 1
-        return Loaded(folder, read_manifest(folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
+        key, digest = read_manifest(source.folder)[1:]
+        assert (version.name, version.version, version.digest) == (key.name, key.version, digest)
+        return Loaded(key, {}, ChunkShapes(1, 1), TRAITS, 0.0)
 
     async def attach(self, *_: Any) -> dict[Any, Any]:
         self.loading += 1
@@ -54,7 +60,7 @@ class LoadsAll:
     def detach(self, digest: str) -> None:
         self.detached.append(digest)
 
-    def unload(self, folder: Path) -> None:
+    def unload(self, version: VersionRef) -> None:
         pass
 
 
@@ -123,7 +129,7 @@ def start(models: Path, tmp_path: Path) -> Start:
     async def started() -> UnderTest:
         engine, checks = LoadsAll(), Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
         engine.is_open.set()
-        repository = Repository(models, tmp_path / "data", read_catalog(models), engine, lambda *_: None)  # type: ignore[arg-type]
+        repository = Repository(models, tmp_path / "data", read_catalog(models), engine, lambda *_: None)
         repository._checker = checks  # type: ignore[assignment]
         await repository.start()
         return UnderTest(repository, engine, checks)
@@ -219,7 +225,7 @@ async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not
     kept, engine = keep_two_rows(tmp_path / "data"), LoadsAll()
     engine.is_open.set()
     catalog = read_catalog(models)
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"})  # type: ignore[arg-type]
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"})
     repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
     await repository.start()
 
@@ -238,7 +244,7 @@ async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_
     kept, engine, gone = keep_two_rows(tmp_path / "data"), OneByOne(), set[str]()
     engine.is_open.set()
     catalog = read_catalog(models)
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone)  # type: ignore[arg-type]
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone)
     repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
     starting = asyncio.create_task(repository.start())
     await until(lambda: bool(sets_of(repository) and engine.loading))

@@ -76,7 +76,7 @@ CLAIMS = [
     Claim("integrated_hessians", LINEAR_PATH, networks=[SMOOTH]),
     Claim("input_x_gradient", (LINEARITY, SYMMETRY, DUMMY, INVARIANCE, EXACTNESS)),
     Claim("saliency", (SYMMETRY, DUMMY, INVARIANCE)),
-    Claim("guided_ig", PATH, misses=inf),
+    Claim("guided_ig", PATH, {"steps": 50}, misses=inf),
     Claim("idgi", PATH, networks=[SMOOTH]),
     Claim("idgi", PATH, networks=[RELU], misses=inf),  # steps without a gradient are skipped
     Claim("split_ig", (SYMMETRY, DUMMY, INVARIANCE)),

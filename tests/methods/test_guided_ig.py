@@ -77,7 +77,14 @@ def path_of(problem: Problem, drive: Drive, net: Callable[[Tensor], Tensor]) -> 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize(
     "named",
-    [{}, {"steps": 37}, {"fraction": 0.05}, {"fraction": 1.0}, {"max_distance": 0.0}, {"max_distance": 1.0}],
+    [
+        {},
+        {"steps": 37},
+        {"steps": 37, "fraction": 0.05},
+        {"steps": 37, "fraction": 1.0},
+        {"steps": 37, "max_distance": 0.0},
+        {"steps": 37, "max_distance": 1.0},
+    ],
     ids=str,
 )
 def test_it_agrees_with_pair(

@@ -1,6 +1,6 @@
 """The example models can be made again: the same data and the same script give the same files.
 
-The gate makes the cheapest again, which runs the first one's script too; `make retrain` makes all.
+The gate makes the cheapest again, which runs the first one's script too; `make slow` the others.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from tests.conftest import REPOSITORY_MODELS as MODELS
 @pytest.mark.parametrize(
     ("model", "artefact", "baselines", "figure", "least"),
     [
-        pytest.param("loan/1", "model.onnx", ("training", "approved"), "AUC", 0.75, marks=pytest.mark.training),
+        pytest.param("loan/1", "model.onnx", ("training", "approved"), "AUC", 0.75, marks=pytest.mark.slow),
         ("loan/2", "model.onnx", ("training", "approved"), "AUC", 0.75),
-        pytest.param(
-            "digits/1", "model.safetensors", ("training", "blank"), "accuracy", 0.97, marks=pytest.mark.training
-        ),
+        pytest.param("digits/1", "model.safetensors", ("training", "blank"), "accuracy", 0.97, marks=pytest.mark.slow),
     ],
 )
 def test_training_again_gives_the_same_files(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.engine.messages import ChunkReport
+from service.engine.protocol import ChunkReport
 from service.monitoring.metrics import Metrics
 
 

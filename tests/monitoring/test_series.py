@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.catalog.review_rules import MOST_COHORTS, MOST_RULES
 from service.domain import Completeness, Explanation
-from service.engine.messages import ChunkReport
+from service.engine.protocol import ChunkReport
 from service.methods.registry import BY_NAME
 from service.monitoring.labels import (
     CACHE_RESULTS,

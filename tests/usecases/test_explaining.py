@@ -18,7 +18,16 @@ from service.catalog.inputs.instances import read_instance
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
-from service.domain import Completeness, Context, Explanation, Plan, Prediction, Priority, Timings, Traits
+from service.domain import (
+    Completeness,
+    Context,
+    Explanation,
+    Plan,
+    Priority,
+    Timings,
+    Traits,
+    VersionRef,
+)
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerFull, LedgerUnavailable, NotConverged, Overloaded
 from service.ledger import Entry, Ledger, Search, Vault, open_engine, upgrade
 from service.ledger.entries import Remembered
@@ -28,6 +37,7 @@ from service.monitoring.metrics import Metrics
 from service.usecases.explaining import Answer, Explaining, LedgerMode, Request
 from service.usecases.planning import Parameters
 from tests.conftest import MODELS
+from tests.engine.stand_in import StandIn
 
 if TYPE_CHECKING:
     from tests.conftest import MakeCache, Until
@@ -38,23 +48,25 @@ LOAN = MODELS / "loan" / "1"
 
 
 @dataclass(slots=True)
-class HeldEngine:
-    """Answers when it is told to, and counts."""
+class HeldEngine(StandIn):
+    """Answers when it is told to, and counts. `left` are the seconds that were left of the deadline at each call."""
 
     outcome: Explanation | Exception
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[Plan] = field(default_factory=list)
+    left: list[float | None] = field(default_factory=list)
     cancelled: int = 0
 
     async def explain(
         self,
-        folder: Path,  # noqa: ARG002
+        version: VersionRef,  # noqa: ARG002
         plan: Plan,
         expected_points: int,  # noqa: ARG002
-        priority: Priority,  # noqa: ARG002
-        deadline: float | None,  # noqa: ARG002
+        priority: Priority = Priority.INTERACTIVE,  # noqa: ARG002
+        seconds_left: float | None = None,
     ) -> tuple[Explanation, Timings]:
         self.asked.append(plan)
+        self.left.append(seconds_left)
         try:
             await self.is_open.wait()
         except asyncio.CancelledError:
@@ -63,9 +75,6 @@ class HeldEngine:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome, Timings(0.001, 0.002)
-
-    async def predict(self, folder: Path, row: tuple[float, ...], deadline: float | None) -> Prediction:
-        raise NotImplementedError
 
 
 @dataclass(slots=True)
@@ -143,8 +152,7 @@ class UnderTest:
         return asyncio.create_task(self.explaining.explain(self.request(**options)))
 
     async def written(self) -> None:
-        while self.cache._writes:
-            await asyncio.wait(self.cache._writes)
+        await self.cache.written()
 
 
 Make = Callable[..., UnderTest]
@@ -311,6 +319,7 @@ async def test_one_with_a_deadline_computes_for_itself_and_may_be_kept(make: Mak
     one = make(held=True)
     asking = [one.ask(deadline_ms=60_000) for _ in range(2)]
     await until(lambda: len(one.engine.asked) == 2)
+    assert all(left is not None and 0 < left <= 60 for left in one.engine.left)
     one.engine.is_open.set()
     await asyncio.gather(*asking)
     await one.written()

@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from service.catalog.outputs.kind import PREDICTED, SHARE_OF_SPREAD, KnownOutputs, OutputKind, Outputs, are_finite
+from service.catalog.outputs.kind import (
+    PREDICTED,
+    SHARE_OF_SPREAD,
+    KnownOutputs,
+    OutputKind,
+    Outputs,
+    are_finite,
+)
 from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, ValuesPrediction, ValueTarget
 from service.domain import Contrast, Floats, Link, OutputSpace, Target
 

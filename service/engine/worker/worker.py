@@ -6,75 +6,66 @@ It ends when its socket closes, so that it cannot outlive the front, whatever ha
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
-import os
-import platform
 import select
 import socket
-import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import Protocol
 
-import numpy as np
-import onnxruntime
 import torch
 
-from service import __version__
-from service.artefacts.loading import baseline_digest
 from service.catalog.refusals import told
-from service.catalog.version_files import read_baseline_rows
-from service.domain import ChunkShapes, Conditions, Floats, OutputSpace, Priority
 from service.engine.messages import (
     Attach,
-    Attached,
     Cancel,
     Detach,
     Explain,
     Failed,
     Load,
-    Loaded,
-    LoadFailed,
     Memory,
+    Outcome,
     Predict,
     Progress,
     Ready,
+    Refused,
     Reply,
     Request,
+    SetAttached,
     Unload,
+    VersionLoaded,
 )
-from service.engine.worker.device import (
-    DeviceModel,
-    PreparedBaseline,
-    best_device,
-    put_on_device,
-    with_baseline,
-    without_baseline,
-)
-from service.engine.worker.explanation import Steps, explain, interrupted, predict
-from service.engine.worker.memory import is_out_of_memory
-from service.engine.worker.scheduler import Live, Scheduler
-from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
+from service.engine.worker.device import best_device
+from service.engine.worker.device_models import DeviceModels
+from service.engine.worker.environment import environment_of, set_up_torch, used_bytes
+from service.engine.worker.scheduler import Scheduler
+from service.errors import AnswerableError, CatalogError
+from service.processes import tuning
 from service.processes.children import Unframer, frame
 
 LOG = logging.getLogger("answerable.worker")
-SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter when another waits: the thread of the long chunks waits for its next."""
 READ_BYTES = 1 << 20
 """At most at once. The room for it is kept: where memory ends, requests still arrive, to be refused one by one."""
-MOST_OTHER_SHAPES = 4
-"""Of all models together, for explanations that are repeated at shapes of an earlier calibration."""
-CHUNKS_UNTIL_WORD = 64
-SECONDS_UNTIL_WORD = 5.0
-SECONDS_UNTIL_MEMORY = 1.0
-"""So many chunks are reported together at most, and so late, also while nothing ends: silence means that the worker
+REPORTED_CHUNKS = 64
+REPORT_SECONDS = 5.0
+"""Chunks are reported when so many are, or after so long, also while nothing ends: silence means that the worker
 hangs."""
+MEMORY_SECONDS = 1.0
+"""How long after a report of the memory the next one is due."""
 
 
-class _Channel:
-    """The worker's end of the socket."""
+class Channel(Protocol):
+    """The worker's connection with whoever asks."""
+
+    def requests(self, *, wait: bool) -> Iterator[Request]:
+        """Whatever has arrived; with `wait`, at least one. Raises EOFError once nobody asks any more."""
+        ...
+
+    def send(self, reply: Reply) -> None: ...
+
+
+class SocketChannel:
+    """A channel to the front, over a socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -82,7 +73,7 @@ class _Channel:
         self._arriving = memoryview(bytearray(READ_BYTES))
 
     def requests(self, *, wait: bool) -> Iterator[Request]:
-        """Whatever has arrived; with `wait`, at least one. Raises EOFError when the front is gone."""
+        """As `Channel.requests`."""
         while wait or select.select([self._socket], [], [], 0)[0]:
             received = self._socket.recv_into(self._arriving)
             if not received:
@@ -92,224 +83,94 @@ class _Channel:
                 yield from batch
 
     def send(self, reply: Reply) -> None:
+        """Sends the reply; returns when the socket has taken it."""
         self._socket.sendall(frame(reply))
 
 
 class Worker:
     """The models of one device and the explanations under way on it."""
 
-    def __init__(self, connection: socket.socket, device: torch.device) -> None:
-        self._channel = _Channel(connection)
+    def __init__(self, channel: Channel, device: torch.device) -> None:
+        self._channel = channel
         self._device = device
-        self._models: dict[Path, DeviceModel] = {}
-        self._at_other_shapes: dict[tuple[Path, ChunkShapes], DeviceModel] = {}
+        self._models = DeviceModels(device)
         self._scheduler = Scheduler()
-        self._spoke = time.monotonic()
-        self._weighed = 0.0
+        self._failed: list[Outcome] = []
+        self._reported = time.monotonic()
+        self._memory_reported = 0.0
 
     def run(self) -> None:
-        """Serves until the front closes the socket."""
-        self._channel.send(Ready(_environment(self._device)))
-        self._tell_memory()
+        """Serves until nobody asks any more: raises EOFError, or ConnectionError."""
+        self._channel.send(Ready(environment_of(self._device)))
+        self._report_memory()
         while True:
             for request in self._channel.requests(wait=not self._scheduler):
                 self._handle(request)
             self._scheduler.step()
-            outcomes, chunks = self._scheduler.outcomes(), self._scheduler.reports
-            if outcomes or len(chunks) >= CHUNKS_UNTIL_WORD or (chunks and self._is_overdue()):
-                self._scheduler.reports = []
-                self._channel.send(Progress(outcomes, chunks))
-                self._spoke = time.monotonic()
-                if self._spoke - self._weighed > SECONDS_UNTIL_MEMORY:
-                    self._tell_memory()
-
-    def _tell_memory(self) -> None:
-        self._weighed = time.monotonic()
-        self._channel.send(Memory(_held_bytes(self._device)))
-
-    def _is_overdue(self) -> bool:
-        return time.monotonic() - self._spoke > SECONDS_UNTIL_WORD
+            self._report()
 
     def _handle(self, request: Request) -> None:
         match request:
-            case Explain(conditions=Conditions() as conditions):
-                self._repeat(request, conditions)
-            case Explain(task, folder, plan, priority, deadline):
-                model = self._models.get(folder)
-                self._start(task, model, explain(plan, model) if model else None, priority, deadline)
-            case Predict(task, folder, row, deadline):
-                self._start(task, self._models.get(folder), predict(row), Priority.INTERACTIVE, deadline)
+            case Explain() | Predict():
+                self._begin(request)
             case Cancel(task):
                 self._scheduler.cancel(task)
-            case Load(folder, known, shapes):
-                try:
-                    model = put_on_device(folder, self._device, known, shapes)
-                except CatalogError as error:
-                    LOG.error("%s@%s cannot be loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
-                    self._channel.send(LoadFailed(folder, told(error)))
-                except Exception as error:
-                    LOG.exception("a model could not be loaded")
-                    name = type(error).__name__  # what it says may hold paths of this machine; it is in the log
-                    self._channel.send(LoadFailed(folder, f"the model cannot be loaded: {name}"))
-                else:
-                    self._forget_other_shapes(folder)
-                    self._models[folder] = model
-                    gc.collect()
-                    gc.freeze()  # modules and models stay; a full collection need not walk them
-                    self._channel.send(_loaded(folder, model))
-                    self._tell_memory()
-            case Attach():
-                self._channel.send(self._attach(request))
+            case Load() | Attach():
+                self._channel.send(self._prepare(request))
+                self._report_memory()
             case Detach(digest):
-                self._detach(digest)
-            case Unload(folder):
-                self._forget_other_shapes(folder)
-                self._models.pop(folder, None)
+                self._models.detach(digest)
+            case Unload(version):
+                self._models.unload(version)
 
-    def _attach(self, request: Attach) -> Attached:
-        model = self._models.get(request.folder)
-        if model is None:
-            return Attached(request.folder, request.digest, {}, "the model version is not loaded")
+    def _begin(self, request: Explain | Predict) -> None:
+        """Has the scheduler compute it, from its next chunk on."""
         try:
-            rows = read_baseline_rows(request.place, model.manifest, request.baseline, model.row_type)
+            live = self._models.begin(request, time.monotonic())
+        except AnswerableError as error:
+            self._failed.append(Failed(request.task, error))
+        else:
+            self._scheduler.add(live)
+
+    def _prepare(self, request: Load | Attach) -> VersionLoaded | SetAttached | Refused:
+        """Loads a version or attaches a set; whatever is wrong with their files, the worker goes on."""
+        try:
+            if isinstance(request, Attach):
+                outputs = self._models.attach(request.version, request.baseline, request.known)
+                return SetAttached(request.task, outputs)
+            loaded = self._models.load(request.version, request.source, request.known, request.shapes)
         except CatalogError as error:
-            return Attached(request.folder, request.digest, {}, str(error))
-        model = with_baseline(model, request.digest, rows.astype(np.float64), request.known)
-        self._forget_other_shapes(request.folder)  # which do not have it
-        self._models[request.folder] = model
-        return Attached(request.folder, request.digest, _told_outputs(model.baselines[request.digest]))
-
-    def _detach(self, digest: str) -> None:
-        for folder, model in self._models.items():
-            listed = {baseline_digest(baseline) for baseline in model.manifest.baselines}
-            if digest in model.baselines.keys() - listed:
-                self._forget_other_shapes(folder)  # which have it, too
-                self._models[folder] = without_baseline(model, digest)
-
-    def _repeat(self, request: Explain, conditions: Conditions) -> None:
-        """Starts an explanation at the shapes, and with the deadline, of an earlier one."""
-        task, plan = request.task, request.plan
-        model = self._models.get(request.folder)
-        if model is None:
-            self._start(task, None, None, request.priority, None)
-            return
-        try:
-            model = self._at(request.folder, model, conditions.shapes)
+            LOG.error("%s cannot be loaded: %s", request.version, error)  # noqa: TRY400
+            return Refused(request.task, told(error))
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = DeviceOutOfMemory(f"the device has not the memory for chunks of {conditions.shapes} rows")
-            self._channel.send(Progress([Failed(task, failure)], []))
+            LOG.exception("a model could not be loaded")
+            name = type(error).__name__  # what it says may hold paths of this machine; it is in the log
+            return Refused(request.task, f"the model cannot be loaded: {name}")
+        tuning.model_is_loaded()
+        return VersionLoaded(request.task, loaded)
+
+    def _report(self) -> None:
+        """Sends what ended, and the chunks that were computed, unless it can wait for more of them."""
+        outcomes, chunks = [*self._failed, *self._scheduler.outcomes()], self._scheduler.reports
+        now = time.monotonic()
+        is_due = len(chunks) >= REPORTED_CHUNKS or (chunks and now - self._reported > REPORT_SECONDS)
+        if not (outcomes or is_due):
             return
-        steps = explain(plan, model)
-        answers = conditions.answers
-        self._start(task, model, steps if answers is None else interrupted(steps, answers), request.priority, None)
+        self._failed, self._scheduler.reports = [], []
+        self._channel.send(Progress(outcomes, chunks))
+        self._reported = now
+        if now - self._memory_reported > MEMORY_SECONDS:
+            self._report_memory()
 
-    def _at(self, folder: Path, model: DeviceModel, shapes: ChunkShapes) -> DeviceModel:
-        """The model at these shapes, the last few of which are kept. Raises torch.OutOfMemoryError."""
-        if shapes == model.shapes:
-            return model
-        name = folder, shapes
-        if name not in self._at_other_shapes:
-            found = model.at(shapes)
-            if len(self._at_other_shapes) >= MOST_OTHER_SHAPES:
-                del self._at_other_shapes[next(iter(self._at_other_shapes))]
-            self._at_other_shapes[name] = found
-        return self._at_other_shapes[name]
-
-    def _forget_other_shapes(self, folder: Path) -> None:
-        self._at_other_shapes = {name: model for name, model in self._at_other_shapes.items() if name[0] != folder}
-
-    def _start(
-        self,
-        task: int,
-        model: DeviceModel | None,
-        steps: Steps | None,
-        priority: Priority,
-        deadline: float | None,
-    ) -> None:
-        if model is None or steps is None:
-            self._channel.send(Progress([Failed(task, ModelNotReady("the model version is not loaded"))], []))
-            return
-        live = Live(task, steps, model.kernels, str(model.key), priority, deadline, time.monotonic())
-        self._scheduler.add(live)
-
-
-def _loaded(folder: Path, model: DeviceModel) -> Loaded:
-    outputs = {digest: _told_outputs(baseline) for digest, baseline in model.baselines.items()}
-    return Loaded(
-        folder,
-        model.key,
-        outputs,
-        model.shapes,
-        model.traits,
-        model.parity,
-        model.chunk_seconds,
-        model.row_type.name,
-    )
-
-
-def _told_outputs(baseline: PreparedBaseline) -> dict[OutputSpace, Floats]:
-    """The outputs over the rows and, last, over their mean."""
-    return {
-        space: np.concatenate([values, baseline.center_outputs[space][None]])
-        for space, values in baseline.outputs.items()
-    }
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    return {
-        "answerable": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # its own type would have the front import torch to read it
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "scikit-image": _version_of("scikit-image"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "cuda": torch.version.cuda or "none",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "dtype": "float32",
-        "mkl_cbwr": os.environ.get("MKL_CBWR", "default"),
-        "deterministic": str(torch.are_deterministic_algorithms_enabled()),
-    }
-
-
-def _held_bytes(device: torch.device) -> int:
-    """What the process has taken of its device: CUDA's memory with what the allocator keeps, or resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.memory_reserved(device)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
-def _processor() -> str:
-    """The name of the CPU, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def set_up_torch() -> None:
-    """The same bits each time, in full precision; with one thread on the host, where breakpoints are found also when
-    gradients are computed on a GPU: how several divide a product changes its last bits."""
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms, but it imports torch's compiler
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_num_threads(1)
+    def _report_memory(self) -> None:
+        self._memory_reported = time.monotonic()
+        self._channel.send(Memory(used_bytes(self._device)))
 
 
 def main(connection: socket.socket) -> None:
     """The process's main function."""
     device = best_device()
-    sys.setswitchinterval(SWITCH_SECONDS)
+    tuning.share_interpreter()
     set_up_torch()
     with contextlib.suppress(EOFError, ConnectionError):
-        Worker(connection, device).run()
+        Worker(SocketChannel(connection), device).run()

@@ -36,6 +36,7 @@ from service.lifecycle.checking.assessing import assess
 from service.lifecycle.checking.checks import Report
 from service.lifecycle.checking.limits import Limits
 from service.lifecycle.checking.trial import Trial, load_trial
+from service.processes.tuning import HOST_THREADS
 
 LEAST_SHOWN = 5e-4
 """What three digits show."""
@@ -118,7 +119,7 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
 
 
 def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added:
-    torch.set_num_threads(1)
+    torch.set_num_threads(HOST_THREADS)
     trial = load_trial(folder, torch.device("cpu"))
     try:
         example = trial.sample(0, seed=0)

@@ -25,6 +25,7 @@ from service.errors import CatalogError
 from service.lifecycle.checking.checks import Report, check
 from service.lifecycle.checking.limits import ROWS, Limits
 from service.lifecycle.checking.tables import findings_body
+from service.processes.tuning import HOST_THREADS
 
 LEAST_URGENT = 19
 
@@ -68,7 +69,7 @@ def _files(folder: Path) -> tuple[ModelKey, str] | None:
 def main() -> int:
     """Checks as the command does that names no options. 0 where a verdict was kept."""
     os.nice(LEAST_URGENT)
-    torch.set_num_threads(1)
+    torch.set_num_threads(HOST_THREADS)
     data, folder, *against = map(Path, sys.argv[1:])
     with ending_with_whoever_asked(sys.stdin.fileno()):
         _, assessment = assess(folder, against[0] if against else None, Limits(), ROWS, seed=0)

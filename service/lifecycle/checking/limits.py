@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 ROWS = 128
 """In the sample, where nothing else is asked for."""
@@ -10,12 +10,10 @@ ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of the checks, which are options of the command."""
+    """The limits of the checks, which are options of the command: shares of rows, and rank correlations."""
 
-    least_converged: float = field(default=1.0, metadata={"help": "share of rows explained within the tolerance"})
-    most_flagged: float = field(
-        default=0.25, metadata={"help": "share of rows that the protected features' rule flags"}
-    )
-    least_stability: float = field(default=0.7, metadata={"help": "rank correlation under other baselines"})
-    least_correlation: float = field(default=0.8, metadata={"help": "rank correlation with the earlier version"})
-    most_flipped: float = field(default=0.05, metadata={"help": "share of rows predicted otherwise than before"})
+    least_converged: float = 1.0
+    most_flagged: float = 0.25
+    least_stability: float = 0.7
+    least_correlation: float = 0.8
+    most_flipped: float = 0.05

@@ -27,7 +27,7 @@ from service.methods.questions import (
 )
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_PANELS, GAUSS_NODES, next_aim, refine
-from service.numerics.errors import RESOLUTION, rounding_error
+from service.numerics.errors import RESOLUTION, PieceGradients, rounding_error
 from service.numerics.links import PROBABILITIES, piece_slopes, spread
 from service.numerics.quadrature import softmax_piece_weights
 
@@ -64,15 +64,18 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _ExactRule:
-    """The integral as a sum over parts. `middles` [pieces] of the pieces, and the `changes` [pieces] of the output.
+    """The integral as a sum over parts. `middles` and `lengths` [pieces] of the pieces, and the `changes` [pieces] of
+    the output.
 
-    `logits` is how far apart the numbers are that a probability was made of; 0 without one.
+    `spread` is how far apart the logits are that a softmax was taken of, 0 without one, and `largest` the largest.
     """
 
     parts: list[_Part]
     middles: Floats
+    lengths: Floats
     changes: Floats
-    logits: float
+    spread: float
+    largest: float
 
     @property
     def gradients(self) -> int:
@@ -88,13 +91,15 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
     length, middles = length[keep], (found.alphas[:-1] + found.alphas[1:])[keep] / 2
     start, end = found.logits[:-1][keep].astype(np.float64), found.logits[1:][keep].astype(np.float64)
     every = np.arange(len(length))
+    largest = float(np.abs(found.logits).max())
     if not problem.is_linked:
         changes = problem.logit_of(end) - problem.logit_of(start)
-        return _ExactRule([_Part(problem.logit_readout, problem.target, every, length)], middles, changes, 0.0)
+        part = _Part(problem.logit_readout, problem.target, every, length)
+        return _ExactRule([part], middles, length, changes, 0.0, largest)
     link = problem.traits.link
     apart = spread(link, found.logits)
     if link is Link.SOFTMAX and problem.labels == 2:
-        return _of_two_labels(problem, start, end, length, middles, apart)
+        return _of_two_labels(problem, start, end, length, middles, apart, largest)
     slopes = piece_slopes(link, start, end, length, problem.target)
     changes = read_target(PROBABILITIES[link](end), problem.target) - read_target(
         PROBABILITIES[link](start), problem.target
@@ -104,11 +109,11 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
         _Part(Readout.LOGIT, label, np.flatnonzero(counts[:, label]), slopes[counts[:, label], label])
         for label in range(problem.labels)
     ]
-    return _ExactRule([part for part in parts if len(part.piece)], middles, changes, apart)
+    return _ExactRule([part for part in parts if len(part.piece)], middles, length, changes, apart, largest)
 
 
 def _of_two_labels(
-    problem: Problem, start: Floats, end: Floats, length: Floats, middles: Floats, apart: float
+    problem: Problem, start: Floats, end: Floats, length: Floats, middles: Floats, apart: float, largest: float
 ) -> _ExactRule:
     """Of two labels that share a softmax: one gradient a piece, that of the log-odds, which all depends on."""
     target = problem.target_index
@@ -117,7 +122,8 @@ def _of_two_labels(
     if isinstance(problem.target, Contrast):
         weights = 2 * weights  # p_t - p_other = 2 p_t - 1
     changes = weights / length * (behind - before)
-    return _ExactRule([_Part(Readout.MARGIN, target, np.arange(len(length)), weights)], middles, changes, apart)
+    part = _Part(Readout.MARGIN, target, np.arange(len(length)), weights)
+    return _ExactRule([part], middles, length, changes, apart, largest)
 
 
 def _counting(slopes: Floats) -> NDArray[np.bool_]:
@@ -145,17 +151,26 @@ def _exact(problem: Problem, rule: _ExactRule) -> Method:
     integrals = np.bincount(piece, weights * known.derivatives, minlength=len(rule.changes))
     values = known.weighted_sum(weights)
     missed = problem.output - problem.center_output - float(values.sum())
+    lengths = rule.lengths[piece]
+    taken = PieceGradients(
+        start=problem.center,
+        end=problem.input,
+        contributions=known.contributions,
+        weights=weights,
+        slopes=weights / lengths,
+        changes=known.derivatives * lengths,
+        follows=np.diff(piece, prepend=-1) == 1,
+    )
     return Attribution(
         values=values,
         baseline_output=problem.center_output,
         completeness=Completeness.EXACT,
         path_error=rounding_error(
-            values,
-            problem.center,
-            problem.input,
+            taken,
             rule.changes - integrals,
             missed,
-            rule.logits,
+            rule.spread,
+            rule.largest,
             has_double_rows=problem.traits.has_double_rows,
         ),
         evaluations=rule.gradients,

@@ -25,7 +25,7 @@ START = """
 import sys, pathlib, torch
 from service.domain import ChunkShapes
 from service.engine.worker.device import put_on_device
-from service.engine.worker.worker import set_up_torch
+from service.engine.worker.environment import set_up_torch
 from tests.conftest import MODELS
 set_up_torch()
 put_on_device(pathlib.Path(sys.argv[1]), torch.device("cpu"), {}, ChunkShapes(4, 8))

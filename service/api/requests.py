@@ -1,0 +1,33 @@
+"""The request that a route's handler gets."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from service.access.callers import Caller
+from service.api.services import Services
+from service.api.traffic import ObservedRequest
+from service.ledger.entries import RequestKey
+
+
+class ApiRequest(Request):
+    """A request that its route has let through.
+
+    `caller` is who sent it; a public route has none. `key` is its `Idempotency-Key`, where the route takes one and the
+    request has one.
+    """
+
+    caller: Caller
+    key: RequestKey | None = None
+
+    @property
+    def services(self) -> Services:
+        """What the service consists of."""
+        services: Services = self.app.state.services
+        return services
+
+    @property
+    def observed(self) -> ObservedRequest:
+        """What the log, the metrics and the traces say of this request; the handler fills it in."""
+        observed: ObservedRequest = self.scope["state"].setdefault("observed", ObservedRequest())
+        return observed

@@ -1,0 +1,43 @@
+"""The options that several commands have, each declared once, and the settings that come of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.settings import Settings, read_settings
+
+
+def _inherit(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """The option's value, or that of the same option before the action: `models --models FOLDER list`."""
+    above = context.parent
+    while value is None and above is not None:
+        value = above.params.get(str(parameter.name))
+        above = above.parent
+    return value
+
+
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="The folder of the embedded stores and of the keys' files.", show_default=".answerable"
+    ),
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(help="The ledger's database, PostgreSQL or SQLite.", show_default="SQLite in --data"),
+]
+ModelsFolder = Annotated[
+    Path | None,
+    typer.Option("--models", callback=_inherit, help="The folder of models.", show_default="models"),
+]
+
+
+def settings_with(**options: Any) -> Settings:
+    """The settings of the environment and of `.env`, but those options that were given; None is one that was not.
+
+    Raises SetupError.
+    """
+    return read_settings({name: value for name, value in options.items() if value is not None})
