@@ -1,0 +1,31 @@
+"""Predictions and targets of every kind of output, as replies and records have them, and which kind a recorded one is.
+
+Another kind has classes of its own in its file, and a place in the unions and in the two functions here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.catalog.outputs.classes import ClassPrediction
+from service.catalog.outputs.kind import LabelTarget, Space
+from service.catalog.outputs.labels import LabelsPrediction
+from service.catalog.outputs.values import ValuesPrediction, ValueTarget
+
+__all__ = ["AnyPrediction", "AnyTarget", "Space", "prediction_kind", "target_kind"]
+
+AnyPrediction = ClassPrediction | LabelsPrediction | ValuesPrediction
+AnyTarget = LabelTarget | ValueTarget
+
+
+def prediction_kind(content: Mapping[str, Any]) -> type[AnyPrediction]:
+    """Which of the kinds a recorded prediction is of."""
+    if "values" in content:
+        return ValuesPrediction
+    return LabelsPrediction if "labels" in content else ClassPrediction
+
+
+def target_kind(content: Mapping[str, Any]) -> type[AnyTarget]:
+    """Which of the kinds a recorded target is of."""
+    return ValueTarget if "value" in content else LabelTarget
