@@ -118,11 +118,6 @@ def read_target(outputs: Floats, target: Target) -> Floats:
     return own
 
 
-def stored_target(stored: int | Mapping[str, int]) -> Target:
-    """The target that was written as JSON. Raises TypeError."""
-    return Contrast(**stored) if isinstance(stored, Mapping) else stored
-
-
 @dataclass(frozen=True)
 class ModelKey:
     """One version of one model; `digest` is that of the artefact in production: of its file, and its architecture."""

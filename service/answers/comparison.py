@@ -101,8 +101,8 @@ def _parted(field: Any) -> tuple[list[Any], object]:
     if isinstance(field, tuple):
         return _joined(map(_parted, field))
     if isinstance(field, Mapping):
-        names = sorted(field)
-        return [field[name] for name in names], names
+        figures, rests = _parted(tuple(field.values()))
+        return figures, [[*field], rests]
     if not is_dataclass(field):
         return ([field], None) if isinstance(field, float | int) else ([], field)
     kind: Any = type(field)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
@@ -39,14 +39,22 @@ _WITHOUT_DEFAULT: Any = _or_absent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedContrast:
+    """Two labels of which the difference is explained."""
+
+    index: Annotated[int, ALWAYS, Field(description="of the label that is explained")]
+    rather_than: Annotated[int, ALWAYS, Field(description="the index of the label that it is compared with")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedParameters:
     """What the request asked for, defaults filled in."""
 
     target: Annotated[
-        int | dict[str, int] | None,
+        int | RecordedContrast | None,
         ALWAYS,
         Field(
-            description="the index of the label or value, with what it is explained `rather_than`; null: the predicted"
+            description="the label's or value's index, perhaps with that of another, `rather_than`; null: the predicted"
         ),
     ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
@@ -213,7 +221,7 @@ def ledger_entry(
         key_id=caller.key_id,
         record=encode(record, sorted_names=True),
         personal=encode(personal),
-        label=prediction.label,
+        label=prediction.recorded_label,
         decision_id=context.decision_id,
         subject=context.subject,
         cohort=context.cohort,
@@ -224,9 +232,15 @@ def ledger_entry(
 
 
 def _parameters(plan: Plan) -> RecordedParameters:
-    noise = plan.noise
+    noise, target = plan.noise, plan.target
+    if isinstance(target, Contrast):
+        target_item: int | RecordedContrast | None = RecordedContrast(
+            index=target.index, rather_than=target.rather_than
+        )
+    else:
+        target_item = target
     return RecordedParameters(
-        target=asdict(plan.target) if isinstance(plan.target, Contrast) else plan.target,
+        target=target_item,
         tolerance=plan.tolerance,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,

@@ -218,7 +218,7 @@ class Repository:
         finally:
             self._loading.discard((key.name, key.version))
         new = {digest: loaded.baseline_outputs[digest] for digest in loaded.baseline_outputs.keys() - outputs.keys()}
-        await self._keep_outputs(key, new)
+        await self._keep_outputs(version, new)
         if loaded.shapes != shapes:
             try:
                 await asyncio.to_thread(self._calibrations.keep, key, self._environment, loaded.shapes)
@@ -368,29 +368,36 @@ class Repository:
         return tuple(given)
 
     async def _give(self, version: ModelVersion, one: KeptSet) -> None:
-        outputs = await self._find_outputs(version.key, one.sha256)
+        outputs = await self._find_outputs(version, one.sha256)
         computed = await self._engine.attach(version.ref, one.listed, outputs)
         if outputs is None:
-            await self._keep_outputs(version.key, {one.listed.digest: computed})
+            await self._keep_outputs(version, {one.listed.digest: computed})
 
     async def _known_outputs(self, version: ModelVersion) -> BaselineOutputs:
         known = {}
         for one in version.manifest.baselines:
-            found = await self._find_outputs(version.key, one.sha256)
+            found = await self._find_outputs(version, one.sha256)
             if found is not None:
                 known[one.digest] = found
         return known
 
-    async def _find_outputs(self, key: ModelKey, sha256: str) -> Outputs | None:
-        found = await asyncio.to_thread(self._outputs.find, key, sha256, self._environment)
+    def _conditions_of(self, version: ModelVersion) -> dict[str, str]:
+        """What the outputs of an artefact depend on besides: the environment, and the link that the manifest names."""
+        outputs = version.manifest.outputs
+        link = f"{outputs.network_link}, of one logit" if outputs.has_one_logit else outputs.network_link.value
+        return {**self._environment, "link": link}
+
+    async def _find_outputs(self, version: ModelVersion, sha256: str) -> Outputs | None:
+        found = await asyncio.to_thread(self._outputs.find, version.key, sha256, self._conditions_of(version))
         self._observe_cache("baselines", "miss" if found is None else "hit")
         return found
 
-    async def _keep_outputs(self, key: ModelKey, outputs: BaselineOutputs) -> None:
+    async def _keep_outputs(self, version: ModelVersion, outputs: BaselineOutputs) -> None:
+        key, conditions = version.key, self._conditions_of(version)
         for digest, found in outputs.items():
             sha256 = digest.removeprefix("sha256:")
             try:
-                await asyncio.to_thread(self._outputs.keep, key, sha256, self._environment, found)
+                await asyncio.to_thread(self._outputs.keep, key, sha256, conditions, found)
             except OSError as error:
                 LOG.warning("the outputs of %s over a baseline set cannot be kept: %s", key, error.strerror)
 

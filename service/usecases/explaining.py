@@ -173,8 +173,8 @@ class Explaining:
         for plan, digest, (explanation, cached, timings), context, spans, own_id in zip(
             plans, digests, results, request.contexts, request.spans_of_each, ids, strict=True
         ):
-            prediction = outputs.prediction(
-                explanation.outputs, plan.output_space, is_truncated=spans is not None and spans.truncated
+            prediction = outputs.prediction_item(
+                explanation.outputs, plan.output_space, truncated=(spans is not None and spans.truncated) or None
             )
             answer = answered(
                 version, plan, explanation, spans, id=own_id, cached=cached, has_channels=parameters.channels
@@ -245,8 +245,8 @@ class Explaining:
             predictions = await _all([self._engine.predict(version.ref, row, left) for row in request.rows])
         return [
             limited_prediction(
-                outputs.prediction(
-                    prediction.outputs[space], space, is_truncated=spans is not None and spans.truncated
+                outputs.prediction_item(
+                    prediction.outputs[space], space, truncated=(spans is not None and spans.truncated) or None
                 ),
                 request.caller.policy,
             )

@@ -24,13 +24,14 @@ from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
 from service.answers.reading import NO_VERSION, personal_of, record_of
-from service.answers.record import Personal, RecordItem
+from service.answers.record import Personal, RecordedContrast, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Conditions,
+    Contrast,
     Explanation,
     ModelKey,
     Noise,
@@ -38,8 +39,8 @@ from service.domain import (
     OptionValue,
     OutputSpace,
     Plan,
+    Target,
     ToleranceOf,
-    stored_target,
 )
 from service.engine.protocol import Engine
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
@@ -135,7 +136,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=None if parameters.target is None else stored_target(parameters.target),
+        target=_target(parameters.target),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -154,6 +155,10 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         errors=bool(parameters.errors),
         schema=record.schema,
     )
+
+
+def _target(recorded: int | RecordedContrast | None) -> Target | None:
+    return Contrast(recorded.index, recorded.rather_than) if isinstance(recorded, RecordedContrast) else recorded
 
 
 def _option(value: Any) -> OptionValue:
@@ -209,7 +214,7 @@ def _computed(
     places = version.manifest.inputs.of_record(personal.content).places
     has_channels = getattr(record.attributions, "channels", None) is not None
     answer = answered(version, plan, explanation, places, id=record.id, cached=False, has_channels=has_channels)
-    prediction = version.manifest.outputs.prediction(
-        explanation.outputs, plan.output_space, is_truncated=places is not None and places.truncated
+    prediction = version.manifest.outputs.prediction_item(
+        explanation.outputs, plan.output_space, truncated=(places is not None and places.truncated) or None
     )
     return Computed(answer, prediction, explanation.rule)

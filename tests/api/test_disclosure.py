@@ -22,7 +22,7 @@ from service.answers.encoding import encode
 from service.answers.explanation import Answered, ExplanationItem
 from service.answers.reading import read
 from service.answers.record import RecordItem
-from service.catalog.outputs.predictions import ClassPrediction
+from service.catalog.outputs.classes import ClassPrediction
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager

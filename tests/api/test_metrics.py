@@ -152,7 +152,7 @@ async def test_no_label_says_anything_of_anybody(
                 labels[name].add(found)
     assert set(labels) <= LABELS
     assert labels["method"] <= {*BY_NAME, "predict", "unknown", "other"}
-    assert labels["model"] <= {"loan", "digits", "unknown"}
+    assert labels["model"] <= {"loan", "digits", "house-price", "unknown"}
     secrets = {*marks.values(), key.id, key.secret, explanation["id"], *fresh}
     for values in labels.values():
         assert not values & secrets

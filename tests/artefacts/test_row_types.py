@@ -189,7 +189,7 @@ def recorded(trial: Trial, instance: object) -> tuple[Explanation, Stored]:
     """An explanation, and what the ledger holds of it."""
     plan = make_plan(trial.version, read_instance(trial.manifest, instance), Parameters())
     found = trial.explained(plan)
-    prediction = trial.version.manifest.outputs.prediction(found.outputs, plan.output_space)
+    prediction = trial.version.manifest.outputs.prediction_item(found.outputs, plan.output_space)
     answer = answered(trial.version, plan, found, id=uuid7(), cached=False)
     entry = ledger_entry(trial.version, plan, plan.digest(), found, prediction, answer, Caller("t", "k"), Context())
     return found, Stored(**vars(entry), seq=1, leaf=b"", logged=b"", opened=entry.personal)

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from service.catalog.outputs.kind import PREDICTED, KnownOutputs, OutputKind, Outputs, are_finite
-from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, ClassPrediction, LabelTarget
+from service.access.visibility import ALWAYS, OUTPUTS
+from service.catalog.outputs.kind import (
+    PREDICTED,
+    TRUNCATED,
+    KnownOutputs,
+    LabelTarget,
+    OutputKind,
+    Outputs,
+    PredictionItem,
+    Space,
+    are_finite,
+)
 from service.domain import Contrast, Link, OutputSpace, Target
 from service.errors import Kind, invalid, pointer_to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassPrediction(PredictionItem):
+    """What the deployed artefact answers; no label where it answered no finite numbers."""
+
+    label: Annotated[str | None, ALWAYS, Field(description="the label of the largest output")] = None
+    index: Annotated[int | None, ALWAYS, Field(description="the label's place among the model's labels, from 0")] = None
+    outputs: Annotated[
+        tuple[float, ...],
+        OUTPUTS,
+        Field(description="one for each label; empty where they are not finite, or not shown"),
+    ]
+    output_space: Annotated[Space, ALWAYS, Field(description="what the outputs are")]
+    truncated: Annotated[bool | None, ALWAYS, TRUNCATED] = None
+
+    @property
+    def recorded_label(self) -> str | None:
+        return self.label
 
 
 class Classes(OutputKind):
@@ -83,19 +113,15 @@ class Classes(OutputKind):
             return 1
         return -1 if other == adverse or len(self.labels) == 2 else None
 
-    def target_item(self, target: Target) -> AnyTarget:
+    def target_item(self, target: Target) -> LabelTarget:
         if isinstance(target, Contrast):
             label, other = self.labels[target.index], self.labels[target.rather_than]
             return LabelTarget(index=target.index, label=label, rather_than=other)
         return LabelTarget(index=target, label=self.labels[target])
 
-    def target_text(self, target: Target) -> str:
-        if isinstance(target, Contrast):
-            return f"{self.labels[target.index]} rather than {self.labels[target.rather_than]}"
-        return self.labels[target]
-
-    def prediction(self, outputs: Outputs | None, space: OutputSpace, *, is_truncated: bool = False) -> AnyPrediction:
-        truncated = is_truncated or None
+    def prediction_item(
+        self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None
+    ) -> ClassPrediction:
         if outputs is None or not are_finite(outputs):
             return ClassPrediction(outputs=(), output_space=space.value, truncated=truncated)
         index = max(range(len(outputs)), key=outputs.__getitem__)

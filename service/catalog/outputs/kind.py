@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from reprlib import repr as abridged
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.access.visibility import ALWAYS
 from service.catalog.nearest import did_you_mean, known
-from service.catalog.outputs.predictions import AnyPrediction, AnyTarget
 from service.domain import Floats, Link, OutputSpace, Target
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 
@@ -45,6 +45,41 @@ class KnownOutputs:
     adverse: str | None
     tensors: Mapping[str, str]
     has_one_logit: bool = False
+
+
+Space = Literal["probability", "logit", "value"]
+TRUNCATED = Field(description="true where a text or a file was longer than the model takes")
+"""Of predictions of every kind."""
+
+
+class PredictionItem:
+    """What the deployed artefact answers, as replies and records have it; each kind has a class of its own.
+
+    Fields with the default None are left out where they are None; the marks say what of them a policy shows.
+    """
+
+    __slots__ = ()
+
+    @property
+    def recorded_label(self) -> str | None:
+        """The label by which records of it are found; None where there is none."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTarget:
+    """The label whose output is explained, perhaps as compared with another's."""
+
+    index: Annotated[int, ALWAYS, Field(description="its place among the model's labels, from 0")]
+    label: Annotated[str, ALWAYS, Field(description="its name")]
+    rather_than: Annotated[
+        str | None, ALWAYS, Field(description="the label whose output is taken away from this one's")
+    ] = None
+
+    @property
+    def text(self) -> str:
+        """As people are told it."""
+        return self.label if self.rather_than is None else f"{self.label} rather than {self.rather_than}"
 
 
 class OutputKind(BaseModel):
@@ -135,19 +170,12 @@ class OutputKind(BaseModel):
         """1 where a larger explained number is bad news, -1 where a smaller one is, None where neither is said."""
         raise NotImplementedError
 
-    def target_item(self, target: Target) -> AnyTarget:
-        """The target as answers and records have it."""
+    def target_item(self, target: Target) -> Any:
+        """The target as answers and records have it; its `text` is what people are told."""
         raise NotImplementedError
 
-    def target_text(self, target: Target) -> str:
-        """The target as people are told it."""
-        raise NotImplementedError
-
-    def prediction(self, outputs: Outputs | None, space: OutputSpace, *, is_truncated: bool = False) -> AnyPrediction:
-        """An item of `predictions`; None stands for outputs that are no finite numbers.
-
-        `is_truncated` says that more was sent than the model takes.
-        """
+    def prediction_item(self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None) -> Any:
+        """An item of `predictions`; None stands for outputs that are no finite numbers."""
         raise NotImplementedError
 
     def prediction_text(self, prediction: Mapping[str, Any]) -> str:

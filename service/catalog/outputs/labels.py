@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from service.catalog.outputs.kind import PREDICTED, KnownOutputs, OutputKind, Outputs, are_finite
-from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, LabelsPrediction, LabelTarget
+from service.access.visibility import ALWAYS, OUTPUTS
+from service.catalog.outputs.kind import (
+    PREDICTED,
+    TRUNCATED,
+    KnownOutputs,
+    LabelTarget,
+    OutputKind,
+    Outputs,
+    PredictionItem,
+    Space,
+    are_finite,
+)
 from service.domain import Contrast, Link, OutputSpace, Target
 
 THRESHOLD = 0.5
 Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelsPrediction(PredictionItem):
+    """What the deployed artefact answers where several labels may be right at once."""
+
+    label: Annotated[
+        str | None, ALWAYS, Field(description="the likeliest of `labels`, by which records are found; absent for none")
+    ] = None
+    labels: Annotated[
+        tuple[str, ...], ALWAYS, Field(description="those over their thresholds, the likeliest first; perhaps none")
+    ]
+    outputs: Annotated[
+        tuple[float, ...],
+        OUTPUTS,
+        Field(description="one for each label of the model; empty where they are not finite, or not shown"),
+    ]
+    output_space: Annotated[Space, ALWAYS, Field(description="what the outputs are")]
+    truncated: Annotated[bool | None, ALWAYS, TRUNCATED] = None
+
+    @property
+    def recorded_label(self) -> str | None:
+        return self.label
 
 
 class Labels(OutputKind):
@@ -59,24 +93,22 @@ class Labels(OutputKind):
     def adverse_sign(self, target: Target) -> int | None:
         return 1 if self.adverse is not None and target == self.labels.index(self.adverse) else None
 
-    def target_item(self, target: Target) -> AnyTarget:
+    def target_item(self, target: Target) -> LabelTarget:
         assert not isinstance(target, Contrast)
         return LabelTarget(index=target, label=self.labels[target])
 
-    def target_text(self, target: Target) -> str:
-        assert not isinstance(target, Contrast)
-        return self.labels[target]
-
-    def prediction(self, outputs: Outputs | None, space: OutputSpace, *, is_truncated: bool = False) -> AnyPrediction:
-        """`labels` are those over their thresholds, the likeliest first; `label` is the first of them."""
-        answered = tuple(outputs) if outputs is not None and are_finite(outputs) else ()
-        labels = tuple(self._predicted(answered, space))
+    def prediction_item(
+        self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None
+    ) -> LabelsPrediction:
+        if outputs is None or not are_finite(outputs):
+            return LabelsPrediction(labels=(), outputs=(), output_space=space.value, truncated=truncated)
+        labels = tuple(self._predicted(outputs, space))
         return LabelsPrediction(
             label=labels[0] if labels else None,
             labels=labels,
-            outputs=answered,
+            outputs=tuple(outputs),
             output_space=space.value,
-            truncated=is_truncated or None,
+            truncated=truncated,
         )
 
     def prediction_text(self, prediction: Mapping[str, Any]) -> str:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from service.access.visibility import ALWAYS, OUTPUTS_BY_NAME
 from service.catalog.outputs.kind import (
     PREDICTED,
     SHARE_OF_SPREAD,
+    TRUNCATED,
     KnownOutputs,
     OutputKind,
     Outputs,
+    PredictionItem,
+    Space,
     are_finite,
 )
-from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, ValuesPrediction, ValueTarget
 from service.domain import Contrast, Floats, Link, OutputSpace, Target
 
 MIN_SHARE = 1e-6
@@ -58,6 +62,34 @@ class Bound(BaseModel):
     def text(self) -> str:
         """As people are told it."""
         return f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValuesPrediction(PredictionItem):
+    """The values that the deployed artefact answers."""
+
+    values: Annotated[
+        dict[str, float],
+        OUTPUTS_BY_NAME,
+        Field(description="each by its name; empty where they are not finite, or not shown"),
+    ]
+    units: Annotated[dict[str, str], ALWAYS, Field(description="of the values, by name; `1` for none")]
+    output_space: Annotated[Space, ALWAYS, Field(description="what the values are told in")]
+    truncated: Annotated[bool | None, ALWAYS, TRUNCATED] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueTarget:
+    """The value that is explained."""
+
+    index: Annotated[int, ALWAYS, Field(description="its place among the model's values, from 0")]
+    value: Annotated[str, ALWAYS, Field(description="its name")]
+    unit: Annotated[str, ALWAYS, Field(description="of the value, and so of its attributions; `1` for none")]
+
+    @property
+    def text(self) -> str:
+        """As people are told it."""
+        return self.value
 
 
 class Values(OutputKind):
@@ -116,21 +148,19 @@ class Values(OutputKind):
             return None
         return 1 if self.adverse.above is not None else -1
 
-    def target_item(self, target: Target) -> AnyTarget:
+    def target_item(self, target: Target) -> ValueTarget:
         assert not isinstance(target, Contrast)
         return ValueTarget(index=target, value=self.values[target].name, unit=self.values[target].unit)
 
-    def target_text(self, target: Target) -> str:
-        assert not isinstance(target, Contrast)
-        return self.values[target].name
-
-    def prediction(self, outputs: Outputs | None, space: OutputSpace, *, is_truncated: bool = False) -> AnyPrediction:
+    def prediction_item(
+        self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None
+    ) -> ValuesPrediction:
         answered = outputs if outputs is not None and are_finite(outputs) else ()
         return ValuesPrediction(
             values=dict(zip(self.names, answered, strict=False)),
             units={value.name: value.unit for value in self.values},
             output_space=space.value,
-            truncated=is_truncated or None,
+            truncated=truncated,
         )
 
     def prediction_text(self, prediction: Mapping[str, Any]) -> str:

@@ -238,7 +238,7 @@ def test_every_figure_speaks_of_features(trial: Trial, method: str) -> None:
 def test_the_record_has_the_instance_as_it_came(trial: Trial) -> None:
     plan = make_plan(trial.version, read_instance(trial.manifest, {**EXAMPLE, "purpose": None}), Parameters())
     explanation = trial.explained(plan)
-    prediction = trial.version.manifest.outputs.prediction(explanation.outputs, plan.output_space)
+    prediction = trial.version.manifest.outputs.prediction_item(explanation.outputs, plan.output_space)
     answer = answered(trial.version, plan, explanation, id=uuid7(), cached=False)
     whom = Caller("t", "k"), Context()
     entry = ledger_entry(trial.version, plan, plan.digest(), explanation, prediction, answer, *whom)

@@ -220,8 +220,8 @@ def recorded(trial: Trial) -> tuple[Entry, dict[str, Any]]:
     spans = row.places
     plan = make_plan(trial.version, row.values, Parameters())
     explanation = trial.explained(plan)
-    prediction = trial.version.manifest.outputs.prediction(
-        explanation.outputs, plan.output_space, is_truncated=spans is not None and spans.truncated
+    prediction = trial.version.manifest.outputs.prediction_item(
+        explanation.outputs, plan.output_space, truncated=(spans is not None and spans.truncated) or None
     )
     answer = answered(trial.version, plan, explanation, spans, id=uuid7(), cached=False)
     context = Caller("tenant", "key"), Context()

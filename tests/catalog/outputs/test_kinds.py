@@ -12,12 +12,15 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 import service
-from service.answers.encoding import encode
+from service.access.permissions import Policy
+from service.answers.disclosure import limited_prediction
+from service.answers.encoding import encode, to_json
+from service.answers.reading import read
 from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.kind import OutputKind
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.predictions import AnyPrediction, prediction_kind, target_kind
 from service.catalog.review_rules import Review, parts_of
-from service.domain import Contrast, OutputSpace
+from service.domain import Contrast, OutputSpace, Target
 from service.errors import InvalidRequest
 
 P, Z, V = OutputSpace.PROBABILITY, OutputSpace.LOGIT, OutputSpace.VALUE
@@ -89,23 +92,45 @@ def shown(prediction: AnyPrediction) -> dict[str, Any]:
 
 
 def test_predictions_say_what_the_outputs_mean() -> None:
-    assert shown(declared(CLASSES).prediction([0.2, 0.7, 0.1], P)) == {
+    assert to_json(declared(CLASSES).prediction_item([0.2, 0.7, 0.1], P)) == {
         "label": "b",
         "index": 1,
-        "outputs": [0.2, 0.7, 0.1],
+        "outputs": (0.2, 0.7, 0.1),
         "output_space": "probability",
     }
-    several = shown(declared(LABELS).prediction([0.9, 0.3, 0.4], P))
-    assert (several["labels"], several["label"]) == (["a", "b"], "a")
-    none = shown(declared(LABELS).prediction([0.1, 0.1, 0.4], P))
-    assert none["labels"] == []
-    assert "label" not in none
-    assert shown(declared(VALUES).prediction([231000.0, 12.0], V)) == {
+    several = declared(LABELS).prediction_item([0.9, 0.3, 0.4], P)
+    assert (several.labels, several.label, several.recorded_label) == (("a", "b"), "a", "a")
+    none = declared(LABELS).prediction_item([0.1, 0.1, 0.4], P)
+    assert to_json(none) == {"labels": (), "outputs": (0.1, 0.1, 0.4), "output_space": "probability"}
+    values = declared(VALUES).prediction_item([231000.0, 12.0], V)
+    assert to_json(values) == {
         "values": {"price": 231000.0, "days": 12.0},
         "units": {"price": "USD", "days": "1"},
         "output_space": "value",
     }
-    assert shown(declared(VALUES).prediction(None, V))["values"] == {}
+    assert values.recorded_label is None
+    assert declared(VALUES).prediction_item(None, V).values == {}
+
+
+@pytest.mark.parametrize("declaration", [CLASSES, LABELS, VALUES], ids=["classes", "labels", "values"])
+def test_what_was_recorded_is_read_as_what_it_was(declaration: dict[str, Any]) -> None:
+    kind = declared(declaration)
+    prediction = kind.prediction_item([0.5, 0.25, 0.125][: len(kind.names)], kind.default_space)
+    written = orjson.loads(encode(prediction))
+    assert read(prediction_kind(written), written) == prediction
+    targets: list[Target] = [0, 1, *([Contrast(2, 0)] if declaration is CLASSES else [])]
+    for target in targets:
+        item = kind.target_item(target)
+        written = orjson.loads(encode(item))
+        assert read(target_kind(written), written) == item
+
+
+def test_values_are_hidden_and_rounded_as_outputs_are() -> None:
+    prediction = declared(VALUES).prediction_item([231456.0, 12.5], V)
+    assert limited_prediction(prediction, Policy(outputs=False)).values == {}
+    rounded = limited_prediction(prediction, Policy(digits=2))
+    assert rounded.values == {"price": 230000.0, "days": 0.0}
+    assert prediction.units == rounded.units
 
 
 def test_labels_over_their_thresholds_are_the_same_in_both_spaces() -> None:
