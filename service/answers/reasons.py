@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import Any
 
 from service.catalog.inputs.features import ReasonGroup
-from service.catalog.manifest import Manifest, TabularInputs
+from service.catalog.inputs.kind import Inputs
+from service.catalog.manifest import Manifest
 from service.domain import Explanation
 
 MOST_REASONS = 4
@@ -30,7 +31,7 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict
     None when the manifest names no adverse label or no reason texts, or the explained output says nothing of it.
     """
     outputs, inputs = manifest.outputs, manifest.inputs
-    if outputs.adverse is None or not isinstance(inputs, TabularInputs) or explanation.attributions is None:
+    if outputs.adverse is None or explanation.attributions is None:
         return None
     if not any(group.reason for group in inputs.reason_groups):
         return None
@@ -55,7 +56,7 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict
     return reasons
 
 
-def _told(inputs: TabularInputs, group: ReasonGroup, moved: Sequence[float], contribution: float) -> dict[str, Any]:
+def _told(inputs: Inputs, group: ReasonGroup, moved: Sequence[float], contribution: float) -> dict[str, Any]:
     """A reason as the reply has it; `features` where there are several, the strongest first."""
     ranked = [inputs.unit_names[place] for place in sorted(group.places, key=moved.__getitem__, reverse=True)]
     said: dict[str, Any] = {"feature": ranked[0]}
@@ -67,5 +68,5 @@ def _told(inputs: TabularInputs, group: ReasonGroup, moved: Sequence[float], con
 
 
 def texts_digest(manifest: Manifest) -> str | None:
-    """The version of the reason texts; None of what is no table."""
-    return manifest.inputs.reason_texts if isinstance(manifest.inputs, TabularInputs) else None
+    """The version of the reason texts; None where there can be none."""
+    return manifest.inputs.reason_texts

@@ -11,11 +11,6 @@ from service.api.auth import CallerOf, needs
 from service.api.model_schemas import ModelReply, ModelsReply
 from service.api.problems import answers
 from service.catalog.assessments import Assessment
-from service.catalog.inputs.features import Feature, Unit
-from service.catalog.inputs.image import ImageInputs
-from service.catalog.inputs.image_files import described
-from service.catalog.inputs.kind import Inputs
-from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import PARITY, BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import OutputSpace
@@ -72,7 +67,7 @@ def _described(catalog: Catalog, shown: ModelVersion, tenant: str) -> dict[str, 
         "description": manifest.description,
         "owner": manifest.owner,
         "versions": [_version(version) for version in versions],
-        "inputs": _inputs(manifest.inputs),
+        "inputs": manifest.inputs.described(),
         "outputs": {
             "labels": manifest.outputs.labels,
             "adverse": manifest.outputs.adverse,
@@ -104,36 +99,6 @@ def _check(assessment: Assessment) -> dict[str, Any]:
         "checked": assessment.checked,
         "checks": assessment.checks,
     }
-
-
-def _feature(feature: Feature, unit: Unit) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "name": feature.name,
-        "title": feature.title,
-        "unit": feature.unit,
-        "range": feature.range,
-        "protected": feature.protected or unit.protected,
-    }
-    if feature.categories:
-        del shown["unit"], shown["range"]
-        shown["categories"] = feature.categories
-    if feature.whole:
-        shown["whole"] = True
-    if feature.missing is not None:
-        shown["missing"] = feature.missing
-    return shown if unit.name == feature.name else {**shown, "group": unit.name}
-
-
-def _inputs(inputs: Inputs) -> list[dict[str, Any]]:
-    """The features of a table, each with the group whose attributions it is summed into, if there is one.
-
-    Of images also what becomes of `files`.
-    """
-    if isinstance(inputs, TabularInputs):
-        unit_of = {number: unit for unit in inputs.units for number in unit.members}
-        return [_feature(feature, unit_of[number]) for number, feature in enumerate(inputs.features)]
-    shown = inputs.model_dump(exclude_none=True)
-    return [{**shown, "files": described(inputs)} if isinstance(inputs, ImageInputs) else shown]
 
 
 def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from service.answers.records import whole_record
 from service.catalog.baselines import KeptSets
-from service.catalog.manifest import TabularInputs
+from service.catalog.inputs.kind import Inputs
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Floats, Plan, Prediction
@@ -88,7 +88,7 @@ class Counterfactuals:
         except AnswerableError:
             return _none("the model version is not served here any more")
         inputs, outputs = version.manifest.inputs, version.manifest.outputs
-        if record["model"]["digest"] != version.key.digest or not isinstance(inputs, TabularInputs):
+        if record["model"]["digest"] != version.key.digest or not inputs.named_features:
             return _none("the model version that is served here is another artefact")
         if label != outputs.adverse:
             return _none(f"the prediction is {label}, which is not the adverse label")
@@ -97,7 +97,7 @@ class Counterfactuals:
             baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan, stored.tenant)
         except CatalogError:
             return _none("the baseline set is not here any more")
-        features = inputs.features
+        features = inputs.named_features
         low, high = map(np.array, inputs.bounds)
         moved: list[int] = []
         for reason in record["reasons"][:most]:
@@ -155,14 +155,14 @@ def _none(why: str) -> dict[str, Any]:
     return {"found": False, "why": why}
 
 
-def _members(inputs: TabularInputs, reason: Mapping[str, Any]) -> list[int]:
+def _members(inputs: Inputs, reason: Mapping[str, Any]) -> list[int]:
     """The numbers of the features that a reason speaks of, those of groups included."""
     members = {unit.name: unit.members for unit in inputs.units}
     return [at for name in reason.get("features", [reason["feature"]]) for at in members[name]]
 
 
-def _told(record: Mapping[str, Any], inputs: TabularInputs, way: _Way, step: float, label: str) -> dict[str, Any]:
-    row, features = way.at(step), inputs.features
+def _told(record: Mapping[str, Any], inputs: Inputs, way: _Way, step: float, label: str) -> dict[str, Any]:
+    row, features = way.at(step), inputs.named_features
     codes = {at: reason.get("code") for reason in record["reasons"] for at in _members(inputs, reason)}
     changes = []
     for at in sorted(way.moved, key=list(way.moved).index):

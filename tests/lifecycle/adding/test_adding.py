@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from service.catalog.assessments import Assessments
-from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import Manifest, read_manifest
 from service.cli.baselines import rows_for
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Added, Asked, add_model

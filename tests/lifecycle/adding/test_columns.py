@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from service.catalog.assessments import Assessments
-from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import Manifest, read_manifest
 from service.cli.baselines import rows_for
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Asked, add_model
