@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
 
@@ -68,6 +68,15 @@ class NoiseKind(StrEnum):
 
 OptionValue = str | float | int | tuple[tuple[int, ...], ...]
 """The value of a method's option; the last are groups of features by their numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an explanation belongs to, in the caller's world."""
+
+    decision_id: str | None = None
+    subject: str | None = None
+    cohort: Mapping[str, str] = field(default_factory=dict)
 
 
 class Priority(StrEnum):
@@ -203,6 +212,29 @@ class ToleranceOf(StrEnum):
     COMPLETENESS = "completeness"
 
 
+SCHEMA = 2
+"""Of plans, and of records. It changes where either gets a field, or one that means something else; records of earlier
+schemas are read and replayed. Schema 1 is of plans and records that hold no number."""
+
+FIELDS_OF_SCHEMA_1 = (
+    "model",
+    "method",
+    "options",
+    "input",
+    "target",
+    "output_space",
+    "baseline",
+    "tolerance",
+    "max_evaluations",
+    "seed",
+    "floor",
+    "noise",
+    "tolerance_of",
+    "errors",
+)
+"""In their order, in which a digest takes them."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the numbers of one explanation, and nothing else.
@@ -211,6 +243,7 @@ class Plan:
     `tolerance` bounds the relative error of what `tolerance_of` names; denominators of relative errors are at least
     `floor` (units of the output space; None: one hundredth of the spread of the output over the baseline set).
     `max_evaluations` is the budget in gradient points. `errors` asks for the error of each attribution too.
+    `schema` numbers the form of plans and of the records that hold them.
     """
 
     model: ModelKey
@@ -227,10 +260,15 @@ class Plan:
     noise: Noise | None = None
     tolerance_of: ToleranceOf = ToleranceOf.ATTRIBUTION
     errors: bool = False
+    schema: int = SCHEMA
 
     def digest(self) -> str:
-        """sha256 over every field, the model's digest included: equal digests have equal explanations."""
-        return hashlib.sha256(orjson.dumps(self, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        """sha256 over every field, the model's digest included: equal digests have equal explanations.
+
+        Of a plan that was read from a record of schema 1, it is over the fields that plans had then.
+        """
+        whole = self if self.schema != 1 else {name: getattr(self, name) for name in FIELDS_OF_SCHEMA_1}
+        return hashlib.sha256(orjson.dumps(whole)).hexdigest()
 
 
 @dataclass(frozen=True)

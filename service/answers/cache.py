@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import orjson
@@ -26,7 +27,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.domain import Completeness, Explanation, GroupShare
+from service.answers.reading import read
+from service.domain import Explanation
 
 TIMEOUT_SECONDS = 0.05
 TICKS = 5
@@ -40,6 +42,8 @@ GATHER_SECONDS = 0.02
 MAC_BYTES = 32
 
 RESULT = "answerable:result:"
+
+FIELDS = frozenset(field.name for field in fields(Explanation))
 
 LOG = logging.getLogger("answerable.cache")
 T = TypeVar("T")
@@ -194,7 +198,12 @@ class Cache:
             return None
         try:
             value = read(self._value(tenant, key, content))
-        except (ValueError, TypeError, KeyError):  # not this key's, not ours, or not what this version writes
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+        ):  # not this key's, not ours, or not what this version writes
             self._observe(cache, "foreign")
             return None
         self._observe(cache, "hit")
@@ -271,10 +280,9 @@ def _result_key(tenant: str, plan_digest: str) -> str:
     return RESULT + hashlib.sha256(f"{tenant}\0{plan_digest}".encode()).hexdigest()
 
 
-def _explanation(stored: Any) -> Explanation:
-    for name in ("outputs", "attributions", "standard_error", "shape"):
-        stored[name] = None if stored[name] is None else tuple(stored[name])
-    if stored["interactions"] is not None:
-        stored["interactions"] = tuple(map(tuple, stored["interactions"]))
-    groups = tuple(GroupShare(**{**group, "members": tuple(group["members"])}) for group in stored["groups"])
-    return Explanation(**{**stored, "completeness": Completeness(stored["completeness"]), "groups": groups})
+def _explanation(content: Any) -> Explanation:
+    """Raises TypeError, ValueError or KeyError for what another version of the service wrote."""
+    unknown = content.keys() - FIELDS
+    if unknown:
+        raise ValueError(f"an explanation has no {', '.join(unknown)}")
+    return read(Explanation, content)

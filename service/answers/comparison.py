@@ -1,18 +1,20 @@
 """Two states of one explanation compared: a record, and what is computed now.
 
-They are equal when every bit is. A tolerance applies to values alone, field by field, in sum and relative to the sum of
-their sizes; all else that an explanation says (a label, a shape, a token) must be equal. What the explanation cost and
-how far it is off do not count.
+They are equal when every bit is. A tolerance applies to measured figures alone, field by field, in sum and relative to
+the sum of their sizes; all else that an explanation says (a label, a shape, a token) must be equal. What the
+explanation cost and how far it is off do not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
-import orjson
+from service.access.visibility import marks_of
+from service.answers.encoding import encode, to_json
+from service.answers.explanation import Explained
+from service.catalog.outputs.predictions import AnyPrediction
 
 Numbers = Literal["equal", "within_tolerance", "differ"]
 
@@ -37,75 +39,81 @@ COMPARED = (
 """Of an explanation, everything that was computed."""
 COURSE = frozenset({"completeness_error", "attribution_error", "converged", "reason", "evaluations"})
 """How the numbers came about, not what they say."""
-VALUES_OF_GROUPS = ("dividend", "value")
 
 
-def compared(
-    record: Mapping[str, Any], now: Mapping[str, Any], tolerance: float
-) -> tuple[Numbers, float, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What one of both says: an explanation, the prediction, and the quadrature rule."""
+
+    explanation: Explained
+    prediction: AnyPrediction | None
+    rule: str | None
+
+    def field(self, name: str) -> Any:
+        """One of the fields that are compared."""
+        return getattr(self if name in ("prediction", "rule") else self.explanation, name)
+
+
+def compared(recorded: Computed, now: Computed, tolerance: float) -> tuple[Numbers, float, tuple[str, ...]]:
     """How the numbers of both compare, the largest absolute difference, and the fields that differ."""
-    fields = [name for name in COMPARED if _written(record.get(name)) != _written(now.get(name))]
+    fields = [name for name in COMPARED if _written(recorded.field(name)) != _written(now.field(name))]
     if not fields:
         return "equal", 0.0, ()
-    differences = {name: _difference(name, record.get(name), now.get(name)) for name in fields if name not in COURSE}
-    largest = max((found.largest for found in differences.values()), default=0.0)
-    is_close = all(found.is_of_values and found.total <= tolerance * found.size for found in differences.values())
+    distances = [_distance(recorded.field(name), now.field(name)) for name in fields if name not in COURSE]
+    largest = max((found.largest for found in distances), default=0.0)
+    is_close = all(found.is_of_figures and found.total <= tolerance * found.size for found in distances)
     return "within_tolerance" if is_close else "differ", largest, tuple(fields)
 
 
 def _written(value: object) -> bytes:
     """As the record holds it, so that -0.0 is not 0.0, and 1 is not 1.0."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return encode(value, sorted_names=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Distance:
-    """Between two states of a field: the largest difference of two values, the sum of all, and the sum of the second's
-    absolute values; `is_of_values` says that nothing but values differs."""
+    """Between two states of a field: the largest difference of two figures, the sum of all, and the sum of the second's
+    absolute figures; `is_of_figures` says that nothing but figures differs."""
 
     largest: float
     total: float
     size: float
-    is_of_values: bool
+    is_of_figures: bool
 
 
-def _difference(name: str, recorded: Any, now: Any) -> _Distance:
-    (before, kept), (after, same) = _values_and_rest(name, recorded), _values_and_rest(name, now)
+def _distance(recorded: object, now: object) -> _Distance:
+    (before, rest), (after, same) = _figures_and_rest(recorded), _figures_and_rest(now)
     each = [abs(a - b) for a, b in zip(before, after, strict=False)]
-    is_of_values = len(before) == len(after) and _written(kept) == _written(same)
-    return _Distance(max(each, default=0.0), sum(each), sum(map(abs, after)), is_of_values)
+    is_of_figures = len(before) == len(after) and _written(rest) == _written(same)
+    return _Distance(max(each, default=0.0), sum(each), sum(map(abs, after)), is_of_figures)
 
 
-def _values_and_rest(name: str, field: Any) -> tuple[list[float], object]:
-    """The values of a field, which a tolerance applies to, and the rest of it, which must be equal."""
-    try:
-        values, rest = _parted(name, field)
-    except (KeyError, TypeError, AttributeError):  # a record that was changed may hold anything
-        return [], field
-    return (values, rest) if all(type(value) in (int, float) for value in values) else ([], field)
+def _figures_and_rest(field: Any) -> tuple[list[float], object]:
+    """The figures of a field, which a tolerance applies to, and the rest of it, which must be equal."""
+    figures, rest = _parted(field)
+    are_numbers = all(type(figure) in (int, float) for figure in figures)  # a record may have been changed
+    return (figures, rest) if are_numbers else ([], field)
 
 
-def _parted(name: str, field: Any) -> tuple[list[Any], object]:
-    match name:
-        case "output" | "baseline_output":
-            return [field], None
-        case "attributions" | "standard_error" if isinstance(field, list):
-            return [one["attribution"] for one in field], _without(field, "attribution")
-        case "attributions" | "standard_error" if isinstance(field.get("values"), list):
-            channels = [[value for row in channel for value in row] for channel in field.get("channels", ())]
-            return [*field["values"], *chain(*channels)], [field["shape"], *map(len, channels)]
-        case "attributions" | "standard_error":
-            return [field[feature] for feature in sorted(field)], sorted(field)
-        case "interactions":
-            return [value for row in field for value in row], [len(row) for row in field]
-        case "groups":
-            return [group[of] for group in field for of in VALUES_OF_GROUPS], _without(field, *VALUES_OF_GROUPS)
-        case "noise":
-            return [field["output"]], _without([field], "output")
-        case "prediction":
-            return field["outputs"], _without([field], "outputs")
-    return [], field
+def _parted(field: Any) -> tuple[list[Any], object]:
+    if hasattr(field, "numbers"):
+        return [*field.numbers], field.structure
+    if isinstance(field, tuple):
+        return _joined(map(_parted, field))
+    if not is_dataclass(field):
+        return ([field], None) if isinstance(field, float | int) else ([], field)
+    kind: Any = type(field)
+    shown, marks = to_json(field), marks_of(kind)
+    measured = [name for name in shown if name in marks and marks[name].is_measured]
+    figures, parts = _joined(_parted(shown.pop(name)) for name in measured)
+    return figures, [shown, parts]
 
 
-def _without(items: Sequence[Mapping[str, Any]], *names: str) -> list[dict[str, Any]]:
-    return [{name: value for name, value in item.items() if name not in names} for item in items]
+def _joined(parts: Iterable[tuple[list[Any], object]]) -> tuple[list[Any], object]:
+    """The figures of several parts one after another, and of each how many they were, with its rest."""
+    figures: list[Any] = []
+    rests: list[object] = []
+    for own, rest in parts:
+        figures += own
+        rests.append([len(own), rest])
+    return figures, rests

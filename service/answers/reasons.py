@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
+from service.answers.items import ReasonItem
 from service.catalog.inputs.features import ReasonGroup
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
@@ -25,7 +25,7 @@ from service.domain import Explanation
 MOST_REASONS = 4
 
 
-def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict[str, Any]] | None:
+def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[ReasonItem, ...] | None:
     """The reasons, the strongest first, `MOST_REASONS` at most.
 
     None when the manifest names no adverse label or no reason texts, or the explained output says nothing of it.
@@ -48,23 +48,31 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict
     errors = [math.fsum(known[place] for place in group.places) for group in inputs.reason_groups]
     adverse_ones = [at for at, contribution in enumerate(sums) if contribution > errors[at]]
     adverse_ones.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
-    reasons = [_told(inputs, inputs.reason_groups[at], moved, sums[at]) for at in adverse_ones[:MOST_REASONS]]
-    for place, (at, behind) in enumerate(pairwise(adverse_ones)):
-        if sums[at] - sums[behind] <= errors[at] + errors[behind]:
-            for reason in reasons[place : place + 2]:
-                reason["tied"] = True
-    return reasons
+    tied = {
+        one
+        for place, (at, behind) in enumerate(pairwise(adverse_ones))
+        if sums[at] - sums[behind] <= errors[at] + errors[behind]
+        for one in (place, place + 1)
+    }
+    return tuple(
+        _reason(inputs, inputs.reason_groups[at], moved, sums[at], is_tied=place in tied)
+        for place, at in enumerate(adverse_ones[:MOST_REASONS])
+    )
 
 
-def _told(inputs: Inputs, group: ReasonGroup, moved: Sequence[float], contribution: float) -> dict[str, Any]:
-    """A reason as the reply has it; `features` where there are several, the strongest first."""
-    ranked = [inputs.unit_names[place] for place in sorted(group.places, key=moved.__getitem__, reverse=True)]
-    said: dict[str, Any] = {"feature": ranked[0]}
-    if len(ranked) > 1:
-        said["features"] = ranked
-    if group.reason is not None:
-        said["code"] = group.reason.code
-    return {**said, "text": group.title if group.reason is None else group.reason.text, "contribution": contribution}
+def _reason(
+    inputs: Inputs, group: ReasonGroup, moved: Sequence[float], contribution: float, *, is_tied: bool
+) -> ReasonItem:
+    """A reason as it is answered; `features` where there are several, the strongest first."""
+    ranked = tuple(inputs.unit_names[place] for place in sorted(group.places, key=moved.__getitem__, reverse=True))
+    return ReasonItem(
+        feature=ranked[0],
+        features=ranked if len(ranked) > 1 else None,
+        code=None if group.reason is None else group.reason.code,
+        text=group.title if group.reason is None else group.reason.text,
+        contribution=contribution,
+        tied=True if is_tied else None,
+    )
 
 
 def texts_digest(manifest: Manifest) -> str | None:

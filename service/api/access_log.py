@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import Request
 
-from service.answers.records import Caller
+from service.access.callers import Caller
 from service.errors import LedgerUnavailable
 from service.ledger.entries import LOOKUP, Page, Search
 from service.ledger.ledger import Ledger

@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from service.access.callers import Caller
 from service.access.permissions import OPERATOR_TENANT
 from service.access.quotas import Quotas
-from service.answers.records import Caller
 from service.errors import Forbidden, LedgerUnavailable, TooManyWrongKeys, Unauthenticated
 from service.ledger.clock import Clock
 from service.ledger.keys import SCOPES, Key, Keys

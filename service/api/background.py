@@ -7,7 +7,7 @@ import time
 
 from fastapi import Request
 
-from service.answers.records import Caller
+from service.access.callers import Caller
 from service.api.explanations import ledger_of
 from service.background.jobs import EXPLAIN
 from service.errors import NotFound

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Path, Request, Response
 
+from service.access.callers import Caller
 from service.access.permissions import Policy
-from service.answers.records import Caller, Context, answered
+from service.answers.encoding import encode, to_json
+from service.answers.items import TimingsItem
+from service.answers.reading import answer_of, read
+from service.answers.replies import ExplainReply, PredictReply, RememberedReply
 from service.api.access_log import record_lookup
 from service.api.auth import caller_of, needs
 from service.api.explanations import ledger_of, refuse_erased
 from service.api.idempotency import once, repeatable
 from service.api.parsing import StrictRoute
 from service.api.problems import answers
-from service.api.schemas import ContextBody, ExplainBody, ExplainReply, PredictBody, PredictReply
+from service.api.schemas import ContextBody, ExplainBody, PredictBody
 from service.api.traffic import name_for_metrics
 from service.api.transport import while_connected
 from service.catalog.inputs.instances import read_instances
 from service.catalog.inputs.kind import Row
 from service.catalog.versions import ModelVersion
+from service.domain import Context
 from service.errors import Fault, Kind, MalformedBody
 from service.ledger import LogChanged, Stored
 from service.ledger.entries import RequestKey
 from service.monitoring.labels import PREDICT
-from service.usecases.explaining import Answer, Explaining, refuse_method, shown_answer
+from service.usecases.explaining import Answer, Explaining, limited_answer, refuse_method
 from service.usecases.explaining import Request as ExplainingRequest
 from service.usecases.planning import Parameters, with_baseline_read
 
@@ -87,13 +91,13 @@ async def _explain(request: Request, model: str, version: str | None, body: Expl
     return await once(request, explained, lambda _kept, answer: _explained_before(request, answer))
 
 
-async def _explained_before(request: Request, answer: dict[str, Any]) -> Response:
+async def _explained_before(request: Request, answer: Mapping[str, Any]) -> Response:
     """The answer that these records were made of. It is read from them, which is recorded as every look-up is.
 
     Raises PolicyForbids, Erased, LedgerUnavailable.
     """
-    ledger, caller = ledger_of(request), caller_of(request)
-    found = await asyncio.gather(*(ledger.get(caller.tenant, one) for one in answer["ids"]))
+    ledger, caller, remembered = ledger_of(request), caller_of(request), read(RememberedReply, answer)
+    found = await asyncio.gather(*(ledger.get(caller.tenant, one) for one in remembered.ids))
     records = [stored for stored in found if stored is not None]
     if len(records) != len(found):
         raise LogChanged("an explanation that was answered is gone")
@@ -103,24 +107,24 @@ async def _explained_before(request: Request, answer: dict[str, Any]) -> Respons
     for stored in records:
         refuse_method(caller.policy, stored.method)
         await refuse_erased(request, stored)
-    return await asyncio.to_thread(_reply_of, records, caller.policy, answer["timings"])
+    return await asyncio.to_thread(_reply_of, records, caller.policy, remembered.timings)
 
 
-def _reply_of(records: Sequence[Stored], policy: Policy, timings: Sequence[dict[str, float]]) -> Response:
-    answers = [shown_answer(*answered(one), policy, took) for one, took in zip(records, timings, strict=True)]
+def _reply_of(records: Sequence[Stored], policy: Policy, timings: Sequence[TimingsItem]) -> Response:
+    answers = [limited_answer(*answer_of(one), policy, took) for one, took in zip(records, timings, strict=True)]
     return _reply(answers, names_nobody=any(one.subject is None for one in records))
 
 
 def _reply(answers: Sequence[Answer], *, names_nobody: bool) -> Response:
-    reply = {
-        "predictions": [answer.prediction for answer in answers],
-        "explanations": [answer.explanation for answer in answers],
-    }
-    timings = answers[0].explanation["timings_ms"]
+    reply = ExplainReply(
+        predictions=tuple(answer.prediction for answer in answers),
+        explanations=tuple(answer.explanation for answer in answers),
+    )
+    timings = to_json(answers[0].explanation.timings_ms)
     headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
     if names_nobody:
         headers["Answerable-Hint"] = WITHOUT_SUBJECT
-    return Response(orjson.dumps(reply), media_type="application/json", headers=headers)
+    return Response(encode(reply), media_type="application/json", headers=headers)
 
 
 async def _predict(request: Request, model: str, version: str | None, body: PredictBody) -> Response:
@@ -131,7 +135,7 @@ async def _predict(request: Request, model: str, version: str | None, body: Pred
     asked = await _request(found, body, caller_of(request), started, use_cache=False)
     request.state.spent = asked.spent
     predictions = await while_connected(request, explaining.predict(asked))
-    return Response(orjson.dumps({"predictions": predictions}), media_type="application/json")
+    return Response(encode(PredictReply(predictions=tuple(predictions))), media_type="application/json")
 
 
 async def _request(

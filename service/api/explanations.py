@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from service.access.callers import Caller
 from service.access.permissions import Policy
 from service.access.quotas import counted
+from service.access.visibility import Absent
 from service.answers.disclosure import limited
+from service.answers.encoding import encode
+from service.answers.reading import record_of
 from service.answers.reasons import MOST_REASONS
-from service.answers.records import Caller, whole_record
+from service.answers.record import RecordItem
+from service.answers.replies import ReasonsReply, SearchReply
 from service.api.access_log import described, record_lookup
 from service.api.auth import CallerOf, needs
 from service.api.filters import QUERY_NAMES, From, To, search_of
 from service.api.problems import answers
 from service.api.schemas import MOST_COHORT_TAGS
-from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
 from service.api.transport import while_connected
 from service.catalog.nearest import Searches
 from service.errors import MOST_FAULTS, Erased, Fault, InvalidRequest, Kind, NotFound
@@ -45,14 +49,14 @@ async def show_explanation(request: Request, explanation: str, caller: CallerOf)
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/explanations/{explanation}/reasons", responses={200: {"model": ReasonsReply}}, response_model=None)
+@router.get("/v1/explanations/{explanation}/reasons", responses={200: {"model": ReasonsReply}})
 @needs("ledger:read")
 async def show_reasons(
     request: Request,
     explanation: str,
     caller: CallerOf,
     most: Annotated[int, Query(alias="max", ge=1, le=MOST_REASONS)] = MOST_REASONS,
-) -> dict[str, Any]:
+) -> Response:
     """The principal reasons, adverse direction only, the strongest first, and a counterfactual hint.
 
     The hint is found along the explained path, from the input towards the baseline, with the features of these reasons
@@ -60,18 +64,21 @@ async def show_reasons(
     model would answer, and is no advice. A key whose policy limits values gets none.
     """
     stored = await find_stored(request, explanation, caller)
-    record = await asyncio.to_thread(lambda: limited(whole_record(stored), caller.policy))
-    if "reasons" not in record:
+    record = await asyncio.to_thread(lambda: limited(record_of(stored), caller.policy))
+    if record.reasons is None:
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
-    shown = {"id": record["id"], "reasons": record["reasons"][:most]}
-    if record.get("reason_texts") is not None:
-        shown["reason_texts"] = record["reason_texts"]
-    if caller.policy.limits_values:
-        return shown
-    counterfactuals: Counterfactuals = request.app.state.counterfactuals
-    with counted(caller.account, 1):  # it tells what the model answers to another row
-        hint = await while_connected(request, counterfactuals.find(stored, most))
-    return {**shown, "counterfactual": hint}
+    hint = None
+    if not caller.policy.limits_values:
+        counterfactuals: Counterfactuals = request.app.state.counterfactuals
+        with counted(caller.account, 1):  # it tells what the model answers to another row
+            hint = await while_connected(request, counterfactuals.find(stored, most))
+    reply = ReasonsReply(
+        id=record.id,
+        reasons=record.reasons[:most],
+        reason_texts=None if isinstance(record.reason_texts, Absent) else record.reason_texts,
+        counterfactual=hint,
+    )
+    return Response(encode(reply), media_type="application/json")
 
 
 @router.get("/v1/explanations", responses={200: {"model": SearchReply}})
@@ -137,13 +144,13 @@ async def search_explanations(
 
 def _record_content(stored: Stored, policy: Policy) -> bytes:
     """The record as it is shown. That of an image is a million numbers: not for the event loop."""
-    return orjson.dumps(limited(whole_record(stored), policy))
+    return encode(limited(record_of(stored), policy))
 
 
 def _page_content(page: Page, policy: Policy) -> bytes:
-    """The records of a page, of which one at a time is more than its bytes."""
-    shown = [orjson.Fragment(_record_content(stored, policy)) for stored in page.entries]
-    return orjson.dumps({"explanations": shown, "next_cursor": page.next_cursor})
+    """The records of a page, of which one at a time is more than its bytes: the others are written already."""
+    written = tuple(cast(RecordItem, orjson.Fragment(_record_content(stored, policy))) for stored in page.entries)
+    return encode(SearchReply(explanations=written, next_cursor=page.next_cursor))
 
 
 def ledger_of(request: Request) -> Ledger:

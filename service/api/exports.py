@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from service.answers.records import Caller, uuid7
+from service.access.callers import Caller
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
 from service.api.explanations import ledger_of
@@ -25,6 +25,7 @@ from service.background.jobs import Runner, sealed_spec, spec_of
 from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
 from service.ledger import Vault
 from service.ledger.entries import Remembered, RequestKey
+from service.ledger.ids import uuid7
 from service.ledger.jobs import EXPORT, Job, State
 
 MEDIA_TYPES = {

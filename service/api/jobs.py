@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.answers.records import Caller, Context, uuid7
+from service.access.callers import Caller
 from service.api.access_log import record_lookup
 from service.api.auth import CallerOf, caller_of, needs
 from service.api.background import MOST_LISTED, find_job, jobs_of, new_job
@@ -23,9 +23,11 @@ from service.api.schemas import ContextBody, ExplainParameters, Strict
 from service.background.jobs import EXPLAIN, Runner, sealed_payload, sealed_spec, spec_of, stored_input
 from service.catalog.inputs.instances import read_instances
 from service.catalog.versions import ModelVersion
+from service.domain import Context
 from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody
 from service.ledger import Stored, Vault
 from service.ledger.entries import Remembered, RequestKey
+from service.ledger.ids import uuid7
 from service.ledger.jobs import DONE, Job, JobRow, State
 from service.ledger.ledger import Ledger
 from service.usecases.explaining import refuse_method

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.schemas import Space
+from service.catalog.outputs.predictions import Space
 
 
 class ModelsReply(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -24,9 +24,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from service.answers.records import Context
 from service.catalog.nearest import LONGEST_SHOWN, Searches
-from service.domain import ToleranceOf
+from service.domain import Context, ToleranceOf
 from service.errors import MOST_FAULTS, InvalidRequest
 from service.ledger.entries import LONGEST_TEXT, read_subject
 from service.ledger.naming import normal
@@ -193,175 +192,6 @@ class PredictBody(Strict):
     context: ContextBody | Contexts = Field(
         default_factory=lambda: ContextBody(), description="taken as for an explanation; nothing is recorded"
     )
-
-
-Space = Literal["probability", "logit"]
-
-
-class PredictionItem(BaseModel):
-    """What the deployed artefact answers; no label where it answered no finite numbers."""
-
-    label: str | None = Field(None, description="the label of the largest output")
-    index: int | None = Field(None, description="the label's place among the model's labels, from 0")
-    outputs: list[float] = Field(description="one for each label; empty where they are not finite, or not shown")
-    output_space: Space = Field(description="what the outputs are")
-    truncated: bool | None = Field(None, description="true where a text or a file was longer than the model takes")
-
-
-class PredictReply(BaseModel):
-    """The predictions, in the order of the instances."""
-
-    predictions: list[PredictionItem] = Field(description="one for each instance")
-
-
-class ModelItem(BaseModel):
-    """The version of a model that answered."""
-
-    name: str = Field(description="of the model")
-    version: str = Field(description="of the model")
-    digest: str = Field(description="the SHA-256 of the artefact")
-
-
-class TargetItem(BaseModel):
-    """The label whose output is explained."""
-
-    index: int = Field(description="its place among the model's labels, from 0")
-    label: str = Field(description="its name")
-
-
-class BaselineItem(BaseModel):
-    """What the input is compared with."""
-
-    name: str = Field(description="of the baseline set, or `inline`, `zeros` or `mask`")
-    version: str = Field(description="of the set")
-    digest: str = Field(description="the SHA-256 of the set's file, or of the row")
-    size: int = Field(description="rows")
-
-
-class ImageItem(BaseModel):
-    """One value a pixel, summed over the channels."""
-
-    shape: list[int] = Field(description="height and width")
-    values: list[float] = Field(description="row by row")
-    channels: list[list[list[float]]] | None = Field(
-        None, description="by channel, row and column, where the parameter `channels` asks for it"
-    )
-
-
-class TokenItem(BaseModel):
-    """The value of one token."""
-
-    token: int | str = Field(description="its number, or of a text as the tokenizer spells it")
-    start: int | None = Field(None, description="where it begins in the text (characters) or the file (bytes)")
-    end: int | None = Field(None, description="where it ends; a special token is as long as nothing")
-    attribution: float = Field(description="its value")
-
-
-class GroupItem(BaseModel):
-    """Of `directional_ig`: a group of features."""
-
-    features: list[str] | list[int] = Field(description="its members, by name, or by number where they have none")
-    dividend: float = Field(description="the group's own share")
-    value: float = Field(description="the shares of all groups within it")
-
-
-class NoiseItem(BaseModel):
-    """The noisy copies that the values are the mean or the variance over."""
-
-    kind: Literal["smoothgrad", "vargrad"] = Field(description="`smoothgrad`: the mean; `vargrad`: the variance")
-    samples: int = Field(description="copies")
-    scale: float = Field(description="standard deviation, as a share of each input's range")
-    output: float | None = Field(
-        description="the mean over the copies, which the attributions sum to where the method is complete"
-    )
-
-
-class ReasonItem(BaseModel):
-    """A principal reason."""
-
-    feature: str = Field(description="the feature, or the strongest of those that share the reason")
-    features: list[str] | None = Field(None, description="all that share it, where there are several, strongest first")
-    code: str | None = Field(None, description="of the reason text; absent where the manifest has none")
-    text: str = Field(description="the reason text, or the feature's title")
-    contribution: float = Field(description="what it moved the output by, towards the adverse label")
-    tied: bool | None = Field(None, description="there where the numerical error leaves its place in the order open")
-
-
-class DisclosureItem(BaseModel):
-    """How the key's policy limits what is shown."""
-
-    top: int | None = Field(None, description="so many of the largest attributions are shown")
-    digits: int | None = Field(None, description="values are rounded to so many significant digits of the largest")
-    outputs: bool | None = Field(None, description="false: no outputs are shown")
-
-
-class TimingsItem(BaseModel):
-    """How long it took, in milliseconds."""
-
-    queue: float = Field(description="waiting for a worker")
-    compute: float = Field(description="computing")
-    total: float = Field(description="from the request to the answer")
-
-
-Values = dict[str, float] | ImageItem | list[TokenItem]
-"""By feature, by pixel, or by token."""
-
-
-class Explained(BaseModel):
-    """What an answer and a record both hold. What could not be computed, after an answer that is not finite, is
-    absent."""
-
-    id: str = Field(description="a UUID (version 7), by which the ledger finds the record")
-    method: str = Field(description="the attribution method")
-    output: float | None = Field(None, description="the deployed artefact's output for the input")
-    baseline_output: float | None = Field(None, description="the mean of its outputs over the baseline")
-    attributions: Values | None = Field(None, description="by feature, by pixel, or by token")
-    completeness: Literal["exact", "asymptotic", "by_construction", "none"] | None = Field(
-        None, description="whether the attributions of this method sum to the change of the output, and why"
-    )
-    completeness_error: float | None = Field(
-        None, description="what their sum misses, relative to the change (or to the manifest's floor, if larger)"
-    )
-    attribution_error: float | None = Field(
-        None, description="the estimated relative error of the attributions (L1) from the quadrature"
-    )
-    attribution_errors: Values | None = Field(
-        None, description="with `errors`: how far each attribution may be off, in units of the output"
-    )
-    standard_error: Values | None = Field(
-        None, description="of expected gradients: the error from the baseline set being a sample"
-    )
-    interactions: list[list[float]] | None = Field(None, description="of integrated Hessians: by pair of features")
-    groups: list[GroupItem] | None = Field(None, description="of `directional_ig`: by group of features")
-    noise: NoiseItem | None = Field(None, description="the noisy copies, where there are some")
-    reason: Literal["budget", "deadline", "non_finite", "precision", "steps"] | None = Field(
-        None, description="why it was not"
-    )
-    reasons: list[ReasonItem] | None = Field(
-        None, description="the principal reasons, the strongest first; for models with reason texts"
-    )
-    disclosure: DisclosureItem | None = Field(None, description="what the key's policy keeps back, where it does")
-
-
-class ExplanationItem(Explained):
-    """One explanation."""
-
-    model: ModelItem = Field(description="what answered")
-    target: TargetItem = Field(description="what was explained")
-    output_space: Space = Field(description="what the outputs are")
-    converged: bool = Field(description="whether the tolerance was met")
-    evaluations: int = Field(description="gradient points spent")
-    flags: list[str] = Field(description="the review rules that fired")
-    cached: bool = Field(description="whether it was computed for an earlier request")
-    baseline: BaselineItem = Field(description="what the input is compared with")
-    timings_ms: TimingsItem = Field(description="the header Server-Timing repeats those of the first")
-
-
-class ExplainReply(BaseModel):
-    """The answer, in the order of the instances."""
-
-    predictions: list[PredictionItem] = Field(description="one for each instance")
-    explanations: list[ExplanationItem] = Field(description="one for each instance")
 
 
 class ErrorItem(BaseModel):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
-import orjson
-
-from service.answers.records import whole_record
+from service.access.visibility import Absent
+from service.answers.encoding import encode
+from service.answers.reading import record_of
 from service.ledger import Stored
 
 ROWS_A_GROUP, CHARACTERS_A_GROUP = 5_000, 16 * 2**20
@@ -49,25 +49,34 @@ COLUMNS: Mapping[str, type] = {
 
 def table_row(stored: Stored) -> dict[str, Any]:
     """An explanation as a row of a table; without what was erased."""
-    record = whole_record(stored)
-    model, target = record.get("model", {}), record.get("target", {})
-    told = {
-        **{name: record.get(name) for name in COLUMNS},
+    record = record_of(stored)
+    return {
         "sequence": stored.seq,
+        "id": record.id,
         "created": datetime.fromtimestamp(stored.created / 1e6, UTC).isoformat(timespec="microseconds"),
         "model": stored.model,
         "version": stored.version,
-        "digest": model.get("digest"),
-        "target": target.get("label"),
+        "digest": None if record.model is None else record.model.digest,
+        "method": record.method,
+        "output_space": record.output_space,
+        "target": None if record.target is None else record.target.label,
         "label": stored.label,
+        "output": record.output,
+        "baseline_output": record.baseline_output,
+        "completeness_error": record.completeness_error,
+        "attribution_error": record.attribution_error,
+        "converged": record.converged,
+        "reason": record.reason,
+        "evaluations": record.evaluations,
+        "decision_id": None if isinstance(record.decision_id, Absent) else record.decision_id,
+        "subject": None if isinstance(record.subject, Absent) else record.subject,
         "flags": " ".join(stored.flags),
         "cohort": _json(dict(stored.cohort)),
-        "reasons": " ".join(one["code"] for one in record.get("reasons", []) if one.get("code")),
-        "attributions": _json(record.get("attributions")),
-        "input": _json(record.get("input")),
+        "reasons": " ".join(reason.code for reason in record.reasons or () if reason.code),
+        "attributions": _json(record.attributions),
+        "input": _json(record.input),
         "erased": stored.tombstone is not None,
     }
-    return {name: told[name] for name in COLUMNS}
 
 
 def write_csv(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
@@ -125,4 +134,4 @@ def _cell(value: object) -> object:
 
 
 def _json(value: object) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+    return None if value is None else encode(value).decode()

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 
-from service.answers.records import Caller
+from service.access.callers import Caller
 from service.background.export_tables import table_row, write_csv, write_parquet
 from service.background.jobs import NotHeld, patiently, spec_of
 from service.errors import LedgerUnavailable, NotFound

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import orjson
 
+from service.access.callers import Caller
 from service.access.quotas import Quotas
-from service.answers.records import Caller, Context
 from service.catalog.inputs.kind import Row
 from service.catalog.versions import Catalog, ModelVersion
-from service.domain import Priority
+from service.domain import Context, Priority
 from service.errors import (
     AnswerableError,
     ComputationFailed,

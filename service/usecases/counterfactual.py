@@ -13,15 +13,18 @@ amount and a ratio of it) are moved on their own; and there may be nearer rows e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.answers.records import whole_record
+from service.answers.items import ReasonItem
+from service.answers.reading import personal_of, record_of
+from service.answers.record import RecordItem
+from service.answers.replies import ChangeItem, HintItem
 from service.catalog.baselines import KeptSets
 from service.catalog.inputs.kind import Inputs
 from service.catalog.version_files import read_baseline_rows
@@ -29,7 +32,7 @@ from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Floats, Plan, Prediction
 from service.errors import AnswerableError, CatalogError
 from service.ledger.entries import Stored
-from service.usecases.replaying import personal_of, plan_of
+from service.usecases.replaying import plan_of
 
 STEPS = 32
 """Of the way to the baseline, tried together; the deployed artefact takes as many rows at once."""
@@ -79,20 +82,22 @@ class Counterfactuals:
         self._catalog = catalog
         self._kept = kept
 
-    async def find(self, stored: Stored, most: int) -> dict[str, Any]:
+    async def find(self, stored: Stored, most: int) -> HintItem:
         """The hint over the first `most` reasons of a record that has reasons, or why there is none."""
-        record = whole_record(stored)
-        label = record["prediction"].get("label")
+        record = record_of(stored)
+        assert record.model is not None
+        assert record.prediction is not None
+        label = record.prediction.label
         try:
-            version = self._catalog.find(record["model"]["name"], record["model"]["version"])
+            version = self._catalog.find(record.model.name, record.model.version)
         except AnswerableError:
             return _none("the model version is not served here any more")
         inputs, outputs = version.manifest.inputs, version.manifest.outputs
-        if record["model"]["digest"] != version.key.digest or not inputs.named_features:
+        if record.model.digest != version.key.digest or not inputs.named_features:
             return _none("the model version that is served here is another artefact")
-        if label != outputs.adverse:
+        if label is None or label != outputs.adverse:
             return _none(f"the prediction is {label}, which is not the adverse label")
-        plan = plan_of(record, personal_of(stored))
+        plan = plan_of(record, personal_of(stored), version)
         try:
             baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan, stored.tenant)
         except CatalogError:
@@ -100,7 +105,7 @@ class Counterfactuals:
         features = inputs.named_features
         low, high = map(np.array, inputs.bounds)
         moved: list[int] = []
-        for reason in record["reasons"][:most]:
+        for reason in (record.reasons or ())[:most]:
             members = _members(inputs, reason)
             moved += [at for at in members if not features[at].protected and not features[at].categories]
             way = _Way(np.array(plan.input), baseline, low, high, whole, tuple(moved))
@@ -109,7 +114,7 @@ class Counterfactuals:
             except AnswerableError as error:
                 return _none(f"the model could not be asked: {error}")
             if found is not None:
-                return _told(record, inputs, way, *found)
+                return _hint(record, inputs, way, *found)
         return _none(f"with these reasons as at the baseline, the label is the same; {NOT_MOVED} are not moved")
 
     async def _nearest(self, version: ModelVersion, way: _Way, label: str) -> tuple[float, str] | None:
@@ -151,24 +156,28 @@ def _baseline(version: ModelVersion, kept: KeptSets, plan: Plan, tenant: str) ->
     return sets[plan.baseline.digest].mean(axis=0), whole
 
 
-def _none(why: str) -> dict[str, Any]:
-    return {"found": False, "why": why}
+def _none(why: str) -> HintItem:
+    return HintItem(found=False, why=why)
 
 
-def _members(inputs: Inputs, reason: Mapping[str, Any]) -> list[int]:
+def _members(inputs: Inputs, reason: ReasonItem) -> list[int]:
     """The numbers of the features that a reason speaks of, those of groups included."""
     members = {unit.name: unit.members for unit in inputs.units}
-    return [at for name in reason.get("features", [reason["feature"]]) for at in members[name]]
+    return [at for name in (reason.features or (reason.feature,)) for at in members[name]]
 
 
-def _told(record: Mapping[str, Any], inputs: Inputs, way: _Way, step: float, label: str) -> dict[str, Any]:
+def _hint(record: RecordItem, inputs: Inputs, way: _Way, step: float, label: str) -> HintItem:
     row, features = way.at(step), inputs.named_features
-    codes = {at: reason.get("code") for reason in record["reasons"] for at in _members(inputs, reason)}
-    changes = []
-    for at in sorted(way.moved, key=list(way.moved).index):
-        if row[at] == way.input[at]:
-            continue
-        feature = features[at]
-        change = {"feature": feature.name, "code": codes[at], "from": float(way.input[at]), "to": row[at]}
-        changes.append({name: value for name, value in change.items() if value is not None} | {"unit": feature.unit})
-    return {"found": True, "label": label, "step": step, "changes": changes, "note": NOTE}
+    codes = {at: reason.code for reason in record.reasons or () for at in _members(inputs, reason)}
+    changes = tuple(
+        ChangeItem(
+            feature=features[at].name,
+            code=codes[at],
+            before=float(way.input[at]),
+            after=row[at],
+            unit=features[at].unit,
+        )
+        for at in sorted(way.moved, key=list(way.moved).index)
+        if row[at] != way.input[at]
+    )
+    return HintItem(found=True, label=label, step=step, changes=changes, note=NOTE)

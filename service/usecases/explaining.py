@@ -11,16 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from service.access.callers import Caller
 from service.access.permissions import Policy
 from service.access.quotas import charged, counted
 from service.answers.cache import Cache, plan_cache_digest
 from service.answers.disclosure import limited, limited_prediction
-from service.answers.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
+from service.answers.explanation import Answered, ExplanationItem, answered
+from service.answers.items import TimingsItem
+from service.answers.predictions import prediction_of
+from service.answers.record import ledger_entry
+from service.answers.replies import RememberedReply
 from service.catalog.inputs.kind import Places
+from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
-from service.domain import Explanation, Plan, Prediction, Priority, Timings
+from service.domain import Context, Explanation, Plan, Prediction, Priority, Timings
 from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
 from service.ledger.entries import Entry, RequestKey
+from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger, Room
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
@@ -80,8 +87,8 @@ class Request:
 class Answer:
     """One instance's prediction and explanation, as they are sent."""
 
-    prediction: dict[str, Any]
-    explanation: dict[str, Any]
+    prediction: AnyPrediction
+    explanation: ExplanationItem
 
 
 _Result = tuple[Explanation, bool, Timings | None]
@@ -177,33 +184,35 @@ class Explaining:
             plans, digests, results, request.contexts, request.spans_of_each, ids, strict=True
         ):
             prediction = prediction_of(version, plan.output_space, explanation.outputs, spans)
-            shown = explanation_body(version, plan, explanation, spans, cached=cached, has_channels=parameters.channels)
-            body = {"id": own_id, **shown}
+            answer = answered(
+                version, plan, explanation, spans, id=own_id, cached=cached, has_channels=parameters.channels
+            )
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
-            untimed.append((prediction, body, timings))
+            untimed.append((prediction, answer, timings))
             if self._ledger is not None:
                 caller, row = request.caller, request.job_row
-                entry = ledger_entry(version, plan, digest, explanation, prediction, body, caller, context, spans, row)
-                entries.append(entry)
+                entries.append(
+                    ledger_entry(version, plan, digest, explanation, prediction, answer, caller, context, spans, row)
+                )
         recording = time.monotonic()
         shown_timings = [_milliseconds(timings, recording - request.received) for _, _, timings in untimed]
         await self._record(request, entries, room, shown_timings)
         recorded = time.monotonic()
         spent.recorded = recording, recorded
-        for _, body, _ in untimed:
-            self._metrics.observe_flags(version.key.name, body["flags"])
+        for _, answer, _ in untimed:
+            self._metrics.observe_flags(version.key.name, answer.flags)
         if request.key is None:
             total = recorded - request.received
             shown_timings = [_milliseconds(timings, total) for _, _, timings in untimed]
         policy = request.caller.policy
         return [
-            shown_answer(prediction, body, policy, timings)
-            for (prediction, body, _), timings in zip(untimed, shown_timings, strict=True)
+            limited_answer(prediction, answer, policy, timings)
+            for (prediction, answer, _), timings in zip(untimed, shown_timings, strict=True)
         ]
 
     async def _record(
-        self, request: Request, entries: Sequence[Entry], room: Room | None, timings: Sequence[dict[str, float]]
+        self, request: Request, entries: Sequence[Entry], room: Room | None, timings: Sequence[TimingsItem]
     ) -> None:
         """Records the explanations, and with a key the answer: the same times are then told every time, and so they
         end before this."""
@@ -211,7 +220,8 @@ class Explaining:
             return
         kept = None
         if request.key is not None:
-            kept = request.key.remembered({"ids": [entry.id for entry in entries], "timings": timings})
+            reply = RememberedReply(ids=tuple(entry.id for entry in entries), timings=tuple(timings))
+            kept = request.key.remembered(reply.to_mapping())
         try:
             await self._ledger.append(entries, kept, room)
         except LedgerUnavailable:
@@ -231,7 +241,7 @@ class Explaining:
                 f"this is more work than the engine ever holds; send at most {fitting} instances at once"
             )
 
-    async def predict(self, request: Request) -> list[dict[str, Any]]:
+    async def predict(self, request: Request) -> list[AnyPrediction]:
         """The deployed artefact's prediction for each instance."""
         version, parameters = request.version, request.parameters
         space = output_space(version.manifest, parameters.output_space)
@@ -307,9 +317,9 @@ class Explaining:
         return explanation, False, timings
 
 
-def shown_answer(prediction: dict[str, Any], body: dict[str, Any], policy: Policy, timings: dict[str, float]) -> Answer:
+def limited_answer(prediction: AnyPrediction, answer: Answered, policy: Policy, timings: TimingsItem) -> Answer:
     """An answer as the policy lets it be seen."""
-    return Answer(limited_prediction(prediction, policy), {**limited(body, policy, prediction), "timings_ms": timings})
+    return Answer(limited_prediction(prediction, policy), limited(answer, policy, prediction).taking(timings))
 
 
 def refuse_method(policy: Policy, method: str) -> None:
@@ -332,13 +342,9 @@ def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:
             )
 
 
-def _milliseconds(timings: Timings | None, total: float) -> dict[str, float]:
+def _milliseconds(timings: Timings | None, total: float) -> TimingsItem:
     queue, compute = (timings.queue, timings.compute) if timings is not None else (0.0, 0.0)
-    return {
-        "queue": round(queue * 1e3, 3),
-        "compute": round(compute * 1e3, 3),
-        "total": round(total * 1e3, 3),
-    }
+    return TimingsItem(queue=round(queue * 1e3, 3), compute=round(compute * 1e3, 3), total=round(total * 1e3, 3))
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -15,16 +15,19 @@ one that its deadline ended is ended after as many answers. Then all its numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import orjson
+from typing import Any, Protocol
 
 from service.access.quotas import Account, charged
-from service.answers.comparison import Numbers, compared
-from service.answers.records import explanation_body, prediction_of, whole_record
+from service.access.visibility import Absent
+from service.answers.comparison import Computed, Numbers, compared
+from service.answers.explanation import answered
+from service.answers.items import ModelItem
+from service.answers.predictions import prediction_of
+from service.answers.reading import NO_VERSION, personal_of, record_of
+from service.answers.record import Personal, RecordItem
+from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
@@ -40,10 +43,9 @@ from service.domain import (
     ToleranceOf,
 )
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
-from service.ledger.entries import Stored
+from service.ledger.entries import LogChanged, Stored
 from service.usecases.planning import expected_points
 
-Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
 CHUNK_ROWS = "chunk_rows"
 CODE = "environment.answerable"
 ERASED = "erased"
@@ -57,30 +59,6 @@ class Engine(Protocol):
     async def repeat(self, folder: Path, plan: Plan, expected_points: int, conditions: Conditions) -> Explanation: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Something that the numbers depend on and that is not what it was."""
-
-    what: str
-    recorded: object
-    now: object
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """What came of a replay.
-
-    `numbers` and `max_difference`, the largest absolute one, are None if nothing was computed; `fields` are the parts
-    of the explanation that differ.
-    """
-
-    verdict: Verdict
-    numbers: Numbers | None
-    max_difference: float | None
-    differences: tuple[Difference, ...]
-    fields: tuple[str, ...] = ()
-
-
 class Replaying:
     """Replays stored explanations."""
 
@@ -88,94 +66,100 @@ class Replaying:
         self._engine = engine
         self._catalog = catalog
 
-    async def replay(self, stored: Stored, account: Account | None) -> Replayed:
+    async def replay(self, stored: Stored, account: Account | None) -> ReplayReply:
         """The verdict on one record; the account pays for what is computed.
 
         Raises ReplayImpossible, ModelNotReady, QuotaSpent, InvalidRequest, and what the engine raises.
         """
-        record, personal = whole_record(stored), personal_of(stored)
-        version = self._version(record["model"])
+
+        def not_computed(verdict: Verdict, differences: Sequence[DifferenceItem], *fields: str) -> ReplayReply:
+            return ReplayReply(id=stored.id, verdict=verdict, fields=fields, differences=tuple(differences))
+
+        try:
+            record, personal = record_of(stored), personal_of(stored)
+        except LogChanged:
+            return not_computed("differs", (), "record")
+        if record.model is None:
+            return not_computed("differs", (), "record")
+        version = self._version(record.model)
         differences = [*_environment_differences(record, version)]
         missing = [*_missing(record, version, stored.tenant)]
         if missing:
-            return Replayed("environment_differs", None, None, (*missing, *differences))
+            return not_computed("environment_differs", [*missing, *differences])
         try:
-            plan, conditions = plan_of(record, personal), _conditions(record)
-        except (KeyError, TypeError, ValueError):
-            return Replayed("differs", None, None, tuple(differences), ("record",))
-        if personal["plan_digest"] != plan.digest() and not any(d.what == CODE for d in differences):
-            return Replayed("differs", None, None, tuple(differences), ("plan",))
+            plan, conditions = plan_of(record, personal, version), _conditions(record)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return not_computed("differs", differences, "record")
+        if personal.plan_digest != plan.digest() and not any(one.what == CODE for one in differences):
+            return not_computed("differs", differences, "plan")
 
         async def repeated() -> Explanation:
             return await self._engine.repeat(version.folder, plan, expected_points(version, plan), conditions)
 
         explanation = await charged(account, plan.max_evaluations, repeated, lambda found: found.evaluations)
         if explanation.chunk_rows != str(conditions.shapes):
-            differences.append(Difference(f"environment.{CHUNK_ROWS}", str(conditions.shapes), explanation.chunk_rows))
-        told = _told(version, plan, explanation, record, personal)
-        numbers, largest, fields = compared(record, told, plan.tolerance)
-        is_manifest_another = record["manifest"] != version.manifest_digest
+            differences.append(_difference(f"environment.{CHUNK_ROWS}", str(conditions.shapes), explanation.chunk_rows))
+        recorded = Computed(record, record.prediction, record.rule)
+        now = _computed(version, plan, explanation, record, personal)
+        numbers, largest, fields = compared(recorded, now, plan.tolerance)
+        is_manifest_another = record.manifest != version.manifest_digest
         if is_manifest_another and (differences or numbers != "equal"):
             # On its own it is a reason text, perhaps: where all bits are as they were, it did not matter.
-            differences.append(Difference("manifest", record["manifest"], version.manifest_digest))
-        if differences:
-            return Replayed("environment_differs", numbers, largest, tuple(differences), fields)
+            differences.append(_difference("manifest", record.manifest, version.manifest_digest))
         verdicts: Mapping[Numbers, Verdict] = {
             "equal": "bit_exact",
             "within_tolerance": "within_tolerance",
             "differ": "differs",
         }
-        return Replayed(verdicts[numbers], numbers, largest, (), fields)
+        return ReplayReply(
+            id=stored.id,
+            verdict="environment_differs" if differences else verdicts[numbers],
+            numbers=numbers,
+            max_difference=largest,
+            fields=fields,
+            differences=tuple(differences),
+        )
 
-    def _version(self, model: Mapping[str, str]) -> ModelVersion:
-        name, number = model["name"], model["version"]
+    def _version(self, model: ModelItem) -> ModelVersion:
         try:
-            return self._catalog.find(name, number)
+            return self._catalog.find(model.name, model.version)
         except NotFound:
-            raise ReplayImpossible(f"{name}@{number} is not served here; load it to replay this") from None
+            raise ReplayImpossible(f"{model.name}@{model.version} is not served here; load it to replay this") from None
         except ModelNotReady:
-            raise ModelNotReady(f"{name}@{number} is not ready") from None
+            raise ModelNotReady(f"{model.name}@{model.version} is not ready") from None
 
 
-def personal_of(stored: Stored) -> dict[str, Any]:
-    """The personal part of a record."""
-    personal: dict[str, Any] = orjson.loads(stored.personal)
-    return personal
-
-
-def plan_of(record: Mapping[str, Any], personal: Mapping[str, Any]) -> Plan:
-    """The plan that a record was made for."""
-    model, parameters, baseline = record["model"], record["parameters"], record["baseline"]
-    row = personal["baseline"]["row"]
-    noise = parameters["noise"]
+def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Plan:
+    """The plan that a record was made for. Raises KeyError, TypeError, ValueError or AttributeError where it is not
+    there whole."""
+    model, parameters, baseline = record.model, record.parameters, record.baseline
+    if model is None or parameters is None or baseline is None:
+        raise ValueError("the record has no model, no parameters or no baseline")
+    noise, row = parameters.noise, personal.baseline.row
     return Plan(
-        model=ModelKey(model["name"], model["version"], model["digest"]),
-        method=record["method"],
-        options=tuple((name, _option(value)) for name, value in sorted(parameters["options"].items())),
-        input=_row(personal.get("row", personal["input"])),
-        target=parameters["target"],
-        output_space=OutputSpace(record["output_space"]),
+        model=ModelKey(model.name, model.version, model.digest),
+        method=record.method,
+        options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
+        input=version.manifest.inputs.of_record(personal.content).values,
+        target=parameters.target,
+        output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
-            baseline["name"],
-            baseline.get("version", "1"),
-            personal["baseline"]["digest"],
-            baseline["size"],
+            baseline.name,
+            baseline.version or NO_VERSION,
+            personal.baseline.digest,
+            baseline.size,
             None if row is None else tuple(map(float, row)),
         ),
-        tolerance=parameters["tolerance"],
-        max_evaluations=parameters["max_evaluations"],
-        seed=parameters["seed"],
-        floor=parameters["floor"],
-        noise=None if noise is None else Noise(NoiseKind(noise["kind"]), noise["samples"], noise["scale"]),
+        tolerance=parameters.tolerance,
+        max_evaluations=parameters.max_evaluations,
+        seed=parameters.seed,
+        floor=parameters.floor,
+        noise=None if noise is None else Noise(NoiseKind(noise.kind), noise.samples, noise.scale),
         # records made before there was a choice were made for completeness
-        tolerance_of=ToleranceOf(parameters.get("tolerance_of", ToleranceOf.COMPLETENESS)),
-        errors=parameters.get("errors", False),
+        tolerance_of=ToleranceOf(parameters.tolerance_of or ToleranceOf.COMPLETENESS),
+        errors=bool(parameters.errors),
+        schema=record.schema,
     )
-
-
-def _row(given: Any) -> tuple[float, ...]:
-    """Values by name lie in the order of the features, as they were written."""
-    return tuple(map(float, given.values() if isinstance(given, Mapping) else given))
 
 
 def _option(value: Any) -> OptionValue:
@@ -185,53 +169,50 @@ def _option(value: Any) -> OptionValue:
     return option
 
 
-def _conditions(record: Mapping[str, Any]) -> Conditions:
-    answers = record.get("answers_until_deadline")
-    if answers is None and record.get("reason") == "deadline":
+def _conditions(record: RecordItem) -> Conditions:
+    answers = None if isinstance(record.answers_until_deadline, Absent) else record.answers_until_deadline
+    if answers is None and record.reason == "deadline":
         raise ReplayImpossible("the explanation ended at its deadline, and its record does not hold where")
-    shapes = ChunkShapes.read(record["environment"][CHUNK_ROWS])
+    shapes = ChunkShapes.read((record.environment or {})[CHUNK_ROWS])
     if not 1 <= shapes.brief <= shapes.long <= LARGEST_SHAPE:
         raise ValueError("no model was ever computed at such shapes")
     return Conditions(shapes, answers)
 
 
-def _environment_differences(record: Mapping[str, Any], version: ModelVersion) -> Iterator[Difference]:
-    recorded, now = record["environment"], version.environment or {}
+def _environment_differences(record: RecordItem, version: ModelVersion) -> Iterator[DifferenceItem]:
+    recorded, now = record.environment or {}, version.environment or {}
     for name in sorted({*recorded, *now} - {CHUNK_ROWS}):
         if recorded.get(name) != now.get(name):
-            yield Difference(f"environment.{name}", recorded.get(name), now.get(name))
+            yield _difference(f"environment.{name}", recorded.get(name), now.get(name))
 
 
-def _missing(record: Mapping[str, Any], version: ModelVersion, tenant: str) -> Iterator[Difference]:
+def _missing(record: RecordItem, version: ModelVersion, tenant: str) -> Iterator[DifferenceItem]:
     """What is no longer here, for the tenant whose record it is, of what it was computed with."""
-    if record["model"]["digest"] != version.key.digest:
-        yield Difference("artefact", record["model"]["digest"], version.key.digest)
-    baseline = record["baseline"]
-    if "digest" not in baseline:  # it came with the request, and is in the record
+    model, baseline = record.model, record.baseline
+    if model is not None and model.digest != version.key.digest:
+        yield _difference("artefact", model.digest, version.key.digest)
+    if baseline is None or baseline.digest is None:  # it came with the request, and is in the record
         return
     known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
     sets = {"sha256:" + found.sha256: f"{found.name}@{found.version}" for found in known}
-    if baseline["digest"] in sets:
+    if baseline.digest in sets:
         return
-    if any(baseline["digest"] in one.erased for one in version.sets_of(tenant)):
-        yield Difference("baseline", baseline["digest"], ERASED)
+    if any(baseline.digest in one.erased for one in version.sets_of(tenant)):
+        yield _difference("baseline", baseline.digest, ERASED)
     else:
-        same = [digest for digest, name in sets.items() if name == f"{baseline['name']}@{baseline['version']}"]
-        yield Difference("baseline", baseline["digest"], same[0] if same else None)
+        same = [digest for digest, name in sets.items() if name == f"{baseline.name}@{baseline.version}"]
+        yield _difference("baseline", baseline.digest, same[0] if same else None)
 
 
-def _told(
-    version: ModelVersion,
-    plan: Plan,
-    explanation: Explanation,
-    record: Mapping[str, Any],
-    personal: Mapping[str, Any],
-) -> Mapping[str, Any]:
+def _difference(what: str, recorded: str | None, now: str | None) -> DifferenceItem:
+    return DifferenceItem(what=what, recorded=recorded, now=now)
+
+
+def _computed(
+    version: ModelVersion, plan: Plan, explanation: Explanation, record: RecordItem, personal: Personal
+) -> Computed:
     """What a record of this explanation would say, shown as it was in `record`."""
-    spans = version.manifest.inputs.of_record(personal).places
-    shown = record.get("attributions")
-    has_channels = isinstance(shown, Mapping) and "channels" in shown and "shape" in shown
-    body = explanation_body(version, plan, explanation, spans, cached=False, has_channels=has_channels)
-    prediction = prediction_of(version, plan.output_space, explanation.outputs, spans)
-    told: Mapping[str, Any] = orjson.loads(orjson.dumps({**body, "prediction": prediction, "rule": explanation.rule}))
-    return told
+    places = version.manifest.inputs.of_record(personal.content).places
+    has_channels = getattr(record.attributions, "channels", None) is not None
+    answer = answered(version, plan, explanation, places, id=record.id, cached=False, has_channels=has_channels)
+    return Computed(answer, prediction_of(version, plan.output_space, explanation.outputs, places), explanation.rule)

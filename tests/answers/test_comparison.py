@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from service.answers.comparison import compared
+from service.answers import comparison
+from service.answers.comparison import COMPARED, Computed
+from service.answers.reading import read
+from service.answers.record import RecordItem
 
 TOLERANCE = 0.1
 IMAGE = {"shape": [28, 28], "values": [0.25] * 784}
@@ -15,6 +18,28 @@ TOKENS = [{"token": 101, "attribution": 0.5}, {"token": 7592, "attribution": -0.
 PREDICTION = {"label": "7", "index": 7, "outputs": [0.25, 0.75], "output_space": "probability"}
 SAMPLES = {"kind": "smoothgrad", "samples": 50, "scale": 0.15, "output": 0.5}
 GROUP = {"features": [3, 4], "dividend": 0.5, "value": 0.75}
+
+
+RECORD = {
+    "id": "1",
+    "method": "integrated_gradients",
+    "cohort": {},
+    "created": 0,
+    "tenant": "bank",
+    "key_id": "key",
+    "retention": "standard",
+    "ledger": {"sequence": 1, "leaf": "", "tombstone": None},
+}
+
+
+def compared(recorded: Mapping[str, Any], now: Mapping[str, Any], tolerance: float) -> Any:
+    """Two records that hold these fields, compared."""
+    one, other = (computed(read(RecordItem, RECORD | dict(fields))) for fields in (recorded, now))
+    return comparison.compared(one, other, tolerance)
+
+
+def computed(record: RecordItem) -> Computed:
+    return Computed(record, record.prediction, record.rule)
 
 
 def with_values(change: Callable[[float], float]) -> Mapping[str, Any]:
@@ -84,3 +109,9 @@ def test_what_it_cost_and_how_far_it_is_off_do_not_count() -> None:
     body: dict[str, Any] = {"output": 0.5, "evaluations": 64, "completeness_error": 0.001, "converged": True}
     other = {**body, "evaluations": 128, "completeness_error": 0.5, "converged": False}
     assert compared(body, other, TOLERANCE)[:2] == ("within_tolerance", 0.0)
+
+
+def test_what_is_compared_is_there_to_be_compared() -> None:
+    record = read(RecordItem, RECORD)
+    for name in COMPARED:
+        assert computed(record).field(name) is None

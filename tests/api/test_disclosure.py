@@ -6,15 +6,23 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.access.permissions import OPEN, Policy, Quota
-from service.answers.disclosure import SMALLEST_STEP, limited, limited_prediction
+from service.access.visibility import ALWAYS, MIN_STEP, PARTS, marks_of
+from service.answers.disclosure import limited, limited_prediction
+from service.answers.encoding import encode
+from service.answers.explanation import Answered, ExplanationItem
+from service.answers.reading import read
+from service.answers.record import RecordItem
+from service.catalog.outputs.predictions import PredictionItem
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -233,49 +241,130 @@ async def test_images_and_groups_are_limited_too(client_with: Client, explain: E
 
 values = st.floats(-1e6, 1e6, allow_nan=False)
 
+ANSWER = {
+    "id": "1",
+    "model": {"name": "loan", "version": "1", "digest": "sha256:0"},
+    "method": "integrated_gradients",
+    "target": {"index": 2, "label": "c"},
+    "output_space": "probability",
+    "converged": True,
+    "evaluations": 1,
+    "baseline": {"name": "training", "version": "1", "digest": "sha256:1", "size": 2},
+    "flags": [],
+    "cached": False,
+}
+RECORD = {
+    "id": "1",
+    "method": "integrated_gradients",
+    "cohort": {"channel": "web"},
+    "created": 1,
+    "tenant": "bank",
+    "key_id": "key",
+    "retention": "standard",
+    "ledger": {"sequence": 1, "leaf": "00", "tombstone": None},
+}
+PREDICTION = {"label": "c", "index": 2, "output_space": "probability"}
+
+
+def answer(**fields: Any) -> Answered:
+    """An answer that holds these fields beside what every answer does."""
+    return read(Answered, ANSWER | fields)
+
+
+def shown_of(answer: Answered, policy: Policy, prediction: PredictionItem | None = None) -> dict[str, Any]:
+    """What of it the policy shows, as JSON."""
+    shown: dict[str, Any] = orjson.loads(encode(limited(answer, policy, prediction)))
+    return shown
+
 
 def test_all_outputs_are_on_one_grid() -> None:
     """A probability of 0.000123 would tell a logit of -9; and what an error says exactly, it says of the values."""
     outputs = [0.000123, 0.3567, 0.643177]
-    explanation = {
+    fields = {
         "output": outputs[0],
         "baseline_output": 0.0456,
-        "noise": {"kind": "smoothgrad", "output": 0.00789},
+        "noise": {"kind": "smoothgrad", "samples": 2, "scale": 0.1, "output": 0.00789},
         "completeness_error": 0.0012345,
         "attribution_error": 0.0067891,
     }
+    explanation = answer(**fields)
     policy = Policy(digits=2)
-    prediction = {"label": "c", "index": 2, "outputs": outputs}
+    prediction = read(PredictionItem, {**PREDICTION, "outputs": outputs})
 
-    shown = limited(explanation, policy, prediction)
+    shown = shown_of(explanation, policy, prediction)
 
-    assert limited_prediction(prediction, policy)["outputs"] == [0.0, 0.36, 0.64]
+    assert limited_prediction(prediction, policy).outputs == (0.0, 0.36, 0.64)
     assert (shown["output"], shown["baseline_output"], shown["noise"]["output"]) == (0.0, 0.05, 0.01)
     assert (shown["completeness_error"], shown["attribution_error"]) == (0.0012, 0.0068)
-    recorded = limited({**explanation, "prediction": prediction}, policy)
-    assert {name: recorded[name] for name in explanation} == {name: shown[name] for name in explanation}
-    assert limited(explanation, Policy(outputs=False), prediction)["noise"]["output"] is None
+    recorded = orjson.loads(
+        encode(limited(read(RecordItem, RECORD | fields | {"prediction": {**PREDICTION, "outputs": outputs}}), policy))
+    )
+    assert {name: recorded[name] for name in fields} == {name: shown[name] for name in fields}
+    assert shown_of(explanation, Policy(outputs=False), prediction)["noise"]["output"] is None
 
 
 @pytest.mark.parametrize("tiny", [5e-324, 1e-322, 2e-308, 1e-200])
 def test_numbers_on_the_grid_of_tiny_ones(tiny: float) -> None:
-    explanation = {"attributions": {"a": tiny, "b": 0.0}, "interactions": {"a": {"b": 3e38}}}
-    shown = limited(explanation, Policy(digits=6))
-    assert shown["attributions"] == {"a": pytest.approx(tiny, abs=SMALLEST_STEP), "b": 0.0}
-    assert shown["interactions"] == explanation["interactions"]
+    interactions = [[0.0, 3e38], [3e38, 0.0]]
+    shown = shown_of(answer(attributions={"a": tiny, "b": 0.0}, interactions=interactions), Policy(digits=6))
+    assert shown["attributions"] == {"a": pytest.approx(tiny, abs=MIN_STEP), "b": 0.0}
+    assert shown["interactions"] == interactions
 
 
 @given(st.lists(values, min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 6))
 @example([5e-324], 1, 1)
 def test_what_is_shown_is_near_and_no_more_than_allowed(numbers: list[float], top: int, digits: int) -> None:
-    explanation = {"attributions": {str(at): value for at, value in enumerate(numbers)}, "output": numbers[0]}
+    explanation = answer(attributions={str(at): value for at, value in enumerate(numbers)}, output=numbers[0])
 
-    shown = limited(explanation, Policy(top=top, digits=digits))
+    shown = shown_of(explanation, Policy(top=top, digits=digits))
 
     largest = max(map(abs, numbers))
     assert len(shown["attributions"]) == min(top, len(numbers))
     for name, value in shown["attributions"].items():
-        assert abs(value - numbers[int(name)]) <= 0.5 * 10.0 ** (1 - digits) * largest * (1 + 1e-9) + SMALLEST_STEP
+        assert abs(value - numbers[int(name)]) <= 0.5 * 10.0 ** (1 - digits) * largest * (1 + 1e-9) + MIN_STEP
     least_shown = min(abs(numbers[int(name)]) for name in shown["attributions"])
     assert all(abs(n) <= least_shown for at, n in enumerate(numbers) if str(at) not in shown["attributions"])
     assert limited(explanation, OPEN) == explanation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentence:
+    """A part of an answer, of whose fields one says that it may be shown."""
+
+    text: Annotated[str, ALWAYS]
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithSentence(Answered):
+    """An answer of a later version, with fields of which no policy says anything yet, and one of which it does."""
+
+    narrative: str
+    weights: tuple[float, ...] = ()
+    sentence: Annotated[Sentence, PARTS]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordWithSentence(RecordItem):
+    """A record of one."""
+
+    narrative: str
+    sentence: Annotated[Sentence, PARTS]
+
+
+@pytest.mark.parametrize("policy", [Policy(top=3), Policy(digits=2), Policy(outputs=False), NARROW], ids=str)
+def test_a_field_of_which_no_policy_says_anything_is_hidden(policy: Policy) -> None:
+    new = {"narrative": "it is the debt", "weights": [1.5, 2.5], "sentence": {"text": "why", "score": 0.75}}
+    for kind, content in ((WithSentence, ANSWER), (RecordWithSentence, RECORD)):
+        item = read(kind, content | new)
+        whole, shown = (orjson.loads(encode(limited(item, one))) for one in (OPEN, policy))
+        assert {"narrative", "sentence"} <= whole.keys()
+        assert all(whole[name] == new[name] for name in new.keys() & whole.keys())
+        assert {"narrative", "weights"}.isdisjoint(shown)
+        assert shown["sentence"] == {"text": "why"}
+        assert {name: shown[name] for name in content} == content
+
+
+def test_every_field_of_an_answer_says_what_a_policy_shows() -> None:
+    for kind in (ExplanationItem, RecordItem, PredictionItem):
+        assert {field.name for field in fields(kind)} == marks_of(kind).keys()

@@ -14,10 +14,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load_file
 
-from service.answers.records import Caller, Context
+from service.access.callers import Caller
+from service.answers.explanation import ExplanationItem
 from service.catalog.review_rules import Review
 from service.catalog.versions import ModelVersion
-from service.domain import Explanation, Plan, Priority, Timings
+from service.domain import Context, Explanation, Plan, Priority, Timings
 from service.monitoring.drift import LEAST
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
@@ -81,16 +82,16 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
     engine, metrics = Watched(service.app.state.engine), Metrics()
     state = service.app.state
 
-    async def explained() -> list[dict[str, Any]]:
+    async def explained() -> list[ExplanationItem]:
         health = Health(engine, 1.0)
         explaining = Explaining(
             engine, state.explaining._cache, state.ledger, "required", metrics, health, most_points=200_000
         )
-        bodies = []
+        explanations = []
         for request in requests(version):
             for _ in range(2):  # the second time from the cache
                 (answer,) = await explaining.explain(request)
-                bodies.append(answer.explanation)
+                explanations.append(answer.explanation)
         async with asyncio.timeout(60):
             while health._of(version).drift.stability is None:
                 request = replace(requests(version)[0], use_cache=False)
@@ -99,9 +100,9 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
         health.follow([version])
         health.show(metrics)
         await health.close()
-        return bodies
+        return explanations
 
-    bodies = await asyncio.to_thread(service.call, explained())
+    explanations = await asyncio.to_thread(service.call, explained())
     figures = {
         (sample.name.removeprefix("answerable_"), *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(metrics.render(1).decode())
@@ -116,9 +117,9 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
     assert all(0 < share < 0.5 for share in shares.values())
     assert {priority for name, priority in engine.asked if name == "resampled"} == {Priority.BULK}
     assert {priority for name, priority in engine.asked if name != "resampled"} == {Priority.INTERACTIVE}
-    assert [body["cached"] for body in bodies] == [False, True] * ROWS
-    flagged = sum("protected_share" in body["flags"] for body in bodies)
-    assert all("changes" in body["flags"] and "never" not in body["flags"] for body in bodies)
+    assert [explanation.cached for explanation in explanations] == [False, True] * ROWS
+    flagged = sum("protected_share" in explanation.flags for explanation in explanations)
+    assert all("changes" in one.flags and "never" not in one.flags for one in explanations)
     assert figures["flags_total", "loan", "protected_share"] == flagged
     assert figures["flags_total", "loan", "changes"] >= 2 * ROWS
     assert figures["flags_total", "loan", "never"] == 0

@@ -14,12 +14,13 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from service.access.callers import Caller
 from service.access.permissions import Policy, Quota
 from service.access.quotas import Quotas
-from service.answers.records import Caller, Context
 from service.api.background import new_job
 from service.background.jobs import EXPLAIN, UNEXPECTED, Runner, failure_of, sealed_payload, sealed_spec, spec_of
 from service.catalog.versions import ModelVersion
+from service.domain import Context
 from service.errors import AnswerableError, Erased, LedgerUnavailable, NotFound
 from service.ledger import open_engine, upgrade
 from service.ledger.entries import LOOKUP, EventSearch

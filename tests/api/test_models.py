@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import orjson
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
-from service.api.schemas import ExplainReply, PredictReply
+from service.answers.encoding import encode
+from service.answers.replies import ExplainReply, PredictReply
 from service.errors import AnswerableError
 from service.methods.registry import METHODS as METHODS_KNOWN
 from tests.conftest import MODELS
@@ -172,8 +175,8 @@ async def test_every_example_of_a_model_runs_and_its_reply_has_the_described_sha
             described = operation["responses"]["200"]["content"]["application/json"]["schema"]
             assert described == {"$ref": f"#/components/schemas/{reply.__name__}"}
             # Nothing is missing, of another type, or there without being described.
-            parsed = reply.model_validate_json(response.content, strict=True)
-            assert parsed.model_dump(exclude_unset=True) == response.json()
+            parsed = TypeAdapter(reply).validate_json(response.content, strict=True)
+            assert orjson.loads(encode(parsed)) == response.json()
             ran += 1
     assert ran >= 4
 

@@ -77,13 +77,13 @@ def test_reasons_are_what_a_slow_oracle_says(numbers: list[float], given_codes: 
     found = principal_reasons(manifest, explained(numbers, target))
 
     assert found is not None
-    assert [(-r["contribution"], r["feature"], r.get("code")) for r in found] == [
+    assert [(-r.contribution, r.feature, r.code) for r in found] == [
         (total, strongest, code) for total, _, strongest, code, _, _ in sorted(expected)[:4]
     ]
     for reason, (_, at, _, code, members_of, _) in zip(found, sorted(expected), strict=False):
-        assert set(reason.get("features", [reason["feature"]])) == members_of
+        assert set(reason.features or [reason.feature]) == members_of
         title = manifest.inputs.features[at].title
-        assert reason["text"] == (title if code is None else f"text {code}")
+        assert reason.text == (title if code is None else f"text {code}")
 
 
 def test_the_version_of_the_texts_changes_with_any_of_them() -> None:
@@ -226,7 +226,7 @@ def test_reasons_whose_order_or_sign_is_open_say_so_or_are_none() -> None:
     found = principal_reasons(LOAN, replace(explained(moved), attribution_errors=tuple(errors)))
     assert found is not None
     names = inputs.unit_names
-    assert [(reason["feature"], reason.get("tied", False)) for reason in found] == [
+    assert [(reason.feature, reason.tied or False) for reason in found] == [
         (names[first], False),
         (names[second], True),
         (names[third], True),

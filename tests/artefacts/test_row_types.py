@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import orjson
 import pytest
 import torch
 import yaml
@@ -19,15 +18,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
 
-from service.answers.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
+from service.access.callers import Caller
+from service.answers.explanation import answered
+from service.answers.predictions import prediction_of
+from service.answers.reading import personal_of, record_of
+from service.answers.record import ledger_entry
 from service.artefacts.loading import load_model
 from service.catalog.baselines import KeptSets
 from service.catalog.inputs.instances import read_instance
 from service.catalog.version_files import read_baseline_rows
-from service.domain import DOUBLE, SINGLE, ChunkShapes, Explanation, Floats, OutputSpace, RowType
+from service.domain import DOUBLE, SINGLE, ChunkShapes, Context, Explanation, Floats, OutputSpace, RowType
 from service.engine.kernels.kernel import Deployed, DeployedKernel
 from service.engine.worker.device import outputs_over, put_on_device, with_baseline
 from service.errors import CatalogError, InvalidRequest
+from service.ledger.entries import Stored
+from service.ledger.ids import uuid7
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.usecases.planning import Parameters, make_plan
 from service.usecases.replaying import plan_of
@@ -181,21 +186,22 @@ def test_a_row_that_came_with_the_request_is_a_baseline(trial: Trial) -> None:
     assert found.attributions == pytest.approx([SLOPE * 3, OTHER * 0.3], abs=1e-6)
 
 
-def recorded(trial: Trial, instance: object) -> tuple[Explanation, dict[str, Any], dict[str, Any]]:
-    """An explanation with its record and the personal part, as they are read back."""
+def recorded(trial: Trial, instance: object) -> tuple[Explanation, Stored]:
+    """An explanation, and what the ledger holds of it."""
     plan = make_plan(trial.version, read_instance(trial.manifest, instance), Parameters())
     found = trial.explained(plan)
     prediction = prediction_of(trial.version, plan.output_space, found.outputs)
-    body = {"id": uuid7(), **explanation_body(trial.version, plan, found, cached=False)}
-    entry = ledger_entry(trial.version, plan, plan.digest(), found, prediction, body, Caller("t", "k"), Context())
-    return found, orjson.loads(entry.record), orjson.loads(entry.personal)
+    answer = answered(trial.version, plan, found, id=uuid7(), cached=False)
+    entry = ledger_entry(trial.version, plan, plan.digest(), found, prediction, answer, Caller("t", "k"), Context())
+    return found, Stored(**vars(entry), seq=1, leaf=b"", logged=b"", opened=entry.personal)
 
 
 def test_what_is_recorded_is_replayed_bit_for_bit(trial: Trial) -> None:
-    found, record, personal = recorded(trial, INSTANCES[3])
-    assert personal["input"]["time"] == 1_700_000_003
-    again = plan_of(record, personal)
-    assert again.digest() == personal["plan_digest"]
+    found, stored = recorded(trial, INSTANCES[3])
+    personal = personal_of(stored)
+    assert personal.content["input"]["time"] == 1_700_000_003
+    again = plan_of(record_of(stored), personal, trial.version)
+    assert again.digest() == personal.plan_digest
     assert trial.explained(again) == found
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 
-from service.answers.records import explanation_body
+from service.answers.encoding import encode
+from service.answers.explanation import answered
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
@@ -223,7 +225,7 @@ def test_tokens_are_answered_one_by_one_and_padding_and_special_tokens_get_nothi
     for name in ("integrated_gradients", "sequential_ig"):
         plan = one.plan(name)
         (explanation,) = run(one.model, [plan])
-        body = explanation_body(one.version, plan, explanation, cached=False)
+        body = orjson.loads(encode(answered(one.version, plan, explanation, id="1", cached=False)))
         shown = body["attributions"]
         assert [item["token"] for item in shown] == [2, 7, 9, 12, 3, 0]
         assert [item["attribution"] for item in shown] == list(explanation.attributions or ())

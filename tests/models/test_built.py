@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import orjson
 import pytest
 import torch
 import yaml
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
-from service.answers.records import explanation_body
+from service.answers.encoding import encode
+from service.answers.explanation import answered
 from service.catalog.inputs.instances import read_instance
 from service.catalog.inputs.sequences import Spans
 from service.domain import Explanation, Floats, OutputSpace
@@ -134,7 +136,8 @@ def test_the_bytes_that_made_it_say_pdf(magika_trial: Trial) -> None:
     assert isinstance(spans, Spans)
     padding = np.setdiff1d(np.arange(2048), spans.positions)
     assert not values(explanation)[padding].any()
-    told = explanation_body(magika_trial.version, plan, explanation, spans, cached=False)["attributions"]
+    answer = answered(magika_trial.version, plan, explanation, spans, id="1", cached=False)
+    told = orjson.loads(encode(answer.attributions))
     assert all(PDF[one["start"]] == one["token"] for one in told)
     strongest = sorted(told, key=lambda one: -abs(one["attribution"]))[:20]
     assert any(one["start"] < 8 for one in strongest), "nothing of %PDF-1.4"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from service.access.callers import Caller
 from service.answers.cache import Cache
-from service.answers.records import Caller, Context
 from service.catalog.inputs.instances import read_instance
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
-from service.domain import Completeness, Explanation, Plan, Prediction, Priority, Timings, Traits
+from service.domain import Completeness, Context, Explanation, Plan, Prediction, Priority, Timings, Traits
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerFull, LedgerUnavailable, NotConverged, Overloaded
 from service.ledger import Entry, Ledger, Search, Vault, open_engine, upgrade
 from service.ledger.entries import Remembered
@@ -178,14 +178,14 @@ async def test_100_identical_cold_requests_compute_once(make: Make, until: Until
     answers = [answer for (answer,) in await asyncio.gather(*asking)]
 
     late = await asyncio.gather(*(one.ask() for _ in range(100)))
-    assert all(answer.explanation["cached"] for (answer,) in late)
+    assert all(answer.explanation.cached for (answer,) in late)
     assert len(one.engine.asked) == 1
-    assert len({answer.explanation["id"] for answer in answers}) == 100
+    assert len({answer.explanation.id for answer in answers}) == 100
     assert len(one.ledger.entries) == 200
-    assert len({str(answer.explanation["attributions"]) for answer in answers}) == 1
+    assert len({str(answer.explanation.attributions) for answer in answers}) == 1
     await one.written()
     (later,) = await one.ask()
-    assert later.explanation["cached"] is True
+    assert later.explanation.cached is True
     assert len(one.engine.asked) == 1
 
 
@@ -196,9 +196,9 @@ async def test_500_identical_cold_requests_compute_once_however_soon_it_is_done(
     answers = [answer for (answer,) in await asyncio.gather(*(one.ask() for _ in range(500)))]
 
     assert len(one.engine.asked) == 1
-    assert len({answer.explanation["id"] for answer in answers}) == len(one.ledger.entries) == 500
+    assert len({answer.explanation.id for answer in answers}) == len(one.ledger.entries) == 500
     await one.written()
-    assert all(answer.explanation["cached"] for (answer,) in await asyncio.gather(*(one.ask() for _ in range(500))))
+    assert all(answer.explanation.cached for (answer,) in await asyncio.gather(*(one.ask() for _ in range(500))))
     assert len(one.engine.asked) == 1
 
 
@@ -223,7 +223,7 @@ async def test_identical_rows_of_one_request_compute_once(make: Make) -> None:
     one = make()
     answers = await one.ask(rows=5)
     assert len(one.engine.asked) == 1
-    assert len({answer.explanation["id"] for answer in answers}) == len(one.ledger.entries) == 5
+    assert len({answer.explanation.id for answer in answers}) == len(one.ledger.entries) == 5
 
 
 async def test_a_waiter_that_leaves_disturbs_nobody(make: Make, until: Until) -> None:
@@ -237,7 +237,7 @@ async def test_a_waiter_that_leaves_disturbs_nobody(make: Make, until: Until) ->
 
     for number in (1, 2, 4):
         (answer,) = await asking[number]
-        assert answer.explanation["converged"]
+        assert answer.explanation.converged
     assert (len(one.engine.asked), one.engine.cancelled) == (1, 0)
     assert not one.explaining._flights
 
@@ -256,7 +256,7 @@ async def test_the_last_waiter_that_leaves_ends_the_computation(make: Make, unti
     assert not one.ledger.entries
     one.engine.is_open.set()
     (answer,) = await one.ask()
-    assert answer.explanation["converged"]
+    assert answer.explanation.converged
     assert len(one.engine.asked) == 2
 
 
@@ -275,7 +275,7 @@ async def test_a_failed_computation_fails_all_and_is_not_kept(
     assert not one.explaining._flights
     one.engine.outcome = explanation
     (answer,) = await one.ask()
-    assert answer.explanation["cached"] is False
+    assert answer.explanation.cached is False
     assert len(one.engine.asked) == 2
 
 
@@ -288,8 +288,8 @@ async def test_what_chance_stopped_is_not_kept(
     await one.written()
     (again,) = await one.ask()
 
-    assert again.explanation["cached"] is is_kept
-    assert again.explanation["reason"] == reason
+    assert again.explanation.cached is is_kept
+    assert again.explanation.reason == reason
     assert len(one.engine.asked) == (1 if is_kept else 2)
 
 
@@ -304,7 +304,7 @@ async def test_what_was_begun_before_somebody_was_erased_is_not_kept(make: Make,
     (later,) = await one.ask()
     (again,) = await one.ask()
 
-    assert (later.explanation["cached"], again.explanation["cached"]) == (False, True)
+    assert (later.explanation.cached, again.explanation.cached) == (False, True)
 
 
 async def test_one_with_a_deadline_computes_for_itself_and_may_be_kept(make: Make, until: Until) -> None:
@@ -315,7 +315,7 @@ async def test_one_with_a_deadline_computes_for_itself_and_may_be_kept(make: Mak
     await asyncio.gather(*asking)
     await one.written()
     (again,) = await one.ask(deadline_ms=60_000)
-    assert again.explanation["cached"] is True
+    assert again.explanation.cached is True
 
 
 async def test_without_the_cache_nothing_is_read_or_kept(make: Make) -> None:
@@ -323,9 +323,9 @@ async def test_without_the_cache_nothing_is_read_or_kept(make: Make) -> None:
     await one.ask(use_cache=False)
     await one.written()
     (again,) = await one.ask()
-    assert again.explanation["cached"] is False
+    assert again.explanation.cached is False
     (fresh,) = await one.ask(use_cache=False)
-    assert fresh.explanation["cached"] is False
+    assert fresh.explanation.cached is False
 
 
 async def test_no_record_no_answer(make: Make) -> None:
@@ -384,7 +384,7 @@ async def test_best_effort_answers_without_a_record_and_says_so(make: Make, capl
     one = make(mode="best_effort")
     one.ledger.is_available = False
     (answer,) = await one.ask()
-    assert answer.explanation["converged"]
+    assert answer.explanation.converged
     assert "without a record" in caplog.text
 
     one.ledger.is_available = True
@@ -395,7 +395,7 @@ async def test_best_effort_answers_without_a_record_and_says_so(make: Make, capl
 async def test_off_has_no_ledger(make: Make) -> None:
     one = make(mode="off")
     (answer,) = await one.ask()
-    assert answer.explanation["converged"]
+    assert answer.explanation.converged
     assert not one.ledger.entries
 
 

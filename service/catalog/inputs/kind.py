@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, WithJsonSchema
 
 from service.catalog.formats import Artefact
 from service.catalog.nearest import Searches
@@ -34,8 +34,8 @@ FARTHEST = 1e37
 """Of a range: what networks compute with ends at 3.4e38, and the distance between both ends is still a number."""
 
 
-Number = Annotated[float, Field(strict=True)]
-"""Of a value that was shown: no text is read as one."""
+Number = Annotated[StrictFloat | StrictInt, WithJsonSchema({"type": "number"})]
+"""Of a value that was shown: no text is read as one, and 1 is not made 1.0, so that every bit can be compared."""
 
 
 class Declaration(BaseModel):

@@ -25,11 +25,16 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from service.answers.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
+from service.access.callers import Caller
+from service.answers.encoding import encode
+from service.answers.explanation import answered
+from service.answers.predictions import prediction_of
+from service.answers.record import ledger_entry
 from service.artefacts.loading import load_model
 from service.catalog.inputs.instances import read_instance
-from service.domain import Explanation, Floats, OutputSpace
+from service.domain import Context, Explanation, Floats, OutputSpace
 from service.errors import CatalogError, InvalidRequest
+from service.ledger.ids import uuid7
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.usecases.planning import Parameters, make_plan
 
@@ -218,7 +223,7 @@ def test_every_figure_speaks_of_features(trial: Trial, method: str) -> None:
     row = read_instance(trial.manifest, EXAMPLE)
     plan = make_plan(trial.version, row, Parameters(method=method, options=options))
     explanation = trial.explained(plan)
-    body = explanation_body(trial.version, plan, explanation, cached=False)
+    body = orjson.loads(encode(answered(trial.version, plan, explanation, id="1", cached=False)))
     names = [feature["name"] for feature in FEATURES]
     assert list(body["attributions"]) == names
     if method == "expected_gradients":
@@ -235,8 +240,9 @@ def test_the_record_has_the_instance_as_it_came(trial: Trial) -> None:
     plan = make_plan(trial.version, read_instance(trial.manifest, {**EXAMPLE, "purpose": None}), Parameters())
     explanation = trial.explained(plan)
     prediction = prediction_of(trial.version, plan.output_space, explanation.outputs)
-    body = {"id": uuid7(), **explanation_body(trial.version, plan, explanation, cached=False)}
-    entry = ledger_entry(trial.version, plan, plan.digest(), explanation, prediction, body, Caller("t", "k"), Context())
+    answer = answered(trial.version, plan, explanation, id=uuid7(), cached=False)
+    whom = Caller("t", "k"), Context()
+    entry = ledger_entry(trial.version, plan, plan.digest(), explanation, prediction, answer, *whom)
     assert orjson.loads(entry.personal)["input"] == {**EXAMPLE, "purpose": "buy"}
     assert set(orjson.loads(entry.personal)["answer"]["attributions"]) == set(EXAMPLE)
 

@@ -11,20 +11,26 @@ from typing import Any
 
 import numpy as np
 import onnx
+import orjson
 import pytest
 import torch
 import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.answers.records import Caller, Context, explanation_body, ledger_entry, prediction_of, uuid7
+from service.access.callers import Caller
+from service.answers.encoding import encode
+from service.answers.explanation import answered
+from service.answers.predictions import prediction_of
+from service.answers.record import ledger_entry
 from service.api.baselines import _rows as baseline_rows
 from service.catalog.baselines import KeptSets
 from service.catalog.inputs.instances import read_instance
 from service.cli.baselines import rows_for
-from service.domain import Explanation, Floats, Plan
+from service.domain import Context, Explanation, Floats, Plan
 from service.errors import CatalogError, InvalidRequest
 from service.ledger.entries import Entry
+from service.ledger.ids import uuid7
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.usecases.planning import Parameters, make_plan
 from tests.catalog.inputs.test_sequences import LENGTH, WORDS, tokenizer_json
@@ -216,9 +222,10 @@ def recorded(trial: Trial) -> tuple[Entry, dict[str, Any]]:
     plan = make_plan(trial.version, row.values, Parameters())
     explanation = trial.explained(plan)
     prediction = prediction_of(trial.version, plan.output_space, explanation.outputs, spans)
-    body = {"id": uuid7(), **explanation_body(trial.version, plan, explanation, spans, cached=False)}
+    answer = answered(trial.version, plan, explanation, spans, id=uuid7(), cached=False)
     context = Caller("tenant", "key"), Context()
-    return ledger_entry(trial.version, plan, "digest", explanation, prediction, body, *context, spans), body
+    entry = ledger_entry(trial.version, plan, "digest", explanation, prediction, answer, *context, spans)
+    return entry, orjson.loads(encode(answer))
 
 
 def test_the_reply_has_tokens_with_their_places(trial: Trial) -> None:

@@ -1,0 +1,188 @@
+"""What a policy that limits values shows of an answer: said once, at each field.
+
+The fields of an answer carry one of these marks in their annotation, `Annotated[float | None, OUTPUT, ...]`. A field
+without a mark is not shown under such a policy, so that one which is added later is kept back until somebody has
+thought about it. `MEASURED` fields hold figures, to which tolerances apply; all else of an answer is either equal or
+not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from service.access.permissions import Policy
+
+MIN_STEP = 1e-250
+"""Any float32 counted in such steps is far from overflow; values so small that their grid were finer are 0."""
+
+T = TypeVar("T")
+
+
+class Absent(Enum):
+    """Of a field that is not shown, or that an earlier record does not have."""
+
+    ABSENT = "absent"
+
+
+ABSENT: Literal[Absent.ABSENT] = Absent.ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a policy keeps back of one answer.
+
+    `kept` are the units whose values are shown, by their places, None for all; `unit_step` and `output_step` are the
+    grids on which their values and the model's outputs are rounded, None where they are not.
+    """
+
+    policy: Policy
+    kept: Collection[int] | None
+    unit_step: float | None
+    output_step: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How the value of a field is shown: `limited` gives what is left of it, or ABSENT."""
+
+    limited: Callable[[Any, Limits], Any]
+    is_measured: bool = False
+
+
+def _parts(value: Any, limits: Limits) -> Any:
+    """A part of an answer, or several, whose own fields say what is shown of them."""
+    return tuple(limited_to(one, limits) for one in value) if isinstance(value, tuple) else limited_to(value, limits)
+
+
+def _own_parts(value: Any, limits: Limits) -> Any:
+    return limited_to(value, Limits(limits.policy, None, None, step_of(outputs_in(value), limits.policy)))
+
+
+def _first_parts(value: tuple[Any, ...], limits: Limits) -> Any:
+    return _parts(value[: limits.policy.top], limits)
+
+
+def _joint_parts(value: tuple[Any, ...], limits: Limits) -> Any:
+    return ABSENT if limits.policy.top is not None else _parts(value, limits)
+
+
+def _joint(value: Any, limits: Limits) -> Any:
+    return ABSENT if limits.policy.top is not None else on_grid(value, limits.unit_step)
+
+
+def _by_unit(value: Any, limits: Limits) -> Any:
+    if limits.kept is not None:
+        value = value.keeping(limits.kept)
+    return value.with_values(on_grid(value.values, limits.unit_step))
+
+
+def _error(value: float, limits: Limits) -> float:
+    return value if limits.policy.digits is None else float(f"{value:.{limits.policy.digits}g}")
+
+
+def _output(hidden: object) -> Shown:
+    def limited(value: Any, limits: Limits) -> Any:
+        return on_grid(value, limits.output_step) if limits.policy.outputs else hidden
+
+    return Shown(limited, is_measured=True)
+
+
+ALWAYS = Shown(lambda value, _: value)
+"""What the model was asked and how, and what it decided."""
+PARTS = Shown(_parts)
+OWN_PARTS = Shown(_own_parts)
+"""A part whose outputs are on a grid of their own, as where it is answered alone."""
+FIRST_PARTS = Shown(_first_parts)
+"""Of parts in order of their size, as many as values are shown."""
+JOINT_PARTS = Shown(_joint_parts, is_measured=True)
+JOINT = Shown(_joint, is_measured=True)
+"""Of several units together. With groups of one it would hold the values of everything, so it has no largest few."""
+BY_UNIT = Shown(_by_unit, is_measured=True)
+"""Values by feature, pixel or token (`service.catalog.inputs.kind.Attributions`)."""
+ON_UNIT_GRID = Shown(lambda value, limits: on_grid(value, limits.unit_step), is_measured=True)
+"""A figure made of the values of units, which says no more of them than they are shown."""
+ERROR = Shown(_error)
+"""How far figures may be off, rounded for itself."""
+OUTPUT = _output(ABSENT)
+"""What the model answers."""
+OUTPUT_OR_NULL = _output(None)
+OUTPUTS = _output(())
+"""Several of them, in an answer that has a list of them in any case."""
+OUTPUTS_BY_NAME = _output({})
+
+
+@cache
+def marks_of(kind: Hashable) -> Mapping[str, Shown]:
+    """The marks of the fields of a class of answers, by name; a field without one is not in it."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {
+        name: [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Shown)]
+        for name, hint in hints.items()
+    }
+    return {name: marks[-1] for name, marks in found.items() if marks}
+
+
+def limited_to(item: T, limits: Limits) -> T:
+    """An answer, or a part of one, as the limits let it be seen."""
+    assert is_dataclass(item)
+    kind: Any = type(item)
+    marks = marks_of(kind)
+    shown: dict[str, Any] = {}
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if field.name not in marks:
+            shown[field.name] = ABSENT
+        elif value is None or value is ABSENT or value is field.default:
+            shown[field.name] = value
+        else:
+            shown[field.name] = marks[field.name].limited(value, limits)
+    limited: T = kind(**shown)
+    return limited
+
+
+def outputs_in(item: object) -> Iterable[float]:
+    """The model's outputs that stand in an answer and its parts."""
+    kind: Any = type(item)
+    for name, mark in marks_of(kind).items() if is_dataclass(item) else ():
+        value = getattr(item, name)
+        if mark in (OUTPUT, OUTPUT_OR_NULL, OUTPUTS, OUTPUTS_BY_NAME):
+            yield from numbers_in(value)
+        elif mark in (PARTS, OWN_PARTS) and value is not None:
+            yield from outputs_in(value)
+
+
+def numbers_in(value: Any) -> Iterable[float]:
+    """All numbers in lists and objects."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for one in value:
+            yield from numbers_in(one)
+    elif type(value) in (int, float):
+        yield value
+
+
+def step_of(values: Iterable[float], policy: Policy) -> float | None:
+    """The grid on which the largest value has as many significant digits as the policy shows; None shows all."""
+    if policy.digits is None:
+        return None
+    largest = max(map(abs, values), default=0.0)
+    if not largest:
+        return 1.0
+    return max(10.0 ** (math.floor(math.log10(largest)) - policy.digits + 1), MIN_STEP)
+
+
+def on_grid(value: Any, step: float | None) -> Any:
+    """All numbers in lists and objects, each at the nearest point of the grid."""
+    if step is None or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {name: on_grid(one, step) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(on_grid(one, step) for one in value)
+    return float(f"{round(value / step) * step:.15g}")  # without the digits that the multiplication adds

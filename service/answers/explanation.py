@@ -1,0 +1,217 @@
+"""An explanation as it is answered and recorded, and how one becomes of what a worker computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from service.access.visibility import (
+    ALWAYS,
+    BY_UNIT,
+    ERROR,
+    FIRST_PARTS,
+    JOINT,
+    JOINT_PARTS,
+    OUTPUT,
+    PARTS,
+)
+from service.answers.items import (
+    BaselineItem,
+    DisclosureItem,
+    GroupItem,
+    ModelItem,
+    NoiseItem,
+    ReasonItem,
+    RecordedBaseline,
+    TimingsItem,
+)
+from service.answers.reasons import principal_reasons
+from service.catalog.inputs.kind import Places, Row
+from service.catalog.inputs.registry import AnyAttributions
+from service.catalog.manifest import Manifest
+from service.catalog.outputs.predictions import AnyTarget, Space
+from service.catalog.versions import ModelVersion
+from service.domain import Explanation, GroupShare, NoiseKind, Plan
+from service.methods.registry import BY_NAME
+from service.monitoring.review import flags_of
+
+MAX_ERROR_OF_REASONS = 0.1
+"""An explanation whose sum misses more than a tenth of the change gives no reasons, and has no protected share."""
+
+IN_CLEAR = "in_clear"
+"""Marks what of an answer the record holds in clear, and so for ever. All else says more of the person: the model's
+outputs, what each of their values did, errors that a guess of the input could be tried against. What stays in clear is
+not nothing: the label explained, which is the predicted one where none was asked for (the ledger's column has it too),
+the flags, and how hard the row was to explain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """What an answer and a record both hold. What could not be computed, after an answer that is not finite, is
+    absent."""
+
+    id: Annotated[str, ALWAYS, IN_CLEAR, Field(description="a UUID (version 7), by which the ledger finds the record")]
+    model: Annotated[ModelItem | None, PARTS, IN_CLEAR, Field(description="what answered")] = None
+    method: Annotated[str, ALWAYS, IN_CLEAR, Field(description="the attribution method")]
+    target: Annotated[AnyTarget | None, PARTS, IN_CLEAR, Field(description="what was explained")] = None
+    output_space: Annotated[Space | None, ALWAYS, IN_CLEAR, Field(description="what the outputs are")] = None
+    output: Annotated[float | None, OUTPUT, Field(description="the deployed artefact's output for the input")] = None
+    baseline_output: Annotated[float | None, OUTPUT, Field(description="the mean of its outputs over the baseline")] = (
+        None
+    )
+    attributions: Annotated[AnyAttributions | None, BY_UNIT, Field(description="by feature, by pixel, or by token")] = (
+        None
+    )
+    completeness: Annotated[
+        Literal["exact", "asymptotic", "by_construction", "none"] | None,
+        ALWAYS,
+        IN_CLEAR,
+        Field(description="whether the attributions of this method sum to the change of the output, and why"),
+    ] = None
+    completeness_error: Annotated[
+        float | None,
+        ERROR,
+        Field(description="what their sum misses, relative to the change (or to the manifest's floor, if larger)"),
+    ] = None
+    attribution_error: Annotated[
+        float | None,
+        ERROR,
+        Field(description="the estimated relative error of the attributions (L1) from the quadrature"),
+    ] = None
+    standard_error: Annotated[
+        AnyAttributions | None,
+        BY_UNIT,
+        Field(description="of expected gradients: the error from the baseline set being a sample"),
+    ] = None
+    attribution_errors: Annotated[
+        AnyAttributions | None,
+        BY_UNIT,
+        Field(description="with `errors`: how far each attribution may be off, in units of the output"),
+    ] = None
+    interactions: Annotated[
+        tuple[tuple[float, ...], ...] | None,
+        JOINT,
+        Field(description="of integrated Hessians: by pair of features"),
+    ] = None
+    groups: Annotated[
+        tuple[GroupItem, ...] | None, JOINT_PARTS, Field(description="of `directional_ig`: by group of features")
+    ] = None
+    noise: Annotated[NoiseItem | None, PARTS, Field(description="the noisy copies, where there are some")] = None
+    converged: Annotated[bool | None, ALWAYS, IN_CLEAR, Field(description="whether the tolerance was met")] = None
+    reason: Annotated[
+        Literal["budget", "deadline", "non_finite", "precision", "steps"] | None,
+        ALWAYS,
+        IN_CLEAR,
+        Field(description="why it was not"),
+    ] = None
+    evaluations: Annotated[int | None, ALWAYS, IN_CLEAR, Field(description="gradient points spent")] = None
+    baseline: Annotated[
+        RecordedBaseline | None, PARTS, IN_CLEAR, Field(description="what the input is compared with")
+    ] = None
+    flags: Annotated[tuple[str, ...] | None, ALWAYS, IN_CLEAR, Field(description="the review rules that fired")] = None
+    cached: Annotated[bool | None, ALWAYS, IN_CLEAR, Field(description="whether it was computed earlier")] = None
+    reasons: Annotated[
+        tuple[ReasonItem, ...] | None,
+        FIRST_PARTS,
+        Field(description="the principal reasons, the strongest first; for models with reason texts"),
+    ] = None
+    disclosure: Annotated[
+        DisclosureItem | None, ALWAYS, Field(description="what the key's policy keeps back, where it does")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered(Explained):
+    """An explanation as it was answered, but for the time that it took."""
+
+    model: Annotated[ModelItem, PARTS, IN_CLEAR, Field(description="what answered")]
+    target: Annotated[AnyTarget, PARTS, IN_CLEAR, Field(description="what was explained")]
+    output_space: Annotated[Space, ALWAYS, IN_CLEAR, Field(description="what the outputs are")]
+    converged: Annotated[bool, ALWAYS, IN_CLEAR, Field(description="whether the tolerance was met")]
+    evaluations: Annotated[int, ALWAYS, IN_CLEAR, Field(description="gradient points spent")]
+    baseline: Annotated[BaselineItem, PARTS, IN_CLEAR, Field(description="what the input is compared with")]
+    flags: Annotated[tuple[str, ...], ALWAYS, IN_CLEAR, Field(description="the review rules that fired")]
+    cached: Annotated[bool, ALWAYS, IN_CLEAR, Field(description="whether it was computed for an earlier request")]
+
+    def taking(self, timings: TimingsItem) -> ExplanationItem:
+        """With the time that it took."""
+        return ExplanationItem(**values_of(self), timings_ms=timings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationItem(Answered):
+    """One explanation."""
+
+    timings_ms: Annotated[TimingsItem, ALWAYS, Field(description="the header Server-Timing repeats those of the first")]
+
+
+def values_of(item: Any) -> dict[str, Any]:
+    """The values of a dataclass's fields, by name, as they are."""
+    return {field.name: getattr(item, field.name) for field in fields(item)}
+
+
+def answered(
+    version: ModelVersion,
+    plan: Plan,
+    explanation: Explanation,
+    places: Places | None = None,
+    *,
+    id: str,
+    cached: bool,
+    has_channels: bool = False,
+) -> Answered:
+    """The answer under this id. What could not be computed is left out, never null."""
+    manifest, row = version.manifest, Row(plan.input, places)
+
+    def by_unit(values: tuple[float, ...] | None) -> Any:
+        if values is None:
+            return None
+        return manifest.inputs.attributions(values, explanation.shape, row, channels=has_channels)
+
+    is_complete = explanation.attributions is not None
+    gives_reasons = _gives_reasons(plan, explanation)
+    baseline, noise = plan.baseline, plan.noise
+    return Answered(
+        id=id,
+        model=ModelItem(name=plan.model.name, version=plan.model.version, digest=plan.model.digest),
+        method=plan.method,
+        target=AnyTarget(index=explanation.target, label=manifest.outputs.labels[explanation.target]),
+        output_space=plan.output_space.value,
+        output=explanation.output,
+        baseline_output=explanation.baseline_output if is_complete else None,
+        attributions=by_unit(explanation.attributions),
+        completeness=explanation.completeness.value if is_complete else None,
+        completeness_error=explanation.completeness_error,
+        attribution_error=explanation.attribution_error,
+        standard_error=by_unit(explanation.standard_error),
+        attribution_errors=by_unit(explanation.attribution_errors) if plan.errors else None,
+        interactions=explanation.interactions,
+        groups=tuple(_group(manifest, group) for group in explanation.groups) or None,
+        noise=None
+        if noise is None
+        else NoiseItem(
+            kind=noise.kind.value, samples=noise.samples, scale=noise.scale, output=explanation.noisy_output
+        ),
+        converged=explanation.converged,
+        reason=explanation.reason,  # type: ignore[arg-type]
+        evaluations=explanation.evaluations,
+        baseline=BaselineItem(name=baseline.name, version=baseline.version, digest=baseline.digest, size=baseline.size),
+        flags=tuple(flags_of(manifest, plan, explanation, adds_up=gives_reasons)),
+        cached=cached,
+        reasons=principal_reasons(manifest, explanation) if gives_reasons else None,
+    )
+
+
+def _group(manifest: Manifest, group: GroupShare) -> GroupItem:
+    names = manifest.inputs.unit_names
+    members = tuple(names[member] for member in group.members) if names else group.members
+    return GroupItem(features=members, dividend=group.dividend, value=group.value)
+
+
+def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
+    """Whether the values say what each feature moved the output by, and not too wrongly."""
+    is_variance = plan.noise is not None and plan.noise.kind is NoiseKind.VARGRAD
+    error = explanation.completeness_error
+    return BY_NAME[plan.method].gives_reasons and not is_variance and error is not None and error < MAX_ERROR_OF_REASONS

@@ -1,0 +1,125 @@
+"""The parts of an explanation as replies and records have them.
+
+They are typed values: what is computed becomes one, and from then on it is a value of these classes until it is bytes.
+Their fields say what they are, for the documentation of the interface, and what a policy shows of them (see
+`service.access.visibility`). A field with the default None is left out where it is None; one without is always there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from service.access.visibility import ALWAYS, ON_UNIT_GRID, OUTPUT_OR_NULL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelItem:
+    """The version of a model that answered."""
+
+    name: Annotated[str, ALWAYS, Field(description="of the model")]
+    version: Annotated[str, ALWAYS, Field(description="of the model")]
+    digest: Annotated[str, ALWAYS, Field(description="the SHA-256 of the artefact")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedBaseline:
+    """The baseline. Of a row that came with the request the digest is in the personal part, where a guess of the row
+    cannot be tried against it."""
+
+    name: Annotated[str, ALWAYS, Field(description="of the set, or `inline`, `zeros` or `mask`")]
+    version: Annotated[str | None, ALWAYS, Field(description="of the set")] = None
+    digest: Annotated[str | None, ALWAYS, Field(description="the SHA-256 of the set's file")] = None
+    size: Annotated[int, ALWAYS, Field(description="rows")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineItem(RecordedBaseline):
+    """What the input is compared with."""
+
+    name: Annotated[str, ALWAYS, Field(description="of the baseline set, or `inline`, `zeros` or `mask`")]
+    version: Annotated[str, ALWAYS, Field(description="of the set")]
+    digest: Annotated[str, ALWAYS, Field(description="the SHA-256 of the set's file, or of the row")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupItem:
+    """Of `directional_ig`: a group of features."""
+
+    features: Annotated[
+        tuple[str, ...] | tuple[int, ...],
+        ALWAYS,
+        Field(description="its members, by name, or by number where they have none"),
+    ]
+    dividend: Annotated[float, ON_UNIT_GRID, Field(description="the group's own share")]
+    value: Annotated[float, ON_UNIT_GRID, Field(description="the shares of all groups within it")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedNoise:
+    """The noisy copies that were asked for."""
+
+    kind: Annotated[
+        Literal["smoothgrad", "vargrad"],
+        ALWAYS,
+        Field(description="`smoothgrad`: the mean; `vargrad`: the variance"),
+    ]
+    samples: Annotated[int, ALWAYS, Field(description="copies")]
+    scale: Annotated[float, ALWAYS, Field(description="standard deviation, as a share of each input's range")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseItem(RecordedNoise):
+    """The noisy copies that the values are the mean or the variance over."""
+
+    output: Annotated[
+        float | None,
+        OUTPUT_OR_NULL,
+        Field(description="the mean over the copies, which the attributions sum to where the method is complete"),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonItem:
+    """A principal reason."""
+
+    feature: Annotated[str, ALWAYS, Field(description="the feature, or the strongest of those that share the reason")]
+    features: Annotated[
+        tuple[str, ...] | None,
+        ALWAYS,
+        Field(description="all that share it, where there are several, strongest first"),
+    ] = None
+    code: Annotated[str | None, ALWAYS, Field(description="of the reason text; absent where the manifest has none")] = (
+        None
+    )
+    text: Annotated[str, ALWAYS, Field(description="the reason text, or the feature's title")]
+    contribution: Annotated[
+        float, ON_UNIT_GRID, Field(description="what it moved the output by, towards what is adverse")
+    ]
+    tied: Annotated[
+        bool | None,
+        ALWAYS,
+        Field(description="there where the numerical error leaves its place in the order open"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisclosureItem:
+    """How the key's policy limits what is shown."""
+
+    top: Annotated[int | None, ALWAYS, Field(description="so many of the largest attributions are shown")] = None
+    digits: Annotated[
+        int | None, ALWAYS, Field(description="values are rounded to so many significant digits of the largest")
+    ] = None
+    outputs: Annotated[bool | None, ALWAYS, Field(description="false: no outputs are shown")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingsItem:
+    """How long it took, in milliseconds."""
+
+    queue: Annotated[float, ALWAYS, Field(description="waiting for a worker")]
+    compute: Annotated[float, ALWAYS, Field(description="computing")]
+    total: Annotated[float, ALWAYS, Field(description="from the request to the answer")]

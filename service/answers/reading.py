@@ -1,0 +1,195 @@
+"""Records read back: from the bytes that the ledger holds, of this schema or an earlier one, to typed values.
+
+A record is read by its structure. Fields that this version does not know, of a later one, are not looked at; what a
+field holds that was changed behind the ledger's back is not refused but kept as it is, so that a replay can tell which
+it was. What lacks a part that every record has is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import orjson
+
+from service.answers.encoding import name_in_json
+from service.answers.explanation import Answered
+from service.answers.record import Personal, RecordItem, in_clear
+from service.catalog.inputs.registry import AnyAttributions, read_attributions
+from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
+from service.ledger.entries import LogChanged, Stored
+
+NO_VERSION = "1"
+"""Of a baseline that is no set: it came with the request, or is made of the input."""
+
+T = TypeVar("T")
+Reader = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableValues:
+    """What stands in the place of attributions in a record that was changed. No policy shows it."""
+
+    content: Any
+
+    @property
+    def values(self) -> Sequence[float]:
+        """There are none."""
+        return ()
+
+    @property
+    def numbers(self) -> Sequence[float]:
+        """There are none."""
+        return ()
+
+    @property
+    def structure(self) -> object:
+        """All that there is."""
+        return self.content
+
+    def with_values(self, values: Sequence[float]) -> UnreadableValues:  # noqa: ARG002
+        """Nothing."""
+        return UnreadableValues(None)
+
+    def keeping(self, units: Collection[int]) -> UnreadableValues:  # noqa: ARG002
+        """Nothing."""
+        return UnreadableValues(None)
+
+    def to_json(self) -> Any:
+        """As it was found."""
+        return self.content
+
+
+def record_of(stored: Stored) -> RecordItem:
+    """All that the ledger holds of an explanation: the record, the personal part, and its place in the log.
+
+    Of one whose personal part was erased, what is left. Raises LogChanged.
+    """
+    known = {
+        "id": stored.id,
+        "method": stored.method,
+        **(orjson.loads(stored.record) if stored.record else {}),
+        "created": stored.created,
+        "tenant": stored.tenant,
+        "key_id": stored.key_id,
+        "cohort": stored.cohort,
+        "retention": stored.retention,
+        "ledger": {"sequence": stored.seq, "leaf": stored.leaf.hex(), "tombstone": stored.tombstone},
+    }
+    if stored.tombstone is None:
+        personal = orjson.loads(stored.personal)
+        known |= {
+            **personal.get("answer", {}),  # which stood in the record before records had a schema
+            "subject": stored.subject,
+            "decision_id": stored.decision_id,
+            "input": personal["input"],
+            "personal_commitment": hashlib.sha256(stored.opened).hexdigest(),
+        }
+    return _read(RecordItem, known)
+
+
+def personal_of(stored: Stored) -> Personal:
+    """The personal part of a record. Raises LogChanged."""
+    content = orjson.loads(stored.personal)
+    return _read(Personal, {**content, "content": content})
+
+
+def answer_of(stored: Stored) -> tuple[AnyPrediction, Answered]:
+    """The prediction and the explanation that were answered when this was recorded, before any policy limited them.
+
+    Raises LogChanged.
+    """
+    record, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
+    clear = in_clear(Answered)
+    answer = {name: value for name, value in record.items() if name in clear} | personal["answer"]
+    if personal["baseline"]["row"] is not None:  # its digest would tell the row
+        answer["baseline"] = {"version": NO_VERSION, "digest": personal["baseline"]["digest"], **answer["baseline"]}
+    prediction: AnyPrediction = _read(prediction_kind(answer["prediction"]), answer["prediction"])
+    return prediction, _read(Answered, answer)
+
+
+def _read(kind: type[T], content: Mapping[str, Any]) -> T:
+    try:
+        return read(kind, content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LogChanged("the record of an explanation is not what was written") from error
+
+
+def read(kind: type[T], content: Mapping[str, Any]) -> T:
+    """A dataclass from its JSON. Raises KeyError for a field that is missing, TypeError and ValueError for parts that
+    are of another kind altogether."""
+    values: dict[str, Any] = {}
+    hashable: Any = kind
+    for name, written, reader, is_required in _fields(hashable):
+        if written in content:
+            value = content[written]
+            values[name] = value if value is None or reader is None else reader(value)
+        elif is_required:
+            raise KeyError(name)
+    return kind(**values)
+
+
+@cache
+def _fields(kind: Any) -> tuple[tuple[str, str, Reader | None, bool], ...]:
+    """Of each field its name, its name in JSON, how it is read if not as it is, and whether it has to be there."""
+    hints = get_type_hints(kind)
+    return tuple(
+        (
+            field.name,
+            name_in_json(kind, field.name),
+            _reader(hints[field.name]),
+            field.default is MISSING and field.default_factory is MISSING,
+        )
+        for field in fields(kind)
+    )
+
+
+def _reader(hint: Any) -> Reader | None:
+    """How a value of this type is read from JSON; None for what JSON holds as it is."""
+    known = _KINDS.get(_without_none(hint))
+    if known is not None:
+        return known
+    options = [one for one in _options(hint) if one is not NoneType]
+    if any(get_origin(one) is tuple for one in options):
+        return _tuple_reader(get_args(options[0])[0])
+    parts = [one for one in options if isinstance(one, type) and is_dataclass(one)]
+    if parts:
+        (part,) = parts
+        return lambda content: content if len(options) > 1 and not isinstance(content, Mapping) else read(part, content)
+    (first, *others) = options
+    return first if not others and isinstance(first, type) and issubclass(first, Enum) else None
+
+
+def _tuple_reader(item: Any) -> Reader:
+    reader = _reader(item)
+    if reader is None:
+        return tuple
+    return lambda content: tuple(map(reader, content))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _without_none(hint: Any) -> frozenset[Any]:
+    return frozenset(one for one in _options(hint) if one is not NoneType)
+
+
+def _attributions(content: Any) -> AnyAttributions | UnreadableValues:
+    try:
+        return read_attributions(content)
+    except ValueError:
+        return UnreadableValues(content)
+
+
+_KINDS: Mapping[frozenset[Any], Reader] = {
+    _without_none(AnyAttributions): _attributions,
+    _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
+    _without_none(AnyTarget): lambda content: read(target_kind(content), content),
+}
+"""What is one of several kinds, which its content tells."""

@@ -1,0 +1,115 @@
+"""Whole replies that are made of answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import Field
+
+from service.answers.encoding import encode
+from service.answers.explanation import ExplanationItem
+from service.answers.items import ReasonItem, TimingsItem
+from service.answers.record import RecordItem
+from service.catalog.outputs.predictions import AnyPrediction
+
+Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictReply:
+    """The predictions, in the order of the instances."""
+
+    predictions: Annotated[tuple[AnyPrediction, ...], Field(description="one for each instance")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainReply:
+    """The answer, in the order of the instances."""
+
+    predictions: Annotated[tuple[AnyPrediction, ...], Field(description="one for each instance")]
+    explanations: Annotated[tuple[ExplanationItem, ...], Field(description="one for each instance")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberedReply:
+    """What is kept of a reply that an `Idempotency-Key` repeats: the ids of its records, and the times that it told."""
+
+    ids: tuple[str, ...]
+    timings: tuple[TimingsItem, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        kept: dict[str, Any] = orjson.loads(encode(self))
+        return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchReply:
+    """A page of records, the newest first."""
+
+    explanations: Annotated[tuple[RecordItem, ...], Field(description="the records that meet all conditions")]
+    next_cursor: Annotated[str | None, Field(description="where the next page begins; null after the last")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeItem:
+    """A value that would be another."""
+
+    feature: Annotated[str, Field(description="its name")]
+    code: Annotated[str | None, Field(description="of the reason that it belongs to")] = None
+    before: Annotated[float, Field(alias="from", description="the value as it is")]
+    after: Annotated[float, Field(alias="to", description="the value as it would be")]
+    unit: Annotated[str, Field(description="of both")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HintItem:
+    """The smallest change on the way to the baseline that changes the label, with the features of these reasons only;
+    or why there is none."""
+
+    found: Annotated[bool, Field(description="whether there is one")]
+    label: Annotated[str | None, Field(description="what the model answers then")] = None
+    step: Annotated[float | None, Field(description="the share of the way to the baseline")] = None
+    changes: Annotated[tuple[ChangeItem, ...] | None, Field(description="the values that are others then")] = None
+    note: Annotated[str | None, Field(description="what the hint is, and what it is not")] = None
+    why: Annotated[str | None, Field(description="why there is none")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonsReply:
+    """The principal reasons of a stored explanation."""
+
+    id: Annotated[str, Field(description="of the explanation")]
+    reasons: Annotated[tuple[ReasonItem, ...], Field(description="the strongest first")]
+    reason_texts: Annotated[str | None, Field(description="the version of the reason texts: their digest")] = None
+    counterfactual: Annotated[HintItem | None, Field(description="absent for a key whose policy limits values")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceItem:
+    """Something that the numbers depend on and that is not what it was when they were recorded."""
+
+    what: Annotated[str, Field(description="`artefact`, `baseline`, `manifest`, or `environment.` and a name")]
+    recorded: Annotated[str | None, Field(description="what it was")] = None
+    now: Annotated[
+        str | None,
+        Field(description="what it is here and now; of a set that lost rows of an erased person, or all: `erased`"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayReply:
+    """The verdict. Without `numbers` and `max_difference` nothing was computed: what it takes is no longer here."""
+
+    id: Annotated[str, Field(description="of the explanation")]
+    verdict: Annotated[Verdict, Field(description="what came of it, as the operation says")]
+    numbers: Annotated[Literal["equal", "within_tolerance", "differ"] | None, Field(description="how they compare")] = (
+        None
+    )
+    max_difference: Annotated[float | None, Field(description="the largest absolute difference of two numbers")] = None
+    fields: Annotated[tuple[str, ...], Field(description="the parts of the explanation that differ")]
+    differences: Annotated[
+        tuple[DifferenceItem, ...], Field(description="what the numbers depend on and is not what it was")
+    ]
