@@ -41,6 +41,11 @@ class PixelAttributions(BaseModel):
         return (*self.values, *(value for channel in self.channels for row in channel for value in row))
 
     @property
+    def has_channels(self) -> bool:
+        """Whether there are values of each channel."""
+        return self.channels is not None
+
+    @property
     def structure(self) -> list[Any]:
         """The shape, and the sizes of the channels."""
         return [list(self.shape), *(sum(map(len, channel)) for channel in self.channels or ())]

@@ -89,8 +89,13 @@ class Attributions(Protocol):
 
     @property
     def numbers(self) -> Sequence[float]:
-        """All numbers that are shown: the values, in an order that depends on `structure` alone, and what is shown of
-        their parts."""
+        """All numbers that are shown: the values, in an order that depends on `structure` alone, and those of each
+        channel."""
+        ...
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether it shows what is of each channel."""
         ...
 
     @property
@@ -99,11 +104,11 @@ class Attributions(Protocol):
         ...
 
     def with_values(self, values: Sequence[float]) -> Self:
-        """The same units with other values, and without what is shown of their parts."""
+        """The same units with other values, and without those of each channel."""
         ...
 
     def keeping(self, units: Collection[int]) -> Self:
-        """The values of these units, by their places in `values`, and without what is shown of their parts."""
+        """The values of these units, by their places in `values`, and without those of each channel."""
         ...
 
     def to_json(self) -> Any:

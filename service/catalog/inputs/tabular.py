@@ -39,6 +39,11 @@ class FeatureAttributions(RootModel[dict[str, Number]]):
         return [self.root[name] for name in self.structure]
 
     @property
+    def has_channels(self) -> bool:
+        """There are none."""
+        return False
+
+    @property
     def structure(self) -> list[str]:
         """The names."""
         return sorted(self.root)

@@ -50,6 +50,11 @@ class TokenAttributions(RootModel[list[TokenAttribution]]):
         return self.values
 
     @property
+    def has_channels(self) -> bool:
+        """There are none."""
+        return False
+
+    @property
     def structure(self) -> list[dict[str, object]]:
         """The tokens and their places."""
         return [{name: part for name, part in token.items() if name != "attribution"} for token in self.root]
