@@ -137,7 +137,7 @@ class Answered(Explained):
 
     def taking(self, timings: TimingsItem) -> ExplanationItem:
         """With the time that it took."""
-        return ExplanationItem(**values_of(self), timings_ms=timings)
+        return ExplanationItem(**{name: getattr(self, name) for name in _NAMES}, timings_ms=timings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +147,7 @@ class ExplanationItem(Answered):
     timings_ms: Annotated[TimingsItem, ALWAYS, Field(description="the header Server-Timing repeats those of the first")]
 
 
-def values_of(item: Any) -> dict[str, Any]:
-    """The values of a dataclass's fields, by name, as they are."""
-    return {field.name: getattr(item, field.name) for field in fields(item)}
+_NAMES = tuple(field.name for field in fields(Answered))
 
 
 def answered(
