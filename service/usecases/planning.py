@@ -78,7 +78,7 @@ def make_plans(
 ) -> list[Plan]:
     """One plan an input row; what the rows have in common is read once. Raises as `make_plan` does."""
     first = make_plan(version, rows[0], parameters, tenant)
-    if version.manifest.inputs.is_of_row(first.baseline.name):
+    if version.manifest.inputs.depends_on_row(first.baseline.name):
         return [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
     return [first, *(replace(first, input=row) for row in rows[1:])]
 

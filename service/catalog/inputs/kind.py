@@ -208,7 +208,7 @@ class Inputs(Declaration, ABC):
         """The values of the baseline of that name."""
         return (0.0,) * len(values)
 
-    def is_of_row(self, baseline: str) -> bool:
+    def depends_on_row(self, baseline: str) -> bool:
         """Whether a baseline of that name is another for each row, or has to be held against each."""
         return False
 
@@ -237,7 +237,7 @@ class Inputs(Declaration, ABC):
         return np.random.default_rng(0).uniform(low, high, (count, len(low))).astype(row_type)
 
     def whole_rows(self, count: int) -> NDArray[np.floating] | None:
-        """Rows [count, columns] to try a network with; None where the bounds themselves do."""
+        """Random rows [count, columns] without padding, always the same ones; None where nothing is ever padded."""
         return None
 
     def nearest_row(self, values: Floats, rows: Floats) -> Floats:

@@ -116,7 +116,7 @@ class TokenInputs(Inputs):
         """The row with `mask` in the place of every token that is neither special nor padding."""
         return tuple(token if token in self.kept else float(self.mask) for token in values)
 
-    def is_of_row(self, baseline: str) -> bool:
+    def depends_on_row(self, baseline: str) -> bool:
         """The mask of tokens is another for each row; and where the graph is told the padding, so is its place."""
         return baseline == MASK or self.has_mask
 

@@ -109,9 +109,9 @@ def test_baselines_that_need_no_file() -> None:
     assert (PLAIN.own_baseline, PLAIN.own_baseline_for((1.0, 2.0))) == ("zeros", (0, 0))
     assert TABLE.own_baseline is None
     assert (TOKENS.own_baseline, TOKENS.own_baseline_for((2.0, 9.0, 0.0, 0.0))) == ("mask", (2, 1, 0, 0))
-    assert TOKENS.is_of_row("mask")
-    assert not TOKENS.is_of_row("inline")
-    assert not IMAGE.is_of_row("zeros")
+    assert TOKENS.depends_on_row("mask")
+    assert not TOKENS.depends_on_row("inline")
+    assert not IMAGE.depends_on_row("zeros")
 
 
 def test_the_axes_are_those_of_the_shape() -> None:
