@@ -25,10 +25,21 @@ DOUBLE: RowType = np.dtype(np.float64)
 
 
 class OutputSpace(StrEnum):
-    """Where the explained output lives: after or before the model's link function."""
+    """Where the explained output lives: after or before the model's link function, or, without one, a value."""
 
     PROBABILITY = "probability"
     LOGIT = "logit"
+    VALUE = "value"
+
+
+class Link(StrEnum):
+    """What leads from the numbers that a network answers to the probabilities of a row."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    """Of each number on its own."""
+    IDENTITY = "identity"
+    """The numbers are what the model answers."""
 
 
 class Completeness(StrEnum):
@@ -87,6 +98,27 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """The output numbered `index` less the one numbered `rather_than`: what speaks for one rather than the other."""
+
+    index: int
+    rather_than: int
+
+
+Target = int | Contrast
+"""Which single number is explained: the output of that number, or the difference of two."""
+
+
+def read_target(outputs: Floats, target: Target) -> Floats:
+    """The explained number [...] of `outputs` [..., outputs]."""
+    if isinstance(target, Contrast):
+        difference: Floats = outputs[..., target.index] - outputs[..., target.rather_than]
+        return difference
+    own: Floats = outputs[..., target]
+    return own
+
+
+@dataclass(frozen=True)
 class ModelKey:
     """One version of one model; `digest` is that of the artefact in production: of its file, and its architecture."""
 
@@ -115,7 +147,8 @@ class Traits:
     width) or (positions, dimensions).
     `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
     gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
-    With `has_one_logit` the network answers the second label's logit alone, and the first one's is its negative.
+    `labels` is how many outputs the network has, and `link` what leads from them to probabilities. With `has_one_logit`
+    the network answers the second label's logit alone, and the first one's is its negative.
     With `has_double_rows` rows are float64 until the network itself makes less of them.
     `columns` has for each input of a table the number of the unit that it belongs to, a category say, whose
     attributions are summed; it is empty where every input is one of its own.
@@ -132,6 +165,7 @@ class Traits:
     columns: tuple[int, ...] = ()
     has_one_logit: bool = False
     has_double_rows: bool = False
+    link: Link = Link.SOFTMAX
 
     @property
     def units(self) -> int:
@@ -239,7 +273,7 @@ FIELDS_OF_SCHEMA_1 = (
 class Plan:
     """Everything that decides the numbers of one explanation, and nothing else.
 
-    `input` is the model's input row in the artefact's own units. `target` None means the predicted class.
+    `input` is the model's input row in the artefact's own units. `target` None means the likeliest label.
     `tolerance` bounds the relative error of what `tolerance_of` names; denominators of relative errors are at least
     `floor` (units of the output space; None: one hundredth of the spread of the output over the baseline set).
     `max_evaluations` is the budget in gradient points. `errors` asks for the error of each attribution too.
@@ -250,7 +284,7 @@ class Plan:
     method: str
     options: tuple[tuple[str, OptionValue], ...]
     input: tuple[float, ...]
-    target: int | None
+    target: Target | None
     output_space: OutputSpace
     baseline: BaselineChoice
     tolerance: float
@@ -310,7 +344,8 @@ class GroupShare:
 class Explanation:
     """What a worker computed for one plan.
 
-    `outputs` is the deployed artefact's output for the input, in the plan's output space, one value a label.
+    `outputs` are all that the deployed artefact answers for the input, in the plan's output space; `output` is what
+    `target` reads of them.
     `attributions` has one value a unit of a table, or one a pixel, or one a position, as `shape` says; `standard_error`
     likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which the attributions
     then speak. `interactions` is a matrix over the features, `groups` what was found of several
@@ -325,7 +360,7 @@ class Explanation:
     """
 
     outputs: tuple[float, ...] | None
-    target: int
+    target: Target
     output: float | None
     baseline_output: float | None
     attributions: tuple[float, ...] | None
@@ -357,6 +392,6 @@ class Timings:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The deployed artefact's outputs for one input, by output space; one value a label."""
+    """All outputs of the deployed artefact for one input, by output space."""
 
     outputs: Mapping[OutputSpace, tuple[float, ...]]

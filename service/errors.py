@@ -75,7 +75,7 @@ class Kind(StrEnum):
     OUT_OF_RANGE = "out-of-range"
     WRONG_INSTANCE = "wrong-instance"
     UNKNOWN_METHOD = "unknown-method"
-    UNFIT_METHOD = "not_applicable-method"
+    UNFIT_METHOD = "unfit-method"
     UNKNOWN_LABEL = "unknown-label"
     UNKNOWN_BASELINE = "unknown-baseline"
     UNKNOWN_OPTION = "unknown-option"

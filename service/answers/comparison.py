@@ -7,7 +7,7 @@ explanation cost and how far it is off do not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
@@ -100,6 +100,9 @@ def _parted(field: Any) -> tuple[list[Any], object]:
         return [*field.numbers], field.structure
     if isinstance(field, tuple):
         return _joined(map(_parted, field))
+    if isinstance(field, Mapping):
+        figures, rests = _parted(tuple(field.values()))
+        return figures, [[*field], rests]
     if not is_dataclass(field):
         return ([field], None) if isinstance(field, float | int) else ([], field)
     kind: Any = type(field)

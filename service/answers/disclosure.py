@@ -22,9 +22,10 @@ from service.answers.items import DisclosureItem
 from service.catalog.outputs.predictions import AnyPrediction
 
 T = TypeVar("T", bound=Explained)
+P = TypeVar("P", bound=AnyPrediction)
 
 
-def limited_prediction(prediction: AnyPrediction, policy: Policy) -> AnyPrediction:
+def limited_prediction(prediction: P, policy: Policy) -> P:
     """A `predictions` item as the policy lets it be seen."""
     if not policy.limits_values:
         return prediction

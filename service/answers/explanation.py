@@ -175,7 +175,7 @@ def answered(
         id=id,
         model=ModelItem(name=plan.model.name, version=plan.model.version, digest=plan.model.digest),
         method=plan.method,
-        target=AnyTarget(index=explanation.target, label=manifest.outputs.labels[explanation.target]),
+        target=manifest.outputs.target_item(explanation.target),
         output_space=plan.output_space.value,
         output=explanation.output,
         baseline_output=explanation.baseline_output if is_complete else None,

@@ -1,4 +1,5 @@
-"""Principal reasons: what moved an output towards the adverse label, named as the manifest names it.
+"""Principal reasons: what moved an output towards what is adverse (a label, or values beyond a bound), named as the
+manifest names it.
 
 A reason whose sign the numerical error leaves open is none. Reasons beside each other whose order it leaves open say so
 (`tied`).
@@ -28,17 +29,14 @@ MOST_REASONS = 4
 def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[ReasonItem, ...] | None:
     """The reasons, the strongest first, `MOST_REASONS` at most.
 
-    None when the manifest names no adverse label or no reason texts, or the explained output says nothing of it.
+    None when the manifest names nothing adverse or no reason texts, or the explained output says nothing of it.
     """
     outputs, inputs = manifest.outputs, manifest.inputs
-    if outputs.adverse is None or explanation.attributions is None:
+    sign = outputs.adverse_sign(explanation.target)
+    if sign is None or explanation.attributions is None:
         return None
     if not any(group.reason for group in inputs.reason_groups):
         return None
-    adverse = outputs.labels.index(outputs.adverse)
-    if explanation.target != adverse and len(outputs.labels) != 2:
-        return None
-    sign = 1 if explanation.target == adverse else -1
     moved = [sign * value for value in explanation.attributions]
     sums = [
         moved[group.places[0]] if len(group.places) == 1 else math.fsum(moved[place] for place in group.places)

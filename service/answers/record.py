@@ -24,7 +24,7 @@ from service.answers.reasons import texts_digest
 from service.catalog.inputs.kind import Places, Row
 from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
-from service.domain import SCHEMA, Context, Explanation, Plan
+from service.domain import SCHEMA, Context, Contrast, Explanation, Plan
 from service.ledger.entries import Entry
 
 
@@ -39,10 +39,24 @@ _WITHOUT_DEFAULT: Any = _or_absent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedContrast:
+    """Two labels of which the difference is explained."""
+
+    index: Annotated[int, ALWAYS, Field(description="of the label that is explained")]
+    rather_than: Annotated[int, ALWAYS, Field(description="the index of the label that it is compared with")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedParameters:
     """What the request asked for, defaults filled in."""
 
-    target: Annotated[int | None, ALWAYS, Field(description="the index of the label; null: the predicted one")]
+    target: Annotated[
+        int | RecordedContrast | None,
+        ALWAYS,
+        Field(
+            description="the label's or value's index, perhaps with that of another, `rather_than`; null: the predicted"
+        ),
+    ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
     tolerance_of: Annotated[
         str | None, ALWAYS, Field(description="what it is an error of; absent in records made before a choice")
@@ -207,7 +221,7 @@ def ledger_entry(
         key_id=caller.key_id,
         record=encode(record, sorted_names=True),
         personal=encode(personal),
-        label=prediction.label,
+        label=prediction.recorded_label,
         decision_id=context.decision_id,
         subject=context.subject,
         cohort=context.cohort,
@@ -218,9 +232,15 @@ def ledger_entry(
 
 
 def _parameters(plan: Plan) -> RecordedParameters:
-    noise = plan.noise
+    noise, target = plan.noise, plan.target
+    if isinstance(target, Contrast):
+        target_item: int | RecordedContrast | None = RecordedContrast(
+            index=target.index, rather_than=target.rather_than
+        )
+    else:
+        target_item = target
     return RecordedParameters(
-        target=plan.target,
+        target=target_item,
         tolerance=plan.tolerance,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,

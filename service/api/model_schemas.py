@@ -53,11 +53,36 @@ class InputItem(BaseModel):
     kind: str | None = Field(None, description="`image` or `tokens`; absent for a table")
 
 
+class ValueItem(BaseModel):
+    """A number that the model answers."""
+
+    name: str = Field(description="as answers and the parameter `target` have it")
+    unit: str = Field(description="of the number; `1` for none")
+    title: str = Field(description="what it is called for people")
+
+
+class BoundItem(BaseModel):
+    """From where on a value is bad news: one of both."""
+
+    above: float | None = Field(None, description="more than this is")
+    below: float | None = Field(None, description="less than this is")
+    value: str | None = Field(None, description="which value, where there are several")
+
+
 class OutputsItem(BaseModel):
     """What the model answers."""
 
-    labels: list[str] = Field(description="its labels, in the order of the outputs")
-    adverse: str | None = Field(description="the label that people have a right to reasons for")
+    kind: Literal["classes", "labels", "values"] = Field(
+        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers"
+    )
+    labels: list[str] | None = Field(None, description="its labels, in the order of the outputs; absent for values")
+    thresholds: dict[str, float] | None = Field(
+        None, description="of several labels at once: the probability over which each is predicted"
+    )
+    values: list[ValueItem] | None = Field(None, description="its values, in the order of the outputs")
+    adverse: str | BoundItem | None = Field(
+        description="the label that people have a right to reasons for, or the bound of a value"
+    )
     spaces: list[Space] = Field(description="what may be asked for as `output_space`")
     default_space: Space = Field(description="what is taken otherwise")
 

@@ -13,7 +13,6 @@ from service.api.problems import answers
 from service.catalog.assessments import Assessment
 from service.catalog.manifest import PARITY, BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
-from service.domain import OutputSpace
 from service.methods.registry import METHODS
 from service.methods.spec import Choice, Facts, MethodSpec, Number, Option
 
@@ -68,12 +67,7 @@ def _described(catalog: Catalog, shown: ModelVersion, tenant: str) -> dict[str, 
         "owner": manifest.owner,
         "versions": [_version(version) for version in versions],
         "inputs": manifest.inputs.described(),
-        "outputs": {
-            "labels": manifest.outputs.labels,
-            "adverse": manifest.outputs.adverse,
-            "spaces": list(OutputSpace),
-            "default_space": manifest.outputs.default_space,
-        },
+        "outputs": manifest.outputs.described(),
         **_methods(shown),
         "baselines": [_baseline(one) for one in sets],
         "defaults": manifest.defaults.model_dump(),

@@ -38,9 +38,22 @@ MOST_OPTIONS = 32
 UNKNOWN_FIELD = "unknown_field"
 
 
+class Rather(BaseModel):
+    """Two labels, of which the difference is explained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: StrictStr | StrictInt = Field(description="a label, or its index")
+    rather_than: StrictStr | StrictInt = Field(description="the label that it is compared with, or its index")
+
+
 def _label_or_index(value: object) -> object:
     if type(value) in (str, int):
         return value
+    if isinstance(value, dict):
+        if value.keys() == {"label", "rather_than"} and all(type(one) in (str, int) for one in value.values()):
+            return value
+        raise PydanticCustomError("target_type", "Input should hold `label` and `rather_than`, two labels or indices")
     raise PydanticCustomError("target_type", "Input should be a label, a label's index, or `predicted`")
 
 
@@ -67,7 +80,7 @@ def _subject(value: str) -> str:
 Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": LONGEST_TEXT})
 ]
-Target = Annotated[str | int, BeforeValidator(_label_or_index)]
+Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_few(MOST_COHORT_TAGS, "tags")), Field(max_length=MOST_COHORT_TAGS)
 ]
@@ -109,8 +122,11 @@ class ExplainParameters(Strict):
     """All optional; the model's manifest holds the defaults."""
 
     method: StrictStr | None = Field(None, description="an attribution method; the model's page lists them")
-    target: Target = Field("predicted", description="a label, its index, or `predicted`")
-    output_space: StrictStr | None = Field(None, description="`probability` or `logit`")
+    target: Target = Field(
+        "predicted",
+        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another",
+    )
+    output_space: StrictStr | None = Field(None, description="`probability` or `logit`; of values `value`")
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative error accepted, in (0, 1]")
     tolerance_of: StrictStr = Field(
@@ -129,7 +145,9 @@ class ExplainParameters(Strict):
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
-        return Parameters(**{**vars(self), "noise": None if self.noise is None else vars(self.noise)})
+        target = vars(self.target) if isinstance(self.target, Rather) else self.target
+        noise = None if self.noise is None else vars(self.noise)
+        return Parameters(**{**vars(self), "target": target, "noise": noise})
 
 
 class PredictParameters(Strict):

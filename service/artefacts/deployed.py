@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from service.catalog.inputs.encodings import Encoding
-from service.domain import SINGLE, OutputSpace, RowType
+from service.catalog.outputs.kind import OutputKind
+from service.domain import SINGLE, Link, OutputSpace, RowType
 
 
 class DeployedArtefact(Protocol):
     """The artefact in production."""
 
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
-        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
+        """The outputs [n, outputs] in every output space, for rows [n, columns], flat."""
         ...
 
 
@@ -27,7 +29,8 @@ class DeployedArtefact(Protocol):
 class Opened:
     """An artefact and its differentiable twin.
 
-    The twin leads from rows [n, ...shape] to logits [n, labels]; where there is an `encoding`, from encoded rows.
+    The twin leads from rows [n, ...shape] to logits or values [n, outputs]; where there is an `encoding`, from encoded
+    rows.
     `forwards` answers for what the twin takes, also where no instance is like it: a mean of categories, say. It is the
     artefact where that takes it, and else the twin. `worst` names, for rows on which the two differ, the operator that
     differs most; None where that cannot be told. `row_type` holds rows as the artefact takes them, exactly; the twin
@@ -56,7 +59,7 @@ class Encoded:
         self._encoding = encoding
 
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
-        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
+        """The outputs [n, outputs] in every output space, for rows [n, columns], flat."""
         return self._artefact.outputs(self._encoding(rows.astype(np.float64)).astype(np.float32))
 
 
@@ -67,9 +70,10 @@ def opened(artefact: DeployedArtefact, twin: fx.GraphModule, encoding: Encoding 
 
 
 class TorchOutputs:
-    """A torch module from rows [n, ...shape] to logits, in the artefact's place. Takes `most` rows at a time.
+    """A torch module from rows [n, ...shape] to the network's numbers, in the artefact's place.
 
-    A twin that `has_one_logit` answers zero and it; see `log_odds`.
+    `outputs` say what these are. Takes `most` rows at a time. A twin that has one logit answers zero and it; see
+    `log_odds`.
     """
 
     def __init__(
@@ -77,22 +81,34 @@ class TorchOutputs:
         module: nn.Module,
         device: torch.device,
         shape: tuple[int, ...],
+        outputs: OutputKind,
         most: int | None = None,
-        *,
-        has_one_logit: bool = False,
     ) -> None:
         self._module = module
         self._device = device
         self._shape = shape
         self._most = most
-        self._has_one_logit = has_one_logit
+        self._outputs = outputs
 
     @torch.inference_mode()
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
-        """The outputs [n, labels] in every output space, for rows [n, inputs], flat."""
+        """The outputs [n, outputs] in every output space, for rows [n, inputs], flat."""
         given = torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device)
-        logits = torch.cat([self._module(part) for part in torch.split(given, self._most or len(given))])
-        probabilities = torch.softmax(logits, dim=1)
-        found = logits.cpu().numpy()
-        told = log_odds(found) if self._has_one_logit else found
-        return {OutputSpace.LOGIT: told, OutputSpace.PROBABILITY: probabilities.cpu().numpy()}
+        answers = torch.cat([self._module(part) for part in torch.split(given, self._most or len(given))])
+        return in_every_space(answers, self._outputs)
+
+
+LINKS: Mapping[Link, Callable[[torch.Tensor], torch.Tensor]] = {
+    Link.SOFTMAX: partial(torch.softmax, dim=1),
+    Link.SIGMOID: torch.sigmoid,
+}
+"""From the network's numbers [n, outputs] to probabilities."""
+
+
+def in_every_space(answers: torch.Tensor, outputs: OutputKind) -> Mapping[OutputSpace, NDArray[np.floating]]:
+    """The network's numbers [n, outputs] as the model's outputs in every output space."""
+    own = answers.cpu().numpy()
+    spaces = {outputs.network_space: log_odds(own) if outputs.has_one_logit else own}
+    if outputs.network_link in LINKS:
+        spaces[OutputSpace.PROBABILITY] = LINKS[outputs.network_link](answers).cpu().numpy()
+    return spaces

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from service.artefacts.deployed import DeployedArtefact, Opened
+from service.artefacts.deployed import DeployedArtefact, Opened, in_every_space
 from service.artefacts.onnx.onnx_format import open_onnx
 from service.artefacts.onnx.twins import check_parity
 from service.artefacts.safetensors_format import open_safetensors
@@ -23,10 +23,13 @@ from service.artefacts.sizes import layer_sizes, set_row_type
 from service.catalog.formats import Format
 from service.catalog.inputs.encodings import Encoding
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
+from service.catalog.outputs.kind import OutputKind
 from service.catalog.version_files import read_baseline_rows, read_verified
 from service.domain import SINGLE, Floats, ModelKey, OutputSpace, RowType
 from service.errors import CatalogError
 
+Spaces = Mapping[OutputSpace, NDArray[np.floating]]
+"""By output space, outputs [n, outputs]."""
 PARITY_ROWS = 256
 PARITY_VALUES = 2**26
 """In all tensors of the twin for the random rows, at most, but for the fewest: a large network would take minutes."""
@@ -135,8 +138,9 @@ def _check_evaluation(model: LoadedModel) -> None:
     """Raises CatalogError where an answer of the artefact depends on chance, or on the other rows, as in training."""
     rows, limit = model.manifest.inputs.random_rows(EVALUATED_ROWS, model.row_type), model.manifest.parity
     first, again, alone = (model.deployed.outputs(given) for given in (rows, rows, rows[:1]))
+    scale = {space: model.manifest.outputs.parity_scale(values) for space, values in first.items()}
     if not all(
-        np.allclose(first[space][:1], other[space][:1], limit, limit, equal_nan=True)
+        np.allclose(first[space][:1] / scale[space], other[space][:1] / scale[space], limit, limit, equal_nan=True)
         for space in first
         for other in (again, alone)
     ):
@@ -172,28 +176,35 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     rows = np.concatenate([*(known[:count] for known in model.baselines.values()), random])
     parts = [rows[at : at + together] for at in range(0, len(rows), together)]
     answers = [model.deployed.outputs(part) for part in parts]
-    logits, probabilities = (
-        torch.from_numpy(np.concatenate([answer[space] for answer in answers]))
-        for space in (OutputSpace.LOGIT, OutputSpace.PROBABILITY)
-    )
-    if logits.shape != (len(rows), len(manifest.outputs.labels)):
+    deployed = {space: np.concatenate([answer[space] for answer in answers]) for space in answers[0]}
+    outputs = manifest.outputs
+    own = deployed[outputs.network_space]
+    if own.shape != (len(rows), len(outputs.names)):
         raise CatalogError(
-            f"the artefact answers {list(logits.shape)[1:]} logits for {len(manifest.outputs.labels)} labels"
+            f"the artefact answers {list(own.shape)[1:]} {outputs.network_noun} for {len(outputs.names)} "
+            f"{outputs.noun}{'s' * (len(outputs.names) > 1)}"
         )
-    if not logits.isfinite().all():
+    if not np.isfinite(own).all():
         raise CatalogError(
             "the artefact answers what is no finite number for rows within the manifest's ranges; are they those of "
             "what it was trained on, and are its weights whole?"
         )
     with torch.no_grad():
         seen = (torch.from_numpy(model.seen(part).astype(model.row_type).reshape(-1, *model.shape)) for part in parts)
-        twin_logits = torch.cat([model.twin(part.to(device)).cpu() for part in seen])
-    limit, has_one_logit = manifest.parity, manifest.outputs.has_one_logit
+        found = in_every_space(torch.cat([model.twin(part.to(device)).cpu() for part in seen]).double(), outputs)
     try:
-        parity = check_parity(twin_logits - twin_logits.flip(1) if has_one_logit else twin_logits, logits, limit)
+        parity = _compared(found, deployed, outputs, outputs.network_space, manifest.parity)
     except CatalogError as error:
         raise CatalogError(f"{error}{_suspect(opened, parts[-1])}") from None
-    return max(parity, check_parity(torch.softmax(twin_logits.double(), dim=1), probabilities.double(), limit))
+    others = [space for space in deployed if space != outputs.network_space]
+    return max([parity, *(_compared(found, deployed, outputs, space, manifest.parity) for space in others)])
+
+
+def _compared(twin: Spaces, deployed: Spaces, outputs: OutputKind, space: OutputSpace, limit: float) -> float:
+    """The largest relative difference in one output space. Raises CatalogError over the limit."""
+    scale = outputs.parity_scale(deployed[space])
+    of_twin, of_artefact = (torch.from_numpy(values[space] / scale) for values in (twin, deployed))
+    return check_parity(of_twin.double(), of_artefact.double(), limit)
 
 
 def _suspect(opened: Opened, rows: NDArray[np.floating]) -> str:

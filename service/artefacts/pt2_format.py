@@ -57,7 +57,7 @@ def open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened
         module = program.module().requires_grad_(requires_grad=False)
         twin = in_plain_torch(fx.symbolic_trace(program.module(check_guards=False)))
         twin.requires_grad_(requires_grad=False)
-        deployed = TorchOutputs(module, device, shape, most)
+        deployed = TorchOutputs(module, device, shape, manifest.outputs, most)
         _check_gradient(twin, shape, device)
     except CatalogError:
         raise

@@ -15,5 +15,5 @@ def open_safetensors(content: bytes, manifest: Manifest, device: torch.device) -
     architecture, encoding = manifest.artefact.architecture, manifest.inputs.encoding
     shape = manifest.inputs.shape if encoding is None else encoding.shape
     assert architecture is not None
-    network = read_network(content, architecture, shape, len(manifest.outputs.labels)).to(device)
-    return opened(TorchOutputs(network, device, shape), fx.symbolic_trace(network), encoding)
+    network = read_network(content, architecture, shape, len(manifest.outputs.names)).to(device)
+    return opened(TorchOutputs(network, device, shape, manifest.outputs), fx.symbolic_trace(network), encoding)

@@ -59,7 +59,7 @@ def table_row(stored: Stored) -> dict[str, Any]:
         "digest": None if record.model is None else record.model.digest,
         "method": record.method,
         "output_space": record.output_space,
-        "target": None if record.target is None else record.target.label,
+        "target": None if record.target is None else record.target.text,
         "label": stored.label,
         "output": record.output,
         "baseline_output": record.baseline_output,

@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs.features import Category, Feature, Reason
 from service.catalog.inputs.registry import DeclaredInputs
+from service.catalog.outputs.declaration import Outputs
+from service.catalog.outputs.kind import PREDICTED
 from service.catalog.plain_yaml import read_yaml
 from service.catalog.refusals import fields
-from service.catalog.review_rules import Review
+from service.catalog.review_rules import LABEL, OF_OUTPUTS, Condition, Review, parts_of
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
@@ -34,8 +36,6 @@ __all__ = [
     "read_manifest",
 ]
 
-PREDICTED = "predicted"
-"""The target of a request that means whatever label the model predicts; so no label can be called that."""
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -43,37 +43,6 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Outputs(_Frozen):
-    """`link` leads from the logits to the probability.
-
-    An ONNX graph's `tensors` are named by space, and the twin is cut at the logit tensor; the probability's may be left
-    out where the graph has none. Other artefacts answer logits and nothing else. With `sigmoid` there is one logit, the
-    second label's, which is its log-odds; those of the first label are the negative.
-    """
-
-    labels: tuple[str, ...] = Field(min_length=2)
-    adverse: str | None = None
-    link: Literal["softmax", "sigmoid"]
-    tensors: Mapping[OutputSpace, str] = {}
-    default_space: OutputSpace = OutputSpace.PROBABILITY
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Outputs:
-        twice = [label for at, label in enumerate(self.labels) if label in self.labels[:at]]
-        if twice:
-            raise ValueError(f"the label {twice[0]!r} is there twice, so no request could say which one it means")
-        if PREDICTED in self.labels:
-            raise ValueError(f"a label cannot be called {PREDICTED!r}: so a request asks for whatever is predicted")
-        if "" in self.labels:
-            raise ValueError("a label has no name")
-        return self
-
-    @property
-    def has_one_logit(self) -> bool:
-        """Whether two labels share one logit."""
-        return self.link == "sigmoid"
 
 
 class BaselineSet(_Frozen):
@@ -130,17 +99,25 @@ class Manifest(_Frozen):
         own = {self.inputs.own_baseline}
         if self.defaults.baseline not in own.union(name for name, _ in sets):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
-        if self.outputs.adverse is not None and self.outputs.adverse not in self.outputs.labels:
-            raise ValueError(f"the adverse label {self.outputs.adverse!r} is not among the labels")
         self._check_tensors()
         if self.baselines and self.inputs.sets_obstacle is not None:
             raise ValueError(self.inputs.sets_obstacle)
-        if self.outputs.has_one_logit and len(self.outputs.labels) != 2:
-            raise ValueError("the link 'sigmoid' is between one logit and two labels")
+        self._check_review()
         names = set(self.inputs.names)
         if names and not (isinstance(self.example, Mapping) and set(self.example) == names):
             raise ValueError("the example is not one complete instance")
         return self
+
+    def _check_review(self) -> None:
+        """Holds what review rules name against what there is of these outputs. Raises ValueError."""
+        conditions = [rule for rule in self.review.all_rules.values() if isinstance(rule, Condition)]
+        named: list[tuple[str, str | None]] = [(LABEL, condition.label) for condition in conditions]
+        named += [pair for pair in map(parts_of, self.review.quantities) if pair[0] in OF_OUTPUTS]
+        for name, of in named:
+            try:
+                self.outputs.check_quantity(name, of)
+            except ValueError as error:
+                raise ValueError(f"review: {error}") from None
 
     def _check_tensors(self) -> None:
         """Holds the names of tensors, and the kind of the inputs, against the format of the artefact."""
@@ -149,15 +126,11 @@ class Manifest(_Frozen):
         if form == "onnx":
             if not all(self.inputs.tensor_names):
                 raise ValueError("inputs.tensor is missing: the name of the ONNX graph's input")
-            if OutputSpace.LOGIT not in tensors:
-                raise ValueError(
-                    "outputs.tensors names one tensor for `logit`, and one for `probability` if there is one"
-                )
+            self.outputs.check_format(form)
             return
         if tensors:
             raise ValueError(f"outputs.tensors is for ONNX: an artefact in the format {form} has no names for it")
-        if self.outputs.has_one_logit:
-            raise ValueError(f"the link 'sigmoid' is for ONNX: an artefact in the format {form} answers two logits")
+        self.outputs.check_format(form)
 
 
 @lru_cache(maxsize=4)

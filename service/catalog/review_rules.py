@@ -1,12 +1,15 @@
 """Review rules of a manifest: which explanations a person should look at.
 
-A rule is one comparison, `quantity > threshold`, and nothing else can be said:
+A rule is one comparison, `quantity > threshold`, or a condition on the label, and nothing else can be said:
 
-    rule       = quantity comparator threshold
+    rule       = quantity comparator threshold | "label" ("==" | "!=") label
     comparator = ">" | ">=" | "<" | "<="
     threshold  = number | [number "*"] quantity
+    quantity   = name ["(" output ")"]
 
-as in `protected_share > 0.2`, `completeness_error > tolerance`, `attribution_error > 2 * tolerance`, `margin < 0.1`.
+as in `protected_share > 0.2`, `completeness_error > tolerance`, `attribution_error > 2 * tolerance`, `margin < 0.1`,
+`probability(denied) > 0.8`, `value(price) >= 1000000`, `label == denied`. Which of them can be said of a model depends
+on what it answers.
 """
 
 from __future__ import annotations
@@ -30,15 +33,43 @@ QUANTITIES = {
     "output": "the explained output",
     "change": "the absolute difference between the output and the baseline's",
     "margin": "the largest output less the second largest",
+    "probability": "the likeliest label's probability, or that of the label in brackets",
+    "value": "the value, or the one in brackets",
 }
+OF_OUTPUTS = frozenset({"margin", "probability", "value"})
+"""Quantities that the kind of output answers for."""
 COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 PROTECTED_SHARE = "protected_share"
+LABEL = "label"
 NAME = r"^[a-z][a-z0-9_]{0,31}$"
 MOST_RULES = 5
 MOST_COHORTS = 8
 """Flags and cohorts are labels of metrics, so there are few of them."""
-_RULE = re.compile(r"\s*(?P<quantity>[a-z_]+)\s*(?P<comparator>[<>]=?)\s*(?P<threshold>\S.*?)\s*")
-_PRODUCT = re.compile(r"(?:(?P<factor>[^*\s]+)\s*\*\s*)?(?P<quantity>[a-z_]+)")
+_QUANTITY = r"[a-z_]+(?:\([^()'\"]+\))?"
+_RULE = re.compile(rf"\s*(?P<quantity>{_QUANTITY})\s*(?P<comparator>[<>]=?)\s*(?P<threshold>\S.*?)\s*")
+_PRODUCT = re.compile(rf"(?:(?P<factor>[^*\s]+)\s*\*\s*)?(?P<quantity>{_QUANTITY})")
+_CONDITION = re.compile(r"\s*label\s*(?P<comparator>[=!]=)\s*(?P<label>\S.*?)\s*")
+
+Figure = float | frozenset[str] | None
+"""The value of a quantity, or the labels that a condition is held against; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Whether a `label` is predicted, or is not."""
+
+    label: str
+    is_wanted: bool
+
+    def fires(self, figures: Mapping[str, Figure]) -> bool:
+        """Whether it holds; never where nothing was predicted."""
+        labels = figures[LABEL]
+        return isinstance(labels, frozenset) and (self.label in labels) == self.is_wanted
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What it is held against."""
+        return (LABEL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +81,13 @@ class Rule:
     factor: float
     of: str | None = None
 
-    def fires(self, figures: Mapping[str, float | None]) -> bool:
+    def fires(self, figures: Mapping[str, Figure]) -> bool:
         """Whether it holds; never where a figure that it names is not there."""
         value = figures[self.quantity]
         unit = 1.0 if self.of is None else figures[self.of]
-        return value is not None and unit is not None and bool(COMPARATORS[self.comparator](value, self.factor * unit))
+        if not isinstance(value, float | int) or not isinstance(unit, float | int):
+            return False
+        return bool(COMPARATORS[self.comparator](value, self.factor * unit))
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -62,8 +95,17 @@ class Rule:
         return (self.quantity,) if self.of is None else (self.quantity, self.of)
 
 
-def parse(text: str) -> Rule:
+def parts_of(quantity: str) -> tuple[str, str | None]:
+    """A quantity's name, and the output in its brackets."""
+    name, _, of = quantity.partition("(")
+    return name, of.removesuffix(")").strip() or None
+
+
+def parse(text: str) -> Rule | Condition:
     """The rule that a manifest spells. Raises ValueError, which says what is wrong."""
+    condition = _CONDITION.fullmatch(text)
+    if condition is not None:
+        return Condition(condition["label"].strip("'\""), condition["comparator"] == "==")
     found = _RULE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is no rule; one looks like `protected_share > 0.2`")
@@ -81,9 +123,12 @@ def parse(text: str) -> Rule:
     return Rule(quantity, comparator, factor, product["quantity"])
 
 
-def _check_quantity(name: str) -> None:
+def _check_quantity(quantity: str) -> None:
+    name, of = parts_of(quantity)
     if name not in QUANTITIES:
         raise ValueError(f"{name!r} is not a quantity; the quantities are {', '.join(QUANTITIES)}")
+    if of is not None and name not in OF_OUTPUTS:
+        raise ValueError(f"{quantity!r}: {name} is not of one output, so nothing stands in brackets behind it")
 
 
 def _number(text: str) -> float | None:
@@ -98,7 +143,7 @@ def _read(given: Any) -> Any:
     return parse(given) if isinstance(given, str) else given
 
 
-SpelledRule = Annotated[Rule, BeforeValidator(_read)]
+SpelledRule = Annotated[Rule | Condition, BeforeValidator(_read)]
 """A rule as a manifest has it: one line of text."""
 
 
@@ -129,12 +174,11 @@ class Review(BaseModel):
         return self
 
     @cached_property
-    def all_rules(self) -> dict[str, Rule]:
+    def all_rules(self) -> dict[str, Rule | Condition]:
         """The rules by the flag that they raise."""
-        short = (
-            {} if self.protected_share is None else {PROTECTED_SHARE: Rule(PROTECTED_SHARE, ">", self.protected_share)}
-        )
-        return {**short, **self.rules}
+        if self.protected_share is None:
+            return dict(self.rules)
+        return {PROTECTED_SHARE: Rule(PROTECTED_SHARE, ">", self.protected_share), **self.rules}
 
     @cached_property
     def all_cohorts(self) -> tuple[tuple[str, str], ...]:

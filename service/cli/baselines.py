@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.access.permissions import OPERATOR_TENANT
 from service.catalog.baselines import BASELINES, KeptSets, refuse_name
@@ -22,6 +23,7 @@ from service.catalog.manifest import (
     find_versions,
     read_manifest,
 )
+from service.catalog.review_rules import LABEL
 from service.domain import Floats
 from service.engine.client.worker_processes import worker_environment
 from service.errors import AnswerableError, CatalogError, InvalidRequest
@@ -68,7 +70,7 @@ def _build(settings: Settings, options: argparse.Namespace) -> int:
         manifest, key, _ = read_manifest(folder)
         found = rows_for(manifest, options.rows, options.drop)
         if options.label is not None:
-            found = found[_predicted(folder, found) == _label(manifest, options.label)]
+            found = found[_are_predicted(folder, manifest, found, options.label)]
         if not len(found):
             raise CatalogError(f"no row is predicted {options.label}; name another label, or bring other rows")
         chosen = found[HOW[options.how](found, options.size, options.seed)]
@@ -112,20 +114,18 @@ def _columns(inputs: Inputs) -> list[Column]:
     ]
 
 
-def _label(manifest: Manifest, label: str) -> int:
-    labels = manifest.outputs.labels
-    if label not in labels:
-        raise CatalogError(f"{label!r} is not among the labels {', '.join(labels)}")
-    return labels.index(label)
-
-
-def _predicted(folder: Path, rows: Floats) -> Any:
-    """The index of the label that the version predicts for each row."""
+def _are_predicted(folder: Path, manifest: Manifest, rows: Floats, label: str) -> NDArray[np.bool_]:
+    """For which rows [n, columns] the version predicts the label: [n]. Raises CatalogError where none is called so."""
+    outputs = manifest.outputs
+    try:
+        outputs.check_quantity(LABEL, label)
+    except ValueError as error:
+        raise CatalogError(str(error)) from None
     os.environ.update(worker_environment(0))
     import torch
 
     from service.artefacts.loading import load_model
-    from service.domain import OutputSpace
 
     model = load_model(folder, torch.device("cpu"))
-    return model.deployed.outputs(rows.astype(model.row_type))[OutputSpace.LOGIT].argmax(axis=1)
+    answers = model.deployed.outputs(rows.astype(model.row_type))[outputs.network_space]
+    return np.array([label in outputs.labels_of(row, outputs.network_space) for row in answers.tolist()])

@@ -28,7 +28,7 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
     if version is None or not isinstance(version.manifest.example, Mapping):
         folder = app.state.repository.folder.absolute()
         print(
-            f"No model in {folder} can be shown: one that is ready, with an adverse label and a table for an example. "
+            f"No model in {folder} can be shown: one that is ready, with something adverse and a table for an example. "
             "See the log above; the folder of models is named with --models.",
             flush=True,
         )
@@ -38,7 +38,7 @@ async def explain_one_denial(app: FastAPI, address: str) -> None:
     example = {name: _plain(value) for name, value in version.manifest.example.items()}
     body = {
         "instances": [example],
-        "parameters": {"target": version.manifest.outputs.adverse or "predicted"},
+        "parameters": {"target": version.manifest.outputs.usual_target},
         "context": {"subject": "demo-applicant", "decision_id": "demo"},
     }
     async with httpx.AsyncClient(
@@ -65,12 +65,13 @@ def _shown(
     explanation, prediction = reply["explanations"][0], reply["predictions"][0]
     titles = {unit.name: unit.title for unit in version.manifest.inputs.units}
     baseline = explanation["baseline"]
-    chance = prediction["outputs"][explanation["target"]["index"]]
+    outputs = version.manifest.outputs
+    explained = f"{explanation['output_space']} of {outputs.usual_target} {explanation['output']:.3f}"
     lines = [
         "",
         f"{version.manifest.title} ({version.key}): one application",
         "",
-        f"  Prediction     {prediction['label']}, probability of {explanation['target']['label']} {chance:.3f}",
+        f"  Prediction     {outputs.prediction_text(prediction)}, {explained}",
         f"  Compared with  the mean of {baseline['size']} {baseline['name']} applications, "
         f"{explanation['baseline_output']:.3f}",
         "",

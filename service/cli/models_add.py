@@ -41,7 +41,14 @@ def add_command(actions: Any) -> None:
     command.add_argument("--name", help="of the model; default: the file's name")
     command.add_argument("--version", help="default: the next number")
     command.add_argument("--labels", type=_names, help="in the order of the scores, separated by commas")
-    command.add_argument("--adverse", help="the label that is bad news, to which reasons and explanations refer")
+    command.add_argument(
+        "--values", type=_names, help="the scores are values, as of a regression: their names, separated by commas"
+    )
+    command.add_argument("--units", type=_names, default=(), help="of the values, separated by commas; 1 for none")
+    command.add_argument("--several", action="store_true", help="several labels may be right at once: a sigmoid each")
+    command.add_argument(
+        "--adverse", help="the label that is bad news, to which reasons and explanations refer; of a value: 'above 0.5'"
+    )
     command.add_argument("--features", type=_names, help="names of the inputs; default: the CSV's header")
     command.add_argument("--output", help="the tensor with the scores, where it is not clear which")
     command.add_argument("--logits", action="store_true", help="the scores are logits: those before the softmax")
@@ -74,6 +81,9 @@ def _add(settings: Settings, options: argparse.Namespace) -> int:
         options.logits,
         options.channels,
         options.normalise,
+        options.values,
+        options.units,
+        options.several,
     )
     try:
         ask = _take if options.yes or not sys.stdin.isatty() else _ask
@@ -122,19 +132,19 @@ def _told(added: Added, settings: Settings) -> str:
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"
 
     context = {"subject": "the-person", "decision_id": "the-decision"}  # else nobody can find, hold or erase it by them
-    parameters = {"target": manifest.outputs.adverse or "predicted"}
+    parameters = {"target": manifest.outputs.usual_target}
     body = {"instances": [manifest.example], "parameters": parameters, "context": context}
     asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
-    label = manifest.outputs.labels[explanation.target]
+    explained = manifest.outputs.target_item(explanation.target).text
     space = ", as a logit, since the probability hardly changes" if added.is_in_logits else ""
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
             f"{trial.version.key} is in {added.folder}: {added.found.how}",
-            f"  labels     {', '.join(manifest.outputs.labels)}",
+            f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
             f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
             f"  its check  {verdict}",
-            f"  example    {label}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
+            f"  example    {explained}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
             *(f"  {note}" for note in added.report.notes),
             "Titles, units, ranges and reasons are in manifest.yaml, to be made better by hand; then check it again.",
             "",

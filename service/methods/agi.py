@@ -37,7 +37,7 @@ from service.domain import Completeness, Floats, Indices
 from service.methods.questions import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
 from service.methods.shared.refined_path import RefinedPath
 from service.methods.shared.refining import next_aim
-from service.methods.spec import Facts, MethodSpec, Number
+from service.methods.spec import Facts, MethodSpec, Number, needs_classes
 from service.numerics.refinement import Refinement
 
 LEAST_A_CLASS = 2
@@ -106,7 +106,7 @@ def _walked(problem: Problem) -> Steps[_Walks]:
     at_input = yield from outputs_at(problem.input[None])
     (outputs,) = at_input[problem.output_space]
     wanted = min(int(problem.number("classes")), problem.labels - 1)
-    classes = _largest_others(outputs, problem.target, wanted)[: problem.max_evaluations // LEAST_A_CLASS]
+    classes = _largest_others(outputs, problem.target_index, wanted)[: problem.max_evaluations // LEAST_A_CLASS]
     stopped = None if len(classes) == wanted else "budget"
     corners = [np.tile(problem.input, (len(classes), 1))]
     at_corners = [np.full(len(classes), problem.output)]
@@ -127,7 +127,7 @@ def _walked(problem: Problem) -> Steps[_Walks]:
         corners[-1][live] += steps[goes_on]
         found = yield from outputs_at(corners[-1][live])
         at_corners.append(at_corners[-1].copy())
-        at_corners[-1][live] = found[problem.output_space][:, problem.target]
+        at_corners[-1][live] = problem.read(found)
         live = live[found[problem.output_space].argmax(axis=1) != classes[live]]
     return _Walks(np.stack(corners), np.stack(at_corners), evaluations, stopped)
 
@@ -169,7 +169,7 @@ class _AlongWalks(RefinedPath):
         starts = corners[step[node], walk]
         ways = corners[step[node] + 1, walk] - starts
         rows = starts + (times - step)[node, None] * ways
-        known = yield from evaluated(Rows(rows, problem.readout, np.full(len(rows), problem.target)))
+        known = yield from evaluated(problem.rows(rows))
         self.spent += len(rows)
         outputs = np.tile(self._walks.outputs[-1], (len(alphas), 1))
         outputs[node, walk] = known.outputs
@@ -226,6 +226,7 @@ AGI = MethodSpec(
         Number("steps", 50, 1, 1000, "the most steps of a walk"),
         Number("classes", 20, 1, 100, "the most classes that are walked to"),
     ),
+    not_applicable=needs_classes("agi"),
     description="the gradient integrated on walks from the input to an adversarial example of each other class",
     citation="Pan, Li and Zhu, IJCAI 2021",
 )

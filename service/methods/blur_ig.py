@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.questions import Attribution, Method, Problem, Steps, evaluated, outputs_at
 from service.methods.shared.refined_path import RefinedPath
 from service.methods.shared.refining import FIRST_PANELS, next_aim
 from service.methods.spec import Facts, MethodSpec, Number, one_point
@@ -64,12 +64,12 @@ class _Sharpening(RefinedPath):
         problem = self._problem
         start, _ = self._path.at(np.zeros(1))
         outputs = yield from outputs_at(start)
-        return float(outputs[problem.output_space][0, problem.target])
+        return float(problem.read(outputs)[0])
 
     def ask(self, alphas: Floats) -> Steps[tuple[Floats, Floats]]:
         problem = self._problem
         images, velocities = self._path.at(alphas)
-        known = yield from evaluated(Rows(images, problem.readout, np.full(len(alphas), problem.target)))
+        known = yield from evaluated(problem.rows(images))
         return known.outputs, known.contributions * velocities
 
 

@@ -20,7 +20,7 @@ from service.domain import Completeness
 from service.methods.questions import Method, Problem
 from service.methods.shared.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
 from service.methods.shared.straight_path import straight_path
-from service.methods.spec import MethodSpec
+from service.methods.spec import MethodSpec, needs_classes
 
 
 def boundary_ig(problem: Problem) -> Method:
@@ -48,6 +48,7 @@ BOUNDARY_IG = MethodSpec(
     least_points=lambda facts: least_gradients(facts.traits.labels) + 1,
     usual_points=lambda _facts: MOST_GRADIENTS // 2,
     cost=f"up to {MOST_GRADIENTS} for the search, then as integrated_gradients",
+    not_applicable=needs_classes("boundary_ig"),
     description="integrated gradients from the nearest point found at which the decision turns",
     citation="Wang, Fredrikson and Datta, ICML 2022",
 )

@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.questions import Attribution, Method, Problem, Steps, evaluated, outputs_at
 from service.methods.shared.units import units_of_length
 from service.methods.spec import Choice, Facts, MethodSpec, Number, one_point
 from service.numerics.blur import SIGMA_MAX, BlurPath
@@ -50,7 +50,7 @@ def idgi(problem: Problem) -> Method:
     shares, missed = [], np.empty(0)
     for part in _parts(steps, problem):
         rows, velocities = path.at((ends[:-1] + ends[1:])[part] / 2)
-        known = yield from evaluated(Rows(rows, problem.readout, np.full(len(rows), problem.target)))
+        known = yield from evaluated(problem.rows(rows))
         gradients, own_changes = known.contributions, changes[part]
         squares = (gradients * units) ** 2
         norms = squares.sum(axis=1)
@@ -112,7 +112,7 @@ def _outputs(problem: Problem, path: _Path, ends: Floats) -> Steps[Floats]:
     for part in _parts(len(ends) - 1, problem):
         rows, _ = path.at(ends[:-1][part])
         answer = yield from outputs_at(rows)
-        outputs[:-1][part] = answer[problem.output_space][:, problem.target]
+        outputs[:-1][part] = problem.read(answer)
     if problem.options["path"] == STRAIGHT:
         outputs[0] = problem.center_output
     return outputs

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Problem, Rows, evaluated
+from service.methods.questions import Attribution, Method, Problem, evaluated
 from service.methods.spec import Facts, MethodSpec, Number, one_point
 
 MOST_NUMBERS = 2**22
@@ -43,7 +43,7 @@ def neflag(problem: Problem) -> Method:
         count = min(together, points - done)
         normals = _uniform_normals(generator, count, extent > 0)
         rows = problem.input + problem.number("eps") * extent * normals
-        known = yield from evaluated(Rows(rows, problem.readout, np.full(count, problem.target)))
+        known = yield from evaluated(problem.rows(rows))
         flux = known.contributions * extent * normals
         values -= flux[flux.sum(axis=1) < 0].sum(axis=0)
     return Attribution(

@@ -19,21 +19,25 @@ import numpy as np
 
 from service.domain import (
     Completeness,
+    Contrast,
     Floats,
     GroupShare,
     Indices,
     OptionValue,
     OutputSpace,
+    Target,
     ToleranceOf,
     Traits,
+    read_target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
 
 
 class Readout(IntEnum):
-    """The scalar of the logits z that is explained at a point.
+    """The scalar of the network's numbers z that is explained at a point.
 
-    `LOGIT` is z_t, `PROBABILITY` is softmax(z)_t, and `MARGIN`, for two labels, is z_t - z_other: the log-odds.
+    `LOGIT` is z_t, also where z are values and no logits; `PROBABILITY` is link(z)_t, by the model's link; and
+    `MARGIN`, for two labels, is z_t - z_other: the log-odds. Of a contrast it is the difference of two of them.
     """
 
     LOGIT = 0
@@ -53,7 +57,7 @@ class Points:
     line: Indices
     alphas: Floats
     readout: Readout
-    target: int
+    target: Target
 
     def __len__(self) -> int:
         return len(self.alphas)
@@ -61,14 +65,16 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Gradient points given one by one: the `rows` [n, inputs], and for each the label in `targets` [n].
+    """Gradient points given one by one: the `rows` [n, inputs], and for each the output in `targets` [n].
 
-    Answered with `Evaluated`, whose contributions are here the gradients themselves. They share chunks with `Points`.
+    With `rather_than` all of them are contrasts with that output. Answered with `Evaluated`, whose contributions are
+    here the gradients themselves. They share chunks with `Points`.
     """
 
     rows: Floats
     readout: Readout
     targets: Indices
+    rather_than: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +86,7 @@ class RowsOfOneTarget:
 
     rows: Floats
     readout: Readout
-    target: int
+    target: Target
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -175,7 +181,7 @@ class Forwards:
 
 
 Outputs = Mapping[OutputSpace, Floats]
-"""By output space, the outputs [n, labels]."""
+"""By output space, the outputs [n, outputs]."""
 
 
 class Evaluated(Protocol):
@@ -229,7 +235,7 @@ class Breakpoints:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """The ends of the linear pieces in order: `alphas` [p + 1] from 0 to 1 and the `logits` [p + 1, labels] there.
+    """The ends of the linear pieces in order: `alphas` [p + 1] from 0 to 1 and the `logits` [p + 1, outputs] there.
 
     None of both when there are more pieces than were allowed.
     """
@@ -243,7 +249,8 @@ class Problem:
     """One explanation to be computed: all a method may know.
 
     `baselines` [K, inputs] with the deployed artefact's `baseline_outputs` [K]; `center` is the mean baseline, with the
-    deployed `center_output`; `output` is the deployed output f(x). All outputs are of `target` in `output_space`.
+    deployed `center_output`; `output` is the deployed output f(x). All outputs are what `target` reads in
+    `output_space`.
     `low` and `high` [inputs] are the range of each input. `floor` is the smallest denominator of a relative
     completeness error, in units of the output.
     """
@@ -256,7 +263,7 @@ class Problem:
     center_output: float
     low: Floats
     high: Floats
-    target: int
+    target: Target
     output_space: OutputSpace
     tolerance: float
     floor: float
@@ -269,21 +276,46 @@ class Problem:
     @property
     def readout(self) -> Readout:
         """The readout of the output space."""
-        return self.logit_readout if self.output_space is OutputSpace.LOGIT else Readout.PROBABILITY
+        return Readout.PROBABILITY if self.is_linked else self.logit_readout
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the explained output lies behind the model's link, and is no linear function of its numbers."""
+        return self.output_space is OutputSpace.PROBABILITY
 
     @property
     def logit_readout(self) -> Readout:
-        """The readout of a label's logit; where two labels share one, of their log-odds."""
+        """The readout of a label's logit, or of a value; where two labels share one logit, of their log-odds."""
         return Readout.MARGIN if self.traits.has_one_logit else Readout.LOGIT
 
+    @property
+    def target_index(self) -> int:
+        """The number of the output that is explained, which may be contrasted with another."""
+        return self.target.index if isinstance(self.target, Contrast) else self.target
+
+    def read(self, outputs: Outputs) -> Floats:
+        """What the target reads of deployed `outputs` [n, outputs]: [n]."""
+        return read_target(outputs[self.output_space], self.target)
+
     def logit_of(self, logits: Floats) -> Floats:
-        """The target's logit [n], as `logit_readout` has it, of the network's `logits` [n, labels]."""
-        own: Floats = logits[:, self.target]
-        return own - logits[:, 1 - self.target] if self.traits.has_one_logit else own
+        """What the target reads [n], as `logit_readout` has it, of the network's `logits` [n, outputs]."""
+
+        def of(label: int) -> Floats:
+            own: Floats = logits[:, label]
+            return own - logits[:, 1 - label] if self.traits.has_one_logit else own
+
+        if isinstance(self.target, Contrast):
+            return of(self.target.index) - of(self.target.rather_than)
+        return of(self.target)
+
+    def rows(self, rows: Floats) -> Rows:
+        """Asks for the gradients of the explained output at `rows` [n, inputs]."""
+        rather_than = self.target.rather_than if isinstance(self.target, Contrast) else None
+        return Rows(rows, self.readout, np.full(len(rows), self.target_index), rather_than)
 
     @property
     def labels(self) -> int:
-        """The number of labels."""
+        """The number of the network's outputs."""
         return self.traits.labels
 
     @property
@@ -342,6 +374,16 @@ class Attribution:
     groups: tuple[GroupShare, ...] = ()
     output: float | None = None
     errors: Floats | None = None
+
+
+def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
+    """What a target reads of so many outputs, as coefficients [outputs]; of a probability, behind the link."""
+    if isinstance(target, Contrast):
+        own, other = (coefficients_of(readout, index, outputs) for index in (target.index, target.rather_than))
+        return own - other
+    coefficients = np.full(outputs, -1.0 if readout is Readout.MARGIN else 0.0)
+    coefficients[target] = 1
+    return coefficients
 
 
 def summed_to_units(values: Floats, traits: Traits) -> Floats:

@@ -31,7 +31,7 @@ def sequential_ig(problem: Problem) -> Method:
         return _attribution(problem, np.zeros_like(problem.input), 0, "none", None)
     outputs = yield from outputs_at(starts)
     panels = min(FIRST_PANELS, problem.max_evaluations // len(starts))
-    paths = _Paths(problem, starts, outputs[problem.output_space][:, problem.target], 1, panels)
+    paths = _Paths(problem, starts, problem.read(outputs), 1, panels)
     stopped = yield from refine(
         paths.learn, paths.error, lambda: _aim(problem, paths), paths.split, lambda: paths.is_searching
     )

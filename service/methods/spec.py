@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from reprlib import repr as abridged
 
 from service.catalog.nearest import did_you_mean
-from service.domain import Completeness, OptionValue, Traits
+from service.domain import Completeness, Link, OptionValue, Traits
 from service.methods.questions import Method, Problem
 
 MOST_GROUPS = 100
@@ -120,6 +120,20 @@ Cost = Callable[[Facts], int]
 def everywhere(facts: Facts) -> str | None:  # noqa: ARG001
     """Of a method that applies to every model."""
     return None
+
+
+def needs_classes(name: str) -> Callable[[Facts], str | None]:
+    """Of a method that goes to where another label becomes the likeliest."""
+
+    def not_applicable(facts: Facts) -> str | None:
+        if facts.traits.link is Link.SOFTMAX:
+            return None
+        return (
+            f"{name} goes to where another label becomes the likeliest, and of this model's outputs none gives way to "
+            "another; use integrated_gradients"
+        )
+
+    return not_applicable
 
 
 def one_point(facts: Facts) -> int:  # noqa: ARG001

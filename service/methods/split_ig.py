@@ -23,10 +23,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.domain import Completeness, Floats, OutputSpace
+from service.domain import Completeness, Contrast, Floats, Link, read_target
 from service.methods.questions import Breakpoints, Method, Problem, Steps, outputs_at, pieces_of
 from service.methods.shared.straight_path import straight_path
 from service.methods.spec import MethodSpec, Number, one_point
+from service.numerics.links import PROBABILITIES
 from service.numerics.quadrature import softmax
 
 GRID = 65
@@ -53,7 +54,7 @@ def split_ig(problem: Problem) -> Method:
 
 def _split(problem: Problem) -> Steps[float]:
     """alpha*; 1 where the output never makes more than phi of its way."""
-    if problem.traits.is_piecewise_linear:
+    if problem.traits.is_piecewise_linear and not _turns_often(problem):
         found = yield from pieces_of(Breakpoints(problem.center, problem.input, problem.max_evaluations))
         if found.alphas is not None and found.logits is not None:
             return _split_of_pieces(problem, found.alphas, found.logits)
@@ -62,7 +63,7 @@ def _split(problem: Problem) -> Steps[float]:
         alphas = np.linspace(low, high, GRID)
         rows = problem.center + alphas[:, None] * (problem.input - problem.center)
         answer = yield from outputs_at(rows)
-        beyond = _excess(problem, answer[problem.output_space][:, problem.target]) > 0
+        beyond = _excess(problem, problem.read(answer)) > 0
         first = int(np.argmax(beyond))
         if not beyond[first]:
             return high
@@ -70,6 +71,11 @@ def _split(problem: Problem) -> Steps[float]:
             return low
         low, high = alphas[first - 1], alphas[first]
     return float(low + high) / 2
+
+
+def _turns_often(problem: Problem) -> bool:
+    """Whether the output may turn back more than once on a piece: the difference of two of several probabilities."""
+    return problem.is_linked and isinstance(problem.target, Contrast) and problem.labels > 2
 
 
 def _excess(problem: Problem, outputs: Floats) -> Floats:
@@ -80,13 +86,14 @@ def _excess(problem: Problem, outputs: Floats) -> Floats:
 
 def _split_of_pieces(problem: Problem, alphas: Floats, logits: Floats) -> float:
     """alpha* from the bends `alphas` [n] and the `logits` [n, labels] there."""
-    if problem.output_space is OutputSpace.PROBABILITY:
-        alphas, logits = _with_turns(alphas, logits, problem.target)
+    link = problem.traits.link
+    if problem.is_linked and link is Link.SOFTMAX:
+        alphas, logits = _with_turns(alphas, logits, problem.target_index)
 
     def excess(at: Floats) -> Floats:
-        if problem.output_space is OutputSpace.LOGIT:
+        if not problem.is_linked:
             return _excess(problem, problem.logit_of(at))
-        return _excess(problem, softmax(at)[:, problem.target])
+        return _excess(problem, read_target(PROBABILITIES[link](at), problem.target))
 
     beyond = excess(logits) > 0
     first = int(np.argmax(beyond))

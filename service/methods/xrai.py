@@ -77,7 +77,7 @@ def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attrib
     starts = np.stack([problem.low, problem.high])
     meanwhile()
     answer = yield from outputs_at(starts)
-    outputs = answer[problem.output_space][:, problem.target]
+    outputs = problem.read(answer)
     panels = min(FIRST_PANELS, problem.max_evaluations // LINES)
     lines = RefinedLines(problem, starts, outputs, 1, panels)
 

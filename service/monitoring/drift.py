@@ -95,14 +95,8 @@ class Drift:
             and plan.output_space == outputs.default_space
             and plan.noise is None
             and bool(manifest.inputs.units)
-            and (
-                len(outputs.labels) == 2 or self._is_usual_target(plan.target)
-            )  # of two labels, they mirror each other
+            and outputs.is_usual(plan.target)
         )
-
-    def _is_usual_target(self, target: int | None) -> bool:
-        outputs = self.manifest.outputs
-        return target == (None if outputs.adverse is None else outputs.labels.index(outputs.adverse))
 
     def _sum_up(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
-from service.catalog.review_rules import PROTECTED_SHARE
+from service.catalog.outputs.kind import are_finite
+from service.catalog.review_rules import LABEL, OF_OUTPUTS, PROTECTED_SHARE, Figure, parts_of
 from service.domain import Explanation, Plan
 
 
@@ -32,23 +32,30 @@ def flags_of(manifest: Manifest, plan: Plan, explanation: Explanation, *, adds_u
     review = manifest.review
     if not review.all_rules:
         return []
-    figures = {name: _QUANTITIES[name](plan, explanation) for name in review.quantities if name != PROTECTED_SHARE}
+    figures: dict[str, Figure] = {
+        name: _figure(name, manifest, plan, explanation) for name in review.quantities if name != PROTECTED_SHARE
+    }
     if PROTECTED_SHARE in review.quantities:
         share = protected_share(manifest.inputs, explanation.attributions) if adds_up else None
         figures[PROTECTED_SHARE] = share
     return [flag for flag, rule in review.all_rules.items() if rule.fires(figures)]
 
 
+def _figure(quantity: str, manifest: Manifest, plan: Plan, explanation: Explanation) -> Figure:
+    name, of = parts_of(quantity)
+    if name not in OF_OUTPUTS and name != LABEL:
+        return _QUANTITIES[name](plan, explanation)
+    if not are_finite(explanation.outputs):
+        return None
+    outputs, space = explanation.outputs or (), plan.output_space
+    if name == LABEL:
+        return manifest.outputs.labels_of(outputs, space)
+    return manifest.outputs.quantity(name, of, outputs, space)
+
+
 def _change(_plan: Plan, explanation: Explanation) -> float | None:
     output, baseline = explanation.output, explanation.baseline_output
     return None if output is None or baseline is None else abs(output - baseline)
-
-
-def _margin(_plan: Plan, explanation: Explanation) -> float | None:
-    if explanation.outputs is None or not all(map(isfinite, explanation.outputs)):
-        return None
-    first, second = sorted(explanation.outputs, reverse=True)[:2]
-    return first - second
 
 
 _QUANTITIES: Mapping[str, Callable[[Plan, Explanation], float | None]] = {
@@ -58,5 +65,4 @@ _QUANTITIES: Mapping[str, Callable[[Plan, Explanation], float | None]] = {
     "evaluations": lambda _plan, explanation: explanation.evaluations,
     "output": lambda _plan, explanation: explanation.output,
     "change": _change,
-    "margin": _margin,
 }

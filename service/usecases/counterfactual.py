@@ -3,8 +3,8 @@
 The explanation speaks of the way from the baseline to the input. The hint goes that way back, from the input towards
 the baseline, but with the features of the principal reasons only: first of the strongest reason alone, then of two, and
 so on. It stops at the fewest, and at the smallest step at which the deployed model, asked at that very row, answers
-another label. On the way are only values that could be: within the range, and whole where all baseline rows are.
-Protected features are never moved.
+another label, or a value that is not beyond the bound any more. On the way are only values that could be: within the
+range, and whole where all baseline rows are. Protected features are never moved.
 
 It says what this model would answer, and no more. It is no advice; features that depend on one another in the world (an
 amount and a ratio of it) are moved on their own; and there may be nearer rows elsewhere.
@@ -37,7 +37,7 @@ from service.usecases.replaying import plan_of
 STEPS = 32
 """Of the way to the baseline, tried together; the deployed artefact takes as many rows at once."""
 HALVINGS = 12
-"""Of the step in which the label changes: the smallest is found to within one part in 130,000 of the way."""
+"""Of the step in which the decision changes: the smallest is found to within one part in 130,000 of the way."""
 NOT_MOVED = "protected features and categories"
 NOTE = (
     "what the model would answer if only these values were others; it is no advice and no promise, and values that "
@@ -74,6 +74,14 @@ class _Way:
         return tuple(row.tolist())
 
 
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What the deployed model decides at a row, as people are told it, and whether that is bad news."""
+
+    text: str
+    is_adverse: bool
+
+
 class Counterfactuals:
     """Finds hints for stored explanations."""
 
@@ -86,8 +94,6 @@ class Counterfactuals:
         """The hint over the first `most` reasons of a record that has reasons, or why there is none."""
         record = record_of(stored)
         assert record.model is not None
-        assert record.prediction is not None
-        label = record.prediction.label
         try:
             version = self._catalog.find(record.model.name, record.model.version)
         except AnswerableError:
@@ -95,9 +101,13 @@ class Counterfactuals:
         inputs, outputs = version.manifest.inputs, version.manifest.outputs
         if record.model.digest != version.key.digest or not inputs.named_features:
             return _none("the model version that is served here is another artefact")
-        if label is None or label != outputs.adverse:
-            return _none(f"the prediction is {label}, which is not the adverse label")
         plan = plan_of(record, personal_of(stored), version)
+        try:
+            own = await self._decision(version, plan.input)
+        except AnswerableError as error:
+            return _none(f"the model could not be asked: {error}")
+        if not own.is_adverse:
+            return _none(f"the prediction is {own.text}, which is not the adverse {outputs.noun}")
         try:
             baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan, stored.tenant)
         except CatalogError:
@@ -110,35 +120,36 @@ class Counterfactuals:
             moved += [at for at in members if not features[at].protected and not features[at].categories]
             way = _Way(np.array(plan.input), baseline, low, high, whole, tuple(moved))
             try:
-                found = await self._nearest(version, way, label) if moved else None
+                found = await self._nearest(version, way) if moved else None
             except AnswerableError as error:
                 return _none(f"the model could not be asked: {error}")
             if found is not None:
                 return _hint(record, inputs, way, *found)
         return _none(f"with these reasons as at the baseline, the label is the same; {NOT_MOVED} are not moved")
 
-    async def _nearest(self, version: ModelVersion, way: _Way, label: str) -> tuple[float, str] | None:
-        """The smallest step found at which the label is another, and that label, as the model answered it there."""
+    async def _nearest(self, version: ModelVersion, way: _Way) -> tuple[float, str] | None:
+        """The smallest step found at which the answer is not adverse, and what the model decides there."""
         steps = [number / STEPS for number in range(1, STEPS + 1)]
-        labels = await asyncio.gather(*(self._label(version, way.at(step)) for step in steps))
-        first = next((at for at, found in enumerate(labels) if found != label), None)
+        decisions = await asyncio.gather(*(self._decision(version, way.at(step)) for step in steps))
+        first = next((at for at, found in enumerate(decisions) if not found.is_adverse), None)
         if first is None:
             return None
-        same, other, new = (steps[first - 1] if first else 0.0), steps[first], labels[first]
+        same, other, new = (steps[first - 1] if first else 0.0), steps[first], decisions[first]
         for _ in range(HALVINGS):
             middle = (same + other) / 2
             if way.at(middle) == way.at(other):
                 other = middle
-            elif (found := await self._label(version, way.at(middle))) == label:
+            elif (found := await self._decision(version, way.at(middle))).is_adverse:
                 same = middle
             else:
                 other, new = middle, found
-        return other, new
+        return other, new.text
 
-    async def _label(self, version: ModelVersion, row: Row) -> str:
+    async def _decision(self, version: ModelVersion, row: Row) -> _Decision:
         prediction = await self._engine.predict(version.folder, row, None)
-        outputs = prediction.outputs[version.manifest.outputs.default_space]
-        return version.manifest.outputs.labels[int(np.argmax(outputs))]
+        outputs, space = version.manifest.outputs, version.manifest.outputs.default_space
+        answered = prediction.outputs[space]
+        return _Decision(outputs.decision(answered, space) or "", outputs.is_adverse(answered, space))
 
 
 def _baseline(version: ModelVersion, kept: KeptSets, plan: Plan, tenant: str) -> tuple[Floats, NDArray[np.bool_]]:

@@ -32,7 +32,7 @@ from service.ledger.ledger import Ledger, Room
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.timings import Spent
-from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, output_space
+from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
@@ -244,7 +244,7 @@ class Explaining:
     async def predict(self, request: Request) -> list[AnyPrediction]:
         """The deployed artefact's prediction for each instance."""
         version, parameters = request.version, request.parameters
-        space = output_space(version.manifest, parameters.output_space)
+        space = version.manifest.outputs.read_space(parameters.output_space)
         request.spent.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
         with counted(request.caller.account, len(request.rows), request.counted):

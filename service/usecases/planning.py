@@ -14,7 +14,7 @@ from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import PREDICTED, BaselineSet, Manifest
 from service.catalog.nearest import did_you_mean, known
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, OutputSpace, Plan, ToleranceOf, Traits
+from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, ToleranceOf, Traits
 from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
 from service.methods.registry import BY_NAME
 from service.methods.spec import Facts, MethodSpec, Units
@@ -36,7 +36,7 @@ class Parameters:
     """
 
     method: str | None = None
-    target: str | int = PREDICTED
+    target: str | int | Mapping[str, object] = PREDICTED
     output_space: str | None = None
     baseline: object = None
     tolerance: float | None = None
@@ -90,7 +90,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     """
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
-    space = output_space(manifest, parameters.output_space)
+    space = manifest.outputs.read_space(parameters.output_space)
     baseline = _baseline(version, with_baseline_read(version, parameters).baseline, row, tenant)
     options = _options(version, method, parameters.options)
     facts = Facts(_traits(version), baseline.size, options)
@@ -112,7 +112,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         method=method.name,
         options=tuple(sorted(options.items())),
         input=row,
-        target=_target(manifest, parameters.target),
+        target=manifest.outputs.read_target(parameters.target),
         output_space=space,
         baseline=baseline,
         tolerance=tolerance,
@@ -158,37 +158,11 @@ def _budget(manifest: Manifest, parameters: Parameters, method: MethodSpec, fact
     return budget
 
 
-def output_space(manifest: Manifest, name: str | None) -> OutputSpace:
-    """The output space of that name, or the manifest's default. Raises InvalidRequest."""
-    if name is None:
-        return manifest.outputs.default_space
-    if name not in set(OutputSpace):
-        detail = f"output_space {abridged(name)} is not known; {known('spaces', OutputSpace)}"
-        raise _wrong("output_space", detail + did_you_mean(name, OutputSpace))
-    return OutputSpace(name)
-
-
 def _method(name: str) -> MethodSpec:
     if name not in BY_NAME:
         detail = f"method {abridged(name)} is not known; {known('methods', BY_NAME)}{did_you_mean(name, BY_NAME)}"
         raise invalid(Kind.UNKNOWN_METHOD, _place("method"), detail)
     return BY_NAME[name]
-
-
-def _target(manifest: Manifest, target: str | int) -> int | None:
-    labels = manifest.outputs.labels
-    if target == PREDICTED:
-        return None
-    if isinstance(target, int):
-        if not 0 <= target < len(labels):
-            detail = f"target {target} is not a label's index; it must lie between 0 and {len(labels) - 1}"
-            raise invalid(Kind.UNKNOWN_LABEL, _place("target"), detail)
-        return target
-    if target not in labels:
-        targets = [*labels, PREDICTED]
-        detail = f"target {abridged(target)} is not a label; {known('labels', targets)}{did_you_mean(target, targets)}"
-        raise invalid(Kind.UNKNOWN_LABEL, _place("target"), detail)
-    return labels.index(target)
 
 
 def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:

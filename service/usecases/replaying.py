@@ -26,13 +26,14 @@ from service.answers.explanation import answered
 from service.answers.items import ModelItem
 from service.answers.predictions import prediction_of
 from service.answers.reading import NO_VERSION, personal_of, record_of
-from service.answers.record import Personal, RecordItem
+from service.answers.record import Personal, RecordedContrast, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Conditions,
+    Contrast,
     Explanation,
     ModelKey,
     Noise,
@@ -40,6 +41,7 @@ from service.domain import (
     OptionValue,
     OutputSpace,
     Plan,
+    Target,
     ToleranceOf,
 )
 from service.errors import ModelNotReady, NotFound, ReplayImpossible
@@ -141,7 +143,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=parameters.target,
+        target=_target(parameters.target),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -160,6 +162,10 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         errors=bool(parameters.errors),
         schema=record.schema,
     )
+
+
+def _target(recorded: int | RecordedContrast | None) -> Target | None:
+    return Contrast(recorded.index, recorded.rather_than) if isinstance(recorded, RecordedContrast) else recorded
 
 
 def _option(value: Any) -> OptionValue:

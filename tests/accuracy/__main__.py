@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from service.domain import Explanation, Floats, OptionValue, OutputSpace
+from service.catalog.outputs.classes import Classes
+from service.domain import Contrast, Explanation, Floats, OptionValue, OutputSpace, Target
 from service.engine.worker.device import DeviceModel
 from tests.accuracy.engine import device_model, explained
 from tests.accuracy.networks import NETWORKS, Case, Network
@@ -26,6 +27,12 @@ MIDPOINTS = {1: 16_384, 2: 4096, 3: 4096}
 """By the number of dimensions of an input."""
 PATHS, MIDPOINTS_A_PATH = 12, 1024
 Truth = Callable[[nn.Module, Case, Floats, int, OutputSpace, int], Floats]
+
+
+def index_of(target: Target) -> int:
+    """The number of the one output that is explained."""
+    assert not isinstance(target, Contrast)
+    return target
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +125,14 @@ def lines_of(
     if not asked.applies(model):
         return
     exact = copy.deepcopy(case.network).double()
-    for space in OutputSpace:
+    for space in Classes.spaces:
         truths: dict[int, Floats] = {}
         for tolerance in tolerances:
             ratios, true, points, converged = [], [], [], 0
             for number, row in enumerate(rows):
                 answer = explained(model, row, asked.method, space, tolerance, asked.options)
                 if number not in truths:
-                    truths[number] = asked.truth(exact, case, row, answer.target, space, coarser)
+                    truths[number] = asked.truth(exact, case, row, index_of(answer.target), space, coarser)
                 error = _error(model, answer, truths[number])
                 assert answer.attribution_error is not None
                 true.append(error)

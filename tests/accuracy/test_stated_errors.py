@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import OutputSpace
+from service.catalog.outputs.classes import Classes
 from tests.accuracy.__main__ import ASKED, lines_of
 from tests.accuracy.networks import NETWORKS
 
@@ -18,7 +18,7 @@ def test_at_least_twenty_networks_are_not_tuned_to() -> None:
 
 def test_the_true_error_is_within_the_stated_one() -> None:
     lines = [line for name in QUICK for line in lines_of(NETWORKS[name], IG, 5, (0.05, 0.01), 8)]
-    assert {line.space for line in lines} == set(OutputSpace)
+    assert {line.space for line in lines} == set(Classes.spaces)
     ratios = np.concatenate([line.ratios for line in lines])
     assert len(ratios) == 100
     assert (ratios <= 1).mean() >= 0.95

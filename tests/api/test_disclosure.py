@@ -22,7 +22,7 @@ from service.answers.encoding import encode
 from service.answers.explanation import Answered, ExplanationItem
 from service.answers.reading import read
 from service.answers.record import RecordItem
-from service.catalog.outputs.predictions import PredictionItem
+from service.catalog.outputs.classes import ClassPrediction
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -271,7 +271,7 @@ def answer(**fields: Any) -> Answered:
     return read(Answered, ANSWER | fields)
 
 
-def shown_of(answer: Answered, policy: Policy, prediction: PredictionItem | None = None) -> dict[str, Any]:
+def shown_of(answer: Answered, policy: Policy, prediction: ClassPrediction | None = None) -> dict[str, Any]:
     """What of it the policy shows, as JSON."""
     shown: dict[str, Any] = orjson.loads(encode(limited(answer, policy, prediction)))
     return shown
@@ -289,7 +289,7 @@ def test_all_outputs_are_on_one_grid() -> None:
     }
     explanation = answer(**fields)
     policy = Policy(digits=2)
-    prediction = read(PredictionItem, {**PREDICTION, "outputs": outputs})
+    prediction = read(ClassPrediction, {**PREDICTION, "outputs": outputs})
 
     shown = shown_of(explanation, policy, prediction)
 
@@ -366,5 +366,5 @@ def test_a_field_of_which_no_policy_says_anything_is_hidden(policy: Policy) -> N
 
 
 def test_every_field_of_an_answer_says_what_a_policy_shows() -> None:
-    for kind in (ExplanationItem, RecordItem, PredictionItem):
+    for kind in (ExplanationItem, RecordItem, ClassPrediction):
         assert {field.name for field in fields(kind)} == marks_of(kind).keys()

@@ -88,7 +88,7 @@ async def test_at_most_twenty_faults_are_told(
         ({"parameters": {"noise": {"kind": "smoothgrat"}}}, "wrong-value", "/parameters/noise/kind", "smoothgrad"),
         ({"parameters": {"tolerance": 7}}, "wrong-value", "/parameters/tolerance", None),
         ({"parameters": {"noise": {"kind": "vargrad", "scale": 2}}}, "wrong-value", "/parameters/noise/scale", None),
-        ({"parameters": {"method": "grad_cam"}}, "not_applicable-method", "/parameters/method", None),
+        ({"parameters": {"method": "grad_cam"}}, "unfit-method", "/parameters/method", None),
         (
             {"parameters": {"baseline": {"loan_amount": 0}}},
             "missing-feature",

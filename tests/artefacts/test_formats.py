@@ -30,6 +30,7 @@ from service.artefacts.loading import load_model
 from service.artefacts.networks import CnnNetwork, MlpNetwork
 from service.catalog.architectures import Cnn, Mlp
 from service.catalog.manifest import read_manifest
+from service.catalog.outputs.classes import Classes
 from service.catalog.refusals import told
 from service.domain import BaselineChoice, ChunkShapes, Completeness, Explanation, OutputSpace, Plan
 from service.engine.worker.device import put_on_device
@@ -208,7 +209,9 @@ def explained(served: Served, row: NDArray[np.float32], method: str = "integrate
     choice = BaselineChoice("rows", "1", digest, len(baseline.rows))
     options = tuple(sorted(BY_NAME[method].defaults().items()))
     values = tuple(row.astype(np.float64).tolist())
-    plans = [Plan(model.key, method, options, values, 1, space, choice, 0.01, 20_000, 0, None) for space in OutputSpace]
+    plans = [
+        Plan(model.key, method, options, values, 1, space, choice, 0.01, 20_000, 0, None) for space in Classes.spaces
+    ]
     return run_in_process(model, plans)
 
 

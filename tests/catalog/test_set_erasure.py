@@ -12,9 +12,10 @@ import pytest
 from service.catalog.baseline_outputs import OUTPUTS, KeptOutputs
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.manifest import Manifest, read_manifest
+from service.catalog.outputs.classes import Classes
 from service.catalog.set_erasure import forget_rows, remove_set
 from service.catalog.version_files import read_baseline_rows
-from service.domain import Floats, ModelKey, OutputSpace
+from service.domain import Floats, ModelKey
 from tests.conftest import MODELS
 
 LOAN = MODELS / "loan"
@@ -44,7 +45,7 @@ class Data:
 
     def keep(self, rows: Floats, *tokens: str | None, tenant: str = "bank") -> KeptSet:
         kept = self.sets.keep(self._key, self._manifest, "mine", rows, "ours", tenant=tenant, subjects=tokens)
-        answers = dict.fromkeys(OutputSpace, np.ones((len(rows) + 1, 2)))
+        answers = dict.fromkeys(Classes.spaces, np.ones((len(rows) + 1, 2)))
         self.outputs.keep(self._key, kept.sha256, HERE, answers)
         return kept
 

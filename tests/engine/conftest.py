@@ -13,6 +13,7 @@ import pytest_asyncio
 import torch
 from safetensors.numpy import load_file
 
+from service.catalog.outputs.classes import Classes
 from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.client.pool import Pool
 from service.engine.kernels.kernel import Kernel, Kernels, Segment
@@ -86,7 +87,7 @@ def various(make_plan: MakePlan) -> list[Plan]:
         {"method": "expected_gradients", "baseline": "approved", "tolerance": 0.1},
         {"rule": "midpoint", "tolerance": 0.05},
     ]
-    spaces, targets = tuple(OutputSpace), (0, 1, None)
+    spaces, targets = Classes.spaces, (0, 1, None)
     return [
         make_plan(number, output_space=spaces[number // 8 % 2], target=targets[number % 3], **kinds[number % 8])
         for number in range(64)

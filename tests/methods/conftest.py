@@ -22,21 +22,25 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 from torch import Tensor, fx, nn
 
-from service.artefacts.deployed import DeployedArtefact
+from service.artefacts.deployed import DeployedArtefact, TorchOutputs
 from service.artefacts.loading import baseline_digest
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
+from service.catalog.outputs.declaration import Outputs as AnyOutputs
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
+    Contrast,
     Explanation,
     Floats,
     Indices,
+    Link,
     OptionValue,
     OutputSpace,
     Plan,
     Priority,
+    Target,
     Traits,
 )
 from service.engine.graph.traits import traits_of
@@ -406,6 +410,12 @@ class _KnownPoints:
         )
 
 
+def index_of(target: Target) -> int:
+    """The number of the one output that is explained."""
+    assert not isinstance(target, Contrast)
+    return target
+
+
 @dataclass(frozen=True, slots=True)
 class Plain:
     """Answers questions about a float64 network by plain automatic differentiation.
@@ -444,16 +454,16 @@ class Plain:
         """The answer to `points`."""
         starts = points.starts[points.line]
         rows = starts + points.alphas[:, None] * (points.end - starts)
-        outputs, gradients = self.gradients(rows, points.readout, points.target)
+        outputs, gradients = self.gradients(rows, points.readout, index_of(points.target))
         return _KnownPoints(outputs, gradients * (points.end - starts))
 
     def curvatures(self, asked: HessianRows) -> Curvatures:
         """The answer to `asked`; the network is taken as it is, kinks and all."""
 
         def output(rows: Tensor) -> Tensor:
-            return self.output(rows, asked.readout, asked.target).sum()
+            return self.output(rows, asked.readout, index_of(asked.target)).sum()
 
-        outputs, gradients = self.gradients(asked.rows, asked.readout, asked.target)
+        outputs, gradients = self.gradients(asked.rows, asked.readout, index_of(asked.target))
         pair = torch.from_numpy(asked.rows), torch.from_numpy(asked.vectors)
         _, products = torch.autograd.functional.hvp(output, *pair)  # type: ignore[no-untyped-call]
         return Curvatures(outputs, gradients, products.numpy())
@@ -533,17 +543,20 @@ def _answer(plain: Plain, question: Question, most_pieces: int | None) -> Answer
 
 
 ModelOf = Callable[..., DeviceModel]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
 def model_of(model: DeviceModel) -> ModelOf:
     """Puts a torch network behind the real kernels: `model_of(network, baselines)`, baselines [K, ...shape].
 
-    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Explain with
-    `run(model, [plan_for(model, x, method, ...)])`.
+    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Its `outputs` are classes unless
+    it is said what they are. Explain with `run(model, [plan_for(model, x, method, ...)])`.
     """
 
-    def make(network: nn.Module, baselines: Floats, shapes: ChunkShapes = SMALL) -> DeviceModel:
+    def make(
+        network: nn.Module, baselines: Floats, shapes: ChunkShapes = SMALL, outputs: AnyOutputs | None = None
+    ) -> DeviceModel:
         network = network.float().eval()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
@@ -552,13 +565,16 @@ def model_of(model: DeviceModel) -> ModelOf:
         axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
         with torch.no_grad():
             labels = network(torch.zeros(1, *shape)).shape[1]
-        traits = traits_of(twin, axes, shape, labels)
-        deployed = DeployedKernel(_SameNetwork(twin, shape), DEPLOYED_ROWS)
+        link = Link.SOFTMAX if outputs is None else outputs.network_link
+        traits = replace(traits_of(twin, axes, shape, labels), link=link)
+        same = _SameNetwork(twin, shape) if outputs is None else TorchOutputs(twin, CPU, shape, outputs)
+        deployed = DeployedKernel(same, DEPLOYED_ROWS)
         kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
         prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
         low, high = np.zeros(prepared.rows.shape[1]), np.ones(prepared.rows.shape[1])
+        manifest = model.manifest if outputs is None else model.manifest.model_copy(update={"outputs": outputs})
         return DeviceModel(
-            model.key, model.manifest, kernels, lambda _: kernels, {"sha256:own": prepared}, traits, low, high, 0.0
+            model.key, manifest, kernels, lambda _: kernels, {"sha256:own": prepared}, traits, low, high, 0.0
         )
 
     return make

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
+from service.catalog.outputs.classes import Classes
 from service.domain import Axis, Completeness, Floats, OutputSpace, Traits
 from service.methods.blur_ig import BLUR_IG, blur_ig
 from service.methods.questions import DeadlinePassed, Problem
@@ -74,7 +75,7 @@ def test_on_a_linear_model_it_is_weight_times_what_blurring_takes(posed: Any, dr
 
 
 @pytest.mark.parametrize("network", [smooth, kinked])
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_values_sum_to_the_change_from_the_blurred_image(
     posed: Any, drive: Drive, network: Any, space: OutputSpace
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.boundary_ig import BOUNDARY_IG, boundary_ig
 from service.methods.boundary_saliency import BOUNDARY_SALIENCY, boundary_saliency
@@ -157,7 +158,7 @@ def test_lines_end_where_the_decision_first_turns(pose: Pose, drive: Drive) -> N
     np.testing.assert_allclose(found.point, [1, 0], atol=1e-9)
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize("labels", [2, 4])
 def test_boundary_ig_is_integrated_gradients_from_the_boundary(
     pose: Pose, drive: Drive, space: OutputSpace, labels: int
@@ -187,7 +188,7 @@ def test_on_a_piecewise_linear_network_the_integral_is_exact(pose: Pose, drive: 
     assert result.values.sum() == pytest.approx(problem.output - result.baseline_output, abs=1e-9)
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_boundary_saliency_is_the_gradient_at_the_boundary(pose: Pose, drive: Drive, space: OutputSpace) -> None:
     net, x = network(5, 3, nn.Tanh), np.random.default_rng(3).normal(size=5)
     target = predicted(net, x)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Explanation, Floats, OutputSpace
 from service.engine.worker.device import DeviceModel
 from service.methods.expected_gradients import expected_gradients
@@ -27,7 +28,7 @@ from service.methods.expected_gradients import expected_gradients
 if TYPE_CHECKING:
     from tests.methods.conftest import Attributions, Drive, PlanMaker, Pose, Reference, Run
 
-SPACES = list(OutputSpace)
+SPACES = list(Classes.spaces)
 QUANTILE = 1.96
 
 

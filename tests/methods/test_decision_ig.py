@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.decision_ig import decision_ig
 from service.methods.integrated_gradients import integrated_gradients
@@ -88,7 +89,7 @@ def test_on_a_quadratic_model_from_zeros_it_is_in_closed_form(pose: Pose, drive:
     assert np.abs(result.values - expected).sum() <= 1e-4 * expected.sum()
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize("tolerance", [0.05, 0.01, 0.001])
 def test_refinement_ends_within_the_tolerance(pose: Pose, drive: Drive, space: OutputSpace, tolerance: float) -> None:
     problem = pose(two_layers, X, BASELINE[None], space, tolerance=tolerance)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from service.catalog.manifest import read_manifest
+from service.catalog.outputs.classes import Classes
 from service.catalog.versions import ModelVersion
 from service.domain import Floats, OutputSpace
 from service.engine.worker.device import DeviceModel
@@ -28,7 +29,7 @@ LOAN = MODELS / "loan" / "1"
 LEVELS = 200
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize(
     ("method", "options", "within"),
     [
@@ -47,7 +48,7 @@ def test_exchanged_ends_negate_what_is_between(
         for start, end in ((row, other), (other, row)):
             baseline = dict(zip(names, start.tolist(), strict=True))
             asked = Parameters(
-                method=method, target=manifest.outputs.labels[1], output_space=space, baseline=baseline, options=options
+                method=method, target=manifest.outputs.names[1], output_space=space, baseline=baseline, options=options
             )
             plans.append(make_plan(version, tuple(end.tolist()), asked))
     found = [np.array(explanation.attributions) for explanation in run(model, plans)]

@@ -16,8 +16,9 @@ from service.answers.encoding import encode
 from service.answers.explanation import answered
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import read_manifest
+from service.catalog.outputs.classes import Classes
 from service.catalog.versions import ModelVersion
-from service.domain import ChunkShapes, Completeness, OutputSpace, Plan, Priority
+from service.domain import ChunkShapes, Completeness, Plan, Priority
 from service.engine.messages import ChunkReport, Done, Outcome
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
@@ -103,7 +104,7 @@ def test_alone_and_amid_traffic_every_bit_is_the_same(served: dict[str, Served],
         one.plan(name, number, output_space=space, target=number % 2, tolerance=0.05)
         for name in NAMES
         if applicable(one, name)
-        for number, space in enumerate(OutputSpace)
+        for number, space in enumerate(Classes.spaces)
     ]
     together = run(one.model, plans)
     assert together == [run(one.model, [plan])[0] for plan in plans]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from service.catalog.outputs.classes import Classes
 from service.domain import BaselineChoice, ChunkShapes, Completeness, Floats, OutputSpace, Plan
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.methods.registry import BY_NAME
@@ -42,7 +43,7 @@ def plan(model: DeviceModel, row: Floats, method: str = "integrated_gradients", 
     return Plan(model.key, method, options, tuple(row), None, space, baseline, tolerance, 20_000, 0, None)
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_it_is_exact_and_what_is_refined_is_as_near_as_it_says(
     digits: DeviceModel, heldout: Floats, run: Run, space: OutputSpace
 ) -> None:

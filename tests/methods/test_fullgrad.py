@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.catalog.inputs.tokens import TokenInputs
-from service.domain import Completeness, Explanation, Floats, OutputSpace, Traits
+from service.catalog.outputs.classes import Classes
+from service.domain import Completeness, Explanation, Floats, Traits
 from service.engine.worker.device import DeviceModel
 from service.methods.fullgrad import FULLGRAD
 from service.methods.spec import Facts
@@ -111,7 +112,7 @@ def test_without_biases_only_the_input_is_on_the_map(model_of: ModelOf, plan_for
 
 
 def test_the_logit_is_explained_whatever_the_output_space(cnn_model: DeviceModel, plan_for: PlanFor, run: Run) -> None:
-    plans = [plan_for(cnn_model, drawn(), "fullgrad", output_space=space) for space in OutputSpace]
+    plans = [plan_for(cnn_model, drawn(), "fullgrad", output_space=space) for space in Classes.spaces]
     first, second = map(map_of, run(cnn_model, plans))
     np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
 

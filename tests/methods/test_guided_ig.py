@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
 from service.methods.guided_ig import GUIDED_IG, guided_ig
 from service.methods.integrated_gradients import integrated_gradients
@@ -72,7 +73,7 @@ def path_of(problem: Problem, drive: Drive, net: Callable[[Tensor], Tensor]) -> 
     return np.array([*nodes, problem.input])
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize(
     "named",

@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods import idgi as module
 from service.methods.idgi import IDGI, idgi
@@ -103,7 +104,7 @@ def test_it_has_the_limit_of_the_algorithm_in_the_paper(posed: Any, drive: Drive
 
 
 @pytest.mark.parametrize("steps", [1, 7, 64])
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_values_sum_to_the_change_whatever_the_number_of_steps(
     posed: Any, drive: Drive, steps: int, space: OutputSpace
 ) -> None:

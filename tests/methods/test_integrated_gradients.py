@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace, ToleranceOf
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.questions import Breakpoints, DeadlinePassed, Points
@@ -102,7 +103,7 @@ def test_on_the_sigmoid_of_a_linear_margin_shares_are_those_of_the_margin(
     )
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_the_exact_rule_is_exact_with_one_gradient_a_piece(pose: Pose, drive: Drive, space: OutputSpace) -> None:
     problem = pose(two_layers, X, BASELINE[None], space, rule="exact", traits={"obstacle": None})
     result = drive(integrated_gradients(problem), two_layers)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods import integrated_hessians as module
 from service.methods.integrated_gradients import integrated_gradients
@@ -88,7 +89,7 @@ def double_integral(network: Network, problem: Problem, nodes: int = 24) -> Floa
     rows = torch.from_numpy(problem.center + products[:, None] * direction).requires_grad_()
     logits = network(rows)
     is_logit = problem.output_space is OutputSpace.LOGIT
-    outputs = (logits if is_logit else torch.softmax(logits, dim=1))[:, problem.target]
+    outputs = (logits if is_logit else torch.softmax(logits, dim=1))[:, problem.target_index]
     (gradients,) = torch.autograd.grad(outputs.sum(), rows, create_graph=True)
     columns = [torch.autograd.grad(column.sum(), rows, retain_graph=True)[0].numpy() for column in gradients.T]
     hessian = np.einsum("k,ikj->ij", shares * products, np.stack(columns))
@@ -125,7 +126,7 @@ def test_on_a_quadratic_model_the_first_answer_is_exact(explain: Explain) -> Non
     assert (result.evaluations, result.stopped) == (4 * (3 + 1), None)
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_it_is_the_double_integral_of_the_paper_with_at_most_sixteen_hessians(
     explain: Explain, name: str, space: OutputSpace
@@ -157,7 +158,7 @@ def test_the_error_it_states_is_that_of_the_interactions(explain: Explain) -> No
     ratios = []
     for seed in range(16):
         network = layers(list(ACTIVATIONS.values())[seed % 3], seed, scale=1.0 + seed % 2)
-        space = list(OutputSpace)[seed % 2]
+        space = list(Classes.spaces)[seed % 2]
         problem, result = explain(network, *ends(seed), space, tolerance=[0.1, 0.01, 0.001][seed % 3])
         _, dense = explain(network, *ends(seed), space, tolerance=1e-8)
         true = np.abs(interactions(result) - interactions(dense)).sum()

@@ -20,13 +20,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Explanation, Floats, OutputSpace, ToleranceOf
 from service.engine.worker.device import DeviceModel
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Attributions, PlanMaker, Reference, Run
 
-SPACES = list(OutputSpace)
+SPACES = list(Classes.spaces)
 REFINING = ["gauss_legendre", "midpoint"]
 TOLERANCES = [0.05, 0.01, 0.001]
 STEP = int(os.environ.get("LOAN_STEP", "3"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
 from service.methods.neflag import NEFLAG, neflag
 from service.methods.questions import DeadlinePassed, Rows
@@ -85,7 +86,7 @@ def test_at_the_top_of_a_hill_all_flows_in_and_in_a_hollow_nothing_does(
     assert (result.values >= 0).all(), "what makes the class likelier here than around has positive values"
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_it_is_the_sum_over_the_points_through_which_the_gradient_flows_in(
     pose: Pose, drive: Drive, space: OutputSpace
 ) -> None:

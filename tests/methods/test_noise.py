@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, GroupShare, Noise, NoiseKind, OutputSpace
 from service.methods.expected_gradients import expected_gradients
 from service.methods.integrated_gradients import integrated_gradients
@@ -74,13 +75,13 @@ def copies_of(problem: Problem, noise: Noise) -> Floats:
     try:
         while True:
             assert isinstance(question, Forwards)
-            question = steps.send(dict.fromkeys(OutputSpace, np.zeros((len(question), problem.labels))))
+            question = steps.send(dict.fromkeys(Classes.spaces, np.zeros((len(question), problem.labels))))
     except StopIteration:
         return np.array(seen)
 
 
 @pytest.mark.parametrize("kind", NoiseKind)
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize("name", ["gradient", "integrated_gradients"])
 def test_with_the_same_draws_it_agrees_with_captum(
     pose: Pose, drive: Drive, monkeypatch: pytest.MonkeyPatch, name: str, space: OutputSpace, kind: NoiseKind
@@ -216,7 +217,7 @@ def test_copies_are_drawn_in_blocks_and_their_outputs_asked_for_together(pose: P
     problem = pose(bent, X, BASELINE[None])
     steps = noisy(told(lambda one: one.input), problem, Noise(SMOOTHGRAD, 2 * COPIES_AT_ONCE + 5, 0.1))
     asked = [next(steps)]
-    answer: Callable[[int], Outputs] = lambda rows: dict.fromkeys(OutputSpace, np.zeros((rows, 3)))  # noqa: E731
+    answer: Callable[[int], Outputs] = lambda rows: dict.fromkeys(Classes.spaces, np.zeros((rows, 3)))  # noqa: E731
     for _ in range(2):
         question = asked[-1]
         assert isinstance(question, Forwards)

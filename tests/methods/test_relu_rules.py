@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Explanation, Floats, OptionValue, OutputSpace
 from service.engine.worker.device import DeviceModel
 from service.methods.deconvnet import DECONVNET
@@ -54,7 +55,7 @@ def values_of(explanation: Explanation) -> Floats:
 
 
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize(("name", "network", "shape"), [("mlp", mlp, TABLE), ("cnn", cnn, IMAGE)])
 @pytest.mark.parametrize("method", ["deconvnet", "guided_backprop"])
 def test_they_agree_with_captum(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def walked(network: nn.Sequential, start: Floats, end: Floats, space: OutputSpac
     return values
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_the_stated_error_covers_what_float32_leaves(
     model_of: ModelOf, plan_for: PlanFor, run: Run, space: OutputSpace
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.input_x_gradient import INPUT_X_GRADIENT, input_x_gradient
 from service.methods.integrated_gradients import integrated_gradients
@@ -58,7 +59,7 @@ def test_through_the_softmax_the_weights_shrink_by_its_slope(pose: Pose, drive: 
     np.testing.assert_allclose(drive(saliency(problem), linear).values, slope * np.abs(WEIGHTS), rtol=1e-12)
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize(
     ("network", "x"), [(mlp(), X), (cnn(), np.random.default_rng(0).normal(size=(3, 9, 9)))], ids=["mlp", "cnn"]
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace, Traits
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.questions import DeadlinePassed, Points, Problem
@@ -58,7 +59,7 @@ def posed(pose: Pose) -> Any:
 
 
 @pytest.mark.parametrize("network", [smooth, kinked])
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_where_one_token_differs_it_is_integrated_gradients(
     posed: Any, drive: Drive, network: Any, space: OutputSpace
 ) -> None:
@@ -68,7 +69,7 @@ def test_where_one_token_differs_it_is_integrated_gradients(
     np.testing.assert_allclose(result.values, integrated.values, atol=1e-4 * np.abs(integrated.values).sum())
 
 
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 def test_each_token_has_the_values_that_captum_finds_on_its_path(posed: Any, drive: Drive, space: OutputSpace) -> None:
     from captum.attr import IntegratedGradients
 
@@ -90,7 +91,7 @@ def test_each_token_has_the_values_that_captum_finds_on_its_path(posed: Any, dri
 
 
 @pytest.mark.parametrize("network", [smooth, kinked])
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize("tolerance", [0.05, 0.001])
 def test_a_token_sums_to_what_masking_it_alone_changes(
     posed: Any, drive: Drive, network: Any, space: OutputSpace, tolerance: float

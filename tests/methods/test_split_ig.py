@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.questions import DeadlinePassed, Problem
@@ -63,7 +64,7 @@ def first_crossing(problem: Problem, network: Any) -> float:
     alphas = np.linspace(0, 1, 1_000_001)
     logits = network(torch.from_numpy(problem.center + alphas[:, None] * (problem.input - problem.center)))
     outputs = logits if problem.output_space is LOGIT else torch.softmax(logits, dim=1)
-    made = (outputs[:, problem.target].numpy() - problem.center_output) / (problem.output - problem.center_output)
+    made = (outputs[:, problem.target_index].numpy() - problem.center_output) / (problem.output - problem.center_output)
     return float(alphas[np.argmax(made > problem.number("phi"))])
 
 
@@ -78,7 +79,7 @@ def test_of_a_sum_with_a_cap_it_is_the_part_below_the_cap(posed: Any, drive: Dri
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("space", OutputSpace)
+@pytest.mark.parametrize("space", Classes.spaces)
 @pytest.mark.parametrize("network", [two_labels, three_labels])
 @pytest.mark.parametrize("target", [0, 1])
 def test_left_and_right_are_integrated_gradients(

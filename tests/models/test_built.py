@@ -122,7 +122,7 @@ def test_magika_says_what_the_package_says(magika_trial: Trial, name: str) -> No
     magika = pytest.importorskip("magika")
     result = magika.Magika().identify_bytes(FILES[name])
     (probabilities,) = predicted(magika_trial, encoded(FILES[name]))
-    labels = magika_trial.manifest.outputs.labels
+    labels = magika_trial.manifest.outputs.names
     assert labels[int(np.argmax(probabilities))] == str(result.dl.label)
     assert probabilities.max() == pytest.approx(result.score, abs=1e-4)
 
@@ -214,7 +214,7 @@ def test_the_photographs_logits_are_the_packages(photograph: Trial) -> None:
 
 def test_the_cat_is_a_cat(photograph: Trial) -> None:
     (probabilities,) = predicted(photograph, cat())
-    label = photograph.manifest.outputs.labels[int(np.argmax(probabilities))]
+    label = photograph.manifest.outputs.names[int(np.argmax(probabilities))]
     assert label in ("tabby", "tiger cat", "Egyptian cat", "lynx")
 
 

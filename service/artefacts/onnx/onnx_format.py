@@ -19,7 +19,7 @@ from service.artefacts.onnx.twin_source import twin_of
 from service.artefacts.onnx.twins import parse_onnx
 from service.artefacts.reported import reported
 from service.catalog.manifest import Manifest
-from service.domain import OutputSpace
+from service.domain import Link, OutputSpace
 from service.errors import CatalogError
 
 
@@ -38,8 +38,7 @@ class OnnxArtefact:
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        self._has_one_logit = manifest.outputs.has_one_logit
-        self._logit = manifest.outputs.tensors[OutputSpace.LOGIT]
+        self._outputs = manifest.outputs
         self._probability = manifest.outputs.tensors.get(OutputSpace.PROBABILITY)
 
     @property
@@ -48,29 +47,31 @@ class OnnxArtefact:
         return graph_inputs(self._session)
 
     def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.floating]]:
-        """The outputs [n, labels] in every output space, in the graph's own precision."""
-        if self._probability is None:
-            (logits,) = self._session.run([self._logit], feeds)
-            logits = self._of_labels(logits)
-            return {OutputSpace.LOGIT: self._told(logits), OutputSpace.PROBABILITY: _softmax(logits)}
-        logits, probabilities = self._session.run([self._logit, self._probability], feeds)
-        logits = self._told(self._of_labels(logits))
-        if self._has_one_logit and probabilities.size == len(logits):
-            probabilities = np.concatenate([1 - probabilities.reshape(-1, 1), probabilities.reshape(-1, 1)], axis=1)
-        return {
-            OutputSpace.LOGIT: logits,
-            OutputSpace.PROBABILITY: _single_or_double(probabilities),
-        }
+        """The outputs [n, outputs] in every output space, in the graph's own precision."""
+        outputs = self._outputs
+        names = [outputs.network_tensor, *([] if self._probability is None else [self._probability])]
+        own, *probabilities = self._session.run(names, feeds)
+        network = self._of_network(own)
+        spaces = {outputs.network_space: log_odds(network) if outputs.has_one_logit else network}
+        if probabilities:
+            spaces[OutputSpace.PROBABILITY] = self._of_labels(probabilities[0], len(network))
+        elif outputs.network_link in LINKS:
+            spaces[OutputSpace.PROBABILITY] = LINKS[outputs.network_link](network)
+        return spaces
 
-    def _of_labels(self, logits: NDArray[Any]) -> NDArray[np.floating]:
-        """[n, labels], whose softmax the probabilities are; one logit is the second label's, with zero beside it."""
-        if not self._has_one_logit:
-            return _single_or_double(logits)
-        one = _single_or_double(logits.reshape(len(logits), -1))
+    def _of_network(self, own: NDArray[Any]) -> NDArray[np.floating]:
+        """[n, outputs], as the twin answers them; one logit is the second label's, with zero beside it."""
+        if not self._outputs.has_one_logit:
+            return _single_or_double(own)
+        one = _single_or_double(own.reshape(len(own), -1))
         return np.concatenate([np.zeros_like(one), one], axis=1)
 
-    def _told(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
-        return log_odds(logits) if self._has_one_logit else logits
+    def _of_labels(self, probabilities: NDArray[Any], rows: int) -> NDArray[np.floating]:
+        """[n, labels]; where two share one logit, there may be only the second one's."""
+        if self._outputs.has_one_logit and probabilities.size == rows:
+            second = probabilities.reshape(-1, 1)
+            probabilities = np.concatenate([1 - second, second], axis=1)
+        return _single_or_double(probabilities)
 
 
 class Answering:
@@ -81,7 +82,7 @@ class Answering:
         self._feeds = feeds
 
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
-        """The outputs [n, labels] in every output space, for rows [n, columns], flat."""
+        """The outputs [n, outputs] in every output space, for rows [n, columns], flat."""
         return self._artefact.answers(self._feeds(rows))
 
 
@@ -96,6 +97,15 @@ def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     return probabilities
 
 
+def _sigmoid(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    probabilities: NDArray[np.floating] = (0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))).astype(logits.dtype)
+    return probabilities
+
+
+LINKS = {Link.SOFTMAX: _softmax, Link.SIGMOID: _sigmoid}
+"""From the network's numbers [n, outputs] to probabilities, where the graph itself does not answer them."""
+
+
 def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
     """The artefact and its twin. Raises CatalogError where ONNX Runtime cannot open it, or the graph has no twin."""
     graph, inputs = parse_onnx(content), manifest.inputs
@@ -104,7 +114,7 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     given = artefact.inputs
-    taken, logit = onnx_inputs(inputs, given), manifest.outputs.tensors[OutputSpace.LOGIT]
+    taken, logit = onnx_inputs(inputs, given), manifest.outputs.network_tensor
     feeds = taken.feeds()
     source = taken.source(graph, feeds, logit)
     encoding = source.encoding
@@ -113,7 +123,7 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     worst = partial(source.worst_operator, logit, feeds)
     if not all(each.is_floating for each in given.values()):
         shape = inputs.shape if encoding is None else encoding.shape
-        forwards = TorchOutputs(twin, device, shape, has_one_logit=manifest.outputs.has_one_logit)
+        forwards = TorchOutputs(twin, device, shape, manifest.outputs)
         return Opened(deployed, twin, encoding, forwards, worst, own_type)
     encoded = taken.encoded_feeds(encoding)
     of_encoded = deployed if encoded is None else Answering(artefact, encoded)

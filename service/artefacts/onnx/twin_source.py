@@ -16,7 +16,6 @@ from service.artefacts.onnx.session_inputs import Feeds
 from service.artefacts.onnx.twins import build_twin
 from service.catalog.inputs.encodings import Encoding
 from service.catalog.manifest import Manifest
-from service.domain import OutputSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class TwinSource:
 
 def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
     """The twin. Raises CatalogError where there is none."""
-    twin = build_twin(source.model, source.start, manifest.outputs.tensors[OutputSpace.LOGIT], source.shape)
+    twin = build_twin(source.model, source.start, manifest.outputs.network_tensor, source.shape)
     return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.has_one_logit else twin
 
 

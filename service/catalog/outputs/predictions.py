@@ -1,56 +1,31 @@
-"""What a prediction and a target say, as replies and records have them: a dataclass for each kind of output.
+"""Predictions and targets of every kind of output, as replies and records have them, and which kind a recorded one is.
 
-Another kind has its own here, in the unions at the end and in the two functions that read what was recorded. Fields
-with the default None are left out where they are None; the marks say what of them a policy shows.
+Another kind has classes of its own in its file, and a place in the unions and in the two functions here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
+from service.catalog.outputs.classes import ClassPrediction
+from service.catalog.outputs.kind import LabelTarget, Space
+from service.catalog.outputs.labels import LabelsPrediction
+from service.catalog.outputs.values import ValuesPrediction, ValueTarget
 
-from service.access.visibility import ALWAYS, OUTPUTS
+__all__ = ["AnyPrediction", "AnyTarget", "Space", "prediction_kind", "target_kind"]
 
-Space = Literal["probability", "logit"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictionItem:
-    """What the deployed artefact answers; no label where it answered no finite numbers."""
-
-    label: Annotated[str | None, ALWAYS, Field(description="the label of the largest output")] = None
-    index: Annotated[int | None, ALWAYS, Field(description="the label's place among the model's labels, from 0")] = None
-    outputs: Annotated[
-        tuple[float, ...],
-        OUTPUTS,
-        Field(description="one for each label; empty where they are not finite, or not shown"),
-    ]
-    output_space: Annotated[Space, ALWAYS, Field(description="what the outputs are")]
-    truncated: Annotated[
-        bool | None, ALWAYS, Field(description="true where a text or a file was longer than the model takes")
-    ] = None
+AnyPrediction = ClassPrediction | LabelsPrediction | ValuesPrediction
+AnyTarget = LabelTarget | ValueTarget
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetItem:
-    """The label whose output is explained."""
-
-    index: Annotated[int, ALWAYS, Field(description="its place among the model's labels, from 0")]
-    label: Annotated[str, ALWAYS, Field(description="its name")]
-
-
-AnyPrediction = PredictionItem
-AnyTarget = TargetItem
-
-
-def prediction_kind(_content: Mapping[str, Any]) -> type[AnyPrediction]:
+def prediction_kind(content: Mapping[str, Any]) -> type[AnyPrediction]:
     """Which of the kinds a recorded prediction is of."""
-    return PredictionItem
+    if "values" in content:
+        return ValuesPrediction
+    return LabelsPrediction if "labels" in content else ClassPrediction
 
 
-def target_kind(_content: Mapping[str, Any]) -> type[AnyTarget]:
+def target_kind(content: Mapping[str, Any]) -> type[AnyTarget]:
     """Which of the kinds a recorded target is of."""
-    return TargetItem
+    return ValueTarget if "value" in content else LabelTarget

@@ -14,8 +14,8 @@ from itertools import cycle
 import torch
 from torch import Tensor, fx
 
-from service.domain import Floats
-from service.engine.kernels.gradient import Chunk, GradientKernel, Program, divided
+from service.domain import Floats, Link
+from service.engine.kernels.gradient import Chunk, GradientKernel, Linked, Program, divided
 from service.engine.kernels.kernel import Launched, Segment
 
 WARM_UP_RUNS = 3
@@ -26,19 +26,25 @@ class GraphedGradientKernel(GradientKernel):
     """As `GradientKernel`; `launch` returns while the device works."""
 
     def __init__(
-        self, twin: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+        self,
+        twin: fx.GraphModule,
+        device: torch.device,
+        capacity: int,
+        shape: tuple[int, ...],
+        labels: int,
+        link: Link = Link.SOFTMAX,
     ) -> None:
-        super().__init__(twin, device, capacity, shape, labels)
-        self._graphs: dict[tuple[int, bool], _Graph] = {}
+        super().__init__(twin, device, capacity, shape, labels, link)
+        self._graphs: dict[tuple[int, Linked], _Graph] = {}
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Copies the chunk to the device and starts its graph."""
-        chunk, has_probabilities = self._packed(segments)
-        key = self.capacity, has_probabilities
+        chunk, linked = self._packed(segments)
+        key = self.capacity, linked
         if key not in self._graphs:
             if any(capacity != self.capacity for capacity, _ in self._graphs):
                 self._graphs.clear()  # it was halved; the larger graphs hold memory
-            self._graphs[key] = _Graph(lambda inputs: self._program(inputs, has_probabilities), chunk, self._device)
+            self._graphs[key] = _Graph(lambda inputs: self._program(inputs, linked), chunk, self._device)
         is_done, collect = self._graphs[key].launch(chunk)
         return Launched(is_done, lambda: divided(segments, *collect()))
 

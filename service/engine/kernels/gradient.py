@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from service.artefacts.sizes import row_type_of
-from service.domain import Floats, Indices
+from service.domain import Contrast, Floats, Indices, Link, Target
 from service.engine.kernels.branchless import without_branches
 from service.engine.kernels.kernel import Launched, Segment
 from service.engine.kernels.recording import record
-from service.methods.questions import Points, Readout, Rows
+from service.methods.questions import Points, Readout, Rows, coefficients_of
 from service.numerics.cells import Grouping, LocalErrors, Stencils, local_errors
 
 LOG = logging.getLogger("answerable.worker")
@@ -99,9 +100,10 @@ class Chunk(NamedTuple):
     """A packed chunk: row r is the point at alphas[r] between starts[line[r]] and ends[ask[r]].
 
     `starts` are [lines, ...input], no more lines than rows, `ends` [asks, ...input]. An ask is a row of `coefficients`
-    [asks, labels], the gradient of its readout with respect to the logits, or, where `probability` [asks, 1] says so,
-    the one-hot target whose probability is read out. `along` [asks] is 1 for lines; it is 0 for rows given one by one,
-    which are their own starts, with an end of ones: end - along * start, which multiplies the gradients, is then one.
+    [asks, outputs], the gradient of its readout with respect to the network's numbers, or, where `probability`
+    [asks, 1] says so, with respect to the probabilities behind them. `along` [asks] is 1 for lines; it is 0 for rows
+    given one by one, which are their own starts, with an end of ones: end - along * start, which multiplies the
+    gradients, is then one.
     """
 
     starts: Tensor
@@ -194,6 +196,7 @@ class GradientKernel:
         capacity: int,
         shape: tuple[int, ...],
         labels: int,
+        link: Link = Link.SOFTMAX,
         *,
         trace: bool = True,
     ) -> None:
@@ -201,30 +204,31 @@ class GradientKernel:
         self._shape = shape
         self._device = device
         self._labels = labels
+        self._link = link
         self._row_type = row_type_of(twin)
         self._trace = trace
-        self._programs: dict[tuple[int, bool], Program] = {}
+        self._programs: dict[tuple[int, Linked], Program] = {}
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        chunk, has_probabilities = self._packed(segments)
-        return divided(segments, *self._computed(chunk, has_probabilities))
+        chunk, linked = self._packed(segments)
+        return divided(segments, *self._computed(chunk, linked))
 
-    def _computed(self, chunk: Chunk, has_probabilities: bool) -> tuple[Floats, Floats, Tensor]:
+    def _computed(self, chunk: Chunk, linked: Linked) -> tuple[Floats, Floats, Tensor]:
         chunk = Chunk(*(values.to(self._device) for values in chunk))
-        key = len(chunk.alphas), has_probabilities  # it may have been halved since the chunk was packed
+        key = len(chunk.alphas), linked  # it may have been halved since the chunk was packed
         if key not in self._programs:
-            self._programs[key] = self._program(chunk, has_probabilities)
+            self._programs[key] = self._program(chunk, linked)
         outputs, derivatives, contributions = self._programs[key](*chunk)
         return outputs.cpu().numpy(), derivatives.cpu().numpy(), contributions
 
-    def _program(self, chunk: Chunk, has_probabilities: bool) -> Program:
+    def _program(self, chunk: Chunk, linked: Linked) -> Program:
         def evaluated(*fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self._evaluated(Chunk(*fields), has_probabilities)
+            return self._evaluated(Chunk(*fields), linked)
 
         return traced(evaluated, chunk) if self._trace else evaluated
 
-    def _evaluated(self, chunk: Chunk, has_probabilities: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluated(self, chunk: Chunk, linked: Linked) -> tuple[Tensor, Tensor, Tensor]:
         """Of every row, the output and the derivative along its line, both float64 [rows], and the contributions."""
         starts = chunk.starts.index_select(0, chunk.line)
         one_by_row = (-1, *[1] * (starts.dim() - 1))
@@ -234,8 +238,8 @@ class GradientKernel:
         points = torch.addcmul(starts, alphas, directions).requires_grad_()
         logits = self._twin(points)
         coefficients = chunk.coefficients.index_select(0, chunk.ask)
-        probability = chunk.probability.index_select(0, chunk.ask) if has_probabilities else None
-        outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
+        probability = None if linked is Linked.NONE else chunk.probability.index_select(0, chunk.ask)
+        outputs, cotangents = read_out(logits.detach().double(), coefficients, probability, self._link, linked)
         (gradients,) = torch.autograd.grad(seeded(logits, cotangents), points)
         contributions = gradients * directions
         return outputs, contributions.flatten(1).sum(dim=1, dtype=torch.float64), contributions
@@ -250,8 +254,8 @@ class GradientKernel:
             tuple(piece for part in evaluated for piece in part.pieces),
         )
 
-    def _packed(self, segments: Sequence[Segment]) -> tuple[Chunk, bool]:
-        """The chunk, on the host, and whether any of its rows reads out a probability."""
+    def _packed(self, segments: Sequence[Segment]) -> tuple[Chunk, Linked]:
+        """The chunk, on the host, and what its rows read out behind the link."""
         line = np.zeros(self.capacity, dtype=np.int64)
         ask = np.zeros(self.capacity, dtype=np.int64)
         alphas = np.zeros(self.capacity, dtype=self._row_type)
@@ -267,7 +271,11 @@ class GradientKernel:
                 targets, number = np.unique(question.targets[own], return_inverse=True)
                 ask[rows] = len(asks) + number
                 ones = np.ones(question.rows.shape[1])
-                asks += [_Ask(ones, 0.0, question.readout, target) for target in targets.tolist()]
+                other = question.rather_than
+                asks += [
+                    _Ask(ones, 0.0, question.readout, target if other is None else Contrast(target, other))
+                    for target in targets.tolist()
+                ]
             else:
                 assert isinstance(question, Points)
                 own_starts, line[rows] = _lines(question, own, lines)
@@ -283,7 +291,7 @@ class GradientKernel:
         along = np.array([one.along for one in asks], dtype=self._row_type)
         packed = (start_rows, ends, coefficients, probability, along, line, ask, alphas)
         chunk = Chunk(*map(torch.from_numpy, packed))
-        return chunk, bool(probability.any())
+        return chunk, linked_of(asks)
 
 
 class _Ask(NamedTuple):
@@ -292,7 +300,7 @@ class _Ask(NamedTuple):
     end: Floats
     along: float
     readout: Readout
-    target: int
+    target: Target
 
 
 class Asked(Protocol):
@@ -302,16 +310,33 @@ class Asked(Protocol):
     def readout(self) -> Readout: ...
 
     @property
-    def target(self) -> int: ...
+    def target(self) -> Target: ...
+
+
+class Linked(Enum):
+    """What of a chunk lies behind the link: nothing, probabilities, or differences of probabilities among them."""
+
+    NONE = 0
+    PROBABILITIES = 1
+    CONTRASTS = 2
+
+
+def linked_of(questions: Sequence[Asked]) -> Linked:
+    """What the questions read out behind the link."""
+    linked = [question.target for question in questions if question.readout is Readout.PROBABILITY]
+    if any(isinstance(target, Contrast) for target in linked):
+        return Linked.CONTRASTS
+    return Linked.PROBABILITIES if linked else Linked.NONE
 
 
 def asked(questions: Sequence[Asked], labels: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """The `coefficients` [questions, labels] and `probability` [questions, 1] of a `Chunk`."""
+    """The `coefficients` [questions, outputs] and `probability` [questions, 1] of a `Chunk`."""
     coefficients = np.zeros((len(questions), labels))
     for number, question in enumerate(questions):
-        if question.readout is Readout.MARGIN:
-            coefficients[number] = -1
-        coefficients[number, question.target] = 1
+        if question.readout is Readout.MARGIN or isinstance(question.target, Contrast):
+            coefficients[number] = coefficients_of(question.readout, question.target, labels)
+        else:
+            coefficients[number, question.target] = 1
     return coefficients, np.array([[question.readout is Readout.PROBABILITY] for question in questions])
 
 
@@ -341,9 +366,15 @@ class BackgroundGradientKernel(GradientKernel):
     """
 
     def __init__(
-        self, twin: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+        self,
+        twin: fx.GraphModule,
+        device: torch.device,
+        capacity: int,
+        shape: tuple[int, ...],
+        labels: int,
+        link: Link = Link.SOFTMAX,
     ) -> None:
-        super().__init__(twin, device, capacity, shape, labels)
+        super().__init__(twin, device, capacity, shape, labels, link)
         self._thread = ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
@@ -383,21 +414,46 @@ def seeded(logits: Tensor, cotangents: Tensor) -> Tensor:
     return number
 
 
-def read_out(logits: Tensor, coefficients: Tensor, probability: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The explained outputs [rows] and their gradients with respect to the logits [rows, labels].
+def read_out(
+    logits: Tensor,
+    coefficients: Tensor,
+    probability: Tensor | None,
+    link: Link = Link.SOFTMAX,
+    linked: Linked = Linked.PROBABILITIES,
+) -> tuple[Tensor, Tensor]:
+    """The explained outputs [rows] and their gradients with respect to the network's numbers [rows, outputs].
 
-    `logits`, `coefficients` [rows, labels] and `probability` [rows, 1] are as in `Chunk`, by row; `probability` may be
-    None where no row reads out a probability.
+    `logits`, `coefficients` [rows, outputs] and `probability` [rows, 1] are as in `Chunk`, by row; `probability` may be
+    None where no row reads out a probability. `linked` says whether there are differences of probabilities.
     """
     outputs = (logits * coefficients).sum(1)
-    if probability is None:
+    if probability is None or link is Link.IDENTITY:
         return outputs, coefficients
-    probabilities = _softmax(logits)
-    others = probabilities * (1 - coefficients)
-    chosen = (probabilities * coefficients).sum(1, keepdim=True)
-    # p_t (1 - p_t) from the other labels' probabilities, which does not cancel where p_t is close to one.
-    slopes = chosen * (coefficients * others.sum(1, keepdim=True) - others)
+    if link is Link.SIGMOID:
+        probabilities = torch.sigmoid(logits)
+        slopes = coefficients * probabilities * torch.sigmoid(-logits)
+        chosen = (probabilities * coefficients).sum(1, keepdim=True)
+    elif linked is Linked.CONTRASTS:
+        chosen, slopes = _contrasted(_softmax(logits), coefficients)
+    else:
+        probabilities = _softmax(logits)
+        others = probabilities * (1 - coefficients)
+        chosen = (probabilities * coefficients).sum(1, keepdim=True)
+        # p_t (1 - p_t) from the other labels' probabilities, which does not cancel where p_t is close to one.
+        slopes = chosen * (coefficients * others.sum(1, keepdim=True) - others)
     return torch.where(probability[:, 0], chosen[:, 0], outputs), torch.where(probability, slopes, coefficients)
+
+
+def _contrasted(probabilities: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """sum c_k p_k [rows, 1], for coefficients of 1, -1 and 0, and its slopes p_j sum over k of p_k (c_j - c_k).
+
+    Where c_j is 1 or -1 no two terms of the sum have different signs: nothing cancels where p_j is close to one.
+    """
+    chosen = (probabilities * coefficients).sum(1, keepdim=True)
+    below = (probabilities * (1 - coefficients)).sum(1, keepdim=True)
+    above = (probabilities * (1 + coefficients)).sum(1, keepdim=True)
+    sums = torch.where(coefficients > 0, below, torch.where(coefficients < 0, -above, -chosen))
+    return chosen, probabilities * sums
 
 
 def divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor) -> list[object]:

@@ -17,10 +17,10 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from service.artefacts.sizes import no_rows, row_type_of
-from service.domain import Floats
+from service.domain import Floats, Link
 from service.engine.graph.operators import operator_of
 from service.engine.graph.traits import adding_nodes, is_relu, last_feature_maps, space_of, varying_nodes
-from service.engine.kernels.gradient import EvaluatedPoints, asked, read_out, seeded
+from service.engine.kernels.gradient import EvaluatedPoints, Linked, asked, read_out, seeded
 from service.engine.kernels.kernel import Segment, filled_up, question_of
 from service.methods.questions import BiasMaps, Curvatures, FeatureMaps, HessianRows, RowsOfOneTarget, Rule, RuleRows
 
@@ -37,13 +37,20 @@ class RowsKernel:
     name: str
 
     def __init__(
-        self, network: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+        self,
+        network: fx.GraphModule,
+        device: torch.device,
+        capacity: int,
+        shape: tuple[int, ...],
+        labels: int,
+        link: Link = Link.SOFTMAX,
     ) -> None:
         self._network = network
         self._row_type = row_type_of(network)
         self._device = device
         self._shape = shape
         self._labels = labels
+        self._link = link
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
@@ -72,6 +79,11 @@ class RowsKernel:
     ) -> tuple[Any, ...]:
         """The fields of the answer for all rows of the chunk."""
         raise NotImplementedError
+
+    def _read_out(self, logits: Tensor, coefficients: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
+        has_contrasts = bool((probability & (coefficients < 0)).any())
+        linked = Linked.CONTRASTS if has_contrasts else Linked.PROBABILITIES
+        return read_out(logits, coefficients, probability, self._link, linked)
 
     def _answer(self, *fields: Any) -> object:
         raise NotImplementedError
@@ -144,7 +156,7 @@ class RuleKernel(RowsKernel):
         rule = self._repeated(np.array([int(question.rule) for question in questions]), counts)
         percentile = self._repeated(np.array([question.percentile for question in questions]), counts)
         logits = self._network(rows)
-        outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
+        outputs, cotangents = self._read_out(logits.detach().double(), coefficients, probability)
         with _Rules(torch.from_numpy(rule).to(rows.device), torch.from_numpy(percentile).to(rows.device)):
             (gradients,) = torch.autograd.grad(seeded(logits, cotangents), rows)
         return _host(outputs), _host(gradients.flatten(1).sum(dim=1, dtype=torch.float64)), gradients
@@ -182,9 +194,15 @@ class LayerKernel(RowsKernel):
     name = "feature_maps"
 
     def __init__(
-        self, network: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+        self,
+        network: fx.GraphModule,
+        device: torch.device,
+        capacity: int,
+        shape: tuple[int, ...],
+        labels: int,
+        link: Link = Link.SOFTMAX,
     ) -> None:
-        super().__init__(network, device, capacity, shape, labels)
+        super().__init__(network, device, capacity, shape, labels, link)
         node = last_feature_maps(network, shape)
         assert node is not None, "no request for this method comes to a network without a convolution"
         self._node: fx.Node = node
@@ -194,7 +212,7 @@ class LayerKernel(RowsKernel):
     ) -> tuple[Any, ...]:
         watched = _Watched(self._network, [self._node])
         logits = watched.run(rows)
-        outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
+        outputs, cotangents = self._read_out(logits.detach().double(), coefficients, probability)
         maps = watched.seen[self._node]
         (gradients,) = torch.autograd.grad(seeded(logits, cotangents), maps)
         return _host(outputs), _host(maps.detach().double()), _host(gradients.double())
@@ -213,9 +231,15 @@ class BiasKernel(RowsKernel):
     name = "bias_gradients"
 
     def __init__(
-        self, network: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+        self,
+        network: fx.GraphModule,
+        device: torch.device,
+        capacity: int,
+        shape: tuple[int, ...],
+        labels: int,
+        link: Link = Link.SOFTMAX,
     ) -> None:
-        super().__init__(network, device, capacity, shape, labels)
+        super().__init__(network, device, capacity, shape, labels, link)
         self._biases = _biases(network, shape, device)
 
     def _computed(
@@ -223,7 +247,7 @@ class BiasKernel(RowsKernel):
     ) -> tuple[Any, ...]:
         watched = _Watched(self._network, list(self._biases))
         logits = watched.run(rows)
-        outputs, cotangents = read_out(logits.detach().double(), coefficients, probability)
+        outputs, cotangents = self._read_out(logits.detach().double(), coefficients, probability)
         values = [watched.seen[node] for node in self._biases]
         gradients, *at_biases = torch.autograd.grad(seeded(logits, cotangents), [rows, *values], materialize_grads=True)
         space = space_of(self._shape)
@@ -279,15 +303,21 @@ class HessianKernel(RowsKernel):
     name = "hessian"
 
     def __init__(
-        self, network: fx.GraphModule, device: torch.device, capacity: int, shape: tuple[int, ...], labels: int
+        self,
+        network: fx.GraphModule,
+        device: torch.device,
+        capacity: int,
+        shape: tuple[int, ...],
+        labels: int,
+        link: Link = Link.SOFTMAX,
     ) -> None:
-        super().__init__(_softened(network), device, capacity, shape, labels)
+        super().__init__(_softened(network), device, capacity, shape, labels, link)
 
     def _computed(
         self, rows: Tensor, coefficients: Tensor, probability: Tensor, segments: Sequence[Segment]
     ) -> tuple[Any, ...]:
         vectors = self._padded([question_of(s, HessianRows).vectors[s.start : s.stop] for s in segments])
-        outputs, _ = read_out(self._network(rows).double(), coefficients, probability)
+        outputs, _ = self._read_out(self._network(rows).double(), coefficients, probability)
         (gradients,) = torch.autograd.grad(outputs.sum(), rows, create_graph=True)
         products = torch.zeros_like(rows)
         if gradients.requires_grad:  # not so where the output is linear in the input

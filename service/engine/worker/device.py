@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import fx
 from service.artefacts.loading import LoadedModel, load_model
 from service.artefacts.sizes import layer_sizes
 from service.catalog.manifest import Manifest
-from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace, RowType, Traits
+from service.domain import ChunkShapes, Floats, Link, ModelKey, OutputSpace, RowType, Traits
 from service.engine.graph.traits import largest_layer, traits_of
 from service.engine.kernels.cuda import GraphedGradientKernel
 from service.engine.kernels.gradient import BackgroundGradientKernel, GradientKernel
@@ -57,8 +57,8 @@ GRADIENT_WARM_UPS = 3
 class PreparedBaseline:
     """A baseline set with the deployed artefact's outputs over it.
 
-    `rows` [K, inputs], their mean `center` [inputs], and by output space `outputs` [K, labels] and `center_outputs`
-    [labels].
+    `rows` [K, inputs], their mean `center` [inputs], and by output space `outputs` [K, outputs] and `center_outputs`
+    [outputs].
     """
 
     rows: Floats
@@ -121,34 +121,38 @@ def put_on_device(
 ) -> DeviceModel:
     """Loads the model version in `folder`.
 
-    `known_outputs` holds, by baseline digest, outputs [K + 1, labels] computed earlier, the last row for the mean; what
-    it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
+    `known_outputs` holds, by baseline digest, outputs [K + 1, outputs] computed earlier, the last row for the mean;
+    what it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
     """
     model = load_model(folder, device)
-    shape, labels = model.shape, len(model.manifest.outputs.labels)
+    shape, outputs = model.shape, model.manifest.outputs
+    labels, link = len(outputs.names), outputs.network_link
     rows = _deployed_rows(model)
     deployed = DeployedKernel(model.deployed, rows, model.row_type)
     is_same = model.forwards is model.deployed
     forwards = deployed if is_same else DeployedKernel(model.forwards, rows, model.row_type)
     baselines = {
-        digest: prepare_baseline(rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards)
+        digest: prepare_baseline(
+            rows.astype(np.float64), deployed, known_outputs.get(digest), model.seen, forwards, outputs.spaces
+        )
         for digest, rows in model.baselines.items()
     }
     ends = _ends(model)
     if shapes is None:
         shapes = calibrate(
-            lambda rows: GradientKernel(model.twin, device, rows, shape, labels, trace=False),
-            lambda rows: _across(ends, rows, Readout.PROBABILITY),
+            lambda rows: GradientKernel(model.twin, device, rows, shape, labels, link, trace=False),
+            lambda rows: _across(ends, rows, _readouts(link)[-1]),
             clock_of(device),
         )
     traits = replace(
         traits_of(model.twin, model.manifest.inputs.axes, shape, labels, model.columns),
-        has_one_logit=model.manifest.outputs.has_one_logit,
+        has_one_logit=outputs.has_one_logit,
+        link=link,
     )
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
-        _warm_up(kernels, ends)
+        _warm_up(kernels, ends, _readouts(link))
         return kernels
 
     kernels = kernels_at(shapes)
@@ -163,14 +167,21 @@ def put_on_device(
         model.parity,
         model.seen,
         model.fixed,
-        chunk_seconds(kernels, ends, clock_of(device)),
+        chunk_seconds(kernels, ends, clock_of(device), _readouts(link)[-1]),
     )
 
 
-def chunk_seconds(kernels: Kernels, ends: Ends, clock: Callable[[], float]) -> float:
+def _readouts(link: Link) -> Sequence[Readout]:
+    """What is read out of a network with this link; the last costs most."""
+    return [Readout.LOGIT] if link is Link.IDENTITY else [Readout.LOGIT, Readout.PROBABILITY]
+
+
+def chunk_seconds(
+    kernels: Kernels, ends: Ends, clock: Callable[[], float], readout: Readout = Readout.PROBABILITY
+) -> float:
     """How long the smallest chunk takes, of gradients or of forward passes: the longer of both."""
     gradient, forward = kernels[Points][0], kernels[Forwards][0]
-    points = Segment(_across(ends, gradient.capacity, Readout.PROBABILITY), 0, gradient.capacity)
+    points = Segment(_across(ends, gradient.capacity, readout), 0, gradient.capacity)
     began = clock()
     gradient.run([points])
     between = clock()
@@ -212,7 +223,7 @@ def kernels_of(
         HessianRows: HessianKernel,
     }
     on_demand: dict[type, Callable[[], Kernel]] = {
-        question: partial(kernel, twin, device, shapes.brief, traits.shape, traits.labels)
+        question: partial(kernel, twin, device, shapes.brief, traits.shape, traits.labels, traits.link)
         for question, kernel in on_rows.items()
     }
     return Kernels(by_type, on_demand)
@@ -222,11 +233,11 @@ def _gradient_kernels(
     twin: fx.GraphModule, device: torch.device, shapes: ChunkShapes, traits: Traits
 ) -> Sequence[Kernel]:
     rows = sorted({shapes.brief, shapes.long})
-    shape, labels = traits.shape, traits.labels
+    shape, labels, link = traits.shape, traits.labels, traits.link
     if device.type == "cuda":
-        return [GraphedGradientKernel(twin, device, count, shape, labels) for count in rows]
-    brief = GradientKernel(twin, device, rows[0], shape, labels)
-    return [brief, *(BackgroundGradientKernel(twin, device, count, shape, labels) for count in rows[1:])]
+        return [GraphedGradientKernel(twin, device, count, shape, labels, link) for count in rows]
+    brief = GradientKernel(twin, device, rows[0], shape, labels, link)
+    return [brief, *(BackgroundGradientKernel(twin, device, count, shape, labels, link) for count in rows[1:])]
 
 
 Ends = tuple[Floats, Floats]
@@ -250,13 +261,13 @@ def _across(ends: Ends, count: int, readout: Readout) -> Points:
     return Points(ends[0][None], ends[1], np.zeros(count, dtype=np.intp), alphas, readout, 0)
 
 
-def _warm_up(kernels: Kernels, ends: Ends) -> None:
+def _warm_up(kernels: Kernels, ends: Ends, readouts: Sequence[Readout]) -> None:
     """Runs every kernel, so that the first request finds a model that has answered before.
 
     Gradient kernels run a few times, since TorchScript optimises what it has seen.
     """
     for kernel in kernels[Points]:
-        for readout in (Readout.LOGIT, Readout.PROBABILITY):
+        for readout in readouts:
             whole = Segment(_across(ends, kernel.capacity, readout), 0, kernel.capacity)
             for _ in range(GRADIENT_WARM_UPS):
                 kernel.run([whole])
@@ -272,20 +283,29 @@ def prepare_baseline(
     known: Mapping[OutputSpace, Floats] | None,
     seen: Callable[[Floats], Floats] = lambda rows: rows,
     forwards: DeployedKernel | None = None,
+    spaces: Collection[OutputSpace] | None = None,
 ) -> PreparedBaseline:
-    """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both."""
+    """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both.
+
+    What is `known` counts where it is in all of the `spaces`, the model's.
+    """
     inputs = seen(rows)
     center = inputs.mean(axis=0).astype(deployed.row_type).astype(np.float64)
     outputs = known
-    if outputs is None or set(outputs) != set(OutputSpace) or any(len(v) != len(rows) + 1 for v in outputs.values()):
+    if outputs is None or not _is_whole(outputs, len(rows), spaces):
         at_rows, at_center = outputs_over(deployed, rows), outputs_over(forwards or deployed, center[None])
-        outputs = {space: np.concatenate([at_rows[space], at_center[space]]) for space in OutputSpace}
+        outputs = {space: np.concatenate([at_rows[space], at_center[space]]) for space in at_rows}
     return PreparedBaseline(
         inputs,
         center,
         {space: values[:-1] for space, values in outputs.items()},
         {space: values[-1] for space, values in outputs.items()},
     )
+
+
+def _is_whole(known: Mapping[OutputSpace, Floats], rows: int, spaces: Collection[OutputSpace] | None) -> bool:
+    """Whether there are outputs in all of the spaces, over so many rows and their mean."""
+    return (spaces is None or set(known) == set(spaces)) and all(len(v) == rows + 1 for v in known.values())
 
 
 def with_baseline(
@@ -295,7 +315,7 @@ def with_baseline(
     deployed, forwards = model.kernels[Deployed][0], model.kernels[Forwards][0]
     assert isinstance(deployed, DeployedKernel)
     assert isinstance(forwards, DeployedKernel)
-    prepared = prepare_baseline(rows, deployed, known, model.seen, forwards)
+    prepared = prepare_baseline(rows, deployed, known, model.seen, forwards, model.manifest.outputs.spaces)
     return replace(model, baselines={**model.baselines, digest: prepared})
 
 

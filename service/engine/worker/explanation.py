@@ -7,7 +7,16 @@ from math import prod
 
 import numpy as np
 
-from service.domain import Completeness, Explanation, Floats, OutputSpace, Plan, Prediction, ToleranceOf
+from service.domain import (
+    Completeness,
+    Explanation,
+    Floats,
+    Plan,
+    Prediction,
+    Target,
+    ToleranceOf,
+    read_target,
+)
 from service.engine.kernels.kernel import Deployed, DeployedOutputs
 from service.engine.worker.device import DeviceModel, PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
@@ -15,8 +24,6 @@ from service.methods.questions import Attribution, DeadlinePassed, Problem
 from service.methods.registry import BY_NAME
 from service.methods.shared.noise import noisy
 from service.numerics.errors import completeness_error, relative_to_attributions
-
-LEAST_LOGIT_FLOOR = 1e-6
 
 Steps = Generator[object, object, Explanation | Prediction]
 
@@ -46,7 +53,7 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
         seen = model.seen(own[None])
         baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends)
     at_input = outputs[plan.output_space][0]
-    target = int(np.argmax(at_input)) if plan.target is None else plan.target
+    target = model.manifest.outputs.default_target(at_input) if plan.target is None else plan.target
     problem = _problem(plan, model, row, baseline, at_input, target)
     if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
         return _not_finite(at_input, target, 0, str(model.shapes))
@@ -76,40 +83,31 @@ def _deployed(rows: Floats) -> Generator[object, object, DeployedOutputs]:
 
 
 def _problem(
-    plan: Plan, model: DeviceModel, row: Floats, baseline: PreparedBaseline, at_input: Floats, target: int
+    plan: Plan, model: DeviceModel, row: Floats, baseline: PreparedBaseline, at_input: Floats, target: Target
 ) -> Problem:
-    baseline_outputs = baseline.outputs[plan.output_space][:, target]
+    space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
     given, low, high = model.seen(row[None])[0], model.low, model.high
     if model.fixed is not None:  # no method moves what has no extent
         low, high = np.where(model.fixed, given, low), np.where(model.fixed, given, high)
     return Problem(
         input=given,
-        output=float(at_input[target]),
+        output=float(read_target(at_input, target)),
         baselines=baseline.rows,
         baseline_outputs=baseline_outputs,
         center=baseline.center,
-        center_output=float(baseline.center_outputs[plan.output_space][target]),
+        center_output=float(read_target(baseline.center_outputs[space], target)),
         low=low,
         high=high,
         target=target,
-        output_space=plan.output_space,
+        output_space=space,
         tolerance=plan.tolerance,
-        floor=_floor(plan, baseline_outputs),
+        floor=model.manifest.outputs.default_floor(space, baseline_outputs) if plan.floor is None else plan.floor,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,
         options=dict(plan.options),
         traits=model.traits,
         tolerance_of=plan.tolerance_of,
     )
-
-
-def _floor(plan: Plan, baseline_outputs: Floats) -> float:
-    if plan.floor is not None:
-        return plan.floor
-    if plan.output_space is OutputSpace.PROBABILITY:
-        return 0.01
-    spread = float(baseline_outputs.max() - baseline_outputs.min())
-    return max(0.01 * spread, LEAST_LOGIT_FLOOR)
 
 
 def _explanation(
@@ -192,12 +190,12 @@ def _matrix(values: Floats | None) -> tuple[tuple[float, ...], ...] | None:
     return None if values is None else tuple(tuple(row) for row in values.tolist())
 
 
-def _not_finite(at_input: Floats, target: int, evaluations: int, chunk_rows: str) -> Explanation:
+def _not_finite(at_input: Floats, target: Target, evaluations: int, chunk_rows: str) -> Explanation:
     finite = bool(np.isfinite(at_input).all())
     return Explanation(
         outputs=tuple(at_input.tolist()) if finite else None,
         target=target,
-        output=float(at_input[target]) if finite else None,
+        output=float(read_target(at_input, target)) if finite else None,
         baseline_output=None,
         attributions=None,
         shape=(),

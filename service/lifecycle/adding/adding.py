@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onnx import ModelProto
 
 from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
 from service.catalog.manifest import find_versions
+from service.catalog.outputs.kind import KnownOutputs
 from service.domain import Explanation, Floats, OutputSpace
 from service.errors import AnswerableError, CatalogError
 from service.lifecycle.adding.equivalence import Meaning
@@ -51,6 +53,9 @@ class Asked:
     is_logit: bool = False
     channels: Layout | None = None
     normalise: str | None = None
+    values: tuple[str, ...] | None = None
+    units: tuple[str, ...] = ()
+    are_several: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,14 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
     inputs = added_inputs(given)
     inputs.check_graph(model, asked, ask)
     brought = None if data is None else inputs.read(data, asked, ask)
-    found = read_classifier(model, asked.output, asked.is_logit, None if brought is None else _complete(brought))
-    if found.meaning is Meaning.SCORES and not asked.is_logit:
-        _ask_whether_logits(found, ask)
+    complete = None if brought is None else _complete(brought)
+    found = _found(asked, model, complete, are_values=asked.values is not None)
+    if (
+        found.meaning is Meaning.SCORES
+        and not (asked.is_logit or asked.are_several)
+        and _are_values_rather_than_logits(found, ask)
+    ):
+        found = _found(asked, model, complete, are_values=True)
     answers = _answers(asked, found, brought, file, models, ask)
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as room:
@@ -108,7 +118,7 @@ def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added
         (explanation,) = trial.answers(example).explanations
         if explanation.attributions is None:
             raise CatalogError(_no_numbers(trial, example))
-        is_in_logits = is_saturated(explanation)
+        is_in_logits = OutputSpace.LOGIT in trial.manifest.outputs.spaces and is_saturated(explanation)
         if is_in_logits:
             (explanation,) = trial.answers(example, space=OutputSpace.LOGIT).explanations
     except AnswerableError as error:
@@ -126,17 +136,27 @@ def _complete(brought: Rows) -> Floats:
     return finite
 
 
-def _ask_whether_logits(found: Found, ask: Ask) -> None:
-    """The file does not say: an embedding and a regression look like scores of labels."""
+def _found(asked: Asked, model: ModelProto, rows: Floats | None, *, are_values: bool) -> Found:
+    return read_classifier(
+        model, asked.output, asked.is_logit, rows, are_values=are_values, are_several=asked.are_several
+    )
+
+
+def _are_values_rather_than_logits(found: Found, ask: Ask) -> bool:
+    """The file does not say: an embedding and a regression look like scores of labels. Raises CatalogError."""
     what = "one number" if found.columns == 1 else f"{found.columns} numbers"
     label = "the score of the second of two labels before a sigmoid" if found.columns == 1 else "a score for each label"
-    question = f"{found.output!r} holds {what} a row that are no probabilities; are they logits, {label}? (yes or no)"
-    if not ask(question, "no").lower().startswith("y"):
+    question = (
+        f"{found.output!r} holds {what} a row that are no probabilities; are they logits, {label}? (yes, no, or values)"
+    )
+    answer = ask(question, "no").lower()
+    if not answer.startswith(("y", "v")):
         raise CatalogError(
             f"{found.output!r} holds {what} a row that are no probabilities, and the file does not say what they are. "
-            f"If they are logits ({label}), say so with --logits; a regression, an embedding, or a detector is not "
-            "served, only classifiers are"
+            f"If they are logits ({label}), say so with --logits; a regression, with --values; an embedding or a "
+            "detector is not served"
         )
+    return answer.startswith("v")
 
 
 def is_saturated(explanation: Explanation) -> bool:
@@ -149,7 +169,7 @@ def is_saturated(explanation: Explanation) -> bool:
 def _no_numbers(trial: Trial, example: Floats) -> str:
     ends = {"example": example, "baseline": trial.baseline_rows().mean(axis=0, keepdims=True)}
     for name, row in ends.items():
-        if not np.isfinite(trial.deployed(row.astype(np.float32))[OutputSpace.LOGIT]).all():
+        if not np.isfinite(trial.deployed(row.astype(np.float32))[trial.manifest.outputs.network_space]).all():
             return f"the model answers no finite numbers for its {name}; are inputs scaled as it expects them?"
     return (
         "the model answers numbers, but its gradient is no number: on the way there is a value, of a power or a "
@@ -192,17 +212,22 @@ def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: 
         raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
     inputs = added_inputs(found.given)
     features, titles = inputs.name_features(asked, rows, ask)
-    labels = _labels(asked, found, ask)
-    adverse = asked.adverse or ask("the label that is bad news for whoever is judged, if one is", "") or None
-    if adverse is not None and adverse not in labels:
-        raise CatalogError(f"{adverse!r} is not among the labels {', '.join(labels)}")
-    return Answers(name, version, features, titles, labels, adverse, inputs.normalisation(asked, rows, ask))
+    names = _names(asked, found, ask)
+    adverse = asked.adverse or ask(f"the {found.outputs.noun} that is bad news for whoever is judged, if one is", "")
+    try:
+        known = KnownOutputs(names, asked.units, adverse or None, found.tensors, found.has_one_logit)
+        outputs = found.outputs.declaration(known)
+    except ValueError as error:
+        raise CatalogError(str(error)) from None
+    return Answers(name, version, features, titles, outputs, inputs.normalisation(asked, rows, ask))
 
 
-def _labels(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
-    count = max(found.columns, 2)
-    usual = found.labels if len(found.labels) == count else tuple(f"label_{at}" for at in range(count))
-    labels = asked.labels or comma_separated(ask(f"the {count} labels, in the order of the scores", ",".join(usual)))
-    if len(labels) != count:
-        raise CatalogError(f"the model answers for {count} labels, {len(labels)} are named; give all with --labels")
-    return labels
+def _names(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
+    """Of the labels or values."""
+    count, noun = found.count, found.outputs.noun
+    usual = found.labels if len(found.labels) == count else found.outputs.usual_names(count)
+    what = f"the {count} {noun}s" if count > 1 else f"the {noun}"
+    names = asked.values or asked.labels or comma_separated(ask(f"{what}, in the order of the scores", ",".join(usual)))
+    if len(names) != count:
+        raise CatalogError(f"the model answers for {count} {noun}s, {len(names)} are named; give all with --{noun}s")
+    return names

@@ -8,7 +8,7 @@ made of. Whether that was done rightly, the answers for rows say (`service.lifec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from service.catalog.outputs.classes import Classes
+from service.catalog.outputs.kind import OutputKind
+from service.catalog.outputs.labels import Labels
+from service.catalog.outputs.values import Values
+from service.domain import Link
+
 LINEAR = "answerable_linear"
 """How tensors begin that stand in the place of a linear classifier."""
-LOGITS, PROBABILITIES = "answerable_logits", "answerable_probabilities"
+LOGITS, PROBABILITIES, VALUES = "answerable_logits", "answerable_probabilities", "answerable_values"
 SCORE = "answerable_score"
 """The one logit [rows, 1] that two labels share, where they do: with zero beside it, it makes their `LOGITS`."""
 LEAST_PROBABILITY = 2.0**-126
@@ -28,6 +34,11 @@ PASSING_ON = {*SAME_VALUES, "Normalizer"}
 """Operators between the probabilities and an output that do not change them; scikit-learn normalises what sums to 1."""
 BEFORE = {"Softmax": "before the softmax", "LogSoftmax": "before the logsoftmax", "Exp": "before its exponential"}
 
+LINKS: Mapping[Link, tuple[str, dict[str, Any]]] = {
+    Link.SOFTMAX: ("Softmax", {"axis": 1}),
+    Link.SIGMOID: ("Sigmoid", {}),
+}
+"""The operator that leads from the logits to the probabilities, with its attributes."""
 HALVES: set[int] = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 Makers = Mapping[str, NodeProto]
@@ -36,11 +47,15 @@ Makers = Mapping[str, NodeProto]
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The logits are what is made of a tensor: itself, 0 and itself, or its logarithms."""
+    """The logits are what is made of a tensor: itself, 0 and itself, its logarithms or log-odds; or it holds values.
 
-    kind: Literal["logits", "second logit", "logarithms"]
+    `outputs` is the kind of output that this makes of the file.
+    """
+
+    kind: Literal["logits", "second logit", "logarithms", "log-odds", "values"]
     tensor: str
     how: str
+    outputs: type[OutputKind] = Classes
 
 
 def makers_of(graph: GraphProto) -> Makers:
@@ -82,6 +97,30 @@ def visible_ending(output: str, columns: int, makers: Makers) -> Ending | None:
     return None
 
 
+def as_values(output: str) -> Ending:
+    """Of an output that holds values."""
+    return Ending("values", output, f"the values are {_called(output)}", Values)
+
+
+def as_independent_logits(output: str) -> Ending:
+    """Of an output that holds a logit for each of several labels that may be right at once."""
+    return Ending("logits", output, f"logits are {_called(output)}, a sigmoid each", Labels)
+
+
+def independent_endings(output: str, makers: Makers, *, is_sure: bool) -> Iterator[Ending]:
+    """Of an output that holds a probability for each of several labels that may be right at once.
+
+    Where the graph does not end in their sigmoids, it must be known that these are probabilities.
+    """
+    tensor = behind(output, makers, SAME_VALUES)
+    node = makers.get(tensor)
+    if node is not None and node.op_type == "Sigmoid":
+        how = f"logits are {_called(node.input[0])}, before a sigmoid each"
+        yield Ending("logits", node.input[0], how, Labels)
+    elif is_sure:
+        yield Ending("log-odds", tensor, f"logits are the log-odds of {_called(tensor)}", Labels)
+
+
 def _before_sigmoid(score: str) -> Ending:
     return Ending("second logit", score, f"logits are 0 and {_called(score)}, before the sigmoid of two labels")
 
@@ -96,10 +135,15 @@ def _called(tensor: str) -> str:
     return "the sums of the linear classifier" if tensor.startswith(LINEAR) else repr(tensor)
 
 
-def add_logits(graph: GraphProto, ending: Ending) -> None:
-    """Adds the tensor `LOGITS`, float32 [rows, labels]."""
+def add_outputs(graph: GraphProto, ending: Ending) -> None:
+    """Adds the tensor `LOGITS`, float32 [rows, labels], and what they lead to: `PROBABILITIES`; or else `VALUES`."""
     added = _Added(graph)
     match ending.kind:
+        case "values":
+            graph.node.append(helper.make_node("Flatten", [added.in_float32(ending.tensor)], [VALUES], axis=1))
+            return
+        case "log-odds":
+            logits = added("Sub", added.logarithm(ending.tensor), added.logarithm(ending.tensor, of_the_rest=True))
         case "second logit":  # softmax(0, z) = (1 - sigmoid(z), sigmoid(z)). The score is [rows, 1], or [rows].
             column = added.constant(np.array([-1, 1], dtype=np.int64))
             score = helper.make_node("Reshape", [added.in_float32(ending.tensor), column], [SCORE])
@@ -111,6 +155,8 @@ def add_logits(graph: GraphProto, ending: Ending) -> None:
         case _:
             logits = added.in_float32(ending.tensor)
     graph.node.append(helper.make_node("Flatten", [logits], [LOGITS], axis=1))
+    operator, options = LINKS[ending.outputs.network_link]
+    graph.node.append(helper.make_node(operator, [LOGITS], [PROBABILITIES], **options))
 
 
 def has_floats(graph: GraphProto, kinds: set[int]) -> bool:

@@ -14,7 +14,7 @@ from onnx import helper
 
 from service.domain import Floats
 from service.errors import CatalogError
-from service.lifecycle.adding.endings import LOGITS, PROBABILITIES
+from service.lifecycle.adding.endings import LOGITS
 from service.lifecycle.adding.inputs import Given
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Meaning(StrEnum):
     LOGARITHMS = "logarithms of probabilities"
     SHARES = "between 0 and 1"
     SCORES = "scores"
+    VALUES = "values"
 
 
 def meaning_of(scores: Floats) -> Meaning:
@@ -79,10 +80,14 @@ def count_labels(found: Found) -> int:
 
 
 def served(found: Found, rows: NDArray[Any]) -> tuple[Floats, Floats]:
-    """The logits and the probabilities that the file answers which is served. Raises CatalogError."""
+    """The logits and the probabilities that the file answers which is served; of values, twice these.
+
+    Raises CatalogError.
+    """
     shaped = rows.reshape(-1, *found.given.shape)
+    names = [value.name for value in found.model.graph.output]
     try:
-        logits, probabilities = _run(_opened(found.model), [LOGITS, PROBABILITIES], found.given.name, shaped)
+        logits, probabilities = _run(_opened(found.model), [names[0], names[-1]], found.given.name, shaped)
     except CatalogError as error:
         if found.given.rows is None:
             raise
@@ -116,7 +121,7 @@ def refuse_another(model: onnx.ModelProto, found: Found, rows: NDArray[Any]) -> 
 def refuse_contradiction(model: onnx.ModelProto, found: Found, outputs: Sequence[str], rows: NDArray[Any]) -> None:
     """Raises CatalogError where another output of the file has other probabilities for as many labels."""
     others = [name for name in outputs if name != found.output]
-    if not others:
+    if not others or found.meaning is Meaning.VALUES:
         return
     given = rows[:ROWS]
     _, probabilities = served(found, given)
@@ -147,7 +152,7 @@ def _limit(found: Found) -> float:
 def difference_from(found: Found, expected: Floats, logits: Floats, probabilities: Floats) -> float:
     """The largest one of what is served from the file's own scores, by what these mean; infinity for other shapes."""
     match found.meaning:
-        case Meaning.SCORES:
+        case Meaning.SCORES | Meaning.VALUES:
             answers = logits
         case Meaning.LOGARITHMS:
             answers, expected = probabilities, np.exp(expected)
@@ -159,7 +164,9 @@ def difference_from(found: Found, expected: Floats, logits: Floats, probabilitie
     if answers.shape != expected.shape or not known.any():
         return np.inf
     answers, expected = answers[known], expected[known]
-    return float((np.abs(answers - expected) / np.maximum(np.abs(expected), 1.0)).max())
+    least = np.abs(expected).max(axis=0) if found.meaning is Meaning.VALUES else 1.0
+    scale = np.maximum(np.abs(expected), least)
+    return float((np.abs(answers - expected) / np.where(scale > 0, scale, 1.0)).max())
 
 
 def _numbers(name: str, answer: Any, rows: int) -> Floats:

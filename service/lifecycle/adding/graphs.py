@@ -8,7 +8,7 @@ some rows, or is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,24 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artefacts.onnx.graphs import ancestors, reads
+from service.catalog.outputs.classes import Classes
+from service.catalog.outputs.kind import OutputKind
+from service.domain import Link
 from service.errors import CatalogError
 from service.lifecycle.adding.endings import (
     HALVES,
     LOGITS,
     PROBABILITIES,
     SCORE,
+    VALUES,
     Ending,
-    add_logits,
+    add_outputs,
+    as_independent_logits,
     as_logits,
+    as_values,
     by_logarithm,
     has_floats,
+    independent_endings,
     makers_of,
     visible_ending,
 )
@@ -56,9 +63,9 @@ ENOUGH_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A classifier: its input, the tensor of its scores, what these are, how its logits were found, its labels, and the
-    file to be served. `columns` are the numbers of the scores, one for every label, or one for the second of two.
-    `parity` is what its twin may differ by, None for what is usual."""
+    """A model: its input, the tensor of its scores, what these are, how its logits or values were found, its labels,
+    the file to be served, and the kind of its `outputs`. `columns` are the numbers of the scores, one for every label
+    or value, or one for the second of two labels. `parity` is what its twin may differ by, None for what is usual."""
 
     given: Given
     output: str
@@ -68,6 +75,19 @@ class Found:
     labels: tuple[str, ...]
     parity: float | None
     model: onnx.ModelProto
+    outputs: type[OutputKind] = Classes
+
+    @property
+    def count(self) -> int:
+        """How many labels or values the file answers for."""
+        return max(self.columns, 2) if self.outputs.network_link is Link.SOFTMAX else self.columns
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """By output space, the tensors of the file to be served."""
+        if self.outputs.network_link is Link.IDENTITY:
+            return {self.outputs.network_space.value: VALUES}
+        return {"logit": SCORE if self.has_one_logit else LOGITS, "probability": PROBABILITIES}
 
     @property
     def has_one_logit(self) -> bool:
@@ -76,11 +96,19 @@ class Found:
 
 
 def read_classifier(
-    model: onnx.ModelProto, output: str | None, is_logit: bool, rows: NDArray[Any] | None = None
+    model: onnx.ModelProto,
+    output: str | None,
+    is_logit: bool,
+    rows: NDArray[Any] | None = None,
+    *,
+    are_values: bool = False,
+    are_several: bool = False,
 ) -> Found:
-    """Finds the logits and the probabilities. `output` names the tensor to read; its numbers are logits if `is_logit`.
+    """Finds the logits and the probabilities, or the values. `output` names the tensor to read.
 
-    The file is tried on `rows` [rows, columns], flat, or on random ones. Raises CatalogError, saying what to do.
+    Its numbers are logits if `is_logit`, and values if they `are_values` or a regressor of scikit-learn answers them.
+    With `are_several` labels each is right or wrong on its own. The file is tried on `rows` [rows, columns], flat, or
+    on random ones. Raises CatalogError, saying what to do.
     """
     given = given_of(model)
     whole = onnx.ModelProto()
@@ -98,11 +126,14 @@ def read_classifier(
     if not len(scores):
         raise CatalogError(f"{output!r} holds no finite number for any of {len(rows)} rows; bring rows of its data")
     meaning = meaning_of(scores)
-    if is_logit:
+    is_told = is_logit or are_several
+    if are_values or (not is_told and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning)):
+        meaning = Meaning.VALUES
+    elif is_logit:
         _refuse_probabilities(output, meaning, scores)
         meaning = Meaning.SCORES
     failures = []
-    for ending in _endings(whole, output, meaning, scores.shape[1]):
+    for ending in _endings(whole, output, meaning, scores.shape[1], are_several):
         found = _found(model, whole, given, output, meaning, scores.shape[1], ending)
         try:
             refuse_another(model, found, rows)
@@ -114,24 +145,34 @@ def read_classifier(
     raise failures[0]
 
 
-def _endings(model: onnx.ModelProto, output: str, meaning: Meaning, columns: int) -> Iterator[Ending]:
-    """The ways in which logits may be found, the best one first. Raises CatalogError where there is none."""
+def _endings(
+    model: onnx.ModelProto, output: str, meaning: Meaning, columns: int, are_several: bool
+) -> Iterator[Ending]:
+    """The ways in which logits or values may be found, the best first. Raises CatalogError where there is none."""
     makers = makers_of(model.graph)
+    if meaning is Meaning.VALUES:
+        yield as_values(output)
+        return
     if meaning is Meaning.SCORES:
-        yield as_logits(output, columns, makers)
+        yield as_independent_logits(output) if are_several else as_logits(output, columns, makers)
+        return
+    if are_several or (meaning is Meaning.SHARES and columns > 1):
+        endings = [*independent_endings(output, makers, is_sure=are_several or _has_label(model))]
+        if not endings:
+            raise CatalogError(
+                f"{output!r} holds {columns} numbers a row, each between 0 and 1, that do not sum to one, and the "
+                "graph does not say what they are. If several labels may be right at once, and these are their "
+                "probabilities, say so with --several; if they are values, with --values; and name the scores before "
+                "the softmax, if there is one, with --output NAME --logits"
+            )
+        yield from endings
         return
     visible = visible_ending(output, columns, makers)
-    if meaning is Meaning.SHARES and columns > 1:
-        raise CatalogError(
-            f"{output!r} holds {columns} numbers a row, each between 0 and 1, that do not sum to one: several labels "
-            "may be right at once, and only classifiers of which one label is right are served. Export a label as a "
-            "classifier of its own, or name the scores before the softmax, if there is one, with --output NAME --logits"
-        )
     if meaning is Meaning.SHARES and visible is None:
         raise CatalogError(
             f"{output!r} holds one number a row, between 0 and 1, and the graph does not say what it is: the "
             "probability of the second of two labels ends in a sigmoid. Export it so, or name the score before it with "
-            "--output NAME --logits; a regression is not served"
+            "--output NAME --logits; the value of a regression is said to be one with --values"
         )
     if visible is not None:
         yield visible
@@ -164,8 +205,8 @@ def _found(
 ) -> Found:
     file = onnx.ModelProto()
     file.CopyFrom(whole)
-    add_logits(file.graph, ending)
-    _serve(file, given)
+    add_outputs(file.graph, ending)
+    _serve(file, given, [VALUES] if VALUES in makers_of(file.graph) else [LOGITS, PROBABILITIES])
     return Found(
         given,
         output,
@@ -175,6 +216,7 @@ def _found(
         _labels(model),
         PARITY_OF_HALVES if has_floats(model.graph, HALVES) else None,
         file,
+        ending.outputs,
     )
 
 
@@ -206,19 +248,35 @@ def _is_label(value: onnx.ValueInfoProto) -> bool:
     return value.type.HasField("tensor_type") and kind not in {TensorProto.FLOAT, TensorProto.DOUBLE}
 
 
-def _serve(model: onnx.ModelProto, given: Given) -> None:
-    """Leaves the two outputs, of the nodes those that they need, and open how many rows are taken at a time."""
+def _has_label(model: onnx.ModelProto) -> bool:
+    """Whether the file answers labels too, as a classifier of scikit-learn does."""
+    return any(_is_label(value) for value in model.graph.output)
+
+
+def is_regressor(model: onnx.ModelProto) -> bool:
+    """Whether scikit-learn's exporter made the file of a regressor: a classifier's has a label beside the scores."""
+    return model.producer_name == "skl2onnx" and len(model.graph.output) == 1 and not _has_label(model)
+
+
+def _ends_in_probabilities(model: onnx.ModelProto, output: str, meaning: Meaning) -> bool:
+    """Whether the numbers, or the graph, say that these are probabilities or their logarithms."""
+    if meaning in {Meaning.PROBABILITIES, Meaning.LOGARITHMS}:
+        return True
+    return meaning is Meaning.SHARES and visible_ending(output, 1, makers_of(model.graph)) is not None
+
+
+def _serve(model: onnx.ModelProto, given: Given, outputs: Sequence[str]) -> None:
+    """Leaves the outputs, of the nodes those that they need, and open how many rows are taken at a time."""
     graph = model.graph
-    graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1))
-    kept = ancestors(graph.node, PROBABILITIES)
+    kept = ancestors(graph.node, outputs[-1])
     needed = {name for node in kept for name in reads(node)}
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
     for field in (graph.node, graph.initializer, graph.output, graph.value_info):
         del field[:]
     graph.node.extend(kept)
     graph.initializer.extend(initializers)
-    for name in (LOGITS, PROBABILITIES):
-        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "labels"]))
+    for name in outputs:
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "outputs"]))
     (value,) = (value for value in graph.input if value.name == given.name)
     value.type.tensor_type.shape.dim[0].Clear()
     value.type.tensor_type.shape.dim[0].dim_param = "rows"

@@ -1,4 +1,4 @@
-"""scikit-learn's linear classifier, which is one operator in ONNX, as the product, the sum and the rest that it is."""
+"""scikit-learn's linear models, each one operator in ONNX, as the product, the sum and the rest that it is."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ TRANSFORMS = (b"NONE", b"LOGISTIC", b"SOFTMAX")
 
 
 def expand_linear(model: ModelProto) -> None:
-    """Puts plain operators in the place of every linear classifier's scores; its label stays with it."""
+    """Puts plain operators in the place of every linear model's scores; the label of a classifier stays with it."""
     graph = model.graph
-    if not any(node.op_type == "LinearClassifier" for node in graph.node):
+    if not any(node.op_type in SCORES_OF for node in graph.node):
         return
     widths = _widths(model)
     nodes: list[NodeProto] = []
     for number, node in enumerate(list(graph.node)):
-        parts = list(_parts(model, node, number, widths)) if node.op_type == "LinearClassifier" else []
-        if parts:
-            node.output[1] = f"{node.output[1]}_of_the_operator"
+        place = SCORES_OF.get(node.op_type)
+        parts = [] if place is None else list(PARTS[node.op_type](model, node, number, widths))
+        if parts and place is not None:
+            node.output[place] = f"{node.output[place]}_of_the_operator"
         nodes += [node, *parts]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -35,6 +36,20 @@ def _widths(model: ModelProto) -> dict[str, int]:
     values: Iterable[Any] = [*graph.input, *graph.value_info]
     sizes = {value.name: value.type.tensor_type.shape.dim for value in values}
     return {name: dims[-1].dim_value for name, dims in sizes.items() if dims and dims[-1].dim_value > 0}
+
+
+def _regressor_parts(model: ModelProto, node: NodeProto, number: int, _widths: dict[str, int]) -> Iterator[NodeProto]:
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    if attributes.get("post_transform", b"NONE") != b"NONE":
+        return
+    targets = attributes.get("targets", 1)
+    weights = np.array(attributes["coefficients"], dtype=np.float32).reshape(targets, -1)
+    intercepts = np.array(attributes.get("intercepts") or [0.0] * targets, dtype=np.float32)
+    prefix = f"{LINEAR}_{number}"
+    names = {"weights": weights.T.copy(), "intercepts": intercepts}
+    model.graph.initializer.extend(numpy_helper.from_array(value, f"{prefix}_{name}") for name, value in names.items())
+    yield helper.make_node("MatMul", [node.input[0], f"{prefix}_weights"], [f"{prefix}_product"])
+    yield helper.make_node("Add", [f"{prefix}_product", f"{prefix}_intercepts"], [node.output[0]])
 
 
 def _parts(model: ModelProto, node: NodeProto, number: int, widths: dict[str, int]) -> Iterator[NodeProto]:
@@ -65,3 +80,8 @@ def _parts(model: ModelProto, node: NodeProto, number: int, widths: dict[str, in
         yield helper.make_node("Softmax", [total], [scores], axis=1)
     else:
         yield helper.make_node("Sigmoid" if transform == b"LOGISTIC" else "Identity", [total], [scores])
+
+
+PARTS = {"LinearClassifier": _parts, "LinearRegressor": _regressor_parts}
+SCORES_OF = {"LinearClassifier": 1, "LinearRegressor": 0}
+"""By operator, which of its outputs are the scores."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
-from service.lifecycle.adding.graphs import LOGITS, PROBABILITIES, SCORE, Found
+from service.lifecycle.adding.graphs import Found
 from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.rows import Rows
 
@@ -26,14 +26,13 @@ DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What was asked: names and labels, which of these is the adverse one, if any is, and how pixels are normalised."""
+    """What was asked: names, the manifest's `outputs`, and how pixels are normalised."""
 
     name: str
     version: str
     features: tuple[str, ...]
     titles: tuple[str, ...]
-    labels: tuple[str, ...]
-    adverse: str | None
+    outputs: Mapping[str, Any]
     normalise: Normalisation | None = None
 
 
@@ -68,13 +67,7 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
         "description": f"Added from an ONNX file; {found.how}.",
         "artefact": {"file": "model.onnx", "sha256": hashlib.sha256(artefact).hexdigest()},
         "inputs": inputs,
-        "outputs": {
-            "labels": list(answers.labels),
-            **({} if answers.adverse is None else {"adverse": answers.adverse}),
-            "link": "sigmoid" if found.has_one_logit else "softmax",
-            "tensors": {"logit": SCORE if found.has_one_logit else LOGITS, "probability": PROBABILITIES},
-            "default_space": "probability",
-        },
+        "outputs": answers.outputs,
         "baselines": [
             {
                 "name": "training",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from service.catalog.assessments import Profile
-from service.catalog.manifest import PREDICTED, read_manifest
+from service.catalog.manifest import read_manifest
 from service.catalog.version_files import read_baseline_rows, read_verified
 from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
@@ -124,7 +124,7 @@ def profile_of(trial: Trial, answers: Answers) -> Profile | None:
     return Profile(
         defaults.method,
         outputs.default_space.value,
-        outputs.adverse or PREDICTED,
+        outputs.usual_target,
         None if baseline is None else "sha256:" + baseline.sha256,
         len(explained),
         dict(zip(trial.features, values, strict=True)),
@@ -179,6 +179,9 @@ def compared(comparison: Comparison, limits: Limits) -> Iterator[Finding]:
     shared = sum(feature.before is not None and feature.after is not None for feature in comparison.features)
     detail = f"of {shared} features in common, by mean absolute attribution"
     yield at_least("rank correlation", comparison.correlation, limits.least_correlation, detail)
+    if not comparison.decides:
+        yield Finding("flips", None, "values that no bound is set for decide nothing that could flip")
+        return
     detail = f"{len(comparison.flips)} of {comparison.rows} rows are predicted otherwise{_driven_by(comparison.flips)}"
     yield at_most("flips", comparison.flipped, limits.most_flipped, detail)
 

@@ -16,6 +16,8 @@ from service.numerics.ranking import rank_correlation
 METHOD = "integrated_gradients"
 """Both versions are explained by the same one, whatever their defaults are."""
 FEATURES_OF_A_FLIP = 3
+NO_DECISION = "nothing"
+"""What values decide without a bound that is adverse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class FeatureChange:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A row of the sample whose predicted label is another, and whose attributions changed most, and by how much."""
+    """A row of the sample of which something else is predicted; which attributions changed most, and by how much."""
 
     row: int
     before: str
@@ -54,6 +56,7 @@ class Comparison:
     `digests` are those of their artefacts: of two different ones nothing that changed says anything of a person.
     `correlation` is Spearman's, of the mean absolute attributions over the features in common. `filled` names the
     inputs of one version that the rows, which come from the other, do not hold: each has the median of its baselines.
+    Versions of which neither `decides` anything cannot flip: of values without a bound that is adverse.
     """
 
     before: str
@@ -64,6 +67,7 @@ class Comparison:
     features: Sequence[FeatureChange]
     filled: Sequence[str]
     digests: tuple[str, str]
+    decides: bool = True
 
     @property
     def is_one_model(self) -> bool:
@@ -72,7 +76,7 @@ class Comparison:
 
     @property
     def flipped(self) -> float:
-        """The share of rows whose predicted label is another."""
+        """The share of rows of which something else is predicted."""
         return len(self.flips) / self.rows
 
     @property
@@ -105,13 +109,17 @@ def compare(before: Trial, after: Trial, rows: int, seed: int) -> Comparison:
         _changes(_ranked(before, first), _ranked(after, second)),
         filled,
         (before.version.key.digest, after.version.key.digest),
+        any(decision is not None for each in answers for decision in each.decisions),
     )
 
 
 def _refuse_incomparable(before: Trial, after: Trial) -> None:
     names = f"{before.version.key} and {after.version.key}"
-    if before.manifest.outputs.labels != after.manifest.outputs.labels:
-        raise InvalidRequest(f"{names} have different labels")
+    ours, theirs = before.manifest.outputs, after.manifest.outputs
+    if ours.names != theirs.names or ours.noun != theirs.noun:
+        raise InvalidRequest(f"{names} have different {ours.noun}s")
+    if ours.spaces != theirs.spaces or ours.network_link != theirs.network_link:
+        raise InvalidRequest(f"{names} answer different kinds of output")
     one, other = before.manifest.inputs, after.manifest.inputs
     if not one.is_comparable_with(other):
         raise InvalidRequest(f"{names} have inputs of different kinds or shapes")
@@ -156,15 +164,12 @@ def _changes(before: Mapping[str, tuple[float, int]], after: Mapping[str, tuple[
 
 def _flips(before: Trial, after: Trial, first: Answers, second: Answers) -> list[Flip]:
     flips = []
-    for row in np.flatnonzero(first.predicted != second.predicted).tolist():
-        old = dict(zip(before.features, first.attributions[row].tolist(), strict=True))
-        new = dict(zip(after.features, second.attributions[row].tolist(), strict=True))
-        changes = {name: new.get(name, 0.0) - old.get(name, 0.0) for name in {**new, **old}}
+    pairs = list(zip(first.decisions, second.decisions, strict=True))
+    for row in (at for at, (old, new) in enumerate(pairs) if old != new):
+        earlier = dict(zip(before.features, first.attributions[row].tolist(), strict=True))
+        later = dict(zip(after.features, second.attributions[row].tolist(), strict=True))
+        changes = {name: later.get(name, 0.0) - earlier.get(name, 0.0) for name in {**later, **earlier}}
         most = sorted(changes, key=lambda name: -abs(changes[name]))[:FEATURES_OF_A_FLIP]
-        labels = (_label(before, first.predicted[row]), _label(after, second.predicted[row]))
-        flips.append(Flip(row, *labels, {name: changes[name] for name in most}))
+        old, new = (decision or NO_DECISION for decision in pairs[row])
+        flips.append(Flip(row, old, new, {name: changes[name] for name in most}))
     return flips
-
-
-def _label(trial: Trial, predicted: int) -> str:
-    return trial.manifest.outputs.labels[predicted] if predicted >= 0 else "no number"

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from service.catalog.inputs.instances import read_instance
-from service.catalog.manifest import PREDICTED, BaselineSet, Manifest, read_manifest
+from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
-from service.domain import ChunkShapes, Explanation, Floats, Indices, OutputSpace, Plan, Priority
+from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.kernels.kernel import Deployed, DeployedKernel
 from service.engine.messages import Done, Failed
 from service.engine.worker.device import DeviceModel, outputs_over, put_on_device
@@ -27,6 +27,8 @@ from service.usecases.planning import Parameters, make_plans
 
 SHAPES = ChunkShapes(32, 128)
 """Not calibrated: calibration pays for itself over traffic, and small chunks fit any device."""
+NO_NUMBER = "no number"
+"""The decision of outputs that are no finite numbers."""
 LARGE_BYTES = 2**20
 """Of an artefact whose network is calibrated all the same: 128 rows of a large one take minutes."""
 
@@ -36,12 +38,12 @@ class Answers:
     """What a version answered for some rows.
 
     `attributions` [rows, features] are NaN where the model answered no number; those of an image are summed over its
-    channels. `predicted` [rows] are labels' indices, -1 where there was no number.
+    channels. `decisions` [rows] are what the outputs decide, None where they decide nothing.
     """
 
     explanations: Sequence[Explanation]
     attributions: Floats
-    predicted: Indices
+    decisions: Sequence[str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +96,24 @@ class Trial:
     def answers(
         self, rows: Floats, method: str | None = None, baseline: object = None, space: OutputSpace | None = None
     ) -> Answers:
-        """Explains the rows, in the adverse label's favour if there is one, else in that of what is predicted.
+        """Explains the rows: what is adverse if something is, else what is predicted.
 
         What is not named is the manifest's default. Raises InvalidRequest, or what an explanation failed with.
         """
-        target = self.manifest.outputs.adverse or PREDICTED
+        target = self.manifest.outputs.usual_target
         parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
         plans = make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
         explanations = self._explained(plans)
         attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
-        predicted = np.array([-1 if e.outputs is None else np.argmax(e.outputs) for e in explanations], dtype=np.intp)
-        return Answers(explanations, attributions, predicted)
+        outputs = self.manifest.outputs
+        decisions = [
+            NO_NUMBER if one.outputs is None else outputs.decision(one.outputs, plan.output_space)
+            for one, plan in zip(explanations, plans, strict=True)
+        ]
+        return Answers(explanations, attributions, decisions)
 
     def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
-        """What the artefact answers for rows [n, columns], in every output space: [n, labels]."""
+        """What the artefact answers for rows [n, columns], in every output space: [n, outputs]."""
         (kernel,) = self.model.kernels[Deployed]
         assert isinstance(kernel, DeployedKernel)
         return outputs_over(kernel, rows.astype(np.float64))

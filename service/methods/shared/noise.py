@@ -53,9 +53,7 @@ def _gather(attribute: Callable[[Problem], Method], problem: Problem, noise: Noi
         now = seeds[start : start + COPIES_AT_ONCE]
         copies = problem.input + deviation * generator.standard_normal((len(now), problem.input.size))
         outputs = yield from outputs_at(copies)
-        for copy, seed, output in zip(
-            copies, now, outputs[problem.output_space][:, problem.target].tolist(), strict=True
-        ):
+        for copy, seed, output in zip(copies, now, problem.read(outputs).tolist(), strict=True):
             one = replace(problem, input=copy, output=output, seed=seed, max_evaluations=budget)
             attribution = yield from attribute(one)
             gathered.add(attribution, output)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Problem, Rows, Steps, evaluated
+from service.methods.questions import Attribution, Problem, Steps, evaluated
 
 
 def gradient_at(problem: Problem, row: Floats) -> Steps[tuple[float, Floats]]:
     """The explained output and its gradient [inputs] at `row` [inputs]."""
-    here = yield from evaluated(Rows(row[None], problem.readout, np.array([problem.target])))
+    here = yield from evaluated(problem.rows(row[None]))
     return float(here.outputs[0]), here.contributions[0]
 
 

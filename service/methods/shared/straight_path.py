@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Completeness, Floats, Indices, OutputSpace
+from service.domain import Completeness, Contrast, Floats, Indices, Link, Target, read_target
 from service.methods.questions import (
     Attribution,
     Breakpoints,
@@ -28,8 +28,8 @@ from service.methods.questions import (
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_PANELS, GAUSS_NODES, next_aim, refine
 from service.numerics.errors import RESOLUTION, rounding_error
-from service.numerics.quadrature import softmax, softmax_piece_weights
-from service.numerics.softmax_pieces import softmax_piece_slopes
+from service.numerics.links import PROBABILITIES, piece_slopes, spread
+from service.numerics.quadrature import softmax_piece_weights
 
 FEW_PIECES = 256
 """With more, `auto` refines: lines of the digits model have some 850 pieces, whose gradients take 70 to 140 ms, where a
@@ -57,7 +57,7 @@ class _Part:
     """Gradients of one readout and target in the middle of the pieces numbered `piece` [n], and their `weights` [n]."""
 
     readout: Readout
-    target: int
+    target: Target
     piece: Indices
     weights: Floats
 
@@ -66,7 +66,7 @@ class _Part:
 class _ExactRule:
     """The integral as a sum over parts. `middles` [pieces] of the pieces, and the `changes` [pieces] of the output.
 
-    `logits` is how far apart the logits are that a softmax was taken of; 0 without one.
+    `logits` is how far apart the numbers are that a probability was made of; 0 without one.
     """
 
     parts: list[_Part]
@@ -87,24 +87,37 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
     keep = length > 0
     length, middles = length[keep], (found.alphas[:-1] + found.alphas[1:])[keep] / 2
     start, end = found.logits[:-1][keep].astype(np.float64), found.logits[1:][keep].astype(np.float64)
-    target, every = problem.target, np.arange(len(length))
-    if problem.output_space is OutputSpace.LOGIT:
+    every = np.arange(len(length))
+    if not problem.is_linked:
         changes = problem.logit_of(end) - problem.logit_of(start)
-        return _ExactRule([_Part(problem.logit_readout, target, every, length)], middles, changes, 0.0)
-    apart = float(np.ptp(found.logits, axis=1).max())
-    if problem.labels == 2:
-        before, behind = (logits[:, target] - logits[:, 1 - target] for logits in (start, end))
-        weights = softmax_piece_weights(before, behind, length)
-        changes = weights / length * (behind - before)
-        return _ExactRule([_Part(Readout.MARGIN, target, every, weights)], middles, changes, apart)
-    slopes = softmax_piece_slopes(start, end, length, target)
-    changes = (softmax(end) - softmax(start))[:, target]
+        return _ExactRule([_Part(problem.logit_readout, problem.target, every, length)], middles, changes, 0.0)
+    link = problem.traits.link
+    apart = spread(link, found.logits)
+    if link is Link.SOFTMAX and problem.labels == 2:
+        return _of_two_labels(problem, start, end, length, middles, apart)
+    slopes = piece_slopes(link, start, end, length, problem.target)
+    changes = read_target(PROBABILITIES[link](end), problem.target) - read_target(
+        PROBABILITIES[link](start), problem.target
+    )
     counts = _counting(slopes)
     parts = [
         _Part(Readout.LOGIT, label, np.flatnonzero(counts[:, label]), slopes[counts[:, label], label])
         for label in range(problem.labels)
     ]
     return _ExactRule([part for part in parts if len(part.piece)], middles, changes, apart)
+
+
+def _of_two_labels(
+    problem: Problem, start: Floats, end: Floats, length: Floats, middles: Floats, apart: float
+) -> _ExactRule:
+    """Of two labels that share a softmax: one gradient a piece, that of the log-odds, which all depends on."""
+    target = problem.target_index
+    before, behind = (logits[:, target] - logits[:, 1 - target] for logits in (start, end))
+    weights = softmax_piece_weights(before, behind, length)
+    if isinstance(problem.target, Contrast):
+        weights = 2 * weights  # p_t - p_other = 2 p_t - 1
+    changes = weights / length * (behind - before)
+    return _ExactRule([_Part(Readout.MARGIN, target, np.arange(len(length)), weights)], middles, changes, apart)
 
 
 def _counting(slopes: Floats) -> NDArray[np.bool_]:

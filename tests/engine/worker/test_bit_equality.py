@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain import Floats, OutputSpace
+from service.catalog.outputs.classes import Classes
+from service.domain import Floats
 from service.engine.kernels.gradient import EvaluatedPoints
 from service.engine.kernels.kernel import Deployed, Kernel, Segment
 from service.engine.worker.device import DeviceModel
@@ -47,7 +48,7 @@ def bits(part: object) -> list[bytes]:
         assert part.logits is not None
         return [part.alphas.tobytes(), part.logits.tobytes()]
     assert isinstance(part, dict)
-    return [part[space].tobytes() for space in OutputSpace]
+    return [part[space].tobytes() for space in Classes.spaces]
 
 
 def run_amid(kernel: Kernel, before: Sequence[Question], probe: Question, after: Sequence[Question]) -> list[bytes]:

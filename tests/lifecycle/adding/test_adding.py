@@ -52,7 +52,7 @@ def test_a_pipeline_with_its_data(original: Callable[[str], Original], tmp_path:
     manifest, _, _ = read_manifest(added.folder)
     assert isinstance(manifest.inputs, TabularInputs)
     assert manifest.inputs.names[:2] == ("mean_0", "mean_1")
-    assert manifest.outputs.labels == ("benign", "malignant")
+    assert manifest.outputs.names == ("benign", "malignant")
     third = manifest.inputs.features[2]
     assert third.missing == pytest.approx(float(np.mean(given.rows[:, 2])), rel=0.2)  # the imputer's
     assert all(f.range[0] <= v <= f.range[1] for f, v in zip(manifest.inputs.features, given.rows[0], strict=True))
@@ -87,7 +87,7 @@ def test_what_is_asked_is_taken(tmp_path: Path) -> None:
     assert str(key) == "iris@1"
     assert isinstance(manifest.inputs, TabularInputs)
     assert manifest.inputs.names == ("width", "feature_2nd_width")
-    assert manifest.outputs.labels == ("a", "b", "c")
+    assert manifest.outputs.names == ("a", "b", "c")
     assert "zeros" in manifest.baselines[0].description
 
 

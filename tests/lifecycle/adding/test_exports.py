@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from service.catalog.assessments import Assessments
 from service.catalog.manifest import read_manifest
+from service.domain import OutputSpace
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import Added, Asked, add_model
+from service.lifecycle.adding.adding import Added, Ask, Asked, add_model
 from service.lifecycle.adding.graphs import PROBABILITIES, read_classifier
 
 
@@ -34,12 +35,16 @@ def export(network: nn.Module, *shape: int, is_open: bool = True) -> onnx.ModelP
     return onnx.load_from_string(content.getvalue())
 
 
-def add(model: onnx.ModelProto, folder: Path, rows: Any = None, **options: Any) -> Added:
+def usual(_question: str, default: str) -> str:
+    return default
+
+
+def add(model: onnx.ModelProto, folder: Path, rows: Any = None, ask: Ask = usual, **options: Any) -> Added:
     onnx.save(model, folder / "model.onnx")
     if rows is not None:
         np.save(folder / "rows.npy", rows)
     asked = Asked(folder / "model.onnx", None if rows is None else folder / "rows.npy", **options)
-    return add_model(asked, folder / "models", lambda _, usual: usual, 2, Assessments(folder / "assessments"))
+    return add_model(asked, folder / "models", ask, 2, Assessments(folder / "assessments"))
 
 
 def served(added: Added, rows: Any) -> Any:
@@ -130,6 +135,31 @@ def test_logits_are_taken_for_such_when_that_is_said(columns: int, tmp_path: Pat
     assert sum("are they logits" in question for question in questions) == 1
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["logits that are told to be several", "sigmoids"])
+def test_a_sigmoid_each_makes_labels_that_may_be_right_at_once(is_told: bool, tmp_path: Path) -> None:
+    network, rows = layers(4, 8, 3), torch.randn(40, 4)
+    whole = network if is_told else nn.Sequential(network, nn.Sigmoid())
+    added = add(export(whole, 5, 4), tmp_path, rows.numpy(), are_several=is_told)
+
+    assert added.trial.manifest.outputs.kind == "labels"
+    assert served(added, rows.numpy()) == pytest.approx(torch.sigmoid(network(rows)).detach().numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("says", ["on the command line", "when asked"])
+def test_numbers_that_are_told_to_be_values_are_served_as_such(columns: int, says: str, tmp_path: Path) -> None:
+    network, rows = layers(4, 8, columns), torch.randn(40, 4)
+    model, names = export(network, 5, 4), ("x", "y", "z")[:columns]
+    if says == "when asked":
+        added = add(model, tmp_path, rows.numpy(), lambda q, usual: "values" if "are they logits" in q else usual)
+    else:
+        added = add(model, tmp_path, rows.numpy(), values=names)
+        assert added.trial.manifest.outputs.names == names
+    answered = added.trial.deployed(rows.numpy())[OutputSpace.VALUE]
+
+    assert answered == pytest.approx(network(rows).detach().numpy(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "sentence"),
     [
@@ -138,7 +168,7 @@ def test_logits_are_taken_for_such_when_that_is_said(columns: int, tmp_path: Pat
             (5, 4),
             "8 numbers a row that are no probabilities.*an embedding",
         ),
-        (lambda: nn.Sequential(layers(4, 2), nn.Sigmoid()), (5, 4), "several labels may be right at once"),
+        (lambda: nn.Sequential(layers(4, 2), nn.Hardsigmoid()), (5, 4), "If several labels may be right at once"),
         (lambda: nn.Sequential(layers(4, 1), nn.Hardsigmoid()), (5, 4), "does not say what it is"),
         (
             lambda: nn.Sequential(nn.Flatten(), layers(240, 3), nn.Softmax(1)),

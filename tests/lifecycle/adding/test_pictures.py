@@ -20,6 +20,7 @@ from torch.nn import functional
 from service.artefacts.loading import load_model
 from service.catalog.assessments import Assessments
 from service.catalog.inputs.image import ImageInputs
+from service.catalog.outputs.kind import KnownOutputs
 from service.cli.models_add import _told
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Added, Asked, add_model
@@ -132,7 +133,8 @@ def test_every_kind_of_network_is_written_and_loaded_with_rows(name: str, tmp_pa
     labels = tuple("abcd") if name != "a sigmoid" else ("a", "b")
     folder = tmp_path / "network" / "1"
     folder.mkdir(parents=True)
-    write_version(folder, found, rows, Answers("network", "1", (), (), labels, None))
+    outputs = found.outputs.declaration(KnownOutputs(labels, (), None, found.tensors, found.has_one_logit))
+    write_version(folder, found, rows, Answers("network", "1", (), (), outputs))
     loaded = load_model(folder, CPU)
 
     assert loaded.parity < 1e-4

@@ -11,19 +11,33 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from skl2onnx import to_onnx
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_classification
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
-from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier, RandomForestClassifier, StackingClassifier
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    BaggingClassifier,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+)
 from sklearn.feature_selection import SelectKBest
-from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron, RidgeClassifier, SGDClassifier
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    Perceptron,
+    Ridge,
+    RidgeClassifier,
+    SGDClassifier,
+)
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.naive_bayes import ComplementNB, GaussianNB, MultinomialNB
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.neural_network import MLPClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     KBinsDiscretizer,
@@ -37,9 +51,11 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, LinearSVC
 
 from service.catalog.assessments import Assessments
+from service.domain import OutputSpace
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Asked, add_model
 from service.lifecycle.adding.graphs import LOGITS, PROBABILITIES
+from service.lifecycle.checking.trial import load_trial
 
 SERVED: dict[str, tuple[int, Callable[[], Any]]] = {
     "logistic regression": (2, LogisticRegression),
@@ -83,9 +99,8 @@ REFUSED: dict[str, tuple[int, Callable[[], Any], str]] = {
     "ridge": (3, RidgeClassifier, "--logits"),
     "votes": (3, lambda: OneVsOneClassifier(LogisticRegression()), "--logits"),
     "support vectors": (3, SVC, "--logits"),
-    "regression": (2, LinearRegression, "a regression"),
-    "several labels": (0, lambda: OneVsRestClassifier(LogisticRegression()), "several labels"),
-    "several labels by layers": (0, lambda: MLPClassifier((4,), max_iter=20, tol=1), "several labels"),
+    "regression trees": (2, RandomForestRegressor, "cannot be differentiated: an ensemble of trees"),
+    "regression neighbours": (2, KNeighborsRegressor, "cannot be differentiated|no counterpart"),
     "several answers": (0, lambda: MultiOutputClassifier(LogisticRegression()), "3 answers"),
 }
 
@@ -114,6 +129,83 @@ def answers(model: onnx.ModelProto, outputs: list[str], rows: Any) -> list[Any]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     found: list[Any] = session.run(outputs, {model.graph.input[0].name: rows})
     return found
+
+
+SEVERAL: dict[str, Callable[[], Any]] = {
+    "one against the rest": lambda: OneVsRestClassifier(LogisticRegression()),
+    "by layers": lambda: MLPClassifier((4,), max_iter=20, tol=1),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_of_several_labels_at_once_each_has_its_own_probability(name: str, tmp_path: Path) -> None:
+    learner, model, rows = learnt(0, SEVERAL[name])
+    added = add(model, rows, tmp_path, labels=("x", "y", "z"))
+    outputs = added.trial.manifest.outputs
+    (probabilities,) = answers(onnx.load(added.folder / "model.onnx"), [PROBABILITIES], rows)
+    expected = learner.predict_proba(rows)
+
+    assert (outputs.kind, outputs.names) == ("labels", ("x", "y", "z"))
+    assert probabilities == pytest.approx(expected, abs=1e-5)
+    predicted = [sorted(outputs.labels_of(row.tolist(), OutputSpace.PROBABILITY)) for row in probabilities]
+    assert predicted == [[label for label, yes in zip("xyz", row, strict=True) if yes] for row in learner.predict(rows)]
+    (explained,) = added.trial.answers(rows[:1].astype(np.float64)).explanations
+    assert explained.outputs == pytest.approx(expected[0], abs=1e-5)
+    assert explained.converged
+
+
+REGRESSORS: dict[str, tuple[Callable[[], Any], int]] = {
+    "linear": (LinearRegression, 1),
+    "linear, scaled": (lambda: make_pipeline(StandardScaler(), Ridge()), 1),
+    "linear, of two values": (LinearRegression, 2),
+    "layers": (lambda: MLPRegressor(hidden_layer_sizes=(6,), max_iter=60, tol=1e9, random_state=0), 1),
+    "layers, of two values": (lambda: MLPRegressor(hidden_layer_sizes=(6,), max_iter=60, tol=1e9, random_state=0), 2),
+}
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_what_a_regressor_answers_are_values(name: str, tmp_path: Path) -> None:
+    make, count = REGRESSORS[name]
+    rows = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32) * (1, 10, 100) + 5
+    target = 1e4 * (rows @ [[2, 1], [0.3, -1], [0.01, 0.5]])[:, :count] + 1e5
+    learner = make().fit(rows, target.ravel() if count == 1 else target)
+    rows = rows.astype(np.float32)
+    names, units = ("price", "rent")[:count], ("USD", "USD a month")[:count]
+    added = add(to_onnx(learner, rows[:1]), rows, tmp_path, values=names if count > 1 else None, units=units)
+    expected = learner.predict(rows).reshape(80, count)
+
+    outputs = added.trial.manifest.outputs
+    assert (outputs.kind, len(outputs.names)) == ("values", count)
+    assert [value["unit"] for value in outputs.described()["values"]] == list(units)
+    answered = added.trial.deployed(rows)[OutputSpace.VALUE]
+    assert answered == pytest.approx(expected, rel=1e-5, abs=1e-5 * np.abs(expected).max())
+    explanation = added.explanation
+    assert explanation.converged
+    assert added.explanation.rule == "exact"
+
+
+def test_a_linear_regression_is_explained_in_closed_form(tmp_path: Path) -> None:
+    """w (x - mean of the baselines), in the value's own unit."""
+    rows = np.random.default_rng(0).normal(size=(80, 3)) * (1, 10, 100) + 5
+    learner = LinearRegression().fit(rows, rows @ [20_000, 300, -4] + 1e5)
+    rows = rows.astype(np.float32)
+    added = add(to_onnx(learner, rows[:1]), rows, tmp_path, values=("price",), units=("USD",), adverse="below 90000")
+    x = rows[7].astype(np.float64)
+    trial = load_trial(added.folder, torch.device("cpu"))
+    (explanation,) = trial.answers(x[None]).explanations
+
+    moved = learner.coef_ * (x - trial.baseline_rows().mean(axis=0))
+    assert explanation.attributions == pytest.approx(moved, rel=1e-4, abs=1e-4 * np.abs(moved).max())
+    assert explanation.output == pytest.approx(float(learner.predict(x[None])[0]), rel=1e-5)
+    assert trial.manifest.outputs.adverse_sign(0) == -1
+
+
+@pytest.mark.parametrize("adverse", ["beyond 3", "low", "price"])
+def test_a_bound_that_says_nothing_of_a_value_is_refused(adverse: str, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    model = to_onnx(LinearRegression().fit(rows, rows[:, 0]), rows[:1])
+    with pytest.raises(CatalogError, match=r"says nothing of a value; bad news is said as in 'above 0\.5'"):
+        add(model, rows, tmp_path, adverse=adverse)
 
 
 @pytest.mark.parametrize("name", SERVED)

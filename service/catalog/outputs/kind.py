@@ -1,0 +1,272 @@
+"""What all kinds of output have in common: the questions that the rest of the service asks of them.
+
+A model answers some numbers for a row, its outputs, in one or more output spaces. A target says which single number of
+them is explained: one output, or the difference of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from reprlib import repr as abridged
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.access.visibility import ALWAYS
+from service.catalog.nearest import did_you_mean, known
+from service.domain import Floats, Link, OutputSpace, Target
+from service.errors import InvalidRequest, Kind, invalid, pointer_to
+
+PREDICTED = "predicted"
+"""The target of a request that leaves it to the model which output is explained; so no label can be called that."""
+TARGET = pointer_to("parameters", "target")
+MIN_FLOOR = 1e-6
+PROBABILITY_FLOOR = 0.01
+SHARE_OF_SPREAD = 0.01
+
+Outputs = Sequence[float]
+"""All outputs for one row, in one output space, all of them finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOutputs:
+    """What is known of the outputs of a model that has no manifest yet.
+
+    `units` are those of values, none where they are not known; `adverse` is what was said to be bad news; `tensors` are
+    named by output space.
+    """
+
+    names: Sequence[str]
+    units: Sequence[str]
+    adverse: str | None
+    tensors: Mapping[str, str]
+    has_one_logit: bool = False
+
+
+Space = Literal["probability", "logit", "value"]
+TRUNCATED = Field(description="true where a text or a file was longer than the model takes")
+"""Of predictions of every kind."""
+
+
+class PredictionItem:
+    """What the deployed artefact answers, as replies and records have it; each kind has a class of its own.
+
+    Fields with the default None are left out where they are None; the marks say what of them a policy shows.
+    """
+
+    __slots__ = ()
+
+    @property
+    def recorded_label(self) -> str | None:
+        """The label by which records of it are found; None where there is none."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTarget:
+    """The label whose output is explained, perhaps as compared with another's."""
+
+    index: Annotated[int, ALWAYS, Field(description="its place among the model's labels, from 0")]
+    label: Annotated[str, ALWAYS, Field(description="its name")]
+    rather_than: Annotated[
+        str | None, ALWAYS, Field(description="the label whose output is taken away from this one's")
+    ] = None
+
+    @property
+    def text(self) -> str:
+        """As people are told it."""
+        return self.label if self.rather_than is None else f"{self.label} rather than {self.rather_than}"
+
+
+class OutputKind(BaseModel):
+    """What the manifest says of a model's outputs, and all that follows from it.
+
+    An ONNX graph's `tensors` are named by output space, and the twin is cut at that of the `network_space`; the others
+    may be left out where the graph has none. Other artefacts answer in the `network_space` and nothing else.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    noun: ClassVar[str]
+    """What one output is of, as sentences say it."""
+    network_noun: ClassVar[str] = "logits"
+    """What the network's own numbers are, as sentences say it."""
+    spaces: ClassVar[tuple[OutputSpace, ...]]
+    network_space: ClassVar[OutputSpace]
+    """The space in which the network itself answers."""
+    network_link: ClassVar[Link]
+    """What leads from the network's numbers to probabilities."""
+
+    kind: str
+    tensors: Mapping[OutputSpace, str] = {}
+    default_space: OutputSpace
+
+    @model_validator(mode="after")
+    def _has_its_spaces(self) -> Self:
+        unknown = [space for space in (self.default_space, *self.tensors) if space not in self.spaces]
+        if unknown:
+            spaces = " and ".join(self.spaces)
+            raise ValueError(f"there is no output space {unknown[0].value!r} of {self.kind}; they have {spaces}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the outputs, in their order."""
+        raise NotImplementedError
+
+    @property
+    def has_one_logit(self) -> bool:
+        """Whether two labels share one number of the network."""
+        return False
+
+    @property
+    def network_tensor(self) -> str:
+        """Of an ONNX graph, the tensor at which the twin is cut."""
+        return self.tensors[self.network_space]
+
+    def check_format(self, form: str) -> None:
+        """Holds the declaration against the format of the artefact. Raises ValueError."""
+        if form == "onnx" and self.network_space not in self.tensors:
+            others = [space for space in self.spaces if space != self.network_space]
+            more = f", and one for `{others[0]}` if there is one" if others else ""
+            raise ValueError(f"outputs.tensors names one tensor for `{self.network_space}`{more}")
+
+    def parity_scale(self, deployed: NDArray[np.floating]) -> NDArray[np.floating] | float:  # noqa: ARG002
+        """What `deployed` outputs [n, outputs] and the twin's are divided by before they are compared."""
+        return 1.0
+
+    def read_space(self, name: str | None) -> OutputSpace:
+        """The output space of that name, or the default. Raises InvalidRequest."""
+        if name is None:
+            return self.default_space
+        if name not in self.spaces:
+            detail = f"output_space {abridged(name)} is not known; {known('spaces', self.spaces)}"
+            pointer = pointer_to("parameters", "output_space")
+            raise invalid(Kind.WRONG_VALUE, pointer, detail + did_you_mean(name, self.spaces))
+        return OutputSpace(name)
+
+    def read_target(self, asked: object) -> Target | None:
+        """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
+        raise NotImplementedError
+
+    def default_target(self, outputs: NDArray[np.floating]) -> int:
+        """The output [outputs] that is explained where the request leaves it open."""
+        return int(np.argmax(outputs))
+
+    @property
+    def usual_target(self) -> str:
+        """What is explained where nobody asks, as in checks, and what drift is measured on."""
+        raise NotImplementedError
+
+    def is_usual(self, target: Target | None) -> bool:
+        """Whether explanations of this target can be held against those of the usual one."""
+        return target == self.read_target(self.usual_target)
+
+    def adverse_sign(self, target: Target) -> int | None:
+        """1 where a larger explained number is bad news, -1 where a smaller one is, None where neither is said."""
+        raise NotImplementedError
+
+    def target_item(self, target: Target) -> Any:
+        """The target as answers and records have it; its `text` is what people are told."""
+        raise NotImplementedError
+
+    def prediction_item(self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None) -> Any:
+        """An item of `predictions`; None stands for outputs that are no finite numbers."""
+        raise NotImplementedError
+
+    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
+        """An item of `predictions` in one line."""
+        raise NotImplementedError
+
+    def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
+        """What the outputs decide, as people are told it; None where they decide nothing."""
+        raise NotImplementedError
+
+    def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:
+        """Whether what the outputs decide is bad news."""
+        raise NotImplementedError
+
+    def default_floor(self, space: OutputSpace, over_baselines: Floats) -> float:
+        """The least denominator of relative errors, where the manifest names none, in units of the output.
+
+        `over_baselines` [K] are the explained outputs over the baseline set.
+        """
+        if space is OutputSpace.PROBABILITY:
+            return PROBABILITY_FLOOR
+        return max(SHARE_OF_SPREAD * float(over_baselines.max() - over_baselines.min()), MIN_FLOOR)
+
+    def check_quantity(self, quantity: str, of: str | None) -> None:
+        """Whether review rules may name the `quantity`, and `of` which output. Raises ValueError."""
+        raise NotImplementedError
+
+    def quantity(self, quantity: str, of: str | None, outputs: Outputs, space: OutputSpace) -> float | None:
+        """A quantity of review rules that `check_quantity` accepts."""
+        raise NotImplementedError
+
+    def labels_of(self, outputs: Outputs, space: OutputSpace) -> frozenset[str]:
+        """The labels that conditions of review rules are held against."""
+        raise NotImplementedError
+
+    @classmethod
+    def usual_names(cls, count: int) -> tuple[str, ...]:
+        """Names for so many outputs of which none is known."""
+        return tuple(f"{cls.noun}_{at}" for at in range(count))
+
+    @classmethod
+    def declaration(cls, known: KnownOutputs) -> dict[str, Any]:
+        """The `outputs` of a manifest. Raises ValueError where what is known does not fit them."""
+        raise NotImplementedError
+
+    @classmethod
+    def _adverse_label(cls, names: Sequence[str], adverse: str | None) -> dict[str, str]:
+        if adverse is not None and adverse not in names:
+            raise ValueError(f"{adverse!r} is not among the {cls.noun}s {', '.join(names)}")
+        return {} if adverse is None else {"adverse": adverse}
+
+    def described(self) -> dict[str, Any]:
+        """The outputs in the description of a model."""
+        return {"kind": self.kind, "spaces": list(self.spaces), "default_space": self.default_space}
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        """Raises ValueError for names that no request could mean."""
+        twice = [name for at, name in enumerate(names) if name in names[:at]]
+        if twice:
+            raise ValueError(f"the {self.noun} {twice[0]!r} is there twice, so no request could say which one it means")
+        if PREDICTED in names:
+            raise ValueError(
+                f"a {self.noun} cannot be called {PREDICTED!r}: so a request asks for whatever is predicted"
+            )
+        if "" in names:
+            raise ValueError(f"a {self.noun} has no name")
+
+    def _index(self, asked: object, others: Sequence[str] = ()) -> int:
+        """The number of an output, asked for by number or name; `others` could have been asked too.
+
+        Raises InvalidRequest.
+        """
+        names = self.names
+        if type(asked) is int:
+            if not 0 <= asked < len(names):
+                detail = f"target {asked} is not a {self.noun}'s index; it must lie between 0 and {len(names) - 1}"
+                raise self._unknown(detail)
+            return asked
+        if asked not in names:
+            targets = [*names, *others]
+            detail = f"target {abridged(asked)} is not a {self.noun}; {known(f'{self.noun}s', targets)}"
+            raise self._unknown(detail + did_you_mean(asked, targets))
+        return names.index(str(asked))
+
+    def _unknown(self, detail: str) -> InvalidRequest:
+        return invalid(Kind.UNKNOWN_LABEL, TARGET, detail)
+
+    def _no_contrast(self, why: str) -> InvalidRequest:
+        return invalid(Kind.WRONG_VALUE, TARGET, f"target: `rather_than` compares two classes; {why}")
+
+
+def are_finite(outputs: Outputs | None) -> bool:
+    """Whether there are outputs, and all of them finite."""
+    return outputs is not None and all(map(isfinite, outputs))
