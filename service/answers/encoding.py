@@ -38,8 +38,9 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
         return own
     if not is_dataclass(kind):
         raise TypeError(f"{kind.__name__} is no answer")
+    own_kind: Any = kind
     of = fields(kind)
-    names = [name_in_json(kind, field.name) for field in of]
+    names = [name_in_json(own_kind, field.name) for field in of]
     defaults = [field.default for field in of]
     values = attrgetter(*(field.name for field in of))
 
