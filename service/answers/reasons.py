@@ -19,7 +19,8 @@ from itertools import pairwise
 
 from service.answers.items import ReasonItem
 from service.catalog.inputs.features import ReasonGroup
-from service.catalog.manifest import Manifest, TabularInputs
+from service.catalog.inputs.kind import Inputs
+from service.catalog.manifest import Manifest
 from service.domain import Explanation
 
 MOST_REASONS = 4
@@ -32,7 +33,7 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
     """
     outputs, inputs = manifest.outputs, manifest.inputs
     sign = outputs.adverse_sign(explanation.target)
-    if sign is None or not isinstance(inputs, TabularInputs) or explanation.attributions is None:
+    if sign is None or explanation.attributions is None:
         return None
     if not any(group.reason for group in inputs.reason_groups):
         return None
@@ -58,7 +59,7 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
 
 
 def _reason(
-    inputs: TabularInputs, group: ReasonGroup, moved: Sequence[float], contribution: float, *, is_tied: bool
+    inputs: Inputs, group: ReasonGroup, moved: Sequence[float], contribution: float, *, is_tied: bool
 ) -> ReasonItem:
     """A reason as it is answered; `features` where there are several, the strongest first."""
     ranked = tuple(inputs.unit_names[place] for place in sorted(group.places, key=moved.__getitem__, reverse=True))
@@ -73,5 +74,5 @@ def _reason(
 
 
 def texts_digest(manifest: Manifest) -> str | None:
-    """The version of the reason texts; None of what is no table."""
-    return manifest.inputs.reason_texts if isinstance(manifest.inputs, TabularInputs) else None
+    """The version of the reason texts; None where there can be none."""
+    return manifest.inputs.reason_texts

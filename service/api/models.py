@@ -11,11 +11,6 @@ from service.api.problems import answers
 from service.api.requests import ApiRequest
 from service.api.routing import new_router
 from service.catalog.assessments import Assessment
-from service.catalog.inputs.features import Feature, Unit
-from service.catalog.inputs.image import ImageInputs
-from service.catalog.inputs.image_files import described
-from service.catalog.inputs.kind import Inputs
-from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import PARITY, BaselineSet
 from service.catalog.versions import Catalog, ModelVersion
 from service.methods.registry import METHODS
@@ -65,7 +60,7 @@ def _described(catalog: Catalog, shown: ModelVersion, tenant: str) -> dict[str, 
         "description": manifest.description,
         "owner": manifest.owner,
         "versions": [_version(version) for version in versions],
-        "inputs": _inputs(manifest.inputs),
+        "inputs": manifest.inputs.described(),
         "outputs": manifest.outputs.described(),
         **_methods(shown),
         "baselines": [_baseline(one) for one in sets],
@@ -92,36 +87,6 @@ def _check(assessment: Assessment) -> dict[str, Any]:
         "checked": assessment.checked,
         "checks": assessment.checks,
     }
-
-
-def _feature(feature: Feature, unit: Unit) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "name": feature.name,
-        "title": feature.title,
-        "unit": feature.unit,
-        "range": feature.range,
-        "protected": feature.protected or unit.protected,
-    }
-    if feature.categories:
-        del shown["unit"], shown["range"]
-        shown["categories"] = feature.categories
-    if feature.whole:
-        shown["whole"] = True
-    if feature.missing is not None:
-        shown["missing"] = feature.missing
-    return shown if unit.name == feature.name else {**shown, "group": unit.name}
-
-
-def _inputs(inputs: Inputs) -> list[dict[str, Any]]:
-    """The features of a table, each with the group whose attributions it is summed into, if there is one.
-
-    Of images also what becomes of `files`.
-    """
-    if isinstance(inputs, TabularInputs):
-        unit_of = {number: unit for unit in inputs.units for number in unit.members}
-        return [_feature(feature, unit_of[number]) for number, feature in enumerate(inputs.features)]
-    shown = inputs.model_dump(exclude_none=True)
-    return [{**shown, "files": described(inputs)} if isinstance(inputs, ImageInputs) else shown]
 
 
 def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:

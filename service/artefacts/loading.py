@@ -21,10 +21,8 @@ from service.artefacts.onnx.twins import check_parity
 from service.artefacts.safetensors_format import open_safetensors
 from service.artefacts.sizes import layer_sizes, set_row_type
 from service.catalog.formats import Format
-from service.catalog.inputs.encodings import Encoding, TableEncoding, units_of_columns
-from service.catalog.inputs.features import Category, Feature
-from service.catalog.inputs.tabular import TabularInputs
-from service.catalog.manifest import BaselineSet, Manifest, TokenInputs, read_manifest
+from service.catalog.inputs.encodings import Encoding
+from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.outputs.kind import OutputKind
 from service.catalog.version_files import read_baseline_rows, read_verified
 from service.domain import SINGLE, Floats, ModelKey, OutputSpace, RowType
@@ -90,20 +88,15 @@ class LoadedModel:
     @property
     def columns(self) -> tuple[int, ...]:
         """For each of the twin's inputs, the unit it belongs to; empty where each is one of its own."""
-        inputs = self.manifest.inputs
-        if not isinstance(inputs, TabularInputs):
-            return ()
-        widths = self.encoding.widths if isinstance(self.encoding, TableEncoding) else [1] * len(inputs.features)
-        return units_of_columns(inputs, widths)
+        return self.manifest.inputs.units_of_columns(self.encoding)
 
     @property
     def bounds(self) -> tuple[Floats, Floats]:
         """The range of each of the twin's inputs, flat."""
         if self.encoding is not None:
             return self.encoding.bounds
-        inputs = self.manifest.inputs
-        assert not isinstance(inputs, TokenInputs)
-        return np.array(inputs.bounds[0]), np.array(inputs.bounds[1])
+        low, high = self.manifest.inputs.bounds
+        return np.array(low), np.array(high)
 
 
 def baseline_digest(baseline: BaselineSet) -> str:
@@ -143,7 +136,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
 
 def _check_evaluation(model: LoadedModel) -> None:
     """Raises CatalogError where an answer of the artefact depends on chance, or on the other rows, as in training."""
-    rows, limit = _random_rows(model.manifest, EVALUATED_ROWS, model.row_type), model.manifest.parity
+    rows, limit = model.manifest.inputs.random_rows(EVALUATED_ROWS, model.row_type), model.manifest.parity
     first, again, alone = (model.deployed.outputs(given) for given in (rows, rows, rows[:1]))
     scale = {space: model.manifest.outputs.parity_scale(values) for space, values in first.items()}
     if not all(
@@ -156,52 +149,18 @@ def _check_evaluation(model: LoadedModel) -> None:
 
 def _check_imputation(manifest: Manifest, opened: Opened) -> None:
     """Holds the manifest's `missing` values against the artefact: NaN in a feature must answer what its value does."""
-    if not isinstance(manifest.inputs, TabularInputs) or not isinstance(manifest.example, Mapping):
+    names = [*manifest.inputs.imputed]
+    if not names:
         return
-    features = manifest.inputs.features
-    imputed = [at for at, feature in enumerate(features) if feature.missing is not None and not feature.categories]
-    if not imputed:
-        return
-    example = np.array([_filled(f, manifest.example[f.name]) for f in features], dtype=opened.row_type)
-    filled, missing = np.tile(example, (len(imputed), 1)), np.tile(example, (len(imputed), 1))
-    for row, at in enumerate(imputed):
-        filled[row, at], missing[row, at] = _filled(features[at], None), np.nan
+    filled = np.tile(manifest.inputs.random_rows(1, opened.row_type), (len(names), 1))
+    missing = filled.copy()
+    for row, (name, value) in enumerate(manifest.inputs.imputed.items()):
+        at = manifest.inputs.names.index(name)
+        filled[row, at], missing[row, at] = value, np.nan
     for space, expected in opened.deployed.outputs(filled).items():
         differ = np.flatnonzero((opened.deployed.outputs(missing)[space] != expected).any(axis=1))
         if len(differ):
-            name = features[imputed[differ[0]]].name
-            raise CatalogError(f"the artefact does not replace a missing {name} by the manifest's value")
-
-
-def _filled(feature: Feature, value: Category | float | None) -> float:
-    if value is None and feature.imputed is not None:
-        return feature.imputed
-    return float(feature.places[value] if feature.categories else value or 0.0)  # type: ignore[index]
-
-
-def whole_texts(inputs: TokenInputs, count: int) -> NDArray[np.float32]:
-    """Random tokens [count, length], none of them padding: of a row that is nothing else, a mask may leave nothing to
-    answer from."""
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(0, max(1, inputs.vocabulary - 1), (count, inputs.length))
-    return np.where(tokens >= inputs.padding, tokens + 1, tokens).clip(0, inputs.vocabulary - 1).astype(np.float32)
-
-
-def _random_rows(manifest: Manifest, count: int, row_type: RowType) -> NDArray[np.floating]:
-    """Rows within the range of the inputs, flat; every other text is a shorter one, with padding behind it."""
-    generator = np.random.default_rng(0)
-    inputs = manifest.inputs
-    if isinstance(inputs, TokenInputs):
-        tokens = whole_texts(inputs, count)
-        lengths = generator.integers(1, inputs.length + 1, (count, 1))
-        lengths[::2] = inputs.length
-        return np.where(np.arange(inputs.length) < lengths, tokens, np.float32(inputs.padding)).astype(row_type)
-    low, high = (np.array(limit, dtype=row_type) for limit in inputs.bounds)
-    rows = generator.uniform(low, high, (count, len(low))).astype(row_type)
-    if isinstance(inputs, TabularInputs):
-        whole = [at for at, feature in enumerate(inputs.features) if feature.categories or feature.whole]
-        rows[:, whole] = np.rint(rows[:, whole])
-    return rows
+            raise CatalogError(f"the artefact does not replace a missing {names[differ[0]]} by the manifest's value")
 
 
 def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
@@ -213,7 +172,7 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     size = sum(layer_sizes(model.twin, model.shape))
     count = min(PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_VALUES // size))
     together = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // size))
-    random = _random_rows(manifest, count, model.row_type)
+    random = manifest.inputs.random_rows(count, model.row_type)
     rows = np.concatenate([*(known[:count] for known in model.baselines.values()), random])
     parts = [rows[at : at + together] for at in range(0, len(rows), together)]
     answers = [model.deployed.outputs(part) for part in parts]

@@ -23,7 +23,6 @@ from torch.export.pt2_archive import PT2ArchiveReader
 
 from service.artefacts.aten import in_plain_torch
 from service.artefacts.deployed import Opened, TorchOutputs, opened
-from service.catalog.inputs.encodings import encoding_for
 from service.catalog.manifest import Manifest
 from service.errors import CatalogError
 from service.settings import Settings
@@ -44,7 +43,7 @@ def open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened
     Raises CatalogError when the digest is not trusted, the archive holds more than a graph and tensors, or the program
     does not lead from rows of the manifest's shape to logits.
     """
-    artefact, encoding = manifest.artefact, encoding_for(manifest.inputs)
+    artefact, encoding = manifest.artefact, manifest.inputs.encoding
     shape = manifest.inputs.shape if encoding is None else encoding.shape
     if artefact.sha256 not in Settings().trusted_artefacts:
         raise CatalogError(

@@ -6,7 +6,7 @@ in `service.artefacts.networks`, in a worker; here nothing imports torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -24,6 +24,9 @@ def _odd(size: int) -> int:
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    is_spatial: ClassVar[bool] = False
+    """Whether it takes what has a height and a width."""
 
 
 class Mlp(_Options):
@@ -59,6 +62,8 @@ class Cnn(_Options):
 
     With `scaling` the file holds `mean` and `deviation` [channels, 1, 1] of the image.
     """
+
+    is_spatial: ClassVar[bool] = True
 
     name: Literal["cnn"]
     blocks: tuple[Block, ...] = Field(min_length=1, max_length=64)

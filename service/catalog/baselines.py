@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from service.access.permissions import OPERATOR_TENANT
-from service.catalog.manifest import MASKED, NAME, BaselineSet, Manifest, TabularInputs, TokenInputs
+from service.catalog.manifest import NAME, BaselineSet, Manifest
 from service.catalog.version_files import read_verified, stored_rows
 from service.domain import ModelKey
 from service.errors import InvalidRequest
@@ -113,12 +113,7 @@ class KeptSet:
 
 def inputs_digest(manifest: Manifest) -> str:
     """Of what the columns of a row are: their names in order, the shape, and what the numbers of categories mean."""
-    inputs = manifest.inputs
-    categories: list[object] = []
-    if isinstance(inputs, TabularInputs) and inputs.has_categories:
-        categories = [feature.categories for feature in inputs.features]
-    content = orjson.dumps([inputs.kind, list(inputs.names), list(inputs.shape), *categories])
-    return "sha256:" + hashlib.sha256(content).hexdigest()
+    return "sha256:" + hashlib.sha256(orjson.dumps(manifest.inputs.identity)).hexdigest()
 
 
 class KeptSets:
@@ -152,10 +147,8 @@ class KeptSets:
         `KeptSet`. Raises InvalidRequest, OSError.
         """
         refuse_name(name)
-        if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
-            raise InvalidRequest(
-                f"{MASKED}; name the baseline `mask`, or send another text of as many tokens with each"
-            )
+        if manifest.inputs.sets_obstacle is not None:
+            raise InvalidRequest(manifest.inputs.sets_obstacle)
         if not 1 <= len(rows) <= MOST_ROWS:
             raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
         with self.alone():

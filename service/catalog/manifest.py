@@ -10,14 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from service.catalog.architectures import Cnn
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs.features import Category, Feature, Reason
-from service.catalog.inputs.image import ImageInputs
-from service.catalog.inputs.kind import Inputs
 from service.catalog.inputs.registry import DeclaredInputs
-from service.catalog.inputs.tabular import TabularInputs
-from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.kind import PREDICTED
 from service.catalog.plain_yaml import read_yaml
@@ -27,31 +22,20 @@ from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
 __all__ = [
-    "MASK",
     "NAME",
     "PREDICTED",
-    "ZEROS",
     "BaselineSet",
     "Defaults",
     "Example",
     "Feature",
-    "ImageInputs",
-    "Inputs",
     "Manifest",
     "Outputs",
     "Reason",
     "Review",
-    "TabularInputs",
-    "TokenInputs",
     "find_versions",
     "read_manifest",
 ]
 
-MASK = "mask"
-"""The baseline that masks all tokens but the special ones."""
-ZEROS = "zeros"
-"""The baseline of zeros; of tokens, and of tables with categories, it would be no instance."""
-MASKED = "a model that is told the padding has no baseline sets: their rows have another padding"
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -117,27 +101,17 @@ class Manifest(_Frozen):
         sets = [(baseline.name, baseline.version) for baseline in self.baselines]
         if len(set(sets)) != len(sets):
             raise ValueError("two baseline sets have the same name and version")
-        own = {self.own_baseline}
+        own = {self.inputs.own_baseline}
         if self.defaults.baseline not in own.union(name for name, _ in sets):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
         self._check_tensors()
-        if isinstance(self.inputs, TokenInputs) and self.inputs.has_mask and self.baselines:
-            raise ValueError(MASKED)
+        if self.baselines and self.inputs.sets_obstacle is not None:
+            raise ValueError(self.inputs.sets_obstacle)
         self._check_review()
         names = set(self.inputs.names)
         if names and not (isinstance(self.example, Mapping) and set(self.example) == names):
             raise ValueError("the example is not one complete instance")
         return self
-
-    @property
-    def own_baseline(self) -> str | None:
-        """The baseline that needs no file."""
-        match self.inputs:
-            case TokenInputs():
-                return MASK
-            case TabularInputs(has_categories=True):
-                return None
-        return ZEROS
 
     def _check_review(self) -> None:
         """Holds what review rules name against what there is of these outputs. Raises ValueError."""
@@ -152,21 +126,16 @@ class Manifest(_Frozen):
 
     def _check_tensors(self) -> None:
         """Holds the names of tensors, and the kind of the inputs, against the format of the artefact."""
-        form, inputs, tensors = self.artefact.format, self.inputs, self.outputs.tensors
-        given = [*inputs.tensors] if isinstance(inputs, TabularInputs) else [inputs.tensor]
+        form, tensors = self.artefact.format, self.outputs.tensors
+        self.inputs.check_artefact(self.artefact)
         if form == "onnx":
-            if not all(given):
+            if not all(self.inputs.tensor_names):
                 raise ValueError("inputs.tensor is missing: the name of the ONNX graph's input")
             self.outputs.check_format(form)
             return
-        if isinstance(inputs, TokenInputs):
-            raise ValueError(f"tokens are explained at the embedding of an ONNX graph, not of the format {form}")
-        if any(given) or tensors:
-            name = "inputs.tensor" if any(given) else "outputs.tensors"
-            raise ValueError(f"{name} is for ONNX: an artefact in the format {form} has no names for it")
+        if tensors:
+            raise ValueError(f"outputs.tensors is for ONNX: an artefact in the format {form} has no names for it")
         self.outputs.check_format(form)
-        if isinstance(self.artefact.architecture, Cnn) and not isinstance(inputs, ImageInputs):
-            raise ValueError("the architecture 'cnn' takes images")
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -16,12 +16,9 @@ from numpy.typing import NDArray
 
 from service.access.permissions import OPERATOR_TENANT
 from service.catalog.baselines import BASELINES, KeptSets, refuse_name
-from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import (
-    Feature,
     Manifest,
-    TabularInputs,
-    TokenInputs,
     find_versions,
     read_manifest,
 )
@@ -93,47 +90,24 @@ def build(
 def rows_for(manifest: Manifest, path: Path, dropped: Sequence[str] = ()) -> Floats:
     """The rows of the file in the order of the model's features, each a valid instance. Raises CatalogError."""
     inputs = manifest.inputs
-    rows = read_rows(path, inputs.shape, dropped, _columns(inputs) if isinstance(inputs, TabularInputs) else ())
     checked = []
-    for number, row in enumerate(rows.values):
+    for number, row in enumerate(read_rows(path, inputs.shape, dropped, _columns(inputs)).values):
         try:
-            instance: Any = (
-                [_value(feature, float(value)) for feature, value in zip(inputs.features, row, strict=True)]
-                if isinstance(inputs, TabularInputs)
-                else _as_sent(manifest, row)
-            )
-            checked.append(read_instance(manifest, instance))
+            checked.append(inputs.of_numbers(row.tolist()).values)
         except InvalidRequest as error:
             raise CatalogError(f"row {number + 1}: {error}") from None
     return np.array(checked)
 
 
-def _as_sent(manifest: Manifest, row: Floats) -> Any:
-    """An image's numbers, or a text's tokens, which are whole ones."""
-    inputs = manifest.inputs
-    if isinstance(inputs, TokenInputs):
-        return [int(token) if token.is_integer() else token for token in row.tolist()]
-    return row.reshape(inputs.shape).tolist()
-
-
-def _columns(inputs: TabularInputs) -> list[Column]:
+def _columns(inputs: Inputs) -> list[Column]:
     return [
         Column(
             feature.name,
             feature.title,
             {str(category): place for category, place in feature.places.items()} if feature.categories else None,
         )
-        for feature in inputs.features
+        for feature in inputs.named_features
     ]
-
-
-def _value(feature: Feature, number: float) -> Any:
-    """A number of a file as an instance has it."""
-    if np.isnan(number):
-        return None
-    if feature.categories and number not in range(len(feature.categories)):
-        raise InvalidRequest(f"{feature.name} is {number:g}; its categories have the places 0 to {feature.range[1]:g}")
-    return feature.shown(number)
 
 
 def _are_predicted(folder: Path, manifest: Manifest, rows: Floats, label: str) -> NDArray[np.bool_]:

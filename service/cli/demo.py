@@ -11,7 +11,6 @@ import orjson
 
 from service.access.permissions import OPERATOR_TENANT
 from service.api.services import Services
-from service.catalog.manifest import TabularInputs
 from service.catalog.versions import ModelVersion
 from service.ledger import Keys
 
@@ -64,8 +63,7 @@ def _shown(
     version: ModelVersion, reply: dict[str, Any], address: str, path: str, key: str, body: dict[str, Any]
 ) -> str:
     explanation, prediction = reply["explanations"][0], reply["predictions"][0]
-    inputs = version.manifest.inputs
-    titles = {unit.name: unit.title for unit in inputs.units} if isinstance(inputs, TabularInputs) else {}
+    titles = {unit.name: unit.title for unit in version.manifest.inputs.units}
     baseline = explanation["baseline"]
     outputs = version.manifest.outputs
     explained = f"{explanation['output_space']} of {outputs.usual_target} {explanation['output']:.3f}"

@@ -1,6 +1,6 @@
 """Whether today's explanations are like those that the version was checked with, and for whom they are made.
 
-Of every version that serves a table there is, over the latest explanations:
+Of every version whose attributions are of named features there is, over the latest explanations:
 
 - how much each feature counts, whose nDCG against the reference profile of `answerable models check` falls when the
   order of the features does;
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.catalog.assessments import Profile
-from service.catalog.manifest import Manifest, TabularInputs
+from service.catalog.manifest import Manifest
 from service.domain import Explanation, Floats, Plan
 from service.numerics.ranking import normalised_gain
 
@@ -69,9 +69,8 @@ class Drift:
 
     def __post_init__(self) -> None:
         inputs, cohorts = self.manifest.inputs, self.manifest.review.all_cohorts
-        width, protected = (len(inputs.units), inputs.protected) if isinstance(inputs, TabularInputs) else (0, ())
-        self._importance = RecentMean((width,))
-        names = [ALL, *(f"{tag}={value}" for tag, value in cohorts)] if protected else []
+        self._importance = RecentMean((len(inputs.units),))
+        names = [ALL, *(f"{tag}={value}" for tag, value in cohorts)] if inputs.protected else []
         self._shares = {name: RecentMean() for name in names}
 
     def observe(self, plan: Plan, explanation: Explanation, cohort: Mapping[str, str]) -> None:
@@ -95,7 +94,7 @@ class Drift:
             and plan.baseline.name == defaults.baseline
             and plan.output_space == outputs.default_space
             and plan.noise is None
-            and isinstance(manifest.inputs, TabularInputs)
+            and bool(manifest.inputs.units)
             and outputs.is_usual(plan.target)
         )
 
@@ -107,7 +106,6 @@ class Drift:
         self._importance.add(sizes)
         if not self._shares:
             return
-        assert isinstance(self.manifest.inputs, TabularInputs)
         totals = sizes.sum(axis=1)
         shares = sizes[:, self.manifest.inputs.protected].sum(axis=1) / np.where(totals, totals, 1.0)
         self._shares[ALL].add(shares[totals > 0])

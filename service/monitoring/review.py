@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from service.catalog.manifest import Inputs, Manifest, TabularInputs
+from service.catalog.inputs.kind import Inputs
+from service.catalog.manifest import Manifest
 from service.catalog.outputs.kind import are_finite
 from service.catalog.review_rules import LABEL, OF_OUTPUTS, PROTECTED_SHARE, Figure, parts_of
 from service.domain import Explanation, Plan
@@ -13,9 +14,9 @@ from service.domain import Explanation, Plan
 def protected_share(inputs: Inputs, attributions: Sequence[float] | None) -> float | None:
     """The protected features' share of the sum of absolute attributions, from 0 to 1.
 
-    None for what is no table, without attributions, or where all of them are zero.
+    None where what attributions are of has no names, without attributions, or where all of them are zero.
     """
-    if attributions is None or not isinstance(inputs, TabularInputs):
+    if attributions is None or not inputs.units:
         return None
     total = sum(map(abs, attributions))
     if not total:

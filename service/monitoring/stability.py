@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.catalog.manifest import BaselineSet, TabularInputs
+from service.catalog.manifest import BaselineSet
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
 from service.domain import BaselineChoice, Explanation, Plan, Priority
@@ -82,9 +82,7 @@ class StabilityProbe:
 def _set_of(version: ModelVersion, plan: Plan) -> BaselineSet | None:
     """The baseline set of a plan that another sample can be drawn for."""
     inputs = version.manifest.inputs
-    if isinstance(inputs, TabularInputs) and inputs.has_categories:
-        return None  # the mean of categories is no row
-    if plan.method != METHOD or plan.noise is not None or not isinstance(version.manifest.inputs, TabularInputs):
+    if plan.method != METHOD or plan.noise is not None or not inputs.units or not inputs.mean_is_row:
         return None
     sets = (one for one in version.manifest.baselines if "sha256:" + one.sha256 == plan.baseline.digest)
     found = next(sets, None)

@@ -24,7 +24,7 @@ from service.answers.reading import personal_of, record_of
 from service.answers.record import RecordItem
 from service.answers.replies import ChangeItem, HintItem
 from service.catalog.baselines import KeptSets
-from service.catalog.manifest import TabularInputs
+from service.catalog.inputs.kind import Inputs
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Floats, Plan
@@ -92,7 +92,7 @@ class Counterfactuals:
         except AnswerableError:
             return _none("the model version is not served here any more")
         inputs, outputs = version.manifest.inputs, version.manifest.outputs
-        if record.model.digest != version.key.digest or not isinstance(inputs, TabularInputs):
+        if record.model.digest != version.key.digest or not inputs.named_features:
             return _none("the model version that is served here is another artefact")
         plan = plan_of(record, personal_of(stored), version)
         try:
@@ -105,7 +105,7 @@ class Counterfactuals:
             baseline, whole = await asyncio.to_thread(_baseline, version, self._kept, plan, stored.tenant)
         except CatalogError:
             return _none("the baseline set is not here any more")
-        features = inputs.features
+        features = inputs.named_features
         low, high = map(np.array, inputs.bounds)
         moved: list[int] = []
         for reason in (record.reasons or ())[:most]:
@@ -164,14 +164,14 @@ def _none(why: str) -> HintItem:
     return HintItem(found=False, why=why)
 
 
-def _members(inputs: TabularInputs, reason: ReasonItem) -> list[int]:
+def _members(inputs: Inputs, reason: ReasonItem) -> list[int]:
     """The numbers of the features that a reason speaks of, those of groups included."""
     members = {unit.name: unit.members for unit in inputs.units}
     return [at for name in (reason.features or (reason.feature,)) for at in members[name]]
 
 
-def _hint(record: RecordItem, inputs: TabularInputs, way: _Way, step: float, label: str) -> HintItem:
-    row, features = way.at(step), inputs.features
+def _hint(record: RecordItem, inputs: Inputs, way: _Way, step: float, label: str) -> HintItem:
+    row, features = way.at(step), inputs.named_features
     codes = {at: reason.code for reason in record.reasons or () for at in _members(inputs, reason)}
     changes = tuple(
         ChangeItem(

@@ -11,7 +11,7 @@ from math import prod
 from reprlib import repr as abridged
 
 from service.catalog.inputs.instances import read_instance
-from service.catalog.manifest import MASK, PREDICTED, ZEROS, BaselineSet, Manifest, TokenInputs
+from service.catalog.manifest import PREDICTED, BaselineSet, Manifest
 from service.catalog.nearest import did_you_mean, known
 from service.catalog.versions import ModelVersion
 from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, ToleranceOf, Traits
@@ -78,8 +78,7 @@ def make_plans(
 ) -> list[Plan]:
     """One plan an input row; what the rows have in common is read once. Raises as `make_plan` does."""
     first = make_plan(version, rows[0], parameters, tenant)
-    inputs = version.manifest.inputs
-    if isinstance(inputs, TokenInputs) and (first.baseline.name == MASK or inputs.has_mask):  # it depends on the row
+    if version.manifest.inputs.depends_on_row(first.baseline.name):
         return [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
     return [first, *(replace(first, input=row) for row in rows[1:])]
 
@@ -167,33 +166,19 @@ def _method(name: str) -> MethodSpec:
 
 
 def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
-    manifest = version.manifest
+    inputs = version.manifest.inputs
     if asked is None:
-        asked = manifest.defaults.baseline
-    if isinstance(manifest.inputs, TokenInputs) and asked == MASK:
-        return _inline(MASK, _masked(manifest.inputs, row))
-    if asked == ZEROS == manifest.own_baseline:
-        return _inline(ZEROS, (0.0,) * len(row))
+        asked = version.manifest.defaults.baseline
+    if isinstance(asked, str) and asked == inputs.own_baseline:
+        return _inline(asked, inputs.own_baseline_for(row))
     if isinstance(asked, str):
         found = _baseline_set(version, asked, tenant)
         return BaselineChoice(found.name, found.version, "sha256:" + found.sha256, found.size)
     assert isinstance(asked, InlineBaseline)
-    if isinstance(manifest.inputs, TokenInputs) and manifest.inputs.has_mask:
-        _compare_padding(manifest.inputs, asked.row, row)
+    obstacle = inputs.baseline_obstacle(asked.row, row)
+    if obstacle is not None:
+        raise _wrong("baseline", f"baseline: {obstacle}")
     return _inline(INLINE, asked.row)
-
-
-def _masked(inputs: TokenInputs, row: tuple[float, ...]) -> tuple[float, ...]:
-    """The input with `mask` in the place of every token that is neither special nor padding."""
-    return tuple(token if token in inputs.kept else float(inputs.mask) for token in row)
-
-
-def _compare_padding(inputs: TokenInputs, baseline: tuple[float, ...], row: tuple[float, ...]) -> None:
-    """Raises InvalidRequest when the one has padding where the other has none: the mask must be the same for both."""
-    tokens = [sum(token != inputs.padding for token in each) for each in (baseline, row)]
-    if tokens[0] != tokens[1]:
-        detail = f"baseline: it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
-        raise _wrong("baseline", detail)
 
 
 def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
@@ -222,7 +207,7 @@ def _baseline_set(version: ModelVersion, asked: str, tenant: str | None) -> Base
         reason = kept[-1].stale_for(version.key, manifest)
         raise _wrong("baseline", f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
     names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(one.listed for one in usable)]]
-    names += [] if manifest.own_baseline is None else [manifest.own_baseline]
+    names += [] if manifest.inputs.own_baseline is None else [manifest.inputs.own_baseline]
     near = did_you_mean(asked, [*names, *dict.fromkeys(name.partition("@")[0] for name in names)])
     detail = f"baseline {abridged(asked)} is not known; {known('baselines', names)}{near}"
     raise invalid(Kind.UNKNOWN_BASELINE, _place("baseline"), detail)
@@ -237,7 +222,7 @@ def _options(version: ModelVersion, method: MethodSpec, asked: Mapping[str, obje
             detail = f"{method.name} has no option {abridged(name)}; {known('options', by_name)}"
             raise invalid(Kind.UNKNOWN_OPTION, _place("options", name), detail + did_you_mean(name, by_name))
     inputs = version.manifest.inputs
-    units = Units(inputs.unit_names, len(inputs.unit_names) or prod(inputs.shape[-2:]))
+    units = Units(inputs.unit_names, inputs.unit_count)
     read = method.defaults()
     for name, value in asked.items():
         try:

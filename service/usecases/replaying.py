@@ -212,7 +212,7 @@ def _computed(
 ) -> Computed:
     """What a record of this explanation would say, shown as it was in `record`."""
     places = version.manifest.inputs.of_record(personal.content).places
-    has_channels = getattr(record.attributions, "channels", None) is not None
+    has_channels = record.attributions is not None and record.attributions.has_channels
     answer = answered(version, plan, explanation, places, id=record.id, cached=False, has_channels=has_channels)
     prediction = version.manifest.outputs.prediction_item(
         explanation.outputs, plan.output_space, truncated=(places is not None and places.truncated) or None

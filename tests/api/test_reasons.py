@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from service.access.permissions import Policy
 from service.answers.reasons import principal_reasons, texts_digest
-from service.catalog.manifest import Manifest, Reason, TabularInputs, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import Manifest, Reason, read_manifest
 from service.domain import Completeness, Explanation
 from tests.conftest import MODELS
 

@@ -27,7 +27,7 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.artefacts.onnx.embeddings import find_embedding
+from service.artefacts.inputs.embeddings import find_embedding
 from service.artefacts.onnx.twins import build_twin
 from service.engine.kernels.piecewise import PiecewiseLinear
 from service.errors import CatalogError

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from service.artefacts.loading import load_model
-from service.artefacts.onnx import twins_by_input as onnx_twins
+from service.artefacts.onnx import twin_source as onnx_twins
 from service.artefacts.onnx.twins import build_twin, check_parity, parse_onnx
 from service.catalog.manifest import read_manifest
 from service.domain import OutputSpace

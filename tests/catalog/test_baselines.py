@@ -12,7 +12,8 @@ import pytest
 
 from service.catalog import baselines
 from service.catalog.baselines import MOST_ROWS, KeptSets
-from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.domain import ModelKey
 from service.errors import InvalidRequest

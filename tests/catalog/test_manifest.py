@@ -13,7 +13,8 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from service.catalog.manifest import TabularInputs, find_versions, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import find_versions, read_manifest
 from service.catalog.plain_yaml import read_yaml
 from service.catalog.version_files import read_baseline_rows, read_verified
 from service.errors import CatalogError

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from service.catalog.assessments import Assessments, Profile
-from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.review_rules import Review
 from service.domain import BaselineChoice, Completeness, Explanation, Floats, Noise, NoiseKind, OutputSpace, Plan
 from service.monitoring.drift import BATCH, LEAST, MEMORY, Drift, RecentMean

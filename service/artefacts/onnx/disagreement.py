@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 from torch import Tensor, fx
 
-from service.artefacts.onnx.embeddings import open_part
+from service.artefacts.onnx.graph_parts import open_part
 from service.artefacts.onnx.twins import converted, relative_difference
 from service.artefacts.onnx.undifferentiable import described
 

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
 from service.artefacts.deployed import Opened, TorchOutputs, log_odds
-from service.artefacts.onnx.session_inputs import Feeds, GraphInput, column_feeds, feeds_of, graph_inputs, row_type
+from service.artefacts.inputs.registry import onnx_inputs
+from service.artefacts.onnx.session_inputs import Feeds, GraphInput, graph_inputs
+from service.artefacts.onnx.twin_source import twin_of
 from service.artefacts.onnx.twins import parse_onnx
-from service.artefacts.onnx.twins_by_input import source_of, twin_of
 from service.artefacts.reported import reported
-from service.catalog.inputs.encodings import TableEncoding
-from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import Manifest
 from service.domain import Link, OutputSpace
 from service.errors import CatalogError
@@ -115,20 +114,20 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     given = artefact.inputs
-    feeds = feeds_of(inputs, given)
-    source = source_of(graph, manifest, given, feeds)
-    encoding, logit = source.encoding, manifest.outputs.network_tensor
+    taken, logit = onnx_inputs(inputs, given), manifest.outputs.network_tensor
+    feeds = taken.feeds()
+    source = taken.source(graph, feeds, logit)
+    encoding = source.encoding
     deployed, twin = Answering(artefact, feeds), twin_of(source, manifest).to(device)
-    own_type = row_type(inputs, given)
+    own_type = taken.row_type()
     worst = partial(source.worst_operator, logit, feeds)
     if not all(each.is_floating for each in given.values()):
         shape = inputs.shape if encoding is None else encoding.shape
         forwards = TorchOutputs(twin, device, shape, manifest.outputs)
         return Opened(deployed, twin, encoding, forwards, worst, own_type)
-    if isinstance(encoding, TableEncoding) and isinstance(inputs, TabularInputs):
-        columns = Answering(artefact, column_feeds(inputs, given, encoding.widths))
-        return Opened(deployed, twin, encoding, columns, worst, own_type)
-    return Opened(deployed, twin, encoding, deployed, worst, own_type)
+    encoded = taken.encoded_feeds(encoding)
+    of_encoded = deployed if encoded is None else Answering(artefact, encoded)
+    return Opened(deployed, twin, encoding, of_encoded, worst, own_type)
 
 
 def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.inputs.features import Feature
-from service.catalog.inputs.kind import Inputs
-from service.catalog.inputs.tabular import TabularInputs
 from service.domain import Floats
 
 
@@ -124,23 +122,3 @@ class TableEncoding:
 def one_hot(feature: Feature) -> Floats:
     """The columns of a feature's categories: [categories, columns]."""
     return np.eye(len(feature.categories))[:, [category != feature.reference for category in feature.categories]]
-
-
-def encoding_of(inputs: TabularInputs, tables: Sequence[Floats | None]) -> TableEncoding:
-    """The encoding of a table by one entry a feature."""
-    low, high = (np.array(limit) for limit in inputs.bounds)
-    return TableEncoding(tables, low, high)
-
-
-def encoding_for(inputs: Inputs) -> TableEncoding | None:
-    """That of a model which takes one-hot columns for its categories; None for one without categories."""
-    if not isinstance(inputs, TabularInputs) or not inputs.has_categories:
-        return None
-    return encoding_of(inputs, [one_hot(feature) if feature.categories else None for feature in inputs.features])
-
-
-def units_of_columns(inputs: TabularInputs, widths: Sequence[int]) -> tuple[int, ...]:
-    """For each column, the unit that it belongs to; empty where every column is one of its own."""
-    unit_of = {feature: unit for unit, found in enumerate(inputs.units) for feature in found.members}
-    numbers = tuple(unit_of[feature] for feature, width in enumerate(widths) for _ in range(width))
-    return () if len(inputs.units) == sum(widths) else numbers

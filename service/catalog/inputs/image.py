@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt, model_validator
 
-from service.catalog.inputs.image_files import decode
+from service.catalog.inputs.image_files import decode, described
 from service.catalog.inputs.kind import Declaration, Inputs, Number, Row, check_range
 from service.catalog.nearest import Searches
 from service.domain import Axis
@@ -39,6 +39,11 @@ class PixelAttributions(BaseModel):
         if self.channels is None:
             return self.values
         return (*self.values, *(value for channel in self.channels for row in channel for value in row))
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether there are values of each channel."""
+        return self.channels is not None
 
     @property
     def structure(self) -> list[Any]:
@@ -103,14 +108,17 @@ class ImageInputs(Inputs):
         return self
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Pixels have no names."""
-        return ()
+    def unit_count(self) -> int:
+        """Pixels."""
+        return prod(self.shape[1:])
 
-    @property
-    def unit_names(self) -> tuple[str, ...]:
-        """Pixels have no names."""
-        return ()
+    def described(self) -> list[dict[str, Any]]:
+        """Also what becomes of files."""
+        return [{**self.model_dump(exclude_none=True), "files": described(self)}]
+
+    def notes(self) -> tuple[str, ...]:
+        """What becomes of files."""
+        return (f"image files: {described(self)}",)
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

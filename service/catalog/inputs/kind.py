@@ -17,10 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, WithJsonSchema
 
+from service.catalog.formats import Artefact
 from service.catalog.nearest import Searches
-from service.domain import Axis
+from service.domain import Axis, Floats, RowType
 from service.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from service.catalog.inputs.encodings import Encoding
+    from service.catalog.inputs.features import Feature, ReasonGroup, Unit
+
+MASK = "mask"
+"""The baseline that masks all tokens but the special ones."""
+ZEROS = "zeros"
+"""The baseline of zeros, where that could be an instance."""
 FARTHEST = 1e37
 """Of a range: what networks compute with ends at 3.4e38, and the distance between both ends is still a number."""
 
@@ -80,8 +89,13 @@ class Attributions(Protocol):
 
     @property
     def numbers(self) -> Sequence[float]:
-        """All numbers that are shown: the values, in an order that depends on `structure` alone, and what is shown of
-        their parts."""
+        """All numbers that are shown: the values, in an order that depends on `structure` alone, and those of each
+        channel."""
+        ...
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether it shows what is of each channel."""
         ...
 
     @property
@@ -90,11 +104,11 @@ class Attributions(Protocol):
         ...
 
     def with_values(self, values: Sequence[float]) -> Self:
-        """The same units with other values, and without what is shown of their parts."""
+        """The same units with other values, and without those of each channel."""
         ...
 
     def keeping(self, units: Collection[int]) -> Self:
-        """The values of these units, by their places in `values`, and without what is shown of their parts."""
+        """The values of these units, by their places in `values`, and without those of each channel."""
         ...
 
     def to_json(self) -> Any:
@@ -117,6 +131,146 @@ class Inputs(Declaration, ABC):
         def shape(self) -> tuple[int, ...]:
             """Of one row."""
 
+        @property
+        def tensor(self) -> str:
+            """The graph's input."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the numbers of a row; empty where they have none."""
+        return ()
+
+    @property
+    def named_features(self) -> tuple[Feature, ...]:
+        """What is declared of each of the numbers of a row; empty where it is not declared number by number."""
+        return ()
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """What attributions are of, where that has names."""
+        return ()
+
+    @property
+    def unit_names(self) -> tuple[str, ...]:
+        """The names of what attributions are of."""
+        return tuple(unit.name for unit in self.units)
+
+    @property
+    @abstractmethod
+    def unit_count(self) -> int:
+        """How many attributions there are."""
+
+    @property
+    def unit_labels(self) -> tuple[str, ...]:
+        """Their names, or the place of each in the inputs' shape."""
+        return self.unit_names or tuple(",".join(map(str, place)) for place in np.ndindex(self.shape[-2:]))
+
+    @property
+    def protected(self) -> tuple[int, ...]:
+        """The places of the protected ones among the attributions."""
+        return ()
+
+    @property
+    def reason_groups(self) -> tuple[ReasonGroup, ...]:
+        """What may be a principal reason."""
+        return ()
+
+    @property
+    def reason_texts(self) -> str | None:
+        """The version of the reason texts; None where no unit could have one."""
+        return None
+
+    @property
+    def identity(self) -> list[object]:
+        """What rows of one model must share to be rows of another one."""
+        return [self.kind, self.names, self.shape]
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The inputs of an ONNX graph; a name is empty where the manifest has none."""
+        return (self.tensor,)
+
+    def check_artefact(self, artefact: Artefact) -> None:
+        """Raises ValueError where there are no such inputs of such an artefact."""
+        if artefact.format != "onnx" and any(self.tensor_names):
+            raise ValueError(
+                f"inputs.tensor is for ONNX: an artefact in the format {artefact.format} has no names for it"
+            )
+        if artefact.architecture is not None and artefact.architecture.is_spatial and Axis.HEIGHT not in self.axes:
+            raise ValueError(f"the architecture {artefact.architecture.name!r} takes images")
+
+    @property
+    def own_baseline(self) -> str | None:
+        """The name of the baseline that needs no file."""
+        return ZEROS
+
+    def own_baseline_for(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """The values of the baseline of that name."""
+        return (0.0,) * len(values)
+
+    def depends_on_row(self, baseline: str) -> bool:
+        """Whether a baseline of that name is another for each row, or has to be held against each."""
+        return False
+
+    def baseline_obstacle(self, baseline: tuple[float, ...], values: tuple[float, ...]) -> str | None:
+        """Why the one row cannot be the baseline of the other."""
+        return None
+
+    @property
+    def sets_obstacle(self) -> str | None:
+        """Why there are no baseline sets of such inputs."""
+        return None
+
+    @property
+    def imputed(self) -> dict[str, float]:
+        """By name, the value that the artefact itself must take NaN for."""
+        return {}
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and the greatest value of each of a row's numbers."""
+
+    def random_rows(self, count: int, row_type: RowType) -> NDArray[np.floating]:
+        """Rows [count, columns] within the bounds, always the same ones."""
+        low, high = (np.array(limit, dtype=row_type) for limit in self.bounds)
+        return np.random.default_rng(0).uniform(low, high, (count, len(low))).astype(row_type)
+
+    def whole_rows(self, count: int) -> NDArray[np.floating] | None:
+        """Random rows [count, columns] without padding, always the same ones; None where nothing is ever padded."""
+        return None
+
+    def nearest_row(self, values: Floats, rows: Floats) -> Floats:
+        """The row that is most like `values` [columns], a mean or a median of `rows` [n, columns]."""
+        return values
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """What leads from rows to what a network takes that does not do it itself; None where it takes rows."""
+        return None
+
+    def units_of_columns(self, encoding: Encoding | None) -> tuple[int, ...]:
+        """For each number of encoded rows, the unit that it belongs to; empty where each is one of its own, or units
+        follow from the axes."""
+        return ()
+
+    def is_comparable_with(self, other: Inputs) -> bool:
+        """Whether explanations of both are of the same things."""
+        return self.kind == other.kind and self.shape == other.shape
+
+    @property
+    def mean_is_row(self) -> bool:
+        """Whether the mean of rows is a row."""
+        return True
+
+    def described(self) -> list[dict[str, Any]]:
+        """What the model's page says of the inputs."""
+        return [self.model_dump(exclude_none=True)]
+
+    def notes(self) -> tuple[str, ...]:
+        """What the check of a version says of the inputs that it cannot tell to be right or wrong."""
+        return ()
+
     @abstractmethod
     def read(self, instance: object, folder: Path | None = None, searches: Searches | None = None) -> Row:
         """The row of an instance.
@@ -125,6 +279,10 @@ class Inputs(Declaration, ABC):
         names that were meant, which all instances of a request share. Raises InvalidRequest, naming what is missing,
         unknown, not a number or out of its range.
         """
+
+    def of_numbers(self, values: Sequence[float]) -> Row:
+        """The row of these numbers, as a file of rows has them, NaN where one is missing. Raises InvalidRequest."""
+        return self.read(self.as_instance(values))
 
     @abstractmethod
     def as_instance(self, values: Sequence[float]) -> Any:

@@ -14,12 +14,13 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, RootModel, model_validator
 
+from service.catalog.inputs.encodings import Encoding, TableEncoding, one_hot
 from service.catalog.inputs.features import Category, Feature, Group, ReasonGroup, Unit
-from service.catalog.inputs.kind import Inputs, Number, Row
+from service.catalog.inputs.kind import ZEROS, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
-from service.domain import Axis
-from service.errors import CatalogError
+from service.domain import Axis, Floats, RowType
+from service.errors import CatalogError, InvalidRequest
 
 
 class FeatureAttributions(RootModel[dict[str, Number]]):
@@ -36,6 +37,11 @@ class FeatureAttributions(RootModel[dict[str, Number]]):
     def numbers(self) -> list[float]:
         """In the order of their names."""
         return [self.root[name] for name in self.structure]
+
+    @property
+    def has_channels(self) -> bool:
+        """There are none."""
+        return False
 
     @property
     def structure(self) -> list[str]:
@@ -153,14 +159,108 @@ class TabularInputs(Inputs):
         return any(feature.categories for feature in self.features)
 
     @property
+    def named_features(self) -> tuple[Feature, ...]:
+        """All features."""
+        return self.features
+
+    @property
+    def unit_count(self) -> int:
+        """Features, or groups of them."""
+        return len(self.units)
+
+    @property
+    def identity(self) -> list[object]:
+        """With categories, what their numbers mean too."""
+        categories = [feature.categories for feature in self.features] if self.has_categories else []
+        return [*super().identity, *categories]
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Those of the features, or the one that takes them all."""
+        return tuple(self.tensors)
+
+    @property
+    def own_baseline(self) -> str | None:
+        """Zeros, which are no category."""
+        return None if self.has_categories else ZEROS
+
+    @property
+    def mean_is_row(self) -> bool:
+        """The mean of categories is none."""
+        return not self.has_categories
+
+    def described(self) -> list[dict[str, Any]]:
+        """The features, each with the group whose attributions it is summed into, if there is one."""
+        unit_of = {number: unit for unit in self.units for number in unit.members}
+        return [_described(feature, unit_of[number]) for number, feature in enumerate(self.features)]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one row: (features,)."""
         return (len(self.features),)
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The least and the greatest value of every feature."""
+        """The ends of each feature's range."""
         return tuple(f.range[0] for f in self.features), tuple(f.range[1] for f in self.features)
+
+    def random_rows(self, count: int, row_type: RowType) -> NDArray[np.floating]:
+        """Categories and whole numbers are whole."""
+        rows = super().random_rows(count, row_type)
+        whole = [at for at, feature in enumerate(self.features) if feature.categories or feature.whole]
+        rows[:, whole] = np.rint(rows[:, whole])
+        return rows
+
+    def nearest_row(self, values: Floats, rows: Floats) -> Floats:
+        """Whole numbers rounded, and of a category the most frequent."""
+        nearest = values.copy()
+        for at, feature in enumerate(self.features):
+            if feature.categories:
+                nearest[at] = np.bincount(rows[:, at].astype(np.intp)).argmax()
+            elif feature.whole:
+                nearest[at] = np.rint(values[at])
+        return nearest
+
+    @property
+    def imputed(self) -> dict[str, float]:
+        """Of numbers; a category that stands for what is missing is never NaN."""
+        return {f.name: float(f.missing) for f in self.features if f.missing is not None and not f.categories}
+
+    @property
+    def encoding(self) -> TableEncoding | None:
+        """One-hot columns for categories; None without any."""
+        if not self.has_categories:
+            return None
+        return self.encoding_by([one_hot(feature) if feature.categories else None for feature in self.features])
+
+    def encoding_by(self, tables: Sequence[Floats | None]) -> TableEncoding:
+        """The encoding by one entry a feature."""
+        low, high = (np.array(limit) for limit in self.bounds)
+        return TableEncoding(tables, low, high)
+
+    def units_of_columns(self, encoding: Encoding | None) -> tuple[int, ...]:
+        """A feature and its category's columns are of one unit, and a group's features."""
+        widths = encoding.widths if isinstance(encoding, TableEncoding) else [1] * len(self.features)
+        unit_of = {feature: number for number, unit in enumerate(self.units) for feature in unit.members}
+        numbers = tuple(unit_of[feature] for feature, width in enumerate(widths) for _ in range(width))
+        return () if len(self.units) == sum(widths) else numbers
+
+    def is_comparable_with(self, other: Inputs) -> bool:
+        """Tables with other features are, by the features that both have."""
+        return self.kind == other.kind
+
+    def of_numbers(self, values: Sequence[float]) -> Row:
+        """A category is its place."""
+        return self.read([self._as_sent(feature, value) for feature, value in zip(self.features, values, strict=True)])
+
+    @staticmethod
+    def _as_sent(feature: Feature, number: float) -> Category | float | None:
+        if math.isnan(number):
+            return None
+        if feature.categories and number not in range(len(feature.categories)):
+            last = feature.range[1]
+            raise InvalidRequest(f"{feature.name} is {number:g}; its categories have the places 0 to {last:g}")
+        return feature.shown(number)
 
     def read(
         self,
@@ -212,3 +312,21 @@ class TabularInputs(Inputs):
                 raise CatalogError(
                     f"{file} must hold whole numbers below {count} for {feature.name}: the places of its categories"
                 )
+
+
+def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "name": feature.name,
+        "title": feature.title,
+        "unit": feature.unit,
+        "range": feature.range,
+        "protected": feature.protected or unit.protected,
+    }
+    if feature.categories:
+        del shown["unit"], shown["range"]
+        shown["categories"] = feature.categories
+    if feature.whole:
+        shown["whole"] = True
+    if feature.missing is not None:
+        shown["missing"] = feature.missing
+    return shown if unit.name == feature.name else {**shown, "group": unit.name}

@@ -7,13 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, model_validator, with_config
 from typing_extensions import TypedDict
 
-from service.catalog.inputs.kind import Inputs, Number, Row
+from service.catalog.formats import Artefact
+from service.catalog.inputs.kind import MASK, Inputs, Number, Row
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
-from service.domain import Axis
+from service.domain import Axis, RowType
 
 SideInput = Literal["mask", "zeros", "positions"]
 """What else a graph of tokens takes: 1 for every token and 0 for the padding, zeros, or 0, 1, 2 and so on."""
@@ -45,6 +48,11 @@ class TokenAttributions(RootModel[list[TokenAttribution]]):
     def numbers(self) -> list[float]:
         """The values."""
         return self.values
+
+    @property
+    def has_channels(self) -> bool:
+        """There are none."""
+        return False
 
     @property
     def structure(self) -> list[dict[str, object]]:
@@ -88,14 +96,70 @@ class TokenInputs(Inputs):
     bytes: Bytes | None = None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Positions have no names."""
-        return ()
+    def unit_count(self) -> int:
+        """Positions."""
+        return self.length
+
+    def check_artefact(self, artefact: Artefact) -> None:
+        """Only of an ONNX graph is it known where its tokens become numbers."""
+        if artefact.format != "onnx":
+            raise ValueError(
+                f"tokens are explained at the embedding of an ONNX graph, not of the format {artefact.format}"
+            )
 
     @property
-    def unit_names(self) -> tuple[str, ...]:
-        """Positions have no names."""
-        return ()
+    def own_baseline(self) -> str:
+        """Every token masked; zeros would be a token."""
+        return MASK
+
+    def own_baseline_for(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """The row with `mask` in the place of every token that is neither special nor padding."""
+        return tuple(token if token in self.kept else float(self.mask) for token in values)
+
+    def depends_on_row(self, baseline: str) -> bool:
+        """The mask of tokens is another for each row; and where the graph is told the padding, so is its place."""
+        return baseline == MASK or self.has_mask
+
+    def baseline_obstacle(self, baseline: tuple[float, ...], values: tuple[float, ...]) -> str | None:
+        """Padding in the one where the other has none: the graph is told one mask for both."""
+        tokens = [sum(token != self.padding for token in each) for each in (baseline, values)]
+        if not self.has_mask or tokens[0] == tokens[1]:
+            return None
+        return f"it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
+
+    @property
+    def sets_obstacle(self) -> str | None:
+        """Rows of a set have their padding in other places than an instance."""
+        if not self.has_mask:
+            return None
+        return (
+            "a model that is told the padding has no baseline sets: their rows have another padding; name the baseline "
+            "`mask`, or send another text of as many tokens with each"
+        )
+
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of tokens."""
+        return (0.0,) * self.length, (self.vocabulary - 1.0,) * self.length
+
+    def random_rows(self, count: int, row_type: RowType) -> NDArray[np.floating]:
+        """Every other text is a shorter one, with padding behind it."""
+        lengths = np.random.default_rng(0).integers(1, self.length + 1, (count, 1))
+        lengths[::2] = self.length
+        tokens = self.whole_rows(count)
+        return np.where(np.arange(self.length) < lengths, tokens, np.float32(self.padding)).astype(row_type)
+
+    def whole_rows(self, count: int) -> NDArray[np.floating]:
+        """Random tokens [count, length], none of them padding: of a row that is nothing else, a mask may leave nothing
+        to answer from."""
+        tokens = np.random.default_rng(0).integers(0, max(1, self.vocabulary - 1), (count, self.length))
+        whole = np.where(tokens >= self.padding, tokens + 1, tokens).clip(0, self.vocabulary - 1)
+        return whole.astype(np.float32)
+
+    @property
+    def mean_is_row(self) -> bool:
+        """The mean of tokens is none."""
+        return False
 
     @property
     def shape(self) -> tuple[int, ...]:

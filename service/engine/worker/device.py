@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from service.artefacts.loading import LoadedModel, load_model, whole_texts
+from service.artefacts.loading import LoadedModel, load_model
 from service.artefacts.sizes import layer_sizes
-from service.catalog.manifest import Manifest, TokenInputs
+from service.catalog.manifest import Manifest
 from service.domain import ChunkShapes, Floats, Link, ModelKey, OutputSpace, RowType, Traits
 from service.engine.graph.traits import largest_layer, traits_of
 from service.engine.kernels.cuda import GraphedGradientKernel
@@ -246,9 +246,9 @@ Ends = tuple[Floats, Floats]
 
 def _ends(model: LoadedModel) -> Ends:
     """Two inputs to calibrate and to warm up with: the first baseline and its set's mean, two texts, or the range."""
-    rows, inputs = next(iter(model.baselines.values()), None), model.manifest.inputs
-    if rows is None and isinstance(inputs, TokenInputs):
-        rows = whole_texts(inputs, 2)
+    rows = next(iter(model.baselines.values()), None)
+    if rows is None:
+        rows = model.manifest.inputs.whole_rows(2)
     if rows is None:
         return model.bounds
     seen = model.seen(rows.astype(np.float64))

@@ -14,7 +14,6 @@ import torch
 from onnx import ModelProto
 
 from service.catalog.assessments import Assessment, Assessments, keep_beside, newest_before
-from service.catalog.inputs.image import Normalisation
 from service.catalog.manifest import find_versions
 from service.catalog.outputs.kind import KnownOutputs
 from service.domain import Explanation, Floats, OutputSpace
@@ -22,16 +21,11 @@ from service.errors import AnswerableError, CatalogError
 from service.lifecycle.adding.equivalence import Meaning
 from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import Found, read_classifier
-from service.lifecycle.adding.inputs import Given, given_of, refuse_shape
+from service.lifecycle.adding.inputs import given_of
+from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.manifests import Answers, write_version
-from service.lifecycle.adding.pictures import (
-    Layout,
-    ask_normalisation,
-    read_normalisation,
-    read_pictures,
-    refuse_channels_last,
-)
-from service.lifecycle.adding.rows import SUFFIXES, Column, Rows, names_of, read_rows, renames
+from service.lifecycle.adding.pictures import Layout
+from service.lifecycle.adding.rows import SUFFIXES, Rows, comma_separated
 from service.lifecycle.checking.assessing import assess
 from service.lifecycle.checking.checks import Report
 from service.lifecycle.checking.limits import Limits
@@ -88,10 +82,9 @@ def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments
     file, data = _files(asked)
     model = read_model(file)
     given = given_of(model)
-    refuse_shape(given)
-    if given.is_image:
-        refuse_channels_last(model, given.name, given.shape, asked.channels, ask)
-    brought = None if data is None else _brought(asked, data, given, ask)
+    inputs = added_inputs(given)
+    inputs.check_graph(model, asked, ask)
+    brought = None if data is None else inputs.read(data, asked, ask)
     complete = None if brought is None else _complete(brought)
     found = _found(asked, model, complete, are_values=asked.values is not None)
     if (
@@ -135,14 +128,6 @@ def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added
     if assessment is not None:
         keep_beside(folder, assessment)
     return Added(folder, found, trial, explanation, report, assessment, is_in_logits)
-
-
-def _brought(asked: Asked, data: Path, given: Given, ask: Ask) -> Rows:
-    if given.is_image:
-        return read_pictures(data, given.shape, ask)
-    names = asked.features or ()
-    inputs = [] if renames(data, names) else [Column(name) for name in names]
-    return read_rows(data, given.shape, asked.dropped, inputs)
 
 
 def _complete(brought: Rows) -> Floats:
@@ -226,7 +211,8 @@ def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: 
     version = asked.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
     if version in taken or (models / name / version).exists():
         raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
-    features, titles = _features(asked, found, rows, ask)
+    inputs = added_inputs(found.given)
+    features, titles = inputs.name_features(asked, rows, ask)
     names = _names(asked, found, ask)
     adverse = asked.adverse or ask(f"the {found.outputs.noun} that is bad news for whoever is judged, if one is", "")
     try:
@@ -234,29 +220,7 @@ def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: 
         outputs = found.outputs.declaration(known)
     except ValueError as error:
         raise CatalogError(str(error)) from None
-    return Answers(name, version, features, titles, outputs, _normalise(asked, found, rows, ask))
-
-
-def _normalise(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> Normalisation | None:
-    if len(found.given.shape) != 3:
-        return None
-    channels = found.given.shape[0]
-    if asked.normalise is not None:
-        return read_normalisation(asked.normalise, channels)
-    return ask_normalisation(None if rows is None else rows.values, channels, ask)
-
-
-def _features(asked: Asked, found: Found, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if len(found.given.shape) == 3:
-        return (), ()
-    (columns,) = found.given.shape
-    headers: tuple[str, ...] = asked.features or (rows.names if rows is not None else ())
-    if not headers:
-        given = ask(f"names of the {columns} features, separated by commas", "")
-        headers = _split(given) or tuple(f"feature_{at}" for at in range(1, columns + 1))
-    if len(headers) != columns:
-        raise CatalogError(f"the model takes {columns} features, {len(headers)} are named; give all with --features")
-    return names_of(headers, columns), headers
+    return Answers(name, version, features, titles, outputs, inputs.normalisation(asked, rows, ask))
 
 
 def _names(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
@@ -264,11 +228,7 @@ def _names(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
     count, noun = found.count, found.outputs.noun
     usual = found.labels if len(found.labels) == count else found.outputs.usual_names(count)
     what = f"the {count} {noun}s" if count > 1 else f"the {noun}"
-    names = asked.values or asked.labels or _split(ask(f"{what}, in the order of the scores", ",".join(usual)))
+    names = asked.values or asked.labels or comma_separated(ask(f"{what}, in the order of the scores", ",".join(usual)))
     if len(names) != count:
         raise CatalogError(f"the model answers for {count} {noun}s, {len(names)} are named; give all with --{noun}s")
     return names
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -29,11 +29,6 @@ class Given:
     rows: int | None
     is_integer: bool
 
-    @property
-    def is_image(self) -> bool:
-        """Whether a row is an image."""
-        return len(self.shape) == 3
-
 
 def given_of(model: onnx.ModelProto) -> Given:
     """The input. Raises CatalogError where there are several, or one of which rows are not known by their shape."""

@@ -6,9 +6,9 @@ An ONNX file need not say any of it, and all of it may be silently wrong: what c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,13 @@ from onnx import ModelProto, helper
 from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
 from service.errors import CatalogError
+from service.lifecycle.adding.added_inputs import AddedInputs, Ask
 from service.lifecycle.adding.rows import Rows, load_array, read_rows
 
-Ask = Callable[[str, str], str]
+if TYPE_CHECKING:
+    from service.lifecycle.adding.adding import Asked
+    from service.lifecycle.adding.manifests import Answers
+
 Shape = tuple[int, ...]
 Layout = Literal["first", "last"]
 
@@ -31,6 +35,38 @@ OF_CHANNELS = {
 }
 """Operators that take their channels in the first axis behind the rows."""
 KEEPING_AXES = {"Identity", "Cast", "Add", "Sub", "Mul", "Div", "Clip", "Pad", "Resize", "Relu", "Sqrt", "Dropout"}
+
+
+class AddedPictures(AddedInputs):
+    """Rows [channels, height, width]; see `AddedInputs`."""
+
+    def check_graph(self, model: ModelProto, asked: Asked, ask: Ask) -> None:
+        """The first axis holds the channels."""
+        refuse_channels_last(model, self.given.name, self.given.shape, asked.channels, ask)
+
+    def read(self, data: Path, asked: Asked, ask: Ask) -> Rows:
+        """Images of the shape."""
+        return read_pictures(data, self.given.shape, ask)
+
+    def normalisation(self, asked: Asked, rows: Rows | None, ask: Ask) -> Normalisation | None:
+        """As it is given, or asked for where the rows do not show it."""
+        channels = self.given.shape[0]
+        if asked.normalise is not None:
+            return read_normalisation(asked.normalise, channels)
+        return ask_normalisation(None if rows is None else rows.values, channels, ask)
+
+    def declared(self, rows: Floats | None, missing: Sequence[float | None], answers: Answers) -> dict[str, Any]:
+        """The range of pixels, and how files become them."""
+        return image_inputs(self.given.name, self.given.shape, rows, answers.normalise)
+
+    def example(self, rows: Floats | None, baseline: Floats, declared: dict[str, Any]) -> Any:
+        """Of one image a grey, and of several the mean of the brighter half: that of all is what they are explained
+        against, and would explain nothing."""
+        images = np.full_like(baseline, np.mean(declared["range"])) if rows is None else baseline
+        grey = np.full(images.shape[1], (images.min() + images.max()) / 2)
+        brighter = images[images.mean(axis=1).argsort()[-max(2, -(-len(images) // 2)) :]]
+        image = brighter.mean(axis=0) if len(images) > 1 else grey
+        return image.astype(np.float32).reshape(self.given.shape).tolist()
 
 
 def refuse_channels_last(model: ModelProto, name: str, shape: Shape, told: Layout | None, ask: Ask) -> None:

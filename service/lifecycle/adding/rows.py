@@ -219,3 +219,8 @@ def names_of(headers: Sequence[str], columns: int) -> tuple[str, ...]:
 def _name(header: str, at: int) -> str:
     name = re.sub(r"\W+", "_", header, flags=re.ASCII).strip("_")
     return f"feature_{name or at + 1}" if not name or name[0].isdigit() else name
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts between commas, without the empty ones."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

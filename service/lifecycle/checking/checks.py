@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from service.catalog.assessments import Profile
-from service.catalog.inputs.image_files import described
-from service.catalog.manifest import ImageInputs, Manifest, read_manifest
+from service.catalog.manifest import read_manifest
 from service.catalog.version_files import read_baseline_rows, read_verified
 from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
@@ -81,7 +80,7 @@ def check(folder: Path, against: Path | None, device: torch.device, limits: Limi
     except CatalogError as error:
         return Report(name, (*findings, Finding("parity", False, str(error))), earlier)
     findings.append(Finding("parity", True, "twin and artefact agree", trial.model.parity))
-    profile, notes = None, notes_on(trial.manifest)
+    profile, notes = None, trial.manifest.inputs.notes()
     try:
         answers = trial.answers(trial.sample(rows, seed))
         profile = profile_of(trial, answers)
@@ -101,12 +100,6 @@ def check(folder: Path, against: Path | None, device: torch.device, limits: Limi
 
 def _name(folder: Path) -> str:
     return f"{folder.parent.name}@{folder.name}"
-
-
-def notes_on(manifest: Manifest) -> tuple[str, ...]:
-    """What becomes of image files, which no check can tell to be right or wrong."""
-    inputs = manifest.inputs
-    return (f"image files: {described(inputs)}",) if isinstance(inputs, ImageInputs) else ()
 
 
 def digests(folder: Path) -> Finding:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.catalog.manifest import TabularInputs
 from service.domain import Floats
 from service.errors import InvalidRequest
 from service.lifecycle.checking.figures import importance
@@ -122,7 +121,7 @@ def _refuse_incomparable(before: Trial, after: Trial) -> None:
     if ours.spaces != theirs.spaces or ours.network_link != theirs.network_link:
         raise InvalidRequest(f"{names} answer different kinds of output")
     one, other = before.manifest.inputs, after.manifest.inputs
-    if one.kind != other.kind or (not isinstance(one, TabularInputs) and one.shape != other.shape):
+    if not one.is_comparable_with(other):
         raise InvalidRequest(f"{names} have inputs of different kinds or shapes")
     if not set(before.features) & set(after.features):
         raise InvalidRequest(f"{names} have no feature in common")
@@ -130,13 +129,13 @@ def _refuse_incomparable(before: Trial, after: Trial) -> None:
 
 def _as_seen_by(trial: Trial, source: Trial, sample: Floats) -> tuple[Floats, list[str]]:
     """The sample's rows with the columns of another version, and which of these the sample does not hold."""
-    own, other = trial.manifest.inputs, source.manifest.inputs
-    if not isinstance(own, TabularInputs) or not isinstance(other, TabularInputs) or own.features == other.features:
+    own, other = trial.manifest.inputs.named_features, source.manifest.inputs.named_features
+    if own == other:
         return sample, []
-    column = {(feature.name, feature.categories): at for at, feature in enumerate(other.features)}
+    column = {(feature.name, feature.categories): at for at, feature in enumerate(other)}
     seen = np.tile(trial.typical(trial.baseline_rows()), (len(sample), 1))
     unknown = []
-    for at, feature in enumerate(own.features):
+    for at, feature in enumerate(own):
         found = column.get((feature.name, feature.categories))
         if found is None:
             unknown.append(feature.name)

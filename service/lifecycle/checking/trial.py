@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from service.catalog.inputs.instances import read_instance
-from service.catalog.manifest import BaselineSet, Manifest, TabularInputs, read_manifest
+from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
@@ -59,9 +59,8 @@ class Trial:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names by which attributions are told: a table's features, else the place of the pixel or token."""
-        inputs = self.manifest.inputs
-        return inputs.unit_names or tuple(",".join(map(str, place)) for place in np.ndindex(inputs.shape[-2:]))
+        """The names by which attributions are told, or the place of each."""
+        return self.manifest.inputs.unit_labels
 
     @property
     def baseline(self) -> BaselineSet | None:
@@ -87,22 +86,12 @@ class Trial:
 
     def typical(self, rows: Floats) -> Floats:
         """The median of every column, of a category the most frequent: one row."""
-        median: Floats = np.median(rows, axis=0)
-        return self._with_categories(rows, median)
+        return self.manifest.inputs.nearest_row(np.median(rows, axis=0), rows)
 
     def mean_instance(self, rows: Floats) -> object:
         """The mean of the rows as an instance; of a category the most frequent."""
-        mean = self._with_categories(rows, rows.mean(axis=0))
+        mean = self.manifest.inputs.nearest_row(rows.mean(axis=0), rows)
         return self.manifest.inputs.as_instance(mean.tolist())
-
-    def _with_categories(self, rows: Floats, values: Floats) -> Floats:
-        inputs = self.manifest.inputs
-        for at, feature in enumerate(inputs.features if isinstance(inputs, TabularInputs) else ()):
-            if feature.categories:
-                values[at] = np.bincount(rows[:, at].astype(np.intp)).argmax()
-            elif feature.whole:
-                values[at] = np.rint(values[at])
-        return values
 
     def answers(
         self, rows: Floats, method: str | None = None, baseline: object = None, space: OutputSpace | None = None
@@ -165,7 +154,8 @@ class Trial:
         if explanation.attributions is None:
             return np.full(len(self.features), np.nan)
         values = np.array(explanation.attributions).reshape(explanation.shape)
-        return values.sum(axis=0).ravel() if values.ndim == 3 else values.ravel()
+        traits = self.model.traits
+        return (values.sum(axis=traits.summed_axes) if values.ndim == len(traits.axes) else values).ravel()
 
 
 def load_trial(folder: Path, device: torch.device) -> Trial:

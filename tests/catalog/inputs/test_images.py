@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.image_files import MOST_PIXELS, decode, described
-from service.catalog.manifest import ImageInputs
 from service.errors import InvalidRequest
 
 GREY = ImageInputs(kind="image", tensor="image", shape=(1, 4, 6), range=(0, 255))

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from service.catalog.assessments import Assessments
-from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import Manifest, read_manifest
 from service.cli.baselines import rows_for
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Added, Asked, add_model
-from service.lifecycle.adding.manifests import _example
+from service.lifecycle.adding.inputs import Given
+from service.lifecycle.adding.pictures import AddedPictures
 from service.lifecycle.adding.rows import read_rows
 from tests.lifecycle.adding.conftest import IRIS_OF_ONNXRUNTIME, Original
 
@@ -72,9 +72,8 @@ def test_a_pipeline_with_its_data(original: Callable[[str], Original], tmp_path:
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_example_of_an_image_model_is_nobodys_image(count: int) -> None:
     rows = np.random.default_rng(0).uniform(size=(count, 12))
-    found: Any = SimpleNamespace(given=SimpleNamespace(shape=(3, 2, 2)))
-    answers: Any = None
-    example = np.array(_example(found, rows, rows, answers)).reshape(12)
+    given = Given("image", (3, 2, 2), None, is_integer=False)
+    example = np.array(AddedPictures(given).example(rows, rows, {})).reshape(12)
 
     assert rows.min() <= example.min() <= example.max() <= rows.max()
     assert np.abs(rows - example).max(axis=1).min() > 0.1

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from service.catalog.assessments import Assessments
-from service.catalog.manifest import Manifest, TabularInputs, read_manifest
+from service.catalog.inputs.tabular import TabularInputs
+from service.catalog.manifest import Manifest, read_manifest
 from service.cli.baselines import rows_for
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Asked, add_model
-from service.lifecycle.adding.manifests import _range
 from service.lifecycle.adding.rows import names_of
+from service.lifecycle.adding.tables import _range
 from tests.lifecycle.adding.conftest import IRIS_OF_ONNXRUNTIME
 
 

@@ -1,0 +1,1 @@
+"""Kinds of input as ONNX graphs take them: one file a kind."""

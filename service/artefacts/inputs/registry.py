@@ -1,0 +1,24 @@
+"""The kinds of input as ONNX graphs take them, by the word that a manifest has for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from service.artefacts.inputs.image import OnnxImage
+from service.artefacts.inputs.kind import OnnxInputs
+from service.artefacts.inputs.tabular import OnnxTable
+from service.artefacts.inputs.tokens import OnnxTokens
+from service.artefacts.onnx.session_inputs import GraphInput
+from service.catalog.inputs.kind import Inputs
+
+KINDS: Mapping[str, Callable[[Any, Mapping[str, GraphInput]], OnnxInputs]] = {
+    "tabular": OnnxTable,
+    "image": OnnxImage,
+    "tokens": OnnxTokens,
+}
+
+
+def onnx_inputs(inputs: Inputs, given: Mapping[str, GraphInput]) -> OnnxInputs:
+    """The inputs as a graph takes them whose inputs are `given`."""
+    return KINDS[inputs.kind](inputs, given)

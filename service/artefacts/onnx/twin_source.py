@@ -1,0 +1,60 @@
+"""What the twin of an ONNX artefact is made of, and that twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from service.artefacts.onnx.disagreement import worst_operator
+from service.artefacts.onnx.graph_input_slices import ROW
+from service.artefacts.onnx.session_inputs import Feeds
+from service.artefacts.onnx.twins import build_twin
+from service.catalog.inputs.encodings import Encoding
+from service.catalog.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class TwinSource:
+    """What a twin is made of: the part of `model` from the tensor `start` on, whose rows have the `shape`.
+
+    Where the graph was rewritten, `start` is its only input, and takes encoded rows.
+    """
+
+    model: ModelProto
+    start: str
+    shape: tuple[int, ...] | None
+    encoding: Encoding | None
+
+    def worst_operator(self, logit: str, feeds: Feeds, rows: NDArray[np.floating]) -> str:
+        """The operator whose counterpart differs most for these rows."""
+        if self.start == ROW:
+            given = rows if self.encoding is None else self.encoding(rows.astype(np.float64)).astype(rows.dtype)
+            width = () if self.encoding is None else self.encoding.shape
+            return worst_operator(self.model, ROW, logit, self.shape, given.reshape(len(rows), *(width or (-1,))))
+        (given,) = feeds(rows).values()
+        return worst_operator(self.model, self.start, logit, self.shape, given)
+
+
+def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
+    """The twin. Raises CatalogError where there is none."""
+    twin = build_twin(source.model, source.start, manifest.outputs.network_tensor, source.shape)
+    return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.has_one_logit else twin
+
+
+class _TwoLogits(nn.Module):
+    """A network with one logit, the second label's, as one with two of the same softmax: the first one is zero.
+
+    It is no label's log-odds: `Problem.logit_readout` says how a label's are read out of the two.
+    """
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return functional.pad(self.network(rows).reshape(-1, 1), (1, 0))
