@@ -1,7 +1,7 @@
 """Answers as bytes and as JSON: of a dataclass all fields, but for those that have their default.
 
-A field whose default is None is so left out, never null; one that may be null has none. orjson writes them: for
-the pixels of an image pydantic's own encoder takes 2.9 times as long, msgspec's 1.7 times; and building a small reply of
+A field whose default is None is so left out, never null; one that may be null has none. orjson writes them: for the
+pixels of an image pydantic's own encoder takes 2.9 times as long, msgspec's 1.7 times; and building a small reply of
 pydantic models takes several times as long as writing it.
 """
 
