@@ -1,8 +1,8 @@
 """Answers as bytes and as JSON: of a dataclass all fields, but for those that have their default.
 
-A field whose default is None is so left out, never null; one that may be null has none. orjson writes them, which
-takes half as long for the pixels of an image as pydantic's or msgspec's own encoders do; building a reply as pydantic
-models takes fifteen times as long as these.
+A field whose default is None is so left out, never null; one that may be null has none. orjson writes them: for the
+pixels of an image pydantic's own encoder takes 2.9 times as long, msgspec's 1.7 times; and building a small reply of
+pydantic models takes several times as long as writing it.
 """
 
 from __future__ import annotations
