@@ -2,7 +2,8 @@
 
 It runs on a thread of its own with its own event loop, so a test may use it from any loop or from none:
 
-- `service`   where it listens, its app, what that consists of (`services`), its database and its operator's key
+- `service`   where it listens, its app, what that consists of (`services`), its data folder and database, and its
+              operator's key
 - `make_key`  makes keys of any tenant, scopes and expiry
 - `client`    an httpx client whose key has every scope; one per test
 - `instance`  the loan model's example, a fresh copy
@@ -113,6 +114,7 @@ class Service:
     url: str
     key: ApiKey
     loop: asyncio.AbstractEventLoop
+    data: Path
     database: Engine
     """Connections of the tests' own to the service's database."""
 
@@ -123,10 +125,10 @@ class Service:
         return services
 
     @property
-    def local_engine(self) -> LocalEngine:
-        """Its engine, of which a test may want to know more than the protocol tells."""
-        assert isinstance(self.services.engine, LocalEngine)
-        return self.services.engine
+    def engine(self) -> LocalEngine:
+        engine = self.services.engine
+        assert isinstance(engine, LocalEngine)
+        return engine
 
     @property
     def with_ledger(self) -> LedgerServices:
@@ -248,7 +250,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         port = server.servers[0].sockets[0].getsockname()[1]
         database, _ = open_database(settings)
         key_id = app.state.services.keys.find(secret).id
-        yield Service(app, f"http://127.0.0.1:{port}", ApiKey(key_id, "default", secret), server.loop, database)
+        key = ApiKey(key_id, "default", secret)
+        yield Service(app, f"http://127.0.0.1:{port}", key, server.loop, settings.data, database)
         database.dispose()
     finally:
         server.should_exit = True
@@ -409,8 +412,7 @@ class CacheUnderTest:
 
     async def written(self) -> None:
         """Waits until everything that was kept has been written."""
-        while self.cache._writes:
-            await asyncio.wait(self.cache._writes)
+        await self.cache.written()
 
 
 SECRET = bytes(range(32))

@@ -1,1 +1,1 @@
-"""The engine: a pool of workers on the front side; scheduler, device and kernels on the worker side."""
+"""The engine: see README.md."""

@@ -1,7 +1,8 @@
 """Counters, gauges and histograms in the Prometheus text format, for one thread.
 
-Of our own because `prometheus-client` took 75 ms for a scrape of 4,700 series here, on the event loop, and takes locks
-that nothing needs when only the loop counts. It is what the tests hold these against.
+Of our own because `prometheus-client` takes 76 ms for a scrape on the event loop where these take 2.3, of 4,600 series
+(medians of 40 in turns), and 3.2 microseconds for an observation, with locks that nothing needs when only the loop
+counts, where these take 0.8. It is what the tests hold these against.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ async def test_a_set_is_used_from_the_answer_on_and_by_a_worker_that_comes_later
     replayed = (await client.post(f"/v1/explanations/{explanation['id']}:replay")).json()
     assert replayed["verdict"] == "bit_exact"
 
-    engine = service.local_engine
+    engine = service.engine
     workers = engine.separation.shared.supervisor.workers
     (worker,) = workers.values()
     os.kill(worker.process.pid, 9)
@@ -165,13 +165,13 @@ def tenant(client: httpx.AsyncClient, fresh: dict[str, Any]) -> Tenant:
 
 def attached(service: Service) -> set[str]:
     """The digests of the sets that the workers were given, beside the manifests'."""
-    return {digest for group in service.local_engine.separation.groups for digest in group.versions.attached}
+    return {digest for group in service.engine.separation.groups for digest in group.versions.attached}
 
 
 def erased_files(service: Service, digest: str) -> list[Path]:
     """What the data folder has of a set: its rows, and the model's answers to them."""
     sha256 = digest.removeprefix("sha256:")
-    return [path for path in service.services.repository._data.rglob(f"{sha256[:32]}*") if path.is_file()]
+    return [path for path in service.data.rglob(f"{sha256[:32]}*") if path.is_file()]
 
 
 async def test_rows_of_an_erased_person_are_removed_from_a_set_that_goes_on_with_the_others(

@@ -9,6 +9,7 @@ import threading
 import uuid
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,11 @@ async def ended(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
             if "ended" in found:
                 return found
             await asyncio.sleep(0.02)
+
+
+def files_of(service: Service, export: str) -> list[Path]:
+    """What the data folder has of an export."""
+    return [*(service.data / "exports").glob(f"*/{export}*")]
 
 
 async def exported(client: httpx.AsyncClient, **body: Any) -> bytes:
@@ -109,9 +115,9 @@ async def test_the_zip_holds_records_with_proofs(
     (explanation,) = (await explain([instance], by=bank, context={"subject": "Ada"}))["explanations"]
 
     content = await exported(bank)
-    signer = service.with_ledger.exports._signer
+    keys = service.call(service.with_ledger.ledger.signing_keys())
 
-    assert check_export(io.BytesIO(content), signer.chain()[0].public_key).is_valid
+    assert check_export(io.BytesIO(content), keys[0].public_key).is_valid
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         (line,) = archive.read("records.ndjson").splitlines()
         manifest = orjson.loads(archive.read("manifest.json"))
@@ -143,11 +149,10 @@ async def test_an_erasure_withdraws_what_was_exported_before(
     service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
     assert_problem: AssertProblem,
 ) -> None:  # fmt: skip
-    exports: Exports = service.with_ledger.exports
     await explain([instance], by=bank, context={"subject": "Ada", "decision_id": "d-1"})
     await explain([instance], by=bank, context={"subject": "Grace"})
     export = await ended(bank, format="csv")
-    (path,) = exports._folder_of(tenant).iterdir()
+    (path,) = files_of(service, export["id"])
     assert path.stat().st_mode & 0o077 == 0
 
     assert (await bank.post("/v1/subjects/Ada:erase", json={})).status_code == 200
@@ -171,7 +176,7 @@ async def test_files_are_kept_for_a_day(
     exports: Exports = service.with_ledger.exports
     await explain([instance], by=bank)
     export = await ended(bank, format="csv")
-    (path,) = exports._folder_of(tenant).iterdir()
+    (path,) = files_of(service, export["id"])
     exports.sweep()
     assert path.exists()
     monkeypatch.setattr("service.background.exporting.KEPT_SECONDS", -5)
@@ -259,7 +264,7 @@ async def test_an_erasure_while_an_export_is_written_withdraws_it_whatever_the_c
 ) -> None:  # fmt: skip
     exports: Exports = service.with_ledger.exports
     await explain([instance], by=bank, context={"subject": "Ada"})
-    vault, engine, stored = exports._vault, exports._engine, exports._stored
+    vault, engine, stored = service.services.vault, service.database, exports._stored
 
     def read_then_erased(asked: str, search: Search) -> Iterator[Stored]:
         read = list(stored(asked, search))
@@ -275,7 +280,7 @@ async def test_an_erasure_while_an_export_is_written_withdraws_it_whatever_the_c
     gone = await bank.get(f"/v1/exports/{export['id']}/file")
     assert "not past an erasure" in assert_problem(gone, 410)
     exports.sweep()
-    assert list(exports._folder_of(tenant).iterdir()) == []
+    assert files_of(service, export["id"]) == []
 
 
 async def test_two_runs_of_an_export_write_apart(
@@ -295,21 +300,21 @@ async def test_two_runs_of_an_export_write_apart(
     response = await bank.post("/v1/exports", json={"format": "csv"})
     assert await asyncio.to_thread(began.wait, 30)
     export = response.json()["id"]
-    (part,) = exports._folder_of(tenant).iterdir()
+    (part,) = files_of(service, export)
     left = part.with_name(f"{export}.{uuid.uuid4()}.part")  # of a run that was killed
     left.write_bytes(b"")
     exports.sweep()
-    assert list(exports._folder_of(tenant).iterdir()) == [part]  # whose run goes on
-    with exports._engine.begin() as connection:  # taken over meanwhile
+    assert files_of(service, export) == [part]  # whose run goes on
+    with service.database.begin() as connection:  # taken over meanwhile
         connection.exec_driver_sql(f"UPDATE jobs SET owner = 'another' WHERE id = '{export}'")
     exports.sweep()
-    assert list(exports._folder_of(tenant).iterdir()) == []
+    assert files_of(service, export) == []
     go_on.set()
     await asyncio.to_thread(exports._writer.submit(int).result)  # what was before it in the queue is over
 
     found = (await bank.get(f"/v1/exports/{export}")).json()
     assert found["state"] == "running"
-    assert list(exports._folder_of(tenant).iterdir()) == []
+    assert files_of(service, export) == []
     await bank.delete(f"/v1/exports/{export}")
 
 

@@ -26,7 +26,7 @@ async def test_the_index_lists_every_version(client: httpx.AsyncClient) -> None:
 
 
 async def test_what_has_not_changed_is_not_loaded_again(service: Service, client: httpx.AsyncClient) -> None:
-    workers = service.local_engine.separation.shared.supervisor.workers
+    workers = service.engine.separation.shared.supervisor.workers
     (worker,) = workers.values()
     reply = await client.post(f"{REPOSITORY}/models/loan/load")
 

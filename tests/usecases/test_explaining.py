@@ -142,8 +142,7 @@ class UnderTest:
         return asyncio.create_task(self.explaining.explain(self.request(**options)))
 
     async def written(self) -> None:
-        while self.cache._writes:
-            await asyncio.wait(self.cache._writes)
+        await self.cache.written()
 
 
 Make = Callable[..., UnderTest]

@@ -97,7 +97,7 @@ class Dispatcher:
             task.fail(ModelNotReady("the model version is not loaded"))
 
     def _drop(self, task: Task) -> None:
-        """Forgets a task that nobody waits for; a worker that still computes it is told."""
+        """Forgets a task that nobody waits for; a worker that still computes it stops."""
         if task in self._waiting:
             self._waiting.remove(task)
         if task.worker is not None:

@@ -27,7 +27,7 @@ LOAD_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class _Attached:
-    """A baseline set that a version was given, and the outputs over it."""
+    """A baseline set that was attached to a version, and the outputs over it."""
 
     baseline: BaselineSet
     outputs: Outputs
@@ -43,7 +43,7 @@ class _Version:
 
 @dataclass(slots=True)
 class _Held:
-    """A version that every worker has, how often it was loaded, and by digest the baseline sets it was given since."""
+    """A version that every worker has, how often it was loaded, and by digest the baseline sets attached since."""
 
     version: _Version
     times: int = 1
@@ -76,7 +76,7 @@ class LoadedVersions:
 
     @property
     def attached(self) -> set[str]:
-        """The digests of the baseline sets that versions were given."""
+        """The digests of the baseline sets that are attached to versions."""
         return {digest for held in self._held.values() for digest in held.attached}
 
     async def load(
@@ -84,7 +84,7 @@ class LoadedVersions:
     ) -> Loaded:
         """Loads a version on every worker; see `Engine.load`.
 
-        What is not known is found by the first worker and given to the others, so that all compute at the same shapes.
+        The first worker computes what is not known, and the others take it from there: all compute at the same shapes.
         """
         async with self._changing:
             held = self._held.get(ref)
@@ -168,7 +168,7 @@ class LoadedVersions:
             return outputs or {}
 
     def detach(self, digest: str) -> None:
-        """Takes a baseline set from every version that was given it, on every worker, for good."""
+        """Takes a baseline set from every version that it was attached to, on every worker, for good."""
         for held in self._held.values():
             held.attached.pop(digest, None)
         for worker in self._supervisor.all_workers:
@@ -190,7 +190,7 @@ class LoadedVersions:
                 worker.unload(ref)
 
     async def load_all(self, worker: WorkerHandle) -> None:
-        """Loads everything that the others have, also what they are given meanwhile; what cannot be loaded is logged.
+        """Loads everything that the others have, also what they load meanwhile; what cannot be loaded is logged.
 
         Raises CatalogError when the worker is gone.
         """
@@ -215,7 +215,7 @@ class LoadedVersions:
     async def _load(
         self, worker: WorkerHandle, ref: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
     ) -> Loaded:
-        """Loads a version on one worker, with the sets that it was given."""
+        """Loads a version on one worker, with the sets attached to it."""
         loaded = await worker.load(ref, source, known, shapes)
         attached = self._held[ref].attached if ref in self._held else {}
         for digest, one in list(attached.items()):

@@ -45,7 +45,7 @@ class Task:
     worker: WorkerHandle | None = None
 
     def end(self, outcome: Outcome) -> None:
-        """Gives the outcome to whoever waits, unless it was given one."""
+        """Gives the outcome to whoever waits, unless it has ended."""
         if isinstance(outcome, Done):
             if not self.future.done():
                 self.future.set_result(outcome)
@@ -129,7 +129,7 @@ class WorkerHandle:
         return outputs
 
     def detach(self, digest: str) -> None:
-        """Takes a baseline set from all versions that were given it."""
+        """Takes a baseline set from all versions that it was attached to."""
         self.connection.send(Detach(digest))
 
     def unload(self, version: VersionRef) -> None:

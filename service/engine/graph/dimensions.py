@@ -59,9 +59,9 @@ def dimensions(operator: Operator, varying: tuple[fx.Node, ...]) -> tuple[int, .
         first = operator.options("dims" if kind == "tile" else "repeats")[0]
         return () if first == REPETITIONS[kind] or isinstance(first, fx.Node) else (0,)
     named = [unpacked(operator.option(*option)) for option in OPTIONS.get(kind, ())]
-    found = tuple(at for dimensions in named for at in dimensions)
+    numbers = tuple(at for dimensions in named for at in dimensions)
     is_all = () in named and kind != "squeeze"
-    return (0,) if is_all or not all(isinstance(at, int) for at in found) else found
+    return (0,) if is_all or not all(isinstance(at, int) for at in numbers) else numbers
 
 
 def grows(operator: Operator) -> bool:

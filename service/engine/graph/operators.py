@@ -100,9 +100,9 @@ class Operator:
         """An attribute of the module, or an argument of the call, whose tensor has position 0."""
         if self.module is not None:
             return getattr(self.module, keyword)
-        given = self.node.args[position] if position < len(self.node.args) else default
+        by_position = self.node.args[position] if position < len(self.node.args) else default
         other_keyword = "axis" if keyword == "dim" else keyword
-        return self.node.kwargs.get(keyword, self.node.kwargs.get(other_keyword, given))
+        return self.node.kwargs.get(keyword, self.node.kwargs.get(other_keyword, by_position))
 
     def options(self, keyword: str) -> tuple[Any, ...]:
         """What follows the tensor, given one by one or together."""
@@ -128,11 +128,11 @@ class Operator:
         return self.kind in IN_PLACE_ON_DEMAND and bool(self.option("inplace", IN_PLACE_ON_DEMAND[self.kind]))
 
 
-def unpacked(given: Any) -> tuple[Any, ...]:
+def unpacked(values: Any) -> tuple[Any, ...]:
     """The elements of a sequence, of the only sequence in it, or a single value as a tuple."""
-    if not isinstance(given, Sequence):
-        return (given,)
-    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], Sequence) else tuple(given)
+    if not isinstance(values, Sequence):
+        return (values,)
+    return tuple(values[0]) if len(values) == 1 and isinstance(values[0], Sequence) else tuple(values)
 
 
 def part(tensor: Tensor, name: str, at: int, *sizes: Any, dim: int) -> Tensor:
@@ -158,7 +158,7 @@ def operator_of(twin: fx.GraphModule, node: fx.Node) -> Operator | None:
 
 
 def operation_of(operator: Operator, *, varies: bool) -> Operation:
-    """What to call with the node's arguments; `varies` tells whether any of them depends on the network's input."""
+    """What to call with the node's arguments; `varies` says whether any of them depends on the network's input."""
     if varies and operator.kind in FACTS:
         return partial(_fact, operator.kind)
     target: Any = operator.node.target if operator.module is None else operator.module.forward
@@ -196,31 +196,31 @@ def bounds(operator: Operator) -> tuple[float | fx.Node, ...]:
 
     Empty for everything else, and for an operator that jumps.
     """
-    found: tuple[Any, ...] = ()
+    limits: tuple[Any, ...] = ()
     match operator.kind:
         case "relu" | "leakyrelu" | "prelu" | "rrelu" | "abs" | "absolute":
-            found = (0.0,)
+            limits = (0.0,)
         case "relu6":
-            found = (0.0, 6.0)
+            limits = (0.0, 6.0)
         case "hardsigmoid":
-            found = (-3.0, 3.0)
+            limits = (-3.0, 3.0)
         case "hardtanh":
-            found = (operator.option("min_val", 1, -1.0), operator.option("max_val", 2, 1.0))
+            limits = (operator.option("min_val", 1, -1.0), operator.option("max_val", 2, 1.0))
         case "softshrink":
             width = operator.option("lambd", 1, 0.5)
-            found = (-width, width)
+            limits = (-width, width)
         case "threshold" if operator.option("threshold", 1) == operator.option("value", 2):
-            found = (operator.option("value", 2),)
+            limits = (operator.option("value", 2),)
         case "clamp" | "clip":
-            found = (operator.option("min", 1), operator.option("max", 2))
+            limits = (operator.option("min", 1), operator.option("max", 2))
         case "clampmin":
-            found = (operator.option("min", 1),)
+            limits = (operator.option("min", 1),)
         case "clampmax":
-            found = (operator.option("max", 1),)
+            limits = (operator.option("max", 1),)
         case kind if kind in EXTREMA | EXTREMA_OF_ANYTHING:
             other = operator.option("other", 1)
-            found = (other,) if isinstance(other, fx.Node) else ()
-    return tuple(bound for bound in found if bound is not None)
+            limits = (other,) if isinstance(other, fx.Node) else ()
+    return tuple(bound for bound in limits if bound is not None)
 
 
 def is_affine(operator: Operator, varying: Sequence[fx.Node]) -> bool:

@@ -43,9 +43,9 @@ def simplified(twin: fx.GraphModule) -> fx.GraphModule:
         _put_integers_for_tensors(result, node)
         if node.target is operator.getitem and isinstance(node.args[1], list):
             node.args = (node.args[0], _as_index(node.args[1]))
-        found = operator_of(result, node)
-        if found is not None and _gives_a_tuple(found):
-            _replace_tuple(result, found)
+        called = operator_of(result, node)
+        if called is not None and _gives_a_tuple(called):
+            _replace_tuple(result, called)
     return result
 
 
@@ -73,9 +73,9 @@ def _as_index(index: list[Any]) -> list[Any] | tuple[Any, ...]:
     return tuple(index) if any(isinstance(entry, slice) for entry in index) else index
 
 
-def _gives_a_tuple(found: Operator) -> bool:
-    is_along = found.kind in EXTREMA_OF_ANYTHING and isinstance(found.option("dim", 1), int)
-    return is_along or found.kind in PARTS
+def _gives_a_tuple(called: Operator) -> bool:
+    is_along = called.kind in EXTREMA_OF_ANYTHING and isinstance(called.option("dim", 1), int)
+    return is_along or called.kind in PARTS
 
 
 def attribute(twin: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -86,27 +86,27 @@ def attribute(twin: fx.GraphModule, node: fx.Node) -> Tensor:
     return value
 
 
-def _replace_tuple(twin: fx.GraphModule, found: Operator) -> None:
+def _replace_tuple(twin: fx.GraphModule, called: Operator) -> None:
     """Puts operators that give one tensor in the places of one that gives a tuple and of those that pick from it."""
-    tensor, *sizes = found.node.args
-    is_extremum = found.kind in EXTREMA_OF_ANYTHING
-    position = {"max": 1, "min": 1, "unbind": 1}.get(found.kind, 2)
-    dimension = found.option("dim", position, 0)
-    for user in list(found.node.users):
+    tensor, *sizes = called.node.args
+    is_extremum = called.kind in EXTREMA_OF_ANYTHING
+    position = {"max": 1, "min": 1, "unbind": 1}.get(called.kind, 2)
+    dimension = called.option("dim", position, 0)
+    for user in list(called.node.users):
         at = _picked(user)
         if at is None or (is_extremum and at != 0):
-            raise NotPiecewiseLinear(found.name)
+            raise NotPiecewiseLinear(called.name)
         with twin.graph.inserting_before(user):
             if is_extremum:
-                function = {"max": torch.amax, "min": torch.amin}[found.kind]
-                keywords = {"dim": dimension, "keepdim": found.option("keepdim", 2, False)}
+                function = {"max": torch.amax, "min": torch.amin}[called.kind]
+                keywords = {"dim": dimension, "keepdim": called.option("keepdim", 2, False)}
                 single = twin.graph.call_function(function, (tensor,), keywords)
             else:
-                arguments = (tensor, found.name, at, *sizes[: position - 1])
+                arguments = (tensor, called.name, at, *sizes[: position - 1])
                 single = twin.graph.call_function(part, arguments, {"dim": dimension})
         user.replace_all_uses_with(single)
         twin.graph.erase_node(user)
-    twin.graph.erase_node(found.node)
+    twin.graph.erase_node(called.node)
 
 
 def _picked(user: fx.Node) -> int | None:
@@ -124,13 +124,13 @@ def _refuse_changed_tensors(twin: fx.GraphModule) -> None:
     memory: dict[fx.Node, fx.Node] = {}
     changed: dict[fx.Node, str] = {}
     for node in twin.graph.nodes:
-        found = operator_of(twin, node)
-        is_fact = found is not None and found.kind in FACTS
+        called = operator_of(twin, node)
+        is_fact = called is not None and called.kind in FACTS
         for used in node.all_input_nodes:
             if used in changed and not is_fact:
                 raise NotPiecewiseLinear(changed[used])
         memory[node] = node
-        if found is not None and (found.is_in_place or found.kind in VIEWS) and node.all_input_nodes:
+        if called is not None and (called.is_in_place or called.kind in VIEWS) and node.all_input_nodes:
             memory[node] = memory[node.all_input_nodes[0]]
-        if found is not None and found.is_in_place:
-            changed |= {other: found.name for other in memory if memory[other] is memory[node] and other is not node}
+        if called is not None and called.is_in_place:
+            changed |= {other: called.name for other in memory if memory[other] is memory[node] and other is not node}

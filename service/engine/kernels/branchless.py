@@ -22,10 +22,10 @@ def without_branches(graph: fx.GraphModule) -> fx.GraphModule:
     For finite numbers the bits are the same, but for gradients so small that their halves are rounded.
     """
     for node in list(graph.graph.nodes):
-        found = _gradient_of_extremum(node)
-        if found is None:
+        extremum = _gradient_of_extremum(node)
+        if extremum is None:
             continue
-        gradient, larger, smaller = found
+        gradient, larger, smaller = extremum
         with graph.graph.inserting_before(node):
             half = graph.graph.call_function(aten.mul.Scalar, (gradient, 0.5))
             difference = graph.graph.call_function(aten.sub.Tensor, (larger, smaller))

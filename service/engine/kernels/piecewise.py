@@ -242,9 +242,9 @@ class PiecewiseLinear:
         node, kind = operator.node, operator.kind
         if operator.is_in_training:
             return None
-        found = bounds(operator)
-        if found:
-            return partial(_bent, found) if {node.args[0], *found}.issuperset(varying) else None
+        limits = bounds(operator)
+        if limits:
+            return partial(_bent, limits) if {node.args[0], *limits}.issuperset(varying) else None
         windows = windows_of(operator)
         if windows is not None:
             return partial(_largest, windows, -1 if kind == "amin" else 1)
@@ -268,8 +268,8 @@ class PiecewiseLinear:
         count = len(rows)
         missing = -count % self._block_rows if count else self._block_rows  # where every line had too many pieces
         padded = functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, missing])
-        given, keywords = step.arguments(state)
-        arguments, at = list(given), step.node.args.index(varying)
+        positional, keywords = step.arguments(state)
+        arguments, at = list(positional), step.node.args.index(varying)
         blocks = []
         for block in torch.split(padded, self._block_rows):
             arguments[at] = block
@@ -316,9 +316,9 @@ def _whole(state: _State, step: _Step) -> Tensor:
 
 
 def _reshaped(state: _State, step: _Step) -> Tensor:
-    """Rows stay rows, also where there are none, which torch cannot tell."""
-    (tensor, *given), keywords = step.arguments(state)
-    rows, *shape = unpacked(keywords.get("shape", given))
+    """Rows stay rows, also where there are none: torch cannot infer a size then."""
+    (tensor, *sizes), keywords = step.arguments(state)
+    rows, *shape = unpacked(keywords.get("shape", sizes))
     width, known = prod(tensor.shape[1:]), prod(size for size in shape if size != -1)
     shape = [width // max(known, 1) if size == -1 else size for size in shape]
     if rows != -1 or prod(shape) != width:

@@ -32,7 +32,7 @@ def record(program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operator that is run, with what it is given."""
+    """Notes every operator that is run, with its arguments."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -53,15 +53,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
+        keywords = dict(kwargs or {})
         if func is torch.ops.aten.lift_fresh.default:  # a tensor made of numbers; in-place operators may follow
             func = torch.ops.aten.lift_fresh_copy.default
-        node = self._graph.call_function(func, map_aggregate(args, self._node), map_aggregate(given, self._node))
+        node = self._graph.call_function(func, map_aggregate(args, self._node), map_aggregate(keywords, self._node))
         if torch.Tag.nondeterministic_seeded in func.tags or not self._varying.isdisjoint(node.all_input_nodes):
             if _reads_values(func, args):
                 raise ValueError(f"{func} reads a value that was computed")
             self._varying.add(node)
-        result = func(*args, **given)
+        result = func(*args, **keywords)
         self._note(result, node)
         return result
 

@@ -89,7 +89,7 @@ def changes(values: NDArray[np.floating], windows: Indices) -> tuple[Indices, ND
     start = values[row[:, None], windows[window]]
     slope = values[row[:, None] + 1, windows[window]] - start
     current = largest[row, window]
-    found = [(row[:0], start[:0, 0])]
+    crossings = [(row[:0], start[:0, 0])]
     while len(row):
         at = np.arange(len(row))
         steeper = slope - slope[at, current][:, None]
@@ -98,10 +98,10 @@ def changes(values: NDArray[np.floating], windows: Indices) -> tuple[Indices, ND
         current = crossing.argmin(axis=1)  # each is steeper than the last, so there are at most as many as elements
         share = crossing[at, current]
         inside = (share > 0) & (share < 1)
-        found.append((row[inside], share[inside]))
+        crossings.append((row[inside], share[inside]))
         on = np.flatnonzero(share < 1)
         row, start, slope, current = row[on], start[on], slope[on], current[on]
-    return np.concatenate([row for row, _ in found]), np.concatenate([share for _, share in found])
+    return np.concatenate([row for row, _ in crossings]), np.concatenate([share for _, share in crossings])
 
 
 def _largest(values: NDArray[np.floating], windows: Indices) -> Indices:

@@ -49,7 +49,7 @@ DEPLOYED_VALUES = 2**22
 BREAKPOINT_LINES = 32
 BREAKPOINT_VALUES = 2**26
 """In one tensor of a pass over all lines, at most: 256 MiB. A line with more pieces than find room is refined."""
-MOST_PIECES_TO_WARM_UP = 512
+MAX_PIECES_TO_WARM_UP = 512
 GRADIENT_WARM_UPS = 3
 
 
@@ -261,7 +261,7 @@ def _warm_up(kernels: Kernels, ends: Ends) -> None:
             for _ in range(GRADIENT_WARM_UPS):
                 kernel.run([whole])
     if Breakpoints in kernels:
-        line = Segment(Breakpoints(*ends, MOST_PIECES_TO_WARM_UP), 0, 1)
+        line = Segment(Breakpoints(*ends, MAX_PIECES_TO_WARM_UP), 0, 1)
         for kernel in kernels[Breakpoints]:
             kernel.run([line])
 

@@ -66,7 +66,7 @@ class DeviceModels:
         return _outputs_over(model.baselines[baseline.digest])
 
     def detach(self, digest: str) -> None:
-        """Takes a baseline set from every version that was given it; a set of a manifest stays."""
+        """Takes a baseline set from every version that it was attached to; a set of a manifest stays."""
         for version, model in list(self._models.items()):
             listed = {baseline.digest for baseline in model.manifest.baselines}
             if digest in model.baselines.keys() - listed:

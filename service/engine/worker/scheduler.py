@@ -32,9 +32,9 @@ from service.methods.questions import DeadlinePassed
 
 LOG = logging.getLogger("answerable.worker")
 
-LEAST_QUANTUM = 64
+MIN_QUANTUM = 64
 SHARES = 4
-MOST_FLIGHTS = 2
+MAX_FLIGHTS = 2
 """Chunks the device is left to at once: one it computes, one that waits for it."""
 PATIENCE_SECONDS = 0.0005
 POLL_SECONDS = 0.0002
@@ -107,7 +107,7 @@ def quantum(capacity: int) -> int:
     A quarter of the chunk, since each explanation in it costs the host some time; at least 64, so that small questions
     are not cut up.
     """
-    return max(LEAST_QUANTUM, capacity // SHARES)
+    return max(MIN_QUANTUM, capacity // SHARES)
 
 
 class _Queue:
@@ -204,7 +204,7 @@ class Scheduler:
 
     def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
         """The next chunk: its kernel, and what of which explanation is in it."""
-        is_full = len(self._flights) == MOST_FLIGHTS
+        is_full = len(self._flights) == MAX_FLIGHTS
         able = [kernel for kernel in self._queues if not (is_full and is_overlapping(kernel))]
         if not able:
             return None
