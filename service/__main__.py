@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = PROGRAM if context is None else context.command_path
-        return _end(f"{error.format_message().rstrip('.')}; `{command} --help` says what there is", error.exit_code)
+        return _end(f"{error.format_message().rstrip('.')} (see `{command} --help`)", error.exit_code)
     except typer.Abort:  # the end of what it reads, at a question
         return 1
     except SetupError as error:

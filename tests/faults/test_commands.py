@@ -9,14 +9,17 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import onnxruntime
 import pytest
+from typer.main import get_command
 
 from service import __version__
+from service.__main__ import GROUPS
 from service.cli import start as starting
 from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
 
@@ -281,3 +284,35 @@ def test_what_cannot_be_done_ends_with_a_sentence(
     assert done.returncode == code
     assert done.stderr
     assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_is_misspelt_is_named_with_the_help_that_lists_the_rest(run_here: RunCommand) -> None:
+    for arguments, sentence in (
+        ((), "Missing command (see `answerable --help`)"),
+        (("models", "chekc"), "No such command 'chekc'. Did you mean 'check'? (see `answerable models --help`)"),
+        (("keys", "rotate"), "Missing argument 'id' (see `answerable keys rotate --help`)"),
+    ):
+        done = run_here(*arguments)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{sentence}\n")
+
+
+def test_ctrl_c_before_anything_is_served_ends_without_a_trace(
+    run_here: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(starting, "find_spec", interrupted)
+    done = run_here("serve")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_every_argument_and_option_says_what_it_does() -> None:
+    def undescribed(command: Any, path: str) -> list[str]:
+        missing = [f"{path} {parameter.name}" for parameter in command.params if not parameter.help]
+        actions = getattr(command, "commands", {})
+        return missing + [fault for name, action in actions.items() for fault in undescribed(action, f"{path} {name}")]
+
+    for group in ("start", *GROUPS):
+        assert undescribed(get_command(import_module(f"service.cli.{group}").commands), group) == []
