@@ -11,8 +11,9 @@ from fastapi import Request
 
 from service.answers.records import Caller
 from service.errors import LedgerUnavailable
-from service.ledger.entries import LOOKUP, Page, Search
+from service.ledger.entries import LOOKUP
 from service.ledger.ledger import Ledger
+from service.ledger.searches import Page, Search
 
 LOG = logging.getLogger("answerable.lookups")
 OF_AN_EXPLANATION = "/v1/explanations/{explanation}"

@@ -16,10 +16,10 @@ from service.api.problems import answers
 from service.api.schemas import NOTHING, Nothing
 from service.errors import NotFound
 from service.ledger.checkpoints import Checkpoint
-from service.ledger.entries import EventSearch
 from service.ledger.export_checking import checkpoint_faults
 from service.ledger.maintenance import LedgerMaintenance
 from service.ledger.merkle import is_included
+from service.ledger.searches import EventSearch
 from service.ledger.signing import chain_faults
 
 reading = APIRouter(tags=["Evidence"], responses=answers(401, 403, 404, 422, 503))

@@ -23,9 +23,10 @@ from service.api.stored_schemas import ReasonsReply, RecordItem, SearchReply
 from service.api.transport import while_connected
 from service.catalog.nearest import Searches
 from service.errors import MOST_FAULTS, Erased, Fault, InvalidRequest, Kind, NotFound
-from service.ledger.entries import LogChanged, Page, Stored
+from service.ledger.entries import LogChanged, Stored
 from service.ledger.ledger import Ledger
 from service.ledger.maintenance import LedgerMaintenance
+from service.ledger.searches import Page
 from service.usecases.counterfactual import Counterfactuals
 
 MOST_PER_PAGE = 200

@@ -24,7 +24,7 @@ from service.api.auth import caller_of
 from service.api.transport import while_connected
 from service.errors import AnswerableError, IdempotencyKeyReused, WrongIdempotencyKey
 from service.ledger import Ledger, Vault
-from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
+from service.ledger.entries import MAX_TEXT_LENGTH, Remembered, RequestKey
 
 HEADER = "Idempotency-Key"
 PARAMETER = {
@@ -33,7 +33,7 @@ PARAMETER = {
     "required": False,
     "description": "of your own making, a UUID for instance: the same key and body get the same answer within a day, "
     "and are recorded once; it goes before `Cache-Control: no-cache`",
-    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT},
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_LENGTH},
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,8 +87,8 @@ def keep_key(request: Request, content: object) -> None:
     given = request.headers.getlist(HEADER)
     key: RequestKey | None = None
     if given and request.app.state.ledger is not None:
-        if len(given) > 1 or not given[0].isascii() or not 1 <= len(given[0]) <= LONGEST_TEXT:
-            raise WrongIdempotencyKey(f"{HEADER} has 1 to {LONGEST_TEXT} visible characters, and is sent once")
+        if len(given) > 1 or not given[0].isascii() or not 1 <= len(given[0]) <= MAX_TEXT_LENGTH:
+            raise WrongIdempotencyKey(f"{HEADER} has 1 to {MAX_TEXT_LENGTH} visible characters, and is sent once")
         vault: Vault = request.app.state.vault
         asked = orjson.dumps([request.method, request.scope["path"], content], option=orjson.OPT_SORT_KEYS)
         key = vault.request_key(caller_of(request).tenant, given[0], asked.decode())

@@ -20,8 +20,8 @@ from service.api.problems import answers
 from service.api.schemas import Strict
 from service.background.exporting import Exports
 from service.errors import InvalidRequest
-from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
-from service.ledger.erasing import RELEASED
+from service.ledger.entries import MAX_TEXT_LENGTH, Remembered, RequestKey
+from service.ledger.legal_holds import RELEASED
 from service.ledger.naming import normal
 
 LONGEST_REASON = 500
@@ -188,8 +188,8 @@ async def _told_again(_kept: Remembered, reply: dict[str, Any]) -> Response:
 
 def _known(subject: str) -> str:
     """A name that something may be recorded under, also one that is refused by now. Raises InvalidRequest."""
-    if len(normal(subject)) > LONGEST_TEXT:
-        raise InvalidRequest(f"a subject has at most {LONGEST_TEXT} characters")
+    if len(normal(subject)) > MAX_TEXT_LENGTH:
+        raise InvalidRequest(f"a subject has at most {MAX_TEXT_LENGTH} characters")
     return subject
 
 

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, select
 from service.access.permissions import OPERATOR_TENANT
 from service.cli.printing import local_time, one_line, table
 from service.errors import HeldByLaw, NotFound, Unkept
-from service.ledger import erasing
+from service.ledger import erasing, legal_holds, retention
 from service.ledger.entries import STANDARD
-from service.ledger.erasing import Kept
 from service.ledger.erasure_list import NAME, ErasureList
+from service.ledger.legal_holds import Kept
 from service.ledger.opening import Opened
 from service.ledger.sealing import Vault
 from service.ledger.searching import read_places
@@ -93,7 +93,9 @@ def _agreed(options: argparse.Namespace) -> str | None:
 
 def hold(ledger: Opened, options: argparse.Namespace) -> int:
     """Forbids an erasure, and says what that concerns."""
-    made = erasing.hold(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason).hold
+    made = legal_holds.hold(
+        ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason
+    ).hold
     print(f"held from {local_time(made.created)} on, by {made.by}: {one_line(made.reason)}")
     kept = _kept(ledger, options)
     print(f"{_said(kept)} under this hold")
@@ -109,7 +111,7 @@ def release(ledger: Opened, options: argparse.Namespace) -> int:
     """Ends a hold, and says what that concerns."""
     kept = _kept(ledger, options)
     try:
-        erasing.release(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason)
+        legal_holds.release(ledger.engine, ledger.vault, options.tenant, options.subject, operator(), options.reason)
     except NotFound:
         raise NotFound(f"there is no hold on {_named(options)}") from None
     print(f"released: {_said(kept)} no longer under a hold")
@@ -125,11 +127,11 @@ def holds(ledger: Opened, _options: argparse.Namespace) -> int:
                 local_time(found.created),
                 found.tenant,
                 person_of(connection, ledger.vault, found.token) or f"nothing recorded yet ({found.token[:8]}…)",
-                str(erasing.count_of(connection, found.tenant, [found.token])),
+                str(legal_holds.count_of(connection, found.tenant, [found.token])),
                 key_names.get(found.by, found.by),
                 found.reason,
             )
-            for found in erasing.holds(connection)
+            for found in legal_holds.holds(connection)
         ]
     print(table(("since", "tenant", "person", "explanations", "by", "reason"), rows, "there are no holds"))
     return 0
@@ -137,7 +139,7 @@ def holds(ledger: Opened, _options: argparse.Namespace) -> int:
 
 def retain(ledger: Opened, _options: argparse.Namespace) -> int:
     """Erases what is over its time."""
-    counts = erasing.retain(ledger.engine, ledger.settings.retention, operator())
+    counts = retention.retain(ledger.engine, ledger.settings.retention, operator())
     for name, count in counts.items():
         months = ledger.settings.retention.get(name, ledger.settings.retention[STANDARD])
         print(f"{name}: {count} records older than {months} months lost their personal part")
@@ -167,7 +169,7 @@ def operator() -> str:
 
 
 def _kept(ledger: Opened, options: argparse.Namespace) -> Kept:
-    return erasing.kept_of(ledger.engine, ledger.vault, options.tenant, options.subject)
+    return legal_holds.kept_of(ledger.engine, ledger.vault, options.tenant, options.subject)
 
 
 def _said(kept: Kept) -> str:
