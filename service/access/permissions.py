@@ -12,7 +12,7 @@ OPERATOR_TENANT = "default"
 keys change what all tenants share."""
 PERIODS: Mapping[str, int] = {"minute": 60, "hour": 3600, "day": 86_400}
 """In seconds. A period begins where the clock, in UTC, has a multiple of it."""
-MOST_DIGITS = 15
+MAX_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ class Policy:
             raise ValueError("a policy allows one method at least")
         if self.top is not None and self.top < 1:
             raise ValueError("top is at least 1")
-        if self.digits is not None and not 1 <= self.digits <= MOST_DIGITS:
-            raise ValueError(f"digits are from 1 to {MOST_DIGITS}")
+        if self.digits is not None and not 1 <= self.digits <= MAX_DIGITS:
+            raise ValueError(f"digits are from 1 to {MAX_DIGITS}")
 
     @property
     def limits_values(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from service.api.requests import ApiRequest
 from service.errors import LedgerUnavailable
-from service.ledger.entries import LOOKUP, Page, Search
+from service.ledger.entries import LOOKUP
+from service.ledger.searches import Page, Search
 
 LOG = logging.getLogger("answerable.lookups")
 OF_AN_EXPLANATION = "/v1/explanations/{explanation}"

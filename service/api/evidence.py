@@ -17,9 +17,9 @@ from service.api.routing import new_router
 from service.api.schemas import NOTHING, Nothing
 from service.errors import NotFound
 from service.ledger.checkpoints import Checkpoint
-from service.ledger.entries import EventSearch
 from service.ledger.export_checking import checkpoint_faults
 from service.ledger.merkle import is_included
+from service.ledger.searches import EventSearch
 from service.ledger.signing import chain_faults
 
 router = new_router("Evidence")

@@ -29,7 +29,8 @@ from service.api.routing import new_router
 from service.api.schemas import MOST_COHORT_TAGS
 from service.api.transport import while_connected
 from service.errors import Erased, InvalidRequest, NotFound
-from service.ledger.entries import LogChanged, Page, Stored
+from service.ledger.entries import LogChanged, Stored
+from service.ledger.searches import Page
 
 MAX_PER_PAGE = 200
 COHORT = "cohort."

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictStr, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from service.api.schemas import Strict, Tags
-from service.ledger.entries import Search
 from service.ledger.moments import A_MOMENT, EXAMPLE_DAY, EXAMPLE_TIME, read_moment
+from service.ledger.searches import Search
 
 
 def _read_moment(value: object, *, is_end: bool) -> object:

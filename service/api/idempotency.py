@@ -18,7 +18,7 @@ import orjson
 
 from service.api.requests import ApiRequest
 from service.errors import AnswerableError, IdempotencyKeyReused, WrongIdempotencyKey
-from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
+from service.ledger.entries import MAX_TEXT_LENGTH, Remembered, RequestKey
 
 HEADER = "Idempotency-Key"
 PARAMETER = {
@@ -27,7 +27,7 @@ PARAMETER = {
     "required": False,
     "description": "of your own making, a UUID for instance: the same key and body get the same answer within a day, "
     "and are recorded once; it goes before `Cache-Control: no-cache`",
-    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT},
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_LENGTH},
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,8 +51,8 @@ def read_key(request: ApiRequest, content: object) -> RequestKey | None:
     services = request.services
     if not values or services.ledger is None:
         return None
-    if len(values) > 1 or not values[0].isascii() or not 1 <= len(values[0]) <= LONGEST_TEXT:
-        raise WrongIdempotencyKey(f"{HEADER} has 1 to {LONGEST_TEXT} visible characters, and is sent once")
+    if len(values) > 1 or not values[0].isascii() or not 1 <= len(values[0]) <= MAX_TEXT_LENGTH:
+        raise WrongIdempotencyKey(f"{HEADER} has 1 to {MAX_TEXT_LENGTH} visible characters, and is sent once")
     whole = orjson.dumps([request.method, request.scope["path"], content], option=orjson.OPT_SORT_KEYS)
     return services.vault.request_key(request.caller.tenant, values[0], whole.decode())
 

@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from service.catalog.nearest import LONGEST_SHOWN, Searches
 from service.domain import Context, ToleranceOf
 from service.errors import MOST_FAULTS, InvalidRequest
-from service.ledger.entries import LONGEST_TEXT, read_subject
+from service.ledger.entries import MAX_TEXT_LENGTH, read_subject
 from service.ledger.naming import normal
 from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 
@@ -69,8 +69,8 @@ def _few(most: int, what: str) -> Callable[[object], object]:
 
 
 def _subject(value: str) -> str:
-    if len(normal(value)) > LONGEST_TEXT:
-        raise PydanticKnownError("string_too_long", {"max_length": LONGEST_TEXT})
+    if len(normal(value)) > MAX_TEXT_LENGTH:
+        raise PydanticKnownError("string_too_long", {"max_length": MAX_TEXT_LENGTH})
     try:
         return read_subject(value)
     except InvalidRequest as error:
@@ -78,7 +78,7 @@ def _subject(value: str) -> str:
 
 
 Subject = Annotated[
-    StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": LONGEST_TEXT})
+    StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_LENGTH})
 ]
 Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
 Tags = Annotated[

@@ -16,7 +16,7 @@ from service.api.requests import ApiRequest
 from service.api.routing import new_router
 from service.api.schemas import Strict
 from service.errors import InvalidRequest
-from service.ledger.entries import LONGEST_TEXT, Remembered, RequestKey
+from service.ledger.entries import MAX_TEXT_LENGTH, Remembered, RequestKey
 from service.ledger.naming import normal
 
 MAX_REASON = 500
@@ -175,6 +175,6 @@ async def release_subject(request: ApiRequest, subject: str, body: ReasonBody = 
 
 def _checked(subject: str) -> str:
     """A name that something may be recorded under, also one that is refused by now. Raises InvalidRequest."""
-    if len(normal(subject)) > LONGEST_TEXT:
-        raise InvalidRequest(f"a subject has at most {LONGEST_TEXT} characters")
+    if len(normal(subject)) > MAX_TEXT_LENGTH:
+        raise InvalidRequest(f"a subject has at most {MAX_TEXT_LENGTH} characters")
     return subject

@@ -31,12 +31,12 @@ from service.background.export_tables import table_row, write_csv, write_parquet
 from service.background.jobs import NotHeld, patiently, spec_of
 from service.errors import LedgerUnavailable, NotFound
 from service.ledger import CheckpointSigner, EventSearch, Ledger, Search, Stored, Vault
-from service.ledger.checkpoints import log_size
 from service.ledger.database import database_in_reach
 from service.ledger.events import last_erasures
 from service.ledger.exporting import asked_of, found_lines, write_export
 from service.ledger.jobs import EXPORT, Job, Jobs
 from service.ledger.searching import count_found, read_in_log_order
+from service.ledger.stored_tree import log_size
 
 LOG = logging.getLogger("answerable.exporting")
 T = TypeVar("T")

@@ -23,13 +23,14 @@ from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, table
 from service.errors import AskedWrongly
 from service.ledger.checkpoints import Checkpoint, read_line
-from service.ledger.entries import LOOKUP, EventSearch, Search, StoredEvent
+from service.ledger.entries import LOOKUP, StoredEvent
 from service.ledger.events import read_events
 from service.ledger.export_checking import MALFORMED, Verdict, check_export
 from service.ledger.exporting import all_lines, asked_of, found_lines, write_export
 from service.ledger.moments import A_MOMENT, read_moment, written_period
 from service.ledger.opening import Opened, is_in_use, opened_ledger
 from service.ledger.sealing import Vault
+from service.ledger.searches import EventSearch, Search
 from service.ledger.searching import read_one
 from service.ledger.verifying import verify_ledger
 

@@ -13,10 +13,10 @@ from service.access.permissions import OPERATOR_TENANT
 from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, one_line, table
 from service.errors import AskedWrongly, HeldByLaw, NotFound, Unkept
-from service.ledger import erasing
+from service.ledger import erasing, legal_holds, retention
 from service.ledger.entries import STANDARD
-from service.ledger.erasing import Kept
 from service.ledger.erasure_list import NAME, ErasureList
+from service.ledger.legal_holds import Kept
 from service.ledger.opening import Opened, opened_ledger
 from service.ledger.sealing import Vault
 from service.ledger.searching import read_places
@@ -49,7 +49,7 @@ def erase(
 
 
 def _erase(ledger: Opened, tenant: str, subject: str, reason: str, *, is_agreed: bool) -> int:
-    kept = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
+    kept = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
     if kept.hold is not None:
         raise HeldByLaw(
             f"held by {kept.hold.by} since {local_time(kept.hold.created)}: {one_line(kept.hold.reason)}; the data is "
@@ -81,7 +81,7 @@ def _erase(ledger: Opened, tenant: str, subject: str, reason: str, *, is_agreed:
         print(f"{erased.exports} exports that were asked for by the name forgot it")
     if erased.set_rows:
         print(f"{erased.set_rows} rows of baseline sets were removed")
-    left = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
+    left = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
     print(f"{_said(left)} kept of them now")
     return 0
 
@@ -113,9 +113,9 @@ def hold(
     The reason stays in the log for good: do not name the person in it.
     """
     with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
-        made = erasing.hold(ledger.engine, ledger.vault, tenant, subject, operator(), reason).hold
+        made = legal_holds.hold(ledger.engine, ledger.vault, tenant, subject, operator(), reason).hold
         print(f"held from {local_time(made.created)} on, by {made.by}: {one_line(made.reason)}")
-        kept = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
+        kept = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
     print(f"{_said(kept)} under this hold")
     if not kept.explanations and not kept.job_rows and not kept.set_rows:
         print(
@@ -138,9 +138,9 @@ def release(
     The reason stays in the log for good: do not name the person in it.
     """
     with opened_ledger(settings_with(data=data, database_url=database_url), to_read=False) as ledger:
-        kept = erasing.kept_of(ledger.engine, ledger.vault, tenant, subject)
+        kept = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
         try:
-            erasing.release(ledger.engine, ledger.vault, tenant, subject, operator(), reason)
+            legal_holds.release(ledger.engine, ledger.vault, tenant, subject, operator(), reason)
         except NotFound:
             raise NotFound(f"there is no hold on {_named(tenant, subject)}") from None
     print(f"released: {_said(kept)} no longer under a hold")
@@ -158,11 +158,11 @@ def holds(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
                 local_time(found.created),
                 found.tenant,
                 person_of(connection, ledger.vault, found.token) or f"nothing recorded yet ({found.token[:8]}…)",
-                str(erasing.count_of(connection, found.tenant, [found.token])),
+                str(legal_holds.count_of(connection, found.tenant, [found.token])),
                 key_names.get(found.by, found.by),
                 found.reason,
             )
-            for found in erasing.holds(connection)
+            for found in legal_holds.holds(connection)
         ]
     print(table(("since", "tenant", "person", "explanations", "by", "reason"), rows, "there are no holds"))
     return 0
@@ -176,7 +176,7 @@ def retain(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
     """
     settings = settings_with(data=data, database_url=database_url)
     with opened_ledger(settings, to_read=False) as ledger:
-        counts = erasing.retain(ledger.engine, settings.retention, operator())
+        counts = retention.retain(ledger.engine, settings.retention, operator())
     for name, count in counts.items():
         months = settings.retention.get(name, settings.retention[STANDARD])
         print(f"{name}: {count} records older than {months} months lost their personal part")

@@ -34,9 +34,9 @@ _TOUCH = "UPDATE alembic_version SET version_num = version_num"
 CHECKPOINT_EVERY = 400
 """Entries after which SQLite's write-ahead log is moved into its file."""
 
-MOST_STATEMENTS = 512
+MAX_STATEMENTS = 512
 """Kept, by the table and the number of rows."""
-MOST_VALUES = 30_000
+MAX_VALUES = 30_000
 """In one statement: PostgreSQL takes 65,535 at most, SQLite 32,766."""
 
 _LAST = "SELECT coalesce(max(seq), 0) FROM log"
@@ -104,7 +104,7 @@ class Appender:
         self._marker = "?" if driver.paramstyle == "qmark" else "%s"
         self._place = _PLACE[engine.dialect.name].replace("?", self._marker)
         self._insert_subject = self._inserting(subjects, ("token", "lookup", "key"), self._marker, 1)
-        self._inserting_rows = lru_cache(MOST_STATEMENTS)(self._inserting)
+        self._inserting_rows = lru_cache(MAX_STATEMENTS)(self._inserting)
 
     def append(self, entries: Sequence[Entry | Event], kept: Mapping[int, Remembered] = NOTHING_KEPT) -> None:
         """Appends the entries, all or none; they are on the disk when it returns. With them goes what is `kept` of
@@ -194,7 +194,7 @@ class Appender:
                 cursor.execute(_FORGET_OVER.replace("?", self._marker), (one.lookup, over_before()))
                 rows[remembered].append((first_place + number, *_of_remembered(one)))
             for table, columns in _COLUMNS.items():
-                together = MOST_VALUES // len(columns)
+                together = MAX_VALUES // len(columns)
                 for first in range(0, len(rows[table]), together):
                     some = rows[table][first : first + together]
                     cursor.execute(self._inserting_rows(table, columns, self._place, len(some)), [*chain(*some)])

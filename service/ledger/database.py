@@ -19,7 +19,7 @@ from service.errors import LedgerUnavailable
 LOCK_SECONDS = 5
 """How long a SQLite connection waits for another process's write."""
 
-LONGEST_WAL = 4 * 2**20
+MAX_WAL_BYTES = 4 * 2**20
 """Bytes that SQLite's write-ahead log keeps for good. It grows while somebody reads in one long transaction."""
 
 _ADVISORY_LOCK = 0x416E737765726162  # any constant will do
@@ -176,7 +176,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     cursor.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
     cursor.execute("PRAGMA temp_store = MEMORY")  # else each larger transaction makes a file for what it may undo
     cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; before that many, the writer does it
-    cursor.execute(f"PRAGMA journal_size_limit = {LONGEST_WAL}")  # once a long reader, who made it grow, is gone
+    cursor.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")  # once a long reader, who made it grow, is gone
     cursor.close()
 
 

@@ -9,23 +9,24 @@ import orjson
 from sqlalchemy import Connection, Row, func, insert, literal, select, tuple_
 
 from service.errors import InvalidRequest
-from service.ledger.checkpoints import log_size
 from service.ledger.clock import signed_time
-from service.ledger.entries import TOMBSTONE_KINDS, Event, EventPage, EventSearch, StoredEvent
+from service.ledger.entries import TOMBSTONE_KINDS, Event, StoredEvent
 from service.ledger.leaves import event_record
 from service.ledger.merkle import leaf_hash
-from service.ledger.searching import LARGEST_PAGE, cursor_after, place_of
+from service.ledger.searches import EventPage, EventSearch
+from service.ledger.searching import MAX_PAGE, cursor_after, place_of
+from service.ledger.stored_tree import log_size
 from service.ledger.tables import events, log
 
 
 def read_events(connection: Connection, tenant: str, search: EventSearch, limit: int, cursor: str | None) -> EventPage:
     """The first `limit` events behind `cursor`.
 
-    Raises InvalidRequest for a limit outside 1 to LARGEST_PAGE, MalformedCursor for a cursor that no page
+    Raises InvalidRequest for a limit outside 1 to MAX_PAGE, MalformedCursor for a cursor that no page
     ended in.
     """
-    if not 1 <= limit <= LARGEST_PAGE:
-        raise InvalidRequest(f"limit is a number from 1 to {LARGEST_PAGE}.")
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidRequest(f"limit is a number from 1 to {MAX_PAGE}.")
     order = (events.c.created, events.c.seq)
     query = select(events, log.c.record).join_from(events, log, log.c.seq == events.c.seq)
     query = query.where(events.c.tenant == tenant).order_by(*(column.desc() for column in order)).limit(limit + 1)

@@ -24,30 +24,32 @@ from typing import IO, Any, Protocol
 import orjson
 from sqlalchemy import Engine, select
 
-from service.ledger.checkpoints import Checkpoint, CheckpointSigner, tree_in
+from service.ledger.checkpoints import Checkpoint, CheckpointSigner
 from service.ledger.clock import machine_time
 from service.ledger.database import database_in_reach
-from service.ledger.entries import EXPLANATION, Search, Stored
+from service.ledger.entries import EXPLANATION, Stored
 from service.ledger.moments import written_period
 from service.ledger.sealing import Vault
-from service.ledger.searching import MOST_BYTES, fitting_places, read_in_log_order, read_places
+from service.ledger.searches import Search
+from service.ledger.searching import MAX_BYTES, fitting_places, read_in_log_order, read_places
+from service.ledger.stored_tree import tree_in
 from service.ledger.tables import log
 
 FORMAT = 1
-TOGETHER = 500
+ROWS_AT_ONCE = 500
 RECORDS, TOMBSTONES, CHECKPOINT, KEYS = "records.ndjson", "tombstones.ndjson", "checkpoint.json", "keys.json"
 MANIFEST, MANIFEST_SIGNATURE = "manifest.json", "manifest.sig.json"
 
 
 class Sink(Protocol):
-    """Where bytes go."""
+    """Anything that bytes can be written to."""
 
     def write(self, data: bytes, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the log, as an export tells of it. `record` is None of one whose record itself was erased."""
+    """A row of the log in an export. `record` is None where the record itself was erased."""
 
     seq: int
     record: bytes | None
@@ -57,18 +59,18 @@ class Line:
 
 
 def asked_of(tenant: str | None, search: Search) -> dict[str, Any]:
-    """What the manifest says was asked for. It names conditions, but no person: those are named in the records, until
-    they are erased."""
-    told: dict[str, Any] = {"tenant": tenant}
-    given = {each.name: getattr(search, each.name) for each in fields(Search)}
-    conditions = {name: value for name, value in given.items() if value is not None and value != ()}
-    if people := [name for name in ("subject", "decision_id") if conditions.pop(name, None) is not None]:
-        told["named"] = people
+    """What the manifest says was asked for. It holds the conditions, but never who a person is: only the records say
+    that, until it is erased."""
+    asked: dict[str, Any] = {"tenant": tenant}
+    values = {field.name: getattr(search, field.name) for field in fields(Search)}
+    conditions = {name: value for name, value in values.items() if value is not None and value != ()}
+    if personal := [name for name in ("subject", "decision_id") if conditions.pop(name, None) is not None]:
+        asked["named"] = personal
     if conditions:
-        told["conditions"] = conditions
+        asked["conditions"] = conditions
     if period := written_period(search.created_from, search.created_to):
-        told["period"] = period
-    return told
+        asked["period"] = period
+    return asked
 
 
 def found_lines(engine: Engine, vault: Vault, tenant: str, search: Search, size: int) -> Iterator[Line]:
@@ -76,7 +78,7 @@ def found_lines(engine: Engine, vault: Vault, tenant: str, search: Search, size:
     after = 0
     while True:
         with database_in_reach(), engine.connect() as connection:
-            page = read_in_log_order(connection, vault, tenant, search, after, TOGETHER)
+            page = read_in_log_order(connection, vault, tenant, search, after, ROWS_AT_ONCE)
         if not page:
             return
         for stored in page:
@@ -90,13 +92,13 @@ def all_lines(engine: Engine, vault: Vault, size: int) -> Iterator[Line]:
     """Every row of the log up to `size`, of all tenants, events included."""
     after = 0
     while after < size:
-        last = min(after + TOGETHER, size)
+        last = min(after + ROWS_AT_ONCE, size)
         with database_in_reach(), engine.connect() as connection:
             places = fitting_places(connection, after, last)
             after = places[-1] if places else last
             rows = connection.execute(select(log).where(log.c.seq.in_(places)).order_by(log.c.seq)).all()
-            explained = [row.seq for row in rows if row.kind == EXPLANATION]
-            lines = {stored.seq: _line(stored) for stored in read_places(connection, vault, explained)}
+            explanation_places = [row.seq for row in rows if row.kind == EXPLANATION]
+            lines = {stored.seq: _line(stored) for stored in read_places(connection, vault, explanation_places)}
         for row in rows:
             yield lines.get(row.seq) or Line(row.seq, row.record, row.leaf)
 
@@ -112,8 +114,8 @@ def write_export(
 ) -> int:
     """Writes the export to `file`, which need not be seekable; returns the number of records.
 
-    `lines` come in the order of the log and none lies behind the checkpoint. `asked` is kept in the manifest: whose
-    records these are and which. A `complete` export claims to hold the whole log.
+    `lines` are in the order of the log, and the checkpoint covers all of them. `asked` goes into the manifest: whose
+    records these are, and which. A `complete` export claims to hold the whole log.
     """
     digests: dict[str, dict[str, Any]] = {}
     erased: set[int] = set()
@@ -153,8 +155,8 @@ def _line(stored: Stored) -> Line:
 
 
 def _events_at(engine: Engine, places: list[int]) -> Iterator[Line]:
-    for start in range(0, len(places), TOGETHER):
-        some = places[start : start + TOGETHER]
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        some = places[start : start + ROWS_AT_ONCE]
         with database_in_reach(), engine.connect() as connection:
             rows = connection.execute(select(log).where(log.c.seq.in_(some)).order_by(log.c.seq)).all()
         for row in rows:
@@ -167,7 +169,7 @@ def _pages(lines: Iterable[Line]) -> Iterator[list[Line]]:
     for line in lines:
         page.append(line)
         size += len(line.record or b"") + len(line.personal or b"")
-        if len(page) == TOGETHER or size >= MOST_BYTES:
+        if len(page) == ROWS_AT_ONCE or size >= MAX_BYTES:
             yield page
             page, size = [], 0
     if page:
@@ -175,26 +177,29 @@ def _pages(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 
 def _write_page(sink: Sink, engine: Engine, checkpoint: Checkpoint, page: list[Line], erased: set[int]) -> int:
-    """Writes the lines, each with its path; notes the tombstones that they name. One tree serves a page only."""
+    """Writes the lines, each with its path; adds the places of their tombstones to `erased`.
+
+    Each page has its own tree, so that memory does not grow.
+    """
     with database_in_reach(), engine.connect() as connection:
         tree = tree_in(connection)
         for line in page:
             if line.tombstone is not None:
                 erased.add(line.tombstone)
-            said = {
+            row = {
                 "seq": line.seq,
                 "record": None if line.record is None else line.record.decode(),
                 "leaf": line.leaf.hex(),
                 "personal": None if line.personal is None else line.personal.decode(),
                 "tombstone": line.tombstone,
-                "path": [one.hex() for one in tree.inclusion(line.seq - 1, checkpoint.size)],
+                "path": [node.hex() for node in tree.inclusion(line.seq - 1, checkpoint.size)],
             }
-            sink.write(orjson.dumps(said) + b"\n")
+            sink.write(orjson.dumps(row) + b"\n")
     return len(page)
 
 
-class _Counted:
-    """A sink that keeps the digest and the size of what goes through it."""
+class _DigestedSink:
+    """A sink that computes the digest and the size of what is written through it."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -207,14 +212,14 @@ class _Counted:
         self._bytes += len(data)
 
     @property
-    def told(self) -> dict[str, Any]:
-        """As the manifest has it."""
+    def digest(self) -> dict[str, Any]:
+        """The digest and the size as the manifest holds them."""
         return {"sha256": self._digest.hexdigest(), "bytes": self._bytes}
 
 
 @contextmanager
-def _member(archive: zipfile.ZipFile, name: str, digests: dict[str, dict[str, Any]]) -> Iterator[_Counted]:
+def _member(archive: zipfile.ZipFile, name: str, digests: dict[str, dict[str, Any]]) -> Iterator[_DigestedSink]:
     with archive.open(name, "w", force_zip64=True) as member:
-        counted = _Counted(member)
-        yield counted
-    digests[name] = counted.told
+        digested = _DigestedSink(member)
+        yield digested
+    digests[name] = digested.digest

@@ -1,8 +1,8 @@
-"""Keys of the callers. A key is 256 random bits, so a plain SHA-256 of it is all that has to be stored.
+"""Callers' keys. A key is 256 random bits, so storing a plain SHA-256 of it is enough.
 
 Every change of a key is an event in the log of its tenant, in the transaction of the change. The events of a key hold
-all that its row does, so that the row can be held against them; see `key_history`. A secret that was chosen might be
-guessed from its hash, which therefore stands in its row only, with a salt: the log holds a commitment to the two.
+all that its row does, so that the row can be compared with them (`key_history`). A secret that somebody chose might be
+guessed from its hash, which is therefore in the row only, with a salt: the log holds a commitment to the two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.ledger.tables import keys
 
 SCOPES = frozenset({"explain", "ledger:read", "ledger:write", "models:write", "metrics"})
 OPERATOR = "operator"
-"""Who changes keys: whoever has the database; there is no route for it."""
+"""Who changes keys according to the log: whoever can use the database, since no route changes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,12 @@ class Key:
     policy: Policy = OPEN
 
     def is_valid(self, now: int) -> bool:
-        """Whether the key opens anything at `now`, of the ledger's time, in microseconds since the epoch, UTC."""
+        """Whether the key is valid at `now`, the ledger's time in microseconds since the epoch, UTC."""
         return self.revoked is None and (self.expires is None or now < self.expires)
 
 
 class Keys:
-    """The stored keys. Every call blocks on the database and raises LedgerUnavailable when it does not
-    answer."""
+    """The stored keys. Every call blocks on the database and raises LedgerUnavailable when it does not answer."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -72,41 +71,41 @@ class Keys:
         quota: Quota | None = None,
         policy: Policy = OPEN,
     ) -> tuple[Key, str]:
-        """Makes a key; returns it with its secret, `ak_` and 43 characters, which cannot be read again.
+        """Creates a key; returns it with its secret, `ak_` and 43 characters, which cannot be read again.
 
         `expires` is in microseconds since the epoch, UTC. Raises ValueError for an unknown scope.
         """
-        known, secret = _known(scopes), _new_secret()
+        checked, secret = _checked(scopes), _new_secret()
         with self._writing() as connection:
-            key = _new(connection, name, tenant, known, expires, quota, policy)
+            key = _new(connection, name, tenant, checked, expires, quota, policy)
             _enter(connection, KEY_CREATED, key, _hash(secret))
         return key, secret
 
     def add(self, secret: str, name: str, tenant: str, scopes: Iterable[str], expires: int | None = None) -> Key:
-        """Stores a key that the operator chose. One that is known stays as it is, also when it was revoked.
+        """Stores a key whose secret the operator chose. A known one stays as it is, even if it was revoked.
 
         Raises ValueError for an empty secret or an unknown scope.
         """
         if not secret:
             raise ValueError("a key cannot be empty")
-        wanted = _known(scopes)
+        checked = _checked(scopes)
         for _ in range(2):
             if (known := self.find(secret)) is not None:
                 return known
             try:
                 with self._writing() as connection:
-                    key = _new(connection, name, tenant, wanted, expires, None, OPEN)
+                    key = _new(connection, name, tenant, checked, expires, None, OPEN)
                     _enter(connection, KEY_CREATED, key, _hash(secret), salt=secrets.token_hex(16))
             except IntegrityError:  # another process added it in between
                 continue
             return key
-        raise RuntimeError("a key is there and cannot be found")
+        raise RuntimeError("a key exists, but cannot be found")
 
     def rotate(self, key_id: str, overlap: int) -> tuple[Key, str] | None:
-        """A key that replaces another, with the same rights, quota and policy; None when there is none to replace.
+        """Creates a key that replaces another, with the same rights, quota and policy; None when that is not valid.
 
-        The old one goes on for `overlap` microseconds, or until it expires, whichever comes first. The new one expires
-        when the old one would have.
+        The old key stays valid for `overlap` microseconds, or until it expires, whichever comes first. The new key
+        expires when the old one would have.
         """
         with self._writing() as connection:
             old, now = _read(connection, key_id), ledger_time(connection)
@@ -125,7 +124,7 @@ class Keys:
             if key is None:
                 return False
             changed = replace(key, quota=quota, policy=policy)
-            _tell(connection, KEY_CHANGED, changed, {"before": _permissions(key), **_permissions(changed)})
+            _append_event(connection, KEY_CHANGED, changed, {"before": _permissions(key), **_permissions(changed)})
             connection.execute(update(keys).where(keys.c.id == key_id).values(_permission_columns(changed)))
         return True
 
@@ -134,7 +133,7 @@ class Keys:
         digest = _hash(secret)
         with database_in_reach(), self._engine.connect() as connection:
             row = connection.execute(select(keys).where(keys.c.hash == digest)).one_or_none()
-        # The database compares as it likes; this takes the same time whatever was sent.
+        # The database compares in its own way; this comparison takes the same time whatever was sent.
         return _key(row) if row is not None and hmac.compare_digest(row.hash, digest) else None
 
     def list(self) -> list[Key]:
@@ -143,11 +142,11 @@ class Keys:
             return [_key(row) for row in connection.execute(select(keys).order_by(keys.c.created, keys.c.id))]
 
     def revoke(self, key_id: str) -> bool:
-        """Ends a key for good; returns whether there is one of this id. One that is revoked stays so."""
+        """Revokes a key for good; returns whether there is one of this id."""
         with self._writing() as connection:
             key, now = _read(connection, key_id), ledger_time(connection)
             if key is not None and key.revoked is None:
-                _tell(connection, KEY_REVOKED, key, {"name": key.name, "revoked": now})
+                _append_event(connection, KEY_REVOKED, key, {"name": key.name, "revoked": now})
                 connection.execute(update(keys).where(keys.c.id == key_id).values(revoked=now))
         return key is not None
 
@@ -157,13 +156,13 @@ class Keys:
             return _read(connection, key_id)
 
     def now(self) -> int:
-        """The time that keys' ends are held against: the ledger's, in microseconds since the epoch, UTC."""
+        """The time by which keys expire: the ledger's, in microseconds since the epoch, UTC."""
         with database_in_reach(), self._engine.connect() as connection:
             return ledger_time(connection)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """A transaction behind all others, so that what is read in it stays true until it commits."""
+        """A transaction that holds the write lock, so that what is read in it stays true until it commits."""
         with database_in_reach(), serialised(self._engine).begin() as connection:
             yield connection
 
@@ -181,14 +180,16 @@ def _enter(
     details: Mapping[str, Any] | None = None,
     salt: str | None = None,
 ) -> None:
-    """Stores a key; the event has every column of it, but of the hash that is salted a commitment."""
-    said = {"name": key.name, "scopes": sorted(key.scopes), "expires": key.expires, **_permissions(key)}
-    bound = {"hash": digest} if salt is None else {"commitment": committed(salt, digest)}
-    _tell(connection, kind, key, {**said, "created": key.created, "account": key.account, **bound, **(details or {})})
+    """Stores a key; its event holds every column, with a commitment in place of a salted hash."""
+    columns = {"name": key.name, "scopes": sorted(key.scopes), "expires": key.expires, **_permissions(key)}
+    secret = {"hash": digest} if salt is None else {"commitment": committed(salt, digest)}
+    _append_event(
+        connection, kind, key, {**columns, "created": key.created, "account": key.account, **secret, **(details or {})}
+    )
     connection.execute(insert(keys).values(_row(key, digest, salt)))
 
 
-def _tell(connection: Connection, kind: str, key: Key, details: Mapping[str, Any]) -> None:
+def _append_event(connection: Connection, kind: str, key: Key, details: Mapping[str, Any]) -> None:
     insert_event(connection, Event(kind=kind, tenant=key.tenant, key_id=OPERATOR, about=key.id, details=details))
 
 
@@ -209,11 +210,11 @@ def _new_secret() -> str:
     return f"ak_{secrets.token_urlsafe(32)}"
 
 
-def _known(scopes: Iterable[str]) -> frozenset[str]:
-    wanted = frozenset(scopes)
-    if unknown := wanted - SCOPES:
+def _checked(scopes: Iterable[str]) -> frozenset[str]:
+    checked = frozenset(scopes)
+    if unknown := checked - SCOPES:
         raise ValueError(f"unknown scopes: {', '.join(sorted(unknown))}; known are {', '.join(sorted(SCOPES))}")
-    return wanted
+    return checked
 
 
 def _permissions(key: Key) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def _permissions(key: Key) -> dict[str, Any]:
 
 
 def _permission_columns(key: Key) -> dict[str, str | None]:
-    return {name: written_permissions(said) for name, said in _permissions(key).items()}
+    return {name: written_permissions(limits) for name, limits in _permissions(key).items()}
 
 
 def _row(key: Key, digest: str, salt: str | None) -> dict[str, Any]:

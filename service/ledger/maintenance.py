@@ -14,16 +14,18 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, func, select
 
 from service.errors import AnswerableError
-from service.ledger import erasing, remembering
+from service.ledger import erasing, legal_holds, remembering, retention
 from service.ledger.clock import signed_time
 from service.ledger.database import database_in_reach
 from service.ledger.entries import ERASURE, SET_REMOVED, RequestKey, StoredEvent
-from service.ledger.erasing import Erased, Held, Kept
+from service.ledger.erasing import Erased
 from service.ledger.erasure_list import ErasureList
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import Jobs
+from service.ledger.legal_holds import Held, Kept
 from service.ledger.sealing import Vault
 from service.ledger.tables import events, log
+from service.ledger.tombstones import tombstone_of
 from service.ledger.verifying import verify_explanation, verify_ledger
 
 LOOK_SECONDS = 2.0
@@ -87,15 +89,15 @@ class LedgerMaintenance:
     async def hold(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> Held:
         """Forbids to erase it. Raises InvalidRequest for a name that cannot be recorded, LedgerUnavailable,
         EntryRefused."""
-        return await self._run(erasing.hold, self._vault, tenant, subject, key_id, reason, key)
+        return await self._run(legal_holds.hold, self._vault, tenant, subject, key_id, reason, key)
 
     async def kept_of(self, tenant: str, subject: str) -> Kept:
         """What an erasure would destroy, or a hold protects. Raises LedgerUnavailable."""
-        return await self._run(erasing.kept_of, self._vault, tenant, subject)
+        return await self._run(legal_holds.kept_of, self._vault, tenant, subject)
 
     async def release(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> None:
         """Ends the hold. Raises NotFound, LedgerUnavailable, EntryRefused."""
-        await self._run(erasing.release, self._vault, tenant, subject, key_id, reason, key)
+        await self._run(legal_holds.release, self._vault, tenant, subject, key_id, reason, key)
 
     async def tombstone(self, place: int) -> StoredEvent | None:
         """The event that erased something."""
@@ -147,7 +149,7 @@ class LedgerMaintenance:
                 await asyncio.sleep(RETAIN_SECONDS)
                 continue
             try:
-                counts = await self._run(erasing.retain, self._periods, SCHEDULE)
+                counts = await self._run(retention.retain, self._periods, SCHEDULE)
                 for name, count in counts.items():
                     if count:
                         _log.info("%d records of the class %s were over their time and are erased", count, name)
@@ -192,7 +194,7 @@ def _read_signed(engine: Engine) -> int:
 
 def _read_tombstone(engine: Engine, place: int) -> StoredEvent | None:
     with database_in_reach(), engine.connect() as connection:
-        return erasing.tombstone_of(connection, place)
+        return tombstone_of(connection, place)
 
 
 def _read_erasures(engine: Engine, seen: int | None) -> tuple[int, bool]:

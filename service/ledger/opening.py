@@ -21,7 +21,7 @@ from service.ledger.migrations import NEWEST
 from service.ledger.sealing import Vault, open_vault, prepare_database
 from service.settings import Settings
 
-MOST_SAID = 300
+MAX_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _unreachable(url: URL, error: LedgerUnavailable) -> str:
     """Which database did not answer and why, in its driver's words; a password is never among them."""
     place = url.database if url.host is None else f"{url.host}:{url.port or 5432}"
     reason = getattr(error.__cause__, "orig", None) or "no connection"
-    said = " ".join(str(reason).split())[:MOST_SAID]
+    said = " ".join(str(reason).split())[:MAX_REASON_LENGTH]
     return f"the database {place} does not answer ({said}); see that it runs, and that ANSWERABLE_DATABASE_URL is right"
 
 

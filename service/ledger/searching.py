@@ -25,13 +25,14 @@ from sqlalchemy import (
 )
 
 from service.errors import InvalidRequest
-from service.ledger.entries import Found, LogChanged, MalformedCursor, Page, Search, Stored
+from service.ledger.entries import LogChanged, Stored
 from service.ledger.leaves import Opened, content_of, read_opened
 from service.ledger.sealing import CannotBeOpened, Vault, owner_of
+from service.ledger.searches import Found, MalformedCursor, Page, Search
 from service.ledger.tables import COHORT, FLAG, REVIEWED, explanation_tags, explanations, log, subjects
 
-LARGEST_PAGE = 1000
-MOST_BYTES = 8 * 2**20
+MAX_PAGE = 1000
+MAX_BYTES = 8 * 2**20
 """Of what is stored of the explanations of one page, unless the first alone is larger. That of an image can be some
 megabytes, and takes several times as much while it is read: a page of 200 took 3.2 GB."""
 
@@ -50,13 +51,13 @@ def read_one(
 def read_page(
     connection: Connection, vault: Vault, tenant: str, search: Search, limit: int, cursor: str | None
 ) -> Page:
-    """The first `limit` explanations behind `cursor`, or fewer where these are over MOST_BYTES.
+    """The first `limit` explanations behind `cursor`, or fewer where these are over MAX_BYTES.
 
-    Raises InvalidRequest for a limit outside 1 to LARGEST_PAGE, MalformedCursor for a cursor that no page
+    Raises InvalidRequest for a limit outside 1 to MAX_PAGE, MalformedCursor for a cursor that no page
     ended in.
     """
-    if not 1 <= limit <= LARGEST_PAGE:
-        raise InvalidRequest(f"limit is a number from 1 to {LARGEST_PAGE}.")
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidRequest(f"limit is a number from 1 to {MAX_PAGE}.")
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     query = statement(tenant, by_pseudonym or search, cursor, _sizes()).limit(limit + 1)
     found = connection.execute(query).all() if by_pseudonym is not None else []
@@ -121,7 +122,7 @@ def read_in_log_order(
 ) -> list[Stored]:
     """The next explanations that `search` asks for behind a place of the log, in its order: for reading them all.
 
-    They are so many at most, and fewer where these are over MOST_BYTES; none are behind the last.
+    They are so many at most, and fewer where these are over MAX_BYTES; none are behind the last.
     """
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     if by_pseudonym is None:
@@ -134,7 +135,7 @@ def read_in_log_order(
 
 
 def fitting_places(connection: Connection, after: int, last: int) -> list[int]:
-    """The places behind `after`, up to `last`, of rows of the log that are not over MOST_BYTES together."""
+    """The places behind `after`, up to `last`, of rows of the log that are not over MAX_BYTES together."""
     size = _length(log.c.record) + _length(explanations.c.personal)
     query = select(log.c.seq, size.label("size")).join_from(
         log, explanations, explanations.c.seq == log.c.seq, isouter=True
@@ -184,9 +185,9 @@ def _length(column: ColumnElement[bytes]) -> ColumnElement[int]:
 
 
 def _fitting(sized: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-    """The first of the rows, up to MOST_BYTES together; one at least."""
+    """The first of the rows, up to MAX_BYTES together; one at least."""
     upto = accumulate(row.size for row in sized)
-    return [row for at, (row, size) in enumerate(zip(sized, upto, strict=True)) if at == 0 or size <= MOST_BYTES]
+    return [row for at, (row, size) in enumerate(zip(sized, upto, strict=True)) if at == 0 or size <= MAX_BYTES]
 
 
 def _tags(search: Search) -> Iterable[tuple[str, str]]:

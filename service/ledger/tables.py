@@ -31,7 +31,7 @@ from sqlalchemy import (
     not_,
 )
 
-from service.ledger.entries import LONGEST_TEXT
+from service.ledger.entries import MAX_TEXT_LENGTH
 
 FLAG = "flag"
 COHORT = "cohort."
@@ -41,7 +41,7 @@ REVIEWED = ("reviewed", "true")
 
 metadata = MetaData()
 
-text = String(LONGEST_TEXT)
+text = String(MAX_TEXT_LENGTH)
 place = BigInteger().with_variant(Integer, "sqlite")  # in SQLite only INTEGER names the row itself
 
 log = Table(
@@ -77,7 +77,7 @@ explanation_tags = Table(
     "explanation_tags",
     metadata,
     Column("seq", place, ForeignKey("explanations.seq"), primary_key=True, autoincrement=False),
-    Column("name", String(LONGEST_TEXT + 20), primary_key=True),
+    Column("name", String(MAX_TEXT_LENGTH + 20), primary_key=True),
     Column("value", text, primary_key=True),
     Column("tenant", text, nullable=False),
     Column("created", BigInteger, nullable=False),

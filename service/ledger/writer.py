@@ -22,7 +22,7 @@ from service.ledger.appending import Appender
 from service.ledger.entries import Entry, EntryRefused, Event, Remembered
 from service.ledger.sealing import Vault
 
-LARGEST_GROUP = 512
+MAX_GROUP = 512
 """Entries after which a group is closed, so that a transaction stays short."""
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Recorder:
         self._settle = settle
 
     def record(self, appends: Sequence[Append]) -> None:
-        """Writes the appends in as few groups as `LARGEST_GROUP` allows; returns when all are settled."""
+        """Writes the appends in as few groups as `MAX_GROUP` allows; returns when all are settled."""
         for group in _groups(appends):
             self._settle(self._record(group))
             self._appender.checkpoint()  # once the replies are out
@@ -141,7 +141,7 @@ def _groups(appends: Iterable[Append]) -> Iterator[list[Append]]:
     for append in appends:
         group.append(append)
         size += len(append.entries)
-        if size >= LARGEST_GROUP:
+        if size >= MAX_GROUP:
             yield group
             group, size = [], 0
     if group:

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from service.ledger.database import open_engine
 from service.ledger.sealing import Vault
-from service.ledger.writer import LARGEST_GROUP, Append, Outcome, Outcomes, Recorder
+from service.ledger.writer import MAX_GROUP, Append, Outcome, Outcomes, Recorder
 from service.processes.children import AwakeClock, Connection, Unframer, frame, reap, start_child
 
 RESTART_SECONDS = 0.5
@@ -153,7 +153,7 @@ def _arrivals(connection: socket.socket) -> Iterator[list[Any]]:
         while data := connection.recv(READ_BYTES):
             for batch in unframer.feed(data):
                 messages += batch
-            if len(messages) >= LARGEST_GROUP or (messages and not select.select([connection], [], [], 0)[0]):
+            if len(messages) >= MAX_GROUP or (messages and not select.select([connection], [], [], 0)[0]):
                 yield messages
                 messages = []
     if messages:

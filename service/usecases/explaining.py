@@ -25,9 +25,10 @@ from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, Plan, Priority, Timings
 from service.engine.protocol import Engine
 from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
+from service.ledger.append_queue import Room
 from service.ledger.entries import Entry, RequestKey
 from service.ledger.ids import uuid7
-from service.ledger.ledger import Ledger, Room
+from service.ledger.ledger import Ledger
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.timings import Spent

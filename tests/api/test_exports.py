@@ -21,9 +21,10 @@ import pytest
 from service.access.permissions import Policy
 from service.background.export_tables import COLUMNS
 from service.background.exporting import KEPT_SECONDS, Exports
-from service.ledger.entries import EventSearch, Search, Stored
+from service.ledger.entries import Stored
 from service.ledger.erasing import erase
 from service.ledger.export_checking import check_export
+from service.ledger.searches import EventSearch, Search
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain

@@ -17,7 +17,8 @@ from service.api.paths import routes_of
 from service.api.turns import Turns
 from service.app import create_app
 from service.ledger import Ledger, Search, remembering
-from service.ledger.entries import LOOKUP, REVIEW, EventSearch
+from service.ledger.entries import LOOKUP, REVIEW
+from service.ledger.searches import EventSearch
 from service.ledger.tables import remembered
 from service.monitoring.health import Health
 from service.settings import Settings

@@ -22,7 +22,7 @@ from sqlalchemy import Engine, text
 
 from service.ledger import CheckpointSigner, Entry, Ledger, Search, Vault, open_engine, prepare_database
 from service.ledger.appending import Appender
-from service.ledger.checkpoints import log_size
+from service.ledger.stored_tree import log_size
 
 START = 1_760_000_000_000_000
 SECOND = 1_000_000

@@ -13,9 +13,8 @@ import orjson
 import pytest
 from sqlalchemy import Engine, Executable, delete, func, select, update
 
-from service.ledger import Entry, Ledger, LogChanged, merkle, open_engine
-from service.ledger import checkpoints as making
-from service.ledger.checkpoints import Checkpoint, CheckpointSigner, read_line
+from service.ledger import Entry, Ledger, LogChanged, merkle, open_engine, stored_tree
+from service.ledger.checkpoints import Checkpoint, CheckpointSigner, read_body, read_line
 from service.ledger.merkle import is_consistent, is_included
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.signing import NotTheSigner, chain_faults, read_chain, signed_by
@@ -50,7 +49,7 @@ def records(engine: Engine) -> list[bytes]:
 def stored(engine: Engine) -> list[Checkpoint]:
     with engine.connect() as connection:
         rows = connection.execute(select(checkpoints).order_by(checkpoints.c.size)).all()
-    return [making.read_body(row.body, row.signature) for row in rows]
+    return [read_body(row.body, row.signature) for row in rows]
 
 
 async def test_checkpoints_make_a_chain_that_anyone_can_check(
@@ -101,10 +100,10 @@ async def test_every_stored_height_is_that_of_the_definition(
     ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small heights, so that several are stored, over checkpoints of every kind of size."""
-    for module in (making, merkle):
+    for module in (stored_tree, merkle):
         monkeypatch.setattr(module, "STORED_HEIGHTS", 2)
         monkeypatch.setattr(module, "BLOCK", 4)
-    monkeypatch.setattr(making, "NODES_AT_ONCE", 3)
+    monkeypatch.setattr(stored_tree, "NODES_AT_ONCE", 3)
     for count in (1, 3, 1, 12, 47, 1, 64):
         await ledger.append([make_entry() for _ in range(count)])
         signer.sign()
@@ -270,7 +269,7 @@ async def test_a_change_inside_a_signed_block_is_found_at_the_next_signing(
 async def test_a_change_of_what_is_stored_above_a_block_is_found_too(
     ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (making, merkle):
+    for module in (stored_tree, merkle):
         monkeypatch.setattr(module, "STORED_HEIGHTS", 2)
         monkeypatch.setattr(module, "BLOCK", 4)
     await ledger.append([make_entry() for _ in range(17)])
@@ -339,7 +338,7 @@ async def test_signing_goes_on_after_an_error_that_nobody_foresaw(
     for message in ("the first", "the second", "at the end"):
         assert message in caplog.text
     with pytest.raises(RuntimeError, match="shutdown"):
-        ledger._readers.submit(print)
+        await ledger.threads.call_to_the_end(print)
 
 
 @pytest.mark.parametrize("databases", ["postgresql"], indirect=True)

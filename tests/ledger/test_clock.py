@@ -25,7 +25,7 @@ from service.ledger import (
 )
 from service.ledger.clock import OPERATORS, Clock
 from service.ledger.entries import CLOCK
-from service.ledger.erasing import hold
+from service.ledger.legal_holds import hold
 from service.ledger.verifying import verify_ledger
 from tests.conftest import Until
 from tests.ledger.conftest import EntryMaker

@@ -129,7 +129,7 @@ def test_what_was_changed_is_told(
     engine.dispose()
     code, said, _ = ask("verify")
     assert code == 1
-    assert "FAULT  row 3: the column label" in said
+    assert "FAULT  row 3: column label" in said
     assert "NOT VALID" in said
 
 

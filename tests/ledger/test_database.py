@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from service.errors import LedgerUnavailable, SetupError
 from service.ledger import Ledger, Search, open_engine, prepare_database
 from service.ledger import appending as writing
-from service.ledger.database import LONGEST_WAL
+from service.ledger.database import MAX_WAL_BYTES
 from service.ledger.verifying import verify_ledger
 from tests.ledger.conftest import VAULT, Databases, EntryMaker
 
@@ -103,10 +103,10 @@ async def test_a_long_reader_leaves_no_long_log_behind(
     with closing(engine.raw_connection()) as reader:
         reader.cursor().execute("BEGIN")
         reader.cursor().execute("SELECT count(*) FROM log").fetchall()
-        await record(2 * LONGEST_WAL // 200_000)
-        assert size() > LONGEST_WAL
+        await record(2 * MAX_WAL_BYTES // 200_000)
+        assert size() > MAX_WAL_BYTES
         reader.rollback()
     monkeypatch.setattr(writing, "CHECKPOINT_EVERY", 1)
     await record(2)
-    assert size() <= LONGEST_WAL
+    assert size() <= MAX_WAL_BYTES
     await ledger.close()

@@ -170,7 +170,7 @@ async def test_an_append_is_given_up_while_the_database_is_locked_and_then_all_a
         await asyncio.sleep(0)
         assert isinstance(refusing.exception(), LedgerUnavailable), "it waits for what others wait for in vain"
     await is_recording(ledger, True)
-    ledger._append_seconds = PATIENCE_SECONDS
+    ledger.queue.append_seconds = PATIENCE_SECONDS
     await ledger.append([after])
     page = await ledger.search("bank", Search())
     assert [stored.id for stored in page.entries] == [after.id, given_up.id], "what was given up was recorded later"
@@ -217,7 +217,7 @@ async def test_what_no_database_could_take_says_nothing_about_the_database(
     with pytest.raises(LedgerUnavailable):
         await ledger.append([make_entry(personal="not bytes")])
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while len(settled) < 2 or ledger._unsettled:  # noqa: ASYNC110 - the database is asked, and answers
+        while len(settled) < 2 or not ledger.queue.is_settled:  # noqa: ASYNC110 - the database is asked, and answers
             await asyncio.sleep(0.005)
     assert [outcome for _, outcome in settled] == [Outcome.UNAVAILABLE, Outcome.RECORDED]
     assert ledger.is_recording
@@ -267,7 +267,7 @@ async def test_readers_wait_for_a_server_that_hangs_no_longer_than_they_may(
 ) -> None:
     ledger = Ledger(engine, VAULT, probe_seconds=PATIENCE_SECONDS)
     assert await ledger.get("bank", "id") is None
-    monkeypatch.setattr("service.ledger.ledger.READ_SECONDS", 0.05)
+    monkeypatch.setattr("service.ledger.reader_threads.READ_SECONDS", 0.05)
     with stopped(), pytest.raises(LedgerUnavailable):
         await ledger.get("bank", "id")
     monkeypatch.undo()

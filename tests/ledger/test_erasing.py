@@ -30,13 +30,17 @@ from service.ledger import (
     WrongMasterKey,
     open_engine,
 )
-from service.ledger.erasing import erase, hold, holds, kept_of, months_before, ranges, release, retain
+from service.ledger.erasing import erase
 from service.ledger.export_checking import check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
-from service.ledger.jobs import DONE, ERASED, ERASED_SEARCH, EXPORT, FAILED, Job, JobRow, Jobs, State
+from service.ledger.job_erasing import ERASED, ERASED_SEARCH
+from service.ledger.jobs import DONE, EXPORT, FAILED, Job, JobRow, Jobs, State
+from service.ledger.legal_holds import hold, holds, kept_of, release
 from service.ledger.merkle import is_included
+from service.ledger.retention import months_before, retain
 from service.ledger.sealing import NO_TOKEN, prepare_database
 from service.ledger.tables import explanations, log, subjects
+from service.ledger.tombstones import ranges
 from service.ledger.verifying import verify_explanation, verify_ledger
 from tests.conftest import bytes_of
 
@@ -294,7 +298,7 @@ async def test_a_hold_forbids_and_says_who_and_why(
 ) -> None:
     hold(engine, vault, "bank", PERSON, "counsel", "case 12/2026")  # before there is anything
     await ledger.append([of_person(make_entry), of_person(make_entry, created=1)])
-    with pytest.raises(HeldByLaw, match=r"held by counsel since 20.*: case 12/2026"):
+    with pytest.raises(HeldByLaw, match=r"hold by counsel since 20.*: case 12/2026"):
         erase(engine, vault, "bank", PERSON, "key")
     assert retain(engine, {"standard": 25}, "key") == {"standard": 0}
     with engine.connect() as connection:
@@ -313,7 +317,7 @@ async def test_a_hold_forbids_and_says_who_and_why(
 async def test_retention_by_class_and_age(
     ledger: Ledger, engine: Engine, vault: Vault, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.ledger.erasing.TOGETHER", 4)
+    monkeypatch.setattr("service.ledger.retention.RECORDS_AT_ONCE", 4)
     now = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
     def at(year: int, month: int, day: int) -> int:
@@ -382,7 +386,7 @@ async def test_the_decision_that_a_tombstone_is_found_by_cannot_be_changed(
             this = explanations.c.seq == seq
             was = connection.scalar(select(explanations.c.decision_id).where(this))
             connection.execute(explanations.update().where(this).values(decision_id=other))
-        told = f"the decisions of what the tombstone at {place if seq < 4 else place + 1} erased"
+        told = f"row {place if seq < 4 else place + 1}: the decisions of the rows that this tombstone erased"
         assert [fault.startswith(told) for fault in verify_ledger(engine, vault).faults] == [True]
         assert [fault.startswith(told) for fault in verify_explanation(engine, vault, seq)] == [True]
         with engine.begin() as connection:

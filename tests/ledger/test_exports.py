@@ -249,8 +249,8 @@ async def test_large_records_are_read_a_few_at_a_time(
     ledger: Ledger, engine: Engine, signer: CheckpointSigner, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most, large = 400_000, json.dumps({"input": "x" * 100_000}).encode()
-    monkeypatch.setattr(searching, "MOST_BYTES", most)
-    monkeypatch.setattr(exporting, "MOST_BYTES", most)
+    monkeypatch.setattr(searching, "MAX_BYTES", most)
+    monkeypatch.setattr(exporting, "MAX_BYTES", most)
     for _ in range(8):
         await ledger.append([make_entry(personal=large) for _ in range(8)])
     await ledger.append_event("lookup", "bank", "key")
@@ -274,7 +274,7 @@ async def test_an_export_takes_no_more_memory_for_more_records(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exporting, "TOGETHER", 50)
+    monkeypatch.setattr(exporting, "ROWS_AT_ONCE", 50)
     personal = json.dumps({"input": "x" * 1000}).encode()
     await ledger.append([make_entry(personal=personal) for _ in range(1200)])
     checkpoint = signer.sign()

@@ -63,7 +63,7 @@ def test_a_job_has_one_owner_until_its_lease_ends(jobs: Jobs, monkeypatch: pytes
     one = job()
     jobs.create(one, rows(1))
     clock = [time.time_ns() // 1000]
-    monkeypatch.setattr(module, "_now", lambda: clock[0])
+    monkeypatch.setattr(module, "machine_time", lambda: clock[0])
 
     claimed = jobs.claim("first", (KIND,))
     assert claimed is not None
@@ -177,7 +177,7 @@ def test_a_run_that_was_overtaken_is_not_heard(jobs: Jobs, monkeypatch: pytest.M
     one = job()
     jobs.create(one, rows(1))
     clock = [time.time_ns() // 1000]
-    monkeypatch.setattr(module, "_now", lambda: clock[0])
+    monkeypatch.setattr(module, "machine_time", lambda: clock[0])
 
     first = jobs.claim("first", (KIND,))
     clock[0] += 6_000_000
@@ -207,7 +207,7 @@ def test_a_job_that_was_put_off_is_claimed_later(jobs: Jobs, monkeypatch: pytest
     jobs.create(one)
     jobs.create(other)
     clock = [time.time_ns() // 1000]
-    monkeypatch.setattr(module, "_now", lambda: clock[0])
+    monkeypatch.setattr(module, "machine_time", lambda: clock[0])
 
     assert jobs.claim("first", (KIND,)) is not None
     jobs.release(one.id, "first", 30.0, "its quota is spent")
@@ -260,7 +260,7 @@ def test_jobs_that_ended_long_ago_are_deleted(jobs: Jobs, monkeypatch: pytest.Mo
     for one in (old, new, going):
         jobs.create(one, rows(3))
     for moment, one in ((1_000, old), (2_000, new)):
-        monkeypatch.setattr(module, "_now", lambda moment=moment: moment)
+        monkeypatch.setattr(module, "machine_time", lambda moment=moment: moment)
         jobs.cancel("bank", one.id)
 
     assert jobs.forget_ended(1_000) == 0
@@ -279,7 +279,7 @@ async def test_the_steward_deletes_jobs_after_their_days(
     now = time.time_ns() // 1000
     for one, ago in zip(ended, (31, 29), strict=True):
         jobs.create(one, rows(2))
-        monkeypatch.setattr(module, "_now", lambda ago=ago: now - ago * day)
+        monkeypatch.setattr(module, "machine_time", lambda ago=ago: now - ago * day)
         jobs.cancel("bank", one.id)
 
     async def forget() -> None:
@@ -294,9 +294,9 @@ def test_a_lease_of_a_clock_that_was_set_back(jobs: Jobs, monkeypatch: pytest.Mo
     """Whoever claimed it died, and the lease would last for two days more."""
     one, now = job(), time.time_ns() // 1000
     jobs.create(one)
-    monkeypatch.setattr(module, "_now", lambda: now + 2 * 86_400_000_000)
+    monkeypatch.setattr(module, "machine_time", lambda: now + 2 * 86_400_000_000)
     assert jobs.claim("first", (KIND,)) is not None
-    monkeypatch.setattr(module, "_now", lambda: now)
+    monkeypatch.setattr(module, "machine_time", lambda: now)
     taken = jobs.claim("second", (KIND,))
     assert taken is not None
     assert taken.owner == "second"

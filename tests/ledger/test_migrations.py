@@ -241,9 +241,9 @@ def test_a_key_that_was_changed_before_it_was_kept(before_bound_keys: Engine, tm
         connection.execute(text("UPDATE keys SET hash = 'abc' WHERE id = 'known'"))
     vault = prepare_database(engine, tmp_path / "master.key")
     assert verify_ledger(engine, vault).faults == [
-        "key chosen: the column scopes was not kept as it was",
-        "key known: the column revoked was not kept as it was",
-        "key known: the column hash is not what its events say",
+        "key chosen: column scopes had been changed before the event key_kept recorded it",
+        "key known: column revoked had been changed before the event key_kept recorded it",
+        "key known: column hash differs from its events in the log",
     ]
 
 

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, select, update
 from service.errors import NotFound
 from service.ledger import Entry, EntryRefused, Event, Ledger, Search
 from service.ledger.entries import REVIEW, Remembered, RequestKey
-from service.ledger.erasing import erase, hold
+from service.ledger.erasing import erase
 from service.ledger.jobs import Job, JobRow, Jobs, State
+from service.ledger.legal_holds import hold
 from service.ledger.remembering import over_before, read_remembered, sweep
 from service.ledger.tables import job_rows, jobs, log, remembered
 from tests.ledger.conftest import VAULT

@@ -13,9 +13,11 @@ from sqlalchemy import Engine, select
 
 from service.ledger import CheckpointSigner, Entry, Ledger, Search, Vault, open_engine, prepare_database
 from service.ledger.entries import ERASURE, FILE_REPAIRED, RESTORED
-from service.ledger.erasing import erase, hold, holds
+from service.ledger.erasing import erase
 from service.ledger.erasure_list import NAME, ErasureList
-from service.ledger.jobs import ERASED_SEARCH, EXPORT, FAILED, JobRow, Jobs, State
+from service.ledger.job_erasing import ERASED_SEARCH
+from service.ledger.jobs import EXPORT, FAILED, JobRow, Jobs, State
+from service.ledger.legal_holds import hold, holds
 from service.ledger.restoring import catch_up
 from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import events

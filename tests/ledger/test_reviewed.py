@@ -9,7 +9,8 @@ from sqlalchemy import Engine, select
 
 from service.ledger import EventSearch, Ledger, Search
 from service.ledger.entries import REVIEW
-from service.ledger.erasing import erase, retain
+from service.ledger.erasing import erase
+from service.ledger.retention import retain
 from service.ledger.tables import log
 from service.ledger.verifying import verify_ledger
 from tests.ledger.conftest import VAULT
@@ -62,4 +63,6 @@ async def test_a_note_goes_with_what_it_is_about(ledger: Ledger, engine: Engine,
     retain(engine, {"standard": 1}, "key", datetime(2100, 1, 1, tzinfo=UTC))
     assert (await notes())[1:] == [lost, lost]
     verdict = verify_ledger(engine, VAULT)
-    assert verdict.faults == ["the mark of the master key is gone"]  # there never was one in this database
+    assert verdict.faults == [
+        "the row that identifies the master key is missing"
+    ]  # there never was one in this database

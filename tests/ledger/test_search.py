@@ -143,7 +143,7 @@ async def test_every_search_finds_what_is_meant(
 async def test_a_page_of_large_records_ends_early_and_none_is_left_out(
     ledger: Ledger, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searching, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(searching, "MAX_BYTES", 10_000)
     sizes = [100, 3_000, 3_000, 100, 20_000, 100, 5_000, 4_000, 100, 9_000]
     entries = [make_entry(personal=json.dumps({"input": "x" * size}).encode(), subject="Ann") for size in sizes]
     await ledger.append(entries)

@@ -10,7 +10,8 @@ from sqlalchemy import Engine, select
 
 from service.errors import HeldByLaw, NotFound
 from service.ledger import Entry, EventSearch, Ledger, Vault
-from service.ledger.erasing import erase, hold, release
+from service.ledger.erasing import erase
+from service.ledger.legal_holds import hold, release
 from service.ledger.sealing import prepare_database
 from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import set_subjects

@@ -31,14 +31,15 @@ from service.ledger import (
     merkle,
     open_engine,
     prepare_database,
+    stored_tree,
     verifying,
 )
-from service.ledger import checkpoints as making
 from service.ledger.clock import WrittenTimes
 from service.ledger.entries import REVIEW
-from service.ledger.erasing import erase, hold, release
+from service.ledger.erasing import erase
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
+from service.ledger.legal_holds import hold, release
 from service.ledger.sealing import NO_TOKEN, Vault
 from service.ledger.tables import (
     checkpoints,
@@ -79,9 +80,9 @@ LEDGER = (log, explanations, explanation_tags, events, nodes, checkpoints, signi
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes of several heights are stored over a few rows."""
-    for module in (making, merkle, verifying):
+    for module in (stored_tree, merkle, verifying):
         monkeypatch.setattr(module, "STORED_HEIGHTS", 2)
-    for module in (making, merkle):
+    for module in (stored_tree, merkle):
         monkeypatch.setattr(module, "BLOCK", 4)
 
 
@@ -492,7 +493,7 @@ def test_a_callers_key_that_is_changed_behind_the_log(filled: tuple[Engine, Vaul
             with engine.begin() as connection:
                 connection.execute(update(keys).where(keys.c.id == row.id).values({column: value}))
             faults = verified(filled, tmp_path).faults
-            told = {"id": "is missing", "hash": "hash", "salt": "salt"}.get(column, f"the column {column} is not")
+            told = {"id": "is missing", "hash": "hash", "salt": "salt"}.get(column, f": column {column} differs")
             assert any(fault.startswith(f"key {row.id}") and told in fault for fault in faults), (column, value, faults)
             with engine.begin() as connection:
                 changed_id = value if column == "id" else row.id
@@ -507,14 +508,14 @@ def test_a_callers_key_with_another_secret(filled: tuple[Engine, Vault], tmp_pat
         values = {"hash": KEY_CHANGES["hash"], "salt": KEY_CHANGES["salt"] if name == "bootstrap" else None}
         connection.execute(update(keys).where(of_key(name)).values(values))
     (fault,) = verified(filled, tmp_path).faults
-    assert "the column hash" in fault
+    assert ": column hash" in fault
 
 
 def test_a_callers_key_that_no_event_tells_of(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
     with filled[0].begin() as connection:
         row = connection.execute(select(keys).where(keys.c.name == "batch")).one()
         connection.execute(insert(keys).values({**row._mapping, "id": "new", "hash": KEY_CHANGES["hash"]}))
-    assert verified(filled, tmp_path).faults == ["key new: no event of the log tells of it"]
+    assert verified(filled, tmp_path).faults == ["key new: no event in the log created it"]
 
 
 OTHERS: dict[str, Any] = {
@@ -572,7 +573,7 @@ def test_a_job_that_is_changed(filled: tuple[Engine, Vault], tmp_path: Path, nam
 def test_a_job_that_never_ended(filled: tuple[Engine, Vault], tmp_path: Path, state: str) -> None:
     with filled[0].begin() as connection:
         connection.execute(update(jobs).where(jobs.c.id == "under way").values(state=state))
-    assert verified(filled, tmp_path).faults == ["job under way: no event of the log tells of its end"]
+    assert verified(filled, tmp_path).faults == ["job under way: no event in the log ended it"]
 
 
 def test_jobs_that_come_and_go(filled: tuple[Engine, Vault], tmp_path: Path) -> None:
@@ -583,8 +584,8 @@ def test_jobs_that_come_and_go(filled: tuple[Engine, Vault], tmp_path: Path) -> 
         connection.execute(delete(jobs).where(jobs.c.id == "exported"))
         connection.execute(delete(job_rows).where(job_rows.c.job_id == "done", job_rows.c.number == 1))
     faults = verified(filled, tmp_path).faults
-    assert {"job new: no event of the log tells of it", "job exported is missing"} <= set(faults)
-    assert "job done: its rows are not those that it was made with" in faults
+    assert {"job new: no event in the log created it", "job exported is missing"} <= set(faults)
+    assert "job done: its rows are not those that it was created with" in faults
 
 
 async def test_rows_that_are_back_dated(

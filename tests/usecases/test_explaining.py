@@ -30,8 +30,8 @@ from service.domain import (
 )
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerFull, LedgerUnavailable, NotConverged, Overloaded
 from service.ledger import Entry, Ledger, Search, Vault, open_engine, upgrade
+from service.ledger.append_queue import Room
 from service.ledger.entries import Remembered
-from service.ledger.ledger import Room
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.usecases.explaining import Answer, Explaining, LedgerMode, Request
@@ -372,7 +372,7 @@ async def test_room_for_the_records_is_taken_before_anything_is_computed(
         one.engine.outcome = ComputationFailed("the model failed")
         with pytest.raises(ComputationFailed):
             await one.ask(rows=20, use_cache=False)
-        assert (ledger._waiting, ledger._taken) == (0, 0)
+        assert (ledger.queue.waiting, ledger.queue.reserved) == (0, 0)
     finally:
         await ledger.close()
         database.dispose()
