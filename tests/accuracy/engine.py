@@ -24,11 +24,12 @@ from service.engine.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepar
 from service.engine.explanation import explain
 from service.engine.kernels import DeployedKernel, Segment, units_of
 from service.engine.traits import traits_of
+from service.methods.oracle import Question
 from service.methods.registry import BY_NAME
 
 KEY = ModelKey("network", "1", "sha256:network")
 SET = "sha256:baselines"
-SHAPES = ChunkShapes(16, 128)
+SHAPES = ChunkShapes(4, 64)
 
 
 class _Itself:
@@ -46,16 +47,19 @@ class _Itself:
             }
 
 
-def device_model(network: nn.Module, baselines: Floats) -> DeviceModel:
-    """`network` from rows [n, ...shape] to logits, as a model on the CPU with one baseline set [K, ...shape]."""
-    network = network.float().eval()
+def device_model(network: nn.Module, baselines: Floats, shapes: ChunkShapes = SHAPES) -> DeviceModel:
+    """`network` from rows [n, ...shape] to logits, as a model on the CPU with one baseline set [K, ...shape].
+
+    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Inputs have a range of -1 to 1.
+    """
+    network = network.float().eval().requires_grad_(requires_grad=False)
     twin, shape = fx.symbolic_trace(network), baselines.shape[1:]
     kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
     with torch.no_grad():
         labels = network(torch.zeros(1, *shape)).shape[1]
     traits = traits_of(twin, kind, shape, labels)
     deployed = DeployedKernel(_Itself(network, shape), DEPLOYED_ROWS)
-    kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
+    kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
     prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
     low, high = np.full(prepared.rows.shape[1], -1.0), np.ones(prepared.rows.shape[1])
     manifest = cast(Any, None)  # nothing that computes reads it
@@ -70,14 +74,16 @@ def explained(
     tolerance: float,
     options: dict[str, OptionValue] | None = None,
     max_evaluations: int = 65_536,
+    target: int | None = None,
+    questions: list[Question] | None = None,
 ) -> Explanation:
-    """The explanation of the predicted label at `row`."""
+    """The explanation of `target`, or of the predicted label, at `row`; `questions` takes what the method asked."""
     plan = Plan(
         model=KEY,
         method=method,
         options=tuple(sorted({**BY_NAME[method].defaults(), **(options or {})}.items())),
         input=tuple(row.ravel().tolist()),
-        target=None,
+        target=target,
         output_space=space,
         baseline=BaselineChoice("own", "1", SET, len(model.baselines[SET].rows)),
         tolerance=tolerance,
@@ -88,6 +94,8 @@ def explained(
     steps = explain(plan, model)
     question = next(steps)
     while True:
+        if questions is not None:
+            questions.append(cast(Question, question))
         kernel = model.kernels.of(question)
         bounds = range(0, units_of(question), kernel.capacity)
         parts = [kernel.run([Segment(question, at, min(at + kernel.capacity, units_of(question)))])[0] for at in bounds]
