@@ -25,7 +25,8 @@ from service.engine.branchless import without_branches
 from service.engine.kernels import Launched, Segment
 from service.engine.recording import record
 from service.methods.oracle import Points, Readout, Rows
-from service.numerics.cells import Grouping, LocalErrors, Stencils, local_errors
+from service.numerics.cells import Grouping, LocalErrors, Stencils
+from service.numerics.panels import PanelErrors, Panels, vector_errors
 
 LOG = logging.getLogger("answerable.worker")
 NICENESS = 5
@@ -71,9 +72,9 @@ class EvaluatedPoints:
         result: Floats = self._rows.square().sum(dim=0).cpu().numpy()
         return result
 
-    def local_errors(self, stencil: Stencils, grouping: Grouping) -> LocalErrors:
+    def vector_errors(self, stencil: Stencils | Panels, grouping: Grouping) -> LocalErrors | PanelErrors:
         rows = self._rows
-        return local_errors(
+        return vector_errors(
             rows,
             stencil,
             grouping,

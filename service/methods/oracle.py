@@ -29,6 +29,7 @@ from service.domain import (
     Traits,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
+from service.numerics.panels import PanelErrors, Panels
 
 
 class Readout(IntEnum):
@@ -210,8 +211,8 @@ class Evaluated(Protocol):
         """The sum of the squared contributions of all points, in float64: [inputs]."""
         ...
 
-    def local_errors(self, stencil: Stencils, grouping: Grouping) -> LocalErrors:
-        """What the contributions say of the error of an integral; see `service.numerics.cells`."""
+    def vector_errors(self, stencil: Stencils | Panels, grouping: Grouping) -> LocalErrors | PanelErrors:
+        """What the contributions say of the error of an integral; see `service.numerics.cells` and `panels`."""
         ...
 
     def joined(self, later: Evaluated) -> Evaluated:

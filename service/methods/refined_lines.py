@@ -53,7 +53,7 @@ class RefinedLines:
             own_points = np.flatnonzero(self._line == number)
             stencil = refinement.stencils() if count else None
             if stencil is not None:
-                refinement.assess(self._known.local_errors(stencil.among(own_points), self._grouping))
+                refinement.assess(self._known.vector_errors(stencil.among(own_points), self._grouping))
             weights[own_points] = refinement.weights()
         self.values = self._known.weighted_sum(weights)
 

@@ -9,7 +9,7 @@ import numpy as np
 from service.domain import Floats
 from service.methods.oracle import Problem, Steps
 from service.methods.refining import refine
-from service.numerics.cells import local_errors
+from service.numerics.panels import vector_errors
 from service.numerics.refinement import Refinement
 
 
@@ -55,4 +55,4 @@ class RefinedPath:
         refinement.learn(outputs, contributions.sum(axis=1))
         stencil = refinement.stencils()
         if stencil is not None:
-            refinement.assess(local_errors(np.concatenate(self._contributions), stencil, problem.grouping))
+            refinement.assess(vector_errors(np.concatenate(self._contributions), stencil, problem.grouping))

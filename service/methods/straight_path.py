@@ -27,7 +27,7 @@ from service.methods.oracle import (
 )
 from service.methods.refined_lines import RefinedLines
 from service.methods.refining import FIRST_PANELS, GAUSS_NODES, next_aim, refine
-from service.numerics.errors import RESOLUTION, rounding_error
+from service.numerics.errors import RESOLUTION, PieceGradients, rounding_error
 from service.numerics.quadrature import softmax, softmax_piece_weights
 from service.numerics.softmax_pieces import softmax_piece_slopes
 
@@ -64,15 +64,18 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _ExactRule:
-    """The integral as a sum over parts. `middles` [pieces] of the pieces, and the `changes` [pieces] of the output.
+    """The integral as a sum over parts. `middles` and `lengths` [pieces] of the pieces, and the `changes` [pieces] of
+    the output.
 
-    `logits` is how far apart the logits are that a softmax was taken of; 0 without one.
+    `spread` is how far apart the logits are that a softmax was taken of, 0 without one, and `largest` the largest.
     """
 
     parts: list[_Part]
     middles: Floats
+    lengths: Floats
     changes: Floats
-    logits: float
+    spread: float
+    largest: float
 
     @property
     def gradients(self) -> int:
@@ -88,15 +91,16 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
     length, middles = length[keep], (found.alphas[:-1] + found.alphas[1:])[keep] / 2
     start, end = found.logits[:-1][keep].astype(np.float64), found.logits[1:][keep].astype(np.float64)
     target, every = problem.target, np.arange(len(length))
+    largest = float(np.abs(found.logits).max())
     if problem.output_space is OutputSpace.LOGIT:
         changes = problem.logit_of(end) - problem.logit_of(start)
-        return _ExactRule([_Part(problem.logit_readout, target, every, length)], middles, changes, 0.0)
+        return _ExactRule([_Part(problem.logit_readout, target, every, length)], middles, length, changes, 0.0, largest)
     apart = float(np.ptp(found.logits, axis=1).max())
     if problem.labels == 2:
         before, behind = (logits[:, target] - logits[:, 1 - target] for logits in (start, end))
         weights = softmax_piece_weights(before, behind, length)
         changes = weights / length * (behind - before)
-        return _ExactRule([_Part(Readout.MARGIN, target, every, weights)], middles, changes, apart)
+        return _ExactRule([_Part(Readout.MARGIN, target, every, weights)], middles, length, changes, apart, largest)
     slopes = softmax_piece_slopes(start, end, length, target)
     changes = (softmax(end) - softmax(start))[:, target]
     counts = _counting(slopes)
@@ -104,7 +108,7 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
         _Part(Readout.LOGIT, label, np.flatnonzero(counts[:, label]), slopes[counts[:, label], label])
         for label in range(problem.labels)
     ]
-    return _ExactRule([part for part in parts if len(part.piece)], middles, changes, apart)
+    return _ExactRule([part for part in parts if len(part.piece)], middles, length, changes, apart, largest)
 
 
 def _counting(slopes: Floats) -> NDArray[np.bool_]:
@@ -132,17 +136,26 @@ def _exact(problem: Problem, rule: _ExactRule) -> Method:
     integrals = np.bincount(piece, weights * known.derivatives, minlength=len(rule.changes))
     values = known.weighted_sum(weights)
     missed = problem.output - problem.center_output - float(values.sum())
+    lengths = rule.lengths[piece]
+    taken = PieceGradients(
+        start=problem.center,
+        end=problem.input,
+        contributions=known.contributions,
+        weights=weights,
+        slopes=weights / lengths,
+        changes=known.derivatives * lengths,
+        follows=np.diff(piece, prepend=-1) == 1,
+    )
     return Attribution(
         values=values,
         baseline_output=problem.center_output,
         completeness=Completeness.EXACT,
         path_error=rounding_error(
-            values,
-            problem.center,
-            problem.input,
+            taken,
             rule.changes - integrals,
             missed,
-            rule.logits,
+            rule.spread,
+            rule.largest,
             has_double_rows=problem.traits.has_double_rows,
         ),
         evaluations=rule.gradients,

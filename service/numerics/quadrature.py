@@ -57,11 +57,9 @@ def softmax_piece_weights(start: Floats, end: Floats, length: Floats) -> Floats:
     """
     middle, half = np.abs(start + end) / 2, np.abs(end - start) / 2
     largest = np.maximum(middle, half)
-    relative_sinh = np.where(
-        half < 1e-4,
-        np.exp(-largest) * (1 + half * half / 6),
-        (np.exp(half - largest) - np.exp(-half - largest)) / (2 * np.maximum(half, 1e-4)),
-    )
+    # sinh(h) / h from exp(h) - exp(-h) would cancel for a small h.
+    steps = np.where(half > 0, 2 * half, 1.0)
+    relative_sinh = np.exp(half - largest) * np.where(half > 0, -np.expm1(-steps) / steps, 1.0)
     cosh_sum = (
         np.exp(middle - largest) + np.exp(-middle - largest) + np.exp(half - largest) + np.exp(-half - largest)
     ) / 2

@@ -3,7 +3,8 @@
 At each node the model gives its contributions, a vector, and its output. Two things tell how good the integral is:
 
 - How the vectors differ from node to node tells the error of each input on each cell; see `service.numerics.cells`.
-  With one node a panel it also tells whether the rule is better with its correction of fourth order.
+  With one node a panel it also tells whether the rule is better with its correction of fourth order; of panels with
+  more, see `service.numerics.panels`.
 - The integral of the derivative between two nodes is the difference of their outputs, so what interpolation misses
   there, the gap's defect, is known and costs nothing. It sees what happens between nodes and shows at none of them, as
   long as it does not cancel inside the gap: what is over a few times the error that the vectors admit is added to it.
@@ -20,11 +21,15 @@ import numpy as np
 
 from service.domain import Floats
 from service.numerics.cells import FEWEST_NODES, SAFETY, SEEN, Estimate, LocalErrors, Stencils, estimate, stencils
-from service.numerics.errors import PATH_SAFETY
+from service.numerics.errors import PATH_SAFETY, resolution
+from service.numerics.panels import FEWEST_OF_A_PANEL, PanelErrors, Panels, panel_estimate
 from service.numerics.quadrature import gauss_legendre
 
 TWO_DEVIATIONS = 2.0
 """Of a single input's error, which is told as a root mean square: 95 of 100 are within."""
+
+ITS_OWN = 1e-9
+"""What a sum misses is itself rounded, in double precision."""
 
 
 class Refinement:
@@ -70,30 +75,40 @@ class Refinement:
         """How many nodes were evaluated."""
         return len(self._outputs)
 
-    def stencils(self) -> Stencils | None:
+    def stencils(self) -> Stencils | Panels | None:
         """What is to be asked of the contributions at the evaluated nodes; None while they are too few."""
-        if self._nodes.size < FEWEST_NODES:
+        count, order = self._nodes.shape
+        if order > 1:
+            return Panels(self._nodes, self._width) if order >= FEWEST_OF_A_PANEL else None
+        if count < FEWEST_NODES:
             return None
         if self._stencils is None:
-            places = self._left[:, None] + self._width[:, None] * self._rule.nodes
-            weights = (self._width[:, None] * self._rule.weights).ravel()
-            borders = np.concatenate([[0.0], np.cumsum(weights)])
-            borders[-1] = 1.0
-            self._stencils = stencils(places.ravel(), borders, self._nodes.ravel())
+            borders = np.append(self._left, 1.0)
+            self._stencils = stencils(self._left + self._width / 2, borders, self._nodes[:, 0])
         return self._stencils
 
-    def assess(self, errors: LocalErrors) -> None:
+    def assess(self, errors: LocalErrors | PanelErrors) -> None:
         """Takes what the contributions say at the `stencils`."""
-        stencil = self.stencils()
-        assert stencil is not None
-        self._estimate = estimate(errors, stencil)
-        derivatives = self._derivatives[stencil.nodes]
-        before, behind = (stencil.halves * derivatives).sum(axis=2)
-        defects = np.diff(np.concatenate([self._ends[:1], self._outputs[self._nodes.ravel()], self._ends[1:]]))
-        defects[:-1] -= before
-        defects[1:] -= behind
-        seen = np.pad(errors.cells[0], 1)
-        self._unseen = np.maximum(np.abs(defects) - SEEN * (seen[:-1] + seen[1:]), 0.0)
+        if isinstance(errors, PanelErrors):
+            panels = Panels(self._nodes, self._width)
+            residual = abs(self._ends[1] - self._ends[0] - float(self.weights() @ self._derivatives))
+            self._estimate = panel_estimate(
+                errors, panels, self._derivatives, max(residual - 2 * resolution(self._outputs), 0.0)
+            )
+            inner, borders = self._gaps()
+            defects = np.append(np.column_stack([borders[:-1], inner]).ravel(), borders[-1])
+            seen = np.repeat(errors.high, self._nodes.shape[1])
+        else:
+            stencil = self.stencils()
+            assert isinstance(stencil, Stencils)
+            self._estimate = estimate(errors, stencil)
+            before, behind = (stencil.halves * self._derivatives[stencil.nodes]).sum(axis=2)
+            defects = np.diff(np.concatenate([self._ends[:1], self._outputs[self._nodes[:, 0]], self._ends[1:]]))
+            defects[:-1] -= before
+            defects[1:] -= behind
+            seen = SEEN * errors.cells[0]
+        seen = np.pad(seen, 1)
+        self._unseen = np.maximum(np.abs(defects) - (seen[:-1] + seen[1:]) - resolution(self._outputs), 0.0)
 
     def error(self) -> float:
         """The L1 error of the integral over the inputs, with its safety factor, in units of the output."""
@@ -115,14 +130,22 @@ class Refinement:
         return errors
 
     def _residual(self) -> float:
+        """What the sum misses of the change, beyond what float32 tells of the outputs."""
         start, end = self._ends
-        return abs(end - start - float(self.weights() @ self._derivatives))
+        missed = abs(end - start - float(self.weights() @ self._derivatives))
+        return max(missed * (1 + ITS_OWN) - resolution(self._outputs), 0.0)
 
     def defects(self) -> tuple[Floats, Floats]:
         """The defect of every gap, and for every panel the sum of the absolute defects of the gaps it touches.
 
         A gap that two panels share counts for both.
         """
+        inner, borders = self._gaps()
+        of_panel = np.abs(inner).sum(axis=1) + np.abs(borders[:-1]) + np.abs(borders[1:])
+        return np.concatenate([inner.ravel(), borders]), of_panel
+
+    def _gaps(self) -> tuple[Floats, Floats]:
+        """The defects of the gaps inside the panels, [panels, order - 1], and of those at their borders."""
         order = len(self._rule.nodes)
         predicted = self._width[:, None] * (self._derivatives[self._nodes] @ self._rule.gaps.T)
         start, end = self._ends
@@ -136,8 +159,7 @@ class Refinement:
         borders[1:] -= predicted[:, order]
         if order == 1:
             borders[1:-1] += self._tilts()
-        of_panel = np.abs(inner).sum(axis=1) + np.abs(borders[:-1]) + np.abs(borders[1:])
-        return np.concatenate([inner.ravel(), borders]), of_panel
+        return inner, borders
 
     def _tilts(self) -> Floats:
         """What a derivative that is linear between two midpoints adds to one that jumps on the panels' border.
@@ -191,14 +213,15 @@ class Refinement:
         if self._estimate is None:
             _, of_panel = self.defects()
             return self._safety * of_panel, lambda errors: errors.sum() - np.cumsum(errors)
-        errors = SAFETY * self._estimate.cells + self._unseen[:-1] + self._unseen[1:]
+        unseen = (self._unseen[:-1] + self._unseen[1:]).reshape(self._nodes.shape).sum(axis=1)
+        errors = SAFETY * self._estimate.cells + unseen
         whole = self.error()
 
         def left_over(ordered: Floats) -> Floats:
             rest = np.cumsum(ordered[::-1] ** 2)[::-1]
             return whole * np.sqrt(np.append(rest[1:], 0.0) / rest[0]) if rest[0] > 0 else np.zeros_like(ordered)
 
-        return errors.reshape(self._nodes.shape).sum(axis=1), left_over
+        return errors, left_over
 
     def weights(self) -> Floats:
         """The weight of every evaluated node, in the order of evaluation; they sum to one.
@@ -207,9 +230,9 @@ class Refinement:
         """
         weights = np.zeros(len(self._outputs))
         weights[self._nodes] = self._width[:, None] * self._rule.weights
-        if self._estimate is not None and self._estimate.is_corrected and len(self._rule.nodes) == 1:
+        if self._estimate is not None and self._estimate.is_corrected:
             stencil = self.stencils()
-            assert stencil is not None
+            assert isinstance(stencil, Stencils)
             np.add.at(weights, stencil.nodes, stencil.second)
         return weights
 
@@ -227,18 +250,20 @@ class Stagnation:
     """Rounds in which a change of the output that no node sees is looked for: 3^-16 is 2e-8, less than float32 tells of
     a place on the path."""
     PROGRESS = 0.9
+    REVISED = 2.0
+    """An error told as so many times larger than the best shows that to have been too good."""
 
     def __init__(self) -> None:
         self._best = np.inf
         self._rounds = self._searched = 0
 
     def after(self, error: float, *, is_searching: bool = False) -> bool:
-        """Whether too many rounds in a row have not brought the error under `PROGRESS` times its best; or whether too
-        many in all were spent on searching."""
+        """Whether too many rounds in a row have not brought the error under `PROGRESS` times its best, nor over
+        `REVISED` times; or whether too many in all were spent on searching."""
         if is_searching:
             self._searched += 1
             return self._searched >= self.SEARCHING
-        if error < self.PROGRESS * self._best:
+        if error < self.PROGRESS * self._best or error > self.REVISED * self._best:
             self._best, self._rounds = error, 0
         else:
             self._rounds += 1

@@ -62,7 +62,8 @@ from service.methods.oracle import (
     Rows,
 )
 from service.methods.registry import BY_NAME
-from service.numerics.cells import Grouping, LocalErrors, Stencils, local_errors
+from service.numerics.cells import Grouping, LocalErrors, Stencils
+from service.numerics.panels import PanelErrors, Panels, vector_errors
 
 torch.set_num_threads(1)  # as in a worker; two that wait for each other compute for longer, and more of it
 
@@ -393,8 +394,8 @@ class _KnownPoints:
         result: Floats = (self.contributions**2).sum(axis=0)
         return result
 
-    def local_errors(self, stencil: Stencils, grouping: Grouping) -> LocalErrors:
-        return local_errors(self.contributions, stencil, grouping)
+    def vector_errors(self, stencil: Stencils | Panels, grouping: Grouping) -> LocalErrors | PanelErrors:
+        return vector_errors(self.contributions, stencil, grouping)
 
     def joined(self, later: Evaluated) -> _KnownPoints:
         assert isinstance(later, _KnownPoints)

@@ -68,7 +68,7 @@ def test_the_stated_error_covers_what_float32_leaves(
     model_of: ModelOf, plan_for: PlanFor, run: Run, space: OutputSpace
 ) -> None:
     draws = np.random.default_rng(0)
-    covered, ratios = [], []
+    covered, ratios, medians = [], [], []
     for inputs in (5, 20, 60, 200):
         for kind in NETWORKS:
             network = random_network(inputs, *kind)
@@ -86,5 +86,7 @@ def test_the_stated_error_covers_what_float32_leaves(
                 assert off <= 1e-4
                 covered.append(off <= result.attribution_error)
                 ratios.append(result.attribution_error / off)
+            medians.append(np.median(ratios[-len(results) :]))
     assert np.mean(covered) >= 0.95
     assert np.median(ratios) <= 10
+    assert np.mean(np.array(medians) <= 10) >= 0.9, "of nine networks in ten it is within ten times"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from service.domain import Floats
 from service.numerics.cells import Grouping, Stencils, estimate, local_errors, stencils
+from service.numerics.panels import vector_errors
 from service.numerics.refinement import Refinement
 
 
@@ -90,7 +91,7 @@ def test_what_shows_only_in_the_outputs_is_found() -> None:
         refinement.learn(np.clip((alphas - 0.6180) * 1000, 0, 1), fresh.sum(axis=1))
         stencil = refinement.stencils()
         assert stencil is not None
-        refinement.assess(local_errors(vectors, stencil, Grouping()))
+        refinement.assess(vector_errors(vectors, stencil, Grouping()))
 
     learn()
     assert refinement.error() == pytest.approx(1)
