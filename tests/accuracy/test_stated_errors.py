@@ -41,7 +41,7 @@ def test_each_approach_is_taken_where_it_applies_and_kept_with_what_is_true(tmp_
             lines = lines_of(NETWORKS[name], approach, 1, (0.05,), tmp_path)
             results.keep((name, approach.name), lines)
             assert all(line.of("sure").all() for line in lines), "the truth is dense enough"
-            assert all(line.ratios.max() <= 3 for line in lines), "a single answer is not far beyond what it states"
+            assert all(line.ratios.max() <= 10 for line in lines), "a single answer is not far beyond what it states"
     rules = {(line.network, line.rule) for lines in results.known.values() for line in lines}
     ig = {"integrated_gradients", "integrated_gradients, gauss_legendre"}
     linear = {*ig, "integrated_gradients, midpoint", "integrated_gradients, exact"}

@@ -156,7 +156,7 @@ def along(
         network = copy.deepcopy(network).float()
     at_ends, weights = _even(panels, np.array([JUST, 1 - JUST]))
     ends = _summed(network, path, target, at_ends, weights / 2)
-    count = -(-first // panels)
+    count = max(2, -(-first // panels))
     inner = _summed(network, path, target, *_even(panels, np.arange(1, count) / count))
     values = (ends + inner) / (panels * count)
     while True:
