@@ -1,7 +1,7 @@
 """Principal reasons: what moved an output towards the adverse label, named as the manifest names it.
 
-A reason whose sign the numerical error leaves open is none. Reasons beside each other whose order it leaves open say so
-(`tied`).
+A reason whose sign the error leaves open is none. Reasons beside each other whose order it leaves open say so (`tied`).
+The error is the numerical one and, of expected gradients, that the baseline set is a sample: two standard errors.
 
 What has the same reason code is one reason, and its contributions are summed: so a manifest declares what moves
 together (two incomes, say). A reason counts where the sum is adverse; one whose members cancel does not. The strongest
@@ -22,6 +22,7 @@ from service.catalog.tables import ReasonGroup
 from service.domain import Explanation
 
 MOST_REASONS = 4
+STANDARD_ERRORS = 2.0
 
 
 def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict[str, Any]] | None:
@@ -43,8 +44,12 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> list[dict
         moved[group.places[0]] if len(group.places) == 1 else math.fsum(moved[place] for place in group.places)
         for group in inputs.reason_groups
     ]
-    known = explanation.attribution_errors or (0.0,) * len(moved)
-    errors = [math.fsum(known[place] for place in group.places) for group in inputs.reason_groups]
+    nothing = (0.0,) * len(moved)
+    numerical, sampled = explanation.attribution_errors or nothing, explanation.standard_error or nothing
+    errors = [
+        math.fsum(numerical[place] + STANDARD_ERRORS * sampled[place] for place in group.places)
+        for group in inputs.reason_groups
+    ]
     adverse_ones = [at for at, contribution in enumerate(sums) if contribution > errors[at]]
     adverse_ones.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
     reasons = [_told(inputs, inputs.reason_groups[at], moved, sums[at]) for at in adverse_ones[:MOST_REASONS]]

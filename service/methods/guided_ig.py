@@ -15,9 +15,11 @@ PAIR's. Each step needs the gradient at the end of the last.
 
 The values sum to f(x) - f(x') in the limit of many steps. What they miss of the integral on their own path is told by
 how the gradient changes over each step: by half of that a smooth one is missed, always in the same direction, and one
-that jumps at any place of the step by a twelfth of its square. More steps than `steps` are not taken: the remaining
-error is reported. A smaller budget takes fewer and longer steps; after a deadline the rest of the way is one step. Two
-similar inputs may have different paths, since the order of the gradients decides.
+that jumps at any place of the step by a twelfth of its square. More steps than `steps` are not taken, whatever the
+tolerance: the path itself depends on their number, so that more of them would answer another question. The remaining
+error is reported, and `converged` says whether the tolerance holds for it. A smaller budget takes fewer and longer
+steps; after a deadline the rest of the way is one step. Two similar inputs may have different paths, since the order of
+the gradients decides.
 """
 
 from __future__ import annotations

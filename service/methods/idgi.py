@@ -14,7 +14,9 @@ but of second order in their length, and not at x' itself, where a ReLU network 
 The outputs at the ends of the steps are the deployed model's, so the values sum to f(x) - f(x') whatever the number of
 steps, except for steps with a zero gradient, which are skipped as in the paper. The shares of a step are an integrand's
 values times its length, so how they differ from step to step tells their error (`service.numerics.cells`); what the
-gradient misses of the change of its step, beyond that, is added.
+gradient misses of the change of its step, beyond that, is added. Until it is within the tolerance each step becomes
+three, and what was evaluated stays of use: the middle of the middle one is known. With a number of `steps`, that many
+are taken, as in the paper, and the remaining error is reported.
 """
 
 from __future__ import annotations
@@ -26,13 +28,25 @@ import numpy as np
 
 from service.domain import Completeness, Floats, InputKind
 from service.methods.entry import Choice, Facts, MethodEntry, Number, one_point
-from service.methods.oracle import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.oracle import (
+    Attribution,
+    DeadlinePassed,
+    Method,
+    Problem,
+    Rows,
+    Steps,
+    evaluated,
+    outputs_at,
+)
+from service.methods.refining import accepted
 from service.methods.units import units_of_length
 from service.numerics.blur import SIGMA_MAX, BlurPath
 from service.numerics.cells import FEWEST_NODES, SAFETY, estimate, local_errors, stencils
 from service.numerics.errors import PATH_SAFETY
+from service.numerics.refinement import Stagnation
 
 STRAIGHT, BLUR = "straight", "blur"
+FIRST_STEPS = 64
 MISPLACED = 2.0
 """What the gradient of a step does not account for may have gone to one input and belong to another."""
 MOST_NUMBERS = 2**24
@@ -42,31 +56,102 @@ MOST_NUMBERS = 2**24
 def idgi(problem: Problem) -> Method:
     """One explanation by IDGI; see the module's docstring."""
     wanted = int(problem.number("steps"))
-    steps = min(wanted, problem.max_evaluations)
-    path = _path(problem)
-    ends = np.linspace(0.0, 1.0, steps + 1)
-    outputs = yield from _outputs(problem, path, ends)
-    changes, units = np.diff(outputs), units_of_length(problem)
-    shares, missed = [], np.empty(0)
-    for part in _parts(steps, problem):
-        rows, velocities = path.at((ends[:-1] + ends[1:])[part] / 2)
-        known = yield from evaluated(Rows(rows, problem.readout, np.full(len(rows), problem.target)))
-        gradients, own_changes = known.contributions, changes[part]
-        squares = (gradients * units) ** 2
-        norms = squares.sum(axis=1)
-        shares.append(squares * np.divide(own_changes, norms, out=np.zeros_like(norms), where=norms > 0)[:, None])
-        defects = own_changes - (gradients * velocities).sum(axis=1) / steps
-        missed = np.append(missed, np.abs(defects))
-    of_steps = np.concatenate(shares)
+    count = min(wanted or FIRST_STEPS, problem.max_evaluations)
+    known = _Known(problem)
+    yield from known.take(count)
+    stopped, stagnation = None if count >= (wanted or count) else "budget", Stagnation()
+    while not wanted and known.error() > accepted(problem, known.values()):
+        if 3 * known.count > problem.max_evaluations:
+            stopped = "budget"
+        elif stagnation.after(known.error()):
+            stopped = "precision"
+        if stopped is not None:
+            break
+        try:
+            yield from known.take(3 * known.count)
+        except DeadlinePassed:
+            stopped = "deadline"
     return Attribution(
-        values=of_steps.sum(axis=0),
-        baseline_output=float(outputs[0]),
+        values=known.values(),
+        baseline_output=known.baseline_output,
         completeness=Completeness.BY_CONSTRUCTION,
-        path_error=_error(problem, of_steps, missed),
-        evaluations=steps,
+        path_error=known.error(),
+        evaluations=known.count,
         rule=f"{problem.options['path']}_path",
-        stopped=None if steps == wanted else "budget",
+        stopped=stopped,
     )
+
+
+class _Known:
+    """What is known of the steps: the outputs at their ends, and in their middles the squares of the gradient, relative
+    to their sum, and the derivative along the path."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self._path, self._units = problem, _path(problem), units_of_length(problem)
+        self._outputs: Floats = np.empty(0)
+        self._squares: Floats = np.empty((0, len(problem.input)))
+        self._slopes: Floats = np.empty(0)
+
+    @property
+    def count(self) -> int:
+        """The number of steps."""
+        return len(self._slopes)
+
+    @property
+    def baseline_output(self) -> float:
+        """The output at the start of the path."""
+        return float(self._outputs[0])
+
+    def take(self, count: int) -> Steps[None]:
+        """Evaluates so many steps: three times as many as are known, or the first."""
+        is_known = np.arange(count) % 3 == 0 if self.count else np.zeros(count, dtype=bool)
+        outputs = np.empty(count)
+        outputs[is_known] = self._outputs
+        outputs[~is_known] = yield from self._outputs_at((np.arange(count) / count)[~is_known])
+        is_known = np.roll(is_known, 1)
+        squares, slopes = np.empty((count, self._squares.shape[1])), np.empty(count)
+        squares[is_known], slopes[is_known] = self._squares, self._slopes
+        squares[~is_known], slopes[~is_known] = yield from self._gradients_at(
+            (np.arange(count) + 0.5)[~is_known] / count
+        )
+        self._outputs, self._squares, self._slopes = outputs, squares, slopes
+
+    def _outputs_at(self, alphas: Floats) -> Steps[Floats]:
+        """The deployed outputs: [n]."""
+        problem, outputs = self._problem, np.empty(len(alphas))
+        for part in _parts(len(alphas), problem):
+            rows, _ = self._path.at(alphas[part])
+            answer = yield from outputs_at(rows)
+            outputs[part] = answer[problem.output_space][:, problem.target]
+        if problem.options["path"] == STRAIGHT:
+            outputs[alphas == 0] = problem.center_output
+        return outputs
+
+    def _gradients_at(self, alphas: Floats) -> Steps[tuple[Floats, Floats]]:
+        """The squares [n, inputs] and the derivatives [n]."""
+        problem = self._problem
+        squares, slopes = np.empty((len(alphas), len(problem.input))), np.empty(len(alphas))
+        for part in _parts(len(alphas), problem):
+            rows, velocities = self._path.at(alphas[part])
+            known = yield from evaluated(Rows(rows, problem.readout, np.full(len(rows), problem.target)))
+            own = (known.contributions * self._units) ** 2
+            norms = own.sum(axis=1, keepdims=True)
+            squares[part] = np.divide(own, norms, out=np.zeros_like(own), where=norms > 0)
+            slopes[part] = (known.contributions * velocities).sum(axis=1)
+        return squares, slopes
+
+    def _changes(self) -> Floats:
+        return np.diff(np.append(self._outputs, self._problem.output))
+
+    def values(self) -> Floats:
+        """The sum of the shares of all steps: [inputs]."""
+        return self._changes() @ self._squares
+
+    def error(self) -> float:
+        """The L1 error of the values, with its safety factor."""
+        changes = self._changes()
+        missed = np.abs(changes - self._slopes / self.count)
+        return _error(self._problem, self._squares * changes[:, None], missed)
 
 
 def _error(problem: Problem, shares: Floats, missed: Floats) -> float:
@@ -106,18 +191,6 @@ def _path(problem: Problem) -> _Path:
     return _StraightPath(problem.center, problem.input)
 
 
-def _outputs(problem: Problem, path: _Path, ends: Floats) -> Steps[Floats]:
-    """The deployed outputs at the ends of the steps: [steps + 1]."""
-    outputs = np.full(len(ends), problem.output)
-    for part in _parts(len(ends) - 1, problem):
-        rows, _ = path.at(ends[:-1][part])
-        answer = yield from outputs_at(rows)
-        outputs[:-1][part] = answer[problem.output_space][:, problem.target]
-    if problem.options["path"] == STRAIGHT:
-        outputs[0] = problem.center_output
-    return outputs
-
-
 def _parts(rows: int, problem: Problem) -> Iterator[slice]:
     together = max(1, MOST_NUMBERS // len(problem.input))
     return (slice(start, min(start + together, rows)) for start in range(0, rows, together))
@@ -134,11 +207,13 @@ IDGI = MethodEntry(
     attribute=idgi,
     completeness=(Completeness.BY_CONSTRUCTION,),
     least_points=one_point,
-    usual_points=lambda facts: int(facts.number("steps")),
-    cost="one a step",
+    usual_points=lambda facts: int(facts.number("steps")) or 3 * FIRST_STEPS,
+    cost="one a step: as tolerated, from 64",
     options=(
         Choice("path", STRAIGHT, (STRAIGHT, BLUR), "where the steps are taken; blur is for images"),
-        Number("steps", 64, 1, 4096, "the steps of the path"),
+        Number(
+            "steps", 0, 0, 4096, "the steps of the path; 0 takes 64, and three times as many until the tolerance holds"
+        ),
     ),
     unfit=_unfit,
     description="the change of the output on each step of a path, shared out by the squares of the gradient there",

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.domain import Completeness, Floats, InputKind, kind_of
+from service.domain import Completeness, Floats, InputKind, ToleranceOf, kind_of
 from service.methods.entry import Choice, Facts, MethodEntry
 from service.methods.oracle import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
 from service.numerics.errors import resolution
@@ -194,9 +194,10 @@ def _holds(problem: Problem, known: _Estimate, change: _Change) -> bool:
     error = known.error(change)
     if not np.isfinite(error):
         return True
+    if error > problem.tolerance * max(float(np.abs(known.interactions).sum()), problem.floor):
+        return False
     residual = abs(float(known.values.sum()) - change.size) / max(abs(change.size), problem.floor)
-    accepted = problem.tolerance * max(float(np.abs(known.interactions).sum()), problem.floor)
-    return residual <= problem.tolerance and error <= accepted
+    return problem.tolerance_of is ToleranceOf.ATTRIBUTION or residual <= problem.tolerance
 
 
 def _is_softened(problem: Problem) -> bool:

@@ -215,6 +215,27 @@ async def test_a_key_that_sees_rounded_values_gets_no_hint(
     assert "counterfactual" not in shown
 
 
+def test_that_the_baseline_set_is_a_sample_leaves_order_and_sign_open_too() -> None:
+    """Contributions of 0.5, 0.4 and 0.1: two standard errors of 0.06 make the first two one, and leave no third."""
+    values, none = [0.5, 0.4, 0.1, *[0.0] * 35], (0.0,) * 38
+    manifest = with_codes(["A", "B", "C", *[None] * 35])
+
+    def told(numerical: float, sampled: float) -> list[tuple[str, bool]]:
+        errors = {"attribution_errors": (numerical,) * 38, "standard_error": (sampled,) * 38}
+        reasons = principal_reasons(manifest, replace(explained(values), **errors))  # type: ignore[arg-type]
+        assert reasons is not None
+        return [(reason["code"], reason.get("tied", False)) for reason in reasons]
+
+    assert told(0.0, 0.0) == [("A", False), ("B", False), ("C", False)]
+    assert told(0.0, 0.02) == [("A", False), ("B", False), ("C", False)]
+    assert told(0.0, 0.03) == [("A", True), ("B", True), ("C", False)]
+    assert told(0.0, 0.06) == told(0.12, 0.0) == [("A", True), ("B", True)]
+    assert told(0.06, 0.03) == [("A", True), ("B", True)], "both errors count"
+    assert principal_reasons(manifest, replace(explained(values), standard_error=none)) == principal_reasons(
+        manifest, explained(values)
+    )
+
+
 def test_reasons_whose_order_or_sign_is_open_say_so_or_are_none() -> None:
     inputs = LOAN.inputs
     assert isinstance(inputs, TabularInputs)

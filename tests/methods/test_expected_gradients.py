@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.expected_gradients import expected_gradients
 from service.methods.one_gradient import of_one_gradient
-from service.methods.oracle import DeadlinePassed, Method, Points, Problem, Readout, evaluated
+from service.methods.oracle import Attribution, DeadlinePassed, Method, Points, Problem, Readout, evaluated
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose, Reference
@@ -90,6 +90,23 @@ def test_after_a_deadline_what_is_known_is_returned(pose: Pose, drive: Drive) ->
 def test_a_deadline_before_the_first_answer_passes_through(pose: Pose, drive: Drive) -> None:
     with pytest.raises(DeadlinePassed):
         drive(expected_gradients(pose(bent, X, BASELINES)), bent, answers=0)
+
+
+def test_two_standard_errors_cover_the_population_in_nineteen_draws_of_twenty(pose: Pose, drive: Drive) -> None:
+    """Of baseline sets drawn from a population, of which the true value is the mean."""
+    draws = np.random.default_rng(8)
+    population = draws.gamma(4.0, size=(400, 3)) / 2
+
+    def explained(baselines: Floats) -> Attribution:
+        problem = pose(bent, X, baselines, OutputSpace.LOGIT, max_evaluations=50_000)
+        return drive(expected_gradients(problem), bent)
+
+    truth, covered = explained(population).values, []
+    for _ in range(300):
+        result = explained(population[draws.integers(0, len(population), 32)])
+        assert result.standard_error is not None
+        covered.append(np.abs(result.values - truth) <= 1.96 * result.standard_error)
+    assert 0.9 <= np.mean(covered) <= 0.99
 
 
 def test_more_points_leave_the_standard_error_where_it_is(

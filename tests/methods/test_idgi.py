@@ -201,6 +201,25 @@ def test_a_budget_below_the_steps_is_used_up_and_said(posed: Any, drive: Drive) 
     assert drive(idgi(posed(smooth, steps=10, max_evaluations=10)), smooth).stopped is None
 
 
+def test_without_a_number_of_steps_they_are_taken_in_three_until_the_tolerance_holds(posed: Any, drive: Drive) -> None:
+    result = drive(idgi(posed(homogeneous, steps=0, tolerance=0.01, max_evaluations=50_000)), homogeneous)
+    assert result.stopped is None
+    assert result.path_error <= 0.01 * np.abs(result.values).sum()
+    assert result.evaluations in 64 * 3 ** np.arange(1, 7)
+    named = drive(idgi(posed(homogeneous, steps=result.evaluations)), homogeneous)
+    np.testing.assert_allclose(result.values, named.values, rtol=1e-9)
+    assert result.path_error == pytest.approx(named.path_error, rel=1e-9)
+    before = drive(idgi(posed(homogeneous, steps=result.evaluations // 3)), homogeneous)
+    assert before.path_error > 0.01 * np.abs(before.values).sum()
+
+
+def test_it_stops_where_three_times_as_many_do_not_fit(posed: Any, drive: Drive) -> None:
+    result = drive(idgi(posed(homogeneous, steps=0, tolerance=1e-9, max_evaluations=600)), homogeneous)
+    assert (result.evaluations, result.stopped) == (576, "budget")
+    late = drive(idgi(posed(homogeneous, steps=0, tolerance=1e-9)), homogeneous, answers=3)
+    assert (late.evaluations, late.stopped) == (64, "deadline")
+
+
 @pytest.mark.parametrize("answers", [0, 1])
 def test_after_a_deadline_there_is_nothing_to_tell(posed: Any, drive: Drive, answers: int) -> None:
     with pytest.raises(DeadlinePassed):
