@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from service.catalog.deployed import DeployedArtefact
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
@@ -28,17 +30,17 @@ from service.methods.oracle import Question
 from service.methods.registry import BY_NAME
 
 KEY = ModelKey("network", "1", "sha256:network")
-SET = "sha256:baselines"
+SET = "sha256:own"
 SHAPES = ChunkShapes(4, 64)
 
 
-class _Itself:
-    """The network in the place of a deployed artefact."""
+class DeployedNetwork(DeployedArtefact):
+    """Deployed outputs from a torch network, where there is no artefact."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self._network, self._shape = network, shape
 
-    def outputs(self, rows: NDArray[np.float32]) -> dict[OutputSpace, NDArray[np.float32]]:
+    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
         with torch.inference_mode():
             logits = self._network(torch.from_numpy(rows).reshape(-1, *self._shape))
             return {
@@ -47,10 +49,12 @@ class _Itself:
             }
 
 
-def device_model(network: nn.Module, baselines: Floats, shapes: ChunkShapes = SHAPES) -> DeviceModel:
+def device_model(
+    network: nn.Module, baselines: Floats, shapes: ChunkShapes = SHAPES, lowest: float = -1.0
+) -> DeviceModel:
     """`network` from rows [n, ...shape] to logits, as a model on the CPU with one baseline set [K, ...shape].
 
-    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Inputs have a range of -1 to 1.
+    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Inputs range from `lowest` to 1.
     """
     network = network.float().eval().requires_grad_(requires_grad=False)
     twin, shape = fx.symbolic_trace(network), baselines.shape[1:]
@@ -58,10 +62,10 @@ def device_model(network: nn.Module, baselines: Floats, shapes: ChunkShapes = SH
     with torch.no_grad():
         labels = network(torch.zeros(1, *shape)).shape[1]
     traits = traits_of(twin, kind, shape, labels)
-    deployed = DeployedKernel(_Itself(network, shape), DEPLOYED_ROWS)
+    deployed = DeployedKernel(DeployedNetwork(network, shape), DEPLOYED_ROWS)
     kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
     prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
-    low, high = np.full(prepared.rows.shape[1], -1.0), np.ones(prepared.rows.shape[1])
+    low, high = np.full(prepared.rows.shape[1], lowest), np.ones(prepared.rows.shape[1])
     manifest = cast(Any, None)  # nothing that computes reads it
     return DeviceModel(KEY, manifest, kernels, lambda _: kernels, {SET: prepared}, traits, low, high, 0.0)
 

@@ -20,9 +20,8 @@ import yaml
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from service.catalog.deployed import DeployedArtefact
 from service.catalog.loading import baseline_digest
 from service.domain import (
     BaselineChoice,
@@ -64,6 +63,7 @@ from service.methods.oracle import (
 from service.methods.registry import BY_NAME
 from service.numerics.cells import Grouping, LocalErrors, Stencils
 from service.numerics.panels import PanelErrors, Panels, vector_errors
+from tests.accuracy.engine import DeployedNetwork, device_model
 
 torch.set_num_threads(1)  # as in a worker; two that wait for each other compute for longer, and more of it
 
@@ -142,19 +142,6 @@ def plans(model: DeviceModel) -> PlanMaker:
     return make
 
 
-class _SameNetwork(DeployedArtefact):
-    """Deployed ends from a torch network, where there is no artefact."""
-
-    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        self._network = network
-        self._shape = shape
-
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
-        with torch.no_grad():
-            logits = self._network(torch.from_numpy(rows).reshape(-1, *self._shape))
-        return {OutputSpace.LOGIT: logits.numpy(), OutputSpace.PROBABILITY: torch.softmax(logits, dim=1).numpy()}
-
-
 @pytest.fixture(scope="session")
 def gelu_model(model: DeviceModel) -> DeviceModel:
     """The loan network with GELU in the place of ReLU: smooth, but for the clipping of outlying inputs."""
@@ -165,7 +152,7 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
         if isinstance(module, nn.ReLU):
             setattr(twin, name, nn.GELU())
     twin.recompile()
-    deployed = DeployedKernel(_SameNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
+    deployed = DeployedKernel(DeployedNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
     traits = traits_of(twin, InputKind.TABULAR, model.traits.shape, 2)
     kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
     baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
@@ -537,27 +524,11 @@ ModelOf = Callable[..., DeviceModel]
 def model_of(model: DeviceModel) -> ModelOf:
     """Puts a torch network behind the real kernels: `model_of(network, baselines)`, baselines [K, ...shape].
 
-    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Explain with
-    `run(model, [plan_for(model, x, method, ...)])`.
+    See `tests.accuracy.engine`. Explain with `run(model, [plan_for(model, x, method, ...)])`.
     """
 
     def make(network: nn.Module, baselines: Floats, shapes: ChunkShapes = SMALL) -> DeviceModel:
-        network = network.float().eval()
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        twin = fx.symbolic_trace(network)
-        shape = baselines.shape[1:]
-        kind = {1: InputKind.TABULAR, 2: InputKind.TOKENS, 3: InputKind.IMAGE}[len(shape)]
-        with torch.no_grad():
-            labels = network(torch.zeros(1, *shape)).shape[1]
-        traits = traits_of(twin, kind, shape, labels)
-        deployed = DeployedKernel(_SameNetwork(twin, shape), DEPLOYED_ROWS)
-        kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
-        prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
-        low, high = np.zeros(prepared.rows.shape[1]), np.ones(prepared.rows.shape[1])
-        return DeviceModel(
-            model.key, model.manifest, kernels, lambda _: kernels, {"sha256:own": prepared}, traits, low, high, 0.0
-        )
+        return replace(device_model(network, baselines, shapes, 0.0), key=model.key, manifest=model.manifest)
 
     return make
 
