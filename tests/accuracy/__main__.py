@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from tests.accuracy.approaches import APPROACHES
-from tests.accuracy.measuring import TOLERANCES, Job, Line, measured
+from tests.accuracy.approaches import BY_NAME
+from tests.accuracy.measuring import TOLERANCES, measured
 from tests.accuracy.networks import INPUTS, NETWORKS
 from tests.accuracy.results import Results
-from tests.accuracy.table import HEAD, rows_of, summary
+from tests.accuracy.sampling import sampled
+from tests.accuracy.table import HEAD, HEAD_OF_SAMPLES, rows_of, rows_of_samples, summary
+
+SAMPLING = "standard_error"
+"""What is measured of samples, beside the approaches."""
+T = TypeVar("T")
+Found = TypeVar("Found")
 
 
 def main() -> None:
     """Prints the table as it grows, and what holds of all of it."""
-    names = [approach.name for approach in APPROACHES]
+    names = [*BY_NAME, SAMPLING]
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy", description="Stated errors against true ones.")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--methods", nargs="*", default=names, choices=names, metavar="METHOD")
@@ -34,24 +41,27 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="a file that keeps the lines; those in it are not measured again")
     chosen = parser.parse_args()
     measure = partial(measured, inputs=chosen.inputs, tolerances=tuple(chosen.tolerances), truths=chosen.truths)
-    jobs = [(network, method) for method in chosen.methods for network in chosen.networks]
+    jobs = [(network, method) for method in chosen.methods if method != SAMPLING for network in chosen.networks]
     results = Results(chosen.results)
     print(HEAD)
     lines = []
     for job in sorted(set(jobs) & results.known.keys(), key=lambda job: (list(NETWORKS).index(job[0]), job[1])):
         lines += results.known[job]
-        print(*rows_of(results.known[job]), sep="\n")
+        for row in rows_of(results.known[job]):
+            print(row)
     for job, found in _all(measure, [job for job in jobs if job not in results.known], chosen.workers):
         results.keep(job, found)
         lines += found
         for row in rows_of(found):
             print(row, flush=True)
     print(summary(lines))
+    if SAMPLING in chosen.methods:
+        print(f"\nWithin 1.96 standard errors of the population's:\n\n{HEAD_OF_SAMPLES}")
+        for of_network in _all(partial(sampled, truths=chosen.truths), chosen.networks, chosen.workers):
+            print(*rows_of_samples(of_network), sep="\n", flush=True)
 
 
-def _all(
-    measure: partial[tuple[Job, list[Line]]], jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[Job, list[Line]]]:
+def _all(measure: Callable[[T], Found], jobs: Sequence[T], workers: int) -> Iterator[Found]:
     """What is measured, as it comes."""
     if workers == 1:
         yield from map(measure, jobs)

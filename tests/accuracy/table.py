@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.accuracy.measuring import Line
 from tests.accuracy.networks import NETWORKS
+from tests.accuracy.sampling import Sampled
 
 HEAD = (
     "| network | method, rule | space | tolerance | covered | true over stated: median (95th) | true, median | points "
@@ -105,3 +106,15 @@ def _unsure(lines: Sequence[Line]) -> list[str]:
         if count
     ]
     return [f"- the truth is not known closely enough: {', '.join(names)}"] if names else []
+
+
+HEAD_OF_SAMPLES = "| network | rows in a set | probability | logit |\n|---|---|---|---|"
+
+
+def rows_of_samples(found: Sequence[Sampled]) -> list[str]:
+    """A row for each size of the sets: how much of what a network's sets tell is within 1.96 standard errors."""
+    return [
+        f"| {shown(own[0].network)} | {size} | {' | '.join(f'{one.covered / one.whole:.1%}' for one in own)} |"
+        for size in sorted({one.size for one in found})
+        for own in [[one for one in found if one.size == size]]
+    ]

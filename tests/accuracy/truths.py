@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from service.domain import Floats, OutputSpace
 
-TOGETHER = 2**17
+TOGETHER = 2**15
 """Numbers in the rows of one pass, for which the layers of a small network fit a cache."""
 MOST_NODES = 100_000
 JUST = 1e-6
@@ -195,7 +195,7 @@ def in_pieces(network: nn.Module, start: Floats, end: Floats, target: int) -> Tr
     """Of a piecewise-linear network, on the straight path."""
     bends = kinks(network, start, end)
     edges = np.concatenate([[0.0], bends, [1.0]])
-    order = 3 if len(edges) > FEW_PIECES else 16
+    order = 2 if len(edges) > FEW_PIECES else 16
     nodes, weights = np.polynomial.legendre.leggauss(order)
     widths = np.diff(edges)
     alphas = edges[:-1, None] + widths[:, None] * (nodes + 1) / 2
