@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes; each takes a network and method at a time")
     parser.add_argument("--truths", type=Path, help="a folder that keeps what is true, for the next run")
     parser.add_argument("--results", type=Path, help="a file that keeps the lines; those in it are not measured again")
+    parser.add_argument("--only-kept", action="store_true", help="print what the file of results has, and no more")
     chosen = parser.parse_args()
     measure = partial(measured, inputs=chosen.inputs, tolerances=tuple(chosen.tolerances), truths=chosen.truths)
     jobs = [(network, method) for method in chosen.methods if method != SAMPLING for network in chosen.networks]
@@ -49,13 +50,14 @@ def main() -> None:
         lines += results.known[job]
         for row in rows_of(results.known[job]):
             print(row)
-    for job, found in _all(measure, [job for job in jobs if job not in results.known], chosen.workers):
+    left = [] if chosen.only_kept else [job for job in jobs if job not in results.known]
+    for job, found in _all(measure, left, chosen.workers):
         results.keep(job, found)
         lines += found
         for row in rows_of(found):
             print(row, flush=True)
     print(summary(lines))
-    if SAMPLING in chosen.methods:
+    if SAMPLING in chosen.methods and not chosen.only_kept:
         print(f"\nWithin 1.96 standard errors of the population's:\n\n{HEAD_OF_SAMPLES}")
         for of_network in _all(partial(sampled, truths=chosen.truths), chosen.networks, chosen.workers):
             print(*rows_of_samples(of_network), sep="\n", flush=True)
