@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from service.domain import OutputSpace
-from tests.accuracy.approaches import APPROACHES, BY_NAME
-from tests.accuracy.measuring import lines_of
+from tests.accuracy.approaches import APPROACHES, BY_NAME, Approach
+from tests.accuracy.engine import device_model
+from tests.accuracy.measuring import Figures, Line, case_of, lines_of
 from tests.accuracy.networks import NETWORKS
 from tests.accuracy.results import Results
 from tests.accuracy.table import HEAD, rows_of, summary
@@ -33,31 +36,52 @@ def test_the_true_error_is_within_the_stated_one() -> None:
     assert all(line.of("converged").all() for line in lines)
 
 
-def test_each_approach_is_taken_where_it_applies_and_kept_with_what_is_true(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    results = Results(path)
-    for approach in APPROACHES:
-        for name in ("wine_relu", "attention_silu", "pixel_shuffle"):
-            lines = lines_of(NETWORKS[name], approach, 1, (0.05,), tmp_path)
-            results.keep((name, approach.name), lines)
-            assert all(line.of("sure").all() for line in lines), "the truth is dense enough"
-            assert all(line.ratios.max() <= 10 for line in lines), "a single answer is not far beyond what it states"
-    rules = {(line.network, line.rule) for lines in results.known.values() for line in lines}
-    ig = {"integrated_gradients", "integrated_gradients, gauss_legendre"}
-    linear = {*ig, "integrated_gradients, midpoint", "integrated_gradients, exact"}
-    all_have = {"expected_gradients", "guided_ig, 40 steps", "guided_ig, 200 steps"}
-    assert {rule for name, rule in rules if name == "wine_relu"} == linear | all_have | {
-        "integrated_hessians, softplus"
-    }
-    assert {rule for name, rule in rules if name == "attention_silu"} == ig | all_have | {"integrated_hessians"}
-    assert {rule for name, rule in rules if name == "pixel_shuffle"} == linear | all_have | {"blur_ig"}
-    assert Results(path).known == results.known
+def rules_of(name: str) -> set[str]:
+    case = case_of(name)
+    traits = device_model(copy.deepcopy(case.network), case.baselines).traits
+    return {rule.name for approach in APPROACHES for rule in approach.rules if rule.applies(traits)}
+
+
+def test_each_rule_is_taken_where_it_is_offered() -> None:
+    every = {"integrated_gradients", "integrated_gradients, gauss_legendre", "expected_gradients"}
+    every |= {"guided_ig, 40 steps", "guided_ig, 200 steps"}
+    linear = {"integrated_gradients, midpoint", "integrated_gradients, exact"}
+    assert rules_of("wine_relu") == every | linear | {"integrated_hessians, softplus"}
+    assert rules_of("attention_silu") == every | {"integrated_hessians"}
+    assert rules_of("pixel_shuffle") == every | linear | {"blur_ig"}
+
+
+@pytest.mark.parametrize("approach", APPROACHES, ids=lambda approach: approach.name)
+def test_what_is_measured_is_sure_and_kept(approach: Approach, tmp_path: Path) -> None:
+    name = {"blur_ig": "celu_image", "integrated_hessians": "mish_table"}.get(approach.name, "wine_relu")
+    results = Results(tmp_path / "results.jsonl")
+    lines = lines_of(NETWORKS[name], approach, 1, (0.05,), tmp_path)
+    results.keep((name, approach.name), lines)
+    assert lines
+    assert all(line.of("sure").all() for line in lines), "the truth is dense enough"
+    assert all(line.ratios.max() <= 3 for line in lines), "no answer is far beyond what it states"
+    assert Results(tmp_path / "results.jsonl").known == results.known
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
-    assert lines_of(NETWORKS["wine_relu"], IG, 1, (0.05,), tmp_path) == results.known["wine_relu", IG.name]
+    assert kept
+    assert lines_of(NETWORKS[name], approach, 1, (0.05,), tmp_path) == lines
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")} == kept
-    (row, *_) = rows_of(results.known["wine_relu", IG.name])
-    assert row.startswith("| wine_relu* | integrated_gradients | probability | 0.05 | 1 of 1 |")
+
+
+def line_of(network: str, true: float, stated: float, *, sure: bool = True) -> Line:
+    return Line(network, "rule", "logit", 0.05, (Figures(true, stated, 8, True, sure),) * 10)
+
+
+def test_the_summary_names_what_breaks_a_rule() -> None:
+    lines = [line_of("relu_table", 0.01, 0.02), line_of("mish_table", 0.03, 0.02), line_of("elu_image", 0.001, 0.02)]
+    (row,) = rows_of(lines[:1])
+    assert row == "| relu_table* | rule | logit | 0.05 | 10 of 10 | 0.5 (0.5) | 1e-02 | 8 | 10 |"
     assert row.count("|") == HEAD.splitlines()[0].count("|")
-    assert "- integrated_hessians: 2 of 2 (100.0%)" in summary(
-        [line for lines in results.known.values() for line in lines]
+    told = summary(lines)
+    assert "- networks not seen before: 0 of 10 (0.0%): below 95%" in told
+    assert "- fewer than 90 of 100 of a network covered, rule: mish_table (0%, 1.5)" in told
+    assert "- stated too small, in the median, rule: mish_table" in told
+    assert "- stated more than 10 times too large, in the median, rule: elu_image* (100%, 0.05)" in told
+    assert "not known closely enough: mish_table rule logit 0.05 (10)" in summary(
+        [line_of("mish_table", 1, 1, sure=False)]
     )
+    assert summary([line_of("relu_table", 0.01, 0.02)]).endswith("- nothing")
