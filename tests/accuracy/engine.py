@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -9,14 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from service.artefacts.deployed import DeployedArtefact, TorchOutputs
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
+from service.catalog.outputs.kind import OutputKind
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Explanation,
     Floats,
+    Link,
     ModelKey,
     OptionValue,
     OutputSpace,
@@ -26,20 +31,22 @@ from service.engine.graph.traits import traits_of
 from service.engine.kernels.kernel import DeployedKernel, Segment, units_of
 from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
 from service.engine.worker.explanation import explain
+from service.methods.questions import Question
 from service.methods.registry import BY_NAME
 
 KEY = ModelKey("network", "1", "sha256:network")
-SET = "sha256:baselines"
-SHAPES = ChunkShapes(16, 128)
+SET = "sha256:own"
+CPU = torch.device("cpu")
+SHAPES = ChunkShapes(4, 64)
 
 
-class _Itself:
-    """The network in the place of a deployed artefact."""
+class DeployedNetwork(DeployedArtefact):
+    """Deployed outputs from a torch network, where there is no artefact."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self._network, self._shape = network, shape
 
-    def outputs(self, rows: NDArray[np.float32]) -> dict[OutputSpace, NDArray[np.float32]]:
+    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
         with torch.inference_mode():
             logits = self._network(torch.from_numpy(rows).reshape(-1, *self._shape))
             return {
@@ -48,18 +55,30 @@ class _Itself:
             }
 
 
-def device_model(network: nn.Module, baselines: Floats) -> DeviceModel:
-    """`network` from rows [n, ...shape] to logits, as a model on the CPU with one baseline set [K, ...shape]."""
-    network = network.float().eval()
+def device_model(
+    network: nn.Module,
+    baselines: Floats,
+    shapes: ChunkShapes = SHAPES,
+    lowest: float = -1.0,
+    outputs: OutputKind | None = None,
+) -> DeviceModel:
+    """`network` from rows [n, ...shape] to logits, as a model on the CPU with one baseline set [K, ...shape].
+
+    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Inputs range from `lowest` to 1.
+    Its `outputs` are classes unless it is said what they are.
+    """
+    network = network.float().eval().requires_grad_(requires_grad=False)
     twin, shape = fx.symbolic_trace(network), baselines.shape[1:]
     axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
     with torch.no_grad():
         labels = network(torch.zeros(1, *shape)).shape[1]
-    traits = traits_of(twin, axes, shape, labels)
-    deployed = DeployedKernel(_Itself(network, shape), DEPLOYED_ROWS)
-    kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
+    link = Link.SOFTMAX if outputs is None else outputs.network_link
+    traits = replace(traits_of(twin, axes, shape, labels), link=link)
+    own = DeployedNetwork(network, shape) if outputs is None else TorchOutputs(twin, CPU, shape, outputs)
+    deployed = DeployedKernel(own, DEPLOYED_ROWS)
+    kernels = kernels_of(twin, CPU, shapes, traits, deployed)
     prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
-    low, high = np.full(prepared.rows.shape[1], -1.0), np.ones(prepared.rows.shape[1])
+    low, high = np.full(prepared.rows.shape[1], lowest), np.ones(prepared.rows.shape[1])
     manifest = cast(Any, None)  # nothing that computes reads it
     return DeviceModel(KEY, manifest, kernels, lambda _: kernels, {SET: prepared}, traits, low, high, 0.0)
 
@@ -72,14 +91,16 @@ def explained(
     tolerance: float,
     options: dict[str, OptionValue] | None = None,
     max_evaluations: int = 65_536,
+    target: int | None = None,
+    questions: list[Question] | None = None,
 ) -> Explanation:
-    """The explanation of the predicted label at `row`."""
+    """The explanation of `target`, or of the predicted label, at `row`; `questions` takes what the method asked."""
     plan = Plan(
         model=KEY,
         method=method,
         options=tuple(sorted({**BY_NAME[method].defaults(), **(options or {})}.items())),
         input=tuple(row.ravel().tolist()),
-        target=None,
+        target=target,
         output_space=space,
         baseline=BaselineChoice("own", "1", SET, len(model.baselines[SET].rows)),
         tolerance=tolerance,
@@ -90,6 +111,8 @@ def explained(
     steps = explain(plan, model)
     question = next(steps)
     while True:
+        if questions is not None:
+            questions.append(cast(Question, question))
         kernel = model.kernels.of(question)
         bounds = range(0, units_of(question), kernel.capacity)
         parts = [kernel.run([Segment(question, at, min(at + kernel.capacity, units_of(question)))])[0] for at in bounds]

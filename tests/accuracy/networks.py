@@ -23,15 +23,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network from rows [n, ...shape] to logits [n, labels], rows to explain and a baseline set [K, ...shape].
+    """A network from rows [n, ...shape] to logits [n, labels], rows, and baselines [K, ...shape] to begin at.
 
-    `has_few_pieces`: it is piecewise linear, in pieces few enough to be found one by one.
+    The first `INPUTS` of the rows are explained; of all others, baseline sets are drawn. `is_piecewise_linear` says
+    that the truth is to be found piece by piece.
     """
 
     network: nn.Module
     rows: Floats
     baselines: Floats
-    has_few_pieces: bool = False
+    is_piecewise_linear: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Network:
 
 NETWORKS: dict[str, Network] = {}
 INPUTS = 25
+ROWS = INPUTS + 128
 
 
 def network(*, tuned: bool) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
@@ -62,21 +64,23 @@ def network(*, tuned: bool) -> Callable[[Callable[[], Case]], Callable[[], Case]
     return register
 
 
-def _images(network: nn.Module, size: int = 16, channels: int = 3, baseline: float = 0.0) -> Case:
+def _images(
+    network: nn.Module, size: int = 12, channels: int = 3, baseline: float = 0.0, *, is_piecewise_linear: bool = False
+) -> Case:
     """Random smooth pictures, from a flat one."""
-    draws = torch.randn(INPUTS, channels, size // 4, size // 4)
+    draws = torch.randn(ROWS, channels, size // 4, size // 4)
     rows = functional.interpolate(draws, size=(size, size), mode="bilinear") + 0.1 * torch.randn(
         1, channels, size, size
     )
-    return Case(network, rows.double().numpy(), np.full((1, channels, size, size), baseline))
+    return Case(network, rows.double().numpy(), np.full((1, channels, size, size), baseline), is_piecewise_linear)
 
 
-def _table(network: nn.Module, features: int) -> Case:
-    return Case(network, torch.randn(INPUTS, features).double().numpy(), np.zeros((1, features)))
+def _table(network: nn.Module, features: int, *, is_piecewise_linear: bool = False) -> Case:
+    return Case(network, torch.randn(ROWS, features).double().numpy(), np.zeros((1, features)), is_piecewise_linear)
 
 
 def _sequence(network: nn.Module, positions: int, width: int) -> Case:
-    return Case(network, torch.randn(INPUTS, positions, width).double().numpy(), np.zeros((1, positions, width)))
+    return Case(network, torch.randn(ROWS, positions, width).double().numpy(), np.zeros((1, positions, width)))
 
 
 def _trained(network: nn.Module, rows: Tensor, labels: Tensor, steps: int = 300) -> nn.Module:
@@ -89,23 +93,23 @@ def _trained(network: nn.Module, rows: Tensor, labels: Tensor, steps: int = 300)
     return network.eval()
 
 
-def _digits(network: nn.Module, size: int = 16, *, from_mean: bool = False) -> Case:
-    """Trained on handwritten digits, enlarged."""
+def _digits(network: nn.Module, size: int = 12, *, from_mean: bool = False, is_piecewise_linear: bool = False) -> Case:
+    """Trained on handwritten digits, enlarged; none of those that are explained."""
     data = load_digits()
     pictures = torch.tensor(data.images[:, None] / 16, dtype=torch.float32)
     pictures = functional.interpolate(pictures, size=(size, size), mode="bilinear")
     _trained(network, pictures[:-INPUTS], torch.tensor(data.target[:-INPUTS]))
     rows = pictures.double().numpy()
     baseline = rows[:-INPUTS].mean(axis=0) if from_mean else np.zeros_like(rows[0])
-    return Case(network, rows[-INPUTS:], baseline[None])
+    return Case(network, np.concatenate([rows[-INPUTS:], rows[: ROWS - INPUTS]]), baseline[None], is_piecewise_linear)
 
 
 def _conv_net(norm: Callable[[int], nn.Module], activation: Callable[[], nn.Module], channels: int = 3) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1), norm(16), activation(),
+        nn.Conv2d(channels, 8, 3, padding=1), norm(8), activation(),
+        nn.Conv2d(8, 16, 3, padding=1, stride=2), norm(16), activation(),
         nn.Conv2d(16, 16, 3, padding=1, stride=2), norm(16), activation(),
-        nn.Conv2d(16, 32, 3, padding=1, stride=2), norm(32), activation(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
     )  # fmt: skip
 
 
@@ -162,7 +166,7 @@ class _Attention(nn.Module):
 
 @network(tuned=True)
 def relu_table() -> Case:
-    return replace(_table(_dense((38, 64, 64, 2), nn.ReLU), 38), has_few_pieces=True)
+    return _table(_dense((38, 64, 64, 2), nn.ReLU), 38, is_piecewise_linear=True)
 
 
 @network(tuned=True)
@@ -172,9 +176,8 @@ def gelu_table() -> Case:
 
 @network(tuned=True)
 def relu_image_dense() -> Case:
-    return replace(
-        _images(nn.Sequential(nn.Flatten(), _Scaled(_dense((768, 128, 64, 10), nn.ReLU), 4))), has_few_pieces=True
-    )
+    network = nn.Sequential(nn.Flatten(), _Scaled(_dense((432, 128, 64, 10), nn.ReLU), 4))
+    return _images(network, is_piecewise_linear=True)
 
 
 @network(tuned=True)
@@ -194,7 +197,7 @@ def attention_gelu() -> Case:
 
 @network(tuned=True)
 def digits_relu() -> Case:
-    return _digits(_conv_net(lambda _: nn.Identity(), nn.ReLU, 1))
+    return _digits(_conv_net(lambda _: nn.Identity(), nn.ReLU, 1), is_piecewise_linear=True)
 
 
 @network(tuned=True)
@@ -221,10 +224,11 @@ def digits_batch_norm_silu() -> Case:
 def digits_max_pool() -> Case:
     return _digits(
         nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 10),
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 24, 3), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 10),
         ),
         from_mean=True,
+        is_piecewise_linear=True,
     )  # fmt: skip
 
 
@@ -235,7 +239,12 @@ def instance_norm_relu() -> Case:
 
 @network(tuned=False)
 def instance_norm_relu_32() -> Case:
-    return _images(_conv_net(lambda c: nn.InstanceNorm2d(c), nn.ReLU), 32, baseline=0.1)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1),
+        nn.InstanceNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(96, 10),
+    )  # fmt: skip
+    return _images(network, 32, baseline=0.1)
 
 
 @network(tuned=True)
@@ -264,7 +273,8 @@ def pixel_shuffle() -> Case:
         nn.Sequential(
             nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(4, 8, 3, stride=2), nn.ReLU(),
             nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5),
-        )
+        ),
+        is_piecewise_linear=True,
     )  # fmt: skip
 
 
@@ -279,7 +289,8 @@ def resize_relu() -> Case:
         nn.Sequential(
             nn.Conv2d(3, 12, 3), nn.ReLU(), _Resize(), nn.Conv2d(12, 12, 3), nn.LeakyReLU(0.1),
             nn.AdaptiveAvgPool2d(2), nn.Flatten(), _Scaled(nn.Linear(48, 4), 10),
-        )
+        ),
+        is_piecewise_linear=True,
     )  # fmt: skip
 
 
@@ -287,9 +298,10 @@ def resize_relu() -> Case:
 def reflect_padding() -> Case:
     return _images(
         nn.Sequential(
-            nn.ReflectionPad2d(2), nn.Conv2d(3, 12, 5), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(12, 12, 3),
+            nn.ReflectionPad2d(2), nn.Conv2d(3, 8, 5, stride=2), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(8, 12, 3),
             nn.ReLU6(), nn.AdaptiveMaxPool2d(2), nn.Flatten(), _Scaled(nn.Linear(48, 4), 5),
-        )
+        ),
+        is_piecewise_linear=True,
     )  # fmt: skip
 
 
@@ -320,7 +332,7 @@ def wine_relu() -> Case:
     rows = torch.tensor(rows[np.random.default_rng(0).permutation(len(rows))], dtype=torch.float32)
     labels = torch.tensor(data.target[np.random.default_rng(0).permutation(len(rows))])
     network = _trained(_dense((13, 32, 32, 3), nn.ReLU), rows, labels)
-    return Case(network, rows[:INPUTS].double().numpy(), np.zeros((1, 13)), has_few_pieces=True)
+    return Case(network, rows[:ROWS].double().numpy(), np.zeros((1, 13)), is_piecewise_linear=True)
 
 
 @network(tuned=True)
@@ -328,7 +340,7 @@ def diabetes_softplus() -> Case:
     data = load_diabetes()
     rows = torch.tensor(data.data / data.data.std(axis=0), dtype=torch.float32)
     network = _trained(_dense((10, 32, 32, 2), nn.Softplus), rows, torch.tensor(data.target > 140).long())
-    return Case(network, rows[:INPUTS].double().numpy(), np.zeros((1, 10)))
+    return Case(network, rows[:ROWS].double().numpy(), np.zeros((1, 10)))
 
 
 @network(tuned=False)
@@ -338,14 +350,14 @@ def attention_relu() -> Case:
 
 @network(tuned=False)
 def attention_long() -> Case:
-    return _sequence(_Scaled(_Attention(40, 16, 2, 3, nn.GELU), 5), 40, 16)
+    return _sequence(_Scaled(_Attention(24, 16, 2, 3, nn.GELU), 5), 24, 16)
 
 
 @network(tuned=True)
 def embedded_text() -> Case:
     """Embeddings of tokens, from those of one mask token."""
     table = torch.randn(50, 24)
-    tokens = torch.randint(1, 50, (INPUTS, 16))
+    tokens = torch.randint(1, 50, (ROWS, 16))
     rows, baseline = table[tokens].double().numpy(), table[torch.zeros(1, 16, dtype=torch.long)].double().numpy()
     return Case(_Scaled(_Attention(16, 24, 3, 2, nn.GELU), 6), rows, baseline)
 
@@ -400,7 +412,8 @@ def residual_batch_norm() -> Case:
         nn.Sequential(
             nn.Conv2d(3, 16, 3, stride=2), Block(16), Block(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
             _Scaled(nn.Linear(16, 6), 6),
-        )
+        ),
+        is_piecewise_linear=True,
     )  # fmt: skip
 
 
@@ -419,7 +432,7 @@ def clipped_steps() -> Case:
             return logits
 
     case = _table(Steps(), 10)
-    return Case(case.network, np.abs(case.rows) + 0.3, case.baselines, has_few_pieces=True)
+    return Case(case.network, np.abs(case.rows) + 0.3, case.baselines, is_piecewise_linear=True)
 
 
 @network(tuned=False)

@@ -20,14 +20,13 @@ import yaml
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from service.artefacts.deployed import DeployedArtefact, TorchOutputs
 from service.artefacts.loading import baseline_digest
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
-from service.catalog.outputs.declaration import Outputs as AnyOutputs
+from service.catalog.outputs.kind import OutputKind
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
@@ -35,7 +34,6 @@ from service.domain import (
     Explanation,
     Floats,
     Indices,
-    Link,
     OptionValue,
     OutputSpace,
     Plan,
@@ -70,6 +68,7 @@ from service.methods.questions import (
 from service.methods.registry import BY_NAME
 from service.numerics.cells import Grouping, LocalErrors, Stencils
 from service.numerics.panels import PanelErrors, Panels, vector_errors
+from tests.accuracy.engine import DeployedNetwork, device_model
 from tests.conftest import MODELS
 
 torch.set_num_threads(1)  # as in a worker; two that wait for each other compute for longer, and more of it
@@ -149,19 +148,6 @@ def plans(model: DeviceModel) -> PlanMaker:
     return make
 
 
-class _SameNetwork(DeployedArtefact):
-    """Deployed ends from a torch network, where there is no artefact."""
-
-    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        self._network = network
-        self._shape = shape
-
-    def outputs(self, rows: NDArray[np.float32]) -> Mapping[OutputSpace, NDArray[np.float32]]:
-        with torch.no_grad():
-            logits = self._network(torch.from_numpy(rows).reshape(-1, *self._shape))
-        return {OutputSpace.LOGIT: logits.numpy(), OutputSpace.PROBABILITY: torch.softmax(logits, dim=1).numpy()}
-
-
 @pytest.fixture(scope="session")
 def gelu_model(model: DeviceModel) -> DeviceModel:
     """The loan network with GELU in the place of ReLU: smooth, but for the clipping of outlying inputs."""
@@ -172,7 +158,7 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
         if isinstance(module, nn.ReLU):
             setattr(twin, name, nn.GELU())
     twin.recompile()
-    deployed = DeployedKernel(_SameNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
+    deployed = DeployedKernel(DeployedNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
     traits = traits_of(twin, TabularInputs.axes, model.traits.shape, 2)
     kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
     baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
@@ -551,32 +537,14 @@ CPU = torch.device("cpu")
 def model_of(model: DeviceModel) -> ModelOf:
     """Puts a torch network behind the real kernels: `model_of(network, baselines)`, baselines [K, ...shape].
 
-    It is traced by `torch.fx`, and its own answers stand in for a deployed artefact's. Its `outputs` are classes unless
-    it is said what they are. Explain with `run(model, [plan_for(model, x, method, ...)])`.
+    See `tests.accuracy.engine`. Explain with `run(model, [plan_for(model, x, method, ...)])`.
     """
 
     def make(
-        network: nn.Module, baselines: Floats, shapes: ChunkShapes = SMALL, outputs: AnyOutputs | None = None
+        network: nn.Module, baselines: Floats, shapes: ChunkShapes = SMALL, outputs: OutputKind | None = None
     ) -> DeviceModel:
-        network = network.float().eval()
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        twin = fx.symbolic_trace(network)
-        shape = baselines.shape[1:]
-        axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
-        with torch.no_grad():
-            labels = network(torch.zeros(1, *shape)).shape[1]
-        link = Link.SOFTMAX if outputs is None else outputs.network_link
-        traits = replace(traits_of(twin, axes, shape, labels), link=link)
-        same = _SameNetwork(twin, shape) if outputs is None else TorchOutputs(twin, CPU, shape, outputs)
-        deployed = DeployedKernel(same, DEPLOYED_ROWS)
-        kernels = kernels_of(twin, torch.device("cpu"), shapes, traits, deployed)
-        prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
-        low, high = np.zeros(prepared.rows.shape[1]), np.ones(prepared.rows.shape[1])
         manifest = model.manifest if outputs is None else model.manifest.model_copy(update={"outputs": outputs})
-        return DeviceModel(
-            model.key, manifest, kernels, lambda _: kernels, {"sha256:own": prepared}, traits, low, high, 0.0
-        )
+        return replace(device_model(network, baselines, shapes, 0.0, outputs), key=model.key, manifest=manifest)
 
     return make
 

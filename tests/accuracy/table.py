@@ -1,0 +1,120 @@
+"""The lines of a run as a table in markdown, and what holds of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from tests.accuracy.measuring import Line
+from tests.accuracy.networks import NETWORKS
+from tests.accuracy.sampling import Sampled
+
+HEAD = (
+    "| network | method, rule | space | tolerance | covered | true over stated: median (95th) | true, median | points "
+    "| converged |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+OF_ALL, OF_EACH = 0.95, 0.90
+LEAST_RATIO, MOST_RATIO = 0.1, 1.0
+
+
+def rows_of(lines: Sequence[Line]) -> list[str]:
+    """A row of the table for each network, rule and space, with the figures of all tolerances."""
+    return [_row(list(own)) for _, own in groupby(lines, key=lambda line: (line.network, line.rule, line.space))]
+
+
+def _row(lines: Sequence[Line]) -> str:
+    def each(cell: Callable[[Line], str]) -> str:
+        cells = [cell(line) for line in lines]
+        return cells[0] if len(set(cells)) == 1 else ", ".join(cells)
+
+    first, inputs = lines[0], len(lines[0].figures)
+    cells = (
+        shown(first.network),
+        first.rule,
+        first.space,
+        ", ".join(f"{line.tolerance:g}" for line in lines),
+        f"{each(lambda line: str(line.covered))} of {inputs}",
+        each(lambda line: "{:.2g} ({:.2g})".format(*np.percentile(line.ratios, [50, 95]))),
+        each(lambda line: f"{np.median(line.of('true')):.0e}"),
+        each(lambda line: f"{line.of('points').mean():.0f}"),
+        each(lambda line: f"{line.of('converged').sum():.0f}"),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def shown(network: str) -> str:
+    """Its name, marked where the estimates were tuned on it."""
+    return network + ("*" if NETWORKS[network].is_tuned else "")
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """What is covered in all, of tuned networks and others, of each method; and what breaks which rule, by name."""
+    parts = ["", "Covered:", ""]
+    for which, is_tuned in (("networks not seen before", False), ("networks tuned on (*)", True)):
+        parts.append(_counted(which, [line for line in lines if NETWORKS[line.network].is_tuned is is_tuned]))
+    parts.append(_counted("all", lines))
+    parts += [_counted(rule, own) for rule, own in _grouped(lines, lambda line: line.rule)]
+    misses = [
+        *(_broken(lines, "fewer than 90 of 100 of a network covered", lambda own: _share(own) < OF_EACH)),
+        *(_broken(lines, "stated more than 10 times too large, in the median", lambda own: _median(own) < LEAST_RATIO)),
+        *(_broken(lines, "stated too small, in the median", lambda own: _median(own) > MOST_RATIO)),
+        *_unsure(lines),
+    ]
+    return "\n".join([*parts, "", "Breaking a rule:", "", *(misses or ["- nothing"])])
+
+
+def _grouped(lines: Iterable[Line], key: Callable[[Line], str]) -> list[tuple[str, list[Line]]]:
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(key(line), []).append(line)
+    return list(found.items())
+
+
+def _share(lines: Sequence[Line]) -> float:
+    return sum(line.covered for line in lines) / max(sum(len(line.figures) for line in lines), 1)
+
+
+def _median(lines: Sequence[Line]) -> float:
+    return float(np.median(np.concatenate([line.ratios for line in lines])))
+
+
+def _counted(which: str, lines: Sequence[Line]) -> str:
+    covered, whole = sum(line.covered for line in lines), sum(len(line.figures) for line in lines)
+    below = "" if not whole or covered / whole >= OF_ALL else ": below 95%"
+    return f"- {which}: {covered} of {whole} ({covered / max(whole, 1):.1%}){below}"
+
+
+def _broken(lines: Sequence[Line], what: str, breaks: Callable[[list[Line]], bool]) -> list[str]:
+    """Of each rule, the networks of which all answers together break it."""
+    found = []
+    for rule, own in _grouped(lines, lambda line: line.rule):
+        of_networks = [(name, each) for name, each in _grouped(own, lambda line: line.network) if breaks(each)]
+        names = [f"{shown(name)} ({_share(each):.0%}, {_median(each):.2g})" for name, each in of_networks]
+        if names:
+            found.append(f"- {what}, {rule}: {', '.join(names)}")
+    return found
+
+
+def _unsure(lines: Sequence[Line]) -> list[str]:
+    unsure = [(line, int((line.of("sure") == 0).sum())) for line in lines]
+    names = [
+        f"{shown(line.network)} {line.rule} {line.space} {line.tolerance:g} ({count})"
+        for line, count in unsure
+        if count
+    ]
+    return [f"- the truth is not known closely enough: {', '.join(names)}"] if names else []
+
+
+HEAD_OF_SAMPLES = "| network | rows in a set | probability | logit |\n|---|---|---|---|"
+
+
+def rows_of_samples(found: Sequence[Sampled]) -> list[str]:
+    """A row for each size of the sets: how much of what a network's sets tell is within 1.96 standard errors."""
+    return [
+        f"| {shown(own[0].network)} | {size} | {' | '.join(f'{one.covered / one.whole:.1%}' for one in own)} |"
+        for size in sorted({one.size for one in found})
+        for own in [[one for one in found if one.size == size]]
+    ]
