@@ -38,7 +38,7 @@ commands = typer.Typer()
 
 @commands.callback()
 def before_all() -> None:
-    """Build baseline sets from data."""
+    """Nothing comes before; with it, `build` is an action of a group, as others may be."""
 
 
 @commands.command()

@@ -19,6 +19,7 @@ commands.add_typer(baselines.commands, name="baselines", help="Build baseline se
 
 @commands.callback()
 def before_all(context: typer.Context, models: ModelsFolder = None) -> int:
+    """What comes before every action; where none is named, the list."""
     # What the engine logs is for whoever runs a service; a command says itself what matters, once.
     logging.getLogger("answerable").addHandler(logging.NullHandler())
     return list_versions(models) if context.invoked_subcommand is None else 0

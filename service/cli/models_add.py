@@ -69,7 +69,7 @@ def add(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, take what is usual.")] = False,
     models: ModelsFolder = None,
 ) -> int:
-    """Write the manifest of an ONNX file, try it, and add it to the models."""
+    """Write an ONNX file's manifest, try it, and add the model."""
     settings = settings_with(models=models)
     os.environ.update(worker_environment(0))  # numerics as in a worker; libraries read it when they are first used
     from service.lifecycle.adding.adding import Asked, add_model
