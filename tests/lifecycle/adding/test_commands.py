@@ -119,7 +119,7 @@ def test_no_file_ends_the_command_otherwise_than_in_a_sentence(
 def test_what_nobody_thought_of_is_a_sentence_too(
     add: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **_options: object) -> None:
         raise RuntimeError("no such thing\nas this")
 
     monkeypatch.setattr(adding, "read_classifier", fails)

@@ -159,7 +159,6 @@ REGRESSORS: dict[str, tuple[Callable[[], Any], int]] = {
     "linear, scaled": (lambda: make_pipeline(StandardScaler(), Ridge()), 1),
     "linear, of two values": (LinearRegression, 2),
     "layers": (lambda: MLPRegressor(hidden_layer_sizes=(6,), max_iter=60, tol=1e9, random_state=0), 1),
-    "layers, of two values": (lambda: MLPRegressor(hidden_layer_sizes=(6,), max_iter=60, tol=1e9, random_state=0), 2),
 }
 
 
@@ -198,6 +197,14 @@ def test_a_linear_regression_is_explained_in_closed_form(tmp_path: Path) -> None
     assert explanation.attributions == pytest.approx(moved, rel=1e-4, abs=1e-4 * np.abs(moved).max())
     assert explanation.output == pytest.approx(float(learner.predict(x[None])[0]), rel=1e-5)
     assert trial.manifest.outputs.adverse_sign(0) == -1
+
+
+def test_a_file_that_answers_two_values_in_one_column_is_refused(tmp_path: Path) -> None:
+    """As scikit-learn's exporter writes networks of several values."""
+    rows = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
+    learner = MLPRegressor(hidden_layer_sizes=(6,), max_iter=60, tol=1e9, random_state=0).fit(rows, rows[:, :2])
+    with pytest.raises(CatalogError, match=r"the shape \[64, 1\] for 32 rows"):
+        add(to_onnx(learner, rows[:1]), rows, tmp_path)
 
 
 @pytest.mark.parametrize("adverse", ["beyond 3", "low", "price"])
