@@ -1,5 +1,5 @@
-"""What a key may ask for beyond its scopes: how much (`Quota`), how much of an answer it is shown (`Policy`), and
-whose it is."""
+"""What limits a key beside its scopes: how much it may ask for (`Quota`) and how much of an answer it is shown
+(`Policy`)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 OPERATOR_TENANT = "default"
-"""The tenant of those who run the service: of the first key, and of every key for which no other is named. Only its
-keys change what all tenants share."""
+"""The tenant of those who run the service, and of every key created without naming a tenant. Only its keys can change
+what all tenants share."""
 PERIODS: Mapping[str, int] = {"minute": 60, "hour": 3600, "day": 86_400}
-"""In seconds. A period begins where the clock, in UTC, has a multiple of it."""
+"""Lengths in seconds. A period begins where the time since the epoch, UTC, is a multiple of its length."""
 MAX_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """At most so many requests and gradient points in each period; None for as many as wanted. Raises ValueError."""
+    """The most requests and gradient points allowed in each period; None for no limit. Raises ValueError."""
 
     requests: int | None
     points: int | None
@@ -25,7 +25,7 @@ class Quota:
 
     def __post_init__(self) -> None:
         if self.period not in PERIODS:
-            raise ValueError(f"a period is a {', '.join(PERIODS)}, not {self.period!r}")
+            raise ValueError(f"a period is one of {', '.join(PERIODS)}, not {self.period!r}")
         if any(limit is not None and limit < 1 for limit in (self.requests, self.points)):
             raise ValueError("a quota is at least 1")
 
@@ -35,23 +35,23 @@ class Quota:
         return PERIODS[self.period]
 
     def written(self) -> dict[str, Any]:
-        """As it is stored and shown."""
+        """The quota as JSON, as it is stored and shown."""
         limits = {"requests": self.requests, "points": self.points}
         return {name: limit for name, limit in limits.items() if limit is not None} | {"period": self.period}
 
     @staticmethod
     def read(stored: Mapping[str, Any]) -> Quota:
-        """What `written` gave."""
+        """The quota that `written` returned."""
         return Quota(stored.get("requests"), stored.get("points"), stored["period"])
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Limits on what of an explanation is disclosed. As it stands, everything is.
+    """Limits on how much of an explanation is disclosed; by default, everything is.
 
-    `methods` are those that may be asked for. `top`: only so many attributions, the largest. `digits`: values are
-    rounded to a grid on which the largest has so many significant digits. `outputs`: whether the model's outputs are
-    shown; the label always is. Raises ValueError.
+    `methods` are those that may be asked for. `top` is the number of attributions that are shown, the largest ones.
+    With `digits`, values are rounded to a grid on which the largest has so many significant digits. `outputs` is
+    whether the model's outputs are shown; the label always is. Raises ValueError.
     """
 
     methods: frozenset[str] | None = None
@@ -61,7 +61,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.methods is not None and not self.methods:
-            raise ValueError("a policy allows one method at least")
+            raise ValueError("a policy allows at least one method")
         if self.top is not None and self.top < 1:
             raise ValueError("top is at least 1")
         if self.digits is not None and not 1 <= self.digits <= MAX_DIGITS:
@@ -69,25 +69,25 @@ class Policy:
 
     @property
     def limits_values(self) -> bool:
-        """Whether a value is kept back or rounded."""
+        """Whether any value is withheld or rounded."""
         return self.top is not None or self.digits is not None or not self.outputs
 
     def written(self) -> dict[str, Any]:
-        """As it is stored and shown; empty where it limits nothing."""
-        said: dict[str, Any] = {}
+        """The policy as JSON, as it is stored and shown; empty where it limits nothing."""
+        limits: dict[str, Any] = {}
         if self.methods is not None:
-            said["methods"] = sorted(self.methods)
+            limits["methods"] = sorted(self.methods)
         if self.top is not None:
-            said["top"] = self.top
+            limits["top"] = self.top
         if self.digits is not None:
-            said["digits"] = self.digits
+            limits["digits"] = self.digits
         if not self.outputs:
-            said["outputs"] = False
-        return said
+            limits["outputs"] = False
+        return limits
 
     @staticmethod
     def read(stored: Mapping[str, Any]) -> Policy:
-        """What `written` gave."""
+        """The policy that `written` returned."""
         methods = stored.get("methods")
         return Policy(
             None if methods is None else frozenset(methods),
@@ -98,4 +98,4 @@ class Policy:
 
 
 OPEN = Policy()
-"""Limits nothing."""
+"""The policy that limits nothing."""

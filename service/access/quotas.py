@@ -1,13 +1,13 @@
-"""Quotas of keys: counted in this process, so that a request costs no call, and kept in the database once a second.
+"""Quotas of keys: counted in this process, so that a request needs no call, and stored in the database once a second.
 
-A period begins where the clock has a multiple of it, and everything counts anew. Every host tells the database what it
-has admitted of each account in this period, and learns what the others have: so together they admit at most the quota
-and what all of them admit within a second or so, which in the worst case is the quota once for each host. While the
-database is away each host counts alone. A process that is started anew finds what was spent before it, but for the last
-second of one that was killed. The keys that replace one another are one account.
+Counts start again with each period. Every host writes to the database what it has admitted for each account in the
+period, and reads what the others have. So together they admit at most the quota and what all of them admit within about
+a second, which in the worst case is the quota once for each host. While the database does not answer each host counts
+alone. A restarted process reads what was used before, except for the last second of a process that was killed. Keys
+that replace one another are one account.
 
 A request counts once, and every further instance in it, every row of a job and every counterfactual hint once more: an
-explanation tells the same of the model, however it was asked for.
+explanation reveals the same about the model, however it was asked for.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ T = TypeVar("T")
 
 
 class Kept(Protocol):
-    """Where counts outlast a process, and hosts learn of one another: `SpentQuotas`. Its calls block."""
+    """Counts that outlast a process and are shared between hosts: `SpentQuotas`. Its calls block."""
 
     def tell(self, counts: Mapping[Period, Counts], member: str) -> None:
         """Stores what this process admitted. Raises LedgerUnavailable."""
         ...
 
     def others(self, member: str, now: int) -> Mapping[Period, Counts]:
-        """What all others admitted in the periods of this moment. Raises LedgerUnavailable."""
+        """What all other processes admitted in the periods at `now`. Raises LedgerUnavailable."""
         ...
 
     def sweep(self, now: int) -> None:
@@ -54,9 +54,9 @@ class Kept(Protocol):
 
 @dataclass(slots=True)
 class Usage:
-    """What the keys of one account have used in the present period, here (`requests`, `points`) and elsewhere.
+    """What the keys of an account have used in this period, in this process (`requests`, `points`) and elsewhere.
 
-    `seconds` is the length of a period, and `period` the number of the present one.
+    `seconds` is the length of a period, and `period` the number of the current one.
     """
 
     account: str
@@ -68,13 +68,13 @@ class Usage:
 
     @property
     def key(self) -> Period:
-        """Of the counts in this period."""
+        """The key of the counts in the current period."""
         return self.account, self.seconds, self.period
 
     def begin_period(self) -> None:
-        """Counts anew when the period has ended."""
+        """Starts counting again when the period has ended."""
         period = int(time.time()) // self.seconds
-        if period < self.period:  # the clock was set back, which gives nobody a quota anew
+        if period < self.period:  # the clock was set back, which renews no quota
             self.period = period
         elif period > self.period:
             self.period, self.requests, self.points, self.elsewhere = period, 0, 0, (0, 0)
@@ -82,58 +82,58 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The quota of one key, and what is used of it: together with the others of its account that have such a period.
+    """The quota of one key, and its usage, which it shares with the keys of its account that have the same period.
 
-    What is counted or reserved is given back with the period that it was admitted in; once that has ended, giving back
-    changes nothing.
+    What is counted or reserved is given back together with the period it was admitted in; once that has ended, giving
+    back changes nothing.
     """
 
     quota: Quota
     usage: Usage
 
     def count(self, requests: int, before: int = 0) -> int:
-        """Admits so many requests, all or none; gives the period. `before` are counted already and belong to them.
+        """Admits so many requests, all or none; returns the period. `before` of the same request are counted already.
 
-        Raises QuotaSpent, InvalidRequest if they never fit together.
+        Raises QuotaSpent, InvalidRequest if together they exceed the quota.
         """
-        usage, most = self.usage, self.quota.requests
+        usage, limit = self.usage, self.quota.requests
         usage.begin_period()
-        if most is not None:
-            if before + requests > most:
+        if limit is not None:
+            if before + requests > limit:
                 raise InvalidRequest(
-                    f"these count as {before + requests} requests, and the key's quota is {most} a "
+                    f"these count as {before + requests} requests, and the key's quota is {limit} a "
                     f"{self.quota.period}; send fewer instances at once"
                 )
-            if usage.requests + usage.elsewhere[0] + requests > most:
-                raise self._spent(f"the key's quota of {most} requests a {self.quota.period} is spent")
+            if usage.requests + usage.elsewhere[0] + requests > limit:
+                raise self._spent(f"the key's quota of {limit} requests a {self.quota.period} is spent")
         usage.requests += requests
         return usage.period
 
     def give_back(self, period: int, requests: int) -> None:
-        """So many of the requests that were counted came to nothing."""
+        """Takes back so many of the counted requests, which failed."""
         if period == self.usage.period:
             self.usage.requests -= requests
 
     def reserve(self, points: int) -> int:
-        """Admits work that costs at most so many points; gives the period. Raises QuotaSpent, InvalidRequest if it
-        never fits."""
-        usage, most = self.usage, self.quota.points
+        """Admits work that costs at most so many points; returns the period. Raises QuotaSpent, InvalidRequest if it
+        exceeds the quota alone."""
+        usage, limit = self.usage, self.quota.points
         usage.begin_period()
-        if most is not None:
-            if points > most:
+        if limit is not None:
+            if points > limit:
                 raise InvalidRequest(
-                    f"this may cost {points} gradient points, and the key's quota is {most} a {self.quota.period}; "
+                    f"this may cost {points} gradient points, and the key's quota is {limit} a {self.quota.period}; "
                     "lower max_evaluations, or send fewer instances at once"
                 )
-            if usage.points + usage.elsewhere[1] + points > most:
-                raise self._spent(f"the key's quota of {most} gradient points a {self.quota.period} is spent")
+            if usage.points + usage.elsewhere[1] + points > limit:
+                raise self._spent(f"the key's quota of {limit} gradient points a {self.quota.period} is spent")
         usage.points += points
         return usage.period
 
-    def settle(self, period: int, reserved: int, spent: int) -> None:
-        """Corrects what was reserved by what it cost in the end."""
+    def settle(self, period: int, reserved: int, used: int) -> None:
+        """Replaces what was reserved by the actual cost."""
         if period == self.usage.period:
-            self.usage.points += spent - reserved
+            self.usage.points += used - reserved
 
     def _spent(self, detail: str) -> QuotaSpent:
         left = (self.usage.period + 1) * self.quota.seconds - time.time()
@@ -144,7 +144,7 @@ class Account:
 def counted(account: Account | None, requests: int, before: int = 0) -> Iterator[None]:
     """Counts what happens inside as so many requests, of which `before` were counted already.
 
-    What fails counts as none, what its client leaves as all. Raises as `Account.count`.
+    A failure counts as none, a request whose client leaves as all. Raises as `Account.count`.
     """
     if account is None or requests <= before:
         yield
@@ -160,9 +160,10 @@ def counted(account: Account | None, requests: int, before: int = 0) -> Iterator
 async def charged(
     account: Account | None, points: int, work: Callable[[], Awaitable[T]], cost: Callable[[T], int]
 ) -> T:
-    """What the work gives. It costs at most so many points, which are reserved, and in the end `cost` of what it gave.
+    """Does the work and returns its result. `points`, the most it may cost, are reserved before, and then replaced by
+    `cost` of the result.
 
-    Work that fails costs nothing; work that its client leaves costs what was reserved. Raises as `Account.reserve`.
+    Work that fails costs nothing; work whose client leaves costs what was reserved. Raises as `Account.reserve`.
     """
     if account is None:
         return await work()
@@ -177,21 +178,21 @@ async def charged(
 
 
 class Quotas:
-    """The accounts that this process has seen.
+    """The accounts of the keys that this process has seen.
 
-    `load` before the first request, on the event loop that `start` and `close` are called on.
+    Call `load` before the first request, and all methods on one event loop.
     """
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._member = uuid.uuid4().hex
-        self._told: Mapping[Period, Counts] = {}
+        self._shared: Mapping[Period, Counts] = {}
         self._others: Mapping[Period, Counts] = {}
         self._usages: dict[tuple[str, int], Usage] = {}
         self._syncing: asyncio.Task[None] | None = None
 
     def account(self, account: str, quota: Quota) -> Account:
-        """The account of that id for a key of this quota. Its keys count together where their periods are as long."""
+        """The account of that id, for a key with this quota. Keys of an account with equal periods count together."""
         usage = self._usages.get((account, quota.seconds))
         if usage is None:
             usage = self._usages[account, quota.seconds] = Usage(account, quota.seconds)
@@ -200,46 +201,46 @@ class Quotas:
         return Account(quota, usage)
 
     async def load(self) -> None:
-        """Learns what was admitted before this process began, and elsewhere. Raises LedgerUnavailable."""
+        """Reads what was admitted before this process started, and by others. Raises LedgerUnavailable."""
         now = int(time.time())
         await asyncio.to_thread(self._kept.sweep, now)
         self._others = await asyncio.to_thread(self._kept.others, self._member, now)
 
     def start(self) -> None:
-        """Shares the counts from now on."""
-        self._syncing = asyncio.get_running_loop().create_task(self._sync_for_ever())
+        """Shares the counts regularly from now on."""
+        self._syncing = asyncio.get_running_loop().create_task(self._sync_regularly())
 
     async def close(self) -> None:
-        """Shares what was used last, and then no more."""
+        """Ends the regular sharing and shares once more."""
         if self._syncing is not None:
             self._syncing.cancel()
             await asyncio.wait([self._syncing])
-        await self._sync_if_it_can()
+        await self._try_to_sync()
 
     async def sync(self) -> None:
-        """Tells the others what was used here, and learns what they used. Raises LedgerUnavailable."""
+        """Stores what was used here, and reads what the others used. Raises LedgerUnavailable."""
         now = int(time.time())
         usages = [usage for usage in self._usages.values() if usage.period == now // usage.seconds]
         if not usages:
             return
         counts = {usage.key: (usage.requests, usage.points) for usage in usages}
-        changed = {key: count for key, count in counts.items() if self._told.get(key) != count}
+        changed = {key: count for key, count in counts.items() if self._shared.get(key) != count}
         if changed:
             await asyncio.to_thread(self._kept.tell, changed, self._member)
-            self._told = counts
+            self._shared = counts
         self._others = await asyncio.to_thread(self._kept.others, self._member, now)
         for usage in usages:
-            usage.elsewhere = self._others.get(usage.key, (0, 0))  # of a new period, if it has begun meanwhile
+            usage.elsewhere = self._others.get(usage.key, (0, 0))  # of the new period, if one has begun meanwhile
 
-    async def _sync_for_ever(self) -> None:
+    async def _sync_regularly(self) -> None:
         while True:
             await asyncio.sleep(SYNC_SECONDS)
-            await self._sync_if_it_can()
+            await self._try_to_sync()
 
-    async def _sync_if_it_can(self) -> None:
+    async def _try_to_sync(self) -> None:
         try:
             await self.sync()
         except LedgerUnavailable as error:
-            LOG.warning("the counts of quotas are not shared: %s", error)
+            LOG.warning("usage of quotas could not be shared: %s", error)
         except Exception:
-            LOG.exception("the counts of quotas were not shared; they will be, a moment later")
+            LOG.exception("usage of quotas could not be shared; trying again")

@@ -1,9 +1,9 @@
-"""An append as SQL: entries behind the last one, in one transaction and one round trip; where entries name subjects,
-these are looked up first, in a second one.
+"""An append as SQL: entries after the last one, in one transaction and one round trip; where entries name subjects,
+these are looked up first, in a second round trip.
 
-This is the one place that speaks to the driver itself. Through SQLAlchemy the Python of a record alone took
+This is the only module that uses the driver itself. Through SQLAlchemy the Python code for a single record took
 132 us, under the interpreter's lock that the event loop waits for; here it takes 11. With the single round trip,
-the append of a record alone went from 570 to 320 us on SQLite and from 1,020 to 570 on a PostgreSQL near by.
+the append of a record alone went from 570 to 320 us on SQLite and from 1,020 to 570 us on a PostgreSQL nearby.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from service.ledger.entries import EXPLANATION, REVIEW, Entry, EntryRefused, Eve
 from service.ledger.jobs import UNFINISHED
 from service.ledger.leaves import event_record, write_explanation
 from service.ledger.merkle import leaf_hash
-from service.ledger.remembering import over_before
+from service.ledger.remembering import expired_before
 from service.ledger.sealing import Subject, Vault, owner_of
 from service.ledger.tables import REVIEWED, events, explanation_tags, explanations, log, remembered, subjects
 
 _TOUCH = "UPDATE alembic_version SET version_num = version_num"
-"""Writes, and changes nothing."""
+"""A write that changes nothing."""
 
 CHECKPOINT_EVERY = 400
-"""Entries after which SQLite's write-ahead log is moved into its file."""
+"""Entries after which SQLite's write-ahead log is moved into the database's file."""
 
 MAX_STATEMENTS = 512
-"""Kept, by the table and the number of rows."""
+"""Cached statements, by table and number of rows."""
 MAX_VALUES = 30_000
-"""In one statement: PostgreSQL takes 65,535 at most, SQLite 32,766."""
+"""Parameters in one statement: PostgreSQL takes 65,535 at most, SQLite 32,766."""
 
 _LAST = "SELECT coalesce(max(seq), 0) FROM log"
 _SIGNED = "SELECT size, body FROM checkpoints ORDER BY size DESC LIMIT 1"
 _NOTHING_SIGNED_SINCE = "SELECT 1 / CASE WHEN coalesce((SELECT max(size) FROM checkpoints), 0) = %s THEN 1 ELSE 0 END"
-"""For PostgreSQL: divides by zero where something was, which saves the trip to read what is nearly always known."""
+"""For PostgreSQL: divides by zero where something was signed, which saves a round trip, since it rarely was."""
 _PLACE = {"sqlite": "?", "postgresql": f"({_LAST}) + ?"}
-"""The place of a row in the log: as it is, or behind the last one, which saves the trip to read that."""
+"""The place of a row in the log: a number, or relative to the last place, which saves the round trip to read that."""
 
 _WAITING_ROWS = (
     "SELECT count(*) FROM job_rows JOIN jobs ON jobs.id = job_rows.job_id"  # noqa: S608 - words of our own
@@ -56,7 +56,7 @@ _MARK = (
     f" SELECT seq, '{REVIEWED[0]}', '{REVIEWED[1]}', tenant, created FROM explanations WHERE id = ? AND tenant = ?"
     " ON CONFLICT DO NOTHING"
 )
-"""Tags what was reviewed; the second review finds the tag there."""
+"""Tags what was reviewed; a second review changes nothing."""
 
 _SEALED = ("subject", "decision_id", "personal")
 _PLAIN = tuple(column.name for column in explanations.c if column.name not in {"seq", "tombstone", *_SEALED})
@@ -76,7 +76,7 @@ _COLUMNS: Mapping[Table, Sequence[str]] = {
     remembered: ("seq", *_REMEMBERED),
     log: ("seq", "kind", "record", "leaf"),
 }
-"""In the order in which they are written: places are counted from the end of the log, so that grows last."""
+"""In the order in which they are written: places are relative to the end of the log, so the log is written last."""
 
 
 NOTHING_KEPT: Mapping[int, Remembered] = {}
@@ -86,7 +86,8 @@ class Appender:
     """Appends to the log in one database; for one thread. Without a vault it takes events only.
 
     All rows of a table go in one statement: after each statement the thread waits for the interpreter, which the event
-    loop keeps busy. With a statement a row, a group of 15 took 17 ms; so it takes 13, of which 3.5 are work.
+    loop keeps busy. With a statement for each row, a group of 15 took 17 ms; this way it takes 13, of which 3.5 are
+    work.
     """
 
     def __init__(self, engine: Engine, vault: Vault | None = None) -> None:
@@ -107,11 +108,11 @@ class Appender:
         self._inserting_rows = lru_cache(MAX_STATEMENTS)(self._inserting)
 
     def append(self, entries: Sequence[Entry | Event], kept: Mapping[int, Remembered] = NOTHING_KEPT) -> None:
-        """Appends the entries, all or none; they are on the disk when it returns. With them goes what is `kept` of
-        requests with a key of their own, each under the number, from 0, of the last of its entries. Without any,
-        something is written all the same, which shows that it could.
+        """Appends the entries, all or none; they are on the disk when this returns. With them it stores the answers
+        `kept` for requests with a key of their own, each under the index of the last of its entries. Without any
+        entries something is written all the same, to show that it can be.
 
-        Raises EntryRefused when the database holds something that excludes one of them, else what the driver
+        Raises EntryRefused when the database holds something that rules out one of them, else what the driver
         raises; the next append then makes a new connection.
         """
         if self._connection is None:
@@ -162,7 +163,7 @@ class Appender:
         *,
         reads_signed: bool,
     ) -> None:
-        """Nobody takes a place between the first statement and the last: the write lock is held."""
+        """One transaction; it holds the write lock, so that nobody else appends meanwhile."""
         # Closed whatever happens: the traceback of an error, kept by whoever logs it, would hold the transaction open.
         with closing(connection.cursor()) as cursor, _one_round_trip(connection):
             cursor.execute(self._begin)
@@ -190,9 +191,9 @@ class Appender:
                     )
                 kind = entry.kind if isinstance(entry, Event) else EXPLANATION
                 rows[log].append((place, kind, record, leaf_hash(record)))
-            for number, one in kept.items():
-                cursor.execute(_FORGET_OVER.replace("?", self._marker), (one.lookup, over_before()))
-                rows[remembered].append((first_place + number, *_of_remembered(one)))
+            for number, answer in kept.items():
+                cursor.execute(_FORGET_OVER.replace("?", self._marker), (answer.lookup, expired_before()))
+                rows[remembered].append((first_place + number, *_of_remembered(answer)))
             for table, columns in _COLUMNS.items():
                 together = MAX_VALUES // len(columns)
                 for first in range(0, len(rows[table]), together):
@@ -204,9 +205,9 @@ class Appender:
             cursor.execute("COMMIT")
 
     def _subjects(self, cursor: DBAPICursor, entries: Sequence[Entry | Event]) -> dict[tuple[str, str], Subject]:
-        """The subjects that the entries name; those that are new are entered.
+        """The subjects that the entries name, by tenant and name; new ones are stored.
 
-        They are read under the write lock, every time: another host may have erased one a moment ago.
+        They are read under the write lock, every time, since another host may have just erased one.
         """
         named = {(e.tenant, e.subject) for e in entries if isinstance(e, Entry) and e.subject is not None}
         if not named:
@@ -221,9 +222,9 @@ class Appender:
         known: dict[tuple[str, str], Subject] = {}
         added = []
         for who, spelled in lookups.items():
-            if (at := next((lookup for lookup in spelled if lookup in rows), None)) is not None:
-                token, key = rows[at]
-                known[who] = Subject(token, vault.unwrap(key, owner_of(token, at)))
+            if (lookup := next((lookup for lookup in spelled if lookup in rows), None)) is not None:
+                token, key = rows[lookup]
+                known[who] = Subject(token, vault.unwrap(key, owner_of(token, lookup)))
             else:
                 known[who] = new = vault.new_subject()
                 added.append((new.token, spelled[0], vault.wrap(new.key, owner_of(new.token, spelled[0]))))
@@ -234,7 +235,7 @@ class Appender:
     def _refuse_rows_that_ended(self, cursor: DBAPICursor, entries: Sequence[Entry | Event]) -> None:
         """Raises EntryRefused when the row of a job that one of them explains has ended, or its job has.
 
-        An erasure ends rows under the write lock that is held here: what was computed meanwhile is never recorded.
+        An erasure ends rows under the write lock, which is held here: what was computed meanwhile is never recorded.
         """
         explained = {e.job_row for e in entries if isinstance(e, Entry) and e.job_row is not None}
         if not explained:
@@ -243,19 +244,19 @@ class Appender:
         cursor.execute(f"{_WAITING_ROWS} AND ({each})", [*chain(*explained)])
         ((waiting,),) = cursor.fetchall()
         if waiting != len(explained):
-            raise EntryRefused("a row of a job that has ended")
+            raise EntryRefused("the row of a job that it explains has ended")
 
     def _know_signed(self, cursor: DBAPICursor, *, reads: bool) -> None:
-        """Nothing gets an earlier time than the last one that was signed, by whatever host."""
+        """Learns the last signed time of any host, so that nothing is recorded with an earlier one."""
         if not reads:
             cursor.execute(_NOTHING_SIGNED_SINCE, (self._times.signed_size,))
             return
         cursor.execute(_SIGNED)
-        found = cursor.fetchall()
-        self._times.signed(*(found[0] if found else (0, b"")))
+        rows = cursor.fetchall()
+        self._times.signed(*(rows[0] if rows else (0, b"")))
 
     def _last_place(self, cursor: DBAPICursor) -> int:
-        """What the places of new rows are counted from."""
+        """The place that those of new rows are relative to."""
         if not self._is_sqlite:
             return 0
         cursor.execute(_LAST)
@@ -263,13 +264,13 @@ class Appender:
         return int(last[0])
 
     def _inserting(self, table: Table, columns: Sequence[str], first: str, rows: int) -> str:
-        """The statement that inserts so many rows; `first` is what their first column is made of."""
+        """The statement that inserts so many rows; `first` is the expression for their first column."""
         values = ", ".join([first, *[self._marker] * (len(columns) - 1)])
         every = ", ".join([f"({values})"] * rows)
         return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {every}"  # noqa: S608 - names of our own
 
 
 def _one_round_trip(connection: PoolProxiedConnection) -> AbstractContextManager[object]:
-    """PostgreSQL gets all statements inside at once, and errors are raised at the end. SQLite has no trip."""
+    """Sends all statements inside to PostgreSQL at once, and raises errors at the end. SQLite has no round trips."""
     pipeline = getattr(connection.driver_connection, "pipeline", nullcontext)
     return pipeline()

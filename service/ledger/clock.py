@@ -1,9 +1,9 @@
-"""The ledger's time, which never falls: the machine's clock, or the last time that was signed where that is later.
+"""The ledger's time, which never goes back: the machine's clock, or the last signed time where that is later.
 
-A clock that was ahead, and signed for, cannot be taken back: whoever holds the checkpoint knows that all it does not
-cover came later. So once the clock is set right, records bear the last signed time until the clock has passed it; they
-stand in their order, nothing is refused, and the log has an event that says by how much the clock was behind. Keys end
-by the same time: one that has ended stays so. What is deleted by age is not deleted by a clock that has just jumped.
+A signed time cannot be taken back, even if the clock was ahead: the checkpoint proves that all it does not cover came
+later. So once the clock is set right, records get the last signed time until the clock has passed it. They keep their
+order, nothing is refused, and the log has an event that says by how much the clock was behind. Keys expire by the same
+time, so an expired key stays expired. Nothing is deleted by age while the clock has just jumped.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from service.ledger.database import database_in_reach
 from service.ledger.entries import CLOCK, Entry, Event
 from service.ledger.tables import checkpoints
 
-FALL = 10 * 1_000_000
-"""Microseconds. The clocks of hosts differ by less; one that is further behind the ledger's time gets an event."""
+MAX_LAG = 10 * 1_000_000
+"""Microseconds. The clocks of hosts differ by less; one that is further behind the ledger's time causes an event."""
 OPERATORS = "default"
-"""The tenant of such an event."""
+"""The tenant of these events."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,19 +35,19 @@ def machine_time() -> int:
 
 
 def signed_time(connection: Connection) -> int:
-    """The last time that was signed, 0 before the first."""
+    """The time of the newest checkpoint, 0 before the first."""
     newest = select(checkpoints.c.body).order_by(checkpoints.c.size.desc()).limit(1)
-    return said_time(connection.scalar(newest))
+    return time_in_body(connection.scalar(newest))
 
 
 def opened_clock(engine: Engine) -> Clock:
-    """A clock that knows what is signed. Raises LedgerUnavailable."""
+    """A clock that starts from the newest checkpoint. Raises LedgerUnavailable."""
     with database_in_reach(), engine.connect() as connection:
         return Clock(signed_time(connection))
 
 
-def said_time(body: bytes | None) -> int:
-    """The time in a checkpoint's body; 0 of none, and of one that was changed, which keeps nobody from recording."""
+def time_in_body(body: bytes | None) -> int:
+    """The time in a checkpoint's body; 0 for none, and for one that was changed, so that recording goes on."""
     try:
         created = orjson.loads(body or b"")["created"]
     except (ValueError, TypeError, KeyError):
@@ -56,12 +56,12 @@ def said_time(body: bytes | None) -> int:
 
 
 def ledger_time(connection: Connection) -> int:
-    """Now, in microseconds since the epoch, UTC."""
+    """The ledger's time now, in microseconds since the epoch, UTC."""
     return max(machine_time(), signed_time(connection))
 
 
 class Clock:
-    """The ledger's time in a process: what is recorded and signed there is told to it."""
+    """The ledger's time in one process, which passes it the times of what it records and signs."""
 
     def __init__(self, floor: int = 0) -> None:
         self._floor = floor
@@ -76,50 +76,50 @@ class Clock:
         return max(0, self._floor - machine_time()) / 1e6
 
     def passed(self, moment: int) -> None:
-        """Says that a moment was recorded, or signed."""
+        """Takes note that a time was recorded or signed."""
         self._floor = max(self._floor, moment)
 
 
 class WrittenTimes:
-    """Sees to it that what one writer writes bears no earlier time than what was signed, or than it wrote itself before
-    its clock was set back. The first entry after a fall is preceded by an event."""
+    """Raises the times of what one writer records to at least the last signed time, and to its own last time where its
+    clock was set back. An event precedes the first entry recorded with such a clock."""
 
     def __init__(self) -> None:
         self.signed_size = 0
-        """The rows under the last checkpoint that is known here."""
+        """The number of rows under the newest checkpoint that is known here."""
         self._floor = 0
         self._clock = 0
-        self._is_told = False
-        self._is_being_told = False
+        self._is_event_recorded = False
+        self._is_event_pending = False
 
     def signed(self, size: int, body: bytes) -> None:
-        """Says what the last checkpoint is."""
+        """Takes note of the newest checkpoint."""
         if size != self.signed_size:
             self.signed_size = size
-            self._floor = max(self._floor, said_time(body))
+            self._floor = max(self._floor, time_in_body(body))
 
     def timely(self, entries: Sequence[Entry | Event]) -> Sequence[Entry | Event]:
-        """The entries with the times that they are recorded with."""
+        """The entries with the times to record, after an event if the clock is behind."""
         now = machine_time()
         if now < self._clock:
             self._floor = max(self._floor, self._clock)
         self._clock = max(self._clock, now)
         behind = self._floor - now
-        self._is_told = self._is_told and behind > 0
-        self._is_being_told = behind > FALL and not self._is_told
+        self._is_event_recorded = self._is_event_recorded and behind > 0
+        self._is_event_pending = behind > MAX_LAG and not self._is_event_recorded
         floor = self._floor
-        lifted = [one if one.created >= floor else replace(one, created=floor) for one in entries]
-        if not self._is_being_told:
+        lifted = [entry if entry.created >= floor else replace(entry, created=floor) for entry in entries]
+        if not self._is_event_pending:
             return lifted
         details = {"clock": now, "behind": behind, "host": gethostname()}
         return [Event(kind=CLOCK, tenant=OPERATORS, key_id=CLOCK, details=details, created=floor), *lifted]
 
     def written(self) -> None:
-        """Says that what was `timely` last is in the log."""
-        if self._is_being_told:
-            self._is_told, self._is_being_told = True, False
+        """Takes note that the entries last returned by `timely` are in the log."""
+        if self._is_event_pending:
+            self._is_event_recorded, self._is_event_pending = True, False
             _log.warning(
-                "the clock of this host is %.0f s behind the ledger's time: until it has passed that, records bear the "
-                "last signed time, and keys end by it",
+                "the clock of this host is %.0f s behind the ledger's time: until it has passed that, records get the "
+                "last signed time, and keys expire by it",
                 (self._floor - machine_time()) / 1e6,
             )

@@ -20,7 +20,7 @@ LOCK_SECONDS = 5
 """How long a SQLite connection waits for another process's write."""
 
 MAX_WAL_BYTES = 4 * 2**20
-"""Bytes that SQLite's write-ahead log keeps for good. It grows while somebody reads in one long transaction."""
+"""Bytes to which SQLite's write-ahead log is cut back. It grows while somebody reads in one long transaction."""
 
 _ADVISORY_LOCK = 0x416E737765726162  # any constant will do
 
@@ -58,10 +58,10 @@ def open_engine(url: str) -> Engine:
 
 
 def open_to_read(url: str) -> Engine:
-    """Opens the database at `url`, which is there, and writes nothing to it: no row, no file beside it.
+    """Opens the existing database at `url` and writes nothing: neither a row, nor a file beside it.
 
-    SQLite needs a file of its own beside a database in WAL mode, and leaves it there, unless it is told that nobody
-    writes; nobody does where there is no write-ahead log. Whoever reads for long asks at the end whether one came.
+    SQLite creates a file beside a database in WAL mode, and leaves it there, unless it is told that nobody writes;
+    nobody does where there is no write-ahead log. After reading for long, check whether one has appeared.
     """
     file = sqlite_file(url)
     if file is None:
@@ -79,23 +79,23 @@ def open_to_read(url: str) -> Engine:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an embedded database; None of another."""
+    """The file of an SQLite database; None for another."""
     address = make_url(url)
     is_file = address.get_backend_name() == "sqlite" and address.database is not None
     return Path(str(address.database)) if is_file else None
 
 
 def write_ahead_log(file: Path) -> Path:
-    """The file that is beside SQLite's while it is open, or was when its process was killed."""
+    """The file that SQLite has beside the database while it is open, and leaves there if its process is killed."""
     return file.with_name(f"{file.name}-wal")
 
 
 def bounded(engine: Engine) -> Engine:
-    """The same engine, whose connections wait from now on `SILENCE_SECONDS` for an answer, and then count as broken.
+    """The same engine, whose connections from now on wait `SILENCE_SECONDS` for an answer, and then count as broken.
 
-    For a service, in which a thread waits for each: of a server that is stopped, the kernel still acknowledges what is
-    sent, so that TCP's own timeouts never end, and limits that the server is to keep do not either. A command may wait.
-    SQLite has `LOCK_SECONDS`.
+    For a service, where a thread waits for each answer. The kernel of a stopped server still acknowledges what is sent,
+    so TCP's timeouts never expire, nor do those that the server would enforce. A command may wait. SQLite has
+    `LOCK_SECONDS`.
     """
     if engine.dialect.name == "postgresql":
         engine.dispose()
@@ -104,7 +104,7 @@ def bounded(engine: Engine) -> Engine:
 
 
 def _connect_bounded(_dialect: object, _record: object, arguments: Any, named: Any) -> Any:
-    from service.ledger.postgresql import BoundedConnection  # only those who have PostgreSQL wait for its driver
+    from service.ledger.postgresql import BoundedConnection  # so that its driver is only imported for PostgreSQL
 
     return BoundedConnection.connect(*arguments, **named)
 
@@ -118,14 +118,14 @@ def serialised(engine: Engine) -> Engine:
 
 
 def take_write_lock(connection: Connection) -> None:
-    """Makes a transaction that has written something one of those that run one after another, from here on."""
-    if connection.dialect.name == "postgresql":  # in SQLite whoever writes is alone
+    """Takes the write lock in a transaction that has begun without it; from here on no other holds it."""
+    if connection.dialect.name == "postgresql":  # in SQLite a transaction that has written holds it
         connection.exec_driver_sql(WRITE_LOCK["postgresql"])
 
 
 @contextmanager
 def database_in_reach() -> Iterator[None]:
-    """Turns what the database raises inside into LedgerUnavailable, except that it refuses a row."""
+    """Turns what the database raises inside into LedgerUnavailable, except for the refusal of a row."""
     try:
         yield
     except IntegrityError:
@@ -136,7 +136,7 @@ def database_in_reach() -> Iterator[None]:
 
 _SENTENCES = {
     sqlite3.SQLITE_CORRUPT: "The ledger's database is damaged: put its last copy in its place, and leave the files "
-    "beside it; who was erased since is erased again.",
+    "beside it; people who were erased since are erased again.",
     sqlite3.SQLITE_READONLY: "The ledger's database cannot be written: make its file and its folder writable for the "
     "user of the service.",
     sqlite3.SQLITE_CANTOPEN: "The ledger's database cannot be opened: make its folder readable and writable for the "
@@ -147,7 +147,7 @@ _SENTENCES[sqlite3.SQLITE_NOTADB] = _SENTENCES[sqlite3.SQLITE_CORRUPT]
 
 
 def what_is_wrong(error: BaseException | None) -> str | None:
-    """What is wrong with the file that SQLite complains of, and what to do; None of other complaints."""
+    """What is wrong with SQLite's file, and what to do; None for other errors."""
     return _SENTENCES.get(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF)
 
 
@@ -174,14 +174,14 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
-    cursor.execute("PRAGMA temp_store = MEMORY")  # else each larger transaction makes a file for what it may undo
-    cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; before that many, the writer does it
-    cursor.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")  # once a long reader, who made it grow, is gone
+    cursor.execute("PRAGMA temp_store = MEMORY")  # otherwise each larger transaction creates a file for its rollback
+    cursor.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; the writer does it before there are that many
+    cursor.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")  # once a long reader, which made it grow, has ended
     cursor.close()
 
 
 def _use_write_ahead_log(cursor: DBAPICursor) -> None:
-    """Asks again while other processes do: SQLite's own timeout does not cover this change of a new file."""
+    """Retries while other processes do the same: SQLite's own timeout does not cover this change of a new file."""
     deadline = monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A search for events as SQL, events as they stand in the log, and one that is entered beside what it tells of."""
+"""Events: a search for them as SQL, reading them from the log, appending one in the transaction of what it records."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from service.ledger.tables import events, log
 
 
 def read_events(connection: Connection, tenant: str, search: EventSearch, limit: int, cursor: str | None) -> EventPage:
-    """The first `limit` events behind `cursor`.
+    """The first `limit` events after `cursor`.
 
     Raises InvalidRequest for a limit outside 1 to MAX_PAGE, MalformedCursor for a cursor that no page
-    ended in.
+    returned.
     """
     if not 1 <= limit <= MAX_PAGE:
-        raise InvalidRequest(f"limit is a number from 1 to {MAX_PAGE}.")
+        raise InvalidRequest(f"limit is a number from 1 to {MAX_PAGE}")
     order = (events.c.created, events.c.seq)
     query = select(events, log.c.record).join_from(events, log, log.c.seq == events.c.seq)
     query = query.where(events.c.tenant == tenant).order_by(*(column.desc() for column in order)).limit(limit + 1)
@@ -49,8 +49,8 @@ def read_events(connection: Connection, tenant: str, search: EventSearch, limit:
 
 
 def insert_event(connection: Connection, event: Event) -> int:
-    """Appends the event in a transaction that holds the write lock; returns its place. Its time is not before the last
-    one that was signed."""
+    """Appends the event in a transaction that holds the write lock; returns its place. Its time is at least
+    the last signed time."""
     event = replace(event, created=max(event.created, signed_time(connection)))
     seq = log_size(connection) + 1
     record = event_record(event)
@@ -61,7 +61,7 @@ def insert_event(connection: Connection, event: Event) -> int:
 
 
 def last_erasures(connection: Connection, after: int, tenant: str | None = None) -> dict[str, int]:
-    """The place in the log of the last tombstone of each tenant, or of that one, that has any behind place `after`."""
+    """The place of the last tombstone after place `after`, for each tenant that has one, or only for `tenant`."""
     query = select(events.c.tenant, func.max(events.c.seq).label("last")).group_by(events.c.tenant)
     query = query.where(events.c.kind.in_(TOMBSTONE_KINDS), events.c.seq > after)
     if tenant is not None:
@@ -70,7 +70,7 @@ def last_erasures(connection: Connection, after: int, tenant: str | None = None)
 
 
 def stored_event(row: Row[Any]) -> StoredEvent:
-    """The event of a row of `events` with the `record` of the log."""
+    """The event of a row of `events` joined with the `record` of the log."""
     details = orjson.loads(row.record)["details"]
     return StoredEvent(
         seq=row.seq,

@@ -1,4 +1,4 @@
-"""Files of lines that only grow, beside the database. What a full disk tore is cut off before more follows."""
+"""Append-only files of lines beside the database. A line that a full disk cut short is removed before the next one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK = 64 * 1024
 
 
 def append_line(path: Path, line: Callable[[bytes | None], bytes]) -> None:
-    """Adds the line that is made of the one before it, durably; all of it, or nothing. Raises OSError."""
+    """Appends a line, made from the line before it, durably and whole or not at all. Raises OSError."""
     with _held(path, os.O_CREAT) as file:
         _cut_torn_end(file)
         added = line(_last_line(file)) + b"\n"
@@ -30,7 +30,7 @@ def append_line(path: Path, line: Callable[[bytes | None], bytes]) -> None:
 
 
 def cut_torn_end(path: Path) -> bytes | None:
-    """Cuts off what stands behind the last whole line, and returns it; None where nothing does. Raises OSError."""
+    """Removes what follows the last whole line, and returns it; None where nothing does. Raises OSError."""
     if not path.exists():
         return None
     with _held(path) as file:
@@ -46,7 +46,7 @@ def last_line(path: Path) -> bytes | None:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines that end, each without its end. Raises OSError."""
+    """The whole lines, each without its line break. Raises OSError."""
     with path.open("rb") as file:
         yield from (line[:-1] for line in file if line.endswith(b"\n"))
 
@@ -59,7 +59,7 @@ def _held(path: Path, flags: int = 0) -> Iterator[IO[bytes]]:
 
 
 def _cut_torn_end(file: IO[bytes]) -> bytes | None:
-    """A line that is whole but for its end gets that: nothing of it is lost."""
+    """As `cut_torn_end`; a last line that lacks only its line break gets one instead."""
     end = _end_of_lines(file)
     file.seek(end)
     torn = file.read()
@@ -75,14 +75,14 @@ def _cut_torn_end(file: IO[bytes]) -> bytes | None:
 
 
 def _end_of_lines(file: IO[bytes], before: int | None = None) -> int:
-    """The place behind the last line's end, or behind the last one that lies before a place."""
+    """The offset after the last line break of the file, or after the last one before the offset `before`."""
     at = file.seek(0, os.SEEK_END) if before is None else before
     while at > 0:
         first = max(0, at - BLOCK)
         file.seek(first)
-        found = file.read(at - first).rfind(b"\n")
-        if found >= 0:
-            return first + found + 1
+        index = file.read(at - first).rfind(b"\n")
+        if index >= 0:
+            return first + index + 1
         at = first
     return 0
 

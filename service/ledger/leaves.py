@@ -1,7 +1,7 @@
-"""What a row of the log says, as bytes: written once, hashed, and never written again.
+"""The records of the log as bytes, which are written once, hashed, and never serialised again.
 
-The leaf is the hash of exactly these bytes. They hold everything that the other tables hold of the row, so that
-nothing that is stored can be changed unseen: columns and tags in clear, the personal part by its digests.
+The leaf is the hash of exactly these bytes. They hold everything that the other tables hold of the row, so that no
+stored value can be changed unnoticed: columns and tags in clear, digests of the personal part.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from service.ledger.sealing import Subject, Vault
 from service.ledger.tables import COHORT, FLAG
 
 SCHEMA = 1
-"""The version of the records written here. Explanations recorded before there was one have no `schema`."""
+"""The version of the records written here. The oldest explanations have no `schema`."""
 
 _CONTENT = b',"content":'
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An explanation as it goes into the log: the record, the tags, and the columns that only the ledger knows."""
+    """An explanation as it is stored: its record in the log, its tags, and the columns that the ledger itself fills."""
 
     record: bytes
     tags: list[tuple[str, str]]
@@ -85,7 +85,7 @@ def _tags_of(entry: Entry) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the record of an explanation says beside its content. `sealed` is None where there was no `schema` yet."""
+    """What the record of an explanation holds beside its content. `sealed` is None in records without a `schema`."""
 
     id: str
     tenant: str
@@ -103,58 +103,61 @@ class Head:
 
 
 def content_of(record: bytes) -> bytes:
-    """The content of an explanation's record: exactly the bytes that were given."""
+    """The content of an explanation's record: exactly the bytes of `Entry.record`."""
     return _content(record) if has_schema(record) else record
 
 
 def _with_content(head: dict[str, Any], content: bytes) -> bytes:
-    """The head as JSON, with `content` as its last member: the bytes as they are, which must be JSON."""
+    """The head as JSON, with `content`, which must be JSON, as its last member, byte for byte."""
     return b"".join((orjson.dumps(head)[:-1], _CONTENT, content, b"}"))
 
 
 def _content(whole: bytes) -> bytes:
-    """No string of a head can look like the member's name, for its quotes would be escaped."""
+    """The content of what `_with_content` wrote. No string in a head can look like the member's name, since its quotes
+    would be escaped."""
     return whole[whole.index(_CONTENT) + len(_CONTENT) : -1]
 
 
 def has_schema(record: bytes) -> bool:
-    """Whether the record is one of those written here."""
+    """Whether the record has a schema, or is one of the oldest."""
     return record.startswith(b'{"schema":')
 
 
 def read_head(record: bytes) -> Head:
-    """What the record of an explanation says. Raises ValueError, TypeError or KeyError for one that is none."""
-    said = orjson.loads(record)
+    """Reads the record of an explanation. Raises ValueError, TypeError or KeyError for any other record."""
+    content = orjson.loads(record)
     if not has_schema(record):
-        return _head_before_schema(said)
-    if (said["schema"], said["kind"]) != (SCHEMA, EXPLANATION):
-        raise ValueError("this is no explanation")
-    given = {name: said[name] for name in Head.__slots__}
-    return Head(**{**given, "tags": tuple((str(name), str(value)) for name, value in said["tags"])})
+        return _head_before_schema(content)
+    if (content["schema"], content["kind"]) != (SCHEMA, EXPLANATION):
+        raise ValueError("not an explanation")
+    members = {name: content[name] for name in Head.__slots__}
+    return Head(**{**members, "tags": tuple((str(name), str(value)) for name, value in content["tags"])})
 
 
-def _head_before_schema(said: dict[str, Any]) -> Head:
-    tags = {(FLAG, flag) for flag in said["flags"]} | {(f"{COHORT}{name}", tag) for name, tag in said["cohort"].items()}
+def _head_before_schema(content: dict[str, Any]) -> Head:
+    tags = {(FLAG, flag) for flag in content["flags"]} | {
+        (f"{COHORT}{name}", tag) for name, tag in content["cohort"].items()
+    }
     return Head(
-        said["id"],
-        said["tenant"],
-        said["created"],
-        said["key_id"],
-        said["model"]["name"],
-        said["model"]["version"],
-        said["method"],
-        said["prediction"].get("label"),
-        said["converged"],
+        content["id"],
+        content["tenant"],
+        content["created"],
+        content["key_id"],
+        content["model"]["name"],
+        content["model"]["version"],
+        content["method"],
+        content["prediction"].get("label"),
+        content["converged"],
         STANDARD,
         tuple(sorted(tags)),
-        said["personal_commitment"],
+        content["personal_commitment"],
         None,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The personal part of an explanation: whom and what it concerns, and the caller's own content."""
+    """The personal part of an explanation: its subject, its decision, and the bytes of `Entry.personal`."""
 
     subject: str | None
     decision_id: str | None
@@ -163,15 +166,15 @@ class Opened:
 
 def read_opened(record: bytes, plaintext: bytes) -> Opened:
     """Reads the plaintext of a sealed part."""
-    said = orjson.loads(plaintext)
+    content = orjson.loads(plaintext)
     if has_schema(record):
-        return Opened(said["subject"], said["decision_id"], _content(plaintext))
-    return Opened(said["subject"], orjson.loads(record).get("decision_id"), plaintext)
+        return Opened(content["subject"], content["decision_id"], _content(plaintext))
+    return Opened(content["subject"], orjson.loads(record).get("decision_id"), plaintext)
 
 
 def decisions_digest(decisions: Mapping[int, str]) -> str:
-    """What a tombstone says of the decisions, by place and pseudonym, whose explanations it erased: so none of them can
-    be changed, and nothing can be read from it."""
+    """A tombstone's digest of the decisions, by place and pseudonym, whose explanations it erased: none of them can be
+    changed unnoticed, and the digest reveals nothing."""
     lines = (f"{seq} {decision}\n" for seq, decision in sorted(decisions.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

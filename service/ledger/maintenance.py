@@ -1,4 +1,4 @@
-"""Who looks after what is kept: erasure, holds, retention on a schedule, verification. Nothing here blocks the loop."""
+"""Maintenance of the ledger: erasure, holds, scheduled retention, verification. Nothing here blocks the event loop."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from service.ledger.tombstones import tombstone_of
 from service.ledger.verifying import verify_explanation, verify_ledger
 
 LOOK_SECONDS = 2.0
-"""How soon the service notices that somebody else, an operator at the command line, erased a person."""
+"""How soon the service notices an erasure by another process, for instance a command."""
 
 DAY_SECONDS = 86_400.0
 RETAIN_SECONDS = DAY_SECONDS
 JUMP_SECONDS = 3600.0
-"""A clock that has jumped by more since the day before may be wrong, and what is deleted by age does not come back."""
+"""A clock that has jumped by more since the day before may be wrong, and what is deleted by age cannot be restored."""
 AHEAD_DAYS = 31.0
-"""The same of one that is so far ahead of what was last signed, when the service starts."""
+"""The same goes for a clock that is so far ahead of the newest checkpoint when the service starts."""
 SWEEP_SECONDS = 3600.0
 SCHEDULE = "schedule"
-"""Who erases what is over its time, where nobody asks for it."""
+"""The `key_id` of erasures by age, which nobody asked for."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +49,12 @@ Forget = Callable[[], Awaitable[None]]
 
 
 class LedgerMaintenance:
-    """Looks after one ledger, for one event loop.
+    """Maintains one ledger, for one event loop.
 
-    `periods` are the months that personal parts are kept, by class, `job_days` the days that jobs are kept once they
-    have ended. `forget` drops what lies elsewhere of people who were erased, and of baseline sets that were removed: it
-    is called after every erasure and removal, also when another process did it. The list of `erasures` gets the former.
+    `periods` are the months for which personal parts are kept, by class, `job_days` the days for which jobs are kept
+    once they have ended. `forget` drops what is stored elsewhere of people who were erased and of baseline sets that
+    were removed; it is called after every erasure and removal, also those of other processes. Erasures are added to the
+    list `erasures`.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class LedgerMaintenance:
         return erased
 
     async def hold(self, tenant: str, subject: str, key_id: str, reason: str, key: RequestKey | None = None) -> Held:
-        """Forbids to erase it. Raises InvalidRequest for a name that cannot be recorded, LedgerUnavailable,
-        EntryRefused."""
+        """Forbids the erasure of the subject's data. Raises InvalidRequest for a name that cannot be recorded,
+        LedgerUnavailable, EntryRefused."""
         return await self._run(legal_holds.hold, self._vault, tenant, subject, key_id, reason, key)
 
     async def kept_of(self, tenant: str, subject: str) -> Kept:
@@ -100,15 +101,15 @@ class LedgerMaintenance:
         await self._run(legal_holds.release, self._vault, tenant, subject, key_id, reason, key)
 
     async def tombstone(self, place: int) -> StoredEvent | None:
-        """The event that erased something."""
+        """The tombstone at that place of the log; None where there is no event."""
         return await self._run(_read_tombstone, place)
 
     async def verify(self, shipped: Path | None = None) -> Verdict:
-        """Checks everything that is stored: minutes over millions of rows."""
+        """Checks everything that is stored, which takes minutes for millions of rows."""
         return await self._run(verify_ledger, self._vault, shipped)
 
     async def verify_one(self, seq: int) -> list[str]:
-        """What of the explanation at that place is not as it was recorded."""
+        """Where the explanation at that place differs from what was recorded."""
         return await self._run(verify_explanation, self._vault, seq)
 
     async def close(self) -> None:
@@ -128,11 +129,11 @@ class LedgerMaintenance:
                     await self._forget()
                 seen = place
             except AnswerableError:
-                _log.warning("nobody can say whether somebody was erased; it is asked again")
+                _log.warning("the ledger's database does not say whether somebody was erased; trying again")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _list_erasures(self, after: int) -> None:
-        """Keeps what was erased behind a place of the log in the list that lies apart."""
+        """Adds the erasures after a place of the log to the list outside the database."""
         erasures = self._erasures
         if erasures is not None:
             await self._run(lambda engine: erasures.add_from(engine, after))
@@ -152,16 +153,20 @@ class LedgerMaintenance:
                 counts = await self._run(retention.retain, self._periods, SCHEDULE)
                 for name, count in counts.items():
                     if count:
-                        _log.info("%d records of the class %s were over their time and are erased", count, name)
+                        _log.info(
+                            "%d records of the class %s had reached the end of their retention and are erased",
+                            count,
+                            name,
+                        )
                 jobs = await self._run(_forget_jobs, self._job_days)
                 if jobs:
                     _log.info("%d jobs ended over %d days ago and are deleted", jobs, self._job_days)
             except AnswerableError as error:
-                _log.warning("what is over its time is still there: %s", error)
+                _log.warning("nothing was erased or deleted by age: %s", error)
             await asyncio.sleep(RETAIN_SECONDS)
 
     async def _is_far_ahead(self) -> bool:
-        """Whether the clock is so far ahead of what was last signed that it may be wrong."""
+        """Whether the clock is so far ahead of the newest checkpoint that it may be wrong."""
         try:
             signed = await self._run(_read_signed)
         except AnswerableError:
@@ -176,7 +181,7 @@ class LedgerMaintenance:
             try:
                 await self._run(remembering.sweep)
             except AnswerableError as error:
-                _log.warning("answers that are remembered too long are still there: %s", error)
+                _log.warning("answers older than a day were not deleted: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _run(self, work: Callable[Concatenate[Engine, P], T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -198,7 +203,7 @@ def _read_tombstone(engine: Engine, place: int) -> StoredEvent | None:
 
 
 def _read_erasures(engine: Engine, seen: int | None) -> tuple[int, bool]:
-    """The last place of the log, and whether there is an erasure, or a removal, behind the place that was seen."""
+    """The last place of the log, and whether an erasure or a removal is after the place `seen`."""
     with database_in_reach(), engine.connect() as connection:
         last = connection.scalar(select(func.coalesce(func.max(log.c.seq), 0))) or 0
         return last, seen is not None and _is_erased_between(connection, seen, last)

@@ -2,8 +2,8 @@
 
 A leaf is SHA-256(0x00 || record), an interior node SHA-256(0x01 || left || right). The subtree of height h at place p
 spans the leaves p * 2^h up to (p + 1) * 2^h. Of the complete ones, those of every `STORED_HEIGHTS`-th height are kept
-in the database; the rest is hashed again from them: a proof at a million leaves reads three blocks of at most 256
-hashes, and the tree costs four thousand rows, not a million.
+in the database, and the others are computed from them: a proof at a million leaves reads three blocks of at most 256
+hashes, and the tree takes four thousand rows, not a million.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STORED_HEIGHTS = 8
 BLOCK = 1 << STORED_HEIGHTS
 
 ReadBlock = Callable[[int, int], Sequence[bytes]]
-"""Given a stored height (or 0) and the number of a block, the hashes that are known of its `BLOCK` subtrees, from the
+"""Takes a stored height (or 0) and the number of a block; returns the known hashes of its `BLOCK` subtrees, from the
 first on."""
 
 EMPTY_ROOT = hashlib.sha256(b"").digest()
@@ -39,7 +39,7 @@ def largest_power_below(size: int) -> int:
 
 
 class Tree:
-    """The tree over leaves that are read when they are needed. A tree remembers what it has read and hashed."""
+    """The tree over leaves that are read when they are needed. It keeps in memory what it has read and computed."""
 
     def __init__(self, read: ReadBlock) -> None:
         self._read = read
@@ -69,7 +69,7 @@ class Tree:
     def consistency(self, old: int, new: int) -> list[bytes]:
         """PROOF(old, D[new]) of RFC 9162, 2.1.4.1: that the first `old` leaves are the same in both trees."""
         if not 0 < old <= new:
-            raise IndexError(f"a tree of {new} leaves is no later one than a tree of {old}")
+            raise IndexError(f"a tree of {new} leaves cannot begin with a tree of {old}")
         proof = []
         first, size, is_whole = 0, new, True
         while old != size:
@@ -92,10 +92,10 @@ class Tree:
                 return stored[place % BLOCK]
             if height == 0:
                 raise IndexError(f"there is no leaf {place}")
-        found = self._nodes.get((height, place))
-        if found is None:
-            found = self._nodes[height, place] = root_of(self._stored_below(height, place))
-        return found
+        node = self._nodes.get((height, place))
+        if node is None:
+            node = self._nodes[height, place] = root_of(self._stored_below(height, place))
+        return node
 
     def _stored_below(self, height: int, place: int) -> Sequence[bytes]:
         """The hashes of the nearest stored height below, from which the node is hashed: all in one block."""
@@ -114,7 +114,7 @@ class Tree:
         return block
 
     def _subtree(self, first: int, size: int) -> bytes:
-        """The hash over `size` leaves from `first`, which begins where a subtree of that size may."""
+        """The hash over `size` leaves from `first`, where a subtree of that size can begin."""
         height = size.bit_length() - 1
         if size == 1 << height:
             return self.node(height, first >> height)
@@ -130,14 +130,14 @@ def root_of(hashes: Sequence[bytes]) -> bytes:
 
 
 class GrowingTree:
-    """The root over leaves that come one after another, in memory that grows with their logarithm."""
+    """The root over leaves added one at a time, in memory that grows with the logarithm of their number."""
 
     def __init__(self) -> None:
         self.size = 0
         self._peaks: list[bytes] = []  # of the complete subtrees, the largest first
 
     def add(self, leaf: bytes) -> Iterator[tuple[int, int, bytes]]:
-        """Adds a leaf; gives the complete subtrees that it ends, as (height, place, hash), from height 1 up."""
+        """Adds a leaf; yields the subtrees that it completes, as (height, place, hash), from height 1 up."""
         height, place = 0, self.size
         while place & 1:
             leaf = node_hash(self._peaks.pop(), leaf)
@@ -160,18 +160,18 @@ def is_included(leaf: bytes, index: int, size: int, path: Sequence[bytes], root:
     """Whether the path proves that `leaf` stands at `index` (from 0) in the tree of that root (RFC 9162, 2.1.3.2)."""
     if not 0 <= index < size:
         return False
-    place, last, found = index, size - 1, leaf
+    place, last, computed = index, size - 1, leaf
     for other in path:
         if last == 0:
             return False
         if place & 1 or place == last:
-            found = node_hash(other, found)
+            computed = node_hash(other, computed)
             while not place & 1 and place:
                 place, last = place >> 1, last >> 1
         else:
-            found = node_hash(found, other)
+            computed = node_hash(computed, other)
         place, last = place >> 1, last >> 1
-    return last == 0 and found == root
+    return last == 0 and computed == root
 
 
 def is_consistent(old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> bool:

@@ -1,6 +1,6 @@
-"""Opens the ledger of the settings: made where there is none, for the service; only if it is there, for commands.
+"""Opens the ledger that the settings name: the service creates it where there is none, commands do not.
 
-A command of the ledger neither makes a ledger nor changes its schema, and one that only reads changes no byte of it.
+A command neither creates a ledger nor changes its schema, and a command that only reads does not change a byte of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_REASON_LENGTH = 300
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The ledger of the settings."""
+    """An open ledger."""
 
     engine: Engine
     vault: Vault
@@ -35,7 +35,7 @@ class Opened:
 
 
 def open_database(settings: Settings) -> tuple[Engine, Vault]:
-    """The database with its schema up to date, and the vault for what is sealed in it; made where there is none.
+    """The database, with its schema up to date, and the vault for what is sealed in it; created where there is none.
 
     Raises SetupError, WrongMasterKey, SecretFileError.
     """
@@ -46,7 +46,9 @@ def open_database(settings: Settings) -> tuple[Engine, Vault]:
     try:
         engine = open_engine(_url(settings))
     except (ArgumentError, ValueError):  # whose text may repeat the password
-        raise SetupError("ANSWERABLE_DATABASE_URL: it names no PostgreSQL and no file of SQLite", code=2) from None
+        raise SetupError(
+            "ANSWERABLE_DATABASE_URL must be the address of a PostgreSQL database or of an SQLite file", code=2
+        ) from None
     try:
         return engine, prepare_database(engine, _master_key(settings))
     except BaseException as error:
@@ -57,21 +59,24 @@ def open_database(settings: Settings) -> tuple[Engine, Vault]:
 
 
 def _unreachable(url: URL, error: LedgerUnavailable) -> str:
-    """Which database did not answer and why, in its driver's words; a password is never among them."""
+    """Which database did not answer, and why, in the words of its driver, which never contain the password."""
     place = url.database if url.host is None else f"{url.host}:{url.port or 5432}"
     reason = getattr(error.__cause__, "orig", None) or "no connection"
-    said = " ".join(str(reason).split())[:MAX_REASON_LENGTH]
-    return f"the database {place} does not answer ({said}); see that it runs, and that ANSWERABLE_DATABASE_URL is right"
+    shortened = " ".join(str(reason).split())[:MAX_REASON_LENGTH]
+    return (
+        f"the database {place} does not answer ({shortened}); check that it is running and that "
+        "ANSWERABLE_DATABASE_URL is right"
+    )
 
 
 def open_keys(settings: Settings) -> tuple[Engine, Keys]:
-    """The database, made where there is none, and the keys in it."""
+    """The database, created where there is none, and the keys in it."""
     engine, _ = open_database(settings)
     return engine, Keys(engine)
 
 
 def open_checkpoint_signer(settings: Settings, database: Engine) -> CheckpointSigner:
-    """Who signs the state of the ledger; its key lies in the data folder unless the settings name another file."""
+    """The signer of checkpoints; its key is in the data folder unless the settings name another file."""
     return CheckpointSigner(
         database, settings.signing_key or settings.data / "signing.pem", settings.data / "checkpoints.jsonl"
     )
@@ -79,7 +84,7 @@ def open_checkpoint_signer(settings: Settings, database: Engine) -> CheckpointSi
 
 @contextmanager
 def opened_ledger(settings: Settings, *, to_read: bool) -> Iterator[Opened]:
-    """The ledger that is there, while the block runs.
+    """An existing ledger, open while the block runs.
 
     Raises NoLedger, OtherSchema, SetupError where its server does not answer, WrongMasterKey, SecretFileError,
     LedgerUnavailable.
@@ -87,7 +92,7 @@ def opened_ledger(settings: Settings, *, to_read: bool) -> Iterator[Opened]:
     url = _url(settings)
     file = sqlite_file(url)
     if file is not None and not file.exists():
-        raise NoLedger(_nothing_in(f"there is no ledger in {file.parent}: it has no {file.name}"))
+        raise NoLedger(_advised(f"there is no ledger in {file.parent}: it has no {file.name}"))
     engine = open_to_read(url) if to_read else open_engine(url)
     try:
         try:
@@ -104,7 +109,7 @@ def opened_ledger(settings: Settings, *, to_read: bool) -> Iterator[Opened]:
 
 
 def is_in_use(settings: Settings) -> bool:
-    """Whether somebody may be writing to the ledger at this moment."""
+    """Whether another process may be writing to the ledger at this moment."""
     file = sqlite_file(_url(settings))
     return file is None or write_ahead_log(file).exists()
 
@@ -122,31 +127,32 @@ def _unreadable(file: Path, error: LedgerUnavailable) -> str:
     advice = ""
     if write_ahead_log(file).exists():
         advice = (
-            f". Beside it is {write_ahead_log(file).name}: copy the folder to where it can be written, and ask there"
+            f". Beside it is {write_ahead_log(file).name}: copy the folder to a place that can be written, and run the "
+            "command there"
         )
     return f"{file} cannot be read as a ledger: {reason}{advice}"
 
 
-def _nothing_in(what: str) -> str:
+def _advised(sentence: str) -> str:
     return (
-        f"{what}. Name the folder of the ledger with --data (or ANSWERABLE_DATA), or its database with --database-url "
-        "(or ANSWERABLE_DATABASE_URL); nothing was made here"
+        f"{sentence}. Name the folder of the ledger with --data (or ANSWERABLE_DATA), or its database with "
+        "--database-url (or ANSWERABLE_DATABASE_URL); nothing was created"
     )
 
 
 def _refuse_other_schema(connection: Connection, url: str) -> None:
-    """Raises NoLedger or OtherSchema unless the database is as this version of the program has it."""
+    """Raises NoLedger or OtherSchema unless the database has the schema of this version of the program."""
     if not inspect(connection).has_table("alembic_version"):
-        raise NoLedger(_nothing_in(f"{make_url(url).render_as_string()} holds no ledger"))
-    found = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    if found is None or found < NEWEST:
+        raise NoLedger(_advised(f"{make_url(url).render_as_string()} holds no ledger"))
+    schema = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    if schema is None or schema < NEWEST:
         raise OtherSchema(
-            f"this ledger has the schema {found} of an older version of the program, and this version has {NEWEST}. "
-            "`answerable serve` brings it up to date when it starts; no command does. Or ask with the version that "
+            f"this ledger has the schema {schema} of an older version of the program; this version needs {NEWEST}. "
+            "`answerable serve` brings it up to date when it starts, other commands do not. Or use the version that "
             "wrote it"
         )
-    if found > NEWEST:
+    if schema > NEWEST:
         raise OtherSchema(
-            f"this ledger has the schema {found} of a newer version of the program, and this version knows {NEWEST}. "
-            "Ask with the version that wrote it, or a later one"
+            f"this ledger has the schema {schema} of a newer version of the program; this version knows {NEWEST}. "
+            "Use the version that wrote it, or a later one"
         )

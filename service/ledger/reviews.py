@@ -1,7 +1,7 @@
-"""The notes of reviews, sealed under the key of the explanation that they are about: its person's, or its own.
+"""The notes of reviews, sealed under the key of the explanation that they are about: the subject's, or its own.
 
-An event stays in the log for good, but what its note says goes with that key, by an erasure or by age. Notes of reviews
-recorded before that was so stand in clear in their events.
+An event stays in the log for good, but its note can no longer be read once that key is destroyed, by an erasure or by
+age. Reviews recorded by the oldest versions have their notes in clear.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SEALED = "sealed_note"
 def review_details(
     connection: Connection, vault: Vault, explanation_id: str, seq: int, verdict: str, note: str
 ) -> dict[str, Any]:
-    """What the event of a review says. A note is nowhere where the explanation was erased meanwhile."""
+    """The details of a review's event. The note is left out where the explanation was erased meanwhile."""
     details = {"verdict": verdict}
     key = _key_of(connection, vault, explanation_id, seq) if note else None
     if key is None:
@@ -52,7 +52,7 @@ def open_note(
 
 
 def _key_of(connection: Connection, vault: Vault, explanation_id: str, seq: int) -> bytes | None:
-    """The key that the personal part of the explanation is sealed under; None of one that was erased."""
+    """The key under which the personal part of the explanation is sealed; None once it was erased."""
     personal = connection.scalar(select(explanations.c.personal).where(explanations.c.seq == seq))
     if personal is None:
         return None
@@ -66,5 +66,5 @@ def _key_of(connection: Connection, vault: Vault, explanation_id: str, seq: int)
 
 
 def _bound_to(explanation_id: str) -> bytes:
-    """What else is authenticated: a note is no personal part, and of no other explanation."""
+    """The associated data of a note, so that it cannot pass for a personal part or for another explanation's note."""
     return f"review of {explanation_id}".encode()

@@ -1,13 +1,13 @@
-"""What belongs to a person is sealed: AES-256-GCM under a key of that person's own, which erasure destroys.
+"""Personal data is sealed with AES-256-GCM under a key of each person's own, which erasure destroys.
 
-One master key, in a file, stands over all. From it come the key that wraps every other key, and the key of the
+From one master key, in a file, the key that wraps all other keys is derived, and the key of the
 pseudonyms (HMAC-SHA-256) by which subjects and decisions are found. A subject has a random token and a random key in
 the table `subjects`; an explanation that names no subject has a key of its own. The sealed part of an explanation is
 
     version (1 byte: 1) | token (16) | decision (32) | wrapped key (60) | nonce (12) | ciphertext with its tag
 
-where token, decision and wrapped key are zeros if there is none. The leaf of the log holds the SHA-256 of these bytes
-and a salted commitment to the plaintext, so that after erasure it says nothing of what they were.
+where token, decision and wrapped key are zeros if there is none. The record in the log holds the SHA-256 of these bytes
+and a salted commitment to the plaintext, so that after erasure it says nothing about them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from service.ledger.tables import subjects
 KEY_BYTES = 32
 NONCE_BYTES = 12
 NO_TOKEN = "0" * 32
-"""The token of none. The row of `subjects` that bears it holds no person's key; it tells the master key."""
+"""Nobody's token. The row of `subjects` with it holds no person's key; it identifies the master key."""
 
 _VERSION = b"\1"
 _NO_DECISION = bytes(32)
@@ -49,12 +49,12 @@ class WrongMasterKey(SetupError):
 
 
 class CannotBeOpened(Exception):
-    """A sealed part, or a wrapped key, that is not what was written, or whose key is gone."""
+    """A sealed part, or a wrapped key, was changed, or its key is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A person, as the ledger knows one: a random token, and the key that all of theirs is sealed under."""
+    """A person, as the ledger knows them: a random token, and the key under which all of their data is sealed."""
 
     token: str
     key: bytes
@@ -62,7 +62,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A sealed part, taken apart. `token` and `decision` are hexadecimal, None if there is none."""
+    """The parts of a sealed part. `token` and `decision` are hexadecimal, None if there is none."""
 
     token: str | None
     decision: str | None
@@ -72,9 +72,9 @@ class Sealed:
 
 
 def unpack(sealed: bytes) -> Sealed:
-    """Takes a sealed part apart. Raises CannotBeOpened for bytes that are none."""
+    """Splits a sealed part. Raises CannotBeOpened for other bytes."""
     if len(sealed) < _HEAD_BYTES + 16 or sealed[:1] != _VERSION:
-        raise CannotBeOpened("this is no sealed part")
+        raise CannotBeOpened("the personal part does not have the format of a sealed part")
     token, decision, wrapped = sealed[1:17], sealed[17:49], sealed[49 : 49 + _WRAPPED_BYTES]
     return Sealed(
         token.hex() if any(token) else None,
@@ -86,7 +86,7 @@ def unpack(sealed: bytes) -> Sealed:
 
 
 class Vault:
-    """Seals and opens, under one master key of 32 bytes."""
+    """Seals and opens personal data under one master key of 32 bytes."""
 
     def __init__(self, master: bytes) -> None:
         if len(master) != KEY_BYTES:
@@ -96,45 +96,45 @@ class Vault:
         self._pseudonyms = _derived(master, b"pseudonym")
 
     def __reduce__(self) -> tuple[type[Vault], tuple[bytes]]:
-        """For the process of the ledger's writer, which gets it over a socket of its own."""
+        """Pickles the vault for the process of the ledger's writer, which gets it over a private socket."""
         return Vault, (self._master,)
 
     def lookup(self, tenant: str, subject: str) -> str:
-        """The pseudonym under which a tenant's subject is found, hexadecimal; the same for every spelling."""
+        """The pseudonym by which a tenant's subject is found, hexadecimal; the same for every spelling."""
         return self._pseudonym(b"subject", tenant, normal(subject)).hex()
 
     def lookups(self, tenant: str, subject: str) -> tuple[str, ...]:
-        """That, then those under which other spellings of the subject's were recorded before all were one."""
+        """That pseudonym, then those that earlier versions used for other spellings of the subject."""
         return tuple(self._pseudonym(b"subject", tenant, name).hex() for name in spellings(subject))
 
     def decision(self, tenant: str, decision_id: str) -> str:
-        """The pseudonym under which a tenant's decision is found, hexadecimal."""
+        """The pseudonym by which a tenant's decision is found, hexadecimal."""
         return self._pseudonym(b"decision", tenant, decision_id).hex()
 
     def request_key(self, tenant: str, key: str, sent: str) -> RequestKey:
-        """The pseudonym of a client's `Idempotency-Key`, and a digest of what was sent with it. The client's key is
-        part of what that is made of, and is kept nowhere."""
+        """The pseudonym of a client's `Idempotency-Key`, and a digest of what was sent with it, keyed with the client's
+        key, which is stored nowhere."""
         lookup = self._pseudonym(b"request key", tenant, key)
         return RequestKey(lookup.hex(), self._pseudonym(b"request", key, sent).hex())
 
     def new_subject(self) -> Subject:
-        """A token and a key that nobody has."""
+        """A subject with a new random token and key."""
         return Subject(os.urandom(16).hex(), os.urandom(KEY_BYTES))
 
     def wrap(self, key: bytes, owner: str) -> bytes:
-        """A key, sealed under the master key; it opens for its `owner` only."""
+        """Seals a key under the master key, so that it can be unwrapped for its `owner` only."""
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._wrapping.encrypt(nonce, key, owner.encode())
 
     def unwrap(self, wrapped: bytes, owner: str) -> bytes:
-        """The key again. Raises CannotBeOpened."""
+        """The key in what `wrap` returned. Raises CannotBeOpened."""
         try:
             return self._wrapping.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], owner.encode())
         except (InvalidTag, ValueError) as error:
             raise CannotBeOpened("a wrapped key is not what was written") from error
 
     def seal(self, plaintext: bytes, explanation_id: str, subject: Subject | None, decision: str | None) -> bytes:
-        """Seals what belongs to the person of an explanation."""
+        """Seals the personal part of an explanation, under the subject's key or, without one, a key of its own."""
         if subject is None:
             key = os.urandom(KEY_BYTES)
             head = bytes(16), self.wrap(key, explanation_id)
@@ -165,12 +165,12 @@ class Vault:
         return HKDF(SHA256(), KEY_BYTES, None, b"answerable " + purpose.encode()).derive(self._master)
 
     def _pseudonym(self, kind: bytes, tenant: str, name: str) -> bytes:
-        said = b"\0".join((kind, tenant.encode(), name.encode()))
-        return hmac.digest(self._pseudonyms, said, hashlib.sha256)
+        message = b"\0".join((kind, tenant.encode(), name.encode()))
+        return hmac.digest(self._pseudonyms, message, hashlib.sha256)
 
 
 def owner_of(token: str, lookup: str) -> str:
-    """Whom a subject's key is wrapped for: the row it stands in."""
+    """The owner for whom a subject's key is wrapped: its row in `subjects`."""
     return f"{token} {lookup}"
 
 
@@ -196,7 +196,7 @@ def _prepared(engine: Engine, master_key: Path) -> Vault:
     vault = _load(master_key)
     upgrade(engine, vault=vault)
     with database_in_reach(), serialised(engine).begin() as connection:
-        # Changes nothing, but where nothing can be written it is told now, and not by the first record.
+        # Changes nothing, but fails now where nothing can be written, and not at the first record.
         connection.execute(update(subjects).where(subjects.c.token == NO_TOKEN).values(token=NO_TOKEN))
         mark = _mark(connection)
         if mark is None:
@@ -209,11 +209,11 @@ def _prepared(engine: Engine, master_key: Path) -> Vault:
 
 
 def open_vault(engine: Engine, master_key: Path) -> Vault:
-    """The vault of a database that is up to date; nothing is made or changed. Raises as `prepare_database` does."""
+    """The vault of a database whose schema is up to date; changes nothing. Raises as `prepare_database` does."""
     vault = _load(master_key)
     with database_in_reach(), engine.connect() as connection:
         mark = _mark(connection)
-    if mark is not None:  # a verification tells of one that is gone
+    if mark is not None:  # verification reports a missing one
         _refuse_another(vault, mark, master_key)
     return vault
 
@@ -226,7 +226,7 @@ def _refuse_another(vault: Vault, mark: tuple[str, bytes], master_key: Path) -> 
 
 
 def _mark(connection: Connection) -> tuple[str, bytes] | None:
-    """The row that tells the master key; None of a database that is not sealed with one yet."""
+    """The row that identifies the master key; None in a database without one so far."""
     if not inspect(connection).has_table(subjects.name):
         return None
     row = connection.execute(select(subjects.c.lookup, subjects.c.key).where(subjects.c.token == NO_TOKEN)).first()
@@ -239,12 +239,12 @@ def _load(path: Path) -> Vault:
     except FileNotFoundError:
         raise _wrong(path) from None
     except ValueError as error:
-        raise SecretFileError(f"{path} holds no master key: 64 hexadecimal digits") from error
+        raise SecretFileError(f"{path} does not hold a master key, which is 64 hexadecimal digits") from error
 
 
 def _wrong(path: Path) -> WrongMasterKey:
     return WrongMasterKey(
-        f"this database is sealed with another master key than that of {path}: copy the key's file from the host that "
+        f"this database is not sealed with the master key in {path}: copy the key's file from the host that "
         "has it, or name it with ANSWERABLE_MASTER_KEY; without it the personal data cannot be read again"
     )
 

@@ -38,7 +38,7 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.version is not None and self.model is None:
-            raise InvalidRequest("a search by version needs the model too")
+            raise InvalidRequest("a version can only be searched for together with its model")
         _refuse_reversed_period(self)
         for name in ("model", "version", "decision_id", "flag", "label"):
             check_text(name, getattr(self, name))

@@ -33,8 +33,8 @@ from service.ledger.tables import COHORT, FLAG, REVIEWED, explanation_tags, expl
 
 MAX_PAGE = 1000
 MAX_BYTES = 8 * 2**20
-"""Of what is stored of the explanations of one page, unless the first alone is larger. That of an image can be some
-megabytes, and takes several times as much while it is read: a page of 200 took 3.2 GB."""
+"""Stored bytes of the explanations of one page, unless the first alone is larger. One of an image can have some
+megabytes, and takes several times as much memory while it is read: a page of 200 took 3.2 GB."""
 
 _CURSOR = struct.Struct(">qq")  # created, seq
 
@@ -42,27 +42,27 @@ _CURSOR = struct.Struct(">qq")  # created, seq
 def read_one(
     connection: Connection, vault: Vault, tenant: str, explanation_id: str, *, opened: bool = True
 ) -> Stored | None:
-    """The explanation of that id, None when there is none or it is another tenant's; not `opened`, as if erased."""
-    found = explanations.c.id == explanation_id
-    rows = connection.execute(_rows().where(found, explanations.c.tenant == tenant)).all()
+    """The tenant's explanation of that id; None when there is none. With `opened` False, nothing sealed is opened."""
+    is_it = explanations.c.id == explanation_id
+    rows = connection.execute(_rows().where(is_it, explanations.c.tenant == tenant)).all()
     return next(iter(stored_explanations(connection, vault, rows, opened=opened)), None)
 
 
 def read_page(
     connection: Connection, vault: Vault, tenant: str, search: Search, limit: int, cursor: str | None
 ) -> Page:
-    """The first `limit` explanations behind `cursor`, or fewer where these are over MAX_BYTES.
+    """The first `limit` explanations after `cursor`, or fewer where these are larger than MAX_BYTES together.
 
     Raises InvalidRequest for a limit outside 1 to MAX_PAGE, MalformedCursor for a cursor that no page
-    ended in.
+    returned.
     """
     if not 1 <= limit <= MAX_PAGE:
-        raise InvalidRequest(f"limit is a number from 1 to {MAX_PAGE}.")
+        raise InvalidRequest(f"limit is a number from 1 to {MAX_PAGE}")
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     query = statement(tenant, by_pseudonym or search, cursor, _sizes()).limit(limit + 1)
-    found = connection.execute(query).all() if by_pseudonym is not None else []
-    fitting = _fitting(found[:limit])
-    last = fitting[-1] if len(fitting) < len(found) else None
+    rows = connection.execute(query).all() if by_pseudonym is not None else []
+    fitting = _fitting(rows[:limit])
+    last = fitting[-1] if len(fitting) < len(rows) else None
     return Page(
         tuple(read_places(connection, vault, [row.seq for row in fitting])),
         None if last is None else cursor_after(last.created, last.seq),
@@ -77,21 +77,21 @@ def read_found(connection: Connection, vault: Vault, tenant: str, search: Search
         return []
     columns = select(explanations.c.id, subjects.c.lookup)
     query = columns.join_from(explanations, subjects, subjects.c.token == explanations.c.subject, isouter=True)
-    found = connection.execute(statement(tenant, by_pseudonym, None, query).limit(most))
-    return [Found(row.id, row.lookup) for row in found]
+    rows = connection.execute(statement(tenant, by_pseudonym, None, query).limit(most))
+    return [Found(row.id, row.lookup) for row in rows]
 
 
 def subject_tokens(connection: Connection, vault: Vault, tenant: str, subject: str) -> list[str]:
-    """The token of a tenant's subject; none of one that nothing is recorded of, and several of one that was recorded
-    under several spellings before they were one."""
+    """The token of a tenant's subject. Empty for a subject of whom nothing is recorded; several tokens for one recorded
+    under several spellings, before all spellings had one pseudonym."""
     lookups = vault.lookups(tenant, subject)
-    found = connection.execute(select(subjects.c.lookup, subjects.c.token).where(subjects.c.lookup.in_(lookups)))
-    tokens = {row.lookup: row.token for row in found}
+    rows = connection.execute(select(subjects.c.lookup, subjects.c.token).where(subjects.c.lookup.in_(lookups)))
+    tokens = {row.lookup: row.token for row in rows}
     return [tokens[lookup] for lookup in lookups if lookup in tokens]
 
 
 def _by_pseudonym(connection: Connection, vault: Vault, tenant: str, search: Search) -> Search | None:
-    """The search in the words of the columns; None when it is for somebody who is not there."""
+    """The search with the values of the columns in place of names; None when nothing is recorded of its subject."""
     if search.decision_id is not None:
         search = replace(search, decision_id=vault.decision(tenant, search.decision_id))
     if search.subject is None:
@@ -101,13 +101,13 @@ def _by_pseudonym(connection: Connection, vault: Vault, tenant: str, search: Sea
 
 
 def statement(tenant: str, search: Search, cursor: str | None, columns: Select[Any] | None = None) -> Select[Any]:
-    """The explanations that `search` asks for, from the newest to the oldest; subject and decision by pseudonym, and
-    the tokens of a subject of several separated by spaces.
+    """The explanations that `search` asks for, from the newest to the oldest. In `search`, subject and decision are
+    pseudonyms, and the tokens of a subject that has several are separated by spaces.
 
-    Order and conditions on time are put to the rarest thing asked for, whose index ends in that order: a
-    person or a decision, else the first tag, else the column of an explanation that the database chooses.
+    Order and conditions on time apply to the most selective condition, whose index ends in that order: a person or a
+    decision, else the first tag, else the column of an explanation that the database chooses.
 
-    `columns` selects others of the explanations than are usually read.
+    `columns` selects other columns than those usually read.
     """
     tags = [(explanation_tags.alias(), *tag) for tag in _tags(search)]
     is_rare = search.subject is not None or search.decision_id is not None
@@ -120,9 +120,9 @@ def statement(tenant: str, search: Search, cursor: str | None, columns: Select[A
 def read_in_log_order(
     connection: Connection, vault: Vault, tenant: str, search: Search, after: int, limit: int
 ) -> list[Stored]:
-    """The next explanations that `search` asks for behind a place of the log, in its order: for reading them all.
+    """The next explanations that `search` asks for after a place of the log, in its order, for reading them all.
 
-    They are so many at most, and fewer where these are over MAX_BYTES; none are behind the last.
+    At most `limit` of them, and fewer where these are larger than MAX_BYTES together; none after the last.
     """
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     if by_pseudonym is None:
@@ -135,17 +135,17 @@ def read_in_log_order(
 
 
 def fitting_places(connection: Connection, after: int, last: int) -> list[int]:
-    """The places behind `after`, up to `last`, of rows of the log that are not over MAX_BYTES together."""
+    """The places after `after`, up to `last`, of rows of the log that have at most MAX_BYTES together."""
     size = _length(log.c.record) + _length(explanations.c.personal)
     query = select(log.c.seq, size.label("size")).join_from(
         log, explanations, explanations.c.seq == log.c.seq, isouter=True
     )
-    found = connection.execute(query.where(log.c.seq > after, log.c.seq <= last).order_by(log.c.seq))
-    return [row.seq for row in _fitting(found.all())]
+    rows = connection.execute(query.where(log.c.seq > after, log.c.seq <= last).order_by(log.c.seq))
+    return [row.seq for row in _fitting(rows.all())]
 
 
 def count_found(connection: Connection, vault: Vault, tenant: str, search: Search) -> int:
-    """How many explanations `search` asks for."""
+    """The number of explanations that `search` asks for."""
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     if by_pseudonym is None:
         return 0
@@ -158,8 +158,8 @@ def count_found(connection: Connection, vault: Vault, tenant: str, search: Searc
 def read_places(connection: Connection, vault: Vault, places: Sequence[int]) -> list[Stored]:
     """The explanations at these places of the log, of all tenants, in this order."""
     rows = connection.execute(_rows().where(explanations.c.seq.in_(places))).all() if places else []
-    at = {place: number for number, place in enumerate(places)}
-    return list(stored_explanations(connection, vault, sorted(rows, key=lambda row: at[row.seq])))
+    order = {place: number for number, place in enumerate(places)}
+    return list(stored_explanations(connection, vault, sorted(rows, key=lambda row: order[row.seq])))
 
 
 def _tagged(query: Select[Any], tags: Iterable[tuple[FromClause, str, str]]) -> Select[Any]:
@@ -169,12 +169,12 @@ def _tagged(query: Select[Any], tags: Iterable[tuple[FromClause, str, str]]) -> 
 
 
 def _rows() -> Select[Any]:
-    """Explanations with what the log holds of them."""
+    """Explanations with their records and leaves in the log."""
     return select(explanations, log.c.record, log.c.leaf).join_from(explanations, log, log.c.seq == explanations.c.seq)
 
 
 def _sizes() -> Select[Any]:
-    """Places and sizes of explanations, which no database reads what is stored for."""
+    """Places and sizes of explanations; a database knows the sizes without reading what is stored."""
     size = _length(log.c.record) + _length(explanations.c.personal)
     columns = select(explanations.c.seq, explanations.c.created, size.label("size"))
     return columns.join_from(explanations, log, log.c.seq == explanations.c.seq)
@@ -185,9 +185,11 @@ def _length(column: ColumnElement[bytes]) -> ColumnElement[int]:
 
 
 def _fitting(sized: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-    """The first of the rows, up to MAX_BYTES together; one at least."""
-    upto = accumulate(row.size for row in sized)
-    return [row for at, (row, size) in enumerate(zip(sized, upto, strict=True)) if at == 0 or size <= MAX_BYTES]
+    """The first of the rows, up to MAX_BYTES together, but at least one."""
+    totals = accumulate(row.size for row in sized)
+    return [
+        row for index, (row, total) in enumerate(zip(sized, totals, strict=True)) if index == 0 or total <= MAX_BYTES
+    ]
 
 
 def _tags(search: Search) -> Iterable[tuple[str, str]]:
@@ -202,7 +204,7 @@ def _tags(search: Search) -> Iterable[tuple[str, str]]:
 def _conditions(tenant: str, search: Search) -> Iterable[ColumnElement[bool]]:
     yield explanations.c.tenant == tenant
     if search.converged is not None:
-        # Written out, not as a parameter: the partial index answers only to the words it was made with.
+        # Written out, not as a parameter: the partial index is only used for the very condition it was created with.
         yield explanations.c.converged.is_(True) if search.converged else not_(explanations.c.converged)
     if search.reviewed is False:
         mark = explanation_tags.alias()
@@ -227,21 +229,23 @@ def _range(leading: FromClause, tenant: str, search: Search, cursor: str | None)
 
 
 def cursor_after(created: int, seq: int) -> str:
+    """The cursor of the page that begins after that record."""
     return urlsafe_b64encode(_CURSOR.pack(created, seq)).decode().rstrip("=")
 
 
 def place_of(cursor: str) -> tuple[int, int]:
+    """The time and the place of the record that a page begins after. Raises MalformedCursor."""
     try:
         created, seq = _CURSOR.unpack(urlsafe_b64decode(f"{cursor}=="))
     except (ValueError, struct.error) as error:
-        raise MalformedCursor("This cursor was not given by a search.") from error
+        raise MalformedCursor("the cursor is not one that a search returned") from error
     return created, seq
 
 
 def stored_explanations(
     connection: Connection, vault: Vault, rows: Sequence[Row[Any]], *, opened: bool = True
 ) -> Iterable[Stored]:
-    """The rows with their tags and with what was sealed, which take one query each for all.
+    """The rows with their tags and their sealed parts, which take one query each for all rows.
 
     Raises LogChanged when a sealed part is not what was written, or its key is gone and no tombstone says why.
     """
@@ -262,7 +266,7 @@ def stored_explanations(
 
 
 def subject_keys(connection: Connection, vault: Vault, tokens: Collection[str]) -> dict[str, bytes]:
-    """The keys of the subjects that are there."""
+    """The keys of the subjects, by token, of those that exist."""
     if not tokens:
         return {}
     rows = connection.execute(select(subjects).where(subjects.c.token.in_(tokens)))

@@ -1,4 +1,4 @@
-"""Secrets that lie in files which only their owner may read."""
+"""Secrets in files that only their owner may read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.errors import SetupError
 
 
 class SecretFileError(SetupError):
-    """A secret's file that cannot be used; the message says which and what to do."""
+    """The file of a secret cannot be used; the message says which, and what to do."""
 
 
 def read_secret(path: Path) -> bytes:
@@ -23,7 +23,7 @@ def read_secret(path: Path) -> bytes:
     except OSError as error:
         raise SecretFileError(f"{path} cannot be read: {error.strerror}") from error
     if stat.S_IMODE(mode) & 0o077:
-        raise SecretFileError(f"{path} is open to others than its owner; run chmod 600 on it")
+        raise SecretFileError(f"{path} can be read by others than its owner; run chmod 600 on it")
     return content
 
 

@@ -1,12 +1,12 @@
 """The keys that sign checkpoints (Ed25519, RFC 8032), and the chain from one to the next.
 
-The private key lies in a file; every public key that ever was is kept in the database as a statement:
+The private key is in a file; every public key ever used is kept in the database as a statement:
 
     {"schema": 1, "type": "signing-key", "place": 2, "public_key": "...", "previous": "...", "from_size": 1234,
      "created": 1790000000000000}
 
-signed by the key itself and, but for the first, endorsed by the key before it. So whoever trusts any one key of the
-chain can trust all of them, and a key signs nothing about a log larger than where the next one took over.
+signed by the key itself and, except for the first, endorsed by the key before it. So trust in one key of the chain
+extends to all of them, and no key may sign for a log larger than it was when the next key took over.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class NotTheSigner(SetupError):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A public key (hexadecimal, 64 characters) and what is said of it."""
+    """A public key (hexadecimal, 64 characters) and its statement, signature and endorsement."""
 
     place: int
     public_key: str
@@ -55,28 +55,28 @@ class SigningKey:
 
     @property
     def line(self) -> dict[str, str | None]:
-        """The statement and its signatures as JSON can hold them, in exports."""
+        """The statement and its signatures as JSON, for exports."""
         endorsement = None if self.endorsement is None else self.endorsement.hex()
         return {"statement": self.statement.decode(), "signature": self.signature.hex(), "endorsement": endorsement}
 
 
 def read_key_line(line: Any) -> SigningKey:
-    """The key that `SigningKey.line` wrote. Raises ValueError, TypeError, KeyError or AttributeError."""
+    """Reads what `SigningKey.line` holds. Raises ValueError, TypeError, KeyError or AttributeError."""
     endorsement = None if line["endorsement"] is None else bytes.fromhex(line["endorsement"])
     return read_statement(line["statement"].encode(), bytes.fromhex(line["signature"]), endorsement)
 
 
 def read_statement(statement: bytes, signature: bytes, endorsement: bytes | None) -> SigningKey:
-    """What a stored statement says; nothing is verified yet. Raises ValueError, TypeError or KeyError for another."""
-    said = orjson.loads(statement)
-    if (said["schema"], said["type"]) != (1, "signing-key"):
-        raise ValueError("this is no statement of a signing key")
+    """Reads a stored statement without verifying it. Raises ValueError, TypeError or KeyError for anything else."""
+    content = orjson.loads(statement)
+    if (content["schema"], content["type"]) != (1, "signing-key"):
+        raise ValueError("not the statement of a signing key")
     return SigningKey(
-        int(said["place"]),
-        str(said["public_key"]),
-        said["previous"],
-        int(said["from_size"]),
-        int(said["created"]),
+        int(content["place"]),
+        str(content["public_key"]),
+        content["previous"],
+        int(content["from_size"]),
+        int(content["created"]),
         statement,
         signature,
         endorsement,
@@ -93,18 +93,18 @@ def signed_by(public_key: str, signature: bytes, content: bytes) -> bool:
 
 
 def chain_faults(chain: Sequence[SigningKey]) -> list[str]:
-    """What is wrong with a chain of keys, the oldest first; nothing when each vouches for the next."""
+    """What is wrong with a chain of keys, the oldest first; nothing when each key endorses the next."""
     faults = []
     before: SigningKey | None = None
     for place, key in enumerate(chain, 1):
         name = f"signing key {place}"
         if key.place != place:
-            faults.append(f"{name} is missing from the chain, or stands at another place")
+            faults.append(f"{name} is missing from the chain, or has another number")
         if not signed_by(key.public_key, key.signature, key.statement):
-            faults.append(f"{name} did not sign its own statement")
+            faults.append(f"{name} has not signed its own statement")
         if before is None:
             if key.previous is not None or key.endorsement is not None or key.from_size != 0:
-                faults.append(f"{name} says that there was one before it")
+                faults.append(f"{name} is the first, but says that there was a key before it")
         elif (
             key.previous != before.public_key
             or key.endorsement is None
@@ -117,34 +117,34 @@ def chain_faults(chain: Sequence[SigningKey]) -> list[str]:
 
 
 def signer_faults(chain: Sequence[SigningKey], public_key: str, size: int) -> list[str]:
-    """Why this key of the chain may not have signed something about a log of that size; nothing when it may."""
+    """Why this key may not sign for a log of that size; nothing when it may."""
     for key, following in zip(chain, [*chain[1:], None], strict=True):
         if key.public_key == public_key:
             if following is not None and size > following.from_size:
-                return [f"signing key {key.place} signed for {size} rows, when another had taken over"]
+                return [f"signing key {key.place} signed for {size} rows, after the next key had taken over"]
             return []
-    return ["it is signed with a key that is not in the chain"]
+    return ["it is signed by a key that is not in the chain"]
 
 
 def read_chain(connection: Connection) -> list[SigningKey]:
-    """Every key, the oldest first. Raises ValueError, TypeError or KeyError for a statement that is none, or is not
-    where it belongs."""
+    """Every key, the oldest first. Raises ValueError, TypeError or KeyError for a statement that cannot be read, or is
+    stored under another number."""
     rows = connection.execute(select(signing_keys).order_by(signing_keys.c.place)).all()
     chain = [read_statement(row.statement, row.signature, row.endorsement) for row in rows]
     if [key.place for key in chain] != [row.place for row in rows]:
-        raise ValueError("a signing key is not stored at its place")
+        raise ValueError("a signing key is stored under another number")
     return chain
 
 
 class Signer:
-    """The private key in a file, made there when the log has no key yet."""
+    """Signs with the private key in a file, which is created when the log has no key yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._private: Ed25519PrivateKey | None = None
 
     def enrol(self, connection: Connection) -> SigningKey:
-        """The newest key of the log, whose private half this is; of a new log, made and entered here.
+        """The newest key of the log, whose private half this signer has; a new log gets its first key here.
 
         `connection` holds the write lock. Raises NotTheSigner when the log is signed with another key than the file's,
         SecretFileError when the file cannot be used.
@@ -153,7 +153,7 @@ class Signer:
         if not chain:
             create_secret(self._path, _pem(Ed25519PrivateKey.generate()))
             self._private = self._load()
-            return self._enter(connection, None, 0, machine_time(), self._private)
+            return self._store(connection, None, 0, machine_time(), self._private)
         newest = chain[-1]
         if self._private is None or public_key_of(self._private) != newest.public_key:
             self._private = self._find(newest.public_key)
@@ -165,7 +165,7 @@ class Signer:
         return self._private.sign(content)
 
     def rotate(self, connection: Connection, from_size: int, now: int) -> SigningKey:
-        """A new key from here on, endorsed by the one before; `finish_rotation` follows, once that is committed.
+        """Stores a new key, endorsed by the one before; `finish_rotation` must follow once that is committed.
 
         `now` is in microseconds since the epoch, UTC.
         """
@@ -174,10 +174,10 @@ class Signer:
         assert old is not None
         self._next.unlink(missing_ok=True)
         create_secret(self._next, _pem(new))
-        return self._enter(connection, before, from_size, now, new, old)
+        return self._store(connection, before, from_size, now, new, old)
 
     def finish_rotation(self) -> None:
-        """Puts the new key's file in the place of the old one's, which is gone then."""
+        """Replaces the file of the old key with that of the new one."""
         self._next.replace(self._path)
         self._private = self._load()
 
@@ -185,7 +185,7 @@ class Signer:
     def _next(self) -> Path:
         return self._path.with_name(self._path.name + ".next")
 
-    def _enter(
+    def _store(
         self,
         connection: Connection,
         before: SigningKey | None,
@@ -215,14 +215,14 @@ class Signer:
         return key
 
     def _find(self, public_key: str) -> Ed25519PrivateKey:
-        """The private half of the key, from the file, or from one that a rotation left half done."""
-        found = None
+        """The private half of the key, from the file, or from the file of a rotation that was interrupted."""
+        private = None
         try:
-            found = self._load()
+            private = self._load()
         except FileNotFoundError:
             _log.warning("there is no file %s", self._path.name)
-        if found is not None and public_key_of(found) == public_key:
-            return found
+        if private is not None and public_key_of(private) == public_key:
+            return private
         if self._next.exists() and public_key_of(self._load(self._next)) == public_key:
             self.finish_rotation()
             return self._load()

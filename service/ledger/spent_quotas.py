@@ -1,7 +1,7 @@
-"""What is spent of quotas, in the database: hosts that share it learn of one another, and a restart finds it.
+"""The usage of quotas in the database, where hosts that share it see one another's, and a restarted process its own.
 
-Every process has rows of its own, under a name that it takes when it starts, and writes to no others. So what a process
-that ended had admitted stays counted until the period is over, and hosts never write over one another's counts.
+Every process has rows of its own, under an id that it draws when it starts, and writes to no others. So what an ended
+process had admitted stays counted until the period is over, and hosts never overwrite one another's counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from service.access.quotas import Counts, Period
 from service.ledger.database import database_in_reach
 from service.ledger.tables import spent_quotas
 
-_TELL = text(
+_UPSERT = text(
     "INSERT INTO spent_quotas (account, seconds, period, member, requests, points)"
     " VALUES (:account, :seconds, :period, :member, :requests, :points)"
     " ON CONFLICT (account, seconds, period, member)"
@@ -36,7 +36,7 @@ class SpentQuotas:
             for period, (requests, points) in counts.items()
         ]
         with database_in_reach(), self._engine.begin() as connection:
-            connection.execute(_TELL, rows)
+            connection.execute(_UPSERT, rows)
 
     def others(self, member: str, now: int) -> dict[Period, Counts]:
         """What all others admitted in the periods of this moment, in seconds since the epoch."""

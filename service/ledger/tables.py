@@ -1,9 +1,9 @@
 """The tables, and the indexes that make every search a range scan from the newest record to the oldest.
 
-`log` is the one append-only sequence: what is hashed, and its hash. `explanations`, `explanation_tags` and `events`
-say of its rows what can be searched for; all of that stands in the row of the log too. `nodes` are hashes of whole
+`log` is the one append-only sequence: the records and their hashes. `explanations`, `explanation_tags` and `events`
+hold the searchable values of its rows, all of which are in the records too. `nodes` are hashes of whole
 subtrees over the log, `checkpoints` the signed sizes and roots, `signing_keys` the keys that signed them, `subjects`
-the keys that people's data are sealed under, `set_subjects` whose the rows of baseline sets are, which lie in files.
+the keys under which people's data is sealed, `set_subjects` the persons that rows of baseline sets in files belong to.
 
 Each index on `explanations` ends in (created, seq), the order in which records are listed: by the time of the
 decision, and by place in the log where two share a microsecond. Listing by `seq` alone would leave "from one
@@ -37,7 +37,7 @@ FLAG = "flag"
 COHORT = "cohort."
 """Names of tags: a flag is ("flag", "protected_share"), a cohort ("cohort.channel", "web")."""
 REVIEWED = ("reviewed", "true")
-"""The tag of the explanations that an event of the kind REVIEW is about: the one that is added later."""
+"""The tag of explanations that an event of the kind REVIEW is about; the only tag that is added later."""
 
 metadata = MetaData()
 

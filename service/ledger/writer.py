@@ -1,8 +1,8 @@
-"""The one writer of a host to its log.
+"""The one writer of a host to its log, which groups appends into transactions.
 
-There is no waiting timer: whatever came in while the last transaction was on its way to the disk makes up the
-next one. With SQLite (WAL, synchronous=FULL) a record alone costs about six times what it costs in a group
-of 32 (360 us and 56), because the wait for the disk is shared.
+There is no timer: whatever arrives while one transaction is on its way to the disk becomes the next one. With SQLite
+(WAL, synchronous=FULL) a record alone costs about six times what it costs in a group of 32 (360 us and 56), because the
+wait for the disk is shared.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from service.ledger.entries import Entry, EntryRefused, Event, Remembered
 from service.ledger.sealing import Vault
 
 MAX_GROUP = 512
-"""Entries after which a group is closed, so that a transaction stays short."""
+"""Entries at which a group is closed, so that a transaction stays short."""
 
 _log = logging.getLogger(__name__)
 
 
 class Outcome(Enum):
-    """What became of an append."""
+    """The outcome of an append."""
 
     RECORDED = "recorded"
     REFUSED = "refused"
@@ -38,10 +38,10 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Append:
-    """The entries of one call, recorded all or none, and the number that the caller knows them by. With none it asks
-    whether the database takes records.
+    """The entries of one call, recorded all or none, and the caller's number for them. Without entries it asks whether
+    the database takes records.
 
-    `kept` is what is remembered with them of a request with a key of its own.
+    `kept` is the answer to remember with them, for a request with a key of its own.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Append:
 
 
 Outcomes = list[tuple[int, Outcome]]
-"""What became of appends, by their numbers."""
+"""Outcomes of appends, by their numbers."""
 
 
 class Recorder:
@@ -88,7 +88,7 @@ class Recorder:
         except EntryRefused as error:
             _log.warning("entries refused by the database: %s", error)
             return Outcome.REFUSED
-        except Exception:  # noqa: BLE001 - whatever one group meets, the writer lives on for the next
+        except Exception:  # noqa: BLE001 - whatever happens to one group, the writer goes on with the next
             _log.exception("a group of %d entries could not be recorded", len(entries))
             return Outcome.UNAVAILABLE
         return Outcome.RECORDED
@@ -101,7 +101,7 @@ class Writer:
         loop = asyncio.get_running_loop()
 
         def settle_on_loop(outcomes: Outcomes) -> None:
-            with suppress(RuntimeError):  # it is closed, and nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 loop.call_soon_threadsafe(settle, outcomes)
 
         self._recorder = Recorder(engine, vault, settle_on_loop)
@@ -135,7 +135,7 @@ class Writer:
 
 
 def _groups(appends: Iterable[Append]) -> Iterator[list[Append]]:
-    """The appends in groups, each closed by the one that makes it as large as it may be."""
+    """The appends in groups, each closed by the append that brings it to `MAX_GROUP`."""
     group: list[Append] = []
     size = 0
     for append in appends:

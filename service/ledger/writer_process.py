@@ -1,7 +1,7 @@
-"""The writer in a process of its own. Both ends: what the service holds of it, and the process.
+"""The writer in a process of its own; this module has both the service's end and the process.
 
-In the service's own process the writer shares the interpreter with the event loop, and waits for it after everything
-that lets go of it, each statement and each hash: beside a busy loop a group of 15 took 30 ms, beside an idle one 3.
+In the service's own process the writer shares the interpreter's lock with the event loop, and waits for it after every
+statement and every hash: beside a busy loop a group of 15 took 30 ms, beside an idle one 3.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from service.ledger.writer import MAX_GROUP, Append, Outcome, Outcomes, Recorder
 from service.processes.children import AwakeClock, Connection, Unframer, frame, reap, start_child
 
 RESTART_SECONDS = 0.5
-"""Between a writer that is gone and the next. What is put meanwhile waits for that."""
+"""Between the end of one writer and the start of the next. What is put meanwhile waits."""
 SILENCE_SECONDS = 15.0
-"""After so long without a word from a writer that has work, it hangs, or its database does; a group takes milliseconds,
-and a database that is locked or takes no connection is given up sooner."""
+"""A writer that has work and reports nothing for so long hangs, or its database does; a group takes milliseconds, and a
+database that is locked or refuses connections is given up sooner."""
 READ_BYTES = 1 << 16
-"""At most at once: room is made for so many each time."""
+"""Bytes read at once; a buffer of this size is allocated for each read."""
 
 _log = logging.getLogger(__name__)
 
 
 class WriterProcess:
-    """As a `Writer`, made and used on an event loop, where `settle` is called.
+    """As `Writer`, but in another process; made and used on an event loop, where `settle` is called.
 
-    A process that dies takes with it what it had: that is settled as UNAVAILABLE, though it may be recorded, and
-    another process is started. One that has work and says nothing for `SILENCE_SECONDS` is killed.
+    Appends that a dying process had are settled as UNAVAILABLE, though they may be recorded, and another process is
+    started. A process that has work and reports nothing for `SILENCE_SECONDS` is killed.
     """
 
     def __init__(self, engine: Engine, vault: Vault, settle: Callable[[Outcomes], None]) -> None:
@@ -75,7 +75,7 @@ class WriterProcess:
         self._settle(outcomes)
 
     async def _live(self) -> None:
-        """One process after the other, until it is closed and all is settled."""
+        """Runs one process after the other, until this is closed and all appends are settled."""
         while not self._closing or self._unsettled:
             try:
                 process = await self._start()
@@ -92,7 +92,7 @@ class WriterProcess:
                 await asyncio.sleep(RESTART_SECONDS)
 
     async def _end_of(self, process: subprocess.Popen[bytes]) -> None:
-        """Waits until the process is gone, or hangs: then it is killed."""
+        """Waits until the process has ended; kills it if it hangs."""
         gone = asyncio.ensure_future(self._gone.wait())
         while not gone.done():
             await asyncio.wait([gone], timeout=SILENCE_SECONDS / 10)
@@ -105,7 +105,7 @@ class WriterProcess:
         await asyncio.to_thread(reap, process)
 
     async def _start(self) -> subprocess.Popen[bytes]:
-        """Starts a process and gives it what it needs and what waits. Raises OSError."""
+        """Starts a process and sends it the database, the vault and what waits. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.to_thread(start_child, __name__, theirs)
@@ -125,7 +125,7 @@ class WriterProcess:
 
 
 def main(connection: socket.socket) -> None:
-    """The process's main function; it ends with its socket alone."""
+    """The process's main function, which returns when its socket closes."""
 
     def settle(outcomes: Outcomes) -> None:
         with suppress(OSError):  # nobody waits any more
@@ -146,7 +146,7 @@ def main(connection: socket.socket) -> None:
 
 
 def _arrivals(connection: socket.socket) -> Iterator[list[Any]]:
-    """The messages that have arrived together, one at least, until the socket closes."""
+    """The messages that have arrived together, at least one each time, until the socket closes."""
     unframer = Unframer()
     messages: list[Any] = []
     with suppress(ConnectionError):

@@ -21,9 +21,9 @@ REAP_SECONDS = 5
 
 
 class AwakeClock:
-    """Seconds in which this process was awake, as far as its `tick`s tell: one every `pause` seconds.
+    """Counts the seconds in which this process was awake, from its `tick`s, one every `pause` seconds.
 
-    A process that was stopped, or whose machine slept, has heard nobody meanwhile; that is not the others' silence.
+    A process that was stopped, or whose machine slept, received nothing meanwhile, though others may have sent.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,19 +32,19 @@ class AwakeClock:
         self.now = 0.0
 
     def tick(self, pause: float) -> None:
-        """A tick that was due after `pause` seconds; where it comes later, twice as long counts at most."""
+        """A tick that was due after `pause` seconds; of a later one at most twice that is counted."""
         before, self._ticked = self._ticked, self._clock()
         self.now += min(self._ticked - before, 2 * pause)
 
 
 def frame(message: object) -> bytes:
-    """The frame that carries `message`."""
+    """The frame of a message."""
     content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return HEADER.pack(len(content)) + content
 
 
 class Unframer:
-    """Puts what arrives together into messages."""
+    """Splits the bytes that arrive into messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -62,9 +62,9 @@ class Unframer:
 
 
 class Connection(asyncio.Protocol):
-    """The front's end of one child's socket. What is sent in one turn of the event loop travels in one frame, a list.
+    """The service's end of a child's socket. Messages sent in one turn of the event loop go into one frame, as a list.
 
-    What is sent before there is a connection waits for it; what is sent after it is lost is dropped.
+    Messages sent before the connection is made wait for it; those sent after it is lost are dropped.
     """
 
     def __init__(self, receive: Callable[[Any], None], lost: Callable[[], None]) -> None:
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._lost()
 
     def send(self, message: object) -> None:
-        """Sends the message with the others of this turn."""
+        """Sends a message, together with the others of this turn of the event loop."""
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outbox.append(message)
@@ -98,13 +98,13 @@ class Connection(asyncio.Protocol):
             self._transport.write(frame(batch))
 
     def finish(self) -> None:
-        """Sends what is left and nothing after it; the child answers what it has, then ends."""
+        """Sends what is queued, and nothing more; the child answers what it has received, then ends."""
         self._flush()
         if self._transport is not None:
             self._transport.write_eof()
 
     def close(self) -> None:
-        """Closes the socket, on which the child ends."""
+        """Closes the socket, so that the child ends."""
         if self._transport is not None:
             self._transport.close()
 
@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
 def start_child(
     module: str, theirs: socket.socket, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Runs the module's `main` on its end of the socket; in a session of its own, for Ctrl-C is the front's."""
+    """Runs the module's `main` on its end of the socket; in a session of its own, since Ctrl-C is for the service."""
     with theirs:
         return subprocess.Popen(
             [sys.executable, "-m", "service.processes.child", module, str(theirs.fileno())],
@@ -124,10 +124,10 @@ def start_child(
 
 
 def reap(process: subprocess.Popen[bytes], seconds: float = REAP_SECONDS) -> None:
-    """Waits for a child that was told to end, whose socket is closed say; one that does not in that time is killed.
+    """Waits for a child that is to end, for instance since its socket is closed; kills it if it has not ended in time.
 
-    It is not asked for now and then, as `wait` with a timeout does: that sleeps until a time of a clock, which fails
-    where clocks are not what they seem.
+    A timer kills it, since `wait` with a timeout polls until a time of the clock, which fails where the clock is
+    changed.
     """
     killing = threading.Timer(seconds, process.kill)
     killing.daemon = True

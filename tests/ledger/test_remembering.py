@@ -15,7 +15,7 @@ from service.ledger.entries import REVIEW, Remembered, RequestKey
 from service.ledger.erasing import erase
 from service.ledger.jobs import Job, JobRow, Jobs, State
 from service.ledger.legal_holds import hold
-from service.ledger.remembering import over_before, read_remembered, sweep
+from service.ledger.remembering import expired_before, read_remembered, sweep
 from service.ledger.tables import job_rows, jobs, log, remembered
 from tests.ledger.conftest import VAULT
 
@@ -131,7 +131,7 @@ async def test_after_a_day_another_takes_its_place(engine: Engine, ledger: Ledge
     key, young = new_key(), new_key()
     await ledger.append([make_entry()], key.remembered({"day": 1}))
     with engine.begin() as connection:
-        connection.execute(update(remembered).values(created=over_before() - 1))
+        connection.execute(update(remembered).values(created=expired_before() - 1))
     assert await ledger.remembered(key.lookup) is None
     await ledger.append([make_entry()], key.remembered({"day": 2}))
     kept = await ledger.remembered(key.lookup)
@@ -139,7 +139,7 @@ async def test_after_a_day_another_takes_its_place(engine: Engine, ledger: Ledge
     assert kept.answer == b'{"day":2}'
 
     with engine.begin() as connection:
-        connection.execute(update(remembered).values(created=over_before() - 1))
+        connection.execute(update(remembered).values(created=expired_before() - 1))
     await ledger.append([make_entry()], young.remembered({}))
     assert sweep(engine) == 1
     assert kept_under(engine, young) is not None

@@ -83,11 +83,11 @@ async def test_one_that_is_killed_is_replaced_on_the_same_socket_and_its_folder_
     assert started is not None
     folder, first = Path(started.url.removeprefix("unix://")).parent, started.pid
     os.kill(first, signal.SIGKILL)
-    await until(lambda: "another private Redis is there" in caplog.text or started.pid != first)
+    await until(lambda: "the private Redis is running again" in caplog.text or started.pid != first)
     async with Redis.from_url(started.url, retry=None, single_connection_client=False) as client:
         await answering(client)
     assert is_private_socket(Path(started.url.removeprefix("unix://")))
-    assert "the private Redis ended with -9; results are not cached until another is there" in caplog.text
+    assert "the private Redis ended with -9; results are not cached until it is restarted" in caplog.text
 
     os.kill(started.pid, signal.SIGKILL)
     await started.close()
@@ -112,9 +112,9 @@ async def test_one_that_does_not_come_up_again_is_tried_until_it_does(
     assert started is not None
     program, started._program = started._program, "/bin/false"
     os.kill(started.pid, signal.SIGKILL)
-    await until(lambda: caplog.text.count("the private Redis does not come up") > 1)
+    await until(lambda: caplog.text.count("the private Redis does not start") > 1)
     started._program = "/bin/no-such-program"
-    await until(lambda: "no private Redis can be started: No such file" in caplog.text)
+    await until(lambda: "the private Redis cannot be started: No such file" in caplog.text)
     started._program = program
     async with Redis.from_url(started.url) as client:
         await answering(client)
