@@ -91,11 +91,10 @@ def rounding_error(
     up to eight times the usual size, two to five labels, both output spaces) it covers 96 of 100 errors, and is 4 times
     the error in the median, and more than 10 times in that of 8 networks.
     """
-    way = np.abs(taken.end - taken.start)
+    way = float(np.linalg.norm(taken.end - taken.start))
     reach = 1.0
-    if not has_double_rows:  # rows in double precision are not rounded themselves
-        size = np.maximum(np.abs(taken.start), np.abs(taken.end))
-        reach = float(np.linalg.norm(size)) / max(float(np.linalg.norm(way)), np.finfo(np.float64).tiny)
+    if way > 0 and not has_double_rows:  # rows in double precision are not rounded themselves
+        reach = float(np.linalg.norm(np.maximum(np.abs(taken.start), np.abs(taken.end)))) / way
     rounded = float(np.abs(taken.weights @ taken.contributions).sum())
     jumps = np.diff(taken.contributions, axis=0)[taken.follows[1:]]
     slopes = (taken.slopes[:-1] + taken.slopes[1:])[taken.follows[1:]] / 2
