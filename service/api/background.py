@@ -11,7 +11,8 @@ from service.answers.records import Caller
 from service.api.explanations import ledger_of
 from service.background.jobs import EXPLAIN
 from service.errors import NotFound
-from service.ledger.jobs import Job, Jobs, State
+from service.ledger.jobs import Jobs
+from service.ledger.stored_jobs import Job, State
 
 MOST_LISTED = 50
 
