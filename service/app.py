@@ -47,12 +47,13 @@ from service.ledger.clock import opened_clock
 from service.ledger.database import bounded
 from service.ledger.erasure_list import NAME as ERASURES
 from service.ledger.erasure_list import ErasureList
-from service.ledger.jobs import EXPORT, Jobs
+from service.ledger.jobs import Jobs
 from service.ledger.maintenance import LedgerMaintenance
 from service.ledger.opening import open_checkpoint_signer, open_database
 from service.ledger.restoring import catch_up
 from service.ledger.set_subjects import SetSubjects
 from service.ledger.spent_quotas import SpentQuotas
+from service.ledger.stored_jobs import EXPORT
 from service.ledger.writer_process import WriterProcess
 from service.lifecycle.repository import Repository, read_catalog
 from service.monitoring.health import Health

@@ -9,7 +9,7 @@ from service.access.callers import Caller
 from service.api.requests import ApiRequest
 from service.background.jobs import EXPLAIN
 from service.errors import NotFound
-from service.ledger.jobs import Job, State
+from service.ledger.stored_jobs import Job, State
 
 MAX_LISTED = 50
 

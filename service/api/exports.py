@@ -23,7 +23,7 @@ from service.background.jobs import sealed_spec, spec_of
 from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.ids import uuid7
-from service.ledger.jobs import EXPORT, Job, State
+from service.ledger.stored_jobs import EXPORT, Job, State
 
 MEDIA_TYPES = {
     Format.CSV: "text/csv; charset=utf-8",

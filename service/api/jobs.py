@@ -28,8 +28,8 @@ from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody
 from service.ledger import Stored, Vault
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.ids import uuid7
-from service.ledger.jobs import DONE, Job, JobRow, State
 from service.ledger.ledger import Ledger
+from service.ledger.stored_jobs import DONE, Job, JobRow, State
 from service.usecases.explaining import refuse_method
 from service.usecases.planning import make_plan
 

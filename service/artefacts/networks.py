@@ -1,7 +1,7 @@
 """The networks of `service.catalog.architectures`, with weights from a safetensors file.
 
-A network is built without memory for its weights, held against the file tensor by tensor, and then given the file's:
-whatever sizes a manifest asks for, no more is allocated than the file holds.
+A network is built without memory for its weights, compared with the file tensor by tensor, and then gets the file's
+tensors: whatever sizes a manifest asks for, no more memory is allocated than the file needs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.errors import CatalogError
 
 
 class MlpNetwork(nn.Module):
-    """Rows [n, ...shape] to logits [n, labels]."""
+    """Maps rows [n, ...shape] to logits [n, labels]."""
 
     def __init__(self, options: Mlp, shape: tuple[int, ...], labels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class MlpNetwork(nn.Module):
 
 
 class CnnNetwork(nn.Module):
-    """Images [n, channels, height, width] to logits [n, labels]."""
+    """Maps images [n, channels, height, width] to logits [n, labels]."""
 
     def __init__(self, options: Cnn, shape: tuple[int, ...], labels: int) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class CnnNetwork(nn.Module):
         self.blocks = nn.ModuleList()
         for at, block in enumerate(options.blocks):
             if block.residual and (block.channels, block.stride) != (channels, 1):
-                raise CatalogError(f"block {at} adds what it is given, so it needs {channels} channels and stride 1")
+                raise CatalogError(f"block {at} is residual, so it needs {channels} channels and stride 1")
             self.blocks.append(_BlockNetwork(block, channels, options.activation))
             channels, size = block.channels, [((length - 1) // block.stride + 1) // block.pool for length in size]
             if 0 in size:
-                raise CatalogError(f"block {at} leaves nothing of an image of {shape[1]} by {shape[2]}")
+                raise CatalogError(f"block {at} leaves no pixels of an image of {shape[1]} by {shape[2]}")
         self.head = options.head
         self.last = nn.Linear(channels * (prod(size) if options.head == "flat" else 1), labels)
 
@@ -68,24 +68,24 @@ class CnnNetwork(nn.Module):
 
 
 class _BlockNetwork(nn.Module):
-    def __init__(self, options: Block, given: int, activation: Activation) -> None:
+    def __init__(self, options: Block, channels: int, activation: Activation) -> None:
         super().__init__()
         kernel = options.kernel
         self.convolution = nn.Conv2d(
-            given, options.channels, kernel, options.stride, padding=kernel // 2, bias=options.bias
+            channels, options.channels, kernel, options.stride, padding=kernel // 2, bias=options.bias
         )
         self.normal = nn.BatchNorm2d(options.channels) if options.normal else None
         self.residual, self.pool, self.activation = options.residual, options.pool, activation
 
-    def forward(self, given: Tensor) -> Tensor:
-        hidden: Tensor = self.convolution(given)
+    def forward(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.convolution(images)
         hidden = hidden if self.normal is None else self.normal(hidden)
-        hidden = _activated(hidden + given if self.residual else hidden, self.activation)
+        hidden = _activated(hidden + images if self.residual else hidden, self.activation)
         return hidden if self.pool == 1 else functional.max_pool2d(hidden, self.pool)
 
 
 class _Scaling(nn.Module):
-    """Sets inputs to mean zero and deviation one."""
+    """Scales inputs to mean zero and standard deviation one."""
 
     mean: Tensor
     deviation: Tensor
@@ -107,7 +107,7 @@ def _activated(hidden: Tensor, activation: Activation) -> Tensor:
 def read_network(content: bytes, architecture: Architecture, shape: tuple[int, ...], labels: int) -> nn.Module:
     """The network [n, ...shape] -> logits [n, labels] with the weights in `content`, in evaluation mode.
 
-    Raises CatalogError when the options do not fit the shape, or names the first tensor that is not as it should be.
+    Raises CatalogError when the options do not fit the shape, or for the first tensor that does not fit the network.
     """
     with torch.device("meta"):
         network: nn.Module = (
@@ -124,16 +124,16 @@ def read_network(content: bytes, architecture: Architecture, shape: tuple[int, .
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
     for name, tensor in expected.items():
         described = f"{_described(tensor)}, as the architecture {architecture!r} has it"
-        if name not in given:
+        if name not in tensors:
             raise CatalogError(f"the file lacks the tensor {name!r}: {described}")
-        if _described(given[name]) != _described(tensor):
-            raise CatalogError(f"the tensor {name!r} is {_described(given[name])} in the file, not {described}")
-        if not given[name].isfinite().all():
+        if _described(tensors[name]) != _described(tensor):
+            raise CatalogError(f"the tensor {name!r} is {_described(tensors[name])} in the file, not {described}")
+        if not tensors[name].isfinite().all():
             raise CatalogError(f"the tensor {name!r} holds values that are not finite")
-    unknown = next((name for name in given if name not in expected), None)
+    unknown = next((name for name in tensors if name not in expected), None)
     if unknown is not None:
         raise CatalogError(f"the architecture {architecture!r} has no tensor {unknown!r}, which the file holds")
 

@@ -1,10 +1,10 @@
-"""What a library says of a model file, as a part of a sentence: without its codes, its source files and newlines."""
+"""A library's message about a model file as part of a sentence: without error codes, source files and line breaks."""
 
 from __future__ import annotations
 
 import re
 
-MOST = 400
+MAX_LENGTH = 400
 NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "
     r"|(?:Exception during \w+: )?/\S+\.(?:cc|h|cpp):\d+ (?:(?!: ).)*?\) (?=\S)"
@@ -13,6 +13,6 @@ NOISE = re.compile(
 
 
 def reported(error: Exception) -> str:
-    """The error's own words in one line, or else its kind."""
+    """The error's message in one line, or the name of its class where it has none."""
     text = NOISE.sub("", re.sub(r"\s+", " ", str(error))).strip(" .:")
-    return f"{text[:MOST]}…" if len(text) > MOST else text or type(error).__name__
+    return f"{text[:MAX_LENGTH]}…" if len(text) > MAX_LENGTH else text or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a twin takes and how large it is: the type of its rows, the sizes of all tensors from one row to its logits."""
+"""The type of the rows that a twin takes, and the sizes of all its tensors for one row."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ ROW_TYPE = "row_type"
 
 
 def set_row_type(twin: fx.GraphModule, row_type: RowType) -> None:
-    """Notes in the twin's input which type of rows it takes."""
+    """Stores the type of the rows that the twin takes in the node of its input."""
     for node in twin.graph.find_nodes(op="placeholder"):
         node.meta[ROW_TYPE] = row_type
 
 
 def row_type_of(twin: fx.GraphModule) -> RowType:
-    """The type of the rows that the twin takes: as was noted, else that of its weights."""
-    given = next(iter(twin.graph.find_nodes(op="placeholder")))
+    """The type of the rows that the twin takes: the stored one, or else that of its weights."""
+    placeholder = next(iter(twin.graph.find_nodes(op="placeholder")))
     dtype = next((weight.dtype for weight in twin.parameters()), torch.float32)
-    found: RowType = given.meta.get(ROW_TYPE, DOUBLE if dtype == torch.float64 else SINGLE)
-    return found
+    row_type: RowType = placeholder.meta.get(ROW_TYPE, DOUBLE if dtype == torch.float64 else SINGLE)
+    return row_type
 
 
 def no_rows(twin: fx.GraphModule, count: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """So many rows of zeros, of the type that the twin takes."""
+    """`count` rows of zeros, of the type that the twin takes."""
     return torch.from_numpy(np.zeros((count, *shape), row_type_of(twin))).to(device)
 
 
@@ -45,20 +45,20 @@ class _Sizes(fx.Interpreter):
 
 
 def propagate(twin: fx.GraphModule, shape: tuple[int, ...]) -> None:
-    """Notes in every node the size of its tensor for one row."""
+    """Stores in every node the size of its tensor for one row."""
     device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu"))
     with torch.no_grad():
         _Sizes(twin).run(no_rows(twin, 1, shape, device))
 
 
 def size_of(node: fx.Node) -> torch.Size | None:
-    """What was noted of a node; None where it is no tensor."""
+    """The size that `propagate` stored in a node; None where its value is not a tensor."""
     size: torch.Size | None = node.meta.get(SIZE)
     return size
 
 
 def layer_sizes(twin: fx.GraphModule, shape: tuple[int, ...]) -> list[int]:
-    """The numbers of values, for one row, of all tensors on the way."""
+    """The number of values, for one row, of each tensor that the twin computes."""
     propagate(twin, shape)
     sizes = [size_of(node) for node in twin.graph.nodes if node.op != "get_attr"]
     return [prod(size) for size in sizes if size is not None]

@@ -34,8 +34,9 @@ from service.ledger import CheckpointSigner, EventSearch, Ledger, Search, Stored
 from service.ledger.database import database_in_reach
 from service.ledger.events import last_erasures
 from service.ledger.exporting import asked_of, found_lines, write_export
-from service.ledger.jobs import EXPORT, Job, Jobs
+from service.ledger.jobs import Jobs
 from service.ledger.searching import count_found, read_in_log_order
+from service.ledger.stored_jobs import EXPORT, Job
 from service.ledger.stored_tree import log_size
 
 LOG = logging.getLogger("answerable.exporting")

@@ -39,7 +39,8 @@ from service.errors import (
 )
 from service.ledger import EntryRefused, Keys, Ledger, Stored, Vault
 from service.ledger.clock import Clock
-from service.ledger.jobs import DONE, FAILED, LEASE_SECONDS, Job, JobRow, Jobs, State
+from service.ledger.jobs import LEASE_SECONDS, Jobs
+from service.ledger.stored_jobs import DONE, FAILED, Job, JobRow, State
 from service.usecases.explaining import Explaining, Request
 from service.usecases.planning import USUAL_BUDGET, Parameters, with_baseline_read
 

@@ -8,8 +8,10 @@ Reading order:
 - recording: `writer` (how appends are grouped), `writer_process`, `appending`, `remembering`, `clock`;
 - reading: `searching`, `events`, `reviews`, `moments` (days and times);
 - proofs: `merkle` (the tree over the log), `stored_tree`, `signing`, `growing_files`, `checkpoints`, `exporting`;
-- `ledger`, which the rest of the service calls, made of `append_queue`, `reader_threads` and `checkpoint_schedule`;
-- rows beside the log: `keys` and `key_history`, `jobs` and `job_history`, `set_subjects`, `spent_quotas`;
+- `ledger`, which the rest of the service calls, made of `append_queue`, `reader_threads` and
+  `checkpoint_schedule`;
+- rows beside the log: `keys` and `key_history`, `stored_jobs`, `jobs` and `job_history`, `set_subjects`,
+  `spent_quotas`;
 - erasure: `legal_holds`, `tombstones`, `job_erasing`, `erasing`, `retention`, `scrubbing`, `erasure_list`, `restoring`,
   and `maintenance`, which runs it;
 - verification: `verifying`, made of `row_checking`, `subject_checking`, `checkpoint_checking` and `sqlite_checking`;

@@ -21,11 +21,11 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from service.ledger.clock import WrittenTimes
 from service.ledger.database import WRITE_LOCK
 from service.ledger.entries import EXPLANATION, REVIEW, Entry, EntryRefused, Event, Remembered
-from service.ledger.jobs import UNFINISHED
 from service.ledger.leaves import event_record, write_explanation
 from service.ledger.merkle import leaf_hash
 from service.ledger.remembering import expired_before
 from service.ledger.sealing import Subject, Vault, owner_of
+from service.ledger.stored_jobs import UNFINISHED
 from service.ledger.tables import REVIEWED, events, explanation_tags, explanations, log, remembered, subjects
 
 _TOUCH = "UPDATE alembic_version SET version_num = version_num"

@@ -13,8 +13,9 @@ import orjson
 from sqlalchemy import Connection, and_, func, select, update
 
 from service.ledger.clock import machine_time
-from service.ledger.jobs import EMPTIED, EXPORT, FAILED, UNFINISHED, State, record_end
+from service.ledger.jobs import record_end
 from service.ledger.sealing import CannotBeOpened, Vault
+from service.ledger.stored_jobs import EMPTIED, EXPORT, FAILED, UNFINISHED, State
 from service.ledger.tables import job_rows, jobs
 
 ERASED = "the person whose input this was has been erased"

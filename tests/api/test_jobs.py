@@ -25,9 +25,10 @@ from service.errors import AnswerableError, Erased, LedgerUnavailable, NotFound
 from service.ledger import open_engine, upgrade
 from service.ledger.entries import LOOKUP
 from service.ledger.job_erasing import ERASED
-from service.ledger.jobs import Job, Jobs
+from service.ledger.jobs import Jobs
 from service.ledger.searches import EventSearch
 from service.ledger.spent_quotas import SpentQuotas
+from service.ledger.stored_jobs import Job
 from service.ledger.tables import job_rows
 from service.ledger.tables import jobs as jobs_table
 

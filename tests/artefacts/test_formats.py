@@ -509,8 +509,11 @@ def test_weights_that_are_not_the_architectures_are_refused(
         (lambda a: a.update(blocks=[]), "blocks"),
         (lambda a: a.update(blocks=[{"channels": 10**9}]), "channels"),
         (lambda a: a.update(blocks=[{"channels": 4, "kernel": 2}]), "odd"),
-        (lambda a: a.update(blocks=[{"channels": 4, "pool": 8}, {"channels": 4, "pool": 2}]), "block 1 leaves nothing"),
-        (lambda a: a.update(blocks=[{"channels": 4, "residual": True}]), "block 0 adds what it is given"),
+        (
+            lambda a: a.update(blocks=[{"channels": 4, "pool": 8}, {"channels": 4, "pool": 2}]),
+            "block 1 leaves no pixels",
+        ),
+        (lambda a: a.update(blocks=[{"channels": 4, "residual": True}]), "block 0 is residual"),
     ],
 )
 def test_an_architecture_that_is_not_on_the_list_is_refused(cnn: Served, change: Change, message: str) -> None:

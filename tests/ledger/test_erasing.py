@@ -34,11 +34,12 @@ from service.ledger.erasing import erase
 from service.ledger.export_checking import check_export
 from service.ledger.exporting import all_lines, found_lines, write_export
 from service.ledger.job_erasing import ERASED, ERASED_SEARCH
-from service.ledger.jobs import DONE, EXPORT, FAILED, Job, JobRow, Jobs, State
+from service.ledger.jobs import Jobs
 from service.ledger.legal_holds import hold, holds, kept_of, release
 from service.ledger.merkle import is_included
 from service.ledger.retention import months_before, retain
 from service.ledger.sealing import NO_TOKEN, prepare_database
+from service.ledger.stored_jobs import DONE, EXPORT, FAILED, Job, JobRow, State
 from service.ledger.tables import explanations, log, subjects
 from service.ledger.tombstones import ranges
 from service.ledger.verifying import verify_explanation, verify_ledger

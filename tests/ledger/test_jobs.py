@@ -12,8 +12,9 @@ from sqlalchemy import Engine, event, func, select, update
 
 from service.ledger import EntryRefused, Ledger, Search
 from service.ledger import jobs as module
-from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
+from service.ledger.jobs import Jobs
 from service.ledger.maintenance import LedgerMaintenance
+from service.ledger.stored_jobs import DONE, FAILED, Job, JobRow, State
 from service.ledger.tables import job_rows
 from service.ledger.tables import jobs as jobs_table
 from tests.ledger.conftest import VAULT

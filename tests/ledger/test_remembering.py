@@ -13,9 +13,10 @@ from service.errors import NotFound
 from service.ledger import Entry, EntryRefused, Event, Ledger, Search
 from service.ledger.entries import REVIEW, Remembered, RequestKey
 from service.ledger.erasing import erase
-from service.ledger.jobs import Job, JobRow, Jobs, State
+from service.ledger.jobs import Jobs
 from service.ledger.legal_holds import hold
 from service.ledger.remembering import expired_before, read_remembered, sweep
+from service.ledger.stored_jobs import Job, JobRow, State
 from service.ledger.tables import job_rows, jobs, log, remembered
 from tests.ledger.conftest import VAULT
 

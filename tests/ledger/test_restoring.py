@@ -16,10 +16,11 @@ from service.ledger.entries import ERASURE, FILE_REPAIRED, RESTORED
 from service.ledger.erasing import erase
 from service.ledger.erasure_list import NAME, ErasureList
 from service.ledger.job_erasing import ERASED_SEARCH
-from service.ledger.jobs import EXPORT, FAILED, JobRow, Jobs, State
+from service.ledger.jobs import Jobs
 from service.ledger.legal_holds import hold, holds
 from service.ledger.restoring import catch_up
 from service.ledger.set_subjects import SetSubjects
+from service.ledger.stored_jobs import EXPORT, FAILED, JobRow, State
 from service.ledger.tables import events
 from service.ledger.verifying import verify_ledger
 from tests.ledger.conftest import Databases, EntryMaker

@@ -38,9 +38,10 @@ from service.ledger.clock import WrittenTimes
 from service.ledger.entries import REVIEW
 from service.ledger.erasing import erase
 from service.ledger.export_checking import Verdict
-from service.ledger.jobs import DONE, FAILED, Job, JobRow, Jobs, State
+from service.ledger.jobs import Jobs
 from service.ledger.legal_holds import hold, release
 from service.ledger.sealing import NO_TOKEN, Vault
+from service.ledger.stored_jobs import DONE, FAILED, Job, JobRow, State
 from service.ledger.tables import (
     checkpoints,
     events,
