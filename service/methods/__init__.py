@@ -1,1 +1,1 @@
-"""Attribution methods, one generator a file, over a gradient oracle that somebody else drives."""
+"""Attribution methods, one generator a file, that asks questions and is driven by somebody else."""
