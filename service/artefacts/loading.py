@@ -33,7 +33,7 @@ Spaces = Mapping[OutputSpace, NDArray[np.floating]]
 PARITY_ROWS = 256
 PARITY_VALUES = 2**26
 """In all tensors of the twin for the random rows, at most, but for the fewest: a large network would take minutes."""
-FEWEST_PARITY_ROWS = 16
+MIN_PARITY_ROWS = 16
 VALUES_AT_ONCE = 2**24
 EVALUATED_ROWS = 4
 ROWS_AT_ONCE = 32
@@ -170,7 +170,7 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     """
     manifest = model.manifest
     size = sum(layer_sizes(model.twin, model.shape))
-    count = min(PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_VALUES // size))
+    count = min(PARITY_ROWS, max(MIN_PARITY_ROWS, PARITY_VALUES // size))
     together = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // size))
     random = manifest.inputs.random_rows(count, model.row_type)
     rows = np.concatenate([*(known[:count] for known in model.baselines.values()), random])

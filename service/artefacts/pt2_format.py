@@ -33,7 +33,7 @@ PLAIN_RECORDS = re.compile(
     r"|archive_format|archive_version|byteorder|\.data/\w+|extra/.*"
 )
 """All that a program of plain tensors consists of; the .pt files hold tensors only, or do not open."""
-FEWEST_ROWS = 2
+MIN_ROWS = 2
 """What torch.export takes for the fewest where nothing is said; such programs take one row too."""
 
 
@@ -105,7 +105,7 @@ def _check_signature(program: ExportedProgram, shape: tuple[int, ...]) -> int | 
             f"the program takes {given.dtype} rows of {list(sizes)}, the manifest says float32 and {list(shape)}"
         )
     limits = None if isinstance(count, int) else program.range_constraints.get(count.node.expr)
-    if limits is None or limits.lower > FEWEST_ROWS:
+    if limits is None or limits.lower > MIN_ROWS:
         raise CatalogError(
             f"the program takes {count} rows at a time: export it with dynamic_shapes=({{0: Dim('rows')}},)"
         )
@@ -114,5 +114,5 @@ def _check_signature(program: ExportedProgram, shape: tuple[int, ...]) -> int | 
 
 def _check_gradient(twin: fx.GraphModule, shape: tuple[int, ...], device: torch.device) -> None:
     """Raises CatalogError when the twin cannot be differentiated."""
-    if not twin(torch.zeros(FEWEST_ROWS, *shape, device=device, requires_grad=True)).requires_grad:
+    if not twin(torch.zeros(MIN_ROWS, *shape, device=device, requires_grad=True)).requires_grad:
         raise CatalogError("no gradient reaches the input: on every way to the logits its values are cut off")

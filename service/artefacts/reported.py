@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-MOST = 400
+MAX_CHARACTERS = 400
 NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "
     r"|(?:Exception during \w+: )?/\S+\.(?:cc|h|cpp):\d+ (?:(?!: ).)*?\) (?=\S)"
@@ -15,4 +15,4 @@ NOISE = re.compile(
 def reported(error: Exception) -> str:
     """The error's own words in one line, or else its kind."""
     text = NOISE.sub("", re.sub(r"\s+", " ", str(error))).strip(" .:")
-    return f"{text[:MOST]}…" if len(text) > MOST else text or type(error).__name__
+    return f"{text[:MAX_CHARACTERS]}…" if len(text) > MAX_CHARACTERS else text or type(error).__name__

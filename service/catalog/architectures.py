@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MOST_CHANNELS = 4096
+MAX_CHANNELS = 4096
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"]
 """Each with torch's own defaults."""
@@ -48,7 +48,7 @@ class Block(_Options):
     Before the activation come the batch normalisation, if `normal`, and, if `residual`, what the block was given.
     """
 
-    channels: int = Field(ge=1, le=MOST_CHANNELS)
+    channels: int = Field(ge=1, le=MAX_CHANNELS)
     kernel: Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)] = 3
     stride: int = Field(default=1, ge=1, le=4)
     bias: bool = True

@@ -42,9 +42,9 @@ BASELINES = "baselines"
 SHARED = "shared"
 """The folder of descriptions of the sets that are everybody's."""
 LOCK = ".lock"
-MOST_SETS = 100
+MAX_SETS = 100
 """Versions with rows that a tenant may have of one model: each is in the memory of every worker."""
-MOST_ROWS = 1024
+MAX_ROWS = 1024
 FORMAT = 1
 
 
@@ -149,15 +149,15 @@ class KeptSets:
         refuse_name(name)
         if manifest.inputs.sets_obstacle is not None:
             raise InvalidRequest(manifest.inputs.sets_obstacle)
-        if not 1 <= len(rows) <= MOST_ROWS:
-            raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
+        if not 1 <= len(rows) <= MAX_ROWS:
+            raise InvalidRequest(f"a baseline set has from 1 to {MAX_ROWS} rows, not {len(rows)}")
         with self.alone():
             descriptions = self._descriptions(key.name, tenant)
             descriptions.mkdir(mode=0o700, parents=True, exist_ok=True)
             listed = [one.version for one in manifest.baselines if one.name == name]
             others = [*self._read(key.name)]
-            if sum(one.tenant == tenant and one.size > 0 for one in others) >= MOST_SETS:
-                raise InvalidRequest(f"there are {MOST_SETS} versions of sets for {key.name} already; remove one first")
+            if sum(one.tenant == tenant and one.size > 0 for one in others) >= MAX_SETS:
+                raise InvalidRequest(f"there are {MAX_SETS} versions of sets for {key.name} already; remove one first")
             seen = [one.version for one in others if one.name == name and (tenant is None or one.is_seen_by(tenant))]
             number = max((int(one) for one in [*listed, *seen] if one.isdecimal()), default=0) + 1
             sha256 = self._write_rows(key.name, tenant, rows)

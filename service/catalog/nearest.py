@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-LONGEST_SHOWN = 64
-MOST_COMPARED = 200
+MAX_CHARACTERS_SHOWN = 64
+MAX_COMPARED = 200
 """Names that one search compares, at some ten microseconds each."""
-MOST_SEARCHES = 8
+MAX_SEARCHES = 8
 """Of one request, on the event loop as they are: whoever has more names wrong has read none."""
 
 
@@ -21,7 +21,7 @@ def known(what: str, names: Iterable[object]) -> str:
 
 def did_you_mean(given: object, names: Iterable[object]) -> str:
     """`; did you mean age?`, with the name nearest to what was given, or nothing where none is near."""
-    if not isinstance(given, str) or not 0 < len(given) <= LONGEST_SHOWN:
+    if not isinstance(given, str) or not 0 < len(given) <= MAX_CHARACTERS_SHOWN:
         return ""
     near = difflib.get_close_matches(given, _compared(given, names), 1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -31,7 +31,7 @@ class Searches:
     """`did_you_mean`, so many times for one request and then no more."""
 
     def __init__(self) -> None:
-        self._left = MOST_SEARCHES
+        self._left = MAX_SEARCHES
 
     def hint(self, given: object, names: Iterable[object]) -> str:
         """The nearest name, as long as searches are left."""
@@ -41,14 +41,14 @@ class Searches:
 
 def _compared(given: str, names: Iterable[object]) -> list[str]:
     """The names that are compared: of more than a search may, those that begin alike."""
-    texts = [name for name in names if isinstance(name, str) and len(name) <= LONGEST_SHOWN]
-    if len(texts) <= MOST_COMPARED:
+    texts = [name for name in names if isinstance(name, str) and len(name) <= MAX_CHARACTERS_SHOWN]
+    if len(texts) <= MAX_COMPARED:
         return texts
-    return list(islice((name for name in texts if name[0:1].casefold() == given[0].casefold()), MOST_COMPARED))
+    return list(islice((name for name in texts if name[0:1].casefold() == given[0].casefold()), MAX_COMPARED))
 
 
 def listed(names: Sequence[object], most: int = 5, count: int | None = None) -> str:
     """The first names, and how many more there are of `count` in all."""
-    shown = ", ".join(str(name)[:LONGEST_SHOWN] for name in names[:most])
+    shown = ", ".join(str(name)[:MAX_CHARACTERS_SHOWN] for name in names[:most])
     more = (len(names) if count is None else count) - most
     return shown if more <= 0 else f"{shown} and {more} more"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import yaml
 
-MOST_BYTES = 2**24
-MOST_VALUES = 2_000_000
+MAX_BYTES = 2**24
+MAX_VALUES = 2_000_000
 """With every alias counted as all that it stands for. A colour image of 800 by 800 as nested lists has 1.9 million."""
 DEEPEST = 50
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -31,8 +31,8 @@ class _Open:
 
 def read_yaml(content: bytes) -> object:
     """What the document in `content` says. Raises ValueError, saying what is wrong and where."""
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it has {len(content)} bytes; at most {MOST_BYTES} are read")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has {len(content)} bytes; at most {MAX_BYTES} are read")
     try:
         _check(content)
         return _loaded(content)
@@ -80,8 +80,8 @@ def _add(path: list[_Open], event: yaml.Event, values: int, key: str | None) -> 
     """Counts what has ended in what it is a part of. `key` is its text, where it could be a mapping's key."""
     inside = path[-1]
     inside.values += values
-    if sum(one.values for one in path) > MOST_VALUES:
-        raise ValueError(f"{_place(event)}: more than {MOST_VALUES} values, each alias counted as what it stands for")
+    if sum(one.values for one in path) > MAX_VALUES:
+        raise ValueError(f"{_place(event)}: more than {MAX_VALUES} values, each alias counted as what it stands for")
     if not inside.is_mapping:
         return
     if inside.key is not None:

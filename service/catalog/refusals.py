@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from service.errors import CatalogError
 
 OWN = "service."
-MOST_FAULTS = 5
+MAX_FAULTS = 5
 
 
 def told(error: CatalogError) -> str:
@@ -40,6 +40,6 @@ def _is_own(traceback: TracebackType | None) -> bool:
 def fields(error: ValidationError) -> str:
     """What is wrong and where, in one line. What stands there is not repeated: it may be a whole file."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    said = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in faults[:MOST_FAULTS]]
-    more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    said = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in faults[:MAX_FAULTS]]
+    more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
     return "; ".join(said) + more

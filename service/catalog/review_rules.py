@@ -42,8 +42,8 @@ COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": oper
 PROTECTED_SHARE = "protected_share"
 LABEL = "label"
 NAME = r"^[a-z][a-z0-9_]{0,31}$"
-MOST_RULES = 5
-MOST_COHORTS = 8
+MAX_RULES = 5
+MAX_COHORTS = 8
 """Flags and cohorts are labels of metrics, so there are few of them."""
 _QUANTITY = r"[a-z_]+(?:\([^()'\"]+\))?"
 _RULE = re.compile(rf"\s*(?P<quantity>{_QUANTITY})\s*(?P<comparator>[<>]=?)\s*(?P<threshold>\S.*?)\s*")
@@ -165,10 +165,10 @@ class Review(BaseModel):
     def _consistent(self) -> Review:
         if self.protected_share is not None and PROTECTED_SHARE in self.rules:
             raise ValueError(f"{PROTECTED_SHARE} is given twice")
-        if len(self.all_rules) > MOST_RULES:
-            raise ValueError(f"there are {len(self.all_rules)} rules; {MOST_RULES} at most")
-        if len(self.all_cohorts) > MOST_COHORTS:
-            raise ValueError(f"there are {len(self.all_cohorts)} cohorts; {MOST_COHORTS} at most")
+        if len(self.all_rules) > MAX_RULES:
+            raise ValueError(f"there are {len(self.all_rules)} rules; {MAX_RULES} at most")
+        if len(self.all_cohorts) > MAX_COHORTS:
+            raise ValueError(f"there are {len(self.all_cohorts)} cohorts; {MAX_COHORTS} at most")
         if len(set(self.all_cohorts)) < len(self.all_cohorts):
             raise ValueError("a cohort is given twice")
         return self

@@ -10,8 +10,8 @@ from service.catalog.nearest import did_you_mean
 from service.domain import Completeness, Link, OptionValue, Traits
 from service.methods.questions import Method, Problem
 
-MOST_GROUPS = 100
-MOST_MEMBERS = 10_000
+MAX_GROUPS = 100
+MAX_MEMBERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Groups:
 
     def read(self, value: object, units: Units) -> OptionValue:
         """The groups by the numbers of their features, ascending. Raises ValueError, saying what is allowed."""
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MOST_GROUPS:
-            raise ValueError(f"option {self.name} must be a list of at most {MOST_GROUPS} lists of features")
-        if sum(len(group) for group in value if isinstance(group, Sequence)) > MOST_MEMBERS:
-            raise ValueError(f"option {self.name}: all groups together must have at most {MOST_MEMBERS} members")
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MAX_GROUPS:
+            raise ValueError(f"option {self.name} must be a list of at most {MAX_GROUPS} lists of features")
+        if sum(len(group) for group in value if isinstance(group, Sequence)) > MAX_MEMBERS:
+            raise ValueError(f"option {self.name}: all groups together must have at most {MAX_MEMBERS} members")
         numbers = {name: number for number, name in enumerate(units.names)}
         return tuple(self._group(group, units.count, numbers) for group in value)
 

@@ -25,7 +25,7 @@ from service.errors import CatalogError
 
 ROWS_AT_ONCE = 32
 RANDOM_ROWS = 64
-LARGEST_FLOATS = 2**24
+MAX_FLOATS = 2**24
 """In the rows of tokens that are tried at once: a vocabulary of 30,000 is looked up part by part."""
 
 
@@ -64,7 +64,7 @@ def check_embedding(
     every = np.resize(np.arange(vocabulary), -(-vocabulary // inputs.length) * inputs.length)
     rows = every.reshape(-1, inputs.length).astype(np.float32)
     session = open_part(model, [tensor])
-    step = max(1, LARGEST_FLOATS // (inputs.length * width))
+    step = max(1, MAX_FLOATS // (inputs.length * width))
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
         (found,) = session.run([tensor], feeds(part))

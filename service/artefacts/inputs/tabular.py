@@ -22,7 +22,7 @@ from service.catalog.inputs.tabular import TabularInputs
 from service.domain import DOUBLE, SINGLE, Floats, RowType
 from service.errors import CatalogError
 
-LARGEST_WHOLE = 2**24
+MAX_WHOLE_FLOAT32 = 2**24
 """Up to here float32 holds every whole number."""
 
 
@@ -46,7 +46,8 @@ class OnnxTable(OnnxInputs):
         for tensor, numbers in inputs.tensors.items():
             own = [inputs.features[number] for number in numbers if not inputs.features[number].categories]
             is_coarse = given[tensor].dtype is np.float64 or (
-                not given[tensor].is_floating and any(max(map(abs, feature.range)) > LARGEST_WHOLE for feature in own)
+                not given[tensor].is_floating
+                and any(max(map(abs, feature.range)) > MAX_WHOLE_FLOAT32 for feature in own)
             )
             if own and is_coarse:
                 return DOUBLE

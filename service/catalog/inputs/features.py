@@ -17,7 +17,7 @@ from pydantic import Field, FiniteFloat, StrictInt, StrictStr, model_validator
 from service.catalog.inputs.kind import Declaration, check_range
 
 NAME_OF_FEATURE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-MOST_CATEGORIES = 10_000
+MAX_CATEGORIES = 10_000
 Category = StrictStr | StrictInt
 
 
@@ -41,7 +41,7 @@ class Feature(Declaration):
     title: str
     unit: str = "1"
     range: tuple[FiniteFloat, FiniteFloat]
-    categories: Annotated[tuple[Category, ...], Field(max_length=MOST_CATEGORIES)] = ()
+    categories: Annotated[tuple[Category, ...], Field(max_length=MAX_CATEGORIES)] = ()
     reference: Category | None = None
     whole: bool = False
     missing: FiniteFloat | str | None = None

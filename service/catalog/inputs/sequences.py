@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from service.catalog.inputs.tokens import TokenInputs
 
-MOST_CHARACTERS = 200_000
+MAX_CHARACTERS = 200_000
 """A longer text is refused before it is tokenised: 100,000 characters take a tenth of a second."""
-MOST_TOKENIZERS = 64
+MAX_TOKENIZERS = 64
 
 
 class Tokenizer(Declaration):
@@ -99,8 +99,8 @@ class TextTokenizer:
 
         The batch's call is used, of one text, since that of a single one keeps the interpreter for itself.
         """
-        if len(text) > MOST_CHARACTERS:
-            raise InvalidRequest(f"the text has {len(text)} characters; at most {MOST_CHARACTERS} are read")
+        if len(text) > MAX_CHARACTERS:
+            raise InvalidRequest(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
         (encoding,) = (self._cut or self._whole).encode_batch([text])
         ids, length = encoding.ids, self._inputs.length
         if len(ids) > length:
@@ -130,7 +130,7 @@ def read_tokenizer(folder: Path, inputs: TokenInputs) -> TextTokenizer | None:
     return _tokenizer(folder, inputs, declared)
 
 
-@lru_cache(MOST_TOKENIZERS)
+@lru_cache(MAX_TOKENIZERS)
 def _tokenizer(folder: Path, inputs: TokenInputs, declared: Tokenizer) -> TextTokenizer:
     return TextTokenizer(read_verified(folder, declared.file, declared.sha256), declared, inputs)
 

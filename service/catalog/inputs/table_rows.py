@@ -11,13 +11,13 @@ from reprlib import repr as abridged
 from typing import TYPE_CHECKING
 
 from service.catalog.inputs.features import Feature
-from service.catalog.nearest import LONGEST_SHOWN, Searches, listed
+from service.catalog.nearest import MAX_CHARACTERS_SHOWN, Searches, listed
 from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 if TYPE_CHECKING:
     from service.catalog.inputs.tabular import TabularInputs
 
-MOST_SAID = 3
+MAX_FAULTS_NAMED = 3
 """Values whose faults are in the sentence; all that are told are in the error's faults."""
 
 
@@ -64,7 +64,7 @@ def _refusal(
     wrong = [*islice(_wrong_values(there, searches), MOST_FAULTS)]
     faults = [Fault(Kind.MISSING_FEATURE, pointer_to(name), f"{name} is missing") for name in missing[:MOST_FAULTS]]
     faults += [
-        Fault(Kind.UNKNOWN_FEATURE, pointer_to(name), f"the model has no feature {name[:LONGEST_SHOWN]}{hint}")
+        Fault(Kind.UNKNOWN_FEATURE, pointer_to(name), f"the model has no feature {name[:MAX_CHARACTERS_SHOWN]}{hint}")
         for name, hint in zip(unknown, hints, strict=True)
     ]
     unknown_names = listed(unknown, count=len(instance) - len(expected) + len(missing))
@@ -88,7 +88,7 @@ def _wrong_values(given: Iterator[tuple[Feature, str | int, object]], searches: 
 
 def _said(wrong: Sequence[Fault]) -> str:
     """The first faults in one sentence."""
-    return "; ".join(fault.detail for fault in wrong[:MOST_SAID])
+    return "; ".join(fault.detail for fault in wrong[:MAX_FAULTS_NAMED])
 
 
 def _number(feature: Feature, value: object) -> float:

@@ -22,7 +22,7 @@ from service.engine.graph.operators import (
 )
 from service.engine.kernels.piecewise import NotPiecewiseLinear, PiecewiseLinear
 
-LARGEST_LAYER = 2**15
+MAX_LAYER_SIZE = 2**15
 """Breakpoints are looked for in blocks of 64 rows of every layer on the host: 8 MiB of such a layer."""
 MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "maskedfill"), *SUMS, *PADS}
 """Affine operators that can add something of their own to what they are given."""
@@ -38,7 +38,7 @@ def traits_of(
     except NotPiecewiseLinear as error:
         obstacle = str(error)
     largest = largest_layer(twin, shape)
-    if obstacle is None and largest > LARGEST_LAYER:
+    if obstacle is None and largest > MAX_LAYER_SIZE:
         obstacle = f"it has a layer of {largest} values, and finding the pieces would take too much memory"
     return Traits(
         axes=axes,

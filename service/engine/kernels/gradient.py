@@ -34,7 +34,7 @@ NICENESS = 5
 """Of the thread of the long chunks: where cores are few, it takes what the threads leave on which single requests wait.
 With 16 rows of a job under way, on two busy cores, a small explanation took 27 to 46 ms in the 99th percentile without,
 as against 7 to 20 alone."""
-LARGEST_VIEWED_BYTES = 1 << 20
+MAX_VIEWED_BYTES = 1 << 20
 FEW_LABELS = 32
 AGREEMENT = 1e-3
 """Of the largest value: what was recorded as a constant and is none differs by more."""
@@ -464,7 +464,7 @@ def divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, c
     for segment in segments:
         rows = slice(at, at + len(segment))
         own = contributions[rows]
-        if contributions.nbytes > LARGEST_VIEWED_BYTES and 2 * len(segment) < len(contributions):
+        if contributions.nbytes > MAX_VIEWED_BYTES and 2 * len(segment) < len(contributions):
             own = own.clone()  # a view would keep the whole chunk in memory
         parts.append(EvaluatedPoints(outputs[rows], derivatives[rows], (own,)))
         at = rows.stop

@@ -25,7 +25,7 @@ from service.engine.kernels.kernel import Segment, filled_up, question_of
 from service.methods.questions import BiasMaps, Curvatures, FeatureMaps, HessianRows, RowsOfOneTarget, Rule, RuleRows
 
 SOFTPLUS_BETA = 10.0
-LEAST_RANGE = 1e-6
+MIN_RANGE = 1e-6
 
 
 class RowsKernel:
@@ -289,7 +289,7 @@ def _between_zero_and_one(values: Tensor) -> Tensor:
     """Each row's values, shifted and scaled to reach from zero to one."""
     by_row = (-1, *[1] * (values.dim() - 1))
     low, high = (limit.reshape(by_row) for limit in values.flatten(1).aminmax(dim=1))
-    return (values - low) / (high - low + LEAST_RANGE)
+    return (values - low) / (high - low + MIN_RANGE)
 
 
 def _enlarged(maps: Tensor, size: tuple[int, ...]) -> Tensor:

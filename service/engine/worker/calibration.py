@@ -24,7 +24,7 @@ LADDER = tuple(2**power for power in range(2, 13))
 FEW = (1, 2)
 """Row counts that are tried too where the first of the ladder takes long: each row of a large network costs as much as
 the next, so that padding a question of six points to eight would take a third more."""
-LONGEST_SECONDS = 0.02
+MAX_CHUNK_SECONDS = 0.02
 """A chunk that takes longer is not tried at a larger shape: a small question may have to wait for one."""
 NEARLY_FREE = 1.8
 """The brief chunk takes at most so many times as long as the smallest. Exact Integrated Gradients of the loan model (37
@@ -64,9 +64,9 @@ def calibrate(
             break
         rows.append(capacity)
         rates = np.array(rows) / np.array(seconds)
-        if seconds[-1] > LONGEST_SECONDS or (len(rows) > 2 and rates[-2:].max() < ENOUGH_SHARE * rates.max()):
+        if seconds[-1] > MAX_CHUNK_SECONDS or (len(rows) > 2 and rates[-2:].max() < ENOUGH_SHARE * rates.max()):
             break
-    if seconds[0] > LONGEST_SECONDS:
+    if seconds[0] > MAX_CHUNK_SECONDS:
         return chosen([*FEW, *rows], [*map(measured, FEW), *seconds])
     again = map(measured, rows)  # what disturbed the first may be over
     return chosen(rows, [*map(min, seconds, again)])
@@ -89,7 +89,7 @@ def _seconds(kernel: Kernel, question: Points, clock: Callable[[], float]) -> fl
     segment = Segment(question, 0, len(question))
     kernel.run([segment])
     taken: list[float] = []
-    while len(taken) < REPEATS and sum(taken) < LONGEST_SECONDS:
+    while len(taken) < REPEATS and sum(taken) < MAX_CHUNK_SECONDS:
         started = clock()
         kernel.run([segment])
         taken.append(clock() - started)

@@ -32,7 +32,7 @@ from service.lifecycle.checking.limits import Limits
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.processes.tuning import HOST_THREADS
 
-LEAST_SHOWN = 5e-4
+MIN_VISIBLE_CHANGE = 5e-4
 """What three digits show."""
 Ask = Callable[[str, str], str]
 """Asks a question and gives the answer, or the default that it is given."""
@@ -164,7 +164,7 @@ def is_saturated(explanation: Explanation) -> bool:
     """Whether so little changes that three digits show nothing of it, as between probabilities that are all but one."""
     figures = (explanation.output, explanation.baseline_output, *(explanation.attributions or ()))
     change = (explanation.output or 0.0) - (explanation.baseline_output or 0.0)
-    return None not in figures and max(abs(change), *map(abs, explanation.attributions or ())) < LEAST_SHOWN
+    return None not in figures and max(abs(change), *map(abs, explanation.attributions or ())) < MIN_VISIBLE_CHANGE
 
 
 def _no_numbers(trial: Trial, example: Floats) -> str:

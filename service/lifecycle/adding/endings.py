@@ -27,7 +27,7 @@ LINEAR = "answerable_linear"
 LOGITS, PROBABILITIES, VALUES = "answerable_logits", "answerable_probabilities", "answerable_values"
 SCORE = "answerable_score"
 """The one logit [rows, 1] that two labels share, where they do: with zero beside it, it makes their `LOGITS`."""
-LEAST_PROBABILITY = 2.0**-126
+MIN_PROBABILITY = 2.0**-126
 """float32's least number of full precision, in the place of zeros, which have no logarithm."""
 SAME_VALUES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "ZipMap"}
 PASSING_ON = {*SAME_VALUES, "Normalizer"}
@@ -210,7 +210,7 @@ class _Added:
         value = self.in_float32(name)
         if of_the_rest:
             value = self("Sub", self.constant(np.ones((), dtype=np.float32)), value)
-        return self("Log", self("Max", value, self.constant(np.array(LEAST_PROBABILITY, dtype=np.float32))))
+        return self("Log", self("Max", value, self.constant(np.array(MIN_PROBABILITY, dtype=np.float32))))
 
     def _again(self, node: NodeProto, inputs: list[str]) -> str:
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}

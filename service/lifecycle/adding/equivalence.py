@@ -20,10 +20,10 @@ from service.lifecycle.adding.inputs import Given
 if TYPE_CHECKING:
     from service.lifecycle.adding.graphs import Found
 
-LARGEST_DIFFERENCE = 1e-5
-LARGEST_DIFFERENCE_OF_HALVES = 2e-3
+MAX_DIFFERENCE = 1e-5
+MAX_DIFFERENCE_OF_HALVES = 2e-3
 """Of a file that computes in float16, whose own softmax has three digits."""
-LEAST_SUM, LARGEST_SUM = 1 - 2e-3, 1 + 2e-3
+MIN_SUM, MAX_SUM = 1 - 2e-3, 1 + 2e-3
 """Of probabilities that sum to one, in float16 too."""
 ROWS = 32
 """On which the file is tried, of many evenly chosen ones."""
@@ -44,11 +44,11 @@ def meaning_of(scores: Floats) -> Meaning:
 
     def sum_to_one(values: Floats) -> bool:
         sums = values.sum(axis=1)
-        return values.shape[1] > 1 and bool(((sums > LEAST_SUM) & (sums < LARGEST_SUM)).all())
+        return values.shape[1] > 1 and bool(((sums > MIN_SUM) & (sums < MAX_SUM)).all())
 
-    if ((scores >= -LARGEST_DIFFERENCE) & (scores <= 1 + LARGEST_DIFFERENCE)).all():
+    if ((scores >= -MAX_DIFFERENCE) & (scores <= 1 + MAX_DIFFERENCE)).all():
         return Meaning.PROBABILITIES if sum_to_one(scores) else Meaning.SHARES
-    if (scores <= LARGEST_DIFFERENCE).all() and sum_to_one(np.exp(scores)):
+    if (scores <= MAX_DIFFERENCE).all() and sum_to_one(np.exp(scores)):
         return Meaning.LOGARITHMS
     return Meaning.SCORES
 
@@ -146,7 +146,7 @@ def refuse_contradiction(model: onnx.ModelProto, found: Found, outputs: Sequence
 
 
 def _limit(found: Found) -> float:
-    return LARGEST_DIFFERENCE if found.parity is None else LARGEST_DIFFERENCE_OF_HALVES
+    return MAX_DIFFERENCE if found.parity is None else MAX_DIFFERENCE_OF_HALVES
 
 
 def difference_from(found: Found, expected: Floats, logits: Floats, probabilities: Floats) -> float:

@@ -52,7 +52,7 @@ from service.lifecycle.adding.linear import expand_linear
 
 __all__ = ["LOGITS", "PROBABILITIES", "SCORE", "Found", "Given", "read_classifier"]
 
-LEAST_OPSET = 17
+MIN_OPSET = 17
 """Of the operators that are added, where the file has none of ONNX's own."""
 PARITY_OF_HALVES = 0.02
 """float16 has three digits, and the twin adds up in another order."""
@@ -281,7 +281,7 @@ def _serve(model: onnx.ModelProto, given: Given, outputs: Sequence[str]) -> None
     value.type.tensor_type.shape.dim[0].Clear()
     value.type.tensor_type.shape.dim[0].dim_param = "rows"
     if not any(one.domain == "" for one in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("", LEAST_OPSET))
+        model.opset_import.append(helper.make_opsetid("", MIN_OPSET))
         model.ir_version = max(model.ir_version, 8)
 
 

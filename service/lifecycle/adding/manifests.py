@@ -20,7 +20,7 @@ from service.lifecycle.adding.graphs import Found
 from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.rows import Rows
 
-MOST_BASELINES = 128
+MAX_BASELINES = 128
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -96,5 +96,5 @@ def _baseline(found: Found, rows: Floats | None) -> tuple[Floats, str]:
     if rows is None or not len(rows):
         columns = int(np.prod(found.given.shape))
         return np.zeros((1, columns)), "one row of zeros; rows of the training data would say more"
-    drawn = np.random.default_rng(0).permutation(len(rows))[:MOST_BASELINES]
+    drawn = np.random.default_rng(0).permutation(len(rows))[:MAX_BASELINES]
     return rows[np.sort(drawn)], f"{len(drawn)} rows drawn from {len(rows)}"

@@ -6,7 +6,7 @@ import numpy as np
 
 from service.domain import Floats, Indices
 
-MOST_ROUNDS = 100
+MAX_ROUNDS = 100
 
 
 def random_rows(rows: Floats, size: int, seed: int) -> Indices:
@@ -25,7 +25,7 @@ def medoids(rows: Floats, size: int, seed: int) -> Indices:
     scaled = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     centers = _starts(scaled, min(size, len(rows)), np.random.default_rng(seed))
     nearest = _distances(scaled, centers).argmin(axis=1)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         centers = np.stack(
             [scaled[nearest == at].mean(axis=0) if (nearest == at).any() else old for at, old in enumerate(centers)]
         )

@@ -27,7 +27,7 @@ from service.lifecycle.checking.limits import ROWS, Limits
 from service.lifecycle.checking.tables import findings_body
 from service.processes.tuning import HOST_THREADS
 
-LEAST_URGENT = 19
+MAX_NICENESS = 19
 
 
 def assess(
@@ -68,7 +68,7 @@ def _files(folder: Path) -> tuple[ModelKey, str] | None:
 
 def main() -> int:
     """Checks as the command does that names no options. 0 where a verdict was kept."""
-    os.nice(LEAST_URGENT)
+    os.nice(MAX_NICENESS)
     torch.set_num_threads(HOST_THREADS)
     data, folder, *against = map(Path, sys.argv[1:])
     with ending_with_whoever_asked(sys.stdin.fileno()):

@@ -13,7 +13,7 @@ import orjson
 from service.lifecycle.checking.checks import Finding, Report
 from service.lifecycle.checking.comparison import Comparison
 
-MOST_LINES = 5
+MAX_LINES = 5
 RESULTS = {True: "passed", False: "FAILED", None: "not applicable"}
 COLUMNS = ("feature", "before", "after", "difference", "rank_before", "rank_after")
 
@@ -105,13 +105,13 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _changed(comparison: Comparison) -> list[str]:
     """The features that changed most, and the flips."""
-    changes = [f"{f.feature} {_change(f.difference)}" for f in comparison.most_changed[:MOST_LINES]]
+    changes = [f"{f.feature} {_change(f.difference)}" for f in comparison.most_changed[:MAX_LINES]]
     lines = [f"changed most: {', '.join(changes)}"]
-    for flip in comparison.flips[:MOST_LINES]:
+    for flip in comparison.flips[:MAX_LINES]:
         features = ", ".join(f"{name} {_change(change)}" for name, change in flip.features.items())
         lines.append(f"row {flip.row}: {flip.before} -> {flip.after}; {features}")
-    if len(comparison.flips) > MOST_LINES:
-        lines.append(f"and {len(comparison.flips) - MOST_LINES} more rows")
+    if len(comparison.flips) > MAX_LINES:
+        lines.append(f"and {len(comparison.flips) - MAX_LINES} more rows")
     if comparison.filled:
         lines.append(f"not in the rows, so at the baselines' median: {', '.join(comparison.filled)}")
     return lines

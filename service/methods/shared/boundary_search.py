@@ -31,9 +31,9 @@ import numpy as np
 from service.domain import Contrast, Floats, Indices, OutputSpace
 from service.methods.questions import Problem, Readout, Rows, Steps, evaluated, outputs_at
 
-MOST_GRADIENTS = 380
-MOST_WALKERS = 9
-MOST_STEPS = 60
+MAX_GRADIENTS = 380
+MAX_WALKERS = 9
+MAX_STEPS = 60
 OVERSHOOT = 1.02
 """DeepFool's: Newton's step alone may end on the boundary and not behind it."""
 FIRST_CHANGE, LAST_CHANGE = 0.1, 0.005
@@ -70,15 +70,15 @@ def least_gradients(labels: int) -> int:
 
 def nearest_boundary(problem: Problem, most: int) -> Steps[BoundaryPoint]:
     """Searches with at most `most` gradients, and never with more than 380."""
-    most = min(most, MOST_GRADIENTS)
+    most = min(most, MAX_GRADIENTS)
     outputs = yield from outputs_at(problem.input[None])
     decision = _Decision.of(problem, outputs[OutputSpace.LOGIT])
     walkers = _Walkers(problem, decision)
-    for step in range(MOST_STEPS):
+    for step in range(MAX_STEPS):
         walkers.keep(most - walkers.evaluations)
         if not len(walkers.live):
             break
-        yield from walkers.step(step / MOST_STEPS)
+        yield from walkers.step(step / MAX_STEPS)
     displacement, is_found = yield from _first_turn(problem, decision, walkers.candidates())
     point = problem.input + (problem.high - problem.low) * displacement
     outputs = yield from outputs_at(point[None])
@@ -127,7 +127,7 @@ class _Walkers:
         self._problem = problem
         self._extent = problem.high - problem.low
         self._decision = decision
-        self._rivals = decision.rivals[:MOST_WALKERS]
+        self._rivals = decision.rivals[:MAX_WALKERS]
         self._place = np.zeros((len(self._rivals), len(problem.input)))
         self._behind = np.zeros_like(self._place)
         self._reach = np.zeros(len(self._rivals))
