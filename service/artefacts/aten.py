@@ -1,4 +1,4 @@
-"""Exported graphs in the functions that people write: `torch.relu` in the place of `torch.ops.aten.relu.default`.
+"""Exported graphs with torch's public functions: `torch.relu` in the place of `torch.ops.aten.relu.default`.
 
 The engine knows operators by the names of torch's public functions and methods (`service.engine.graph.operators`), and
 those of ATen have the same names and arguments.
@@ -15,7 +15,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar"}
-"""Check what was true at the export; the artefact itself goes on to check it."""
+"""Operators that assert what held at the export; the artefact itself still checks it."""
 
 
 def in_plain_torch(network: fx.GraphModule) -> fx.GraphModule:
@@ -45,7 +45,7 @@ def _rewrite(node: fx.Node, name: str) -> None:
 def _rewrite_slice(node: fx.Node) -> None:
     """A slice along a dimension counted from the front is an index; another stays as it is."""
     arguments: tuple[Any, ...] = node.args  # spelled out, their recursive type takes mypy eight minutes
-    given, dim, start, stop, step = (*arguments, *(0, None, None, 1)[len(arguments) - 1 :])[:5]
+    tensor, dim, start, stop, step = (*arguments, *(0, None, None, 1)[len(arguments) - 1 :])[:5]
     if isinstance(dim, int) and dim >= 0:
         part = slice(start or None, None if stop == sys.maxsize else stop, None if step == 1 else step)
-        node.target, node.args = operator.getitem, (given, (*(slice(None),) * dim, part))
+        node.target, node.args = operator.getitem, (tensor, (*(slice(None),) * dim, part))

@@ -1,7 +1,7 @@
 """The networks of `service.catalog.architectures`, with weights from a safetensors file.
 
-A network is built without memory for its weights, held against the file tensor by tensor, and then given the file's:
-whatever sizes a manifest asks for, no more is allocated than the file holds.
+A network is built without memory for its weights, compared with the file tensor by tensor, and then given the
+file's weights: whatever sizes a manifest asks for, no more is allocated than the file holds.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ class CnnNetwork(nn.Module):
 
 
 class _BlockNetwork(nn.Module):
-    def __init__(self, options: Block, given: int, activation: Activation) -> None:
+    def __init__(self, options: Block, inputs: int, activation: Activation) -> None:
         super().__init__()
         kernel = options.kernel
         self.convolution = nn.Conv2d(
-            given, options.channels, kernel, options.stride, padding=kernel // 2, bias=options.bias
+            inputs, options.channels, kernel, options.stride, padding=kernel // 2, bias=options.bias
         )
         self.normal = nn.BatchNorm2d(options.channels) if options.normal else None
         self.residual, self.pool, self.activation = options.residual, options.pool, activation
 
-    def forward(self, given: Tensor) -> Tensor:
-        hidden: Tensor = self.convolution(given)
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.convolution(inputs)
         hidden = hidden if self.normal is None else self.normal(hidden)
-        hidden = _activated(hidden + given if self.residual else hidden, self.activation)
+        hidden = _activated(hidden + inputs if self.residual else hidden, self.activation)
         return hidden if self.pool == 1 else functional.max_pool2d(hidden, self.pool)
 
 
@@ -124,16 +124,16 @@ def read_network(content: bytes, architecture: Architecture, shape: tuple[int, .
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
     for name, tensor in expected.items():
         described = f"{_described(tensor)}, as the architecture {architecture!r} has it"
-        if name not in given:
+        if name not in tensors:
             raise CatalogError(f"the file lacks the tensor {name!r}: {described}")
-        if _described(given[name]) != _described(tensor):
-            raise CatalogError(f"the tensor {name!r} is {_described(given[name])} in the file, not {described}")
-        if not given[name].isfinite().all():
+        if _described(tensors[name]) != _described(tensor):
+            raise CatalogError(f"the tensor {name!r} is {_described(tensors[name])} in the file, not {described}")
+        if not tensors[name].isfinite().all():
             raise CatalogError(f"the tensor {name!r} holds values that are not finite")
-    unknown = next((name for name in given if name not in expected), None)
+    unknown = next((name for name in tensors if name not in expected), None)
     if unknown is not None:
         raise CatalogError(f"the architecture {architecture!r} has no tensor {unknown!r}, which the file holds")
 

@@ -1,4 +1,4 @@
-"""What a library says of a model file, as a part of a sentence: without its codes, its source files and newlines."""
+"""A library's error about a model file, as a part of a sentence: without codes, source files and newlines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ NOISE = re.compile(
 
 
 def reported(error: Exception) -> str:
-    """The error's own words in one line, or else its kind."""
+    """The error's message in one line, or its class's name where it has none."""
     text = NOISE.sub("", re.sub(r"\s+", " ", str(error))).strip(" .:")
     return f"{text[:MAX_CHARACTERS]}…" if len(text) > MAX_CHARACTERS else text or type(error).__name__

@@ -16,17 +16,17 @@ ROW_TYPE = "row_type"
 
 
 def set_row_type(twin: fx.GraphModule, row_type: RowType) -> None:
-    """Notes in the twin's input which type of rows it takes."""
+    """Notes on the twin's input node which type of rows the twin takes."""
     for node in twin.graph.find_nodes(op="placeholder"):
         node.meta[ROW_TYPE] = row_type
 
 
 def row_type_of(twin: fx.GraphModule) -> RowType:
-    """The type of the rows that the twin takes: as was noted, else that of its weights."""
-    given = next(iter(twin.graph.find_nodes(op="placeholder")))
+    """The type of the rows that the twin takes: the one that was noted, else that of its weights."""
+    placeholder = next(iter(twin.graph.find_nodes(op="placeholder")))
     dtype = next((weight.dtype for weight in twin.parameters()), torch.float32)
-    found: RowType = given.meta.get(ROW_TYPE, DOUBLE if dtype == torch.float64 else SINGLE)
-    return found
+    row_type: RowType = placeholder.meta.get(ROW_TYPE, DOUBLE if dtype == torch.float64 else SINGLE)
+    return row_type
 
 
 def no_rows(twin: fx.GraphModule, count: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -35,7 +35,7 @@ def no_rows(twin: fx.GraphModule, count: int, shape: tuple[int, ...], device: to
 
 
 class _Sizes(fx.Interpreter):
-    """Notes the sizes of what it computes. torch's own ShapeProp imports sympy for it, which takes a second."""
+    """Notes sizes of what it computes. torch's own ShapeProp imports sympy for it, which takes a second."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -52,7 +52,7 @@ def propagate(twin: fx.GraphModule, shape: tuple[int, ...]) -> None:
 
 
 def size_of(node: fx.Node) -> torch.Size | None:
-    """What was noted of a node; None where it is no tensor."""
+    """The size that was noted on a node; None where its value is not a tensor."""
     size: torch.Size | None = node.meta.get(SIZE)
     return size
 
