@@ -22,7 +22,7 @@ from service.catalog.baseline_outputs import OUTPUTS, KeptOutputs, Outputs
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
-from service.catalog.refusals import told
+from service.catalog.refusals import message_for_clients
 from service.catalog.set_erasure import forget_rows, remove_set
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
@@ -55,7 +55,7 @@ def read_catalog(folder: Path) -> Catalog:
             catalog.put(_described(version))
         except CatalogError as error:
             LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
-            catalog.faults[version.parent.name, version.name] = told(error)
+            catalog.faults[version.parent.name, version.name] = message_for_clients(error)
     if not list(catalog):
         LOG.error("there is no model in %s", folder.absolute())
     return catalog
@@ -111,7 +111,7 @@ class Repository:
                     await self._load(version)
                 except CatalogError as error:
                     LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
-                    self._catalog.put(replace(version, problem=told(error)))
+                    self._catalog.put(replace(version, problem=message_for_clients(error)))
             self._serves = True
             self._catalog.is_loading = False
         if self._lost_rows:
@@ -156,8 +156,8 @@ class Repository:
         except CatalogError as error:
             LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
             if self._known(folder.parent.name, folder.name) is None:
-                self._catalog.faults[folder.parent.name, folder.name] = told(error)
-            return f"{folder.parent.name}@{folder.name}: {told(error)}"
+                self._catalog.faults[folder.parent.name, folder.name] = message_for_clients(error)
+            return f"{folder.parent.name}@{folder.name}: {message_for_clients(error)}"
         return None
 
     async def unload(self, name: str, version: str | None) -> list[State]:

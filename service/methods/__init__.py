@@ -1,1 +1,1 @@
-"""Attribution methods, one generator a file, over a gradient oracle that somebody else drives."""
+"""Attribution methods, one generator a file: each yields questions about the model and is sent the answers."""

@@ -125,10 +125,10 @@ def _walked(problem: Problem) -> Steps[_Walks]:
             break
         corners.append(corners[-1].copy())
         corners[-1][live] += steps[goes_on]
-        found = yield from outputs_at(corners[-1][live])
+        outputs_there = yield from outputs_at(corners[-1][live])
         at_corners.append(at_corners[-1].copy())
-        at_corners[-1][live] = problem.read(found)
-        live = live[found[problem.output_space].argmax(axis=1) != classes[live]]
+        at_corners[-1][live] = problem.read(outputs_there)
+        live = live[outputs_there[problem.output_space].argmax(axis=1) != classes[live]]
     return _Walks(np.stack(corners), np.stack(at_corners), evaluations, stopped)
 
 

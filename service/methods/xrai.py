@@ -65,10 +65,10 @@ def xrai(problem: Problem) -> Method:
 
     Segmentation keeps the worker from packing chunks, so it is done scale by scale, one before each question.
     """
-    found: list[Regions] = []
+    ready: list[Regions] = []
     scales = _regions(problem)
-    integrated = yield from _integrated(problem, lambda: found.extend(islice(scales, 1)))
-    regions = together([*found, *scales])
+    integrated = yield from _integrated(problem, lambda: ready.extend(islice(scales, 1)))
+    regions = together([*ready, *scales])
     return replace(integrated, values=_map(problem, regions, problem.per_unit(integrated.values)))
 
 

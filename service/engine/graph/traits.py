@@ -102,8 +102,8 @@ def _has_maps_over(twin: fx.GraphModule, shape: tuple[int, ...]) -> bool:
     if maps is None or len(size_of(maps) or ()) - 2 != len(space_of(shape)):
         return False
     first = next(operator.node for operator in varying_operators(twin) if operator.kind == "conv")
-    (given, *_) = _varying_among(first, varying_nodes(twin))
-    return len(shape) > 1 or size_of(given) == (1, 1, *shape)
+    (varying_arguments, *_) = _varying_among(first, varying_nodes(twin))
+    return len(shape) > 1 or size_of(varying_arguments) == (1, 1, *shape)
 
 
 def varying_nodes(twin: fx.GraphModule) -> set[fx.Node]:
@@ -114,9 +114,9 @@ def varying_nodes(twin: fx.GraphModule) -> set[fx.Node]:
 
 def _varying_among(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
     """The node's arguments that are `varying`, as often as they are given."""
-    given: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), lambda used: given.append(used) if used in varying else None)
-    return given
+    varying_arguments: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), lambda used: varying_arguments.append(used) if used in varying else None)
+    return varying_arguments
 
 
 def adding_nodes(twin: fx.GraphModule) -> list[fx.Node]:
@@ -131,17 +131,19 @@ def _biases_obstacle(twin: fx.GraphModule) -> str | None:
     """
     varying = varying_nodes(twin)
     for operator in varying_operators(twin):
-        given = _varying_among(operator.node, varying)
-        is_known = is_affine(operator, given) or _is_homogeneous(operator, given)
+        varying_arguments = _varying_among(operator.node, varying)
+        is_known = is_affine(operator, varying_arguments) or _is_homogeneous(operator, varying_arguments)
         if operator.is_in_training or not is_known:
             return operator.name
     return None
 
 
-def _is_homogeneous(operator: Operator, given: Sequence[fx.Node]) -> bool:
+def _is_homogeneous(operator: Operator, varying_arguments: Sequence[fx.Node]) -> bool:
     """Whether it is piecewise linear, and scaling what it is `given` by a positive number scales the result."""
     limits = bounds(operator)
     if limits:
-        bends_at_zero = all(limit in given if isinstance(limit, fx.Node) else limit == 0 for limit in limits)
-        return bends_at_zero and {operator.node.args[0], *limits}.issuperset(given)
+        bends_at_zero = all(
+            limit in varying_arguments if isinstance(limit, fx.Node) else limit == 0 for limit in limits
+        )
+        return bends_at_zero and {operator.node.args[0], *limits}.issuperset(varying_arguments)
     return operator.kind in MAX_POOLS | EXTREMA_ALONG

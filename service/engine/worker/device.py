@@ -29,9 +29,10 @@ from service.engine.kernels.kernel import (
     Segment,
 )
 from service.engine.kernels.piecewise import PiecewiseLinear
-from service.engine.kernels.rows import BiasKernel, HessianKernel, LayerKernel, RowsKernel, RuleKernel
+from service.engine.kernels.rows import BackwardRuleKernel, BiasKernel, HessianKernel, LayerKernel, RowsKernel
 from service.engine.worker.calibration import calibrate, clock_of
 from service.methods.questions import (
+    BackwardRuleRows,
     BiasRows,
     Breakpoints,
     Forwards,
@@ -40,7 +41,6 @@ from service.methods.questions import (
     Points,
     Readout,
     Rows,
-    RuleRows,
 )
 
 DEPLOYED_ROWS = 32
@@ -217,7 +217,7 @@ def kernels_of(
         network = PiecewiseLinear(twin, shape=traits.shape)
         by_type[Breakpoints] = [BreakpointsKernel(network, BREAKPOINT_LINES, traits.shape, most_pieces)]
     on_rows: dict[type, type[RowsKernel]] = {
-        RuleRows: RuleKernel,
+        BackwardRuleRows: BackwardRuleKernel,
         LayerRows: LayerKernel,
         BiasRows: BiasKernel,
         HessianRows: HessianKernel,

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from service.catalog.refusals import told
+from service.catalog.refusals import message_for_clients
 from service.engine.messages import (
     Attach,
     Cancel,
@@ -141,7 +141,7 @@ class Worker:
             loaded = self._models.load(request.version, request.source, request.known, request.shapes)
         except CatalogError as error:
             LOG.error("%s cannot be loaded: %s", request.version, error)  # noqa: TRY400
-            return Refused(request.task, told(error))
+            return Refused(request.task, message_for_clients(error))
         except Exception as error:
             LOG.exception("a model could not be loaded")
             name = type(error).__name__  # what it says may hold paths of this machine; it is in the log

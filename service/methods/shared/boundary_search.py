@@ -203,18 +203,18 @@ def _first_turn(problem: Problem, decision: _Decision, candidates: Floats) -> St
     above = np.repeat(decision.margins(decision.at_input), len(candidates))
     for narrowing in range(NARROWINGS):
         alphas = low[:, None] + (high - low)[:, None] * np.arange(PARTS + 1) / PARTS
-        asked = yield from _margins_on(problem, decision, candidates, alphas[:, 1:])
-        margins = np.concatenate([above[:, None], asked], axis=1)
-        if narrowing == 0 and not (asked <= 0).any():
+        beyond = yield from _margins_on(problem, decision, candidates, alphas[:, 1:])
+        margins = np.concatenate([above[:, None], beyond], axis=1)
+        if narrowing == 0 and not (beyond <= 0).any():
             line, part = divmod(int(np.argmin(margins)), PARTS + 1)
             return alphas[line, part] * candidates[line], False
         if narrowing > 0:
-            asked[:, -1] = np.minimum(asked[:, -1], 0)  # it has turned there, whatever rounding says now
-        row, first = np.arange(len(candidates)), (asked <= 0).argmax(axis=1)
+            beyond[:, -1] = np.minimum(beyond[:, -1], 0)  # it has turned there, whatever rounding says now
+        row, first = np.arange(len(candidates)), (beyond <= 0).argmax(axis=1)
         low, high = alphas[row, first], alphas[row, first + 1]
         above, below = margins[row, first], margins[row, first + 1]
         turns = low + (high - low) * np.clip(above / np.where(above > below, above - below, 1), 0, 1)
-        distances = np.where((asked <= 0).any(axis=1), turns * np.linalg.norm(candidates, axis=1), np.inf)
+        distances = np.where((beyond <= 0).any(axis=1), turns * np.linalg.norm(candidates, axis=1), np.inf)
         best = [int(np.argmin(distances))]
         candidates, low, high, above, turns = candidates[best], low[best], high[best], above[best], turns[best]
     return turns[0] * candidates[0], True
