@@ -84,10 +84,10 @@ class Assessments:
 
         With `against`, the latest of those that compared it with exactly these files.
         """
-        found = [_read(path) for path in (self._path(key, manifest), version / FILE)]
-        own = [one for one in found if one is not None and _is_of(one, key, manifest)]
-        counting = [one for one in own if against is None or one.against_files == against]
-        return max(counting, key=lambda one: one.checked, default=None)
+        candidates = [_read(path) for path in (self._path(key, manifest), version / FILE)]
+        own = [assessment for assessment in candidates if assessment is not None and _is_of(assessment, key, manifest)]
+        counting = [assessment for assessment in own if against is None or assessment.against_files == against]
+        return max(counting, key=lambda assessment: assessment.checked, default=None)
 
     def keep(self, assessment: Assessment) -> None:
         """Keeps it in place of an earlier one. Raises OSError."""
@@ -110,8 +110,8 @@ def newest_before(folders: Sequence[Path], version: Path, kept: Assessments) -> 
             _, key, manifest = read_manifest(other)
         except CatalogError:
             continue
-        found = kept.find(other, key, manifest)
-        if found is None or found.passed:
+        latest = kept.find(other, key, manifest)
+        if latest is None or latest.passed:
             return other
     return None
 
@@ -121,8 +121,9 @@ def keep_beside(version: Path, assessment: Assessment) -> None:
     _write(version / FILE, assessment)
 
 
-def _is_of(one: Assessment, key: ModelKey, manifest: str) -> bool:
-    return (one.name, one.version, one.digest, one.manifest) == (key.name, key.version, key.digest, manifest)
+def _is_of(assessment: Assessment, key: ModelKey, manifest: str) -> bool:
+    checked = assessment.name, assessment.version, assessment.digest, assessment.manifest
+    return checked == (key.name, key.version, key.digest, manifest)
 
 
 def _write(path: Path, assessment: Assessment) -> None:

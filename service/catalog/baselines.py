@@ -200,24 +200,27 @@ class KeptSets:
         """The names of all models that sets were ever kept for."""
         return sorted(path.name for path in self._folder.glob("*") if path.is_dir())
 
-    def rows_of(self, one: KeptSet) -> NDArray[np.floating]:
+    def rows_of(self, kept_set: KeptSet) -> NDArray[np.floating]:
         """The rows [size, columns] of a set, as they are stored. Raises CatalogError."""
-        content = read_verified(self.place(one.model), _file(one.sha256), one.sha256)
+        content = read_verified(self.place(kept_set.model), _file(kept_set.sha256), kept_set.sha256)
         return load(content)["rows"]
 
-    def leave(self, one: KeptSet, rows: NDArray[np.floating], subjects: Sequence[str | None]) -> KeptSet:
+    def leave(self, kept_set: KeptSet, rows: NDArray[np.floating], subjects: Sequence[str | None]) -> KeptSet:
         """Leaves these of a set's rows, with their `subjects`, or none; the set as it is then. Raises OSError.
 
         The file of the rows that it had is for `sweep`, in case another set has the same.
         """
-        erased = tuple(dict.fromkeys([*one.erased, one.digest]))
+        erased = tuple(dict.fromkeys([*kept_set.erased, kept_set.digest]))
         if len(rows):
-            sha256 = self._write_rows(one.model, one.tenant, rows)
-            left = replace(one, size=len(rows), sha256=sha256, subjects=tuple(subjects), erased=erased)
+            sha256 = self._write_rows(kept_set.model, kept_set.tenant, rows)
+            reduced = replace(kept_set, size=len(rows), sha256=sha256, subjects=tuple(subjects), erased=erased)
         else:
-            left = replace(one, size=0, description="", subjects=(), erased=erased)
-        _write(self._descriptions(one.model, one.tenant) / f"{one.name}@{one.version}.json", _described(left))
-        return left
+            reduced = replace(kept_set, size=0, description="", subjects=(), erased=erased)
+        _write(
+            self._descriptions(kept_set.model, kept_set.tenant) / f"{kept_set.name}@{kept_set.version}.json",
+            _described(reduced),
+        )
+        return reduced
 
     def sweep(self, model: str) -> frozenset[str]:
         """Deletes the files of rows that every set of the model has lost; their digests, also of earlier sweeps.

@@ -41,13 +41,13 @@ class Artefact(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _format_of_suffix(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("file"), str):
-            return given
-        suffix = PurePosixPath(given["file"]).suffix.lower()
+    def _format_of_suffix(cls, declared: Any) -> Any:
+        if not isinstance(declared, dict) or not isinstance(declared.get("file"), str):
+            return declared
+        suffix = PurePosixPath(declared["file"]).suffix.lower()
         if suffix in PICKLES:
             raise ValueError(f"a {suffix} file is a pickle, which is never opened: export ONNX, .pt2 or .safetensors")
-        return {"format": suffix.removeprefix("."), **given}
+        return {"format": suffix.removeprefix("."), **declared}
 
     @model_validator(mode="after")
     def _consistent(self) -> Artefact:

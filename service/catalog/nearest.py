@@ -19,11 +19,11 @@ def known(what: str, names: Iterable[object]) -> str:
     return f"the {what} are {listed_names}" if listed_names else f"there are no {what}"
 
 
-def did_you_mean(given: object, names: Iterable[object]) -> str:
+def did_you_mean(unknown: object, names: Iterable[object]) -> str:
     """`; did you mean age?`, with the name nearest to what was given, or nothing where none is near."""
-    if not isinstance(given, str) or not 0 < len(given) <= MAX_CHARACTERS_SHOWN:
+    if not isinstance(unknown, str) or not 0 < len(unknown) <= MAX_CHARACTERS_SHOWN:
         return ""
-    near = difflib.get_close_matches(given, _compared(given, names), 1)
+    near = difflib.get_close_matches(unknown, _compared(unknown, names), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -31,24 +31,24 @@ class Searches:
     """`did_you_mean`, so many times for one request and then no more."""
 
     def __init__(self) -> None:
-        self._left = MAX_SEARCHES
+        self._remaining = MAX_SEARCHES
 
-    def hint(self, given: object, names: Iterable[object]) -> str:
+    def hint(self, unknown: object, names: Iterable[object]) -> str:
         """The nearest name, as long as searches are left."""
-        self._left -= 1
-        return did_you_mean(given, names) if self._left >= 0 else ""
+        self._remaining -= 1
+        return did_you_mean(unknown, names) if self._remaining >= 0 else ""
 
 
-def _compared(given: str, names: Iterable[object]) -> list[str]:
+def _compared(unknown: str, names: Iterable[object]) -> list[str]:
     """The names that are compared: of more than a search may, those that begin alike."""
     texts = [name for name in names if isinstance(name, str) and len(name) <= MAX_CHARACTERS_SHOWN]
     if len(texts) <= MAX_COMPARED:
         return texts
-    return list(islice((name for name in texts if name[0:1].casefold() == given[0].casefold()), MAX_COMPARED))
+    return list(islice((name for name in texts if name[0:1].casefold() == unknown[0].casefold()), MAX_COMPARED))
 
 
 def listed(names: Sequence[object], most: int = 5, count: int | None = None) -> str:
     """The first names, and how many more there are of `count` in all."""
-    shown = ", ".join(str(name)[:MAX_CHARACTERS_SHOWN] for name in names[:most])
+    first = ", ".join(str(name)[:MAX_CHARACTERS_SHOWN] for name in names[:most])
     more = (len(names) if count is None else count) - most
-    return shown if more <= 0 else f"{shown} and {more} more"
+    return first if more <= 0 else f"{first} and {more} more"

@@ -73,7 +73,7 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ReviewRule:
     """`quantity` compared with `factor`, or with `factor` times the quantity `of`."""
 
     quantity: str
@@ -101,18 +101,18 @@ def parts_of(quantity: str) -> tuple[str, str | None]:
     return name, of.removesuffix(")").strip() or None
 
 
-def parse(text: str) -> Rule | Condition:
+def parse(text: str) -> ReviewRule | Condition:
     """The rule that a manifest spells. Raises ValueError, which says what is wrong."""
     condition = _CONDITION.fullmatch(text)
     if condition is not None:
         return Condition(condition["label"].strip("'\""), condition["comparator"] == "==")
-    found = _RULE.fullmatch(text)
-    if found is None:
+    match = _RULE.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text!r} is no rule; one looks like `protected_share > 0.2`")
-    quantity, comparator, threshold = found["quantity"], found["comparator"], found["threshold"]
+    quantity, comparator, threshold = match["quantity"], match["comparator"], match["threshold"]
     _check_quantity(quantity)
     if (number := _number(threshold)) is not None:
-        return Rule(quantity, comparator, number)
+        return ReviewRule(quantity, comparator, number)
     product = _PRODUCT.fullmatch(threshold)
     factor = 1.0 if product is None or product["factor"] is None else _number(product["factor"])
     if product is None or factor is None:
@@ -120,7 +120,7 @@ def parse(text: str) -> Rule | Condition:
     _check_quantity(product["quantity"])
     if product["quantity"] == quantity:
         raise ValueError(f"{text!r} compares {quantity} with itself")
-    return Rule(quantity, comparator, factor, product["quantity"])
+    return ReviewRule(quantity, comparator, factor, product["quantity"])
 
 
 def _check_quantity(quantity: str) -> None:
@@ -139,11 +139,11 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _read(given: Any) -> Any:
-    return parse(given) if isinstance(given, str) else given
+def _read(declared: Any) -> Any:
+    return parse(declared) if isinstance(declared, str) else declared
 
 
-SpelledRule = Annotated[Rule | Condition, BeforeValidator(_read)]
+SpelledRule = Annotated[ReviewRule | Condition, BeforeValidator(_read)]
 """A rule as a manifest has it: one line of text."""
 
 
@@ -174,11 +174,11 @@ class Review(BaseModel):
         return self
 
     @cached_property
-    def all_rules(self) -> dict[str, Rule | Condition]:
+    def all_rules(self) -> dict[str, ReviewRule | Condition]:
         """The rules by the flag that they raise."""
         if self.protected_share is None:
             return dict(self.rules)
-        return {PROTECTED_SHARE: Rule(PROTECTED_SHARE, ">", self.protected_share), **self.rules}
+        return {PROTECTED_SHARE: ReviewRule(PROTECTED_SHARE, ">", self.protected_share), **self.rules}
 
     @cached_property
     def all_cohorts(self) -> tuple[tuple[str, str], ...]:

@@ -146,10 +146,10 @@ class Repository:
     async def _loaded(self, folder: Path) -> str | None:
         """Loads the version in `folder`, or says why it could not."""
         try:
-            found = await asyncio.to_thread(_described, folder)
-            known = self._known(found.key.name, found.key.version)
-            if known is None or not known.is_ready or not known.is_same(found):
-                await self._load(found)
+            version = await asyncio.to_thread(_described, folder)
+            known = self._known(version.key.name, version.key.version)
+            if known is None or not known.is_ready or not known.is_same(version):
+                await self._load(version)
             else:
                 await self._renew_sets(known)
                 await self._assess(self._known(known.key.name, known.key.version) or known)
@@ -232,7 +232,7 @@ class Repository:
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,
-                kept_sets=await self._given_sets(version),
+                kept_sets=await self._attach_sets(version),
             )
         )
         LOG.info("%s is served: artefact %s, manifest %s", key, key.digest, version.manifest_digest)
@@ -308,11 +308,11 @@ class Repository:
             raise NotFound("there is no such baseline set, or it is the model's own")
         return sets[-1]
 
-    async def remove_set(self, one: KeptSet) -> KeptSet:
+    async def remove_set(self, kept_set: KeptSet) -> KeptSet:
         """Removes all rows of a set, here and on the workers; what is left of it. Raises Unkept."""
-        left = await self._removed(lambda: remove_set(self._data, one))
+        reduced = await self._removed(lambda: remove_set(self._data, kept_set))
         await self._withdraw_sets()
-        return left
+        return reduced
 
     async def forget_rows(self) -> None:
         """Removes the rows of people who were erased from all sets, here and on the workers. Raises Unkept.
@@ -346,39 +346,39 @@ class Repository:
                     await self._renew_sets(known)
 
     async def _renew_sets(self, version: ModelVersion) -> None:
-        sets = await self._given_sets(version)
+        sets = await self._attach_sets(version)
         current = self._known(version.key.name, version.key.version)
         if current is not None and current.is_ready and current.is_same(version):
             self._catalog.put(replace(current, kept_sets=sets))
 
-    async def _given_sets(self, version: ModelVersion) -> tuple[KeptSet, ...]:
+    async def _attach_sets(self, version: ModelVersion) -> tuple[KeptSet, ...]:
         """Every set that is kept for the model; those that fit the version are given to the workers.
 
         One that cannot be is left out and logged: it keeps nothing from being served.
         """
-        key, given = version.key, []
-        for one in await asyncio.to_thread(self._sets.of, key.name):
-            if one not in version.kept_sets and one.stale_for(key, version.manifest) is None:
+        key, usable = version.key, []
+        for kept_set in await asyncio.to_thread(self._sets.of, key.name):
+            if kept_set not in version.kept_sets and kept_set.stale_for(key, version.manifest) is None:
                 try:
-                    await self._give(version, one)
+                    await self._attach(version, kept_set)
                 except CatalogError as error:
-                    LOG.error("%s is without baseline %s@%s: %s", key, one.name, one.version, error)  # noqa: TRY400
+                    LOG.error("%s is without baseline %s@%s: %s", key, kept_set.name, kept_set.version, error)  # noqa: TRY400
                     continue
-            given.append(one)
-        return tuple(given)
+            usable.append(kept_set)
+        return tuple(usable)
 
-    async def _give(self, version: ModelVersion, one: KeptSet) -> None:
-        outputs = await self._find_outputs(version, one.sha256)
-        computed = await self._engine.attach(version.ref, one.listed, outputs)
+    async def _attach(self, version: ModelVersion, kept_set: KeptSet) -> None:
+        outputs = await self._find_outputs(version, kept_set.sha256)
+        computed = await self._engine.attach(version.ref, kept_set.listed, outputs)
         if outputs is None:
-            await self._keep_outputs(version, {one.listed.digest: computed})
+            await self._keep_outputs(version, {kept_set.listed.digest: computed})
 
     async def _known_outputs(self, version: ModelVersion) -> BaselineOutputs:
         known = {}
-        for one in version.manifest.baselines:
-            found = await self._find_outputs(version, one.sha256)
-            if found is not None:
-                known[one.digest] = found
+        for baseline_set in version.manifest.baselines:
+            outputs = await self._find_outputs(version, baseline_set.sha256)
+            if outputs is not None:
+                known[baseline_set.digest] = outputs
         return known
 
     def _conditions_of(self, version: ModelVersion) -> dict[str, str]:
@@ -388,16 +388,16 @@ class Repository:
         return {**self._environment, "link": link}
 
     async def _find_outputs(self, version: ModelVersion, sha256: str) -> Outputs | None:
-        found = await asyncio.to_thread(self._outputs.find, version.key, sha256, self._conditions_of(version))
-        self._observe_cache("baselines", "miss" if found is None else "hit")
-        return found
+        outputs = await asyncio.to_thread(self._outputs.find, version.key, sha256, self._conditions_of(version))
+        self._observe_cache("baselines", "miss" if outputs is None else "hit")
+        return outputs
 
     async def _keep_outputs(self, version: ModelVersion, outputs: BaselineOutputs) -> None:
         key, conditions = version.key, self._conditions_of(version)
-        for digest, found in outputs.items():
+        for digest, over_set in outputs.items():
             sha256 = digest.removeprefix("sha256:")
             try:
-                await asyncio.to_thread(self._outputs.keep, key, sha256, conditions, found)
+                await asyncio.to_thread(self._outputs.keep, key, sha256, conditions, over_set)
             except OSError as error:
                 LOG.warning("the outputs of %s over a baseline set cannot be kept: %s", key, error.strerror)
 
@@ -408,17 +408,17 @@ class Repository:
         verdict already, whatever it was compared with.
         """
         before = self._catalog.predecessor(version)
-        found = await self._verdict(version, before if version.assessment is None else None)
+        assessment = await self._verdict(version, before if version.assessment is None else None)
         known = self._known(version.key.name, version.key.version)
-        if found is None and known is not None and known.is_same(version):
-            found = known.assessment  # the check ended meanwhile
-        self._catalog.put(replace(version, assessment=found))
+        if assessment is None and known is not None and known.is_same(version):
+            assessment = known.assessment  # the check ended meanwhile
+        self._catalog.put(replace(version, assessment=assessment))
         name = version.key, version.manifest_digest
-        if found is None and name not in self._judging:
+        if assessment is None and name not in self._judging:
             self._judging[name] = asyncio.get_running_loop().create_task(self._judge(version))
             self._judging[name].add_done_callback(lambda _: self._judging.pop(name))
-        elif found is not None and not found.passed:
-            _tell_failure(version, found.failed)
+        elif assessment is not None and not assessment.passed:
+            _log_failure(version, assessment.failed)
 
     async def _verdict(self, version: ModelVersion, before: ModelVersion | None) -> Assessment | None:
         against = None if before is None else before.files
@@ -433,19 +433,19 @@ class Repository:
         while True:
             before = self._catalog.predecessor(version)
             await self._checker.check(version.folder, None if before is None else before.folder)
-            found = await self._verdict(version, before)
+            assessment = await self._verdict(version, before)
             known = self._known(version.key.name, version.key.version)
-            if found is None or known is None or not known.is_ready or not known.is_same(version):
+            if assessment is None or known is None or not known.is_ready or not known.is_same(version):
                 return
             now = self._catalog.predecessor(version)
             if now is None or (before is not None and now.is_same(before)):
                 break
-        self._catalog.put(replace(known, assessment=found))
-        if not found.passed:
-            _tell_failure(version, found.failed)
+        self._catalog.put(replace(known, assessment=assessment))
+        if not assessment.passed:
+            _log_failure(version, assessment.failed)
 
 
-def _tell_failure(version: ModelVersion, failed: Iterable[str]) -> None:
+def _log_failure(version: ModelVersion, failed: Iterable[str]) -> None:
     LOG.error("%s answers only when it is named: its check failed: %s", version.key, ", ".join(failed))
 
 

@@ -51,11 +51,11 @@ class Feature(Declaration):
 
     @model_validator(mode="before")
     @classmethod
-    def _range_of_places(cls, given: Any) -> Any:
+    def _range_of_places(cls, declared: Any) -> Any:
         """A category's number is its place among the categories."""
-        if not isinstance(given, dict) or not given.get("categories") or "range" in given:
-            return given
-        return {**given, "range": (0, len(given["categories"]) - 1)}
+        if not isinstance(declared, dict) or not declared.get("categories") or "range" in declared:
+            return declared
+        return {**declared, "range": (0, len(declared["categories"]) - 1)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Feature:
@@ -86,7 +86,7 @@ class Feature(Declaration):
             return float(self.places[self.missing])  # type: ignore[index]
         return None if self.missing is None else float(self.missing)
 
-    def shown(self, number: float) -> Category | float:
+    def value_of(self, number: float) -> Category | float:
         """A number of a row as an instance has it."""
         return self.categories[int(number)] if self.categories else number
 

@@ -60,8 +60,8 @@ class PixelAttributions(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """An object with the shape, the values, and the channels where there are some."""
-        shown: dict[str, Any] = {"shape": [*self.shape], "values": self.values}
-        return shown if self.channels is None else {**shown, "channels": self.channels}
+        content: dict[str, Any] = {"shape": [*self.shape], "values": self.values}
+        return content if self.channels is None else {**content, "channels": self.channels}
 
 
 class Normalisation(Declaration):

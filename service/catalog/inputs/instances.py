@@ -31,21 +31,23 @@ def read_instances(
     """
     refusals: list[InvalidRequest] = []
     searches = Searches()
-    told = 0
+    count = 0
     for number, instance in enumerate(instances):
         try:
             read = manifest.inputs.read(instance, folder, searches)
         except InvalidRequest as error:
             named = f"{called} {number}" if called else ""
             refusals.append(error.under(f"{pointer}/{number}", named))
-            told += len(refusals[-1].faults)
-            if told >= MOST_FAULTS:
+            count += len(refusals[-1].faults)
+            if count >= MOST_FAULTS:
                 break
         else:
             if not refusals:
                 yield read
     if not refusals:
         return
-    others = told - len(refusals[0].faults)
+    others = count - len(refusals[0].faults)
     also = f"; {others} more faults are listed in `errors`" if others else ""
-    raise InvalidRequest(f"{refusals[0]}{also}", *[fault for one in refusals for fault in one.faults][:MOST_FAULTS])
+    raise InvalidRequest(
+        f"{refusals[0]}{also}", *[fault for refusal in refusals for fault in refusal.faults][:MOST_FAULTS]
+    )

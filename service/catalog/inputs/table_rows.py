@@ -55,7 +55,7 @@ def _refusal(
         numbered = zip(inputs.features, enumerate(instance), strict=True)
         in_order = ((feature, at, value) for feature, (at, value) in numbered)
         wrong = [*islice(_wrong_values(in_order, searches), MOST_FAULTS)]
-        return InvalidRequest(_said(wrong), *wrong)
+        return InvalidRequest(_sentence_of(wrong), *wrong)
     expected = set(inputs.names)
     missing = [name for name in inputs.names if name not in instance]
     unknown = [*islice((name for name in instance if name not in expected), MOST_FAULTS)]
@@ -71,13 +71,13 @@ def _refusal(
     parts = [f"missing: {listed(missing)}"] if missing else []
     if unknown:
         parts.append(f"{'not known:' if missing else 'the model has no feature'} {unknown_names}{hints[0]}")
-    parts += [_said(wrong)] if wrong else []
+    parts += [_sentence_of(wrong)] if wrong else []
     return InvalidRequest("; ".join(parts), *[*faults, *wrong][:MOST_FAULTS])
 
 
-def _wrong_values(given: Iterator[tuple[Feature, str | int, object]], searches: Searches) -> Iterator[Fault]:
+def _wrong_values(values: Iterator[tuple[Feature, str | int, object]], searches: Searches) -> Iterator[Fault]:
     """The faults of values, each with its feature and its place in the instance."""
-    for feature, place, value in given:
+    for feature, place, value in values:
         try:
             _number(feature, value)
         except InvalidRequest as error:
@@ -86,7 +86,7 @@ def _wrong_values(given: Iterator[tuple[Feature, str | int, object]], searches: 
             yield Fault(fault.kind, pointer_to(place), fault.detail + hint)
 
 
-def _said(wrong: Sequence[Fault]) -> str:
+def _sentence_of(wrong: Sequence[Fault]) -> str:
     """The first faults in one sentence."""
     return "; ".join(fault.detail for fault in wrong[:MAX_FAULTS_NAMED])
 
@@ -129,6 +129,6 @@ def _place(feature: Feature, value: object) -> float:
     if type(value) in (str, int) and value in feature.places:
         return float(feature.places[value])
     null = "" if feature.missing is None else ", or null"
-    given = "null" if value is None else abridged(value)
-    detail = f"{feature.name} is {given}; it must be one of {listed(feature.categories, most=20)}{null}"
+    text = "null" if value is None else abridged(value)
+    detail = f"{feature.name} is {text}; it must be one of {listed(feature.categories, most=20)}{null}"
     raise invalid(Kind.UNKNOWN_CATEGORY, "", detail)

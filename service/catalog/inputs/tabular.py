@@ -260,7 +260,7 @@ class TabularInputs(Inputs):
         if feature.categories and number not in range(len(feature.categories)):
             last = feature.range[1]
             raise InvalidRequest(f"{feature.name} is {number:g}; its categories have the places 0 to {last:g}")
-        return feature.shown(number)
+        return feature.value_of(number)
 
     def read(
         self,
@@ -275,12 +275,12 @@ class TabularInputs(Inputs):
         """By feature name, categories as they are called."""
         if not self.has_categories:
             return dict(zip(self.names, values, strict=True))
-        return {feature.name: feature.shown(value) for feature, value in zip(self.features, values, strict=True)}
+        return {feature.name: feature.value_of(value) for feature, value in zip(self.features, values, strict=True)}
 
     def to_record(self, row: Row) -> dict[str, Any]:
         """By feature name, and where there are categories, whose numbers that does not say, the `row` too."""
-        shown = {"input": self.as_instance(row.values)}
-        return {**shown, "row": row.values} if self.has_categories else shown
+        personal = {"input": self.as_instance(row.values)}
+        return {**personal, "row": row.values} if self.has_categories else personal
 
     def of_record(self, personal: Mapping[str, Any]) -> Row:
         """Values by name lie in the order of the features, as they were written."""
@@ -315,7 +315,7 @@ class TabularInputs(Inputs):
 
 
 def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": feature.name,
         "title": feature.title,
         "unit": feature.unit,
@@ -323,10 +323,10 @@ def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
         "protected": feature.protected or unit.protected,
     }
     if feature.categories:
-        del shown["unit"], shown["range"]
-        shown["categories"] = feature.categories
+        del description["unit"], description["range"]
+        description["categories"] = feature.categories
     if feature.whole:
-        shown["whole"] = True
+        description["whole"] = True
     if feature.missing is not None:
-        shown["missing"] = feature.missing
-    return shown if unit.name == feature.name else {**shown, "group": unit.name}
+        description["missing"] = feature.missing
+    return description if unit.name == feature.name else {**description, "group": unit.name}

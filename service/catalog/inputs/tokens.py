@@ -213,8 +213,8 @@ class TokenInputs(Inputs):
 
     def to_record(self, row: Row) -> dict[str, Any]:
         """The tokens, and where the tokens of a text or a file are in it."""
-        shown: dict[str, Any] = {"input": row.values}
-        return shown if row.places is None else {**shown, "spans": row.places}
+        personal: dict[str, Any] = {"input": row.values}
+        return personal if row.places is None else {**personal, "spans": row.places}
 
     def of_record(self, personal: Mapping[str, Any]) -> Row:
         """The tokens, and their places where there are some."""

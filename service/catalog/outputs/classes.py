@@ -84,12 +84,12 @@ class Classes(OutputKind):
         if form != "onnx" and self.has_one_logit:
             raise ValueError(f"the link 'sigmoid' is for ONNX: an artefact in the format {form} answers two logits")
 
-    def read_target(self, asked: object) -> Target | None:
-        if asked == PREDICTED:
+    def read_target(self, requested: object) -> Target | None:
+        if requested == PREDICTED:
             return None
-        if not isinstance(asked, Mapping):
-            return self._index(asked, [PREDICTED])
-        index, other = (self._index(asked[name]) for name in ("label", "rather_than"))
+        if not isinstance(requested, Mapping):
+            return self._index(requested, [PREDICTED])
+        index, other = (self._index(requested[name]) for name in ("label", "rather_than"))
         if index == other:
             detail = "target: `rather_than` is the label itself; name another"
             raise invalid(Kind.WRONG_VALUE, pointer_to("parameters", "target", "rather_than"), detail)

@@ -149,7 +149,7 @@ class OutputKind(BaseModel):
             raise invalid(Kind.WRONG_VALUE, pointer, detail + did_you_mean(name, self.spaces))
         return OutputSpace(name)
 
-    def read_target(self, asked: object) -> Target | None:
+    def read_target(self, requested: object) -> Target | None:
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
@@ -243,22 +243,22 @@ class OutputKind(BaseModel):
         if "" in names:
             raise ValueError(f"a {self.noun} has no name")
 
-    def _index(self, asked: object, others: Sequence[str] = ()) -> int:
+    def _index(self, requested: object, others: Sequence[str] = ()) -> int:
         """The number of an output, asked for by number or name; `others` could have been asked too.
 
         Raises InvalidRequest.
         """
         names = self.names
-        if type(asked) is int:
-            if not 0 <= asked < len(names):
-                detail = f"target {asked} is not a {self.noun}'s index; it must lie between 0 and {len(names) - 1}"
+        if type(requested) is int:
+            if not 0 <= requested < len(names):
+                detail = f"target {requested} is not a {self.noun}'s index; it must lie between 0 and {len(names) - 1}"
                 raise self._unknown(detail)
-            return asked
-        if asked not in names:
+            return requested
+        if requested not in names:
             targets = [*names, *others]
-            detail = f"target {abridged(asked)} is not a {self.noun}; {known(f'{self.noun}s', targets)}"
-            raise self._unknown(detail + did_you_mean(asked, targets))
-        return names.index(str(asked))
+            detail = f"target {abridged(requested)} is not a {self.noun}; {known(f'{self.noun}s', targets)}"
+            raise self._unknown(detail + did_you_mean(requested, targets))
+        return names.index(str(requested))
 
     def _unknown(self, detail: str) -> InvalidRequest:
         return invalid(Kind.UNKNOWN_LABEL, TARGET, detail)

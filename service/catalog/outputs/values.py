@@ -130,14 +130,14 @@ class Values(OutputKind):
         largest: NDArray[np.floating] = np.abs(deployed).max(axis=0)
         return np.where(largest > 0, largest, 1.0)
 
-    def read_target(self, asked: object) -> Target | None:
-        if isinstance(asked, Mapping):
+    def read_target(self, requested: object) -> Target | None:
+        if isinstance(requested, Mapping):
             raise self._no_contrast("these are values, so name one of them")
-        if asked == PREDICTED:
+        if requested == PREDICTED:
             if len(self.values) > 1:
                 raise self._unknown(f"target is missing: name one of the values {', '.join(self.names)}")
             return 0
-        return self._index(asked)
+        return self._index(requested)
 
     @property
     def usual_target(self) -> str:
@@ -165,8 +165,8 @@ class Values(OutputKind):
 
     def prediction_text(self, prediction: Mapping[str, Any]) -> str:
         units = {value.name: "" if value.unit == "1" else f" {value.unit}" for value in self.values}
-        said = (f"{name} {value:g}{units[name]}" for name, value in prediction["values"].items())
-        return ", ".join(said) or "no number"
+        texts = (f"{name} {value:g}{units[name]}" for name, value in prediction["values"].items())
+        return ", ".join(texts) or "no number"
 
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         if self.adverse is None:

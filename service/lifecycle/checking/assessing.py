@@ -86,11 +86,11 @@ def ending_with_whoever_asked(descriptor: int) -> Iterator[None]:
     The thread that watches it is gone afterwards: one that still held standard input when the interpreter ended would
     have it abort.
     """
-    told, telling = os.pipe()
+    reader, writer = os.pipe()
 
     def watch() -> None:
-        ready, _, _ = select.select([descriptor, told], [], [])  # whoever asked writes nothing, and closes it at last
-        if told not in ready:
+        ready, _, _ = select.select([descriptor, reader], [], [])  # whoever asked writes nothing, and closes it at last
+        if reader not in ready:
             os._exit(1)
 
     watching = threading.Thread(target=watch)
@@ -98,9 +98,9 @@ def ending_with_whoever_asked(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(telling)
+        os.close(writer)
         watching.join()
-        os.close(told)
+        os.close(reader)
 
 
 if __name__ == "__main__":

@@ -169,9 +169,9 @@ def stability(trial: Trial, limits: Limits, rows: int, seed: int) -> Finding:
         return importance(trial.answers(sample, METHOD, mean).attributions)
 
     halves = random_halves(len(baselines), SPLITS, seed)
-    found = [rank_correlation(importance_from(one), importance_from(other)) for one, other in halves]
+    correlations = [rank_correlation(importance_from(one), importance_from(other)) for one, other in halves]
     detail = f"rank correlation between halves of the {len(baselines)} baselines, median of {SPLITS} halvings"
-    return at_least("stability", float(np.median(found)), limits.least_stability, detail)
+    return at_least("stability", float(np.median(correlations)), limits.least_stability, detail)
 
 
 def compared(comparison: Comparison, limits: Limits) -> Iterator[Finding]:

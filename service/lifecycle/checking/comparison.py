@@ -136,11 +136,11 @@ def _as_seen_by(trial: Trial, source: Trial, sample: Floats) -> tuple[Floats, li
     seen = np.tile(trial.typical(trial.baseline_rows()), (len(sample), 1))
     unknown = []
     for at, feature in enumerate(own):
-        found = column.get((feature.name, feature.categories))
-        if found is None:
+        same_column = column.get((feature.name, feature.categories))
+        if same_column is None:
             unknown.append(feature.name)
         else:
-            seen[:, at] = sample[:, found]
+            seen[:, at] = sample[:, same_column]
     return seen, unknown
 
 

@@ -65,7 +65,8 @@ class Trial:
     @property
     def baseline(self) -> BaselineSet | None:
         """The set that requests get which name none; None where that is no set."""
-        named = [found for found in self.manifest.baselines if found.name == self.manifest.defaults.baseline]
+        default = self.manifest.defaults.baseline
+        named = [declared for declared in self.manifest.baselines if declared.name == default]
         return named[-1] if named else None
 
     def baseline_rows(self) -> Floats:
