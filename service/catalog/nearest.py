@@ -1,4 +1,4 @@
-"""What may be asked for, and which of it was probably meant, as errors say it. Bounded: anybody can send anything."""
+"""For errors: the names that exist, and the one that was probably meant. Bounded, since anybody can send anything."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from itertools import islice
 
 MAX_CHARACTERS_SHOWN = 64
 MAX_COMPARED = 200
-"""Names that one search compares, at some ten microseconds each."""
+"""The most names that one search compares, at some ten microseconds each."""
 MAX_SEARCHES = 8
-"""Of one request, on the event loop as they are: whoever has more names wrong has read none."""
+"""The most searches for one request, since they run on the event loop: more wrong names than that are no
+misspellings."""
 
 
 def known(what: str, names: Iterable[object]) -> str:
-    """What may be asked for, as an error says it."""
+    """The names that exist, as an error lists them."""
     listed_names = ", ".join(str(name) for name in names)
     return f"the {what} are {listed_names}" if listed_names else f"there are no {what}"
 
 
 def did_you_mean(unknown: object, names: Iterable[object]) -> str:
-    """`; did you mean age?`, with the name nearest to what was given, or nothing where none is near."""
+    """`; did you mean age?`, with the name nearest to the unknown one, or nothing where none is near."""
     if not isinstance(unknown, str) or not 0 < len(unknown) <= MAX_CHARACTERS_SHOWN:
         return ""
     near = difflib.get_close_matches(unknown, _compared(unknown, names), 1)
@@ -28,7 +29,7 @@ def did_you_mean(unknown: object, names: Iterable[object]) -> str:
 
 
 class Searches:
-    """`did_you_mean`, so many times for one request and then no more."""
+    """`did_you_mean`, at most `MAX_SEARCHES` times for one request."""
 
     def __init__(self) -> None:
         self._remaining = MAX_SEARCHES
@@ -40,7 +41,7 @@ class Searches:
 
 
 def _compared(unknown: str, names: Iterable[object]) -> list[str]:
-    """The names that are compared: of more than a search may, those that begin alike."""
+    """The names to compare: where there are more than `MAX_COMPARED`, those with the same first letter."""
     texts = [name for name in names if isinstance(name, str) and len(name) <= MAX_CHARACTERS_SHOWN]
     if len(texts) <= MAX_COMPARED:
         return texts

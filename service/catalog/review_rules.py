@@ -1,6 +1,6 @@
 """Review rules of a manifest: which explanations a person should look at.
 
-A rule is one comparison, `quantity > threshold`, or a condition on the label, and nothing else can be said:
+A rule is one comparison, `quantity > threshold`, or a condition on the label; there is nothing else:
 
     rule       = quantity comparator threshold | "label" ("==" | "!=") label
     comparator = ">" | ">=" | "<" | "<="
@@ -8,8 +8,8 @@ A rule is one comparison, `quantity > threshold`, or a condition on the label, a
     quantity   = name ["(" output ")"]
 
 as in `protected_share > 0.2`, `completeness_error > tolerance`, `attribution_error > 2 * tolerance`, `margin < 0.1`,
-`probability(denied) > 0.8`, `value(price) >= 1000000`, `label == denied`. Which of them can be said of a model depends
-on what it answers.
+`probability(denied) > 0.8`, `value(price) >= 1000000`, `label == denied`. Which quantities a model has depends on its
+kind of output.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ QUANTITIES = {
     "value": "the value, or the one in brackets",
 }
 OF_OUTPUTS = frozenset({"margin", "probability", "value"})
-"""Quantities that the kind of output answers for."""
+"""Quantities that the kind of output defines."""
 COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 PROTECTED_SHARE = "protected_share"
 LABEL = "label"
 NAME = r"^[a-z][a-z0-9_]{0,31}$"
 MAX_RULES = 5
 MAX_COHORTS = 8
-"""Flags and cohorts are labels of metrics, so there are few of them."""
+"""Flags and cohorts become labels of metrics, so there may be only few."""
 _QUANTITY = r"[a-z_]+(?:\([^()'\"]+\))?"
 _RULE = re.compile(rf"\s*(?P<quantity>{_QUANTITY})\s*(?P<comparator>[<>]=?)\s*(?P<threshold>\S.*?)\s*")
 _PRODUCT = re.compile(rf"(?:(?P<factor>[^*\s]+)\s*\*\s*)?(?P<quantity>{_QUANTITY})")
 _CONDITION = re.compile(r"\s*label\s*(?P<comparator>[=!]=)\s*(?P<label>\S.*?)\s*")
 
 Figure = float | frozenset[str] | None
-"""The value of a quantity, or the labels that a condition is held against; None where there is none."""
+"""The value of a quantity, or the predicted labels, for conditions; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class ReviewRule:
     of: str | None = None
 
     def fires(self, figures: Mapping[str, Figure]) -> bool:
-        """Whether it holds; never where a figure that it names is not there."""
+        """Whether it holds; never where a figure that it names is missing."""
         value = figures[self.quantity]
         unit = 1.0 if self.of is None else figures[self.of]
         if not isinstance(value, float | int) or not isinstance(unit, float | int):
@@ -150,9 +150,9 @@ SpelledRule = Annotated[ReviewRule | Condition, BeforeValidator(_read)]
 class Review(BaseModel):
     """What flags an explanation for review, and whose protected share is watched.
 
-    `rules` are told by name, which is the flag that they raise. `protected_share: 0.2` is short for the rule
-    `protected_share: protected_share > 0.2`. `cohorts` are the values of cohort tags that are told apart on the
-    dashboards: tags are the caller's words, and no others become labels.
+    Each of the `rules` has a name, which is the flag that it raises. `protected_share: 0.2` is short for the rule
+    `protected_share: protected_share > 0.2`. `cohorts` are the values of cohort tags that dashboards show separately:
+    tags are free text of the caller, and no others become labels of metrics.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

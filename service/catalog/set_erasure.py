@@ -1,4 +1,4 @@
-"""Removing rows from baseline sets, and with them what was computed over them."""
+"""Removes rows from baseline sets, and with them the outputs that were computed over them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG = logging.getLogger("answerable.catalog")
 def forget_rows(data: Path, tokens: Collection[str]) -> None:
     """Removes the rows of these tokens from all sets in the data folder. Raises OSError.
 
-    Also what an earlier removal did not come to is done.
+    It also completes earlier removals that were interrupted.
     """
     sets = KeptSets(data / BASELINES)
     erased = frozenset(tokens)
@@ -35,7 +35,7 @@ def forget_rows(data: Path, tokens: Collection[str]) -> None:
 
 
 def remove_set(data: Path, kept_set: KeptSet) -> KeptSet:
-    """Removes all rows of a set; what is left is its name. Raises OSError."""
+    """Removes all rows of a set, of which only the description remains. Raises OSError."""
     sets = KeptSets(data / BASELINES)
     with sets.alone():
         reduced = sets.leave(kept_set, np.empty((0, 0)), ())
@@ -47,7 +47,7 @@ def _remove_rows(sets: KeptSets, kept_set: KeptSet, erased: frozenset[str]) -> N
     kept = [number for number, token in enumerate(kept_set.subjects) if token not in erased]
     try:
         rows = sets.rows_of(kept_set)[kept] if kept else np.empty((0, 0))
-    except CatalogError as error:  # what cannot be read goes whole
+    except CatalogError as error:  # a set that cannot be read is removed whole
         LOG.error("%s@%s of %s is removed: %s", kept_set.name, kept_set.version, kept_set.model, error)  # noqa: TRY400
         rows = np.empty((0, 0))
     sets.leave(kept_set, rows, [kept_set.subjects[number] for number in kept])

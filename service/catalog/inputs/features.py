@@ -1,9 +1,9 @@
 """What a manifest says about the rows of a table: features, their categories, and groups that are explained as one.
 
-Three things are told apart. A *feature* is what an instance names, and a row has one number for each: of a category its
-place in the list. A *column* is what the model computes with: a feature is one column, but a category has one for each
-of its values, or those of the embedding that the graph looks it up in. A *unit* is what an attribution speaks of: a
-feature, all columns of a category, or all features of a group.
+Three things are distinguished. A *feature* is what an instance names; a row has one number for each, which for a
+category is its index. A *column* is an input of the network: a numeric feature is one column, a category has one for
+each of its values, or those of its embedding in the graph. A *unit* is what gets one attribution: a feature (with all
+columns of a category), or all features of a group. (A feature's `unit` is that of its measurement.)
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Feature(Declaration):
     @model_validator(mode="before")
     @classmethod
     def _range_of_places(cls, declared: Any) -> Any:
-        """A category's number is its place among the categories."""
+        """The range of a category's index, where none is declared."""
         if not isinstance(declared, dict) or not declared.get("categories") or "range" in declared:
             return declared
         return {**declared, "range": (0, len(declared["categories"]) - 1)}
@@ -76,7 +76,7 @@ class Feature(Declaration):
 
     @cached_property
     def places(self) -> dict[Category, int]:
-        """Where each category stands."""
+        """The index of each category."""
         return {category: place for place, category in enumerate(self.categories)}
 
     @property
@@ -87,12 +87,12 @@ class Feature(Declaration):
         return None if self.missing is None else float(self.missing)
 
     def value_of(self, number: float) -> Category | float:
-        """A number of a row as an instance has it."""
+        """A number of a row as instances write it."""
         return self.categories[int(number)] if self.categories else number
 
 
 class Group(Declaration):
-    """Features that are explained as one, such as the columns that somebody else made of one value.
+    """Features that are explained as one, such as columns that were derived from one value before.
 
     It is `protected` where one of its members is.
     """
@@ -106,7 +106,7 @@ class Group(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one attribution speaks of; `members` are the numbers of its features."""
+    """What gets one attribution; `members` are the numbers of its features."""
 
     name: str
     title: str
@@ -117,7 +117,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class ReasonGroup:
-    """The units that are one reason, by their places: all that have its code, or one that has no reason text."""
+    """The units, by number, that are one reason: all that have its code, or a single one without a reason text."""
 
     title: str
     reason: Reason | None

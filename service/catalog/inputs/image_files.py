@@ -1,8 +1,8 @@
 """PNG and JPEG files as the pixels that a model takes.
 
-What is done to an image is declared in the manifest and so part of the version's digest, and `described` says it in a
+How an image is processed is declared in the manifest, and so part of the version's digest; `described` says it in a
 sentence. Headers are read before pixels: a file that says it is larger than `MAX_PIXELS` is refused before anything is
-decompressed. What would be lost in silence is refused: more than 8 bits a channel, and transparency where the model has
+decompressed. What would be lost silently is refused: more than 8 bits a channel, and transparency where the model has
 no channel for it and the manifest no `background`.
 """
 
@@ -37,7 +37,7 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, TypeError, 
 
 
 def described(inputs: ImageInputs) -> str:
-    """What becomes of an image file, for whoever sends one."""
+    """How an image file is processed, for those who send one."""
     channels = inputs.shape[0]
     if not inputs.takes_files:
         return "not taken: how their pixels become the model's numbers is not known; images are nested lists"
@@ -71,7 +71,8 @@ def described(inputs: ImageInputs) -> str:
 def decode(inputs: ImageInputs, content: str) -> Floats:
     """The pixels [channels, height, width] of the file that `content` is the base64 of, in the model's own units.
 
-    Raises InvalidRequest for what is no such file, too large, or of another size where the manifest allows no resizing.
+    Raises InvalidRequest where it is not such a file, too large, or of another size and the manifest allows no
+    resizing.
     """
     if not inputs.takes_files:
         raise InvalidRequest(

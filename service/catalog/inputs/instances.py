@@ -1,4 +1,4 @@
-"""From instances, as a request brings them, to the model's input rows."""
+"""Reads the instances of a request into the model's input rows."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def read_instances(
     called: str = "instance",
     pointer: str = "/instances",
 ) -> Iterator[Row]:
-    """The rows of a list of instances, as far as all are right; the version's files are in `folder`.
+    """The rows of a list of instances, up to the first that is wrong; the version's files are in `folder`.
 
-    After the last raises InvalidRequest with the faults of all that are wrong, `MOST_FAULTS` at most; the list is at
-    `pointer` in the body, and each of it is `called` so and numbered, where it is.
+    At the end raises InvalidRequest with the faults of all instances that are wrong, `MOST_FAULTS` at most. The list is
+    at `pointer` in the body; messages call each instance `called` and its number.
     """
     refusals: list[InvalidRequest] = []
     searches = Searches()

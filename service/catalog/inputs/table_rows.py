@@ -1,6 +1,7 @@
 """The row of a table from an instance, or all that is wrong with it.
 
-What is right is read in one pass over the values. Only what is not is looked at again, value by value, for all faults.
+A correct instance is read in one pass over its values. Only a wrong one is read again, value by value, to find all
+faults.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from service.catalog.inputs.tabular import TabularInputs
 
 MAX_FAULTS_NAMED = 3
-"""Values whose faults are in the sentence; all that are told are in the error's faults."""
+"""The most values whose faults are in the error's sentence; its list of faults has all that are reported."""
 
 
 def read_row(inputs: TabularInputs, instance: object, searches: Searches) -> tuple[float, ...]:
@@ -117,7 +118,7 @@ def _number(feature: Feature, value: object) -> float:
 
 
 def _figure(value: float) -> str:
-    """A number in few digits, or in all where few are not enough to tell it from its neighbours."""
+    """A number in six digits, or in all where six do not identify it."""
     short = f"{value:g}"
     if float(short) == value or value != value:
         return short
@@ -125,7 +126,7 @@ def _figure(value: float) -> str:
 
 
 def _place(feature: Feature, value: object) -> float:
-    """The place of a category; of text or a whole number, as the manifest has it."""
+    """The index of a category, given as text or a whole number like the manifest's."""
     if type(value) in (str, int) and value in feature.places:
         return float(feature.places[value])
     null = "" if feature.missing is None else ", or null"

@@ -1,4 +1,5 @@
-"""Classes: one of several labels is right. The network answers their logits, whose softmax their probabilities are."""
+"""Classes: one of several labels is right. The network answers their logits, of which the probabilities are the
+softmax."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from service.errors import Kind, invalid, pointer_to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassPrediction(PredictionItem):
-    """What the deployed artefact answers; no label where it answered no finite numbers."""
+    """What the deployed artefact answers; no label where its numbers are not finite."""
 
     label: Annotated[str | None, ALWAYS, Field(description="the label of the largest output")] = None
     index: Annotated[int | None, ALWAYS, Field(description="the label's place among the model's labels, from 0")] = None

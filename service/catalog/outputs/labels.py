@@ -1,4 +1,5 @@
-"""Labels: several may be right at once. The network answers a logit for each, whose sigmoid its probability is."""
+"""Labels: several may be right at once. The network answers a logit for each, of which the probability is the
+sigmoid."""
 
 from __future__ import annotations
 

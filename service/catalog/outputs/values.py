@@ -25,7 +25,7 @@ from service.catalog.outputs.kind import (
 from service.domain import Contrast, Floats, Link, OutputSpace, Target
 
 MIN_SHARE = 1e-6
-"""Of the largest output over the baseline set: what float32 resolves of it, ten times over."""
+"""The share of the largest output over the baseline set below which differences are rounding: ten times float32's."""
 MIN_FLOOR = 1e-30
 
 
@@ -40,7 +40,8 @@ class Value(BaseModel):
 
 
 class Bound(BaseModel):
-    """From where on a value is bad news: `above` or `below` a number. `value` names it where there are several."""
+    """The bound beyond which a value is bad news: `above` or `below` a number. `value` names it where there are
+    several."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,7 +94,7 @@ class ValueTarget:
 
 
 class Values(OutputKind):
-    """The network answers the values themselves. `adverse` says from where on one of them is bad news."""
+    """The network outputs the values themselves. `adverse` says beyond which bound one of them is bad news."""
 
     noun: ClassVar[str] = "value"
     network_noun: ClassVar[str] = "numbers"
@@ -126,7 +127,8 @@ class Values(OutputKind):
         return 0 if named is None else self.names.index(named)
 
     def parity_scale(self, deployed: NDArray[np.floating]) -> NDArray[np.floating] | float:
-        """Each value's largest magnitude: a difference counts relative to that, be it of millions or of thousandths."""
+        """Each value's largest magnitude: differences are relative to that, whether values are millions or
+        thousandths."""
         largest: NDArray[np.floating] = np.abs(deployed).max(axis=0)
         return np.where(largest > 0, largest, 1.0)
 
@@ -178,7 +180,7 @@ class Values(OutputKind):
         return self.adverse is not None and self.adverse.holds(outputs[self._adverse_index])
 
     def default_floor(self, space: OutputSpace, over_baselines: Floats) -> float:  # noqa: ARG002
-        """A hundredth of the spread over the baseline set, and no less than what float32 resolves of such values."""
+        """A hundredth of the spread over the baseline set, but no less than the rounding of such values in float32."""
         spread = float(over_baselines.max() - over_baselines.min())
         return max(SHARE_OF_SPREAD * spread, MIN_SHARE * float(np.abs(over_baselines).max()), MIN_FLOOR)
 
