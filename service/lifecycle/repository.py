@@ -1,9 +1,8 @@
 """The folder of models as it is served: what is loaded at the start, and loaded, reloaded and unloaded while serving.
 
-All of it is one piece of code. A version is copied first, loaded by every worker, then put into the catalog, where
-requests find it from then on; what was planned with other files of the same version ends with those. Whether a bare
-model name may mean it is for its check to say: a verdict that was kept is taken, else the check runs beside the
-service.
+All loading takes the same path. A version is copied first, loaded by every worker, then put into the catalog, where
+later requests find it; requests that were planned with other files of the same version are answered from those. Its
+check decides whether a bare model name may mean it: a kept verdict is used, else the check runs beside the service.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One version in the words of the model repository extension of the V2 protocol."""
+    """A version's state, as the model repository extension of the V2 protocol names it."""
 
     name: str
     version: str
@@ -69,7 +68,7 @@ def _described(folder: Path) -> ModelVersion:
 class Repository:
     """Loads and unloads versions of the models under `models`. `data` is the data folder.
 
-    `erased` gives the tokens of all rows of baseline sets that were a person's who was erased; it blocks.
+    `erased` returns the tokens of all rows of baseline sets that belonged to erased persons; it blocks.
     """
 
     def __init__(
@@ -102,7 +101,9 @@ class Repository:
     async def start(self) -> None:
         """Loads every version of the catalog; one that cannot be loaded stays not ready, and the others serve."""
         try:
-            await self._removed(lambda: forget_rows(self._data, self._erased()))  # also what a backup brought back
+            await self._removed(
+                lambda: forget_rows(self._data, self._erased())
+            )  # also rows that a restored backup brought back
         except (Unkept, LedgerUnavailable) as error:
             LOG.error("rows of people who were erased may still be in baseline sets: %s", error)  # noqa: TRY400
         async with self._turn:
@@ -118,7 +119,7 @@ class Repository:
             await self._withdraw_sets()
 
     async def close(self) -> None:
-        """Ends what is checked."""
+        """Ends a running check."""
         self._checker.close()
         if self._judging:
             await asyncio.wait(self._judging.values())
@@ -126,7 +127,7 @@ class Repository:
     async def load(self, name: str, version: str | None) -> list[State]:
         """Loads a version from the folder of models as it is now, or every version of a model; all that can be loaded.
 
-        A version whose files are as they were is not loaded again, but what its check said is read again. Raises
+        A version whose files have not changed is not loaded again, but the verdict of its check is read again. Raises
         NotFound, or LoadRefused with the reasons; what was served before then goes on being served.
         """
         async with self._turn:
@@ -161,7 +162,7 @@ class Repository:
         return None
 
     async def unload(self, name: str, version: str | None) -> list[State]:
-        """Serves a version, or every version of a model, no more; requests under way end. Raises NotFound."""
+        """Stops serving a version, or every version of a model; requests under way are finished. Raises NotFound."""
         async with self._turn:
             faulty = self._forget_faults(name, version)
             known_ones = self._catalog.versions(name) if name in self._catalog.names or not faulty else []
@@ -175,14 +176,14 @@ class Repository:
             return [self._state(name, one) for one in [*(known.key.version for known in versions), *faulty]]
 
     def _forget_faults(self, name: str, version: str | None) -> list[str]:
-        """Forgets what was wrong with the folders of a model, or of one version; which versions those are."""
+        """Forgets the faults of the folders of a model, or of one version; returns the versions that had some."""
         faulty = [(model, one) for model, one in self._catalog.faults if model == name and version in (None, one)]
         for fault in faulty:
             del self._catalog.faults[fault]
         return [one for _, one in faulty]
 
     async def index(self) -> list[State]:
-        """Every version that is known, or lies in the folder of models."""
+        """Every version that is known or in the folder of models."""
         known = [(one.key.name, one.key.version) for one in self._catalog]
         there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self.folder)]
         return [self._state(*names) for names in _distinct([*known, *there])]
@@ -201,7 +202,7 @@ class Repository:
         return State(name, version, UNAVAILABLE, "unloaded" if known.is_unloaded else known.problem or "not loaded yet")
 
     async def _load(self, version: ModelVersion) -> None:
-        """Loads a version on all workers and serves it. Raises CatalogError, and nothing has changed then."""
+        """Loads a version on all workers and serves it. Raises CatalogError, which changes nothing."""
         key, copy = version.key, version.folder
         self._loading.add((key.name, key.version))
         try:
@@ -241,21 +242,21 @@ class Repository:
         try:
             return await asyncio.to_thread(stage, version.folder, version.manifest_digest, self._copies)
         except OSError as error:
-            if self._serves:  # what is served from that folder would be taken for it
+            if self._serves:  # another version that is served from that folder would be mistaken for it
                 raise LoadRefused(f"the version cannot be copied to the data folder: {error.strerror}") from error
             LOG.warning("%s is served from the folder of models, not from a copy: %s", version.key, error.strerror)
             return version.folder
 
     @property
     def _environment(self) -> Mapping[str, str]:
-        """What kept outputs and shapes, beside the version itself, depend on."""
+        """The environment of the workers, on which kept outputs and shapes depend beside the version."""
         return self._engine.stats().environment
 
     def _lease(self, version: VersionRef) -> Lease:
         loop = asyncio.get_running_loop()
 
         def end() -> None:
-            if not loop.is_closed():  # whatever thread let go last
+            if not loop.is_closed():  # from whichever thread released it last
                 loop.call_soon_threadsafe(self._engine.unload, version)
 
         return Lease(end)
@@ -272,9 +273,10 @@ class Repository:
     ) -> KeptSet:
         """Keeps rows as the next version of a baseline set of the model, and gives it to all workers.
 
-        It is the tenant's, or for None everybody's. `subjects` are the tokens of the rows that are a person's.
+        It belongs to the tenant, or for None is shared by all. `subjects` has the token of the person of each row that
+        is a person's.
 
-        Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
+        Raises InvalidRequest, ModelNotReady when the version is no longer served, or Unkept.
         """
         array = np.array(rows, dtype=np.float64)
 
@@ -283,7 +285,7 @@ class Repository:
             kept = self._sets.keep(key, manifest, name, array, description, tenant=tenant, subjects=subjects)
             if not subjects:
                 return kept
-            forget_rows(self._data, self._erased())  # somebody may have been erased since the tokens were made
+            forget_rows(self._data, self._erased())  # a person may have been erased since the tokens were made
             return next(one for one in self._sets.of(key.name) if one.is_same(kept))
 
         async with self._turn:
@@ -301,7 +303,8 @@ class Repository:
         return kept
 
     def find_set(self, model: str, tenant: str, name: str) -> KeptSet:
-        """The set `name@version`, also one that no version can use now. Raises NotFound, also for another tenant's."""
+        """The set `name@version`, even one that no version can use now. Raises NotFound, also for another tenant's
+        set."""
         self._catalog.versions(model)
         sets = [one for one in self._sets.of(model) if one.is_seen_by(tenant) and f"{one.name}@{one.version}" == name]
         if not sets:
@@ -309,7 +312,7 @@ class Repository:
         return sets[-1]
 
     async def remove_set(self, kept_set: KeptSet) -> KeptSet:
-        """Removes all rows of a set, here and on the workers; what is left of it. Raises Unkept."""
+        """Removes all rows of a set, here and on the workers; returns the emptied set. Raises Unkept."""
         reduced = await self._removed(lambda: remove_set(self._data, kept_set))
         await self._withdraw_sets()
         return reduced
@@ -317,7 +320,7 @@ class Repository:
     async def forget_rows(self) -> None:
         """Removes the rows of people who were erased from all sets, here and on the workers. Raises Unkept.
 
-        Also what another process has removed is taken from the workers.
+        Rows that another process removed are taken from the workers too.
         """
         await self._removed(lambda: forget_rows(self._data, self._erased()))
         await self._withdraw_sets()
@@ -330,7 +333,7 @@ class Repository:
             raise Unkept(f"rows of baseline sets cannot be removed: {error.strerror}") from error
 
     async def _withdraw_sets(self) -> None:
-        """Takes from catalog and workers what is not kept any more, at once, and then gives them what became of it."""
+        """Removes sets that are no longer kept from catalog and workers at once, then gives them the reduced sets."""
         for name in self._catalog.names:
             sets = await asyncio.to_thread(self._sets.of, name)
             before = {one.digest for known in self._catalog.known if known.key.name == name for one in known.kept_sets}
@@ -338,7 +341,7 @@ class Repository:
             for digest in before - {one.digest for one in sets if one.size}:
                 self._engine.detach(digest)
         if not self._serves:
-            self._lost_rows = True  # the start has its turn, and comes to it at its end
+            self._lost_rows = True  # the start holds the lock, and does this at its end
             return
         async with self._turn:
             for known in list(self._catalog):
@@ -354,7 +357,7 @@ class Repository:
     async def _attach_sets(self, version: ModelVersion) -> tuple[KeptSet, ...]:
         """Every set that is kept for the model; those that fit the version are given to the workers.
 
-        One that cannot be is left out and logged: it keeps nothing from being served.
+        A set that cannot be attached is left out and logged: it does not keep the version from being served.
         """
         key, usable = version.key, []
         for kept_set in await asyncio.to_thread(self._sets.of, key.name):
@@ -382,7 +385,8 @@ class Repository:
         return known
 
     def _conditions_of(self, version: ModelVersion) -> dict[str, str]:
-        """What the outputs of an artefact depend on besides: the environment, and the link that the manifest names."""
+        """What the outputs of an artefact depend on beside the artefact: the environment, and the link that the
+        manifest names."""
         outputs = version.manifest.outputs
         link = f"{outputs.network_link}, of one logit" if outputs.has_one_logit else outputs.network_link.value
         return {**self._environment, "link": link}
@@ -402,10 +406,10 @@ class Repository:
                 LOG.warning("the outputs of %s over a baseline set cannot be kept: %s", key, error.strerror)
 
     async def _assess(self, version: ModelVersion) -> None:
-        """Serves the version with the verdict that was kept, or has it checked.
+        """Serves the version with its kept verdict, or starts its check.
 
-        A verdict is taken only where it compared the version with what the name means now; one of a version that has a
-        verdict already, whatever it was compared with.
+        A verdict counts only where it compared the version with the one that the name means now; for a version that has
+        a verdict already, it counts whatever the version was compared with.
         """
         before = self._catalog.predecessor(version)
         assessment = await self._verdict(version, before if version.assessment is None else None)
@@ -426,9 +430,9 @@ class Repository:
         return await asyncio.to_thread(find, version.folder, version.key, version.manifest_digest, against)
 
     async def _judge(self, version: ModelVersion) -> None:
-        """Has the version checked against what the bare name means, and again where that has changed meanwhile.
+        """Checks the version against the one that the bare name means, again if that has changed meanwhile.
 
-        The verdict counts if the version is still served by then.
+        The verdict counts if the version is still served then.
         """
         while True:
             before = self._catalog.predecessor(version)

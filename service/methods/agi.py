@@ -9,8 +9,8 @@ until i is predicted or `steps` are spent, and along this polyline gamma, from x
 
     values of i = - int df_t/dgamma dgamma     (elementwise)
 
-The classes are those with the largest outputs at x, at most `classes`. The values are the mean over them, where the
-authors' code has the sum. Positive values support the target.
+The classes are those with the largest outputs at x, at most `classes` of them. The values are the mean over them, where
+the authors' code has the sum. Positive values support the target.
 
 They sum to f_t(x) minus the mean over the classes of f_t at the ends of the walks, which is the `baseline_output`; the
 integral is refined until that and the path error hold the tolerance. The paper takes the gradient once a step, at its

@@ -101,7 +101,7 @@ Option = Choice | Number | Groups
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a method's costs, and whether it applies, depend on."""
+    """The facts that determine a method's cost and whether it applies."""
 
     traits: Traits
     baseline_size: int
@@ -118,12 +118,12 @@ Cost = Callable[[Facts], int]
 
 
 def everywhere(facts: Facts) -> str | None:  # noqa: ARG001
-    """Of a method that applies to every model."""
+    """The `not_applicable` of a method that applies to every model."""
     return None
 
 
 def needs_classes(name: str) -> Callable[[Facts], str | None]:
-    """Of a method that goes to where another label becomes the likeliest."""
+    """The `not_applicable` of a method that searches where another label becomes the likeliest."""
 
     def not_applicable(facts: Facts) -> str | None:
         if facts.traits.link is Link.SOFTMAX:
@@ -168,5 +168,5 @@ class MethodSpec:
     not_applicable: Callable[[Facts], str | None] = everywhere
 
     def defaults(self) -> dict[str, OptionValue]:
-        """The options of a request that names none."""
+        """The options of a request that names none, by name."""
         return {option.name: option.default for option in self.options}

@@ -1,4 +1,4 @@
-"""What a network's graph says of the methods that apply to it."""
+"""Which methods apply to a network, read off its graph."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from service.engine.graph.operators import (
 from service.engine.kernels.piecewise import NotPiecewiseLinear, PiecewiseLinear
 
 MAX_LAYER_SIZE = 2**15
-"""Breakpoints are looked for in blocks of 64 rows of every layer on the host: 8 MiB of such a layer."""
+"""The most values of a layer for breakpoints, which are searched on the host in blocks of 64 rows: 8 MiB of such a
+layer."""
 MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "maskedfill"), *SUMS, *PADS}
-"""Affine operators that can add something of their own to what they are given."""
+"""Affine operators that can add a constant to their inputs."""
 
 
 def traits_of(
@@ -60,12 +61,13 @@ def largest_layer(twin: fx.GraphModule, shape: tuple[int, ...]) -> int:
 
 
 def is_relu(operator: Operator) -> bool:
-    """Whether it is a ReLU, in whatever spelling."""
+    """Whether it is a ReLU, however it is written."""
     return operator.kind == "relu"
 
 
 def last_feature_maps(twin: fx.GraphModule, shape: tuple[int, ...]) -> fx.Node | None:
-    """The last node of the size of the last convolution's maps that all it says passes through: its activation, say.
+    """The last node of the size of the last convolution's maps through which all of its effect passes: its activation,
+    say.
 
     None for a network without a convolution.
     """
@@ -113,21 +115,21 @@ def varying_nodes(twin: fx.GraphModule) -> set[fx.Node]:
 
 
 def _varying_among(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
-    """The node's arguments that are `varying`, as often as they are given."""
+    """The node's arguments that are `varying`, one that is passed twice is listed twice."""
     varying_arguments: list[fx.Node] = []
     map_arg((node.args, node.kwargs), lambda used: varying_arguments.append(used) if used in varying else None)
     return varying_arguments
 
 
 def adding_nodes(twin: fx.GraphModule) -> list[fx.Node]:
-    """The operators that may add something of their own to what they are given."""
+    """The operators that may add a constant to their inputs."""
     return [operator.node for operator in varying_operators(twin) if operator.kind in MAY_ADD]
 
 
 def _biases_obstacle(twin: fx.GraphModule) -> str | None:
     """The first operator for which the input's and the biases' gradients do not account for the output.
 
-    They do for what is affine, whose bias is what it answers to zeros, and for what is homogeneous, which has none.
+    They do for what is affine, whose bias is its output for zeros, and for what is homogeneous, which has no bias.
     """
     varying = varying_nodes(twin)
     for operator in varying_operators(twin):
@@ -139,7 +141,7 @@ def _biases_obstacle(twin: fx.GraphModule) -> str | None:
 
 
 def _is_homogeneous(operator: Operator, varying_arguments: Sequence[fx.Node]) -> bool:
-    """Whether it is piecewise linear, and scaling what it is `given` by a positive number scales the result."""
+    """Whether it is piecewise linear, and scaling its `varying_arguments` by a positive number scales the result."""
     limits = bounds(operator)
     if limits:
         bends_at_zero = all(

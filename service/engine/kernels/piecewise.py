@@ -278,7 +278,8 @@ class PiecewiseLinear:
 
     @torch.inference_mode()
     def breakpoints(self, starts: NDArray[np.floating], ends: NDArray[np.floating], max_pieces: Indices) -> Rows:
-        """The rows at which any unit bends, the two ends included, on each line from starts[l] to ends[l].
+        """The rows at which any unit of the network bends, the two ends included, on each line from starts[l] to
+        ends[l].
 
         `starts` and `ends` are [lines, ...input], `max_pieces` [lines]; alpha runs from 0 to 1.
         """

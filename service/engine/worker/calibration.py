@@ -1,9 +1,9 @@
 """Calibration: at which shapes the gradient chunks of a model run well on this device.
 
 Measured on the loan network, one CPU thread, untraced, in microseconds a chunk: 32 rows 405, 64 rows 439, 128 rows 497,
-256 rows 629, 512 rows 848, 1,024 rows 1,309, 2,048 rows 2,198. Small questions come one by one, and then a few hundred
-rows cost nothing that a client would notice beside all else that a request takes; or they come together, and then it
-counts how many of them a chunk holds. The rate still rises far beyond, which is where large questions belong.
+256 rows 629, 512 rows 848, 1,024 rows 1,309, 2,048 rows 2,198. Small questions either come one by one, and then a few
+hundred rows take so little beside the rest of a request that no client notices; or they come together, and then it
+matters how many of them a chunk holds. The rate still rises at much larger chunks, which are for large questions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REPEATS = 8
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds: on the CPU those that this thread computed, so that it does not matter who else is at work."""
+    """A clock in seconds: on the CPU this thread's own computing time, so that other load does not matter."""
     return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
@@ -68,7 +68,7 @@ def calibrate(
             break
     if seconds[0] > MAX_CHUNK_SECONDS:
         return chosen([*FEW, *rows], [*map(measured, FEW), *seconds])
-    again = map(measured, rows)  # what disturbed the first may be over
+    again = map(measured, rows)  # what disturbed the first run may be over
     return chosen(rows, [*map(min, seconds, again)])
 
 

@@ -1,4 +1,4 @@
-"""One explanation from plan to figures, as a generator over questions to the artefact and the twin."""
+"""One explanation, from plan to result, as a generator that yields questions to the artefact and the twin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     """
     row = np.array(plan.input)
     if plan.baseline.row is None:
-        if plan.baseline.digest not in model.baselines:  # it was planned a moment ago, with what was there
+        if plan.baseline.digest not in model.baselines:  # it was planned before, with the sets attached then
             detail = f"baseline {plan.baseline.name}@{plan.baseline.version}: rows of it have just been erased"
             raise invalid(Kind.UNKNOWN_BASELINE, pointer_to("parameters", "baseline"), detail)
         baseline = model.baselines[plan.baseline.digest]
@@ -87,7 +87,7 @@ def _problem(
 ) -> Problem:
     space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
     inputs, low, high = model.seen(row[None])[0], model.low, model.high
-    if model.fixed is not None:  # no method moves what has no extent
+    if model.fixed is not None:  # methods do not move inputs whose range is empty
         low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
     return Problem(
         input=inputs,

@@ -95,7 +95,7 @@ def comparison_json(comparison: Comparison) -> str:
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """The table by feature; what a version lacks is empty."""
+    """The table by feature; cells of features that a version lacks are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -137,7 +137,7 @@ def _rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _dumped(body: dict[str, Any]) -> str:
-    """What is not a number becomes null."""
+    """JSON in which NaN becomes null."""
     return orjson.dumps(body, option=orjson.OPT_INDENT_2).decode()
 
 

@@ -88,7 +88,7 @@ def nearest_boundary(problem: Problem, most: int) -> Steps[BoundaryPoint]:
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """What is to turn: whether the target or a rival has the larger logit.
+    """The decision that is to flip: whether the target or a rival has the larger logit.
 
     The difference times `sign` is positive at the input, whose logits are `at_input` [1, labels].
     """
