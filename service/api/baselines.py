@@ -14,7 +14,7 @@ from service.api.problems import answers
 from service.api.requests import ApiRequest
 from service.api.routing import new_router
 from service.api.schemas import Strict, Subject
-from service.catalog.baselines import MOST_ROWS, KeptSet
+from service.catalog.baselines import MAX_ROWS, KeptSet
 from service.catalog.inputs.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import ModelVersion
@@ -30,7 +30,7 @@ class BaselineBody(Strict):
     """A new version of a set: its rows are given as instances of an explanation are."""
 
     name: StrictStr = Field(max_length=64, description="of the set; a new one, or one that gets a new version")
-    rows: list[Any] = Field(min_length=1, max_length=MOST_ROWS, description="instances of the model")
+    rows: list[Any] = Field(min_length=1, max_length=MAX_ROWS, description="instances of the model")
     model_version: StrictStr | None = Field(None, max_length=64, description="default: the one the bare name means")
     description: StrictStr = Field("", max_length=500, description="what its rows are, for those who choose it")
     subjects: list[Subject | None] | None = Field(

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from service.catalog.nearest import LONGEST_SHOWN, Searches
+from service.catalog.nearest import MAX_CHARACTERS_SHOWN, Searches
 from service.domain import Context, ToleranceOf
 from service.errors import MOST_FAULTS, InvalidRequest
 from service.ledger.entries import MAX_TEXT_LENGTH, read_subject
@@ -106,7 +106,7 @@ class Strict(BaseModel):
         unknown = [*islice((name for name in value if name not in cls._known), MOST_FAULTS)]
         searches = Searches()
         hints = [searches.hint(name, cls._known) for name in unknown]
-        names = [name[:LONGEST_SHOWN] for name in unknown]
+        names = [name[:MAX_CHARACTERS_SHOWN] for name in unknown]
         raise PydanticCustomError(UNKNOWN_FIELD, "is not a known field", {"unknown": [*zip(names, hints, strict=True)]})
 
 

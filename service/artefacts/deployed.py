@@ -1,4 +1,4 @@
-"""What every format of an artefact gives once it is opened: the artefact that predicts, and the twin that explains."""
+"""What opening an artefact of any format returns: the artefact that predicts, and the twin that explains."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ class DeployedArtefact(Protocol):
 class Opened:
     """An artefact and its differentiable twin.
 
-    The twin leads from rows [n, ...shape] to logits or values [n, outputs]; where there is an `encoding`, from encoded
-    rows.
-    `forwards` answers for what the twin takes, also where no instance is like it: a mean of categories, say. It is the
-    artefact where that takes it, and else the twin. `worst` names, for rows on which the two differ, the operator that
-    differs most; None where that cannot be told. `row_type` holds rows as the artefact takes them, exactly; the twin
-    takes them in the same.
+    The twin maps rows [n, ...shape], encoded where there is an `encoding`, to logits or values [n, outputs]. `forwards`
+    computes outputs for the twin's inputs, also those that no instance is encoded as, such as a mean of categories: it
+    is the artefact where that takes them, else the twin. `worst` names the operator that differs most for rows on which
+    twin and artefact differ; it is None where that cannot be determined. `row_type` represents rows exactly as the
+    artefact takes them; the twin takes the same type.
     """
 
     deployed: DeployedArtefact
@@ -46,13 +45,13 @@ class Opened:
 
 
 def log_odds(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Both labels' log-odds [n, 2], of zero and one logit [n, 2]: each is the other's negative."""
+    """Both labels' log-odds [n, 2], from a zero and the one logit [n, 2]: each is the other's negative."""
     odds: NDArray[np.floating] = logits - logits[:, ::-1]
     return odds
 
 
 class Encoded:
-    """An artefact for rows that are encoded before it takes them."""
+    """An artefact that takes encoded rows: instances' rows are encoded first."""
 
     def __init__(self, artefact: DeployedArtefact, encoding: Encoding) -> None:
         self._artefact = artefact
@@ -64,7 +63,7 @@ class Encoded:
 
 
 def opened(artefact: DeployedArtefact, twin: fx.GraphModule, encoding: Encoding | None) -> Opened:
-    """An artefact that takes rows as the twin does, encoded if there is an `encoding`."""
+    """An artefact that takes what the twin takes: encoded rows if there is an `encoding`."""
     deployed = artefact if encoding is None else Encoded(artefact, encoding)
     return Opened(deployed, twin, encoding, artefact)
 
@@ -72,8 +71,8 @@ def opened(artefact: DeployedArtefact, twin: fx.GraphModule, encoding: Encoding 
 class TorchOutputs:
     """A torch module from rows [n, ...shape] to the network's numbers, in the artefact's place.
 
-    `outputs` say what these are. Takes `most` rows at a time. A twin that has one logit answers zero and it; see
-    `log_odds`.
+    `outputs` says what these numbers are. Takes at most `most` rows at a time. A twin with one logit answers zero and
+    that logit; see `log_odds`.
     """
 
     def __init__(
@@ -93,8 +92,8 @@ class TorchOutputs:
     @torch.inference_mode()
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, outputs] in every output space, for rows [n, inputs], flat."""
-        given = torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device)
-        answers = torch.cat([self._module(part) for part in torch.split(given, self._most or len(given))])
+        tensor = torch.from_numpy(rows.reshape(-1, *self._shape)).to(self._device)
+        answers = torch.cat([self._module(part) for part in torch.split(tensor, self._most or len(tensor))])
         return in_every_space(answers, self._outputs)
 
 

@@ -1,7 +1,7 @@
 """Loading a model version in a worker: the deployed artefact, its differentiable twin, its baseline sets.
 
 Predictions come from the artefact, gradients from the twin; the two are compared before anything is answered. How both
-come from a file is a matter of its format.
+are read from a file depends on its format.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ Spaces = Mapping[OutputSpace, NDArray[np.floating]]
 """By output space, outputs [n, outputs]."""
 PARITY_ROWS = 256
 PARITY_VALUES = 2**26
-"""In all tensors of the twin for the random rows, at most, but for the fewest: a large network would take minutes."""
-FEWEST_PARITY_ROWS = 16
+"""The most values in all tensors of the twin for the random rows, beyond `MIN_PARITY_ROWS`: a large network would take
+minutes for more."""
+MIN_PARITY_ROWS = 16
 VALUES_AT_ONCE = 2**24
 EVALUATED_ROWS = 4
 ROWS_AT_ONCE = 32
@@ -57,8 +58,8 @@ OPEN: Mapping[Format, Callable[[bytes, Manifest, torch.device], Opened]] = {
 class LoadedModel:
     """A model version that is ready to be put on a device.
 
-    `baselines` maps the digest of a set to its rows, flat. `encoding` leads from rows to what the twin takes, if that
-    is something else; for that `forwards` answers. All rows are of the `row_type`.
+    `baselines` maps the digest of a set to its rows, flat. `encoding` maps rows to what the twin takes, where
+    that differs; `forwards` computes outputs for it. All rows are of the `row_type`.
     """
 
     key: ModelKey
@@ -87,7 +88,7 @@ class LoadedModel:
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """For each of the twin's inputs, the unit it belongs to; empty where each is one of its own."""
+        """For each of the twin's inputs, the feature or position that it is part of; empty where each is its own."""
         return self.manifest.inputs.units_of_columns(self.encoding)
 
     @property
@@ -135,9 +136,9 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
 
 
 def _check_evaluation(model: LoadedModel) -> None:
-    """Raises CatalogError where an answer of the artefact depends on chance, or on the other rows, as in training."""
+    """Raises CatalogError where the artefact's outputs are random, or depend on the other rows, as in training mode."""
     rows, limit = model.manifest.inputs.random_rows(EVALUATED_ROWS, model.row_type), model.manifest.parity
-    first, again, alone = (model.deployed.outputs(given) for given in (rows, rows, rows[:1]))
+    first, again, alone = (model.deployed.outputs(batch) for batch in (rows, rows, rows[:1]))
     scale = {space: model.manifest.outputs.parity_scale(values) for space, values in first.items()}
     if not all(
         np.allclose(first[space][:1] / scale[space], other[space][:1] / scale[space], limit, limit, equal_nan=True)
@@ -148,7 +149,7 @@ def _check_evaluation(model: LoadedModel) -> None:
 
 
 def _check_imputation(manifest: Manifest, opened: Opened) -> None:
-    """Holds the manifest's `missing` values against the artefact: NaN in a feature must answer what its value does."""
+    """Checks the manifest's `missing` values: the artefact must answer NaN in a feature as it answers that value."""
     names = [*manifest.inputs.imputed]
     if not names:
         return
@@ -170,7 +171,7 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
     """
     manifest = model.manifest
     size = sum(layer_sizes(model.twin, model.shape))
-    count = min(PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_VALUES // size))
+    count = min(PARITY_ROWS, max(MIN_PARITY_ROWS, PARITY_VALUES // size))
     together = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // size))
     random = manifest.inputs.random_rows(count, model.row_type)
     rows = np.concatenate([*(known[:count] for known in model.baselines.values()), random])
@@ -191,13 +192,15 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
         )
     with torch.no_grad():
         seen = (torch.from_numpy(model.seen(part).astype(model.row_type).reshape(-1, *model.shape)) for part in parts)
-        found = in_every_space(torch.cat([model.twin(part.to(device)).cpu() for part in seen]).double(), outputs)
+        outputs_of_twin = in_every_space(
+            torch.cat([model.twin(part.to(device)).cpu() for part in seen]).double(), outputs
+        )
     try:
-        parity = _compared(found, deployed, outputs, outputs.network_space, manifest.parity)
+        parity = _compared(outputs_of_twin, deployed, outputs, outputs.network_space, manifest.parity)
     except CatalogError as error:
         raise CatalogError(f"{error}{_suspect(opened, parts[-1])}") from None
     others = [space for space in deployed if space != outputs.network_space]
-    return max([parity, *(_compared(found, deployed, outputs, space, manifest.parity) for space in others)])
+    return max([parity, *(_compared(outputs_of_twin, deployed, outputs, space, manifest.parity) for space in others)])
 
 
 def _compared(twin: Spaces, deployed: Spaces, outputs: OutputKind, space: OutputSpace, limit: float) -> float:

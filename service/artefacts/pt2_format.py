@@ -33,15 +33,15 @@ PLAIN_RECORDS = re.compile(
     r"|archive_format|archive_version|byteorder|\.data/\w+|extra/.*"
 )
 """All that a program of plain tensors consists of; the .pt files hold tensors only, or do not open."""
-FEWEST_ROWS = 2
-"""What torch.export takes for the fewest where nothing is said; such programs take one row too."""
+MIN_ROWS = 2
+"""The lower bound that torch.export assumes for a dynamic dimension; such programs take a single row too."""
 
 
 def open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
     """The program, in torch, and its trace.
 
     Raises CatalogError when the digest is not trusted, the archive holds more than a graph and tensors, or the program
-    does not lead from rows of the manifest's shape to logits.
+    does not map rows of the manifest's shape to logits.
     """
     artefact, encoding = manifest.artefact, manifest.inputs.encoding
     shape = manifest.inputs.shape if encoding is None else encoding.shape
@@ -67,7 +67,7 @@ def open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opened
 
 
 def _check_records(content: bytes) -> None:
-    """Holds what the archive consists of, as torch reads it, against what a program of plain tensors needs."""
+    """Checks that the archive, as torch reads it, holds nothing but what a program of plain tensors needs."""
     try:
         with PT2ArchiveReader(io.BytesIO(content)) as archive:
             names = archive.get_file_names()
@@ -80,7 +80,7 @@ def _check_records(content: bytes) -> None:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Has `torch.load` refuse whatever is not a tensor, also where its caller says otherwise."""
+    """Makes `torch.load` refuse whatever is not a tensor, even where its caller allows it."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -98,14 +98,14 @@ def _check_signature(program: ExportedProgram, shape: tuple[int, ...]) -> int | 
     signature = program.graph_signature
     if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
         raise CatalogError("the program must take one tensor, the inputs, and answer one, the logits")
-    (given,) = (node.meta["val"] for node in program.graph.nodes if node.name == signature.user_inputs[0])
-    count, *sizes = given.shape
-    if given.dtype != torch.float32 or tuple(sizes) != shape:
+    (rows,) = (node.meta["val"] for node in program.graph.nodes if node.name == signature.user_inputs[0])
+    count, *sizes = rows.shape
+    if rows.dtype != torch.float32 or tuple(sizes) != shape:
         raise CatalogError(
-            f"the program takes {given.dtype} rows of {list(sizes)}, the manifest says float32 and {list(shape)}"
+            f"the program takes {rows.dtype} rows of {list(sizes)}, the manifest says float32 and {list(shape)}"
         )
     limits = None if isinstance(count, int) else program.range_constraints.get(count.node.expr)
-    if limits is None or limits.lower > FEWEST_ROWS:
+    if limits is None or limits.lower > MIN_ROWS:
         raise CatalogError(
             f"the program takes {count} rows at a time: export it with dynamic_shapes=({{0: Dim('rows')}},)"
         )
@@ -114,5 +114,5 @@ def _check_signature(program: ExportedProgram, shape: tuple[int, ...]) -> int | 
 
 def _check_gradient(twin: fx.GraphModule, shape: tuple[int, ...], device: torch.device) -> None:
     """Raises CatalogError when the twin cannot be differentiated."""
-    if not twin(torch.zeros(FEWEST_ROWS, *shape, device=device, requires_grad=True)).requires_grad:
+    if not twin(torch.zeros(MIN_ROWS, *shape, device=device, requires_grad=True)).requires_grad:
         raise CatalogError("no gradient reaches the input: on every way to the logits its values are cut off")

@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MOST_CHANNELS = 4096
+MAX_CHANNELS = 4096
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"]
-"""Each with torch's own defaults."""
+"""Activations by name, each with torch's defaults."""
 
 
 def _odd(size: int) -> int:
@@ -26,14 +26,14 @@ class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     is_spatial: ClassVar[bool] = False
-    """Whether it takes what has a height and a width."""
+    """Whether the network takes images: inputs with a height and a width."""
 
 
 class Mlp(_Options):
     """Linear layers with an activation between them. `widths` are those of the hidden layers.
 
     The other two widths are the manifest's: its inputs, flat, and its labels. With `scaling` the file holds `mean` and
-    `deviation` [inputs], and the first layer sees (input - mean) / deviation.
+    `deviation` [inputs], and the first layer takes (input - mean) / deviation.
     """
 
     name: Literal["mlp"]
@@ -45,10 +45,10 @@ class Mlp(_Options):
 class Block(_Options):
     """A convolution that keeps the image's size, an activation, and a max-pool over windows of `pool`.
 
-    Before the activation come the batch normalisation, if `normal`, and, if `residual`, what the block was given.
+    Before the activation there is a batch normalisation, if `normal`; then the block's input is added, if `residual`.
     """
 
-    channels: int = Field(ge=1, le=MOST_CHANNELS)
+    channels: int = Field(ge=1, le=MAX_CHANNELS)
     kernel: Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)] = 3
     stride: int = Field(default=1, ge=1, le=4)
     bias: bool = True
@@ -58,7 +58,7 @@ class Block(_Options):
 
 
 class Cnn(_Options):
-    """Convolutional blocks, then one linear layer over all values that are left, or over the channels' means.
+    """Convolutional blocks, then one linear layer over all values of the last maps, or over the channels' means.
 
     With `scaling` the file holds `mean` and `deviation` [channels, 1, 1] of the image.
     """

@@ -1,8 +1,8 @@
-"""What `answerable models check` found of a version, kept by digest: the verdict, and the reference profile.
+"""The outcome of `answerable models check` for a version, kept by digest: the verdict, and the reference profile.
 
 An assessment lies in the data folder, or beside the version as `check.json`, where it travels from a promotion gate to
-the service. It belongs to one artefact and one manifest: after any change of either it is none. Where both places have
-one, the later counts. Read with neither torch nor ONNX Runtime.
+the service. It belongs to one artefact and one manifest: after any change of either it no longer counts. Where both
+places have one, the later counts. Read with neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ASSESSMENTS = "assessments"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What each feature counted for over the sample of a check: the reference that drift is measured against.
+    """How important each feature was over the sample of a check: the reference that drift is measured against.
 
     `importance` is the mean absolute attribution by feature, in the order of the inputs: a table's features by name,
     else the place of the pixel (`row,column`) or of the token. `target` is a label, or `predicted`. `baseline` is the
@@ -46,11 +46,11 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """One check of a version: `checks` as the command prints them, and the `limits` they were held against.
+    """One check of a version: `checks` as the command prints them, and the `limits` that applied.
 
     `against_files` are the digests of the artefact and the manifest of the version it was compared with: the service
-    takes it as a comparison with these files, not with whatever has the name `against` by then. `checked` is in
-    microseconds since the epoch.
+    takes it as a comparison with these files, and not with other files that have the name `against` by then. `checked`
+    is in microseconds since the epoch.
     """
 
     name: str
@@ -84,10 +84,10 @@ class Assessments:
 
         With `against`, the latest of those that compared it with exactly these files.
         """
-        found = [_read(path) for path in (self._path(key, manifest), version / FILE)]
-        own = [one for one in found if one is not None and _is_of(one, key, manifest)]
-        counting = [one for one in own if against is None or one.against_files == against]
-        return max(counting, key=lambda one: one.checked, default=None)
+        candidates = [_read(path) for path in (self._path(key, manifest), version / FILE)]
+        own = [assessment for assessment in candidates if assessment is not None and _is_of(assessment, key, manifest)]
+        counting = [assessment for assessment in own if against is None or assessment.against_files == against]
+        return max(counting, key=lambda assessment: assessment.checked, default=None)
 
     def keep(self, assessment: Assessment) -> None:
         """Keeps it in place of an earlier one. Raises OSError."""
@@ -110,8 +110,8 @@ def newest_before(folders: Sequence[Path], version: Path, kept: Assessments) -> 
             _, key, manifest = read_manifest(other)
         except CatalogError:
             continue
-        found = kept.find(other, key, manifest)
-        if found is None or found.passed:
+        latest = kept.find(other, key, manifest)
+        if latest is None or latest.passed:
             return other
     return None
 
@@ -121,8 +121,9 @@ def keep_beside(version: Path, assessment: Assessment) -> None:
     _write(version / FILE, assessment)
 
 
-def _is_of(one: Assessment, key: ModelKey, manifest: str) -> bool:
-    return (one.name, one.version, one.digest, one.manifest) == (key.name, key.version, key.digest, manifest)
+def _is_of(assessment: Assessment, key: ModelKey, manifest: str) -> bool:
+    checked = assessment.name, assessment.version, assessment.digest, assessment.manifest
+    return checked == (key.name, key.version, key.digest, manifest)
 
 
 def _write(path: Path, assessment: Assessment) -> None:
@@ -133,7 +134,7 @@ def _write(path: Path, assessment: Assessment) -> None:
 
 
 def _read(path: Path) -> Assessment | None:
-    """None where there is none, or one that another version of this program wrote."""
+    """The assessment in a file; None where there is none, or it was written in another format."""
     try:
         content = orjson.loads(path.read_bytes())
         if content.pop("format") != FORMAT:
@@ -142,7 +143,7 @@ def _read(path: Path) -> Assessment | None:
         content["profile"] = None if profile is None else Profile(**profile)
         for name in ("failed", "checks"):
             content[name] = tuple(content[name])
-        files = content.get("against_files")  # which earlier ones have not: they count where there is no other version
+        files = content.get("against_files")  # earlier assessments lack it: they count where there is no other version
         content["against_files"] = None if files is None else tuple(files)
         return Assessment(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""What a version answers over its baseline sets: computed once for an artefact, a set and an environment, and kept."""
+"""A version's outputs over its baseline sets, kept: computed once for an artefact, a set and an environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.domain import Floats, ModelKey, OutputSpace
 OUTPUTS = "outputs"
 """The folder of outputs in the data folder."""
 FORMAT = 2
-"""Outputs that were computed otherwise are not taken for these."""
+"""The number of the way in which outputs are computed; files with another number are not read."""
 Outputs = Mapping[OutputSpace, Floats]
 
 
@@ -48,7 +48,7 @@ class KeptOutputs:
         names = {_of_set(digest) for digest in digests}
         for path in self._folder.glob("*.safetensors") if names else ():
             of_set, _, rest = path.stem.partition("-")
-            if of_set in names or not rest:  # an earlier form, which does not say of which set it is
+            if of_set in names or not rest:  # an earlier format, which does not name the set
                 path.unlink(missing_ok=True)
 
     def _path(self, model: ModelKey, digest: str, environment: Mapping[str, str]) -> Path:

@@ -1,14 +1,14 @@
-"""Baseline sets that were uploaded or built for a version that is there already, kept in the data folder.
+"""Baseline sets that were uploaded or built for a version after it was added, kept in the data folder.
 
-A set belongs to one artefact and one order of inputs. For another it is stale, and refused: the rows of an older model
-may say nothing of what a newer one was trained on.
+A set belongs to one artefact and one order of inputs. For another it is stale, and refused: rows for an older model may
+have nothing to do with a newer one's training data.
 
-It also belongs to a tenant, and is nothing to the others: whoever can compare inputs with a set finds its rows by
-halving. Only a set that is kept for all tenants is everybody's, as those of the manifests are.
+It also belongs to a tenant, and no other can use it: by comparing inputs with a set one can find its rows, by
+bisection. Only sets that are kept for all tenants are shared, as those of the manifests are.
 
-Records name sets by digest, so a digest never means other rows. Rows are removed from a version for one reason only,
-that they are or may be a person's: it goes on with those that are left, under their digest, and says which digests it
-had before.
+Records name sets by digest, so a digest never means other rows. Rows are removed from a version of a set
+for one reason only, that they are or may be a person's: it keeps the remaining rows, under a new digest, and lists
+the digests that it had before.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ LOG = logging.getLogger("answerable.catalog")
 BASELINES = "baselines"
 """The folder of sets in the data folder."""
 SHARED = "shared"
-"""The folder of descriptions of the sets that are everybody's."""
+"""The folder of descriptions of the sets that all tenants share."""
 LOCK = ".lock"
-MOST_SETS = 100
-"""Versions with rows that a tenant may have of one model: each is in the memory of every worker."""
-MOST_ROWS = 1024
+MAX_SETS = 100
+"""The most versions with rows that a tenant may keep for one model: each takes memory in every worker."""
+MAX_ROWS = 1024
 FORMAT = 1
 
 
@@ -52,10 +52,11 @@ FORMAT = 1
 class KeptSet:
     """A version of a set: what it was made for, and when, in microseconds since the epoch.
 
-    `inputs` is the digest of the names, or the shape, of the inputs it was made for. `tenant` is whose it is, None for
-    everybody's; sets from before tenants had their own are the operator's. `subjects` has for each row the token of the
-    person whose it is, None where it is nobody's; it is empty where all are nobody's. `erased` are the digests of what
-    the set was before rows were removed. Without any left, `size` is 0 and no request can name it.
+    `inputs` is the digest of the names, or the shape, of the inputs it was made for. `tenant` owns it, None for sets
+    that all share; sets from before tenants had their own are the operator's. `subjects` has for each row the token of
+    the person it belongs to, None where it belongs to nobody; it is empty where no row belongs to anybody. `erased` are
+    the digests that the set had before rows were removed. When no rows remain, `size` is 0 and no request can name the
+    set.
     """
 
     name: str
@@ -74,21 +75,21 @@ class KeptSet:
 
     @property
     def digest(self) -> str:
-        """By which plans and records name its rows."""
+        """The digest by which plans and records name its rows."""
         return "sha256:" + self.sha256
 
     def is_seen_by(self, tenant: str | None) -> bool:
-        """Whether the tenant can name it; None is nobody in particular."""
+        """Whether the tenant can name it; with None, whether every tenant can."""
         return self.tenant is None or self.tenant == tenant
 
     def is_same(self, other: KeptSet) -> bool:
-        """Whether both are the same version of the same set, whatever rows either has."""
+        """Whether both are the same version of the same set, regardless of their rows."""
         names = [(one.model, one.tenant, one.name, one.version) for one in (self, other)]
         return names[0] == names[1]
 
     @property
     def listed(self) -> BaselineSet:
-        """As a manifest would list it, for its folder."""
+        """The set as a manifest in its folder would list it."""
         return BaselineSet(
             name=self.name,
             version=self.version,
@@ -99,7 +100,7 @@ class KeptSet:
         )
 
     def stale_for(self, key: ModelKey, manifest: Manifest) -> str | None:
-        """Why the set is of no use to that version; None if it is."""
+        """Why the set cannot be used with that version; None if it can."""
         if not self.size:
             return "its rows were erased"
         if self.inputs != inputs_digest(manifest):
@@ -112,7 +113,8 @@ class KeptSet:
 
 
 def inputs_digest(manifest: Manifest) -> str:
-    """Of what the columns of a row are: their names in order, the shape, and what the numbers of categories mean."""
+    """The digest of what the columns of a row are: their names in order, the shape, and what the numbers of categories
+    mean."""
     return "sha256:" + hashlib.sha256(orjson.dumps(manifest.inputs.identity)).hexdigest()
 
 
@@ -127,7 +129,8 @@ class KeptSets:
         return self._folder / model
 
     def of(self, model: str) -> tuple[KeptSet, ...]:
-        """Every version of every set of the model, as they were made; a description that is spoilt is logged."""
+        """Every version of every set of the model, in the order in which they were made; unreadable descriptions are
+        logged."""
         return tuple(sorted(self._read(model), key=lambda one: (one.created, one.name, int(one.version))))
 
     def keep(
@@ -141,23 +144,23 @@ class KeptSets:
         tenant: str | None = OPERATOR_TENANT,
         subjects: Sequence[str | None] = (),
     ) -> KeptSet:
-        """Keeps the rows [size, columns] as the next version of the tenant's set of that name; None: everybody's.
+        """Keeps the rows [size, columns] as the next version of the tenant's set of that name; for None it is shared.
 
-        Versions are counted by what the tenant can see, so they tell nothing of others' sets. `subjects` as of a
-        `KeptSet`. Raises InvalidRequest, OSError.
+        Version numbers count only sets that the tenant can see, so they reveal nothing about others' sets. `subjects`
+        as of a `KeptSet`. Raises InvalidRequest, OSError.
         """
         refuse_name(name)
         if manifest.inputs.sets_obstacle is not None:
             raise InvalidRequest(manifest.inputs.sets_obstacle)
-        if not 1 <= len(rows) <= MOST_ROWS:
-            raise InvalidRequest(f"a baseline set has from 1 to {MOST_ROWS} rows, not {len(rows)}")
+        if not 1 <= len(rows) <= MAX_ROWS:
+            raise InvalidRequest(f"a baseline set has from 1 to {MAX_ROWS} rows, not {len(rows)}")
         with self.alone():
             descriptions = self._descriptions(key.name, tenant)
             descriptions.mkdir(mode=0o700, parents=True, exist_ok=True)
             listed = [one.version for one in manifest.baselines if one.name == name]
             others = [*self._read(key.name)]
-            if sum(one.tenant == tenant and one.size > 0 for one in others) >= MOST_SETS:
-                raise InvalidRequest(f"there are {MOST_SETS} versions of sets for {key.name} already; remove one first")
+            if sum(one.tenant == tenant and one.size > 0 for one in others) >= MAX_SETS:
+                raise InvalidRequest(f"there are {MAX_SETS} versions of sets for {key.name} already; remove one first")
             seen = [one.version for one in others if one.name == name and (tenant is None or one.is_seen_by(tenant))]
             number = max((int(one) for one in [*listed, *seen] if one.isdecimal()), default=0) + 1
             sha256 = self._write_rows(key.name, tenant, rows)
@@ -179,7 +182,7 @@ class KeptSets:
                 part = descriptions / f".{name}.{secrets.token_hex(8)}"
                 try:
                     _write_down(part, _described(kept))
-                    os.link(part, descriptions / f"{name}@{number}.json")  # fails where there is one that is spoilt
+                    os.link(part, descriptions / f"{name}@{number}.json")  # fails where there is an unreadable one
                 except FileExistsError:
                     number += 1
                 else:
@@ -189,7 +192,7 @@ class KeptSets:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps all other threads and processes that change sets waiting. Raises OSError."""
+        """A lock: all other threads and processes that change sets wait. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self._folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
@@ -200,27 +203,32 @@ class KeptSets:
         """The names of all models that sets were ever kept for."""
         return sorted(path.name for path in self._folder.glob("*") if path.is_dir())
 
-    def rows_of(self, one: KeptSet) -> NDArray[np.floating]:
+    def rows_of(self, kept_set: KeptSet) -> NDArray[np.floating]:
         """The rows [size, columns] of a set, as they are stored. Raises CatalogError."""
-        content = read_verified(self.place(one.model), _file(one.sha256), one.sha256)
+        content = read_verified(self.place(kept_set.model), _file(kept_set.sha256), kept_set.sha256)
         return load(content)["rows"]
 
-    def leave(self, one: KeptSet, rows: NDArray[np.floating], subjects: Sequence[str | None]) -> KeptSet:
-        """Leaves these of a set's rows, with their `subjects`, or none; the set as it is then. Raises OSError.
+    def leave(self, kept_set: KeptSet, rows: NDArray[np.floating], subjects: Sequence[str | None]) -> KeptSet:
+        """Reduces a set to these of its rows, with their `subjects`, or to none; returns the reduced set. Raises
+        OSError.
 
-        The file of the rows that it had is for `sweep`, in case another set has the same.
+        The file of its earlier rows is left to `sweep`, in case another set has the same rows.
         """
-        erased = tuple(dict.fromkeys([*one.erased, one.digest]))
+        erased = tuple(dict.fromkeys([*kept_set.erased, kept_set.digest]))
         if len(rows):
-            sha256 = self._write_rows(one.model, one.tenant, rows)
-            left = replace(one, size=len(rows), sha256=sha256, subjects=tuple(subjects), erased=erased)
+            sha256 = self._write_rows(kept_set.model, kept_set.tenant, rows)
+            reduced = replace(kept_set, size=len(rows), sha256=sha256, subjects=tuple(subjects), erased=erased)
         else:
-            left = replace(one, size=0, description="", subjects=(), erased=erased)
-        _write(self._descriptions(one.model, one.tenant) / f"{one.name}@{one.version}.json", _described(left))
-        return left
+            reduced = replace(kept_set, size=0, description="", subjects=(), erased=erased)
+        _write(
+            self._descriptions(kept_set.model, kept_set.tenant) / f"{kept_set.name}@{kept_set.version}.json",
+            _described(reduced),
+        )
+        return reduced
 
     def sweep(self, model: str) -> frozenset[str]:
-        """Deletes the files of rows that every set of the model has lost; their digests, also of earlier sweeps.
+        """Deletes the files of rows that no set of the model has any more; returns their digests, also those of earlier
+        sweeps.
 
         Raises OSError.
         """
@@ -238,10 +246,10 @@ class KeptSets:
         return place if tenant == OPERATOR_TENANT else place / _pseudonym(tenant)
 
     def _write_rows(self, model: str, tenant: str | None, rows: NDArray[np.floating]) -> str:
-        """Writes the file of the rows, beside those of all other sets of the model; its SHA-256.
+        """Writes the file of the rows, beside those of all other sets of the model; returns its SHA-256.
 
-        The same rows of two tenants are two files: else how long it takes to keep a set would tell whether another
-        tenant has it, since what is computed over a set is kept by the digest.
+        The same rows of two tenants are two files: otherwise the time that it takes to keep a set would reveal whether
+        another tenant has it, since outputs over a set are kept by its digest.
         """
         owner = None if tenant is None or tenant == OPERATOR_TENANT else {"owner": _pseudonym(tenant)}
         content = save({"rows": stored_rows(rows)}, owner)
@@ -262,7 +270,7 @@ class KeptSets:
 
 
 def refuse_name(name: str) -> None:
-    """Raises InvalidRequest where a set cannot be called so."""
+    """Raises InvalidRequest where a set cannot have that name."""
     if not re.fullmatch(NAME, name):
         raise InvalidRequest("name must be of small letters, digits, dots, dashes and underscores, at most 64")
     if name in {"zeros", "inline", "mask"}:
@@ -274,7 +282,7 @@ def _described(kept: KeptSet) -> bytes:
 
 
 def _pseudonym(tenant: str) -> str:
-    """A tenant, whatever it is called, as part of a path."""
+    """The tenant's name as a part of a path, whatever characters it has."""
     return hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 

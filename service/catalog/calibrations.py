@@ -1,4 +1,5 @@
-"""The chunk shapes that were found for a model on this machine, kept, so that a restart computes the same bits."""
+"""Keeps the chunk shapes that calibration chose for a model on this machine, so that a restart computes the same
+bits."""
 
 from __future__ import annotations
 

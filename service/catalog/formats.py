@@ -1,4 +1,4 @@
-"""What a manifest says about a file, and about the artefact: its format, its digest, the network its weights are of."""
+"""What a manifest declares about a file, and about the artefact: its format, digest, and the network of its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
 class Artefact(BaseModel):
-    """The file in production. Its suffix says which `format` it has, where that is not said.
+    """The file in production. Its `format` follows from its suffix where it is not declared.
 
     Weights in safetensors need an `architecture`, the network that they belong to.
     """
@@ -41,13 +41,13 @@ class Artefact(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _format_of_suffix(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("file"), str):
-            return given
-        suffix = PurePosixPath(given["file"]).suffix.lower()
+    def _format_of_suffix(cls, declared: Any) -> Any:
+        if not isinstance(declared, dict) or not isinstance(declared.get("file"), str):
+            return declared
+        suffix = PurePosixPath(declared["file"]).suffix.lower()
         if suffix in PICKLES:
             raise ValueError(f"a {suffix} file is a pickle, which is never opened: export ONNX, .pt2 or .safetensors")
-        return {"format": suffix.removeprefix("."), **given}
+        return {"format": suffix.removeprefix("."), **declared}
 
     @model_validator(mode="after")
     def _consistent(self) -> Artefact:
@@ -59,7 +59,7 @@ class Artefact(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Of all that decides what is computed: the file, and what its weights belong to."""
+        """The digest of all that determines what is computed: the file, and the network of its weights."""
         if self.architecture is None:
             return "sha256:" + self.sha256
         network = self.architecture.model_dump_json(exclude_defaults=True)

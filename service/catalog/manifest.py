@@ -57,12 +57,12 @@ class BaselineSet(_Frozen):
 
     @property
     def digest(self) -> str:
-        """By which plans and records name the set."""
+        """The digest by which plans and records name the set."""
         return "sha256:" + self.sha256
 
 
 class Defaults(_Frozen):
-    """What a request that names nothing gets."""
+    """The parameters of a request that names none."""
 
     method: str = "integrated_gradients"
     baseline: str
@@ -114,7 +114,7 @@ class Manifest(_Frozen):
         return self
 
     def _check_review(self) -> None:
-        """Holds what review rules name against what there is of these outputs. Raises ValueError."""
+        """Checks that the quantities in review rules exist for these outputs. Raises ValueError."""
         conditions = [rule for rule in self.review.all_rules.values() if isinstance(rule, Condition)]
         named: list[tuple[str, str | None]] = [(LABEL, condition.label) for condition in conditions]
         named += [pair for pair in map(parts_of, self.review.quantities) if pair[0] in OF_OUTPUTS]
@@ -125,7 +125,7 @@ class Manifest(_Frozen):
                 raise ValueError(f"review: {error}") from None
 
     def _check_tensors(self) -> None:
-        """Holds the names of tensors, and the kind of the inputs, against the format of the artefact."""
+        """Checks the names of tensors, and the kind of the inputs, against the format of the artefact."""
         form, tensors = self.artefact.format, self.outputs.tensors
         self.inputs.check_artefact(self.artefact)
         if form == "onnx":
@@ -154,7 +154,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
     try:
         content = path.read_bytes()
         manifest = _parsed(content)
-    except OSError as error:  # whose text would tell where the file lies
+    except OSError as error:  # its text would reveal where the file lies
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {error.strerror}") from error
     except ValidationError as error:
         raise CatalogError(f"{folder.parent.name}/{folder.name}/manifest.yaml: {fields(error)}") from error
@@ -167,7 +167,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, ModelKey, str]:
 
 
 def version_order(version: str) -> tuple[bool, int, str]:
-    """In which order versions succeed each other: numbers in numeric order, before names."""
+    """A sort key: numeric versions in numeric order, before names."""
     numeric = version.isdecimal()
     return not numeric, int(version) if numeric else 0, version
 
@@ -175,7 +175,7 @@ def version_order(version: str) -> tuple[bool, int, str]:
 def find_versions(models: Path) -> list[Path]:
     """Every version folder under `models`, by model name, then in the order of versions.
 
-    Those that cannot be looked into are among them, so that reading their manifest says why. The versions of a model
+    Folders that cannot be read are among them, so that reading their manifest says why. The versions of a model
     whose own folder cannot be looked into are called `*`.
     """
 

@@ -1,7 +1,7 @@
 """YAML as a manifest is written in it, read so that no file can stop the process that reads it.
 
-The parser's events are looked at one after the other, without recursion, before anything is built of them: YAML has
-values that are written once and meant a billion times, and nesting that ends in a crash of the parser's own library.
+The parser's events are looked at one after the other, without recursion, before anything is built of them: in YAML a
+value may be written once and repeated a billion times by aliases, and deep nesting crashes the parser's library.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 import yaml
 
-MOST_BYTES = 2**24
-MOST_VALUES = 2_000_000
-"""With every alias counted as all that it stands for. A colour image of 800 by 800 as nested lists has 1.9 million."""
+MAX_BYTES = 2**24
+MAX_VALUES = 2_000_000
+"""The most values, with every alias counted as all that it stands for. A colour image of 800 by 800 as nested lists has
+1.9 million."""
 DEEPEST = 50
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's where PyYAML has it: an image of 64 by 64 as nested lists takes 0.06 s, and 1.1 without."""
+"""libyaml's parser where PyYAML has it: an image of 64 by 64 as nested lists takes 0.06 s, and 1.1 without."""
 
 
 @dataclass(slots=True)
@@ -31,8 +32,8 @@ class _Open:
 
 def read_yaml(content: bytes) -> object:
     """What the document in `content` says. Raises ValueError, saying what is wrong and where."""
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it has {len(content)} bytes; at most {MOST_BYTES} are read")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has {len(content)} bytes; at most {MAX_BYTES} are read")
     try:
         _check(content)
         return _loaded(content)
@@ -52,7 +53,7 @@ def _loaded(content: bytes) -> object:
 
 
 def _check(content: bytes) -> None:
-    """Raises ValueError for a key that is there twice, a tag, and more or deeper than a manifest can be."""
+    """Raises ValueError for a repeated key, a tag, too many values and too deep nesting."""
     values_of: dict[str, int] = {}
     path: list[_Open] = [_Open(is_mapping=False, anchor=None)]
     for event in yaml.parse(content, LOADER):
@@ -77,11 +78,12 @@ def _check(content: bytes) -> None:
 
 
 def _add(path: list[_Open], event: yaml.Event, values: int, key: str | None) -> None:
-    """Counts what has ended in what it is a part of. `key` is its text, where it could be a mapping's key."""
+    """Adds the size of a value that has ended to the value that contains it. `key` is its text, where it may be a
+    key."""
     inside = path[-1]
     inside.values += values
-    if sum(one.values for one in path) > MOST_VALUES:
-        raise ValueError(f"{_place(event)}: more than {MOST_VALUES} values, each alias counted as what it stands for")
+    if sum(one.values for one in path) > MAX_VALUES:
+        raise ValueError(f"{_place(event)}: more than {MAX_VALUES} values, each alias counted as what it stands for")
     if not inside.is_mapping:
         return
     if inside.key is not None:

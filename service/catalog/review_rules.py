@@ -1,6 +1,6 @@
 """Review rules of a manifest: which explanations a person should look at.
 
-A rule is one comparison, `quantity > threshold`, or a condition on the label, and nothing else can be said:
+A rule is one comparison, `quantity > threshold`, or a condition on the label; there is nothing else:
 
     rule       = quantity comparator threshold | "label" ("==" | "!=") label
     comparator = ">" | ">=" | "<" | "<="
@@ -8,8 +8,8 @@ A rule is one comparison, `quantity > threshold`, or a condition on the label, a
     quantity   = name ["(" output ")"]
 
 as in `protected_share > 0.2`, `completeness_error > tolerance`, `attribution_error > 2 * tolerance`, `margin < 0.1`,
-`probability(denied) > 0.8`, `value(price) >= 1000000`, `label == denied`. Which of them can be said of a model depends
-on what it answers.
+`probability(denied) > 0.8`, `value(price) >= 1000000`, `label == denied`. Which quantities a model has depends on its
+kind of output.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ QUANTITIES = {
     "value": "the value, or the one in brackets",
 }
 OF_OUTPUTS = frozenset({"margin", "probability", "value"})
-"""Quantities that the kind of output answers for."""
+"""Quantities that the kind of output defines."""
 COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 PROTECTED_SHARE = "protected_share"
 LABEL = "label"
 NAME = r"^[a-z][a-z0-9_]{0,31}$"
-MOST_RULES = 5
-MOST_COHORTS = 8
-"""Flags and cohorts are labels of metrics, so there are few of them."""
+MAX_RULES = 5
+MAX_COHORTS = 8
+"""Flags and cohorts become labels of metrics, so there may be only few."""
 _QUANTITY = r"[a-z_]+(?:\([^()'\"]+\))?"
 _RULE = re.compile(rf"\s*(?P<quantity>{_QUANTITY})\s*(?P<comparator>[<>]=?)\s*(?P<threshold>\S.*?)\s*")
 _PRODUCT = re.compile(rf"(?:(?P<factor>[^*\s]+)\s*\*\s*)?(?P<quantity>{_QUANTITY})")
 _CONDITION = re.compile(r"\s*label\s*(?P<comparator>[=!]=)\s*(?P<label>\S.*?)\s*")
 
 Figure = float | frozenset[str] | None
-"""The value of a quantity, or the labels that a condition is held against; None where there is none."""
+"""The value of a quantity, or the predicted labels, for conditions; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ReviewRule:
     """`quantity` compared with `factor`, or with `factor` times the quantity `of`."""
 
     quantity: str
@@ -82,7 +82,7 @@ class Rule:
     of: str | None = None
 
     def fires(self, figures: Mapping[str, Figure]) -> bool:
-        """Whether it holds; never where a figure that it names is not there."""
+        """Whether it holds; never where a figure that it names is missing."""
         value = figures[self.quantity]
         unit = 1.0 if self.of is None else figures[self.of]
         if not isinstance(value, float | int) or not isinstance(unit, float | int):
@@ -101,18 +101,18 @@ def parts_of(quantity: str) -> tuple[str, str | None]:
     return name, of.removesuffix(")").strip() or None
 
 
-def parse(text: str) -> Rule | Condition:
+def parse(text: str) -> ReviewRule | Condition:
     """The rule that a manifest spells. Raises ValueError, which says what is wrong."""
     condition = _CONDITION.fullmatch(text)
     if condition is not None:
         return Condition(condition["label"].strip("'\""), condition["comparator"] == "==")
-    found = _RULE.fullmatch(text)
-    if found is None:
+    match = _RULE.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text!r} is no rule; one looks like `protected_share > 0.2`")
-    quantity, comparator, threshold = found["quantity"], found["comparator"], found["threshold"]
+    quantity, comparator, threshold = match["quantity"], match["comparator"], match["threshold"]
     _check_quantity(quantity)
     if (number := _number(threshold)) is not None:
-        return Rule(quantity, comparator, number)
+        return ReviewRule(quantity, comparator, number)
     product = _PRODUCT.fullmatch(threshold)
     factor = 1.0 if product is None or product["factor"] is None else _number(product["factor"])
     if product is None or factor is None:
@@ -120,7 +120,7 @@ def parse(text: str) -> Rule | Condition:
     _check_quantity(product["quantity"])
     if product["quantity"] == quantity:
         raise ValueError(f"{text!r} compares {quantity} with itself")
-    return Rule(quantity, comparator, factor, product["quantity"])
+    return ReviewRule(quantity, comparator, factor, product["quantity"])
 
 
 def _check_quantity(quantity: str) -> None:
@@ -139,20 +139,20 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _read(given: Any) -> Any:
-    return parse(given) if isinstance(given, str) else given
+def _read(declared: Any) -> Any:
+    return parse(declared) if isinstance(declared, str) else declared
 
 
-SpelledRule = Annotated[Rule | Condition, BeforeValidator(_read)]
+SpelledRule = Annotated[ReviewRule | Condition, BeforeValidator(_read)]
 """A rule as a manifest has it: one line of text."""
 
 
 class Review(BaseModel):
     """What flags an explanation for review, and whose protected share is watched.
 
-    `rules` are told by name, which is the flag that they raise. `protected_share: 0.2` is short for the rule
-    `protected_share: protected_share > 0.2`. `cohorts` are the values of cohort tags that are told apart on the
-    dashboards: tags are the caller's words, and no others become labels.
+    Each of the `rules` has a name, which is the flag that it raises. `protected_share: 0.2` is short for the rule
+    `protected_share: protected_share > 0.2`. `cohorts` are the values of cohort tags that dashboards show separately:
+    tags are free text of the caller, and no others become labels of metrics.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -165,20 +165,20 @@ class Review(BaseModel):
     def _consistent(self) -> Review:
         if self.protected_share is not None and PROTECTED_SHARE in self.rules:
             raise ValueError(f"{PROTECTED_SHARE} is given twice")
-        if len(self.all_rules) > MOST_RULES:
-            raise ValueError(f"there are {len(self.all_rules)} rules; {MOST_RULES} at most")
-        if len(self.all_cohorts) > MOST_COHORTS:
-            raise ValueError(f"there are {len(self.all_cohorts)} cohorts; {MOST_COHORTS} at most")
+        if len(self.all_rules) > MAX_RULES:
+            raise ValueError(f"there are {len(self.all_rules)} rules; {MAX_RULES} at most")
+        if len(self.all_cohorts) > MAX_COHORTS:
+            raise ValueError(f"there are {len(self.all_cohorts)} cohorts; {MAX_COHORTS} at most")
         if len(set(self.all_cohorts)) < len(self.all_cohorts):
             raise ValueError("a cohort is given twice")
         return self
 
     @cached_property
-    def all_rules(self) -> dict[str, Rule | Condition]:
+    def all_rules(self) -> dict[str, ReviewRule | Condition]:
         """The rules by the flag that they raise."""
         if self.protected_share is None:
             return dict(self.rules)
-        return {PROTECTED_SHARE: Rule(PROTECTED_SHARE, ">", self.protected_share), **self.rules}
+        return {PROTECTED_SHARE: ReviewRule(PROTECTED_SHARE, ">", self.protected_share), **self.rules}
 
     @cached_property
     def all_cohorts(self) -> tuple[tuple[str, str], ...]:

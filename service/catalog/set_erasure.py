@@ -1,4 +1,4 @@
-"""Removing rows from baseline sets, and with them what was computed over them."""
+"""Removes rows from baseline sets, and with them the outputs that were computed over them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG = logging.getLogger("answerable.catalog")
 def forget_rows(data: Path, tokens: Collection[str]) -> None:
     """Removes the rows of these tokens from all sets in the data folder. Raises OSError.
 
-    Also what an earlier removal did not come to is done.
+    It also completes earlier removals that were interrupted.
     """
     sets = KeptSets(data / BASELINES)
     erased = frozenset(tokens)
@@ -27,27 +27,27 @@ def forget_rows(data: Path, tokens: Collection[str]) -> None:
         return
     with sets.alone():
         for model in sets.models:
-            for one in sets.of(model):
-                if not erased.isdisjoint(one.subjects):
-                    _leave_others(sets, one, erased)
+            for kept_set in sets.of(model):
+                if not erased.isdisjoint(kept_set.subjects):
+                    _remove_rows(sets, kept_set, erased)
             lost |= sets.sweep(model)
         KeptOutputs(data / OUTPUTS).drop(lost)
 
 
-def remove_set(data: Path, one: KeptSet) -> KeptSet:
-    """Removes all rows of a set; what is left is its name. Raises OSError."""
+def remove_set(data: Path, kept_set: KeptSet) -> KeptSet:
+    """Removes all rows of a set, of which only the description remains. Raises OSError."""
     sets = KeptSets(data / BASELINES)
     with sets.alone():
-        left = sets.leave(one, np.empty((0, 0)), ())
-        KeptOutputs(data / OUTPUTS).drop(sets.sweep(one.model))
-    return left
+        reduced = sets.leave(kept_set, np.empty((0, 0)), ())
+        KeptOutputs(data / OUTPUTS).drop(sets.sweep(kept_set.model))
+    return reduced
 
 
-def _leave_others(sets: KeptSets, one: KeptSet, erased: frozenset[str]) -> None:
-    kept = [number for number, token in enumerate(one.subjects) if token not in erased]
+def _remove_rows(sets: KeptSets, kept_set: KeptSet, erased: frozenset[str]) -> None:
+    kept = [number for number, token in enumerate(kept_set.subjects) if token not in erased]
     try:
-        rows = sets.rows_of(one)[kept] if kept else np.empty((0, 0))
-    except CatalogError as error:  # what cannot be read goes whole
-        LOG.error("%s@%s of %s is removed: %s", one.name, one.version, one.model, error)  # noqa: TRY400
+        rows = sets.rows_of(kept_set)[kept] if kept else np.empty((0, 0))
+    except CatalogError as error:  # a set that cannot be read is removed whole
+        LOG.error("%s@%s of %s is removed: %s", kept_set.name, kept_set.version, kept_set.model, error)  # noqa: TRY400
         rows = np.empty((0, 0))
-    sets.leave(one, rows, [one.subjects[number] for number in kept])
+    sets.leave(kept_set, rows, [kept_set.subjects[number] for number in kept])

@@ -1,7 +1,7 @@
-"""Copies of the versions that are served, by digest of their manifest.
+"""Copies of the files of served versions, by digest of their manifest.
 
-What an operator changes in a model's folder changes nothing that is served until the version is loaded again: a worker
-that is replaced meanwhile loads what the others have. Copies are kept, so that what was answered can be computed again.
+An operator's changes in a model's folder take no effect until the version is loaded again: a worker that is replaced
+meanwhile loads the same files as the others. Copies are kept, so that what was answered can be computed again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _copy(path: Path, copy: Path) -> None:
     except OSError as error:
         raise CatalogError(f"{path.name} cannot be read: {error.strerror}") from error
     shutil.copyfile(path, copy)
-    shutil.copystat(path, copy)  # a baseline set is as old as its file
+    shutil.copystat(path, copy)  # the age of a baseline set is that of its file
 
 
 def drop(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Opening the files of a model version: digests first, then bytes; nothing is ever unpickled."""
+"""Reads the files of a model version, with verified digests; nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_verified(folder: Path, file: str, sha256: str) -> bytes:
 
 
 def stored_rows(rows: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Rows as files have them: in float32 where that holds them exactly, else in float64."""
+    """Rows in the type that files store: float32 where that represents them exactly, else float64."""
     with np.errstate(over="ignore"):
         single = rows.astype(np.float32)
     return np.ascontiguousarray(single if (single == rows).all() else rows)
@@ -49,7 +49,7 @@ def read_baseline_rows(
 ) -> NDArray[np.floating]:
     """The rows [size, columns] of a baseline set, flat, checked against the shape of the manifest's inputs.
 
-    As they are stored, or as the model takes them, in its `row_type`.
+    In the type that the file has, or in the model's `row_type`.
     """
     content = read_verified(folder, baseline.file, baseline.sha256)
     try:

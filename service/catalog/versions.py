@@ -19,8 +19,8 @@ FAULTY = "the version cannot be served: the service's log, and the index of its 
 class Lease:
     """Keeps a version on the workers: `end` is called once nobody holds this any more.
 
-    Every request holds the version that it was planned with, and with it this; so a version that was replaced or
-    unloaded goes when the last request for it has its answer, however long that takes.
+    Every request refers to the version that it was planned with, and so to its lease: a version that was replaced or
+    unloaded leaves the workers when the last request for it is answered, however long that takes.
     """
 
     def __init__(self, end: Callable[[], None]) -> None:
@@ -34,8 +34,8 @@ class ModelVersion:
     `folder` holds its files: a copy of the operator's, once it is loaded. `environment`, `traits` and `parity` come
     from the engine that loaded it (`service.engine.protocol`); a version without an environment is not ready, and
     `problem` says why, once that is known. `assessment` is what `answerable models check` found, None before that.
-    `kept_sets` are the model's baseline sets that are not in the manifest, whether they fit this version or not, and
-    whosever they are: what a tenant is answered with is in `sets_of` and `fitting_sets`.
+    `kept_sets` are the model's baseline sets that are not in the manifest, of all tenants, whether they fit this
+    version or not; `sets_of` and `fitting_sets` select those that a tenant sees.
     """
 
     key: ModelKey
@@ -57,7 +57,7 @@ class ModelVersion:
 
     @property
     def ref(self) -> VersionRef:
-        """How the engine knows it."""
+        """The reference by which the engine knows it."""
         return VersionRef(self.key.name, self.key.version, self.manifest_digest)
 
     @property
@@ -71,7 +71,7 @@ class ModelVersion:
         return self.assessment is not None and not self.assessment.passed
 
     def sets_of(self, tenant: str | None) -> list[KeptSet]:
-        """The kept sets that the tenant can name: its own, and everybody's; for None only these."""
+        """The kept sets that the tenant can name: its own and the shared ones; for None only the shared ones."""
         return [one for one in self.kept_sets if one.is_seen_by(tenant)]
 
     def fitting_sets(self, tenant: str | None) -> list[KeptSet]:
@@ -84,7 +84,7 @@ class ModelVersion:
         return self.key.digest, self.manifest_digest
 
     def is_same(self, other: ModelVersion) -> bool:
-        """Whether both are of the same files, whatever is known of them."""
+        """Whether both have the same files, whatever else is known of them."""
         return (self.key, self.manifest_digest) == (other.key, other.manifest_digest)
 
 
@@ -132,7 +132,7 @@ class Catalog:
         self.changed()
 
     def keep_sets(self, name: str, sets: Collection[KeptSet]) -> None:
-        """Forgets every kept set of the model that is not among these, as it is."""
+        """Forgets every kept set of the model that is not one of these, with exactly these rows."""
 
         def left(version: ModelVersion) -> ModelVersion:
             return replace(version, kept_sets=tuple(one for one in version.kept_sets if one in sets))

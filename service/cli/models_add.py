@@ -72,9 +72,9 @@ def add(
     """Write an ONNX file's manifest, try it, and add the model."""
     settings = settings_with(models=models)
     os.environ.update(worker_environment(0))  # numerics as in a worker; libraries read it when they are first used
-    from service.lifecycle.adding.adding import Asked, add_model
+    from service.lifecycle.adding.adding import AddOptions, add_model
 
-    asked = Asked(
+    asked = AddOptions(
         source,
         rows,
         name,
@@ -141,7 +141,7 @@ def _told(added: Added, settings: Settings) -> str:
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
-            f"{trial.version.key} is in {added.folder}: {added.found.how}",
+            f"{trial.version.key} is in {added.folder}: {added.servable.how}",
             f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
             f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
             f"  its check  {verdict}",

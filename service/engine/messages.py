@@ -1,9 +1,9 @@
-"""What the front and a worker process say to each other, in frames on a socket.
+"""The messages between the front and a worker process, in frames on a socket.
 
 Both are this program's own processes on one machine, so frames are pickled, files are named by their paths, and
 deadlines are on the monotonic clock, which the processes of a machine share.
 
-Whoever asks gives each request a number, its `task`, which the answer bears.
+The front numbers its requests; an answer has the number of its request, `task`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ that both sides share a clock or a disk:
 - a deadline is the seconds that are left when the call is made, and has passed where they are not above zero;
 - whoever stops waiting for a call (cancels its task) cancels the work.
 
-How an implementation is constructed and started is its own matter. `tests/engine/test_conformance.py` holds every
+Each implementation decides how it is constructed and started. `tests/engine/test_conformance.py` holds every
 implementation to what is promised here.
 """
 

@@ -1,9 +1,8 @@
 """The folder of models as it is served: what is loaded at the start, and loaded, reloaded and unloaded while serving.
 
-All of it is one piece of code. A version is copied first, loaded by every worker, then put into the catalog, where
-requests find it from then on; what was planned with other files of the same version ends with those. Whether a bare
-model name may mean it is for its check to say: a verdict that was kept is taken, else the check runs beside the
-service.
+All loading takes the same path. A version is copied first, loaded by every worker, then put into the catalog, where
+later requests find it; requests that were planned with other files of the same version are answered from those. Its
+check decides whether a bare model name may mean it: a kept verdict is used, else the check runs beside the service.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from service.catalog.baseline_outputs import OUTPUTS, KeptOutputs, Outputs
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.calibrations import Calibrations
 from service.catalog.manifest import find_versions, read_manifest
-from service.catalog.refusals import told
+from service.catalog.refusals import message_for_clients
 from service.catalog.set_erasure import forget_rows, remove_set
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
@@ -39,7 +38,7 @@ READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One version in the words of the model repository extension of the V2 protocol."""
+    """A version's state, as the model repository extension of the V2 protocol names it."""
 
     name: str
     version: str
@@ -55,7 +54,7 @@ def read_catalog(folder: Path) -> Catalog:
             catalog.put(_described(version))
         except CatalogError as error:
             LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
-            catalog.faults[version.parent.name, version.name] = told(error)
+            catalog.faults[version.parent.name, version.name] = message_for_clients(error)
     if not list(catalog):
         LOG.error("there is no model in %s", folder.absolute())
     return catalog
@@ -69,7 +68,7 @@ def _described(folder: Path) -> ModelVersion:
 class Repository:
     """Loads and unloads versions of the models under `models`. `data` is the data folder.
 
-    `erased` gives the tokens of all rows of baseline sets that were a person's who was erased; it blocks.
+    `erased` returns the tokens of all rows of baseline sets that belonged to erased persons; it blocks.
     """
 
     def __init__(
@@ -102,7 +101,9 @@ class Repository:
     async def start(self) -> None:
         """Loads every version of the catalog; one that cannot be loaded stays not ready, and the others serve."""
         try:
-            await self._removed(lambda: forget_rows(self._data, self._erased()))  # also what a backup brought back
+            await self._removed(
+                lambda: forget_rows(self._data, self._erased())
+            )  # also rows that a restored backup brought back
         except (Unkept, LedgerUnavailable) as error:
             LOG.error("rows of people who were erased may still be in baseline sets: %s", error)  # noqa: TRY400
         async with self._turn:
@@ -111,14 +112,14 @@ class Repository:
                     await self._load(version)
                 except CatalogError as error:
                     LOG.error("%s is not served: %s", version.key, error)  # noqa: TRY400
-                    self._catalog.put(replace(version, problem=told(error)))
+                    self._catalog.put(replace(version, problem=message_for_clients(error)))
             self._serves = True
             self._catalog.is_loading = False
         if self._lost_rows:
             await self._withdraw_sets()
 
     async def close(self) -> None:
-        """Ends what is checked."""
+        """Ends a running check."""
         self._checker.close()
         if self._judging:
             await asyncio.wait(self._judging.values())
@@ -126,7 +127,7 @@ class Repository:
     async def load(self, name: str, version: str | None) -> list[State]:
         """Loads a version from the folder of models as it is now, or every version of a model; all that can be loaded.
 
-        A version whose files are as they were is not loaded again, but what its check said is read again. Raises
+        A version whose files have not changed is not loaded again, but the verdict of its check is read again. Raises
         NotFound, or LoadRefused with the reasons; what was served before then goes on being served.
         """
         async with self._turn:
@@ -146,22 +147,22 @@ class Repository:
     async def _loaded(self, folder: Path) -> str | None:
         """Loads the version in `folder`, or says why it could not."""
         try:
-            found = await asyncio.to_thread(_described, folder)
-            known = self._known(found.key.name, found.key.version)
-            if known is None or not known.is_ready or not known.is_same(found):
-                await self._load(found)
+            version = await asyncio.to_thread(_described, folder)
+            known = self._known(version.key.name, version.key.version)
+            if known is None or not known.is_ready or not known.is_same(version):
+                await self._load(version)
             else:
                 await self._renew_sets(known)
                 await self._assess(self._known(known.key.name, known.key.version) or known)
         except CatalogError as error:
             LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
             if self._known(folder.parent.name, folder.name) is None:
-                self._catalog.faults[folder.parent.name, folder.name] = told(error)
-            return f"{folder.parent.name}@{folder.name}: {told(error)}"
+                self._catalog.faults[folder.parent.name, folder.name] = message_for_clients(error)
+            return f"{folder.parent.name}@{folder.name}: {message_for_clients(error)}"
         return None
 
     async def unload(self, name: str, version: str | None) -> list[State]:
-        """Serves a version, or every version of a model, no more; requests under way end. Raises NotFound."""
+        """Stops serving a version, or every version of a model; requests under way are finished. Raises NotFound."""
         async with self._turn:
             faulty = self._forget_faults(name, version)
             known_ones = self._catalog.versions(name) if name in self._catalog.names or not faulty else []
@@ -175,14 +176,14 @@ class Repository:
             return [self._state(name, one) for one in [*(known.key.version for known in versions), *faulty]]
 
     def _forget_faults(self, name: str, version: str | None) -> list[str]:
-        """Forgets what was wrong with the folders of a model, or of one version; which versions those are."""
+        """Forgets the faults of the folders of a model, or of one version; returns the versions that had some."""
         faulty = [(model, one) for model, one in self._catalog.faults if model == name and version in (None, one)]
         for fault in faulty:
             del self._catalog.faults[fault]
         return [one for _, one in faulty]
 
     async def index(self) -> list[State]:
-        """Every version that is known, or lies in the folder of models."""
+        """Every version that is known or in the folder of models."""
         known = [(one.key.name, one.key.version) for one in self._catalog]
         there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self.folder)]
         return [self._state(*names) for names in _distinct([*known, *there])]
@@ -201,7 +202,7 @@ class Repository:
         return State(name, version, UNAVAILABLE, "unloaded" if known.is_unloaded else known.problem or "not loaded yet")
 
     async def _load(self, version: ModelVersion) -> None:
-        """Loads a version on all workers and serves it. Raises CatalogError, and nothing has changed then."""
+        """Loads a version on all workers and serves it. Raises CatalogError, which changes nothing."""
         key, copy = version.key, version.folder
         self._loading.add((key.name, key.version))
         try:
@@ -232,7 +233,7 @@ class Repository:
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,
-                kept_sets=await self._given_sets(version),
+                kept_sets=await self._attach_sets(version),
             )
         )
         LOG.info("%s is served: artefact %s, manifest %s", key, key.digest, version.manifest_digest)
@@ -241,21 +242,21 @@ class Repository:
         try:
             return await asyncio.to_thread(stage, version.folder, version.manifest_digest, self._copies)
         except OSError as error:
-            if self._serves:  # what is served from that folder would be taken for it
+            if self._serves:  # another version that is served from that folder would be mistaken for it
                 raise LoadRefused(f"the version cannot be copied to the data folder: {error.strerror}") from error
             LOG.warning("%s is served from the folder of models, not from a copy: %s", version.key, error.strerror)
             return version.folder
 
     @property
     def _environment(self) -> Mapping[str, str]:
-        """What kept outputs and shapes, beside the version itself, depend on."""
+        """The environment of the workers, on which kept outputs and shapes depend beside the version."""
         return self._engine.stats().environment
 
     def _lease(self, version: VersionRef) -> Lease:
         loop = asyncio.get_running_loop()
 
         def end() -> None:
-            if not loop.is_closed():  # whatever thread let go last
+            if not loop.is_closed():  # from whichever thread released it last
                 loop.call_soon_threadsafe(self._engine.unload, version)
 
         return Lease(end)
@@ -272,9 +273,10 @@ class Repository:
     ) -> KeptSet:
         """Keeps rows as the next version of a baseline set of the model, and gives it to all workers.
 
-        It is the tenant's, or for None everybody's. `subjects` are the tokens of the rows that are a person's.
+        It belongs to the tenant, or for None is shared by all. `subjects` has the token of the person of each row that
+        is a person's.
 
-        Raises InvalidRequest, ModelNotReady when the version is served no more, or Unkept.
+        Raises InvalidRequest, ModelNotReady when the version is no longer served, or Unkept.
         """
         array = np.array(rows, dtype=np.float64)
 
@@ -283,7 +285,7 @@ class Repository:
             kept = self._sets.keep(key, manifest, name, array, description, tenant=tenant, subjects=subjects)
             if not subjects:
                 return kept
-            forget_rows(self._data, self._erased())  # somebody may have been erased since the tokens were made
+            forget_rows(self._data, self._erased())  # a person may have been erased since the tokens were made
             return next(one for one in self._sets.of(key.name) if one.is_same(kept))
 
         async with self._turn:
@@ -301,23 +303,24 @@ class Repository:
         return kept
 
     def find_set(self, model: str, tenant: str, name: str) -> KeptSet:
-        """The set `name@version`, also one that no version can use now. Raises NotFound, also for another tenant's."""
+        """The set `name@version`, even one that no version can use now. Raises NotFound, also for another tenant's
+        set."""
         self._catalog.versions(model)
         sets = [one for one in self._sets.of(model) if one.is_seen_by(tenant) and f"{one.name}@{one.version}" == name]
         if not sets:
             raise NotFound("there is no such baseline set, or it is the model's own")
         return sets[-1]
 
-    async def remove_set(self, one: KeptSet) -> KeptSet:
-        """Removes all rows of a set, here and on the workers; what is left of it. Raises Unkept."""
-        left = await self._removed(lambda: remove_set(self._data, one))
+    async def remove_set(self, kept_set: KeptSet) -> KeptSet:
+        """Removes all rows of a set, here and on the workers; returns the emptied set. Raises Unkept."""
+        reduced = await self._removed(lambda: remove_set(self._data, kept_set))
         await self._withdraw_sets()
-        return left
+        return reduced
 
     async def forget_rows(self) -> None:
         """Removes the rows of people who were erased from all sets, here and on the workers. Raises Unkept.
 
-        Also what another process has removed is taken from the workers.
+        Rows that another process removed are taken from the workers too.
         """
         await self._removed(lambda: forget_rows(self._data, self._erased()))
         await self._withdraw_sets()
@@ -330,7 +333,7 @@ class Repository:
             raise Unkept(f"rows of baseline sets cannot be removed: {error.strerror}") from error
 
     async def _withdraw_sets(self) -> None:
-        """Takes from catalog and workers what is not kept any more, at once, and then gives them what became of it."""
+        """Removes sets that are no longer kept from catalog and workers at once, then gives them the reduced sets."""
         for name in self._catalog.names:
             sets = await asyncio.to_thread(self._sets.of, name)
             before = {one.digest for known in self._catalog.known if known.key.name == name for one in known.kept_sets}
@@ -338,7 +341,7 @@ class Repository:
             for digest in before - {one.digest for one in sets if one.size}:
                 self._engine.detach(digest)
         if not self._serves:
-            self._lost_rows = True  # the start has its turn, and comes to it at its end
+            self._lost_rows = True  # the start holds the lock, and does this at its end
             return
         async with self._turn:
             for known in list(self._catalog):
@@ -346,79 +349,80 @@ class Repository:
                     await self._renew_sets(known)
 
     async def _renew_sets(self, version: ModelVersion) -> None:
-        sets = await self._given_sets(version)
+        sets = await self._attach_sets(version)
         current = self._known(version.key.name, version.key.version)
         if current is not None and current.is_ready and current.is_same(version):
             self._catalog.put(replace(current, kept_sets=sets))
 
-    async def _given_sets(self, version: ModelVersion) -> tuple[KeptSet, ...]:
+    async def _attach_sets(self, version: ModelVersion) -> tuple[KeptSet, ...]:
         """Every set that is kept for the model; those that fit the version are given to the workers.
 
-        One that cannot be is left out and logged: it keeps nothing from being served.
+        A set that cannot be attached is left out and logged: it does not keep the version from being served.
         """
-        key, given = version.key, []
-        for one in await asyncio.to_thread(self._sets.of, key.name):
-            if one not in version.kept_sets and one.stale_for(key, version.manifest) is None:
+        key, usable = version.key, []
+        for kept_set in await asyncio.to_thread(self._sets.of, key.name):
+            if kept_set not in version.kept_sets and kept_set.stale_for(key, version.manifest) is None:
                 try:
-                    await self._give(version, one)
+                    await self._attach(version, kept_set)
                 except CatalogError as error:
-                    LOG.error("%s is without baseline %s@%s: %s", key, one.name, one.version, error)  # noqa: TRY400
+                    LOG.error("%s is without baseline %s@%s: %s", key, kept_set.name, kept_set.version, error)  # noqa: TRY400
                     continue
-            given.append(one)
-        return tuple(given)
+            usable.append(kept_set)
+        return tuple(usable)
 
-    async def _give(self, version: ModelVersion, one: KeptSet) -> None:
-        outputs = await self._find_outputs(version, one.sha256)
-        computed = await self._engine.attach(version.ref, one.listed, outputs)
+    async def _attach(self, version: ModelVersion, kept_set: KeptSet) -> None:
+        outputs = await self._find_outputs(version, kept_set.sha256)
+        computed = await self._engine.attach(version.ref, kept_set.listed, outputs)
         if outputs is None:
-            await self._keep_outputs(version, {one.listed.digest: computed})
+            await self._keep_outputs(version, {kept_set.listed.digest: computed})
 
     async def _known_outputs(self, version: ModelVersion) -> BaselineOutputs:
         known = {}
-        for one in version.manifest.baselines:
-            found = await self._find_outputs(version, one.sha256)
-            if found is not None:
-                known[one.digest] = found
+        for baseline_set in version.manifest.baselines:
+            outputs = await self._find_outputs(version, baseline_set.sha256)
+            if outputs is not None:
+                known[baseline_set.digest] = outputs
         return known
 
     def _conditions_of(self, version: ModelVersion) -> dict[str, str]:
-        """What the outputs of an artefact depend on besides: the environment, and the link that the manifest names."""
+        """What the outputs of an artefact depend on beside the artefact: the environment, and the link that the
+        manifest names."""
         outputs = version.manifest.outputs
         link = f"{outputs.network_link}, of one logit" if outputs.has_one_logit else outputs.network_link.value
         return {**self._environment, "link": link}
 
     async def _find_outputs(self, version: ModelVersion, sha256: str) -> Outputs | None:
-        found = await asyncio.to_thread(self._outputs.find, version.key, sha256, self._conditions_of(version))
-        self._observe_cache("baselines", "miss" if found is None else "hit")
-        return found
+        outputs = await asyncio.to_thread(self._outputs.find, version.key, sha256, self._conditions_of(version))
+        self._observe_cache("baselines", "miss" if outputs is None else "hit")
+        return outputs
 
     async def _keep_outputs(self, version: ModelVersion, outputs: BaselineOutputs) -> None:
         key, conditions = version.key, self._conditions_of(version)
-        for digest, found in outputs.items():
+        for digest, over_set in outputs.items():
             sha256 = digest.removeprefix("sha256:")
             try:
-                await asyncio.to_thread(self._outputs.keep, key, sha256, conditions, found)
+                await asyncio.to_thread(self._outputs.keep, key, sha256, conditions, over_set)
             except OSError as error:
                 LOG.warning("the outputs of %s over a baseline set cannot be kept: %s", key, error.strerror)
 
     async def _assess(self, version: ModelVersion) -> None:
-        """Serves the version with the verdict that was kept, or has it checked.
+        """Serves the version with its kept verdict, or starts its check.
 
-        A verdict is taken only where it compared the version with what the name means now; one of a version that has a
-        verdict already, whatever it was compared with.
+        A verdict counts only where it compared the version with the one that the name means now; for a version that has
+        a verdict already, it counts whatever the version was compared with.
         """
         before = self._catalog.predecessor(version)
-        found = await self._verdict(version, before if version.assessment is None else None)
+        assessment = await self._verdict(version, before if version.assessment is None else None)
         known = self._known(version.key.name, version.key.version)
-        if found is None and known is not None and known.is_same(version):
-            found = known.assessment  # the check ended meanwhile
-        self._catalog.put(replace(version, assessment=found))
+        if assessment is None and known is not None and known.is_same(version):
+            assessment = known.assessment  # the check ended meanwhile
+        self._catalog.put(replace(version, assessment=assessment))
         name = version.key, version.manifest_digest
-        if found is None and name not in self._judging:
+        if assessment is None and name not in self._judging:
             self._judging[name] = asyncio.get_running_loop().create_task(self._judge(version))
             self._judging[name].add_done_callback(lambda _: self._judging.pop(name))
-        elif found is not None and not found.passed:
-            _tell_failure(version, found.failed)
+        elif assessment is not None and not assessment.passed:
+            _log_failure(version, assessment.failed)
 
     async def _verdict(self, version: ModelVersion, before: ModelVersion | None) -> Assessment | None:
         against = None if before is None else before.files
@@ -426,26 +430,26 @@ class Repository:
         return await asyncio.to_thread(find, version.folder, version.key, version.manifest_digest, against)
 
     async def _judge(self, version: ModelVersion) -> None:
-        """Has the version checked against what the bare name means, and again where that has changed meanwhile.
+        """Checks the version against the one that the bare name means, again if that has changed meanwhile.
 
-        The verdict counts if the version is still served by then.
+        The verdict counts if the version is still served then.
         """
         while True:
             before = self._catalog.predecessor(version)
             await self._checker.check(version.folder, None if before is None else before.folder)
-            found = await self._verdict(version, before)
+            assessment = await self._verdict(version, before)
             known = self._known(version.key.name, version.key.version)
-            if found is None or known is None or not known.is_ready or not known.is_same(version):
+            if assessment is None or known is None or not known.is_ready or not known.is_same(version):
                 return
             now = self._catalog.predecessor(version)
             if now is None or (before is not None and now.is_same(before)):
                 break
-        self._catalog.put(replace(known, assessment=found))
-        if not found.passed:
-            _tell_failure(version, found.failed)
+        self._catalog.put(replace(known, assessment=assessment))
+        if not assessment.passed:
+            _log_failure(version, assessment.failed)
 
 
-def _tell_failure(version: ModelVersion, failed: Iterable[str]) -> None:
+def _log_failure(version: ModelVersion, failed: Iterable[str]) -> None:
     LOG.error("%s answers only when it is named: its check failed: %s", version.key, ", ".join(failed))
 
 

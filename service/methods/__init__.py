@@ -1,1 +1,1 @@
-"""Attribution methods, one generator a file, that asks questions and is driven by somebody else."""
+"""Attribution methods, one generator a file: each yields questions about the model and is sent the answers."""

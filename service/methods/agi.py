@@ -9,8 +9,8 @@ until i is predicted or `steps` are spent, and along this polyline gamma, from x
 
     values of i = - int df_t/dgamma dgamma     (elementwise)
 
-The classes are those with the largest outputs at x, at most `classes`. The values are the mean over them, where the
-authors' code has the sum. Positive values support the target.
+The classes are those with the largest outputs at x, at most `classes` of them. The values are the mean over them, where
+the authors' code has the sum. Positive values support the target.
 
 They sum to f_t(x) minus the mean over the classes of f_t at the ends of the walks, which is the `baseline_output`; the
 integral is refined until that and the path error hold the tolerance. The paper takes the gradient once a step, at its
@@ -40,7 +40,7 @@ from service.methods.shared.refining import next_aim
 from service.methods.spec import Facts, MethodSpec, Number, needs_classes
 from service.numerics.refinement import Refinement
 
-LEAST_A_CLASS = 2
+MIN_STEPS_A_CLASS = 2
 """One step, and the gradient in its middle."""
 USUAL_A_CLASS = 100
 """To 1% the loan model takes 95 in the median, and 90 for a logit; the digits 61 and 85 for each of nine classes."""
@@ -106,7 +106,7 @@ def _walked(problem: Problem) -> Steps[_Walks]:
     at_input = yield from outputs_at(problem.input[None])
     (outputs,) = at_input[problem.output_space]
     wanted = min(int(problem.number("classes")), problem.labels - 1)
-    classes = _largest_others(outputs, problem.target_index, wanted)[: problem.max_evaluations // LEAST_A_CLASS]
+    classes = _largest_others(outputs, problem.target_index, wanted)[: problem.max_evaluations // MIN_STEPS_A_CLASS]
     stopped = None if len(classes) == wanted else "budget"
     corners = [np.tile(problem.input, (len(classes), 1))]
     at_corners = [np.full(len(classes), problem.output)]
@@ -125,10 +125,10 @@ def _walked(problem: Problem) -> Steps[_Walks]:
             break
         corners.append(corners[-1].copy())
         corners[-1][live] += steps[goes_on]
-        found = yield from outputs_at(corners[-1][live])
+        outputs_there = yield from outputs_at(corners[-1][live])
         at_corners.append(at_corners[-1].copy())
-        at_corners[-1][live] = problem.read(found)
-        live = live[found[problem.output_space].argmax(axis=1) != classes[live]]
+        at_corners[-1][live] = problem.read(outputs_there)
+        live = live[outputs_there[problem.output_space].argmax(axis=1) != classes[live]]
     return _Walks(np.stack(corners), np.stack(at_corners), evaluations, stopped)
 
 
@@ -218,7 +218,7 @@ AGI = MethodSpec(
     name="agi",
     attribute=agi,
     completeness=(Completeness.ASYMPTOTIC,),
-    least_points=lambda _facts: LEAST_A_CLASS,
+    least_points=lambda _facts: MIN_STEPS_A_CLASS,
     usual_points=_usual_points,
     cost="one a step and class, the steps one after the other; then what the tolerance takes, from as many again",
     options=(

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from service.domain import Completeness
 from service.methods.questions import Method, Problem
-from service.methods.shared.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
+from service.methods.shared.boundary_search import MAX_GRADIENTS, least_gradients, nearest_boundary
 from service.methods.shared.straight_path import straight_path
 from service.methods.spec import MethodSpec, needs_classes
 
@@ -46,8 +46,8 @@ BOUNDARY_IG = MethodSpec(
     attribute=boundary_ig,
     completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
     least_points=lambda facts: least_gradients(facts.traits.labels) + 1,
-    usual_points=lambda _facts: MOST_GRADIENTS // 2,
-    cost=f"up to {MOST_GRADIENTS} for the search, then as integrated_gradients",
+    usual_points=lambda _facts: MAX_GRADIENTS // 2,
+    cost=f"up to {MAX_GRADIENTS} for the search, then as integrated_gradients",
     not_applicable=needs_classes("boundary_ig"),
     description="integrated gradients from the nearest point found at which the decision turns",
     citation="Wang, Fredrikson and Datta, ICML 2022",

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from service.domain import Completeness
 from service.methods.questions import Method, Problem
-from service.methods.shared.boundary_search import MOST_GRADIENTS, least_gradients, nearest_boundary
+from service.methods.shared.boundary_search import MAX_GRADIENTS, least_gradients, nearest_boundary
 from service.methods.shared.one_gradient import gradient_at, of_one_gradient
 from service.methods.spec import MethodSpec, needs_classes
 
@@ -37,8 +37,8 @@ BOUNDARY_SALIENCY = MethodSpec(
     attribute=boundary_saliency,
     completeness=(Completeness.NONE,),
     least_points=lambda facts: least_gradients(facts.traits.labels) + 1,
-    usual_points=lambda _facts: MOST_GRADIENTS // 2,
-    cost=f"up to {MOST_GRADIENTS} for the search, and one",
+    usual_points=lambda _facts: MAX_GRADIENTS // 2,
+    cost=f"up to {MAX_GRADIENTS} for the search, and one",
     not_applicable=needs_classes("boundary_saliency"),
     description="the gradient at the nearest point found at which the decision turns",
     citation="Wang, Fredrikson and Datta, ICML 2022",

@@ -13,7 +13,7 @@ explanation for perplexing behaviors of backpropagation-based visualizations", I
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem, Rule
+from service.methods.questions import BackwardRule, Method, Problem
 from service.methods.shared.one_gradient import of_one_gradient
 from service.methods.shared.relu_rules import needs_relu, passed_back
 from service.methods.spec import MethodSpec, one_point
@@ -21,7 +21,7 @@ from service.methods.spec import MethodSpec, one_point
 
 def deconvnet(problem: Problem) -> Method:
     """One explanation by Deconvnet; see the module's docstring."""
-    values = yield from passed_back(problem, Rule.DECONVNET)
+    values = yield from passed_back(problem, BackwardRule.DECONVNET)
     return of_one_gradient(problem, values)
 
 

@@ -43,14 +43,14 @@ def directional_ig(problem: Problem) -> Method:
     """One explanation by Integrated Directional Gradients; see the module's docstring."""
     integrated = yield from straight_path(problem, "auto")
     unit = _units(problem.traits, int(problem.number("patch")))
-    asked = tuple(dict.fromkeys(cast(tuple[Members, ...], problem.options["groups"])))
-    shares = _Shares.of(problem, integrated.values, unit, asked)
+    groups = tuple(dict.fromkeys(cast(tuple[Members, ...], problem.options["groups"])))
+    shares = _Shares.of(problem, integrated.values, unit, groups)
     return replace(
         integrated,
         values=(shares.dividends / np.bincount(unit))[unit],
         completeness=Completeness.NONE,
         path_error=None,
-        groups=tuple(shares.of_group(members) for members in asked),
+        groups=tuple(shares.of_group(members) for members in groups),
     )
 
 
@@ -73,7 +73,7 @@ class _Shares:
     of_groups: dict[frozenset[int], float]
 
     @classmethod
-    def of(cls, problem: Problem, integrals: Floats, unit: Indices, asked: tuple[Members, ...]) -> _Shares:
+    def of(cls, problem: Problem, integrals: Floats, unit: Indices, groups: tuple[Members, ...]) -> _Shares:
         """From integrated gradients [inputs]."""
         sums, squares = np.zeros((2, unit.max() + 1))
         np.add.at(sums, unit, integrals)
@@ -81,7 +81,7 @@ class _Shares:
         slopes = _slopes(sums, squares)
         together = {
             frozenset(members): float(_slopes(sums[list(members)].sum(), squares[list(members)].sum()))
-            for members in asked
+            for members in groups
             if len(members) > 1
         }
         total = float(np.abs(slopes).sum()) + sum(abs(slope) for slope in together.values())

@@ -22,7 +22,7 @@ from service.methods.questions import Attribution, BiasRows, Method, Problem, bi
 from service.methods.shared.activation_maps import needs_feature_maps
 from service.methods.spec import Facts, MethodSpec, one_point
 
-LEAST_RANGE = 1e-6
+MIN_RANGE = 1e-6
 """What is added to the range that values are divided by: a layer that adds the same everywhere has no map."""
 
 
@@ -47,7 +47,7 @@ def fullgrad(problem: Problem) -> Method:
 
 def _scaled(values: Floats) -> Floats:
     """The values, shifted and scaled to reach from zero to one."""
-    scaled: Floats = (values - values.min()) / (np.ptp(values) + LEAST_RANGE)
+    scaled: Floats = (values - values.min()) / (np.ptp(values) + MIN_RANGE)
     return scaled
 
 

@@ -12,7 +12,7 @@ Patel, ICML 2018). Use it to see what the lower layers look at, and no further.
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem, Rule
+from service.methods.questions import BackwardRule, Method, Problem
 from service.methods.shared.one_gradient import of_one_gradient
 from service.methods.shared.relu_rules import needs_relu, passed_back
 from service.methods.spec import MethodSpec, one_point
@@ -20,7 +20,7 @@ from service.methods.spec import MethodSpec, one_point
 
 def guided_backprop(problem: Problem) -> Method:
     """One explanation by Guided Backprop; see the module's docstring."""
-    values = yield from passed_back(problem, Rule.GUIDED)
+    values = yield from passed_back(problem, BackwardRule.GUIDED)
     return of_one_gradient(problem, values)
 
 

@@ -28,7 +28,7 @@ from service.domain import Completeness, Floats
 from service.methods.questions import Attribution, Method, Problem, evaluated
 from service.methods.spec import Facts, MethodSpec, Number, one_point
 
-MOST_NUMBERS = 2**22
+MAX_NUMBERS = 2**22
 """In the rows of one question, which is 32 MiB; what takes more is asked in parts."""
 
 
@@ -38,7 +38,7 @@ def neflag(problem: Problem) -> Method:
     points = min(wanted, problem.max_evaluations)
     extent = problem.high - problem.low
     generator = np.random.default_rng(problem.seed)
-    values, together = np.zeros_like(problem.input), max(1, MOST_NUMBERS // len(problem.input))
+    values, together = np.zeros_like(problem.input), max(1, MAX_NUMBERS // len(problem.input))
     for done in range(0, points, together):
         count = min(together, points - done)
         normals = _uniform_normals(generator, count, extent > 0)

@@ -1,4 +1,4 @@
-"""What a method asks of the model, and what it is told: the vocabulary between methods and the engine.
+"""What a method asks of the model, and what it is answered: the vocabulary between methods and the engine.
 
 A method is a generator. It yields a question (`Points`, `Rows`, `Breakpoints` ...), is sent the answer (`Evaluated`,
 `Pieces` ...) and returns an `Attribution`. It never sees a device, a queue or another request; whoever drives it, the
@@ -66,7 +66,7 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Gradient points given one by one: the `rows` [n, inputs], and for each the output in `targets` [n].
+    """Explicit gradient points: the `rows` [n, inputs], and for each the output in `targets` [n].
 
     With `rather_than` all of them are contrasts with that output. Answered with `Evaluated`, whose contributions are
     here the gradients themselves. They share chunks with `Points`.
@@ -93,7 +93,7 @@ class RowsOfOneTarget:
         return len(self.rows)
 
 
-class Rule(IntEnum):
+class BackwardRule(IntEnum):
     """How a gradient R passes a ReLU backwards, whose output is A.
 
     `DECONVNET` relu(R); `GUIDED` relu(R) where A > 0; `RECTIFIED` R where A * R exceeds the `percentile` of A * R over
@@ -106,13 +106,13 @@ class Rule(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RuleRows(RowsOfOneTarget):
+class BackwardRuleRows(RowsOfOneTarget):
     """Asks for gradients with another `rule` in the place of the gradient of every ReLU.
 
-    `percentile`, from 0 to 100, is that of `Rule.RECTIFIED`. Answered with `Evaluated`.
+    `percentile`, from 0 to 100, is that of `BackwardRule.RECTIFIED`. Answered with `Evaluated`.
     """
 
-    rule: Rule
+    rule: BackwardRule
     percentile: float = 0.0
 
 
@@ -325,7 +325,7 @@ class Problem:
         return self.traits.shape
 
     def per_unit(self, values: Floats) -> Floats:
-        """`values` [..., inputs] summed to what is shown as one: a feature, a pixel over its channels, a position."""
+        """`values` [..., inputs] summed to units: a feature, a pixel over its channels, a position."""
         shaped = values.reshape(*values.shape[:-1], *self.shape)
         if self.traits.columns:
             return summed_to_units(values, self.traits)
@@ -334,13 +334,13 @@ class Problem:
 
     @property
     def grouping(self) -> Grouping:
-        """Which inputs are told as one: the dimensions of a position, the columns of a category."""
+        """Which inputs make up each unit: the dimensions of a position, the columns of a category."""
         if self.traits.columns:
             return Grouping(membership=(np.array(self.traits.columns)[:, None] == np.arange(self.traits.units)) * 1.0)
         return Grouping(run=self.shape[-1] if self.traits.has_embeddings else 1)
 
     def magnitude(self, values: Floats) -> float:
-        """The L1 norm of attributions as they are told: of a token or a category, its own, not that of its parts."""
+        """The L1 norm of attributions by unit: for a token or a category, of its sum and not of its parts."""
         is_of_parts = self.traits.has_embeddings or bool(self.traits.columns)
         return float(np.abs(self.per_unit(values) if is_of_parts else values).sum())
 
@@ -397,14 +397,14 @@ class DeadlinePassed(Exception):
     """Thrown into a method whose deadline has passed while its question was open."""
 
 
-Question = Points | Rows | RuleRows | LayerRows | BiasRows | HessianRows | Forwards | Breakpoints
+Question = Points | Rows | BackwardRuleRows | LayerRows | BiasRows | HessianRows | Forwards | Breakpoints
 Answer = Evaluated | FeatureMaps | BiasMaps | Curvatures | Outputs | Pieces
 T = TypeVar("T")
 Steps = Generator[Question, Answer, T]
 Method = Steps[Attribution]
 
 
-def evaluated(question: Points | Rows | RuleRows) -> Steps[Evaluated]:
+def evaluated(question: Points | Rows | BackwardRuleRows) -> Steps[Evaluated]:
     """Asks for gradient points; to be used with `yield from`, as are the others."""
     return cast(Evaluated, (yield question))
 

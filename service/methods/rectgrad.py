@@ -12,7 +12,7 @@ promises no sum.
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem, Rule
+from service.methods.questions import BackwardRule, Method, Problem
 from service.methods.shared.one_gradient import of_one_gradient
 from service.methods.shared.relu_rules import needs_relu, passed_back
 from service.methods.spec import MethodSpec, Number, one_point
@@ -20,7 +20,7 @@ from service.methods.spec import MethodSpec, Number, one_point
 
 def rectgrad(problem: Problem) -> Method:
     """One explanation by RectGrad; see the module's docstring."""
-    gradient = yield from passed_back(problem, Rule.RECTIFIED, problem.number("percentile"))
+    gradient = yield from passed_back(problem, BackwardRule.RECTIFIED, problem.number("percentile"))
     return of_one_gradient(problem, problem.input * gradient)
 
 

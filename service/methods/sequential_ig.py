@@ -72,11 +72,11 @@ class _Paths(RefinedLines):
         """Splits the paths that miss more than their share of `target`, worst first."""
         share = target / len(self.refinements)
         errors = np.array([refinement.error() for refinement in self.refinements])
-        budget = left = self.affordable
+        budget = remaining = self.affordable
         for path in np.argsort(-errors, kind="stable").tolist():
             if errors[path] > share:
-                left -= self.refinements[path].split(min(share, errors[path]) / 3, left)
-        return budget - left
+                remaining -= self.refinements[path].split(min(share, errors[path]) / 3, remaining)
+        return budget - remaining
 
 
 def _not_applicable(facts: Facts) -> str | None:

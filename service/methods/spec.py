@@ -10,8 +10,8 @@ from service.catalog.nearest import did_you_mean
 from service.domain import Completeness, Link, OptionValue, Traits
 from service.methods.questions import Method, Problem
 
-MOST_GROUPS = 100
-MOST_MEMBERS = 10_000
+MAX_GROUPS = 100
+MAX_MEMBERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Groups:
 
     def read(self, value: object, units: Units) -> OptionValue:
         """The groups by the numbers of their features, ascending. Raises ValueError, saying what is allowed."""
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MOST_GROUPS:
-            raise ValueError(f"option {self.name} must be a list of at most {MOST_GROUPS} lists of features")
-        if sum(len(group) for group in value if isinstance(group, Sequence)) > MOST_MEMBERS:
-            raise ValueError(f"option {self.name}: all groups together must have at most {MOST_MEMBERS} members")
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MAX_GROUPS:
+            raise ValueError(f"option {self.name} must be a list of at most {MAX_GROUPS} lists of features")
+        if sum(len(group) for group in value if isinstance(group, Sequence)) > MAX_MEMBERS:
+            raise ValueError(f"option {self.name}: all groups together must have at most {MAX_MEMBERS} members")
         numbers = {name: number for number, name in enumerate(units.names)}
         return tuple(self._group(group, units.count, numbers) for group in value)
 
@@ -101,7 +101,7 @@ Option = Choice | Number | Groups
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a method's costs, and whether it applies, depend on."""
+    """The facts that determine a method's cost and whether it applies."""
 
     traits: Traits
     baseline_size: int
@@ -118,12 +118,12 @@ Cost = Callable[[Facts], int]
 
 
 def everywhere(facts: Facts) -> str | None:  # noqa: ARG001
-    """Of a method that applies to every model."""
+    """The `not_applicable` of a method that applies to every model."""
     return None
 
 
 def needs_classes(name: str) -> Callable[[Facts], str | None]:
-    """Of a method that goes to where another label becomes the likeliest."""
+    """The `not_applicable` of a method that searches where another label becomes the likeliest."""
 
     def not_applicable(facts: Facts) -> str | None:
         if facts.traits.link is Link.SOFTMAX:
@@ -168,5 +168,5 @@ class MethodSpec:
     not_applicable: Callable[[Facts], str | None] = everywhere
 
     def defaults(self) -> dict[str, OptionValue]:
-        """The options of a request that names none."""
+        """The options of a request that names none, by name."""
         return {option.name: option.default for option in self.options}

@@ -43,11 +43,11 @@ def split_ig(problem: Problem) -> Method:
     split = 1.0
     if change != 0 and abs(change) >= problem.floor:
         split = yield from _split(problem)
-    left = problem
+    left_part = problem
     if split < 1:
         end = problem.center + split * (problem.input - problem.center)
-        left = replace(problem, input=end, output=problem.center_output + problem.number("phi") * change)
-    attribution = yield from straight_path(left, "auto")
+        left_part = replace(problem, input=end, output=problem.center_output + problem.number("phi") * change)
+    attribution = yield from straight_path(left_part, "auto")
     rule = f"{attribution.rule}, to {split:.6g} of the path"
     return replace(attribution, completeness=Completeness.NONE, path_error=None, rule=rule)
 
@@ -55,9 +55,9 @@ def split_ig(problem: Problem) -> Method:
 def _split(problem: Problem) -> Steps[float]:
     """alpha*; 1 where the output never makes more than phi of its way."""
     if problem.traits.is_piecewise_linear and not _turns_often(problem):
-        found = yield from pieces_of(Breakpoints(problem.center, problem.input, problem.max_evaluations))
-        if found.alphas is not None and found.logits is not None:
-            return _split_of_pieces(problem, found.alphas, found.logits)
+        pieces = yield from pieces_of(Breakpoints(problem.center, problem.input, problem.max_evaluations))
+        if pieces.alphas is not None and pieces.logits is not None:
+            return _split_of_pieces(problem, pieces.alphas, pieces.logits)
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         alphas = np.linspace(low, high, GRID)

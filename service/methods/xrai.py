@@ -55,7 +55,7 @@ SCALES = (50, 100, 150, 250, 500, 1200)
 """Felzenszwalb's k, for images with values from -1 to 1: the higher, the larger the segments."""
 SMOOTHING = 0.8
 """The deviation of the Gaussian before segmentation, in cells."""
-LEAST_SEGMENT = 150
+MIN_SEGMENT_PIXELS = 150
 """The fewest cells of a segment."""
 LINES = 2
 
@@ -65,10 +65,10 @@ def xrai(problem: Problem) -> Method:
 
     Segmentation keeps the worker from packing chunks, so it is done scale by scale, one before each question.
     """
-    found: list[Regions] = []
+    ready: list[Regions] = []
     scales = _regions(problem)
-    integrated = yield from _integrated(problem, lambda: found.extend(islice(scales, 1)))
-    regions = together([*found, *scales])
+    integrated = yield from _integrated(problem, lambda: ready.extend(islice(scales, 1)))
+    regions = together([*ready, *scales])
     return replace(integrated, values=_map(problem, regions, problem.per_unit(integrated.values)))
 
 
@@ -115,7 +115,7 @@ def _regions(problem: Problem) -> Iterator[Regions]:
     for scale in SCALES:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got image with third dimension of", RuntimeWarning)
-            labels = felzenszwalb(image, scale=scale, sigma=SMOOTHING, min_size=LEAST_SEGMENT)
+            labels = felzenszwalb(image, scale=scale, sigma=SMOOTHING, min_size=MIN_SEGMENT_PIXELS)
         yield dilated(labels, int(problem.number("dilation_radius")))
 
 

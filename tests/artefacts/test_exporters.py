@@ -27,7 +27,7 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.artefacts.inputs.embeddings import find_embedding
+from service.artefacts.inputs.embeddings import find_token_embedding
 from service.artefacts.onnx.twins import build_twin
 from service.engine.kernels.piecewise import PiecewiseLinear
 from service.errors import CatalogError
@@ -211,7 +211,7 @@ def test_a_network_exported_from_torch_has_a_twin(name: str, exporter: tuple[boo
     (expected,) = answers(model, rows.numpy(), "logits")
     start, behind = "rows", network.forward
     if isinstance(network, Attention):
-        start, table = find_embedding(model, "rows")
+        start, table = find_token_embedding(model, "rows")
         rows, behind = torch.from_numpy(table)[rows], network.behind
     twin = build_twin(model, start, "logits", shape)
 
@@ -225,7 +225,7 @@ def test_an_operator_that_onnx_defines_by_others_is_taken_apart() -> None:
     tokens = rows_for(network, (LENGTH,))
     model = exported(network, tokens, dynamo=True, opset=23)
     assert "Attention" in {node.op_type for node in model.graph.node}
-    start, table = find_embedding(model, "rows")
+    start, table = find_token_embedding(model, "rows")
     assert_twin(
         build_twin(model, start, "logits"), torch.from_numpy(table)[tokens], *answers(model, tokens.numpy(), "logits")
     )

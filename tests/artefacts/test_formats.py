@@ -31,7 +31,7 @@ from service.artefacts.networks import CnnNetwork, MlpNetwork
 from service.catalog.architectures import Cnn, Mlp
 from service.catalog.manifest import read_manifest
 from service.catalog.outputs.classes import Classes
-from service.catalog.refusals import told
+from service.catalog.refusals import message_for_clients
 from service.domain import BaselineChoice, ChunkShapes, Completeness, Explanation, OutputSpace, Plan
 from service.engine.worker.device import put_on_device
 from service.errors import CatalogError
@@ -413,7 +413,7 @@ def test_no_pickle_is_opened_even_with_trust(
     with pytest.raises(CatalogError) as refusal:
         load_model(exported.folder, CPU)
     for advice in ("weights_only", "torch.load", "pytorch.org"):
-        assert advice not in told(refusal.value)
+        assert advice not in message_for_clients(refusal.value)
     assert not path.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     if content.startswith(b"PK") and disguise is not as_a_checkpoint:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.catalog import baselines
-from service.catalog.baselines import MOST_ROWS, KeptSets
+from service.catalog.baselines import MAX_ROWS, KeptSets
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
@@ -80,7 +80,7 @@ def test_names_that_mean_something_else(tmp_path: Path, loan: tuple[Manifest, Mo
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("rows", [0, MOST_ROWS + 1])
+@pytest.mark.parametrize("rows", [0, MAX_ROWS + 1])
 def test_sizes(tmp_path: Path, loan: tuple[Manifest, ModelKey], rows: int) -> None:
     with pytest.raises(InvalidRequest, match="rows"):
         KeptSets(tmp_path).keep(loan[1], loan[0], "mine", np.zeros((rows, 38), np.float32), "")
@@ -89,7 +89,7 @@ def test_sizes(tmp_path: Path, loan: tuple[Manifest, ModelKey], rows: int) -> No
 def test_a_tenant_has_so_many_and_no_more(
     tmp_path: Path, loan: tuple[Manifest, ModelKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "MOST_SETS", 2)
+    monkeypatch.setattr(baselines, "MAX_SETS", 2)
     (manifest, key), sets, rows = loan, KeptSets(tmp_path), np.zeros((1, 38), np.float32)
     first, _ = (sets.keep(key, manifest, name, rows, "", tenant="bank") for name in ("one", "two"))
     with pytest.raises(InvalidRequest, match="remove one first"):

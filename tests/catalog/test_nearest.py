@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.catalog.nearest import MOST_COMPARED, MOST_SEARCHES, Searches, _compared, did_you_mean, listed
+from service.catalog.nearest import MAX_COMPARED, MAX_SEARCHES, Searches, _compared, did_you_mean, listed
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_of_many_names_those_that_begin_alike_are_compared() -> None:
     names = [f"{letter}{number:04}" for letter in "abcdefghij" for number in range(1000)]
 
     assert did_you_mean("J0001x", names) == "; did you mean j0001?"
-    assert len(_compared("a0001x", names)) == MOST_COMPARED
+    assert len(_compared("a0001x", names)) == MAX_COMPARED
     assert _compared("z", names) == []
     assert "x" * 65 not in _compared("x", ["x" * 65, "x"])
 
@@ -36,9 +36,9 @@ def test_of_many_names_those_that_begin_alike_are_compared() -> None:
 def test_a_request_has_so_many_searches() -> None:
     searches = Searches()
 
-    hints = [searches.hint("agee", ["age"]) for _ in range(MOST_SEARCHES + 5)]
+    hints = [searches.hint("agee", ["age"]) for _ in range(MAX_SEARCHES + 5)]
 
-    assert hints == ["; did you mean age?"] * MOST_SEARCHES + [""] * 5
+    assert hints == ["; did you mean age?"] * MAX_SEARCHES + [""] * 5
 
 
 def test_a_list_is_cut() -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from service.artefacts.onnx.twins import build_twin, parse_onnx
 from service.catalog.manifest import read_manifest
-from service.catalog.refusals import told
+from service.catalog.refusals import message_for_clients
 from service.errors import CatalogError
 from tests.conftest import MODELS
 
@@ -38,7 +38,7 @@ def test_a_file_that_is_none_is_told_without_the_parsers_words() -> None:
         parse_onnx(b"no graph")
 
     said = "not a valid ONNX model: the file is cut off, spoilt, or of another kind"
-    assert told(refusal.value) == str(refusal.value) == said
+    assert message_for_clients(refusal.value) == str(refusal.value) == said
 
 
 def test_a_manifests_fields_are_told_in_one_line(folder: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_manifests_fields_are_told_in_one_line(folder: Path) -> None:
     error = refused(folder)
 
     assert (
-        told(error)
+        message_for_clients(error)
         == str(error)
         == "loan/1/manifest.yaml: title: Field required; zodiac: Extra inputs are not permitted"
     )
@@ -61,13 +61,16 @@ def test_a_manifest_that_is_no_yaml(folder: Path) -> None:
 
     error = refused(folder)
 
-    assert told(error) == "loan/1/manifest.yaml: line 2, column 1: this is no YAML: did not find expected ',' or ']'"
+    assert (
+        message_for_clients(error)
+        == "loan/1/manifest.yaml: line 2, column 1: this is no YAML: did not find expected ',' or ']'"
+    )
 
 
 def test_what_the_system_and_what_this_program_says_stays(folder: Path) -> None:
     (folder / "manifest.yaml").unlink()
     error = refused(folder)
-    assert told(error) == str(error) == "loan/1/manifest.yaml: No such file or directory"
+    assert message_for_clients(error) == str(error) == "loan/1/manifest.yaml: No such file or directory"
 
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 2])
     answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 2])
@@ -75,4 +78,4 @@ def test_what_the_system_and_what_this_program_says_stays(folder: Path) -> None:
     model = onnx.helper.make_model(graph)
     with pytest.raises(CatalogError) as refusal:
         build_twin(model, "x", "z")
-    assert told(refusal.value) == str(refusal.value)
+    assert message_for_clients(refusal.value) == str(refusal.value)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.catalog.review_rules import COMPARATORS, QUANTITIES, Review, Rule, parse
+from service.catalog.review_rules import COMPARATORS, QUANTITIES, Review, ReviewRule, parse
 
 quantities = st.sampled_from(list(QUANTITIES))
 comparators = st.sampled_from(list(COMPARATORS))
@@ -21,15 +21,15 @@ figures = st.one_of(st.none(), numbers)
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("protected_share > 0.2", Rule("protected_share", ">", 0.2)),
-        ("completeness_error>tolerance", Rule("completeness_error", ">", 1.0, "tolerance")),
-        ("attribution_error >= 2 * tolerance", Rule("attribution_error", ">=", 2.0, "tolerance")),
-        ("attribution_error >= .5*tolerance", Rule("attribution_error", ">=", 0.5, "tolerance")),
-        ("  margin < 1e-1 ", Rule("margin", "<", 0.1)),
-        ("output <= -0.5", Rule("output", "<=", -0.5)),
+        ("protected_share > 0.2", ReviewRule("protected_share", ">", 0.2)),
+        ("completeness_error>tolerance", ReviewRule("completeness_error", ">", 1.0, "tolerance")),
+        ("attribution_error >= 2 * tolerance", ReviewRule("attribution_error", ">=", 2.0, "tolerance")),
+        ("attribution_error >= .5*tolerance", ReviewRule("attribution_error", ">=", 0.5, "tolerance")),
+        ("  margin < 1e-1 ", ReviewRule("margin", "<", 0.1)),
+        ("output <= -0.5", ReviewRule("output", "<=", -0.5)),
     ],
 )
-def test_a_rule_is_read(text: str, rule: Rule) -> None:
+def test_a_rule_is_read(text: str, rule: ReviewRule) -> None:
     assert parse(text) == rule
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.catalog.review_rules import MOST_COHORTS, MOST_RULES
+from service.catalog.review_rules import MAX_COHORTS, MAX_RULES
 from service.domain import Completeness, Explanation
 from service.engine.protocol import ChunkReport
 from service.methods.registry import BY_NAME
@@ -54,7 +54,7 @@ def worst() -> Metrics:
     metrics = Metrics()
     for number in range(MODELS):
         model = f"model-{number}"
-        metrics.expect(model, DEFAULT, [f"flag-{number}" for number in range(MOST_RULES)])
+        metrics.expect(model, DEFAULT, [f"flag-{number}" for number in range(MAX_RULES)])
         for method in (*BY_NAME, PREDICT, UNKNOWN):
             for status in (200, 418, 599, *STATUSES):
                 metrics.observe_request(model, method, status, 0.1)
@@ -67,7 +67,7 @@ def worst() -> Metrics:
             metrics.model_info.labels(model, version, "sha256:0").set(1)
             for gauge in (metrics.ndcg, metrics.stability, metrics.baseline_age):
                 gauge.labels(model, version).set(1)
-            for cohort in ("all", *map(str, range(MOST_COHORTS))):
+            for cohort in ("all", *map(str, range(MAX_COHORTS))):
                 metrics.protected_share.labels(model, version, cohort).set(0.1)
     for cache in CACHES:
         for result in CACHE_RESULTS:

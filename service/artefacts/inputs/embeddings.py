@@ -1,8 +1,8 @@
-"""Where a graph turns what is no number into numbers: the embedding of tokens, the encoders of categories.
+"""Where a graph turns tokens or categories into real numbers: the embedding of tokens, the encoders of categories.
 
-There the twin begins, since what comes before has no gradient. Which numbers a token or a category becomes is measured:
-the artefact itself is run with all of them. So it does not matter by which operators a graph looks them up, and a
-tensor that is more than a look-up is found out.
+The twin begins there, since nothing before it has a gradient. Which numbers a token or a category becomes is measured:
+the artefact itself is run with all of them. So it does not matter which operators a graph uses for it, and a tensor
+that depends on anything else is noticed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from service.artefacts.onnx.graph_parts import open_part
-from service.artefacts.onnx.session_inputs import Array, Feeds
+from service.artefacts.onnx.session_inputs import Array, SessionInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.domain import Floats
@@ -25,12 +25,12 @@ from service.errors import CatalogError
 
 ROWS_AT_ONCE = 32
 RANDOM_ROWS = 64
-LARGEST_FLOATS = 2**24
-"""In the rows of tokens that are tried at once: a vocabulary of 30,000 is looked up part by part."""
+MAX_FLOATS = 2**24
+"""In the embeddings that are computed at once: a vocabulary of 30,000 is checked part by part."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class CategoryEmbedding:
     """A tensor of the graph that depends on one feature alone, a category: its `table` [categories, ...shape]."""
 
     tensor: str
@@ -43,19 +43,19 @@ class Lookup:
         return self.table.reshape(len(self.table), -1).astype(np.float64)
 
 
-def find_embedding(model: ModelProto, input_tensor: str) -> tuple[str, NDArray[np.float32]]:
+def find_token_embedding(model: ModelProto, input_tensor: str) -> tuple[str, NDArray[np.float32]]:
     """The tensor that holds the embeddings of the tokens in `input_tensor`, and the table [vocabulary, dimensions].
 
-    The embedding is the Gather of a constant table's rows by the tokens, or the product of their one-hot code with such
-    a table. Raises CatalogError where there is none.
+    The embedding is a Gather of rows of a constant table, or the product of the tokens' one-hot code with such a table.
+    Raises CatalogError where there is none.
     """
-    for tensor, table in _embeddings(model, input_tensor):
+    for tensor, table in _token_embeddings(model, input_tensor):
         return tensor, table
     raise CatalogError(f"no embedding of the tokens in {input_tensor!r}: no constant table's rows are taken by them")
 
 
-def check_embedding(
-    model: ModelProto, inputs: TokenInputs, feeds: Feeds, tensor: str, table: NDArray[np.float32]
+def check_token_embedding(
+    model: ModelProto, inputs: TokenInputs, session_inputs: SessionInputs, tensor: str, table: NDArray[np.float32]
 ) -> None:
     """Raises CatalogError unless the graph's tensor is the table's row of every token, wherever it stands."""
     vocabulary, width = inputs.vocabulary, table.shape[1]
@@ -64,16 +64,18 @@ def check_embedding(
     every = np.resize(np.arange(vocabulary), -(-vocabulary // inputs.length) * inputs.length)
     rows = every.reshape(-1, inputs.length).astype(np.float32)
     session = open_part(model, [tensor])
-    step = max(1, LARGEST_FLOATS // (inputs.length * width))
+    step = max(1, MAX_FLOATS // (inputs.length * width))
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        (found,) = session.run([tensor], feeds(part))
-        if not np.array_equal(found.reshape(-1, width), table[part.astype(np.int64)].reshape(-1, width)):
+        (rows_of_graph,) = session.run([tensor], session_inputs(part))
+        if not np.array_equal(rows_of_graph.reshape(-1, width), table[part.astype(np.int64)].reshape(-1, width)):
             raise CatalogError(f"{tensor!r} is not the embedding of the tokens in {inputs.tensor!r} alone")
 
 
-def find_lookups(model: ModelProto, inputs: TabularInputs, feeds: Feeds, end: str) -> list[Lookup]:
-    """Where the graph, on the way to the tensor `end`, encodes its features that are text or whole numbers.
+def find_category_embeddings(
+    model: ModelProto, inputs: TabularInputs, session_inputs: SessionInputs, end: str
+) -> list[CategoryEmbedding]:
+    """The tensors on the way to `end` in which the graph encodes features that are text or whole numbers.
 
     Raises CatalogError where one tensor depends on several of them, so that it cannot be said which.
     """
@@ -88,7 +90,8 @@ def find_lookups(model: ModelProto, inputs: TabularInputs, feeds: Feeds, end: st
 
     def run(rows: Array) -> dict[str, Array]:
         parts = [
-            session.run(list(frontier), feeds(rows[at : at + ROWS_AT_ONCE])) for at in range(0, len(rows), ROWS_AT_ONCE)
+            session.run(list(frontier), session_inputs(rows[at : at + ROWS_AT_ONCE]))
+            for at in range(0, len(rows), ROWS_AT_ONCE)
         ]
         return {name: np.concatenate(values) for name, values in zip(frontier, zip(*parts, strict=True), strict=True)}
 
@@ -99,46 +102,52 @@ def find_lookups(model: ModelProto, inputs: TabularInputs, feeds: Feeds, end: st
         for name, values in run(rows).items():
             if (values != values[:1]).any():
                 tables[name][number] = values
-    lookups = [_lookup(inputs, name, found) for name, found in tables.items() if found]
-    _check(inputs, features, lookups, base, run)
-    return lookups
+    embeddings = [
+        _category_embedding(inputs, name, table_by_feature)
+        for name, table_by_feature in tables.items()
+        if table_by_feature
+    ]
+    _check(inputs, features, embeddings, base, run)
+    return embeddings
 
 
-def _lookup(inputs: TabularInputs, tensor: str, found: Mapping[int, Array]) -> Lookup:
-    if len(found) > 1:
-        names = " and ".join(inputs.names[number] for number in found)
+def _category_embedding(inputs: TabularInputs, tensor: str, table_by_feature: Mapping[int, Array]) -> CategoryEmbedding:
+    if len(table_by_feature) > 1:
+        names = " and ".join(inputs.names[number] for number in table_by_feature)
         raise CatalogError(f"{tensor!r} is made of {names} together, so it is the encoding of neither")
-    ((feature, table),) = found.items()
-    return Lookup(tensor, feature, table)
+    ((feature, table),) = table_by_feature.items()
+    return CategoryEmbedding(tensor, feature, table)
 
 
-def _check(inputs: TabularInputs, features: Sequence[int], lookups: Sequence[Lookup], base: Array, run: Any) -> None:
-    """Holds the tables against rows in which all categories are drawn at random."""
+def _check(
+    inputs: TabularInputs, features: Sequence[int], embeddings: Sequence[CategoryEmbedding], base: Array, run: Any
+) -> None:
+    """Compares the tables with what the graph computes for rows whose categories are drawn at random."""
     draws = np.random.default_rng(0)
     rows = np.tile(base, (RANDOM_ROWS, 1))
     for number in features:
         rows[:, number] = draws.integers(0, len(inputs.features[number].categories), RANDOM_ROWS)
-    found = run(rows)
-    for lookup in lookups:
-        expected = lookup.table[rows[:, lookup.feature].astype(np.intp)]
-        if not np.array_equal(found[lookup.tensor], expected):
-            raise CatalogError(f"{lookup.tensor!r} is more than the encoding of {inputs.names[lookup.feature]}")
+    measured = run(rows)
+    for embedding in embeddings:
+        expected = embedding.table[rows[:, embedding.feature].astype(np.intp)]
+        if not np.array_equal(measured[embedding.tensor], expected):
+            raise CatalogError(f"{embedding.tensor!r} is more than the encoding of {inputs.names[embedding.feature]}")
 
 
 def _first_row(inputs: TabularInputs) -> Floats:
-    """The least value of every number, the first of every category."""
+    """The smallest value of every numeric feature, the first category of every other."""
     return np.array(inputs.bounds[0])
 
 
 def _is_encoded(model: ModelProto, inputs: TabularInputs, tensor: str) -> bool:
-    """Whether the graph takes categories as they are in this input."""
+    """Whether this input of the graph takes categories unencoded, as text or whole numbers."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     is_floating = types.get(tensor) in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
     return not is_floating and any(inputs.features[number].categories for number in inputs.tensors[tensor])
 
 
 def _frontier(model: ModelProto, discrete: set[str], end: str) -> list[str]:
-    """The first tensors of real numbers on the ways from discrete ones to `end`."""
+    """The first tensors of real numbers on the paths from the `discrete` tensors to `end`."""
     nodes = [node for node in model.graph.node if not discrete.isdisjoint(node.input) or node.output]
     reached, names = set(discrete), []
     for node in nodes:
@@ -169,13 +178,13 @@ def _needed(model: ModelProto, end: str, stops: set[str]) -> set[str]:
 
 
 def _are_real(model: ModelProto, names: Sequence[str]) -> dict[str, bool]:
-    """Whether tensors hold real numbers, as ONNX Runtime has it."""
+    """Whether tensors hold real numbers, by the types that ONNX Runtime infers."""
     outputs = {output.name: output.type for output in open_part(model, names).get_outputs()}
     return {name: outputs[name] in ("tensor(float)", "tensor(double)", "tensor(float16)") for name in names}
 
 
-def _embeddings(model: ModelProto, input_tensor: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Tensors that may be the embedding, the first first: rows of a table taken by what is made of tokens alone."""
+def _token_embeddings(model: ModelProto, input_tensor: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Tensors that may be the embedding, in the order of the graph: rows of a table, selected by the tokens alone."""
     tables = {tensor.name: tensor for tensor in model.graph.initializer}
     constants = set(tables) | {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     tokens = {input_tensor}
@@ -192,4 +201,4 @@ def _embeddings(model: ModelProto, input_tensor: str) -> Iterator[tuple[str, NDA
 
 
 SHAPING = {"Reshape", "Expand", "Equal", "Cast", "Identity", "OneHot", "Unsqueeze", "Squeeze"}
-"""Operators by which exporters make a one-hot code of tokens, sizes and the vocabulary coming from elsewhere."""
+"""Operators by which exporters make a one-hot code of tokens; its sizes and the vocabulary come from other inputs."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from onnx import ModelProto
 
 from service.artefacts.inputs.kind import OnnxInputs
-from service.artefacts.onnx.session_inputs import Feeds, GraphInput, compare_names
+from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs, compare_names
 from service.artefacts.onnx.twin_source import TwinSource
 from service.catalog.inputs.image import ImageInputs
 from service.errors import CatalogError
@@ -16,23 +16,26 @@ from service.errors import CatalogError
 class OnnxImage(OnnxInputs):
     """Images of a graph; see `OnnxInputs`."""
 
-    def __init__(self, inputs: ImageInputs, given: Mapping[str, GraphInput]) -> None:
+    def __init__(self, inputs: ImageInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
         self.inputs = inputs
-        self.given = given
+        self.graph_inputs = graph_inputs
 
-    def feeds(self) -> Feeds:
-        """The rows in their shape, which the graph must take."""
+    def session_inputs(self) -> SessionInputs:
+        """The rows in the shape of images, which must be the one that the graph takes."""
         inputs = self.inputs
-        compare_names([inputs.tensor], self.given)
-        given = self.given[inputs.tensor]
-        expected = len(given.shape), *(own or size for own, size in zip(given.shape, inputs.shape, strict=False))
+        compare_names([inputs.tensor], self.graph_inputs)
+        graph_input = self.graph_inputs[inputs.tensor]
+        expected = (
+            len(graph_input.shape),
+            *(own or size for own, size in zip(graph_input.shape, inputs.shape, strict=False)),
+        )
         if (len(inputs.shape), *inputs.shape) != expected:
-            shape = [size or "any" for size in given.shape]
+            shape = [size or "any" for size in graph_input.shape]
             raise CatalogError(
-                f"the graph's input {given.name!r} takes {shape}, the manifest says {list(inputs.shape)}"
+                f"the graph's input {graph_input.name!r} takes {shape}, the manifest says {list(inputs.shape)}"
             )
-        return lambda rows: {inputs.tensor: rows.reshape(-1, *inputs.shape).astype(given.dtype, copy=False)}
+        return lambda rows: {inputs.tensor: rows.reshape(-1, *inputs.shape).astype(graph_input.dtype, copy=False)}
 
-    def source(self, graph: ModelProto, feeds: Feeds, end: str) -> TwinSource:
+    def source(self, graph: ModelProto, session_inputs: SessionInputs, end: str) -> TwinSource:
         """The whole graph."""
         return TwinSource(graph, self.inputs.tensor, self.inputs.shape, None)

@@ -1,4 +1,4 @@
-"""What the worker must know of a kind of input: how a graph takes it, and where its twin begins."""
+"""What the worker must know of a kind of input: what a graph's session is given for it, and where the twin begins."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import ModelProto
 
-from service.artefacts.onnx.session_inputs import Feeds, GraphInput
+from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs
 from service.artefacts.onnx.twin_source import TwinSource
 from service.catalog.inputs.encodings import Encoding
 from service.domain import DOUBLE, SINGLE, RowType
 
 
 class OnnxInputs(ABC):
-    """The inputs that a manifest declares, as the graph takes them whose inputs are `given`, by name.
+    """The inputs that a manifest declares, as its graph takes them; `graph_inputs` are those of the graph, by name.
 
-    Made for each of the kinds of `service.catalog.inputs`; `service.artefacts.inputs.registry` finds it.
+    Each kind in `service.catalog.inputs` has a subclass, named in `service.artefacts.inputs.registry`.
     """
 
-    given: Mapping[str, GraphInput]
+    graph_inputs: Mapping[str, GraphInput]
 
     @abstractmethod
-    def feeds(self) -> Feeds:
-        """What the graph is given for rows of the model.
+    def session_inputs(self) -> SessionInputs:
+        """From rows of the model to the inputs of the graph's session.
 
         Raises CatalogError where the manifest names other inputs than the graph has, or does not say what they take.
         """
 
     @abstractmethod
-    def source(self, graph: ModelProto, feeds: Feeds, end: str) -> TwinSource:
-        """What the twin is made of, up to the tensor `end`. Raises CatalogError where it could not begin anywhere."""
+    def source(self, graph: ModelProto, session_inputs: SessionInputs, end: str) -> TwinSource:
+        """What the twin is made of, up to the tensor `end`. Raises CatalogError where it cannot begin anywhere."""
 
     def row_type(self) -> RowType:
-        """What holds the rows of a model as its graph takes them, exactly: float32, or float64 where that is too
-        coarse."""
-        return DOUBLE if any(one.dtype is np.float64 for one in self.given.values()) else SINGLE
+        """float32 where that represents the model's rows exactly as the graph takes them, else float64."""
+        return DOUBLE if any(one.dtype is np.float64 for one in self.graph_inputs.values()) else SINGLE
 
-    def encoded_feeds(self, encoding: Encoding | None) -> Feeds | None:
-        """What the graph is given for encoded rows; None where it does not take them."""
+    def encoded_session_inputs(self, encoding: Encoding | None) -> SessionInputs | None:
+        """From encoded rows to the inputs of the graph's session; None where the graph does not take encoded rows."""
         return None

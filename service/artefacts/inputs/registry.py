@@ -1,4 +1,4 @@
-"""The kinds of input as ONNX graphs take them, by the word that a manifest has for each."""
+"""How ONNX graphs take each kind of input, by the word that manifests have for the kind."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ KINDS: Mapping[str, Callable[[Any, Mapping[str, GraphInput]], OnnxInputs]] = {
 }
 
 
-def onnx_inputs(inputs: Inputs, given: Mapping[str, GraphInput]) -> OnnxInputs:
-    """The inputs as a graph takes them whose inputs are `given`."""
-    return KINDS[inputs.kind](inputs, given)
+def onnx_inputs(inputs: Inputs, graph_inputs: Mapping[str, GraphInput]) -> OnnxInputs:
+    """The inputs as the graph with these `graph_inputs` takes them."""
+    return KINDS[inputs.kind](inputs, graph_inputs)

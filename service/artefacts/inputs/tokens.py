@@ -1,4 +1,4 @@
-"""Tokens as an ONNX graph takes them: whole numbers, which it makes embeddings of, and what it takes besides."""
+"""Tokens as an ONNX graph takes them: whole numbers, which the graph embeds, and its other inputs, such as the mask."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from service.artefacts.inputs.embeddings import check_embedding, find_embedding
+from service.artefacts.inputs.embeddings import check_token_embedding, find_token_embedding
 from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.onnx.graph_input_slices import ROW, with_tokens_embedded
-from service.artefacts.onnx.session_inputs import Array, Feeds, GraphInput, compare_names
+from service.artefacts.onnx.session_inputs import Array, GraphInput, SessionInputs, compare_names
 from service.artefacts.onnx.twin_source import TwinSource
 from service.catalog.inputs.encodings import TokenEncoding
 from service.catalog.inputs.tokens import SideInput, TokenInputs
@@ -21,40 +21,40 @@ from service.catalog.inputs.tokens import SideInput, TokenInputs
 class OnnxTokens(OnnxInputs):
     """Tokens of a graph; see `OnnxInputs`."""
 
-    def __init__(self, inputs: TokenInputs, given: Mapping[str, GraphInput]) -> None:
+    def __init__(self, inputs: TokenInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
         self.inputs = inputs
-        self.given = given
+        self.graph_inputs = graph_inputs
 
-    def feeds(self) -> Feeds:
-        """The tokens, and what the graph takes besides."""
-        inputs, given = self.inputs, self.given
-        compare_names([inputs.tensor, *inputs.side], given)
-        dtype = given[inputs.tensor].dtype
+    def session_inputs(self) -> SessionInputs:
+        """The tokens, and the graph's other inputs."""
+        inputs, graph_inputs = self.inputs, self.graph_inputs
+        compare_names([inputs.tensor, *inputs.side], graph_inputs)
+        dtype = graph_inputs[inputs.tensor].dtype
 
-        def feeds(rows: Array) -> dict[str, Array]:
+        def session_inputs(rows: Array) -> dict[str, Array]:
             tokens = rows.astype(dtype)
             sides = {
-                name: _side_input(kind, tokens != inputs.padding, given[name].dtype)
+                name: _side_input(kind, tokens != inputs.padding, graph_inputs[name].dtype)
                 for name, kind in inputs.side.items()
             }
             return {inputs.tensor: tokens, **sides}
 
-        return feeds
+        return session_inputs
 
-    def source(self, graph: ModelProto, feeds: Feeds, end: str) -> TwinSource:
+    def source(self, graph: ModelProto, session_inputs: SessionInputs, end: str) -> TwinSource:
         """What follows the embedding of the tokens. Raises CatalogError where there is none."""
         inputs = self.inputs
-        tensor, table = find_embedding(graph, inputs.tensor)
-        check_embedding(graph, inputs, feeds, tensor, table)
+        tensor, table = find_token_embedding(graph, inputs.tensor)
+        check_token_embedding(graph, inputs, session_inputs, tensor, table)
         if not inputs.side:
             return TwinSource(graph, tensor, inputs.shape, TokenEncoding(table, inputs.length))
-        side = {name: (kind, self.given[name].element_type) for name, kind in inputs.side.items()}
+        side = {name: (kind, self.graph_inputs[name].element_type) for name, kind in inputs.side.items()}
         whole = with_tokens_embedded(graph, tensor, inputs.length, table.shape[1], side)
         return TwinSource(whole, ROW, None, TokenEncoding(table, inputs.length, inputs.padding))
 
 
 def _side_input(kind: SideInput, is_token: NDArray[np.bool_], dtype: Any) -> Array:
-    """What a graph of tokens is given besides them: [rows, length]."""
+    """An input of the graph beside the tokens: [rows, length]."""
     match kind:
         case "mask":
             return is_token.astype(dtype)

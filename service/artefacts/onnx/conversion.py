@@ -1,8 +1,8 @@
-"""How an operator of ONNX is given a converter to torch, in the place of onnx2torch's or where it has none.
+"""Registers converters of ONNX operators to torch, in the place of onnx2torch's or where it has none.
 
-A converter is a function of the node that gives a function of tensors. What a node has besides tensors, sizes and axes
-for instance, it reads when it converts: `service.artefacts.onnx.folding` has made constants of them. So the function
-is of torch's operators only, without a branch, and `torch.fx` can trace it.
+A converter is a function of the node that returns a function of tensors. It reads sizes, axes and the like when it
+converts: `service.artefacts.onnx.folding` has made constants of them. So the function that it returns consists of
+torch's operators only, without a branch, and `torch.fx` can trace it.
 
 This module imports onnx2torch: `service.artefacts.onnx.twins` says how that is done.
 """
@@ -79,10 +79,10 @@ class Node:
         return tensor
 
     def integers(self, name: str, at: int) -> list[int] | None:
-        """What older versions have as an attribute and newer ones as an input."""
+        """Integers that older versions have as an attribute and newer ones as an input."""
         array = self.array(at)
-        given: list[int] | None = self.option(name) if array is None else array.reshape(-1).tolist()
-        return given
+        values: list[int] | None = self.option(name) if array is None else array.reshape(-1).tolist()
+        return values
 
     def shape(self, at: int = 0) -> tuple[int | None, ...]:
         """The sizes of input `at`; None for the number of rows."""
@@ -122,7 +122,7 @@ Rewrite = Callable[[Node], NodeProto]
 
 
 class _Computed(nn.Module):
-    """An operator; tracing leaves nothing of it but its function's own operators."""
+    """An operator as a module; tracing leaves only the operators of its function."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class _Computed(nn.Module):
 def converts(*operators: str, domain: str = "", tensors: int | None = 1) -> Callable[[Converter], Converter]:
     """Registers a converter of operators, in all their versions, in the place of onnx2torch's.
 
-    The function gets the first `tensors` of the inputs, or all of them; it does not get those that are not given.
+    The function gets the first `tensors` of the inputs, or all of them, without those that the node leaves out.
     """
 
     def register(converter: Converter) -> Converter:
@@ -179,12 +179,16 @@ def carries_on(*operators: str) -> None:
 
 
 def _newest(operator: str) -> Any:
-    known = [found for found in _CONVERTER_REGISTRY if (found.domain, found.operation_type) == ("", operator)]
-    return _CONVERTER_REGISTRY[max(known, key=lambda found: found.version)]
+    known = [
+        registered
+        for registered in _CONVERTER_REGISTRY
+        if (registered.domain, registered.operation_type) == ("", operator)
+    ]
+    return _CONVERTER_REGISTRY[max(known, key=lambda registered: registered.version)]
 
 
 def _register(operator: str, domain: str, converted: Any) -> None:
-    """In the place of what is registered, which onnx2torch's own function refuses."""
+    """Replaces what is registered, which onnx2torch's own function refuses to do."""
     for version in range(1, NEWEST + 1) if domain else _onnx_versions()[operator]:
         _CONVERTER_REGISTRY.pop(OperationDescription(domain, operator, version), None)
         add_converter(operator, version, domain)(converted)

@@ -26,7 +26,7 @@ carries_on("Gemm", "Abs", "Ceil", "Concat", "Exp", "Floor", "Greater", "Less", "
 
 @rewrites("BatchNormalization")
 def _batch_norm(node: Node) -> NodeProto:
-    """Without what older versions say besides: `spatial` is one where there is a mean for each channel."""
+    """Without older versions' `spatial`, which is one where there is a mean for each channel."""
     if not node.option("spatial", 1):
         raise node.error("is only converted with a mean for each channel, and not for each element (spatial = 0)")
     result = NodeProto()
@@ -99,7 +99,7 @@ def _cast(node: Node) -> Function:
 @converts("Clip")
 def _clip(node: Node) -> Function:
     low, high = (
-        node.option(name) if (given := node.array(at)) is None else given.item()
+        node.option(name) if (constant := node.array(at)) is None else constant.item()
         for at, name in ((1, "min"), (2, "max"))
     )
     match low, high:
@@ -140,8 +140,8 @@ def _fused_matmul(node: Node) -> Function:
     turned, alpha = [node.option("transA", 0), node.option("transB", 0)], node.option("alpha", 1.0)
 
     def product(*factors: Tensor) -> Tensor:
-        one, other = (f.transpose(-1, -2) if turn else f for f, turn in zip(factors, turned, strict=True))
-        return torch.mul(torch.matmul(one, other), alpha)
+        left, right = (f.transpose(-1, -2) if turn else f for f, turn in zip(factors, turned, strict=True))
+        return torch.mul(torch.matmul(left, right), alpha)
 
     return product
 
@@ -154,7 +154,7 @@ def _layer_norm(node: Node) -> Function:
     axes = tuple(range(-len(shape), 0))
 
     def with_moments(tensor: Tensor, scale: Tensor | None = None, bias: Tensor | None = None) -> Any:
-        """And the mean, and one over the deviation, as ONNX has them for whoever trains."""
+        """With the mean and the reciprocal of the deviation, the outputs that ONNX defines for training."""
         mean = torch.mean(tensor, axes, keepdim=True)
         variance = torch.mean(torch.square(tensor - mean), axes, keepdim=True)
         normal = functional.layer_norm(tensor, shape, scale, bias, epsilon)
@@ -186,7 +186,7 @@ def _rms_norm(node: Node) -> Function:
 def _group_norm(node: Node) -> Function:
     groups, epsilon, channels = node.option("num_groups"), node.option("epsilon", 1e-5), node.sizes(1)[0]
     scale, bias = (
-        given.repeat_interleave(channels // len(given)) for given in (node.needed(1), node.needed(2))
+        values.repeat_interleave(channels // len(values)) for values in (node.needed(1), node.needed(2))
     )  # version 18 has one for each group
     return lambda tensor: functional.group_norm(tensor, groups, scale, bias, epsilon)
 

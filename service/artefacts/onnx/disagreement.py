@@ -19,17 +19,17 @@ Array = NDArray[Any]
 
 
 def worst_operator(
-    model: ModelProto, input_tensor: str, logit_tensor: str, shape: tuple[int, ...] | None, given: Array
+    model: ModelProto, input_tensor: str, logit_tensor: str, shape: tuple[int, ...] | None, rows: Array
 ) -> str:
-    """The operator between two tensors whose counterpart differs most, of what it is given, and by how much.
+    """The operator between two tensors whose counterpart differs most when given the same, and by how much.
 
-    `given` are rows of the graph's own input. Raises CatalogError where the graph has no twin.
+    `rows` are of the graph's own input. Raises CatalogError where the graph has no twin.
     """
     graph, part, module = converted(model, input_tensor, logit_tensor, shape)
     outputs = {node.name: node for node in part.graph.node}
     names = [input_tensor, *dict.fromkeys(name for node in graph.nodes for name in node.output if name)]
     session = open_part(graph.model, names)
-    known = dict(zip(names, session.run(names, {graph.given.name: given}), strict=True))
+    known = dict(zip(names, session.run(names, {graph.input.name: rows}), strict=True))
     watched = _Watched(module, outputs, known)
     with torch.no_grad():
         watched.run(torch.from_numpy(known[input_tensor]))
@@ -40,7 +40,7 @@ def worst_operator(
 
 
 class _Watched(fx.Interpreter):
-    """Runs a converted graph; what each node gives is compared, and what ONNX Runtime gave is passed on."""
+    """Runs a converted graph; compares what each node answers, and passes on what ONNX Runtime answered."""
 
     def __init__(self, module: fx.GraphModule, nodes: Mapping[str, NodeProto], known: Mapping[str, Array]) -> None:
         super().__init__(module)

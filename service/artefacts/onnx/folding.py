@@ -1,11 +1,11 @@
-"""The network in an ONNX graph as a model of its own: all that does not depend on the input's values is a constant.
+"""Extracts the network from an ONNX graph as a model of its own, with constants for all that does not depend on inputs.
 
-Exporters write shapes, masks and positions as operators among those of the network, which no tracing gets past.
+Exporters write shapes, masks and positions as operators among those of the network, which cannot be traced.
 
 The model is for `service.artefacts.onnx.conversion` alone. Its domains and names have no dots, which torch's names
-cannot have, and its shapes are complete. Three kinds of operators are of a domain of our own: those that are told the
-shape of their result elsewhere, and here are not; `ForEachRow`, a constant as often as there are rows; and
-`GatherInRows`.
+cannot have, and its shapes are complete. Three kinds of operators are of a domain of our own: those that in ONNX
+take the shape of their result as an input, and here do not; `ForEachRow`, which repeats a constant for every row; and
+`GatherInRows`, which takes the same places of every row.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def choose_branches(graph: Graph) -> Graph:
 def fold(graph: Graph, nodes: Sequence[NodeProto], start: str) -> ModelProto:
     """A model of `nodes`, those between the tensor `start` and the graph's end.
 
-    Raises CatalogError where the rows of the one are not those of the other, or a constant depends on their number.
+    Raises CatalogError where the number of rows differs between the two, or a constant depends on it.
     """
     read = {name for node in nodes for name in node.input if name}
     outputs = {name for node in nodes for name in node.output} & {*read, graph.end}
@@ -151,7 +151,7 @@ class _Folded:
     def model(self) -> ModelProto:
         """The model, with the shapes of all tensors."""
         end = self.graph.end
-        if len(self.nodes[-1].output) > 1:  # onnx2torch would give all of them
+        if len(self.nodes[-1].output) > 1:  # onnx2torch would return all of them
             end = f"{end} alone"
             self.nodes.append(helper.make_node("Identity", [self.graph.end], [end]))
         _name(self.nodes, {"initializers", *self.constants})
@@ -160,9 +160,14 @@ class _Folded:
             name: _value(name, types.get(name, TensorProto.FLOAT), shape)
             for name, shape in self.measured.shapes.items()
         }
-        given, result = values.pop(self.start), _value(end, TensorProto.FLOAT, self.measured.shapes[self.graph.end])
+        graph_input, result = (
+            values.pop(self.start),
+            _value(end, TensorProto.FLOAT, self.measured.shapes[self.graph.end]),
+        )
         constants = list(self.constants.values())
-        graph = helper.make_graph(self.nodes, "network", [given], [result], constants, value_info=list(values.values()))
+        graph = helper.make_graph(
+            self.nodes, "network", [graph_input], [result], constants, value_info=list(values.values())
+        )
         source = self.graph.model
         imports = [helper.make_opsetid(*entry) for entry in (versions(source) | {OWN_DOMAIN: 1}).items()]
         return helper.make_model(graph, opset_imports=imports, ir_version=source.ir_version)
@@ -179,7 +184,7 @@ def _required(node: NodeProto, model: ModelProto) -> int:
 
 
 def _name(nodes: Iterable[NodeProto], taken: set[str]) -> None:
-    """Gives each node a name of its own, also among the constants: onnx2torch takes the one for the other."""
+    """Gives each node a name of its own, also among the constants: onnx2torch mistakes one for the other."""
     for node in nodes:
         node.name = (node.name or next(name for name in node.output if name)).replace(".", "/")
         while node.name in taken:
@@ -194,8 +199,8 @@ def _value(name: str, element_type: int, shape: Shape) -> ValueInfoProto:
 def _types(graph: Graph) -> dict[str, int]:
     """The element types of the tensors, as far as they can be inferred; the weights are left out, which takes time."""
     constants = [_value(name, tensor.data_type, tuple(tensor.dims)) for name, tensor in graph.constants.items()]
-    part = helper.make_graph(graph.nodes, "types", [graph.given, *constants], [])
+    part = helper.make_graph(graph.nodes, "types", [graph.input, *constants], [])
     imports = list(graph.model.opset_import)
     values = shape_inference.infer_shapes(helper.make_model(part, opset_imports=imports)).graph.value_info
-    known = {value.name: value.type.tensor_type.elem_type for value in (graph.given, *values)}
+    known = {value.name: value.type.tensor_type.elem_type for value in (graph.input, *values)}
     return {name: element_type for name, element_type in known.items() if element_type}

@@ -1,7 +1,7 @@
-"""ONNX graphs with several inputs, and with inputs that are no numbers, as graphs of one float input.
+"""ONNX graphs with several inputs, or with inputs that are not real numbers, rewritten as graphs of one float input.
 
-The twin takes one row of numbers, so a graph is rewritten for it: what it has as inputs, and what its own encoders make
-of categories, becomes a part of the row.
+The twin takes one row of real numbers, so the graph is rewritten for it: its inputs, and the tensors into which its own
+encoders turn categories, become slices of that row.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ ROW = "answerable.row"
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
-    """A tensor of the graph that is read off the row: these `columns` of it, in this `shape`, without the rows."""
+class GraphInputSlice:
+    """A tensor of the graph that is a slice of the row: its `columns`, in the `shape` of one row of the tensor."""
 
     tensor: str
     columns: Sequence[int]
@@ -27,17 +27,17 @@ class Entrance:
 
 
 def with_one_input(
-    model: ModelProto, entrances: Sequence[Entrance], columns: int, element_type: int = TensorProto.FLOAT
+    model: ModelProto, slices: Sequence[GraphInputSlice], columns: int, element_type: int = TensorProto.FLOAT
 ) -> ModelProto:
-    """The graph with the input `ROW` [rows, columns] of this element type, which all entrances are parts of."""
+    """The graph with the input `ROW` [rows, columns] of this element type, of which all `slices` are taken."""
     nodes, constants = [], []
-    for number, entrance in enumerate(entrances):
-        own, known = _reading(entrance, f"{ROW}.{number}")
+    for number, input_slice in enumerate(slices):
+        own, known = _nodes_of_slice(input_slice, f"{ROW}.{number}")
         nodes += own
         constants += known
-    replaced = {entrance.tensor for entrance in entrances}
-    given = helper.make_tensor_value_info(ROW, element_type, ["rows", columns])
-    return _rewritten(model, replaced, [given], nodes, constants)
+    replaced = {input_slice.tensor for input_slice in slices}
+    row = helper.make_tensor_value_info(ROW, element_type, ["rows", columns])
+    return _rewritten(model, replaced, [row], nodes, constants)
 
 
 def with_tokens_embedded(
@@ -68,21 +68,21 @@ def with_tokens_embedded(
         values = np.zeros((1, length), dtype) if kind == "zeros" else np.arange(length, dtype=dtype)[None]
         constants.append(numpy_helper.from_array(values, f"{name}.once"))
         nodes.append(_node("Expand", [f"{name}.once", f"{ROW}.shape"], name))
-    given = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", length, width + 1])
-    return _rewritten(model, {embedded, *side}, [given], nodes, constants)
+    row = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", length, width + 1])
+    return _rewritten(model, {embedded, *side}, [row], nodes, constants)
 
 
 def _node(operator: str, inputs: Sequence[str], output: str, **options: Any) -> NodeProto:
     return helper.make_node(operator, inputs, [output], name=f"{operator} of {output}", **options)
 
 
-def _reading(entrance: Entrance, name: str) -> tuple[list[NodeProto], list[TensorProto]]:
-    columns, shape = np.array(entrance.columns), np.array([-1, *entrance.shape])
+def _nodes_of_slice(input_slice: GraphInputSlice, name: str) -> tuple[list[NodeProto], list[TensorProto]]:
+    columns, shape = np.array(input_slice.columns), np.array([-1, *input_slice.shape])
     constants = [numpy_helper.from_array(columns, f"{name}.columns"), numpy_helper.from_array(shape, f"{name}.shape")]
     nodes = [
         _node("Gather", [ROW, f"{name}.columns"], f"{name}.taken", axis=1),
         _node("Reshape", [f"{name}.taken", f"{name}.shape"], f"{name}.laid"),
-        _node("Cast", [f"{name}.laid"], entrance.tensor, to=entrance.element_type),
+        _node("Cast", [f"{name}.laid"], input_slice.tensor, to=input_slice.element_type),
     ]
     return nodes, constants
 
@@ -90,7 +90,7 @@ def _reading(entrance: Entrance, name: str) -> tuple[list[NodeProto], list[Tenso
 def _rewritten(
     model: ModelProto,
     replaced: set[str],
-    given: Sequence[ValueInfoProto],
+    inputs: Sequence[ValueInfoProto],
     nodes: Sequence[NodeProto],
     constants: Sequence[TensorProto],
 ) -> ModelProto:
@@ -107,6 +107,6 @@ def _rewritten(
     others = [value for value in graph.input if value.name not in replaced]
     del graph.node[:], graph.input[:]
     graph.node.extend(kept)
-    graph.input.extend([*given, *others])
+    graph.input.extend([*inputs, *others])
     graph.initializer.extend(constants)
     return result

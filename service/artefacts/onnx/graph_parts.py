@@ -13,7 +13,7 @@ from service.errors import CatalogError
 
 
 def open_part(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
-    """The graph as far as these tensors need it: ONNX Runtime would compute all the rest of it too."""
+    """A session of the part of the graph that computes these tensors: ONNX Runtime would else compute the rest too."""
     needed = {
         name for end in outputs for node in ancestors(model.graph.node, end) for name in (*node.input, *node.output)
     }
@@ -22,13 +22,13 @@ def open_part(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.Inferenc
     asked_for = [onnx.ValueInfoProto(name=name) for name in outputs]
     part = onnx.helper.make_graph(nodes, "part", list(model.graph.input), asked_for, constants)
     imports = list(model.opset_import)
-    asked = onnx.helper.make_model(
+    model_of_part = onnx.helper.make_model(
         part, opset_imports=imports, ir_version=model.ir_version, functions=list(model.functions)
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(asked.SerializeToString(), options, ["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model_of_part.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot run the graph: {error}") from error

@@ -16,13 +16,13 @@ RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The nodes by which the tensor `end` is computed from one input, `given`, whose rows have `shape`.
+    """The nodes by which the tensor `end` is computed from one `input`, whose rows have `shape`.
 
     `constants` are the tensors that come with the graph, `varying` those that depend on the values of its input.
     """
 
     model: ModelProto
-    given: ValueInfoProto
+    input: ValueInfoProto
     end: str
     shape: tuple[int, ...]
     nodes: Sequence[NodeProto]
@@ -44,20 +44,20 @@ def read_graph(model: ModelProto, end: str, shape: tuple[int, ...] | None) -> Gr
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
         raise CatalogError(f"{end!r} must be computed from one input of the graph; its inputs are: {names}")
-    (given,) = inputs
-    count, *sizes = [dimension.dim_value for dimension in given.type.tensor_type.shape.dim] or [0]
+    (graph_input,) = inputs
+    count, *sizes = [dimension.dim_value for dimension in graph_input.type.tensor_type.shape.dim] or [0]
     if count > 0:
         raise CatalogError(f"the graph takes {count} rows at a time, no more: export it with a dynamic first dimension")
     if shape is None and 0 in sizes:
-        raise CatalogError(f"dimension {sizes.index(0) + 1} of {given.name!r} has no fixed size")
-    varying = _varying(nodes, given.name)
-    return Graph(model, given, end, tuple(sizes) if shape is None else shape, nodes, constants, varying)
+        raise CatalogError(f"dimension {sizes.index(0) + 1} of {graph_input.name!r} has no fixed size")
+    varying = _varying(nodes, graph_input.name)
+    return Graph(model, graph_input, end, tuple(sizes) if shape is None else shape, nodes, constants, varying)
 
 
 def network(graph: Graph, start: str) -> list[NodeProto]:
-    """The nodes by which the graph's end is computed from the tensor `start`, and its values go through.
+    """The nodes by which the graph's end is computed from `start`, and which depend on the values of its input.
 
-    Raises CatalogError where the end depends on the graph's input by another way too, or not on `start`.
+    Raises CatalogError where the end depends on the graph's input other than through `start`, or not on `start`.
     """
     nodes = [node for node in ancestors(graph.nodes, graph.end, start) if not graph.varying.isdisjoint(node.output)]
     read = {name for node in nodes for name in reads(node)}
@@ -71,17 +71,17 @@ def network(graph: Graph, start: str) -> list[NodeProto]:
 
 
 def ancestors(nodes: Iterable[NodeProto], end: str, start: str = "") -> list[NodeProto]:
-    """The nodes by which `end` is computed, in their order, as far back as `start`."""
-    needed, found = {end}, []
+    """The nodes that `end` is computed by, in the graph's order, back to `start`."""
+    needed, nodes_behind = {end}, []
     for node in reversed(list(nodes)):
         if not needed.isdisjoint(set(node.output) - {start}):
-            found.append(node)
+            nodes_behind.append(node)
             needed.update(name for name in reads(node) if name)
-    return found[::-1]
+    return nodes_behind[::-1]
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """The names of the tensors that a node reads, and its branches from inside and outside of themselves."""
+    """The names of the tensors that a node reads, also inside of its branches."""
     yield from node.input
     for branch in _branches(node):
         yield from (output.name for output in branch.output)
@@ -93,8 +93,8 @@ def _branches(node: NodeProto) -> list[GraphProto]:
     return [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
 
 
-def _varying(nodes: Iterable[NodeProto], given: str) -> frozenset[str]:
-    varying = {given}
+def _varying(nodes: Iterable[NodeProto], input_name: str) -> frozenset[str]:
+    varying = {input_name}
     for node in nodes:
         is_read = node.op_type not in OF_SHAPES and not varying.isdisjoint(reads(node))
         if is_read or node.op_type in RANDOM:

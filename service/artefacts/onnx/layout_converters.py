@@ -12,7 +12,7 @@ from service.artefacts.onnx.folding import FOR_EACH_ROW, GATHER_IN_ROWS, OWN_DOM
 from service.artefacts.onnx.undifferentiable import PLACES
 
 ALL = 10**9
-"""The least end of a slice that has none: exporters take a billion, or the largest number of 32 or 64 bits."""
+"""Ends from here on mean that a slice has none: exporters write a billion, or the largest number of 32 or 64 bits."""
 
 
 @converts(FOR_EACH_ROW, domain=OWN_DOMAIN, tensors=2)
@@ -20,8 +20,8 @@ def _for_each_row(node: Node) -> Function:
     """From the input and a constant: the constant, along one dimension as often as the input has rows."""
     sizes, axis = node.shape(1), node.option("axis")
 
-    def repeated(given: Tensor, constant: Tensor) -> Tensor:
-        rows = given.shape[0]
+    def repeated(tensor: Tensor, constant: Tensor) -> Tensor:
+        rows = tensor.shape[0]
         if sizes[axis] == 1:
             return constant.expand([rows if at == axis else -1 for at in range(len(sizes))])
         return constant.repeat([rows if at == axis else 1 for at in range(len(sizes))])
@@ -59,8 +59,8 @@ def _sizes(node: Node) -> list[int]:
 @converts("Squeeze")
 def _squeeze(node: Node) -> Function:
     shape = node.shape()
-    given = node.integers("axes", 1) or [axis for axis, size in enumerate(shape) if size == 1]
-    axes = sorted((axis % len(shape) for axis in given), reverse=True)
+    declared = node.integers("axes", 1) or [axis for axis, size in enumerate(shape) if size == 1]
+    axes = sorted((axis % len(shape) for axis in declared), reverse=True)
 
     def squeezed(tensor: Tensor) -> Tensor:
         for axis in axes:
@@ -72,8 +72,8 @@ def _squeeze(node: Node) -> Function:
 
 @converts("Unsqueeze")
 def _unsqueeze(node: Node) -> Function:
-    given = node.integers("axes", 1) or []
-    axes = sorted(axis % (len(node.shape()) + len(given)) for axis in given)
+    declared = node.integers("axes", 1) or []
+    axes = sorted(axis % (len(node.shape()) + len(declared)) for axis in declared)
 
     def unsqueezed(tensor: Tensor) -> Tensor:
         for axis in axes:
@@ -178,7 +178,7 @@ def _tile(node: Node) -> Function:
 def _top(node: Node) -> Function:
     if node.proto.output[1]:
         raise node.error(f"cannot be differentiated: {PLACES}")
-    count = node.option("k") if (given := node.array(1)) is None else int(given.item())
+    count = node.option("k") if (constant := node.array(1)) is None else int(constant.item())
     axis = node.option("axis", -1)
     is_largest, is_sorted = bool(node.option("largest", 1)), bool(node.option("sorted", 1))
     return lambda tensor: torch.topk(tensor, count, axis, is_largest, is_sorted)
@@ -187,7 +187,7 @@ def _top(node: Node) -> Function:
 @converts("Trilu")
 def _triangle(node: Node) -> Function:
     triangle = torch.triu if node.option("upper", 1) else torch.tril
-    diagonal = 0 if (given := node.array(1)) is None else int(given)
+    diagonal = 0 if (constant := node.array(1)) is None else int(constant)
     return lambda tensor: triangle(tensor, diagonal)
 
 
@@ -196,9 +196,9 @@ def _running_sum(node: Node) -> Function:
     axis, is_turned, is_exclusive = int(node.needed(1)), node.option("reverse", 0), node.option("exclusive", 0)
 
     def running(tensor: Tensor) -> Tensor:
-        given = torch.flip(tensor, [axis]) if is_turned else tensor
-        result = torch.cumsum(given, axis)
-        result = result - given if is_exclusive else result
+        terms = torch.flip(tensor, [axis]) if is_turned else tensor
+        result = torch.cumsum(terms, axis)
+        result = result - terms if is_exclusive else result
         return torch.flip(result, [axis]) if is_turned else result
 
     return running

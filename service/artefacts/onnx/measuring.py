@@ -1,6 +1,6 @@
-"""Shapes, and what follows from them, in an ONNX graph: ONNX Runtime works them out.
+"""The shapes in an ONNX graph, and the values that follow from them, measured with ONNX Runtime.
 
-Of the shape of an input all is known but the number of rows. So the graph is run once with two rows and once with
+All of an input's shape is known but the number of rows. So the graph is run once with two rows and once with
 three: what is the same both times is a constant, and a size that differs is the number of rows, or a multiple of it.
 """
 
@@ -36,7 +36,7 @@ class Value:
     def constant(self) -> Array | None:
         """The tensor, if it is the same for every number of rows."""
         first, *others = self.arrays
-        return first if all(_is_same(first, other) for other in others) else None
+        return first if all(_is_same(first, second) for second in others) else None
 
     @property
     def repeated(self) -> tuple[Array, int] | None:
@@ -74,9 +74,9 @@ class Value:
         return once
 
 
-def _is_same(one: Array, other: Array) -> bool:
-    """Whether all bits are."""
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def _is_same(first: Array, second: Array) -> bool:
+    """Whether both are equal in every bit."""
+    return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,34 +95,34 @@ def measure(graph: Graph, valued: Collection[str], shaped: Collection[str] = ())
     computed = [name for name in valued if name not in graph.constants]
     shapes = {f"shape of {name}": name for name in shaped}
     model = _answering(graph, computed, shapes)
-    dtype = helper.tensor_dtype_to_np_dtype(graph.given.type.tensor_type.elem_type)
-    inputs = [{graph.given.name: np.zeros((rows, *graph.shape), dtype)} for rows in ROWS]
+    dtype = helper.tensor_dtype_to_np_dtype(graph.input.type.tensor_type.elem_type)
+    inputs = [{graph.input.name: np.zeros((rows, *graph.shape), dtype)} for rows in ROWS]
     try:
-        # What is asked for may all come with the graph; ONNX Runtime does not run for nothing.
+        # All may be constants of the graph, and ONNX Runtime does not run without an output to compute.
         session = onnxruntime.InferenceSession(model.SerializeToString(), _options(), ["CPUExecutionProvider"])
-        runs = [session.run([*computed, *shapes], given) for given in inputs] if computed or shapes else []
+        runs = [session.run([*computed, *shapes], zeros) for zeros in inputs] if computed or shapes else []
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(
             f"ONNX Runtime cannot run the graph with {ROWS[0]} rows of zeros: {reported(error)}"
         ) from error
-    found = dict(zip((*computed, *shapes), zip(*runs, strict=True), strict=True))
+    results = dict(zip((*computed, *shapes), zip(*runs, strict=True), strict=True))
     kept = {name: (numpy_helper.to_array(graph.constants[name]),) for name in valued if name in graph.constants}
-    values = kept | {name: found[name] for name in computed}
+    values = kept | {name: results[name] for name in computed}
     return Measured(
         {name: Value(arrays) for name, arrays in values.items()},
-        {name: _shape(*found[shape]) for shape, name in shapes.items()},
+        {name: _shape(*results[shape]) for shape, name in shapes.items()},
     )
 
 
 def _shape(two: Array, three: Array) -> Shape:
-    return tuple(int(size) if size == other else None for size, other in zip(two, three, strict=True))
+    return tuple(int(size) if size == second else None for size, second in zip(two, three, strict=True))
 
 
 def _answering(graph: Graph, computed: Collection[str], shapes: Mapping[str, str]) -> ModelProto:
     """The graph with other outputs."""
     nodes = [*graph.nodes, *(helper.make_node("Shape", [name], [shape]) for shape, name in shapes.items())]
     outputs = [ValueInfoProto(name=name) for name in (*computed, *shapes)]
-    part = helper.make_graph(nodes, "measured", [graph.given], outputs, list(graph.constants.values()))
+    part = helper.make_graph(nodes, "measured", [graph.input], outputs, list(graph.constants.values()))
     imports = list(graph.model.opset_import)
     return helper.make_model(part, opset_imports=imports, ir_version=graph.model.ir_version)
 

@@ -14,7 +14,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from service.artefacts.deployed import Opened, TorchOutputs, log_odds
 from service.artefacts.inputs.registry import onnx_inputs
-from service.artefacts.onnx.session_inputs import Feeds, GraphInput, graph_inputs
+from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs, read_graph_inputs
 from service.artefacts.onnx.twin_source import twin_of
 from service.artefacts.onnx.twins import parse_onnx
 from service.artefacts.reported import reported
@@ -26,7 +26,7 @@ from service.errors import CatalogError
 class OnnxArtefact:
     """The artefact in production, in ONNX Runtime.
 
-    Where the manifest names a tensor inside of the graph, the graph is asked for it beside its own outputs.
+    Where the manifest names an inner tensor of the graph, that is added to the graph's outputs.
     """
 
     def __init__(self, content: bytes, manifest: Manifest, device: torch.device) -> None:
@@ -44,13 +44,13 @@ class OnnxArtefact:
     @property
     def inputs(self) -> dict[str, GraphInput]:
         """The inputs of the graph."""
-        return graph_inputs(self._session)
+        return read_graph_inputs(self._session)
 
-    def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.floating]]:
+    def answers(self, session_inputs: Mapping[str, NDArray[Any]]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, outputs] in every output space, in the graph's own precision."""
         outputs = self._outputs
         names = [outputs.network_tensor, *([] if self._probability is None else [self._probability])]
-        own, *probabilities = self._session.run(names, feeds)
+        own, *probabilities = self._session.run(names, session_inputs)
         network = self._of_network(own)
         spaces = {outputs.network_space: log_odds(network) if outputs.has_one_logit else network}
         if probabilities:
@@ -63,8 +63,8 @@ class OnnxArtefact:
         """[n, outputs], as the twin answers them; one logit is the second label's, with zero beside it."""
         if not self._outputs.has_one_logit:
             return _single_or_double(own)
-        one = _single_or_double(own.reshape(len(own), -1))
-        return np.concatenate([np.zeros_like(one), one], axis=1)
+        logit = _single_or_double(own.reshape(len(own), -1))
+        return np.concatenate([np.zeros_like(logit), logit], axis=1)
 
     def _of_labels(self, probabilities: NDArray[Any], rows: int) -> NDArray[np.floating]:
         """[n, labels]; where two share one logit, there may be only the second one's."""
@@ -74,16 +74,16 @@ class OnnxArtefact:
         return _single_or_double(probabilities)
 
 
-class Answering:
-    """An artefact for rows, which become the inputs of its graph by `feeds`."""
+class DeployedOnnx:
+    """An artefact that takes rows of the model, from which `session_inputs` makes the inputs of its graph."""
 
-    def __init__(self, artefact: OnnxArtefact, feeds: Feeds) -> None:
+    def __init__(self, artefact: OnnxArtefact, session_inputs: SessionInputs) -> None:
         self._artefact = artefact
-        self._feeds = feeds
+        self._session_inputs = session_inputs
 
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]:
         """The outputs [n, outputs] in every output space, for rows [n, columns], flat."""
-        return self._artefact.answers(self._feeds(rows))
+        return self._artefact.answers(self._session_inputs(rows))
 
 
 def _single_or_double(values: NDArray[Any]) -> NDArray[np.floating]:
@@ -113,31 +113,31 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
         artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
-    given = artefact.inputs
-    taken, logit = onnx_inputs(inputs, given), manifest.outputs.network_tensor
-    feeds = taken.feeds()
-    source = taken.source(graph, feeds, logit)
+    graph_inputs = artefact.inputs
+    inputs_of_graph, logit = onnx_inputs(inputs, graph_inputs), manifest.outputs.network_tensor
+    session_inputs = inputs_of_graph.session_inputs()
+    source = inputs_of_graph.source(graph, session_inputs, logit)
     encoding = source.encoding
-    deployed, twin = Answering(artefact, feeds), twin_of(source, manifest).to(device)
-    own_type = taken.row_type()
-    worst = partial(source.worst_operator, logit, feeds)
-    if not all(each.is_floating for each in given.values()):
+    deployed, twin = DeployedOnnx(artefact, session_inputs), twin_of(source, manifest).to(device)
+    own_type = inputs_of_graph.row_type()
+    worst = partial(source.worst_operator, logit, session_inputs)
+    if not all(each.is_floating for each in graph_inputs.values()):
         shape = inputs.shape if encoding is None else encoding.shape
         forwards = TorchOutputs(twin, device, shape, manifest.outputs)
         return Opened(deployed, twin, encoding, forwards, worst, own_type)
-    encoded = taken.encoded_feeds(encoding)
-    of_encoded = deployed if encoded is None else Answering(artefact, encoded)
+    encoded = inputs_of_graph.encoded_session_inputs(encoding)
+    of_encoded = deployed if encoded is None else DeployedOnnx(artefact, encoded)
     return Opened(deployed, twin, encoding, of_encoded, worst, own_type)
 
 
 def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:
-    """The artefact as it is, or with the manifest's tensors among its outputs where they are inside of the graph."""
+    """The artefact as it is, or with those of the manifest's tensors added to its outputs that are inner ones."""
     known = {output.name for output in graph.graph.output}
     inner = [name for name in manifest.outputs.tensors.values() if name not in known]
     if not inner:
         return content
-    asked = ModelProto()
-    asked.CopyFrom(graph)
-    asked.graph.output.extend(ValueInfoProto(name=name) for name in inner)
-    extended: bytes = asked.SerializeToString()
+    extended_model = ModelProto()
+    extended_model.CopyFrom(graph)
+    extended_model.graph.output.extend(ValueInfoProto(name=name) for name in inner)
+    extended: bytes = extended_model.SerializeToString()
     return extended

@@ -1,4 +1,4 @@
-"""What the inputs of an ONNX graph are given for rows of a model, in the types that the graph asks for."""
+"""From rows of a model to the inputs of an ONNX Runtime session, in the types that the graph declares."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from onnx import helper
 from service.errors import CatalogError
 
 Array = NDArray[Any]
-Feeds = Callable[[Array], dict[str, Array]]
-"""From rows [n, columns], flat, to what each input of the graph is given."""
+SessionInputs = Callable[[Array], dict[str, Array]]
+"""From rows [n, columns], flat, to the array for each input of the graph, by its name."""
 
 TYPES: Mapping[str, Any] = {
     "tensor(float)": np.float32,
@@ -47,7 +47,7 @@ class GraphInput:
 
     @property
     def element_type(self) -> int:
-        """As ONNX counts types."""
+        """The type of its elements, as ONNX numbers types."""
         return int(helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
 
     def row(self, columns: int) -> tuple[int, ...]:
@@ -63,31 +63,29 @@ class GraphInput:
         return max((at for at, size in enumerate(self.shape) if size is None), default=None)
 
 
-def graph_inputs(session: onnxruntime.InferenceSession) -> dict[str, GraphInput]:
+def read_graph_inputs(session: onnxruntime.InferenceSession) -> dict[str, GraphInput]:
     """The inputs of the graph by name. Raises CatalogError for one of another type than tensors of numbers and text."""
-    found = {}
-    for given in session.get_inputs():
-        if given.type not in TYPES:
-            raise CatalogError(
-                f"the graph's input {given.name!r} is a {given.type}, which no instance can be read into"
-            )
-        sizes = tuple(size if isinstance(size, int) else None for size in given.shape[1:])
-        found[given.name] = GraphInput(given.name, TYPES[given.type], sizes)
-    return found
+    inputs = {}
+    for own in session.get_inputs():
+        if own.type not in TYPES:
+            raise CatalogError(f"the graph's input {own.name!r} is a {own.type}, which no instance can be read into")
+        sizes = tuple(size if isinstance(size, int) else None for size in own.shape[1:])
+        inputs[own.name] = GraphInput(own.name, TYPES[own.type], sizes)
+    return inputs
 
 
 def columns_of(features: Iterable[int], widths: Sequence[int]) -> list[int]:
-    """The numbers of the columns that these features have."""
+    """The columns that these features have, by their numbers."""
     ends = np.cumsum([0, *widths]).tolist()
     return [column for feature in features for column in range(ends[feature], ends[feature + 1])]
 
 
-def compare_names(named: Iterable[str], given: Mapping[str, GraphInput]) -> None:
+def compare_names(named: Iterable[str], graph_inputs: Mapping[str, GraphInput]) -> None:
     """Raises CatalogError where the manifest names other inputs than the graph has, or leaves one out."""
     names = list(named)
-    absent = [name for name in names if name not in given]
-    others = [name for name in given if name not in names]
+    absent = [name for name in names if name not in graph_inputs]
+    others = [name for name in graph_inputs if name not in names]
     if absent:
-        raise CatalogError(f"the graph has no input {absent[0]!r}; its inputs are {', '.join(given)}")
+        raise CatalogError(f"the graph has no input {absent[0]!r}; its inputs are {', '.join(graph_inputs)}")
     if others:
         raise CatalogError(f"the manifest does not say what the graph's input {others[0]!r} is given")

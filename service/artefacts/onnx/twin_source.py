@@ -1,4 +1,4 @@
-"""What the twin of an ONNX artefact is made of, and that twin."""
+"""The part of an ONNX graph that a twin is made of, and the twin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from service.artefacts.onnx.disagreement import worst_operator
 from service.artefacts.onnx.graph_input_slices import ROW
-from service.artefacts.onnx.session_inputs import Feeds
+from service.artefacts.onnx.session_inputs import SessionInputs
 from service.artefacts.onnx.twins import build_twin
 from service.catalog.inputs.encodings import Encoding
 from service.catalog.manifest import Manifest
@@ -22,7 +22,7 @@ from service.catalog.manifest import Manifest
 class TwinSource:
     """What a twin is made of: the part of `model` from the tensor `start` on, whose rows have the `shape`.
 
-    Where the graph was rewritten, `start` is its only input, and takes encoded rows.
+    Where the graph was rewritten (`start` is `ROW`), `start` is its only input and takes encoded rows.
     """
 
     model: ModelProto
@@ -30,14 +30,18 @@ class TwinSource:
     shape: tuple[int, ...] | None
     encoding: Encoding | None
 
-    def worst_operator(self, logit: str, feeds: Feeds, rows: NDArray[np.floating]) -> str:
+    def worst_operator(self, logit: str, session_inputs: SessionInputs, rows: NDArray[np.floating]) -> str:
         """The operator whose counterpart differs most for these rows."""
         if self.start == ROW:
-            given = rows if self.encoding is None else self.encoding(rows.astype(np.float64)).astype(rows.dtype)
+            rows_of_network = (
+                rows if self.encoding is None else self.encoding(rows.astype(np.float64)).astype(rows.dtype)
+            )
             width = () if self.encoding is None else self.encoding.shape
-            return worst_operator(self.model, ROW, logit, self.shape, given.reshape(len(rows), *(width or (-1,))))
-        (given,) = feeds(rows).values()
-        return worst_operator(self.model, self.start, logit, self.shape, given)
+            return worst_operator(
+                self.model, ROW, logit, self.shape, rows_of_network.reshape(len(rows), *(width or (-1,)))
+            )
+        (rows_of_network,) = session_inputs(rows).values()
+        return worst_operator(self.model, self.start, logit, self.shape, rows_of_network)
 
 
 def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
@@ -47,9 +51,9 @@ def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
 
 
 class _TwoLogits(nn.Module):
-    """A network with one logit, the second label's, as one with two of the same softmax: the first one is zero.
+    """A network with one logit, the second label's, as one with two and the same probabilities: the first is zero.
 
-    It is no label's log-odds: `Problem.logit_readout` says how a label's are read out of the two.
+    The two are not the labels' log-odds: `Problem.logit_readout` says how those are read out of them.
     """
 
     def __init__(self, network: fx.GraphModule) -> None:

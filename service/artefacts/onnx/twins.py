@@ -1,8 +1,8 @@
 """The differentiable twin of an ONNX artefact: the same graph in torch, cut at the logits.
 
-What does not depend on the input's values becomes a constant (`folding`), operators without a gradient are refused
-(`undifferentiable`), `onnx2torch` converts the others, mostly by converters of our own (`converters` and its
-neighbours), and tracing leaves torch's own modules and functions.
+What does not depend on the input's values becomes a constant (`folding`). Operators without a gradient are refused
+(`undifferentiable`). `onnx2torch` converts the others, mostly by converters of our own (`converters`,
+`layout_converters`, `window_converters`), and tracing the result leaves a flat graph of torch's modules and functions.
 
 `onnx2torch` imports torchvision for two detection operators that have no gradient to explain; torchvision's binary must
 match torch's build exactly, so an empty stand-in is imported in its place, which also saves a second of start-up.
@@ -30,7 +30,7 @@ from service.artefacts.reported import reported
 from service.errors import CatalogError
 
 UNCONVERTED = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError, ArithmeticError)
-"""What onnx2torch and torch raise for what they did not expect of a graph."""
+"""What onnx2torch and torch raise for graphs that they do not support."""
 HasConverter = Callable[[onnx.NodeProto, Mapping[str, int]], bool]
 
 
@@ -90,13 +90,13 @@ def build_twin(
 ) -> fx.GraphModule:
     """A torch module [N, ...] -> logits [N, labels] with frozen parameters, equal to the graph up to `logit_tensor`.
 
-    `shape` is that of one row of the graph's own input, which must declare it otherwise. Raises CatalogError when a
-    tensor is not in the graph, or an operator has no gradient or no torch counterpart.
+    `shape` is that of one row of the graph's own input; without it the input must declare its shape. Raises
+    CatalogError when a tensor is not in the graph, or an operator has no gradient or no counterpart in torch.
     """
     _, part, module = converted(model, input_tensor, logit_tensor, shape)
     try:
         twin: fx.GraphModule = fx.symbolic_trace(module).requires_grad_(False)
-        _refuse_flat(twin, part.graph)
+        _check_gradient_and_shape(twin, part.graph)
     except UNCONVERTED as error:
         raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {reported(error)}") from error
     return twin
@@ -105,10 +105,10 @@ def build_twin(
 def converted(
     model: onnx.ModelProto, input_tensor: str, logit_tensor: str, shape: tuple[int, ...] | None = None
 ) -> tuple[Graph, onnx.ModelProto, fx.GraphModule]:
-    """As `build_twin`, before tracing: the graph, its part between the tensors, that with a module a node."""
+    """As `build_twin`, before tracing: the graph, its part between the two tensors, and that with a module a node."""
     conversion = _import_conversion()
     try:
-        whole = _taken_apart(model, conversion.has_converter)
+        whole = _without_functions(model, conversion.has_converter)
         graph = choose_branches(read_graph(whole, logit_tensor, shape))
         nodes = network(graph, input_tensor)
         refuse_undifferentiable(nodes)
@@ -124,11 +124,11 @@ def converted(
     return graph, part, module
 
 
-def _refuse_flat(twin: fx.GraphModule, part: onnx.GraphProto) -> None:
+def _check_gradient_and_shape(twin: fx.GraphModule, part: onnx.GraphProto) -> None:
     """Raises CatalogError when the twin has no gradient at all, or not one result for each row."""
-    given, result = (value[0].type.tensor_type for value in (part.input, part.output))
-    sizes, expected = ([size.dim_value or 2 for size in value.shape.dim] for value in (given, result))
-    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(given.elem_type)))
+    taken, result = (value[0].type.tensor_type for value in (part.input, part.output))
+    sizes, expected = ([size.dim_value or 2 for size in value.shape.dim] for value in (taken, result))
+    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(taken.elem_type)))
     if not rows.is_floating_point():
         raise CatalogError("the input's values are integers, which have no gradient; an embedding of them has")
     logits = twin(rows.requires_grad_())
@@ -140,8 +140,8 @@ def _refuse_flat(twin: fx.GraphModule, part: onnx.GraphProto) -> None:
         raise CatalogError(f"{sizes[0]} rows have logits of the shape {list(logits.shape)}")
 
 
-def _taken_apart(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.ModelProto:
-    """The model without functions: its own, and those by which ONNX defines operators that have no converter."""
+def _without_functions(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.ModelProto:
+    """The model with functions inlined: its own, and those by which ONNX defines operators without a converter."""
     whole = onnx.inliner.inline_local_functions(model) if model.functions else model
     nodes = [node for node in whole.graph.node if node.op_type not in REASONS]
     unknown = {(node.domain, node.op_type) for node in nodes if not has_converter(node, versions(whole))}
@@ -150,10 +150,10 @@ def _taken_apart(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.Mo
     return onnx.inliner.inline_selected_functions(whole, sorted(unknown), inline_schema_functions=True)
 
 
-def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the larger of one and the expected magnitude; NaN where one is."""
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the larger of one and the expected magnitude; NaN where there is a NaN."""
     scale = expected.abs().clamp_min(1.0)
-    return float(((found - expected).abs() / scale).max()) if expected.numel() else 0.0
+    return float(((actual - expected).abs() / scale).max()) if expected.numel() else 0.0
 
 
 def check_parity(twin_outputs: torch.Tensor, deployed_outputs: torch.Tensor, limit: float = 1e-4) -> float:

@@ -31,7 +31,7 @@ REASONS = {
     **dict.fromkeys(("Multinomial", "Bernoulli"), _CHANCE),
     "ZipMap": "its result is a dictionary; export the model without it (zipmap=False)",
 }
-"""By the operator's name, which is the same in no two domains."""
+"""By the operator's name; no two domains share one."""
 
 
 def refuse_undifferentiable(nodes: Iterable[NodeProto]) -> None:
@@ -44,7 +44,7 @@ def refuse_undifferentiable(nodes: Iterable[NodeProto]) -> None:
 
 
 def _is_in_training(node: NodeProto) -> bool:
-    """Whether a batch normalisation takes the mean of the rows: it says so, or, before version 14, answers that too."""
+    """Whether a batch normalisation takes the mean of the rows: an option says so, or outputs before version 14."""
     options = {one.name: one.i for one in node.attribute}
     return bool(options.get("training_mode")) or sum(bool(name) for name in node.output) > 1
 

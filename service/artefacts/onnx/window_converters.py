@@ -1,4 +1,4 @@
-"""Converters of the operators that see windows of an image, or lay it out anew: pools, convolutions, pads, resizing."""
+"""Converters of operators on windows of an image, or on its layout: pooling, convolution, padding, resizing."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TRANSPOSED: dict[int, Callable[..., Tensor]] = {
 
 def _each(node: Node, name: str, default: int) -> list[int]:
     """An option of the node, which is one number for each dimension of the image."""
-    given: list[int] = node.option(name) or [default] * (len(node.shape()) - 2)
-    return given
+    option: list[int] = node.option(name) or [default] * (len(node.shape()) - 2)
+    return option
 
 
 def _padding(node: Node) -> tuple[list[int], list[int]]:
-    """Before and behind the image, in each of its dimensions."""
+    """The padding before and behind the image, in each of its dimensions."""
     image = node.shape()[2:]
     mode = node.option("auto_pad", "NOTSET")
     if not mode.startswith("SAME") and not node.option("output_shape"):
@@ -57,13 +57,13 @@ def _padding(node: Node) -> tuple[list[int], list[int]]:
 
 
 def _as_torch(before: list[int], behind: list[int]) -> list[int]:
-    """The last dimension first."""
+    """In torch's order: the last dimension first."""
     return [size for pair in zip(before[::-1], behind[::-1], strict=True) for size in pair]
 
 
 @rewrites("Conv", "MaxPool")
 def _with_pads(node: Node) -> NodeProto:
-    """With the padding in figures, which is the only way that onnx2torch reads."""
+    """The node with explicit numbers for its padding, the only form that onnx2torch reads."""
     if len(node.proto.output) > 1:
         raise node.error(f"cannot be differentiated: {PLACES}")
     before, behind = _padding(node)
@@ -114,11 +114,11 @@ def _conv_transpose(node: Node) -> Function:
 
 @converts("Pad")
 def _pad(node: Node) -> Function:
-    shape, given = node.shape(), node.integers("pads", 1) or []
+    shape, declared = node.shape(), node.integers("pads", 1) or []
     axes = node.integers("axes", 3) or range(len(shape))
     before, behind = [0] * len(shape), [0] * len(shape)
     for at, axis in enumerate(axes):
-        before[axis], behind[axis] = given[at], given[at + len(given) // 2]
+        before[axis], behind[axis] = declared[at], declared[at + len(declared) // 2]
     if any(size is None and (start or end) for size, start, end in zip(shape, before, behind, strict=True)):
         raise node.error(ROWS_TOGETHER)
     mode, value = PAD_MODES[node.option("mode", "constant")], node.option("value", 0.0)
@@ -146,7 +146,7 @@ def _resize(node: Node) -> Function:
 
 
 def _places(node: Node, axis: int) -> NDArray[np.float32]:
-    """Where the elements of the result lie among those that are given, in the runtime's own precision."""
+    """The positions of the result's elements among the input's, in ONNX Runtime's precision."""
     size, new = node.shape()[axis] or 1, node.result()[axis] or 1
     is_old = len(node.proto.input) < 3
     scales = node.array(1 if is_old else 2)

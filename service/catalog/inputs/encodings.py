@@ -1,7 +1,7 @@
-"""From the rows that instances are read into to what a differentiable twin takes, where that is not the same.
+"""Encodings: from the rows that instances are read into to the inputs of a differentiable twin, where those differ.
 
-A token becomes its embedding, and a category its columns. Methods see what comes out, flat, and their attributions are
-summed to what went in: to the token, to the category.
+A token becomes its embedding, and a category its columns. Methods see the encoded row, flat, and their attributions are
+summed for each token and each category.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Encoding(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one encoded row."""
+        """The shape of one encoded row."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class Encoding(Protocol):
 class TokenEncoding:
     """Tokens by the `table` [vocabulary, dimensions] of their embeddings.
 
-    With a `padding` each has a dimension more, which the twin takes for the mask: 1, and 0 for the padding.
+    With a `padding` each embedding has one more dimension, the attention mask: 1 for tokens, 0 for the padding.
     """
 
     table: NDArray[np.float32]

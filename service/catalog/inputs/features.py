@@ -1,9 +1,9 @@
 """What a manifest says about the rows of a table: features, their categories, and groups that are explained as one.
 
-Three things are told apart. A *feature* is what an instance names, and a row has one number for each: of a category its
-place in the list. A *column* is what the model computes with: a feature is one column, but a category has one for each
-of its values, or those of the embedding that the graph looks it up in. A *unit* is what an attribution speaks of: a
-feature, all columns of a category, or all features of a group.
+Three things are distinguished. A *feature* is what an instance names; a row has one number for each, which for a
+category is its index. A *column* is an input of the network: a numeric feature is one column, a category has one for
+each of its values, or those of its embedding in the graph. A *unit* is what gets one attribution: a feature (with all
+columns of a category), or all features of a group. (A feature's `unit` is that of its measurement.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field, FiniteFloat, StrictInt, StrictStr, model_validator
 from service.catalog.inputs.kind import Declaration, check_range
 
 NAME_OF_FEATURE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-MOST_CATEGORIES = 10_000
+MAX_CATEGORIES = 10_000
 Category = StrictStr | StrictInt
 
 
@@ -41,7 +41,7 @@ class Feature(Declaration):
     title: str
     unit: str = "1"
     range: tuple[FiniteFloat, FiniteFloat]
-    categories: Annotated[tuple[Category, ...], Field(max_length=MOST_CATEGORIES)] = ()
+    categories: Annotated[tuple[Category, ...], Field(max_length=MAX_CATEGORIES)] = ()
     reference: Category | None = None
     whole: bool = False
     missing: FiniteFloat | str | None = None
@@ -51,11 +51,11 @@ class Feature(Declaration):
 
     @model_validator(mode="before")
     @classmethod
-    def _range_of_places(cls, given: Any) -> Any:
-        """A category's number is its place among the categories."""
-        if not isinstance(given, dict) or not given.get("categories") or "range" in given:
-            return given
-        return {**given, "range": (0, len(given["categories"]) - 1)}
+    def _range_of_places(cls, declared: Any) -> Any:
+        """The range of a category's index, where none is declared."""
+        if not isinstance(declared, dict) or not declared.get("categories") or "range" in declared:
+            return declared
+        return {**declared, "range": (0, len(declared["categories"]) - 1)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Feature:
@@ -76,7 +76,7 @@ class Feature(Declaration):
 
     @cached_property
     def places(self) -> dict[Category, int]:
-        """Where each category stands."""
+        """The index of each category."""
         return {category: place for place, category in enumerate(self.categories)}
 
     @property
@@ -86,13 +86,13 @@ class Feature(Declaration):
             return float(self.places[self.missing])  # type: ignore[index]
         return None if self.missing is None else float(self.missing)
 
-    def shown(self, number: float) -> Category | float:
-        """A number of a row as an instance has it."""
+    def value_of(self, number: float) -> Category | float:
+        """A number of a row as instances write it."""
         return self.categories[int(number)] if self.categories else number
 
 
 class Group(Declaration):
-    """Features that are explained as one, such as the columns that somebody else made of one value.
+    """Features that are explained as one, such as columns that were derived from one value before.
 
     It is `protected` where one of its members is.
     """
@@ -106,7 +106,7 @@ class Group(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one attribution speaks of; `members` are the numbers of its features."""
+    """What gets one attribution; `members` are the numbers of its features."""
 
     name: str
     title: str
@@ -117,7 +117,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class ReasonGroup:
-    """The units that are one reason, by their places: all that have its code, or one that has no reason text."""
+    """The units, by number, that are one reason: all that have its code, or a single one without a reason text."""
 
     title: str
     reason: Reason | None

@@ -35,7 +35,7 @@ class PixelAttributions(BaseModel):
 
     @property
     def numbers(self) -> Sequence[float]:
-        """Those of the pixels, then those of each channel."""
+        """The values of the pixels, then those of each channel."""
         if self.channels is None:
             return self.values
         return (*self.values, *(value for channel in self.channels for row in channel for value in row))
@@ -55,17 +55,17 @@ class PixelAttributions(BaseModel):
         return PixelAttributions.model_construct(shape=self.shape, values=tuple(values))
 
     def keeping(self, units: Collection[int]) -> PixelAttributions:
-        """A pixel cannot be left out: one that is not kept is 0."""
+        """The same shape, with 0 for pixels that are not kept."""
         return self.with_values([value if at in units else 0.0 for at, value in enumerate(self.values)])
 
     def to_json(self) -> dict[str, Any]:
         """An object with the shape, the values, and the channels where there are some."""
-        shown: dict[str, Any] = {"shape": [*self.shape], "values": self.values}
-        return shown if self.channels is None else {**shown, "channels": self.channels}
+        content: dict[str, Any] = {"shape": [*self.shape], "values": self.values}
+        return content if self.channels is None else {**content, "channels": self.channels}
 
 
 class Normalisation(Declaration):
-    """From files: value / 255, less `mean`, over `deviation`, a number a channel each."""
+    """For files: (value / 255 - `mean`) / `deviation`, with one number for each channel."""
 
     mean: tuple[FiniteFloat, ...]
     deviation: tuple[PositiveFloat, ...]
@@ -77,8 +77,8 @@ class ImageInputs(Inputs):
     Files are resized as `resize` says (`none`: files of another size are refused), and either normalised or stretched
     over the range. With `shorter_side` only that side is resized to so many pixels, and the middle is cut out.
     `background`, from 0 to 255 a channel, is what lies behind a transparent file; without it such files are refused.
-    Where it is not known how a file becomes the model's numbers, it `takes_files` not. Nested lists are taken as they
-    are.
+    `takes_files` is false where it is not known how pixels of a file are scaled for the model. Nested lists are taken
+    as they are.
     """
 
     kind: Literal["image"]
@@ -113,7 +113,7 @@ class ImageInputs(Inputs):
         return prod(self.shape[1:])
 
     def described(self) -> list[dict[str, Any]]:
-        """Also what becomes of files."""
+        """The declaration, and how files are processed."""
         return [{**self.model_dump(exclude_none=True), "files": described(self)}]
 
     def notes(self) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ def _read(inputs: ImageInputs, instance: object) -> tuple[float, ...]:
 
 
 def _pixel(at: int, shape: tuple[int, ...], value: float, low: float, high: float) -> tuple[str, str]:
-    """Where the value at place `at` stands in nested lists, and why it is refused."""
+    """The fault of the value number `at`: its place in the nested lists, and why it is refused."""
     row, column = divmod(at % (shape[-2] * shape[-1]), shape[-1])
     channel = (at // (shape[-2] * shape[-1]),) if len(shape) == 3 else ()
     detail = f"the pixel in row {row}, column {column} is {value:g}, outside the range from {low:g} to {high:g}"

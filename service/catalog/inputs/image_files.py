@@ -1,8 +1,8 @@
 """PNG and JPEG files as the pixels that a model takes.
 
-What is done to an image is declared in the manifest and so part of the version's digest, and `described` says it in a
-sentence. Headers are read before pixels: a file that says it is larger than `MOST_PIXELS` is refused before anything is
-decompressed. What would be lost in silence is refused: more than 8 bits a channel, and transparency where the model has
+How an image is processed is declared in the manifest, and so part of the version's digest; `described` says it in a
+sentence. Headers are read before pixels: a file that says it is larger than `MAX_PIXELS` is refused before anything is
+decompressed. What would be lost silently is refused: more than 8 bits a channel, and transparency where the model has
 no channel for it and the manifest no `background`.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from service.catalog.inputs.image import ImageInputs
 
 FORMATS = ("PNG", "JPEG")
-MOST_PIXELS = 4_000_000
+MAX_PIXELS = 4_000_000
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 COLOURS = {1: "made grey (ITU-R 601 luma)", 3: "made RGB", 4: "made RGBA"}
@@ -37,7 +37,7 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, TypeError, 
 
 
 def described(inputs: ImageInputs) -> str:
-    """What becomes of an image file, for whoever sends one."""
+    """How an image file is processed, for those who send one."""
     channels = inputs.shape[0]
     if not inputs.takes_files:
         return "not taken: how their pixels become the model's numbers is not known; images are nested lists"
@@ -71,7 +71,8 @@ def described(inputs: ImageInputs) -> str:
 def decode(inputs: ImageInputs, content: str) -> Floats:
     """The pixels [channels, height, width] of the file that `content` is the base64 of, in the model's own units.
 
-    Raises InvalidRequest for what is no such file, too large, or of another size where the manifest allows no resizing.
+    Raises InvalidRequest where it is not such a file, too large, or of another size and the manifest allows no
+    resizing.
     """
     if not inputs.takes_files:
         raise InvalidRequest(
@@ -93,8 +94,8 @@ def _opened(file: bytes) -> Image:
         image = Image.open(io.BytesIO(file), formats=FORMATS)
     except (UnidentifiedImageError, Image.DecompressionBombError, *DAMAGED) as error:
         raise InvalidRequest("image must be the base64 of a PNG or JPEG file") from error
-    if image.width * image.height > MOST_PIXELS:
-        raise InvalidRequest(f"the image has {image.width} by {image.height} pixels, over {MOST_PIXELS} in all")
+    if image.width * image.height > MAX_PIXELS:
+        raise InvalidRequest(f"the image has {image.width} by {image.height} pixels, over {MAX_PIXELS} in all")
     if image.mode not in EIGHT_BIT_MODES or (image.format == "PNG" and file[BITS] > 8):
         raise InvalidRequest("the image has more than 8 bits a channel; convert it first, as it was for the model")
     return image
@@ -118,7 +119,7 @@ def _pixels(inputs: ImageInputs, image: Image) -> Floats:
     way = None if inputs.resize == "none" else Image.Resampling[inputs.resize.upper()]
     if inputs.shorter_side is not None:
         size = _scaled(image.size, inputs.shorter_side)
-        if size[0] * size[1] > MOST_PIXELS:
+        if size[0] * size[1] > MAX_PIXELS:
             raise InvalidRequest(f"the image is too long, {image.width} by {image.height} pixels")
         image = _middle(image.resize(size, way), width, height)
     elif image.size != (width, height):

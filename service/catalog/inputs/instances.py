@@ -1,4 +1,4 @@
-"""From instances, as a request brings them, to the model's input rows."""
+"""Reads the instances of a request into the model's input rows."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ def read_instances(
     called: str = "instance",
     pointer: str = "/instances",
 ) -> Iterator[Row]:
-    """The rows of a list of instances, as far as all are right; the version's files are in `folder`.
+    """The rows of a list of instances, up to the first that is wrong; the version's files are in `folder`.
 
-    After the last raises InvalidRequest with the faults of all that are wrong, `MOST_FAULTS` at most; the list is at
-    `pointer` in the body, and each of it is `called` so and numbered, where it is.
+    At the end raises InvalidRequest with the faults of all instances that are wrong, `MOST_FAULTS` at most. The list is
+    at `pointer` in the body; messages call each instance `called` and its number.
     """
     refusals: list[InvalidRequest] = []
     searches = Searches()
-    told = 0
+    count = 0
     for number, instance in enumerate(instances):
         try:
             read = manifest.inputs.read(instance, folder, searches)
         except InvalidRequest as error:
             named = f"{called} {number}" if called else ""
             refusals.append(error.under(f"{pointer}/{number}", named))
-            told += len(refusals[-1].faults)
-            if told >= MOST_FAULTS:
+            count += len(refusals[-1].faults)
+            if count >= MOST_FAULTS:
                 break
         else:
             if not refusals:
                 yield read
     if not refusals:
         return
-    others = told - len(refusals[0].faults)
+    others = count - len(refusals[0].faults)
     also = f"; {others} more faults are listed in `errors`" if others else ""
-    raise InvalidRequest(f"{refusals[0]}{also}", *[fault for one in refusals for fault in one.faults][:MOST_FAULTS])
+    raise InvalidRequest(
+        f"{refusals[0]}{also}", *[fault for refusal in refusals for fault in refusal.faults][:MOST_FAULTS]
+    )

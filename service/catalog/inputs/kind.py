@@ -1,4 +1,4 @@
-"""What a kind of input is: one object that holds everything in which tables, images and tokens differ.
+"""A kind of input: one object that says all in which tables, images and tokens differ.
 
 What a manifest declares under `inputs` is that object; its `kind` is the word by which
 `service.catalog.inputs.registry` finds the class. Elsewhere nobody asks which kind it is: the object is asked.
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from service.catalog.inputs.features import Feature, ReasonGroup, Unit
 
 MASK = "mask"
-"""The baseline that masks all tokens but the special ones."""
+"""The name of the baseline that masks all tokens but the special ones."""
 ZEROS = "zeros"
-"""The baseline of zeros, where that could be an instance."""
+"""The name of the baseline of zeros, where zeros can be an instance."""
 FARTHEST = 1e37
-"""Of a range: what networks compute with ends at 3.4e38, and the distance between both ends is still a number."""
+"""The limit of ranges: float32 ends at 3.4e38, and the difference of both ends must be finite too."""
 
 
 Number = Annotated[StrictFloat | StrictInt, WithJsonSchema({"type": "number"})]
-"""Of a value that was shown: no text is read as one, and 1 is not made 1.0, so that every bit can be compared."""
+"""The type of a recorded value: text is not parsed and 1 does not become 1.0, so that every bit can be compared."""
 
 
 class Declaration(BaseModel):
@@ -45,7 +45,7 @@ class Declaration(BaseModel):
 
 
 def check_range(of: str, limits: tuple[float, float]) -> None:
-    """Raises ValueError for a range from more to less, or beyond what networks compute with."""
+    """Raises ValueError for a range whose ends are in the wrong order, or beyond float32."""
     low, high = limits
     if low > high:
         raise ValueError(f"the range of {of} is from {low:g} to {high:g}: the lower end comes first")
@@ -54,7 +54,7 @@ def check_range(of: str, limits: tuple[float, float]) -> None:
 
 
 class Places(Protocol):
-    """Where in what was sent the parts of a row are; of what kind, only the kind of input knows."""
+    """Where the parts of a row are in what was sent. What a place is, only the kind of input knows."""
 
     @property
     def truncated(self) -> bool:
@@ -89,18 +89,18 @@ class Attributions(Protocol):
 
     @property
     def numbers(self) -> Sequence[float]:
-        """All numbers that are shown: the values, in an order that depends on `structure` alone, and those of each
+        """All numbers: the values, in an order that depends on `structure` alone, and those of each
         channel."""
         ...
 
     @property
     def has_channels(self) -> bool:
-        """Whether it shows what is of each channel."""
+        """Whether there are values for each channel."""
         ...
 
     @property
     def structure(self) -> object:
-        """All that is shown and is not one of the `numbers`; only values of the same structure can be compared."""
+        """All but the `numbers`: names, places, shapes. Only values of the same structure can be compared."""
         ...
 
     def with_values(self, values: Sequence[float]) -> Self:
@@ -112,7 +112,7 @@ class Attributions(Protocol):
         ...
 
     def to_json(self) -> Any:
-        """What stands in replies and records, of objects and lists that any JSON library writes."""
+        """The attributions as replies and records have them, of objects and lists that any JSON library writes."""
         ...
 
 
@@ -142,17 +142,17 @@ class Inputs(Declaration, ABC):
 
     @property
     def named_features(self) -> tuple[Feature, ...]:
-        """What is declared of each of the numbers of a row; empty where it is not declared number by number."""
+        """The declaration of each number of a row; empty where numbers are not declared one by one."""
         return ()
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """What attributions are of, where that has names."""
+        """The units that get attributions, where they have names."""
         return ()
 
     @property
     def unit_names(self) -> tuple[str, ...]:
-        """The names of what attributions are of."""
+        """The names of the units."""
         return tuple(unit.name for unit in self.units)
 
     @property
@@ -191,7 +191,7 @@ class Inputs(Declaration, ABC):
         return (self.tensor,)
 
     def check_artefact(self, artefact: Artefact) -> None:
-        """Raises ValueError where there are no such inputs of such an artefact."""
+        """Raises ValueError where an artefact of that format cannot have such inputs."""
         if artefact.format != "onnx" and any(self.tensor_names):
             raise ValueError(
                 f"inputs.tensor is for ONNX: an artefact in the format {artefact.format} has no names for it"
@@ -209,7 +209,7 @@ class Inputs(Declaration, ABC):
         return (0.0,) * len(values)
 
     def depends_on_row(self, baseline: str) -> bool:
-        """Whether a baseline of that name is another for each row, or has to be held against each."""
+        """Whether a baseline of that name differs by row, or has to be checked against each row."""
         return False
 
     def baseline_obstacle(self, baseline: tuple[float, ...], values: tuple[float, ...]) -> str | None:
@@ -223,7 +223,7 @@ class Inputs(Declaration, ABC):
 
     @property
     def imputed(self) -> dict[str, float]:
-        """By name, the value that the artefact itself must take NaN for."""
+        """By name, the value that the artefact must replace NaN by."""
         return {}
 
     @property
@@ -246,7 +246,7 @@ class Inputs(Declaration, ABC):
 
     @property
     def encoding(self) -> Encoding | None:
-        """What leads from rows to what a network takes that does not do it itself; None where it takes rows."""
+        """From rows to the inputs of a network without an encoder of its own; None where it takes rows."""
         return None
 
     def units_of_columns(self, encoding: Encoding | None) -> tuple[int, ...]:
@@ -255,7 +255,7 @@ class Inputs(Declaration, ABC):
         return ()
 
     def is_comparable_with(self, other: Inputs) -> bool:
-        """Whether explanations of both are of the same things."""
+        """Whether explanations of both have the same units."""
         return self.kind == other.kind and self.shape == other.shape
 
     @property
@@ -264,11 +264,11 @@ class Inputs(Declaration, ABC):
         return True
 
     def described(self) -> list[dict[str, Any]]:
-        """What the model's page says of the inputs."""
+        """The inputs in the description of the model."""
         return [self.model_dump(exclude_none=True)]
 
     def notes(self) -> tuple[str, ...]:
-        """What the check of a version says of the inputs that it cannot tell to be right or wrong."""
+        """Remarks on the inputs that the check of a version prints, on what it cannot verify."""
         return ()
 
     @abstractmethod
@@ -286,10 +286,10 @@ class Inputs(Declaration, ABC):
 
     @abstractmethod
     def as_instance(self, values: Sequence[float]) -> Any:
-        """The instance that these values are read from: of what has names by name."""
+        """The instance that is read into these values; by name where inputs have names."""
 
     def to_record(self, row: Row) -> dict[str, Any]:
-        """What the personal part of a record holds of the row, `input` among it; `of_record` reads it back."""
+        """The fields of a record's personal part that hold the row, `input` among them; `of_record` reads them."""
         return {"input": row.values}
 
     def of_record(self, personal: Mapping[str, Any]) -> Row:
@@ -320,4 +320,4 @@ class Inputs(Declaration, ABC):
         """Reads the files of the version in `folder` that instances are read with. Raises CatalogError."""
 
     def check_rows(self, rows: NDArray[np.floating], file: str) -> None:
-        """Holds the rows [n, columns] of a file against what is declared. Raises CatalogError."""
+        """Checks the rows [n, columns] of a file against the declaration. Raises CatalogError."""

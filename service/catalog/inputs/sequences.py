@@ -1,4 +1,4 @@
-"""From texts, files and lists to the tokens that a model takes, and where in what was sent they are."""
+"""From texts, files and lists to the tokens that a model takes, and their places in what was sent."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from service.catalog.inputs.tokens import TokenInputs
 
-MOST_CHARACTERS = 200_000
+MAX_CHARACTERS = 200_000
 """A longer text is refused before it is tokenised: 100,000 characters take a tenth of a second."""
-MOST_TOKENIZERS = 64
+MAX_TOKENIZERS = 64
 
 
 class Tokenizer(Declaration):
@@ -42,7 +42,7 @@ class Tokenizer(Declaration):
 class Bytes(Declaration):
     """Files are the tokens: the `first` and the `last` bytes, each filled up with the padding where there are fewer.
 
-    White space around them is taken away, as far as it lies in the first or the last `block` bytes.
+    White space around them is stripped, as far as it lies in the first or the last `block` bytes.
     """
 
     first: PositiveInt
@@ -52,10 +52,9 @@ class Bytes(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Of each position that is no padding: its number, its token as it is shown, and where it starts and ends.
-
-    In a text these are characters, in a file bytes; a special token is as long as nothing. `truncated` says that there
-    was more than the model takes.
+    """For each position that is not padding: its number, the token's text, and where the token starts and ends, in
+    characters of a text or bytes of a file; a special token has length zero. `truncated` says that there was more than
+    the model takes.
     """
 
     positions: tuple[int, ...]
@@ -69,7 +68,7 @@ class TextTokenizer:
     """The tokenizer of a version, set to the model's length."""
 
     def __init__(self, content: bytes, declared: Tokenizer, inputs: TokenInputs) -> None:
-        """Raises CatalogError when it is none, or its tokens are not those of the manifest."""
+        """Raises CatalogError when the file is not a tokenizer, or its tokens are not those of the manifest."""
         from tokenizers import Tokenizer as Parsed  # the front starts without it
 
         try:
@@ -97,10 +96,10 @@ class TextTokenizer:
     def read(self, text: str) -> Row:
         """The tokens of a text. Raises InvalidRequest for one that is too long.
 
-        The batch's call is used, of one text, since that of a single one keeps the interpreter for itself.
+        The batch call is used for the one text, since the call for a single text holds the interpreter's lock.
         """
-        if len(text) > MOST_CHARACTERS:
-            raise InvalidRequest(f"the text has {len(text)} characters; at most {MOST_CHARACTERS} are read")
+        if len(text) > MAX_CHARACTERS:
+            raise InvalidRequest(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
         (encoding,) = (self._cut or self._whole).encode_batch([text])
         ids, length = encoding.ids, self._inputs.length
         if len(ids) > length:
@@ -130,7 +129,7 @@ def read_tokenizer(folder: Path, inputs: TokenInputs) -> TextTokenizer | None:
     return _tokenizer(folder, inputs, declared)
 
 
-@lru_cache(MOST_TOKENIZERS)
+@lru_cache(MAX_TOKENIZERS)
 def _tokenizer(folder: Path, inputs: TokenInputs, declared: Tokenizer) -> TextTokenizer:
     return TextTokenizer(read_verified(folder, declared.file, declared.sha256), declared, inputs)
 

@@ -1,6 +1,7 @@
 """The row of a table from an instance, or all that is wrong with it.
 
-What is right is read in one pass over the values. Only what is not is looked at again, value by value, for all faults.
+A correct instance is read in one pass over its values. Only a wrong one is read again, value by value, to find all
+faults.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from reprlib import repr as abridged
 from typing import TYPE_CHECKING
 
 from service.catalog.inputs.features import Feature
-from service.catalog.nearest import LONGEST_SHOWN, Searches, listed
+from service.catalog.nearest import MAX_CHARACTERS_SHOWN, Searches, listed
 from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 if TYPE_CHECKING:
     from service.catalog.inputs.tabular import TabularInputs
 
-MOST_SAID = 3
-"""Values whose faults are in the sentence; all that are told are in the error's faults."""
+MAX_FAULTS_NAMED = 3
+"""The most values whose faults are in the error's sentence; its list of faults has all that are reported."""
 
 
 def read_row(inputs: TabularInputs, instance: object, searches: Searches) -> tuple[float, ...]:
@@ -55,7 +56,7 @@ def _refusal(
         numbered = zip(inputs.features, enumerate(instance), strict=True)
         in_order = ((feature, at, value) for feature, (at, value) in numbered)
         wrong = [*islice(_wrong_values(in_order, searches), MOST_FAULTS)]
-        return InvalidRequest(_said(wrong), *wrong)
+        return InvalidRequest(_sentence_of(wrong), *wrong)
     expected = set(inputs.names)
     missing = [name for name in inputs.names if name not in instance]
     unknown = [*islice((name for name in instance if name not in expected), MOST_FAULTS)]
@@ -64,20 +65,20 @@ def _refusal(
     wrong = [*islice(_wrong_values(there, searches), MOST_FAULTS)]
     faults = [Fault(Kind.MISSING_FEATURE, pointer_to(name), f"{name} is missing") for name in missing[:MOST_FAULTS]]
     faults += [
-        Fault(Kind.UNKNOWN_FEATURE, pointer_to(name), f"the model has no feature {name[:LONGEST_SHOWN]}{hint}")
+        Fault(Kind.UNKNOWN_FEATURE, pointer_to(name), f"the model has no feature {name[:MAX_CHARACTERS_SHOWN]}{hint}")
         for name, hint in zip(unknown, hints, strict=True)
     ]
     unknown_names = listed(unknown, count=len(instance) - len(expected) + len(missing))
     parts = [f"missing: {listed(missing)}"] if missing else []
     if unknown:
         parts.append(f"{'not known:' if missing else 'the model has no feature'} {unknown_names}{hints[0]}")
-    parts += [_said(wrong)] if wrong else []
+    parts += [_sentence_of(wrong)] if wrong else []
     return InvalidRequest("; ".join(parts), *[*faults, *wrong][:MOST_FAULTS])
 
 
-def _wrong_values(given: Iterator[tuple[Feature, str | int, object]], searches: Searches) -> Iterator[Fault]:
+def _wrong_values(values: Iterator[tuple[Feature, str | int, object]], searches: Searches) -> Iterator[Fault]:
     """The faults of values, each with its feature and its place in the instance."""
-    for feature, place, value in given:
+    for feature, place, value in values:
         try:
             _number(feature, value)
         except InvalidRequest as error:
@@ -86,9 +87,9 @@ def _wrong_values(given: Iterator[tuple[Feature, str | int, object]], searches: 
             yield Fault(fault.kind, pointer_to(place), fault.detail + hint)
 
 
-def _said(wrong: Sequence[Fault]) -> str:
+def _sentence_of(wrong: Sequence[Fault]) -> str:
     """The first faults in one sentence."""
-    return "; ".join(fault.detail for fault in wrong[:MOST_SAID])
+    return "; ".join(fault.detail for fault in wrong[:MAX_FAULTS_NAMED])
 
 
 def _number(feature: Feature, value: object) -> float:
@@ -117,7 +118,7 @@ def _number(feature: Feature, value: object) -> float:
 
 
 def _figure(value: float) -> str:
-    """A number in few digits, or in all where few are not enough to tell it from its neighbours."""
+    """A number in six digits, or in all where six do not identify it."""
     short = f"{value:g}"
     if float(short) == value or value != value:
         return short
@@ -125,10 +126,10 @@ def _figure(value: float) -> str:
 
 
 def _place(feature: Feature, value: object) -> float:
-    """The place of a category; of text or a whole number, as the manifest has it."""
+    """The index of a category, given as text or a whole number like the manifest's."""
     if type(value) in (str, int) and value in feature.places:
         return float(feature.places[value])
     null = "" if feature.missing is None else ", or null"
-    given = "null" if value is None else abridged(value)
-    detail = f"{feature.name} is {given}; it must be one of {listed(feature.categories, most=20)}{null}"
+    text = "null" if value is None else abridged(value)
+    detail = f"{feature.name} is {text}; it must be one of {listed(feature.categories, most=20)}{null}"
     raise invalid(Kind.UNKNOWN_CATEGORY, "", detail)

@@ -98,7 +98,7 @@ class TabularInputs(Inputs):
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
-        """What attributions speak of, in the order of the features; a group where its first member is."""
+        """What gets one attribution each, in the order of the features; a group stands where its first member does."""
         group_of = {member: group for group in self.groups for member in group.members}
         units: dict[str, Unit] = {}
         for number, feature in enumerate(self.features):
@@ -149,13 +149,14 @@ class TabularInputs(Inputs):
 
     @cached_property
     def ranges_of_fractions(self) -> tuple[tuple[float, float], ...]:
-        """Where a float is a feature's value as it is; nowhere for a category or a whole number, which need a look."""
+        """The range within which any float is a valid value; empty for a category or a whole number, which need a
+        check."""
         nothing = (math.inf, -math.inf)
         return tuple(nothing if f.categories or f.whole else f.range for f in self.features)
 
     @cached_property
     def has_categories(self) -> bool:
-        """Whether a feature is no number."""
+        """Whether some feature is a category."""
         return any(feature.categories for feature in self.features)
 
     @property
@@ -181,12 +182,12 @@ class TabularInputs(Inputs):
 
     @property
     def own_baseline(self) -> str | None:
-        """Zeros, which are no category."""
+        """Zeros, where no feature is a category."""
         return None if self.has_categories else ZEROS
 
     @property
     def mean_is_row(self) -> bool:
-        """The mean of categories is none."""
+        """Not where there are categories: their mean is not a category."""
         return not self.has_categories
 
     def described(self) -> list[dict[str, Any]]:
@@ -246,7 +247,7 @@ class TabularInputs(Inputs):
         return () if len(self.units) == sum(widths) else numbers
 
     def is_comparable_with(self, other: Inputs) -> bool:
-        """Tables with other features are, by the features that both have."""
+        """Tables are, by the features that both have."""
         return self.kind == other.kind
 
     def of_numbers(self, values: Sequence[float]) -> Row:
@@ -260,7 +261,7 @@ class TabularInputs(Inputs):
         if feature.categories and number not in range(len(feature.categories)):
             last = feature.range[1]
             raise InvalidRequest(f"{feature.name} is {number:g}; its categories have the places 0 to {last:g}")
-        return feature.shown(number)
+        return feature.value_of(number)
 
     def read(
         self,
@@ -275,12 +276,12 @@ class TabularInputs(Inputs):
         """By feature name, categories as they are called."""
         if not self.has_categories:
             return dict(zip(self.names, values, strict=True))
-        return {feature.name: feature.shown(value) for feature, value in zip(self.features, values, strict=True)}
+        return {feature.name: feature.value_of(value) for feature, value in zip(self.features, values, strict=True)}
 
     def to_record(self, row: Row) -> dict[str, Any]:
-        """By feature name, and where there are categories, whose numbers that does not say, the `row` too."""
-        shown = {"input": self.as_instance(row.values)}
-        return {**shown, "row": row.values} if self.has_categories else shown
+        """By feature name; where there are categories, the `row` of their indices too."""
+        personal = {"input": self.as_instance(row.values)}
+        return {**personal, "row": row.values} if self.has_categories else personal
 
     def of_record(self, personal: Mapping[str, Any]) -> Row:
         """Values by name lie in the order of the features, as they were written."""
@@ -315,7 +316,7 @@ class TabularInputs(Inputs):
 
 
 def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": feature.name,
         "title": feature.title,
         "unit": feature.unit,
@@ -323,10 +324,10 @@ def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
         "protected": feature.protected or unit.protected,
     }
     if feature.categories:
-        del shown["unit"], shown["range"]
-        shown["categories"] = feature.categories
+        del description["unit"], description["range"]
+        description["categories"] = feature.categories
     if feature.whole:
-        shown["whole"] = True
+        description["whole"] = True
     if feature.missing is not None:
-        shown["missing"] = feature.missing
-    return shown if unit.name == feature.name else {**shown, "group": unit.name}
+        description["missing"] = feature.missing
+    return description if unit.name == feature.name else {**description, "group": unit.name}

@@ -19,7 +19,7 @@ from service.catalog.nearest import Searches
 from service.domain import Axis, RowType
 
 SideInput = Literal["mask", "zeros", "positions"]
-"""What else a graph of tokens takes: 1 for every token and 0 for the padding, zeros, or 0, 1, 2 and so on."""
+"""The graph's other inputs: 1 for every token and 0 for the padding, zeros, or positions 0, 1, 2 and so on."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -117,11 +117,11 @@ class TokenInputs(Inputs):
         return tuple(token if token in self.kept else float(self.mask) for token in values)
 
     def depends_on_row(self, baseline: str) -> bool:
-        """The mask of tokens is another for each row; and where the graph is told the padding, so is its place."""
+        """The masked baseline depends on the row's tokens; where the graph takes a mask, padding must match too."""
         return baseline == MASK or self.has_mask
 
     def baseline_obstacle(self, baseline: tuple[float, ...], values: tuple[float, ...]) -> str | None:
-        """Padding in the one where the other has none: the graph is told one mask for both."""
+        """Padding in one where the other has none: the graph takes one mask for both."""
         tokens = [sum(token != self.padding for token in each) for each in (baseline, values)]
         if not self.has_mask or tokens[0] == tokens[1]:
             return None
@@ -129,7 +129,7 @@ class TokenInputs(Inputs):
 
     @property
     def sets_obstacle(self) -> str | None:
-        """Rows of a set have their padding in other places than an instance."""
+        """Where the graph takes a mask, rows of a set would have padding in other places than an instance."""
         if not self.has_mask:
             return None
         return (
@@ -150,15 +150,15 @@ class TokenInputs(Inputs):
         return np.where(np.arange(self.length) < lengths, tokens, np.float32(self.padding)).astype(row_type)
 
     def whole_rows(self, count: int) -> NDArray[np.floating]:
-        """Random tokens [count, length], none of them padding: of a row that is nothing else, a mask may leave nothing
-        to answer from."""
+        """Random tokens [count, length], none of them padding: a graph may answer nothing for a row of padding
+        alone."""
         tokens = np.random.default_rng(0).integers(0, max(1, self.vocabulary - 1), (count, self.length))
         whole = np.where(tokens >= self.padding, tokens + 1, tokens).clip(0, self.vocabulary - 1)
         return whole.astype(np.float32)
 
     @property
     def mean_is_row(self) -> bool:
-        """The mean of tokens is none."""
+        """Never: a mean of tokens is not a token."""
         return False
 
     @property
@@ -194,7 +194,7 @@ class TokenInputs(Inputs):
         return self
 
     def __hash__(self) -> int:
-        """For the cache of tokenizers; of a dictionary, `side`, there is none."""
+        """For the cache of tokenizers; `side` is a dictionary, which has no hash."""
         return hash((self.length, self.vocabulary, self.padding, self.special, self.tokenizer))
 
     def read(
@@ -208,13 +208,13 @@ class TokenInputs(Inputs):
         return read_sequence(self, instance, None if folder is None else read_tokenizer(folder, self))
 
     def as_instance(self, values: Sequence[float]) -> list[float]:
-        """A list of tokens; of what are none, as of means, the numbers."""
+        """A list of tokens; for values that are not tokens, such as means, the numbers."""
         return [int(value) if float(value).is_integer() else value for value in values]
 
     def to_record(self, row: Row) -> dict[str, Any]:
         """The tokens, and where the tokens of a text or a file are in it."""
-        shown: dict[str, Any] = {"input": row.values}
-        return shown if row.places is None else {**shown, "spans": row.places}
+        personal: dict[str, Any] = {"input": row.values}
+        return personal if row.places is None else {**personal, "spans": row.places}
 
     def of_record(self, personal: Mapping[str, Any]) -> Row:
         """The tokens, and their places where there are some."""

@@ -1,4 +1,5 @@
-"""Classes: one of several labels is right. The network answers their logits, whose softmax their probabilities are."""
+"""Classes: one of several labels is right. The network answers their logits, of which the probabilities are the
+softmax."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from service.errors import Kind, invalid, pointer_to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassPrediction(PredictionItem):
-    """What the deployed artefact answers; no label where it answered no finite numbers."""
+    """What the deployed artefact answers; no label where its numbers are not finite."""
 
     label: Annotated[str | None, ALWAYS, Field(description="the label of the largest output")] = None
     index: Annotated[int | None, ALWAYS, Field(description="the label's place among the model's labels, from 0")] = None
@@ -84,12 +85,12 @@ class Classes(OutputKind):
         if form != "onnx" and self.has_one_logit:
             raise ValueError(f"the link 'sigmoid' is for ONNX: an artefact in the format {form} answers two logits")
 
-    def read_target(self, asked: object) -> Target | None:
-        if asked == PREDICTED:
+    def read_target(self, requested: object) -> Target | None:
+        if requested == PREDICTED:
             return None
-        if not isinstance(asked, Mapping):
-            return self._index(asked, [PREDICTED])
-        index, other = (self._index(asked[name]) for name in ("label", "rather_than"))
+        if not isinstance(requested, Mapping):
+            return self._index(requested, [PREDICTED])
+        index, other = (self._index(requested[name]) for name in ("label", "rather_than"))
         if index == other:
             detail = "target: `rather_than` is the label itself; name another"
             raise invalid(Kind.WRONG_VALUE, pointer_to("parameters", "target", "rather_than"), detail)

@@ -1,4 +1,4 @@
-"""What all kinds of output have in common: the questions that the rest of the service asks of them.
+"""The interface of all kinds of output: what the rest of the service asks of them.
 
 A model answers some numbers for a row, its outputs, in one or more output spaces. A target says which single number of
 them is explained: one output, or the difference of two.
@@ -22,7 +22,7 @@ from service.domain import Floats, Link, OutputSpace, Target
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 
 PREDICTED = "predicted"
-"""The target of a request that leaves it to the model which output is explained; so no label can be called that."""
+"""The target of a request that leaves it to the model which output is explained; no label can have this name."""
 TARGET = pointer_to("parameters", "target")
 MIN_FLOOR = 1e-6
 PROBABILITY_FLOOR = 0.01
@@ -36,8 +36,8 @@ Outputs = Sequence[float]
 class KnownOutputs:
     """What is known of the outputs of a model that has no manifest yet.
 
-    `units` are those of values, none where they are not known; `adverse` is what was said to be bad news; `tensors` are
-    named by output space.
+    `units` are those of values, empty where they are not known; `adverse` is the outcome that is bad news; `tensors`
+    are named by output space.
     """
 
     names: Sequence[str]
@@ -49,7 +49,7 @@ class KnownOutputs:
 
 Space = Literal["probability", "logit", "value"]
 TRUNCATED = Field(description="true where a text or a file was longer than the model takes")
-"""Of predictions of every kind."""
+"""The configuration of predictions of every kind."""
 
 
 class PredictionItem:
@@ -62,7 +62,7 @@ class PredictionItem:
 
     @property
     def recorded_label(self) -> str | None:
-        """The label by which records of it are found; None where there is none."""
+        """The label by which records of it can be searched; None where there is none."""
         return None
 
 
@@ -78,12 +78,12 @@ class LabelTarget:
 
     @property
     def text(self) -> str:
-        """As people are told it."""
+        """The target in words."""
         return self.label if self.rather_than is None else f"{self.label} rather than {self.rather_than}"
 
 
 class OutputKind(BaseModel):
-    """What the manifest says of a model's outputs, and all that follows from it.
+    """A manifest's `outputs`, and all that follows from them.
 
     An ONNX graph's `tensors` are named by output space, and the twin is cut at that of the `network_space`; the others
     may be left out where the graph has none. Other artefacts answer in the `network_space` and nothing else.
@@ -99,7 +99,7 @@ class OutputKind(BaseModel):
     network_space: ClassVar[OutputSpace]
     """The space in which the network itself answers."""
     network_link: ClassVar[Link]
-    """What leads from the network's numbers to probabilities."""
+    """The function from the network's numbers to probabilities."""
 
     kind: str
     tensors: Mapping[OutputSpace, str] = {}
@@ -129,7 +129,7 @@ class OutputKind(BaseModel):
         return self.tensors[self.network_space]
 
     def check_format(self, form: str) -> None:
-        """Holds the declaration against the format of the artefact. Raises ValueError."""
+        """Checks the declaration against the format of the artefact. Raises ValueError."""
         if form == "onnx" and self.network_space not in self.tensors:
             others = [space for space in self.spaces if space != self.network_space]
             more = f", and one for `{others[0]}` if there is one" if others else ""
@@ -149,7 +149,7 @@ class OutputKind(BaseModel):
             raise invalid(Kind.WRONG_VALUE, pointer, detail + did_you_mean(name, self.spaces))
         return OutputSpace(name)
 
-    def read_target(self, asked: object) -> Target | None:
+    def read_target(self, requested: object) -> Target | None:
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
@@ -159,11 +159,11 @@ class OutputKind(BaseModel):
 
     @property
     def usual_target(self) -> str:
-        """What is explained where nobody asks, as in checks, and what drift is measured on."""
+        """The target of explanations without a request, as in checks, and of those that drift is measured on."""
         raise NotImplementedError
 
     def is_usual(self, target: Target | None) -> bool:
-        """Whether explanations of this target can be held against those of the usual one."""
+        """Whether explanations of this target are comparable with those of the usual one."""
         return target == self.read_target(self.usual_target)
 
     def adverse_sign(self, target: Target) -> int | None:
@@ -171,7 +171,7 @@ class OutputKind(BaseModel):
         raise NotImplementedError
 
     def target_item(self, target: Target) -> Any:
-        """The target as answers and records have it; its `text` is what people are told."""
+        """The target as answers and records have it; its `text` says it in words."""
         raise NotImplementedError
 
     def prediction_item(self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None) -> Any:
@@ -183,7 +183,7 @@ class OutputKind(BaseModel):
         raise NotImplementedError
 
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
-        """What the outputs decide, as people are told it; None where they decide nothing."""
+        """What the outputs decide, in words; None where they decide nothing."""
         raise NotImplementedError
 
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:
@@ -208,12 +208,12 @@ class OutputKind(BaseModel):
         raise NotImplementedError
 
     def labels_of(self, outputs: Outputs, space: OutputSpace) -> frozenset[str]:
-        """The labels that conditions of review rules are held against."""
+        """The labels that conditions of review rules refer to."""
         raise NotImplementedError
 
     @classmethod
     def usual_names(cls, count: int) -> tuple[str, ...]:
-        """Names for so many outputs of which none is known."""
+        """Default names for so many outputs."""
         return tuple(f"{cls.noun}_{at}" for at in range(count))
 
     @classmethod
@@ -232,7 +232,7 @@ class OutputKind(BaseModel):
         return {"kind": self.kind, "spaces": list(self.spaces), "default_space": self.default_space}
 
     def _check_names(self, names: Sequence[str]) -> None:
-        """Raises ValueError for names that no request could mean."""
+        """Raises ValueError for names that no request could use."""
         twice = [name for at, name in enumerate(names) if name in names[:at]]
         if twice:
             raise ValueError(f"the {self.noun} {twice[0]!r} is there twice, so no request could say which one it means")
@@ -243,22 +243,22 @@ class OutputKind(BaseModel):
         if "" in names:
             raise ValueError(f"a {self.noun} has no name")
 
-    def _index(self, asked: object, others: Sequence[str] = ()) -> int:
-        """The number of an output, asked for by number or name; `others` could have been asked too.
+    def _index(self, requested: object, others: Sequence[str] = ()) -> int:
+        """The number of an output, by its number or name; `others` are further words that the request could have used.
 
         Raises InvalidRequest.
         """
         names = self.names
-        if type(asked) is int:
-            if not 0 <= asked < len(names):
-                detail = f"target {asked} is not a {self.noun}'s index; it must lie between 0 and {len(names) - 1}"
+        if type(requested) is int:
+            if not 0 <= requested < len(names):
+                detail = f"target {requested} is not a {self.noun}'s index; it must lie between 0 and {len(names) - 1}"
                 raise self._unknown(detail)
-            return asked
-        if asked not in names:
+            return requested
+        if requested not in names:
             targets = [*names, *others]
-            detail = f"target {abridged(asked)} is not a {self.noun}; {known(f'{self.noun}s', targets)}"
-            raise self._unknown(detail + did_you_mean(asked, targets))
-        return names.index(str(asked))
+            detail = f"target {abridged(requested)} is not a {self.noun}; {known(f'{self.noun}s', targets)}"
+            raise self._unknown(detail + did_you_mean(requested, targets))
+        return names.index(str(requested))
 
     def _unknown(self, detail: str) -> InvalidRequest:
         return invalid(Kind.UNKNOWN_LABEL, TARGET, detail)

@@ -1,4 +1,5 @@
-"""Labels: several may be right at once. The network answers a logit for each, whose sigmoid its probability is."""
+"""Labels: several may be right at once. The network answers a logit for each, of which the probability is the
+sigmoid."""
 
 from __future__ import annotations
 
@@ -79,12 +80,12 @@ class Labels(OutputKind):
     def names(self) -> tuple[str, ...]:
         return self.labels
 
-    def read_target(self, asked: object) -> Target | None:
-        if asked == PREDICTED:
+    def read_target(self, requested: object) -> Target | None:
+        if requested == PREDICTED:
             return None
-        if isinstance(asked, Mapping):
+        if isinstance(requested, Mapping):
             raise self._no_contrast("here each label is right or wrong on its own, so name one label")
-        return self._index(asked, [PREDICTED])
+        return self._index(requested, [PREDICTED])
 
     @property
     def usual_target(self) -> str:

@@ -1,6 +1,6 @@
 """Predictions and targets of every kind of output, as replies and records have them, and which kind a recorded one is.
 
-Another kind has classes of its own in its file, and a place in the unions and in the two functions here.
+Another kind of output defines its classes in its own file and is added to the unions and both functions here.
 """
 
 from __future__ import annotations

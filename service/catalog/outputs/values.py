@@ -25,7 +25,7 @@ from service.catalog.outputs.kind import (
 from service.domain import Contrast, Floats, Link, OutputSpace, Target
 
 MIN_SHARE = 1e-6
-"""Of the largest output over the baseline set: what float32 resolves of it, ten times over."""
+"""The share of the largest output over the baseline set below which differences are rounding: ten times float32's."""
 MIN_FLOOR = 1e-30
 
 
@@ -40,7 +40,8 @@ class Value(BaseModel):
 
 
 class Bound(BaseModel):
-    """From where on a value is bad news: `above` or `below` a number. `value` names it where there are several."""
+    """The bound beyond which a value is bad news: `above` or `below` a number. `value` names it where there are
+    several."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,7 +94,7 @@ class ValueTarget:
 
 
 class Values(OutputKind):
-    """The network answers the values themselves. `adverse` says from where on one of them is bad news."""
+    """The network outputs the values themselves. `adverse` says beyond which bound one of them is bad news."""
 
     noun: ClassVar[str] = "value"
     network_noun: ClassVar[str] = "numbers"
@@ -126,18 +127,19 @@ class Values(OutputKind):
         return 0 if named is None else self.names.index(named)
 
     def parity_scale(self, deployed: NDArray[np.floating]) -> NDArray[np.floating] | float:
-        """Each value's largest magnitude: a difference counts relative to that, be it of millions or of thousandths."""
+        """Each value's largest magnitude: differences are relative to that, whether values are millions or
+        thousandths."""
         largest: NDArray[np.floating] = np.abs(deployed).max(axis=0)
         return np.where(largest > 0, largest, 1.0)
 
-    def read_target(self, asked: object) -> Target | None:
-        if isinstance(asked, Mapping):
+    def read_target(self, requested: object) -> Target | None:
+        if isinstance(requested, Mapping):
             raise self._no_contrast("these are values, so name one of them")
-        if asked == PREDICTED:
+        if requested == PREDICTED:
             if len(self.values) > 1:
                 raise self._unknown(f"target is missing: name one of the values {', '.join(self.names)}")
             return 0
-        return self._index(asked)
+        return self._index(requested)
 
     @property
     def usual_target(self) -> str:
@@ -165,8 +167,8 @@ class Values(OutputKind):
 
     def prediction_text(self, prediction: Mapping[str, Any]) -> str:
         units = {value.name: "" if value.unit == "1" else f" {value.unit}" for value in self.values}
-        said = (f"{name} {value:g}{units[name]}" for name, value in prediction["values"].items())
-        return ", ".join(said) or "no number"
+        texts = (f"{name} {value:g}{units[name]}" for name, value in prediction["values"].items())
+        return ", ".join(texts) or "no number"
 
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         if self.adverse is None:
@@ -178,7 +180,7 @@ class Values(OutputKind):
         return self.adverse is not None and self.adverse.holds(outputs[self._adverse_index])
 
     def default_floor(self, space: OutputSpace, over_baselines: Floats) -> float:  # noqa: ARG002
-        """A hundredth of the spread over the baseline set, and no less than what float32 resolves of such values."""
+        """A hundredth of the spread over the baseline set, but no less than the rounding of such values in float32."""
         spread = float(over_baselines.max() - over_baselines.min())
         return max(SHARE_OF_SPREAD * spread, MIN_SHARE * float(np.abs(over_baselines).max()), MIN_FLOOR)
 

@@ -1,4 +1,4 @@
-"""The tasks: how many are admitted, which worker computes them, and that they outlive a worker that dies."""
+"""Tasks: how many are admitted, which worker computes them, and how they survive the death of a worker."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Dispatcher:
             self._drop(task)
 
     def rerun(self, tasks: Sequence[Task]) -> None:
-        """Has the tasks of a worker that is gone computed by another, but not a third time."""
+        """Gives the tasks of a worker that is gone to another, at most once each."""
         for task in tasks:
             if task.attempts >= ATTEMPTS:
                 task.fail(WorkerLost("the worker died twice while it computed this"))
@@ -75,19 +75,19 @@ class Dispatcher:
                 self._dispatch(task)
 
     def resume(self) -> None:
-        """Gives out what waited for a worker."""
+        """Dispatches the tasks that waited for a worker."""
         waiting, self._waiting = self._waiting, []
         for task in waiting:
             self._dispatch(task)
 
     def stop(self) -> None:
-        """Fails what is in flight, and whatever is asked from now on."""
+        """Fails the tasks in flight, and all later ones."""
         self._is_stopped = True
         for task in self._tasks:
             task.fail(_stopping())
 
     def _dispatch(self, task: Task) -> None:
-        """Gives the task to the worker with the least work, or has it wait until a worker is back."""
+        """Gives the task to the worker with the least work, or makes it wait until a worker is back."""
         able = [one for one in self._supervisor.workers.values() if task.request.version in one.versions]
         if able:
             min(able, key=lambda worker: worker.points).give(task)

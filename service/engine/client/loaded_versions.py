@@ -84,7 +84,8 @@ class LoadedVersions:
     ) -> Loaded:
         """Loads a version on every worker; see `Engine.load`.
 
-        The first worker computes what is not known, and the others take it from there: all compute at the same shapes.
+        The first worker computes what is not known and the others are given its results, so that all use the same
+        shapes.
         """
         async with self._changing:
             held = self._held.get(ref)
@@ -122,7 +123,7 @@ class LoadedVersions:
             if ref not in self._arriving:
                 loaded = await self._replace(number, ref, source, known, shapes)
                 self._arriving[ref] = _Version(source, loaded)
-            elif worker is None or ref not in worker.versions:  # one that died has come back with it
+            elif worker is None or ref not in worker.versions:  # a worker that died was restarted with it
                 loaded = self._arriving[ref].loaded
                 await self._replace(number, ref, source, loaded.baseline_outputs, loaded.shapes)
         return self._arriving[ref]
@@ -130,7 +131,7 @@ class LoadedVersions:
     async def _replace(
         self, number: int, ref: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
     ) -> Loaded:
-        """Puts a worker that has the version in the place of one that has not. Raises CatalogError."""
+        """Replaces a worker by one that has the version too. Raises CatalogError."""
         try:
             async with self._supervisor.second(number) as worker:
                 try:
@@ -164,7 +165,7 @@ class LoadedVersions:
             outputs = known
             for worker in [*self._supervisor.workers.values()]:
                 outputs = await worker.attach(ref, baseline, outputs)
-                held.attached[baseline.digest] = _Attached(baseline, outputs)  # for workers that come from now on
+                held.attached[baseline.digest] = _Attached(baseline, outputs)  # for workers that start later
             return outputs or {}
 
     def detach(self, digest: str) -> None:
@@ -221,11 +222,11 @@ class LoadedVersions:
         for digest, one in list(attached.items()):
             try:
                 await worker.attach(ref, one.baseline, one.outputs)
-                if digest not in attached:  # it was detached from all meanwhile
+                if digest not in attached:  # meanwhile it was detached from all versions
                     worker.detach(digest)
             except CatalogError as error:
                 if worker.is_gone:
                     raise
                 LOG.error("worker %d comes without a set of %s: %s", worker.number, ref, error)  # noqa: TRY400
-        worker.versions.add(ref)  # not before: whoever asks may ask for any of its sets
+        worker.versions.add(ref)  # not earlier: requests may name any of its sets
         return loaded

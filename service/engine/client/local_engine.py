@@ -1,8 +1,7 @@
 """The engine with worker processes on this machine.
 
 The front imports neither torch nor onnxruntime; it sends plans and receives explanations. A worker that dies is
-replaced, and what it held is computed once more. Whatever ends a worker, be it a file of the operator's, the front
-goes on.
+replaced, and what it held is computed once more. Whatever kills a worker, even a model file, the front continues.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from service.errors import CatalogError
 class LocalEngine(Engine):
     """The groups of workers behind the protocol.
 
-    As many `workers` share all versions but those whose chunks take long. `max_queued_points` bounds the points that
+    `workers` processes share all versions but those whose chunks take long. `max_queued_points` bounds the points that
     are expected of what is in flight, in each group. `observe` is given every chunk that a worker computed, `restarted`
     the reason of every restart. `started` are processes that were started beforehand, the first for the first worker;
     `start` starts all others.
@@ -149,5 +148,5 @@ class LocalEngine(Engine):
 
 
 def _deadline(seconds_left: float | None) -> float | None:
-    """When it is, on the monotonic clock, which the workers share."""
+    """The deadline on the monotonic clock, which the workers share."""
     return None if seconds_left is None else time.monotonic() + seconds_left

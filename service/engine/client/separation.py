@@ -1,7 +1,7 @@
 """Which group of workers has a version: the one that all share, or a worker of its own where its chunks take long.
 
-A worker computes one chunk at a time, and whoever asks meanwhile waits for its end. That is a moment for most models.
-Where it is not, only those wait who asked for that very version.
+A worker computes one chunk at a time, and other requests wait until it ends. For most models that is short. Where it is
+not, only requests for that version shall wait.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Separation:
         return loaded
 
     async def _separated(self, version: VersionRef, source: Source, loaded: Loaded) -> WorkerGroup:
-        """A group of one worker that has the version, with the same shapes. Raises CatalogError."""
+        """Makes a group of one worker with the version, at the same shapes. Raises CatalogError."""
         taken = {number for group in self.groups for number in group.supervisor.numbers}
         number = next(number for number in itertools.count() if number not in taken)
         group = self._make(number, loaded.chunk_seconds)

@@ -13,7 +13,7 @@ from service.engine.protocol import ChunkReport
 
 
 class WorkerGroup:
-    """As many `workers`, the number of the first of which is `first`; the rest as in the parts."""
+    """`workers` workers, numbered from `first`; see the parts for the other arguments."""
 
     def __init__(
         self,

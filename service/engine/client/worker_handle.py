@@ -1,4 +1,4 @@
-"""One worker process as the front sees it: what it is asked, what it answers, and what it has loaded."""
+"""A worker process as the front sees it: the requests sent to it, its answers, and what it has loaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Task:
     worker: WorkerHandle | None = None
 
     def end(self, outcome: Outcome) -> None:
-        """Gives the outcome to whoever waits, unless it has ended."""
+        """Sets the outcome that the caller waits for, unless the task has ended."""
         if isinstance(outcome, Done):
             if not self.future.done():
                 self.future.set_result(outcome)
@@ -94,11 +94,12 @@ class WorkerHandle:
 
     @property
     def silent_seconds(self) -> float:
-        """For how long a worker that computes has sent nothing; 0 for one that need not send anything, or loads."""
+        """For how long a computing worker has sent nothing; 0 for an idle or loading one, which need not send
+        anything."""
         return self._clock.now - self._heard if self.tasks and not self._calls else 0.0
 
     def give(self, task: Task) -> None:
-        """Has the task computed."""
+        """Sends the task to the worker."""
         if not self.tasks:
             self._heard = self._clock.now
         task.attempts += 1
@@ -108,14 +109,15 @@ class WorkerHandle:
         self.connection.send(task.request)
 
     def cancel(self, task: Task) -> None:
-        """Drops a task that nobody waits for, if it is still computed."""
+        """Cancels a task that nobody waits for any more, if it is still being computed."""
         if self._take(task.request.task) is not None:
             self.connection.send(Cancel(task.request.task))
 
     async def load(
         self, version: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
     ) -> Loaded:
-        """Loads a version, which is not among the `versions` yet: it may lack sets. Raises CatalogError."""
+        """Loads a version, which is added to `versions` later: some of its sets may still be missing. Raises
+        CatalogError."""
         number = next(self._numbers)
         loaded = await self._call(number, Load(number, version, source, known, shapes))
         assert isinstance(loaded, Loaded)
@@ -138,7 +140,7 @@ class WorkerHandle:
         self.connection.send(Unload(version))
 
     def retire(self) -> None:
-        """Ends it once it has computed what it holds."""
+        """Ends the worker once it has computed its tasks."""
         self._is_retired = True
         self._end_if_idle()
 
@@ -170,7 +172,7 @@ class WorkerHandle:
                 self.memory = used
             case VersionLoaded(number, answer) | SetAttached(number, answer):
                 call = self._calls.get(number)
-                if call is not None and not call.done():  # else whoever waited was cancelled
+                if call is not None and not call.done():  # else the caller was cancelled
                     call.set_result(answer)
             case Refused(number, detail):
                 self._refuse(number, detail)

@@ -1,7 +1,6 @@
 """The worker processes, one a device: started, watched, replaced when they die, and ended.
 
-What they load is the business of `service.engine.client.loaded_versions`, what they compute that of
-`service.engine.client.dispatcher`.
+`service.engine.client.loaded_versions` decides what they load, `service.engine.client.dispatcher` what they compute.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from service.processes.children import AwakeClock, reap
 
 LOG = logging.getLogger("answerable.engine")
 SILENCE_SECONDS = 30.0
-"""After so long without a message from a worker that has work, it hangs; chunks take milliseconds and are reported."""
+"""A worker that has work and sends nothing for so long hangs; chunks take milliseconds and are reported."""
 CHUNKS_OF_SILENCE = 10
-"""Chunks that are waited for in addition where they take long; some kernels take several times as long as others."""
+"""How many chunks of the longest kind it may take in addition; some kernels take several times as long as others."""
 TICKS = 10
-"""How often the workers are looked after in such a time."""
+"""How often the workers are checked in that time."""
 RESTART_DELAYS = (0.0, 0.5, 2.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """What is done where a worker comes or goes.
+    """What to do when a worker starts or is gone.
 
     `prepare` gives a new worker everything that the others have; it raises CatalogError when the worker is gone.
     `orphaned` takes the tasks of a worker that is gone, `returned` is called when there is a worker again.
@@ -45,7 +44,7 @@ class Events:
 class WorkerSupervisor:
     """Local workers by number, one a device, from `first` on.
 
-    Beside them are those that come to replace them, and those that were replaced and only finish what they hold.
+    Beside these there are replacements that are still loading, and replaced workers that finish their tasks.
     A chunk may take `longest_chunk` seconds. `observe` is given every chunk a worker computed, `restarted` the reason
     of every restart. `start` starts the process of a worker. Silence is measured on the `clock`.
     """
@@ -84,12 +83,12 @@ class WorkerSupervisor:
 
     @property
     def all_workers(self) -> list[WorkerHandle]:
-        """Also those that come to replace them, and those that were replaced and only finish what they hold."""
+        """All workers, with replacements that are still loading and replaced workers that finish their tasks."""
         return [*self._workers.values(), *self._coming, *self._retired]
 
     @property
     def is_restarting(self) -> bool:
-        """Whether a worker is on its way, or none is there."""
+        """Whether a worker is being started, or there is none."""
         return bool(self._restarts) or not self._workers
 
     async def start(self) -> None:
@@ -120,7 +119,8 @@ class WorkerSupervisor:
 
     @asynccontextmanager
     async def second(self, number: int) -> AsyncIterator[WorkerHandle]:
-        """Another worker beside the one of that number. It ends with the block, unless it took its place (`replace`).
+        """A second worker beside the one of that number. It ends with the block, unless it replaced the first
+        (`replace`).
 
         Raises WorkerLost or OSError when it does not come up.
         """
@@ -134,14 +134,14 @@ class WorkerSupervisor:
                 worker.connection.close()
 
     async def stop_restart(self, number: int) -> None:
-        """Gives up starting a worker of that number, if it died: another takes its place."""
+        """Stops restarting the worker of that number, if it died: another replaces it."""
         restart = self._restarts.get(number)
         if restart is not None:
             restart.cancel()
             await asyncio.wait([restart])
 
     def replace(self, worker: WorkerHandle) -> None:
-        """The worker does from now on what the one of its number did, which ends when it has done what it holds."""
+        """Puts the worker in the place of the one of its number, which ends when it has finished its tasks."""
         before = self._workers.get(worker.number)
         self._workers[worker.number] = worker
         if before is not None:
@@ -150,7 +150,7 @@ class WorkerSupervisor:
         self._events.returned()
 
     def revive(self, number: int) -> None:
-        """Starts a worker of that number, if there is none and none is on its way."""
+        """Starts a worker of that number, unless there is one or one is being started."""
         if number not in self._workers and number not in self._restarts:
             self._restarts[number] = asyncio.get_running_loop().create_task(self._restart(number))
 
@@ -169,13 +169,13 @@ class WorkerSupervisor:
             if worker is not None:
                 worker.connection.close()
             started = await starting
-            started.socket.close()  # on which the process ends
+            started.socket.close()  # which ends the process
             await asyncio.to_thread(reap, started.process)
             raise
         return worker
 
     async def _watch(self) -> None:
-        """Ends workers that hang; what they held is then computed again like a dead one's."""
+        """Ends workers that hang; their tasks are then computed again, like those of a worker that died."""
         while True:
             await asyncio.sleep(SILENCE_SECONDS / TICKS)
             self._clock.tick(SILENCE_SECONDS / TICKS)
@@ -198,7 +198,7 @@ class WorkerSupervisor:
         self._events.orphaned([*worker.tasks.values()])
 
     async def _restart(self, number: int) -> None:
-        """Starts workers until one stays up; a version it cannot load any more does not keep it from the others."""
+        """Starts workers until one stays up; a version that cannot be loaded any more does not prevent the others."""
         try:
             for delay in itertools.chain(RESTART_DELAYS, itertools.repeat(RESTART_DELAYS[-1])):
                 await asyncio.sleep(delay)

@@ -34,7 +34,7 @@ OPTIONS: dict[str, tuple[tuple[str, int, Any], ...]] = {
 
 
 def dimensions(operator: Operator, varying: tuple[fx.Node, ...]) -> tuple[int, ...]:
-    """The dimensions along which elements are put together or moved, as far as the rows, dimension 0, are in question.
+    """The dimensions along which elements are combined or moved, as far as that may concern the rows, dimension 0.
 
     Negative ones count from the last, of the result where that has one more.
     """

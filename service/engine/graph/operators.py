@@ -1,4 +1,4 @@
-"""The operators of a traced network: what each is, and whether and where it bends, in every spelling.
+"""The operators of a traced network, however they are written: what each is, and whether and where it bends.
 
 A module is known by its class, a function and a method by its name. But for case, underscores and the number of
 dimensions these agree (`nn.LeakyReLU` and `functional.leaky_relu`, `nn.MaxPool2d` and `torch.max_pool1d`,
@@ -27,7 +27,7 @@ JOINTS = {"cat", "concat", "concatenate", "stack"}
 PARTS = {"split", "splitwithsizes", "tensorsplit", "chunk", "unbind"}
 RESHAPES = {"view", "reshape"}
 REPETITIONS = {"expand": -1, "repeat": 1, "tile": 1}
-"""What stands for a dimension that stays as it is."""
+"""The index that keeps a dimension whole."""
 DROPOUTS = {"dropout", "alphadropout", "featuredropout", "featurealphadropout"}
 PADS = {"pad", "constantpad", "zeropad", "reflectionpad", "replicationpad", "circularpad"}
 CASTS = {"to", "float", "double"}
@@ -59,7 +59,7 @@ OTHER_KINKED = {
 
 SHAPES = {"shape", "size"}
 FACTS = {*SHAPES, "dim", "ndim", "ndimension", "dtype", "device"}
-"""What is asked of a tensor and does not depend on its values."""
+"""Attributes and methods of a tensor that do not depend on its values."""
 TRAINING = {**dict.fromkeys(DROPOUTS, (2, True)), "rrelu": (3, False), "batchnorm": (5, False)}
 """Operators that are something else in training, with that option's position and default."""
 IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
@@ -69,7 +69,7 @@ IN_PLACE_ON_DEMAND = {
     "leakyrelu": 2,
     "rrelu": 4,
 }
-"""Functions that change their argument when asked to, with that option's position."""
+"""Functions with an option to change their argument in place, with that option's position."""
 LARGE = 1e38
 """Stands for infinity, near the end of float32's range."""
 
@@ -87,8 +87,8 @@ class NotPiecewiseLinear(Exception):
 class Operator:
     """A node that computes something.
 
-    `name` is what its author knows it by: a module's class, or a function's, method's or attribute's name. `kind` is
-    the same in every spelling; it is empty for what is neither torch's nor Python's own.
+    `name` is the one in the author's code: of a module's class, a function, a method or an attribute. `kind` is the
+    same however the operator is written; it is empty for what is neither torch's nor Python's own.
     """
 
     node: fx.Node
@@ -105,7 +105,7 @@ class Operator:
         return self.node.kwargs.get(keyword, self.node.kwargs.get(other_keyword, by_position))
 
     def options(self, keyword: str) -> tuple[Any, ...]:
-        """What follows the tensor, given one by one or together."""
+        """The arguments after the tensor, whether passed one by one or as one sequence."""
         return unpacked(self.node.kwargs.get(keyword, self.node.args[1:]))
 
     @property

@@ -1,4 +1,4 @@
-"""A traced network without what is a matter of its spelling: tuples, integers in tensors, dead code."""
+"""Normalises a traced network: no tuples, no integers in tensors, no dead code."""
 
 from __future__ import annotations
 

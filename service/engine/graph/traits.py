@@ -1,4 +1,4 @@
-"""What a network's graph says of the methods that apply to it."""
+"""Which methods apply to a network, read off its graph."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from service.engine.graph.operators import (
 )
 from service.engine.kernels.piecewise import NotPiecewiseLinear, PiecewiseLinear
 
-LARGEST_LAYER = 2**15
-"""Breakpoints are looked for in blocks of 64 rows of every layer on the host: 8 MiB of such a layer."""
+MAX_LAYER_SIZE = 2**15
+"""The most values of a layer for breakpoints, which are searched on the host in blocks of 64 rows: 8 MiB of such a
+layer."""
 MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "maskedfill"), *SUMS, *PADS}
-"""Affine operators that can add something of their own to what they are given."""
+"""Affine operators that can add a constant to their inputs."""
 
 
 def traits_of(
@@ -38,7 +39,7 @@ def traits_of(
     except NotPiecewiseLinear as error:
         obstacle = str(error)
     largest = largest_layer(twin, shape)
-    if obstacle is None and largest > LARGEST_LAYER:
+    if obstacle is None and largest > MAX_LAYER_SIZE:
         obstacle = f"it has a layer of {largest} values, and finding the pieces would take too much memory"
     return Traits(
         axes=axes,
@@ -60,12 +61,13 @@ def largest_layer(twin: fx.GraphModule, shape: tuple[int, ...]) -> int:
 
 
 def is_relu(operator: Operator) -> bool:
-    """Whether it is a ReLU, in whatever spelling."""
+    """Whether it is a ReLU, however it is written."""
     return operator.kind == "relu"
 
 
 def last_feature_maps(twin: fx.GraphModule, shape: tuple[int, ...]) -> fx.Node | None:
-    """The last node of the size of the last convolution's maps that all it says passes through: its activation, say.
+    """The last node of the size of the last convolution's maps through which all of its effect passes: its activation,
+    say.
 
     None for a network without a convolution.
     """
@@ -102,8 +104,8 @@ def _has_maps_over(twin: fx.GraphModule, shape: tuple[int, ...]) -> bool:
     if maps is None or len(size_of(maps) or ()) - 2 != len(space_of(shape)):
         return False
     first = next(operator.node for operator in varying_operators(twin) if operator.kind == "conv")
-    (given, *_) = _varying_among(first, varying_nodes(twin))
-    return len(shape) > 1 or size_of(given) == (1, 1, *shape)
+    (varying_arguments, *_) = _varying_among(first, varying_nodes(twin))
+    return len(shape) > 1 or size_of(varying_arguments) == (1, 1, *shape)
 
 
 def varying_nodes(twin: fx.GraphModule) -> set[fx.Node]:
@@ -113,35 +115,37 @@ def varying_nodes(twin: fx.GraphModule) -> set[fx.Node]:
 
 
 def _varying_among(node: fx.Node, varying: set[fx.Node]) -> list[fx.Node]:
-    """The node's arguments that are `varying`, as often as they are given."""
-    given: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), lambda used: given.append(used) if used in varying else None)
-    return given
+    """The node's arguments that are `varying`, one that is passed twice is listed twice."""
+    varying_arguments: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), lambda used: varying_arguments.append(used) if used in varying else None)
+    return varying_arguments
 
 
 def adding_nodes(twin: fx.GraphModule) -> list[fx.Node]:
-    """The operators that may add something of their own to what they are given."""
+    """The operators that may add a constant to their inputs."""
     return [operator.node for operator in varying_operators(twin) if operator.kind in MAY_ADD]
 
 
 def _biases_obstacle(twin: fx.GraphModule) -> str | None:
     """The first operator for which the input's and the biases' gradients do not account for the output.
 
-    They do for what is affine, whose bias is what it answers to zeros, and for what is homogeneous, which has none.
+    They do for what is affine, whose bias is its output for zeros, and for what is homogeneous, which has no bias.
     """
     varying = varying_nodes(twin)
     for operator in varying_operators(twin):
-        given = _varying_among(operator.node, varying)
-        is_known = is_affine(operator, given) or _is_homogeneous(operator, given)
+        varying_arguments = _varying_among(operator.node, varying)
+        is_known = is_affine(operator, varying_arguments) or _is_homogeneous(operator, varying_arguments)
         if operator.is_in_training or not is_known:
             return operator.name
     return None
 
 
-def _is_homogeneous(operator: Operator, given: Sequence[fx.Node]) -> bool:
-    """Whether it is piecewise linear, and scaling what it is `given` by a positive number scales the result."""
+def _is_homogeneous(operator: Operator, varying_arguments: Sequence[fx.Node]) -> bool:
+    """Whether it is piecewise linear, and scaling its `varying_arguments` by a positive number scales the result."""
     limits = bounds(operator)
     if limits:
-        bends_at_zero = all(limit in given if isinstance(limit, fx.Node) else limit == 0 for limit in limits)
-        return bends_at_zero and {operator.node.args[0], *limits}.issuperset(given)
+        bends_at_zero = all(
+            limit in varying_arguments if isinstance(limit, fx.Node) else limit == 0 for limit in limits
+        )
+        return bends_at_zero and {operator.node.args[0], *limits}.issuperset(varying_arguments)
     return operator.kind in MAX_POOLS | EXTREMA_ALONG

@@ -67,7 +67,7 @@ class _Place:
 
 
 def _filled_up(values: Tensor, rows: int) -> Tensor:
-    """With the first as often again as there is room: a recording of zeros could be held against nothing."""
+    """Padded with the first element: a recording on zeros might not be comparable with anything."""
     return torch.cat([values, values[:1].expand(rows - len(values), *values.shape[1:])])
 
 
@@ -91,9 +91,10 @@ class _Graph:
             self._outputs, self._derivatives, self._contributions = program(*self._inputs)
 
     def launch(self, chunk: Chunk) -> tuple[Callable[[], bool], Callable[[], tuple[Floats, Floats, Tensor]]]:
-        """Starts the computation of `chunk`, which lies on the host; the calls tell if it is done, and wait for it."""
+        """Starts the computation of `chunk`, which lies on the host; returns calls that say whether it is done, and
+        that wait for it."""
         place = next(self._places)
-        place.arrived.synchronize()  # what was pinned here before has left
+        place.arrived.synchronize()  # the chunk that was pinned here before has been copied
         for pinned, values in zip(place.pinned, chunk, strict=True):
             pinned[: len(values)].copy_(values)
         with torch.cuda.stream(self._copying):

@@ -31,18 +31,19 @@ from service.numerics.panels import PanelErrors, Panels, vector_errors
 
 LOG = logging.getLogger("answerable.worker")
 NICENESS = 5
-"""Of the thread of the long chunks: where cores are few, it takes what the threads leave on which single requests wait.
+"""The niceness of the thread that computes long chunks: with few cores, threads that single requests wait for go first.
 With 16 rows of a job under way, on two busy cores, a small explanation took 27 to 46 ms in the 99th percentile without,
 as against 7 to 20 alone."""
-LARGEST_VIEWED_BYTES = 1 << 20
+MAX_VIEWED_BYTES = 1 << 20
 FEW_LABELS = 32
 AGREEMENT = 1e-3
-"""Of the largest value: what was recorded as a constant and is none differs by more."""
+"""The tolerance, as a share of the largest value; a value that was wrongly recorded as a constant differs by more."""
 
 
 @dataclass(frozen=True)
 class EvaluatedPoints:
-    """The answer to `Points` (`service.methods.questions.Evaluated`); contributions stay on the device, in pieces."""
+    """The answer to `Points`, see `service.methods.questions.Evaluated`; contributions stay on the device, in
+    pieces."""
 
     outputs: Floats
     derivatives: Floats
@@ -98,13 +99,13 @@ class EvaluatedPoints:
 
 
 class Chunk(NamedTuple):
-    """A packed chunk: row r is the point at alphas[r] between starts[line[r]] and ends[ask[r]].
+    """A packed chunk: row r is the point at alphas[r] between starts[line[r]] and ends[group[r]].
 
-    `starts` are [lines, ...input], no more lines than rows, `ends` [asks, ...input]. An ask is a row of `coefficients`
-    [asks, outputs], the gradient of its readout with respect to the network's numbers, or, where `probability`
-    [asks, 1] says so, with respect to the probabilities behind them. `along` [asks] is 1 for lines; it is 0 for rows
-    given one by one, which are their own starts, with an end of ones: end - along * start, which multiplies the
-    gradients, is then one.
+    `starts` are [lines, ...input], no more lines than rows. The rows of a group have the same end and readout. `ends`
+    are [groups, ...input]; `coefficients` [groups, outputs] are the gradient of the readout with respect to the
+    network's numbers, or, where `probability` [groups, 1] says so, with respect to the probabilities computed from
+    them. `along` [groups] is 1 for points on lines. It is 0 for explicit rows: each is its own start, with an end of
+    ones, so that end - along * start, which multiplies the gradients, is one.
     """
 
     starts: Tensor
@@ -113,17 +114,17 @@ class Chunk(NamedTuple):
     probability: Tensor
     along: Tensor
     line: Tensor
-    ask: Tensor
+    group: Tensor
     alphas: Tensor
 
 
 Program = Callable[..., tuple[Tensor, Tensor, Tensor]]
-"""Takes the fields of a `Chunk`; gives outputs, derivatives and contributions."""
+"""From the fields of a `Chunk` to outputs, derivatives and contributions."""
 
 
 def traced(program: Program, chunk: Chunk) -> Program:
-    """The program as a flat list of operators, forward and backward; as it is where its flow depends on values, or
-    where the list answers something else to other points than these.
+    """The program as a flat list of operators, forward and backward; unchanged where its control flow depends on
+    values, or where the list computes something else than the program for other points.
 
     On the CPU the list is run by TorchScript: without Python between the operators a chunk of 64 rows of the loan
     network takes 120 us and not 216, one of 2,048 rows 1.41 ms and not 1.67, and other threads may run meanwhile.
@@ -131,7 +132,7 @@ def traced(program: Program, chunk: Chunk) -> Program:
     """
     try:
         graph = record(program, chunk)
-    except Exception:  # tracing runs whatever a model is made of, and not tracing is always right
+    except Exception:  # tracing runs any code, and not tracing is always right
         LOG.info("a model is evaluated without tracing", exc_info=True)
         return program
     for node in graph.graph.nodes:
@@ -145,7 +146,7 @@ def traced(program: Program, chunk: Chunk) -> Program:
         except Exception:
             LOG.info("a model is evaluated without TorchScript", exc_info=True)
     others = chunk._replace(alphas=0.11 + 0.37 * chunk.alphas)
-    for forward in forwards:  # TorchScript does not run every list that it takes, one after a layer of one output
+    for forward in forwards:  # TorchScript accepts lists that it cannot run, say with a layer of one output
         listed: Program = torch.inference_mode()(forward)
         if _agree(listed, program, others):
             return listed
@@ -154,7 +155,7 @@ def traced(program: Program, chunk: Chunk) -> Program:
 
 
 def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
-    """Whether both answer the same, but for rounding."""
+    """Whether both compute the same, up to rounding."""
     try:
         answers = listed(*chunk)
     except Exception:
@@ -168,7 +169,7 @@ def _agree(listed: Program, program: Program, chunk: Chunk) -> bool:
 
 
 def _largest(answer: Tensor) -> float:
-    """The largest magnitude among the numbers of an answer, some of which may be none."""
+    """The largest magnitude in an answer, without what is infinite or not a number."""
     return float(answer.abs().nan_to_num(0.0, posinf=0.0).max())
 
 
@@ -217,7 +218,7 @@ class GradientKernel:
 
     def _computed(self, chunk: Chunk, linked: Linked) -> tuple[Floats, Floats, Tensor]:
         chunk = Chunk(*(values.to(self._device) for values in chunk))
-        key = len(chunk.alphas), linked  # it may have been halved since the chunk was packed
+        key = len(chunk.alphas), linked  # capacity may have been halved since the chunk was packed
         if key not in self._programs:
             self._programs[key] = self._program(chunk, linked)
         outputs, derivatives, contributions = self._programs[key](*chunk)
@@ -230,16 +231,16 @@ class GradientKernel:
         return traced(evaluated, chunk) if self._trace else evaluated
 
     def _evaluated(self, chunk: Chunk, linked: Linked) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every row, the output and the derivative along its line, both float64 [rows], and the contributions."""
+        """Every row's output and derivative along its line, both float64 [rows], and its contributions."""
         starts = chunk.starts.index_select(0, chunk.line)
         one_by_row = (-1, *[1] * (starts.dim() - 1))
-        along = chunk.along.index_select(0, chunk.ask).reshape(one_by_row)
-        directions = torch.addcmul(chunk.ends.index_select(0, chunk.ask), along, starts, value=-1)
+        along = chunk.along.index_select(0, chunk.group).reshape(one_by_row)
+        directions = torch.addcmul(chunk.ends.index_select(0, chunk.group), along, starts, value=-1)
         alphas = chunk.alphas.reshape(one_by_row)
         points = torch.addcmul(starts, alphas, directions).requires_grad_()
         logits = self._twin(points)
-        coefficients = chunk.coefficients.index_select(0, chunk.ask)
-        probability = None if linked is Linked.NONE else chunk.probability.index_select(0, chunk.ask)
+        coefficients = chunk.coefficients.index_select(0, chunk.group)
+        probability = None if linked is Linked.NONE else chunk.probability.index_select(0, chunk.group)
         outputs, cotangents = read_out(logits.detach().double(), coefficients, probability, self._link, linked)
         (gradients,) = torch.autograd.grad(seeded(logits, cotangents), points)
         contributions = gradients * directions
@@ -256,12 +257,12 @@ class GradientKernel:
         )
 
     def _packed(self, segments: Sequence[Segment]) -> tuple[Chunk, Linked]:
-        """The chunk, on the host, and what its rows read out behind the link."""
+        """The chunk, on the host, and what its rows read out beyond the link."""
         line = np.zeros(self.capacity, dtype=np.int64)
-        ask = np.zeros(self.capacity, dtype=np.int64)
+        group_of_row = np.zeros(self.capacity, dtype=np.int64)
         alphas = np.zeros(self.capacity, dtype=self._row_type)
         starts: list[Floats] = []
-        asks: list[_Ask] = []
+        groups: list[_RowGroup] = []
         lines, at = 0, 0
         for segment in segments:
             question, own = segment.question, slice(segment.start, segment.stop)
@@ -270,33 +271,33 @@ class GradientKernel:
                 own_starts = question.rows[own]
                 line[rows] = np.arange(lines, lines + len(segment))
                 targets, number = np.unique(question.targets[own], return_inverse=True)
-                ask[rows] = len(asks) + number
+                group_of_row[rows] = len(groups) + number
                 ones = np.ones(question.rows.shape[1])
                 other = question.rather_than
-                asks += [
-                    _Ask(ones, 0.0, question.readout, target if other is None else Contrast(target, other))
+                groups += [
+                    _RowGroup(ones, 0.0, question.readout, target if other is None else Contrast(target, other))
                     for target in targets.tolist()
                 ]
             else:
                 assert isinstance(question, Points)
                 own_starts, line[rows] = _lines(question, own, lines)
-                ask[rows] = len(asks)
+                group_of_row[rows] = len(groups)
                 alphas[rows] = question.alphas[own]
-                asks.append(_Ask(question.end, 1.0, question.readout, question.target))
+                groups.append(_RowGroup(question.end, 1.0, question.readout, question.target))
             starts.append(own_starts)
             lines += len(own_starts)
             at = rows.stop
-        coefficients, probability = asked(asks, self._labels)
+        coefficients, probability = readout_coefficients(groups, self._labels)
         start_rows = np.concatenate(starts, dtype=self._row_type, casting="same_kind").reshape(-1, *self._shape)
-        ends = np.array([one.end for one in asks], dtype=self._row_type).reshape(-1, *self._shape)
-        along = np.array([one.along for one in asks], dtype=self._row_type)
-        packed = (start_rows, ends, coefficients, probability, along, line, ask, alphas)
+        ends = np.array([group.end for group in groups], dtype=self._row_type).reshape(-1, *self._shape)
+        along = np.array([group.along for group in groups], dtype=self._row_type)
+        packed = (start_rows, ends, coefficients, probability, along, line, group_of_row, alphas)
         chunk = Chunk(*map(torch.from_numpy, packed))
-        return chunk, linked_of(asks)
+        return chunk, linked_of(groups)
 
 
-class _Ask(NamedTuple):
-    """What some rows of a chunk have in common; see `Chunk`."""
+class _RowGroup(NamedTuple):
+    """What the rows of a group have in common; see `Chunk`."""
 
     end: Floats
     along: float
@@ -304,8 +305,8 @@ class _Ask(NamedTuple):
     target: Target
 
 
-class Asked(Protocol):
-    """Whatever asks for a readout of a target."""
+class ReadoutOfTarget(Protocol):
+    """A question or group with a readout of a target."""
 
     @property
     def readout(self) -> Readout: ...
@@ -315,22 +316,22 @@ class Asked(Protocol):
 
 
 class Linked(Enum):
-    """What of a chunk lies behind the link: nothing, probabilities, or differences of probabilities among them."""
+    """Whether a chunk reads out nothing beyond the link, probabilities, or also differences of probabilities."""
 
     NONE = 0
     PROBABILITIES = 1
     CONTRASTS = 2
 
 
-def linked_of(questions: Sequence[Asked]) -> Linked:
-    """What the questions read out behind the link."""
+def linked_of(questions: Sequence[ReadoutOfTarget]) -> Linked:
+    """What the questions read out beyond the link."""
     linked = [question.target for question in questions if question.readout is Readout.PROBABILITY]
     if any(isinstance(target, Contrast) for target in linked):
         return Linked.CONTRASTS
     return Linked.PROBABILITIES if linked else Linked.NONE
 
 
-def asked(questions: Sequence[Asked], labels: int) -> tuple[Floats, NDArray[np.bool_]]:
+def readout_coefficients(questions: Sequence[ReadoutOfTarget], labels: int) -> tuple[Floats, NDArray[np.bool_]]:
     """The `coefficients` [questions, outputs] and `probability` [questions, 1] of a `Chunk`."""
     coefficients = np.zeros((len(questions), labels))
     for number, question in enumerate(questions):
@@ -342,8 +343,8 @@ def asked(questions: Sequence[Asked], labels: int) -> tuple[Floats, NDArray[np.b
 
 
 def _lines(points: Points, own: slice, before: int) -> tuple[Floats, Indices]:
-    """The starts of lines, no more than points, among them all that these points lie on, and each point's line, counted
-    from `before`."""
+    """Starts of lines, no more than there are points, with all that these points lie on; and each point's line,
+    numbered from `before`."""
     own_lines = points.line[own]
     if len(points.starts) <= len(own_lines):
         return points.starts, own_lines + before
@@ -353,17 +354,18 @@ def _lines(points: Points, own: slice, before: int) -> tuple[Floats, Indices]:
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Over the labels; of few, on the CPU, along the rows: of two, for 2,048 rows, 36 us and not 104."""
+    """Softmax over the labels. On the CPU, few labels are put in the first axis: two, for 2,048 rows, take 36 us, not
+    104."""
     if logits.device.type == "cpu" and logits.shape[1] <= FEW_LABELS:
         return torch.softmax(logits.t().contiguous(), dim=0).t().contiguous()
     return torch.softmax(logits, dim=1)
 
 
 class BackgroundGradientKernel(GradientKernel):
-    """As `GradientKernel`, on a thread of its own, so that the next chunk is packed, and methods go on, meanwhile.
+    """As `GradientKernel`, on a thread of its own, so that the next chunk is packed and methods continue meanwhile.
 
-    The thread leaves the interpreter alone while a traced program runs. Handing a chunk over takes time of its own, so
-    the small chunks of a model, on which single requests wait, are computed without.
+    The thread does not hold the interpreter's lock while a traced program runs. Handing over a chunk takes time too, so
+    a model's small chunks, which single requests wait for, are computed without the thread.
     """
 
     def __init__(
@@ -389,7 +391,7 @@ class BackgroundGradientKernel(GradientKernel):
 
 def _set_up_thread(threads: int) -> None:
     torch.set_num_threads(threads)
-    if sys.platform == "linux":  # where a thread has a priority of its own
+    if sys.platform == "linux":  # where each thread has its own priority
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
 
@@ -401,7 +403,7 @@ class _Seeded(torch.autograd.Function):
         return logits.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, _one: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor, None]:
         (cotangents,) = ctx.saved_tensors
         return cotangents, None
 
@@ -458,13 +460,13 @@ def _contrasted(probabilities: Tensor, coefficients: Tensor) -> tuple[Tensor, Te
 
 
 def divided(segments: Sequence[Segment], outputs: Floats, derivatives: Floats, contributions: Tensor) -> list[object]:
-    """What each segment gets of a chunk's outputs [rows], derivatives [rows] and contributions [rows, ...input]."""
+    """Each segment's part of a chunk's outputs [rows], derivatives [rows] and contributions [rows, ...input]."""
     parts: list[object] = []
     at = 0
     for segment in segments:
         rows = slice(at, at + len(segment))
         own = contributions[rows]
-        if contributions.nbytes > LARGEST_VIEWED_BYTES and 2 * len(segment) < len(contributions):
+        if contributions.nbytes > MAX_VIEWED_BYTES and 2 * len(segment) < len(contributions):
             own = own.clone()  # a view would keep the whole chunk in memory
         parts.append(EvaluatedPoints(outputs[rows], derivatives[rows], (own,)))
         at = rows.stop

@@ -102,13 +102,13 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
 
 
 def units_of(question: object) -> int:
-    """What a question counts in a chunk: its rows or points, or one."""
+    """How many units of a chunk a question takes: its rows or points, or one."""
     return len(question) if isinstance(question, Sized) else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A chunk that the device was left to: whether it is done, and the call that waits for it and gives the parts.
+    """A launched chunk: whether it is done, and a call that waits for it and returns the parts.
 
     `withdraw` takes it back where it has not begun, and says whether it did.
     """
@@ -119,7 +119,7 @@ class Launched:
 
 
 class Overlapping(Kernel, Protocol):
-    """A kernel whose chunk can be left to the device while other work goes on. Two may be under way at once."""
+    """A kernel that computes a chunk on the device while other work continues. Two chunks may be under way at once."""
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Starts the chunk."""
@@ -132,13 +132,13 @@ def is_overlapping(kernel: Kernel) -> TypeGuard[Overlapping]:
 
 
 class HasOutputs(Protocol):
-    """Whatever answers for rows [n, inputs] with outputs [n, labels] in every output space."""
+    """Something that maps rows [n, inputs] to outputs [n, labels] in every output space."""
 
     def outputs(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, NDArray[np.floating]]: ...
 
 
 def filled_up(rows: NDArray[np.floating], capacity: int) -> NDArray[np.floating]:
-    """The rows, and the first again as often as there is room: zeros might be what a model has no answer to."""
+    """The rows, padded with copies of the first: a model may have no finite answer for zeros."""
     chunk = np.empty((capacity, *rows.shape[1:]), dtype=rows.dtype)
     chunk[: len(rows)] = rows
     chunk[len(rows) :] = rows[0]

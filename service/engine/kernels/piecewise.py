@@ -130,10 +130,10 @@ class _State:
         source = np.arange(len(is_new)) - is_new.cumsum()  # itself, or the one it comes behind
 
         def widened(values: NDArray[Any]) -> NDArray[Any]:
-            left = values.take(row, axis=0)
+            before = values.take(row, axis=0)
             weight = share.astype(values.dtype, copy=False).reshape(-1, *[1] * (values.ndim - 1))
             result: NDArray[Any] = values.take(source, axis=0)
-            result[new] = left + weight * (values.take(following, axis=0) - left)
+            result[new] = before + weight * (values.take(following, axis=0) - before)
             return result
 
         self.line, self.alpha = self.line.take(source), widened(self.alpha)
@@ -278,7 +278,8 @@ class PiecewiseLinear:
 
     @torch.inference_mode()
     def breakpoints(self, starts: NDArray[np.floating], ends: NDArray[np.floating], max_pieces: Indices) -> Rows:
-        """The rows at which any unit bends, the two ends included, on each line from starts[l] to ends[l].
+        """The rows at which any unit of the network bends, the two ends included, on each line from starts[l] to
+        ends[l].
 
         `starts` and `ends` are [lines, ...input], `max_pieces` [lines]; alpha runs from 0 to 1.
         """

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def record(program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """Runs the program and gives it as a module, which does the same for other inputs of these shapes.
+    """Runs the program and returns it as a module that computes the same for other inputs of these shapes.
 
     Tensors that are neither inputs nor computed, such as parameters, become the module's own. Raises ValueError where
     the program reads a value that it computed of its inputs, or makes a shape of one: its flow may depend on it.
@@ -93,7 +93,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _reads_values(func: OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether what the operator gives, or the size of it, is for Python to see."""
-    if func is torch.ops.aten.index.Tensor:  # by places it has the size of these, by a mask as many as are set
+    """Whether the operator's result, or its size, becomes visible to Python."""
+    if func is torch.ops.aten.index.Tensor:  # indexing by integers has their size, by a mask as many as are set
         return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1])
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.intersection(func.tags))

@@ -20,16 +20,24 @@ from service.artefacts.sizes import no_rows, row_type_of
 from service.domain import Floats, Link
 from service.engine.graph.operators import operator_of
 from service.engine.graph.traits import adding_nodes, is_relu, last_feature_maps, space_of, varying_nodes
-from service.engine.kernels.gradient import EvaluatedPoints, Linked, asked, read_out, seeded
+from service.engine.kernels.gradient import EvaluatedPoints, Linked, read_out, readout_coefficients, seeded
 from service.engine.kernels.kernel import Segment, filled_up, question_of
-from service.methods.questions import BiasMaps, Curvatures, FeatureMaps, HessianRows, RowsOfOneTarget, Rule, RuleRows
+from service.methods.questions import (
+    BackwardRule,
+    BackwardRuleRows,
+    BiasMaps,
+    Curvatures,
+    FeatureMaps,
+    HessianRows,
+    RowsOfOneTarget,
+)
 
 SOFTPLUS_BETA = 10.0
-LEAST_RANGE = 1e-6
+MIN_RANGE = 1e-6
 
 
 class RowsKernel:
-    """One computation for rows given one by one; each kind says in `_computed` what it computes.
+    """A computation for explicit rows; each subclass says in `_computed` what it computes.
 
     `shape` is that of one input of the `network`.
     """
@@ -59,7 +67,7 @@ class RowsKernel:
         rows = self._padded([question.rows[s.start : s.stop] for question, s in zip(questions, segments, strict=True)])
         coefficients, probability = (
             torch.from_numpy(self._repeated(values, counts)).to(self._device)
-            for values in asked(questions, self._labels)
+            for values in readout_coefficients(questions, self._labels)
         )
         arrays = self._computed(rows.requires_grad_(), coefficients, probability, segments)
         ends = np.cumsum(counts)
@@ -94,14 +102,14 @@ class RowsKernel:
         return torch.from_numpy(chunk.reshape(-1, *self._shape)).to(self._device)
 
     def _repeated(self, values: Any, counts: Sequence[int]) -> Any:
-        """One of `values` for each row of its segment; the first for the padding."""
+        """Each segment's entry of `values`, repeated for its rows; the first entry for the padding."""
         number = np.zeros(self.capacity, dtype=np.int64)
         number[: sum(counts)] = np.repeat(np.arange(len(counts)), counts)
         return values[number]
 
 
-class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Replaces the gradient of every ReLU, in whatever spelling, by each row's own rule; see `Rule`.
+class _BackwardRules(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Replaces the gradient of every ReLU, however it is written, by each row's own backward rule; see `BackwardRule`.
 
     `rule` and `percentile` are [rows].
     """
@@ -110,7 +118,7 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._rule = rule
         self._percentile = percentile
-        self._has_rectified = bool((rule == Rule.RECTIFIED).any())
+        self._has_rectified = bool((rule == BackwardRule.RECTIFIED).any())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -125,16 +133,16 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _passed_by_row(self, gradient: Tensor, output: Tensor) -> Tensor:
         rule = self._rule[:, None]
-        passed = torch.where((rule == Rule.DECONVNET) | (output > 0), gradient.clamp_min(0), 0)
+        passed = torch.where((rule == BackwardRule.DECONVNET) | (output > 0), gradient.clamp_min(0), 0)
         if not self._has_rectified:
             return passed
         importance = output * gradient
         threshold = _percentiles(importance, self._percentile)[:, None]
-        return torch.where(rule == Rule.RECTIFIED, torch.where(importance > threshold, gradient, 0), passed)
+        return torch.where(rule == BackwardRule.RECTIFIED, torch.where(importance > threshold, gradient, 0), passed)
 
 
 def _percentiles(values: Tensor, percentile: Tensor) -> Tensor:
-    """Of each row of `values` [rows, n], its own `percentile` [rows], between neighbours by linear interpolation."""
+    """Each row's own `percentile` [rows] of `values` [rows, n], by linear interpolation between neighbours."""
     ascending = values.sort(dim=1).values
     place = percentile / 100 * (values.shape[1] - 1)
     below = place.floor().clamp(0, values.shape[1] - 1).long()[:, None]
@@ -143,21 +151,21 @@ def _percentiles(values: Tensor, percentile: Tensor) -> Tensor:
     return torch.lerp(ascending.gather(1, below), ascending.gather(1, above), share)[:, 0]
 
 
-class RuleKernel(RowsKernel):
-    """Gradients with another rule at every ReLU: deconvnet, guided backprop, RectGrad."""
+class BackwardRuleKernel(RowsKernel):
+    """Gradients with another backward rule at every ReLU: Deconvnet, Guided Backprop, RectGrad."""
 
     name = "rule"
 
     def _computed(
         self, rows: Tensor, coefficients: Tensor, probability: Tensor, segments: Sequence[Segment]
     ) -> tuple[Any, ...]:
-        questions = [question_of(segment, RuleRows) for segment in segments]
+        questions = [question_of(segment, BackwardRuleRows) for segment in segments]
         counts = [len(segment) for segment in segments]
         rule = self._repeated(np.array([int(question.rule) for question in questions]), counts)
         percentile = self._repeated(np.array([question.percentile for question in questions]), counts)
         logits = self._network(rows)
         outputs, cotangents = self._read_out(logits.detach().double(), coefficients, probability)
-        with _Rules(torch.from_numpy(rule).to(rows.device), torch.from_numpy(percentile).to(rows.device)):
+        with _BackwardRules(torch.from_numpy(rule).to(rows.device), torch.from_numpy(percentile).to(rows.device)):
             (gradients,) = torch.autograd.grad(seeded(logits, cotangents), rows)
         return _host(outputs), _host(gradients.flatten(1).sum(dim=1, dtype=torch.float64)), gradients
 
@@ -173,7 +181,8 @@ class RuleKernel(RowsKernel):
 
 
 class _Watched(fx.Interpreter):
-    """Runs a network and keeps the values of the `watched` nodes, which nothing behind them changes in place."""
+    """Runs a network and keeps the values of the `watched` nodes; later nodes get copies, which they may change in
+    place."""
 
     def __init__(self, network: fx.GraphModule, watched: Sequence[fx.Node]) -> None:
         super().__init__(network, garbage_collect_values=True)
@@ -224,8 +233,8 @@ class LayerKernel(RowsKernel):
 class BiasKernel(RowsKernel):
     """What every bias adds to the output, by FullGrad's decomposition.
 
-    A bias is what an affine operator answers to zeros: that of a linear layer or a convolution, the implicit one of a
-    batch norm, an added constant. Times the gradient at the operator's output it is the bias gradient of the paper.
+    A bias is the output of an affine operator for zeros: the bias of a linear layer or a convolution, the implicit one
+    of a batch norm, an added constant. Its product with the gradient at that output is the paper's bias gradient.
     """
 
     name = "bias_gradients"
@@ -270,7 +279,7 @@ class BiasKernel(RowsKernel):
 
 
 def _biases(network: fx.GraphModule, shape: tuple[int, ...], device: torch.device) -> dict[fx.Node, Tensor]:
-    """By operator, what it answers to zeros, [1, ...output]; those that add nothing are left out."""
+    """By operator, its output for zeros, [1, ...output]; operators whose bias is zero are left out."""
     nodes, varying = adding_nodes(network), varying_nodes(network)
     watched = _Watched(network, [used for node in nodes for used in node.all_input_nodes])
     biases = {}
@@ -289,7 +298,7 @@ def _between_zero_and_one(values: Tensor) -> Tensor:
     """Each row's values, shifted and scaled to reach from zero to one."""
     by_row = (-1, *[1] * (values.dim() - 1))
     low, high = (limit.reshape(by_row) for limit in values.flatten(1).aminmax(dim=1))
-    return (values - low) / (high - low + LEAST_RANGE)
+    return (values - low) / (high - low + MIN_RANGE)
 
 
 def _enlarged(maps: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -320,7 +329,7 @@ class HessianKernel(RowsKernel):
         outputs, _ = self._read_out(self._network(rows).double(), coefficients, probability)
         (gradients,) = torch.autograd.grad(outputs.sum(), rows, create_graph=True)
         products = torch.zeros_like(rows)
-        if gradients.requires_grad:  # not so where the output is linear in the input
+        if gradients.requires_grad:  # it does not where the output is linear in the input
             (products,) = torch.autograd.grad((gradients * vectors).sum(), rows, allow_unused=True)
         products = torch.zeros_like(rows) if products is None else products
         return _host(outputs), _host(gradients.flatten(1).double()), _host(products.flatten(1).double())

@@ -1,9 +1,9 @@
 """Calibration: at which shapes the gradient chunks of a model run well on this device.
 
 Measured on the loan network, one CPU thread, untraced, in microseconds a chunk: 32 rows 405, 64 rows 439, 128 rows 497,
-256 rows 629, 512 rows 848, 1,024 rows 1,309, 2,048 rows 2,198. Small questions come one by one, and then a few hundred
-rows cost nothing that a client would notice beside all else that a request takes; or they come together, and then it
-counts how many of them a chunk holds. The rate still rises far beyond, which is where large questions belong.
+256 rows 629, 512 rows 848, 1,024 rows 1,309, 2,048 rows 2,198. Small questions either come one by one, and then a few
+hundred rows take so little beside the rest of a request that no client notices; or they come together, and then it
+matters how many of them a chunk holds. The rate still rises at much larger chunks, which are for large questions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LADDER = tuple(2**power for power in range(2, 13))
 FEW = (1, 2)
 """Row counts that are tried too where the first of the ladder takes long: each row of a large network costs as much as
 the next, so that padding a question of six points to eight would take a third more."""
-LONGEST_SECONDS = 0.02
+MAX_CHUNK_SECONDS = 0.02
 """A chunk that takes longer is not tried at a larger shape: a small question may have to wait for one."""
 NEARLY_FREE = 1.8
 """The brief chunk takes at most so many times as long as the smallest. Exact Integrated Gradients of the loan model (37
@@ -40,7 +40,7 @@ REPEATS = 8
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds: on the CPU those that this thread computed, so that it does not matter who else is at work."""
+    """A clock in seconds: on the CPU this thread's own computing time, so that other load does not matter."""
     return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
@@ -64,11 +64,11 @@ def calibrate(
             break
         rows.append(capacity)
         rates = np.array(rows) / np.array(seconds)
-        if seconds[-1] > LONGEST_SECONDS or (len(rows) > 2 and rates[-2:].max() < ENOUGH_SHARE * rates.max()):
+        if seconds[-1] > MAX_CHUNK_SECONDS or (len(rows) > 2 and rates[-2:].max() < ENOUGH_SHARE * rates.max()):
             break
-    if seconds[0] > LONGEST_SECONDS:
+    if seconds[0] > MAX_CHUNK_SECONDS:
         return chosen([*FEW, *rows], [*map(measured, FEW), *seconds])
-    again = map(measured, rows)  # what disturbed the first may be over
+    again = map(measured, rows)  # what disturbed the first run may be over
     return chosen(rows, [*map(min, seconds, again)])
 
 
@@ -89,7 +89,7 @@ def _seconds(kernel: Kernel, question: Points, clock: Callable[[], float]) -> fl
     segment = Segment(question, 0, len(question))
     kernel.run([segment])
     taken: list[float] = []
-    while len(taken) < REPEATS and sum(taken) < LONGEST_SECONDS:
+    while len(taken) < REPEATS and sum(taken) < MAX_CHUNK_SECONDS:
         started = clock()
         kernel.run([segment])
         taken.append(clock() - started)

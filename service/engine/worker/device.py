@@ -29,9 +29,10 @@ from service.engine.kernels.kernel import (
     Segment,
 )
 from service.engine.kernels.piecewise import PiecewiseLinear
-from service.engine.kernels.rows import BiasKernel, HessianKernel, LayerKernel, RowsKernel, RuleKernel
+from service.engine.kernels.rows import BackwardRuleKernel, BiasKernel, HessianKernel, LayerKernel, RowsKernel
 from service.engine.worker.calibration import calibrate, clock_of
 from service.methods.questions import (
+    BackwardRuleRows,
     BiasRows,
     Breakpoints,
     Forwards,
@@ -40,7 +41,6 @@ from service.methods.questions import (
     Points,
     Readout,
     Rows,
-    RuleRows,
 )
 
 DEPLOYED_ROWS = 32
@@ -72,9 +72,9 @@ class DeviceModel:
     """A model version on a device.
 
     `kernels_at` makes its kernels at other gradient shapes. `low` and `high` [inputs] are the range of each input as
-    methods see it. `seen` leads from rows [n, columns] of the artefact to those: from tokens to their embeddings, from
-    categories to their columns, else to the same. `fixed` [inputs] are those that are not explained and never change;
-    None: none of them. `chunk_seconds` is how long a small chunk takes, of gradients or of the artefact.
+    methods see it. `seen` maps rows [n, columns] of the artefact to the methods' inputs: tokens to embeddings,
+    categories to columns, other numbers to themselves. `fixed` [inputs] are those that are not explained and never
+    change; None: none of them. `chunk_seconds` is how long a small chunk takes, of gradients or of the artefact.
     """
 
     key: ModelKey
@@ -92,7 +92,7 @@ class DeviceModel:
 
     @property
     def row_type(self) -> RowType:
-        """What holds rows as the artefact takes them."""
+        """The type of rows as the artefact takes them."""
         (kernel,) = self.kernels[Deployed]
         assert isinstance(kernel, DeployedKernel)
         return kernel.row_type
@@ -172,7 +172,7 @@ def put_on_device(
 
 
 def _readouts(link: Link) -> Sequence[Readout]:
-    """What is read out of a network with this link; the last costs most."""
+    """The readouts of a network with this link; the last is the most expensive."""
     return [Readout.LOGIT] if link is Link.IDENTITY else [Readout.LOGIT, Readout.PROBABILITY]
 
 
@@ -217,7 +217,7 @@ def kernels_of(
         network = PiecewiseLinear(twin, shape=traits.shape)
         by_type[Breakpoints] = [BreakpointsKernel(network, BREAKPOINT_LINES, traits.shape, most_pieces)]
     on_rows: dict[type, type[RowsKernel]] = {
-        RuleRows: RuleKernel,
+        BackwardRuleRows: BackwardRuleKernel,
         LayerRows: LayerKernel,
         BiasRows: BiasKernel,
         HessianRows: HessianKernel,
@@ -262,7 +262,7 @@ def _across(ends: Ends, count: int, readout: Readout) -> Points:
 
 
 def _warm_up(kernels: Kernels, ends: Ends, readouts: Sequence[Readout]) -> None:
-    """Runs every kernel, so that the first request finds a model that has answered before.
+    """Runs every kernel once, so that the first request is not slowed by initialisation.
 
     Gradient kernels run a few times, since TorchScript optimises what it has seen.
     """
@@ -287,7 +287,7 @@ def prepare_baseline(
 ) -> PreparedBaseline:
     """The set `rows` [K, columns] as methods see it, with its mean and the outputs over both.
 
-    What is `known` counts where it is in all of the `spaces`, the model's.
+    `known` outputs are used where they are in all of the model's output `spaces`.
     """
     inputs = seen(rows)
     center = inputs.mean(axis=0).astype(deployed.row_type).astype(np.float64)

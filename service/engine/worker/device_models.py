@@ -1,4 +1,4 @@
-"""The versions that are loaded on one device, and what is computed with them."""
+"""The versions that are loaded on one device, and the computations that they are used for."""
 
 from __future__ import annotations
 

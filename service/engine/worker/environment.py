@@ -1,4 +1,4 @@
-"""What decides the last bits of a worker's numbers, and how much memory it uses."""
+"""The conditions that determine the last bits of a worker's numbers, and its use of memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def set_up_torch() -> None:
 
 
 def environment_of(device: torch.device) -> dict[str, str]:
-    """Everything that a replay must find as it was: versions of libraries, the device, and how it is set up."""
+    """Everything that must be the same for a replay: versions of libraries, the device, and how it is set up."""
     return {
         "answerable": __version__,
         "python": platform.python_version(),
@@ -43,7 +43,8 @@ def environment_of(device: torch.device) -> dict[str, str]:
 
 
 def used_bytes(device: torch.device) -> int:
-    """What the process has taken of its device: CUDA's memory with what the allocator keeps, or resident memory."""
+    """The memory that the process has taken of its device: CUDA's memory with what the allocator keeps, or resident
+    memory."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

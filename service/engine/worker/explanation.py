@@ -1,4 +1,4 @@
-"""One explanation from plan to figures, as a generator over questions to the artefact and the twin."""
+"""One explanation, from plan to result, as a generator that yields questions to the artefact and the twin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     """
     row = np.array(plan.input)
     if plan.baseline.row is None:
-        if plan.baseline.digest not in model.baselines:  # it was planned a moment ago, with what was there
+        if plan.baseline.digest not in model.baselines:  # it was planned before, with the sets attached then
             detail = f"baseline {plan.baseline.name}@{plan.baseline.version}: rows of it have just been erased"
             raise invalid(Kind.UNKNOWN_BASELINE, pointer_to("parameters", "baseline"), detail)
         baseline = model.baselines[plan.baseline.digest]
@@ -64,7 +64,7 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
 
 
 def interrupted(steps: Steps, answers: int) -> Steps:
-    """The same steps, whose deadline passes once so many questions are answered."""
+    """The same steps, with a deadline that passes once so many questions are answered."""
     try:
         question = next(steps)
         for _ in range(answers):
@@ -86,11 +86,11 @@ def _problem(
     plan: Plan, model: DeviceModel, row: Floats, baseline: PreparedBaseline, at_input: Floats, target: Target
 ) -> Problem:
     space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
-    given, low, high = model.seen(row[None])[0], model.low, model.high
-    if model.fixed is not None:  # no method moves what has no extent
-        low, high = np.where(model.fixed, given, low), np.where(model.fixed, given, high)
+    inputs, low, high = model.seen(row[None])[0], model.low, model.high
+    if model.fixed is not None:  # methods do not move inputs whose range is empty
+        low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
     return Problem(
-        input=given,
+        input=inputs,
         output=float(read_target(at_input, target)),
         baselines=baseline.rows,
         baseline_outputs=baseline_outputs,
@@ -121,12 +121,12 @@ def _explanation(
     if attribution.completeness is not Completeness.NONE:
         end = problem.output if attribution.output is None else attribution.output
         error = completeness_error(values, end, attribution.baseline_output, problem.floor)
-    shown = _shown(values, problem)
+    by_unit = _summed_by_unit(values, problem)
     stated = None
     if path_error is not None:
-        told = shown if attribution.interactions is None else attribution.interactions
-        stated = relative_to_attributions(path_error, told, problem.floor)
-    adds_up = error is None or _adds_up(plan, error, shown, attribution, problem)
+        judged = by_unit if attribution.interactions is None else attribution.interactions
+        stated = relative_to_attributions(path_error, judged, problem.floor)
+    adds_up = error is None or _adds_up(plan, error, by_unit, attribution, problem)
     converged = attribution.stopped is None and adds_up and (stated is None or stated <= plan.tolerance)
     reason = None if converged else attribution.stopped or _unstopped(attribution.completeness, adds_up)
     return Explanation(
@@ -134,8 +134,8 @@ def _explanation(
         target=problem.target,
         output=problem.output,
         baseline_output=attribution.baseline_output,
-        attributions=tuple(shown.ravel().tolist()),
-        shape=shown.shape,
+        attributions=tuple(by_unit.ravel().tolist()),
+        shape=by_unit.shape,
         standard_error=None if attribution.standard_error is None else tuple(attribution.standard_error.tolist()),
         completeness=attribution.completeness,
         completeness_error=error,
@@ -149,37 +149,40 @@ def _explanation(
         interactions=_matrix(attribution.interactions),
         groups=attribution.groups,
         noisy_output=attribution.output,
-        attribution_errors=_errors(plan, problem, attribution, shown),
+        attribution_errors=_errors(plan, problem, attribution, by_unit),
     )
 
 
-def _adds_up(plan: Plan, completeness: float, shown: Floats, attribution: Attribution, problem: Problem) -> bool:
-    """Whether what the sum misses is within the tolerance; see `ToleranceOf`."""
+def _adds_up(plan: Plan, completeness: float, by_unit: Floats, attribution: Attribution, problem: Problem) -> bool:
+    """Whether the sum of the values misses the change of the output by no more than the tolerance; see
+    `ToleranceOf`."""
     if plan.tolerance_of is ToleranceOf.COMPLETENESS:
         return completeness <= plan.tolerance
     end = problem.output if attribution.output is None else attribution.output
-    missed = abs(float(shown.sum()) - (end - attribution.baseline_output))
-    return relative_to_attributions(missed, shown, problem.floor) <= plan.tolerance
+    missed = abs(float(by_unit.sum()) - (end - attribution.baseline_output))
+    return relative_to_attributions(missed, by_unit, problem.floor) <= plan.tolerance
 
 
-def _errors(plan: Plan, problem: Problem, attribution: Attribution, shown: Floats) -> tuple[float, ...] | None:
-    """How far each of the values `shown` may be off: by what is known of it, else by the whole L1 error."""
+def _errors(plan: Plan, problem: Problem, attribution: Attribution, by_unit: Floats) -> tuple[float, ...] | None:
+    """Bounds of the error of each value: those that the method knows, else the whole L1 error."""
     if attribution.path_error is None or not (plan.errors or problem.traits.has_features):
         return None
     known = attribution.errors
-    if known is None or known.size != shown.size:
-        known = np.full(shown.size, attribution.path_error)
+    if known is None or known.size != by_unit.size:
+        known = np.full(by_unit.size, attribution.path_error)
     return tuple(known.tolist())
 
 
 def _unstopped(completeness: Completeness, adds_up: bool) -> str:
-    """Why an explanation that nothing stopped is over its tolerance: the model's arithmetic, or steps of fixed size."""
+    """Why an explanation missed its tolerance although nothing stopped it: float precision, or a fixed number of
+    steps."""
     in_few_steps = completeness is Completeness.ASYMPTOTIC or (completeness is Completeness.BY_CONSTRUCTION and adds_up)
     return "steps" if in_few_steps else "precision"
 
 
-def _shown(values: Floats, problem: Problem) -> Floats:
-    """The attributions as they are told: one a unit, but of what has channels one a value, or one a pixel."""
+def _summed_by_unit(values: Floats, problem: Problem) -> Floats:
+    """The attributions as answers have them: one for each unit; where there are channels, one a value or one a
+    pixel."""
     if not problem.traits.has_channels:
         return values if values.size == problem.traits.units else problem.per_unit(values)
     shape = problem.shape if values.size == prod(problem.shape) else problem.shape[1:]

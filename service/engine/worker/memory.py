@@ -1,11 +1,11 @@
-"""Memory that ended, by the errors of all who ask for it."""
+"""Recognises errors of exhausted memory, whichever library raises them."""
 
 from __future__ import annotations
 
 import torch
 
 MESSAGES = ("DefaultCPUAllocator", "alloc_cpu", "std::bad_alloc", "bad allocation", "Failed to allocate memory")
-"""From errors of torch's CPU allocator, C++ and ONNX Runtime, which have no class of their own."""
+"""Parts of the messages of torch's CPU allocator, C++ and ONNX Runtime, which have no class of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

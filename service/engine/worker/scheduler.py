@@ -35,7 +35,7 @@ LOG = logging.getLogger("answerable.worker")
 MIN_QUANTUM = 64
 SHARES = 4
 MAX_FLIGHTS = 2
-"""Chunks the device is left to at once: one it computes, one that waits for it."""
+"""How many chunks are launched at once: one that the device computes, one that waits for it."""
 PATIENCE_SECONDS = 0.0005
 POLL_SECONDS = 0.0002
 
@@ -87,11 +87,11 @@ class _Flight:
 
     @property
     def is_bulk(self) -> bool:
-        """Whether nobody in a hurry has a part in it."""
+        """Whether no interactive explanation has a part in it."""
         return all(live.priority is Priority.BULK for live, _ in self.taken)
 
     def wait(self, seconds: float) -> None:
-        """Returns when it is done, or after so long."""
+        """Returns when it is done, or after that time."""
         until = time.monotonic() + seconds
         while not self.is_done() and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
@@ -128,7 +128,7 @@ class _Queue:
         self._waiting[live.priority].append(live)
 
     def take(self, capacity: int, alive: dict[int, Live]) -> list[tuple[Live, Segment]]:
-        """Segments of at most `capacity` units together; dead explanations fall out on the way."""
+        """Segments of at most `capacity` units together; cancelled and expired explanations are dropped."""
         taken: dict[Live, Segment] = {}
         most = quantum(capacity)
         for priority in Priority:
@@ -170,7 +170,7 @@ class Scheduler:
         self._advance(live, None)
 
     def cancel(self, task: int) -> None:
-        """Drops an explanation; what it has in the current chunk is computed in vain, and no more."""
+        """Drops an explanation; only its part of the current chunk is still computed, in vain."""
         live = self._alive.pop(task, None)
         if live is not None:
             live.steps.close()
@@ -183,8 +183,8 @@ class Scheduler:
     def step(self) -> None:
         """Packs and runs, or launches, one chunk, and delivers what is done; does nothing when nothing waits.
 
-        While the device has its chunks, whatever needs none goes on. With nothing else to do it waits for the device,
-        but not for long: there may be new requests.
+        While the device computes, explanations that do not need it are moved on. With nothing else to do it waits for
+        the device, but not for long: there may be new requests.
         """
         self._expire()
         self._make_way()
@@ -197,7 +197,7 @@ class Scheduler:
             self._deliver(self._flights.popleft())
 
     def _make_way(self) -> None:
-        """Takes back chunks of bulk work that the device has not begun, where interactive work would wait for them."""
+        """Withdraws chunks of bulk work that the device has not begun, where interactive work would wait for them."""
         if any(queue.is_urgent and is_overlapping(kernel) for kernel, queue in self._queues.items()):
             while self._flights and self._flights[-1].is_bulk and self._flights[-1].withdraw():
                 self._requeue(self._flights.pop().taken)
@@ -262,7 +262,7 @@ class Scheduler:
         kernel, taken = flight.kernel, flight.taken
         try:
             parts = flight.collect()
-        except torch.AcceleratorError:  # it sticks: every later answer of this process would be wrong or none
+        except torch.AcceleratorError:  # it persists: every later answer of this process would be wrong or missing
             raise
         except Exception as error:
             if is_out_of_memory(error):

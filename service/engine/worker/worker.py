@@ -1,6 +1,6 @@
 """A worker: the process that owns one device. It reads requests, runs the scheduler, and sends what ended.
 
-It ends when its socket closes, so that it cannot outlive the front, whatever happened to that.
+It ends when its socket closes, so that it cannot outlive the front, however that ended.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from service.catalog.refusals import told
+from service.catalog.refusals import message_for_clients
 from service.engine.messages import (
     Attach,
     Cancel,
@@ -45,7 +45,8 @@ from service.processes.children import Unframer, frame
 
 LOG = logging.getLogger("answerable.worker")
 READ_BYTES = 1 << 20
-"""At most at once. The room for it is kept: where memory ends, requests still arrive, to be refused one by one."""
+"""The most bytes read at once. The buffer is kept: when memory is exhausted, requests still arrive, and are refused one
+by one."""
 REPORTED_CHUNKS = 64
 REPORT_SECONDS = 5.0
 """Chunks are reported when so many are, or after so long, also while nothing ends: silence means that the worker
@@ -55,10 +56,10 @@ MEMORY_SECONDS = 1.0
 
 
 class Channel(Protocol):
-    """The worker's connection with whoever asks."""
+    """The worker's connection with its client."""
 
     def requests(self, *, wait: bool) -> Iterator[Request]:
-        """Whatever has arrived; with `wait`, at least one. Raises EOFError once nobody asks any more."""
+        """The requests that have arrived; with `wait`, at least one. Raises EOFError once the client is gone."""
         ...
 
     def send(self, reply: Reply) -> None: ...
@@ -100,7 +101,7 @@ class Worker:
         self._memory_reported = 0.0
 
     def run(self) -> None:
-        """Serves until nobody asks any more: raises EOFError, or ConnectionError."""
+        """Serves until the client is gone: then raises EOFError, or ConnectionError."""
         self._channel.send(Ready(environment_of(self._device)))
         self._report_memory()
         while True:
@@ -124,7 +125,7 @@ class Worker:
                 self._models.unload(version)
 
     def _begin(self, request: Explain | Predict) -> None:
-        """Has the scheduler compute it, from its next chunk on."""
+        """Adds the request to the scheduler, which computes it from its next chunk on."""
         try:
             live = self._models.begin(request, time.monotonic())
         except AnswerableError as error:
@@ -133,7 +134,7 @@ class Worker:
             self._scheduler.add(live)
 
     def _prepare(self, request: Load | Attach) -> VersionLoaded | SetAttached | Refused:
-        """Loads a version or attaches a set; whatever is wrong with their files, the worker goes on."""
+        """Loads a version or attaches a set; the worker survives whatever is wrong with their files."""
         try:
             if isinstance(request, Attach):
                 outputs = self._models.attach(request.version, request.baseline, request.known)
@@ -141,10 +142,10 @@ class Worker:
             loaded = self._models.load(request.version, request.source, request.known, request.shapes)
         except CatalogError as error:
             LOG.error("%s cannot be loaded: %s", request.version, error)  # noqa: TRY400
-            return Refused(request.task, told(error))
+            return Refused(request.task, message_for_clients(error))
         except Exception as error:
             LOG.exception("a model could not be loaded")
-            name = type(error).__name__  # what it says may hold paths of this machine; it is in the log
+            name = type(error).__name__  # its message may hold paths of this machine; it is in the log
             return Refused(request.task, f"the model cannot be loaded: {name}")
         tuning.model_is_loaded()
         return VersionLoaded(request.task, loaded)

@@ -11,42 +11,47 @@ from onnx import ModelProto
 
 from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
-from service.lifecycle.adding.inputs import Given
+from service.lifecycle.adding.inputs import SingleInput
 from service.lifecycle.adding.rows import Rows
 
 if TYPE_CHECKING:
-    from service.lifecycle.adding.adding import Asked
-    from service.lifecycle.adding.manifests import Answers
+    from service.lifecycle.adding.adding import AddOptions
+    from service.lifecycle.adding.manifests import ManifestChoices
 
 Ask = Callable[[str, str], str]
-"""Asks a question and gives the answer, or the default that it is given."""
+"""From a question and a default to the answer of the user, or the default."""
 
 
 class AddedInputs(ABC):
-    """The inputs of a graph: rows that are brought for them, what is asked about them, and what the manifest says."""
+    """The inputs of a graph: how rows of data are read, what is asked of the user, and what the manifest declares."""
 
-    def __init__(self, given: Given) -> None:
-        self.given = given
+    def __init__(self, graph_input: SingleInput) -> None:
+        self.input = graph_input
 
-    def check_graph(self, model: ModelProto, asked: Asked, ask: Ask) -> None:  # noqa: B027 - some have nothing to check
-        """Raises CatalogError where the graph does not take what instances are read into."""
+    def check_graph(self, model: ModelProto, options: AddOptions, ask: Ask) -> None:  # noqa: B027 - some have nothing to check
+        """Raises CatalogError where the graph takes inputs in a form that instances are not read into."""
 
     @abstractmethod
-    def read(self, data: Path, asked: Asked, ask: Ask) -> Rows:
+    def read(self, data: Path, options: AddOptions, ask: Ask) -> Rows:
         """The rows of a file. Raises CatalogError."""
 
-    def name_features(self, asked: Asked, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def name_features(
+        self, options: AddOptions, rows: Rows | None, ask: Ask
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The names of the features, and their titles. Raises CatalogError."""
         return (), ()
 
-    def normalisation(self, asked: Asked, rows: Rows | None, ask: Ask) -> Normalisation | None:
-        """How the numbers of a file become the model's. Raises CatalogError."""
+    def normalisation(self, options: AddOptions, rows: Rows | None, ask: Ask) -> Normalisation | None:
+        """How the pixels of image files are normalised. Raises CatalogError."""
         return None
 
     @abstractmethod
-    def declared(self, rows: Floats | None, missing: Sequence[float | None], answers: Answers) -> dict[str, Any]:
-        """What the manifest says of the inputs; `missing` has what the graph takes for a column that is missing."""
+    def declared(
+        self, rows: Floats | None, missing: Sequence[float | None], choices: ManifestChoices
+    ) -> dict[str, Any]:
+        """The manifest's `inputs`; `missing` has, by column, the value that the graph imputes, or None."""
 
     @abstractmethod
     def example(self, rows: Floats | None, baseline: Floats, declared: dict[str, Any]) -> Any:
-        """An instance that is nobody's: of `rows`, as far as they are known, and of the rows of the baseline."""
+        """An instance that is not a real person's, made from `rows`, where there are some, and the rows of the
+        baseline."""

@@ -1,11 +1,10 @@
-"""Adding a model: read, asked, written beside the others, tried, and only then put in its place."""
+"""Adding a model: its file is read, a manifest written, and the version checked before it is moved to its folder."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +17,13 @@ from service.catalog.manifest import find_versions
 from service.catalog.outputs.kind import KnownOutputs
 from service.domain import Explanation, Floats, OutputSpace
 from service.errors import AnswerableError, CatalogError
+from service.lifecycle.adding.added_inputs import Ask
 from service.lifecycle.adding.equivalence import Meaning
 from service.lifecycle.adding.files import read_model
-from service.lifecycle.adding.graphs import Found, read_classifier
-from service.lifecycle.adding.inputs import given_of
+from service.lifecycle.adding.graphs import ServableModel, make_servable
+from service.lifecycle.adding.inputs import single_input_of
 from service.lifecycle.adding.kinds import added_inputs
-from service.lifecycle.adding.manifests import Answers, write_version
+from service.lifecycle.adding.manifests import ManifestChoices, write_version
 from service.lifecycle.adding.pictures import Layout
 from service.lifecycle.adding.rows import SUFFIXES, Rows, comma_separated
 from service.lifecycle.checking.assessing import assess
@@ -32,15 +32,13 @@ from service.lifecycle.checking.limits import Limits
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.processes.tuning import HOST_THREADS
 
-LEAST_SHOWN = 5e-4
-"""What three digits show."""
-Ask = Callable[[str, str], str]
-"""Asks a question and gives the answer, or the default that it is given."""
+MIN_VISIBLE_CHANGE = 5e-4
+"""The smallest change that shows in three digits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the command was given; None where it was not."""
+class AddOptions:
+    """The options of the command; None for those that the user left out."""
 
     source: Path
     data: Path | None = None
@@ -61,13 +59,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A version in its place, with the explanation of its example and what its check said.
+    """A version in its folder, with the explanation of its example and the report of its check.
 
-    The explanation is of the logit where the probability hardly changes.
+    The logit is explained where the probability hardly changes.
     """
 
     folder: Path
-    found: Found
+    servable: ServableModel
     trial: Trial
     explanation: Explanation
     report: Report
@@ -75,43 +73,44 @@ class Added:
     is_in_logits: bool
 
 
-def add_model(asked: Asked, models: Path, ask: Ask, rows: int, kept: Assessments) -> Added:
-    """Adds the model to `models`, checked against the newest version before it that has not failed, as `kept` says.
+def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Assessments) -> Added:
+    """Adds the model to `models`, compared with the newest earlier version that has not failed its check, by the
+    assessments `kept`.
 
     Raises CatalogError, saying what to do; nothing is left behind then."""
-    file, data = _files(asked)
+    file, data = _files(options)
     model = read_model(file)
-    given = given_of(model)
-    inputs = added_inputs(given)
-    inputs.check_graph(model, asked, ask)
-    brought = None if data is None else inputs.read(data, asked, ask)
-    complete = None if brought is None else _complete(brought)
-    found = _found(asked, model, complete, are_values=asked.values is not None)
+    graph_input = single_input_of(model)
+    inputs = added_inputs(graph_input)
+    inputs.check_graph(model, options, ask)
+    data_rows = None if data is None else inputs.read(data, options, ask)
+    complete = None if data_rows is None else _complete(data_rows)
+    servable = _make_servable(options, model, complete, are_values=options.values is not None)
     if (
-        found.meaning is Meaning.SCORES
-        and not (asked.is_logit or asked.are_several)
-        and _are_values_rather_than_logits(found, ask)
+        servable.meaning is Meaning.SCORES
+        and not (options.is_logit or options.are_several)
+        and _are_values_rather_than_logits(servable, ask)
     ):
-        found = _found(asked, model, complete, are_values=True)
-    answers = _answers(asked, found, brought, file, models, ask)
+        servable = _make_servable(options, model, complete, are_values=True)
+    choices = _choices(options, servable, data_rows, file, models, ask)
     models.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as room:
-        folder = Path(room) / answers.name / answers.version
+    with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as temporary:
+        folder = Path(temporary) / choices.name / choices.version
         folder.mkdir(parents=True)
-        write_version(folder, found, brought, answers)
+        write_version(folder, servable, data_rows, choices)
         try:
             against = newest_before(find_versions(models), folder, kept)
-            tried = _tried(folder, found, against, rows)
+            added = _explain_and_check(folder, servable, against, rows)
         except CatalogError as error:
-            hint = "; ranges were guessed: bring rows that it was trained on with --data" if brought is None else ""
+            hint = "; ranges were guessed: bring rows that it was trained on with --data" if data_rows is None else ""
             raise CatalogError(f"{error}{hint}") from error
-        place = models / answers.name / answers.version
+        place = models / choices.name / choices.version
         place.parent.mkdir(exist_ok=True)
         shutil.move(folder, place)
-    return replace(tried, folder=place)
+    return replace(added, folder=place)
 
 
-def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added:
+def _explain_and_check(folder: Path, servable: ServableModel, against: Path | None, rows: int) -> Added:
     torch.set_num_threads(HOST_THREADS)
     trial = load_trial(folder, torch.device("cpu"))
     try:
@@ -127,44 +126,47 @@ def _tried(folder: Path, found: Found, against: Path | None, rows: int) -> Added
     report, assessment = assess(folder, against, Limits(), rows, seed=0)
     if assessment is not None:
         keep_beside(folder, assessment)
-    return Added(folder, found, trial, explanation, report, assessment, is_in_logits)
+    return Added(folder, servable, trial, explanation, report, assessment, is_in_logits)
 
 
-def _complete(brought: Rows) -> Floats:
-    finite: Floats = brought.values[np.isfinite(brought.values).all(axis=1)]
+def _complete(data_rows: Rows) -> Floats:
+    finite: Floats = data_rows.values[np.isfinite(data_rows.values).all(axis=1)]
     if not len(finite):
         raise CatalogError("every row of the data misses something; bring some rows that are complete")
     return finite
 
 
-def _found(asked: Asked, model: ModelProto, rows: Floats | None, *, are_values: bool) -> Found:
-    return read_classifier(
-        model, asked.output, asked.is_logit, rows, are_values=are_values, are_several=asked.are_several
+def _make_servable(options: AddOptions, model: ModelProto, rows: Floats | None, *, are_values: bool) -> ServableModel:
+    return make_servable(
+        model, options.output, options.is_logit, rows, are_values=are_values, are_several=options.are_several
     )
 
 
-def _are_values_rather_than_logits(found: Found, ask: Ask) -> bool:
-    """The file does not say: an embedding and a regression look like scores of labels. Raises CatalogError."""
-    what = "one number" if found.columns == 1 else f"{found.columns} numbers"
-    label = "the score of the second of two labels before a sigmoid" if found.columns == 1 else "a score for each label"
+def _are_values_rather_than_logits(servable: ServableModel, ask: Ask) -> bool:
+    """Asks, since the file does not say: embeddings and regressions look like scores of labels. Raises CatalogError."""
+    what = "one number" if servable.columns == 1 else f"{servable.columns} numbers"
+    label = (
+        "the score of the second of two labels before a sigmoid" if servable.columns == 1 else "a score for each label"
+    )
     question = (
-        f"{found.output!r} holds {what} a row that are no probabilities; are they logits, {label}? (yes, no, or values)"
+        f"{servable.output!r} holds {what} a row that are no probabilities; are they logits, {label}? "
+        "(yes, no, or values)"
     )
     answer = ask(question, "no").lower()
     if not answer.startswith(("y", "v")):
         raise CatalogError(
-            f"{found.output!r} holds {what} a row that are no probabilities, and the file does not say what they are. "
-            f"If they are logits ({label}), say so with --logits; a regression, with --values; an embedding or a "
+            f"{servable.output!r} holds {what} a row that are no probabilities, and the file does not say what they "
+            f"are. If they are logits ({label}), say so with --logits; a regression, with --values; an embedding or a "
             "detector is not served"
         )
     return answer.startswith("v")
 
 
 def is_saturated(explanation: Explanation) -> bool:
-    """Whether so little changes that three digits show nothing of it, as between probabilities that are all but one."""
+    """Whether the change is too small to show in three digits, as between two probabilities close to one."""
     figures = (explanation.output, explanation.baseline_output, *(explanation.attributions or ()))
     change = (explanation.output or 0.0) - (explanation.baseline_output or 0.0)
-    return None not in figures and max(abs(change), *map(abs, explanation.attributions or ())) < LEAST_SHOWN
+    return None not in figures and max(abs(change), *map(abs, explanation.attributions or ())) < MIN_VISIBLE_CHANGE
 
 
 def _no_numbers(trial: Trial, example: Floats) -> str:
@@ -179,56 +181,64 @@ def _no_numbers(trial: Trial, example: Floats) -> str:
     )
 
 
-def _files(asked: Asked) -> tuple[Path, Path | None]:
-    """The ONNX file, and the file with rows, if there is one; of a folder, the only ones in it."""
-    source = asked.source
+def _files(options: AddOptions) -> tuple[Path, Path | None]:
+    """The ONNX file, and the file of rows, if there is one; in a folder there must be only one of each."""
+    source = options.source
     if not source.exists():
         raise CatalogError(f"there is no {source.name}; name an ONNX file, or a folder with one")
     if source.is_file():
-        return source, asked.data
+        return source, options.data
     models = sorted(source.glob("*.onnx"))
     if len(models) != 1:
         names = ", ".join(path.name for path in models) or "none"
         raise CatalogError(f"the folder holds {len(models)} ONNX files ({names}); name the one to add")
     rows = [path for path in sorted(source.iterdir()) if path.suffix.lower() in SUFFIXES]
-    if asked.data is None and len(rows) > 1:
-        raise CatalogError(f"the folder holds several files of rows; name one of {_listed(rows)} with --data")
-    return models[0], asked.data or next(iter(rows), None)
+    if options.data is None and len(rows) > 1:
+        raise CatalogError(f"the folder holds several files of rows; name one of {_names_of(rows)} with --data")
+    return models[0], options.data or next(iter(rows), None)
 
 
-def _listed(paths: list[Path]) -> str:
+def _names_of(paths: list[Path]) -> str:
     return ", ".join(path.name for path in paths)
 
 
-def _answers(asked: Asked, found: Found, rows: Rows | None, file: Path, models: Path, ask: Ask) -> Answers:
-    usual = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
-    name = asked.name or ask("name of the model", usual)
+def _choices(
+    options: AddOptions, servable: ServableModel, rows: Rows | None, file: Path, models: Path, ask: Ask
+) -> ManifestChoices:
+    default = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
+    name = options.name or ask("name of the model", default)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         raise CatalogError(
             f"{name!r} is no name for a model: small letters, digits, dots, dashes; give one with --name"
         )
     taken = {folder.name for folder in find_versions(models) if folder.parent.name == name}
-    version = asked.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
+    version = options.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
     if version in taken or (models / name / version).exists():
         raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
-    inputs = added_inputs(found.given)
-    features, titles = inputs.name_features(asked, rows, ask)
-    names = _names(asked, found, ask)
-    adverse = asked.adverse or ask(f"the {found.outputs.noun} that is bad news for whoever is judged, if one is", "")
+    inputs = added_inputs(servable.input)
+    features, titles = inputs.name_features(options, rows, ask)
+    names = _names(options, servable, ask)
+    adverse = options.adverse or ask(
+        f"the {servable.outputs.noun} that is bad news for whoever is judged, if one is", ""
+    )
     try:
-        known = KnownOutputs(names, asked.units, adverse or None, found.tensors, found.has_one_logit)
-        outputs = found.outputs.declaration(known)
+        known = KnownOutputs(names, options.units, adverse or None, servable.tensors, servable.has_one_logit)
+        outputs = servable.outputs.declaration(known)
     except ValueError as error:
         raise CatalogError(str(error)) from None
-    return Answers(name, version, features, titles, outputs, inputs.normalisation(asked, rows, ask))
+    return ManifestChoices(name, version, features, titles, outputs, inputs.normalisation(options, rows, ask))
 
 
-def _names(asked: Asked, found: Found, ask: Ask) -> tuple[str, ...]:
-    """Of the labels or values."""
-    count, noun = found.count, found.outputs.noun
-    usual = found.labels if len(found.labels) == count else found.outputs.usual_names(count)
+def _names(options: AddOptions, servable: ServableModel, ask: Ask) -> tuple[str, ...]:
+    """The names of the labels or values."""
+    count, noun = servable.count, servable.outputs.noun
+    default = servable.labels if len(servable.labels) == count else servable.outputs.usual_names(count)
     what = f"the {count} {noun}s" if count > 1 else f"the {noun}"
-    names = asked.values or asked.labels or comma_separated(ask(f"{what}, in the order of the scores", ",".join(usual)))
+    names = (
+        options.values
+        or options.labels
+        or comma_separated(ask(f"{what}, in the order of the scores", ",".join(default)))
+    )
     if len(names) != count:
         raise CatalogError(f"the model answers for {count} {noun}s, {len(names)} are named; give all with --{noun}s")
     return names

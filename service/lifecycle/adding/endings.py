@@ -1,9 +1,10 @@
-"""How graphs end in probabilities, and the logits behind them: numbers whose softmax the probabilities are.
+"""How graphs end in probabilities, and the logits behind them: numbers of which the probabilities are the softmax.
 
-A softmax does not tell numbers from others that are all larger by the same in a row. So it gives p again of log p, of
-what stood before a softmax, and of the logarithms of whatever was divided by its sum in the end. A small probability,
-once it is written down, has lost most of its digits; so its logarithm is not taken, but followed back to what it was
-made of. Whether that was done rightly, the answers for rows say (`service.lifecycle.adding.equivalence`).
+A softmax is unchanged when the same is added to all numbers of a row. So log p, the input of a softmax, and the
+logarithms of numbers that are divided by their sum at the end all have the softmax p. A small probability in floating
+point has lost most of its digits compared with its logit; so instead of taking its logarithm, the graph is followed
+back to the numbers that it was computed from. Whether that was done correctly is checked on rows
+(`service.lifecycle.adding.equivalence`).
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from service.catalog.outputs.values import Values
 from service.domain import Link
 
 LINEAR = "answerable_linear"
-"""How tensors begin that stand in the place of a linear classifier."""
+"""The prefix of the tensors that replace a linear classifier."""
 LOGITS, PROBABILITIES, VALUES = "answerable_logits", "answerable_probabilities", "answerable_values"
 SCORE = "answerable_score"
 """The one logit [rows, 1] that two labels share, where they do: with zero beside it, it makes their `LOGITS`."""
-LEAST_PROBABILITY = 2.0**-126
-"""float32's least number of full precision, in the place of zeros, which have no logarithm."""
+MIN_PROBABILITY = 2.0**-126
+"""float32's smallest normal number, in the place of zeros, which have no logarithm."""
 SAME_VALUES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "ZipMap"}
 PASSING_ON = {*SAME_VALUES, "Normalizer"}
-"""Operators between the probabilities and an output that do not change them; scikit-learn normalises what sums to 1."""
+"""Operators that leave probabilities as they are; scikit-learn normalises numbers that sum to 1 already."""
 BEFORE = {"Softmax": "before the softmax", "LogSoftmax": "before the logsoftmax", "Exp": "before its exponential"}
 
 LINKS: Mapping[Link, tuple[str, dict[str, Any]]] = {
@@ -39,17 +40,18 @@ LINKS: Mapping[Link, tuple[str, dict[str, Any]]] = {
     Link.SIGMOID: ("Sigmoid", {}),
 }
 """The operator that leads from the logits to the probabilities, with its attributes."""
-HALVES: set[int] = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+HALF_PRECISION: set[int] = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
-Makers = Mapping[str, NodeProto]
-"""The nodes by the names of their outputs."""
+Producers = Mapping[str, NodeProto]
+"""The node that computes each tensor, by the tensor's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The logits are what is made of a tensor: itself, 0 and itself, its logarithms or log-odds; or it holds values.
+    """How the logits are computed from a tensor: they are the tensor, 0 and the tensor, its logarithms or its log-odds.
+    Or the tensor holds values.
 
-    `outputs` is the kind of output that this makes of the file.
+    `outputs` is the kind of output that the file then has; `how` says the same as a sentence to users.
     """
 
     kind: Literal["logits", "second logit", "logarithms", "log-odds", "values"]
@@ -58,62 +60,63 @@ class Ending:
     outputs: type[OutputKind] = Classes
 
 
-def makers_of(graph: GraphProto) -> Makers:
-    """The nodes by the names of their outputs."""
+def producers_of(graph: GraphProto) -> Producers:
+    """The node that computes each tensor, by the tensor's name."""
     return {name: node for node in graph.node for name in node.output if name}
 
 
-def behind(name: str, makers: Makers, operators: set[str]) -> str:
-    """The tensor behind such operators."""
-    while name in makers and makers[name].op_type in operators:
-        name = makers[name].input[0]
+def behind(name: str, producers: Producers, operators: set[str]) -> str:
+    """The tensor that `name` was computed from by such operators alone."""
+    while name in producers and producers[name].op_type in operators:
+        name = producers[name].input[0]
     return name
 
 
-def as_logits(output: str, columns: int, makers: Makers) -> Ending:
-    """Of an output that holds logits, or the one of the second of two labels."""
-    tensor = behind(output, makers, {"ZipMap"})
+def as_logits(output: str, columns: int, producers: Producers) -> Ending:
+    """The ending of an output that holds logits, or one logit, the second label's of two."""
+    tensor = behind(output, producers, {"ZipMap"})
     if columns == 1:
         return Ending("second logit", tensor, f"logits are 0 and {_called(tensor)}")
     return Ending("logits", tensor, f"logits are {_called(tensor)}")
 
 
-def visible_ending(output: str, columns: int, makers: Makers) -> Ending | None:
-    """Of an output with so many probabilities a row; None where the graph ends in no way that is known."""
-    node = makers.get(behind(output, makers, PASSING_ON))
+def visible_ending(output: str, columns: int, producers: Producers) -> Ending | None:
+    """The ending of an output with so many probabilities a row, as the graph shows it; None where it is not
+    recognised."""
+    node = producers.get(behind(output, producers, PASSING_ON))
     if node is None or not node.input:
         return None
-    given, last = node.input[0], node.input[-1]
+    first, last = node.input[0], node.input[-1]
     match node.op_type:
         case "Softmax" | "LogSoftmax" | "Exp":
-            return Ending("logits", given, f"logits are {_called(given)}, {BEFORE[node.op_type]}")
+            return Ending("logits", first, f"logits are {_called(first)}, {BEFORE[node.op_type]}")
         case "Sigmoid" if columns == 1:
-            return _before_sigmoid(given)
+            return _before_sigmoid(first)
         case "Concat" if columns == 2:  # of 1 - p and p
-            second = makers.get(behind(last, makers, PASSING_ON))
+            second = producers.get(behind(last, producers, PASSING_ON))
             return _before_sigmoid(second.input[0]) if second is not None and second.op_type == "Sigmoid" else None
         case "Div":
-            return visible_ending(given, columns, makers) or by_logarithm(given, makers)
+            return visible_ending(first, columns, producers) or by_logarithm(first, producers)
     return None
 
 
 def as_values(output: str) -> Ending:
-    """Of an output that holds values."""
+    """The ending of an output that holds values."""
     return Ending("values", output, f"the values are {_called(output)}", Values)
 
 
 def as_independent_logits(output: str) -> Ending:
-    """Of an output that holds a logit for each of several labels that may be right at once."""
+    """The ending of an output that holds a logit for each of several labels that may be right at once."""
     return Ending("logits", output, f"logits are {_called(output)}, a sigmoid each", Labels)
 
 
-def independent_endings(output: str, makers: Makers, *, is_sure: bool) -> Iterator[Ending]:
-    """Of an output that holds a probability for each of several labels that may be right at once.
+def independent_endings(output: str, producers: Producers, *, is_sure: bool) -> Iterator[Ending]:
+    """The endings of an output that holds a probability for each of several labels that may be right at once.
 
-    Where the graph does not end in their sigmoids, it must be known that these are probabilities.
+    Where the graph does not end in sigmoids, `is_sure` must say that these are probabilities.
     """
-    tensor = behind(output, makers, SAME_VALUES)
-    node = makers.get(tensor)
+    tensor = behind(output, producers, SAME_VALUES)
+    node = producers.get(tensor)
     if node is not None and node.op_type == "Sigmoid":
         how = f"logits are {_called(node.input[0])}, before a sigmoid each"
         yield Ending("logits", node.input[0], how, Labels)
@@ -125,9 +128,9 @@ def _before_sigmoid(score: str) -> Ending:
     return Ending("second logit", score, f"logits are 0 and {_called(score)}, before the sigmoid of two labels")
 
 
-def by_logarithm(output: str, makers: Makers) -> Ending:
-    """Of any probabilities."""
-    name = behind(output, makers, PASSING_ON)
+def by_logarithm(output: str, producers: Producers) -> Ending:
+    """The ending of any output of probabilities: logits are their logarithms."""
+    name = behind(output, producers, PASSING_ON)
     return Ending("logarithms", name, f"logits are the logarithms of {_called(name)}")
 
 
@@ -136,45 +139,45 @@ def _called(tensor: str) -> str:
 
 
 def add_outputs(graph: GraphProto, ending: Ending) -> None:
-    """Adds the tensor `LOGITS`, float32 [rows, labels], and what they lead to: `PROBABILITIES`; or else `VALUES`."""
-    added = _Added(graph)
+    """Adds the tensors `LOGITS` and `PROBABILITIES`, float32 [rows, labels], or else `VALUES`."""
+    end = _GraphEnd(graph)
     match ending.kind:
         case "values":
-            graph.node.append(helper.make_node("Flatten", [added.in_float32(ending.tensor)], [VALUES], axis=1))
+            graph.node.append(helper.make_node("Flatten", [end.in_float32(ending.tensor)], [VALUES], axis=1))
             return
         case "log-odds":
-            logits = added("Sub", added.logarithm(ending.tensor), added.logarithm(ending.tensor, of_the_rest=True))
+            logits = end("Sub", end.logarithm(ending.tensor), end.logarithm(ending.tensor, of_the_rest=True))
         case "second logit":  # softmax(0, z) = (1 - sigmoid(z), sigmoid(z)). The score is [rows, 1], or [rows].
-            column = added.constant(np.array([-1, 1], dtype=np.int64))
-            score = helper.make_node("Reshape", [added.in_float32(ending.tensor), column], [SCORE])
+            column = end.constant(np.array([-1, 1], dtype=np.int64))
+            score = helper.make_node("Reshape", [end.in_float32(ending.tensor), column], [SCORE])
             graph.node.append(score)
-            nothing = added("Mul", SCORE, added.constant(np.zeros((), dtype=np.float32)))
-            logits = added("Concat", nothing, SCORE, axis=1)
+            nothing = end("Mul", SCORE, end.constant(np.zeros((), dtype=np.float32)))
+            logits = end("Concat", nothing, SCORE, axis=1)
         case "logarithms":
-            logits = added.logarithm(ending.tensor)
+            logits = end.logarithm(ending.tensor)
         case _:
-            logits = added.in_float32(ending.tensor)
+            logits = end.in_float32(ending.tensor)
     graph.node.append(helper.make_node("Flatten", [logits], [LOGITS], axis=1))
     operator, options = LINKS[ending.outputs.network_link]
     graph.node.append(helper.make_node(operator, [LOGITS], [PROBABILITIES], **options))
 
 
 def has_floats(graph: GraphProto, kinds: set[int]) -> bool:
-    """Whether something in the graph is computed in numbers of one of these kinds."""
-    found = {tensor.data_type for tensor in graph.initializer}
+    """Whether the graph has constants, or casts to tensors, of one of these element types."""
+    types = {tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
-        found |= {one.i for one in node.attribute if one.name == "to"}
-        found |= {one.t.data_type for one in node.attribute if one.name == "value"}
-    return bool(found & kinds)
+        types |= {one.i for one in node.attribute if one.name == "to"}
+        types |= {one.t.data_type for one in node.attribute if one.name == "value"}
+    return bool(types & kinds)
 
 
-class _Added:
-    """Adds nodes to a graph, and gives the name of what each computes."""
+class _GraphEnd:
+    """Appends nodes to a graph; each call returns the name of the tensor that the new node computes."""
 
     def __init__(self, graph: GraphProto) -> None:
         self._graph = graph
-        self._makers = makers_of(graph)
-        self._is_float32 = not has_floats(graph, {*HALVES, TensorProto.DOUBLE})
+        self._producers = producers_of(graph)
+        self._is_float32 = not has_floats(graph, {*HALF_PRECISION, TensorProto.DOUBLE})
         self._ones = {t.name for t in graph.initializer if (numpy_helper.to_array(t) == 1).all()}
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -191,15 +194,16 @@ class _Added:
         return name if self._is_float32 else self("Cast", name, to=TensorProto.FLOAT)
 
     def logarithm(self, name: str, of_the_rest: bool = False) -> str:
-        """The logarithm of a tensor p of probabilities, or of 1 - p, by what p was made of as far as that is known."""
-        node = self._makers.get(name, NodeProto())
+        """The logarithm of a tensor p of probabilities, or of 1 - p, from the tensors that p is computed from if
+        possible."""
+        node = self._producers.get(name, NodeProto())
         match node.op_type:
             case "Cast" | "ZipMap":
                 return self.logarithm(node.input[0], of_the_rest)
             case "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Slice":
-                return self._again(node, [self.logarithm(node.input[0], of_the_rest), *node.input[1:]])
+                return self._repeated(node, [self.logarithm(node.input[0], of_the_rest), *node.input[1:]])
             case "Concat":
-                return self._again(node, [self.logarithm(part, of_the_rest) for part in node.input])
+                return self._repeated(node, [self.logarithm(part, of_the_rest) for part in node.input])
             case "Exp" if not of_the_rest:
                 return self.in_float32(node.input[0])
             case "Sigmoid":  # 1 - sigmoid(z) = sigmoid(-z), and log sigmoid(z) = -softplus(-z)
@@ -210,8 +214,8 @@ class _Added:
         value = self.in_float32(name)
         if of_the_rest:
             value = self("Sub", self.constant(np.ones((), dtype=np.float32)), value)
-        return self("Log", self("Max", value, self.constant(np.array(LEAST_PROBABILITY, dtype=np.float32))))
+        return self("Log", self("Max", value, self.constant(np.array(MIN_PROBABILITY, dtype=np.float32))))
 
-    def _again(self, node: NodeProto, inputs: list[str]) -> str:
+    def _repeated(self, node: NodeProto, inputs: list[str]) -> str:
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         return self(node.op_type, *inputs, **attributes)

@@ -1,4 +1,4 @@
-"""What the file that was given answers for rows, and whether the file that is served answers the same."""
+"""Whether the file to be served answers the same as the original file for some rows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from onnx import helper
 from service.domain import Floats
 from service.errors import CatalogError
 from service.lifecycle.adding.endings import LOGITS
-from service.lifecycle.adding.inputs import Given
+from service.lifecycle.adding.inputs import SingleInput
 
 if TYPE_CHECKING:
-    from service.lifecycle.adding.graphs import Found
+    from service.lifecycle.adding.graphs import ServableModel
 
-LARGEST_DIFFERENCE = 1e-5
-LARGEST_DIFFERENCE_OF_HALVES = 2e-3
-"""Of a file that computes in float16, whose own softmax has three digits."""
-LEAST_SUM, LARGEST_SUM = 1 - 2e-3, 1 + 2e-3
-"""Of probabilities that sum to one, in float16 too."""
+MAX_DIFFERENCE = 1e-5
+MAX_HALF_PRECISION_DIFFERENCE = 2e-3
+"""For a file that computes in half precision, whose own softmax has three digits."""
+MIN_SUM, MAX_SUM = 1 - 2e-3, 1 + 2e-3
+"""The range of sums of probabilities, in half precision too."""
 ROWS = 32
-"""On which the file is tried, of many evenly chosen ones."""
+"""How many rows the file is run on; of more, these are chosen evenly."""
 
 
 class Meaning(StrEnum):
-    """What the file's own numbers are, as far as they say it themselves."""
+    """What the scores of the original file are, as far as the numbers show it."""
 
     PROBABILITIES = "probabilities"
     LOGARITHMS = "logarithms of probabilities"
@@ -40,64 +40,68 @@ class Meaning(StrEnum):
 
 
 def meaning_of(scores: Floats) -> Meaning:
-    """Of scores [rows, columns], all of them finite."""
+    """The meaning of scores [rows, columns], all of them finite."""
 
     def sum_to_one(values: Floats) -> bool:
         sums = values.sum(axis=1)
-        return values.shape[1] > 1 and bool(((sums > LEAST_SUM) & (sums < LARGEST_SUM)).all())
+        return values.shape[1] > 1 and bool(((sums > MIN_SUM) & (sums < MAX_SUM)).all())
 
-    if ((scores >= -LARGEST_DIFFERENCE) & (scores <= 1 + LARGEST_DIFFERENCE)).all():
+    if ((scores >= -MAX_DIFFERENCE) & (scores <= 1 + MAX_DIFFERENCE)).all():
         return Meaning.PROBABILITIES if sum_to_one(scores) else Meaning.SHARES
-    if (scores <= LARGEST_DIFFERENCE).all() and sum_to_one(np.exp(scores)):
+    if (scores <= MAX_DIFFERENCE).all() and sum_to_one(np.exp(scores)):
         return Meaning.LOGARITHMS
     return Meaning.SCORES
 
 
-def own_scores(model: onnx.ModelProto, given: Given, names: Sequence[str], rows: NDArray[Any]) -> list[Floats]:
-    """What the file itself answers in these tensors for rows [rows, columns], flat: [rows, numbers] each.
+def original_scores(
+    model: onnx.ModelProto, graph_input: SingleInput, names: Sequence[str], rows: NDArray[Any]
+) -> list[Floats]:
+    """The tensors that the original file computes for rows [rows, columns], flat: [rows, numbers] each.
 
-    Raises CatalogError where ONNX Runtime cannot run it, or does not answer numbers for each row.
+    Raises CatalogError where ONNX Runtime cannot run it, or a tensor does not hold numbers for each row.
     """
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     known = {value.name for value in whole.graph.output}
     whole.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
-    shaped = rows.reshape(-1, *given.shape)
-    at_once = given.rows or len(shaped)
-    repeated = np.resize(shaped, (-(-len(shaped) // at_once) * at_once, *given.shape))
+    shaped = rows.reshape(-1, *graph_input.shape)
+    at_once = graph_input.rows or len(shaped)
+    repeated = np.resize(shaped, (-(-len(shaped) // at_once) * at_once, *graph_input.shape))
     session = _opened(whole)
-    parts = [_run(session, names, given.name, repeated[at : at + at_once]) for at in range(0, len(repeated), at_once)]
+    parts = [
+        _run(session, names, graph_input.name, repeated[at : at + at_once]) for at in range(0, len(repeated), at_once)
+    ]
     return [
         np.concatenate([_numbers(name, part[place], at_once) for part in parts])[: len(shaped)]
         for place, name in enumerate(names)
     ]
 
 
-def count_labels(found: Found) -> int:
-    """How many labels the file answers for. Raises CatalogError where ONNX Runtime cannot run it."""
-    row = np.zeros((1, *found.given.shape), dtype=np.float32)
-    return int(_run(_opened(found.model), [LOGITS], found.given.name, row)[0].shape[-1])
+def count_labels(servable: ServableModel) -> int:
+    """How many labels the file has logits for. Raises CatalogError where ONNX Runtime cannot run it."""
+    row = np.zeros((1, *servable.input.shape), dtype=np.float32)
+    return int(_run(_opened(servable.model), [LOGITS], servable.input.name, row)[0].shape[-1])
 
 
-def served(found: Found, rows: NDArray[Any]) -> tuple[Floats, Floats]:
-    """The logits and the probabilities that the file answers which is served; of values, twice these.
+def served_outputs(servable: ServableModel, rows: NDArray[Any]) -> tuple[Floats, Floats]:
+    """The logits and the probabilities that the file to be served answers; for values, those twice.
 
     Raises CatalogError.
     """
-    shaped = rows.reshape(-1, *found.given.shape)
-    names = [value.name for value in found.model.graph.output]
+    shaped = rows.reshape(-1, *servable.input.shape)
+    names = [value.name for value in servable.model.graph.output]
     try:
-        logits, probabilities = _run(_opened(found.model), [names[0], names[-1]], found.given.name, shaped)
+        logits, probabilities = _run(_opened(servable.model), [names[0], names[-1]], servable.input.name, shaped)
     except CatalogError as error:
-        if found.given.rows is None:
+        if servable.input.rows is None:
             raise
-        raise CatalogError(_counted_on(found.given.rows)) from error
+        raise CatalogError(_fixed_row_count(servable.input.rows)) from error
     if len(logits) != len(shaped):
-        raise CatalogError(_counted_on(found.given.rows or 1))
+        raise CatalogError(_fixed_row_count(servable.input.rows or 1))
     return logits.astype(np.float64), probabilities.astype(np.float64)
 
 
-def _counted_on(rows: int) -> str:
+def _fixed_row_count(rows: int) -> str:
     return (
         f"the graph takes {rows} row{'s' * (rows > 1)} at a time and cannot be opened for more, since it counts on "
         "that inside; export it with a first dimension that is dynamic (torch: dynamic_shapes, or dynamic_axes with "
@@ -105,29 +109,34 @@ def _counted_on(rows: int) -> str:
     )
 
 
-def refuse_another(model: onnx.ModelProto, found: Found, rows: NDArray[Any]) -> float:
-    """The largest difference between both files' answers for the rows [rows, columns], flat. Raises CatalogError."""
-    given = rows[:ROWS]
-    (expected,) = own_scores(model, found.given, [found.output], given)
-    difference = difference_from(found, expected, *served(found, given))
-    if not difference <= _limit(found):
+def refuse_difference(model: onnx.ModelProto, servable: ServableModel, rows: NDArray[Any]) -> float:
+    """The largest difference between both files' outputs for rows [rows, columns], flat.
+
+    Raises CatalogError where it is too large.
+    """
+    sample = rows[:ROWS]
+    (expected,) = original_scores(model, servable.input, [servable.output], sample)
+    difference = difference_from(servable, expected, *served_outputs(servable, sample))
+    if not difference <= _limit(servable):
         raise CatalogError(
-            f"the scores were read wrongly: {found.how}, but {found.output!r} of the file answers something else "
+            f"the scores were read wrongly: {servable.how}, but {servable.output!r} of the file answers something else "
             f"(difference {difference:.2g}); name the scores before the softmax with --output NAME --logits"
         )
     return difference
 
 
-def refuse_contradiction(model: onnx.ModelProto, found: Found, outputs: Sequence[str], rows: NDArray[Any]) -> None:
-    """Raises CatalogError where another output of the file has other probabilities for as many labels."""
-    others = [name for name in outputs if name != found.output]
-    if not others or found.meaning is Meaning.VALUES:
+def refuse_contradiction(
+    model: onnx.ModelProto, servable: ServableModel, outputs: Sequence[str], rows: NDArray[Any]
+) -> None:
+    """Raises CatalogError where another output of the file holds other probabilities for the same number of labels."""
+    others = [name for name in outputs if name != servable.output]
+    if not others or servable.meaning is Meaning.VALUES:
         return
-    given = rows[:ROWS]
-    _, probabilities = served(found, given)
+    sample = rows[:ROWS]
+    _, probabilities = served_outputs(servable, sample)
     for name in others:
         try:
-            (expected,) = own_scores(model, found.given, [name], given)
+            (expected,) = original_scores(model, servable.input, [name], sample)
         except CatalogError:  # no numbers for each row: nothing that could contradict
             continue
         if expected.shape[1] == 1 and probabilities.shape[1] == 2:
@@ -137,21 +146,22 @@ def refuse_contradiction(model: onnx.ModelProto, found: Found, outputs: Sequence
         if not is_comparable or meaning_of(expected[known]) not in {Meaning.PROBABILITIES, Meaning.SHARES}:
             continue
         difference = float(np.abs(probabilities - expected)[known].max())
-        if not difference <= _limit(found):
+        if not difference <= _limit(servable):
             raise CatalogError(
-                f"{name!r} of the file answers other probabilities than the softmax of {found.output!r} (difference "
+                f"{name!r} of the file answers other probabilities than the softmax of {servable.output!r} (difference "
                 f"{difference:.2g}): these are no scores before a softmax, or those of several labels of which more "
                 "than one may be right"
             )
 
 
-def _limit(found: Found) -> float:
-    return LARGEST_DIFFERENCE if found.parity is None else LARGEST_DIFFERENCE_OF_HALVES
+def _limit(servable: ServableModel) -> float:
+    return MAX_DIFFERENCE if servable.parity is None else MAX_HALF_PRECISION_DIFFERENCE
 
 
-def difference_from(found: Found, expected: Floats, logits: Floats, probabilities: Floats) -> float:
-    """The largest one of what is served from the file's own scores, by what these mean; infinity for other shapes."""
-    match found.meaning:
+def difference_from(servable: ServableModel, expected: Floats, logits: Floats, probabilities: Floats) -> float:
+    """The largest difference of the served outputs from the original scores, by what those mean; infinity where shapes
+    differ."""
+    match servable.meaning:
         case Meaning.SCORES | Meaning.VALUES:
             answers = logits
         case Meaning.LOGARITHMS:
@@ -164,13 +174,13 @@ def difference_from(found: Found, expected: Floats, logits: Floats, probabilitie
     if answers.shape != expected.shape or not known.any():
         return np.inf
     answers, expected = answers[known], expected[known]
-    least = np.abs(expected).max(axis=0) if found.meaning is Meaning.VALUES else 1.0
+    least = np.abs(expected).max(axis=0) if servable.meaning is Meaning.VALUES else 1.0
     scale = np.maximum(np.abs(expected), least)
     return float((np.abs(answers - expected) / np.where(scale > 0, scale, 1.0)).max())
 
 
 def _numbers(name: str, answer: Any, rows: int) -> Floats:
-    """Scores as an array; a ZipMap answers a dictionary a row."""
+    """Scores as an array; a ZipMap's output is a dictionary a row."""
     if isinstance(answer, list) and all(isinstance(row, dict) for row in answer):
         answer = [list(row.values()) for row in answer]
     elif isinstance(answer, list):
@@ -203,10 +213,10 @@ def _opened(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], name: str, rows: NDArray[Any]) -> list[Any]:
     try:
-        found: list[Any] = session.run(list(outputs), {name: rows.astype(np.float32, copy=False)})
+        results: list[Any] = session.run(list(outputs), {name: rows.astype(np.float32, copy=False)})
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot run the file: {_first_line(error)}") from error
-    return found
+    return results
 
 
 def _first_line(error: Exception) -> str:

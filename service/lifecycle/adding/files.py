@@ -1,4 +1,4 @@
-"""The file that a user names as a model: an ONNX file, or a sentence that says what another one is and what to do."""
+"""Reads the file that a user names as a model, or says what a file that is not ONNX is, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What an ONNX file answers, and the same file with what the service needs of it: logits and probabilities.
+"""An ONNX file rewritten to have the outputs that the service needs: logits and probabilities, or values.
 
 Exporters end classifiers in different ways: in logits; in a softmax; scikit-learn's in a label and a list of
-dictionaries (ZipMap), after whatever makes their probabilities. The file that is written computes the same from the
-same constants, with other outputs: logits and probabilities, [rows, labels]. It answers what the file itself does for
-some rows, or is refused.
+dictionaries (ZipMap), behind the operators that compute the probabilities. The rewritten file computes the same from
+the same constants, with other outputs: logits and probabilities, [rows, labels]. It is run on some rows, and refused
+unless it answers the same as the original.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.catalog.outputs.kind import OutputKind
 from service.domain import Link
 from service.errors import CatalogError
 from service.lifecycle.adding.endings import (
-    HALVES,
+    HALF_PRECISION,
     LOGITS,
     PROBABILITIES,
     SCORE,
@@ -36,38 +36,42 @@ from service.lifecycle.adding.endings import (
     by_logarithm,
     has_floats,
     independent_endings,
-    makers_of,
+    producers_of,
     visible_ending,
 )
 from service.lifecycle.adding.equivalence import (
     ROWS,
     Meaning,
     meaning_of,
-    own_scores,
-    refuse_another,
+    original_scores,
     refuse_contradiction,
+    refuse_difference,
 )
-from service.lifecycle.adding.inputs import Given, given_of
+from service.lifecycle.adding.inputs import SingleInput, single_input_of
 from service.lifecycle.adding.linear import expand_linear
 
-__all__ = ["LOGITS", "PROBABILITIES", "SCORE", "Found", "Given", "read_classifier"]
+__all__ = ["LOGITS", "PROBABILITIES", "SCORE", "ServableModel", "SingleInput", "make_servable"]
 
-LEAST_OPSET = 17
-"""Of the operators that are added, where the file has none of ONNX's own."""
-PARITY_OF_HALVES = 0.02
-"""float16 has three digits, and the twin adds up in another order."""
+MIN_OPSET = 17
+"""The version of ONNX's own operators, for a file that had none of them before some were added."""
+PARITY_OF_HALF_PRECISION = 0.02
+"""Half precision has three digits, and the twin sums in another order."""
 RANDOM_ROWS = 32
 ENOUGH_ROWS = 32
-"""So many rows whose numbers all lie between 0 and 1 show that they are no scores before a softmax."""
+"""If the numbers of so many rows all lie between 0 and 1, they are not scores before a softmax."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A model: its input, the tensor of its scores, what these are, how its logits or values were found, its labels,
-    the file to be served, and the kind of its `outputs`. `columns` are the numbers of the scores, one for every label
-    or value, or one for the second of two labels. `parity` is what its twin may differ by, None for what is usual."""
+class ServableModel:
+    """A file that can be served, `model`, and what was read from the original file.
 
-    given: Given
+    `output` is the original tensor of scores, `meaning` what those are, `columns` how many there are in a row: one for
+    every label or value, or one for the second of two labels. `how` says, as a sentence to users, where the logits or
+    values come from. `parity` is by how much the twin may differ, None for the usual limit. `outputs` is the kind of
+    output.
+    """
+
+    input: SingleInput
     output: str
     meaning: Meaning
     columns: int
@@ -79,12 +83,12 @@ class Found:
 
     @property
     def count(self) -> int:
-        """How many labels or values the file answers for."""
+        """How many labels or values there are."""
         return max(self.columns, 2) if self.outputs.network_link is Link.SOFTMAX else self.columns
 
     @property
     def tensors(self) -> dict[str, str]:
-        """By output space, the tensors of the file to be served."""
+        """The tensors of `model`, by output space."""
         if self.outputs.network_link is Link.IDENTITY:
             return {self.outputs.network_space.value: VALUES}
         return {"logit": SCORE if self.has_one_logit else LOGITS, "probability": PROBABILITIES}
@@ -95,7 +99,7 @@ class Found:
         return any(SCORE in node.output for node in self.model.graph.node)
 
 
-def read_classifier(
+def make_servable(
     model: onnx.ModelProto,
     output: str | None,
     is_logit: bool,
@@ -103,61 +107,62 @@ def read_classifier(
     *,
     are_values: bool = False,
     are_several: bool = False,
-) -> Found:
-    """Finds the logits and the probabilities, or the values. `output` names the tensor to read.
+) -> ServableModel:
+    """Rewrites a file to answer logits and probabilities, or values. `output` names the tensor of scores, if it is
+    known.
 
-    Its numbers are logits if `is_logit`, and values if they `are_values` or a regressor of scikit-learn answers them.
-    With `are_several` labels each is right or wrong on its own. The file is tried on `rows` [rows, columns], flat, or
-    on random ones. Raises CatalogError, saying what to do.
+    Scores are logits if `is_logit`, and values if `are_values` or if the file is one of scikit-learn's regressors. With
+    `are_several` each label is right or wrong independently of the others. The file is run on `rows` [rows, columns],
+    flat, or on random ones. Raises CatalogError, saying what to do.
     """
-    given = given_of(model)
+    graph_input = single_input_of(model)
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     expand_linear(whole)
     if output is None:
         output = _scores(whole)
-    elif output not in makers_of(whole.graph):
+    elif output not in producers_of(whole.graph):
         raise CatalogError(f"the graph has no tensor {output!r}; its outputs are {_outputs(model)}")
     if rows is None:
-        rows = np.random.default_rng(0).normal(size=(RANDOM_ROWS, int(np.prod(given.shape))))
+        rows = np.random.default_rng(0).normal(size=(RANDOM_ROWS, int(np.prod(graph_input.shape))))
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
-    (scores,) = own_scores(model, given, [output], rows)
+    (scores,) = original_scores(model, graph_input, [output], rows)
     scores = scores[np.isfinite(scores).all(axis=1)]
     if not len(scores):
         raise CatalogError(f"{output!r} holds no finite number for any of {len(rows)} rows; bring rows of its data")
     meaning = meaning_of(scores)
-    is_told = is_logit or are_several
-    if are_values or (not is_told and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning)):
+    is_stated = is_logit or are_several
+    if are_values or (not is_stated and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning)):
         meaning = Meaning.VALUES
     elif is_logit:
         _refuse_probabilities(output, meaning, scores)
         meaning = Meaning.SCORES
     failures = []
     for ending in _endings(whole, output, meaning, scores.shape[1], are_several):
-        found = _found(model, whole, given, output, meaning, scores.shape[1], ending)
+        servable = _with_outputs(model, whole, graph_input, output, meaning, scores.shape[1], ending)
         try:
-            refuse_another(model, found, rows)
-            refuse_contradiction(model, found, _answers(model), rows)
+            refuse_difference(model, servable, rows)
+            refuse_contradiction(model, servable, _score_outputs(model), rows)
         except CatalogError as error:
             failures.append(error)
         else:
-            return found
+            return servable
     raise failures[0]
 
 
 def _endings(
     model: onnx.ModelProto, output: str, meaning: Meaning, columns: int, are_several: bool
 ) -> Iterator[Ending]:
-    """The ways in which logits or values may be found, the best first. Raises CatalogError where there is none."""
-    makers = makers_of(model.graph)
+    """The endings that the graph may have, the most precise first. Raises CatalogError where there is none."""
+    producers = producers_of(model.graph)
     if meaning is Meaning.VALUES:
         yield as_values(output)
         return
     if meaning is Meaning.SCORES:
-        yield as_independent_logits(output) if are_several else as_logits(output, columns, makers)
+        yield as_independent_logits(output) if are_several else as_logits(output, columns, producers)
         return
     if are_several or (meaning is Meaning.SHARES and columns > 1):
-        endings = [*independent_endings(output, makers, is_sure=are_several or _has_label(model))]
+        endings = [*independent_endings(output, producers, is_sure=are_several or _has_label(model))]
         if not endings:
             raise CatalogError(
                 f"{output!r} holds {columns} numbers a row, each between 0 and 1, that do not sum to one, and the "
@@ -167,7 +172,7 @@ def _endings(
             )
         yield from endings
         return
-    visible = visible_ending(output, columns, makers)
+    visible = visible_ending(output, columns, producers)
     if meaning is Meaning.SHARES and visible is None:
         raise CatalogError(
             f"{output!r} holds one number a row, between 0 and 1, and the graph does not say what it is: the "
@@ -177,9 +182,9 @@ def _endings(
     if visible is not None:
         yield visible
     if meaning is Meaning.PROBABILITIES:
-        yield by_logarithm(output, makers)
+        yield by_logarithm(output, producers)
     elif meaning is Meaning.LOGARITHMS:
-        yield as_logits(output, columns, makers)
+        yield as_logits(output, columns, producers)
 
 
 def _refuse_probabilities(output: str, meaning: Meaning, scores: NDArray[Any]) -> None:
@@ -194,27 +199,27 @@ def _refuse_probabilities(output: str, meaning: Meaning, scores: NDArray[Any]) -
         )
 
 
-def _found(
+def _with_outputs(
     model: onnx.ModelProto,
     whole: onnx.ModelProto,
-    given: Given,
+    graph_input: SingleInput,
     output: str,
     meaning: Meaning,
     columns: int,
     ending: Ending,
-) -> Found:
+) -> ServableModel:
     file = onnx.ModelProto()
     file.CopyFrom(whole)
     add_outputs(file.graph, ending)
-    _serve(file, given, [VALUES] if VALUES in makers_of(file.graph) else [LOGITS, PROBABILITIES])
-    return Found(
-        given,
+    _keep_only(file, graph_input, [VALUES] if VALUES in producers_of(file.graph) else [LOGITS, PROBABILITIES])
+    return ServableModel(
+        graph_input,
         output,
         meaning,
         columns,
         ending.how,
         _labels(model),
-        PARITY_OF_HALVES if has_floats(model.graph, HALVES) else None,
+        PARITY_OF_HALF_PRECISION if has_floats(model.graph, HALF_PRECISION) else None,
         file,
         ending.outputs,
     )
@@ -224,16 +229,17 @@ def _outputs(model: onnx.ModelProto) -> str:
     return ", ".join(repr(value.name) for value in model.graph.output)
 
 
-def _answers(model: onnx.ModelProto) -> list[str]:
+def _score_outputs(model: onnx.ModelProto) -> list[str]:
     return [value.name for value in model.graph.output if not _is_label(value)]
 
 
 def _scores(model: onnx.ModelProto) -> str:
-    """The output to read: the one that is no label. Raises CatalogError where that is none, or several."""
-    candidates = _answers(model)
+    """The output that holds scores: the only one that is not a label. Raises CatalogError unless there is exactly
+    one."""
+    candidates = _score_outputs(model)
     if len(candidates) > 1:  # probabilities come with their logits: they say how they are made of these
-        makers = makers_of(model.graph)
-        visible = [name for name in candidates if visible_ending(name, 0, makers) is not None]
+        producers = producers_of(model.graph)
+        visible = [name for name in candidates if visible_ending(name, 0, producers) is not None]
         candidates = visible if len(visible) == 1 else candidates
     if len(candidates) != 1:
         raise CatalogError(
@@ -249,7 +255,7 @@ def _is_label(value: onnx.ValueInfoProto) -> bool:
 
 
 def _has_label(model: onnx.ModelProto) -> bool:
-    """Whether the file answers labels too, as a classifier of scikit-learn does."""
+    """Whether the file also outputs labels, as scikit-learn's classifiers do."""
     return any(_is_label(value) for value in model.graph.output)
 
 
@@ -259,14 +265,14 @@ def is_regressor(model: onnx.ModelProto) -> bool:
 
 
 def _ends_in_probabilities(model: onnx.ModelProto, output: str, meaning: Meaning) -> bool:
-    """Whether the numbers, or the graph, say that these are probabilities or their logarithms."""
+    """Whether the numbers or the graph show that these are probabilities or their logarithms."""
     if meaning in {Meaning.PROBABILITIES, Meaning.LOGARITHMS}:
         return True
-    return meaning is Meaning.SHARES and visible_ending(output, 1, makers_of(model.graph)) is not None
+    return meaning is Meaning.SHARES and visible_ending(output, 1, producers_of(model.graph)) is not None
 
 
-def _serve(model: onnx.ModelProto, given: Given, outputs: Sequence[str]) -> None:
-    """Leaves the outputs, of the nodes those that they need, and open how many rows are taken at a time."""
+def _keep_only(model: onnx.ModelProto, graph_input: SingleInput, outputs: Sequence[str]) -> None:
+    """Removes all other outputs and the nodes that only they need, and lets the graph take any number of rows."""
     graph = model.graph
     kept = ancestors(graph.node, outputs[-1])
     needed = {name for node in kept for name in reads(node)}
@@ -277,16 +283,16 @@ def _serve(model: onnx.ModelProto, given: Given, outputs: Sequence[str]) -> None
     graph.initializer.extend(initializers)
     for name in outputs:
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "outputs"]))
-    (value,) = (value for value in graph.input if value.name == given.name)
+    (value,) = (value for value in graph.input if value.name == graph_input.name)
     value.type.tensor_type.shape.dim[0].Clear()
     value.type.tensor_type.shape.dim[0].dim_param = "rows"
     if not any(one.domain == "" for one in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("", LEAST_OPSET))
+        model.opset_import.append(helper.make_opsetid("", MIN_OPSET))
         model.ir_version = max(model.ir_version, 8)
 
 
 def _labels(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Those that a ZipMap, a classifier, or the constant that the label is picked from names."""
+    """The labels, as named by a ZipMap, a classifier's operator, or the constant that the label is selected from."""
     names = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in reversed(model.graph.node):

@@ -1,4 +1,5 @@
-"""What an ONNX graph takes: one tensor of numbers, or a sentence that says what to do with any other."""
+"""The input of an ONNX graph: one tensor of numbers, or a sentence that says what to do where it takes something
+else."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ INTEGERS = {TensorProto.INT32, TensorProto.INT64}
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class SingleInput:
     """The graph's one input: its name, the shape of one row, and whether its values are integers.
 
     `rows` is how many it declares to take at a time, None where that is left open.
@@ -30,15 +31,15 @@ class Given:
     is_integer: bool
 
 
-def given_of(model: onnx.ModelProto) -> Given:
-    """The input. Raises CatalogError where there are several, or one of which rows are not known by their shape."""
+def single_input_of(model: onnx.ModelProto) -> SingleInput:
+    """The input. Raises CatalogError where there are several, or one that does not declare the shape of a row."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
-        raise CatalogError(_several(inputs))
+        raise CatalogError(_not_one_input(inputs))
     kind = inputs[0].type.tensor_type
     if kind.elem_type == TensorProto.STRING:
-        raise CatalogError(_of_text(inputs))
+        raise CatalogError(_takes_text(inputs))
     if kind.elem_type not in {TensorProto.FLOAT, *INTEGERS}:
         name = TensorProto.DataType.Name(kind.elem_type) if kind.elem_type else "no tensor"
         raise CatalogError(f"the input {inputs[0].name!r} is {name}; export the model with float32 inputs")
@@ -47,13 +48,13 @@ def given_of(model: onnx.ModelProto) -> Given:
         if TOKENS.search(inputs[0].name):
             raise CatalogError(_text_model(inputs))
         raise CatalogError(f"the input {inputs[0].name!r} does not declare the shape of a row; export it with one")
-    return Given(inputs[0].name, tuple(sizes), rows if rows > 0 else None, kind.elem_type != TensorProto.FLOAT)
+    return SingleInput(inputs[0].name, tuple(sizes), rows if rows > 0 else None, kind.elem_type != TensorProto.FLOAT)
 
 
-def refuse_shape(given: Given) -> None:
+def refuse_shape(graph_input: SingleInput) -> None:
     """Raises CatalogError where rows are neither a table's nor an image's."""
-    shape = list(given.shape)
-    if given.is_integer:
+    shape = list(graph_input.shape)
+    if graph_input.is_integer:
         raise CatalogError(
             "the model takes integers, tokens perhaps: how they are padded and masked is not in the file, so write its "
             "manifest by hand (kind: tokens), as README's section Models says"
@@ -74,14 +75,14 @@ def refuse_shape(given: Given) -> None:
         )
 
 
-def _several(inputs: Sequence[onnx.ValueInfoProto]) -> str:
+def _not_one_input(inputs: Sequence[onnx.ValueInfoProto]) -> str:
     if not inputs:
         return "the graph has no input: everything in it is a constant"
     kinds = [value.type.tensor_type.elem_type for value in inputs]
     if any(TOKENS.search(value.name) for value in inputs):
         return _text_model(inputs)
     if TensorProto.STRING in kinds:
-        return _of_text(inputs)
+        return _takes_text(inputs)
     names = _listed([value.name for value in inputs])
     if all(_is_column(value) for value in inputs):
         return (
@@ -111,7 +112,7 @@ def _text_model(inputs: Sequence[onnx.ValueInfoProto]) -> str:
     )
 
 
-def _of_text(inputs: Sequence[onnx.ValueInfoProto]) -> str:
+def _takes_text(inputs: Sequence[onnx.ValueInfoProto]) -> str:
     text = [value.name for value in inputs if value.type.tensor_type.elem_type == TensorProto.STRING]
     return (
         f"the graph takes text: {_listed(text)}. `models add` writes manifests for numbers; with a manifest written by "

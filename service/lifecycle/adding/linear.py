@@ -1,4 +1,4 @@
-"""scikit-learn's linear models, each one operator in ONNX, as the product, the sum and the rest that it is."""
+"""Expands scikit-learn's linear models, each one operator in ONNX, into matrix product, sum and link."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ TRANSFORMS = (b"NONE", b"LOGISTIC", b"SOFTMAX")
 
 
 def expand_linear(model: ModelProto) -> None:
-    """Puts plain operators in the place of every linear model's scores; the label of a classifier stays with it."""
+    """Computes every linear model's scores with plain operators; the operator itself still computes a classifier's
+    label."""
     graph = model.graph
     if not any(node.op_type in SCORES_OF for node in graph.node):
         return
@@ -31,7 +32,7 @@ def expand_linear(model: ModelProto) -> None:
 
 
 def _widths(model: ModelProto) -> dict[str, int]:
-    """How many columns tensors have, where that is known."""
+    """The number of columns of tensors, where it is known."""
     graph = shape_inference.infer_shapes(model).graph
     values: Iterable[Any] = [*graph.input, *graph.value_info]
     sizes = {value.name: value.type.tensor_type.shape.dim for value in values}
@@ -52,7 +53,7 @@ def _regressor_parts(model: ModelProto, node: NodeProto, number: int, _widths: d
     yield helper.make_node("Add", [f"{prefix}_product", f"{prefix}_intercepts"], [node.output[0]])
 
 
-def _parts(model: ModelProto, node: NodeProto, number: int, widths: dict[str, int]) -> Iterator[NodeProto]:
+def _classifier_parts(model: ModelProto, node: NodeProto, number: int, widths: dict[str, int]) -> Iterator[NodeProto]:
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     transform = attributes.get("post_transform", b"NONE")
     labels = attributes.get("classlabels_strings") or attributes.get("classlabels_ints") or [0, 1]
@@ -82,6 +83,6 @@ def _parts(model: ModelProto, node: NodeProto, number: int, widths: dict[str, in
         yield helper.make_node("Sigmoid" if transform == b"LOGISTIC" else "Identity", [total], [scores])
 
 
-PARTS = {"LinearClassifier": _parts, "LinearRegressor": _regressor_parts}
+PARTS = {"LinearClassifier": _classifier_parts, "LinearRegressor": _regressor_parts}
 SCORES_OF = {"LinearClassifier": 1, "LinearRegressor": 0}
 """By operator, which of its outputs are the scores."""

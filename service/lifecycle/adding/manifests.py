@@ -1,4 +1,4 @@
-"""The manifest of a model of which nothing is known but its graph, some rows, and a few answers."""
+"""Writes the manifest of a model from its graph, some rows of data, and the user's answers to a few questions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from safetensors.numpy import save
 
 from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
-from service.lifecycle.adding.graphs import Found
+from service.lifecycle.adding.graphs import ServableModel
 from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.rows import Rows
 
-MOST_BASELINES = 128
+MAX_BASELINES = 128
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What was asked: names, the manifest's `outputs`, and how pixels are normalised."""
+class ManifestChoices:
+    """What the user chose: names, the manifest's `outputs`, and how pixels are normalised."""
 
     name: str
     version: str
@@ -37,37 +37,37 @@ class Answers:
 
 
 def imputed(model: ModelProto, tensor: str, columns: int) -> list[float | None]:
-    """The value that each column has where it is missing, by the graph's own imputer; None where there is none."""
+    """The value that the graph's imputer puts in each column where it is missing; None where there is no imputer."""
     for node in model.graph.node:
         if node.op_type == "Imputer" and node.input[0] == tensor:
             values = {one.name: helper.get_attribute_value(one) for one in node.attribute}.get(
                 "imputed_value_floats", []
             )
-            found = list(values) * columns if len(values) == 1 else list(values)
-            return [float(value) for value in found]
+            values_of_imputer = list(values) * columns if len(values) == 1 else list(values)
+            return [float(value) for value in values_of_imputer]
     return [None] * columns
 
 
-def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answers) -> None:
-    """Writes the artefact, the baseline set, and the manifest that binds them."""
-    artefact = found.model.SerializeToString()
+def write_version(folder: Path, servable: ServableModel, rows: Rows | None, choices: ManifestChoices) -> None:
+    """Writes the artefact, the baseline set, and the manifest that names both by digest."""
+    artefact = servable.model.SerializeToString()
     (folder / "model.onnx").write_bytes(artefact)
     (folder / "baselines").mkdir()
-    missing = imputed(found.model, found.given.name, prod(found.given.shape))
+    missing = imputed(servable.model, servable.input.name, prod(servable.input.shape))
     filled = None if rows is None else _filled(rows.values, missing)
-    baseline, description = _baseline(found, filled)
+    baseline, description = _baseline(servable, filled)
     content = save({"rows": baseline.astype(np.float32)})
     (folder / "baselines" / "training.safetensors").write_bytes(content)
-    added = added_inputs(found.given)
-    inputs = added.declared(filled, missing, answers)
+    added = added_inputs(servable.input)
+    inputs = added.declared(filled, missing, choices)
     manifest = {
-        "name": answers.name,
-        "version": answers.version,
-        "title": answers.name.replace("-", " ").replace("_", " "),
-        "description": f"Added from an ONNX file; {found.how}.",
+        "name": choices.name,
+        "version": choices.version,
+        "title": choices.name.replace("-", " ").replace("_", " "),
+        "description": f"Added from an ONNX file; {servable.how}.",
         "artefact": {"file": "model.onnx", "sha256": hashlib.sha256(artefact).hexdigest()},
         "inputs": inputs,
-        "outputs": answers.outputs,
+        "outputs": choices.outputs,
         "baselines": [
             {
                 "name": "training",
@@ -78,7 +78,7 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
                 "description": description,
             }
         ],
-        **({} if found.parity is None else {"parity": found.parity}),
+        **({} if servable.parity is None else {"parity": servable.parity}),
         "defaults": {"method": "integrated_gradients", "baseline": "training", "tolerance": 0.01},
         "example": added.example(filled, baseline, inputs),
     }
@@ -86,15 +86,15 @@ def write_version(folder: Path, found: Found, rows: Rows | None, answers: Answer
 
 
 def _filled(values: Floats, missing: Sequence[float | None]) -> Floats:
-    """Rows with the imputer's values where something is missing, and without those that miss what it does not know."""
+    """Rows with the imputer's values where something is missing, without rows where something is still missing."""
     known = np.array([np.nan if value is None else value for value in missing])
     filled: Floats = np.where(np.isnan(values), known, values)
     return filled[~np.isnan(filled).any(axis=1)]
 
 
-def _baseline(found: Found, rows: Floats | None) -> tuple[Floats, str]:
+def _baseline(servable: ServableModel, rows: Floats | None) -> tuple[Floats, str]:
     if rows is None or not len(rows):
-        columns = int(np.prod(found.given.shape))
+        columns = int(np.prod(servable.input.shape))
         return np.zeros((1, columns)), "one row of zeros; rows of the training data would say more"
-    drawn = np.random.default_rng(0).permutation(len(rows))[:MOST_BASELINES]
+    drawn = np.random.default_rng(0).permutation(len(rows))[:MAX_BASELINES]
     return rows[np.sort(drawn)], f"{len(drawn)} rows drawn from {len(rows)}"

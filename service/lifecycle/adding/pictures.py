@@ -1,6 +1,6 @@
 """Images for a model: which axis holds the channels, rows of them in a file, and what the manifest says of pixels.
 
-An ONNX file need not say any of it, and all of it may be silently wrong: what cannot be told is asked, or refused.
+An ONNX file need not declare any of it, and a wrong guess would not show: what is not certain is asked, or refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from service.lifecycle.adding.added_inputs import AddedInputs, Ask
 from service.lifecycle.adding.rows import Rows, load_array, read_rows
 
 if TYPE_CHECKING:
-    from service.lifecycle.adding.adding import Asked
-    from service.lifecycle.adding.manifests import Answers
+    from service.lifecycle.adding.adding import AddOptions
+    from service.lifecycle.adding.manifests import ManifestChoices
 
 Shape = tuple[int, ...]
 Layout = Literal["first", "last"]
@@ -33,48 +33,50 @@ OF_CHANNELS = {
     *("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN"),
     *("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "DepthToSpace", "SpaceToDepth"),
 }
-"""Operators that take their channels in the first axis behind the rows."""
+"""Operators that take channels in the first axis behind the rows."""
 KEEPING_AXES = {"Identity", "Cast", "Add", "Sub", "Mul", "Div", "Clip", "Pad", "Resize", "Relu", "Sqrt", "Dropout"}
 
 
 class AddedPictures(AddedInputs):
     """Rows [channels, height, width]; see `AddedInputs`."""
 
-    def check_graph(self, model: ModelProto, asked: Asked, ask: Ask) -> None:
+    def check_graph(self, model: ModelProto, options: AddOptions, ask: Ask) -> None:
         """The first axis holds the channels."""
-        refuse_channels_last(model, self.given.name, self.given.shape, asked.channels, ask)
+        refuse_channels_last(model, self.input.name, self.input.shape, options.channels, ask)
 
-    def read(self, data: Path, asked: Asked, ask: Ask) -> Rows:
+    def read(self, data: Path, options: AddOptions, ask: Ask) -> Rows:
         """Images of the shape."""
-        return read_pictures(data, self.given.shape, ask)
+        return read_pictures(data, self.input.shape, ask)
 
-    def normalisation(self, asked: Asked, rows: Rows | None, ask: Ask) -> Normalisation | None:
-        """As it is given, or asked for where the rows do not show it."""
-        channels = self.given.shape[0]
-        if asked.normalise is not None:
-            return read_normalisation(asked.normalise, channels)
+    def normalisation(self, options: AddOptions, rows: Rows | None, ask: Ask) -> Normalisation | None:
+        """As the command says, or as the user answers where the rows do not show it."""
+        channels = self.input.shape[0]
+        if options.normalise is not None:
+            return read_normalisation(options.normalise, channels)
         return ask_normalisation(None if rows is None else rows.values, channels, ask)
 
-    def declared(self, rows: Floats | None, missing: Sequence[float | None], answers: Answers) -> dict[str, Any]:
-        """The range of pixels, and how files become them."""
-        return image_inputs(self.given.name, self.given.shape, rows, answers.normalise)
+    def declared(
+        self, rows: Floats | None, missing: Sequence[float | None], choices: ManifestChoices
+    ) -> dict[str, Any]:
+        """The range of pixels, and how image files are normalised."""
+        return image_inputs(self.input.name, self.input.shape, rows, choices.normalise)
 
     def example(self, rows: Floats | None, baseline: Floats, declared: dict[str, Any]) -> Any:
-        """Of one image a grey, and of several the mean of the brighter half: that of all is what they are explained
-        against, and would explain nothing."""
+        """A grey for one image, and for several the mean of the brighter half: the mean of all is the baseline itself,
+        and its explanation would be zero."""
         images = np.full_like(baseline, np.mean(declared["range"])) if rows is None else baseline
         grey = np.full(images.shape[1], (images.min() + images.max()) / 2)
         brighter = images[images.mean(axis=1).argsort()[-max(2, -(-len(images) // 2)) :]]
         image = brighter.mean(axis=0) if len(images) > 1 else grey
-        return image.astype(np.float32).reshape(self.given.shape).tolist()
+        return image.astype(np.float32).reshape(self.input.shape).tolist()
 
 
-def refuse_channels_last(model: ModelProto, name: str, shape: Shape, told: Layout | None, ask: Ask) -> None:
+def refuse_channels_last(model: ModelProto, name: str, shape: Shape, stated: Layout | None, ask: Ask) -> None:
     """Raises CatalogError unless images [channels, height, width] are what the input `name` takes.
 
-    The graph says it by its first operator that knows channels; else a usual number of them does, or the user.
+    The graph's first operator with channels decides; else the axis with a usual number of channels, or the user.
     """
-    layout = told or _layout_of_graph(model, name) or _layout_of_shape(shape)
+    layout = stated or _layout_of_graph(model, name) or _layout_of_shape(shape)
     sizes = " x ".join(map(str, shape))
     if layout is None:
         answer = ask(f"which axis of an image of {sizes} holds the channels, the first or the last?", "")
@@ -92,11 +94,11 @@ def refuse_channels_last(model: ModelProto, name: str, shape: Shape, told: Layou
 
 
 def _layout_of_graph(model: ModelProto, name: str) -> Layout | None:
-    """By the axes of the input, wherever they were moved, that the first operator takes which knows channels."""
+    """By following the axes of the input through the graph to the first operator with channels."""
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
-        for given in node.input:
-            readers.setdefault(given, []).append(node)
+        for tensor_read in node.input:
+            readers.setdefault(tensor_read, []).append(node)
     waiting = deque([(name, [0, 1, 2, 3])])
     while waiting:
         tensor, axes = waiting.popleft()
@@ -143,13 +145,13 @@ def _wanted(shape: Shape) -> str:
 
 
 def _is_of(own: Shape, shape: Shape) -> bool:
-    """One channel may be left out, be the last, or the image be flat: that moves no number."""
+    """A single channel may be left out or be last, or the image be flat: the order of the numbers is the same."""
     same = [shape] if shape[0] != 1 else [shape, shape[1:], (*shape[1:], 1), (shape[1] * shape[2],)]
     return own in same
 
 
 def _scaled(path: Path, array: NDArray[Any], values: Floats, ask: Ask) -> Floats:
-    """Bytes as the model takes them, which no file says."""
+    """Bytes scaled as the model takes them, which no file says."""
     if array.dtype.kind not in "ui" or values.max() <= 1 or values.min() < 0 or values.max() > BYTES:
         return values
     answer = ask(f"{path.name} holds whole numbers up to 255; are they divided by 255 for the model? (yes or no)", "")
@@ -164,7 +166,7 @@ def _scaled(path: Path, array: NDArray[Any], values: Floats, ask: Ask) -> Floats
 
 
 def read_normalisation(text: str, channels: int) -> Normalisation | None:
-    """`MEANS/DEVIATIONS`, each a number a channel separated by commas; None of no text. Raises CatalogError."""
+    """`MEANS/DEVIATIONS`, each a number a channel separated by commas; None for an empty text. Raises CatalogError."""
     if not text.strip():
         return None
     try:
@@ -181,7 +183,8 @@ def read_normalisation(text: str, channels: int) -> Normalisation | None:
 
 
 def ask_normalisation(rows: Floats | None, channels: int, ask: Ask) -> Normalisation | None:
-    """What the pixels of a file become, where the rows do not show that they are just divided by 255, or not at all."""
+    """How pixels of image files are normalised, unless the rows show that they are divided by 255, or left as they
+    are."""
     if rows is not None and _plain_range(rows) is not None:
         return None
     usual = "0 to 1" if rows is None else "unknown, so that no files are taken"
@@ -190,24 +193,24 @@ def ask_normalisation(rows: Floats | None, channels: int, ask: Ask) -> Normalisa
 
 
 def image_inputs(tensor: str, shape: Shape, rows: Floats | None, normalise: Normalisation | None) -> dict[str, Any]:
-    """What the manifest says of the input. Raises CatalogError where the rows are beyond what was told."""
-    told: dict[str, Any] = {"kind": "image", "tensor": tensor, "shape": list(shape)}
+    """The manifest's `inputs`. Raises CatalogError where the rows exceed the range that the normalisation implies."""
+    declared: dict[str, Any] = {"kind": "image", "tensor": tensor, "shape": list(shape)}
     if normalise is None:
         plain = (0.0, 1.0) if rows is None else _plain_range(rows)
         if plain is not None:
-            return {**told, "range": list(plain)}
+            return {**declared, "range": list(plain)}
         assert rows is not None
-        return {**told, "range": list(_wide_range(rows)), "takes_files": False}
+        return {**declared, "range": list(_wide_range(rows)), "takes_files": False}
     mean, deviation = np.array(normalise.mean), np.array(normalise.deviation)
     low, high = float(((0 - mean) / deviation).min()), float(((1 - mean) / deviation).max())
-    slack = 1e-3 * (high - low)  # of rows that were normalised in float32
+    slack = 1e-3 * (high - low)  # rows may have been normalised in float32
     if rows is not None and (rows.min() < low - slack or rows.max() > high + slack):
         raise CatalogError(
             f"normalised so, pixels lie between {low:.4g} and {high:.4g}, and the rows between {rows.min():.4g} and "
             f"{rows.max():.4g}: they were made otherwise"
         )
     normalised = {"mean": list(normalise.mean), "deviation": list(normalise.deviation)}
-    return {**told, "range": [low - slack, high + slack], "normalise": normalised}
+    return {**declared, "range": [low - slack, high + slack], "normalise": normalised}
 
 
 def _plain_range(rows: Floats) -> tuple[float, float] | None:
@@ -219,7 +222,7 @@ def _plain_range(rows: Floats) -> tuple[float, float] | None:
 
 
 def _wide_range(rows: Floats) -> tuple[float, float]:
-    """What was seen, and half as much again to either side; what was never negative stays so."""
+    """The range of the rows, and half of it more on either side; never below zero if the rows are not."""
     low, high = float(rows.min()), float(rows.max())
     more = (high - low) / 2 or max(abs(high), 1.0)
     return (0.0 if low >= 0 else low - more), high + more

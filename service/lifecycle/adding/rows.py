@@ -1,4 +1,4 @@
-"""Rows that a user brings: a CSV file with or without a header, or an array in .npy, .npz or .safetensors."""
+"""Reads a user's rows of data: a CSV file with or without a header, or an array in .npy, .npz or .safetensors."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from service.errors import CatalogError
 
 SUFFIXES = (".csv", ".npy", ".npz", ".safetensors")
 MISSING = {"", "na", "nan", "null", "none", "?"}
-Places = Mapping[str, int]
-"""Of one feature: where each of its categories, as a file writes it, stands among them."""
+CategoryIndices = Mapping[str, int]
+"""For one feature, the index of each of its categories, by how files write it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What a header may be called that is this input of the model; `places` of its categories, if it has some."""
+    """An input of the model: the `name` or `title` of its column, and the indices of its categories, if it has some."""
 
     name: str
     title: str = ""
-    places: Places | None = None
+    indices: CategoryIndices | None = None
 
     def is_called(self, header: str) -> bool:
-        """Exactly so."""
+        """Whether the header is its name or title, exactly."""
         return header in (self.name, self.title)
 
     def may_be_called(self, name: str) -> bool:
-        """By a name that was made of a header."""
+        """Whether a name made of a header is its name, or the name made of its title."""
         return name in (self.name, _name(self.title, 0))
 
 
@@ -53,33 +53,33 @@ class Rows:
 def read_rows(path: Path, shape: tuple[int, ...], dropped: Sequence[str], inputs: Sequence[Column] = ()) -> Rows:
     """The rows of the file, flat, for a model that takes `shape`; `dropped` names columns of a CSV that are no input.
 
-    `inputs` are those of the model, in their order, where they are known: a CSV with a header has them in any order,
-    and calls categories as they are called; any other file has them in theirs, and has their places. Raises
-    CatalogError, saying what to do.
+    `inputs` are the model's, in order, where they are known. A CSV file with a header may have its columns in any
+    order, and writes categories by name; any other file has them in the model's order, and writes categories as
+    indices. Raises CatalogError, saying what to do.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise CatalogError(f"{path.name}: rows are read from {', '.join(SUFFIXES)} files")
     try:
         is_csv = path.suffix.lower() == ".csv"
-        found = _read_csv(path, dropped, inputs) if is_csv else Rows(_read_array(path))
+        rows = _read_csv(path, dropped, inputs) if is_csv else Rows(_read_array(path))
     except (OSError, ValueError, EOFError, csv.Error, BadZipFile, SafetensorError) as error:
         raise CatalogError(f"{path.name} cannot be read: {error}") from error
     columns = prod(shape)
-    if not len(found.values):
+    if not len(rows.values):
         raise CatalogError(f"{path.name} holds no rows")
-    if found.values[0].size != columns:
-        width = found.values[0].size
-        names = f": {', '.join(found.names)}" if found.names else ""
-        more = "; name the columns that are no inputs with --drop" if width > columns and found.names else ""
+    if rows.values[0].size != columns:
+        width = rows.values[0].size
+        names = f": {', '.join(rows.names)}" if rows.names else ""
+        more = "; name the columns that are no inputs with --drop" if width > columns and rows.names else ""
         raise CatalogError(f"{path.name} has {width} columns{names}; the model takes {columns}{more}")
-    values = found.values.reshape(len(found.values), columns)
+    values = rows.values.reshape(len(rows.values), columns)
     if np.isinf(values).any():
         raise CatalogError(f"{path.name} holds infinite values")
-    return Rows(values, found.names)
+    return Rows(values, rows.names)
 
 
 def renames(path: Path, names: Sequence[str]) -> bool:
-    """Whether the names are none of the file's headers: other names, for the columns in their order."""
+    """Whether none of `names` is a header of the file, so that they are new names for its columns, in order."""
     if path.suffix.lower() != ".csv" or not path.is_file():
         return True
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -105,24 +105,25 @@ def _read_csv(path: Path, dropped: Sequence[str], inputs: Sequence[Column]) -> R
     twice = next((name for name in headers if name and headers.count(name) > 1), None)
     if twice is not None:
         raise CatalogError(f"{path.name} has the column {twice!r} twice; which of them is meant? Rename one of them")
-    places: Sequence[Places | None] = [None] * len(kept)
+    indices: Sequence[CategoryIndices | None] = [None] * len(kept)
     if inputs and headers:
         kept = [kept[at] for at in in_order(path, headers, inputs)]
     if inputs and names:
-        places = [column.places for column in inputs]
+        indices = [column.indices for column in inputs]
     values = np.empty((len(lines), len(kept)))
     for number, line in enumerate(lines):
         for place, at in enumerate(kept):
-            values[number, place] = _value(path, line, number + 1 + bool(names), at, names, places[place])
+            values[number, place] = _value(path, line, number + 1 + bool(names), at, names, indices[place])
     return Rows(values, tuple(names[at] for at in kept) if names else ())
 
 
 def in_order(path: Path, headers: Sequence[str], inputs: Sequence[Column]) -> list[int]:
-    """Which column is each of the inputs: that which has its name or title, exactly, or as names are made of headers.
+    """For each input, the number of its column: the one called by its name or title, exactly or as a name made of a
+    header.
 
-    Raises CatalogError where a column may be two inputs, or two columns one, or where one of either is left over.
+    Raises CatalogError unless each column is exactly one input, and each input has a column.
     """
-    found: dict[int, int] = {}
+    column_of_input: dict[int, int] = {}
     for at, header in enumerate(headers):
         exact = [place for place, column in enumerate(inputs) if column.is_called(header)]
         own = exact or [place for place, column in enumerate(inputs) if column.may_be_called(_name(header, at))]
@@ -132,31 +133,33 @@ def in_order(path: Path, headers: Sequence[str], inputs: Sequence[Column]) -> li
                 f"{path.name} has the column {header!r}, and the model has no such input; its inputs are {names}. "
                 "Name the columns that are no inputs with --drop"
             )
-        if len(own) > 1 or own[0] in found:
+        if len(own) > 1 or own[0] in column_of_input:
             others = (inputs[place].name for place in own)
             which = f"be {' or '.join(others)}" if len(own) > 1 else f"both be {inputs[own[0]].name}"
-            also = "" if len(own) > 1 else f" and {headers[found[own[0]]]!r}"
+            also = "" if len(own) > 1 else f" and {headers[column_of_input[own[0]]]!r}"
             raise CatalogError(
                 f"{path.name}: {header!r}{also} may {which}; call the columns as the manifest calls its features"
             )
-        found[own[0]] = at
-    absent = [column.name for place, column in enumerate(inputs) if place not in found]
+        column_of_input[own[0]] = at
+    absent = [column.name for place, column in enumerate(inputs) if place not in column_of_input]
     if absent:
         raise CatalogError(f"the file has no column {absent[0]!r}; its columns are {', '.join(headers)}")
-    return [found[place] for place in range(len(inputs))]
+    return [column_of_input[place] for place in range(len(inputs))]
 
 
-def _value(path: Path, line: Sequence[str], number: int, at: int, names: Sequence[str], places: Places | None) -> float:
+def _value(
+    path: Path, line: Sequence[str], number: int, at: int, names: Sequence[str], indices: CategoryIndices | None
+) -> float:
     column = repr(names[at]) if names else str(at + 1)
     if at >= len(line):
         raise CatalogError(f"{path.name}, line {number}: there is no column {column}")
     cell = line[at].strip()
-    if places is not None and cell in places:
-        return float(places[cell])
+    if indices is not None and cell in indices:
+        return float(indices[cell])
     if cell.lower() in MISSING:
         return float("nan")
-    if places is not None:
-        known = ", ".join([*places][:20])
+    if indices is not None:
+        known = ", ".join([*indices][:20])
         raise CatalogError(f"{path.name}, line {number}: {cell[:40]!r} in column {column} is none of {known}")
     if not _is_number(cell):
         raise CatalogError(
@@ -199,21 +202,22 @@ def _arrays(path: Path) -> NDArray[Any]:
         arrays = {"rows": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     if "rows" not in arrays and len(arrays) != 1:
         raise CatalogError(f"{path.name} holds {', '.join(arrays) or 'nothing'}; call the array of rows `rows`")
-    found: NDArray[Any] = arrays.get("rows", next(iter(arrays.values())))
-    return found
+    rows: NDArray[Any] = arrays.get("rows", next(iter(arrays.values())))
+    return rows
 
 
 def names_of(headers: Sequence[str], columns: int) -> tuple[str, ...]:
-    """Names of features by headers: letters, digits and underscores, no two alike. A header that is a name is kept."""
+    """Different names for features, made of headers: letters, digits and underscores. A header that is a name is
+    kept."""
     made = [_name(headers[at] if at < len(headers) else "", at) for at in range(columns)]
     taken = {name for at, name in enumerate(made) if at < len(headers) and headers[at] == name}
-    found: list[str] = []
+    names: list[str] = []
     for at, name in enumerate(made):
         is_own = at < len(headers) and headers[at] == name
-        while name in found or (name in taken and not is_own):
+        while name in names or (name in taken and not is_own):
             name, is_own = f"{name}_{at + 1}", False
-        found.append(name)
-    return tuple(found)
+        names.append(name)
+    return tuple(names)
 
 
 def _name(header: str, at: int) -> str:

@@ -1,4 +1,4 @@
-"""Which rows of a data set become a baseline set: random ones, or those in the middle of its clusters."""
+"""Which rows of a data set become a baseline set: random ones, or the medoids of its clusters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from service.domain import Floats, Indices
 
-MOST_ROUNDS = 100
+MAX_ROUNDS = 100
 
 
 def random_rows(rows: Floats, size: int, seed: int) -> Indices:
-    """So many different rows of [rows, columns], or all if there are no more; in their order."""
+    """The indices of `size` different rows of [rows, columns], or of all if there are fewer; ascending."""
     drawn: Indices = np.random.default_rng(seed).permutation(len(rows))[:size]
     return np.sort(drawn)
 
@@ -19,20 +19,20 @@ def medoids(rows: Floats, size: int, seed: int) -> Indices:
     """The real row nearest to the mean of each of `size` clusters; fewer where one row is nearest to several.
 
     k-means (Lloyd) from starts drawn far from each other (k-means++, Arthur and Vassilvitskii 2007), over columns of
-    mean 0 and deviation 1, so that no unit counts for more than another.
+    mean 0 and deviation 1, so that the units of measurement do not matter.
     """
     spread = rows.std(axis=0)
     scaled = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     centers = _starts(scaled, min(size, len(rows)), np.random.default_rng(seed))
     nearest = _distances(scaled, centers).argmin(axis=1)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         centers = np.stack(
             [scaled[nearest == at].mean(axis=0) if (nearest == at).any() else old for at, old in enumerate(centers)]
         )
-        found = _distances(scaled, centers).argmin(axis=1)
-        if (found == nearest).all():
+        reassigned = _distances(scaled, centers).argmin(axis=1)
+        if (reassigned == nearest).all():
             break
-        nearest = found
+        nearest = reassigned
     return np.unique(_distances(scaled, centers).argmin(axis=0))
 
 

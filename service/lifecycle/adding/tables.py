@@ -15,55 +15,60 @@ from service.lifecycle.adding.added_inputs import AddedInputs, Ask
 from service.lifecycle.adding.rows import Column, Rows, comma_separated, names_of, read_rows, renames
 
 if TYPE_CHECKING:
-    from service.lifecycle.adding.adding import Asked
-    from service.lifecycle.adding.manifests import Answers
+    from service.lifecycle.adding.adding import AddOptions
+    from service.lifecycle.adding.manifests import ManifestChoices
 
 UNKNOWN_RANGE = (-100.0, 100.0)
-"""Of a feature of which no value is known."""
+"""The range of a feature for which there are no data."""
 
 
 class AddedTable(AddedInputs):
     """Rows [features]; see `AddedInputs`."""
 
-    def read(self, data: Path, asked: Asked, ask: Ask) -> Rows:
-        """By the header, where there is one."""
-        names = asked.features or ()
+    def read(self, data: Path, options: AddOptions, ask: Ask) -> Rows:
+        """Columns are matched by the header, where there is one."""
+        names = options.features or ()
         inputs = [] if renames(data, names) else [Column(name) for name in names]
-        return read_rows(data, self.given.shape, asked.dropped, inputs)
+        return read_rows(data, self.input.shape, options.dropped, inputs)
 
-    def name_features(self, asked: Asked, rows: Rows | None, ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """As they are given, or else stand in the header, or else are asked for."""
-        (columns,) = self.given.shape
-        headers: tuple[str, ...] = asked.features or (rows.names if rows is not None else ())
+    def name_features(
+        self, options: AddOptions, rows: Rows | None, ask: Ask
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """From the command, or else the header, or else the user's answer."""
+        (columns,) = self.input.shape
+        headers: tuple[str, ...] = options.features or (rows.names if rows is not None else ())
         if not headers:
-            given = ask(f"names of the {columns} features, separated by commas", "")
-            headers = comma_separated(given) or tuple(f"feature_{at}" for at in range(1, columns + 1))
+            names = ask(f"names of the {columns} features, separated by commas", "")
+            headers = comma_separated(names) or tuple(f"feature_{at}" for at in range(1, columns + 1))
         if len(headers) != columns:
             raise CatalogError(
                 f"the model takes {columns} features, {len(headers)} are named; give all with --features"
             )
         return names_of(headers, columns), headers
 
-    def declared(self, rows: Floats | None, missing: Sequence[float | None], answers: Answers) -> dict[str, Any]:
-        """Ranges around what was seen."""
+    def declared(
+        self, rows: Floats | None, missing: Sequence[float | None], choices: ManifestChoices
+    ) -> dict[str, Any]:
+        """Features with ranges around their values in the data."""
         features = []
-        for at, (name, title) in enumerate(zip(answers.features, answers.titles, strict=True)):
+        for at, (name, title) in enumerate(zip(choices.features, choices.titles, strict=True)):
             low, high = UNKNOWN_RANGE if rows is None else _range(rows[:, at])
             feature: dict[str, Any] = {"name": name, "title": title, "range": [low, high]}
             if missing[at] is not None:
                 feature["missing"] = missing[at]
             features.append(feature)
-        return {"kind": "tabular", "tensor": self.given.name, "features": features}
+        return {"kind": "tabular", "tensor": self.input.name, "features": features}
 
     def example(self, rows: Floats | None, baseline: Floats, declared: dict[str, Any]) -> dict[str, float]:
-        """The median of every column; ones where none is known."""
+        """The median of every column; ones where there are no data."""
         names = [feature["name"] for feature in declared["features"]]
         middle = np.ones(len(names)) if rows is None or not len(rows) else np.median(rows, axis=0)
         return {name: float(f"{value:.12g}") for name, value in zip(names, middle, strict=True)}
 
 
 def _range(values: Floats) -> tuple[float, float]:
-    """What was seen, and as much again to either side; what was never negative stays so, and shares stay shares."""
+    """The range of the values, and as much more on either side; not below zero if no value is, and [0, 1] for
+    shares."""
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0
@@ -75,5 +80,5 @@ def _range(values: Floats) -> tuple[float, float]:
 
 
 def _outwards(value: float, digits: int, whole: Callable[[float], int]) -> float:
-    """Rounded to so many digits after the point, or before it where they are negative, away from what was seen."""
+    """Rounded outwards by `whole` (floor or ceil) to so many digits after the point, or before it if negative."""
     return round(whole(value * 10.0**digits) / 10.0**digits, digits)

@@ -1,6 +1,6 @@
-"""A check whose outcome is kept: by digest, with the limits it was held against, and the reference profile.
+"""A check whose outcome is kept by digest, with its limits and the reference profile.
 
-As a program, which the service runs beside itself: `python -m service.lifecycle.checking.assessing DATA FOLDER
+The service runs it as a program beside itself: `python -m service.lifecycle.checking.assessing DATA FOLDER
 [AGAINST]`.
 """
 
@@ -27,7 +27,7 @@ from service.lifecycle.checking.limits import ROWS, Limits
 from service.lifecycle.checking.tables import findings_body
 from service.processes.tuning import HOST_THREADS
 
-LEAST_URGENT = 19
+MAX_NICENESS = 19
 
 
 def assess(
@@ -35,7 +35,7 @@ def assess(
 ) -> tuple[Report, Assessment | None]:
     """Checks the version in `folder`.
 
-    No assessment where a manifest cannot be read, or became another one meanwhile: it would be of nothing then.
+    There is no assessment where a manifest cannot be read, or changed during the check: it would belong to no version.
     """
     files = _files(folder), None if against is None else _files(against)
     report = check(folder, against, best_device(), limits, rows, seed)
@@ -67,8 +67,8 @@ def _files(folder: Path) -> tuple[ModelKey, str] | None:
 
 
 def main() -> int:
-    """Checks as the command does that names no options. 0 where a verdict was kept."""
-    os.nice(LEAST_URGENT)
+    """Checks as the command without options does. Returns 0 where a verdict was kept."""
+    os.nice(MAX_NICENESS)
     torch.set_num_threads(HOST_THREADS)
     data, folder, *against = map(Path, sys.argv[1:])
     with ending_with_whoever_asked(sys.stdin.fileno()):
@@ -83,14 +83,14 @@ def main() -> int:
 def ending_with_whoever_asked(descriptor: int) -> Iterator[None]:
     """Ends this process once the other end of `descriptor` is closed, while the block runs.
 
-    The thread that watches it is gone afterwards: one that still held standard input when the interpreter ended would
-    have it abort.
+    The thread that watches it has ended by then: one that still held standard input when the interpreter ends would
+    make it abort.
     """
-    told, telling = os.pipe()
+    reader, writer = os.pipe()
 
     def watch() -> None:
-        ready, _, _ = select.select([descriptor, told], [], [])  # whoever asked writes nothing, and closes it at last
-        if told not in ready:
+        ready, _, _ = select.select([descriptor, reader], [], [])  # nothing is written there; it closes at the end
+        if reader not in ready:
             os._exit(1)
 
     watching = threading.Thread(target=watch)
@@ -98,9 +98,9 @@ def ending_with_whoever_asked(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(telling)
+        os.close(writer)
         watching.join()
-        os.close(told)
+        os.close(reader)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Checks of versions that were loaded without a verdict: the command's own, in a process that gives way to all others.
+"""Checks of versions that were loaded without a verdict: those of the command, in a process of the lowest priority.
 
-On the CPU, one after the other. This side of it, in the front, imports no torch.
+They run on the CPU, one after the other. This module, in the front, does not import torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from service.engine.client.worker_processes import worker_environment
 
 LOG = logging.getLogger("answerable.checking")
 CHECK_SECONDS = 3600.0
-"""After so long a check is ended without a verdict: others wait for it. They take a minute, at the lowest priority."""
+"""A check is ended without a verdict after this time, since others wait for it. Checks take a minute, at the lowest
+priority."""
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code, negative where it had to be killed."""
+    """The exit code of a process, negative where it had to be killed."""
     try:
         return process.wait(CHECK_SECONDS)
     except subprocess.TimeoutExpired:
@@ -37,7 +38,8 @@ class Checker:
         self._closed = False
 
     async def check(self, folder: Path, against: Path | None) -> None:
-        """Checks the version in `folder`, also against an earlier one; whoever asks reads the verdict that was kept."""
+        """Checks the version in `folder`, also against an earlier one; the caller then reads the verdict that was
+        kept."""
         async with self._turn:
             if self._closed:
                 return

@@ -41,8 +41,8 @@ class Finding:
 class Report:
     """Every finding about a version, and the comparison with an earlier one, where there was one.
 
-    `profile` says what its features count for, None where nothing could be explained; `notes` what whoever sends
-    instances should know.
+    `profile` is the importance of its features, None where nothing could be explained; `notes` are for those who send
+    instances.
     """
 
     version: str
@@ -59,7 +59,7 @@ class Report:
 
 
 def at_least(check: str, figure: float, limit: float, detail: str) -> Finding:
-    """Passed if the figure reaches the limit; what is not a number does not."""
+    """Passed if the figure is at least the limit; never for NaN."""
     return Finding(check, figure >= limit, detail, figure, limit, is_least=True)
 
 
@@ -115,7 +115,7 @@ def digests(folder: Path) -> Finding:
 
 
 def profile_of(trial: Trial, answers: Answers) -> Profile | None:
-    """What the features count for by default, over the rows for which the model answered numbers."""
+    """The importance of the features with the default method, over the rows for which the model answered numbers."""
     explained = answers.attributions[np.isfinite(answers.attributions).all(axis=1)]
     if not len(explained):
         return None
@@ -157,7 +157,7 @@ def flagged(trial: Trial, answers: Answers, limits: Limits) -> Finding:
 def stability(trial: Trial, limits: Limits, rows: int, seed: int) -> Finding:
     """The rank correlation of the features' mean absolute attributions between random halves of the baseline set.
 
-    It is that of a set of half the size, so the whole set's is rather higher.
+    It is the stability for a set of half the size; that of the whole set is rather higher.
     """
     baselines = trial.baseline_rows()
     if len(baselines) < 2:
@@ -169,13 +169,13 @@ def stability(trial: Trial, limits: Limits, rows: int, seed: int) -> Finding:
         return importance(trial.answers(sample, METHOD, mean).attributions)
 
     halves = random_halves(len(baselines), SPLITS, seed)
-    found = [rank_correlation(importance_from(one), importance_from(other)) for one, other in halves]
+    correlations = [rank_correlation(importance_from(one), importance_from(other)) for one, other in halves]
     detail = f"rank correlation between halves of the {len(baselines)} baselines, median of {SPLITS} halvings"
-    return at_least("stability", float(np.median(found)), limits.least_stability, detail)
+    return at_least("stability", float(np.median(correlations)), limits.least_stability, detail)
 
 
 def compared(comparison: Comparison, limits: Limits) -> Iterator[Finding]:
-    """What a comparison with an earlier version says."""
+    """The findings of a comparison with an earlier version."""
     shared = sum(feature.before is not None and feature.after is not None for feature in comparison.features)
     detail = f"of {shared} features in common, by mean absolute attribution"
     yield at_least("rank correlation", comparison.correlation, limits.least_correlation, detail)
@@ -187,7 +187,7 @@ def compared(comparison: Comparison, limits: Limits) -> Iterator[Finding]:
 
 
 def _driven_by(flips: Sequence[Flip]) -> str:
-    """The features whose attributions changed most over the rows that flipped, as the flips name them."""
+    """The features whose attributions changed most over the rows that flipped, as listed in the flips."""
     changed: defaultdict[str, float] = defaultdict(float)
     for flip in flips:
         for name, difference in flip.features.items():

@@ -14,17 +14,17 @@ from service.lifecycle.checking.trial import Answers, Trial
 from service.numerics.ranking import rank_correlation
 
 METHOD = "integrated_gradients"
-"""Both versions are explained by the same one, whatever their defaults are."""
+"""The method by which both versions are explained, whatever their defaults are."""
 FEATURES_OF_A_FLIP = 3
 NO_DECISION = "nothing"
-"""What values decide without a bound that is adverse."""
+"""What is decided by values without an adverse bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureChange:
     """A feature's mean absolute attribution in both versions, and its rank, 1 for the largest.
 
-    None where it is no input.
+    None for a version without this feature.
     """
 
     feature: str
@@ -35,13 +35,13 @@ class FeatureChange:
 
     @property
     def difference(self) -> float:
-        """What was added; a feature that is no input counts as nothing."""
+        """The change from the earlier to the later version; a missing feature counts as zero."""
         return (self.after or 0.0) - (self.before or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A row of the sample of which something else is predicted; which attributions changed most, and by how much."""
+    """A row of the sample for which the prediction differs; which attributions changed most, and by how much."""
 
     row: int
     before: str
@@ -76,19 +76,20 @@ class Comparison:
 
     @property
     def flipped(self) -> float:
-        """The share of rows of which something else is predicted."""
+        """The share of rows for which the prediction differs."""
         return len(self.flips) / self.rows
 
     @property
     def most_changed(self) -> Sequence[FeatureChange]:
-        """The features, that which changed most first."""
+        """The features, the most changed first."""
         return sorted(self.features, key=lambda feature: -abs(feature.difference))
 
 
 def compare(before: Trial, after: Trial, rows: int, seed: int) -> Comparison:
-    """Compares two versions on one sample: that of the version with more features, which knows more of the same cases.
+    """Compares two versions on one sample: the one of the version with more features, which describes the same cases
+    more fully.
 
-    Raises InvalidRequest where the two do not answer the same question.
+    Raises InvalidRequest where their outputs or their kinds of input differ, or they have no feature in common.
     """
     _refuse_incomparable(before, after)
     source = before if len(before.features) > len(after.features) else after
@@ -120,8 +121,8 @@ def _refuse_incomparable(before: Trial, after: Trial) -> None:
         raise InvalidRequest(f"{names} have different {ours.noun}s")
     if ours.spaces != theirs.spaces or ours.network_link != theirs.network_link:
         raise InvalidRequest(f"{names} answer different kinds of output")
-    one, other = before.manifest.inputs, after.manifest.inputs
-    if not one.is_comparable_with(other):
+    inputs, other_inputs = before.manifest.inputs, after.manifest.inputs
+    if not inputs.is_comparable_with(other_inputs):
         raise InvalidRequest(f"{names} have inputs of different kinds or shapes")
     if not set(before.features) & set(after.features):
         raise InvalidRequest(f"{names} have no feature in common")
@@ -136,11 +137,11 @@ def _as_seen_by(trial: Trial, source: Trial, sample: Floats) -> tuple[Floats, li
     seen = np.tile(trial.typical(trial.baseline_rows()), (len(sample), 1))
     unknown = []
     for at, feature in enumerate(own):
-        found = column.get((feature.name, feature.categories))
-        if found is None:
+        same_column = column.get((feature.name, feature.categories))
+        if same_column is None:
             unknown.append(feature.name)
         else:
-            seen[:, at] = sample[:, found]
+            seen[:, at] = sample[:, same_column]
     return seen, unknown
 
 

@@ -1,4 +1,4 @@
-"""What is measured of attributions [rows, features] as a whole."""
+"""Figures of attributions [rows, features] as a whole."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ROWS = 128
-"""In the sample, where nothing else is asked for."""
+"""The usual number of rows in the sample."""
 
 
 @dataclass(frozen=True, slots=True)

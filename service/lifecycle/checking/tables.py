@@ -13,7 +13,7 @@ import orjson
 from service.lifecycle.checking.checks import Finding, Report
 from service.lifecycle.checking.comparison import Comparison
 
-MOST_LINES = 5
+MAX_LINES = 5
 RESULTS = {True: "passed", False: "FAILED", None: "not applicable"}
 COLUMNS = ("feature", "before", "after", "difference", "rank_before", "rank_after")
 
@@ -95,7 +95,7 @@ def comparison_json(comparison: Comparison) -> str:
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """The table by feature; what a version lacks is empty."""
+    """The table by feature; cells of features that a version lacks are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -105,13 +105,13 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _changed(comparison: Comparison) -> list[str]:
     """The features that changed most, and the flips."""
-    changes = [f"{f.feature} {_change(f.difference)}" for f in comparison.most_changed[:MOST_LINES]]
+    changes = [f"{f.feature} {_change(f.difference)}" for f in comparison.most_changed[:MAX_LINES]]
     lines = [f"changed most: {', '.join(changes)}"]
-    for flip in comparison.flips[:MOST_LINES]:
+    for flip in comparison.flips[:MAX_LINES]:
         features = ", ".join(f"{name} {_change(change)}" for name, change in flip.features.items())
         lines.append(f"row {flip.row}: {flip.before} -> {flip.after}; {features}")
-    if len(comparison.flips) > MOST_LINES:
-        lines.append(f"and {len(comparison.flips) - MOST_LINES} more rows")
+    if len(comparison.flips) > MAX_LINES:
+        lines.append(f"and {len(comparison.flips) - MAX_LINES} more rows")
     if comparison.filled:
         lines.append(f"not in the rows, so at the baselines' median: {', '.join(comparison.filled)}")
     return lines
@@ -137,7 +137,7 @@ def _rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _dumped(body: dict[str, Any]) -> str:
-    """What is not a number becomes null."""
+    """JSON in which NaN becomes null."""
     return orjson.dumps(body, option=orjson.OPT_INDENT_2).decode()
 
 

@@ -26,7 +26,7 @@ from service.engine.worker.scheduler import Live, Scheduler
 from service.usecases.planning import Parameters, make_plans
 
 SHAPES = ChunkShapes(32, 128)
-"""Not calibrated: calibration pays for itself over traffic, and small chunks fit any device."""
+"""Fixed chunk shapes: calibration takes time that only traffic pays back, and small chunks fit any device."""
 NO_NUMBER = "no number"
 """The decision of outputs that are no finite numbers."""
 LARGE_BYTES = 2**20
@@ -59,13 +59,14 @@ class Trial:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names by which attributions are told, or the place of each."""
+        """The names of the attributions, or the place of each."""
         return self.manifest.inputs.unit_labels
 
     @property
     def baseline(self) -> BaselineSet | None:
-        """The set that requests get which name none; None where that is no set."""
-        named = [found for found in self.manifest.baselines if found.name == self.manifest.defaults.baseline]
+        """The baseline set of requests that name none; None where the default is not a set."""
+        default = self.manifest.defaults.baseline
+        named = [declared for declared in self.manifest.baselines if declared.name == default]
         return named[-1] if named else None
 
     def baseline_rows(self) -> Floats:
@@ -77,7 +78,7 @@ class Trial:
     def sample(self, rows: int, seed: int) -> Floats:
         """The example, then at most so many rows drawn from the held-out ones, or else from the baseline set.
 
-        No digest guards `heldout.safetensors`, since nothing that is served depends on it.
+        `heldout.safetensors` is not verified by a digest, since nothing that is served depends on it.
         """
         example = self._example()
         known = self._heldout(len(example))
@@ -85,20 +86,21 @@ class Trial:
         return np.concatenate([example[None], known[drawn]])
 
     def typical(self, rows: Floats) -> Floats:
-        """The median of every column, of a category the most frequent: one row."""
+        """One row of the median of every column, or its most frequent category."""
         return self.manifest.inputs.nearest_row(np.median(rows, axis=0), rows)
 
     def mean_instance(self, rows: Floats) -> object:
-        """The mean of the rows as an instance; of a category the most frequent."""
+        """The mean of the rows as an instance, with the most frequent category of each."""
         mean = self.manifest.inputs.nearest_row(rows.mean(axis=0), rows)
         return self.manifest.inputs.as_instance(mean.tolist())
 
     def answers(
         self, rows: Floats, method: str | None = None, baseline: object = None, space: OutputSpace | None = None
     ) -> Answers:
-        """Explains the rows: what is adverse if something is, else what is predicted.
+        """Explains the rows: the adverse output if there is one, else the predicted one.
 
-        What is not named is the manifest's default. Raises InvalidRequest, or what an explanation failed with.
+        Arguments that are left out have the manifest's defaults. Raises InvalidRequest, or what an explanation failed
+        with.
         """
         target = self.manifest.outputs.usual_target
         parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
@@ -113,13 +115,13 @@ class Trial:
         return Answers(explanations, attributions, decisions)
 
     def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
-        """What the artefact answers for rows [n, columns], in every output space: [n, outputs]."""
+        """The artefact's outputs for rows [n, columns], in every output space: [n, outputs]."""
         (kernel,) = self.model.kernels[Deployed]
         assert isinstance(kernel, DeployedKernel)
         return outputs_over(kernel, rows.astype(np.float64))
 
     def explained(self, plan: Plan) -> Explanation:
-        """The explanation of one plan. Raises what it failed with."""
+        """The explanation of one plan. Raises the error that it failed with."""
         return self._explained([plan])[0]
 
     def _explained(self, plans: Sequence[Plan]) -> list[Explanation]:

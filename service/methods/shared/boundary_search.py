@@ -31,9 +31,9 @@ import numpy as np
 from service.domain import Contrast, Floats, Indices, OutputSpace
 from service.methods.questions import Problem, Readout, Rows, Steps, evaluated, outputs_at
 
-MOST_GRADIENTS = 380
-MOST_WALKERS = 9
-MOST_STEPS = 60
+MAX_GRADIENTS = 380
+MAX_WALKERS = 9
+MAX_STEPS = 60
 OVERSHOOT = 1.02
 """DeepFool's: Newton's step alone may end on the boundary and not behind it."""
 FIRST_CHANGE, LAST_CHANGE = 0.1, 0.005
@@ -70,15 +70,15 @@ def least_gradients(labels: int) -> int:
 
 def nearest_boundary(problem: Problem, most: int) -> Steps[BoundaryPoint]:
     """Searches with at most `most` gradients, and never with more than 380."""
-    most = min(most, MOST_GRADIENTS)
+    most = min(most, MAX_GRADIENTS)
     outputs = yield from outputs_at(problem.input[None])
     decision = _Decision.of(problem, outputs[OutputSpace.LOGIT])
     walkers = _Walkers(problem, decision)
-    for step in range(MOST_STEPS):
+    for step in range(MAX_STEPS):
         walkers.keep(most - walkers.evaluations)
         if not len(walkers.live):
             break
-        yield from walkers.step(step / MOST_STEPS)
+        yield from walkers.step(step / MAX_STEPS)
     displacement, is_found = yield from _first_turn(problem, decision, walkers.candidates())
     point = problem.input + (problem.high - problem.low) * displacement
     outputs = yield from outputs_at(point[None])
@@ -88,7 +88,7 @@ def nearest_boundary(problem: Problem, most: int) -> Steps[BoundaryPoint]:
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """What is to turn: whether the target or a rival has the larger logit.
+    """The decision that is to flip: whether the target or a rival has the larger logit.
 
     The difference times `sign` is positive at the input, whose logits are `at_input` [1, labels].
     """
@@ -127,7 +127,7 @@ class _Walkers:
         self._problem = problem
         self._extent = problem.high - problem.low
         self._decision = decision
-        self._rivals = decision.rivals[:MOST_WALKERS]
+        self._rivals = decision.rivals[:MAX_WALKERS]
         self._place = np.zeros((len(self._rivals), len(problem.input)))
         self._behind = np.zeros_like(self._place)
         self._reach = np.zeros(len(self._rivals))
@@ -203,18 +203,18 @@ def _first_turn(problem: Problem, decision: _Decision, candidates: Floats) -> St
     above = np.repeat(decision.margins(decision.at_input), len(candidates))
     for narrowing in range(NARROWINGS):
         alphas = low[:, None] + (high - low)[:, None] * np.arange(PARTS + 1) / PARTS
-        asked = yield from _margins_on(problem, decision, candidates, alphas[:, 1:])
-        margins = np.concatenate([above[:, None], asked], axis=1)
-        if narrowing == 0 and not (asked <= 0).any():
+        beyond = yield from _margins_on(problem, decision, candidates, alphas[:, 1:])
+        margins = np.concatenate([above[:, None], beyond], axis=1)
+        if narrowing == 0 and not (beyond <= 0).any():
             line, part = divmod(int(np.argmin(margins)), PARTS + 1)
             return alphas[line, part] * candidates[line], False
         if narrowing > 0:
-            asked[:, -1] = np.minimum(asked[:, -1], 0)  # it has turned there, whatever rounding says now
-        row, first = np.arange(len(candidates)), (asked <= 0).argmax(axis=1)
+            beyond[:, -1] = np.minimum(beyond[:, -1], 0)  # it has turned there, whatever rounding says now
+        row, first = np.arange(len(candidates)), (beyond <= 0).argmax(axis=1)
         low, high = alphas[row, first], alphas[row, first + 1]
         above, below = margins[row, first], margins[row, first + 1]
         turns = low + (high - low) * np.clip(above / np.where(above > below, above - below, 1), 0, 1)
-        distances = np.where((asked <= 0).any(axis=1), turns * np.linalg.norm(candidates, axis=1), np.inf)
+        distances = np.where((beyond <= 0).any(axis=1), turns * np.linalg.norm(candidates, axis=1), np.inf)
         best = [int(np.argmin(distances))]
         candidates, low, high, above, turns = candidates[best], low[best], high[best], above[best], turns[best]
     return turns[0] * candidates[0], True

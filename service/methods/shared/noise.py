@@ -54,8 +54,8 @@ def _gather(attribute: Callable[[Problem], Method], problem: Problem, noise: Noi
         copies = problem.input + deviation * generator.standard_normal((len(now), problem.input.size))
         outputs = yield from outputs_at(copies)
         for copy, seed, output in zip(copies, now, problem.read(outputs).tolist(), strict=True):
-            one = replace(problem, input=copy, output=output, seed=seed, max_evaluations=budget)
-            attribution = yield from attribute(one)
+            noisy_problem = replace(problem, input=copy, output=output, seed=seed, max_evaluations=budget)
+            attribution = yield from attribute(noisy_problem)
             gathered.add(attribution, output)
             if attribution.stopped == "deadline":
                 raise DeadlinePassed
@@ -97,7 +97,7 @@ class _Gathered:
     def add(self, attribution: Attribution, output: float) -> None:
         """Takes the attribution of a copy with that output."""
         self._last = attribution
-        self._values.add(self._of_told(attribution.values))
+        self._values.add(self._by_unit(attribution.values))
         if attribution.interactions is not None:
             self._interactions.add(attribution.interactions)
         self._groups.add(np.array([[group.dividend, group.value] for group in attribution.groups]))
@@ -109,8 +109,8 @@ class _Gathered:
         self._rules.setdefault(attribution.rule)
         self.stopped = self.stopped or attribution.stopped
 
-    def _of_told(self, values: Floats) -> Floats:
-        """What the variance is that of: of a token or a category, its attribution, not those of its parts."""
+    def _by_unit(self, values: Floats) -> Floats:
+        """What the variance is taken of: the attribution of a token or a category, not those of its parts."""
         is_whole = self._kind is NoiseKind.SMOOTHGRAD or self._problem.traits.has_channels
         return values if is_whole else self._problem.per_unit(values)
 
@@ -120,19 +120,19 @@ class _Gathered:
         assert last is not None
         is_mean = self._kind is NoiseKind.SMOOTHGRAD
         output, baseline_output, path_error = self._scalars.mean.tolist()
-        groups = zip(last.groups, self._told(self._groups).tolist(), strict=True)
+        groups = zip(last.groups, self._result(self._groups).tolist(), strict=True)
         return Attribution(
-            values=self._told(self._values),
+            values=self._result(self._values),
             baseline_output=baseline_output,
             completeness=self._completeness if is_mean else Completeness.NONE,
             path_error=path_error if is_mean and not np.isnan(path_error) else None,
             evaluations=self._evaluations,
             rule=" or ".join(self._rules),
             stopped=self.stopped,
-            interactions=None if last.interactions is None else self._told(self._interactions),
+            interactions=None if last.interactions is None else self._result(self._interactions),
             groups=tuple(replace(group, dividend=dividend, value=value) for group, (dividend, value) in groups),
             output=output,
         )
 
-    def _told(self, running: _Running) -> Floats:
+    def _result(self, running: _Running) -> Floats:
         return running.mean if self._kind is NoiseKind.SMOOTHGRAD else running.squares / running.count

@@ -1,4 +1,4 @@
-"""What methods that refine have in common: the loop, what they begin with, and when they are done."""
+"""What methods that refine have in common: the loop, the first nodes, and the criterion to stop."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service.domain import Floats
-from service.methods.questions import Problem, Rule, RuleRows, Steps, evaluated
+from service.methods.questions import BackwardRule, BackwardRuleRows, Problem, Steps, evaluated
 from service.methods.spec import Facts
 
 
-def passed_back(problem: Problem, rule: Rule, percentile: float = 0.0) -> Steps[Floats]:
+def passed_back(problem: Problem, rule: BackwardRule, percentile: float = 0.0) -> Steps[Floats]:
     """What arrives at the input, [inputs], when `rule` stands at every ReLU in the place of its gradient."""
-    question = RuleRows(problem.input[None], problem.readout, problem.target, rule, percentile)
+    question = BackwardRuleRows(problem.input[None], problem.readout, problem.target, rule, percentile)
     here = yield from evaluated(question)
     arriving: Floats = here.contributions[0]
     return arriving

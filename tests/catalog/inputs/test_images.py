@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from service.catalog.inputs.image import ImageInputs
-from service.catalog.inputs.image_files import MOST_PIXELS, decode, described
+from service.catalog.inputs.image_files import MAX_PIXELS, decode, described
 from service.errors import InvalidRequest
 
 GREY = ImageInputs(kind="image", tensor="image", shape=(1, 4, 6), range=(0, 255))
@@ -246,7 +246,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     bomb = (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
-    assert side**2 > MOST_PIXELS
+    assert side**2 > MAX_PIXELS
     with pytest.raises(InvalidRequest):
         decode(GREY.model_copy(update={"resize": "nearest"}), base64.b64encode(bomb).decode())
 

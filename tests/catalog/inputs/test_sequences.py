@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from service.catalog.inputs.kind import Row
-from service.catalog.inputs.sequences import MOST_CHARACTERS, Spans, TextTokenizer, read_sequence, read_tokenizer
+from service.catalog.inputs.sequences import MAX_CHARACTERS, Spans, TextTokenizer, read_sequence, read_tokenizer
 from service.catalog.inputs.tokens import TokenInputs
 from service.errors import CatalogError, InvalidRequest
 
@@ -87,7 +87,7 @@ def test_a_text_that_is_too_long_is_refused_or_cut_as_the_manifest_says() -> Non
 def test_a_text_beyond_all_bounds_is_refused_before_it_is_read() -> None:
     declared = inputs(tokenizer={"truncate": True})
     with pytest.raises(InvalidRequest, match="characters"):
-        read_sequence(declared, {"text": "a" * (MOST_CHARACTERS + 1)}, tokenizer(declared))
+        read_sequence(declared, {"text": "a" * (MAX_CHARACTERS + 1)}, tokenizer(declared))
 
 
 @settings(deadline=None, max_examples=100)

@@ -14,7 +14,7 @@ from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.domain import Traits
-from service.engine.graph.traits import LARGEST_LAYER, last_feature_maps, traits_of
+from service.engine.graph.traits import MAX_LAYER_SIZE, last_feature_maps, traits_of
 from service.engine.kernels.kernel import Segment
 from service.engine.kernels.rows import BiasKernel
 from service.methods.questions import BiasMaps, BiasRows, Readout
@@ -162,7 +162,7 @@ def test_pieces_are_not_looked_for_in_layers_too_large() -> None:
         network = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2)).requires_grad_(False)
         return traits_of(fx.symbolic_trace(network), TabularInputs.axes, (4,), 2)
 
-    assert traits(LARGEST_LAYER).is_piecewise_linear
-    obstacle = traits(LARGEST_LAYER + 1).obstacle
+    assert traits(MAX_LAYER_SIZE).is_piecewise_linear
+    obstacle = traits(MAX_LAYER_SIZE + 1).obstacle
     assert obstacle is not None
-    assert f"a layer of {LARGEST_LAYER + 1} values" in obstacle
+    assert f"a layer of {MAX_LAYER_SIZE + 1} values" in obstacle

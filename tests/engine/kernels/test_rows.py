@@ -20,8 +20,17 @@ from torch.nn import functional
 from service.domain import Floats, OutputSpace
 from service.engine.kernels.gradient import EvaluatedPoints
 from service.engine.kernels.kernel import Deployed, DeployedKernel, Segment
-from service.engine.kernels.rows import SOFTPLUS_BETA, BiasKernel, HessianKernel, LayerKernel, RowsKernel, RuleKernel
+from service.engine.kernels.rows import (
+    SOFTPLUS_BETA,
+    BackwardRuleKernel,
+    BiasKernel,
+    HessianKernel,
+    LayerKernel,
+    RowsKernel,
+)
 from service.methods.questions import (
+    BackwardRule,
+    BackwardRuleRows,
     BiasMaps,
     BiasRows,
     Curvatures,
@@ -29,14 +38,12 @@ from service.methods.questions import (
     HessianRows,
     LayerRows,
     Readout,
-    Rule,
-    RuleRows,
 )
 
 CAPACITY = 16
 LABELS = 3
 IMAGE, TABLE = (2, 9, 8), (6,)
-Question = RuleRows | LayerRows | BiasRows | HessianRows
+Question = BackwardRuleRows | LayerRows | BiasRows | HessianRows
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -89,7 +96,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, TABLE),
     "series": (series, TABLE),
 }
-KINDS = (RuleKernel, LayerKernel, BiasKernel, HessianKernel)
+KINDS = (BackwardRuleKernel, LayerKernel, BiasKernel, HessianKernel)
 CASES = [(kind, name) for kind in KINDS for name in NETWORKS if (kind, name) != (LayerKernel, "mlp")]
 
 
@@ -117,7 +124,7 @@ def read(logits: Tensor, readout: Readout, target: int) -> Tensor:
 class Ruled(nn.Module):
     """A ReLU whose gradient is another rule's, by the papers, one row at a time."""
 
-    def __init__(self, rule: Rule, percentile: float) -> None:
+    def __init__(self, rule: BackwardRule, percentile: float) -> None:
         super().__init__()
         self.rule, self.percentile = rule, percentile
 
@@ -127,7 +134,7 @@ class Ruled(nn.Module):
 
 class _Ruled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rule: Rule, percentile: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, rule: BackwardRule, percentile: float) -> Tensor:
         ctx.output, ctx.rule, ctx.percentile = values.clamp_min(0), rule, percentile
         return ctx.output  # type: ignore[no-any-return]
 
@@ -135,9 +142,9 @@ class _Ruled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         passed = torch.zeros_like(gradient)
         for row, (output, arriving) in enumerate(zip(ctx.output, gradient, strict=True)):
-            if ctx.rule is Rule.DECONVNET:
+            if ctx.rule is BackwardRule.DECONVNET:
                 passes = arriving > 0
-            elif ctx.rule is Rule.GUIDED:
+            elif ctx.rule is BackwardRule.GUIDED:
                 passes = (arriving > 0) & (output > 0)
             else:
                 passes = output * arriving > np.percentile((output * arriving).numpy(), ctx.percentile)
@@ -146,12 +153,12 @@ class _Ruled(torch.autograd.Function):
 
 
 RULES = [
-    (Rule.DECONVNET, 0.0),
-    (Rule.GUIDED, 0.0),
-    (Rule.RECTIFIED, 0.0),
-    (Rule.RECTIFIED, 37.0),
-    (Rule.RECTIFIED, 98.0),
-    (Rule.RECTIFIED, 100.0),
+    (BackwardRule.DECONVNET, 0.0),
+    (BackwardRule.GUIDED, 0.0),
+    (BackwardRule.RECTIFIED, 0.0),
+    (BackwardRule.RECTIFIED, 37.0),
+    (BackwardRule.RECTIFIED, 98.0),
+    (BackwardRule.RECTIFIED, 100.0),
 ]
 
 
@@ -159,10 +166,10 @@ RULES = [
 @pytest.mark.parametrize(("rule", "percentile"), RULES)
 @pytest.mark.parametrize(("network", "shape"), [(cnn, IMAGE), (mlp, TABLE)])
 def test_rules_are_those_of_the_papers(
-    network: Callable[..., nn.Module], shape: tuple[int, ...], rule: Rule, percentile: float, readout: Readout
+    network: Callable[..., nn.Module], shape: tuple[int, ...], rule: BackwardRule, percentile: float, readout: Readout
 ) -> None:
-    question = RuleRows(rows_of(shape, 7), readout, 2, rule, percentile)
-    got = answer(kernel_of(RuleKernel, network(), shape), question)
+    question = BackwardRuleRows(rows_of(shape, 7), readout, 2, rule, percentile)
+    got = answer(kernel_of(BackwardRuleKernel, network(), shape), question)
     rows = torch.from_numpy(question.rows).reshape(-1, *shape).requires_grad_()
     outputs = read(network(Ruled(rule, percentile)).double()(rows), readout, 2)
     (gradients,) = torch.autograd.grad(outputs.sum(), rows)
@@ -197,7 +204,7 @@ class Spelt(nn.Module):
     ],
     ids=["torch.relu", "relu", "relu_", ".relu", ".relu_", "inplace", "keyword"],
 )
-@pytest.mark.parametrize("kind", [RuleKernel, BiasKernel, HessianKernel])
+@pytest.mark.parametrize("kind", [BackwardRuleKernel, BiasKernel, HessianKernel])
 def test_the_spelling_of_a_relu_changes_nothing(kind: type[RowsKernel], activation: Activation) -> None:
     question = a_question(kind, TABLE, 5, np.random.default_rng(3))
     expected = answer(kernel_of(kind, mlp(), TABLE), question)
@@ -216,11 +223,11 @@ class Folded(nn.Module):
         return self.all(self.activation(self.each(rows.reshape(-1, 3))).reshape(-1, 10))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("rule", Rule)
-def test_rules_keep_to_their_rows_where_positions_are_folded_into_them(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", BackwardRule)
+def test_rules_keep_to_their_rows_where_positions_are_folded_into_them(rule: BackwardRule) -> None:
     network = Folded(nn.ReLU()).requires_grad_(False)
-    question = RuleRows(rows_of(TABLE, 6) - 0.5, Readout.LOGIT, 0, rule, 60.0)
-    got = answer(kernel_of(RuleKernel, network, TABLE), question)
+    question = BackwardRuleRows(rows_of(TABLE, 6) - 0.5, Readout.LOGIT, 0, rule, 60.0)
+    got = answer(kernel_of(BackwardRuleKernel, network, TABLE), question)
     for row, gradients in zip(question.rows, got.contributions, strict=True):
         at = torch.from_numpy(row).reshape(1, 2, 3).requires_grad_()
         double = copy.deepcopy(network).double()
@@ -339,9 +346,9 @@ def a_question(
     """A question for the kernel, of a random rule, percentile, target and readout; its rows times `spoilt`."""
     rows = rows_of(shape, count, int(generator.integers(1 << 30))) * spoilt
     readout, target = Readout(int(generator.integers(3))), int(generator.integers(LABELS))
-    if kind is RuleKernel:
+    if kind is BackwardRuleKernel:
         rule, percentile = RULES[generator.integers(len(RULES))]
-        return RuleRows(rows, readout, target, rule, percentile)
+        return BackwardRuleRows(rows, readout, target, rule, percentile)
     if kind is HessianKernel:
         return HessianRows(rows, readout, target, rows[::-1] - 0.5)
     return (LayerRows if kind is LayerKernel else BiasRows)(rows, readout, target)

@@ -15,8 +15,8 @@ from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import Manifest, read_manifest
 from service.cli.baselines import rows_for
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import Added, Asked, add_model
-from service.lifecycle.adding.inputs import Given
+from service.lifecycle.adding.adding import Added, AddOptions, add_model
+from service.lifecycle.adding.inputs import SingleInput
 from service.lifecycle.adding.pictures import AddedPictures
 from service.lifecycle.adding.rows import read_rows
 from tests.lifecycle.adding.conftest import IRIS_OF_ONNXRUNTIME, Original
@@ -25,7 +25,7 @@ ROWS = 12
 TF2ONNX = Path(__file__).parents[2] / "artefacts" / "tf2onnx"
 
 
-def add(asked: Asked, models: Path, answers: dict[str, str] | None = None) -> Added:
+def add(asked: AddOptions, models: Path, answers: dict[str, str] | None = None) -> Added:
     """Adds it; a question whose first words are in `answers` gets that, any other what is usual."""
 
     def ask(question: str, usual: str) -> str:
@@ -46,7 +46,7 @@ def test_a_pipeline_with_its_data(original: Callable[[str], Original], tmp_path:
         for row, values in enumerate(given.rows)
     ]
     (folder / "rows.csv").write_text("\n".join(lines))
-    added = add(Asked(folder, dropped=("outcome",), adverse="malignant"), tmp_path / "models")
+    added = add(AddOptions(folder, dropped=("outcome",), adverse="malignant"), tmp_path / "models")
 
     assert added.folder == tmp_path / "models" / "my-model" / "1"
     manifest, _, _ = read_manifest(added.folder)
@@ -61,18 +61,18 @@ def test_a_pipeline_with_its_data(original: Callable[[str], Original], tmp_path:
     assert (added.folder / "check.json").exists()
     assert not list((tmp_path / "models").glob(".adding-*"))
 
-    again = add(Asked(folder, dropped=("outcome",)), tmp_path / "models")
+    again = add(AddOptions(folder, dropped=("outcome",)), tmp_path / "models")
     assert again.folder.name == "2"
     assert again.assessment is not None
     assert again.assessment.against == "my-model@1"
     with pytest.raises(CatalogError, match="already"):
-        add(Asked(folder, version="2", dropped=("outcome",)), tmp_path / "models")
+        add(AddOptions(folder, version="2", dropped=("outcome",)), tmp_path / "models")
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_example_of_an_image_model_is_nobodys_image(count: int) -> None:
     rows = np.random.default_rng(0).uniform(size=(count, 12))
-    given = Given("image", (3, 2, 2), None, is_integer=False)
+    given = SingleInput("image", (3, 2, 2), None, is_integer=False)
     example = np.array(AddedPictures(given).example(rows, rows, {})).reshape(12)
 
     assert rows.min() <= example.min() <= example.max() <= rows.max()
@@ -81,7 +81,7 @@ def test_the_example_of_an_image_model_is_nobodys_image(count: int) -> None:
 
 def test_what_is_asked_is_taken(tmp_path: Path) -> None:
     answers = {"name of": "iris", "names of the 2 features": "width, 2nd width", "the 3 labels": "a,b,c"}
-    added = add(Asked(IRIS_OF_ONNXRUNTIME), tmp_path, answers)
+    added = add(AddOptions(IRIS_OF_ONNXRUNTIME), tmp_path, answers)
     manifest, key, _ = read_manifest(added.folder)
 
     assert str(key) == "iris@1"
@@ -93,7 +93,7 @@ def test_what_is_asked_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("perceptron", "tabular"), ("convolutional", "image")])
 def test_what_keras_exports(name: str, kind: str, tmp_path: Path) -> None:
-    added = add(Asked(TF2ONNX / f"{name}.onnx"), tmp_path)
+    added = add(AddOptions(TF2ONNX / f"{name}.onnx"), tmp_path)
     manifest, _, _ = read_manifest(added.folder)
 
     assert manifest.inputs.kind == kind
@@ -113,7 +113,7 @@ def test_what_keras_exports(name: str, kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_added_says_what_to_do(tmp_path: Path, change: dict[str, object], advice: str) -> None:
-    asked = replace(Asked(IRIS_OF_ONNXRUNTIME), **change)  # type: ignore[arg-type]
+    asked = replace(AddOptions(IRIS_OF_ONNXRUNTIME), **change)  # type: ignore[arg-type]
     with pytest.raises(CatalogError, match=advice):
         add(asked, tmp_path / "models")
     assert not list(tmp_path.rglob("manifest.yaml"))
@@ -121,14 +121,14 @@ def test_what_cannot_be_added_says_what_to_do(tmp_path: Path, change: dict[str, 
 
 def test_a_folder_with_more_than_one_file(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match=r"0 ONNX files \(none\)"):
-        add(Asked(tmp_path), tmp_path / "models")
+        add(AddOptions(tmp_path), tmp_path / "models")
     for name in ("a.onnx", "b.onnx"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(CatalogError, match=r"a\.onnx, b\.onnx"):
-        add(Asked(tmp_path), tmp_path / "models")
+        add(AddOptions(tmp_path), tmp_path / "models")
     (tmp_path / "b.onnx").unlink()
     with pytest.raises(CatalogError, match="not a valid ONNX model"):
-        add(Asked(tmp_path), tmp_path / "models")
+        add(AddOptions(tmp_path), tmp_path / "models")
 
 
 def test_rows_in_every_format(tmp_path: Path) -> None:

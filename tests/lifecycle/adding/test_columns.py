@@ -13,7 +13,7 @@ from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import Manifest, read_manifest
 from service.cli.baselines import rows_for
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import Asked, add_model
+from service.lifecycle.adding.adding import AddOptions, add_model
 from service.lifecycle.adding.rows import names_of
 from service.lifecycle.adding.tables import _range
 from tests.lifecycle.adding.conftest import IRIS_OF_ONNXRUNTIME
@@ -28,7 +28,7 @@ def test_a_header_that_is_a_name_keeps_it() -> None:
 
 def added(tmp_path: Path, content: str, **options: Any) -> Manifest:
     (tmp_path / "rows.csv").write_text(content)
-    asked = Asked(IRIS_OF_ONNXRUNTIME, tmp_path / "rows.csv", name="iris", **options)
+    asked = AddOptions(IRIS_OF_ONNXRUNTIME, tmp_path / "rows.csv", name="iris", **options)
     done = add_model(asked, tmp_path / "models", lambda _, usual: usual, 2, Assessments(tmp_path / "assessments"))
     return read_manifest(done.folder)[0]
 

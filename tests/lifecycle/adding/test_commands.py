@@ -122,7 +122,7 @@ def test_what_nobody_thought_of_is_a_sentence_too(
     def fails(*_: object, **_options: object) -> None:
         raise RuntimeError("no such thing\nas this")
 
-    monkeypatch.setattr(adding, "read_classifier", fails)
+    monkeypatch.setattr(adding, "make_servable", fails)
     assert add(linear([[0, 1]], [0, 0])) == 1
     told = capsys.readouterr().err
     assert told.startswith(

@@ -21,8 +21,9 @@ from service.catalog.assessments import Assessments
 from service.catalog.manifest import read_manifest
 from service.domain import OutputSpace
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import Added, Ask, Asked, add_model
-from service.lifecycle.adding.graphs import PROBABILITIES, read_classifier
+from service.lifecycle.adding.added_inputs import Ask
+from service.lifecycle.adding.adding import Added, AddOptions, add_model
+from service.lifecycle.adding.graphs import PROBABILITIES, make_servable
 
 
 def export(network: nn.Module, *shape: int, is_open: bool = True) -> onnx.ModelProto:
@@ -43,7 +44,7 @@ def add(model: onnx.ModelProto, folder: Path, rows: Any = None, ask: Ask = usual
     onnx.save(model, folder / "model.onnx")
     if rows is not None:
         np.save(folder / "rows.npy", rows)
-    asked = Asked(folder / "model.onnx", None if rows is None else folder / "rows.npy", **options)
+    asked = AddOptions(folder / "model.onnx", None if rows is None else folder / "rows.npy", **options)
     return add_model(asked, folder / "models", ask, 2, Assessments(folder / "assessments"))
 
 
@@ -126,7 +127,7 @@ def test_logits_are_taken_for_such_when_that_is_said(columns: int, tmp_path: Pat
         questions.append(question)
         return "yes" if "are they logits" in question else usual
 
-    asked = Asked(tmp_path / "model.onnx", tmp_path / "rows.npy")
+    asked = AddOptions(tmp_path / "model.onnx", tmp_path / "rows.npy")
     added = add_model(asked, tmp_path / "models", agrees, 2, Assessments(tmp_path / "assessments"))
     logits = network(rows).detach()
     logits = torch.cat([torch.zeros_like(logits), logits], dim=1) if columns == 1 else logits
@@ -221,7 +222,7 @@ def test_a_file_whose_outputs_contradict_each_other_is_refused() -> None:
     model.graph.node.append(helper.make_node("Sigmoid", [scores], ["shares"]))
     model.graph.output.append(helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["n", 3]))
     with pytest.raises(CatalogError, match="'shares' of the file answers other probabilities"):
-        read_classifier(model, scores, is_logit=True)
+        make_servable(model, scores, is_logit=True)
 
 
 def test_weights_in_another_file_say_how_to_export_them(tmp_path: Path) -> None:
@@ -232,9 +233,9 @@ def test_weights_in_another_file_say_how_to_export_them(tmp_path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
     for source in (path, path.parent):
         with pytest.raises(CatalogError, match=r"in a file outside itself.*external_data=False"):
-            add_model(Asked(source), tmp_path / "models", lambda _, usual: usual, 2, Assessments(tmp_path))
+            add_model(AddOptions(source), tmp_path / "models", lambda _, usual: usual, 2, Assessments(tmp_path))
 
     onnx.save(onnx.load(path), tmp_path / "one.onnx")
     assert add_model(
-        Asked(tmp_path / "one.onnx"), tmp_path / "models", lambda _, usual: usual, 2, Assessments(tmp_path)
+        AddOptions(tmp_path / "one.onnx"), tmp_path / "models", lambda _, usual: usual, 2, Assessments(tmp_path)
     )

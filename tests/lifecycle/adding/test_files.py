@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from service.errors import CatalogError
 from service.lifecycle.adding.files import read_model
-from service.lifecycle.adding.graphs import read_classifier
+from service.lifecycle.adding.graphs import make_servable
 
 
 def _zip() -> bytes:
@@ -82,5 +82,5 @@ TOKENS: tuple[Any, ...] = tuple(
 )
 def test_each_kind_of_inputs_has_its_own_sentence(inputs: Any, sentence: str) -> None:
     with pytest.raises(CatalogError, match=sentence) as refused:
-        read_classifier(graph(*inputs), None, is_logit=False)
+        make_servable(graph(*inputs), None, is_logit=False)
     assert ("FloatTensorType" in str(refused.value)) == ("FloatTensorType" in sentence)

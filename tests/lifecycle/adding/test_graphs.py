@@ -13,31 +13,31 @@ from onnx import TensorProto, helper
 
 from service.artefacts.onnx.twins import build_twin
 from service.errors import CatalogError
-from service.lifecycle.adding.equivalence import count_labels, refuse_another
-from service.lifecycle.adding.graphs import LOGITS, PROBABILITIES, read_classifier
+from service.lifecycle.adding.equivalence import count_labels, refuse_difference
+from service.lifecycle.adding.graphs import LOGITS, PROBABILITIES, make_servable
 from tests.lifecycle.adding.conftest import IRIS_OF_ONNXRUNTIME, MAKERS, Original
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_what_is_served_is_the_original(original: Callable[[str], Original], name: str) -> None:
     given = original(name)
-    found = read_classifier(given.model, None, is_logit=False)
+    found = make_servable(given.model, None, is_logit=False)
     session = onnxruntime.InferenceSession(found.model.SerializeToString(), providers=["CPUExecutionProvider"])
-    logits, probabilities = session.run([LOGITS, PROBABILITIES], {found.given.name: given.rows})
+    logits, probabilities = session.run([LOGITS, PROBABILITIES], {found.input.name: given.rows})
 
     assert probabilities == pytest.approx(given.probabilities, abs=2e-5)
     assert found.labels == given.labels
     assert count_labels(found) == given.probabilities.shape[1]
-    assert refuse_another(given.model, found, given.rows) < 1e-5
+    assert refuse_difference(given.model, found, given.rows) < 1e-5
     onnx.checker.check_model(found.model)
-    twin = build_twin(found.model, found.given.name, LOGITS)
+    twin = build_twin(found.model, found.input.name, LOGITS)
     assert twin(torch.from_numpy(given.rows)).numpy() == pytest.approx(logits, abs=1e-3, rel=1e-4)
 
 
 def test_a_file_that_onnxruntime_ships() -> None:
     """One label against the others, three rows at a time and no more; expected: the sigmoids, in sum made one."""
     model = onnx.load(IRIS_OF_ONNXRUNTIME)
-    found = read_classifier(model, None, is_logit=False)
+    found = make_servable(model, None, is_logit=False)
     rows = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
     attributes = {one.name: helper.get_attribute_value(one) for one in model.graph.node[0].attribute}
     scores = rows @ np.reshape(attributes["coefficients"][:6], (3, 2)).T + attributes["intercepts"]
@@ -46,21 +46,21 @@ def test_a_file_that_onnxruntime_ships() -> None:
     (probabilities,) = session.run([PROBABILITIES], {"float_input": rows})
 
     assert probabilities == pytest.approx(sigmoids / sigmoids.sum(axis=1, keepdims=True), abs=1e-6)
-    assert found.given.rows == 3
+    assert found.input.rows == 3
     assert found.labels == ("0", "1", "2")
-    assert refuse_another(model, found, rows) < 1e-6
+    assert refuse_difference(model, found, rows) < 1e-6
 
 
 def test_scores_that_were_read_wrongly_are_refused(original: Callable[[str], Original]) -> None:
     given = original("torch, softmax")
     (softmax,) = (node for node in given.model.graph.node if node.op_type == "Softmax")
     with pytest.raises(CatalogError, match=r"holds probabilities.*leave --logits out"):
-        read_classifier(given.model, softmax.output[0], is_logit=True)
+        make_servable(given.model, softmax.output[0], is_logit=True)
     other = onnx.ModelProto()
     other.CopyFrom(given.model)
     other.graph.initializer[0].raw_data = other.graph.initializer[0].raw_data[::-1]
     with pytest.raises(CatalogError, match="read wrongly"):
-        refuse_another(other, read_classifier(given.model, None, is_logit=False), given.rows)
+        refuse_difference(other, make_servable(given.model, None, is_logit=False), given.rows)
 
 
 def graph(
@@ -87,4 +87,4 @@ def graph(
 )
 def test_what_cannot_be_read_says_what_to_do(model: onnx.ModelProto, output: str | None, advice: str) -> None:
     with pytest.raises(CatalogError, match=advice):
-        read_classifier(model, output, is_logit=False)
+        make_servable(model, output, is_logit=False)

@@ -23,9 +23,9 @@ from service.catalog.inputs.image import ImageInputs
 from service.catalog.outputs.kind import KnownOutputs
 from service.cli.models_add import _told
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import Added, Asked, add_model
-from service.lifecycle.adding.graphs import read_classifier
-from service.lifecycle.adding.manifests import Answers, write_version
+from service.lifecycle.adding.adding import Added, AddOptions, add_model
+from service.lifecycle.adding.graphs import make_servable
+from service.lifecycle.adding.manifests import ManifestChoices, write_version
 from service.lifecycle.adding.pictures import image_inputs, read_normalisation, read_pictures, refuse_channels_last
 from service.lifecycle.checking.tables import report_text
 from service.settings import Settings
@@ -128,13 +128,13 @@ def test_every_kind_of_network_is_written_and_loaded_with_rows(name: str, tmp_pa
     torch.set_num_threads(1)
     np.save(tmp_path / "images.npy", images(9, *SHAPE))
     is_logit = name not in ("max pool", "a sigmoid")
-    found = read_classifier(onnx.load_from_string(exported(NETWORKS[name]())), None, is_logit)
+    found = make_servable(onnx.load_from_string(exported(NETWORKS[name]())), None, is_logit)
     rows = read_pictures(tmp_path / "images.npy", SHAPE, never)
     labels = tuple("abcd") if name != "a sigmoid" else ("a", "b")
     folder = tmp_path / "network" / "1"
     folder.mkdir(parents=True)
     outputs = found.outputs.declaration(KnownOutputs(labels, (), None, found.tensors, found.has_one_logit))
-    write_version(folder, found, rows, Answers("network", "1", (), (), outputs))
+    write_version(folder, found, rows, ManifestChoices("network", "1", (), (), outputs))
     loaded = load_model(folder, CPU)
 
     assert loaded.parity < 1e-4
@@ -158,7 +158,7 @@ def add(network: Path, models: Path, rows: NDArray[Any], answers: dict[str, str]
     def ask(question: str, usual: str) -> str:
         return next((answer for words, answer in (answers or {}).items() if words in question), usual)
 
-    asked = Asked(network, data=models / "images.npy", is_logit=True, output=last_of(network), **more)
+    asked = AddOptions(network, data=models / "images.npy", is_logit=True, output=last_of(network), **more)
     return add_model(asked, models, ask, 4, Assessments(models / "assessments"))
 
 
@@ -270,7 +270,7 @@ def of_keras(sizes: tuple[int, int, int], order: list[int] | None) -> onnx.Model
 @pytest.mark.parametrize("sizes", [(32, 32, 3), (8, 8, 8), (3, 8, 8)])
 def test_a_network_that_turns_its_images_has_their_channels_last(tmp_path: Path, sizes: tuple[int, int, int]) -> None:
     onnx.save(of_keras(sizes, [0, 3, 1, 2]), tmp_path / "keras.onnx")
-    asked = Asked(tmp_path / "keras.onnx", is_logit=True, output="logits")
+    asked = AddOptions(tmp_path / "keras.onnx", is_logit=True, output="logits")
     with pytest.raises(CatalogError, match=r"with their channels last.* inputs_as_nchw"):
         add_model(asked, tmp_path / "models", never, 4, Assessments(tmp_path / "assessments"))
     assert not list(tmp_path.rglob("manifest.yaml"))

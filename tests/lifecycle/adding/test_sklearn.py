@@ -53,7 +53,7 @@ from sklearn.svm import SVC, LinearSVC
 from service.catalog.assessments import Assessments
 from service.domain import OutputSpace
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import Asked, add_model
+from service.lifecycle.adding.adding import AddOptions, add_model
 from service.lifecycle.adding.graphs import LOGITS, PROBABILITIES
 from service.lifecycle.checking.trial import load_trial
 
@@ -121,7 +121,7 @@ def learnt(labels: int, make: Callable[[], Any]) -> tuple[Any, onnx.ModelProto, 
 def add(model: onnx.ModelProto, rows: Any, folder: Path, **options: Any) -> Any:
     onnx.save(model, folder / "model.onnx")
     np.save(folder / "rows.npy", rows)
-    asked = Asked(folder / "model.onnx", folder / "rows.npy", **options)
+    asked = AddOptions(folder / "model.onnx", folder / "rows.npy", **options)
     return add_model(asked, folder / "models", lambda _, usual: usual, 2, Assessments(folder / "assessments"))
 
 

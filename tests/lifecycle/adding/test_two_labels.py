@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from service.catalog.assessments import Assessments
 from service.catalog.manifest import read_manifest
 from service.domain import Floats, OutputSpace
-from service.lifecycle.adding.adding import Asked, add_model
+from service.lifecycle.adding.adding import AddOptions, add_model
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.usecases.planning import Parameters, make_plan
 
@@ -29,7 +29,7 @@ def added(pipeline: object, rows: Floats, folder: Path) -> Trial:
     """The pipeline as `models add` takes it."""
     onnx.save(to_onnx(pipeline, rows[:1].astype(np.float32)), folder / "two.onnx")
     np.save(folder / "rows.npy", rows)
-    asked = Asked(folder / "two.onnx", data=folder / "rows.npy", labels=LABELS)
+    asked = AddOptions(folder / "two.onnx", data=folder / "rows.npy", labels=LABELS)
     found = add_model(asked, folder / "models", lambda _, usual: usual, 4, Assessments(folder / "kept"))
     return load_trial(found.folder, torch.device("cpu"))
 
