@@ -52,7 +52,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-MOST_FAULTS = 20
+MAX_FAULTS = 20
 """So many are told of one request."""
 
 COME_BACK = frozenset({429, 503})

@@ -25,7 +25,7 @@ from service.logs import Form
 
 PREFIX = "ANSWERABLE_"
 DOTENV = ".env"
-LEAST_KEY = 20
+MIN_KEY_LENGTH = 20
 """Characters of a key: whoever has it may read and erase everything, and can be tried without a limit."""
 SECRETS = ("key", "metrics_key", "database_url", "redis_url")
 """What may be given as the name of a file instead, in `ANSWERABLE_<NAME>_FILE`: a container's secrets are files."""
@@ -53,7 +53,7 @@ def _digests(given: Any) -> Any:
 Digests = Annotated[frozenset[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], NoDecode, BeforeValidator(_digests)]
 """sha256 values, separated by commas."""
 
-OperatorKey = Annotated[str, Field(min_length=LEAST_KEY)]
+OperatorKey = Annotated[str, Field(min_length=MIN_KEY_LENGTH)]
 
 
 def _address(*schemes: str) -> AfterValidator:

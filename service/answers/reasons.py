@@ -23,11 +23,11 @@ from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
 from service.domain import Explanation
 
-MOST_REASONS = 4
+MAX_REASONS = 4
 
 
 def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[ReasonItem, ...] | None:
-    """The reasons, the strongest first, `MOST_REASONS` at most.
+    """The reasons, the strongest first, `MAX_REASONS` at most.
 
     None when the manifest names nothing adverse or no reason texts, or the explained output says nothing of it.
     """
@@ -54,7 +54,7 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
     }
     return tuple(
         _reason(inputs, inputs.reason_groups[at], moved, sums[at], is_tied=place in tied)
-        for place, at in enumerate(adverse_ones[:MOST_REASONS])
+        for place, at in enumerate(adverse_ones[:MAX_REASONS])
     )
 
 

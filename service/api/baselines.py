@@ -76,9 +76,9 @@ async def list_baselines(request: ApiRequest, model: str) -> SetsReply:
     listed = await asyncio.to_thread(
         lambda: [_of_manifest(version, baseline) for version in versions for baseline in version.manifest.baselines]
     )
-    meant = catalog.meant(model) or versions[-1]
+    default = catalog.default_version(model) or versions[-1]
     kept = versions[-1].sets_of(request.caller.tenant)
-    return SetsReply(baselines=[*listed, *(_kept(each, _stale(each, versions, meant)) for each in kept)])
+    return SetsReply(baselines=[*listed, *(_kept(each, _stale(each, versions, default)) for each in kept)])
 
 
 @router.post("/v1/models/{model}/baselines", status_code=201, responses=answers(404, 503))
@@ -134,11 +134,11 @@ def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
     return [row.values for row in read]
 
 
-def _stale(kept: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> str | None:
-    """Why no served version can use the set: the reason of the one that the bare name means."""
+def _stale(kept: KeptSet, versions: list[ModelVersion], default: ModelVersion) -> str | None:
+    """Why no served version can use the set: the reason of the default version. None if one can."""
     if any(kept.stale_for(version.key, version.manifest) is None for version in versions):
         return None
-    return kept.stale_for(meant.key, meant.manifest)
+    return kept.stale_for(default.key, default.manifest)
 
 
 def _kept(kept: KeptSet, stale: str | None) -> SetItem:

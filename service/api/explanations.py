@@ -16,7 +16,7 @@ from service.access.visibility import Absent
 from service.answers.disclosure import limited
 from service.answers.encoding import encode
 from service.answers.reading import record_of
-from service.answers.reasons import MOST_REASONS
+from service.answers.reasons import MAX_REASONS
 from service.answers.record import RecordItem
 from service.answers.replies import ReasonsReply, SearchReply
 from service.api.access_log import described, record_lookup
@@ -26,7 +26,7 @@ from service.api.problems import answers
 from service.api.queries import QueryModel
 from service.api.requests import ApiRequest
 from service.api.routing import new_router
-from service.api.schemas import MOST_COHORT_TAGS
+from service.api.schemas import MAX_COHORT_TAGS
 from service.api.transport import while_connected
 from service.errors import Erased, InvalidRequest, NotFound
 from service.ledger.entries import LogChanged, Stored
@@ -42,7 +42,7 @@ router = new_router("Stored explanations")
 class ReasonsQuery(QueryModel):
     """How many reasons."""
 
-    most: int = Field(MOST_REASONS, alias="max", ge=1, le=MOST_REASONS, description="at most so many reasons")
+    most: int = Field(MAX_REASONS, alias="max", ge=1, le=MAX_REASONS, description="at most so many reasons")
 
 
 class SearchQuery(QueryModel):
@@ -115,8 +115,8 @@ async def search_explanations(request: ApiRequest, query: Annotated[SearchQuery,
     cohort = {
         name.removeprefix(COHORT): value for name, value in request.query_params.items() if name.startswith(COHORT)
     }
-    if len(cohort) > MOST_COHORT_TAGS:
-        raise InvalidRequest(f"at most {MOST_COHORT_TAGS} conditions on cohort tags")
+    if len(cohort) > MAX_COHORT_TAGS:
+        raise InvalidRequest(f"at most {MAX_COHORT_TAGS} conditions on cohort tags")
     conditions = {name: value for name, value in query if name not in ("limit", "cursor")}
     search = search_of(**conditions, cohort=cohort)
     ledger = request.services.need_ledger().ledger

@@ -34,7 +34,7 @@ async def show_model(request: ApiRequest, model: str) -> ModelReply:
     That is the newest ready one that has passed its check; `newest` names it. Without one, what is shown is the last's.
     """
     catalog = request.services.catalog
-    version = catalog.meant(model) or catalog.versions(model)[-1]
+    version = catalog.default_version(model) or catalog.versions(model)[-1]
     return ModelReply(**_described(catalog, version, request.caller.tenant))
 
 
@@ -49,13 +49,13 @@ async def show_version(request: ApiRequest, model: str, version: str) -> ModelRe
 def _described(catalog: Catalog, shown: ModelVersion, tenant: str) -> dict[str, Any]:
     """With the baseline sets that the tenant can name."""
     model, manifest = shown.key.name, shown.manifest
-    versions, meant = catalog.versions(model), catalog.meant(model)
+    versions, default = catalog.versions(model), catalog.default_version(model)
     sets = [*manifest.baselines, *(kept.listed for kept in shown.fitting_sets(tenant))]
     return {
         "name": model,
         "version": shown.key.version,
         "ready": shown.is_ready,
-        "newest": None if meant is None else meant.key.version,
+        "newest": None if default is None else default.key.version,
         "title": manifest.title,
         "description": manifest.description,
         "owner": manifest.owner,

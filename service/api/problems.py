@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from service.api.paths import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
-from service.errors import MOST_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
+from service.errors import MAX_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
 
 LOG = logging.getLogger("answerable.api")
 MEDIA_TYPE = "application/problem+json"
@@ -62,7 +62,7 @@ def problem(
     """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
     content = {
         **content_of_problem(getattr(request.state, "request_id", ""), status, kind, detail, title),
-        **({"errors": [_to_json(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
+        **({"errors": [_to_json(fault) for fault in faults[:MAX_FAULTS]]} if faults else {}),
         **(members or {}),
     }
     return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)

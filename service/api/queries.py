@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.catalog.nearest import Searches
-from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind
+from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind
 
 MAX_SHOWN = 64
 """Characters of an unknown name that are repeated in the answer."""
@@ -66,7 +66,7 @@ def _refuse_unknown(counts: Counter[str], model: type[QueryModel]) -> None:
             f"{name[:MAX_SHOWN]!r} is not a {model.noun}{hint}{searches.hint(name, known)}",
             name[:MAX_SHOWN],
         )
-        for name in unknown[:MOST_FAULTS]
+        for name in unknown[:MAX_FAULTS]
     ]
     raise InvalidRequest(faults[0].detail, *faults)
 

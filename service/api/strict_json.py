@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from service.errors import MOST_FAULTS, AnswerableError, Fault, InvalidRequest, Kind, MalformedBody, pointer_to
+from service.errors import MAX_FAULTS, AnswerableError, Fault, InvalidRequest, Kind, MalformedBody, pointer_to
 
 MAX_DIGITS = 300
 """A whole number of fewer digits is surely finite."""
@@ -105,7 +105,7 @@ class _NotFinite(str):
 
 
 def _faults(body: bytes) -> list[Fault]:
-    """Every name given twice and every number that is not finite, `MOST_FAULTS` at most.
+    """Every name given twice and every number that is not finite, `MAX_FAULTS` at most.
 
     Raises ValueError for what is no JSON otherwise, MalformedBody for what is nested too deep to tell.
     """
@@ -118,7 +118,7 @@ def _faults(body: bytes) -> list[Fault]:
         )
     except RecursionError:
         raise MalformedBody("the body is nested too deep") from None
-    return [*islice(_faults_in(content), MOST_FAULTS)]
+    return [*islice(_faults_in(content), MAX_FAULTS)]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, _ in pairs:
         if name in seen:
             repeated.names[name] = None
-            if len(repeated.names) == MOST_FAULTS:
+            if len(repeated.names) == MAX_FAULTS:
                 break
         seen.add(name)
     return repeated

@@ -56,7 +56,7 @@ larger ones are explained one by one."""
 LEFT_SECONDS = 3.0
 """A process that has as many rows to explain as it explains at once leaves a new job so long to others, who look once
 every `POLL_SECONDS`; then it takes it, one a look, so that no job waits for another to end."""
-LONGEST_WAIT_SECONDS = 30.0
+MAX_WAIT_SECONDS = 30.0
 UNEXPECTED = "an unexpected error; the job's id leads to it in the log"
 PAUSE_SECONDS = 5.0
 """Until a job whose model is not here, or not ready, is tried again: here, or by a process that has it."""
@@ -286,7 +286,7 @@ class ExplainRows:
             except Postponed as wait_for:
                 return wait_for
             except QuotaSpent as error:
-                return Postponed(str(error), min(error.retry_after, LONGEST_WAIT_SECONDS))
+                return Postponed(str(error), min(error.retry_after, MAX_WAIT_SECONDS))
             except ModelNotReady as error:
                 return Postponed(str(error), PAUSE_SECONDS)
             except (Overloaded, LedgerUnavailable, WorkerLost) as error:
@@ -294,7 +294,7 @@ class ExplainRows:
                 if lost == LOST_WORKERS:
                     return row.number, FAILED, failure_of(error)
                 wait = error.retry_after if isinstance(error, Overloaded) else 2 * wait
-                await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
+                await asyncio.sleep(min(wait, MAX_WAIT_SECONDS))
             except AnswerableError as error:
                 return row.number, FAILED, failure_of(error)
             except Exception:

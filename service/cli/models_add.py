@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from service.lifecycle.adding.adding import Added
 
 LOG = logging.getLogger("answerable.adding")
-MOST_SHOWN = 5
+MAX_SHOWN = 5
 
 
 def add(
@@ -127,7 +127,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 def _told(added: Added, settings: Settings) -> str:
     manifest, explanation, trial = added.trial.manifest, added.explanation, added.trial
     attributions = dict(zip(trial.features, trial.by_feature(explanation).tolist(), strict=True))
-    most = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:MOST_SHOWN]
+    most = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:MAX_SHOWN]
     baseline = manifest.baselines[0]
     failed = added.report.failed
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"

@@ -27,7 +27,7 @@ from service.numerics.ranking import normalised_gain
 
 MEMORY = 1000
 """The weight of an explanation falls to 1/e after so many others."""
-LEAST = 30
+MIN_EXPLANATIONS = 30
 """Means over fewer explanations are not told."""
 BATCH = 128
 ALL = "all"
@@ -52,8 +52,8 @@ class RecentMean:
 
     @property
     def mean(self) -> Floats | None:
-        """None while it is of fewer than `LEAST`."""
-        return None if self.count < LEAST else np.asarray(self._sum / self._weight)
+        """None while it is of fewer than `MIN_EXPLANATIONS`."""
+        return None if self.count < MIN_EXPLANATIONS else np.asarray(self._sum / self._weight)
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ class Health:
     def follow(self, versions: Iterable[ModelVersion]) -> None:
         """Watches from now on the versions that are ready, each against its own profile, and forgets all others.
 
-        Of two with one name and version the later one is shown: the files that the bare name means.
+        Of two with the same name and version the later one is shown: the default version, whose files were replaced.
         """
         watched = {_key(version): (version, self._of(version)) for version in versions if version.is_ready}
         for version, one in watched.values():

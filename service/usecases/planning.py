@@ -19,9 +19,9 @@ from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer
 from service.methods.registry import BY_NAME
 from service.methods.spec import Facts, MethodSpec, Units
 
-MOST_EVALUATIONS = 65_536
+MAX_EVALUATIONS = 65_536
 USUAL_BUDGET = 4096
-MOST_CONTRIBUTIONS = 2**28
+MAX_CONTRIBUTIONS = 2**28
 """Numbers that one explanation may keep, one for each point and input: 1 GiB, and twice that while they are summed."""
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
@@ -137,10 +137,10 @@ def expected_points(version: ModelVersion, plan: Plan) -> int:
 def _budget(manifest: Manifest, parameters: Parameters, method: MethodSpec, facts: Facts, noise: Noise | None) -> int:
     """The budget, if the smallest possible cost fits into it."""
     budget = manifest.defaults.max_evaluations if parameters.max_evaluations is None else parameters.max_evaluations
-    most = min(MOST_EVALUATIONS, MOST_CONTRIBUTIONS // prod(facts.traits.shape))
+    most = min(MAX_EVALUATIONS, MAX_CONTRIBUTIONS // prod(facts.traits.shape))
     if not 1 <= budget <= most:
         if parameters.max_evaluations is not None:
-            of_size = "" if most == MOST_EVALUATIONS else f" for inputs of {prod(facts.traits.shape)} numbers"
+            of_size = "" if most == MAX_EVALUATIONS else f" for inputs of {prod(facts.traits.shape)} numbers"
             detail = f"max_evaluations is {budget}; it must lie between 1 and {most}{of_size}"
             raise _wrong("max_evaluations", detail)
         budget = most

@@ -51,7 +51,7 @@ CHUNK_ROWS = "chunk_rows"
 CODE = "environment.answerable"
 ERASED = "erased"
 """What a baseline set is now if rows of it were removed since."""
-LARGEST_SHAPE = 2**16
+MAX_CHUNK_ROWS = 2**16
 
 
 class Replaying:
@@ -173,7 +173,7 @@ def _conditions(record: RecordItem) -> Conditions:
     if answers is None and record.reason == "deadline":
         raise ReplayImpossible("the explanation ended at its deadline, and its record does not hold where")
     shapes = ChunkShapes.read((record.environment or {})[CHUNK_ROWS])
-    if not 1 <= shapes.brief <= shapes.long <= LARGEST_SHAPE:
+    if not 1 <= shapes.brief <= shapes.long <= MAX_CHUNK_ROWS:
         raise ValueError("no model was ever computed at such shapes")
     return Conditions(shapes, answers)
 

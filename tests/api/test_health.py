@@ -19,7 +19,7 @@ from service.catalog.review_rules import Review
 from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, Plan, Priority, Timings, VersionRef
 from service.engine.protocol import Engine
-from service.monitoring.drift import LEAST
+from service.monitoring.drift import MIN_EXPLANATIONS
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.usecases.explaining import Explaining, Request
@@ -186,7 +186,7 @@ async def test_files_that_are_still_meant_after_a_reload_are_watched_and_told(se
         told = []
         try:
             for catalog in ([old], [new, old], [new, old]):
-                for _ in range(LEAST // 2):
+                for _ in range(MIN_EXPLANATIONS // 2):
                     health._observe_stability(old, 0.75)
                     health._observe_stability(new, 0.25)
                 health.follow(catalog)

@@ -8,7 +8,7 @@ from pathlib import Path
 from service.catalog.inputs.kind import Row
 from service.catalog.manifest import Manifest
 from service.catalog.nearest import Searches
-from service.errors import MOST_FAULTS, InvalidRequest
+from service.errors import MAX_FAULTS, InvalidRequest
 
 
 def read_instance(manifest: Manifest, instance: object, folder: Path | None = None) -> tuple[float, ...]:
@@ -26,7 +26,7 @@ def read_instances(
 ) -> Iterator[Row]:
     """The rows of a list of instances, as far as all are right; the version's files are in `folder`.
 
-    After the last raises InvalidRequest with the faults of all that are wrong, `MOST_FAULTS` at most; the list is at
+    After the last raises InvalidRequest with the faults of all that are wrong, `MAX_FAULTS` at most; the list is at
     `pointer` in the body, and each of it is `called` so and numbered, where it is.
     """
     refusals: list[InvalidRequest] = []
@@ -39,7 +39,7 @@ def read_instances(
             named = f"{called} {number}" if called else ""
             refusals.append(error.under(f"{pointer}/{number}", named))
             told += len(refusals[-1].faults)
-            if told >= MOST_FAULTS:
+            if told >= MAX_FAULTS:
                 break
         else:
             if not refusals:
@@ -48,4 +48,4 @@ def read_instances(
         return
     others = told - len(refusals[0].faults)
     also = f"; {others} more faults are listed in `errors`" if others else ""
-    raise InvalidRequest(f"{refusals[0]}{also}", *[fault for one in refusals for fault in one.faults][:MOST_FAULTS])
+    raise InvalidRequest(f"{refusals[0]}{also}", *[fault for one in refusals for fault in one.faults][:MAX_FAULTS])
