@@ -83,7 +83,7 @@ async def _explain(request: ApiRequest, model: str, version: str | None, body: E
         found = services.catalog.find(model, version)
         request.observed.name(model, body.parameters.method or found.manifest.defaults.method)
         asked = await _request(found, body, request.caller, received, use_cache=_may_cache(request))
-        request.observed.spent = asked.spent
+        request.observed.timings = asked.timings
         answers = await while_connected(request, services.explaining.explain(replace(asked, key=key)))
         is_recorded = services.ledger is not None
         return _reply(answers, names_nobody=is_recorded and any(each.subject is None for each in asked.contexts))
@@ -137,7 +137,7 @@ async def _predict(request: ApiRequest, model: str, version: str | None, body: P
     found = services.catalog.find(model, version)
     request.observed.name(model, PREDICT)
     asked = await _request(found, body, request.caller, received, use_cache=False)
-    request.observed.spent = asked.spent
+    request.observed.timings = asked.timings
     predictions = await while_connected(request, services.explaining.predict(asked))
     return Response(encode(PredictReply(predictions=tuple(predictions))), media_type="application/json")
 

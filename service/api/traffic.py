@@ -14,7 +14,7 @@ from service.api.services import Services
 from service.methods.registry import BY_NAME
 from service.monitoring.labels import PREDICT, UNKNOWN
 from service.monitoring.request_log import RequestLine
-from service.monitoring.timings import Spent
+from service.monitoring.timings import RequestTimings
 
 COUNTED = (":explain", ":predict")
 OBSERVED = ("/v1/", "/v2/repository/")
@@ -27,7 +27,7 @@ class ObservedRequest:
 
     model: str = UNKNOWN
     method: str = UNKNOWN
-    spent: Spent = field(default_factory=Spent)
+    timings: RequestTimings = field(default_factory=RequestTimings)
 
     def name(self, model: str, method: str) -> None:
         """Says what was asked for; a label must not take whatever a client sends."""
@@ -77,7 +77,7 @@ def _observe(scope: Scope, observed: ObservedRequest, status: int, began: float,
             status,
             observed.model,
             observed.method,
-            observed.spent,
+            observed.timings,
             ended - began,
         )
         log.add(line)
@@ -91,4 +91,4 @@ def _observe(scope: Scope, observed: ObservedRequest, status: int, began: float,
         }
         traceparent = dict(scope["headers"]).get(b"traceparent")
         parent = None if traceparent is None else traceparent.decode("latin-1")
-        tracing.trace(f"{scope['method']} {route}", parent, (began, ended), attributes, observed.spent)
+        tracing.trace(f"{scope['method']} {route}", parent, (began, ended), attributes, observed.timings)

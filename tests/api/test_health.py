@@ -86,7 +86,7 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
 
     async def explained() -> list[ExplanationItem]:
         health = Health(engine, 1.0)
-        explaining = Explaining(engine, state.cache, state.ledger, "required", metrics, health, most_points=200_000)
+        explaining = Explaining(engine, state.cache, state.ledger, "required", metrics, health, max_points=200_000)
         explanations = []
         for request in requests(version):
             for _ in range(2):  # the second time from the cache
@@ -166,7 +166,7 @@ async def test_a_scrape_leaves_what_is_watched_as_it_is(service: Service) -> Non
 
 def watched_by(service: Service) -> dict[tuple[str, str, str], Any]:
     """What the service's own watch holds, by version."""
-    watched: dict[tuple[str, str, str], Any] = service.services.explaining._health._watched
+    watched: dict[tuple[str, str, str], Any] = service.services.explaining._health._states
     return watched
 
 
