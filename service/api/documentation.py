@@ -55,17 +55,17 @@ def install(app: FastAPI, catalog: Catalog) -> None:
             swagger_ui_parameters={"persistAuthorization": True, "defaultModelsExpandDepth": -1},
         )
 
-    described = Described(app, app.openapi, catalog)
-    app.openapi = described.schema  # type: ignore[method-assign]
+    document = OpenApiDocument(app, app.openapi, catalog)
+    app.openapi = document.schema  # type: ignore[method-assign]
 
     @app.get("/openapi.json", include_in_schema=False)
     @needs(PUBLIC)
     async def show_description(_request: ApiRequest) -> Response:
-        return Response(described.content(), media_type="application/json")
+        return Response(document.content(), media_type="application/json")
 
 
-class Described:
-    """The description, with examples of the models that there are now: it is made again when these have changed."""
+class OpenApiDocument:
+    """The description with examples of the current models; it is generated again when these have changed."""
 
     def __init__(self, app: FastAPI, generate: Callable[[], dict[str, Any]], catalog: Catalog) -> None:
         self._app = app
@@ -76,7 +76,7 @@ class Described:
         self._content = b""
 
     def schema(self) -> dict[str, Any]:
-        """As it is now; nobody changes it."""
+        """The current description, as a dictionary that callers must not change."""
         files = [(each.files, each is self._catalog.default_version(each.key.name)) for each in self._catalog]
         if files != self._files:
             self._schema = _description(deepcopy(self._generate()), self._app, self._catalog)

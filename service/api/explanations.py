@@ -19,7 +19,7 @@ from service.answers.reading import record_of
 from service.answers.reasons import MAX_REASONS
 from service.answers.record import RecordItem
 from service.answers.replies import ReasonsReply, SearchReply
-from service.api.access_log import described, record_lookup
+from service.api.access_log import record_lookup, search_details
 from service.api.auth import needs
 from service.api.filters import FROM, TO, From, To, search_of
 from service.api.problems import answers
@@ -93,7 +93,7 @@ async def show_reasons(request: ApiRequest, explanation: str, query: Annotated[R
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
     hint = None
     if not caller.policy.limits_values:
-        with counted(caller.account, 1):  # it tells what the model answers to another row
+        with counted(caller.account, 1):  # it reveals the model's answer to another row
             hint = await while_connected(request, request.services.counterfactuals.find(stored, query.most))
     reply = ReasonsReply(
         id=record.id,
@@ -121,17 +121,17 @@ async def search_explanations(request: ApiRequest, query: Annotated[SearchQuery,
     search = search_of(**conditions, cohort=cohort)
     ledger = request.services.need_ledger().ledger
     page = await ledger.search(request.caller.tenant, search, query.limit, query.cursor)
-    await record_lookup(request, None, described(page))
+    await record_lookup(request, None, search_details(page))
     return Response(await asyncio.to_thread(_page_content, page, request.caller.policy), media_type="application/json")
 
 
 def _record_content(stored: Stored, policy: Policy) -> bytes:
-    """The record as it is shown. That of an image is a million numbers: not for the event loop."""
+    """The record under the policy, as JSON. An image has a million numbers: too many for the event loop."""
     return encode(limited(record_of(stored), policy))
 
 
 def _page_content(page: Page, policy: Policy) -> bytes:
-    """The records of a page, of which one at a time is more than its bytes: the others are written already."""
+    """The records of a page as JSON. Only one at a time is in memory as a value; the others are bytes already."""
     written = tuple(cast(RecordItem, orjson.Fragment(_record_content(stored, policy))) for stored in page.entries)
     return encode(SearchReply(explanations=written, next_cursor=page.next_cursor))
 
@@ -141,8 +141,8 @@ async def find_stored(
 ) -> Stored:
     """The caller's record of that id; that it was looked up is recorded.
 
-    `opened` False leaves sealed what is. Raises NotFound, Erased unless `erased_too`, LedgerUnavailable when the
-    look-up cannot be recorded.
+    With `opened` False, what is sealed stays so. Raises NotFound, Erased unless `erased_too`, LedgerUnavailable when
+    the look-up cannot be recorded.
     """
     ledger = request.services.need_ledger().ledger
     is_id = ID.fullmatch(explanation) is not None  # PostgreSQL would not even compare a text with a NUL

@@ -51,18 +51,18 @@ def _label_or_index(value: object) -> object:
     if type(value) in (str, int):
         return value
     if isinstance(value, dict):
-        if value.keys() == {"label", "rather_than"} and all(type(one) in (str, int) for one in value.values()):
+        if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
             return value
         raise PydanticCustomError("target_type", "Input should hold `label` and `rather_than`, two labels or indices")
     raise PydanticCustomError("target_type", "Input should be a label, a label's index, or `predicted`")
 
 
-def _few(most: int, what: str) -> Callable[[object], object]:
+def _at_most(maximum: int, what: str) -> Callable[[object], object]:
     """Refuses an object of more names before any of them is looked at."""
 
     def check(value: object) -> object:
-        if isinstance(value, dict) and len(value) > most:
-            raise PydanticCustomError("too_long", "at most {most} {what}", {"most": most, "what": what})
+        if isinstance(value, dict) and len(value) > maximum:
+            raise PydanticCustomError("too_long", "at most {most} {what}", {"most": maximum, "what": what})
         return value
 
     return check
@@ -74,7 +74,7 @@ def _subject(value: str) -> str:
     try:
         return read_subject(value)
     except InvalidRequest as error:
-        raise PydanticCustomError("subject", "{said}", {"said": str(error)}) from None
+        raise PydanticCustomError("subject", "{detail}", {"detail": str(error)}) from None
 
 
 Subject = Annotated[
@@ -82,9 +82,9 @@ Subject = Annotated[
 ]
 Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
 Tags = Annotated[
-    dict[StrictStr, StrictStr], BeforeValidator(_few(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
+    dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
 ]
-Options = Annotated[dict[str, Any], BeforeValidator(_few(MAX_OPTIONS, "options")), Field(max_length=MAX_OPTIONS)]
+Options = Annotated[dict[str, Any], BeforeValidator(_at_most(MAX_OPTIONS, "options")), Field(max_length=MAX_OPTIONS)]
 Number = Annotated[FiniteFloat, Field(strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Around every request: counted by what came of it, refusals included, logged in one line, and traced if wanted.
+"""Observes every request: counts it by its outcome, refusals included, logs one line, and traces it if configured.
 
 Requests for health, metrics and pages of documentation are neither counted, logged nor traced.
 """
@@ -18,19 +18,19 @@ from service.monitoring.timings import RequestTimings
 
 COUNTED = (":explain", ":predict")
 OBSERVED = ("/v1/", "/v2/repository/")
-"""Where the paths begin of requests that are logged and traced: all that explain, tell or change something."""
+"""The prefixes of paths that are logged and traced: all that explain, show or change something."""
 
 
 @dataclass(slots=True)
 class ObservedRequest:
-    """What is known of a request when it ends. It is `unknown` until the model that it asks for is known to exist."""
+    """What is known of a request when it ends. The model is `unknown` until it is known to exist."""
 
     model: str = UNKNOWN
     method: str = UNKNOWN
     timings: RequestTimings = field(default_factory=RequestTimings)
 
     def name(self, model: str, method: str) -> None:
-        """Says what was asked for; a label must not take whatever a client sends."""
+        """Sets the labels; an unknown method stays `unknown`, for clients may send anything."""
         self.model = model
         self.method = method if method in BY_NAME or method == PREDICT else UNKNOWN
 
