@@ -337,7 +337,7 @@ class SetupError(Exception):
         self.code = code
 
 
-class AskedWrongly(SetupError):
+class UsageError(SetupError):
     """What was typed cannot be done; the message says what to type."""
 
     def __init__(self, message: str) -> None:
