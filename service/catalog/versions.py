@@ -91,7 +91,7 @@ class ModelVersion:
 class Catalog:
     """Every known version, in the order in which versions succeed each other.
 
-    The default version of a model answers where a request names none. It is the newest that is ready and has passed its
+    The default version of a model is the one that its bare name means: the newest that is ready and has passed its
     check. If its files are replaced by others of the same version, it stays the default until these have passed
     theirs. Before any version has ever passed, the default is the oldest ready one, unless that has failed; afterwards
     it is never one that has not passed.
