@@ -20,11 +20,11 @@ GROUPS = {
     "ledger": "Verify, export, erase and hold records, for compliance.",
     "keys": "Make, list, change, replace and end keys.",
 }
-"""The modules of `service.cli` that hold a group of commands, each of the module's name."""
+"""Groups of commands, each in the module of `service.cli` with its name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code, 2 where it was asked wrongly. All that can be wrong is one sentence."""
+    """Runs a command; returns the exit code, 2 for wrong usage. Every error is printed as one sentence."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = get_command(_application(words)).main(words, PROGRAM, standalone_mode=False)
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         command = PROGRAM if context is None else context.command_path
         return _end(f"{error.format_message().rstrip('.')} (see `{command} --help`)", error.exit_code)
-    except typer.Abort:  # the end of what it reads, at a question
+    except typer.Abort:  # its input ended at a question
         return 1
     except SetupError as error:
         return _end(error, error.code)
@@ -49,7 +49,7 @@ def _end(sentence: object, code: int) -> int:
 
 
 def _application(words: Sequence[str]) -> typer.Typer:
-    """Of every command; with actions only for the group that is asked for, whose imports nothing else waits for."""
+    """All commands. Only the group that is called gets its actions, so that no other command waits for its imports."""
     application = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -58,25 +58,25 @@ def _application(words: Sequence[str]) -> typer.Typer:
     )
     application.callback(help="Predictions with explanations that can be checked.")(_before_all)
     application.add_typer(start.commands)
-    asked = next((word for word in words if not word.startswith("-")), "")
+    group_name = next((word for word in words if not word.startswith("-")), "")
     for name, about in GROUPS.items():
-        group = import_module(f"service.cli.{name}").commands if name == asked else typer.Typer()
+        group = import_module(f"service.cli.{name}").commands if name == group_name else typer.Typer()
         application.add_typer(group, name=name, help=about)
     return application
 
 
-def _tell_version(is_asked: bool) -> None:
-    if is_asked:
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 
 def _before_all(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """What comes before the command."""
+    """Runs before every command."""
 
 
 if __name__ == "__main__":

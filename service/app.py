@@ -67,7 +67,7 @@ from service.usecases.explaining import Explaining
 from service.usecases.replaying import Replaying
 
 ROUTERS = (
-    explain.router,  # first, for it is asked most
+    explain.router,  # first, for it has the most requests
     models.router,
     baselines.router,
     explanations.router,
@@ -123,7 +123,7 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = (), catalo
 
 
 def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
-    """The operator's key, or on the very first start a new one, which is returned to be shown once."""
+    """The operator's key of the settings, or on the very first start a new one, to be shown once; else None."""
     if settings.metrics_key is not None:
         _configure(keys, settings.metrics_key, METRICS_KEY, {"metrics"})
     if settings.key is not None:
@@ -136,7 +136,7 @@ def bootstrap_key(settings: Settings, keys: Keys) -> str | None:
 
 
 def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> None:
-    """Stores a key of the settings. An earlier one goes on, for other hosts may have it yet; the log says so."""
+    """Stores a key of the settings. An earlier one stays valid, for other hosts may still have it; the log says so."""
     configured = keys.add(secret, name, OPERATOR_TENANT, scopes)
     now = keys.now()
     for key in keys.list():
@@ -147,7 +147,7 @@ def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> Non
 async def _open_services(
     settings: Settings, catalog: Catalog, stack: AsyncExitStack, started: Sequence[StartedWorker]
 ) -> Services:
-    """Opens everything, each with what it needs of the ones before; `stack` closes it in reverse."""
+    """Opens everything, in the order of what needs what; `stack` closes it in reverse."""
     metrics = Metrics()
     tracing = open_tracing(settings.traces_endpoint)
     if tracing is not None:
@@ -179,7 +179,7 @@ async def _open_services(
         ledger_notices = await asyncio.to_thread(catch_up, database, vault, shipped, erasures)
         ledger = Ledger(database, vault, metrics.observe_append, signer=signer, writer=WriterProcess, clock=clock)
         stack.push_async_callback(ledger.close)
-    # After everything that may keep the service from starting: a key that is made is shown.
+    # After everything that may fail: a new key is shown only once the service starts.
     operators_key = await asyncio.to_thread(bootstrap_key, settings, keys)
 
     workers = settings.workers or count_devices()
@@ -211,7 +211,7 @@ async def _open_services(
     if ledger is not None:
 
         async def forget_erased() -> None:
-            """Drops what lies outside the database of people who were erased."""
+            """Drops data outside the database of people who were erased."""
             await cache.forget_results()
             await repository.forget_rows()
 
@@ -271,7 +271,7 @@ async def _open_services(
 
 
 async def _start_redis(stack: AsyncExitStack) -> str | None:
-    """The address of a private Redis server; None where there is none on this machine."""
+    """The URL of a Redis server of our own; None if Redis is not installed on this machine."""
     redis = await start_embedded_redis()
     if redis is None:
         LOG.warning("there is no redis-server on this machine; results are not cached")
@@ -281,6 +281,6 @@ async def _start_redis(stack: AsyncExitStack) -> str | None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    """Cancels it, if it is under way. What it failed with concerns whoever waited for it."""
+    """Cancels the task and waits for its end. Its error, if any, was for those who awaited it."""
     task.cancel()
     await asyncio.wait([task])

@@ -1,7 +1,7 @@
-"""The vocabulary that every layer shares: what is asked (`Plan`) and what comes back (`Explanation`).
+"""The types that every layer shares: what is to be computed (`Plan`) and the result (`Explanation`).
 
-All values are frozen and cross the process boundary between the front and the workers as they are. They have no slots:
-of classes with slots pickle calls Python for every value, which takes twice as long.
+All values are frozen, and are pickled between the front and the workers as they are. The classes that are pickled have
+no slots: for classes with slots pickle calls Python code for every value, which takes twice as long.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Indices = NDArray[np.intp]
 RowType = np.dtype[np.floating]
 SINGLE: RowType = np.dtype(np.float32)
 DOUBLE: RowType = np.dtype(np.float64)
-"""What holds the rows of a model as its artefact takes them, exactly: one of these two."""
+"""The number type of a model's rows, of these two the one that its artefact takes."""
 
 
 class OutputSpace(StrEnum):
-    """Where the explained output lives: after or before the model's link function, or, without one, a value."""
+    """What outputs are: after or before the model's link function, or, without one, values."""
 
     PROBABILITY = "probability"
     LOGIT = "logit"
@@ -33,13 +33,13 @@ class OutputSpace(StrEnum):
 
 
 class Link(StrEnum):
-    """What leads from the numbers that a network answers to the probabilities of a row."""
+    """The link function, from the network's outputs for a row to probabilities."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
-    """Of each number on its own."""
+    """Of each output on its own."""
     IDENTITY = "identity"
-    """The numbers are what the model answers."""
+    """The network's outputs are what the model answers."""
 
 
 class Completeness(StrEnum):
@@ -52,10 +52,10 @@ class Completeness(StrEnum):
 
 
 class Axis(StrEnum):
-    """What is counted along an axis of a model's inputs, as methods see them.
+    """What an axis of a model's inputs, as methods see them, runs over.
 
-    A feature has a unit of its own, such as euros or years. Along channels and dimensions of an embedding lie the parts
-    of what an attribution is of, a pixel or a token.
+    A feature has a unit of its own, such as euros or years. Channels and dimensions of an embedding are the parts of
+    what gets one attribution, a pixel or a token.
     """
 
     FEATURE = "feature"
@@ -71,19 +71,19 @@ PARTS = frozenset({Axis.CHANNEL, Axis.EMBEDDING})
 
 
 class NoiseKind(StrEnum):
-    """What is told of the attributions of noisy copies of an input: their mean or their variance."""
+    """The statistic of the attributions of noisy copies of an input: their mean or their variance."""
 
     SMOOTHGRAD = "smoothgrad"
     VARGRAD = "vargrad"
 
 
 OptionValue = str | float | int | tuple[tuple[int, ...], ...]
-"""The value of a method's option; the last are groups of features by their numbers."""
+"""The value of a method's option; the tuples are groups of features by their indices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an explanation belongs to, in the caller's world."""
+    """What an explanation belongs to, in the caller's terms."""
 
     decision_id: str | None = None
     subject: str | None = None
@@ -99,14 +99,14 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True)
 class Contrast:
-    """The output numbered `index` less the one numbered `rather_than`: what speaks for one rather than the other."""
+    """The output at `index` minus the one at `rather_than`: what speaks for one rather than for the other."""
 
     index: int
     rather_than: int
 
 
 Target = int | Contrast
-"""Which single number is explained: the output of that number, or the difference of two."""
+"""The single number that is explained: the output at an index, or the difference of two."""
 
 
 def read_target(outputs: Floats, target: Target) -> Floats:
@@ -120,7 +120,7 @@ def read_target(outputs: Floats, target: Target) -> Floats:
 
 @dataclass(frozen=True)
 class ModelKey:
-    """One version of one model; `digest` is that of the artefact in production: of its file, and its architecture."""
+    """One version of one model; `digest` is that of the deployed artefact: of its file, and its architecture."""
 
     name: str
     version: str
@@ -144,27 +144,27 @@ class VersionRef:
 
 
 LIMITS = frozenset({"maximum", "minimum", "clamp", "clampmin", "clampmax", "clip", "hardtanh"})
-"""Operators that are there to limit what goes in, by `kind_of`."""
+"""Operators that limit their input to a range, by `kind_of`."""
 
 
 def kind_of(operator: str) -> str:
-    """An operator's name in whatever spelling, as one word: `max_pool2d` and `MaxPool2d` are `maxpool2d`."""
+    """An operator's name independent of spelling: `max_pool2d` and `MaxPool2d` are both `maxpool2d`."""
     return operator.replace("_", "").lower()
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What of a model decides which methods apply to it, and at what cost; read off its graph when it is loaded.
+    """The properties of a model that decide which methods apply to it, and at what cost; read from its graph.
 
     `shape` is that of one input as methods see it, with a size for each of the `axes`: (features,), (channels, height,
     width) or (positions, dimensions).
     `obstacle` says why the exact rule does not apply, None where it does. `kinks` names the operators at which the
-    gradient jumps. `biases_obstacle` says why what the biases add does not account for the output, None where it does.
-    `labels` is how many outputs the network has, and `link` what leads from them to probabilities. With `has_one_logit`
-    the network answers the second label's logit alone, and the first one's is its negative.
-    With `has_double_rows` rows are float64 until the network itself makes less of them.
-    `columns` has for each input of a table the number of the unit that it belongs to, a category say, whose
-    attributions are summed; it is empty where every input is one of its own.
+    gradient is discontinuous. `biases_obstacle` says why the terms of the biases do not add up to the output, None
+    where they do. `labels` is how many outputs the network has, and `link` the link function to probabilities. With
+    `has_one_logit` the network answers the second label's logit alone, and the first one's is its negative.
+    With `has_double_rows` rows are float64 unless the network itself converts them.
+    `columns` has for each input of a table the index of its unit, a category say, whose attributions are summed; it is
+    empty where every input is a unit of its own.
     """
 
     axes: tuple[Axis, ...]
@@ -182,14 +182,14 @@ class Traits:
 
     @property
     def units(self) -> int:
-        """How many there are of what attributions are of: features, positions, pixels."""
+        """How many units have attributions: features, positions or pixels."""
         if self.columns:
             return max(self.columns) + 1
         return prod(size for axis, size in zip(self.axes, self.shape, strict=True) if axis not in PARTS)
 
     @property
     def summed_axes(self) -> tuple[int, ...]:
-        """The axes of the parts, counted from the last one, which is -1."""
+        """The axes that attributions are summed over, as negative indices."""
         return tuple(at - len(self.axes) for at, axis in enumerate(self.axes) if axis in PARTS)
 
     @property
@@ -199,27 +199,27 @@ class Traits:
 
     @property
     def has_channels(self) -> bool:
-        """Whether an input is one channel of a pixel."""
+        """Whether inputs are channels of pixels."""
         return Axis.CHANNEL in self.axes
 
     @property
     def has_space(self) -> bool:
-        """Whether inputs lie beside and below each other, so that they can be blurred, or be a region."""
+        """Whether inputs lie in a plane, so that they can be blurred, or form regions."""
         return Axis.HEIGHT in self.axes and Axis.WIDTH in self.axes
 
     @property
     def has_positions(self) -> bool:
-        """Whether inputs follow each other."""
+        """Whether inputs form a sequence."""
         return Axis.POSITION in self.axes
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether an input is one dimension of a token's embedding."""
+        """Whether inputs are dimensions of tokens' embeddings."""
         return Axis.EMBEDDING in self.axes
 
     @property
     def bends(self) -> tuple[str, ...]:
-        """The kinks that are more than limits, which few paths meet and those that do meet once or twice."""
+        """The kinks without those of operators in `LIMITS`, which few paths cross, and those once or twice."""
         return tuple(name for name in self.kinks if kind_of(name) not in LIMITS)
 
     @property
@@ -230,7 +230,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise around an explanation: so many `samples`, of a deviation of `scale` times each input's range."""
+    """Gaussian noise on the input: `samples` copies, with a standard deviation of `scale` times each input's range."""
 
     kind: NoiseKind
     samples: int
@@ -251,8 +251,8 @@ class BaselineChoice:
 class ToleranceOf(StrEnum):
     """What a tolerance bounds.
 
-    `ATTRIBUTION`: the L1 error of the attributions, as estimated, and what their sum misses, both relative to their L1
-    norm. `COMPLETENESS`: that, and what their sum misses relative to the change of the output.
+    `ATTRIBUTION`: the estimated L1 error of the attributions and the error of their sum, both relative to their L1
+    norm. `COMPLETENESS`: these, and the error of their sum relative to the change of the output.
     """
 
     ATTRIBUTION = "attribution"
@@ -260,8 +260,8 @@ class ToleranceOf(StrEnum):
 
 
 SCHEMA = 2
-"""Of plans, and of records. It changes where either gets a field, or one that means something else; records of earlier
-schemas are read and replayed. Schema 1 is of plans and records that hold no number."""
+"""The schema of plans and of records. It changes when either gets a field, or when a field changes its meaning; records
+of earlier schemas can be read and replayed. Plans and records without a number are of schema 1."""
 
 FIELDS_OF_SCHEMA_1 = (
     "model",
@@ -279,7 +279,7 @@ FIELDS_OF_SCHEMA_1 = (
     "tolerance_of",
     "errors",
 )
-"""In their order, in which a digest takes them."""
+"""In the order in which they enter the digest."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ class Plan:
     def digest(self) -> str:
         """sha256 over every field, the model's digest included: equal digests have equal explanations.
 
-        Of a plan that was read from a record of schema 1, it is over the fields that plans had then.
+        For a plan that was read from a record of schema 1, only the fields that plans had then.
         """
         whole = self if self.schema != 1 else {name: getattr(self, name) for name in FIELDS_OF_SCHEMA_1}
         return hashlib.sha256(orjson.dumps(whole)).hexdigest()
@@ -320,7 +320,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ChunkShapes:
-    """The rows of a model's two gradient chunks: `brief` for questions that fit it, `long` for all others."""
+    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others."""
 
     brief: int
     long: int
@@ -337,8 +337,8 @@ class ChunkShapes:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What an explanation is repeated under: the chunk shapes it was computed at, and how many of its questions were
-    answered before its deadline, None where that did not end it."""
+    """The conditions for repeating an explanation: the chunk shapes it was computed in, and how many of its questions
+    were answered before its deadline, None where that did not end it."""
 
     shapes: ChunkShapes
     answers: int | None
@@ -346,7 +346,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class GroupShare:
-    """What was found of several features together: their numbers, their dividend and their value."""
+    """The result for a group of features (`directional_ig`): their indices, their dividend and their value."""
 
     members: tuple[int, ...]
     dividend: float
@@ -361,8 +361,7 @@ class Explanation:
     `target` reads of them.
     `attributions` has one value a unit of a table, or one a pixel, or one a position, as `shape` says; `standard_error`
     likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which the attributions
-    then speak. `interactions` is a matrix over the features, `groups` what was found of several
-    features together.
+    then are. `interactions` is a matrix over the features, `groups` the results for groups of features.
     `attribution_errors`, one for each of the `attributions` and in their units, is how far each may be off; known of
     tables, and of all else where the plan asks for `errors`.
     `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`), and None for methods that

@@ -17,9 +17,9 @@
     ├── Erased               410   the personal part was erased; the answer holds the tombstone
     ├── ReplayImpossible     409   what a record was computed with is not here
     ├── Conflict             409   what is asked for is not ready, or has ended otherwise
-    ├── Gone                 410   what was there is kept no longer
+    ├── Gone                 410   what was there is no longer kept
     ├── AddressTooLong       414
-    ├── Overloaded           429   the queue is full, or what is read of bodies; carries Retry-After
+    ├── Overloaded           429   the queue is full, or too many large bodies; carries Retry-After
     │   ├── LedgerFull       429   the ledger's queue is full
     │   ├── QuotaSpent       429   the key's quota is spent; Retry-After is the rest of its period
     │   └── TooManyWrongKeys 429   too many wrong keys came from this address; Retry-After is the rest of its minute
@@ -27,7 +27,7 @@
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
     ├── ModelNotReady        503   the version is not loaded; like all of 503, carries Retry-After
-    ├── Unkept               503   the data folder takes nothing
+    ├── Unkept               503   the data folder cannot be written to
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
     ├── TooManyConnections   503   all have a request under way; carries Retry-After
     ├── WorkerLost           503   the worker died twice with this request in flight
@@ -52,8 +52,8 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-MOST_FAULTS = 20
-"""So many are told of one request."""
+MAX_FAULTS = 20
+"""How many faults of one request are reported."""
 
 COME_BACK = frozenset({429, 503})
 """Statuses that say that the same request may be answered later."""
@@ -96,7 +96,7 @@ class Fault:
     parameter: str | None = None
 
     def under(self, pointer: str) -> Fault:
-        """The same of a larger whole, in which what it was said of lies at `pointer`."""
+        """The same fault of an enclosing value, in which the faulty one lies at `pointer`."""
         return replace(self, pointer=pointer + self.pointer)
 
 
@@ -106,12 +106,12 @@ def pointer_to(*places: str | int) -> str:
 
 
 class AnswerableError(Exception):
-    """An error with an HTTP answer. `str(error)` is the sentence the client reads, `faults` say it place by place."""
+    """An error with an HTTP answer. `str(error)` is a sentence for the client, `faults` are the places it is about."""
 
     status = 500
     title = "Internal error"
     retry_after = 1
-    """Seconds after which it is worth asking again, where the status says that it is at all."""
+    """Seconds after which a client may try again; sent with the statuses in `COME_BACK` only."""
 
     def __init__(self, detail: str, *faults: Fault) -> None:
         super().__init__(detail)
@@ -171,7 +171,7 @@ class InvalidRequest(AnswerableError):
     title = "Impossible request"
 
     def under(self, pointer: str, named: str = "") -> InvalidRequest:
-        """The same of a larger whole, in which what it was said of is `named` and lies at `pointer`."""
+        """The same error of an enclosing value, in which the faulty one is called `named` and lies at `pointer`."""
         faults = self.faults or (Fault(Kind.WRONG_INSTANCE, "", str(self)),)
         detail = f"{named}: {self}" if named else str(self)
         return InvalidRequest(detail, *(fault.under(pointer) for fault in faults))
@@ -337,8 +337,8 @@ class SetupError(Exception):
         self.code = code
 
 
-class AskedWrongly(SetupError):
-    """What was typed cannot be done; the message says what to type."""
+class UsageError(SetupError):
+    """A command was used wrongly; the message says what to type."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code=2)

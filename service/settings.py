@@ -25,16 +25,16 @@ from service.logs import Form
 
 PREFIX = "ANSWERABLE_"
 DOTENV = ".env"
-LEAST_KEY = 20
+MIN_KEY_LENGTH = 20
 """Characters of a key: whoever has it may read and erase everything, and can be tried without a limit."""
 SECRETS = ("key", "metrics_key", "database_url", "redis_url")
-"""What may be given as the name of a file instead, in `ANSWERABLE_<NAME>_FILE`: a container's secrets are files."""
+"""Settings that may be in a file, which `ANSWERABLE_<NAME>_FILE` names: containers have secrets as files."""
 
 
-def _months(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    pairs = [one.strip().split("=", 1) for one in given.split(",") if one.strip()]
+def _months(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.strip().split("=", 1) for pair in value.split(",") if pair.strip()]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("write classes and months as standard=25,business=12")
     return {"standard": 25} | dict(pairs)
@@ -44,20 +44,20 @@ Months = Annotated[dict[str, Annotated[int, Field(ge=1, le=1200)]], NoDecode, Be
 """Months by retention class: `standard=25,business=12`."""
 
 
-def _digests(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    return [digest.removeprefix("sha256:") for digest in given.replace(",", " ").split()]
+def _digests(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return [digest.removeprefix("sha256:") for digest in value.replace(",", " ").split()]
 
 
 Digests = Annotated[frozenset[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], NoDecode, BeforeValidator(_digests)]
 """sha256 values, separated by commas."""
 
-OperatorKey = Annotated[str, Field(min_length=LEAST_KEY)]
+OperatorKey = Annotated[str, Field(min_length=MIN_KEY_LENGTH)]
 
 
 def _address(*schemes: str) -> AfterValidator:
-    """Refuses URLs of other schemes, and those whose port is none; never repeats one, since it may hold a password."""
+    """Refuses URLs with other schemes or an invalid port; messages do not repeat the URL, which may hold a password."""
 
     def check(url: str) -> str:
         begins = " or ".join(f"{scheme}://" for scheme in schemes)
@@ -74,7 +74,7 @@ def _address(*schemes: str) -> AfterValidator:
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """Secrets from the files that the environment names; the white space at their ends does not count."""
+    """Secrets from the files that the environment names, without white space at their ends."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         variable = f"{PREFIX}{field_name.upper()}_FILE"
@@ -89,19 +89,19 @@ class _SecretFiles(PydanticBaseSettingsSource):
             raise SettingsError(f"{variable}: {path} is not text") from None
 
     def __call__(self) -> dict[str, Any]:
-        found = {name: self.get_field_value(self.settings_cls.model_fields[name], name)[0] for name in SECRETS}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: self.get_field_value(self.settings_cls.model_fields[name], name)[0] for name in SECRETS}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Settings(BaseSettings):
-    """All have defaults that run. Unset stores are embedded ones; what lasts of them lies under `data`.
+    """All have defaults with which the service runs. Stores that are not set are embedded, with their files in `data`.
 
-    `metrics_key` may read the metrics and nothing else. `master_key` is the file with the key over all that is sealed
-    in the ledger, `signing_key` that of the private key that signs its checkpoints; hosts that share a database share
-    both. `retention` are the months that personal data is kept, by class, `job_days` the days that jobs and
-    exports can be looked up once they have ended. `stability_share` is the share of
-    explanations that are computed once more, from another sample of the baseline. `trusted_artefacts` are the exported
-    torch programs that may be opened, by digest: such a file is code.
+    `metrics_key` may read the metrics and nothing else. `master_key` is the file with the key that seals personal data
+    in the ledger, `signing_key` the file with the private key that signs its checkpoints; hosts that share a database
+    share both. `retention` has the months for which personal data is kept, by class, `job_days` the days for which jobs
+    and exports can be looked up once they have ended. `stability_share` is the share of explanations that are computed
+    once more, from another sample of the baseline. `trusted_artefacts` are the exported torch programs that may be
+    opened, by digest: such a file is code.
     `keep_alive_seconds` is how long an idle connection stays open: longer than a proxy keeps its own, which is a minute
     for most, or the proxy sends a request into a connection that is being closed.
     `max_connections` may be open at once, fewer where the system lets this process open few files.
@@ -157,33 +157,35 @@ def read_settings(options: dict[str, Any]) -> Settings:
     except SettingsError as error:
         raise SetupError(str(error), code=2) from None
     except ValidationError as error:
-        raise SetupError("; ".join(map(_told, error.errors(include_url=False, include_input=False))), code=2) from None
+        raise SetupError(
+            "; ".join(map(_sentence, error.errors(include_url=False, include_input=False))), code=2
+        ) from None
 
 
-def _told(fault: Any) -> str:
+def _sentence(fault: Any) -> str:
     return f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def unknown_settings() -> list[str]:
-    """A sentence on each variable that looks like a setting and is none: in the environment, and in `.env`."""
+    """A sentence for each variable of the environment and `.env` that looks like a setting but is unknown."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     known |= {f"{PREFIX}{name.upper()}_FILE" for name in SECRETS}
-    return [_named(name, known) for name in _given() if name.upper() not in known]
+    return [_unknown_sentence(name, known) for name in _names_set() if name.upper() not in known]
 
 
-def _given() -> Iterable[str]:
+def _names_set() -> Iterable[str]:
     names = [*os.environ, *(dotenv_values(DOTENV) if Path(DOTENV).is_file() else ())]
     return dict.fromkeys(name for name in names if name.upper().startswith(PREFIX))
 
 
-def _named(name: str, known: Iterable[str]) -> str:
-    words = [one.removeprefix(PREFIX) for one in known]
+def _unknown_sentence(name: str, known: Iterable[str]) -> str:
+    words = [variable.removeprefix(PREFIX) for variable in known]
     nearest = difflib.get_close_matches(name.upper().removeprefix(PREFIX), words, n=1)
     return f"{name} is no setting and changes nothing" + (f"; did you mean {PREFIX}{nearest[0]}?" if nearest else "")
 
 
 def forget_secrets() -> None:
-    """Takes the secrets out of this process's environment, which the processes that it starts inherit."""
+    """Removes the secrets from this process's environment, which child processes inherit."""
     secrets = {f"{PREFIX}{name.upper()}" for name in SECRETS}
     for name in [name for name in os.environ if name.upper() in secrets]:
         del os.environ[name]

@@ -11,7 +11,7 @@ import pytest
 from pydantic_settings import SettingsError
 
 from service.errors import SetupError
-from service.settings import LEAST_KEY, SECRETS, Settings, forget_secrets, read_settings, unknown_settings
+from service.settings import MIN_KEY_LENGTH, SECRETS, Settings, forget_secrets, read_settings, unknown_settings
 
 README = Path(__file__).parents[1] / "README.md"
 VALUES = {"redis_url": "unix:///run/{}", "database_url": "postgresql://{}/ledger"}
@@ -19,7 +19,7 @@ VALUES = {"redis_url": "unix:///run/{}", "database_url": "postgresql://{}/ledger
 
 
 def value(name: str, word: str) -> str:
-    return VALUES.get(name, "{}").format(word.ljust(LEAST_KEY, "-"))
+    return VALUES.get(name, "{}").format(word.ljust(MIN_KEY_LENGTH, "-"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Who asks."""
+"""The caller of a request or the owner of a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.access.quotas import Account
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the tenant and the id of the key, what it may do and is shown, and its account, if it has a quota."""
+    """The tenant and the id of a key, its scopes and policy, and its account, if it has a quota."""
 
     tenant: str
     key_id: str
@@ -20,5 +20,5 @@ class Caller:
 
     @property
     def is_operator(self) -> bool:
-        """Whether it is one of those who run the service, who may change what all tenants share."""
+        """Whether the key is one of the operator's, which may change what all tenants share."""
         return self.tenant == OPERATOR_TENANT

@@ -1,4 +1,4 @@
-"""What limits a key beside its scopes: how much it may ask for (`Quota`) and how much of an answer it is shown
+"""What limits a key besides its scopes: how much it may ask for (`Quota`), and how much of an answer it is shown
 (`Policy`)."""
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Quota:
 class Policy:
     """Limits on how much of an explanation is disclosed; by default, everything is.
 
-    `methods` are those that may be asked for. `top` is the number of attributions that are shown, the largest ones.
-    With `digits`, values are rounded to a grid on which the largest has so many significant digits. `outputs` is
-    whether the model's outputs are shown; the label always is. Raises ValueError.
+    `methods` are those that may be asked for. `top` is how many attributions are shown, the largest ones. Values are
+    rounded to a grid on which the largest has `digits` significant digits. `outputs` is whether the model's outputs
+    are shown; the label always is. Raises ValueError.
     """
 
     methods: frozenset[str] | None = None

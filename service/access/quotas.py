@@ -36,7 +36,7 @@ Counts = tuple[int, int]
 T = TypeVar("T")
 
 
-class Kept(Protocol):
+class QuotaStore(Protocol):
     """Counts that outlast a process and are shared between hosts: `SpentQuotas`. Its calls block."""
 
     def tell(self, counts: Mapping[Period, Counts], member: str) -> None:
@@ -74,7 +74,7 @@ class Usage:
     def begin_period(self) -> None:
         """Starts counting again when the period has ended."""
         period = int(time.time()) // self.seconds
-        if period < self.period:  # the clock was set back, which renews no quota
+        if period < self.period:  # the clock was set back, which must not renew a quota
             self.period = period
         elif period > self.period:
             self.period, self.requests, self.points, self.elsewhere = period, 0, 0, (0, 0)
@@ -84,7 +84,7 @@ class Usage:
 class Account:
     """The quota of one key, and its usage, which it shares with the keys of its account that have the same period.
 
-    What is counted or reserved is given back together with the period it was admitted in; once that has ended, giving
+    What was counted or reserved is given back with the period in which it was admitted; once that has ended, giving
     back changes nothing.
     """
 
@@ -92,7 +92,7 @@ class Account:
     usage: Usage
 
     def count(self, requests: int, before: int = 0) -> int:
-        """Admits so many requests, all or none; returns the period. `before` of the same request are counted already.
+        """Admits `requests`, all or none; returns the period. `before` of the same request were counted already.
 
         Raises QuotaSpent, InvalidRequest if together they exceed the quota.
         """
@@ -105,17 +105,17 @@ class Account:
                     f"{self.quota.period}; send fewer instances at once"
                 )
             if usage.requests + usage.elsewhere[0] + requests > limit:
-                raise self._spent(f"the key's quota of {limit} requests a {self.quota.period} is spent")
+                raise self._quota_spent(f"the key's quota of {limit} requests a {self.quota.period} is spent")
         usage.requests += requests
         return usage.period
 
     def give_back(self, period: int, requests: int) -> None:
-        """Takes back so many of the counted requests, which failed."""
+        """Takes back requests that were counted and failed."""
         if period == self.usage.period:
             self.usage.requests -= requests
 
     def reserve(self, points: int) -> int:
-        """Admits work that costs at most so many points; returns the period. Raises QuotaSpent, InvalidRequest if it
+        """Admits work that costs at most `points`; returns the period. Raises QuotaSpent, InvalidRequest if it
         exceeds the quota alone."""
         usage, limit = self.usage, self.quota.points
         usage.begin_period()
@@ -126,7 +126,7 @@ class Account:
                     "lower max_evaluations, or send fewer instances at once"
                 )
             if usage.points + usage.elsewhere[1] + points > limit:
-                raise self._spent(f"the key's quota of {limit} gradient points a {self.quota.period} is spent")
+                raise self._quota_spent(f"the key's quota of {limit} gradient points a {self.quota.period} is spent")
         usage.points += points
         return usage.period
 
@@ -135,16 +135,16 @@ class Account:
         if period == self.usage.period:
             self.usage.points += used - reserved
 
-    def _spent(self, detail: str) -> QuotaSpent:
-        left = (self.usage.period + 1) * self.quota.seconds - time.time()
-        return QuotaSpent(detail, retry_after=max(1, math.ceil(left)))
+    def _quota_spent(self, detail: str) -> QuotaSpent:
+        seconds_left = (self.usage.period + 1) * self.quota.seconds - time.time()
+        return QuotaSpent(detail, retry_after=max(1, math.ceil(seconds_left)))
 
 
 @contextmanager
 def counted(account: Account | None, requests: int, before: int = 0) -> Iterator[None]:
-    """Counts what happens inside as so many requests, of which `before` were counted already.
+    """Counts what happens inside as `requests`, of which `before` were counted already.
 
-    A failure counts as none, a request whose client leaves as all. Raises as `Account.count`.
+    A failure is not counted; a request whose client leaves is. Raises what `Account.count` raises.
     """
     if account is None or requests <= before:
         yield
@@ -160,21 +160,22 @@ def counted(account: Account | None, requests: int, before: int = 0) -> Iterator
 async def charged(
     account: Account | None, points: int, work: Callable[[], Awaitable[T]], cost: Callable[[T], int]
 ) -> T:
-    """Does the work and returns its result. `points`, the most it may cost, are reserved before, and then replaced by
-    `cost` of the result.
+    """Does the work and returns its result. `points`, the most it may cost, are reserved first, and afterwards replaced
+    by `cost` of the result.
 
-    Work that fails costs nothing; work whose client leaves costs what was reserved. Raises as `Account.reserve`.
+    Work that fails costs nothing; work whose client leaves costs what was reserved. Raises what `Account.reserve`
+    raises.
     """
     if account is None:
         return await work()
     period = account.reserve(points)
     try:
-        done = await work()
+        result = await work()
     except AnswerableError:
         account.settle(period, points, 0)
         raise
-    account.settle(period, points, cost(done))
-    return done
+    account.settle(period, points, cost(result))
+    return result
 
 
 class Quotas:
@@ -183,8 +184,8 @@ class Quotas:
     Call `load` before the first request, and all methods on one event loop.
     """
 
-    def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+    def __init__(self, store: QuotaStore) -> None:
+        self._store = store
         self._member = uuid.uuid4().hex
         self._shared: Mapping[Period, Counts] = {}
         self._others: Mapping[Period, Counts] = {}
@@ -203,8 +204,8 @@ class Quotas:
     async def load(self) -> None:
         """Reads what was admitted before this process started, and by others. Raises LedgerUnavailable."""
         now = int(time.time())
-        await asyncio.to_thread(self._kept.sweep, now)
-        self._others = await asyncio.to_thread(self._kept.others, self._member, now)
+        await asyncio.to_thread(self._store.sweep, now)
+        self._others = await asyncio.to_thread(self._store.others, self._member, now)
 
     def start(self) -> None:
         """Shares the counts regularly from now on."""
@@ -226,9 +227,9 @@ class Quotas:
         counts = {usage.key: (usage.requests, usage.points) for usage in usages}
         changed = {key: count for key, count in counts.items() if self._shared.get(key) != count}
         if changed:
-            await asyncio.to_thread(self._kept.tell, changed, self._member)
+            await asyncio.to_thread(self._store.tell, changed, self._member)
             self._shared = counts
-        self._others = await asyncio.to_thread(self._kept.others, self._member, now)
+        self._others = await asyncio.to_thread(self._store.others, self._member, now)
         for usage in usages:
             usage.elsewhere = self._others.get(usage.key, (0, 0))  # of the new period, if one has begun meanwhile
 

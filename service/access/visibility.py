@@ -1,9 +1,9 @@
-"""What a policy that limits values shows of an answer: said once, at each field.
+"""What a policy that limits values shows of an answer: declared once, at each field.
 
 The fields of an answer carry one of these marks in their annotation, `Annotated[float | None, OUTPUT, ...]`. A field
-without a mark is not shown under such a policy, so that one which is added later is kept back until somebody has
-thought about it. `MEASURED` fields hold figures, to which tolerances apply; all else of an answer is either equal or
-not.
+without a mark is not shown under such a policy, so that one which is added later is withheld until somebody has
+decided about it. Fields whose mark `is_measured` hold figures, to which tolerances apply; all other fields of two
+answers are either equal or not.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from service.access.permissions import Policy
 
 MIN_STEP = 1e-250
-"""Any float32 counted in such steps is far from overflow; values so small that their grid were finer are 0."""
+"""No float32 divided by it overflows; values for which the grid would have to be finer become 0."""
 
 T = TypeVar("T")
 
 
 class Absent(Enum):
-    """Of a field that is not shown, or that an earlier record does not have."""
+    """The value of a field that is not shown, or that an earlier record does not have."""
 
     ABSENT = "absent"
 
@@ -34,7 +34,7 @@ ABSENT: Literal[Absent.ABSENT] = Absent.ABSENT
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a policy keeps back of one answer.
+    """What a policy withholds of one answer.
 
     `kept` are the units whose values are shown, by their places, None for all; `unit_step` and `output_step` are the
     grids on which their values and the model's outputs are rounded, None where they are not.
@@ -47,16 +47,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """How the value of a field is shown: `limited` gives what is left of it, or ABSENT."""
+class Mark:
+    """How the value of a field is shown: `limited` gives the value under the limits, or ABSENT."""
 
     limited: Callable[[Any, Limits], Any]
     is_measured: bool = False
 
 
 def _parts(value: Any, limits: Limits) -> Any:
-    """A part of an answer, or several, whose own fields say what is shown of them."""
-    return tuple(limited_to(one, limits) for one in value) if isinstance(value, tuple) else limited_to(value, limits)
+    """A part of an answer, or several, whose own fields have marks."""
+    return tuple(limited_to(part, limits) for part in value) if isinstance(value, tuple) else limited_to(value, limits)
 
 
 def _own_parts(value: Any, limits: Limits) -> Any:
@@ -85,68 +85,68 @@ def _error(value: float, limits: Limits) -> float:
     return value if limits.policy.digits is None else float(f"{value:.{limits.policy.digits}g}")
 
 
-def _output(hidden: object) -> Shown:
+def _output(hidden: object) -> Mark:
     def limited(value: Any, limits: Limits) -> Any:
         return on_grid(value, limits.output_step) if limits.policy.outputs else hidden
 
-    return Shown(limited, is_measured=True)
+    return Mark(limited, is_measured=True)
 
 
-ALWAYS = Shown(lambda value, _: value)
+ALWAYS = Mark(lambda value, _: value)
 """What the model was asked and how, and what it decided."""
-PARTS = Shown(_parts)
-OWN_PARTS = Shown(_own_parts)
-"""A part whose outputs are on a grid of their own, as where it is answered alone."""
-FIRST_PARTS = Shown(_first_parts)
-"""Of parts in order of their size, as many as values are shown."""
-JOINT_PARTS = Shown(_joint_parts, is_measured=True)
-JOINT = Shown(_joint, is_measured=True)
-"""Of several units together. With groups of one it would hold the values of everything, so it has no largest few."""
-BY_UNIT = Shown(_by_unit, is_measured=True)
+PARTS = Mark(_parts)
+OWN_PARTS = Mark(_own_parts)
+"""A part whose outputs are rounded on a grid of their own, as when it is answered alone."""
+FIRST_PARTS = Mark(_first_parts)
+"""Parts in order of their size, of which as many are shown as values."""
+JOINT_PARTS = Mark(_joint_parts, is_measured=True)
+JOINT = Mark(_joint, is_measured=True)
+"""Values of several units together. Groups of one unit would reveal all values, so none is shown with `top`."""
+BY_UNIT = Mark(_by_unit, is_measured=True)
 """Values by feature, pixel or token (`service.catalog.inputs.kind.Attributions`)."""
-ON_UNIT_GRID = Shown(lambda value, limits: on_grid(value, limits.unit_step), is_measured=True)
-"""A figure made of the values of units, which says no more of them than they are shown."""
-ERROR = Shown(_error)
-"""How far figures may be off, rounded for itself."""
+ON_UNIT_GRID = Mark(lambda value, limits: on_grid(value, limits.unit_step), is_measured=True)
+"""A figure computed from the values of units, rounded as they are."""
+ERROR = Mark(_error)
+"""An error estimate, rounded relative to itself."""
 OUTPUT = _output(ABSENT)
-"""What the model answers."""
+"""An output of the model."""
 OUTPUT_OR_NULL = _output(None)
 OUTPUTS = _output(())
-"""Several of them, in an answer that has a list of them in any case."""
+"""A list of outputs, which is empty where they are not shown."""
 OUTPUTS_BY_NAME = _output({})
 
 
 @cache
-def marks_of(kind: Hashable) -> Mapping[str, Shown]:
+def marks_of(kind: Hashable) -> Mapping[str, Mark]:
     """The marks of the fields of a class of answers, by name; a field without one is not in it."""
     hints = get_type_hints(kind, include_extras=True)
-    found = {
-        name: [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Shown)]
+    marks = {
+        name: [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Mark)]
         for name, hint in hints.items()
     }
-    return {name: marks[-1] for name, marks in found.items() if marks}
+    return {name: of_field[-1] for name, of_field in marks.items() if of_field}
 
 
 def limited_to(item: T, limits: Limits) -> T:
-    """An answer, or a part of one, as the limits let it be seen."""
+    """An answer, or a part of one, with the limits applied."""
     assert is_dataclass(item)
     kind: Any = type(item)
     marks = marks_of(kind)
-    shown: dict[str, Any] = {}
+    limited_values: dict[str, Any] = {}
     for field in fields(item):
         value = getattr(item, field.name)
         if field.name not in marks:
-            shown[field.name] = ABSENT
+            limited_values[field.name] = ABSENT
         elif value is None or value is ABSENT or value is field.default:
-            shown[field.name] = value
+            limited_values[field.name] = value
         else:
-            shown[field.name] = marks[field.name].limited(value, limits)
-    limited: T = kind(**shown)
+            limited_values[field.name] = marks[field.name].limited(value, limits)
+    limited: T = kind(**limited_values)
     return limited
 
 
 def outputs_in(item: object) -> Iterable[float]:
-    """The model's outputs that stand in an answer and its parts."""
+    """The model's outputs in an answer and its parts."""
     kind: Any = type(item)
     for name, mark in marks_of(kind).items() if is_dataclass(item) else ():
         value = getattr(item, name)
@@ -161,8 +161,8 @@ def numbers_in(value: Any) -> Iterable[float]:
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, tuple | list):
-        for one in value:
-            yield from numbers_in(one)
+        for member in value:
+            yield from numbers_in(member)
     elif type(value) in (int, float):
         yield value
 
@@ -182,7 +182,7 @@ def on_grid(value: Any, step: float | None) -> Any:
     if step is None or value is None:
         return value
     if isinstance(value, Mapping):
-        return {name: on_grid(one, step) for name, one in value.items()}
+        return {name: on_grid(member, step) for name, member in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(on_grid(one, step) for one in value)
+        return tuple(on_grid(member, step) for member in value)
     return float(f"{round(value / step) * step:.15g}")  # without the digits that the multiplication adds

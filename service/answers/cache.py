@@ -1,11 +1,11 @@
 """Redis: results of explanations.
 
 A cache that fails is a cache that misses: no call here raises, and none takes longer than two timeouts. After three
-failures in a row a breaker keeps Redis out of the way for `REST_SECONDS`. What is asked for while a call is under way
-travels together in the next one: of 50 calls at once, each on a new connection, 9 were seen to time out, and open the
-breaker, while Redis was well; and a call costs the front more time than Redis. Every value begins with an
-HMAC-SHA-256 of the tenant, the key that it is stored under and what follows: one that answers to another key
-(CVE-2023-28858 gave clients one another's replies), was changed, or written by somebody else is dropped and counted.
+failures in a row a circuit breaker stops calls for `REST_SECONDS`. Calls that come while one is under way are sent
+together in the next: of 50 calls at once, each on a new connection, 9 were seen to time out, and open the breaker,
+while Redis was well; and a call costs the front more time than it costs Redis. Every value begins with an HMAC-SHA-256
+of the tenant, the key that it is stored under, and the rest of the value. A value of another key (CVE-2023-28858 gave
+clients one another's replies), or one that was changed or written by somebody else, is dropped and counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REST_SECONDS = 2.0
 MAX_PENDING_WRITES = 1000
 MAX_TOGETHER = 200
 GATHER_SECONDS = 0.02
-"""What is kept waits so long for others to be written with; until then it is read from here."""
+"""How long a value waits, to be written together with others; until then it is read from this process."""
 
 MAC_BYTES = 32
 
@@ -49,11 +49,11 @@ LOG = logging.getLogger("answerable.cache")
 T = TypeVar("T")
 
 Observe = Callable[[str, str], None]
-"""Told the cache (`results`, `baselines`) and the result (`hit`, `miss`, `error`, `foreign`) of every request."""
+"""Called with the cache (`results`, `baselines`) and the result (`hit`, `miss`, `error`, `foreign`) of each request."""
 
 
 class _Breaker:
-    """Open, it keeps calls away for a while; one failure after that opens it again."""
+    """A circuit breaker: while open, no calls are made; after that, one more failure opens it again."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -73,20 +73,20 @@ class _Breaker:
 
 
 @asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
+async def _timeout_in_ticks() -> AsyncIterator[None]:
     """Raises TimeoutError when what is inside takes `TIMEOUT_SECONDS`.
 
-    They are counted in ticks, of which an event loop that is busy misses most: a reply that came meanwhile is read, and
-    is not thrown away because nobody had looked for it. Of 500 requests at once some looked in vain, and computed.
+    The time is counted in ticks of the event loop, so that the time for which the loop is busy counts little: a reply
+    that arrived meanwhile is then read. With a plain timeout some of 500 simultaneous requests missed, and computed.
     """
     loop = asyncio.get_running_loop()
     waiting: asyncio.TimerHandle
     async with asyncio.timeout(None) as limit:
 
-        def tick(left: int) -> None:
+        def tick(ticks_left: int) -> None:
             nonlocal waiting
-            if left:
-                waiting = loop.call_later(TIMEOUT_SECONDS / TICKS, tick, left - 1)
+            if ticks_left:
+                waiting = loop.call_later(TIMEOUT_SECONDS / TICKS, tick, ticks_left - 1)
             else:
                 limit.reschedule(loop.time())
 
@@ -97,13 +97,13 @@ async def _patience() -> AsyncIterator[None]:
             waiting.cancel()
 
 
-class _Line:
-    """One connection to Redis, made when it is first needed and again whenever a call on it failed.
+class _Connection:
+    """One connection to Redis, opened when it is first needed and again after a call on it failed.
 
-    It is redis-py's connection without its client and pool around it. With these, a whole cached `:explain` took 7%
+    It is redis-py's connection without the client and the pool around it. With these, a whole cached `:explain` took 7%
     more of the front's time and 3% longer where each request asks Redis alone (medians of 60 rounds of 100 in turns;
     nothing where eight or more share a call), and on a busy machine the 50 ms passed before a new connection had its
-    reply. A call that fails or is cancelled closes the connection, so that no reply is left for the next call to read.
+    reply. A call that fails or is cancelled closes the connection, so that the next call cannot read its reply.
     """
 
     def __init__(self, url: str) -> None:
@@ -114,11 +114,11 @@ class _Line:
         self._lock = asyncio.Lock()
 
     async def ask(self, *commands: Sequence[object]) -> list[Any]:
-        """The replies to the commands. Raises RedisError or OSError; TimeoutError after `TIMEOUT_SECONDS`, of which
-        what the event loop was busy for counts little."""
+        """The replies to the commands. Raises RedisError or OSError; TimeoutError after `TIMEOUT_SECONDS`, to which
+        time for which the event loop was busy counts little."""
         async with self._lock:
             try:
-                async with _patience():
+                async with _timeout_in_ticks():
                     packed = self._connection.pack_commands(commands)
                     await self._connection.send_packed_command(packed, check_health=False)
                     return [await self._connection.read_response() for _ in commands]
@@ -131,7 +131,7 @@ class _Line:
 
 
 class Cache:
-    """The caches in one Redis. `url` None means that there is none, and everything misses.
+    """The cache in one Redis. `url` None means that there is no Redis, and everything misses.
 
     `secret` is the key of the values' HMAC; hosts that share a Redis share it.
     """
@@ -147,20 +147,20 @@ class Cache:
         self._reading: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._unwritten: dict[str, bytes] = {}
-        self._line = None if url is None else _Line(url)
+        self._redis = None if url is None else _Connection(url)
         self.url = url
         self.forgotten = 0
-        """How often results were forgotten: whoever began one before the last time does not keep it."""
+        """How often all results were dropped: one whose computation began before the last time is not stored."""
 
     async def close(self) -> None:
         """Finishes pending writes and closes the connection."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.written(), 1)
-        if self._line is not None:
-            await self._line.close()
+        if self._redis is not None:
+            await self._redis.close()
 
     async def written(self) -> None:
-        """Waits until everything that was kept has been written, or tried."""
+        """Waits until everything that waits to be written has been, or its write has failed."""
         while self._writes:
             await asyncio.wait(self._writes)
 
@@ -169,13 +169,13 @@ class Cache:
         return await self._get("results", tenant, _result_key(tenant, plan_digest), _explanation)
 
     def keep_result(self, tenant: str, plan_digest: str, explanation: Explanation) -> None:
-        """Stores an explanation in the background; it is found from now on."""
+        """Stores an explanation in the background; it can be read from now on."""
         self._put(tenant, _result_key(tenant, plan_digest), explanation)
 
     async def forget_results(self) -> None:
         """Drops every stored explanation, for one of them may be of a person who was erased.
 
-        Where Redis does not answer they go when their time is over.
+        If Redis does not answer, they expire there.
         """
         self.forgotten += 1
         for key in [key for key in self._unwritten if key.startswith(RESULT)]:
@@ -193,7 +193,7 @@ class Cache:
                 return
 
     async def _get(self, cache: str, tenant: str, key: str, read: Callable[[Any], T]) -> T | None:
-        if self._line is None:
+        if self._redis is None:
             return None
         content: object = self._unwritten.get(key)
         if content is None:
@@ -228,7 +228,7 @@ class Cache:
         return hmac.digest(self._secret, b"\0".join((tenant.encode(), key.encode(), value)), hashlib.sha256)
 
     def _put(self, tenant: str, key: str, value: object) -> None:
-        if self._line is None or self._breaker.is_open or len(self._unwritten) >= MAX_PENDING_WRITES:
+        if self._redis is None or self._breaker.is_open or len(self._unwritten) >= MAX_PENDING_WRITES:
             return
         content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
         self._unwritten[key] = self._mac(tenant, key, content) + content
@@ -239,24 +239,24 @@ class Cache:
 
     async def _read(self, key: str) -> object:
         """What Redis has under the key, or None; False when it failed."""
-        found: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._wanted.append((key, found))
+        content: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._wanted.append((key, content))
         if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().create_task(self._read_all())
-        return await found
+        return await content
 
     async def _read_all(self) -> None:
-        """Asks for everything that is wanted, and for what is wanted meanwhile."""
+        """Reads all keys that are wanted, and those that come to be wanted meanwhile."""
         while self._wanted:
             batch, self._wanted = self._wanted[:MAX_TOGETHER], self._wanted[MAX_TOGETHER:]
             replies = await self._ask(("MGET", *(key for key, _ in batch)))
             contents = replies[0] if replies is not None else [False] * len(batch)
-            for (_, found), content in zip(batch, contents, strict=True):
-                if not found.done():
-                    found.set_result(content)
+            for (_, future), content in zip(batch, contents, strict=True):
+                if not future.done():
+                    future.set_result(content)
 
     async def _write_all(self) -> None:
-        """Stores everything that is unwritten, and what is kept meanwhile."""
+        """Writes everything that is unwritten, and what is added meanwhile."""
         while self._unwritten:
             await asyncio.sleep(GATHER_SECONDS)
             batch = dict(itertools.islice(self._unwritten.items(), MAX_TOGETHER))
@@ -266,11 +266,11 @@ class Cache:
                     del self._unwritten[key]
 
     async def _ask(self, *commands: Sequence[object]) -> list[Any] | None:
-        """The replies, or None when Redis failed, took too long or rests."""
-        if self._line is None or self._breaker.is_open:
+        """The replies; None when Redis failed or took too long, or the breaker is open."""
+        if self._redis is None or self._breaker.is_open:
             return None
         try:
-            replies = await self._line.ask(*commands)
+            replies = await self._redis.ask(*commands)
         except (RedisError, OSError, TimeoutError):
             self._breaker.failed()
             return None
@@ -279,7 +279,7 @@ class Cache:
 
 
 def plan_cache_digest(plan_digest: str, manifest_digest: str, environment: Mapping[str, str]) -> str:
-    """The digest under which a plan's result is kept: the plan, and all that decides the last bits of its numbers."""
+    """The digest that a plan's result is stored under: of the plan, and of all that its last bits depend on."""
     parts = [plan_digest, manifest_digest, environment]
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 

@@ -1,11 +1,11 @@
-"""What of an explanation a key is shown: its policy, applied to replies and to stored records alike.
+"""Disclosure: the policy of a key, applied to replies and to stored records alike.
 
 A gradient explanation gives away the model: one integrated-gradients query of a linear model holds all its weights
-(Milli, Schmidt, Dragan and Hardt, "Model reconstruction from model explanations", 2019). A policy keeps values back and
-rounds those that it shows, relative to the largest: a caller who could choose inputs would make any absolute rounding
-small. What is left still tells something with every query; quotas bound how much.
+(Milli, Schmidt, Dragan and Hardt, "Model reconstruction from model explanations", 2019). A policy withholds values and
+rounds those that it shows, relative to the largest: a caller who chooses the inputs could make any absolute rounding
+negligible. Every query still reveals something; quotas bound how much.
 
-What a policy shows is said at each field (`service.access.visibility`); a field that says nothing is not shown.
+Each field says how it is shown under a policy (`service.access.visibility`); a field that does not is not shown.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def limited_prediction(prediction: P, policy: Policy) -> P:
 def limited(explanation: T, policy: Policy, prediction: AnyPrediction | None = None) -> T:
     """An explanation, or a record of one, as the policy lets it be seen; it then says so in `disclosure`.
 
-    `prediction` is the explanation's, which a record holds. All outputs are on one grid: rounded for itself, a small
-    one would tell a logit, however extreme.
+    `prediction` is the one that belongs to the explanation. All outputs are rounded on one grid: if a small one were
+    rounded relative to itself, it would reveal the logit, however extreme.
     """
     if not policy.limits_values:
         return explanation
@@ -49,7 +49,7 @@ def limited(explanation: T, policy: Policy, prediction: AnyPrediction | None = N
 
 
 def _largest(values: Collection[float], top: int | None) -> frozenset[int] | None:
-    """The places of the largest values, so many; None for all."""
+    """The places of the `top` largest values; None for all."""
     if top is None:
         return None
     sizes = [-abs(value) for value in values]

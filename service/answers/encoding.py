@@ -1,8 +1,8 @@
-"""Answers as bytes and as JSON: of a dataclass all fields, but for those that have their default.
+"""Answers as bytes and as JSON: all fields of a dataclass, except those that have their default value.
 
-A field whose default is None is so left out, never null; one that may be null has none. orjson writes them: for the
-pixels of an image pydantic's own encoder takes 2.9 times as long, msgspec's 1.7 times; and building a small reply of
-pydantic models takes several times as long as writing it.
+So a field whose default is None is left out, never null, and a field that may be null has no default. orjson does the
+encoding: for the pixels of an image pydantic's encoder takes 2.9 times as long, msgspec's 1.7 times; and building a
+small reply from pydantic models takes several times as long as encoding it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def encode(answer: Any, *, sorted_names: bool = False) -> bytes:
 
 
 def to_json(answer: Any) -> Any:
-    """Of a dataclass the fields by name, of what writes itself what it gives; parts of them as they are."""
+    """What the class's own `to_json` gives, or a dataclass's fields by name; their values are left as they are."""
     kind: Any = type(answer)
     return _writer(kind)(answer)
 
 
 @cache
 def _writer(kind: Any) -> Callable[[Any], Any]:
-    """How values of this class become JSON; made once, for a reply has dozens of them."""
+    """How values of this class become JSON; made once for each class, for a reply has dozens of values."""
     own: Callable[[Any], Any] | None = getattr(kind, "to_json", None)
     if own is not None:
         return own
@@ -45,10 +45,10 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
     values = attrgetter(*(field.name for field in of))
 
     def write(answer: Any) -> dict[str, Any]:
-        found = values(answer) if len(of) > 1 else (values(answer),)
+        all_values = values(answer) if len(of) > 1 else (values(answer),)
         return {
             name: value
-            for name, value, default in zip(names, found, defaults, strict=True)
+            for name, value, default in zip(names, all_values, defaults, strict=True)
             if value is not default and value is not ABSENT
         }
 
@@ -57,6 +57,6 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
 
 @cache
 def name_in_json(kind: Any, name: str) -> str:
-    """That of a field, which has another where it is a word of Python's."""
+    """The name of a field in JSON, which differs where it would be a keyword of Python."""
     marks = getattr(get_type_hints(kind, include_extras=True)[name], "__metadata__", ())
     return next((alias for mark in marks if isinstance(alias := getattr(mark, "alias", None), str)), name)

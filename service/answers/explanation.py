@@ -1,4 +1,4 @@
-"""An explanation as it is answered and recorded, and how one becomes of what a worker computed."""
+"""An explanation as it is answered and recorded, and how it is made from what a worker computed."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from service.methods.registry import BY_NAME
 from service.monitoring.review import flags_of
 
 MAX_ERROR_OF_REASONS = 0.1
-"""An explanation whose sum misses more than a tenth of the change gives no reasons, and has no protected share."""
+"""With a larger completeness error an explanation gives no reasons, and has no protected share."""
 
 IN_CLEAR = "in_clear"
-"""Marks what of an answer the record holds in clear, and so for ever. All else says more of the person: the model's
-outputs, what each of their values did, errors that a guess of the input could be tried against. What stays in clear is
-not nothing: the label explained, which is the predicted one where none was asked for (the ledger's column has it too),
-the flags, and how hard the row was to explain."""
+"""Marks the fields of an answer that the record holds in clear, and so for ever. The others reveal more of the person:
+the model's outputs, attributions, errors that a guess of the input could be tested against. The fields in clear reveal
+something too: the explained label, which by default is the predicted one (the ledger's column has it too), the flags,
+and how many points the row took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """What an answer and a record both hold. What could not be computed, after an answer that is not finite, is
+    """What an answer and a record both hold. What could not be computed, as the model's answer was not finite, is
     absent."""
 
     id: Annotated[str, ALWAYS, IN_CLEAR, Field(description="a UUID (version 7), by which the ledger finds the record")]
@@ -209,7 +209,7 @@ def _group(manifest: Manifest, group: GroupShare) -> GroupItem:
 
 
 def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
-    """Whether the values say what each feature moved the output by, and not too wrongly."""
+    """Whether the values are what each feature moved the output by, accurately enough."""
     is_variance = plan.noise is not None and plan.noise.kind is NoiseKind.VARGRAD
     error = explanation.completeness_error
     return BY_NAME[plan.method].gives_reasons and not is_variance and error is not None and error < MAX_ERROR_OF_REASONS

@@ -1,8 +1,8 @@
 """Records read back: from the bytes that the ledger holds, of this schema or an earlier one, to typed values.
 
-A record is read by its structure. Fields that this version does not know, of a later one, are not looked at; what a
-field holds that was changed behind the ledger's back is not refused but kept as it is, so that a replay can tell which
-it was. What lacks a part that every record has is refused.
+A record is read by its structure. Unknown fields, which a later version wrote, are ignored. A field whose content was
+changed in the database is not refused but kept as it is, so that a replay can name it. A record that lacks a part that
+every record has is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, predic
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
-"""Of a baseline that is no set: it came with the request, or is made of the input."""
+"""The version of a baseline that is not a set: it came with the request, or is made from the input."""
 
 T = TypeVar("T")
 Reader = Callable[[Any], Any]
@@ -33,7 +33,7 @@ Reader = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class UnreadableValues:
-    """What stands in the place of attributions in a record that was changed. No policy shows it."""
+    """In place of the attributions in a record that was changed. No policy shows it."""
 
     content: Any
 
@@ -49,7 +49,7 @@ class UnreadableValues:
 
     @property
     def structure(self) -> object:
-        """All that there is."""
+        """The content itself."""
         return self.content
 
     def with_values(self, values: Sequence[float]) -> UnreadableValues:  # noqa: ARG002
@@ -61,14 +61,14 @@ class UnreadableValues:
         return UnreadableValues(None)
 
     def to_json(self) -> Any:
-        """As it was found."""
+        """The content as the record has it."""
         return self.content
 
 
 def record_of(stored: Stored) -> RecordItem:
     """All that the ledger holds of an explanation: the record, the personal part, and its place in the log.
 
-    Of one whose personal part was erased, what is left. Raises LogChanged.
+    Where the personal part was erased, the rest. Raises LogChanged.
     """
     known = {
         "id": stored.id,
@@ -84,7 +84,7 @@ def record_of(stored: Stored) -> RecordItem:
     if stored.tombstone is None:
         personal = orjson.loads(stored.personal)
         known |= {
-            **personal.get("answer", {}),  # which stood in the record before records had a schema
+            **personal.get("answer", {}),  # records without a schema have it in clear
             "subject": stored.subject,
             "decision_id": stored.decision_id,
             "input": personal["input"],
@@ -107,7 +107,7 @@ def answer_of(stored: Stored) -> tuple[AnyPrediction, Answered]:
     record, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
     clear = in_clear(Answered)
     answer = {name: value for name, value in record.items() if name in clear} | personal["answer"]
-    if personal["baseline"]["row"] is not None:  # its digest would tell the row
+    if personal["baseline"]["row"] is not None:  # its digest, which would reveal the row, is in the personal part
         answer["baseline"] = {"version": NO_VERSION, "digest": personal["baseline"]["digest"], **answer["baseline"]}
     prediction: AnyPrediction = _read(prediction_kind(answer["prediction"]), answer["prediction"])
     return prediction, _read(Answered, answer)
@@ -121,8 +121,8 @@ def _read(kind: type[T], content: Mapping[str, Any]) -> T:
 
 
 def read(kind: type[T], content: Mapping[str, Any]) -> T:
-    """A dataclass from its JSON. Raises KeyError for a field that is missing, TypeError and ValueError for parts that
-    are of another kind altogether."""
+    """A dataclass from its JSON. Raises KeyError for a field that is missing, TypeError and ValueError for parts of
+    another type."""
     values: dict[str, Any] = {}
     hashable: Any = kind
     for name, written, reader, is_required in _fields(hashable):
@@ -136,7 +136,7 @@ def read(kind: type[T], content: Mapping[str, Any]) -> T:
 
 @cache
 def _fields(kind: Any) -> tuple[tuple[str, str, Reader | None, bool], ...]:
-    """Of each field its name, its name in JSON, how it is read if not as it is, and whether it has to be there."""
+    """For each field its name, its name in JSON, its reader (None: the value is taken as it is), whether required."""
     hints = get_type_hints(kind)
     return tuple(
         (
@@ -154,10 +154,10 @@ def _reader(hint: Any) -> Reader | None:
     known = _KINDS.get(_without_none(hint))
     if known is not None:
         return known
-    options = [one for one in _options(hint) if one is not NoneType]
-    if any(get_origin(one) is tuple for one in options):
+    options = [option for option in _options(hint) if option is not NoneType]
+    if any(get_origin(option) is tuple for option in options):
         return _tuple_reader(get_args(options[0])[0])
-    parts = [one for one in options if isinstance(one, type) and is_dataclass(one)]
+    parts = [option for option in options if isinstance(option, type) and is_dataclass(option)]
     if parts:
         (part,) = parts
         return lambda content: content if len(options) > 1 and not isinstance(content, Mapping) else read(part, content)
@@ -177,7 +177,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _without_none(hint: Any) -> frozenset[Any]:
-    return frozenset(one for one in _options(hint) if one is not NoneType)
+    return frozenset(option for option in _options(hint) if option is not NoneType)
 
 
 def _attributions(content: Any) -> AnyAttributions | UnreadableValues:
@@ -192,4 +192,4 @@ _KINDS: Mapping[frozenset[Any], Reader] = {
     _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
     _without_none(AnyTarget): lambda content: read(target_kind(content), content),
 }
-"""What is one of several kinds, which its content tells."""
+"""Types that are unions, of which the content tells the member."""

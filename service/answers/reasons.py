@@ -1,14 +1,14 @@
-"""Principal reasons: what moved an output towards what is adverse (a label, or values beyond a bound), named as the
-manifest names it.
+"""Principal reasons: what moved an output towards the adverse label, or towards values beyond the bound, in the
+manifest's words.
 
-A reason whose sign the numerical error leaves open is none. Reasons beside each other whose order it leaves open say so
-(`tied`).
+A contribution whose sign is uncertain within the numerical error is no reason. Neighbouring reasons whose order is
+uncertain within it are marked as `tied`.
 
-What has the same reason code is one reason, and its contributions are summed: so a manifest declares what moves
-together (two incomes, say). A reason counts where the sum is adverse; one whose members cancel does not. The strongest
-comes first, and of equally strong ones the one whose feature stands first in the manifest. What has no reason text
-takes its place all the same, under its title and without a code: leaving it out would tell of weaker factors as if they
-had been the principal ones.
+Features with the same reason code are one reason, and their contributions are summed: so a manifest declares what
+belongs together (two incomes, say). It is a reason if the sum is adverse, not if its members cancel. The strongest
+comes first, and of equally strong ones the one whose feature comes first in the manifest. A feature without a reason
+text is listed all the same, by its title and without a code: if it were left out, weaker factors would seem to be the
+principal ones.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
 from service.domain import Explanation
 
-MOST_REASONS = 4
+MAX_REASONS = 4
 
 
 def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[ReasonItem, ...] | None:
-    """The reasons, the strongest first, `MOST_REASONS` at most.
+    """The reasons, the strongest first, `MAX_REASONS` at most.
 
-    None when the manifest names nothing adverse or no reason texts, or the explained output says nothing of it.
+    None if the manifest names nothing adverse, or no reason texts, or if the explained output is not about it.
     """
     outputs, inputs = manifest.outputs, manifest.inputs
     sign = outputs.adverse_sign(explanation.target)
@@ -37,32 +37,36 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
         return None
     if not any(group.reason for group in inputs.reason_groups):
         return None
-    moved = [sign * value for value in explanation.attributions]
+    contributions = [sign * value for value in explanation.attributions]
     sums = [
-        moved[group.places[0]] if len(group.places) == 1 else math.fsum(moved[place] for place in group.places)
+        contributions[group.places[0]]
+        if len(group.places) == 1
+        else math.fsum(contributions[place] for place in group.places)
         for group in inputs.reason_groups
     ]
-    known = explanation.attribution_errors or (0.0,) * len(moved)
-    errors = [math.fsum(known[place] for place in group.places) for group in inputs.reason_groups]
-    adverse_ones = [at for at, contribution in enumerate(sums) if contribution > errors[at]]
-    adverse_ones.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
+    own_errors = explanation.attribution_errors or (0.0,) * len(contributions)
+    errors = [math.fsum(own_errors[place] for place in group.places) for group in inputs.reason_groups]
+    adverse = [at for at, contribution in enumerate(sums) if contribution > errors[at]]
+    adverse.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
     tied = {
-        one
-        for place, (at, behind) in enumerate(pairwise(adverse_ones))
-        if sums[at] - sums[behind] <= errors[at] + errors[behind]
-        for one in (place, place + 1)
+        rank
+        for place, (at, weaker) in enumerate(pairwise(adverse))
+        if sums[at] - sums[weaker] <= errors[at] + errors[weaker]
+        for rank in (place, place + 1)
     }
     return tuple(
-        _reason(inputs, inputs.reason_groups[at], moved, sums[at], is_tied=place in tied)
-        for place, at in enumerate(adverse_ones[:MOST_REASONS])
+        _reason(inputs, inputs.reason_groups[at], contributions, sums[at], is_tied=place in tied)
+        for place, at in enumerate(adverse[:MAX_REASONS])
     )
 
 
 def _reason(
-    inputs: Inputs, group: ReasonGroup, moved: Sequence[float], contribution: float, *, is_tied: bool
+    inputs: Inputs, group: ReasonGroup, contributions: Sequence[float], contribution: float, *, is_tied: bool
 ) -> ReasonItem:
     """A reason as it is answered; `features` where there are several, the strongest first."""
-    ranked = tuple(inputs.unit_names[place] for place in sorted(group.places, key=moved.__getitem__, reverse=True))
+    ranked = tuple(
+        inputs.unit_names[place] for place in sorted(group.places, key=contributions.__getitem__, reverse=True)
+    )
     return ReasonItem(
         feature=ranked[0],
         features=ranked if len(ranked) > 1 else None,

@@ -1,7 +1,7 @@
 """The record of an explanation: what the ledger holds of it, written once and read back as a typed value.
 
-It has two parts. What stands in clear is kept for ever; the personal part is sealed, and destroyed when the person is
-erased: the input and what was answered to it, whom it concerns, and every digest that a guess of them could be tried
+It has two parts. What is in clear is kept for ever. The personal part is sealed, and destroyed when the person is
+erased: the input and the answer to it, whom it concerns, and every digest that a guess of these could be tested
 against.
 """
 
@@ -29,7 +29,7 @@ from service.ledger.entries import Entry
 
 
 def _or_absent(schema: dict[str, Any]) -> None:
-    """The documentation tells of no default where a field may be null and may be absent."""
+    """Drops the default from the documentation of a field that may be null and may also be absent."""
     schema.pop("default", None)
 
 
@@ -151,7 +151,7 @@ class RecordItem(Explained):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRow:
-    """The row of a baseline that came with the request, None of a set, and the digest of either."""
+    """The row of a baseline that came with the request, None for a set; and the digest of either."""
 
     row: tuple[float, ...] | None
     digest: str
@@ -159,9 +159,9 @@ class RecordedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Personal:
-    """The personal part of a record, as far as it takes to repeat the explanation.
+    """The personal part of a record, as far as repeating the explanation needs it.
 
-    `content` is all of it: the kind of input reads from it the row that it wrote there.
+    `content` is the whole of it, from which the kind of input reads the row that it wrote.
     """
 
     plan_digest: str
@@ -190,16 +190,16 @@ def ledger_entry(
 ) -> Entry:
     """The record of one explanation, serialised once."""
     clear = in_clear(Answered)
-    said = to_json(answer)
+    content = to_json(answer)
     personal = {
         **version.manifest.inputs.to_record(Row(plan.input, places)),
         "baseline": RecordedRow(row=plan.baseline.row, digest=plan.baseline.digest),
         "plan_digest": plan_digest,
-        "answer": {name: value for name, value in said.items() if name not in clear} | {"prediction": prediction},
+        "answer": {name: value for name, value in content.items() if name not in clear} | {"prediction": prediction},
     }
     is_inline = plan.baseline.row is not None
     record = {
-        **{name: value for name, value in said.items() if name in clear},
+        **{name: value for name, value in content.items() if name in clear},
         "schema": SCHEMA,
         "baseline": RecordedBaseline(name=plan.baseline.name, size=1) if is_inline else answer.baseline,
         "parameters": _parameters(plan),

@@ -34,13 +34,13 @@ class ExplainReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RememberedReply:
-    """What is kept of a reply that an `Idempotency-Key` repeats: the ids of its records, and the times that it told."""
+    """What is stored to repeat a reply for an `Idempotency-Key`: the ids of its records, and the times it stated."""
 
     ids: tuple[str, ...]
     timings: tuple[TimingsItem, ...]
 
     def to_mapping(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As a JSON object."""
         kept: dict[str, Any] = orjson.loads(encode(self))
         return kept
 

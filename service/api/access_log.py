@@ -32,8 +32,8 @@ async def record_lookup(request: ApiRequest, about: str | None, details: Mapping
         LOG.exception("a look-up was answered without a record")
 
 
-def described(page: Page) -> dict[str, Any]:
-    """A search, by pseudonyms, and the places of its results."""
+def search_details(page: Page) -> dict[str, Any]:
+    """The details of a search for the log: its conditions, people by their tokens, and the places of its results."""
     search = page.asked
     if search is None:
         return {"action": "search", "conditions": {"subject": "nobody that is known"}, "seen": []}

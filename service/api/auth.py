@@ -21,13 +21,13 @@ from service.ledger.keys import SCOPES, Key, Keys
 
 FRESH_SECONDS = 5.0
 FIND_SECONDS = 3.0
-"""How long a key is looked for; while the database hangs, one that is remembered goes on after that."""
+"""How long a look-up may take; when the database hangs for longer, a remembered key stays valid."""
 FINDERS = 4
-"""Threads that look for keys. They are of their own: one that waits for a database that hangs waits long, and must not
-keep others from work that needs no database."""
+"""Threads that look up keys. They are separate from others because they may wait long for a database that hangs, and
+must not block work that needs no database."""
 MAX_REMEMBERED = 10_000
 MAX_WRONG_KEYS = 30
-"""From one address in `WRONG_SECONDS`; those after are told to come back later."""
+"""From one address in `WRONG_SECONDS`; further ones are answered 429."""
 WRONG_SECONDS = 60.0
 MAX_ADDRESSES = 10_000
 PUBLIC = "public"
@@ -60,9 +60,9 @@ def needs_operator(handler: object) -> bool:
 
 
 class WrongKeys:
-    """How many different wrong keys each address has sent since its minute began; of the newest `MAX_ADDRESSES`.
+    """How many different wrong keys each of the newest `MAX_ADDRESSES` addresses has sent since its minute began.
 
-    `turn` is for looking up those of addresses that have sent too many.
+    Who holds `turn` may look up a key from an address that has sent too many.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class WrongKeys:
         self.turn = asyncio.Lock()
 
     def seconds_left(self, address: str) -> float:
-        """Until an address that has sent too many may send others; 0 where it has not."""
+        """Seconds until an address that has sent too many may send others; 0 for other addresses."""
         ends, count = self._of.get(address, (0.0, 0))
         return max(0.0, ends - time.monotonic()) if count >= MAX_WRONG_KEYS else 0.0
 
@@ -79,20 +79,20 @@ class WrongKeys:
         ends, count = self._of.get(address, (0.0, 0))
         if ends <= now:
             ends, count = now + WRONG_SECONDS, 0
-            self._of.pop(address, None)  # to the end: the first are the oldest
+            self._of.pop(address, None)  # so that it moves to the end: the oldest come first
         self._of[address] = ends, count + 1
         if len(self._of) > MAX_ADDRESSES:
             del self._of[next(iter(self._of))]
 
 
 class Authenticator:
-    """Finds keys, remembering each for a few seconds so that a revoked one stops working soon, and counts requests.
+    """Looks up keys and counts requests. It remembers keys for seconds only, so that a revoked one stops working soon.
 
-    A right key is found whatever else came from its address, which may be that of a proxy and so everybody's. What
-    strangers behind it can take is bounded: keys from an address that sent too many wrong ones are looked up one after
-    another, so that they never have more than one thread and one connection to the database.
+    A valid key is accepted whatever else came from its address, which may be that of a proxy that everybody shares. The
+    cost of strangers behind it is bounded: keys from an address that sent too many wrong ones are looked up one at a
+    time, so that these never take more than one thread and one connection to the database.
 
-    Keys end by the ledger's `clock`.
+    Keys expire by the ledger's `clock`.
     """
 
     def __init__(self, keys: Keys, quotas: Quotas, clock: Clock | None = None) -> None:
@@ -105,7 +105,7 @@ class Authenticator:
         self._finders = ThreadPoolExecutor(FINDERS, thread_name_prefix="keys")
 
     def close(self) -> None:
-        """Looks for no more keys; waits for nobody who still does."""
+        """Stops looking up keys, without waiting for look-ups under way."""
         self._finders.shutdown(wait=False, cancel_futures=True)
 
     async def find_for(self, address: str, secret: str) -> Key:
@@ -118,11 +118,12 @@ class Authenticator:
             key = await self.find(secret)
         if key is not None:
             return key
-        if left := self._wrong.seconds_left(address):
+        if seconds_left := self._wrong.seconds_left(address):
             raise TooManyWrongKeys(
-                f"the key is not valid, and this address has sent {MAX_WRONG_KEYS} others that are not", math.ceil(left)
+                f"the key is not valid, and this address has sent {MAX_WRONG_KEYS} others that are not",
+                math.ceil(seconds_left),
             )
-        if is_new:  # a client that goes on with its old key guesses nothing
+        if is_new:  # a client that repeats its old key is not guessing
             self._wrong.count(address)
         raise Unauthenticated("the key is not valid")
 
@@ -147,8 +148,8 @@ class Authenticator:
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
     async def _look_up(self, secret: str, digest: bytes, remembered: tuple[float, Key | None] | None) -> Key | None:
-        """The stored key, looked for once for all who ask; while the database is away, or hangs, a key that was valid
-        goes on being so. Raises LedgerUnavailable."""
+        """The stored key, looked up once for all concurrent requests. While the database does not answer, a remembered
+        key stays valid; without one raises LedgerUnavailable."""
         finding = self._finding.get(digest)
         if finding is None or finding.done():
             self._finding = {other: future for other, future in self._finding.items() if not future.done()}
@@ -168,7 +169,7 @@ class Authenticator:
             return remembered[1]
 
     def _remember(self, digest: bytes, until: float, key: Key | None) -> None:
-        if len(self._remembered) >= MAX_REMEMBERED:  # strangers' first
+        if len(self._remembered) >= MAX_REMEMBERED:  # drop the unknown keys first
             self._remembered = {
                 secret: (fresh_until, known)
                 for secret, (fresh_until, known) in self._remembered.items()
@@ -179,12 +180,12 @@ class Authenticator:
 
 
 def _digest(secret: str) -> bytes:
-    """What a key is remembered by: of one size, whatever strangers send."""
+    """What a key is remembered by: of fixed size, whatever is sent."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 async def authorise(request: Request, authenticator: Authenticator, scope: str | None, by_operator: bool) -> Caller:
-    """Who sent the request, if their key has the scope; without a scope nobody's has.
+    """The caller, if the key has the scope; a route without a scope admits nobody.
 
     Raises Unauthenticated, TooManyWrongKeys, Forbidden, QuotaSpent, LedgerUnavailable.
     """

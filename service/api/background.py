@@ -1,4 +1,4 @@
-"""What the routes of jobs and of exports share: both are jobs of the ledger, done in the background."""
+"""What the routes of jobs and of exports share: both are jobs that the ledger stores."""
 
 from __future__ import annotations
 

@@ -74,11 +74,11 @@ async def list_baselines(request: ApiRequest, model: str) -> SetsReply:
     catalog = request.services.catalog
     versions = catalog.versions(model)
     listed = await asyncio.to_thread(
-        lambda: [_of_manifest(version, baseline) for version in versions for baseline in version.manifest.baselines]
+        lambda: [_manifest_item(version, baseline) for version in versions for baseline in version.manifest.baselines]
     )
-    meant = catalog.meant(model) or versions[-1]
+    default = catalog.default_version(model) or versions[-1]
     kept = versions[-1].sets_of(request.caller.tenant)
-    return SetsReply(baselines=[*listed, *(_kept(each, _stale(each, versions, meant)) for each in kept)])
+    return SetsReply(baselines=[*listed, *(_kept_item(each, _stale(each, versions, default)) for each in kept)])
 
 
 @router.post("/v1/models/{model}/baselines", status_code=201, responses=answers(404, 503))
@@ -106,7 +106,7 @@ async def keep_baseline(request: ApiRequest, model: ModelName, body: BaselineBod
     except InvalidRequest:
         await asyncio.to_thread(services.set_subjects.drop, tokens)
         raise
-    return _kept(kept, None)
+    return _kept_item(kept, None)
 
 
 @router.delete("/v1/models/{model}/baselines/{baseline}", responses=answers(404, 409, 410, 503))
@@ -126,7 +126,7 @@ async def remove_baseline(request: ApiRequest, model: str, baseline: str) -> Set
     about, details = f"{model}/{baseline}", {"digest": kept.digest, "rows": kept.size}
     set_subjects = request.services.set_subjects
     await asyncio.to_thread(set_subjects.remove, caller.tenant, caller.key_id, about, details, kept.subjects)
-    return _kept(await repository.remove_set(kept), None)
+    return _kept_item(await repository.remove_set(kept), None)
 
 
 def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
@@ -134,14 +134,14 @@ def _rows(version: ModelVersion, instances: list[Any]) -> Rows:
     return [row.values for row in read]
 
 
-def _stale(kept: KeptSet, versions: list[ModelVersion], meant: ModelVersion) -> str | None:
-    """Why no served version can use the set: the reason of the one that the bare name means."""
+def _stale(kept: KeptSet, versions: list[ModelVersion], default: ModelVersion) -> str | None:
+    """Why no served version can use the set: the reason of the default version. None if one can."""
     if any(kept.stale_for(version.key, version.manifest) is None for version in versions):
         return None
-    return kept.stale_for(meant.key, meant.manifest)
+    return kept.stale_for(default.key, default.manifest)
 
 
-def _kept(kept: KeptSet, stale: str | None) -> SetItem:
+def _kept_item(kept: KeptSet, stale: str | None) -> SetItem:
     age = max(0.0, time.time() - kept.created / 1e6)
     return _item(
         kept,
@@ -154,8 +154,8 @@ def _kept(kept: KeptSet, stale: str | None) -> SetItem:
     )
 
 
-def _of_manifest(version: ModelVersion, baseline: BaselineSet) -> SetItem:
-    """As old as its file."""
+def _manifest_item(version: ModelVersion, baseline: BaselineSet) -> SetItem:
+    """A set of the manifest, whose age is that of its file."""
     try:
         age = max(0.0, time.time() - (version.folder / baseline.file).stat().st_mtime)
     except OSError:

@@ -1,13 +1,13 @@
-"""Connections: how many there are, how much each may send before it is a request, and how long it may keep us waiting.
+"""Limits on connections: how many are open, how much each may send before it is a request, how long it may wait.
 
-uvicorn answers what comes in and has no bounds of its own below a request: its `limit_concurrency` refuses requests and
-leaves silent sockets open, its `timeout_keep_alive` begins with the first answer, and it has no option for the size or
-the time of a head, for requests without an answer on one connection, or for a reply that nobody reads. So the class
-that its option `http` takes is a subclass of its own protocol here. It goes by the callbacks of `asyncio.Protocol` and
-of httptools' parser; of uvicorn's it uses `on_response_complete`, `send_400_response`, and the attributes `headers`,
-`cycle`, `pipeline` and `flow`. What uvicorn lacks for these to go: a limit on heads over httptools, and a call when a
-request begins on a connection and when its answer is complete. The bounds take 6 microseconds of a request; uvicorn's
-protocol over h11, which does bound heads, takes 140 more than the one over httptools.
+uvicorn has no such limits of its own: its `limit_concurrency` refuses requests and leaves silent sockets open, its
+`timeout_keep_alive` begins with the first answer, and it has no option for the size or the time of a request's head,
+for requests without an answer on one connection, or for a reply that nobody reads. So the class that its option `http`
+takes is here a subclass of its own protocol. It relies on the callbacks of `asyncio.Protocol` and of httptools' parser,
+and of uvicorn's class on `on_response_complete`, `send_400_response`, and the attributes `headers`, `cycle`, `pipeline`
+and `flow`. It could do without these if uvicorn had a limit on heads over httptools, and callbacks for the beginning of
+a request and for its complete answer. The limits take 6 microseconds of a request; uvicorn's protocol over h11, which
+does limit heads, takes 140 more than the one over httptools.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from service.errors import (
 )
 
 MAX_DESCRIPTORS = 65_536
-"""What is asked of a system that allows more: a limit in the thousands of millions has other programs count to it."""
+"""The limit that is set where the system allows more: some programs iterate up to the limit, which may be billions."""
 
-KEPT_DESCRIPTORS = 256
-"""For stores, workers, files and sockets that are just being closed: under 60 are open when nobody is connected."""
+RESERVED_DESCRIPTORS = 256
+"""For stores, workers, files and sockets that are being closed: fewer than 60 are open when nobody is connected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +54,24 @@ class Limits:
     head_bytes: int = 64 * 1024
     headers: int = 100
     pipelined: int = 32
-    head_seconds: float = 28.0  # and two for looking: 30
+    head_seconds: float = 28.0  # 30, less the time between two checks and some margin
     reply_seconds: float = 28.0
-    look_seconds: float = 1.0
+    check_seconds: float = 1.0
 
 
 def raise_descriptor_limit() -> int:
-    """Has the system let this process open as many files as it may, up to `MAX_DESCRIPTORS`; returns how many."""
+    """Raises the limit of open files as far as the system allows, up to `MAX_DESCRIPTORS`; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return most
-    return most if soft == resource.RLIM_INFINITY else soft
+    allowed = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        return allowed
+    return allowed if soft == resource.RLIM_INFINITY else soft
 
 
 def connections_within(descriptors: int, wanted: int) -> int:
-    """How many connections may be open at once, so that what else the service opens has descriptors too."""
-    return max(1, min(wanted, descriptors - min(KEPT_DESCRIPTORS, descriptors // 2)))
+    """How many connections may be open at once, so that enough descriptors remain for the rest of the service."""
+    return max(1, min(wanted, descriptors - min(RESERVED_DESCRIPTORS, descriptors // 2)))
 
 
 class _Stopped(Exception):
@@ -79,10 +79,10 @@ class _Stopped(Exception):
 
 
 class Connections:
-    """All that are open. Where there are as many as may be, the one longest without a request is closed.
+    """All open connections. When the limit is reached, the one that has been without a request longest is closed.
 
-    So whoever opens sockets and says nothing keeps out nobody. Newcomers are refused where all have a request under
-    way.
+    So nobody is kept out by clients that open sockets and send nothing. A new connection is refused only when all
+    others have a request under way.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -96,7 +96,7 @@ class Connections:
         return len(self._open)
 
     def admit(self, connection: Connection) -> bool:
-        """Counts it in; returns whether there is room."""
+        """Adds a connection; returns whether there is room for it."""
         if len(self._open) >= self.limits.connections:
             longest = next(iter(self._without_request), None)
             if longest is None:
@@ -118,16 +118,16 @@ class Connections:
             self._without_request[connection] = None
 
     async def watch(self) -> None:
-        """Closes those that keep us waiting for too long, until it is cancelled."""
+        """Closes those that have made no progress for too long; runs until it is cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(self.limits.look_seconds)
-            self.look(clock())
+            await asyncio.sleep(self.limits.check_seconds)
+            self.check(clock())
 
-    def look(self, now: float) -> None:
-        """Closes those that have not gone on for as long as they may. `now` is the event loop's time, in seconds."""
+    def check(self, now: float) -> None:
+        """Closes those that have made no progress for too long. `now` is the event loop's time, in seconds."""
         for connection in list(self._open):
-            connection.look(now)
+            connection.check(now)
 
 
 class Connection(HttpToolsProtocol):
@@ -139,7 +139,7 @@ class Connection(HttpToolsProtocol):
         self._limits = connections.limits
         self._sending = cast(OneWrite, None)
         self.url = b""
-        self._head_bytes = 0  # at most so many of what has come in belong to a head that has not ended
+        self._head_bytes = 0  # an upper bound for the bytes of the head that is being received
         self._is_in_head = False
         self._is_in_body = False
         self._requests = 0
@@ -172,7 +172,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.headers) > self._limits.headers:
             self._stop(self._too_large())
-        if self._head_bytes > self._limits.head_bytes:  # or a body began in the same piece
+        if self._head_bytes > self._limits.head_bytes:  # or a body began in the same piece: the exact size decides
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > self._limits.head_bytes:
                 self._stop(self._too_large())
@@ -189,7 +189,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_chunk_header(self) -> None:
-        """Of a chunked body; what comes after the last is like a head."""
+        """For a chunked body; what follows the last chunk (trailers) counts as a head."""
         self._head_bytes = 0
 
     def on_message_complete(self) -> None:
@@ -207,8 +207,8 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's, for whatever the parser did not take
         self._refuse(self._refusal or NotHttp("what was sent is not a request of HTTP/1.1"))
 
-    def look(self, now: float) -> None:
-        """Ends it when it has not gone on for as long as it may. `now` is the event loop's time, in seconds."""
+    def check(self, now: float) -> None:
+        """Ends it if it has made no progress for too long. `now` is the event loop's time, in seconds."""
         waits_for, seconds = self._wait()
         if waits_for != self._waits_for:
             self._waits_for, self._waits_since = waits_for, now
@@ -224,7 +224,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def _wait(self) -> tuple[tuple[object, ...], float]:
-        """What is waited for, which is another with every step forward, and for how many seconds at most."""
+        """What is waited for, which changes with every bit of progress, and for how many seconds at most."""
         if self._sending.has_unsent:
             return ("reply", self._sending.received // REPLY_STEP), self._limits.reply_seconds
         if self._answers < self._requests:
@@ -251,7 +251,7 @@ class Connection(HttpToolsProtocol):
         raise _Stopped
 
     def _refuse(self, refusal: AnswerableError) -> None:
-        """Answers and closes; only closes where the answer would be taken for that of another request."""
+        """Answers and closes; closes without an answer where it would be taken for the answer to another request."""
         unanswered = self._requests - self._answers
         if unanswered == 0 or (unanswered == 1 and self._is_in_body and not self.cycle.response_started):
             self.transport.write(_answer(refusal))

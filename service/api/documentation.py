@@ -55,17 +55,17 @@ def install(app: FastAPI, catalog: Catalog) -> None:
             swagger_ui_parameters={"persistAuthorization": True, "defaultModelsExpandDepth": -1},
         )
 
-    described = Described(app, app.openapi, catalog)
-    app.openapi = described.schema  # type: ignore[method-assign]
+    document = OpenApiDocument(app, app.openapi, catalog)
+    app.openapi = document.schema  # type: ignore[method-assign]
 
     @app.get("/openapi.json", include_in_schema=False)
     @needs(PUBLIC)
     async def show_description(_request: ApiRequest) -> Response:
-        return Response(described.content(), media_type="application/json")
+        return Response(document.content(), media_type="application/json")
 
 
-class Described:
-    """The description, with examples of the models that there are now: it is made again when these have changed."""
+class OpenApiDocument:
+    """The description with examples of the current models; it is generated again when these have changed."""
 
     def __init__(self, app: FastAPI, generate: Callable[[], dict[str, Any]], catalog: Catalog) -> None:
         self._app = app
@@ -76,8 +76,8 @@ class Described:
         self._content = b""
 
     def schema(self) -> dict[str, Any]:
-        """As it is now; nobody changes it."""
-        files = [(each.files, each is self._catalog.meant(each.key.name)) for each in self._catalog]
+        """The current description, as a dictionary that callers must not change."""
+        files = [(each.files, each is self._catalog.default_version(each.key.name)) for each in self._catalog]
         if files != self._files:
             self._schema = _description(deepcopy(self._generate()), self._app, self._catalog)
             self._content, self._files = orjson.dumps(self._schema), files
@@ -125,7 +125,7 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
     """Examples that run as they stand and harm nothing: each model's as a body, the first model as the path's
     parameter; but nobody is erased by trying it out, and no model unloaded.
 
-    Where the path has no version the body is of the version that the bare name means, as is the answer.
+    Where the path has no version the body is of the default version, as is the answer.
     """
     first = next(iter(catalog), None)
     for parameter in operation.get("parameters", []):
@@ -137,13 +137,13 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
             parameter["example"] = first.key.name if parameter["name"] == "model" else first.key.version
     examples: dict[str, Any] = {}
     if path.endswith((":explain", ":predict")):
-        for version in catalog if "{version}" in path else _meant(catalog):
+        for version in catalog if "{version}" in path else _default_versions(catalog):
             name = str(version.key) if "{version}" in path else version.key.name
             examples[name] = {"value": {"instances": [version.manifest.example], "context": EXAMPLE_CONTEXT}}
     elif path.startswith("/v2/repository/models/"):
         examples["one version"] = {"value": {"parameters": {"version": "1"}}}
     elif path.endswith("/baselines") and "requestBody" in operation:
-        for version in _meant(catalog):
+        for version in _default_versions(catalog):
             examples[version.key.name] = {"value": {"name": "mine", "rows": [version.manifest.example]}}
     elif path == "/v2/repository/index":
         examples = {"everything": {"value": {}}, "ready": {"value": {"ready": True}}}
@@ -151,6 +151,6 @@ def _add_examples(path: str, operation: dict[str, Any], catalog: Catalog) -> Non
         operation["requestBody"]["content"]["application/json"]["examples"] = examples
 
 
-def _meant(catalog: Catalog) -> list[ModelVersion]:
-    """The version of each model that its bare name means, or every one of a model whose name means none."""
-    return [version for version in catalog if version is (catalog.meant(version.key.name) or version)]
+def _default_versions(catalog: Catalog) -> list[ModelVersion]:
+    """The default version of each model; of a model without one, all its versions."""
+    return [version for version in catalog if version is (catalog.default_version(version.key.name) or version)]

@@ -39,7 +39,7 @@ from service.usecases.planning import Parameters, with_baseline_read
 
 ERRORS = answers(404, 414, 431, 500, 503, 504, 507)
 WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
-"""A hint to whoever integrates: it is easily forgotten, and missed years later."""
+"""A hint for developers: the subject is easily forgotten, and missed years later."""
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
 
 router = new_router("Predict and explain")
@@ -80,19 +80,19 @@ async def _explain(request: ApiRequest, model: str, version: str | None, body: E
     services = request.services
 
     async def explain(key: RequestKey | None) -> Response:
-        found = services.catalog.find(model, version)
-        request.observed.name(model, body.parameters.method or found.manifest.defaults.method)
-        asked = await _request(found, body, request.caller, received, use_cache=_may_cache(request))
-        request.observed.spent = asked.spent
-        answers = await while_connected(request, services.explaining.explain(replace(asked, key=key)))
+        model_version = services.catalog.find(model, version)
+        request.observed.name(model, body.parameters.method or model_version.manifest.defaults.method)
+        parsed = await _request(model_version, body, request.caller, received, use_cache=_may_cache(request))
+        request.observed.timings = parsed.timings
+        answers = await while_connected(request, services.explaining.explain(replace(parsed, key=key)))
         is_recorded = services.ledger is not None
-        return _reply(answers, names_nobody=is_recorded and any(each.subject is None for each in asked.contexts))
+        return _reply(answers, lacks_subject=is_recorded and any(each.subject is None for each in parsed.contexts))
 
     return await once(request, explain, lambda _remembered, answer: _repeat(request, answer))
 
 
 async def _repeat(request: ApiRequest, answer: Mapping[str, Any]) -> Response:
-    """The answer that these records were made of. It is read from them, which is recorded as every look-up is.
+    """The same answer again, read from its records; like every look-up, that is recorded.
 
     Raises PolicyForbids, Erased, LedgerUnavailable.
     """
@@ -115,18 +115,20 @@ async def _repeat(request: ApiRequest, answer: Mapping[str, Any]) -> Response:
 
 
 def _reply_of(records: Sequence[Stored], policy: Policy, timings: Sequence[TimingsItem]) -> Response:
-    answers = [limited_answer(*answer_of(one), policy, took) for one, took in zip(records, timings, strict=True)]
-    return _reply(answers, names_nobody=any(one.subject is None for one in records))
+    answers = [
+        limited_answer(*answer_of(record), policy, timing) for record, timing in zip(records, timings, strict=True)
+    ]
+    return _reply(answers, lacks_subject=any(record.subject is None for record in records))
 
 
-def _reply(answers: Sequence[Answer], *, names_nobody: bool) -> Response:
+def _reply(answers: Sequence[Answer], *, lacks_subject: bool) -> Response:
     reply = ExplainReply(
         predictions=tuple(answer.prediction for answer in answers),
         explanations=tuple(answer.explanation for answer in answers),
     )
     timings = to_json(answers[0].explanation.timings_ms)
     headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
-    if names_nobody:
+    if lacks_subject:
         headers["Answerable-Hint"] = WITHOUT_SUBJECT
     return Response(encode(reply), media_type="application/json", headers=headers)
 
@@ -134,11 +136,11 @@ def _reply(answers: Sequence[Answer], *, names_nobody: bool) -> Response:
 async def _predict(request: ApiRequest, model: str, version: str | None, body: PredictBody) -> Response:
     received = time.monotonic()
     services = request.services
-    found = services.catalog.find(model, version)
+    model_version = services.catalog.find(model, version)
     request.observed.name(model, PREDICT)
-    asked = await _request(found, body, request.caller, received, use_cache=False)
-    request.observed.spent = asked.spent
-    predictions = await while_connected(request, services.explaining.predict(asked))
+    parsed = await _request(model_version, body, request.caller, received, use_cache=False)
+    request.observed.timings = parsed.timings
+    predictions = await while_connected(request, services.explaining.predict(parsed))
     return Response(encode(PredictReply(predictions=tuple(predictions))), media_type="application/json")
 
 

@@ -16,17 +16,17 @@ from service.access.visibility import Absent
 from service.answers.disclosure import limited
 from service.answers.encoding import encode
 from service.answers.reading import record_of
-from service.answers.reasons import MOST_REASONS
+from service.answers.reasons import MAX_REASONS
 from service.answers.record import RecordItem
 from service.answers.replies import ReasonsReply, SearchReply
-from service.api.access_log import described, record_lookup
+from service.api.access_log import record_lookup, search_details
 from service.api.auth import needs
 from service.api.filters import FROM, TO, From, To, search_of
 from service.api.problems import answers
 from service.api.queries import QueryModel
 from service.api.requests import ApiRequest
 from service.api.routing import new_router
-from service.api.schemas import MOST_COHORT_TAGS
+from service.api.schemas import MAX_COHORT_TAGS
 from service.api.transport import while_connected
 from service.errors import Erased, InvalidRequest, NotFound
 from service.ledger.entries import LogChanged, Stored
@@ -42,7 +42,7 @@ router = new_router("Stored explanations")
 class ReasonsQuery(QueryModel):
     """How many reasons."""
 
-    most: int = Field(MOST_REASONS, alias="max", ge=1, le=MOST_REASONS, description="at most so many reasons")
+    most: int = Field(MAX_REASONS, alias="max", ge=1, le=MAX_REASONS, description="at most so many reasons")
 
 
 class SearchQuery(QueryModel):
@@ -93,7 +93,7 @@ async def show_reasons(request: ApiRequest, explanation: str, query: Annotated[R
         raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
     hint = None
     if not caller.policy.limits_values:
-        with counted(caller.account, 1):  # it tells what the model answers to another row
+        with counted(caller.account, 1):  # it reveals the model's answer to another row
             hint = await while_connected(request, request.services.counterfactuals.find(stored, query.most))
     reply = ReasonsReply(
         id=record.id,
@@ -115,23 +115,23 @@ async def search_explanations(request: ApiRequest, query: Annotated[SearchQuery,
     cohort = {
         name.removeprefix(COHORT): value for name, value in request.query_params.items() if name.startswith(COHORT)
     }
-    if len(cohort) > MOST_COHORT_TAGS:
-        raise InvalidRequest(f"at most {MOST_COHORT_TAGS} conditions on cohort tags")
+    if len(cohort) > MAX_COHORT_TAGS:
+        raise InvalidRequest(f"at most {MAX_COHORT_TAGS} conditions on cohort tags")
     conditions = {name: value for name, value in query if name not in ("limit", "cursor")}
     search = search_of(**conditions, cohort=cohort)
     ledger = request.services.need_ledger().ledger
     page = await ledger.search(request.caller.tenant, search, query.limit, query.cursor)
-    await record_lookup(request, None, described(page))
+    await record_lookup(request, None, search_details(page))
     return Response(await asyncio.to_thread(_page_content, page, request.caller.policy), media_type="application/json")
 
 
 def _record_content(stored: Stored, policy: Policy) -> bytes:
-    """The record as it is shown. That of an image is a million numbers: not for the event loop."""
+    """The record under the policy, as JSON. An image has a million numbers: too many for the event loop."""
     return encode(limited(record_of(stored), policy))
 
 
 def _page_content(page: Page, policy: Policy) -> bytes:
-    """The records of a page, of which one at a time is more than its bytes: the others are written already."""
+    """The records of a page as JSON. Only one at a time is in memory as a value; the others are bytes already."""
     written = tuple(cast(RecordItem, orjson.Fragment(_record_content(stored, policy))) for stored in page.entries)
     return encode(SearchReply(explanations=written, next_cursor=page.next_cursor))
 
@@ -141,8 +141,8 @@ async def find_stored(
 ) -> Stored:
     """The caller's record of that id; that it was looked up is recorded.
 
-    `opened` False leaves sealed what is. Raises NotFound, Erased unless `erased_too`, LedgerUnavailable when the
-    look-up cannot be recorded.
+    With `opened` False, what is sealed stays so. Raises NotFound, Erased unless `erased_too`, LedgerUnavailable when
+    the look-up cannot be recorded.
     """
     ledger = request.services.need_ledger().ledger
     is_id = ID.fullmatch(explanation) is not None  # PostgreSQL would not even compare a text with a NUL

@@ -161,7 +161,7 @@ async def fetch_export(request: ApiRequest, export: str) -> FileResponse:
 
 
 def _place(written_on: str | None) -> str:
-    """Where a file is kept that is not found here."""
+    """A sentence on where a file is kept that is not on this host."""
     here = gethostname()
     if written_on is None or written_on == here:
         return "the file is no longer here: it is kept where it was written"

@@ -1,4 +1,4 @@
-"""Which stored explanations are meant: the conditions of `GET /v1/explanations`, of jobs and of exports."""
+"""Filters of stored explanations: the conditions of `GET /v1/explanations`, of jobs and of exports."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""`Idempotency-Key`: a client that got no answer sends the same again, and what it asked for is done once.
+"""`Idempotency-Key`: a client that got no answer may send the request again, and it is done only once.
 
-A key belongs to a tenant and is remembered for a day, with the records that it led to and in their transaction
-(`service.ledger.remembering`). The same key and body, as JSON, get the same answer, built again from these records; the
-same key with another body is refused. Only what came to a record is remembered: a request that failed may be sent again
-and is then done.
+A key belongs to a tenant and is remembered for a day, together with the records of its request and in the same
+transaction (`service.ledger.remembering`). The same key and body, as JSON, get the same answer, built again from these
+records; the same key with another body is refused. Only requests that were recorded are remembered: one that failed may
+be sent again and is then done.
 
-Here, equal keys take turns, so that the second waits for the first and computes nothing. Another host computes too, and
-what it computed is refused by the database: it then answers as the first did.
+In one process, requests with equal keys take turns, so that the second waits for the first and computes nothing. On
+another host the second is computed too; the database then refuses its records, and it is answered as the first was.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def repeatable(handler: F) -> F:
 
 
 def is_repeatable(handler: object) -> bool:
-    """Whether it was declared so."""
+    """Whether a handler was declared as `repeatable`."""
     return getattr(handler, "is_repeatable", False)
 
 
@@ -62,10 +62,10 @@ async def once(
     work: Callable[[RequestKey | None], Awaitable[T]],
     repeat: Callable[[Remembered, dict[str, Any]], Awaitable[T]],
 ) -> T:
-    """What `work` answers, if no equal request was answered; else that answer, built by `repeat` from what is kept.
+    """What `work` answers, or, if an equal request was answered before, that answer, which `repeat` builds again.
 
-    `work` gets the key, if there is one, and has what is remembered written with its records. Raises
-    IdempotencyKeyReused, LedgerUnavailable where nobody can say what was answered, and what the two raise.
+    `work` gets the key, if there is one, and writes what is to be remembered together with its records. Raises
+    IdempotencyKeyReused, LedgerUnavailable if it cannot be known what was answered, and what the two raise.
     """
     key = request.key
     if key is None:
@@ -76,7 +76,7 @@ async def once(
         if remembered is None:
             try:
                 return await work(key)
-            except AnswerableError:  # on another host an equal one may have been quicker: that is what it got
+            except AnswerableError:  # an equal request on another host may have been recorded first
                 remembered = await ledger.remembered(key.lookup)
                 if remembered is None:
                     raise

@@ -34,8 +34,8 @@ async def show_model(request: ApiRequest, model: str) -> ModelReply:
     That is the newest ready one that has passed its check; `newest` names it. Without one, what is shown is the last's.
     """
     catalog = request.services.catalog
-    version = catalog.meant(model) or catalog.versions(model)[-1]
-    return ModelReply(**_described(catalog, version, request.caller.tenant))
+    version = catalog.default_version(model) or catalog.versions(model)[-1]
+    return ModelReply(**_model_json(catalog, version, request.caller.tenant))
 
 
 @router.get("/v1/models/{model:name}/versions/{version:name}", responses=answers(404))
@@ -43,39 +43,39 @@ async def show_model(request: ApiRequest, model: str) -> ModelReply:
 async def show_version(request: ApiRequest, model: str, version: str) -> ModelReply:
     """What one version of a model takes and gives, in the same form as the model's description."""
     catalog = request.services.catalog
-    return ModelReply(**_described(catalog, catalog.named(model, version), request.caller.tenant))
+    return ModelReply(**_model_json(catalog, catalog.named(model, version), request.caller.tenant))
 
 
-def _described(catalog: Catalog, shown: ModelVersion, tenant: str) -> dict[str, Any]:
-    """With the baseline sets that the tenant can name."""
-    model, manifest = shown.key.name, shown.manifest
-    versions, meant = catalog.versions(model), catalog.meant(model)
-    sets = [*manifest.baselines, *(kept.listed for kept in shown.fitting_sets(tenant))]
+def _model_json(catalog: Catalog, version: ModelVersion, tenant: str) -> dict[str, Any]:
+    """The description of a version, with the baseline sets that the tenant can name."""
+    model, manifest = version.key.name, version.manifest
+    versions, default = catalog.versions(model), catalog.default_version(model)
+    sets = [*manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
     return {
         "name": model,
-        "version": shown.key.version,
-        "ready": shown.is_ready,
-        "newest": None if meant is None else meant.key.version,
+        "version": version.key.version,
+        "ready": version.is_ready,
+        "newest": None if default is None else default.key.version,
         "title": manifest.title,
         "description": manifest.description,
         "owner": manifest.owner,
-        "versions": [_version(version) for version in versions],
+        "versions": [_version(listed) for listed in versions],
         "inputs": manifest.inputs.described(),
         "outputs": manifest.outputs.described(),
-        **_methods(shown),
-        "baselines": [_baseline(one) for one in sets],
+        **_methods(version),
+        "baselines": [_baseline(baseline) for baseline in sets],
         "defaults": manifest.defaults.model_dump(),
         "example": manifest.example,
     }
 
 
 def _version(version: ModelVersion) -> dict[str, Any]:
-    shown: dict[str, Any] = {"version": version.key.version, "digest": version.key.digest, "ready": version.is_ready}
+    item: dict[str, Any] = {"version": version.key.version, "digest": version.key.digest, "ready": version.is_ready}
     if version.parity is not None:
-        shown["parity"] = version.parity
+        item["parity"] = version.parity
     if version.manifest.parity != PARITY:
-        shown["parity_allowed"] = version.manifest.parity
-    return shown | {"check": None if version.assessment is None else _check(version.assessment)}
+        item["parity_allowed"] = version.manifest.parity
+    return item | {"check": None if version.assessment is None else _check(version.assessment)}
 
 
 def _check(assessment: Assessment) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:
         return {"methods": [], "unavailable_methods": []}
     served, unavailable = [], []
     for method in METHODS:
-        facts = Facts(version.traits, _usual_size(version), method.defaults())
+        facts = Facts(version.traits, _default_size(version), method.defaults())
         reason = method.not_applicable(facts)
         if reason is None:
             served.append(_method(method, facts))
@@ -104,10 +104,10 @@ def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:
     return {"methods": served, "unavailable_methods": unavailable}
 
 
-def _usual_size(version: ModelVersion) -> int:
-    """Of the default baseline."""
+def _default_size(version: ModelVersion) -> int:
+    """The rows of the default baseline."""
     name = version.manifest.defaults.baseline
-    return next((one.size for one in reversed(version.manifest.baselines) if one.name == name), 1)
+    return next((baseline.size for baseline in reversed(version.manifest.baselines) if baseline.name == name), 1)
 
 
 def _method(method: MethodSpec, facts: Facts) -> dict[str, Any]:
@@ -124,17 +124,17 @@ def _method(method: MethodSpec, facts: Facts) -> dict[str, Any]:
 
 def _option(method: MethodSpec, option: Option, facts: Facts) -> dict[str, Any]:
     """An option with its bounds; of a choice, only what this model can be asked for."""
-    shown: dict[str, Any] = {"name": option.name, "default": option.default, "description": option.description}
+    item: dict[str, Any] = {"name": option.name, "default": option.default, "description": option.description}
     match option:
         case Choice():
-            shown["choices"] = [
+            item["choices"] = [
                 choice
                 for choice in option.choices
                 if method.not_applicable(replace(facts, options={**facts.options, option.name: choice})) is None
             ]
         case Number():
-            shown |= {"low": option.low, "high": option.high, "whole": option.is_whole}
-    return shown
+            item |= {"low": option.low, "high": option.high, "whole": option.is_whole}
+    return item
 
 
 def _baseline(baseline: BaselineSet) -> dict[str, Any]:

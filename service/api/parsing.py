@@ -1,4 +1,4 @@
-"""JSON bodies: read only from those who may send them, within bounds, and into the model that a handler names."""
+"""JSON bodies: read within limits, and validated as the model that a handler names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from service.api.transport import Bodies, read_body
 from service.errors import MalformedBody
 
 SMALL_BYTES = 64 * 1024
-"""A body that is parsed at once; a larger one is parsed in a thread, since to say what is wrong in it takes longer."""
+"""Larger bodies are parsed in a thread, since finding what is wrong in them may take long."""
 
 
 async def read_json(request: Request, bodies: Bodies, *, may_be_absent: bool, may_be_untyped: bool) -> Any:
-    """What the body says. Raises MalformedBody, InvalidRequest, and what `read_body` raises."""
+    """The parsed body. Raises MalformedBody, InvalidRequest, and what `read_body` raises."""
     with bodies.holding() as hold:  # until it is parsed
         body = await read_body(request, bodies, hold)
         if not body:

@@ -1,4 +1,4 @@
-"""Paths: names in them end where a verb begins, and every path knows its methods."""
+"""Paths: how names in them are matched, and which methods a path has."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def routes_of(app: FastAPI) -> Iterator[APIRoute]:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """What the path of a request can be asked with, whatever the route."""
+    """The methods of a request's path, of all its routes."""
     path = request.scope["path"]
     return sorted(
         {method for route in routes_of(request.app) if route.path_regex.match(path) for method in route.methods or ()}

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from service.api.paths import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
-from service.errors import MOST_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
+from service.errors import MAX_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
 
 LOG = logging.getLogger("answerable.api")
 MEDIA_TYPE = "application/problem+json"
@@ -41,12 +41,12 @@ KIND_OF_STATUS = {
     413: "body-too-large",
     415: "unsupported-encoding",
 }
-"""Of what FastAPI, or what is below the routes, refuses by its status alone."""
+"""The kinds of errors that FastAPI, or the layer below the routes, raises with nothing but a status."""
 FASTAPI_SCHEMAS = ("HTTPValidationError", "ValidationError")
 PROBLEM_SCHEMAS = tuple(f"#/components/schemas/{name}'" for name in ("Problem", *FASTAPI_SCHEMAS))
 NOT_AN_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
 BRANCHES = {"ContextBody", "list[ContextBody]"}
-"""Parts of an error's location that are no names in the request, but say what was tried."""
+"""Parts of an error's location that are not names in the request but members of a union."""
 
 
 def problem(
@@ -62,7 +62,7 @@ def problem(
     """The answer to an error. `detail` is for the client to read: no paths, traces or keys."""
     content = {
         **content_of_problem(getattr(request.state, "request_id", ""), status, kind, detail, title),
-        **({"errors": [_to_json(fault) for fault in faults[:MOST_FAULTS]]} if faults else {}),
+        **({"errors": [_to_json(fault) for fault in faults[:MAX_FAULTS]]} if faults else {}),
         **(members or {}),
     }
     return Response(orjson.dumps(content), status_code=status, media_type=MEDIA_TYPE, headers=headers)
@@ -110,7 +110,7 @@ def all_kinds() -> list[str]:
 
 
 def describe(schema: dict[str, Any]) -> None:
-    """Corrects an OpenAPI schema, where FastAPI would have errors leave as plain JSON or in its own shape."""
+    """Corrects an OpenAPI schema where FastAPI describes errors as plain JSON or in its own shape."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in schema["paths"].values():
         for operation in operations.values():
@@ -149,7 +149,7 @@ async def _http(request: Request, error: Exception) -> Response:
     headers = dict(error.headers) if error.headers else None
     kind = KIND_OF_STATUS.get(error.status_code, INTERNAL)
     detail = str(error.detail)
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # FastAPI names the methods of one route of the path's
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # FastAPI names the methods of only one of the path's routes
         headers = {"Allow": ", ".join(allowed_methods(request))}
         detail = f"{request.method} is not a method of this path; its methods are {headers['Allow']}"
     return problem(request, error.status_code, kind, detail, headers)

@@ -1,4 +1,4 @@
-"""What is asked for behind the question mark: by names that the route knows, each given once."""
+"""Queries of requests: only names that the route knows, each at most once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.catalog.nearest import Searches
-from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind
+from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind
 
 MAX_SHOWN = 64
-"""Characters of an unknown name that are repeated in the answer."""
+"""Characters of an unknown name that the answer quotes."""
 
 
 class QueryModel(BaseModel):
-    """The parameters of a route's query, as fields; a route without any takes this one.
+    """The parameters of a route's query, as fields; a route without parameters has this class itself.
 
     Names that begin with `prefix` are the handler's own to read. `noun` is what errors call a parameter.
     """
@@ -66,13 +66,13 @@ def _refuse_unknown(counts: Counter[str], model: type[QueryModel]) -> None:
             f"{name[:MAX_SHOWN]!r} is not a {model.noun}{hint}{searches.hint(name, known)}",
             name[:MAX_SHOWN],
         )
-        for name in unknown[:MOST_FAULTS]
+        for name in unknown[:MAX_FAULTS]
     ]
     raise InvalidRequest(faults[0].detail, *faults)
 
 
 def _refuse_repeated(counts: Counter[str]) -> None:
-    """Which of two values is meant cannot be known."""
+    """Refuses a parameter with several values: it is unknown which of them counts."""
     faults = [
         Fault(
             Kind.REPEATED_PARAMETER,

@@ -11,10 +11,10 @@ from service.ledger.entries import RequestKey
 
 
 class ApiRequest(Request):
-    """A request that its route has let through.
+    """A request that has passed its route's checks.
 
-    `caller` is who sent it; a public route has none. `key` is its `Idempotency-Key`, where the route takes one and the
-    request has one.
+    `caller` is who sent it; a public route has none. `key` is the `Idempotency-Key`, if the route takes one and it was
+    sent.
     """
 
     caller: Caller
@@ -28,6 +28,6 @@ class ApiRequest(Request):
 
     @property
     def observed(self) -> ObservedRequest:
-        """What the log, the metrics and the traces say of this request; the handler fills it in."""
+        """What the log, the metrics and the traces will say of this request; the handler fills it in."""
         observed: ObservedRequest = self.scope["state"].setdefault("observed", ObservedRequest())
         return observed

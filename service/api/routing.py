@@ -6,9 +6,9 @@
     @needs("explain")
     async def list_sets(request: ApiRequest, model: str, query: Annotated[PageQuery, Query()]) -> SetsReply: ...
 
-A handler takes the request, the parameters of its path by name, and, where there are such, `query` (a `QueryModel`)
-and `body` (a pydantic model). It returns the model of its reply, a `Reply` of it where the answer has a status or
-headers of its own, or a whole `Response`. Errors are raised (`service.errors`). List the router in `service.app`.
+A handler takes the request, the parameters of its path by name, and, if it has them, `query` (a `QueryModel`) and
+`body` (a pydantic model). It returns the model of its reply, or a `Reply` with that model where the answer has a status
+or headers of its own, or a whole `Response`. Errors are raised (`service.errors`). List the router in `service.app`.
 
 FastAPI describes these routes from the handler's signature, and this class runs them, in this order: who sends the
 request and whether they may (a handler without `needs` is closed), the query, the body, the handler. Run by FastAPI,
@@ -37,12 +37,12 @@ T = TypeVar("T")
 
 AUTHORISING = (401, 403, 422, 429)
 READING_BODY = (400, 408, 413, 415, 422, 429)
-"""The statuses of errors that are found before the handler is called: of the key and the query, and of the body."""
+"""The statuses of errors found before the handler is called: in the key and the query, and in the body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[T]):
-    """What is replied, with another status than the route's, or with headers."""
+    """The content of a reply that has headers, or another status than the route."""
 
     content: T
     status: int | None = None
@@ -50,7 +50,7 @@ class Reply(Generic[T]):
 
 
 class Route(APIRoute):
-    """A route of this API; see the module."""
+    """A route of this API; see the docstring of the module."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         hints = get_type_hints(endpoint)
@@ -80,9 +80,7 @@ class Route(APIRoute):
         if self._scope != PUBLIC:
             request.caller = await authorise(request, services.authenticator, self._scope, self._needs_operator)
         parameters = dict(request.path_params)
-        if (
-            self._scope != PUBLIC or self._query is not QueryModel
-        ):  # a probe may ask with anything behind the question mark
+        if self._scope != PUBLIC or self._query is not QueryModel:  # health probes may add any query
             query = read_query(request, self._query)
             if self._query is not QueryModel:
                 parameters["query"] = query
@@ -96,7 +94,7 @@ class Route(APIRoute):
         return self._response(await self.endpoint(request, **parameters))
 
     def _response(self, result: object) -> Response:
-        """Fields of a reply that are not required are left out where they have their default, which is null."""
+        """The reply as JSON; optional fields are left out where they have their default, null."""
         if isinstance(result, Response):
             return result
         reply = result if isinstance(result, Reply) else Reply(result)

@@ -26,14 +26,14 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from service.catalog.nearest import MAX_CHARACTERS_SHOWN, Searches
 from service.domain import Context, ToleranceOf
-from service.errors import MOST_FAULTS, InvalidRequest
+from service.errors import MAX_FAULTS, InvalidRequest
 from service.ledger.entries import MAX_TEXT_LENGTH, read_subject
 from service.ledger.naming import normal
 from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
 
-MOST_INSTANCES = 1000
-MOST_COHORT_TAGS = 8
-MOST_OPTIONS = 32
+MAX_INSTANCES = 1000
+MAX_COHORT_TAGS = 8
+MAX_OPTIONS = 32
 """More than any method has."""
 UNKNOWN_FIELD = "unknown_field"
 
@@ -51,18 +51,18 @@ def _label_or_index(value: object) -> object:
     if type(value) in (str, int):
         return value
     if isinstance(value, dict):
-        if value.keys() == {"label", "rather_than"} and all(type(one) in (str, int) for one in value.values()):
+        if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
             return value
         raise PydanticCustomError("target_type", "Input should hold `label` and `rather_than`, two labels or indices")
     raise PydanticCustomError("target_type", "Input should be a label, a label's index, or `predicted`")
 
 
-def _few(most: int, what: str) -> Callable[[object], object]:
+def _at_most(maximum: int, what: str) -> Callable[[object], object]:
     """Refuses an object of more names before any of them is looked at."""
 
     def check(value: object) -> object:
-        if isinstance(value, dict) and len(value) > most:
-            raise PydanticCustomError("too_long", "at most {most} {what}", {"most": most, "what": what})
+        if isinstance(value, dict) and len(value) > maximum:
+            raise PydanticCustomError("too_long", "at most {most} {what}", {"most": maximum, "what": what})
         return value
 
     return check
@@ -74,7 +74,7 @@ def _subject(value: str) -> str:
     try:
         return read_subject(value)
     except InvalidRequest as error:
-        raise PydanticCustomError("subject", "{said}", {"said": str(error)}) from None
+        raise PydanticCustomError("subject", "{detail}", {"detail": str(error)}) from None
 
 
 Subject = Annotated[
@@ -82,9 +82,9 @@ Subject = Annotated[
 ]
 Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
 Tags = Annotated[
-    dict[StrictStr, StrictStr], BeforeValidator(_few(MOST_COHORT_TAGS, "tags")), Field(max_length=MOST_COHORT_TAGS)
+    dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
 ]
-Options = Annotated[dict[str, Any], BeforeValidator(_few(MOST_OPTIONS, "options")), Field(max_length=MOST_OPTIONS)]
+Options = Annotated[dict[str, Any], BeforeValidator(_at_most(MAX_OPTIONS, "options")), Field(max_length=MAX_OPTIONS)]
 Number = Annotated[FiniteFloat, Field(strict=True)]
 
 
@@ -103,7 +103,7 @@ class Strict(BaseModel):
     def _refuse_unknown(cls, value: object) -> object:
         if type(value) is not dict or value.keys() <= cls._known:
             return value
-        unknown = [*islice((name for name in value if name not in cls._known), MOST_FAULTS)]
+        unknown = [*islice((name for name in value if name not in cls._known), MAX_FAULTS)]
         searches = Searches()
         hints = [searches.hint(name, cls._known) for name in unknown]
         names = [name[:MAX_CHARACTERS_SHOWN] for name in unknown]
@@ -174,12 +174,12 @@ class ContextBody(Strict):
         return Context(self.decision_id, self.subject, self.cohort)
 
 
-Contexts = Annotated[list[ContextBody], Field(max_length=MOST_INSTANCES, fail_fast=True)]
+Contexts = Annotated[list[ContextBody], Field(max_length=MAX_INSTANCES, fail_fast=True)]
 Instances = Annotated[
     list[Any],
     Field(
         min_length=1,
-        max_length=MOST_INSTANCES,
+        max_length=MAX_INSTANCES,
         description="each an object by feature name, in raw units, or a list in feature order",
     ),
 ]
@@ -235,6 +235,6 @@ class Problem(BaseModel):
     error: str = Field(description="the same as `detail`; clients of KServe read it")
     request_id: str = Field(description="leads to the request in the log; the header X-Request-Id has it too")
     errors: list[ErrorItem] | None = Field(
-        None, max_length=MOST_FAULTS, description="every fault of the request; left out where it has no place in it"
+        None, max_length=MAX_FAULTS, description="every fault of the request; left out where it has no place in it"
     )
     tombstone: dict[str, Any] | None = Field(None, description="what the log says of an erasure; of status 410 only")

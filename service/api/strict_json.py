@@ -1,12 +1,12 @@
-"""JSON without what makes it mean two things, or nothing: names given twice, NaN, numbers too large to be finite.
+"""JSON without ambiguous or impossible content: names given twice, NaN, numbers too large to be finite.
 
-orjson reads it, and takes the last of two values in silence. Whether a name was there twice is known from counts: JSON
-has one colon outside of its strings for every name, and what was read has one name for every colon unless one was lost.
-Colons inside of strings make the counts differ too; only then is the body read again, by Python's own parser, which
-tells. Were every body read by both, orjson and Python's, a whole `:predict` of 1,000 loan applications took 16% more of
-the front's time and 5% longer, a whole cached `:explain` of one 4% and 5% (medians of pairs, in turns). On a large body
-of nested lists the counts are a tenth of what orjson takes, since the search for names ends with the last of them, and
-Python's parser, which lets nobody else have the interpreter meanwhile, takes six times that.
+orjson parses it, and of two values with the same name silently takes the last. Whether that happened is known from
+counts: JSON has one colon outside its strings for every name, so the parsed content has as many names as there are
+colons, unless one was lost. Colons inside strings make the counts differ too; only then is the body parsed again, by
+Python's parser, which reports repeated names. If every body were parsed by both, a whole `:predict` of 1,000 loan
+applications would take 16% more of the front's time and 5% longer, a whole cached `:explain` of one 4% and 5% (medians
+of pairs, in turns). For a large body of nested lists counting takes a tenth of orjson's time, as the search ends when
+all names are found; Python's parser takes six times orjson's, and holds the interpreter's lock meanwhile.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import Any
 
 import orjson
 
-from service.errors import MOST_FAULTS, AnswerableError, Fault, InvalidRequest, Kind, MalformedBody, pointer_to
+from service.errors import MAX_FAULTS, AnswerableError, Fault, InvalidRequest, Kind, MalformedBody, pointer_to
 
 MAX_DIGITS = 300
-"""A whole number of fewer digits is surely finite."""
+"""A whole number of fewer digits is always finite."""
 MAX_STEPS = 16
-"""Of the way to a fault: a longer one is that of no request that could be right."""
+"""Steps of the path to a fault that are reported; no valid request nests deeper."""
 ENDS_OF_NAMES = (b'":', b" :", b"\t:", b"\r:", b"\n:")
-"""One of these is where a name ends; inside of a string there are fewer of them than of colons alone."""
+"""How names end; these occur in strings less often than mere colons."""
 _LONG = re.compile(rb"\d{%d}" % MAX_DIGITS)
 
 Places = tuple["Places", str | int] | None
-"""The way to a value, the last step first."""
+"""The path to a value, the last step first."""
 
 
 def read(body: bytes) -> Any:
-    """What the JSON of a body says. Raises MalformedBody (nested too deep or none), InvalidRequest with every place."""
+    """The content of a body. Raises MalformedBody (not JSON, or nested too deep), InvalidRequest with every fault."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -48,7 +48,7 @@ def read(body: bytes) -> Any:
 
 
 def _has_every_name(body: bytes, content: Any) -> bool:
-    """Whether no name was lost; False may be a false alarm."""
+    """Whether no repeated name was lost; False may be a false alarm."""
     colons = body.count(b":")
     names = _count_names(content, colons)
     return names == colons or names == sum(map(body.count, ENDS_OF_NAMES))
@@ -77,7 +77,7 @@ def _count_names(content: Any, enough: int) -> int:
 
 
 def _refusal(body: bytes, error: orjson.JSONDecodeError) -> AnswerableError:
-    """Numbers that JSON can spell and nobody can compute with are impossible (422); the rest is malformed (400)."""
+    """Numbers that are not finite are impossible (422); everything else is malformed (400)."""
     if "depth" in error.msg:
         return MalformedBody("the body is nested too deep")
     try:
@@ -93,21 +93,21 @@ def _impossible(faults: list[Fault]) -> InvalidRequest:
 
 
 class _Repeated(dict[str, Any]):
-    """An object in which names were there twice."""
+    """An object in which names occurred twice."""
 
     names: dict[str, None]
 
 
 class _NotFinite(str):
-    """What stands for NaN, Infinity and -Infinity."""
+    """In place of NaN, Infinity and -Infinity."""
 
     __slots__ = ()
 
 
 def _faults(body: bytes) -> list[Fault]:
-    """Every name given twice and every number that is not finite, `MOST_FAULTS` at most.
+    """Every name given twice and every number that is not finite, `MAX_FAULTS` at most.
 
-    Raises ValueError for what is no JSON otherwise, MalformedBody for what is nested too deep to tell.
+    Raises ValueError for what is not JSON in other ways, MalformedBody for what is nested too deep.
     """
     try:
         content = json.loads(
@@ -118,7 +118,7 @@ def _faults(body: bytes) -> list[Fault]:
         )
     except RecursionError:
         raise MalformedBody("the body is nested too deep") from None
-    return [*islice(_faults_in(content), MOST_FAULTS)]
+    return [*islice(_faults_in(content), MAX_FAULTS)]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, _ in pairs:
         if name in seen:
             repeated.names[name] = None
-            if len(repeated.names) == MOST_FAULTS:
+            if len(repeated.names) == MAX_FAULTS:
                 break
         seen.add(name)
     return repeated

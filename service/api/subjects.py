@@ -1,4 +1,4 @@
-"""What is kept of one person: counted, erased, or held back from erasure."""
+"""What is stored of one person: counted, erased, or put under a legal hold."""
 
 from __future__ import annotations
 
@@ -174,7 +174,10 @@ async def release_subject(request: ApiRequest, subject: str, body: ReasonBody = 
 
 
 def _checked(subject: str) -> str:
-    """A name that something may be recorded under, also one that is refused by now. Raises InvalidRequest."""
+    """The name, of which only the length is checked: older records may have names that would be refused now.
+
+    Raises InvalidRequest.
+    """
     if len(normal(subject)) > MAX_TEXT_LENGTH:
         raise InvalidRequest(f"a subject has at most {MAX_TEXT_LENGTH} characters")
     return subject

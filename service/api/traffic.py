@@ -1,4 +1,4 @@
-"""Around every request: counted by what came of it, refusals included, logged in one line, and traced if wanted.
+"""Observes every request: counts it by its outcome, refusals included, logs one line, and traces it if configured.
 
 Requests for health, metrics and pages of documentation are neither counted, logged nor traced.
 """
@@ -14,23 +14,23 @@ from service.api.services import Services
 from service.methods.registry import BY_NAME
 from service.monitoring.labels import PREDICT, UNKNOWN
 from service.monitoring.request_log import RequestLine
-from service.monitoring.timings import Spent
+from service.monitoring.timings import RequestTimings
 
 COUNTED = (":explain", ":predict")
 OBSERVED = ("/v1/", "/v2/repository/")
-"""Where the paths begin of requests that are logged and traced: all that explain, tell or change something."""
+"""The prefixes of paths that are logged and traced: all that explain, show or change something."""
 
 
 @dataclass(slots=True)
 class ObservedRequest:
-    """What is known of a request when it ends. It is `unknown` until the model that it asks for is known to exist."""
+    """What is known of a request when it ends. The model is `unknown` until it is known to exist."""
 
     model: str = UNKNOWN
     method: str = UNKNOWN
-    spent: Spent = field(default_factory=Spent)
+    timings: RequestTimings = field(default_factory=RequestTimings)
 
     def name(self, model: str, method: str) -> None:
-        """Says what was asked for; a label must not take whatever a client sends."""
+        """Sets the labels; an unknown method stays `unknown`, for clients may send anything."""
         self.model = model
         self.method = method if method in BY_NAME or method == PREDICT else UNKNOWN
 
@@ -77,7 +77,7 @@ def _observe(scope: Scope, observed: ObservedRequest, status: int, began: float,
             status,
             observed.model,
             observed.method,
-            observed.spent,
+            observed.timings,
             ended - began,
         )
         log.add(line)
@@ -91,4 +91,4 @@ def _observe(scope: Scope, observed: ObservedRequest, status: int, began: float,
         }
         traceparent = dict(scope["headers"]).get(b"traceparent")
         parent = None if traceparent is None else traceparent.decode("latin-1")
-        tracing.trace(f"{scope['method']} {route}", parent, (began, ended), attributes, observed.spent)
+        tracing.trace(f"{scope['method']} {route}", parent, (began, ended), attributes, observed.timings)

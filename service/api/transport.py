@@ -1,4 +1,4 @@
-"""Below the routes: ids on every answer, bodies that are bounded in size and time, and clients that leave.
+"""Below the routes: ids on every answer, limits on bodies, and clients that leave.
 
 The middleware is pure ASGI: behind Starlette's BaseHTTPMiddleware a client's disconnect is never seen.
 """
@@ -22,9 +22,9 @@ from service.errors import ClientGone, Overloaded
 BODY_SECONDS = 30.0
 UNWATCHED_SECONDS = 0.25
 MAX_BODIES = 4
-"""So many of the largest bodies may be in memory at once, before they are read as JSON: by default 32 MiB."""
+"""How many bodies of the largest size may be in memory at once, before they are parsed: by default 32 MiB."""
 UNCOUNTED_BYTES = 64 * 1024
-"""Of each body. So large bodies keep out no small ones, which are bounded by the number of connections."""
+"""The first bytes of each body, so that large bodies do not keep out small ones; connections bound these."""
 TOO_LARGE = "the body is larger than this service accepts"
 IDENTITY = "identity"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -59,26 +59,26 @@ class RequestIds:
 
 
 class Bodies:
-    """The bodies that are in memory: how large each may be, and all together; in bytes.
+    """Limits the bytes of the bodies that are in memory, of each and of all together.
 
-    `counted` are those of all, but for the first `UNCOUNTED_BYTES` of each.
+    `counted` is the size of all, without the first `UNCOUNTED_BYTES` of each.
     """
 
-    def __init__(self, most_each: int) -> None:
-        self.most_each = most_each
-        self._most = MAX_BODIES * most_each
+    def __init__(self, max_each: int) -> None:
+        self.max_each = max_each
+        self._max_all = MAX_BODIES * max_each
         self.counted = 0
 
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
-        """Gives what counts the next bytes of one body, and raises Overloaded where they are too many for all."""
+        """Gives a function that counts the next bytes of one body; it raises Overloaded if that makes too many."""
         size = counted = 0
 
         def hold(more: int) -> None:
             nonlocal size, counted
             size += more
             to_count = max(0, size - UNCOUNTED_BYTES) - counted
-            if self.counted + to_count > self._most:
+            if self.counted + to_count > self._max_all:
                 raise Overloaded("the service is reading as many large bodies as it can hold; send it again")
             counted += to_count
             self.counted += to_count
@@ -95,8 +95,8 @@ async def read_body(request: Request, bodies: Bodies, hold: Callable[[int], None
     `hold` is given the size of each piece before it is kept; see `Bodies`.
     Raises HTTPException 400, 408, 413 or 415, Overloaded, ClientGone.
     """
-    most = bodies.most_each
-    if int(request.headers.get("content-length", 0)) > most:  # digits only: the parser saw to it
+    max_size = bodies.max_each
+    if int(request.headers.get("content-length", 0)) > max_size:  # digits only: the parser saw to it
         raise HTTPException(413, TOO_LARGE)
     decode = _decoder(request.headers.get("content-encoding", IDENTITY))
     pieces: list[bytes] = []
@@ -110,10 +110,10 @@ async def read_body(request: Request, bodies: Bodies, hold: Callable[[int], None
                     raise ClientGone("the client closed the connection")
                 encoded = message.get("body", b"")
                 is_complete = not message.get("more_body", False)
-                piece = decode(encoded, is_complete, most - size + 1)
+                piece = decode(encoded, is_complete, max_size - size + 1)
                 size += len(piece)
                 encoded_size += len(encoded)
-                if max(size, encoded_size) > most:
+                if max(size, encoded_size) > max_size:
                     raise HTTPException(413, TOO_LARGE)
                 hold(len(piece))
                 pieces.append(piece)
@@ -123,29 +123,29 @@ async def read_body(request: Request, bodies: Bodies, hold: Callable[[int], None
 
 
 def _decoder(content_encoding: str) -> Callable[[bytes, bool, int], bytes]:
-    """Turns a piece of a body into what it says; given too whether it is the last, and how much to decode at most."""
+    """A function that decodes a piece of a body, given whether it is the last and how many bytes to return at most."""
     encoding = content_encoding.strip().lower()
     if encoding == IDENTITY:
-        return lambda piece, _is_last, _most: piece
+        return lambda piece, _is_last, _max_size: piece
     if encoding == "gzip":
         return partial(_gunzip, zlib.decompressobj(zlib.MAX_WBITS | 16))
     return _refuse
 
 
-def _refuse(piece: bytes, _is_last: bool, _most: int) -> bytes:
+def _refuse(piece: bytes, _is_last: bool, _max_size: int) -> bytes:
     if piece:
         raise HTTPException(415, "the content encoding must be gzip or identity")
     return piece
 
 
-def _gunzip(stream: zlib._Decompress, piece: bytes, is_last: bool, most: int) -> bytes:
+def _gunzip(stream: zlib._Decompress, piece: bytes, is_last: bool, max_size: int) -> bytes:
     try:
-        decoded = stream.decompress(piece, most)
+        decoded = stream.decompress(piece, max_size)
     except zlib.error:
         raise HTTPException(400, "the body is not gzip") from None
     if stream.unused_data:
         raise HTTPException(400, "the gzip body goes on after its end")
-    if is_last and len(decoded) < most and not stream.eof:
+    if is_last and len(decoded) < max_size and not stream.eof:
         raise HTTPException(400, "the gzip body ends early")
     return decoded
 
@@ -153,9 +153,8 @@ def _gunzip(stream: zlib._Decompress, piece: bytes, is_last: bool, most: int) ->
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client leaves: ClientGone.
 
-    Watching takes a task of its own, which costs as much as reading the body; work that is done sooner than
-    `UNWATCHED_SECONDS` goes unwatched. That is more than the wait of a busy service, which would else pay for it when
-    it can least.
+    Watching takes a task, which costs as much as reading the body, so it begins after `UNWATCHED_SECONDS`. That is more
+    than requests wait when the service is busy, which is when it can least afford the cost.
     """
     loop = asyncio.get_running_loop()
     presence = asyncio.timeout(None)

@@ -1,4 +1,4 @@
-"""What is between a connection's protocol and asyncio's own transport."""
+"""A layer between a connection's protocol and asyncio's transport."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import termios
 from typing import Any
 
 REPLY_STEP = 64 * 1024
-"""Bytes of a reply that a client takes before its time begins anew."""
+"""A client's time for receiving a reply starts again after each so many bytes."""
 
 
 class OneWrite:
-    """A transport that sends what is written in one turn of the event loop together, and counts it.
+    """A transport that sends together what is written in one iteration of the event loop, and counts it.
 
-    uvicorn writes the head and the body of an answer apart, each with a system call and a wake-up of the client, which
-    took 8 % of the front's time and of the client's wait.
+    uvicorn writes the head and the body of an answer separately, each with a system call and a wake-up of the client,
+    which took 8% of the front's time and of the client's wait.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -42,15 +42,15 @@ class OneWrite:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether there is more than the system takes."""
+        """Whether bytes wait in this process that the system does not take yet."""
         return self._transport.get_write_buffer_size() > 0
 
     @property
     def received(self) -> int:
         """How many bytes the other side has acknowledged."""
         descriptor = self._transport.get_extra_info("socket").fileno()
-        (on_the_way,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
-        return self._written - self._transport.get_write_buffer_size() - int(on_the_way)
+        (unacknowledged,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
+        return self._written - self._transport.get_write_buffer_size() - int(unacknowledged)
 
     def _send(self) -> None:
         held, self._held = self._held, []

@@ -15,7 +15,7 @@ from service.api.transport import while_connected
 @dataclass(slots=True)
 class _Turn:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    wanted: int = 0
+    waiters: int = 0
 
 
 class Turns:
@@ -28,7 +28,7 @@ class Turns:
     async def turn(self, request: Request, lookup: str) -> AsyncIterator[None]:
         """Waits for those before. Raises ClientGone when the client leaves meanwhile."""
         turn = self._turns.setdefault(lookup, _Turn())
-        turn.wanted += 1
+        turn.waiters += 1
         try:
             if turn.lock.locked():
                 await while_connected(request, turn.lock.acquire())
@@ -39,6 +39,6 @@ class Turns:
             finally:
                 turn.lock.release()
         finally:
-            turn.wanted -= 1
-            if not turn.wanted:
+            turn.waiters -= 1
+            if not turn.waiters:
                 del self._turns[lookup]

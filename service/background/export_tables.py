@@ -13,9 +13,9 @@ from service.answers.reading import record_of
 from service.ledger import Stored
 
 ROWS_A_GROUP, CHARACTERS_A_GROUP = 5_000, 16 * 2**20
-"""In Parquet: a group ends at the one or at the other. A row of an image can be some megabytes."""
+"""A row group of Parquet ends at whichever comes first. A row of an image can be some megabytes."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet would compute; decision ids and subjects come from callers."""
+"""How cells begin that a spreadsheet would evaluate; decision ids and subjects come from callers."""
 
 COLUMNS: Mapping[str, type] = {
     "sequence": int,
@@ -44,11 +44,11 @@ COLUMNS: Mapping[str, type] = {
     "input": str,
     "erased": bool,
 }
-"""Of a table. `flags` and the codes of `reasons` are separated by spaces; what has parts of its own is JSON."""
+"""The columns of a table. `flags` and the codes of `reasons` are separated by spaces; nested values are JSON."""
 
 
 def table_row(stored: Stored) -> dict[str, Any]:
-    """An explanation as a row of a table; without what was erased."""
+    """An explanation as a row of a table; what was erased is empty."""
     record = record_of(stored)
     return {
         "sequence": stored.seq,
@@ -80,7 +80,7 @@ def table_row(stored: Stored) -> dict[str, Any]:
 
 
 def write_csv(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes rows with a head; gives their number. No cell begins as a spreadsheet's formula does."""
+    """Writes rows under a header; returns their number. No cell begins as a spreadsheet's formula does."""
     count = 0
     writer = csv.writer(_Encoded(file))
     writer.writerow(COLUMNS)
@@ -90,7 +90,7 @@ def write_csv(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def write_parquet(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes rows in groups of `ROWS_A_GROUP`, or fewer where they are large; gives their number."""
+    """Writes rows in groups of `ROWS_A_GROUP`, or fewer where they are large; returns their number."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,10 +1,10 @@
 """Exports: stored explanations as a file, written as a stream in memory that does not grow with their number.
 
 CSV and Parquet are tables for people; the zip, of `service.ledger.exporting`, is for auditors, with a proof for every
-record. A file is whole when it can be found, lies in a folder of its tenant, is kept for a day, and is withdrawn when
-anybody's data in that tenant is erased meanwhile: what was exported before must not be handed out after. Its name has
-the size that the log had before anything was read, so that whatever is erased behind that place withdraws it, and no
-clock is asked. That there is an export is an event in the log before its file can be fetched.
+record. A file gets its final name only when it is complete. It lies in a folder of its tenant, is kept for a day, and
+is withdrawn when anybody's data in that tenant is erased meanwhile: what was exported before an erasure must not be
+handed out after it. Its name holds the size that the log had before anything was read, so that every erasure with a
+later place in the log withdraws it, and no clock is needed. The log records an export before its file can be fetched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sqlalchemy import Engine
 
 from service.access.callers import Caller
 from service.background.export_tables import table_row, write_csv, write_parquet
-from service.background.jobs import NotHeld, patiently, spec_of
+from service.background.jobs import LeaseLost, spec_of, until_available
 from service.errors import LedgerUnavailable, NotFound
 from service.ledger import CheckpointSigner, EventSearch, Ledger, Search, Stored, Vault
 from service.ledger.database import database_in_reach
@@ -82,20 +82,20 @@ class Exports:
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep_for_ever())
 
     async def close(self) -> None:
-        """Ends the sweeping; what is being written is given up by its job."""
+        """Ends the sweeping. The job of a file that is being written stops writing it."""
         if self._sweeping is not None:
             self._sweeping.cancel()
         await asyncio.to_thread(self._writer.shutdown)
 
     async def __call__(self, job: Job, caller: Caller) -> None:
-        """Writes the file, tells the log, and then lets it be found."""
+        """Writes the file, records it in the log, and then gives it its final name."""
         spec = spec_of(self._vault, job)
         form, search = Format(spec["format"]), Search(**_with_pairs(spec["search"]))
         folder = self._folder_of(job.tenant)
         part = folder / f"{job.id}.{job.owner}{PART}"  # no other run of this job writes to it
         stop = threading.Event()
         try:
-            records, begun = await self._written(job, form, search, part, stop)
+            records, begun = await self._write(job, form, search, part, stop)
             details = {
                 "format": form,
                 "records": records,
@@ -113,7 +113,7 @@ class Exports:
 
         Raises LedgerUnavailable.
         """
-        return await asyncio.to_thread(self._kept, job)
+        return await asyncio.to_thread(self._path_of, job)
 
     async def host(self, job: Job) -> str | None:
         """The host that wrote the file of an export that is done, as the log has it. Raises LedgerUnavailable."""
@@ -124,15 +124,15 @@ class Exports:
         """Deletes what has been kept long enough, was begun before its tenant erased something, or is a part that no
         run of a job writes. Blocks."""
         oldest = time.time() - KEPT_SECONDS
-        found = [*self._folder.glob("*/*")]  # before it is asked who writes: whoever begins later is not among them
-        if not found:
+        paths = [*self._folder.glob("*/*")]  # before the owners are read: parts that are begun later are not listed
+        if not paths:
             return
         owners = self._jobs.owners()
-        begun = {path: _begun(path) for path in found if path.suffix != PART}
+        begun = {path: _begun(path) for path in paths if path.suffix != PART}
         with database_in_reach(), self._engine.connect() as connection:
             erased = last_erasures(connection, min(begun.values())) if begun else {}
         withdrawn = {self._folder_of(tenant): last for tenant, last in erased.items()}
-        for path in found:
+        for path in paths:
             with suppress(FileNotFoundError):  # another sweep was faster
                 if path in begun:
                     is_due = path.stat().st_mtime < oldest or begun[path] < withdrawn.get(path.parent, 0)
@@ -141,7 +141,7 @@ class Exports:
                 if is_due:
                     path.unlink()
 
-    def _kept(self, job: Job) -> Path | None:
+    def _path_of(self, job: Job) -> Path | None:
         oldest = time.time() - KEPT_SECONDS
         form = Format(spec_of(self._vault, job)["format"])
         for path in self._folder_of(job.tenant).glob(f"{job.id}.*.{form}"):
@@ -157,35 +157,37 @@ class Exports:
             try:
                 await asyncio.to_thread(self.sweep)
             except LedgerUnavailable:
-                pass  # it is told where it matters
+                pass  # those who need the ledger report it
             except Exception:
                 LOG.exception("export files were not swept; they will be, a minute later")
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _written(
+    async def _write(
         self, job: Job, form: Format, search: Search, part: Path, stop: threading.Event
     ) -> tuple[int, int]:
-        """Writes the part; gives the number of records, and the size of the log before the first was read."""
+        """Writes the part; returns the number of records, and the size of the log before the first was read."""
         checkpoint = await self._ledger.checkpoint() if form is Format.ZIP else None
         if form is Format.ZIP and checkpoint is None:
             raise NotFound("nothing is recorded yet")
-        tell = self._teller(job, stop)
+        report = self._reporter(job, stop)
 
         def write() -> tuple[int, int]:
             part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with database_in_reach(), self._engine.connect() as connection:
                 begun = log_size(connection)
                 total = count_found(connection, self._vault, job.tenant, search)
-            tell(0, total)
+            report(0, total)
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 if checkpoint is not None:
                     lines = found_lines(self._engine, self._vault, job.tenant, search, checkpoint.size)
-                    asked = asked_of(job.tenant, search)
-                    return write_export(file, self._engine, self._signer, checkpoint, _told(lines, tell), asked), begun
-                rows = _told(map(table_row, self._stored(job.tenant, search)), tell)
+                    conditions = asked_of(job.tenant, search)
+                    return write_export(
+                        file, self._engine, self._signer, checkpoint, _counted(lines, report), conditions
+                    ), begun
+                rows = _counted(map(table_row, self._stored(job.tenant, search)), report)
                 return (write_csv if form is Format.CSV else write_parquet)(file, rows), begun
 
-        return await patiently(write, self._writer)
+        return await until_available(write, self._writer)
 
     def _stored(self, tenant: str, search: Search) -> Iterator[Stored]:
         after = 0
@@ -197,32 +199,32 @@ class Exports:
             yield from page
             after = page[-1].seq
 
-    def _teller(self, job: Job, stop: threading.Event) -> Callable[[int, int | None], None]:
-        def tell(done: int, total: int | None) -> None:
+    def _reporter(self, job: Job, stop: threading.Event) -> Callable[[int, int | None], None]:
+        def report(done: int, total: int | None) -> None:
             if stop.is_set() or not self._jobs.tell(job.id, str(job.owner), done, total):
-                raise NotHeld
+                raise LeaseLost
 
-        return tell
+        return report
 
     def _folder_of(self, tenant: str) -> Path:
         return self._folder / hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 
 def _begun(path: Path) -> int:
-    """The size of the log before the file was begun; 0 of one whose name does not say, which any erasure withdraws."""
-    said = path.name.split(".")[1:-1]
-    return int(said[0]) if said and said[0].isdecimal() else 0
+    """The size of the log before the file was begun; 0 if its name does not say, so that any erasure withdraws it."""
+    sizes = path.name.split(".")[1:-1]
+    return int(sizes[0]) if sizes and sizes[0].isdecimal() else 0
 
 
-def _told(items: Iterable[T], tell: Callable[[int, int | None], None]) -> Iterator[T]:
-    """The same items; how many have gone by is told now and then."""
+def _counted(items: Iterable[T], report: Callable[[int, int | None], None]) -> Iterator[T]:
+    """The same items; reports now and then how many have gone by."""
     done = 0
     for item in items:
         yield item
         done += 1
         if done % PAGE == 0:
-            tell(done, None)
-    tell(done, done)
+            report(done, None)
+    report(done, done)
 
 
 def _with_pairs(search: Mapping[str, Any]) -> dict[str, Any]:

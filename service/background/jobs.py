@@ -1,7 +1,7 @@
 """Jobs: many rows in the background, at bulk priority, through restarts.
 
-A job is what `service.ledger.jobs` keeps of it; a `Runner` in each process takes jobs that nobody runs and gives them
-to the work of their kind. The key that made a job must be valid as long as it runs, and its quota pays.
+`service.ledger.jobs` stores them. A `Runner` in each process claims jobs that no other process runs and hands them to
+the work of their kind. The key that made a job must be valid as long as it runs, and its quota is charged.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ LOG = logging.getLogger("answerable.jobs")
 EXPLAIN = "explain"
 POLL_SECONDS = 1.0
 JOBS_AT_ONCE = 32
-"""So many that those which wait, for their quota say, keep no others from running."""
+"""Jobs of one process. Enough that jobs which wait, for their quota say, do not keep others from running."""
 WINDOW = 64
 """Rows that are read, explained and marked together."""
 ROWS_AT_ONCE = 16
-"""Of all jobs in this process. With the usual budget they fill a third of what the engine holds at most; rows with
-larger ones are explained one by one."""
-LEFT_SECONDS = 3.0
-"""A process that has as many rows to explain as it explains at once leaves a new job so long to others, who look once
-every `POLL_SECONDS`; then it takes it, one a look, so that no job waits for another to end."""
-LONGEST_WAIT_SECONDS = 30.0
+"""Of all jobs in this process. With the usual budget they fill a third of the engine's queue; rows with larger
+budgets are explained one by one."""
+DEFER_SECONDS = 3.0
+"""A process that has as many rows to explain as it explains at once leaves a new job to other processes for this long;
+they look every `POLL_SECONDS`. Then it takes the job, one at each look, so that no job waits for another to end."""
+MAX_WAIT_SECONDS = 30.0
 UNEXPECTED = "an unexpected error; the job's id leads to it in the log"
 PAUSE_SECONDS = 5.0
 """Until a job whose model is not here, or not ready, is tried again: here, or by a process that has it."""
 LOST_WORKERS = 3
-"""A row that so many workers died of is not tried again."""
+"""A row is given up once this many workers died while computing it."""
 
-SAID_OF: Mapping[type[AnswerableError], str] = {
+FAILURES: Mapping[type[AnswerableError], str] = {
     NotConverged: "the tolerance was not met",
     InvalidRequest: "it cannot be explained with these parameters, or within the key's quota; :explain says why",
     PolicyForbids: "the key's policy does not allow the method",
@@ -73,7 +73,7 @@ SAID_OF: Mapping[type[AnswerableError], str] = {
     DeviceOutOfMemory: "the device has not the memory for it",
     WorkerLost: "the worker died each time that it was tried",
 }
-"""What is kept of a row's error. Errors' own sentences may hold the person's values, and a job is listed in clear."""
+"""What is stored of a row's error: errors' own sentences may hold the person's values, and jobs are listed in clear."""
 
 T = TypeVar("T")
 
@@ -82,19 +82,19 @@ Work = Callable[[Job, Caller], Awaitable[None]]
 
 
 class Postponed(Exception):
-    """A job that can be gone on with in so many seconds, but not now; the message says what it waits for."""
+    """A job that can be resumed in so many seconds; the message says what it waits for."""
 
     def __init__(self, waits_for: str, seconds: float) -> None:
         super().__init__(waits_for)
         self.seconds = seconds
 
 
-class NotHeld(Exception):
-    """A job that is no longer to be done by this run of it: it was cancelled, or taken over."""
+class LeaseLost(Exception):
+    """This run no longer has the lease of its job, which was cancelled or taken over."""
 
 
 class RowFailed(Exception):
-    """A row that cannot be explained. The message says why, and is kept, so it holds nothing of the input."""
+    """A row that cannot be explained. The message says why, and is stored, so it holds nothing of the input."""
 
 
 class JobFailed(Exception):
@@ -102,24 +102,24 @@ class JobFailed(Exception):
 
 
 def sealed_spec(vault: Vault, job_id: str, spec: Mapping[str, Any]) -> bytes:
-    """What a job is to do, as it is stored; it may name people."""
+    """The specification of a job, sealed as it is stored, for it may name people."""
     return vault.seal(orjson.dumps(spec), job_id, None, None)
 
 
 def spec_of(vault: Vault, job: Job) -> dict[str, Any]:
-    """What a job is to do."""
+    """The specification of a job."""
     spec: dict[str, Any] = orjson.loads(vault.open(job.spec, job.id, None))
     return spec
 
 
 def sealed_payload(vault: Vault, explanation_id: str, instance: object, context: Context) -> bytes:
-    """An instance and what it belongs to, as a row holds them until it is finished."""
+    """An instance and its context, sealed as a row holds them until it is finished."""
     belongs = {"decision_id": context.decision_id, "subject": context.subject, "cohort": dict(context.cohort)}
     return vault.seal(orjson.dumps({"instance": instance, "context": belongs}), explanation_id, None, None)
 
 
-async def patiently(call: Callable[[], T], executor: Executor | None = None) -> T:
-    """What a call of the database gives, in a thread, once it answers."""
+async def until_available(call: Callable[[], T], executor: Executor | None = None) -> T:
+    """The result of a call of the database, made in a thread, and again until the database answers."""
     while True:
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, call)
@@ -128,7 +128,7 @@ async def patiently(call: Callable[[], T], executor: Executor | None = None) -> 
 
 
 class Runner:
-    """Runs jobs in this process; `works` says how, by kind. `start` and `close` it on the event loop."""
+    """Runs jobs in this process; `works` has the work for each kind. `start` and `close` it on the event loop."""
 
     def __init__(
         self, jobs: Jobs, keys: Keys, quotas: Quotas, works: Mapping[str, Work], clock: Clock | None = None
@@ -147,11 +147,11 @@ class Runner:
         self._looking = asyncio.get_running_loop().create_task(self._look())
 
     def wake(self) -> None:
-        """Says that there is a new job."""
+        """Has the runner look for a new job at once."""
         self._wanted.set()
 
     async def close(self) -> None:
-        """Stops; jobs that run are given back, for the next process to go on with."""
+        """Stops; running jobs are released, so that another process can resume them."""
         tasks = [*self._running] if self._looking is None else [self._looking, *self._running]
         for task in tasks:
             task.cancel()
@@ -166,7 +166,7 @@ class Runner:
                     [kind for kind in self._works if kind != EXPLAIN] if is_full else [*self._works]
                 )
                 if job is None and is_full:
-                    job = await self._claimed([EXPLAIN], LEFT_SECONDS)
+                    job = await self._claimed([EXPLAIN], DEFER_SECONDS)
                 if job is None:
                     break
                 task = asyncio.get_running_loop().create_task(self._run(job))
@@ -178,18 +178,18 @@ class Runner:
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wanted.wait()
 
-    async def _claimed(self, kinds: list[str], left_for: float = 0.0) -> Job | None:
+    async def _claimed(self, kinds: list[str], unclaimed_for: float = 0.0) -> Job | None:
         here = {
             job.id for job in self._running.values()
-        }  # one whose lease has ended too: it goes on once it is renewed
-        return await patiently(lambda: self._jobs.claim(str(uuid.uuid4()), kinds, here, left_for))
+        }  # also one whose lease has expired: it goes on once that is renewed
+        return await until_available(lambda: self._jobs.claim(str(uuid.uuid4()), kinds, here, unclaimed_for))
 
     def _is_full(self) -> bool:
-        """Whether the jobs that run here had as many rows left, when they were taken, as are explained at once."""
-        left = (
+        """Whether the jobs that run here had, when they were taken, as many rows left as are explained at once."""
+        rows_left = (
             job.total - job.done - job.failed for job in self._running.values() if job.total and job.kind == EXPLAIN
         )
-        return sum(left) >= ROWS_AT_ONCE
+        return sum(rows_left) >= ROWS_AT_ONCE
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
@@ -199,41 +199,41 @@ class Runner:
         owner, pause = str(job.owner), 0.0
         waits_for: str | None = None
         loop = asyncio.get_running_loop()
-        work, hold = loop.create_task(self._work(job)), loop.create_task(self._hold(job))
+        work, lease = loop.create_task(self._work(job)), loop.create_task(self._keep_lease(job))
         try:
-            ended, _ = await asyncio.wait({work, hold}, return_when=asyncio.FIRST_COMPLETED)
-            error = next((found for task in ended if (found := task.exception()) is not None), None)
+            ended, _ = await asyncio.wait({work, lease}, return_when=asyncio.FIRST_COMPLETED)
+            error = next((error for task in ended if (error := task.exception()) is not None), None)
             if isinstance(error, Postponed):
                 pause, waits_for = error.seconds, str(error)
-            elif not isinstance(error, NotHeld) and (error is not None or work in ended):
-                state, detail = (State.DONE, None) if error is None else (State.FAILED, _told(job, error))
-                await patiently(lambda: self._jobs.end(job.id, owner, state, detail))
+            elif not isinstance(error, LeaseLost) and (error is not None or work in ended):
+                state, detail = (State.DONE, None) if error is None else (State.FAILED, _failure_text(job, error))
+                await until_available(lambda: self._jobs.end(job.id, owner, state, detail))
         finally:
-            for task in (work, hold):
+            for task in (work, lease):
                 task.cancel()
-            await asyncio.gather(work, hold, return_exceptions=True)
+            await asyncio.gather(work, lease, return_exceptions=True)
             with suppress(LedgerUnavailable):
                 await asyncio.to_thread(self._jobs.release, job.id, owner, pause, waits_for)
 
     async def _work(self, job: Job) -> None:
         await self._works[job.kind](job, await self._caller(job))
 
-    async def _hold(self, job: Job) -> None:
-        """Renews the lease; returns when the job is no longer to be run here: it was cancelled, or taken over."""
-        while await patiently(lambda: self._jobs.renew(job.id, str(job.owner))):
+    async def _keep_lease(self, job: Job) -> None:
+        """Renews the lease; returns when it is lost, because the job was cancelled or taken over."""
+        while await until_available(lambda: self._jobs.renew(job.id, str(job.owner))):
             await self._caller(job)
             await asyncio.sleep(LEASE_SECONDS / 5)
 
     async def _caller(self, job: Job) -> Caller:
-        """Whom the job is done for. Raises JobFailed when the key has ended."""
-        key = await patiently(lambda: self._keys.get(job.key_id))
+        """The caller that the job is done for. Raises JobFailed when the key is no longer valid."""
+        key = await until_available(lambda: self._keys.get(job.key_id))
         if key is None or not key.is_valid(self._clock.now()):
             raise JobFailed("the key that made this job is no longer valid")
         account = None if key.quota is None else self._quotas.account(key.account, key.quota)
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
 
-def _told(job: Job, error: BaseException) -> str:
+def _failure_text(job: Job, error: BaseException) -> str:
     if isinstance(error, JobFailed | AnswerableError):
         return str(error)
     LOG.error("job %s failed", job.id, exc_info=error)
@@ -243,9 +243,9 @@ def _told(job: Job, error: BaseException) -> str:
 class ExplainRows:
     """The work of jobs of explanations.
 
-    What keeps a row from being computed now makes it wait: the queue is full, the database or a worker away. A quota
-    that is spent and a model that is away make the job wait, and others run in its place. What is wrong with a row is
-    written down, without its values, and the others go on.
+    A row waits while the queue is full, or the database or a worker is unavailable. The whole job waits, and others run
+    in its place, while the quota is used up or the model is not ready. If a row cannot be explained, the reason is
+    stored, without the row's values, and the other rows go on.
     """
 
     def __init__(self, jobs: Jobs, explaining: Explaining, catalog: Catalog, ledger: Ledger, vault: Vault) -> None:
@@ -261,33 +261,33 @@ class ExplainRows:
         """Explains every row that is not finished."""
         spec = spec_of(self._vault, job)
         last = -1
-        while rows := await patiently(lambda after=last: self._jobs.unfinished_rows(job.id, after, WINDOW)):  # type: ignore[misc]
+        while rows := await until_available(lambda after=last: self._jobs.unfinished_rows(job.id, after, WINDOW)):  # type: ignore[misc]
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._finished(job, row, there, spec, caller)) for row, there in rows]
+                tasks = [group.create_task(self._outcome(job, row, there, spec, caller)) for row, there in rows]
             results = [task.result() for task in tasks]
-            outcomes = [one for one in results if not isinstance(one, Postponed)]
-            await patiently(lambda done=outcomes: self._jobs.finish_rows(job.id, done))  # type: ignore[misc]
-            for one in results:
-                if isinstance(one, Postponed):  # what others had reserved of the quota may be there again
-                    raise Postponed(str(one), 0.0 if outcomes else one.seconds)
+            outcomes = [result for result in results if not isinstance(result, Postponed)]
+            await until_available(lambda done=outcomes: self._jobs.finish_rows(job.id, done))  # type: ignore[misc]
+            for result in results:
+                if isinstance(result, Postponed):  # quota that others had reserved may be available again
+                    raise Postponed(str(result), 0.0 if outcomes else result.seconds)
             last = rows[-1][0].number
 
-    async def _finished(
+    async def _outcome(
         self, job: Job, row: JobRow, is_there: bool, spec: Mapping[str, Any], caller: Caller
     ) -> tuple[int, str, str | None] | Postponed:
-        """Explains one row, unless its explanation is there; gives its number, what became of it, and why it failed."""
+        """Explains one row, unless that is done; returns its number, its outcome, and why it failed, if it did."""
         lost, wait = 0, 0.5
         while not is_there:
             try:
                 await self._explain(job, row, spec, caller)
             except RowFailed as error:
                 return row.number, FAILED, str(error)
-            except EntryRefused:  # another process did, or what it holds was erased, just now
+            except EntryRefused:  # another process explained it, or what it holds was erased, just now
                 break
             except Postponed as wait_for:
                 return wait_for
             except QuotaSpent as error:
-                return Postponed(str(error), min(error.retry_after, LONGEST_WAIT_SECONDS))
+                return Postponed(str(error), min(error.retry_after, MAX_WAIT_SECONDS))
             except ModelNotReady as error:
                 return Postponed(str(error), PAUSE_SECONDS)
             except (Overloaded, LedgerUnavailable, WorkerLost) as error:
@@ -295,7 +295,7 @@ class ExplainRows:
                 if lost == LOST_WORKERS:
                     return row.number, FAILED, failure_of(error)
                 wait = error.retry_after if isinstance(error, Overloaded) else 2 * wait
-                await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
+                await asyncio.sleep(min(wait, MAX_WAIT_SECONDS))
             except AnswerableError as error:
                 return row.number, FAILED, failure_of(error)
             except Exception:
@@ -306,7 +306,7 @@ class ExplainRows:
         return row.number, DONE, None
 
     async def _explain(self, job: Job, row: JobRow, spec: Mapping[str, Any], caller: Caller) -> None:
-        """Explains the row, if it has not ended meanwhile. What it holds is in memory no longer than its turn takes."""
+        """Explains the row, if it has not ended meanwhile. Its input is in memory no longer than that takes."""
         try:
             version = self._catalog.find(spec["model"], spec["version"])
         except (NotFound, ModelNotReady) as error:
@@ -314,13 +314,13 @@ class ExplainRows:
         parameters = Parameters(**spec["parameters"])
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
         async with self._room_for_large if is_large else self._room:
-            now = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)
-            if now is None:
+            current = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)
+            if current is None:
                 return
-            if now.payload is not None:
-                read, context = await asyncio.to_thread(self._own, now, now.payload, version)
+            if current.payload is not None:
+                read, context = await asyncio.to_thread(self._input_of_payload, current, current.payload, version)
             else:
-                read, context = await self._of_source(now, caller, version)
+                read, context = await self._input_of_source(current, caller, version)
             parameters = await asyncio.to_thread(_with_baseline, version, parameters)
             request = Request(
                 version,
@@ -338,7 +338,7 @@ class ExplainRows:
             )
             await self._explaining.explain(request)
 
-    def _own(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[Row, Context]:
+    def _input_of_payload(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[Row, Context]:
         content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
         try:
             read = version.manifest.inputs.read(content["instance"], version.folder)
@@ -346,8 +346,8 @@ class ExplainRows:
             raise RowFailed("the instance does not fit this model") from None
         return read, Context(**content["context"])
 
-    async def _of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[Row, Context]:
-        """The input of a stored explanation, and what that belongs to. Raises RowFailed."""
+    async def _input_of_source(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[Row, Context]:
+        """The input of a stored explanation, and its context. Raises RowFailed."""
         stored = None if row.source is None else await self._ledger.get(caller.tenant, row.source)
         if stored is None or stored.tombstone is not None:
             raise RowFailed("the explanation whose input was to be explained is no longer there")
@@ -359,8 +359,8 @@ class ExplainRows:
 
 
 def failure_of(error: AnswerableError) -> str:
-    """What is kept of an error that a row met."""
-    return next((SAID_OF[kind] for kind in type(error).__mro__ if kind in SAID_OF), error.title)
+    """What is stored of a row's error."""
+    return next((FAILURES[kind] for kind in type(error).__mro__ if kind in FAILURES), error.title)
 
 
 def _with_baseline(version: ModelVersion, parameters: Parameters) -> Parameters:

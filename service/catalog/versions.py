@@ -91,9 +91,10 @@ class ModelVersion:
 class Catalog:
     """Every known version, in the order in which versions succeed each other.
 
-    A bare name means the newest version that is ready and has passed its check. One that was replaced by other files
-    of the same version goes on being meant until these have passed theirs. Before any has ever passed, the name means
-    the oldest ready version, unless that has failed; afterwards never one that has not passed.
+    The default version of a model is the one that its bare name means: the newest that is ready and has passed its
+    check. If its files are replaced by others of the same version, it stays the default until these have passed
+    theirs. Before any version has ever passed, the default is the oldest ready one, unless that has failed; afterwards
+    it is never one that has not passed.
 
     `faults` says, by name and version, what is wrong with the folders that could not be read. While `is_loading`, no
     version is found: a worker that loads answers nobody. `changed` is called after every change of a version.
@@ -104,7 +105,7 @@ class Catalog:
         self.changed: Callable[[], None] = lambda: None
         self.faults: dict[tuple[str, str], str] = {}
         self._versions: dict[str, dict[str, ModelVersion]] = {}
-        self._meant: dict[str, ModelVersion] = {}
+        self._defaults: dict[str, ModelVersion] = {}
         self._checked: set[str] = set()
 
     def __iter__(self) -> Iterator[ModelVersion]:
@@ -112,9 +113,9 @@ class Catalog:
 
     @property
     def known(self) -> list[ModelVersion]:
-        """Every version; after them the files that were replaced by others of their version and are still meant."""
+        """Every version; then the default versions whose files were replaced by others of the same version."""
         current = list(self)
-        return [*current, *(one for one in self._meant.values() if not any(map(one.is_same, current)))]
+        return [*current, *(one for one in self._defaults.values() if not any(map(one.is_same, current)))]
 
     def put(self, version: ModelVersion) -> None:
         """Adds the version, or replaces what was known of it."""
@@ -124,33 +125,33 @@ class Catalog:
         if version.has_passed:
             self._checked.add(name)
         self._versions[name] = dict(sorted(known.items(), key=lambda item: version_order(item[0])))
-        meant = self._means(name, version)
-        if meant is None:
-            self._meant.pop(name, None)
+        default = self._choose_default(name, version)
+        if default is None:
+            self._defaults.pop(name, None)
         else:
-            self._meant[name] = meant
+            self._defaults[name] = default
         self.changed()
 
     def keep_sets(self, name: str, sets: Collection[KeptSet]) -> None:
         """Forgets every kept set of the model that is not one of these, with exactly these rows."""
 
-        def left(version: ModelVersion) -> ModelVersion:
+        def with_remaining_sets(version: ModelVersion) -> ModelVersion:
             return replace(version, kept_sets=tuple(one for one in version.kept_sets if one in sets))
 
-        meant = self._meant.get(name)
+        default = self._defaults.get(name)
         for number, version in self._versions[name].items():
-            self._versions[name][number] = renewed = left(version)
-            if version is meant:
-                self._meant[name] = meant = renewed
-        if meant is not None and not any(meant is one for one in self._versions[name].values()):
-            self._meant[name] = left(meant)
+            self._versions[name][number] = renewed = with_remaining_sets(version)
+            if version is default:
+                self._defaults[name] = default = renewed
+        if default is not None and not any(default is one for one in self._versions[name].values()):
+            self._defaults[name] = with_remaining_sets(default)
         self.changed()
 
-    def _means(self, name: str, changed: ModelVersion) -> ModelVersion | None:
-        """Which version the name means after one has changed."""
+    def _choose_default(self, name: str, changed: ModelVersion) -> ModelVersion | None:
+        """The default version after `changed` has changed."""
         ready = [version for version in self._versions[name].values() if version.is_ready]
         passed = [version for version in ready if version.has_passed]
-        before = self._meant.get(name)
+        before = self._defaults.get(name)
         if (
             before is not None
             and before.key.version == changed.key.version
@@ -203,29 +204,29 @@ class Catalog:
             raise NotFound("the model has no such version")
         return found
 
-    def meant(self, name: str) -> ModelVersion | None:
-        """The version that a bare name means, if it means one."""
-        return self._meant.get(name)
+    def default_version(self, name: str) -> ModelVersion | None:
+        """The version that answers where a request names none; None where there is no such version."""
+        return self._defaults.get(name)
 
     def predecessor(self, version: ModelVersion) -> ModelVersion | None:
-        """What the version is compared with before a bare name may mean it: what the name means now.
+        """What the version is compared with before it may become the default: the default version of now.
 
-        Where that is this very version, or a later one, the newest before it that has passed.
+        Where that is this very version, or a later one, it is the newest before it that has passed.
         """
-        meant, order = self.meant(version.key.name), version_order(version.key.version)
-        if meant is None or (not meant.is_same(version) and version_order(meant.key.version) <= order):
-            return meant
+        default, order = self.default_version(version.key.name), version_order(version.key.version)
+        if default is None or (not default.is_same(version) and version_order(default.key.version) <= order):
+            return default
         earlier = (one for one in self.versions(version.key.name) if version_order(one.key.version) < order)
         return next((one for one in reversed([*earlier]) if one.is_ready and one.has_passed), None)
 
     def find(self, name: str, version: str | None = None) -> ModelVersion:
-        """The named version, or the one that the bare name means. Raises NotFound or ModelNotReady."""
+        """The named version, or the default one. Raises NotFound or ModelNotReady."""
         versions = self.versions(name)
         if self.is_loading:
             raise ModelNotReady("the models are being loaded; try again in a few seconds")
         if version is None:
-            if name in self._meant:
-                return self._meant[name]
+            if name in self._defaults:
+                return self._defaults[name]
             if any(candidate.is_ready for candidate in versions):
                 raise ModelNotReady("no version of the model has passed its check; name one: .../versions/{version}")
         else:

@@ -26,7 +26,7 @@ from service.catalog.review_rules import LABEL
 from service.cli.options import DataFolder, ModelsFolder, settings_with
 from service.domain import Floats
 from service.engine.client.worker_processes import worker_environment
-from service.errors import AnswerableError, AskedWrongly, CatalogError, InvalidRequest
+from service.errors import AnswerableError, CatalogError, InvalidRequest, UsageError
 from service.lifecycle.adding.rows import Column, read_rows
 from service.lifecycle.adding.sampling import medoids, random_rows
 
@@ -38,7 +38,7 @@ commands = typer.Typer()
 
 @commands.callback()
 def before_all() -> None:
-    """Nothing comes before; with it, `build` is an action of a group, as others may be."""
+    """Does nothing; with a callback Typer keeps `build` as a command of the group though it is the only one."""
 
 
 @commands.command()
@@ -62,26 +62,26 @@ def build(
     settings = settings_with(models=models, data=data)
     folders = {f"{folder.parent.name}@{folder.name}": folder for folder in find_versions(settings.models)}
     if version not in folders:
-        raise AskedWrongly(f"there is no version {version}; there are: {', '.join(folders) or 'none'}")
+        raise UsageError(f"there is no version {version}; there are: {', '.join(folders) or 'none'}")
     folder = folders[version]
     try:
         refuse_name(name)
         manifest, key, _ = read_manifest(folder)
-        found = rows_for(manifest, rows, drop or ())
+        candidates = rows_for(manifest, rows, drop or ())
         if label is not None:
-            found = found[_are_predicted(folder, manifest, found, label)]
-        if not len(found):
+            candidates = candidates[_are_predicted(folder, manifest, candidates, label)]
+        if not len(candidates):
             raise CatalogError(f"no row is predicted {label}; name another label, or bring other rows")
-        chosen = found[HOW[how](found, size, seed)]
+        chosen = candidates[HOW[how](candidates, size, seed)]
         of_label = "" if label is None else f" of those predicted {label}"
         choice = "k-means medoids" if how == "medoids" else "random rows"
-        description = f"{len(chosen)} {choice} of {len(found)} in {rows.name}{of_label}"
+        description = f"{len(chosen)} {choice} of {len(candidates)} in {rows.name}{of_label}"
         sets = KeptSets(settings.data / BASELINES)
         kept = sets.keep(key, manifest, name, chosen, description, tenant=None if shared else tenant)
     except AnswerableError as error:
         raise CatalogError(str(error)) from error
     except OSError as error:
-        raise AskedWrongly(f"{error.filename}: {error.strerror}") from error
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
     print(f"{kept.name}@{kept.version} of {key}: {kept.description}\nsha256:{kept.sha256}")
     print(f"A running service has it after POST /v2/repository/models/{key.name}/load, or its next start.")
     return 0
@@ -111,7 +111,8 @@ def _columns(inputs: Inputs) -> list[Column]:
 
 
 def _are_predicted(folder: Path, manifest: Manifest, rows: Floats, label: str) -> NDArray[np.bool_]:
-    """For which rows [n, columns] the version predicts the label: [n]. Raises CatalogError where none is called so."""
+    """Whether the version predicts the label for each of the rows [n, columns]: [n]. Raises CatalogError for an
+    unknown label."""
     outputs = manifest.outputs
     try:
         outputs.check_quantity(LABEL, label)

@@ -46,7 +46,7 @@ async def explain_one_denial(services: Services, address: str) -> None:
     ) as client:
         reply = await client.post(path, json=body, headers={"Cache-Control": "no-cache"})
     reply.raise_for_status()
-    print(_shown(version, reply.json(), address, path, key, body), flush=True)
+    print(_to_text(version, reply.json(), address, path, key, body), flush=True)
 
 
 def _plain(value: str | float | None) -> str | float | int | None:
@@ -54,12 +54,12 @@ def _plain(value: str | float | None) -> str | float | int | None:
 
 
 def _demo_key(keys: Keys) -> str:
-    """A key for this run: the first one was shown once and cannot be read again."""
+    """A key for this run: the operator's key was shown once, at the first start, and is not stored."""
     _, secret = keys.create("demo", OPERATOR_TENANT, ["explain", "ledger:read"], keys.now() + DAY)
     return secret
 
 
-def _shown(
+def _to_text(
     version: ModelVersion, reply: dict[str, Any], address: str, path: str, key: str, body: dict[str, Any]
 ) -> str:
     explanation, prediction = reply["explanations"][0], reply["predictions"][0]
@@ -112,8 +112,8 @@ def _reasons(explanation: dict[str, Any]) -> list[str]:
     ]
 
 
-def _attributions(attributions: dict[str, float], titles: dict[str, str], most: int = 8) -> list[str]:
-    ranked = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:most]
+def _attributions(attributions: dict[str, float], titles: dict[str, str], max_shown: int = 8) -> list[str]:
+    ranked = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:max_shown]
     largest = abs(ranked[0][1]) or 1.0
     return [f"  {_short(titles[name], NAME)}{value:+.3f} {_bar(abs(value) / largest)}" for name, value in ranked]
 

@@ -13,7 +13,7 @@ import typer
 from service.access.permissions import OPEN, OPERATOR_TENANT, Policy, Quota
 from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, table
-from service.errors import AskedWrongly, NoLedger, SetupError
+from service.errors import NoLedger, SetupError, UsageError
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ commands = typer.Typer()
 
 
 @contextmanager
-def _made(settings: Settings) -> Iterator[Keys]:
-    """The keys, in a ledger that is made where there is none: keys may be made before the first start."""
+def _open_or_create(settings: Settings) -> Iterator[Keys]:
+    """The keys of the ledger, which is created if there is none: keys may be made before the first start."""
     from service.ledger.opening import open_keys
 
     engine, keys = open_keys(settings)
@@ -67,15 +67,15 @@ def _made(settings: Settings) -> Iterator[Keys]:
 
 
 @contextmanager
-def _opened(settings: Settings, *, to_read: bool = False) -> Iterator[Keys]:
-    """The keys of the ledger that is there. Raises SetupError."""
+def _open(settings: Settings, *, to_read: bool = False) -> Iterator[Keys]:
+    """The keys of an existing ledger. Raises SetupError."""
     from service.ledger.keys import Keys
     from service.ledger.opening import opened_ledger
 
     try:
         with opened_ledger(settings, to_read=to_read) as ledger:
             yield Keys(ledger.engine)
-    except NoLedger as error:  # for these commands, something that is not found, with the exit code 1
+    except NoLedger as error:  # for these commands it counts as not found: exit code 1
         raise SetupError(str(error)) from error
 
 
@@ -99,11 +99,11 @@ def create(
     settings = settings_with(data=data, database_url=database_url)
     try:
         quota, policy = _quota(requests, points, per), _policy(methods, top, digits, hide_outputs)
-        with _made(settings) as keys:
+        with _open_or_create(settings) as keys:
             expires = None if days is None else keys.now() + round(days * DAY)
             key, secret = keys.create(name, tenant, scopes.split(","), expires, quota, policy)
     except ValueError as error:
-        raise AskedWrongly(str(error)) from error
+        raise UsageError(str(error)) from error
     print(f"id   {key.id}\nkey  {secret}")
     return 0
 
@@ -111,7 +111,7 @@ def create(
 @commands.command("list")
 def list_keys(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
     """List keys; the keys themselves are not stored."""
-    with _opened(settings_with(data=data, database_url=database_url), to_read=True) as keys:
+    with _open(settings_with(data=data, database_url=database_url), to_read=True) as keys:
         now = keys.now()
         rows = [
             (
@@ -176,9 +176,9 @@ def change(
     try:
         quota, policy = _quota(requests, points, per), _policy(methods, top, digits, hide_outputs)
     except ValueError as error:
-        raise AskedWrongly(str(error)) from error
-    with _opened(settings_with(data=data, database_url=database_url)) as keys:
-        return _done(keys.change(id, quota, policy), "there is no such key")
+        raise UsageError(str(error)) from error
+    with _open(settings_with(data=data, database_url=database_url)) as keys:
+        return _exit_code(keys.change(id, quota, policy), "there is no such key")
 
 
 @commands.command()
@@ -193,13 +193,13 @@ def rotate(
 ) -> int:
     """Replace a key by a new one with the same rights, quota and policy."""
     if overlap_days < 0:
-        raise AskedWrongly("an overlap is not negative")
-    with _opened(settings_with(data=data, database_url=database_url)) as keys:
+        raise UsageError("an overlap is not negative")
+    with _open(settings_with(data=data, database_url=database_url)) as keys:
         made = keys.rotate(id, round(overlap_days * DAY))
     if made is not None:
         key, secret = made
         print(f"id   {key.id}\nkey  {secret}\nthe old key goes on for {overlap_days:g} days at most")
-    return _done(made is not None, "there is no such key, or it has ended")
+    return _exit_code(made is not None, "there is no such key, or it has ended")
 
 
 @commands.command()
@@ -209,8 +209,8 @@ def revoke(
     database_url: DatabaseUrl = None,
 ) -> int:
     """End a key."""
-    with _opened(settings_with(data=data, database_url=database_url)) as keys:
-        return _done(keys.revoke(id), "there is no such key")
+    with _open(settings_with(data=data, database_url=database_url)) as keys:
+        return _exit_code(keys.revoke(id), "there is no such key")
 
 
 def _quota(requests: int | None, points: int | None, per: str) -> Quota | None:
@@ -231,7 +231,7 @@ def _policy(methods: str | None, top: int | None, digits: int | None, hide_outpu
     return replace(policy, methods=chosen)
 
 
-def _done(is_done: bool, otherwise: str) -> int:
+def _exit_code(is_done: bool, otherwise: str) -> int:
     if not is_done:
         print(otherwise, file=sys.stderr)
     return 0 if is_done else 1

@@ -1,7 +1,7 @@
 """`answerable ledger`: what a compliance officer does, with the service running or stopped.
 
-Exit codes: 0 all is well; 1 something is wrong, was not found, or is forbidden by a hold; 2 it was asked wrongly, or
-there is no ledger to ask. No command makes a ledger, nor changes the schema of one.
+Exit codes: 0 all is well; 1 something is wrong, was not found, or is forbidden by a hold; 2 wrong usage, or there is no
+ledger. No command makes a ledger or changes its schema.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.access.permissions import OPERATOR_TENANT
 from service.cli import people
 from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, table
-from service.errors import AskedWrongly
+from service.errors import UsageError
 from service.ledger.checkpoints import Checkpoint, read_line
 from service.ledger.entries import LOOKUP, StoredEvent
 from service.ledger.events import read_events
@@ -93,37 +93,37 @@ def _verify(ledger: Opened, checkpoints: Path | None) -> int:
     shipped = checkpoints or ledger.settings.data / "checkpoints.jsonl"
     was_in_use = is_in_use(ledger.settings)
     verdict = verify_ledger(ledger.engine, ledger.vault, shipped if shipped.exists() else None)
-    if not was_in_use and is_in_use(ledger.settings):  # it was read as if nobody wrote, and now somebody does
+    if not was_in_use and is_in_use(
+        ledger.settings
+    ):  # a service started meanwhile: read it again, as one that is written to
         with opened_ledger(ledger.settings, to_read=True) as again:
             return _verify(again, checkpoints)
-    return _tell(verdict)
+    return _print_verdict(verdict)
 
 
 def _verify_export(file: Path, public_key: str | None, checkpoints: Path | None) -> int:
     if public_key is None:
-        raise AskedWrongly(
-            "--public-key is missing: the key that you trust, as `answerable ledger checkpoint` shows it"
-        )
+        raise UsageError("--public-key is missing: the key that you trust, as `answerable ledger checkpoint` shows it")
     if Path(public_key).is_file():
         public_key = Path(public_key).read_text().strip()
     if not re.fullmatch(r"[0-9a-f]{64}", public_key):
-        raise AskedWrongly("--public-key is 64 hexadecimal digits, or a file that holds them")
+        raise UsageError("--public-key is 64 hexadecimal digits, or a file that holds them")
     known = [] if checkpoints is None else _read_checkpoints(checkpoints)
     try:
         with file.open("rb") as opened:
-            return _tell(check_export(opened, public_key, known))
+            return _print_verdict(check_export(opened, public_key, known))
     except OSError as error:
-        raise AskedWrongly(f"{file} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _read_checkpoints(path: Path) -> list[Checkpoint]:
     try:
         return [read_line(orjson.loads(line)) for line in path.read_bytes().splitlines()]
     except (OSError, *MALFORMED) as error:
-        raise AskedWrongly(f"{path} holds no checkpoints") from error
+        raise UsageError(f"{path} holds no checkpoints") from error
 
 
-def _tell(verdict: Verdict) -> int:
+def _print_verdict(verdict: Verdict) -> int:
     for fault in verdict.faults:
         print(f"FAULT  {fault}")
     if verdict.count > len(verdict.faults):
@@ -174,28 +174,30 @@ def export(
 
 def _export(ledger: Opened, path: Path, tenant: str | None, search: Search) -> int:
     if tenant is None and search != Search():
-        raise AskedWrongly("say whose records with --tenant")
+        raise UsageError("say whose records with --tenant")
     ledger.signer.open()
     checkpoint = ledger.signer.sign()
     if checkpoint is None:
-        raise AskedWrongly("the log is empty")
+        raise UsageError("the log is empty")
     lines = (
         all_lines(ledger.engine, ledger.vault, checkpoint.size)
         if tenant is None
         else found_lines(ledger.engine, ledger.vault, tenant, search, checkpoint.size)
     )
-    asked = asked_of(tenant, search)
+    conditions = asked_of(tenant, search)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise AskedWrongly(f"{path} is there already, and is not overwritten; name another file") from None
+        raise UsageError(f"{path} is there already, and is not overwritten; name another file") from None
     except OSError as error:
-        raise AskedWrongly(f"{path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            count = write_export(file, ledger.engine, ledger.signer, checkpoint, lines, asked, complete=tenant is None)
+            count = write_export(
+                file, ledger.engine, ledger.signer, checkpoint, lines, conditions, complete=tenant is None
+            )
     except BaseException:
-        path.unlink()  # half an export is none
+        path.unlink()  # an incomplete export is of no use
         raise
     period = written_period(search.created_from, search.created_to)
     when = "".join(f" {word} {period[word]}" for word in ("from", "before") if word in period)
@@ -264,7 +266,7 @@ def rotate_key(data: DataFolder = None, database_url: DatabaseUrl = None) -> int
 
 
 def _person(connection: Connection, vault: Vault, event: StoredEvent) -> str | None:
-    """Whom a look-up was about, where that is one person and they were not erased."""
+    """The person that a look-up was about, if it was one and they were not erased."""
     tokens = str((event.details.get("conditions") or {}).get("subject", "")).split()
     if tokens:
         return next((name for token in tokens if (name := people.person_of(connection, vault, token))), None)
@@ -275,9 +277,9 @@ def _person(connection: Connection, vault: Vault, event: StoredEvent) -> str | N
 
 
 def _searched(details: Mapping[str, Any]) -> str:
-    """What a look-up that was about no one explanation asked for, and how many it found."""
-    asked = details.get("conditions", {})
-    named = asked if isinstance(asked, dict) else dict.fromkeys(asked, "")
-    told = [f"{name}={orjson.dumps(value).decode()}" if value else name for name, value in named.items()]
-    found = len(details["seen"]) if "seen" in details else details.get("rows")
-    return " ".join([*told, *([] if found is None else [f"({found} found)"])])
+    """The conditions of a look-up that was not about a single explanation, and how many it found."""
+    conditions = details.get("conditions", {})
+    values = conditions if isinstance(conditions, dict) else dict.fromkeys(conditions, "")
+    words = [f"{name}={orjson.dumps(value).decode()}" if value else name for name, value in values.items()]
+    count = len(details["seen"]) if "seen" in details else details.get("rows")
+    return " ".join([*words, *([] if count is None else [f"({count} found)"])])

@@ -19,8 +19,8 @@ commands.add_typer(baselines.commands, name="baselines", help="Build baseline se
 
 @commands.callback()
 def before_all(context: typer.Context, models: ModelsFolder = None) -> int:
-    """What comes before every action; where none is named, the list."""
-    # What the engine logs is for whoever runs a service; a command says itself what matters, once.
+    """Runs before every action; without an action, lists the models."""
+    # The engine's log is for those who run a service; a command prints itself what matters.
     logging.getLogger("answerable").addHandler(logging.NullHandler())
     return list_versions(models) if context.invoked_subcommand is None else 0
 
@@ -56,8 +56,14 @@ def list_versions(models: ModelsFolder = None) -> int:
             faults += 1
             rows.append((f"{folder.parent.name}@{folder.name}", "FAULT", str(error), ""))
             continue
-        found = assessments.find(folder, key, digest)
-        verdict = "not checked" if found is None else "passed" if found.passed else f"FAILED {', '.join(found.failed)}"
+        assessment = assessments.find(folder, key, digest)
+        verdict = (
+            "not checked"
+            if assessment is None
+            else "passed"
+            if assessment.passed
+            else f"FAILED {', '.join(assessment.failed)}"
+        )
         rows.append((str(key), verdict, manifest.title, key.digest))
     headings = ("model", "check", "title, or what is wrong", "digest")
     print(table(headings, rows, f"there are no models in {settings.models.absolute()}"))

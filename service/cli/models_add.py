@@ -17,7 +17,7 @@ import typer
 from service.catalog.assessments import ASSESSMENTS, Assessments
 from service.cli.options import ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
-from service.errors import AskedWrongly, CatalogError
+from service.errors import CatalogError, UsageError
 from service.lifecycle.checking.limits import ROWS
 from service.settings import Settings
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from service.lifecycle.adding.adding import Added
 
 LOG = logging.getLogger("answerable.adding")
-MOST_SHOWN = 5
+MAX_SHOWN = 5
+"""Attributions of the example that are printed, the largest."""
 
 
 def add(
@@ -74,7 +75,7 @@ def add(
     os.environ.update(worker_environment(0))  # numerics as in a worker; libraries read it when they are first used
     from service.lifecycle.adding.adding import AddOptions, add_model
 
-    asked = AddOptions(
+    choices = AddOptions(
         source,
         rows,
         name,
@@ -92,50 +93,53 @@ def add(
         several,
     )
     try:
-        ask = _take if yes or not sys.stdin.isatty() else _ask
-        added = add_model(asked, settings.models, ask, ROWS, Assessments(settings.data / ASSESSMENTS))
+        ask = _take_default if yes or not sys.stdin.isatty() else _ask
+        added = add_model(choices, settings.models, ask, ROWS, Assessments(settings.data / ASSESSMENTS))
     except CatalogError:
         raise
     except OSError as error:
-        raise AskedWrongly(f"{error.filename or source}: {error.strerror}") from error
+        raise UsageError(f"{error.filename or source}: {error.strerror}") from error
     except (EOFError, KeyboardInterrupt):
-        raise AskedWrongly("\nnothing was added") from None
-    except Exception as error:  # whatever a library makes of a file that nobody has seen before
+        raise UsageError("\nnothing was added") from None
+    except Exception as error:  # any error that a library raises for an unusual file
         LOG.debug("a file could not be added", exc_info=True)
         what = next(iter(str(error).splitlines()), "")
         raise CatalogError(
             f"{source.name} cannot be added: something in it is not understood ({type(error).__name__}: {what}). "
             "Export it in another way, or write its manifest by hand, as README's section Models says"
         ) from error
-    print(_told(added, settings))
+    print(_summary(added, settings))
     return 1 if added.report.failed else 0
 
 
-def _take(_question: str, default: str) -> str:
+def _take_default(_question: str, default: str) -> str:
     return default
 
 
 def _ask(question: str, default: str) -> str:
-    shown = f" [{default}]" if default else ""
-    return input(f"{question}{shown}: ").strip() or default
+    suggestion = f" [{default}]" if default else ""
+    return input(f"{question}{suggestion}: ").strip() or default
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _told(added: Added, settings: Settings) -> str:
+def _summary(added: Added, settings: Settings) -> str:
     manifest, explanation, trial = added.trial.manifest, added.explanation, added.trial
     attributions = dict(zip(trial.features, trial.by_feature(explanation).tolist(), strict=True))
-    most = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:MOST_SHOWN]
+    largest = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:MAX_SHOWN]
     baseline = manifest.baselines[0]
     failed = added.report.failed
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"
 
-    context = {"subject": "the-person", "decision_id": "the-decision"}  # else nobody can find, hold or erase it by them
+    context = {
+        "subject": "the-person",
+        "decision_id": "the-decision",
+    }  # without these nobody can find, hold or erase it
     parameters = {"target": manifest.outputs.usual_target}
     body = {"instances": [manifest.example], "parameters": parameters, "context": context}
-    asked = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
+    body_text = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
     explained = manifest.outputs.target_item(explanation.target).text
     space = ", as a logit, since the probability hardly changes" if added.is_in_logits else ""
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
@@ -145,7 +149,8 @@ def _told(added: Added, settings: Settings) -> str:
             f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
             f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
             f"  its check  {verdict}",
-            f"  example    {explained}{space}: {change}; " + ", ".join(f"{name} {value:+.3f}" for name, value in most),
+            f"  example    {explained}{space}: {change}; "
+            + ", ".join(f"{name} {value:+.3f}" for name, value in largest),
             *(f"  {note}" for note in added.report.notes),
             "Titles, units, ranges and reasons are in manifest.yaml, to be made better by hand; then check it again.",
             "",
@@ -158,6 +163,6 @@ def _told(added: Added, settings: Settings) -> str:
             "",
             f"  curl -s localhost:{settings.port}/v1/models/{manifest.name}/versions/{manifest.version}:explain "
             "-H 'Authorization: Bearer <key>' \\",
-            f"    -H 'Content-Type: application/json' -d '{asked}'",
+            f"    -H 'Content-Type: application/json' -d '{body_text}'",
         ]
     )

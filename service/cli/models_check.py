@@ -16,7 +16,7 @@ from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside, n
 from service.catalog.manifest import find_versions
 from service.cli.options import DataFolder, ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
-from service.errors import AnswerableError, AskedWrongly
+from service.errors import AnswerableError, UsageError
 from service.lifecycle.checking.limits import ROWS, Limits
 
 USUAL = Limits()
@@ -95,7 +95,7 @@ def check(
             if beside:
                 keep_beside(folder, assessment)
         except OSError as error:
-            raise AskedWrongly(f"the verdict cannot be kept: {error}") from error
+            raise UsageError(f"the verdict cannot be kept: {error}") from error
     return 1 if report.failed else 0
 
 
@@ -126,16 +126,16 @@ def compare(
             written = tables.comparison_csv if out.suffix == ".csv" else tables.comparison_json
             out.write_text(written(compared))
     except (AnswerableError, OSError) as error:
-        raise AskedWrongly(str(error)) from error
+        raise UsageError(str(error)) from error
     print(tables.comparison_json(compared) if form == "json" else tables.comparison_text(compared))
     return 0
 
 
 def _find(folders: list[Path], name: str) -> Path:
-    """The folder of `NAME@VERSION`. Raises AskedWrongly."""
+    """The folder of `NAME@VERSION`. Raises UsageError."""
     known = {f"{folder.parent.name}@{folder.name}": folder for folder in folders}
     if name not in known:
-        raise AskedWrongly(f"there is no version {name}; there are: {', '.join(known) or 'none'}")
+        raise UsageError(f"there is no version {name}; there are: {', '.join(known) or 'none'}")
     return known[name]
 
 

@@ -1,4 +1,4 @@
-"""The options that several commands have, each declared once, and the settings that come of them."""
+"""The options that several commands share, each declared once, and the settings with them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ModelsFolder = Annotated[
 
 
 def settings_with(**options: Any) -> Settings:
-    """The settings of the environment and of `.env`, but those options that were given; None is one that was not.
+    """The settings, of which those options that are not None go before the environment and `.env`.
 
     Raises SetupError.
     """

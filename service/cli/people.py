@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 from service.access.permissions import OPERATOR_TENANT
 from service.cli.options import DatabaseUrl, DataFolder, settings_with
 from service.cli.printing import local_time, one_line, table
-from service.errors import AskedWrongly, HeldByLaw, NotFound, Unkept
+from service.errors import HeldByLaw, NotFound, Unkept, UsageError
 from service.ledger import erasing, legal_holds, retention
 from service.ledger.entries import STANDARD
 from service.ledger.erasure_list import NAME, ErasureList
@@ -56,13 +56,13 @@ def _erase(ledger: Opened, tenant: str, subject: str, reason: str, *, is_agreed:
             "erased once that is released"
         )
     if kept.tokens or kept.job_rows or kept.set_rows:
-        print(f"{_said(kept)} kept of {_named(tenant, subject)}")
+        print(f"{_count_text(kept)} kept of {_person_text(tenant, subject)}")
         agreed = _agreed(reason, is_agreed=is_agreed)
         if agreed is None:
             print("nothing was erased")
             return 1
         reason = agreed
-    # Where nothing is kept, an export may have been asked for by the name all the same; the erasure itself says.
+    # Where nothing is kept, an export may still hold the name as a condition; the erasure reports that.
     erased = erasing.erase(ledger.engine, ledger.vault, tenant, subject, operator(), reason)
     ErasureList(ledger.settings.data / NAME, ledger.vault).add_from(ledger.engine, erased.tombstone - 1)
     from service.catalog.set_erasure import forget_rows
@@ -81,18 +81,18 @@ def _erase(ledger: Opened, tenant: str, subject: str, reason: str, *, is_agreed:
         print(f"{erased.exports} exports that were asked for by the name forgot it")
     if erased.set_rows:
         print(f"{erased.set_rows} rows of baseline sets were removed")
-    left = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
-    print(f"{_said(left)} kept of them now")
+    remaining = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
+    print(f"{_count_text(remaining)} kept of them now")
     return 0
 
 
 def _agreed(reason: str, *, is_agreed: bool) -> str | None:
-    """Why it is to be erased; None where it is not to be. Raises AskedWrongly where nobody can be asked."""
+    """The reason for the erasure if the user agrees to it, else None. Raises UsageError if nobody can be asked."""
     if is_agreed and reason:
         return reason
     if not sys.stdin.isatty():
         missing = [name for name, value in (("--reason", reason), ("--yes", is_agreed)) if not value]
-        raise AskedWrongly(f"nothing was erased: nobody can be asked here, so it needs {' and '.join(missing)}")
+        raise UsageError(f"nothing was erased: nobody can be asked here, so it needs {' and '.join(missing)}")
     while not reason:
         reason = input("Why? It stays in the log for good, so name nobody: ").strip()
     if is_agreed or input("Erase it for good? Type yes: ").strip().lower() == "yes":
@@ -116,11 +116,11 @@ def hold(
         made = legal_holds.hold(ledger.engine, ledger.vault, tenant, subject, operator(), reason).hold
         print(f"held from {local_time(made.created)} on, by {made.by}: {one_line(made.reason)}")
         kept = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
-    print(f"{_said(kept)} under this hold")
+    print(f"{_count_text(kept)} under this hold")
     if not kept.explanations and not kept.job_rows and not kept.set_rows:
         print(
-            f"Nothing is recorded of {_named(tenant, subject)} so far: the hold is on what will be. If there should be "
-            "something, look at the spelling and at --tenant; `release` ends this one"
+            f"Nothing is recorded of {_person_text(tenant, subject)} so far: the hold is on what will be. If there "
+            "should be something, look at the spelling and at --tenant; `release` ends this one"
         )
     return 0
 
@@ -142,8 +142,8 @@ def release(
         try:
             legal_holds.release(ledger.engine, ledger.vault, tenant, subject, operator(), reason)
         except NotFound:
-            raise NotFound(f"there is no hold on {_named(tenant, subject)}") from None
-    print(f"released: {_said(kept)} no longer under a hold")
+            raise NotFound(f"there is no hold on {_person_text(tenant, subject)}") from None
+    print(f"released: {_count_text(kept)} no longer under a hold")
     return 0
 
 
@@ -155,14 +155,15 @@ def holds(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
         key_names = names_of_keys(connection)
         rows = [
             (
-                local_time(found.created),
-                found.tenant,
-                person_of(connection, ledger.vault, found.token) or f"nothing recorded yet ({found.token[:8]}…)",
-                str(legal_holds.count_of(connection, found.tenant, [found.token])),
-                key_names.get(found.by, found.by),
-                found.reason,
+                local_time(legal_hold.created),
+                legal_hold.tenant,
+                person_of(connection, ledger.vault, legal_hold.token)
+                or f"nothing recorded yet ({legal_hold.token[:8]}…)",
+                str(legal_holds.count_of(connection, legal_hold.tenant, [legal_hold.token])),
+                key_names.get(legal_hold.by, legal_hold.by),
+                legal_hold.reason,
             )
-            for found in legal_holds.holds(connection)
+            for legal_hold in legal_holds.holds(connection)
         ]
     print(table(("since", "tenant", "person", "explanations", "by", "reason"), rows, "there are no holds"))
     return 0
@@ -186,26 +187,26 @@ def retain(data: DataFolder = None, database_url: DatabaseUrl = None) -> int:
 
 
 def names_of_keys(connection: Connection) -> dict[str, str]:
-    """What keys are called, by their ids."""
+    """The names of keys, by their ids."""
     return {row.id: row.name for row in connection.execute(select(keys.c.id, keys.c.name))}
 
 
 def person_of(connection: Connection, vault: Vault, token: str) -> str | None:
-    """Whom a token stands for, by the newest of their explanations; None of one without any."""
+    """The person that a token stands for, read from their newest explanation; None if there is none."""
     newest = select(explanations.c.seq).where(explanations.c.subject == token).order_by(explanations.c.seq.desc())
     seq = connection.scalar(newest.limit(1))
     return None if seq is None else read_places(connection, vault, [seq])[0].subject
 
 
 def operator() -> str:
-    """Who sits at the command line."""
+    """The user at the command line, as the log records them."""
     try:
         return f"operator {getpass.getuser()}"[:200]
     except (OSError, KeyError):
         return "operator"
 
 
-def _said(kept: Kept) -> str:
+def _count_text(kept: Kept) -> str:
     waiting = f" and {kept.job_rows} rows of jobs that wait to be explained" if kept.job_rows else ""
     in_sets = f" and {kept.set_rows} rows of baseline sets" if kept.set_rows else ""
     is_one = kept.explanations == 1 and not waiting and not in_sets
@@ -213,5 +214,5 @@ def _said(kept: Kept) -> str:
     return f"{counted}{waiting}{in_sets} {'is' if is_one else 'are'}"
 
 
-def _named(tenant: str, subject: str) -> str:
+def _person_text(tenant: str, subject: str) -> str:
     return f"{one_line(subject)!r} of the tenant {tenant}"

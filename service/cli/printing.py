@@ -1,4 +1,4 @@
-"""What commands print for people: tables with headings, and times of the clock on the wall."""
+"""What commands print for people: tables with headings, and local times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], otherwise: str) -> str:
-    """Rows under headings, in columns as wide as their widest cell; the word for it where there are none."""
+    """Rows under headings, in columns as wide as their widest cell; `otherwise` if there are no rows."""
     if not rows:
         return otherwise
     lines = [[heading.upper() for heading in headings], *([one_line(cell) for cell in row] for row in rows)]
@@ -16,10 +16,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], otherwise: str
 
 
 def local_time(microseconds: int) -> str:
-    """A moment by the clock of this machine, and the zone of that clock."""
+    """A time, given since the epoch, in this machine's time zone, with the zone's name."""
     return datetime.fromtimestamp(microseconds / 1e6).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def one_line(text: str) -> str:
-    """The text without what would break a line or move the cursor: names and reasons are others' words."""
+    """The text with control characters escaped, which could break lines or move the cursor: others wrote it."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

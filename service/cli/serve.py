@@ -25,18 +25,18 @@ from service.logs import configure
 from service.processes import tuning
 from service.settings import Settings
 
-LAST_WORDS_SECONDS = 2
-"""After the drain: until the refusals of what was still in flight have been sent."""
+REFUSAL_SECONDS = 2
+"""After the drain: for sending the refusals of requests that were still under way."""
 
 BACKLOG = 2048
-"""Connections that wait to be accepted."""
+"""How many connections may wait to be accepted."""
 
 LOG = logging.getLogger("answerable")
 OnceReady = Callable[[Services, str], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
-    """A server that tells when it listens, and calls `overdue` when requests outlast the drain at its end."""
+    """Sets `listening` when it listens, and calls `overdue` if requests outlast the drain when it shuts down."""
 
     def __init__(self, config: uvicorn.Config, drain_seconds: float, overdue: Callable[[], None]) -> None:
         super().__init__(config)
@@ -51,14 +51,14 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more requests and waits for those under way; what is left after the drain is answered 503."""
+        """Takes no more requests and waits for those under way; after the drain the rest is answered 503."""
         stop = asyncio.get_running_loop().call_later(self._drain_seconds, self._overdue)
         await super().shutdown(sockets)
         stop.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Does nothing: they are captured already, and until the stores are closed."""
+        """Does nothing: `ending_on_signals` handles signals, until the stores are closed."""
         yield
 
     @contextmanager
@@ -74,11 +74,11 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        """A second signal changes nothing: unwinding has a deadline of its own."""
+        """A second signal changes nothing: shutting down has its own deadline."""
         self.should_exit = True
 
     def fail(self) -> None:
-        """Ends it as a signal does; its exit code will tell."""
+        """Stops the server as a signal does, with an exit code that says so."""
         self.has_failed = True
         self._stop()
 
@@ -103,12 +103,14 @@ async def _serve(settings: Settings, started: Sequence[StartedWorker], once_read
     configure(settings.logs)
     logging.getLogger("answerable").setLevel(logging.INFO)
     try:
-        sockets = listen(settings.host, settings.port)  # before anything else: where that fails, nothing has changed
+        sockets = listen(
+            settings.host, settings.port
+        )  # before anything else, so that a failure leaves everything as it was
         try:
             return await _serve_on(sockets, create_app(settings, started), settings, once_ready)
         finally:
-            for one in sockets:
-                one.close()
+            for listener in sockets:
+                listener.close()
     except SetupError as error:
         LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
         return error.code
@@ -124,8 +126,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
             place = (address[0], chosen, *address[2:])
             sockets.append(socket.create_server(place, family=family, backlog=BACKLOG))
     except OSError as error:
-        for one in sockets:
-            one.close()
+        for listener in sockets:
+            listener.close()
         reason = (error.strerror or str(error)).partition(" (")[0].lower()
         raise SetupError(
             f"nothing can listen on {host} port {port}: {reason}; choose others with ANSWERABLE_HOST and "
@@ -140,12 +142,12 @@ def configured(app: FastAPI, connections: Connections, settings: Settings) -> uv
         app,
         http=cast(type[asyncio.Protocol], partial(Connection, connections)),
         ws="none",
-        lifespan="off",  # it is run here: uvicorn would log a trace for what needs a sentence
+        lifespan="off",  # it is run here: for its errors uvicorn would log a trace where a sentence is enough
         access_log=False,
         log_config=None,
         proxy_headers=False,
         log_level="warning",
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + REFUSAL_SECONDS,
         timeout_keep_alive=math.ceil(connections.limits.idle_seconds),
     )
 
@@ -153,7 +155,7 @@ def configured(app: FastAPI, connections: Connections, settings: Settings) -> uv
 async def _serve_on(
     sockets: list[socket.socket], app: FastAPI, settings: Settings, once_ready: OnceReady | None
 ) -> int:
-    """Serves until a signal ends it, or the workers do not come up; returns the exit code. Raises SetupError."""
+    """Serves until a signal ends it, or the workers fail to start; returns the exit code. Raises SetupError."""
     limits = Limits(
         connections=connections_within(raise_descriptor_limit(), settings.max_connections),
         idle_seconds=settings.keep_alive_seconds,
@@ -163,14 +165,14 @@ async def _serve_on(
     server = _Server(config, settings.drain_seconds, lambda: _services(app).engine.stop())
     with server.ending_on_signals():
         async with app.router.lifespan_context(app):
-            greeting = asyncio.create_task(_greet(app, server, settings, once_ready))
+            announcing = asyncio.create_task(_announce(app, server, settings, once_ready))
             watching = asyncio.create_task(connections.watch())
-            for task in (greeting, watching):
+            for task in (announcing, watching):
                 task.add_done_callback(_log_failure)
             try:
                 await server.serve(sockets)
             finally:
-                greeting.cancel()
+                announcing.cancel()
                 watching.cancel()
     return 1 if server.has_failed else 0
 
@@ -185,8 +187,8 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         LOG.error("a task beside the server failed", exc_info=task.exception())
 
 
-async def _greet(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
-    """Tells the key at once, for it is told once only, and the address when the models are loaded."""
+async def _announce(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
+    """Prints the new key at once, for it is shown only then, and the address when the models are loaded."""
     await server.listening.wait()
     services = _services(app)
     if settings.key is None and services.bootstrap_key is not None:

@@ -1,4 +1,4 @@
-"""`answerable serve` and `answerable demo`: worker processes are started, and the service is imported meanwhile."""
+"""`answerable serve` and `answerable demo`: start worker processes, and import the service meanwhile."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def start(
         ledger=ledger,
     )
     is_demo = context.info_name == "demo"
-    if is_demo and "logs" not in settings.model_fields_set:  # people read along
+    if is_demo and "logs" not in settings.model_fields_set:  # a person reads it
         settings = settings.model_copy(update={"logs": "text"})
     _prepare()
     with _started_workers(settings) as started:
@@ -64,9 +64,9 @@ def start(
 
 
 def _prepare() -> None:
-    """Names what is misspelt among the settings, and keeps the rest from the processes that are started.
+    """Warns of misspelt settings, and removes secrets from the environment that child processes inherit.
 
-    Raises SetupError where a worker could not start.
+    Raises SetupError if a worker could not start.
     """
     for sentence in unknown_settings():
         print(sentence, file=sys.stderr)
@@ -77,9 +77,9 @@ def _prepare() -> None:
 
 @contextmanager
 def _started_workers(settings: Settings) -> Iterator[Sequence[StartedWorker]]:
-    """Worker processes, which import while this one does; killed at the end, if they run by then.
+    """Worker processes, which import while this one does; those that still run at the end are killed.
 
-    SIGTERM ends the command in good order until the server sees to it.
+    Until the server handles signals itself, SIGTERM ends the command in good order.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     tuning.begin_imports()

@@ -1,33 +1,33 @@
-"""How busy the devices were of late, whoever asks and however often."""
+"""How busy the devices were recently. Reading the figure does not change it, so several scrapers may."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 WINDOW_SECONDS = 60
-"""Longer than the usual pause between scrapes, so that none misses what happened before it."""
+"""Longer than the usual interval between scrapes, so that all that happened between two of them is seen."""
 
 
 class BusySeconds:
-    """What was spent on chunks in the last minute, by whole seconds of `clock`. Reading it changes nothing."""
+    """Seconds of computing chunks in the last minute, by whole seconds of `clock`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
-        self._spent: dict[int, float] = {}
+        self._by_second: dict[int, float] = {}
 
     def add(self, seconds: float) -> None:
         """Counts a chunk that has just ended."""
         second = int(self._clock())
-        if second not in self._spent:
+        if second not in self._by_second:
             oldest = second - WINDOW_SECONDS
-            self._spent = {at: spent for at, spent in self._spent.items() if at > oldest} | {second: 0.0}
-        self._spent[second] += seconds
+            self._by_second = {at: busy for at, busy in self._by_second.items() if at > oldest} | {second: 0.0}
+        self._by_second[second] += seconds
 
     @property
     def share(self) -> float:
-        """Seconds of chunks a second: of the last minute, or of the time there was."""
+        """Seconds of chunks per second, over the last minute, or since the start if that is shorter."""
         now = self._clock()
-        spent = sum(spent for at, spent in self._spent.items() if at > int(now) - WINDOW_SECONDS)
+        busy = sum(busy for at, busy in self._by_second.items() if at > int(now) - WINDOW_SECONDS)
         elapsed = min(now - self._began, float(WINDOW_SECONDS))
-        return spent / elapsed if elapsed > 0 else 0.0
+        return busy / elapsed if elapsed > 0 else 0.0

@@ -1,15 +1,15 @@
-"""Whether today's explanations are like those that the version was checked with, and for whom they are made.
+"""Drift: whether the latest explanations are like those that the version was checked with, by cohort too.
 
 Of every version whose attributions are of named features there is, over the latest explanations:
 
-- how much each feature counts, whose nDCG against the reference profile of `answerable models check` falls when the
-  order of the features does;
+- how much each feature counts: the nDCG against the reference profile of `answerable models check` falls when the
+  order of the features changes;
 - the protected features' share, for all and for each cohort that the manifest declares;
 - the rank correlation with the same explanations under another sample of the baseline.
 
-Only explanations of the kind that the profile speaks of count (the manifest's default method, baseline, output space
-and target), and computed ones only: what the cache repeats was counted before. Explanations are kept as they come and
-summed up `BATCH` at a time, which costs less than summing up each; the memory is bounded, whatever comes.
+Only explanations like those of the profile count (the manifest's default method, baseline, output space and target),
+and only those that were computed: what the cache repeats was counted before. They are summed up `BATCH` at a time,
+which costs less than one by one; memory is bounded.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from service.numerics.ranking import normalised_gain
 
 MEMORY = 1000
 """The weight of an explanation falls to 1/e after so many others."""
-LEAST = 30
-"""Means over fewer explanations are not told."""
+MIN_EXPLANATIONS = 30
+"""Means over fewer explanations are not published."""
 BATCH = 128
 ALL = "all"
 """The cohort of everybody."""
 
 
 class RecentMean:
-    """The mean of values [n, ...] that come in batches; those of the last `MEMORY` or so weigh most."""
+    """An exponentially weighted mean of values [n, ...] that come in batches; the last `MEMORY` or so dominate."""
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
         self._sum: Floats = np.zeros(shape)
@@ -52,8 +52,8 @@ class RecentMean:
 
     @property
     def mean(self) -> Floats | None:
-        """None while it is of fewer than `LEAST`."""
-        return None if self.count < LEAST else np.asarray(self._sum / self._weight)
+        """None while it is of fewer than `MIN_EXPLANATIONS`."""
+        return None if self.count < MIN_EXPLANATIONS else np.asarray(self._sum / self._weight)
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Drift:
         self._shares = {name: RecentMean() for name in names}
 
     def observe(self, plan: Plan, explanation: Explanation, cohort: Mapping[str, str]) -> None:
-        """Takes in an explanation that was computed, if it is of the kind that counts."""
+        """Adds an explanation that was computed, if it is of the kind that counts."""
         if explanation.attributions is None or not self._counts(plan):
             return
         self._waiting.append((explanation.attributions, cohort))
@@ -82,7 +82,7 @@ class Drift:
             self._sum_up()
 
     def observe_stability(self, correlation: float) -> None:
-        """Takes in the rank correlation of one explanation with itself under another sample of the baseline."""
+        """Adds the rank correlation of one explanation with itself under another sample of the baseline."""
         if math.isfinite(correlation):
             self._stability.add(np.array([correlation]))
 

@@ -1,4 +1,4 @@
-"""The drift of every version that is served, and the age of the baselines that it is explained from."""
+"""The drift of every version that is served, and the age of its default baseline set."""
 
 from __future__ import annotations
 
@@ -16,77 +16,77 @@ from service.monitoring.stability import StabilityProbe
 
 
 @dataclass(slots=True)
-class _Watched:
+class _VersionState:
     drift: Drift
     baseline_made: float | None = None
 
 
 class Health:
-    """What is watched of each version, by name, version and manifest. Used on the event loop, which it never blocks."""
+    """The drift of each version, by name, version and manifest. Used on the event loop, which it never blocks."""
 
     def __init__(self, engine: Engine, stability_share: float) -> None:
         self._probe = StabilityProbe(engine, stability_share, self._observe_stability)
-        self._watched: dict[tuple[str, str, str], _Watched] = {}
-        self._shown: dict[tuple[str, str], _Watched] = {}
-        self._looking: set[asyncio.Task[None]] = set()
+        self._states: dict[tuple[str, str, str], _VersionState] = {}
+        self._published: dict[tuple[str, str], _VersionState] = {}
+        self._reading: set[asyncio.Task[None]] = set()
 
     def observe(self, version: ModelVersion, plan: Plan, explanation: Explanation, cohort: Mapping[str, str]) -> None:
-        """Takes in an explanation that was computed, with the tags of its request."""
+        """Adds an explanation that was computed, with the tags of its request."""
         self._of(version).drift.observe(plan, explanation, cohort)
 
     def consider(self, version: ModelVersion, plan: Plan, explanation: Explanation, expected_points: int) -> None:
-        """Has a small share of what was computed computed once more, from another sample of the baseline."""
+        """Computes a small share of the explanations once more, from another sample of the baseline."""
         self._probe.consider(version, plan, explanation, expected_points)
 
     def _observe_stability(self, version: ModelVersion, correlation: float) -> None:
         self._of(version).drift.observe_stability(correlation)
 
     def follow(self, versions: Iterable[ModelVersion]) -> None:
-        """Watches from now on the versions that are ready, each against its own profile, and forgets all others.
+        """From now on watches the versions that are ready, each against its own profile, and forgets all others.
 
-        Of two with one name and version the later one is shown: the files that the bare name means.
+        Of two with the same name and version the later one is shown: the default version, whose files were replaced.
         """
         watched = {_key(version): (version, self._of(version)) for version in versions if version.is_ready}
-        for version, one in watched.values():
-            one.drift.profile = None if version.assessment is None else version.assessment.profile
-        self._watched = {key: one for key, (_, one) in watched.items()}
-        self._shown = {(version.key.name, version.key.version): one for version, one in watched.values()}
+        for version, state in watched.values():
+            state.drift.profile = None if version.assessment is None else version.assessment.profile
+        self._states = {key: state for key, (_, state) in watched.items()}
+        self._published = {(version.key.name, version.key.version): state for version, state in watched.values()}
 
     def show(self, metrics: Metrics) -> None:
         """Sets the gauges of the versions that are watched."""
         for gauge in (metrics.ndcg, metrics.stability, metrics.protected_share, metrics.baseline_age):
             gauge.clear()
-        for labels, one in self._shown.items():
+        for labels, state in self._published.items():
             figures = (
-                (metrics.ndcg, one.drift.ndcg),
-                (metrics.stability, one.drift.stability),
-                (metrics.baseline_age, None if one.baseline_made is None else time.time() - one.baseline_made),
+                (metrics.ndcg, state.drift.ndcg),
+                (metrics.stability, state.drift.stability),
+                (metrics.baseline_age, None if state.baseline_made is None else time.time() - state.baseline_made),
             )
             for gauge, figure in figures:
                 if figure is not None:
                     gauge.labels(*labels).set(figure)
-            for cohort, share in one.drift.protected_shares.items():
+            for cohort, share in state.drift.protected_shares.items():
                 metrics.protected_share.labels(*labels, cohort).set(share)
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """Cancels what is under way."""
         await self._probe.close()
-        for task in self._looking:
+        for task in self._reading:
             task.cancel()
-        await asyncio.gather(*self._looking, return_exceptions=True)
+        await asyncio.gather(*self._reading, return_exceptions=True)
 
-    def _of(self, version: ModelVersion) -> _Watched:
+    def _of(self, version: ModelVersion) -> _VersionState:
         key = _key(version)
-        one = self._watched.get(key)
-        if one is None:
-            one = self._watched[key] = _Watched(Drift(version.manifest))
-            task = asyncio.get_running_loop().create_task(self._look(version, one))
-            self._looking.add(task)
-            task.add_done_callback(self._looking.discard)
-        return one
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = _VersionState(Drift(version.manifest))
+            task = asyncio.get_running_loop().create_task(self._read_baseline_age(version, state))
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+        return state
 
-    async def _look(self, version: ModelVersion, one: _Watched) -> None:
-        one.baseline_made = await asyncio.to_thread(_baseline_made, version)
+    async def _read_baseline_age(self, version: ModelVersion, state: _VersionState) -> None:
+        state.baseline_made = await asyncio.to_thread(_baseline_made, version)
 
 
 def _key(version: ModelVersion) -> tuple[str, str, str]:
@@ -94,7 +94,7 @@ def _key(version: ModelVersion) -> tuple[str, str, str]:
 
 
 def _baseline_made(version: ModelVersion) -> float | None:
-    """When the file of the default baseline set was written, in seconds since the epoch; None where it is no set."""
+    """When the default baseline set's file was written, in seconds since the epoch; None if the default is no set."""
     default = version.manifest.defaults.baseline
     files = [baseline.file for baseline in version.manifest.baselines if baseline.name == default]
     try:

@@ -1,8 +1,8 @@
 """Counters, gauges and histograms in the Prometheus text format, for one thread.
 
-Of our own because `prometheus-client` takes 76 ms for a scrape on the event loop where these take 2.3, of 4,600 series
-(medians of 40 in turns), and 3.2 microseconds for an observation, with locks that nothing needs when only the loop
-counts, where these take 0.8. It is what the tests hold these against.
+Written here because `prometheus-client` takes 76 ms for a scrape of 4,600 series on the event loop, where these take
+2.3 (medians of 40 in turns), and 3.2 microseconds for an observation, where these take 0.8: it holds locks that nothing
+needs when only the event loop counts. The tests compare the text of these with its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Counter:
-    """What only grows, from zero."""
+    """A number that only grows, from zero."""
 
     kind = "counter"
     __slots__ = ("_line", "value")
@@ -26,7 +26,7 @@ class Counter:
         self.value = 0.0
 
     def inc(self, amount: float = 1.0) -> None:
-        """Adds what happened; never a negative amount."""
+        """Adds an amount, which is never negative."""
         self.value += amount
 
     def lines(self) -> Iterator[str]:
@@ -34,7 +34,7 @@ class Counter:
 
 
 class Gauge:
-    """What goes up and down."""
+    """A number that goes up and down."""
 
     kind = "gauge"
     __slots__ = ("_line", "value")
@@ -82,14 +82,14 @@ class Family(Generic[Child]):
     """A metric with its children, one for each combination of the labels' values."""
 
     def __init__(self, kind: str, name: str, about: str, names: Sequence[str], make: Callable[[str], Child]) -> None:
-        shown = f"{name}_total" if kind == Counter.kind else name
-        self._head = f"# HELP {shown} {about}\n# TYPE {shown} {kind}\n"
+        full_name = f"{name}_total" if kind == Counter.kind else name
+        self._head = f"# HELP {full_name} {about}\n# TYPE {full_name} {kind}\n"
         self._names = tuple(names)
         self._make: Callable[[str], Child] = make
         self._children: dict[tuple[str, ...], Child] = {}
 
     def labels(self, *values: str) -> Child:
-        """The child with these values, one a label name in their order; made when it is first asked for."""
+        """The child with these values, one for each label in their order; made when it is first asked for."""
         child = self._children.get(values)
         if child is None:
             pairs = zip(self._names, values, strict=True)
@@ -116,13 +116,13 @@ class Registry:
     def counter(self, name: str, about: str, labels: Sequence[str] = ()) -> Family[Counter]:
         """A counter; `_total` is added to its name."""
         full = f"{self._prefix}_{name}"
-        counters = Family(Counter.kind, full, about, labels, lambda given: Counter(full, given))
+        counters = Family(Counter.kind, full, about, labels, lambda values: Counter(full, values))
         self._families.append(counters)
         return counters
 
     def gauge(self, name: str, about: str, labels: Sequence[str] = ()) -> Family[Gauge]:
         full = f"{self._prefix}_{name}"
-        gauges = Family(Gauge.kind, full, about, labels, lambda given: Gauge(full, given))
+        gauges = Family(Gauge.kind, full, about, labels, lambda values: Gauge(full, values))
         self._families.append(gauges)
         return gauges
 
@@ -131,7 +131,7 @@ class Registry:
     ) -> Family[Histogram]:
         """A histogram with buckets up to and including each of `bounds`, in growing order, and one for the rest."""
         full = f"{self._prefix}_{name}"
-        histograms = Family(Histogram.kind, full, about, labels, lambda given: Histogram(full, given, bounds))
+        histograms = Family(Histogram.kind, full, about, labels, lambda values: Histogram(full, values, bounds))
         self._families.append(histograms)
         return histograms
 

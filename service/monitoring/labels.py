@@ -1,4 +1,4 @@
-"""Values of labels: all of them known beforehand, and few, whatever clients send."""
+"""Values of labels: few, and all known beforehand, whatever clients send."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PREDICT = "predict"
 OTHER = "other"
 """Methods beyond those that a model's figures tell apart."""
 OWN_METHODS = 3
-"""So many methods of a model have a label of their own: its default, and the first two others."""
+"""How many methods of a model have a label of their own: its default, and the first two others."""
 
 REASONS = ("budget", "deadline", "precision", "steps", "non_finite")
 CACHES = ("results", "baselines")
@@ -19,7 +19,7 @@ STATUSES = frozenset({400, 401, 403, 404, 422, 429, 499, 500, 503, 504, 507})
 
 
 def outcome(status: int) -> str:
-    """`ok`, or the status; those that happen rarely are told by their class."""
+    """`ok`, or the status; for rare ones their class, such as `4xx`."""
     if status == 200:
         return "ok"
     return str(status) if status in STATUSES else f"{status // 100}xx"

@@ -1,8 +1,8 @@
 """The figures of `/metrics`: traffic, batching, quality, drift, cache, workers, ledger.
 
-The front publishes everything; workers send their figures with their results, as what was added since, so that a
-counter goes on where a dead worker left it. A scrape changes nothing that is measured, so that there may be several
-Prometheus: it only sets the gauges of what comes and goes (drift, workers) as they are at that moment.
+The front publishes everything. Workers send their figures with their results, as increments, so that a counter goes on
+where a dead worker left it. A scrape only sets the gauges of what comes and goes (drift, workers) and changes nothing
+that is measured, so several Prometheus servers may scrape.
 
 No label names a user, tenant, subject, feature or id. Histograms tell models apart, not methods: 24 methods of 20
 models would be 30,000 series. Counters tell apart the methods that `MethodLabels` admits.
@@ -123,7 +123,7 @@ class Metrics:
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
-        """What happens rarely is there from the start: a rate cannot be taken of what appears with its first event."""
+        """Rare events have series from the start: no rate can be taken of one that appears with its first event."""
         for name in CACHES:
             for result in CACHE_RESULTS:
                 self.cache.labels(name, result)
@@ -150,7 +150,7 @@ class Metrics:
             metric.labels(model)
 
     def observe_request(self, model: str, method: str, status: int, seconds: float) -> None:
-        """Counts one call by what came of it."""
+        """Counts one call by its outcome."""
         self._requests(model, method, status).inc()
         if status == 200:
             self.duration.labels(model).observe(seconds)
@@ -171,7 +171,7 @@ class Metrics:
     def observe_explanation(
         self, model: str, method: str, tolerance: float, explanation: Explanation, queue: float
     ) -> None:
-        """Counts one explanation that was computed; cached ones were counted when they were.
+        """Counts one explanation that was computed; those from the cache were counted when they were computed.
 
         `queue` is in seconds.
         """
@@ -206,7 +206,7 @@ class Metrics:
         self.append_duration.observe(seconds)
 
     def show_versions(self, versions: Iterable[ModelVersion]) -> None:
-        """The versions there are; of what is listed no more nothing is told. Of equals the later one counts."""
+        """Sets the series of the versions, and removes those of versions not listed. Of equals the later one counts."""
         self.model_info.clear()
         for version in versions:
             key = version.key
@@ -214,7 +214,7 @@ class Metrics:
             self.model_info.labels(key.name, key.version, key.digest).set(version.is_ready)
 
     def show_workers(self, ready: int, memory: Mapping[int, int]) -> None:
-        """The workers that are ready, and the bytes that each live one holds; a dead one's are gone."""
+        """Sets how many workers are ready, and the bytes that each live one holds; a dead one's series is removed."""
         self.workers.set(ready)
         self.device_memory.clear()
         for device, held in memory.items():

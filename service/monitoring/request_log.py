@@ -15,7 +15,7 @@ import orjson
 
 from service.logs import moment
 from service.monitoring.labels import UNKNOWN
-from service.monitoring.timings import Spent
+from service.monitoring.timings import RequestTimings
 
 NAME = "answerable.requests"
 MAX_WAITING = 10_000
@@ -32,7 +32,7 @@ class Stream(Protocol):
 
 
 class RequestLine(NamedTuple):
-    """What there is to say of a request; `seconds` is how long it took in all."""
+    """What the log says of a request; `seconds` is how long it took in all."""
 
     id: str
     verb: str
@@ -40,12 +40,12 @@ class RequestLine(NamedTuple):
     status: int
     model: str
     method: str
-    spent: Spent
+    timings: RequestTimings
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """The line; times in milliseconds. What was not known when the request ended is left out."""
-        spent = self.spent
+        timings = self.timings
         line: dict[str, Any] = {
             "event": "request",
             "id": self.id,
@@ -53,14 +53,14 @@ class RequestLine(NamedTuple):
             "status": self.status,
         }
         if self.model != UNKNOWN:
-            line |= {"model": self.model, "version": spent.version, "method": self.method}
-        if spent.explanations:
-            line |= {"explanations": spent.explanations, "computed": len(spent.computed)}
-        return {**line, "ms": {**spent.milliseconds, "total": round(self.seconds * 1e3, 3)}}
+            line |= {"model": self.model, "version": timings.version, "method": self.method}
+        if timings.explanations:
+            line |= {"explanations": timings.explanations, "computed": len(timings.computed)}
+        return {**line, "ms": {**timings.milliseconds, "total": round(self.seconds * 1e3, 3)}}
 
 
 class DroppedLines(NamedTuple):
-    """So many lines were not written, because the reader of the log had stopped."""
+    """How many lines were not written because the reader of the log had stopped."""
 
     lines: int
 
@@ -70,7 +70,7 @@ class DroppedLines(NamedTuple):
 
 
 class _Formatter(logging.Formatter):
-    """A JSON object a record, whose message is a `RequestLine` or `DroppedLines`."""
+    """A JSON object for each record, whose message is a `RequestLine` or `DroppedLines`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = cast(RequestLine | DroppedLines, record.msg)
@@ -78,7 +78,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(QueueHandler):
-    """Hands records to the thread as they are, and drops those that the queue has no room for."""
+    """Puts records on the queue as they are; drops those that it has no room for."""
 
     queue: queue.Queue[logging.LogRecord]
 
@@ -108,8 +108,8 @@ class _Handler(QueueHandler):
 class _Listener(QueueListener):
     """Writes the lines of `GATHER_SECONDS` together.
 
-    Written as they came, each with a wake-up of the thread and two calls of the system, they took 12% of the front's
-    time for a whole cached `:explain`.
+    Written one by one, each with a wake-up of the thread and two system calls, they took 12% of the front's time for a
+    whole cached `:explain`.
     """
 
     queue: queue.Queue[logging.LogRecord]
@@ -153,8 +153,8 @@ class RequestLog:
         self._handler.enqueue(_record(line))
 
     async def close(self) -> None:
-        """Writes what is left, if the reader takes it within `CLOSE_SECONDS`."""
-        stopping = threading.Thread(target=self._stop, daemon=True)  # which a reader that has stopped stops too
+        """Writes the remaining lines, if the reader takes them within `CLOSE_SECONDS`."""
+        stopping = threading.Thread(target=self._stop, daemon=True)  # it blocks while the reader is stopped
         stopping.start()
         await asyncio.to_thread(stopping.join, CLOSE_SECONDS)
 

@@ -25,7 +25,7 @@ def protected_share(inputs: Inputs, attributions: Sequence[float] | None) -> flo
 
 
 def flags_of(manifest: Manifest, plan: Plan, explanation: Explanation, *, adds_up: bool) -> list[str]:
-    """The flags, by the names of the rules that fired.
+    """The names of the rules that fired.
 
     `adds_up` says whether the attributions are what each feature moved the output by; others have no protected share.
     """

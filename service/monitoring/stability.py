@@ -29,32 +29,32 @@ METHOD = "integrated_gradients"
 
 
 class StabilityProbe:
-    """Computes the `share` of explanations once more, one at a time; what comes meanwhile is not looked at.
+    """Computes a random `share` of the explanations once more, one at a time; those that come meanwhile are left out.
 
-    `observe` is told the version and the correlation.
+    `observe` gets the version and the correlation.
     """
 
     def __init__(self, engine: Engine, share: float, observe: Callable[[ModelVersion, float], None]) -> None:
         self._engine = engine
         self._observe = observe
         self._share = share
-        self._draw = random.Random()  # noqa: S311 - which explanations are looked at is no secret
+        self._draw = random.Random()  # noqa: S311 - which explanations are chosen is no secret
         self._resample = np.random.default_rng()
         self._task: asyncio.Task[None] | None = None
 
     def consider(self, version: ModelVersion, plan: Plan, explanation: Explanation, expected_points: int) -> None:
-        """Looks at an explanation, or not; returns at once."""
+        """Computes the explanation once more, or not, by chance; returns at once."""
         if self._draw.random() >= self._share or self._task is not None or explanation.attributions is None:
             return
         baseline = _set_of(version, plan)
         if baseline is None:
             return
-        look = self._look(version, plan, explanation.attributions, expected_points, baseline)
-        self._task = asyncio.get_running_loop().create_task(look)
+        computation = self._compute_again(version, plan, explanation.attributions, expected_points, baseline)
+        self._task = asyncio.get_running_loop().create_task(computation)
         self._task.add_done_callback(self._done)
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """Cancels what is under way."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -64,7 +64,7 @@ class StabilityProbe:
         if not task.cancelled() and task.exception() is not None:
             LOG.error("an explanation could not be computed once more", exc_info=task.exception())
 
-    async def _look(
+    async def _compute_again(
         self, version: ModelVersion, plan: Plan, first: tuple[float, ...], points: int, baseline: BaselineSet
     ) -> None:
         try:
@@ -80,10 +80,10 @@ class StabilityProbe:
 
 
 def _set_of(version: ModelVersion, plan: Plan) -> BaselineSet | None:
-    """The baseline set of a plan that another sample can be drawn for."""
+    """The baseline set of a plan, if another sample of it can be drawn."""
     inputs = version.manifest.inputs
     if plan.method != METHOD or plan.noise is not None or not inputs.units or not inputs.mean_is_row:
         return None
-    sets = (one for one in version.manifest.baselines if "sha256:" + one.sha256 == plan.baseline.digest)
-    found = next(sets, None)
-    return found if found is not None and found.size > 1 else None
+    sets = (listed for listed in version.manifest.baselines if "sha256:" + listed.sha256 == plan.baseline.digest)
+    baseline = next(sets, None)
+    return baseline if baseline is not None and baseline.size > 1 else None

@@ -1,4 +1,4 @@
-"""Where the time of one request went: noted by the use case, told by the log and by the traces."""
+"""How long the parts of one request took: noted by the use case, reported by the log and the traces."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from service.domain import Timings
 
 
 @dataclass(slots=True)
-class Spent:
-    """Moments are on the monotonic clock, in seconds.
+class RequestTimings:
+    """When the parts of one request began and ended, on the monotonic clock, in seconds.
 
-    `computed` are the timings of the explanations that were computed, and their gradient points; all were asked of the
-    engine at `asked`. `recorded` are the moments at which the ledger was asked and had written.
+    The engine was given the work at `submitted`. `computed` has, for each explanation that was not in the cache, its
+    timings and its gradient points. `recorded` is when writing to the ledger began, and when it was done.
     """
 
     version: str = ""
     explanations: int = 0
-    asked: float = 0.0
+    submitted: float = 0.0
     computed: list[tuple[Timings, int]] = field(default_factory=list)
     recorded: tuple[float, float] | None = None
 
     @property
     def milliseconds(self) -> dict[str, float]:
-        """What the slowest explanation waited for and took, and the ledger; what did not happen is left out."""
-        found = {}
+        """The longest time in the queue and on the device, and that of the ledger; what did not happen is left out."""
+        parts = {}
         if self.computed:
-            found["queue"] = round(max(timings.queue for timings, _ in self.computed) * 1e3, 3)
-            found["compute"] = round(max(timings.compute for timings, _ in self.computed) * 1e3, 3)
+            parts["queue"] = round(max(timings.queue for timings, _ in self.computed) * 1e3, 3)
+            parts["compute"] = round(max(timings.compute for timings, _ in self.computed) * 1e3, 3)
         if self.recorded is not None:
-            found["ledger"] = round((self.recorded[1] - self.recorded[0]) * 1e3, 3)
-        return found
+            parts["ledger"] = round((self.recorded[1] - self.recorded[0]) * 1e3, 3)
+        return parts

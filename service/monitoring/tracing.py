@@ -1,7 +1,7 @@
 """Traces of requests, by OpenTelemetry (the extra `traces`): a span a request, and inside it queue, chunks and ledger.
 
-Spans are made when the request is over, from the moments that were noted on the way. So a service without traces does
-nothing for them, and names of spans are the routes' templates, never what a client sent.
+Spans are made when the request is over, from the times that were noted meanwhile. So a service without traces does
+nothing for them. Spans are named by the templates of routes, never by what a client sent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from service.errors import SetupError
 from service.extras import install
-from service.monitoring.timings import Spent
+from service.monitoring.timings import RequestTimings
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -43,7 +43,7 @@ class Tracing:
         traceparent: str | None,
         times: tuple[float, float],
         attributes: Mapping[str, str | int],
-        spent: Spent,
+        timings: RequestTimings,
     ) -> None:
         """Makes the spans of one request. `times` are its beginning and end, on the monotonic clock, in seconds."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
@@ -54,16 +54,18 @@ class Tracing:
         if int(attributes["http.response.status_code"]) >= 500:
             span.set_status(Status(StatusCode.ERROR))
         inside = set_span_in_context(span)
-        for timings, evaluations in spent.computed:
-            taken = spent.asked + timings.queue
-            self._child(inside, "queue", spent.asked, taken)
-            self._child(inside, "chunks", taken, taken + timings.compute, {"answerable.evaluations": evaluations})
-        if spent.recorded is not None:
-            self._child(inside, "ledger", *spent.recorded)
+        for explanation, evaluations in timings.computed:
+            started = timings.submitted + explanation.queue
+            self._child(inside, "queue", timings.submitted, started)
+            self._child(
+                inside, "chunks", started, started + explanation.compute, {"answerable.evaluations": evaluations}
+            )
+        if timings.recorded is not None:
+            self._child(inside, "ledger", *timings.recorded)
         span.end(_nanoseconds(ended))
 
     def close(self) -> None:
-        """Sends what is left. Blocks."""
+        """Sends the spans that were not sent yet. Blocks."""
         self._provider.shutdown()
 
     def _child(

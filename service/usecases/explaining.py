@@ -31,7 +31,7 @@ from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
-from service.monitoring.timings import Spent
+from service.monitoring.timings import RequestTimings
 from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans
 
 LOG = logging.getLogger("answerable.explaining")
@@ -43,12 +43,12 @@ T = TypeVar("T")
 class Request:
     """One `:explain` or `:predict` call, parsed: a row and a context for each instance.
 
-    `ids` are those the explanations are to have; None for new ones. `counted` is how many of the instances the key's
-    quota of requests has counted already. `spent` is filled with where the time went.
-    `must_be_recorded` says that the record is all that is wanted: without it there is no answer, whatever the mode is.
-    So it is with a `key`, under which the answer is remembered together with its records.
-    `job_row` is the job, and the number of its row, that this explains: once either has ended nothing is recorded.
-    `spans` say where in texts and files the tokens are; there are none where no instance was one.
+    `ids` are those of the explanations, None for new ones. `counted` is how many of the instances were counted already
+    against the key's quota of requests. `timings` is filled in while the request is answered.
+    With `must_be_recorded` there is no answer without its record, whatever the ledger's mode is; nor with an
+    idempotency `key`, under which the answer is remembered together with its records.
+    `job_row` is the job, and the number of its row, that this explains: once either has ended, nothing is recorded.
+    `spans` say where in texts and files the tokens are; empty where no instance is a text or a file.
     """
 
     version: ModelVersion
@@ -61,7 +61,7 @@ class Request:
     priority: Priority = Priority.INTERACTIVE
     ids: Sequence[str] | None = None
     counted: int = 0
-    spent: Spent = field(default_factory=Spent)
+    timings: RequestTimings = field(default_factory=RequestTimings)
     spans: Sequence[Places | None] = ()
     must_be_recorded: bool = False
     job_row: tuple[str, int] | None = None
@@ -86,7 +86,7 @@ _Result = tuple[Explanation, bool, Timings | None]
 
 
 _FlightKey = tuple[str, str, Priority]
-"""The tenant, the digest of the plan, and the class: nobody who is in a hurry waits for bulk work."""
+"""The tenant, the digest of the plan, and the priority: an interactive request does not wait for a bulk one."""
 
 
 @dataclass(slots=True)
@@ -100,7 +100,8 @@ class _Flight:
 class Explaining:
     """Answers requests: from the cache or the engine, and never without a record.
 
-    `most_points` is the work the engine holds at most; a request that exceeds it alone is impossible, not early.
+    `max_points` is the most work that the engine queues; a request that exceeds it on its own is refused as impossible,
+    not as too early.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Explaining:
         ledger_mode: LedgerMode,
         metrics: Metrics,
         health: Health,
-        most_points: int,
+        max_points: int,
     ) -> None:
         self._engine = engine
         self._cache = cache
@@ -119,11 +120,11 @@ class Explaining:
         self._ledger_mode = ledger_mode
         self._metrics = metrics
         self._health = health
-        self._most_points = most_points
+        self._max_points = max_points
         self._flights: dict[_FlightKey, _Flight] = {}
 
     async def explain(self, request: Request) -> list[Answer]:
-        """One answer an instance, or an error for all of them.
+        """One answer for each instance, or an error for all of them.
 
         Raises InvalidRequest, NotConverged (if `strict`), Overloaded, LedgerFull, QuotaSpent, DeadlineExceeded,
         WorkerLost, ComputationFailed, LedgerUnavailable; EntryRefused where a request with the same key was answered.
@@ -133,7 +134,7 @@ class Explaining:
 
     @contextmanager
     def _room(self, request: Request) -> Iterator[Room | None]:
-        """Room for the records, before anything is computed: what cannot be recorded then is not computed in vain."""
+        """Reserves room for the records first: what cannot be recorded is not computed in vain."""
         with ExitStack() as held:
             room = None
             if self._ledger is not None:
@@ -141,7 +142,7 @@ class Explaining:
                     room = held.enter_context(self._ledger.room(len(request.rows)))
                 except (LedgerFull, LedgerUnavailable):
                     if self._must_be_recorded(request):
-                        raise  # else there may be some by then
+                        raise  # otherwise: there may be room once it is computed
             yield room
 
     def _must_be_recorded(self, request: Request) -> bool:
@@ -159,11 +160,13 @@ class Explaining:
             calls = [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
             return await _all(calls)
 
-        spent = request.spent
-        spent.version, spent.explanations, spent.asked = version.key.version, len(plans), time.monotonic()
-        most = sum(plan.max_evaluations for plan in plans)
-        results = await charged(request.caller.account, most, all_results, _spent_points)
-        spent.computed = [(timings, found.evaluations) for found, _, timings in results if timings is not None]
+        measured = request.timings
+        measured.version, measured.explanations, measured.submitted = version.key.version, len(plans), time.monotonic()
+        max_points = sum(plan.max_evaluations for plan in plans)
+        results = await charged(request.caller.account, max_points, all_results, _computed_points)
+        measured.computed = [
+            (timings, explanation.evaluations) for explanation, _, timings in results if timings is not None
+        ]
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
@@ -189,26 +192,26 @@ class Explaining:
                     ledger_entry(version, plan, digest, explanation, prediction, answer, caller, context, spans, row)
                 )
         recording = time.monotonic()
-        shown_timings = [_milliseconds(timings, recording - request.received) for _, _, timings in untimed]
-        await self._record(request, entries, room, shown_timings)
+        timing_items = [_milliseconds(timings, recording - request.received) for _, _, timings in untimed]
+        await self._record(request, entries, room, timing_items)
         recorded = time.monotonic()
-        spent.recorded = recording, recorded
+        measured.recorded = recording, recorded
         for _, answer, _ in untimed:
             self._metrics.observe_flags(version.key.name, answer.flags)
         if request.key is None:
             total = recorded - request.received
-            shown_timings = [_milliseconds(timings, total) for _, _, timings in untimed]
+            timing_items = [_milliseconds(timings, total) for _, _, timings in untimed]
         policy = request.caller.policy
         return [
             limited_answer(prediction, answer, policy, timings)
-            for (prediction, answer, _), timings in zip(untimed, shown_timings, strict=True)
+            for (prediction, answer, _), timings in zip(untimed, timing_items, strict=True)
         ]
 
     async def _record(
         self, request: Request, entries: Sequence[Entry], room: Room | None, timings: Sequence[TimingsItem]
     ) -> None:
-        """Records the explanations, and with a key the answer: the same times are then told every time, and so they
-        end before this."""
+        """Records the explanations; with an idempotency key also `timings`, which every repetition of the answer
+        repeats. They therefore leave out the time that this takes."""
         if self._ledger is None:
             return
         kept = None
@@ -228,8 +231,8 @@ class Explaining:
 
     def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> None:
         points = sum(expected_points(version, plan) for plan in plans)
-        if points > self._most_points:
-            fitting = self._most_points * len(plans) // points
+        if points > self._max_points:
+            fitting = self._max_points * len(plans) // points
             raise InvalidRequest(
                 f"this is more work than the engine ever holds; send at most {fitting} instances at once"
             )
@@ -239,11 +242,11 @@ class Explaining:
         version, parameters = request.version, request.parameters
         outputs = version.manifest.outputs
         space = outputs.read_space(parameters.output_space)
-        request.spent.version = version.key.version
+        request.timings.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
         with counted(request.caller.account, len(request.rows), request.counted):
-            left = _seconds_left(deadline)
-            predictions = await _all([self._engine.predict(version.ref, row, left) for row in request.rows])
+            seconds_left = _seconds_left(deadline)
+            predictions = await _all([self._engine.predict(version.ref, row, seconds_left) for row in request.rows])
         return [
             limited_prediction(
                 outputs.prediction_item(
@@ -262,17 +265,17 @@ class Explaining:
         key = tenant, digest, priority
         if deadline is None:
             return await self._shared(key, version, plan)
-        return await self._found_or_computed(key, version, plan, deadline)
+        return await self._cached_or_computed(key, version, plan, deadline)
 
     async def _shared(self, key: _FlightKey, version: ModelVersion, plan: Plan) -> _Result:
-        """One look-up, and at most one computation, for all identical requests that are under way.
+        """One look-up in the cache, and at most one computation, for all identical requests that are under way.
 
-        Were the look-up each one's own, a computation could begin and be over between another's question to the cache
-        and its answer, which says that there is nothing: that one would compute again.
+        If each looked for itself, one could miss in the cache while another computes and stores the result, and would
+        compute it again.
         """
         flight = self._flights.get(key)
         if flight is None:
-            work = self._found_or_computed(key, version, plan, None)
+            work = self._cached_or_computed(key, version, plan, None)
             flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(work))
         flight.waiters += 1
         try:
@@ -282,13 +285,13 @@ class Explaining:
             if not flight.waiters:
                 flight.task.cancel()
             if not flight.waiters or flight.task.done():
-                self._land(key, flight)
+                self._remove_flight(key, flight)
 
-    def _land(self, key: _FlightKey, flight: _Flight) -> None:
+    def _remove_flight(self, key: _FlightKey, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _found_or_computed(
+    async def _cached_or_computed(
         self, key: _FlightKey, version: ModelVersion, plan: Plan, deadline: float | None
     ) -> _Result:
         tenant, digest, _ = key
@@ -304,15 +307,15 @@ class Explaining:
         forgotten = self._cache.forgotten
         result = await self._compute(version, plan, deadline, priority)
         explanation = result[0]
-        was_erased = self._cache.forgotten != forgotten  # somebody was, meanwhile: this may be theirs
-        if explanation.reason not in ("deadline", "non_finite") and not was_erased:
+        may_be_erased = self._cache.forgotten != forgotten  # somebody was erased meanwhile: this may be theirs
+        if explanation.reason not in ("deadline", "non_finite") and not may_be_erased:
             self._cache.keep_result(tenant, digest, explanation)
         return result
 
     async def _compute(self, version: ModelVersion, plan: Plan, deadline: float | None, priority: Priority) -> _Result:
         points = expected_points(version, plan)
-        left = _seconds_left(deadline)
-        explanation, timings = await self._engine.explain(version.ref, plan, points, priority, left)
+        seconds_left = _seconds_left(deadline)
+        explanation, timings = await self._engine.explain(version.ref, plan, points, priority, seconds_left)
         self._metrics.observe_explanation(plan.model.name, plan.method, plan.tolerance, explanation, timings.queue)
         self._health.consider(version, plan, explanation, points)
         return explanation, False, timings
@@ -334,7 +337,7 @@ def _seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else deadline - time.monotonic()
 
 
-def _spent_points(results: Sequence[_Result]) -> int:
+def _computed_points(results: Sequence[_Result]) -> int:
     return sum(explanation.evaluations for explanation, cached, _ in results if not cached)
 
 

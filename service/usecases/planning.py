@@ -1,4 +1,4 @@
-"""From a request and a manifest to plans: frozen, complete, hashable. Impossible requests end here, with the reason."""
+"""A request and a manifest become plans: frozen, complete, hashable. Impossible requests are refused here."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer
 from service.methods.registry import BY_NAME
 from service.methods.spec import Facts, MethodSpec, Units
 
-MOST_EVALUATIONS = 65_536
+MAX_EVALUATIONS = 65_536
 USUAL_BUDGET = 4096
-MOST_CONTRIBUTIONS = 2**28
+MAX_CONTRIBUTIONS = 2**28
 """Numbers that one explanation may keep, one for each point and input: 1 GiB, and twice that while they are summed."""
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
@@ -59,15 +59,15 @@ class InlineBaseline:
 
 
 def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Parameters:
-    """The parameters with a baseline that is an instance read into its row, which takes time for texts and images.
+    """The parameters; a baseline that is an instance is read into its row, which takes time for texts and images.
 
     Raises InvalidRequest.
     """
-    asked = parameters.baseline
-    if asked is None or isinstance(asked, str | InlineBaseline):
+    baseline = parameters.baseline
+    if baseline is None or isinstance(baseline, str | InlineBaseline):
         return parameters
     try:
-        row = read_instance(version.manifest, asked, version.folder)
+        row = read_instance(version.manifest, baseline, version.folder)
     except InvalidRequest as error:
         raise error.under(_place("baseline"), "baseline") from error
     return replace(parameters, baseline=InlineBaseline(row))
@@ -76,7 +76,7 @@ def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Paramet
 def make_plans(
     version: ModelVersion, rows: Sequence[tuple[float, ...]], parameters: Parameters, tenant: str | None = None
 ) -> list[Plan]:
-    """One plan an input row; what the rows have in common is read once. Raises as `make_plan` does."""
+    """One plan for each input row; what the rows have in common is read once. Raises what `make_plan` raises."""
     first = make_plan(version, rows[0], parameters, tenant)
     if version.manifest.inputs.depends_on_row(first.baseline.name):
         return [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
@@ -84,9 +84,9 @@ def make_plans(
 
 
 def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters, tenant: str | None = None) -> Plan:
-    """The plan for one input row, with a baseline set of the tenant's or of everybody's; for None only of these.
+    """The plan for one input row. Baseline sets are those of the tenant and those shared by all; for None the latter.
 
-    Raises InvalidRequest, or ModelNotReady before the model was ever loaded.
+    Raises InvalidRequest; ModelNotReady if the model was never loaded.
     """
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
@@ -103,8 +103,8 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         raise _wrong("tolerance", f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
     tolerance_of = parameters.tolerance_of
     if tolerance_of not in set(ToleranceOf):
-        said = f"tolerance_of {abridged(tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
-        raise _wrong("tolerance_of", said + did_you_mean(tolerance_of, ToleranceOf))
+        detail = f"tolerance_of {abridged(tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
+        raise _wrong("tolerance_of", detail + did_you_mean(tolerance_of, ToleranceOf))
     if parameters.seed < 0:
         raise _wrong("seed", "seed must not be negative")
     return Plan(
@@ -126,7 +126,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
 
 
 def expected_points(version: ModelVersion, plan: Plan) -> int:
-    """What a plan is reckoned with when work is admitted: a budget beyond the usual one may be meant to be used."""
+    """The gradient points that work is admitted by: the usual cost, or all of a budget that is larger than usual."""
     if plan.max_evaluations > USUAL_BUDGET:
         return plan.max_evaluations
     usual = BY_NAME[plan.method].usual_points(Facts(_traits(version), plan.baseline.size, dict(plan.options)))
@@ -135,24 +135,24 @@ def expected_points(version: ModelVersion, plan: Plan) -> int:
 
 
 def _budget(manifest: Manifest, parameters: Parameters, method: MethodSpec, facts: Facts, noise: Noise | None) -> int:
-    """The budget, if the smallest possible cost fits into it."""
+    """The budget in gradient points. Raises InvalidRequest where the method cannot answer within it."""
     budget = manifest.defaults.max_evaluations if parameters.max_evaluations is None else parameters.max_evaluations
-    most = min(MOST_EVALUATIONS, MOST_CONTRIBUTIONS // prod(facts.traits.shape))
-    if not 1 <= budget <= most:
+    max_budget = min(MAX_EVALUATIONS, MAX_CONTRIBUTIONS // prod(facts.traits.shape))
+    if not 1 <= budget <= max_budget:
         if parameters.max_evaluations is not None:
-            of_size = "" if most == MOST_EVALUATIONS else f" for inputs of {prod(facts.traits.shape)} numbers"
-            detail = f"max_evaluations is {budget}; it must lie between 1 and {most}{of_size}"
+            of_size = "" if max_budget == MAX_EVALUATIONS else f" for inputs of {prod(facts.traits.shape)} numbers"
+            detail = f"max_evaluations is {budget}; it must lie between 1 and {max_budget}{of_size}"
             raise _wrong("max_evaluations", detail)
-        budget = most
-    least = method.least_points(facts)
+        budget = max_budget
+    min_points = method.least_points(facts)
     copies = 1 if noise is None else noise.samples
-    if least * copies > budget:
-        by_set = least != method.least_points(replace(facts, baseline_size=1))
+    if min_points * copies > budget:
+        by_set = min_points != method.least_points(replace(facts, baseline_size=1))
         with_set = f" with a baseline set of {facts.baseline_size} rows" if by_set else ""
         with_noise = "" if noise is None else f" for {copies} noisy copies"
         raise _wrong(
             "max_evaluations",
-            f"{method.name}{with_set} needs at least {least * copies} evaluations{with_noise}, "
+            f"{method.name}{with_set} needs at least {min_points * copies} evaluations{with_noise}, "
             f"max_evaluations is {budget}",
         )
     return budget
@@ -165,20 +165,20 @@ def _method(name: str) -> MethodSpec:
     return BY_NAME[name]
 
 
-def _baseline(version: ModelVersion, asked: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
+def _baseline(version: ModelVersion, requested: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
     inputs = version.manifest.inputs
-    if asked is None:
-        asked = version.manifest.defaults.baseline
-    if isinstance(asked, str) and asked == inputs.own_baseline:
-        return _inline(asked, inputs.own_baseline_for(row))
-    if isinstance(asked, str):
-        found = _baseline_set(version, asked, tenant)
-        return BaselineChoice(found.name, found.version, "sha256:" + found.sha256, found.size)
-    assert isinstance(asked, InlineBaseline)
-    obstacle = inputs.baseline_obstacle(asked.row, row)
+    if requested is None:
+        requested = version.manifest.defaults.baseline
+    if isinstance(requested, str) and requested == inputs.own_baseline:
+        return _inline(requested, inputs.own_baseline_for(row))
+    if isinstance(requested, str):
+        chosen = _baseline_set(version, requested, tenant)
+        return BaselineChoice(chosen.name, chosen.version, "sha256:" + chosen.sha256, chosen.size)
+    assert isinstance(requested, InlineBaseline)
+    obstacle = inputs.baseline_obstacle(requested.row, row)
     if obstacle is not None:
         raise _wrong("baseline", f"baseline: {obstacle}")
-    return _inline(INLINE, asked.row)
+    return _inline(INLINE, requested.row)
 
 
 def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
@@ -186,16 +186,16 @@ def _inline(name: str, row: tuple[float, ...]) -> BaselineChoice:
     return BaselineChoice(name, "1", f"sha256:{digest}", 1, row)
 
 
-def _baseline_set(version: ModelVersion, asked: str, tenant: str | None) -> BaselineSet:
-    """The set `name@version`, or of `name` the last version that the manifest lists, or else that was kept since.
+def _baseline_set(version: ModelVersion, requested: str, tenant: str | None) -> BaselineSet:
+    """The set `name@version`; for a mere `name` its last version in the manifest, or else the last one kept since.
 
-    Another tenant's is as one that is not there.
+    Another tenant's set counts as one that does not exist. Raises InvalidRequest.
     """
     manifest = version.manifest
-    name, at, number = asked.partition("@")
-    found = [s for s in manifest.baselines if s.name == name and (not at or s.version == number)]
-    if found:
-        return found[-1]
+    name, at, number = requested.partition("@")
+    listed = [s for s in manifest.baselines if s.name == name and (not at or s.version == number)]
+    if listed:
+        return listed[-1]
     usable = version.fitting_sets(tenant)
     kept = [s for s in version.sets_of(tenant) if s.name == name and (not at or s.version == number)]
     fitting = [s.listed for s in usable if s in kept]
@@ -206,25 +206,25 @@ def _baseline_set(version: ModelVersion, asked: str, tenant: str | None) -> Base
     if kept:
         reason = kept[-1].stale_for(version.key, manifest)
         raise _wrong("baseline", f"baseline {name}@{kept[-1].version} is not for {version.key}: {reason}")
-    names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(one.listed for one in usable)]]
+    names = [f"{s.name}@{s.version}" for s in [*manifest.baselines, *(s.listed for s in usable)]]
     names += [] if manifest.inputs.own_baseline is None else [manifest.inputs.own_baseline]
-    near = did_you_mean(asked, [*names, *dict.fromkeys(name.partition("@")[0] for name in names)])
-    detail = f"baseline {abridged(asked)} is not known; {known('baselines', names)}{near}"
+    near = did_you_mean(requested, [*names, *dict.fromkeys(name.partition("@")[0] for name in names)])
+    detail = f"baseline {abridged(requested)} is not known; {known('baselines', names)}{near}"
     raise invalid(Kind.UNKNOWN_BASELINE, _place("baseline"), detail)
 
 
-def _options(version: ModelVersion, method: MethodSpec, asked: Mapping[str, object]) -> dict[str, OptionValue]:
-    if not asked:
+def _options(version: ModelVersion, method: MethodSpec, requested: Mapping[str, object]) -> dict[str, OptionValue]:
+    if not requested:
         return method.defaults()
     by_name = {option.name: option for option in method.options}
-    for name in asked:
+    for name in requested:
         if name not in by_name:
             detail = f"{method.name} has no option {abridged(name)}; {known('options', by_name)}"
             raise invalid(Kind.UNKNOWN_OPTION, _place("options", name), detail + did_you_mean(name, by_name))
     inputs = version.manifest.inputs
     units = Units(inputs.unit_names, inputs.unit_count)
     read = method.defaults()
-    for name, value in asked.items():
+    for name, value in requested.items():
         try:
             read[name] = by_name[name].read(value, units)
         except ValueError as error:
@@ -238,10 +238,11 @@ def _traits(version: ModelVersion) -> Traits:
     return version.traits
 
 
-def _noise(asked: Mapping[str, object] | None, method: MethodSpec) -> Noise | None:
-    if asked is None:
+def _noise(requested: Mapping[str, object] | None, method: MethodSpec) -> Noise | None:
+    if requested is None:
         return None
-    kind, samples, scale = asked.get("kind"), asked.get("samples", NOISE_SAMPLES), asked.get("scale", NOISE_SCALE)
+    kind = requested.get("kind")
+    samples, scale = requested.get("samples", NOISE_SAMPLES), requested.get("scale", NOISE_SCALE)
     if kind not in set(NoiseKind):
         detail = f"noise.kind is {abridged(kind)}; {known('kinds', NoiseKind)}{did_you_mean(kind, NoiseKind)}"
         raise _wrong("noise", detail, "kind")
@@ -268,5 +269,5 @@ def _place(*names: str) -> str:
 
 
 def _wrong(parameter: str, detail: str, *within: str) -> InvalidRequest:
-    """The error of a parameter whose value cannot be."""
+    """The error of a parameter whose value is impossible."""
     return invalid(Kind.WRONG_VALUE, _place(parameter, *within), detail)

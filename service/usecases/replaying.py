@@ -1,16 +1,16 @@
 """Replay: an explanation is computed again from its record, and compared with what the record says.
 
-The plan is read back from the record, the personal part included, and run at the chunk shapes that it was computed at;
-one that its deadline ended is ended after as many answers. Then all its numbers are compared, bit for bit (see
-`service.answers.comparison` for what the tolerance applies to).
+The plan is read from the record, the personal part included, and computed in chunks of the same shapes. An explanation
+that ended at its deadline is ended after the same number of answered questions. Then all numbers are compared, bit for
+bit (`service.answers.comparison` says what the tolerance applies to).
 
 - `bit_exact`: everything that the numbers depend on is as it was, and so is every bit of them.
-- `within_tolerance`: as it was, but some numbers differ, by no more than the explanation's own tolerance.
-- `differs`: as it was, and yet they differ by more, or the record cannot be read or contradicts itself: it was
-  changed, or something here is broken.
+- `within_tolerance`: everything is as it was, but some numbers differ, by no more than the explanation's tolerance.
+- `differs`: everything is as it was, and yet numbers differ by more; or the record cannot be read or contradicts
+  itself. Then it was changed, or something here is broken.
 - `environment_differs`: something that the numbers depend on is not what it was: a version of a library, the device,
-  the artefact, the baseline set. What differs is named. With the artefact or the baseline set gone, or rows of the
-  set erased, nothing is computed; else `numbers` tells how the numbers compare all the same.
+  the artefact, the baseline set. What differs is named. If the artefact or the baseline set is gone, or rows of the
+  set were erased, nothing is computed; otherwise `numbers` says how the numbers compare all the same.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ from service.usecases.planning import expected_points
 CHUNK_ROWS = "chunk_rows"
 CODE = "environment.answerable"
 ERASED = "erased"
-"""What a baseline set is now if rows of it were removed since."""
-LARGEST_SHAPE = 2**16
+"""What a reply says of a baseline set from which rows of an erased person were removed."""
+MAX_CHUNK_ROWS = 2**16
+"""No model is computed in larger chunks, so a record that names one was changed."""
 
 
 class Replaying:
@@ -62,7 +63,7 @@ class Replaying:
         self._catalog = catalog
 
     async def replay(self, stored: Stored, account: Account | None) -> ReplayReply:
-        """The verdict on one record; the account pays for what is computed.
+        """The verdict on one record; what is computed is charged to the account.
 
         Raises ReplayImpossible, ModelNotReady, QuotaSpent, InvalidRequest, and what the engine raises.
         """
@@ -85,21 +86,21 @@ class Replaying:
             plan, conditions = plan_of(record, personal, version), _conditions(record)
         except (KeyError, TypeError, ValueError, AttributeError):
             return not_computed("differs", differences, "record")
-        if personal.plan_digest != plan.digest() and not any(one.what == CODE for one in differences):
+        if personal.plan_digest != plan.digest() and not any(difference.what == CODE for difference in differences):
             return not_computed("differs", differences, "plan")
 
-        async def repeated() -> Explanation:
+        async def repeat() -> Explanation:
             return await self._engine.repeat(version.ref, plan, expected_points(version, plan), conditions)
 
-        explanation = await charged(account, plan.max_evaluations, repeated, lambda found: found.evaluations)
+        explanation = await charged(account, plan.max_evaluations, repeat, lambda explanation: explanation.evaluations)
         if explanation.chunk_rows != str(conditions.shapes):
             differences.append(_difference(f"environment.{CHUNK_ROWS}", str(conditions.shapes), explanation.chunk_rows))
         recorded = Computed(record, record.prediction, record.rule)
         now = _computed(version, plan, explanation, record, personal)
         numbers, largest, fields = compared(recorded, now, plan.tolerance)
-        is_manifest_another = record.manifest != version.manifest_digest
-        if is_manifest_another and (differences or numbers != "equal"):
-            # On its own it is a reason text, perhaps: where all bits are as they were, it did not matter.
+        has_other_manifest = record.manifest != version.manifest_digest
+        if has_other_manifest and (differences or numbers != "equal"):
+            # Where all bits are equal, what changed in the manifest (a reason text, perhaps) did not matter.
             differences.append(_difference("manifest", record.manifest, version.manifest_digest))
         verdicts: Mapping[Numbers, Verdict] = {
             "equal": "bit_exact",
@@ -125,8 +126,8 @@ class Replaying:
 
 
 def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Plan:
-    """The plan that a record was made for. Raises KeyError, TypeError, ValueError or AttributeError where it is not
-    there whole."""
+    """The plan that a record was made for. Raises KeyError, TypeError, ValueError or AttributeError where parts of it
+    are missing or are not what they should be."""
     model, parameters, baseline = record.model, record.parameters, record.baseline
     if model is None or parameters is None or baseline is None:
         raise ValueError("the record has no model, no parameters or no baseline")
@@ -173,7 +174,7 @@ def _conditions(record: RecordItem) -> Conditions:
     if answers is None and record.reason == "deadline":
         raise ReplayImpossible("the explanation ended at its deadline, and its record does not hold where")
     shapes = ChunkShapes.read((record.environment or {})[CHUNK_ROWS])
-    if not 1 <= shapes.brief <= shapes.long <= LARGEST_SHAPE:
+    if not 1 <= shapes.brief <= shapes.long <= MAX_CHUNK_ROWS:
         raise ValueError("no model was ever computed at such shapes")
     return Conditions(shapes, answers)
 
@@ -186,17 +187,17 @@ def _environment_differences(record: RecordItem, version: ModelVersion) -> Itera
 
 
 def _missing(record: RecordItem, version: ModelVersion, tenant: str) -> Iterator[DifferenceItem]:
-    """What is no longer here, for the tenant whose record it is, of what it was computed with."""
+    """What the record was computed with and the tenant cannot use here any more: the artefact, the baseline set."""
     model, baseline = record.model, record.baseline
     if model is not None and model.digest != version.key.digest:
         yield _difference("artefact", model.digest, version.key.digest)
     if baseline is None or baseline.digest is None:  # it came with the request, and is in the record
         return
     known = [*version.manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
-    sets = {"sha256:" + found.sha256: f"{found.name}@{found.version}" for found in known}
+    sets = {"sha256:" + listed.sha256: f"{listed.name}@{listed.version}" for listed in known}
     if baseline.digest in sets:
         return
-    if any(baseline.digest in one.erased for one in version.sets_of(tenant)):
+    if any(baseline.digest in kept.erased for kept in version.sets_of(tenant)):
         yield _difference("baseline", baseline.digest, ERASED)
     else:
         same = [digest for digest, name in sets.items() if name == f"{baseline.name}@{baseline.version}"]

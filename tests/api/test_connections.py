@@ -28,7 +28,7 @@ CHUNKED = b"POST /read HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\
 LARGE = b"x" * (64 * 1024 * 1024)
 """A quarter of it is more than the system holds between two sockets."""
 
-QUICK = Limits(head_seconds=0.1, reply_seconds=0.1, idle_seconds=0.1, look_seconds=0.01)
+QUICK = Limits(head_seconds=0.1, reply_seconds=0.1, idle_seconds=0.1, check_seconds=0.01)
 
 
 class Served:
@@ -267,11 +267,11 @@ async def test_a_reply_that_is_not_read_ends(quick: Served) -> None:
 
 async def test_a_reply_that_is_read_slowly_goes_on_until_it_stands_still() -> None:
     """A client that takes an hour for each part of a reply, by the clock that the service is told."""
-    with served(Limits(look_seconds=PATIENCE_SECONDS)) as one:
+    with served(Limits(check_seconds=PATIENCE_SECONDS)) as one:
         hours = itertools.count(1e6, 3600)
 
         def look() -> None:
-            one.loop.call_soon_threadsafe(one.connections.look, next(hours))
+            one.loop.call_soon_threadsafe(one.connections.check, next(hours))
 
         async with asyncio.timeout(PATIENCE_SECONDS), one.connected() as (reader, writer):
             writer.write(b"GET /large HTTP/1.1\r\nHost: test\r\n\r\n")

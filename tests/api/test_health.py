@@ -19,7 +19,7 @@ from service.catalog.review_rules import Review
 from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, Plan, Priority, Timings, VersionRef
 from service.engine.protocol import Engine
-from service.monitoring.drift import LEAST
+from service.monitoring.drift import MIN_EXPLANATIONS
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.usecases.explaining import Explaining, Request
@@ -86,7 +86,7 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
 
     async def explained() -> list[ExplanationItem]:
         health = Health(engine, 1.0)
-        explaining = Explaining(engine, state.cache, state.ledger, "required", metrics, health, most_points=200_000)
+        explaining = Explaining(engine, state.cache, state.ledger, "required", metrics, health, max_points=200_000)
         explanations = []
         for request in requests(version):
             for _ in range(2):  # the second time from the cache
@@ -166,7 +166,7 @@ async def test_a_scrape_leaves_what_is_watched_as_it_is(service: Service) -> Non
 
 def watched_by(service: Service) -> dict[tuple[str, str, str], Any]:
     """What the service's own watch holds, by version."""
-    watched: dict[tuple[str, str, str], Any] = service.services.explaining._health._watched
+    watched: dict[tuple[str, str, str], Any] = service.services.explaining._health._states
     return watched
 
 
@@ -186,7 +186,7 @@ async def test_files_that_are_still_meant_after_a_reload_are_watched_and_told(se
         told = []
         try:
             for catalog in ([old], [new, old], [new, old]):
-                for _ in range(LEAST // 2):
+                for _ in range(MIN_EXPLANATIONS // 2):
                     health._observe_stability(old, 0.75)
                     health._observe_stability(new, 0.25)
                 health.follow(catalog)

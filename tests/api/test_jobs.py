@@ -88,7 +88,7 @@ async def test_a_host_takes_no_more_jobs_than_it_has_room_for(
 ) -> None:
     """Six jobs posted to one of two hosts: each runs some. One that is full takes one more when nobody else did."""
     monkeypatch.setattr("service.background.jobs.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("service.background.jobs.LEFT_SECONDS", 3600.0)
+    monkeypatch.setattr("service.background.jobs.DEFER_SECONDS", 3600.0)
     database = open_engine(f"sqlite:///{tmp_path / 'jobs.db'}")
     upgrade(database)
     store, go_on, now = Jobs(database), asyncio.Event(), time.time_ns() // 1000

@@ -14,7 +14,7 @@ import pytest
 
 from service.monitoring import request_log
 from service.monitoring.request_log import RequestLine, RequestLog
-from service.monitoring.timings import Spent
+from service.monitoring.timings import RequestTimings
 
 if TYPE_CHECKING:
     from tests.conftest import MakeKey, Service, Until
@@ -115,7 +115,7 @@ async def test_who_loads_and_unloads_models_leaves_a_line(
 
 
 def line_of(request_id: str) -> RequestLine:
-    return RequestLine(request_id, "POST", "/v1/models/{model}:explain", 200, "loan", "saliency", Spent(), 0.1)
+    return RequestLine(request_id, "POST", "/v1/models/{model}:explain", 200, "loan", "saliency", RequestTimings(), 0.1)
 
 
 async def test_a_reader_that_stops_stops_nobody(monkeypatch: pytest.MonkeyPatch, until: Until) -> None:

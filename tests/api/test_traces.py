@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from service.errors import SetupError
-from service.monitoring.timings import Spent
+from service.monitoring.timings import RequestTimings
 from service.monitoring.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def test_an_error_of_the_services_own_is_one_in_the_trace() -> None:
     tracer = Tracing(SimpleSpanProcessor(exporter))
     now = time.monotonic()
     for status in (200, 404, 503):
-        tracer.trace(str(status), None, (now, now), {"http.response.status_code": status}, Spent())
+        tracer.trace(str(status), None, (now, now), {"http.response.status_code": status}, RequestTimings())
 
     codes = {name: span.status.status_code for name, span in by_name(exporter).items()}
     assert codes == {"200": StatusCode.UNSET, "404": StatusCode.UNSET, "503": StatusCode.ERROR}

@@ -96,10 +96,10 @@ class UnderTest:
     checks: Checks
 
     @property
-    def meant(self) -> str | None:
-        """What the bare name means."""
-        meant = self.repository._catalog.meant("loan")
-        return None if meant is None else meant.key.version
+    def default_version(self) -> str | None:
+        """The number of the version that answers where none is named."""
+        default = self.repository._catalog.default_version("loan")
+        return None if default is None else default.key.version
 
 
 Start = Callable[[], Any]
@@ -144,10 +144,10 @@ async def test_a_verdict_without_a_comparison_moves_no_name(start: Start, models
     one.checks.failed = ("flips",)
     await one.repository.load("loan", "2")
 
-    assert one.meant == "1"
+    assert one.default_version == "1"
     await until(lambda: bool(one.repository._catalog.find("loan", "2").has_failed))
     assert one.checks.asked == [("2", "1")]
-    assert one.meant == "1"
+    assert one.default_version == "1"
 
 
 async def test_a_verdict_against_a_version_that_was_replaced_moves_no_name(
@@ -159,11 +159,11 @@ async def test_a_verdict_against_a_version_that_was_replaced_moves_no_name(
     keep_beside(first, verdict(first, None))
     one = await start()
 
-    assert one.meant == "1"
-    await until(lambda: one.meant == "2")
+    assert one.default_version == "1"
+    await until(lambda: one.default_version == "2")
     assert one.checks.asked == [("2", "1")]
     again = await start()
-    assert again.meant == "2"
+    assert again.default_version == "2"
     assert again.checks.asked == []
 
 
@@ -176,7 +176,7 @@ async def test_a_version_is_not_compared_with_one_that_failed(start: Start, mode
     one.checks.failed = ()
     write(models, "3")
     await one.repository.load("loan", "3")
-    await until(lambda: one.meant == "3")
+    await until(lambda: one.default_version == "3")
 
     assert one.checks.asked == [("2", "1"), ("3", "1")]
 
@@ -189,7 +189,7 @@ async def test_an_accepted_version_stays_when_what_it_was_compared_with_is_repla
     keep_beside(first, verdict(first, None))
     await one.repository.load("loan", None)
 
-    assert one.meant == "2"
+    assert one.default_version == "2"
     assert one.checks.asked == []
 
 

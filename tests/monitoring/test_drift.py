@@ -17,7 +17,7 @@ from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.review_rules import Review
 from service.domain import BaselineChoice, Completeness, Explanation, Floats, Noise, NoiseKind, OutputSpace, Plan
-from service.monitoring.drift import BATCH, LEAST, MEMORY, Drift, RecentMean
+from service.monitoring.drift import BATCH, MEMORY, MIN_EXPLANATIONS, Drift, RecentMean
 from tests.conftest import MODELS
 
 LOAN = MODELS / "loan" / "1"
@@ -80,7 +80,7 @@ def explanation_of(attributions: Floats) -> Explanation:
     )
 
 
-@given(st.lists(st.floats(-10, 10), min_size=LEAST, max_size=200), st.integers(1, 50))
+@given(st.lists(st.floats(-10, 10), min_size=MIN_EXPLANATIONS, max_size=200), st.integers(1, 50))
 def test_a_recent_mean_is_the_weighted_mean_however_values_are_batched(values: list[float], size: int) -> None:
     mean = RecentMean()
     for at in range(0, len(values), size):
@@ -120,7 +120,7 @@ def test_the_protected_share_is_told_by_declared_cohort_only(manifest: Manifest)
     protected[list(manifest.inputs.protected)] = 1
     generator = np.random.default_rng(7)
     shares: dict[str, list[float]] = {"all": [], "channel=web": [], "channel=branch": []}
-    for number in range(3 * LEAST):
+    for number in range(3 * MIN_EXPLANATIONS):
         cohort = (WEB, BRANCH, {"channel": f"stranger-{number}", "other": "web"})[number % 3]
         values = generator.normal(size=FEATURES) * (1 + protected * (cohort is WEB))
         share = float((np.abs(values) * protected).sum() / np.abs(values).sum())
@@ -139,7 +139,7 @@ def test_the_protected_share_is_told_by_declared_cohort_only(manifest: Manifest)
 
 def test_nothing_is_told_of_too_few(manifest: Manifest, profile: Profile) -> None:
     drift = Drift(manifest, profile)
-    for _ in range(LEAST - 1):
+    for _ in range(MIN_EXPLANATIONS - 1):
         drift.observe(plan_of(), explanation_of(np.ones(FEATURES)), WEB)
         drift.observe_stability(1.0)
     assert drift.ndcg is None
@@ -166,7 +166,7 @@ def test_explanations_of_another_kind_do_not_count(
     changes: dict[str, Any], manifest: Manifest, profile: Profile
 ) -> None:
     drift = Drift(manifest, profile)
-    for _ in range(2 * LEAST):
+    for _ in range(2 * MIN_EXPLANATIONS):
         drift.observe(plan_of(**changes), explanation_of(np.ones(FEATURES)), {})
 
     assert drift.ndcg is None

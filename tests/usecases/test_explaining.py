@@ -172,7 +172,7 @@ def make(
             engine.is_open.set()
         known = None if mode == "off" else cast(Ledger, ledger)
         health = Health(engine, 0)
-        explaining = Explaining(engine, cache, known, mode, Metrics(), health, most_points=200_000)
+        explaining = Explaining(engine, cache, known, mode, Metrics(), health, max_points=200_000)
         return UnderTest(explaining, engine, ledger, cache, version, request.node.name)
 
     return made

@@ -16,7 +16,7 @@ from service.catalog.inputs.image_files import decode, described
 from service.catalog.inputs.kind import Declaration, Inputs, Number, Row, check_range
 from service.catalog.nearest import Searches
 from service.domain import Axis
-from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
+from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 Channel = tuple[tuple[Number, ...], ...]
 """By row and column."""
@@ -176,7 +176,7 @@ def _read(inputs: ImageInputs, instance: object) -> tuple[float, ...]:
         for at, value in enumerate(values)
         if not low <= value <= high
     )
-    faults = [*islice(wrong, MOST_FAULTS)]
+    faults = [*islice(wrong, MAX_FAULTS)]
     raise InvalidRequest(faults[0].detail, *faults)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from service.catalog.inputs.kind import Row
 from service.catalog.manifest import Manifest
 from service.catalog.nearest import Searches
-from service.errors import MOST_FAULTS, InvalidRequest
+from service.errors import MAX_FAULTS, InvalidRequest
 
 
 def read_instance(manifest: Manifest, instance: object, folder: Path | None = None) -> tuple[float, ...]:
@@ -26,7 +26,7 @@ def read_instances(
 ) -> Iterator[Row]:
     """The rows of a list of instances, up to the first that is wrong; the version's files are in `folder`.
 
-    At the end raises InvalidRequest with the faults of all instances that are wrong, `MOST_FAULTS` at most. The list is
+    At the end raises InvalidRequest with the faults of all instances that are wrong, `MAX_FAULTS` at most. The list is
     at `pointer` in the body; messages call each instance `called` and its number.
     """
     refusals: list[InvalidRequest] = []
@@ -39,7 +39,7 @@ def read_instances(
             named = f"{called} {number}" if called else ""
             refusals.append(error.under(f"{pointer}/{number}", named))
             count += len(refusals[-1].faults)
-            if count >= MOST_FAULTS:
+            if count >= MAX_FAULTS:
                 break
         else:
             if not refusals:
@@ -49,5 +49,5 @@ def read_instances(
     others = count - len(refusals[0].faults)
     also = f"; {others} more faults are listed in `errors`" if others else ""
     raise InvalidRequest(
-        f"{refusals[0]}{also}", *[fault for refusal in refusals for fault in refusal.faults][:MOST_FAULTS]
+        f"{refusals[0]}{also}", *[fault for refusal in refusals for fault in refusal.faults][:MAX_FAULTS]
     )

@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from service.catalog.formats import RelativePath, Sha256
 from service.catalog.inputs.kind import Declaration, Row
 from service.catalog.version_files import read_verified
-from service.errors import MOST_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
+from service.errors import MAX_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Parsed
@@ -174,7 +174,7 @@ def _tokens(inputs: TokenInputs, instance: object) -> tuple[float, ...]:
         for at, token in enumerate(instance)
         if type(token) is not int or not 0 <= token <= most
     )
-    faults = [*islice(wrong, MOST_FAULTS)]
+    faults = [*islice(wrong, MAX_FAULTS)]
     if faults:
         raise InvalidRequest(faults[0].detail, *faults)
     return _padded(instance, inputs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from service.catalog.inputs.features import Feature
 from service.catalog.nearest import MAX_CHARACTERS_SHOWN, Searches, listed
-from service.errors import MOST_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
+from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 if TYPE_CHECKING:
     from service.catalog.inputs.tabular import TabularInputs
@@ -23,7 +23,7 @@ MAX_FAULTS_NAMED = 3
 
 
 def read_row(inputs: TabularInputs, instance: object, searches: Searches) -> tuple[float, ...]:
-    """A number for each feature. Raises InvalidRequest with every fault of the instance, `MOST_FAULTS` at most."""
+    """A number for each feature. Raises InvalidRequest with every fault of the instance, `MAX_FAULTS` at most."""
     names = inputs.names
     if isinstance(instance, Mapping):
         values: Sequence[object] = [instance[name] for name in names if name in instance]
@@ -55,15 +55,15 @@ def _refusal(
     if not isinstance(instance, Mapping):
         numbered = zip(inputs.features, enumerate(instance), strict=True)
         in_order = ((feature, at, value) for feature, (at, value) in numbered)
-        wrong = [*islice(_wrong_values(in_order, searches), MOST_FAULTS)]
+        wrong = [*islice(_wrong_values(in_order, searches), MAX_FAULTS)]
         return InvalidRequest(_sentence_of(wrong), *wrong)
     expected = set(inputs.names)
     missing = [name for name in inputs.names if name not in instance]
-    unknown = [*islice((name for name in instance if name not in expected), MOST_FAULTS)]
+    unknown = [*islice((name for name in instance if name not in expected), MAX_FAULTS)]
     hints = [searches.hint(name, missing or inputs.names) for name in unknown]
     there = ((feature, feature.name, instance[feature.name]) for feature in inputs.features if feature.name in instance)
-    wrong = [*islice(_wrong_values(there, searches), MOST_FAULTS)]
-    faults = [Fault(Kind.MISSING_FEATURE, pointer_to(name), f"{name} is missing") for name in missing[:MOST_FAULTS]]
+    wrong = [*islice(_wrong_values(there, searches), MAX_FAULTS)]
+    faults = [Fault(Kind.MISSING_FEATURE, pointer_to(name), f"{name} is missing") for name in missing[:MAX_FAULTS]]
     faults += [
         Fault(Kind.UNKNOWN_FEATURE, pointer_to(name), f"the model has no feature {name[:MAX_CHARACTERS_SHOWN]}{hint}")
         for name, hint in zip(unknown, hints, strict=True)
@@ -73,7 +73,7 @@ def _refusal(
     if unknown:
         parts.append(f"{'not known:' if missing else 'the model has no feature'} {unknown_names}{hints[0]}")
     parts += [_sentence_of(wrong)] if wrong else []
-    return InvalidRequest("; ".join(parts), *[*faults, *wrong][:MOST_FAULTS])
+    return InvalidRequest("; ".join(parts), *[*faults, *wrong][:MAX_FAULTS])
 
 
 def _wrong_values(values: Iterator[tuple[Feature, str | int, object]], searches: Searches) -> Iterator[Fault]:

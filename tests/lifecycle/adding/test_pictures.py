@@ -21,7 +21,7 @@ from service.artefacts.loading import load_model
 from service.catalog.assessments import Assessments
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.outputs.kind import KnownOutputs
-from service.cli.models_add import _told
+from service.cli.models_add import _summary
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Added, AddOptions, add_model
 from service.lifecycle.adding.graphs import make_servable
@@ -174,7 +174,7 @@ def test_a_model_with_its_images_says_what_becomes_of_files(network: Path, tmp_p
     assert added.explanation.output != added.explanation.baseline_output
     said = "image files: PNG or JPEG, 8 bits a channel; turned as its EXIF orientation says"
     why = "stretched over the range 0 to 1, for the manifest has no `normalise`"
-    for text in (report_text(added.report), _told(added, Settings(models=tmp_path))):
+    for text in (report_text(added.report), _summary(added, Settings(models=tmp_path))):
         assert said in text
         assert why in text
 
