@@ -118,7 +118,8 @@ class Counterfactuals:
                 return _none(f"the model could not be asked: {error}")
             if found is not None:
                 return _hint(record, inputs, way, *found)
-        return _none(f"with these reasons as at the baseline, the label is the same; {NOT_MOVED} are not moved")
+        why = f"with these reasons as at the baseline, the prediction is still {own.text}; {NOT_MOVED} are not moved"
+        return _none(why)
 
     async def _nearest(self, version: ModelVersion, way: _Way) -> tuple[float, str] | None:
         """The smallest step found at which the answer is not adverse, and what the model decides there."""

@@ -77,7 +77,9 @@ def comparison_text(comparison: Comparison) -> str:
         _models(comparison),
         f"mean absolute attribution over {comparison.rows} rows",
         f"rank correlation {comparison.correlation:.3f}, over the features in common",
-        f"{len(comparison.flips)} rows ({comparison.flipped:.1%}) are predicted otherwise",
+        f"{len(comparison.flips)} rows ({comparison.flipped:.1%}) are predicted otherwise"
+        if comparison.decides
+        else "values that no bound is set for decide nothing that could flip",
     ]
     return "\n".join([*_table([head, *cells]), "", *summary, *_changed(comparison)])
 
@@ -125,7 +127,7 @@ def _body(comparison: Comparison) -> dict[str, Any]:
         "one_model": comparison.is_one_model,
         "rows": comparison.rows,
         "rank_correlation": comparison.correlation,
-        "flipped": comparison.flipped,
+        "flipped": comparison.flipped if comparison.decides else None,
         "flips": comparison.flips,
         "filled": comparison.filled,
         "features": _rows(comparison),
@@ -160,11 +162,16 @@ def _limit(finding: Finding) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else format(value, _precision(value))
 
 
 def _change(value: float) -> str:
-    return f"{value:+.4f}"
+    return format(value, "+" + _precision(value))
+
+
+def _precision(value: float) -> str:
+    """Four places are right for probabilities and logits; of values in large or small units four digits say as much."""
+    return ".4f" if value == 0 or 1e-3 <= abs(value) < 1e4 else ".4g"
 
 
 def _rank(value: int | None) -> str:
