@@ -61,15 +61,16 @@ def findings_body(report: Report) -> list[dict[str, Any]]:
 
 def comparison_text(comparison: Comparison) -> str:
     """The table by feature, then the figures of the whole."""
+    form = _form(comparison)
     head = ("feature", comparison.before, "rank", comparison.after, "rank", "difference")
     cells = [
         (
             f.feature,
-            _number(f.before),
+            _number(f.before, form),
             _rank(f.rank_before),
-            _number(f.after),
+            _number(f.after, form),
             _rank(f.rank_after),
-            _change(f.difference),
+            _change(f.difference, form),
         )
         for f in comparison.features
     ]
@@ -107,10 +108,11 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _changed(comparison: Comparison) -> list[str]:
     """The features that changed most, and the flips."""
-    changes = [f"{f.feature} {_change(f.difference)}" for f in comparison.most_changed[:MOST_LINES]]
+    form = _form(comparison)
+    changes = [f"{f.feature} {_change(f.difference, form)}" for f in comparison.most_changed[:MOST_LINES]]
     lines = [f"changed most: {', '.join(changes)}"]
     for flip in comparison.flips[:MOST_LINES]:
-        features = ", ".join(f"{name} {_change(change)}" for name, change in flip.features.items())
+        features = ", ".join(f"{name} {_change(change, form)}" for name, change in flip.features.items())
         lines.append(f"row {flip.row}: {flip.before} -> {flip.after}; {features}")
     if len(comparison.flips) > MOST_LINES:
         lines.append(f"and {len(comparison.flips) - MOST_LINES} more rows")
@@ -161,17 +163,19 @@ def _limit(finding: Finding) -> str:
     return f"{'at least' if finding.is_least else 'at most'} {finding.limit:g}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else format(value, _precision(value))
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
-def _change(value: float) -> str:
-    return format(value, "+" + _precision(value))
+def _change(value: float, form: str) -> str:
+    return format(value, "+" + form)
 
 
-def _precision(value: float) -> str:
+def _form(comparison: Comparison) -> str:
     """Four places are right for probabilities and logits; of values in large or small units four digits say as much."""
-    return ".4f" if value == 0 or 1e-3 <= abs(value) < 1e4 else ".4g"
+    figures = (figure for one in comparison.features for figure in (one.before, one.after))
+    largest = max((abs(figure) for figure in figures if figure is not None), default=0.0)
+    return ".4f" if largest == 0 or 0.01 <= largest < 1e4 else ".4g"
 
 
 def _rank(value: int | None) -> str:
