@@ -66,11 +66,13 @@ class ChangeItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HintItem:
-    """The smallest change on the way to the baseline that changes the label, with the features of these reasons only;
-    or why there is none."""
+    """The smallest change on the way to the baseline after which the answer is not adverse, with the features of these
+    reasons only; or why there is none."""
 
     found: Annotated[bool, Field(description="whether there is one")]
-    label: Annotated[str | None, Field(description="what the model answers then")] = None
+    label: Annotated[
+        str | None, Field(description="what the model answers then: labels, or that a value is not beyond its bound")
+    ] = None
     step: Annotated[float | None, Field(description="the share of the way to the baseline")] = None
     changes: Annotated[tuple[ChangeItem, ...] | None, Field(description="the values that are others then")] = None
     note: Annotated[str | None, Field(description="what the hint is, and what it is not")] = None

@@ -83,14 +83,17 @@ async def show_reasons(request: ApiRequest, explanation: str, query: Annotated[R
     """The principal reasons, adverse direction only, the strongest first, and a counterfactual hint.
 
     The hint is found along the explained path, from the input towards the baseline, with the features of these reasons
-    only: the fewest reasons and the smallest step at which the deployed model answers another label. It says what this
-    model would answer, and is no advice. A key whose policy limits values gets none.
+    only: the fewest reasons and the smallest step at which the deployed model answers another label, or a value within
+    the bound. It says what this model would answer, and is no advice. A key whose policy limits values gets none.
     """
     caller = request.caller
     stored = await find_stored(request, explanation)
     record = await asyncio.to_thread(lambda: limited(record_of(stored), caller.policy))
     if record.reasons is None:
-        raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
+        raise NotFound(
+            "the explanation has no reasons: its model names nothing as adverse (a label, or a value's bound) or no "
+            "reason texts, or another output was explained than the adverse one"
+        )
     hint = None
     if not caller.policy.limits_values:
         with counted(caller.account, 1):  # it reveals the model's answer to another row

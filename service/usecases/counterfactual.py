@@ -119,7 +119,9 @@ class Counterfactuals:
                 return _no_hint(f"the model could not be asked: {error}")
             if nearest is not None:
                 return _hint(record, inputs, path, *nearest)
-        return _no_hint(f"with these reasons as at the baseline, the label is the same; {NOT_MOVED} are not moved")
+        return _no_hint(
+            f"with these reasons as at the baseline, the prediction is still {decision.text}; {NOT_MOVED} are not moved"
+        )
 
     async def _nearest(self, version: ModelVersion, path: _PathToBaseline) -> tuple[float, str] | None:
         """The smallest step at which the decision is found not to be adverse, and that decision in words."""

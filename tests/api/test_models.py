@@ -86,7 +86,7 @@ async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, An
         "integrated_hessians",
     }
     assert all(one["reason"] for one in model["unavailable_methods"])
-    assert [baseline["name"] for baseline in model["baselines"]] == ["training", "approved"]
+    assert [baseline["name"] for baseline in model["baselines"][:2]] == ["training", "approved"]
     assert model["defaults"]["method"] == "integrated_gradients"
 
 
@@ -101,7 +101,8 @@ async def test_one_version_by_its_number(
     assert first["newest"] == "2"
     assert first["versions"] == second["versions"]
     assert (first["example"], second["example"]) == (loan["example"], newest["example"])
-    assert [one["digest"] for one in first["baselines"]] == [f"sha256:{one['sha256']}" for one in loan["baselines"]]
+    own = first["baselines"][: len(loan["baselines"])]  # behind them are those that other tests have uploaded
+    assert [one["digest"] for one in own] == [f"sha256:{one['sha256']}" for one in loan["baselines"]]
     assert first["inputs"] != [] != second["inputs"]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,15 @@ from typing import Any
 import httpx
 import numpy as np
 import onnxruntime
+import orjson
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
 from service.access.permissions import Policy
 from tests.api.conftest import EXPLAIN, AssertProblem, Explain
+from tests.api.test_exports import exported
+from tests.api.test_jobs import ended
 from tests.conftest import REPOSITORY_MODELS, MakeKey, Service
 
 HOUSE: Path = REPOSITORY_MODELS / "house-price" / "1"
@@ -110,7 +116,9 @@ async def test_a_policy_hides_values_as_it_does_outputs(
         ({"output_space": "probability"}, "output_space 'probability' is not known; the spaces are value"),
         ({"target": "prize"}, "did you mean price?"),
         ({"target": {"label": "price", "rather_than": "price"}}, "these are values, so name one of them"),
-        ({"method": "agi"}, "none gives way to another"),
+        ({"method": "agi"}, "none gives way to another; use integrated_gradients"),
+        ({"method": "boundary_ig"}, "none gives way to another; use integrated_gradients"),
+        ({"method": "boundary_saliency"}, "none gives way to another; use integrated_gradients"),
     ],
 )
 async def test_what_cannot_be_asked_of_values_is_refused(
@@ -169,3 +177,65 @@ async def test_a_contrast_with_the_adverse_label_has_reasons(explain: Explain, f
     texts = [[reason["text"] for reason in one["reasons"]] for one in (against, towards, plain)]
     assert texts[0] == texts[1] == texts[2]
     assert against["reasons"][0]["contribution"] == pytest.approx(2 * plain["reasons"][0]["contribution"], rel=1e-5)
+
+
+async def test_a_contrast_is_kept_and_found_as_what_it_is(
+    service: Service, make_key: MakeKey, explain: Explain, fresh: dict[str, Any]
+) -> None:
+    """In the cache, in jobs, for the same inputs once more, and in tables; and it is no measure of drift."""
+    targets: list[Any] = [
+        "approved",
+        {"label": "approved", "rather_than": "denied"},
+        {"label": "denied", "rather_than": "approved"},
+    ]
+    async with service.client(make_key(tenant=f"contrasts-{uuid.uuid4()}")) as bank:
+        asked = {"by": bank, "path": EXPLAIN}
+        first = [(await explain([fresh], target=target, **asked))["explanations"][0] for target in targets]
+        again = [(await explain([fresh], target=target, **asked))["explanations"][0] for target in targets]
+        assert [one["cached"] for one in first] == [False, False, False]
+        assert [one["cached"] for one in again] == [True, True, True]
+        for one, other in zip(first, again, strict=True):
+            assert (one["target"], one["attributions"]) == (other["target"], other["attributions"])
+        assert first[1]["output"] == -first[2]["output"] != 0
+        told = (await bank.get(f"/v1/explanations/{again[2]['id']}/reasons")).json()
+        assert told["counterfactual"]["label"] == "approved"
+        replayed = (await bank.post(f"/v1/explanations/{again[2]['id']}:replay")).json()
+        assert replayed["verdict"] == "bit_exact"
+
+        stored = {"model": "loan", "version": "1"}
+        body = {**stored, "explanations": {"label": "denied"}, "parameters": {"target": targets[1]}}
+        made = (await bank.post("/v1/jobs", json=body)).json()
+        job = await ended(bank, made["id"])
+        assert job["state"] == "done", job
+        records = [(await bank.get(f"/v1/explanations/{one['explanation']}")).json() for one in job["results"]]
+        assert len(records) == 6
+        for record in records:
+            assert record["target"] == {"index": 0, "label": "approved", "rather_than": "denied"}
+            assert record["parameters"]["target"] == {"index": 0, "rather_than": 1}
+            assert record["output"] == first[1]["output"]
+        table = list(csv.DictReader(io.StringIO((await exported(bank, format="csv")).decode())))
+    counted = {text: sum(row["target"] == text for row in table) for text in {row["target"] for row in table}}
+    assert counted == {"approved": 2, "approved rather than denied": 8, "denied rather than approved": 2}
+    assert {orjson.loads(row["prediction"])["label"] for row in table} == {"denied"}
+    loan = service.services.catalog.find("loan", "1").manifest.outputs
+    assert loan.is_usual(loan.read_target("approved"))
+    assert not loan.is_usual(loan.read_target(targets[2]))
+
+
+async def test_the_examples_of_the_readme(client: httpx.AsyncClient) -> None:
+    """Of values and of a contrast: their commands are sent as they stand."""
+    readme = (REPOSITORY_MODELS.parent / "README.md").read_text()
+    _, _, section = readme.partition("\n## What a model answers\n")
+    commands = re.findall(r"curl -s localhost:8080(\S+) .*?-d '(.*?)'", section.partition("\n## ")[0], re.DOTALL)
+    assert [path for path, _ in commands] == [f"{PRICE}:explain"]
+    for path, body in commands:
+        reply = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["explanations"][0]["target"]["unit"] == "USD"
+    (contrast,) = re.findall(r'`"target": (\{.*?\})`', section)
+    body = {"instances": [(await client.get("/v1/models/loan")).json()["example"]]}
+    reply = await client.post(
+        "/v1/models/loan:explain", json={**body, "parameters": {"target": orjson.loads(contrast)}}
+    )
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["explanations"][0]["target"]["rather_than"] == orjson.loads(contrast)["rather_than"]

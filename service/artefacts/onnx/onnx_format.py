@@ -62,7 +62,7 @@ class OnnxArtefact:
     def _of_network(self, own: NDArray[Any]) -> NDArray[np.floating]:
         """[n, outputs], as the twin answers them; one logit is the second label's, with zero beside it."""
         if not self._outputs.has_one_logit:
-            return _single_or_double(own)
+            return _single_or_double(own if own.ndim > 1 else own[:, None])
         logit = _single_or_double(own.reshape(len(own), -1))
         return np.concatenate([np.zeros_like(logit), logit], axis=1)
 
@@ -71,7 +71,7 @@ class OnnxArtefact:
         if self._outputs.has_one_logit and probabilities.size == rows:
             second = probabilities.reshape(-1, 1)
             probabilities = np.concatenate([1 - second, second], axis=1)
-        return _single_or_double(probabilities)
+        return _single_or_double(probabilities if probabilities.ndim > 1 else probabilities[:, None])
 
 
 class DeployedOnnx:

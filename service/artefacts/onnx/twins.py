@@ -21,7 +21,7 @@ import onnx
 import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError, Message
-from torch import fx
+from torch import Tensor, fx, nn
 
 from service.artefacts.onnx.folding import choose_branches, fold, versions
 from service.artefacts.onnx.graphs import Graph, network, read_graph
@@ -97,9 +97,23 @@ def build_twin(
     try:
         twin: fx.GraphModule = fx.symbolic_trace(module).requires_grad_(False)
         _check_gradient_and_shape(twin, part.graph)
+        if len(part.graph.output[0].type.tensor_type.shape.dim) == 1:
+            twin = fx.symbolic_trace(_OneColumn(twin))
     except UNCONVERTED as error:
         raise CatalogError(f"no twin from {input_tensor!r} to {logit_tensor!r}: {reported(error)}") from error
     return twin
+
+
+class _OneColumn(nn.Module):
+    """A network that answers one number a row, [N], as one that answers [N, 1]."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        column: Tensor = self.network(rows).unsqueeze(1)
+        return column
 
 
 def converted(

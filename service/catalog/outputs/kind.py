@@ -227,6 +227,14 @@ class OutputKind(BaseModel):
             raise ValueError(f"{adverse!r} is not among the {cls.noun}s {', '.join(names)}")
         return {} if adverse is None else {"adverse": adverse}
 
+    def comparison_obstacle(self, other: OutputKind) -> str | None:
+        """Why a version with the other outputs answers another question, as "both" go on; None where it does not."""
+        if self.names != other.names or self.noun != other.noun:
+            return f"have different {self.noun}s"
+        if self.spaces != other.spaces or self.network_link != other.network_link:
+            return "answer different kinds of output"
+        return None
+
     def described(self) -> dict[str, Any]:
         """The outputs in the description of a model."""
         return {"kind": self.kind, "spaces": list(self.spaces), "default_space": self.default_space}

@@ -229,6 +229,14 @@ class Values(OutputKind):
             raise ValueError(f"{adverse!r} says nothing of a value; bad news is said as in {example!r}")
         return {side: float(number), **({"value": value} if value else {})}
 
+    def comparison_obstacle(self, other: OutputKind) -> str | None:
+        obstacle = super().comparison_obstacle(other)
+        if obstacle is not None or not isinstance(other, Values):
+            return obstacle
+        if [value.unit for value in self.values] != [value.unit for value in other.values]:
+            return "have values in different units"
+        return None if self.usual_target == other.usual_target else "name different values as adverse"
+
     def described(self) -> dict[str, Any]:
         adverse = None if self.adverse is None else self.adverse.model_dump(exclude_none=True)
         return {**super().described(), "values": [value.model_dump() for value in self.values], "adverse": adverse}

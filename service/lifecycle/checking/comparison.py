@@ -116,11 +116,9 @@ def compare(before: Trial, after: Trial, rows: int, seed: int) -> Comparison:
 
 def _refuse_incomparable(before: Trial, after: Trial) -> None:
     names = f"{before.version.key} and {after.version.key}"
-    ours, theirs = before.manifest.outputs, after.manifest.outputs
-    if ours.names != theirs.names or ours.noun != theirs.noun:
-        raise InvalidRequest(f"{names} have different {ours.noun}s")
-    if ours.spaces != theirs.spaces or ours.network_link != theirs.network_link:
-        raise InvalidRequest(f"{names} answer different kinds of output")
+    obstacle = before.manifest.outputs.comparison_obstacle(after.manifest.outputs)
+    if obstacle is not None:
+        raise InvalidRequest(f"{names} {obstacle}")
     inputs, other_inputs = before.manifest.inputs, after.manifest.inputs
     if not inputs.is_comparable_with(other_inputs):
         raise InvalidRequest(f"{names} have inputs of different kinds or shapes")

@@ -61,15 +61,16 @@ def findings_body(report: Report) -> list[dict[str, Any]]:
 
 def comparison_text(comparison: Comparison) -> str:
     """The table by feature, then the figures of the whole."""
+    form = _form(comparison)
     head = ("feature", comparison.before, "rank", comparison.after, "rank", "difference")
     cells = [
         (
             f.feature,
-            _number(f.before),
+            _number(f.before, form),
             _rank(f.rank_before),
-            _number(f.after),
+            _number(f.after, form),
             _rank(f.rank_after),
-            _change(f.difference),
+            _change(f.difference, form),
         )
         for f in comparison.features
     ]
@@ -77,7 +78,9 @@ def comparison_text(comparison: Comparison) -> str:
         _models(comparison),
         f"mean absolute attribution over {comparison.rows} rows",
         f"rank correlation {comparison.correlation:.3f}, over the features in common",
-        f"{len(comparison.flips)} rows ({comparison.flipped:.1%}) are predicted otherwise",
+        f"{len(comparison.flips)} rows ({comparison.flipped:.1%}) are predicted otherwise"
+        if comparison.decides
+        else "values that no bound is set for decide nothing that could flip",
     ]
     return "\n".join([*_table([head, *cells]), "", *summary, *_changed(comparison)])
 
@@ -105,10 +108,11 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _changed(comparison: Comparison) -> list[str]:
     """The features that changed most, and the flips."""
-    changes = [f"{f.feature} {_change(f.difference)}" for f in comparison.most_changed[:MAX_LINES]]
+    form = _form(comparison)
+    changes = [f"{f.feature} {_change(f.difference, form)}" for f in comparison.most_changed[:MAX_LINES]]
     lines = [f"changed most: {', '.join(changes)}"]
     for flip in comparison.flips[:MAX_LINES]:
-        features = ", ".join(f"{name} {_change(change)}" for name, change in flip.features.items())
+        features = ", ".join(f"{name} {_change(change, form)}" for name, change in flip.features.items())
         lines.append(f"row {flip.row}: {flip.before} -> {flip.after}; {features}")
     if len(comparison.flips) > MAX_LINES:
         lines.append(f"and {len(comparison.flips) - MAX_LINES} more rows")
@@ -125,7 +129,7 @@ def _body(comparison: Comparison) -> dict[str, Any]:
         "one_model": comparison.is_one_model,
         "rows": comparison.rows,
         "rank_correlation": comparison.correlation,
-        "flipped": comparison.flipped,
+        "flipped": comparison.flipped if comparison.decides else None,
         "flips": comparison.flips,
         "filled": comparison.filled,
         "features": _rows(comparison),
@@ -159,12 +163,19 @@ def _limit(finding: Finding) -> str:
     return f"{'at least' if finding.is_least else 'at most'} {finding.limit:g}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
-def _change(value: float) -> str:
-    return f"{value:+.4f}"
+def _change(value: float, form: str) -> str:
+    return format(value, "+" + form)
+
+
+def _form(comparison: Comparison) -> str:
+    """Four places are right for probabilities and logits; of values in large or small units four digits say as much."""
+    figures = (figure for one in comparison.features for figure in (one.before, one.after))
+    largest = max((abs(figure) for figure in figures if figure is not None), default=0.0)
+    return ".4f" if largest == 0 or 0.01 <= largest < 1e4 else ".4g"
 
 
 def _rank(value: int | None) -> str:
