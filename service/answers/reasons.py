@@ -37,35 +37,43 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
         return None
     if not any(group.reason for group in inputs.reason_groups):
         return None
-    moved = [sign * value for value in explanation.attributions]
-    sums = [
-        moved[group.places[0]] if len(group.places) == 1 else math.fsum(moved[place] for place in group.places)
-        for group in inputs.reason_groups
-    ]
-    known = explanation.attribution_errors or (0.0,) * len(moved)
-    errors = [math.fsum(known[place] for place in group.places) for group in inputs.reason_groups]
-    adverse_ones = [at for at, contribution in enumerate(sums) if contribution > errors[at]]
+    moved = explanation.attributions if sign > 0 else [-value for value in explanation.attributions]
+    groups, known = inputs.reason_groups, explanation.attribution_errors
+    sums = [_sum(moved, group) for group in groups]
+
+    def error(at: int) -> float:
+        return 0.0 if known is None else _sum(known, groups[at])
+
+    adverse_ones = [at for at, contribution in enumerate(sums) if contribution > 0 and contribution > error(at)]
     adverse_ones.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
     tied = {
         one
-        for place, (at, behind) in enumerate(pairwise(adverse_ones))
-        if sums[at] - sums[behind] <= errors[at] + errors[behind]
+        for place, (at, behind) in enumerate(pairwise(adverse_ones[: MOST_REASONS + 1]))
+        if sums[at] - sums[behind] <= error(at) + error(behind)
         for one in (place, place + 1)
     }
     return tuple(
-        _reason(inputs, inputs.reason_groups[at], moved, sums[at], is_tied=place in tied)
+        _reason(inputs, groups[at], moved, sums[at], is_tied=place in tied)
         for place, at in enumerate(adverse_ones[:MOST_REASONS])
     )
+
+
+def _sum(values: Sequence[float], group: ReasonGroup) -> float:
+    """Over the group; most have one member, which needs no adding up."""
+    places = group.places
+    return values[places[0]] if len(places) == 1 else math.fsum(values[place] for place in places)
 
 
 def _reason(
     inputs: Inputs, group: ReasonGroup, moved: Sequence[float], contribution: float, *, is_tied: bool
 ) -> ReasonItem:
     """A reason as it is answered; `features` where there are several, the strongest first."""
-    ranked = tuple(inputs.unit_names[place] for place in sorted(group.places, key=moved.__getitem__, reverse=True))
+    names, places = inputs.unit_names, group.places
+    if len(places) > 1:
+        places = tuple(sorted(places, key=moved.__getitem__, reverse=True))
     return ReasonItem(
-        feature=ranked[0],
-        features=ranked if len(ranked) > 1 else None,
+        feature=names[places[0]],
+        features=tuple(names[place] for place in places) if len(places) > 1 else None,
         code=None if group.reason is None else group.reason.code,
         text=group.title if group.reason is None else group.reason.text,
         contribution=contribution,
