@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any, get_type_hints
 
 import orjson
@@ -31,7 +32,10 @@ def to_json(answer: Any) -> Any:
 
 @cache
 def _writer(kind: Any) -> Callable[[Any], Any]:
-    """How values of this class become JSON; made once, for a reply has dozens of them."""
+    """How values of this class become JSON; made once, for a reply has dozens of them. What is large has bytes of its
+    own, its `fragment`, which are copied."""
+    if hasattr(kind, "fragment"):
+        return attrgetter("fragment")
     own: Callable[[Any], Any] | None = getattr(kind, "to_json", None)
     if own is not None:
         return own
