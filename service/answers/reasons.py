@@ -1,4 +1,4 @@
-"""Principal reasons: what moved an output towards the adverse label, or towards values beyond the bound, in the
+"""Principal reasons: what contributions an output towards the adverse label, or towards values beyond the bound, in the
 manifest's words.
 
 A contribution whose sign is uncertain within the numerical error is no reason. Neighbouring reasons whose order is
@@ -37,39 +37,43 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
         return None
     if not any(group.reason for group in inputs.reason_groups):
         return None
-    contributions = [sign * value for value in explanation.attributions]
-    sums = [
-        contributions[group.places[0]]
-        if len(group.places) == 1
-        else math.fsum(contributions[place] for place in group.places)
-        for group in inputs.reason_groups
-    ]
-    own_errors = explanation.attribution_errors or (0.0,) * len(contributions)
-    errors = [math.fsum(own_errors[place] for place in group.places) for group in inputs.reason_groups]
-    adverse = [at for at, contribution in enumerate(sums) if contribution > errors[at]]
+    contributions = explanation.attributions if sign > 0 else [-value for value in explanation.attributions]
+    groups, known = inputs.reason_groups, explanation.attribution_errors
+    sums = [_sum(contributions, group) for group in groups]
+
+    def error(at: int) -> float:
+        return 0.0 if known is None else _sum(known, groups[at])
+
+    adverse = [at for at, contribution in enumerate(sums) if contribution > 0 and contribution > error(at)]
     adverse.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
     tied = {
         rank
-        for place, (at, weaker) in enumerate(pairwise(adverse))
-        if sums[at] - sums[weaker] <= errors[at] + errors[weaker]
+        for place, (at, weaker) in enumerate(pairwise(adverse[: MAX_REASONS + 1]))
+        if sums[at] - sums[weaker] <= error(at) + error(weaker)
         for rank in (place, place + 1)
     }
     return tuple(
-        _reason(inputs, inputs.reason_groups[at], contributions, sums[at], is_tied=place in tied)
+        _reason(inputs, groups[at], contributions, sums[at], is_tied=place in tied)
         for place, at in enumerate(adverse[:MAX_REASONS])
     )
+
+
+def _sum(values: Sequence[float], group: ReasonGroup) -> float:
+    """Over the group; most have one member, which needs no adding up."""
+    places = group.places
+    return values[places[0]] if len(places) == 1 else math.fsum(values[place] for place in places)
 
 
 def _reason(
     inputs: Inputs, group: ReasonGroup, contributions: Sequence[float], contribution: float, *, is_tied: bool
 ) -> ReasonItem:
     """A reason as it is answered; `features` where there are several, the strongest first."""
-    ranked = tuple(
-        inputs.unit_names[place] for place in sorted(group.places, key=contributions.__getitem__, reverse=True)
-    )
+    names, places = inputs.unit_names, group.places
+    if len(places) > 1:
+        places = tuple(sorted(places, key=contributions.__getitem__, reverse=True))
     return ReasonItem(
-        feature=ranked[0],
-        features=ranked if len(ranked) > 1 else None,
+        feature=names[places[0]],
+        features=tuple(names[place] for place in places) if len(places) > 1 else None,
         code=None if group.reason is None else group.reason.code,
         text=group.title if group.reason is None else group.reason.text,
         contribution=contribution,

@@ -44,7 +44,7 @@ def write(folder: Path, outputs: dict[str, Any], rank: int) -> Path:
         *([helper.make_node("Squeeze", ["column", "axes"], ["y"])] if rank == 1 else []),
         helper.make_node("Sigmoid", ["y"], ["p"]),
     ]
-    shape: list[str | int] = ["rows", 1][:rank]
+    shape: list[str | int] = ["rows"] if rank == 1 else ["rows", 1]
     graph = helper.make_graph(
         nodes,
         "g",

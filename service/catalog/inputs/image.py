@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt, model_validator
 
 from service.catalog.inputs.image_files import decode, described
@@ -62,6 +64,11 @@ class PixelAttributions(BaseModel):
         """An object with the shape, the values, and the channels where there are some."""
         content: dict[str, Any] = {"shape": [*self.shape], "values": self.values}
         return content if self.channels is None else {**content, "channels": self.channels}
+
+    @cached_property
+    def fragment(self) -> orjson.Fragment:
+        """That as bytes, made once: the record and the reply hold the same, and writing 50,000 pixels takes 3 ms."""
+        return orjson.Fragment(orjson.dumps(self.to_json()))
 
 
 class Normalisation(Declaration):
