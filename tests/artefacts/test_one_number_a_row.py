@@ -44,12 +44,12 @@ def write(folder: Path, outputs: dict[str, Any], rank: int) -> Path:
         *([helper.make_node("Squeeze", ["column", "axes"], ["y"])] if rank == 1 else []),
         helper.make_node("Sigmoid", ["y"], ["p"]),
     ]
-    shape = ["rows", 1][:rank]
+    shape: list[str | int | None] = ["rows", 1]
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("y", "p")],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape[:rank]) for name in ("y", "p")],
         [
             *(numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()),
             numpy_helper.from_array(np.array([1]), "axes"),

@@ -112,7 +112,8 @@ class _OneColumn(nn.Module):
         self.network = network
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.network(rows).unsqueeze(1)
+        column: Tensor = self.network(rows).unsqueeze(1)
+        return column
 
 
 def converted(
