@@ -47,7 +47,8 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
 def _writer_of_fields(kind: Any) -> Callable[[Any], dict[str, Any]]:
     """A function of one line for each field, made as dataclasses make `__init__`.
 
-    A loop over the fields takes four to six times as long, and a cached `:explain` then 5% more of the front's time.
+    A loop over the fields takes two to seven times as long: of some 190 microseconds for answering, recording and
+    writing one explanation of a table, 30 went into it.
     """
     known: dict[str, Any] = {"ABSENT": ABSENT}
     lines = ["def write(answer):", "    found = {}"]

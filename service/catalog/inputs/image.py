@@ -67,7 +67,7 @@ class PixelAttributions(BaseModel):
 
     @cached_property
     def fragment(self) -> orjson.Fragment:
-        """That as bytes, made once: the record and the reply hold the same, and writing 50,000 pixels takes 3 ms."""
+        """That as bytes, made once: the record and the reply hold the same, writing 50,000 pixels takes over 1 ms."""
         return orjson.Fragment(orjson.dumps(self.to_json()))
 
 
