@@ -38,6 +38,10 @@ FOLDER = Path(__file__).parents[1] / "fixtures" / "data_of_schema_13"
 TENANT = "bank"
 TOLERANCE = 1e-4
 """Of one figure, where another machine computed the other."""
+LAST_DIGITS = 1e-12
+"""Of one figure on the same machine: the weights of short pieces of the exact rule have more of them since."""
+ESTIMATES = {"attribution_error", "attribution_errors", "completeness_error"}
+"""What is estimated otherwise since, or is made of last digits alone."""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -108,16 +112,16 @@ def is_same_here(app: FastAPI, before: Mapping[str, Any]) -> bool:
     return all(is_same_machine(app, record) for record in before["records"]["all"].values())
 
 
-def same(now: Any, then: Any, *, exactly: bool) -> bool:
-    """Whether two answers are equal: in every name and type, and in every figure exactly or nearly."""
+def same(now: Any, then: Any, tolerance: float = 0.0) -> bool:
+    """Whether two answers are equal: in every name and type, and in every figure exactly or within the tolerance."""
     if type(now) is not type(then):
         return False
     if isinstance(then, dict):
-        return now.keys() == then.keys() and all(same(now[name], then[name], exactly=exactly) for name in then)
+        return now.keys() == then.keys() and all(same(now[name], then[name], tolerance) for name in then)
     if isinstance(then, list):
-        return len(now) == len(then) and all(same(a, b, exactly=exactly) for a, b in zip(now, then, strict=True))
-    if isinstance(then, float) and not exactly:
-        return math.isclose(now, then, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return len(now) == len(then) and all(same(a, b, tolerance) for a, b in zip(now, then, strict=True))
+    if isinstance(then, float) and tolerance:
+        return math.isclose(now, then, rel_tol=tolerance, abs_tol=tolerance)
     return bool(orjson.dumps(now) == orjson.dumps(then))  # -0.0 is not 0.0
 
 
@@ -138,9 +142,9 @@ async def test_records_are_read_and_shown_as_they_were(
 
     assert then.keys() <= now.keys()
     for name, record in then.items():
-        assert same(now[name], record, exactly=True), (now[name], record)
+        assert same(now[name], record), (now[name], record)
         alone = await get(client, f"/v1/explanations/{name}", by(before, key))
-        assert same(alone, record, exactly=True)
+        assert same(alone, record)
 
 
 async def test_searches_find_what_they_found(client: httpx.AsyncClient, before: dict[str, Any]) -> None:
@@ -161,7 +165,7 @@ async def test_reasons_and_hints_are_what_they_were(
             now = await get(client, f"/v1/explanations/{name}/reasons", by(before, key))
             if not is_same_here(app, before):  # the hint asks the model
                 now, then = ({**one, "counterfactual": None} for one in (now, then))
-            assert same(now, then, exactly=True), (now, then)
+            assert same(now, then), (now, then)
 
 
 async def test_every_record_is_verified(client: httpx.AsyncClient, before: dict[str, Any]) -> None:
@@ -177,9 +181,11 @@ async def test_every_record_is_replayed(app: FastAPI, client: httpx.AsyncClient,
         assert response.status_code == 200, response.text
         replay = response.json()
         if is_same_machine(app, record):
-            assert replay.get("numbers") == "equal", (record, replay)
+            assert replay["max_difference"] <= LAST_DIGITS, (record, replay)
+            assert {*replay["fields"]} <= {"attributions", "groups", *ESTIMATES}, (record, replay)
             assert {one["what"] for one in replay["differences"]} <= {"environment.answerable", "manifest"}
-            assert replay["verdict"] == ("environment_differs" if replay["differences"] else "bit_exact")
+            same_now = "within_tolerance" if replay["fields"] else "bit_exact"
+            assert replay["verdict"] == ("environment_differs" if replay["differences"] else same_now)
         else:
             assert replay["verdict"] == "environment_differs"
             assert replay["numbers"] in ("equal", "within_tolerance"), replay
@@ -188,21 +194,23 @@ async def test_every_record_is_replayed(app: FastAPI, client: httpx.AsyncClient,
 async def test_the_same_questions_are_answered_as_they_were(
     app: FastAPI, client: httpx.AsyncClient, before: dict[str, Any]
 ) -> None:
-    exactly = is_same_here(app, before)
+    tolerance = LAST_DIGITS if is_same_here(app, before) else TOLERANCE
     for request in before["requests"]:
         headers = by(before) | {"Cache-Control": "no-cache"}
         response = await client.post(request["path"], json=request["body"], headers=headers)
         assert response.status_code == 200, response.text
         now, then = response.json(), request["reply"]
         for one, other in zip(now["explanations"], then["explanations"], strict=True):
-            assert one.pop("timings_ms").keys() == other["timings_ms"].keys()
-            one["id"] = other["id"]
-        then = {**then, "explanations": [_without_timings(one) for one in then["explanations"]]}
-        assert same(now, then, exactly=exactly), (now, then)
+            assert one["timings_ms"].keys() == other["timings_ms"].keys()
+            assert one.keys() == other.keys()
+        assert same(_figures(now), _figures(then), tolerance), (now, then)
 
 
-def _without_timings(explanation: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in explanation.items() if name != "timings_ms"}
+def _figures(reply: dict[str, Any]) -> dict[str, Any]:
+    """A reply without what is another's each time, and without what is estimated otherwise since."""
+    others = {"id", "timings_ms", *ESTIMATES}
+    explanations = [{name: one[name] for name in one.keys() - others} for one in reply["explanations"]]
+    return {**reply, "explanations": explanations}
 
 
 async def test_a_request_that_is_sent_again_is_answered_by_its_record(
@@ -216,7 +224,7 @@ async def test_a_request_that_is_sent_again_is_answered_by_its_record(
         headers = by(before, key) | {"Idempotency-Key": repeated["key"]}
         response = await client.post(repeated["path"], json=repeated["body"], headers=headers)
         assert response.status_code == 200, response.text
-        assert same(response.json(), then, exactly=True)
+        assert same(response.json(), then)
 
 
 async def test_the_job_is_as_it_ended(client: httpx.AsyncClient, before: dict[str, Any]) -> None:
