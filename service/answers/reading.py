@@ -48,6 +48,11 @@ class UnreadableValues:
         return ()
 
     @property
+    def has_channels(self) -> bool:
+        """There are none."""
+        return False
+
+    @property
     def structure(self) -> object:
         """All that there is."""
         return self.content

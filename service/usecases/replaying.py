@@ -52,6 +52,8 @@ CODE = "environment.answerable"
 ERASED = "erased"
 """What a baseline set is now if rows of it were removed since."""
 LARGEST_SHAPE = 2**16
+NOT_WHOLE = KeyError, TypeError, ValueError, AttributeError
+"""What reading a record raises that was changed."""
 
 
 class Replaying:
@@ -76,14 +78,17 @@ class Replaying:
             return not_computed("differs", (), "record")
         if record.model is None:
             return not_computed("differs", (), "record")
-        version = self._version(record.model)
-        differences = [*_environment_differences(record, version)]
-        missing = [*_missing(record, version, stored.tenant)]
+        try:
+            version = self._version(record.model)
+            differences = [*_environment_differences(record, version)]
+            missing = [*_missing(record, version, stored.tenant)]
+        except NOT_WHOLE:
+            return not_computed("differs", (), "record")
         if missing:
             return not_computed("environment_differs", [*missing, *differences])
         try:
             plan, conditions = plan_of(record, personal, version), _conditions(record)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except NOT_WHOLE:
             return not_computed("differs", differences, "record")
         if personal.plan_digest != plan.digest() and not any(one.what == CODE for one in differences):
             return not_computed("differs", differences, "plan")

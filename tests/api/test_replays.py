@@ -257,6 +257,11 @@ def tampered(name: str, value: Any) -> Any:
         (tampered("environment.chunk_rows", "many"), "differs", ["record"]),
         (tampered("environment.chunk_rows", "1+1000000000"), "differs", ["record"]),
         (tampered("parameters", {}), "differs", ["record"]),
+        (tampered("attributions", "x"), "differs", ["attributions"]),
+        (tampered("attributions", {"a": "b"}), "differs", ["attributions"]),
+        (tampered("attributions", [1, 2]), "differs", ["attributions"]),
+        (tampered("environment", 5), "differs", ["record"]),
+        (tampered("model.name", ["loan"]), "differs", ["record"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

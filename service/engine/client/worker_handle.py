@@ -90,12 +90,13 @@ class WorkerHandle:
         self._is_retired = False
         self._heard = clock.now
         self._calls: dict[int, asyncio.Future[Loaded | Outputs]] = {}
+        self._loading: set[int] = set()
         self._numbers = itertools.count()
 
     @property
     def silent_seconds(self) -> float:
         """For how long a worker that computes has sent nothing; 0 for one that need not send anything, or loads."""
-        return self._clock.now - self._heard if self.tasks and not self._calls else 0.0
+        return self._clock.now - self._heard if self.tasks and not self._loading else 0.0
 
     def give(self, task: Task) -> None:
         """Has the task computed."""
@@ -117,7 +118,11 @@ class WorkerHandle:
     ) -> Loaded:
         """Loads a version, which is not among the `versions` yet: it may lack sets. Raises CatalogError."""
         number = next(self._numbers)
-        loaded = await self._call(number, Load(number, version, source, known, shapes))
+        self._loading.add(number)
+        try:
+            loaded = await self._call(number, Load(number, version, source, known, shapes))
+        finally:
+            self._loading.discard(number)
         assert isinstance(loaded, Loaded)
         return loaded
 
