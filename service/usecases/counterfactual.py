@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.answers.items import ReasonItem
-from service.answers.reading import personal_of, record_of
+from service.answers.reading import NOT_WHOLE, personal_of, record_of
 from service.answers.record import RecordItem
 from service.answers.replies import ChangeItem, HintItem
 from service.catalog.baselines import KeptSets
@@ -30,13 +30,14 @@ from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Floats, Plan
 from service.engine.protocol import Engine
 from service.errors import AnswerableError, CatalogError
-from service.ledger.entries import Stored
+from service.ledger.entries import LogChanged, Stored
 from service.usecases.replaying import plan_of
 
 STEPS = 32
 """Of the way to the baseline, tried together; the deployed artefact takes as many rows at once."""
 HALVINGS = 12
 """Of the step in which the decision changes: the smallest is found to within one part in 130,000 of the way."""
+NOT_AS_WRITTEN = "the record of the explanation is not what was written"
 NOT_MOVED = "protected features and categories"
 NOTE = (
     "what the model would answer if only these values were others; it is no advice and no promise, and values that "
@@ -86,7 +87,8 @@ class Counterfactuals:
     async def find(self, stored: Stored, most: int) -> HintItem:
         """The hint over the first `most` reasons of a record that has reasons, or why there is none."""
         record = record_of(stored)
-        assert record.model is not None
+        if record.model is None:
+            return _none(NOT_AS_WRITTEN)
         try:
             version = self._catalog.find(record.model.name, record.model.version)
         except AnswerableError:
@@ -94,7 +96,11 @@ class Counterfactuals:
         inputs, outputs = version.manifest.inputs, version.manifest.outputs
         if record.model.digest != version.key.digest or not inputs.named_features:
             return _none("the model version that is served here is another artefact")
-        plan = plan_of(record, personal_of(stored), version)
+        try:
+            plan = plan_of(record, personal_of(stored), version)
+            reasons = [_members(inputs, reason) for reason in record.reasons or ()]
+        except (LogChanged, *NOT_WHOLE):
+            return _none(NOT_AS_WRITTEN)
         try:
             own = await self._decision(version, plan.input)
         except AnswerableError as error:
@@ -108,8 +114,7 @@ class Counterfactuals:
         features = inputs.named_features
         low, high = map(np.array, inputs.bounds)
         moved: list[int] = []
-        for reason in (record.reasons or ())[:most]:
-            members = _members(inputs, reason)
+        for members in reasons[:most]:
             moved += [at for at in members if not features[at].protected and not features[at].categories]
             way = _Way(np.array(plan.input), baseline, low, high, whole, tuple(moved))
             try:
@@ -118,7 +123,9 @@ class Counterfactuals:
                 return _none(f"the model could not be asked: {error}")
             if found is not None:
                 return _hint(record, inputs, way, *found)
-        return _none(f"with these reasons as at the baseline, the label is the same; {NOT_MOVED} are not moved")
+        return _none(
+            f"with these reasons as at the baseline, the prediction is still {own.text}; {NOT_MOVED} are not moved"
+        )
 
     async def _nearest(self, version: ModelVersion, way: _Way) -> tuple[float, str] | None:
         """The smallest step found at which the answer is not adverse, and what the model decides there."""

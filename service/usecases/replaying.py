@@ -23,7 +23,7 @@ from service.access.visibility import Absent
 from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
-from service.answers.reading import NO_VERSION, personal_of, record_of
+from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_of
 from service.answers.record import Personal, RecordedContrast, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.versions import Catalog, ModelVersion
@@ -52,8 +52,6 @@ CODE = "environment.answerable"
 ERASED = "erased"
 """What a baseline set is now if rows of it were removed since."""
 LARGEST_SHAPE = 2**16
-NOT_WHOLE = KeyError, TypeError, ValueError, AttributeError
-"""What reading a record raises that was changed."""
 
 
 class Replaying:

@@ -177,7 +177,7 @@ async def test_no_hint_and_why(
     assert [reason["feature"] for reason in stuck["reasons"]] == ["obligations_ratio"]
     told = await hint(client, stuck["id"])
     assert told["found"] is False
-    assert "the label is the same" in str(told["why"])
+    assert "the prediction is still denied" in str(told["why"])
 
 
 async def test_a_hint_towards_a_set_that_was_uploaded(
