@@ -208,11 +208,6 @@ class Traits:
         return Axis.HEIGHT in self.axes and Axis.WIDTH in self.axes
 
     @property
-    def has_positions(self) -> bool:
-        """Whether inputs follow each other."""
-        return Axis.POSITION in self.axes
-
-    @property
     def has_embeddings(self) -> bool:
         """Whether an input is one dimension of a token's embedding."""
         return Axis.EMBEDDING in self.axes

@@ -14,7 +14,6 @@ from onnx import helper
 
 from service.domain import Floats
 from service.errors import CatalogError
-from service.lifecycle.adding.endings import LOGITS
 from service.lifecycle.adding.inputs import Given
 
 if TYPE_CHECKING:
@@ -71,12 +70,6 @@ def own_scores(model: onnx.ModelProto, given: Given, names: Sequence[str], rows:
         np.concatenate([_numbers(name, part[place], at_once) for part in parts])[: len(shaped)]
         for place, name in enumerate(names)
     ]
-
-
-def count_labels(found: Found) -> int:
-    """How many labels the file answers for. Raises CatalogError where ONNX Runtime cannot run it."""
-    row = np.zeros((1, *found.given.shape), dtype=np.float32)
-    return int(_run(_opened(found.model), [LOGITS], found.given.name, row)[0].shape[-1])
 
 
 def served(found: Found, rows: NDArray[Any]) -> tuple[Floats, Floats]:
