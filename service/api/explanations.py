@@ -17,7 +17,7 @@ from service.access.visibility import Absent
 from service.answers.disclosure import limited
 from service.answers.encoding import encode
 from service.answers.reading import NOT_WHOLE, damaged, record_of
-from service.answers.reasons import MOST_REASONS
+from service.answers.reasons import MOST_REASONS, why_no_reasons
 from service.answers.record import DamagedItem, RecordItem
 from service.answers.replies import ReasonsReply, SearchReply
 from service.api.access_log import described, record_lookup
@@ -29,7 +29,7 @@ from service.api.requests import ApiRequest
 from service.api.routing import new_router
 from service.api.schemas import MOST_COHORT_TAGS
 from service.api.transport import while_connected
-from service.errors import Erased, InvalidRequest, NotFound
+from service.errors import AnswerableError, Erased, InvalidRequest, NotFound
 from service.ledger.entries import LogChanged, Stored
 from service.ledger.searches import Page
 
@@ -98,7 +98,7 @@ async def show_reasons(request: ApiRequest, explanation: str, query: Annotated[R
     stored = await find_stored(request, explanation)
     record = await asyncio.to_thread(lambda: limited(record_of(stored), caller.policy))
     if record.reasons is None:
-        raise NotFound("the explanation has no reasons: its model names no adverse label or no reason texts")
+        raise NotFound(f"the explanation has no reasons: {_why_no_reasons(request, record)}")
     hint = None
     if not caller.policy.limits_values:
         with counted(caller.account, 1):  # it tells what the model answers to another row
@@ -132,6 +132,21 @@ async def search_explanations(request: ApiRequest, query: Annotated[SearchQuery,
     page = await ledger.search(request.caller.tenant, search, query.limit, query.cursor)
     await record_lookup(request, None, described(page))
     return Response(await asyncio.to_thread(_page_content, page, request.caller.policy), media_type="application/json")
+
+
+def _why_no_reasons(request: ApiRequest, record: RecordItem) -> str:
+    try:
+        version = (
+            None if record.model is None else request.services.catalog.find(record.model.name, record.model.version)
+        )
+    except AnswerableError:
+        version = None
+    if version is None or version.manifest_digest != record.manifest:
+        return (
+            "its model, which is not served here as it was, named nothing adverse, or its target says nothing of that"
+        )
+    target = None if record.target is None else record.target.text
+    return why_no_reasons(version.manifest, target, has_attributions=record.attributions is not None)
 
 
 def _record_content(stored: Stored, policy: Policy) -> bytes:

@@ -251,8 +251,8 @@ class OutputKind(BaseModel):
         names = self.names
         if type(asked) is int:
             if not 0 <= asked < len(names):
-                detail = f"target {asked} is not a {self.noun}'s index; it must lie between 0 and {len(names) - 1}"
-                raise self._unknown(detail)
+                range_of_it = f"lie between 0 and {len(names) - 1}" if len(names) > 1 else "be 0"
+                raise self._unknown(f"target {asked} is not a {self.noun}'s index; it must {range_of_it}")
             return asked
         if asked not in names:
             targets = [*names, *others]

@@ -83,7 +83,7 @@ class Labels(OutputKind):
         if asked == PREDICTED:
             return None
         if isinstance(asked, Mapping):
-            raise self._no_contrast("here each label is right or wrong on its own, so name one label")
+            raise self._no_contrast("here each label is right or wrong on its own, so name one label or its index")
         return self._index(asked, [PREDICTED])
 
     @property
