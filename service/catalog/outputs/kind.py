@@ -124,6 +124,15 @@ class OutputKind(BaseModel):
         return False
 
     @property
+    def identity(self) -> str:
+        """What the outputs of an artefact depend on besides itself: the link, which the manifest names."""
+        return f"{self.network_link}, of one logit" if self.has_one_logit else self.network_link.value
+
+    def is_comparable_with(self, other: OutputKind) -> bool:
+        """Whether numbers of both, of outputs of the same names, mean the same."""
+        return self.spaces == other.spaces and self.network_link == other.network_link
+
+    @property
     def network_tensor(self) -> str:
         """Of an ONNX graph, the tensor at which the twin is cut."""
         return self.tensors[self.network_space]

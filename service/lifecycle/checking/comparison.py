@@ -118,7 +118,7 @@ def _refuse_incomparable(before: Trial, after: Trial) -> None:
     ours, theirs = before.manifest.outputs, after.manifest.outputs
     if ours.names != theirs.names or ours.noun != theirs.noun:
         raise InvalidRequest(f"{names} have different {ours.noun}s")
-    if ours.spaces != theirs.spaces or ours.network_link != theirs.network_link:
+    if not ours.is_comparable_with(theirs):
         raise InvalidRequest(f"{names} answer different kinds of output")
     one, other = before.manifest.inputs, after.manifest.inputs
     if not one.is_comparable_with(other):

@@ -44,6 +44,18 @@ def test_a_manifest_that_names_no_kind_declares_classes() -> None:
     assert declared(CLASSES) == declared({"kind": "classes", **CLASSES})
 
 
+def test_what_tells_outputs_apart_is_their_link_and_spaces() -> None:
+    one_logit = {"labels": ["a", "b"], "link": "sigmoid"}
+    kinds = [declared(each) for each in (CLASSES, one_logit, LABELS, VALUES)]
+    assert [one.identity for one in kinds] == ["softmax", "softmax, of one logit", "sigmoid", "identity"]
+    assert [[one.is_comparable_with(other) for other in kinds] for one in kinds] == [
+        [True, True, False, False],
+        [True, True, False, False],
+        [False, False, True, False],
+        [False, False, False, True],
+    ]
+
+
 @pytest.mark.parametrize(
     ("declaration", "asked", "target"),
     [
