@@ -208,11 +208,6 @@ class Traits:
         return Axis.HEIGHT in self.axes and Axis.WIDTH in self.axes
 
     @property
-    def has_positions(self) -> bool:
-        """Whether inputs form a sequence."""
-        return Axis.POSITION in self.axes
-
-    @property
     def has_embeddings(self) -> bool:
         """Whether inputs are dimensions of tokens' embeddings."""
         return Axis.EMBEDDING in self.axes

@@ -8,7 +8,8 @@ every record has is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -19,13 +20,16 @@ import orjson
 
 from service.answers.encoding import name_in_json
 from service.answers.explanation import Answered
-from service.answers.record import Personal, RecordItem, in_clear
+from service.answers.record import DamagedItem, Personal, PlaceItem, RecordItem, in_clear
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
 from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
 """The version of a baseline that is not a set: it came with the request, or is made from the input."""
+
+NOT_WHOLE = KeyError, TypeError, ValueError, AttributeError
+"""What is raised where a record that was changed lacks a part, or has one of another kind."""
 
 T = TypeVar("T")
 Reader = Callable[[Any], Any]
@@ -46,6 +50,11 @@ class UnreadableValues:
     def numbers(self) -> Sequence[float]:
         """There are none."""
         return ()
+
+    @property
+    def has_channels(self) -> bool:
+        """There are none."""
+        return False
 
     @property
     def structure(self) -> object:
@@ -70,33 +79,44 @@ def record_of(stored: Stored) -> RecordItem:
 
     Where the personal part was erased, the rest. Raises LogChanged.
     """
-    known = {
-        "id": stored.id,
-        "method": stored.method,
-        **(orjson.loads(stored.record) if stored.record else {}),
-        "created": stored.created,
-        "tenant": stored.tenant,
-        "key_id": stored.key_id,
-        "cohort": stored.cohort,
-        "retention": stored.retention,
-        "ledger": {"sequence": stored.seq, "leaf": stored.leaf.hex(), "tombstone": stored.tombstone},
-    }
-    if stored.tombstone is None:
-        personal = orjson.loads(stored.personal)
-        known |= {
-            **personal.get("answer", {}),  # records without a schema have it in clear
-            "subject": stored.subject,
-            "decision_id": stored.decision_id,
-            "input": personal["input"],
-            "personal_commitment": hashlib.sha256(stored.opened).hexdigest(),
+    with _refusing_damage():
+        known = {
+            "id": stored.id,
+            "method": stored.method,
+            **(orjson.loads(stored.record) if stored.record else {}),
+            "created": stored.created,
+            "tenant": stored.tenant,
+            "key_id": stored.key_id,
+            "cohort": stored.cohort,
+            "retention": stored.retention,
+            "ledger": _place(stored),
         }
-    return _read(RecordItem, known)
+        if stored.tombstone is None:
+            personal = orjson.loads(stored.personal)
+            known |= {
+                **personal.get("answer", {}),  # which stood in the record before records had a schema
+                "subject": stored.subject,
+                "decision_id": stored.decision_id,
+                "input": personal["input"],
+                "personal_commitment": hashlib.sha256(stored.opened).hexdigest(),
+            }
+        return read(RecordItem, known)
+
+
+def damaged(stored: Stored) -> DamagedItem:
+    """What can be said of a record that cannot be read: nothing of it is from the record itself."""
+    return DamagedItem(id=stored.id, ledger=read(PlaceItem, _place(stored)), damaged=True)
+
+
+def _place(stored: Stored) -> dict[str, Any]:
+    return {"sequence": stored.seq, "leaf": stored.leaf.hex(), "tombstone": stored.tombstone}
 
 
 def personal_of(stored: Stored) -> Personal:
     """The personal part of a record. Raises LogChanged."""
-    content = orjson.loads(stored.personal)
-    return _read(Personal, {**content, "content": content})
+    with _refusing_damage():
+        content = orjson.loads(stored.personal)
+        return read(Personal, {**content, "content": content})
 
 
 def answer_of(stored: Stored) -> tuple[AnyPrediction, Answered]:
@@ -104,19 +124,21 @@ def answer_of(stored: Stored) -> tuple[AnyPrediction, Answered]:
 
     Raises LogChanged.
     """
-    record, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
-    clear = in_clear(Answered)
-    answer = {name: value for name, value in record.items() if name in clear} | personal["answer"]
-    if personal["baseline"]["row"] is not None:  # its digest, which would reveal the row, is in the personal part
-        answer["baseline"] = {"version": NO_VERSION, "digest": personal["baseline"]["digest"], **answer["baseline"]}
-    prediction: AnyPrediction = _read(prediction_kind(answer["prediction"]), answer["prediction"])
-    return prediction, _read(Answered, answer)
+    with _refusing_damage():
+        record, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
+        clear = in_clear(Answered)
+        answer = {name: value for name, value in record.items() if name in clear} | personal["answer"]
+        if personal["baseline"]["row"] is not None:  # its digest would tell the row
+            answer["baseline"] = {"version": NO_VERSION, "digest": personal["baseline"]["digest"], **answer["baseline"]}
+        prediction: AnyPrediction = read(prediction_kind(answer["prediction"]), answer["prediction"])
+        return prediction, read(Answered, answer)
 
 
-def _read(kind: type[T], content: Mapping[str, Any]) -> T:
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
     try:
-        return read(kind, content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        yield
+    except NOT_WHOLE as error:
         raise LogChanged("the record of an explanation is not what was written") from error
 
 

@@ -64,6 +64,18 @@ def _sum(values: Sequence[float], group: ReasonGroup) -> float:
     return values[places[0]] if len(places) == 1 else math.fsum(values[place] for place in places)
 
 
+def why_no_reasons(manifest: Manifest, target: str | None, *, has_attributions: bool) -> str:
+    """What an explanation of the `target` lacks for which `principal_reasons` found none."""
+    outputs = manifest.outputs
+    if not has_attributions:
+        return "it has no attributions, which its method does not give or which could not be computed"
+    if outputs.adverse is None:
+        return f"its model names no adverse {outputs.noun}"
+    if not any(group.reason for group in manifest.inputs.reason_groups):
+        return "its model has no reason texts"
+    return f"its target, {target}, does not tell of the adverse {outputs.noun}"
+
+
 def _reason(
     inputs: Inputs, group: ReasonGroup, contributions: Sequence[float], contribution: float, *, is_tied: bool
 ) -> ReasonItem:

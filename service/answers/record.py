@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, WithJsonSchema
 
@@ -147,6 +147,15 @@ class RecordItem(Explained):
     key_id: Annotated[str, ALWAYS, Field(description="of the key that asked")]
     retention: Annotated[str, ALWAYS, Field(description="the class that says how long the personal part is kept")]
     ledger: Annotated[PlaceItem, PARTS, Field(description="where the record stands in the log")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedItem:
+    """What is shown in the place of a record that was changed behind the ledger's back and cannot be read any more."""
+
+    id: Annotated[str, ALWAYS, Field(description="of the explanation")]
+    ledger: Annotated[PlaceItem, ALWAYS, Field(description="where the record stands in the log")]
+    damaged: Annotated[Literal[True], ALWAYS, Field(description="the record is not what was written; verify the log")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

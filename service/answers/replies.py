@@ -11,7 +11,7 @@ from pydantic import Field
 from service.answers.encoding import encode
 from service.answers.explanation import ExplanationItem
 from service.answers.items import ReasonItem, TimingsItem
-from service.answers.record import RecordItem
+from service.answers.record import DamagedItem, RecordItem
 from service.catalog.outputs.predictions import AnyPrediction
 
 Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
@@ -47,9 +47,11 @@ class RememberedReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchReply:
-    """A page of records, the newest first."""
+    """A page of records, the newest first. In the place of one that cannot be read stands what can be said of it."""
 
-    explanations: Annotated[tuple[RecordItem, ...], Field(description="the records that meet all conditions")]
+    explanations: Annotated[
+        tuple[RecordItem | DamagedItem, ...], Field(description="the records that meet all conditions")
+    ]
     next_cursor: Annotated[str | None, Field(description="where the next page begins; null after the last")]
 
 

@@ -20,6 +20,7 @@ from service.catalog.manifest import BaselineSet
 from service.catalog.versions import ModelVersion
 from service.errors import Forbidden, Gone, InvalidRequest, Kind, invalid
 from service.lifecycle.repository import Rows
+from service.wording import number_of
 
 ModelName = Annotated[str, Path(max_length=64)]
 
@@ -94,7 +95,7 @@ async def keep_baseline(request: ApiRequest, model: ModelName, body: BaselineBod
     version = services.catalog.find(model, body.model_version)
     subjects = body.subjects or []
     if subjects and len(subjects) != len(body.rows):
-        detail = f"there are {len(body.rows)} rows and {len(subjects)} subjects"
+        detail = f"the set has {number_of(len(body.rows), 'row')} and {number_of(len(subjects), 'subject')}"
         raise invalid(Kind.WRONG_VALUE, "/subjects", detail)
     rows = await asyncio.to_thread(_rows, version, body.rows)
     tokens = await asyncio.to_thread(services.set_subjects.enter, caller.tenant, subjects)

@@ -36,6 +36,7 @@ from service.monitoring.labels import PREDICT
 from service.usecases.explaining import Answer, limited_answer, refuse_method
 from service.usecases.explaining import Request as ExplainingRequest
 from service.usecases.planning import Parameters, with_baseline_read
+from service.wording import number_of
 
 ERRORS = answers(404, 414, 431, 500, 503, 504, 507)
 WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
@@ -181,7 +182,7 @@ def _contexts(contexts: ContextBody | list[ContextBody], count: int) -> list[Con
     if isinstance(contexts, ContextBody):
         return [contexts.context()] * count
     if len(contexts) != count:
-        detail = f"there are {count} instances and {len(contexts)} contexts"
+        detail = f"the request has {number_of(count, 'instance')} and {number_of(len(contexts), 'context')}"
         raise MalformedBody(detail, Fault(Kind.WRONG_SHAPE, "/context", detail))
     return [context.context() for context in contexts]
 

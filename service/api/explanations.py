@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import Annotated, cast
 
@@ -15,9 +16,9 @@ from service.access.quotas import counted
 from service.access.visibility import Absent
 from service.answers.disclosure import limited
 from service.answers.encoding import encode
-from service.answers.reading import record_of
-from service.answers.reasons import MAX_REASONS
-from service.answers.record import RecordItem
+from service.answers.reading import NOT_WHOLE, damaged, record_of
+from service.answers.reasons import MAX_REASONS, why_no_reasons
+from service.answers.record import DamagedItem, RecordItem
 from service.answers.replies import ReasonsReply, SearchReply
 from service.api.access_log import record_lookup, search_details
 from service.api.auth import needs
@@ -28,10 +29,11 @@ from service.api.requests import ApiRequest
 from service.api.routing import new_router
 from service.api.schemas import MAX_COHORT_TAGS
 from service.api.transport import while_connected
-from service.errors import Erased, InvalidRequest, NotFound
+from service.errors import AnswerableError, Erased, InvalidRequest, NotFound
 from service.ledger.entries import LogChanged, Stored
 from service.ledger.searches import Page
 
+LOG = logging.getLogger("answerable.api")
 MAX_PER_PAGE = 200
 COHORT = "cohort."
 ID = re.compile(r"[0-9a-f-]{36}")
@@ -65,10 +67,16 @@ class SearchQuery(QueryModel):
     cursor: str | None = Field(None, description="the `next_cursor` of the page before")
 
 
-@router.get("/v1/explanations/{explanation:name}", responses={200: {"model": RecordItem}, **answers(404, 410, 503)})
+@router.get(
+    "/v1/explanations/{explanation:name}",
+    responses={200: {"model": RecordItem | DamagedItem}, **answers(404, 410, 503)},
+)
 @needs("ledger:read")
 async def show_explanation(request: ApiRequest, explanation: str) -> Response:
-    """The record: everything that was answered, and what it takes to repeat it."""
+    """The record: everything that was answered, and what it takes to repeat it.
+
+    Of one that was changed behind the ledger's back and cannot be read, its place in the log, and `damaged`.
+    """
     stored = await find_stored(request, explanation)
     content = await asyncio.to_thread(_record_content, stored, request.caller.policy)
     return Response(content, media_type="application/json")
@@ -90,10 +98,7 @@ async def show_reasons(request: ApiRequest, explanation: str, query: Annotated[R
     stored = await find_stored(request, explanation)
     record = await asyncio.to_thread(lambda: limited(record_of(stored), caller.policy))
     if record.reasons is None:
-        raise NotFound(
-            "the explanation has no reasons: its model names nothing as adverse (a label, or a value's bound) or no "
-            "reason texts, or another output was explained than the adverse one"
-        )
+        raise NotFound(f"the explanation has no reasons: {_why_no_reasons(request, record)}")
     hint = None
     if not caller.policy.limits_values:
         with counted(caller.account, 1):  # it reveals the model's answer to another row
@@ -113,6 +118,7 @@ async def search_explanations(request: ApiRequest, query: Annotated[SearchQuery,
     """Records that meet all conditions, the newest first. `cohort.<name>=<value>` finds by cohort tag.
 
     There are more as long as there is a `next_cursor`: a page of large records, of images say, ends before its `limit`.
+    In the place of a record that cannot be read stands its id and place in the log, and `damaged`.
     `flag=<name>&reviewed=false` is the review queue of a rule.
     """
     cohort = {
@@ -128,9 +134,31 @@ async def search_explanations(request: ApiRequest, query: Annotated[SearchQuery,
     return Response(await asyncio.to_thread(_page_content, page, request.caller.policy), media_type="application/json")
 
 
+def _why_no_reasons(request: ApiRequest, record: RecordItem) -> str:
+    try:
+        version = (
+            None if record.model is None else request.services.catalog.find(record.model.name, record.model.version)
+        )
+    except AnswerableError:
+        version = None
+    if version is None or version.manifest_digest != record.manifest:
+        return (
+            "its model, which is not served here as it was, named nothing adverse, or its target says nothing of that"
+        )
+    target = None if record.target is None else record.target.text
+    return why_no_reasons(version.manifest, target, has_attributions=record.attributions is not None)
+
+
 def _record_content(stored: Stored, policy: Policy) -> bytes:
-    """The record under the policy, as JSON. An image has a million numbers: too many for the event loop."""
-    return encode(limited(record_of(stored), policy))
+    """The record as it is shown, or that it is damaged.
+
+    That of an image is a million numbers: not for the event loop.
+    """
+    try:
+        return encode(limited(record_of(stored), policy))
+    except (LogChanged, *NOT_WHOLE):
+        LOG.error("the record of explanation %s is not what was written", stored.id)  # noqa: TRY400
+        return encode(damaged(stored))
 
 
 def _page_content(page: Page, policy: Policy) -> bytes:

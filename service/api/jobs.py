@@ -32,6 +32,7 @@ from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
 from service.usecases.explaining import refuse_method
 from service.usecases.planning import make_plan
+from service.wording import number_of
 
 MAX_ROWS = 10_000
 MAX_RESULTS = 1000
@@ -221,7 +222,7 @@ def _contexts(body: JobBody, count: int) -> list[Context]:
     if not isinstance(body.context, list):
         return [Context() if body.context is None else body.context.context()] * count
     if len(body.context) != count:
-        detail = f"there are {count} instances and {len(body.context)} contexts"
+        detail = f"the job has {number_of(count, 'instance')} and {number_of(len(body.context), 'context')}"
         raise MalformedBody(detail, Fault(Kind.WRONG_SHAPE, "/context", detail))
     return [context.context() for context in body.context]
 

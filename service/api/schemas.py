@@ -37,6 +37,12 @@ MAX_OPTIONS = 32
 """More than any method has."""
 UNKNOWN_FIELD = "unknown_field"
 
+TARGETS = (
+    "Input should be a label or a value, by its name or index, or `predicted`; of classes also an object of "
+    "`label` and `rather_than`"
+)
+TWO_LABELS = "Input should hold `label` and `rather_than`, each a label or its index"
+
 
 class Rather(BaseModel):
     """Two labels, of which the difference is explained."""
@@ -53,8 +59,8 @@ def _label_or_index(value: object) -> object:
     if isinstance(value, dict):
         if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
             return value
-        raise PydanticCustomError("target_type", "Input should hold `label` and `rather_than`, two labels or indices")
-    raise PydanticCustomError("target_type", "Input should be a label, a label's index, or `predicted`")
+        raise PydanticCustomError("target_type", TWO_LABELS)
+    raise PydanticCustomError("target_type", TARGETS)
 
 
 def _at_most(maximum: int, what: str) -> Callable[[object], object]:

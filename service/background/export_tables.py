@@ -9,8 +9,8 @@ from typing import IO, Any
 
 from service.access.visibility import Absent
 from service.answers.encoding import encode
-from service.answers.reading import record_of
-from service.ledger import Stored
+from service.answers.reading import NOT_WHOLE, record_of
+from service.ledger import LogChanged, Stored
 
 ROWS_A_GROUP, CHARACTERS_A_GROUP = 5_000, 16 * 2**20
 """A row group of Parquet ends at whichever comes first. A row of an image can be some megabytes."""
@@ -44,25 +44,44 @@ COLUMNS: Mapping[str, type] = {
     "attributions": str,
     "input": str,
     "erased": bool,
+    "damaged": bool,
 }
-"""The columns of a table. `flags` and the codes of `reasons` are separated by spaces; nested values are JSON."""
+"""Of a table. `flags` and the codes of `reasons` are separated by spaces; what has parts of its own is JSON. Of a
+record that was changed and cannot be read, which is `damaged`, there is only what the ledger knows besides."""
+
+_TYPES: Mapping[type, type | tuple[type, ...]] = {int: int, str: str, float: (float, int), bool: bool}
+"""What a column takes; a record that was changed may hold anything."""
 
 
 def table_row(stored: Stored) -> dict[str, Any]:
-    """An explanation as a row of a table; what was erased is empty."""
-    record = record_of(stored)
-    return {
+    """An explanation as a row of a table; without what was erased."""
+    known = {
         "sequence": stored.seq,
-        "id": record.id,
+        "id": stored.id,
         "created": datetime.fromtimestamp(stored.created / 1e6, UTC).isoformat(timespec="microseconds"),
         "model": stored.model,
         "version": stored.version,
+        "method": stored.method,
+        "label": stored.label,
+        "flags": " ".join(stored.flags),
+        "cohort": _json(dict(stored.cohort)),
+        "erased": stored.tombstone is not None,
+    }
+    try:
+        row = {**known, **_recorded(stored), "damaged": False}
+        is_damaged = not all(value is None or isinstance(value, _TYPES[COLUMNS[at]]) for at, value in row.items())
+    except (LogChanged, *NOT_WHOLE):
+        is_damaged = True
+    return dict.fromkeys(COLUMNS) | (known | {"damaged": True} if is_damaged else row)
+
+
+def _recorded(stored: Stored) -> dict[str, Any]:
+    """The columns that only the record knows. Raises LogChanged, or one of `NOT_WHOLE`, where it was changed."""
+    record = record_of(stored)
+    return {
         "digest": None if record.model is None else record.model.digest,
-        "method": record.method,
         "output_space": record.output_space,
         "target": None if record.target is None else record.target.text,
-        "label": stored.label,
-        "prediction": None if record.prediction is None else _json(record.prediction),
         "output": record.output,
         "baseline_output": record.baseline_output,
         "completeness_error": record.completeness_error,
@@ -72,12 +91,9 @@ def table_row(stored: Stored) -> dict[str, Any]:
         "evaluations": record.evaluations,
         "decision_id": None if isinstance(record.decision_id, Absent) else record.decision_id,
         "subject": None if isinstance(record.subject, Absent) else record.subject,
-        "flags": " ".join(stored.flags),
-        "cohort": _json(dict(stored.cohort)),
         "reasons": " ".join(reason.code for reason in record.reasons or () if reason.code),
         "attributions": _json(record.attributions),
         "input": _json(record.input),
-        "erased": stored.tombstone is not None,
     }
 
 

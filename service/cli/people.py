@@ -22,6 +22,7 @@ from service.ledger.sealing import Vault
 from service.ledger.searching import read_places
 from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import explanations, keys
+from service.wording import number_of
 
 Subject = Annotated[str, typer.Argument(help="The person, as `context.subject` named them.")]
 Tenant = Annotated[str, typer.Option(help="Whose records.")]
@@ -74,13 +75,14 @@ def _erase(ledger: Opened, tenant: str, subject: str, reason: str, *, is_agreed:
             f"the erasure is on record, but rows of baseline sets cannot be removed from {ledger.settings.data}: "
             f"{error.strerror}; the service removes them when it starts"
         ) from error
-    print(f"{erased.records} records lost their personal part; the tombstone is row {erased.tombstone} of the log")
+    records = number_of(erased.records, "record")
+    print(f"{records} lost the personal part; the tombstone is row {erased.tombstone} of the log")
     if erased.job_rows:
-        print(f"{erased.job_rows} rows of jobs that waited to be explained ended")
+        print(f"{number_of(erased.job_rows, 'row')} of jobs that waited to be explained ended")
     if erased.exports:
-        print(f"{erased.exports} exports that were asked for by the name forgot it")
+        print(f"{number_of(erased.exports, 'export')} that had been asked for by the name forgot it")
     if erased.set_rows:
-        print(f"{erased.set_rows} rows of baseline sets were removed")
+        print(f"{number_of(erased.set_rows, 'row')} of baseline sets removed")
     remaining = legal_holds.kept_of(ledger.engine, ledger.vault, tenant, subject)
     print(f"{_count_text(remaining)} kept of them now")
     return 0
@@ -207,8 +209,8 @@ def operator() -> str:
 
 
 def _count_text(kept: Kept) -> str:
-    waiting = f" and {kept.job_rows} rows of jobs that wait to be explained" if kept.job_rows else ""
-    in_sets = f" and {kept.set_rows} rows of baseline sets" if kept.set_rows else ""
+    waiting = f" and {number_of(kept.job_rows, 'row')} of jobs that are still to be explained" if kept.job_rows else ""
+    in_sets = f" and {number_of(kept.set_rows, 'row')} of baseline sets" if kept.set_rows else ""
     is_one = kept.explanations == 1 and not waiting and not in_sets
     counted = f"{kept.explanations} explanation{'' if kept.explanations == 1 else 's'}"
     return f"{counted}{waiting}{in_sets} {'is' if is_one else 'are'}"

@@ -82,11 +82,6 @@ class AppendQueue:
         """Whether the database takes records, according to the last attempts."""
         return not (self._has_failed or self._given_up)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether the writer has reported on every append."""
-        return not self._unsettled
-
     @contextmanager
     def room(self, entries: int) -> Iterator[Room]:
         """Reserves room for entries that are still to be computed, so that they are not computed in vain; what was not

@@ -387,9 +387,7 @@ class Repository:
     def _conditions_of(self, version: ModelVersion) -> dict[str, str]:
         """What the outputs of an artefact depend on beside the artefact: the environment, and the link that the
         manifest names."""
-        outputs = version.manifest.outputs
-        link = f"{outputs.network_link}, of one logit" if outputs.has_one_logit else outputs.network_link.value
-        return {**self._environment, "link": link}
+        return {**self._environment, "link": version.manifest.outputs.identity}
 
     async def _find_outputs(self, version: ModelVersion, sha256: str) -> Outputs | None:
         outputs = await asyncio.to_thread(self._outputs.find, version.key, sha256, self._conditions_of(version))

@@ -32,7 +32,6 @@ from service.methods.questions import (
     DeadlinePassed,
     Method,
     Problem,
-    Rows,
     Steps,
     evaluated,
     outputs_at,
@@ -133,7 +132,7 @@ class _Known:
         squares, slopes = np.empty((len(alphas), len(problem.input))), np.empty(len(alphas))
         for part in _parts(len(alphas), problem):
             rows, velocities = self._path.at(alphas[part])
-            known = yield from evaluated(Rows(rows, problem.readout, np.full(len(rows), problem.target)))
+            known = yield from evaluated(problem.rows(rows))
             own = (known.contributions * self._units) ** 2
             norms = own.sum(axis=1, keepdims=True)
             squares[part] = np.divide(own, norms, out=np.zeros_like(own), where=norms > 0)

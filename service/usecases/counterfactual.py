@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.answers.items import ReasonItem
-from service.answers.reading import personal_of, record_of
+from service.answers.reading import NOT_WHOLE, personal_of, record_of
 from service.answers.record import RecordItem
 from service.answers.replies import ChangeItem, HintItem
 from service.catalog.baselines import KeptSets
@@ -30,13 +30,14 @@ from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Floats, Plan
 from service.engine.protocol import Engine
 from service.errors import AnswerableError, CatalogError
-from service.ledger.entries import Stored
+from service.ledger.entries import LogChanged, Stored
 from service.usecases.replaying import plan_of
 
 STEPS = 32
 """Points of the path that are tried together; the deployed artefact takes as many rows at once."""
 HALVINGS = 12
 """Bisections of the step in which the decision changes, which locate the change to 1/130,000 of the path."""
+NOT_AS_WRITTEN = "the record of the explanation is not what was written"
 NOT_MOVED = "protected features and categories"
 NOTE = (
     "what the model would answer if only these values were others; it is no advice and no promise, and values that "
@@ -87,7 +88,8 @@ class Counterfactuals:
     async def find(self, stored: Stored, max_reasons: int) -> HintItem:
         """A hint that changes only features of the first `max_reasons` reasons of the record, or why there is none."""
         record = record_of(stored)
-        assert record.model is not None
+        if record.model is None:
+            return _no_hint(NOT_AS_WRITTEN)
         try:
             version = self._catalog.find(record.model.name, record.model.version)
         except AnswerableError:
@@ -95,7 +97,11 @@ class Counterfactuals:
         inputs, outputs = version.manifest.inputs, version.manifest.outputs
         if record.model.digest != version.key.digest or not inputs.named_features:
             return _no_hint("the model version that is served here is another artefact")
-        plan = plan_of(record, personal_of(stored), version)
+        try:
+            plan = plan_of(record, personal_of(stored), version)
+            reasons = [_members(inputs, reason) for reason in record.reasons or ()]
+        except (LogChanged, *NOT_WHOLE):
+            return _no_hint(NOT_AS_WRITTEN)
         try:
             decision = await self._decision(version, plan.input)
         except AnswerableError as error:
@@ -109,8 +115,7 @@ class Counterfactuals:
         features = inputs.named_features
         low, high = map(np.array, inputs.bounds)
         moved: list[int] = []
-        for reason in (record.reasons or ())[:max_reasons]:
-            members = _members(inputs, reason)
+        for members in reasons[:max_reasons]:
             moved += [at for at in members if not features[at].protected and not features[at].categories]
             path = _PathToBaseline(np.array(plan.input), baseline, low, high, whole, tuple(moved))
             try:

@@ -23,7 +23,7 @@ from service.access.visibility import Absent
 from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
-from service.answers.reading import NO_VERSION, personal_of, record_of
+from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_of
 from service.answers.record import Personal, RecordedContrast, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.versions import Catalog, ModelVersion
@@ -77,14 +77,17 @@ class Replaying:
             return not_computed("differs", (), "record")
         if record.model is None:
             return not_computed("differs", (), "record")
-        version = self._version(record.model)
-        differences = [*_environment_differences(record, version)]
-        missing = [*_missing(record, version, stored.tenant)]
+        try:
+            version = self._version(record.model)
+            differences = [*_environment_differences(record, version)]
+            missing = [*_missing(record, version, stored.tenant)]
+        except NOT_WHOLE:
+            return not_computed("differs", (), "record")
         if missing:
             return not_computed("environment_differs", [*missing, *differences])
         try:
             plan, conditions = plan_of(record, personal, version), _conditions(record)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except NOT_WHOLE:
             return not_computed("differs", differences, "record")
         if personal.plan_digest != plan.digest() and not any(difference.what == CODE for difference in differences):
             return not_computed("differs", differences, "plan")

@@ -145,9 +145,18 @@ async def test_what_is_no_finite_number_is_refused_in_a_parameter(
         ({"target": "maybe"}, "target 'maybe' is not a label; the labels are approved, denied, predicted"),
         ({"target": 2}, "target 2 is not a label's index; it must lie between 0 and 1"),
         ({"target": -1}, "target -1 is not a label's index; it must lie between 0 and 1"),
-        ({"target": True}, "parameters.target: Input should be a label, a label's index, or `predicted`"),
-        ({"target": 1.5}, "parameters.target: Input should be a label, a label's index, or `predicted`"),
-        ({"target": None}, "parameters.target: Input should be a label, a label's index, or `predicted`"),
+        (
+            {"target": True},
+            "parameters.target: Input should be a label or a value, by its name or index, or `predicted`",
+        ),
+        (
+            {"target": 1.5},
+            "parameters.target: Input should be a label or a value, by its name or index, or `predicted`",
+        ),
+        (
+            {"target": None},
+            "parameters.target: Input should be a label or a value, by its name or index, or `predicted`",
+        ),
         ({"output_space": "odds"}, "output_space 'odds' is not known; the spaces are probability, logit"),
         ({"baseline": "mean"}, "baseline 'mean' is not known; the baselines are training@1, approved@1"),
         ({"baseline": "training@2"}, "baseline 'training@2' is not known"),
@@ -259,7 +268,7 @@ async def test_as_many_contexts_as_instances(
 ) -> None:
     response = await client.post(path, json={"instances": [instance, instance], "context": [{}]})
 
-    assert assert_problem(response, 400) == "there are 2 instances and 1 contexts"
+    assert assert_problem(response, 400) == "the request has 2 instances and 1 context"
 
 
 @pytest.mark.parametrize(

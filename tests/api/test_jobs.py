@@ -486,7 +486,7 @@ async def test_nobody_sees_anothers_jobs(
         ({"instances": [1], "model": "nothing"}, 404, "no such model"),
         ({"instances": [1]}, 422, "instance 0: an instance is an object"),
         ({"instances": ["example"], "parameters": {"method": "nothing"}}, 422, "method 'nothing' is not known"),
-        ({"instances": ["example"], "context": [{}, {}]}, 400, "1 instances and 2 contexts"),
+        ({"instances": ["example"], "context": [{}, {}]}, 400, "the job has 1 instance and 2 contexts"),
         ({"explanations": {"subject": "nobody at all"}}, 422, "finds no explanation"),
         ({"explanations": {"from": "2026-01-31T12:00:00"}}, 422, "needs a time zone"),
         ({"explanations": {"form": "2026-01-31"}}, 400, "did you mean from?"),

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from service.access.permissions import Policy
-from service.answers.reasons import principal_reasons, texts_digest
+from service.answers.reasons import principal_reasons, texts_digest, why_no_reasons
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import Manifest, Reason, read_manifest
 from service.domain import Completeness, Explanation
 from tests.conftest import MODELS
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Explain
+    from tests.api.conftest import AssertProblem, Explain
     from tests.conftest import MakeKey, Service
 
 LOAN = read_manifest(MODELS / "loan" / "1")[0]
@@ -248,3 +248,25 @@ async def test_errors_and_what_a_tolerance_is_of_are_asked_for(
     assert (record["parameters"]["tolerance_of"], record["parameters"]["errors"]) == ("completeness", True)
     replay = (await client.post(f"/v1/explanations/{explanation['id']}:replay")).json()
     assert replay["verdict"] == "bit_exact"
+
+
+def test_why_there_are_no_reasons() -> None:
+    outputs = LOAN.outputs
+    silent = LOAN.model_copy(update={"outputs": outputs.model_copy(update={"adverse": None})})
+    for manifest, has_attributions, why in (
+        (LOAN, True, "its target, approved, does not tell of the adverse label"),
+        (LOAN, False, "it has no attributions"),
+        (silent, True, "its model names no adverse label"),
+        (with_codes([None] * 38), True, "its model has no reason texts"),
+    ):
+        assert why_no_reasons(manifest, "approved", has_attributions=has_attributions).startswith(why)
+
+
+async def test_a_record_without_reasons_says_why(
+    explain: Explain, client: httpx.AsyncClient, assert_problem: AssertProblem
+) -> None:
+    image = load_file(MODELS / "digits" / "1" / "heldout.safetensors")["rows"][0].reshape(8, 8).tolist()
+    (explanation,) = (await explain([image], path="/v1/models/digits:explain"))["explanations"]
+    response = await client.get(f"/v1/explanations/{explanation['id']}/reasons")
+    said = assert_problem(response, 404)
+    assert said == "the explanation has no reasons: its model names no adverse label"

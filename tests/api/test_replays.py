@@ -10,15 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import orjson
 import pytest
 from safetensors.numpy import load_file
-from sqlalchemy import update
 
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Conditions
-from service.ledger.tables import explanations, log
 from service.usecases.planning import Parameters, expected_points, make_plan
+from tests.api.tampering import changed_record, tampered
 from tests.conftest import MODELS
 
 if TYPE_CHECKING:
@@ -78,23 +76,6 @@ async def replayed(client: httpx.AsyncClient, explanation: str) -> dict[str, Any
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
-
-
-def changed_record(service: Service, explanation: str, change: Any) -> None:
-    """Rewrites a stored record, what is sealed of it included, behind the ledger's back."""
-    ledger = service.with_ledger.ledger
-    stored = service.call(ledger.get("default", explanation))
-    assert stored is not None
-    content, personal = orjson.loads(stored.record), orjson.loads(stored.personal)
-    record = {**content, **personal["answer"]}
-    change(record)
-    personal["answer"] = {name: value for name, value in record.items() if name not in content}
-    logged = orjson.loads(stored.logged) | {"content": {name: record[name] for name in content}}
-    opened = {"subject": None, "decision_id": None, "content": personal}
-    sealed = service.services.vault.seal(orjson.dumps(opened), explanation, None, None)
-    with service.database.begin() as connection:
-        connection.execute(update(log).where(log.c.seq == stored.seq).values(record=orjson.dumps(logged)))
-        connection.execute(update(explanations).where(explanations.c.seq == stored.seq).values(personal=sealed))
 
 
 @contextmanager
@@ -233,17 +214,6 @@ async def test_a_manifest_that_changed_matters_where_the_numbers_do(
     assert [one["what"] for one in verdict["differences"]] == ["manifest"]
 
 
-def tampered(name: str, value: Any) -> Any:
-    def change(record: dict[str, Any]) -> None:
-        *path, last = name.split(".")
-        part = record
-        for step in path:
-            part = part[step]
-        part[last] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "verdict", "fields"),
     [
@@ -257,6 +227,11 @@ def tampered(name: str, value: Any) -> Any:
         (tampered("environment.chunk_rows", "many"), "differs", ["record"]),
         (tampered("environment.chunk_rows", "1+1000000000"), "differs", ["record"]),
         (tampered("parameters", {}), "differs", ["record"]),
+        (tampered("attributions", "x"), "differs", ["attributions"]),
+        (tampered("attributions", {"a": "b"}), "differs", ["attributions"]),
+        (tampered("attributions", [1, 2]), "differs", ["attributions"]),
+        (tampered("environment", 5), "differs", ["record"]),
+        (tampered("model.name", ["loan"]), "differs", ["record"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

@@ -428,8 +428,8 @@ def test_an_erasure_also_removes_the_persons_rows_of_baseline_sets(
     assert ask("erase", "Ann")[0] == 2  # it is asked first
     code, said, _ = ask("erase", "Ann", "--reason", "asked for", "--yes")
     assert code == 0
-    assert "0 explanations and 1 rows of baseline sets are kept of 'Ann'" in said
-    assert "1 rows of baseline sets were removed" in said
+    assert "0 explanations and 1 row of baseline sets are kept of 'Ann'" in said
+    assert "1 row of baseline sets removed" in said
     assert "0 explanations are kept of them now" in said
     (left,) = sets.of("loan")
     assert (left.size, left.erased) == (1, (kept.digest,))

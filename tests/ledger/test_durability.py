@@ -217,7 +217,7 @@ async def test_what_no_database_could_take_says_nothing_about_the_database(
     with pytest.raises(LedgerUnavailable):
         await ledger.append([make_entry(personal="not bytes")])
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while len(settled) < 2 or not ledger.queue.is_settled:  # noqa: ASYNC110 - the database is asked, and answers
+        while len(settled) < 2 or not ledger.is_recording:  # noqa: ASYNC110 - the database is asked, and answers
             await asyncio.sleep(0.005)
     assert [outcome for _, outcome in settled] == [Outcome.UNAVAILABLE, Outcome.RECORDED]
     assert ledger.is_recording

@@ -16,7 +16,7 @@ from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Value, Values
 from service.domain import Completeness, Contrast, Floats, Link, OutputSpace, Target
 from service.engine.kernels.gradient import Linked, read_out
-from service.methods.registry import METHODS
+from service.methods.registry import BY_NAME, METHODS
 from service.methods.spec import Facts
 from service.numerics.links import PROBABILITIES, piece_slopes
 from service.numerics.quadrature import gauss_legendre
@@ -162,12 +162,16 @@ def test_every_method_answers_for_values_and_labels_or_says_why_not(
                 assert np.isfinite(explanation.attributions).all(), method.name
 
 
-@pytest.mark.parametrize("method", ["agi", "boundary_ig", "boundary_saliency", "split_ig", "decision_ig", "neflag"])
+@pytest.mark.parametrize("method", [method.name for method in METHODS])
 @pytest.mark.parametrize("space", Classes.spaces)
-def test_methods_that_search_take_contrasts(
+def test_every_method_takes_contrasts(
     method: str, space: OutputSpace, model_of: ModelOf, plan_for: PlanFor, run: Run
 ) -> None:
     model = model_of(network_of(nn.ReLU), drawn(0, 8), outputs=CLASSES)
+    spec = BY_NAME[method]
+    why = spec.not_applicable(Facts(model.traits, 8, spec.defaults()))
+    if why is not None:
+        pytest.skip(why)
     plan = plan_for(model, drawn(5), method, target=Contrast(1, 2), output_space=space, tolerance=0.05)
     (explanation,) = run(model, [plan])
     assert explanation.attributions is not None

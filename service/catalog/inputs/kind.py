@@ -70,11 +70,6 @@ class Row:
     values: tuple[float, ...]
     places: Places | None = None
 
-    @property
-    def is_truncated(self) -> bool:
-        """Whether more was sent than the model takes."""
-        return self.places is not None and self.places.truncated
-
 
 class Attributions(Protocol):
     """Values by unit: attributions, or how far each of them may be off.

@@ -124,6 +124,15 @@ class OutputKind(BaseModel):
         return False
 
     @property
+    def identity(self) -> str:
+        """What the outputs of an artefact depend on besides itself: the link, which the manifest names."""
+        return f"{self.network_link}, of one logit" if self.has_one_logit else self.network_link.value
+
+    def is_comparable_with(self, other: OutputKind) -> bool:
+        """Whether numbers of both, of outputs of the same names, mean the same."""
+        return self.spaces == other.spaces and self.network_link == other.network_link
+
+    @property
     def network_tensor(self) -> str:
         """Of an ONNX graph, the tensor at which the twin is cut."""
         return self.tensors[self.network_space]
@@ -259,8 +268,8 @@ class OutputKind(BaseModel):
         names = self.names
         if type(requested) is int:
             if not 0 <= requested < len(names):
-                detail = f"target {requested} is not a {self.noun}'s index; it must lie between 0 and {len(names) - 1}"
-                raise self._unknown(detail)
+                allowed = f"lie between 0 and {len(names) - 1}" if len(names) > 1 else "be 0"
+                raise self._unknown(f"target {requested} is not a {self.noun}'s index; it must {allowed}")
             return requested
         if requested not in names:
             targets = [*names, *others]

@@ -84,7 +84,7 @@ class Labels(OutputKind):
         if requested == PREDICTED:
             return None
         if isinstance(requested, Mapping):
-            raise self._no_contrast("here each label is right or wrong on its own, so name one label")
+            raise self._no_contrast("here each label is right or wrong on its own, so name one label or its index")
         return self._index(requested, [PREDICTED])
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,6 +24,7 @@ from service.catalog.outputs.kind import (
     are_finite,
 )
 from service.domain import Contrast, Floats, Link, OutputSpace, Target
+from service.wording import number_of
 
 MIN_SHARE = 1e-6
 """The share of the largest output over the baseline set below which differences are rounding: ten times float32's."""
@@ -134,7 +136,7 @@ class Values(OutputKind):
 
     def read_target(self, requested: object) -> Target | None:
         if isinstance(requested, Mapping):
-            raise self._no_contrast("these are values, so name one of them")
+            raise self._no_contrast(f"these are values, so name one of them: {', '.join(self.names)}")
         if requested == PREDICTED:
             if len(self.values) > 1:
                 raise self._unknown(f"target is missing: name one of the values {', '.join(self.names)}")
@@ -212,7 +214,8 @@ class Values(OutputKind):
     def declaration(cls, known: KnownOutputs) -> dict[str, Any]:
         if known.units and len(known.units) != len(known.names):
             raise ValueError(
-                f"there are {len(known.names)} values and {len(known.units)} units; name one for each, `1` for none"
+                f"the model has {number_of(len(known.names), 'value')}, and {number_of(len(known.units), 'unit')} "
+                "were named; name one for each, `1` for none"
             )
         units = known.units or ("1",) * len(known.names)
         values = [{"name": name, "unit": unit} for name, unit in zip(known.names, units, strict=True)]
@@ -224,10 +227,16 @@ class Values(OutputKind):
         """The bound that `above 0.5`, `below 600` or `price above 0.5` says. Raises ValueError."""
         *name, side, number = adverse.split() if len(adverse.split()) > 1 else ("", "")
         value = " ".join(name)
+        example = f"{names[0]} above 0.5" if len(names) > 1 else "above 0.5"
         if side not in {"above", "below"} or (value and value not in names) or (not value and len(names) > 1):
-            example = f"{names[0]} above 0.5" if len(names) > 1 else "above 0.5"
             raise ValueError(f"{adverse!r} says nothing of a value; bad news is said as in {example!r}")
-        return {side: float(number), **({"value": value} if value else {})}
+        try:
+            bound = float(number)
+        except ValueError:
+            bound = math.nan
+        if not math.isfinite(bound):
+            raise ValueError(f"{adverse!r}: {number!r} is no number; bad news is said as in {example!r}") from None
+        return {side: bound, **({"value": value} if value else {})}
 
     def comparison_obstacle(self, other: OutputKind) -> str | None:
         obstacle = super().comparison_obstacle(other)

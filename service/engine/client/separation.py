@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from service.domain import ChunkShapes, VersionRef
 from service.engine.client.worker_group import WorkerGroup
@@ -34,6 +35,7 @@ class Separation:
         self._make = make
         self._own: dict[VersionRef, WorkerGroup] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._turns: WeakValueDictionary[VersionRef, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def groups(self) -> list[WorkerGroup]:
@@ -47,7 +49,16 @@ class Separation:
     async def load(
         self, version: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None, *, beside: bool
     ) -> Loaded:
-        """Loads a version, and moves it to a worker of its own where its chunks take long; see `Engine.load`."""
+        """Loads a version, and moves it to a worker of its own where its chunks take long; see `Engine.load`.
+
+        Two loads of one version take turns, so that the second finds the worker that the first has started.
+        """
+        async with self._turns.setdefault(version, asyncio.Lock()):
+            return await self._load(version, source, known, shapes, beside=beside)
+
+    async def _load(
+        self, version: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None, *, beside: bool
+    ) -> Loaded:
         group = self.group_of(version)
         loaded = await group.versions.load(version, source, known, shapes, beside=beside and group is self.shared)
         if group is not self.shared or loaded.chunk_seconds <= MAX_SHARED_SECONDS:

@@ -90,13 +90,14 @@ class WorkerHandle:
         self._is_retired = False
         self._heard = clock.now
         self._calls: dict[int, asyncio.Future[Loaded | Outputs]] = {}
+        self._loading: set[int] = set()
         self._numbers = itertools.count()
 
     @property
     def silent_seconds(self) -> float:
         """For how long a computing worker has sent nothing; 0 for an idle or loading one, which need not send
         anything."""
-        return self._clock.now - self._heard if self.tasks and not self._calls else 0.0
+        return self._clock.now - self._heard if self.tasks and not self._loading else 0.0
 
     def give(self, task: Task) -> None:
         """Sends the task to the worker."""
@@ -119,7 +120,11 @@ class WorkerHandle:
         """Loads a version, which is added to `versions` later: some of its sets may still be missing. Raises
         CatalogError."""
         number = next(self._numbers)
-        loaded = await self._call(number, Load(number, version, source, known, shapes))
+        self._loading.add(number)
+        try:
+            loaded = await self._call(number, Load(number, version, source, known, shapes))
+        finally:
+            self._loading.discard(number)
         assert isinstance(loaded, Loaded)
         return loaded
 

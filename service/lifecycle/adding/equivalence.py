@@ -14,7 +14,6 @@ from onnx import helper
 
 from service.domain import Floats
 from service.errors import CatalogError
-from service.lifecycle.adding.endings import LOGITS
 from service.lifecycle.adding.inputs import SingleInput
 
 if TYPE_CHECKING:
@@ -75,12 +74,6 @@ def original_scores(
         np.concatenate([_numbers(name, part[place], at_once) for part in parts])[: len(shaped)]
         for place, name in enumerate(names)
     ]
-
-
-def count_labels(servable: ServableModel) -> int:
-    """How many labels the file has logits for. Raises CatalogError where ONNX Runtime cannot run it."""
-    row = np.zeros((1, *servable.input.shape), dtype=np.float32)
-    return int(_run(_opened(servable.model), [LOGITS], servable.input.name, row)[0].shape[-1])
 
 
 def served_outputs(servable: ServableModel, rows: NDArray[Any]) -> tuple[Floats, Floats]:

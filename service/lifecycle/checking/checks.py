@@ -21,6 +21,7 @@ from service.lifecycle.checking.limits import Limits
 from service.lifecycle.checking.trial import Answers, Trial, load_trial
 from service.monitoring.review import protected_share
 from service.numerics.ranking import rank_correlation
+from service.wording import number_of
 
 SPLITS = 5
 
@@ -111,7 +112,7 @@ def digests(folder: Path) -> Finding:
             read_baseline_rows(folder, manifest, baseline)
     except CatalogError as error:
         return Finding("digest", False, str(error))
-    return Finding("digest", True, f"{key.digest[:19]}…, {len(manifest.baselines)} baseline sets")
+    return Finding("digest", True, f"{key.digest[:19]}…, {number_of(len(manifest.baselines), 'baseline set')}")
 
 
 def profile_of(trial: Trial, answers: Answers) -> Profile | None:

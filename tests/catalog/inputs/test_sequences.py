@@ -80,7 +80,7 @@ def test_a_text_that_is_too_long_is_refused_or_cut_as_the_manifest_says() -> Non
     cutting = inputs(tokenizer={"truncate": True})
     read = read_sequence(cutting, text, tokenizer(cutting))
     assert read.values == (2, 6, 6, 6, 6, 6, 6, 3)
-    assert read.is_truncated
+    assert spans_of(read).truncated
     assert spans_of(read_sequence(cutting, {"text": "all"}, tokenizer(cutting))).truncated is False
 
 

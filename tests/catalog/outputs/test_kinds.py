@@ -17,8 +17,9 @@ from service.answers.disclosure import limited_prediction
 from service.answers.encoding import encode, to_json
 from service.answers.reading import read
 from service.catalog.outputs.declaration import Outputs
-from service.catalog.outputs.kind import OutputKind
+from service.catalog.outputs.kind import KnownOutputs, OutputKind
 from service.catalog.outputs.predictions import AnyPrediction, prediction_kind, target_kind
+from service.catalog.outputs.values import Values
 from service.catalog.review_rules import Review, parts_of
 from service.domain import Contrast, OutputSpace, Target
 from service.errors import InvalidRequest
@@ -41,6 +42,18 @@ def declared(declaration: dict[str, Any]) -> OutputKind:
 
 def test_a_manifest_that_names_no_kind_declares_classes() -> None:
     assert declared(CLASSES) == declared({"kind": "classes", **CLASSES})
+
+
+def test_what_tells_outputs_apart_is_their_link_and_spaces() -> None:
+    one_logit = {"labels": ["a", "b"], "link": "sigmoid"}
+    kinds = [declared(each) for each in (CLASSES, one_logit, LABELS, VALUES)]
+    assert [one.identity for one in kinds] == ["softmax", "softmax, of one logit", "sigmoid", "identity"]
+    assert [[one.is_comparable_with(other) for other in kinds] for one in kinds] == [
+        [True, True, False, False],
+        [True, True, False, False],
+        [False, False, True, False],
+        [False, False, False, True],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,8 @@ def test_targets_that_can_be_asked_for(declaration: dict[str, Any], asked: objec
         (VALUES, "predicted", "name one of the values price, days"),
         (VALUES, 2, "is not a value's index; it must lie between 0 and 1"),
         (VALUES, "prize", "did you mean price?"),
+        (VALUES, {"label": "price", "rather_than": "days"}, "name one of them: price, days"),
+        (SCORE, 1, "is not a value's index; it must be 0"),
     ],
 )
 def test_targets_that_cannot_be_are_refused_with_a_sentence(
@@ -83,6 +98,13 @@ def test_targets_that_cannot_be_are_refused_with_a_sentence(
         declared(declaration).read_target(asked)
     assert refusal.value.faults[0].pointer is not None
     assert refusal.value.faults[0].pointer.startswith("/parameters/target")
+
+
+@pytest.mark.parametrize("number", ["x", "nan", "inf"])
+def test_a_bound_that_is_no_number_is_refused(number: str) -> None:
+    known = KnownOutputs(("price", "days"), (), f"price above {number}", {})
+    with pytest.raises(ValueError, match=f"'{number}' is no number; bad news is said as in 'price above 0.5'"):
+        Values.declaration(known)
 
 
 def shown(prediction: AnyPrediction) -> dict[str, Any]:

@@ -123,6 +123,28 @@ async def test_a_worker_of_its_own_that_does_not_come_up_is_a_version_that_is_no
     assert all(worker.returncode is not None for worker in script.workers)
 
 
+async def test_two_loads_of_one_version_share_its_worker(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(separation, "MAX_SHARED_SECONDS", 0.5)
+    slow = a_version()
+
+    def answer(worker: ScriptedWorker, request: Request) -> Reply | None:
+        if isinstance(request, Load):
+            return VersionLoaded(request.task, loaded(request.version, 1.0))
+        return obedient(worker, request)
+
+    script.answers = [answer] * 4
+    engine = LocalEngine(1, 10**9, start=script.start)
+    await engine.start()
+    await asyncio.gather(engine.load(slow, SOURCE, {}), engine.load(slow, SOURCE, {}))
+    assert len(engine.separation.groups) == 2
+    assert len(script.workers) == 2
+    for count in (2, 1):  # it was loaded twice
+        engine.unload(slow)
+        assert len(engine.separation.groups) == count
+    await engine.close()
+    assert all(worker.returncode is not None for worker in script.workers)
+
+
 async def test_versions_that_are_quick_share_a_worker(engine: LocalEngine, tmp_path: Path) -> None:
     folder = copy_of_loan(tmp_path)
     loaded = await engine.load(ref_of(folder), source_of(folder), {}, SHAPES)

@@ -141,6 +141,11 @@ async def test_it_is_silent_only_while_it_computes(both: Both, until: Until) -> 
     await asyncio.sleep(0)
     assert both.handle.silent_seconds == 0
     await loading
+    both.sleep(3)
+    attaching = asyncio.create_task(both.handle.attach(a_version(), SET, None))
+    await asyncio.sleep(0)
+    assert both.handle.silent_seconds == 3  # only a load is beside what it computes
+    await attaching
 
 
 async def test_one_that_is_retired_ends_with_its_last_task(both: Both, until: Until) -> None:
