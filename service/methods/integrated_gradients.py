@@ -41,7 +41,7 @@ INTEGRATED_GRADIENTS = MethodSpec(
     least_points=one_point,
     usual_points=lambda _facts: 64,
     gives_reasons=True,
-    cost="one a piece by the exact rule, and label if more than two have a probability; else as tolerated, from 4",
+    cost="one a piece by the exact rule, and label if more than two have a probability; else as tolerated, from 5",
     options=(
         Choice(
             "rule",

@@ -25,14 +25,21 @@ RESOLUTION = float(np.finfo(np.float32).eps)
 GRADIENT_ROUNDING, PLACE_ROUNDING, SLOPE_ROUNDING = 1.8, 1.0, 0.7
 """By how much gradients, the places of kinks and a softmax's slopes are rounded, in units of what float32 resolves."""
 STEEPEST = 1e4
+ROUNDED = 4.0
+"""By how much integrals that are sums of gradients are rounded, in units of what float32 resolves of them."""
+NOISE = 20.0
+"""But not where what the vectors say of the error is exactly nothing: in units of that."""
 SUM_ROUNDING = 8.0
 """Likewise an output, relative to the largest logit: less than that tells nothing."""
 
 
 def resolution(outputs: Floats) -> float:
-    """What `outputs` [n] do not tell of a change from one to another: the rounding of single precision, if all are."""
+    """What `outputs` [n] do not tell of a change from one to another: the rounding of both, if they are float32.
+
+    A softmax in float32 rounds by up to 1.2 times what that resolves.
+    """
     is_single = bool((outputs == outputs.astype(np.float32)).all())
-    return RESOLUTION * float(np.abs(outputs).max()) if is_single else 0.0
+    return 2 * RESOLUTION * float(np.abs(outputs).max()) if is_single else 0.0
 
 
 def completeness_error(values: Floats, output: float, baseline_output: float, floor: float) -> float:

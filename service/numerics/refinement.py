@@ -92,9 +92,8 @@ class Refinement:
         if isinstance(errors, PanelErrors):
             panels = Panels(self._nodes, self._width)
             residual = abs(self._ends[1] - self._ends[0] - float(self.weights() @ self._derivatives))
-            self._estimate = panel_estimate(
-                errors, panels, self._derivatives, max(residual - 2 * resolution(self._outputs), 0.0)
-            )
+            missed = max(residual - self._unresolved[0], 0.0)
+            self._estimate = panel_estimate(errors, panels, self._derivatives, missed)
             inner, borders = self._gaps()
             defects = np.append(np.column_stack([borders[:-1], inner]).ravel(), borders[-1])
             seen = np.repeat(errors.high, self._nodes.shape[1])
@@ -108,7 +107,7 @@ class Refinement:
             defects[1:] -= behind
             seen = SEEN * errors.cells[0]
         seen = np.pad(seen, 1)
-        self._unseen = np.maximum(np.abs(defects) - (seen[:-1] + seen[1:]) - resolution(self._outputs), 0.0)
+        self._unseen = np.maximum(np.abs(defects) - (seen[:-1] + seen[1:]) - self._unresolved, 0.0)
 
     def error(self) -> float:
         """The L1 error of the integral over the inputs, with its safety factor, in units of the output."""
@@ -133,7 +132,17 @@ class Refinement:
         """What the sum misses of the change, beyond what float32 tells of the outputs."""
         start, end = self._ends
         missed = abs(end - start - float(self.weights() @ self._derivatives))
-        return max(missed * (1 + ITS_OWN) - resolution(self._outputs), 0.0)
+        return max(missed * (1 + ITS_OWN) - float(self._unresolved[0]), 0.0)
+
+    @property
+    def _unresolved(self) -> Floats:
+        """What the outputs do not tell of the changes over the gaps; over the first and the last as over the whole.
+
+        The ends are the deployed model's, in float32; probabilities at the nodes are of their logits in float64.
+        """
+        unresolved = np.full(self._nodes.size + 1, resolution(self._outputs))
+        unresolved[[0, -1]] = max(unresolved[0], resolution(np.array(self._ends)))
+        return unresolved
 
     def defects(self) -> tuple[Floats, Floats]:
         """The defect of every gap, and for every panel the sum of the absolute defects of the gaps it touches.

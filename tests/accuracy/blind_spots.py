@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from service.domain import Floats, OutputSpace
+from service.methods.shared.refining import FIRST_OF_ONE_LINE
 from tests.accuracy.engine import device_model, explained
 
 DRAWS = 100
 STEEPNESS = 500.0
-FIRST_NODES = (np.arange(4) + 0.5) / 4
+FIRST_NODES = (np.arange(FIRST_OF_ONE_LINE) + 0.5) / FIRST_OF_ONE_LINE
 """Those of the rule `midpoint`."""
 
 
@@ -66,7 +67,7 @@ def search(draws: int, tolerance: float = 0.01, seed: int = 0) -> list[Found]:
 
 def _tried(up: float, down: float, tolerance: float) -> Found:
     model = device_model(TwoSteps(up, down), np.zeros((1, 3)))
-    answer = explained(model, np.ones(3), "integrated_gradients", OutputSpace.LOGIT, tolerance)
+    answer = explained(model, np.ones(3), "integrated_gradients", OutputSpace.LOGIT, tolerance, target=0)
     assert answer.attribution_error is not None
     values: Floats = np.array(answer.attributions)
     return Found(up, down, float(np.abs(values - TRUTH).sum() / np.abs(TRUTH).sum()), answer.attribution_error)

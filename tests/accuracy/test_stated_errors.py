@@ -36,6 +36,14 @@ def test_the_true_error_is_within_the_stated_one() -> None:
     assert all(line.of("converged").all() for line in lines)
 
 
+def test_a_smooth_network_takes_few_points() -> None:
+    """Five nodes tell that a path is smooth, and how well the corrected rule does there."""
+    for name in ("gelu_table", "hardswish_table"):
+        lines = [line for line in lines_of(NETWORKS[name], IG, 5, (0.001,)) if line.rule == "integrated_gradients"]
+        assert all(line.of("points").mean() <= 6 for line in lines)
+        assert all(line.of("converged").all() and line.ratios.max() <= 1 for line in lines)
+
+
 def rules_of(name: str) -> set[str]:
     case = case_of(name)
     traits = device_model(copy.deepcopy(case.network), case.baselines).traits

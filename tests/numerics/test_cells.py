@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain import Floats
-from service.numerics.cells import Grouping, Stencils, estimate, local_errors, stencils
+from service.numerics.cells import SAFETY, Grouping, Stencils, estimate, local_errors, stencils
 from service.numerics.panels import vector_errors
 from service.numerics.refinement import Refinement
 
@@ -100,3 +100,36 @@ def test_what_shows_only_in_the_outputs_is_found() -> None:
         assert refinement.split(0.003, 400 - refinement.count)
         learn()
     np.testing.assert_allclose(refinement.weights() @ vectors, [1, 0], atol=0.01)
+
+
+def test_where_all_is_rounding_the_error_is_that() -> None:
+    """Quadratics, whose corrected rule is exact, of which float32 leaves seven digits."""
+    stencil, places, borders = uneven([1.0] * 12)
+    draws, ratios = np.random.default_rng(3), []
+    for _ in range(60):
+        powers = draws.normal(size=(3, 25))
+        vectors = (places[:, None] ** np.arange(3) @ powers).astype(np.float32).astype(np.float64)
+        told = estimate(local_errors(vectors, stencil, Grouping()), stencil)
+        assert told.is_corrected
+        weights = np.diff(borders)
+        np.add.at(weights, stencil.nodes, stencil.second)
+        true = np.abs(weights @ vectors - powers.T @ [1, 1 / 2, 1 / 3]).sum()
+        ratios.append(true / (SAFETY * told.inputs.sum()))
+    assert np.max(ratios) <= 1
+    assert np.median(ratios) >= 0.005
+
+
+def test_errors_of_a_smooth_path_keep_their_sign_from_cell_to_cell() -> None:
+    """Wide cells at the ends, beside narrow ones, as where only the middle was refined."""
+    stencil, places, borders = uneven([3.0, *[1.0] * 30, 3.0])
+    weights = np.diff(borders)
+    np.add.at(weights, stencil.nodes, stencil.second)
+    draws, ratios = np.random.default_rng(4), []
+    for _ in range(60):
+        rates, sizes = draws.uniform(2, 6, 25), draws.normal(size=25)
+        vectors = sizes * np.exp(-rates * places[:, None])
+        told = estimate(local_errors(vectors, stencil, Grouping()), stencil)
+        assert told.is_corrected
+        true = np.abs(weights @ vectors - sizes * (1 - np.exp(-rates)) / rates).sum()
+        ratios.append(true / (SAFETY * told.inputs.sum()))
+    assert np.max(ratios) <= 1

@@ -99,3 +99,43 @@ def test_what_shows_only_in_the_outputs_is_found() -> None:
     )
     assert refinement.error() == pytest.approx(1, abs=1e-6)
     assert refinement.is_searching
+
+
+@pytest.mark.parametrize("panels", [2, 3, 5, 9])
+def test_where_the_integrand_has_corners_the_error_is_theirs(panels: int) -> None:
+    """Slopes that jump (ELU) on a smooth path, by vectors whose sum does not, so that it is right and they are not."""
+    draws, ratios = np.random.default_rng(panels), []
+    for _ in range(60):
+        places, bends = draws.uniform(size=30), draws.normal(size=(30, INPUTS))
+        bends -= bends.mean(axis=1, keepdims=True)
+        curves = draws.normal(size=(3, INPUTS))
+
+        def integrand(alphas: Floats, p: Floats = places, b: Floats = bends, c: Floats = curves) -> Floats:
+            bent: Floats = np.maximum(alphas[:, None] - p, 0) @ b + alphas[:, None] ** np.arange(3) @ c
+            return bent
+
+        def primitive(alphas: Floats, p: Floats = places, b: Floats = bends, c: Floats = curves) -> Floats:
+            powers = np.arange(1, 4)
+            bent: Floats = np.maximum(alphas[:, None] - p, 0) ** 2 @ b / 2 + alphas[:, None] ** powers / powers @ c
+            return bent
+
+        refinement, found = refined(integrand, primitive, panels)
+        true = np.abs(found - np.diff(primitive(np.array([0.0, 1.0])), axis=0)[0]).sum()
+        ratios.append(true / refinement.error())
+    assert np.mean(np.array(ratios) <= 1) >= 0.95
+    assert np.median(ratios) >= 0.1
+
+
+def test_ends_in_float32_tell_no_change_that_is_less_than_their_rounding() -> None:
+    """Probabilities of nearly one: the deployed model's in float32, at the nodes of logits in float64."""
+    start, slope = 0.9997, 2e-4 * np.ones(INPUTS) / INPUTS
+    ends = np.array([start, start + 2e-4]).astype(np.float32).astype(np.float64)
+    refinement = Refinement(float(ends[0]), float(ends[1]), ORDER, 1)
+    alphas = refinement.pending
+    vectors = np.outer(1 + 0.01 * (alphas - 0.5), slope)
+    refinement.learn(start + 2e-4 * (alphas + 0.005 * (alphas**2 - alphas)), vectors.sum(axis=1))
+    stencil = refinement.stencils()
+    assert isinstance(stencil, Panels)
+    refinement.assess(vector_errors(vectors, stencil, Grouping()))
+    assert abs(ends[1] - ends[0] - 2e-4) > 1e-8, "the ends do differ by something else"
+    assert refinement.error() <= 1e-6 * 2e-4

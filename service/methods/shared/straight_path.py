@@ -26,7 +26,7 @@ from service.methods.questions import (
     pieces_of,
 )
 from service.methods.shared.refined_lines import RefinedLines
-from service.methods.shared.refining import FIRST_PANELS, GAUSS_NODES, next_aim, refine
+from service.methods.shared.refining import FIRST_OF_ONE_LINE, GAUSS_NODES, next_aim, refine
 from service.numerics.errors import RESOLUTION, PieceGradients, rounding_error
 from service.numerics.links import PROBABILITIES, piece_slopes, spread
 from service.numerics.quadrature import softmax_piece_weights
@@ -49,7 +49,7 @@ def straight_path(problem: Problem, rule: str) -> Method:
     most = problem.max_evaluations
     if rule == "gauss_legendre":
         return (yield from _refined(problem, rule, min(GAUSS_NODES, most), 1))
-    return (yield from _refined(problem, "midpoint", 1, min(FIRST_PANELS, most)))
+    return (yield from _refined(problem, "midpoint", 1, min(FIRST_OF_ONE_LINE, most)))
 
 
 @dataclass(frozen=True, slots=True)
