@@ -286,7 +286,7 @@ async def test_what_was_planned_before_an_erasure_is_refused_by_the_worker(servi
 async def test_subjects_are_one_a_row(tenant: Tenant, assert_problem: AssertProblem, subjects: list[str]) -> None:
     body = {"name": "mine", "rows": tenant.rows, "model_version": "1", "subjects": subjects}
     reply = await tenant.client.post(PATH, json=body)
-    assert "subjects" in assert_problem(reply, reply.status_code)
+    assert "subject" in assert_problem(reply, reply.status_code)
     assert reply.status_code in (400, 422)
 
 

@@ -192,7 +192,7 @@ async def test_reasons_of_a_value_beyond_its_bound_and_a_way_back(client: httpx.
     _, other = await explained(client, SCORES, EXAMPLE, target="loss")
     refused = await client.get(f"/v1/explanations/{other['id']}/reasons")
     assert refused.status_code == 404
-    assert "another output was explained than the adverse one" in refused.json()["detail"]
+    assert "its target, loss, does not tell of the adverse value" in refused.json()["detail"]
 
 
 async def test_reasons_of_a_label_and_a_way_to_where_it_is_not_predicted(client: httpx.AsyncClient) -> None:
