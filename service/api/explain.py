@@ -160,14 +160,13 @@ async def _request(
     contexts = _contexts(body.context, len(rows))
     return ExplainingRequest(
         version,
-        [row.values for row in rows],
+        rows,
         parameters,
         contexts,
         caller,
         use_cache,
         received,
         counted=1,
-        spans=[row.places for row in rows],
     )
 
 

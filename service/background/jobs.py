@@ -324,7 +324,7 @@ class ExplainRows:
             parameters = await asyncio.to_thread(_with_baseline, version, parameters)
             request = Request(
                 version,
-                [read.values],
+                [read],
                 parameters,
                 [context],
                 caller,
@@ -332,7 +332,6 @@ class ExplainRows:
                 time.monotonic(),
                 Priority.BULK,
                 [row.explanation_id],
-                spans=[read.places],
                 must_be_recorded=True,
                 job_row=(job.id, row.number),
             )

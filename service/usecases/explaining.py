@@ -19,7 +19,7 @@ from service.answers.explanation import Answered, ExplanationItem, answered
 from service.answers.items import TimingsItem
 from service.answers.record import ledger_entry
 from service.answers.replies import RememberedReply
-from service.catalog.inputs.kind import Places
+from service.catalog.inputs.kind import Row
 from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, Plan, Priority, Timings
@@ -48,11 +48,10 @@ class Request:
     With `must_be_recorded` there is no answer without its record, whatever the ledger's mode is; nor with an
     idempotency `key`, under which the answer is remembered together with its records.
     `job_row` is the job, and the number of its row, that this explains: once either has ended, nothing is recorded.
-    `spans` say where in texts and files the tokens are; empty where no instance is a text or a file.
     """
 
     version: ModelVersion
-    rows: Sequence[tuple[float, ...]]
+    rows: Sequence[Row]
     parameters: Parameters
     contexts: Sequence[Context]
     caller: Caller
@@ -62,15 +61,9 @@ class Request:
     ids: Sequence[str] | None = None
     counted: int = 0
     timings: RequestTimings = field(default_factory=RequestTimings)
-    spans: Sequence[Places | None] = ()
     must_be_recorded: bool = False
     job_row: tuple[str, int] | None = None
     key: RequestKey | None = None
-
-    @property
-    def spans_of_each(self) -> Sequence[Places | None]:
-        """One for each instance."""
-        return self.spans or [None] * len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +143,7 @@ class Explaining:
 
     async def _explain(self, request: Request, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
-        plans = make_plans(version, request.rows, parameters, request.caller.tenant)
+        plans = make_plans(version, [row.values for row in request.rows], parameters, request.caller.tenant)
         digests = [plan.digest() for plan in plans]
         deadline = deadline_of(parameters, time.monotonic())
         self._refuse_what_never_fits(version, plans)
@@ -174,22 +167,22 @@ class Explaining:
         untimed = []
         entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
-        for plan, digest, (explanation, cached, timings), context, spans, own_id in zip(
-            plans, digests, results, request.contexts, request.spans_of_each, ids, strict=True
+        for plan, digest, (explanation, cached, timings), context, row, own_id in zip(
+            plans, digests, results, request.contexts, request.rows, ids, strict=True
         ):
-            prediction = outputs.prediction_item(
-                explanation.outputs, plan.output_space, truncated=(spans is not None and spans.truncated) or None
-            )
+            prediction = outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
             answer = answered(
-                version, plan, explanation, spans, id=own_id, cached=cached, has_channels=parameters.channels
+                version, plan, explanation, row.places, id=own_id, cached=cached, has_channels=parameters.channels
             )
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
             untimed.append((prediction, answer, timings))
             if self._ledger is not None:
-                caller, row = request.caller, request.job_row
+                caller, places, job_row = request.caller, row.places, request.job_row
                 entries.append(
-                    ledger_entry(version, plan, digest, explanation, prediction, answer, caller, context, spans, row)
+                    ledger_entry(
+                        version, plan, digest, explanation, prediction, answer, caller, context, places, job_row
+                    )
                 )
         recording = time.monotonic()
         timing_items = [_milliseconds(timings, recording - request.received) for _, _, timings in untimed]
@@ -246,15 +239,14 @@ class Explaining:
         deadline = deadline_of(parameters, time.monotonic())
         with counted(request.caller.account, len(request.rows), request.counted):
             seconds_left = _seconds_left(deadline)
-            predictions = await _all([self._engine.predict(version.ref, row, seconds_left) for row in request.rows])
+            calls = [self._engine.predict(version.ref, row.values, seconds_left) for row in request.rows]
+            predictions = await _all(calls)
         return [
             limited_prediction(
-                outputs.prediction_item(
-                    prediction.outputs[space], space, truncated=(spans is not None and spans.truncated) or None
-                ),
+                outputs.prediction_item(prediction.outputs[space], space, truncated=row.truncated),
                 request.caller.policy,
             )
-            for prediction, spans in zip(predictions, request.spans_of_each, strict=True)
+            for prediction, row in zip(predictions, request.rows, strict=True)
         ]
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:

@@ -215,10 +215,10 @@ def _computed(
     version: ModelVersion, plan: Plan, explanation: Explanation, record: RecordItem, personal: Personal
 ) -> Computed:
     """What a record of this explanation would say, shown as it was in `record`."""
-    places = version.manifest.inputs.of_record(personal.content).places
+    row = version.manifest.inputs.of_record(personal.content)
     has_channels = record.attributions is not None and record.attributions.has_channels
-    answer = answered(version, plan, explanation, places, id=record.id, cached=False, has_channels=has_channels)
+    answer = answered(version, plan, explanation, row.places, id=record.id, cached=False, has_channels=has_channels)
     prediction = version.manifest.outputs.prediction_item(
-        explanation.outputs, plan.output_space, truncated=(places is not None and places.truncated) or None
+        explanation.outputs, plan.output_space, truncated=row.truncated
     )
     return Computed(answer, prediction, explanation.rule)

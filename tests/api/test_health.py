@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from service.access.callers import Caller
 from service.answers.explanation import ExplanationItem
+from service.catalog.inputs.kind import Row
 from service.catalog.review_rules import Review
 from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, Plan, Priority, Timings, VersionRef
@@ -60,7 +61,7 @@ def requests(version: ModelVersion) -> list[Request]:
     return [
         Request(
             version,
-            [tuple(row.tolist())],
+            [Row(tuple(row.tolist()))],
             Parameters(),
             [Context(cohort=COHORTS[at % 2])],
             caller,

@@ -15,6 +15,7 @@ import pytest
 from service.access.callers import Caller
 from service.answers.cache import Cache
 from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.kind import Row
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
@@ -140,7 +141,7 @@ class UnderTest:
         row = read_instance(self.version.manifest, self.version.manifest.example)
         return Request(
             version=self.version,
-            rows=[row] * rows,
+            rows=[Row(row)] * rows,
             parameters=Parameters(**parameters),
             contexts=[Context()] * rows,
             caller=Caller(tenant or self.tenant, "key"),
@@ -417,7 +418,7 @@ async def test_strict_refuses_and_records_nothing(make: Make, explanation: Expla
 
 async def test_one_failing_row_cancels_the_others_of_its_request(make: Make, until: Until) -> None:
     one = make(held=True)
-    rows = [tuple(float(number) for _ in one.version.manifest.inputs.names) for number in range(3)]
+    rows = [Row(tuple(float(number) for _ in one.version.manifest.inputs.names)) for number in range(3)]
     asking = asyncio.create_task(one.explaining.explain(replace(one.request(rows=3), rows=rows)))
     await until(lambda: len(one.engine.asked) == 3)
     asking.cancel()

@@ -70,6 +70,11 @@ class Row:
     values: tuple[float, ...]
     places: Places | None = None
 
+    @property
+    def truncated(self) -> bool | None:
+        """True where more was sent than the model takes; else None, which answers leave out."""
+        return (self.places is not None and self.places.truncated) or None
+
 
 class Attributions(Protocol):
     """Values by unit: attributions, or how far each of them may be off.
