@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError
 from service.errors import SetupError
 from service.settings import MIN_KEY_LENGTH, SECRETS, Settings, forget_secrets, read_settings, unknown_settings
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "deploy" / "README.md"
 VALUES = {"redis_url": "unix:///run/{}", "database_url": "postgresql://{}/ledger"}
 """What secrets look like that are no keys."""
 
@@ -110,8 +110,8 @@ def test_secrets_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name in os.environ if name.startswith("ANSWERABLE_")] == ["ANSWERABLE_PORT"]
 
 
-def test_the_readme_lists_every_setting() -> None:
-    _, _, section = README.read_text().partition("\n## Settings\n")
+def test_the_page_lists_every_setting() -> None:
+    _, _, section = PAGE.read_text().partition("\n## Settings\n")
     rows = [line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if line.startswith("| `")]
     listed = [name for row in rows for name in re.findall(r"`(?:ANSWERABLE|…)_([A-Z_]+)`", row)]
 

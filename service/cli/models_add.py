@@ -106,7 +106,7 @@ def add(
         what = next(iter(str(error).splitlines()), "")
         raise CatalogError(
             f"{source.name} cannot be added: something in it is not understood ({type(error).__name__}: {what}). "
-            "Export it in another way, or write its manifest by hand, as README's section Models says"
+            "Export it in another way, or write its manifest by hand, as models/README.md says"
         ) from error
     print(_summary(added, settings))
     return 1 if added.report.failed else 0

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tests.api.conftest import Explain
     from tests.conftest import Service
 
-README = Path(__file__).parents[2] / "README.md"
+HTTP_PAGE = Path(__file__).parents[2] / "service" / "api" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,12 @@ def test_every_operation_names_its_scope_and_has_a_name_of_its_own(service: Serv
 
 def test_every_kind_of_problem_is_named(described: dict[str, Any]) -> None:
     kinds = described["components"]["schemas"]["Problem"]["properties"]["type"]["examples"]
-    readme = README.read_text()
+    page = HTTP_PAGE.read_text()
 
     assert {f"urn:answerable:problem:{kind}" for kind in all_kinds()} == set(kinds)
     assert len(kinds) >= 30
     for kind in kinds:
-        assert f"`{kind.rpartition(':')[2]}`" in readme, kind
+        assert f"`{kind.rpartition(':')[2]}`" in page, kind
 
 
 def test_examples_are_those_of_the_models_that_there_are_now(tmp_path: Path) -> None:

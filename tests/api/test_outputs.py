@@ -222,10 +222,10 @@ async def test_a_contrast_is_kept_and_found_as_what_it_is(
     assert not loan.is_usual(loan.read_target(targets[2]))
 
 
-async def test_the_examples_of_the_readme(client: httpx.AsyncClient) -> None:
+async def test_the_examples_of_the_page(client: httpx.AsyncClient) -> None:
     """Of values and of a contrast: their commands are sent as they stand."""
-    readme = (REPOSITORY_MODELS.parent / "README.md").read_text()
-    _, _, section = readme.partition("\n## What a model answers\n")
+    page = (REPOSITORY_MODELS.parent / "service" / "api" / "README.md").read_text()
+    _, _, section = page.partition("\n## What a model answers\n")
     commands = re.findall(r"curl -s localhost:8080(\S+) .*?-d '(.*?)'", section.partition("\n## ")[0], re.DOTALL)
     assert [path for path, _ in commands] == [f"{PRICE}:explain"]
     for path, body in commands:

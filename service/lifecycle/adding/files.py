@@ -21,10 +21,10 @@ OTHERS = {
     ".pth": OF_TORCH,
     ".ckpt": OF_TORCH,
     ".bin": OF_TORCH,
-    ".pt2": "a program of torch.export; write its manifest by hand, as README's section Models says, or export it "
+    ".pt2": "a program of torch.export; write its manifest by hand, as models/README.md says, or export it "
     "with torch.onnx.export(..., external_data=False)",
     ".safetensors": "weights without the network that they belong to; write the manifest by hand (an `architecture`, "
-    "as README's section Models says), or export the model to ONNX",
+    "as models/README.md says), or export the model to ONNX",
     ".h5": OF_KERAS,
     ".keras": OF_KERAS,
     ".pb": OF_KERAS,

@@ -57,7 +57,7 @@ def refuse_shape(graph_input: SingleInput) -> None:
     if graph_input.is_integer:
         raise CatalogError(
             "the model takes integers, tokens perhaps: how they are padded and masked is not in the file, so write its "
-            "manifest by hand (kind: tokens), as README's section Models says"
+            "manifest by hand (kind: tokens), as models/README.md says"
         )
     if len(shape) == 2:
         columns = shape[0] * shape[1]
@@ -88,11 +88,11 @@ def _not_one_input(inputs: Sequence[onnx.ValueInfoProto]) -> str:
         return (
             f"the graph has {len(inputs)} inputs ({names}), one for each column; `models add` writes manifests for "
             "one: convert the pipeline with a single FloatTensorType of all columns, or write the manifest by hand, "
-            "where each feature names its `tensor`, as README's section Models says"
+            "where each feature names its `tensor`, as models/README.md says"
         )
     return (
         f"the graph has {len(inputs)} inputs ({names}); `models add` writes manifests for one. Tables with several are "
-        "served with a manifest written by hand, where each feature names its `tensor`, as README's section Models says"
+        "served with a manifest written by hand, where each feature names its `tensor`, as models/README.md says"
     )
 
 
@@ -108,7 +108,7 @@ def _text_model(inputs: Sequence[onnx.ValueInfoProto]) -> str:
         return f"{what}, with what it has generated so far: it writes texts, and only classifiers are served"
     return (
         f"{what}: how texts become tokens is not in the file. If it is a classifier, write its manifest by hand (kind: "
-        "tokens), with its tokenizer, as README's section Models says"
+        "tokens), with its tokenizer, as models/README.md says"
     )
 
 
@@ -116,8 +116,8 @@ def _takes_text(inputs: Sequence[onnx.ValueInfoProto]) -> str:
     text = [value.name for value in inputs if value.type.tensor_type.elem_type == TensorProto.STRING]
     return (
         f"the graph takes text: {_listed(text)}. `models add` writes manifests for numbers; with a manifest written by "
-        "hand, where those features have `categories` and each names its `tensor`, it can be served, as README's "
-        "section Models says. Texts that are no categories need a model of tokens"
+        "hand, where those features have `categories` and each names its `tensor`, it can be served, as "
+        "models/README.md says. Texts that are no categories need a model of tokens"
     )
 
 
