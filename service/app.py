@@ -33,6 +33,7 @@ from service.api import (
 from service.api.auth import Authenticator
 from service.api.routing import Route, guard
 from service.api.services import LedgerServices, Services
+from service.api.tokens import Issuer, Tokens
 from service.api.traffic import ObservedRequests
 from service.api.transport import Bodies, RequestIds
 from service.api.turns import Turns
@@ -204,7 +205,7 @@ async def _open_services(
     repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
     stack.push_async_callback(repository.close)
     explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
-    authenticator = Authenticator(keys, quotas, clock)
+    authenticator = Authenticator(keys, quotas, clock, _tokens(settings, keys))
     stack.callback(authenticator.close)
 
     with_ledger = None
@@ -267,6 +268,15 @@ async def _open_services(
         turns=Turns(),
         bootstrap_key=operators_key,
         loading=loading,
+    )
+
+
+def _tokens(settings: Settings, keys: Keys) -> Tokens | None:
+    if settings.oidc_issuer is None or settings.oidc_audience is None:
+        return None
+    return Tokens(
+        Issuer(settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_scopes_claim),
+        keys,
     )
 
 

@@ -29,6 +29,7 @@
     ├── ModelNotReady        503   the version is not loaded; like all of 503, carries Retry-After
     ├── Unkept               503   the data folder cannot be written to
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
+    ├── IssuerUnavailable    503   the issuer of tokens does not answer, and its keys are not known
     ├── TooManyConnections   503   all have a request under way; carries Retry-After
     ├── WorkerLost           503   the worker died twice with this request in flight
     ├── DeadlineExceeded     504   the deadline passed before any result
@@ -290,6 +291,12 @@ class LedgerUnavailable(AnswerableError):
     status = 503
     title = "Ledger not writable"
     retry_after = 2
+
+
+class IssuerUnavailable(AnswerableError):
+    status = 503
+    title = "Issuer of tokens not reachable"
+    retry_after = 10
 
 
 class TooManyConnections(AnswerableError):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -73,6 +73,12 @@ def _address(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def is_confidential(url: str) -> bool:
+    """Whether nobody in between can change what is fetched from there: by https, or from this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
+
+
 class _SecretFiles(PydanticBaseSettingsSource):
     """Secrets from the files that the environment names, without white space at their ends."""
 
@@ -105,6 +111,11 @@ class Settings(BaseSettings):
     `keep_alive_seconds` is how long an idle connection stays open: longer than a proxy keeps its own, which is a minute
     for most, or the proxy sends a request into a connection that is being closed.
     `max_connections` may be open at once, fewer where the system lets this process open few files.
+    `oidc_issuer` is the OpenID Connect issuer whose tokens are accepted, for `oidc_audience`; the claims named by
+    `oidc_tenant_claim` and `oidc_scopes_claim` hold their tenant and scopes, at a path of names with dots between them
+    if there is no claim of the whole name.
+    `tls_certificate` is a PEM file with the server's certificate and those that lead to its authority, `tls_key` its
+    private key; with `tls_client_ca` a client needs a certificate of these authorities.
     `logs` says how the log is written. `traces_endpoint` is where traces go, by OTLP over HTTP; unset: nowhere.
     """
 
@@ -133,9 +144,32 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=1024, ge=1)
     result_ttl_seconds: int = Field(default=86_400, ge=1)
     stability_share: float = Field(default=0.01, ge=0, le=1)
+    oidc_issuer: Annotated[str, _address("https", "http")] | None = None
+    oidc_audience: str | None = None
+    oidc_tenant_claim: str = Field(default="tenant", min_length=1)
+    oidc_scopes_claim: str = Field(default="scope", min_length=1)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     logs: Form = "json"
     traces_endpoint: str | None = None
     trusted_artefacts: Digests = frozenset()
+
+    @model_validator(mode="after")
+    def _what_belongs_together(self) -> Settings:
+        needs = {
+            "oidc_issuer": "oidc_audience",
+            "oidc_audience": "oidc_issuer",
+            "tls_certificate": "tls_key",
+            "tls_key": "tls_certificate",
+            "tls_client_ca": "tls_certificate",
+        }
+        for name, needed in needs.items():
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ValueError(f"{PREFIX}{name.upper()} needs {PREFIX}{needed.upper()}")
+        if self.oidc_issuer is not None and not is_confidential(self.oidc_issuer):
+            raise ValueError(f"{PREFIX}OIDC_ISSUER must begin with https://, unless it is on this machine")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -163,7 +197,8 @@ def read_settings(options: dict[str, Any]) -> Settings:
 
 
 def _sentence(fault: Any) -> str:
-    return f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg'].removeprefix('Value error, ')}"
+    message: str = fault["msg"].removeprefix("Value error, ")
+    return f"{PREFIX}{str(fault['loc'][0]).upper()}: {message}" if fault["loc"] else message
 
 
 def unknown_settings() -> list[str]:

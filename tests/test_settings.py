@@ -117,3 +117,19 @@ def test_the_page_lists_every_setting() -> None:
 
     secrets_in_files = [f"{name.upper()}_FILE" for name in SECRETS]
     assert sorted(listed) == sorted([*(name.upper() for name in Settings.model_fields), *secrets_in_files])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"oidc_issuer": "https://login.example"}, "ANSWERABLE_OIDC_ISSUER needs ANSWERABLE_OIDC_AUDIENCE"),
+        ({"oidc_audience": "us"}, "ANSWERABLE_OIDC_AUDIENCE needs ANSWERABLE_OIDC_ISSUER"),
+        ({"oidc_issuer": "http://login.example", "oidc_audience": "us"}, "must begin with https://"),
+        ({"tls_certificate": Path("c.pem")}, "ANSWERABLE_TLS_CERTIFICATE needs ANSWERABLE_TLS_KEY"),
+        ({"tls_client_ca": Path("ca.pem")}, "ANSWERABLE_TLS_CLIENT_CA needs ANSWERABLE_TLS_CERTIFICATE"),
+    ],
+)
+def test_settings_that_need_each_other(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SetupError, match=re.escape(says)):
+        read_settings({"_env_file": None, **options})
+    assert read_settings({"_env_file": None, "oidc_issuer": "http://127.0.0.1:9", "oidc_audience": "us"}).oidc_issuer

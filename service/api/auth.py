@@ -15,6 +15,7 @@ from fastapi import Request
 from service.access.callers import Caller
 from service.access.permissions import OPERATOR_TENANT
 from service.access.quotas import Quotas
+from service.api.tokens import Tokens, is_token
 from service.errors import Forbidden, LedgerUnavailable, TooManyWrongKeys, Unauthenticated
 from service.ledger.clock import Clock
 from service.ledger.keys import SCOPES, Key, Keys
@@ -92,11 +93,12 @@ class Authenticator:
     cost of strangers behind it is bounded: keys from an address that sent too many wrong ones are looked up one at a
     time, so that these never take more than one thread and one connection to the database.
 
-    Keys expire by the ledger's `clock`.
+    Keys expire by the ledger's `clock`. With `tokens`, those of an issuer are accepted beside keys.
     """
 
-    def __init__(self, keys: Keys, quotas: Quotas, clock: Clock | None = None) -> None:
+    def __init__(self, keys: Keys, quotas: Quotas, clock: Clock | None = None, tokens: Tokens | None = None) -> None:
         self._keys = keys
+        self._tokens = tokens
         self._clock = clock or Clock()
         self._quotas = quotas
         self._wrong = WrongKeys()
@@ -107,15 +109,21 @@ class Authenticator:
     def close(self) -> None:
         """Stops looking up keys, without waiting for look-ups under way."""
         self._finders.shutdown(wait=False, cancel_futures=True)
+        if self._tokens is not None:
+            self._tokens.close()
 
     async def find_for(self, address: str, secret: str) -> Key:
         """The valid key of this secret. Raises Unauthenticated, or TooManyWrongKeys after many from the address."""
         is_new = _digest(secret) not in self._remembered
-        if is_new and self._wrong.seconds_left(address):
-            async with self._wrong.turn:
+        refusal = Unauthenticated("the key is not valid")
+        try:
+            if is_new and self._wrong.seconds_left(address):
+                async with self._wrong.turn:
+                    key = await self.find(secret)
+            else:
                 key = await self.find(secret)
-        else:
-            key = await self.find(secret)
+        except Unauthenticated as error:
+            key, refusal = None, error
         if key is not None:
             return key
         if seconds_left := self._wrong.seconds_left(address):
@@ -125,10 +133,10 @@ class Authenticator:
             )
         if is_new:  # a client that repeats its old key is not guessing
             self._wrong.count(address)
-        raise Unauthenticated("the key is not valid")
+        raise refusal
 
     async def find(self, secret: str) -> Key | None:
-        """The valid key of this secret."""
+        """The valid key of this secret. Raises Unauthenticated for a token, saying what is wrong with it."""
         now = time.monotonic()
         digest = _digest(secret)
         remembered = self._remembered.get(digest)
@@ -147,13 +155,19 @@ class Authenticator:
         account.count(1)
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
+    def _find(self, secret: str) -> Key | None:
+        """Looks up a key, or checks a token. Blocks."""
+        if self._tokens is not None and is_token(secret):
+            return self._tokens.find(secret)
+        return self._keys.find(secret)
+
     async def _look_up(self, secret: str, digest: bytes, remembered: tuple[float, Key | None] | None) -> Key | None:
         """The stored key, looked up once for all concurrent requests. While the database does not answer, a remembered
         key stays valid; without one raises LedgerUnavailable."""
         finding = self._finding.get(digest)
         if finding is None or finding.done():
             self._finding = {other: future for other, future in self._finding.items() if not future.done()}
-            finding = self._finding[digest] = self._finders.submit(self._keys.find, secret)
+            finding = self._finding[digest] = self._finders.submit(self._find, secret)
         key = asyncio.wrap_future(finding)
         try:
             await asyncio.wait({key}, timeout=FIND_SECONDS)

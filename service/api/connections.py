@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from secrets import token_hex
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -78,6 +79,18 @@ class _Stopped(Exception):
     """Ends the parser's work on what a connection sent."""
 
 
+class Open(Protocol):
+    """One open connection."""
+
+    def check(self, now: float) -> None:
+        """Ends it if it has made no progress for too long. `now` is the event loop's time, in seconds."""
+        ...
+
+    def drop(self) -> None:
+        """Ends it at once, whatever was still to be sent."""
+        ...
+
+
 class Connections:
     """All open connections. When the limit is reached, the one that has been without a request longest is closed.
 
@@ -87,15 +100,15 @@ class Connections:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._open: set[Connection] = set()
-        self._without_request: dict[Connection, None] = {}
+        self._open: set[Open] = set()
+        self._without_request: dict[Open, None] = {}
 
     @property
     def count(self) -> int:
         """How many are open."""
         return len(self._open)
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Open) -> bool:
         """Adds a connection; returns whether there is room for it."""
         if len(self._open) >= self.limits.connections:
             longest = next(iter(self._without_request), None)
@@ -106,14 +119,14 @@ class Connections:
         self.has_no_request(connection)
         return True
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Open) -> None:
         self._open.discard(connection)
         self._without_request.pop(connection, None)
 
-    def has_request(self, connection: Connection) -> None:
+    def has_request(self, connection: Open) -> None:
         self._without_request.pop(connection, None)
 
-    def has_no_request(self, connection: Connection) -> None:
+    def has_no_request(self, connection: Open) -> None:
         if connection in self._open:
             self._without_request[connection] = None
 
@@ -147,8 +160,10 @@ class Connection(HttpToolsProtocol):
         self._refusal: AnswerableError | None = None
         self._waits_for: tuple[object, ...] = ()
         self._waits_since = 0.0
+        self.before_made: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.before_made()
         self._sending = OneWrite(transport, self.loop)
         super().connection_made(cast(asyncio.Transport, self._sending))
         if not self._connections.admit(self):

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from service.api.connections import Connection, Connections, Limits, connections_within, raise_descriptor_limit
 from service.api.services import Services
+from service.api.tls import Certificates, Listeners
 from service.app import create_app
 from service.engine.client.worker_processes import StartedWorker
 from service.errors import SetupError, WorkerLost
@@ -35,11 +36,54 @@ LOG = logging.getLogger("answerable")
 OnceReady = Callable[[Services, str], Awaitable[None]]
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """uvicorn's server on `sockets`, over TLS if there are certificates."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        sockets: list[socket.socket],
+        connections: Connections,
+        certificates: Certificates | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._sockets = sockets
+        self._tls = certificates and Listeners(sockets, connections, certificates, self._make_connection)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
+        await super().startup([] if self._tls else self._sockets)
+        if self._tls:
+            self._tls.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
+        if self._tls:
+            self._tls.stop()
+        await super().shutdown(self._sockets)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, also when the port was chosen by the system."""
+        host, port = self._sockets[0].getsockname()[:2]
+        return f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def _make_connection(self) -> Connection:
+        make = cast(Callable[..., Connection], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state={})
+
+
+class _DrainingServer(Server):
     """Sets `listening` when it listens, and calls `overdue` if requests outlast the drain when it shuts down."""
 
-    def __init__(self, config: uvicorn.Config, drain_seconds: float, overdue: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        sockets: list[socket.socket],
+        connections: Connections,
+        certificates: Certificates | None,
+        drain_seconds: float,
+        overdue: Callable[[], None],
+    ) -> None:
+        super().__init__(config, sockets, connections, certificates)
         self.listening = asyncio.Event()
         self.has_failed = False
         self._drain_seconds = drain_seconds
@@ -81,12 +125,6 @@ class _Server(uvicorn.Server):
         """Stops the server as a signal does, with an exit code that says so."""
         self.has_failed = True
         self._stop()
-
-    @property
-    def address(self) -> str:
-        """Where it listens, also when the port was chosen by the system."""
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None = None) -> int:
@@ -162,19 +200,30 @@ async def _serve_on(
     )
     connections = Connections(limits)
     config = configured(app, connections, settings)
-    server = _Server(config, settings.drain_seconds, lambda: _services(app).engine.stop())
+    certificates = _certificates(settings)
+    drain = settings.drain_seconds
+    server = _DrainingServer(config, sockets, connections, certificates, drain, lambda: _services(app).engine.stop())
     with server.ending_on_signals():
         async with app.router.lifespan_context(app):
-            announcing = asyncio.create_task(_announce(app, server, settings, once_ready))
-            watching = asyncio.create_task(connections.watch())
-            for task in (announcing, watching):
+            works = [_announce(app, server, settings, once_ready), connections.watch()]
+            if certificates is not None:
+                works.append(certificates.watch())
+            beside = [asyncio.create_task(work) for work in works]
+            for task in beside:
                 task.add_done_callback(_log_failure)
             try:
-                await server.serve(sockets)
+                await server.serve()
             finally:
-                announcing.cancel()
-                watching.cancel()
+                for task in beside:
+                    task.cancel()
     return 1 if server.has_failed else 0
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    """Raises SetupError."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _services(app: FastAPI) -> Services:
@@ -187,7 +236,7 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         LOG.error("a task beside the server failed", exc_info=task.exception())
 
 
-async def _announce(app: FastAPI, server: _Server, settings: Settings, once_ready: OnceReady | None) -> None:
+async def _announce(app: FastAPI, server: _DrainingServer, settings: Settings, once_ready: OnceReady | None) -> None:
     """Prints the new key at once, for it is shown only then, and the address when the models are loaded."""
     await server.listening.wait()
     services = _services(app)

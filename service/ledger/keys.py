@@ -101,6 +101,23 @@ class Keys:
             return key
         raise RuntimeError("a key exists, but cannot be found")
 
+    def identity(self, key_id: str, name: str, tenant: str) -> Key:
+        """The key of an identity whose requests are authenticated elsewhere; created when it is first asked for.
+
+        It has no secret, so nobody can send it, and no scopes: these come with each request.
+        """
+        for _ in range(2):
+            if (known := self.get(key_id)) is not None:
+                return known
+            try:
+                with self._writing() as connection:
+                    key = Key(key_id, tenant, name, frozenset(), ledger_time(connection), None, None, key_id)
+                    _enter(connection, KEY_CREATED, key, _hash(_new_secret()))
+            except IntegrityError:  # another process created it in between
+                continue
+            return key
+        raise RuntimeError("an identity exists, but cannot be found")
+
     def rotate(self, key_id: str, overlap: int) -> tuple[Key, str] | None:
         """Creates a key that replaces another, with the same rights, quota and policy; None when that is not valid.
 
