@@ -59,6 +59,7 @@ class Axis(StrEnum):
     """
 
     FEATURE = "feature"
+    TIME = "time"
     CHANNEL = "channel"
     HEIGHT = "height"
     WIDTH = "width"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from service.artefacts.inputs.image import OnnxImage
 from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.inputs.tabular import OnnxTable
+from service.artefacts.inputs.tensor import OnnxTensor
 from service.artefacts.inputs.tokens import OnnxTokens
 from service.artefacts.onnx.session_inputs import GraphInput
 from service.catalog.inputs.kind import Inputs
 
 KINDS: Mapping[str, Callable[[Any, Mapping[str, GraphInput]], OnnxInputs]] = {
     "tabular": OnnxTable,
-    "image": OnnxImage,
+    "image": OnnxTensor,
+    "series": OnnxTensor,
     "tokens": OnnxTokens,
 }
 

@@ -9,7 +9,7 @@ This module imports onnx2torch: `service.artefacts.onnx.twins` says how that is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -132,16 +132,21 @@ class _Computed(nn.Module):
         return self.function(*tensors)
 
 
-def converts(*operators: str, domain: str = "", tensors: int | None = 1) -> Callable[[Converter], Converter]:
+def converts(
+    *operators: str, domain: str = "", tensors: int | Sequence[int] | None = 1
+) -> Callable[[Converter], Converter]:
     """Registers a converter of operators, in all their versions, in the place of onnx2torch's.
 
-    The function gets the first `tensors` of the inputs, or all of them, without those that the node leaves out.
+    The function gets the first `tensors` of the inputs, those at these places, or all of them, without those that the
+    node leaves out.
     """
 
     def register(converter: Converter) -> Converter:
         def converted(onnx_node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
             function = converter(Node(onnx_node.proto, dict(onnx_node.attributes), graph))
-            inputs = tuple(name for name in onnx_node.input_values[:tensors] if name)
+            names = onnx_node.input_values
+            taken = names[:tensors] if tensors is None or isinstance(tensors, int) else [*_at(names, tensors)]
+            inputs = tuple(name for name in taken if name)
             return OperationConverterResult(_Computed(function), OnnxMapping(inputs, onnx_node.output_values))
 
         for operator in operators:
@@ -149,6 +154,10 @@ def converts(*operators: str, domain: str = "", tensors: int | None = 1) -> Call
         return converter
 
     return register
+
+
+def _at(names: Sequence[str], places: Sequence[int]) -> Iterator[str]:
+    return (names[place] for place in places if place < len(names))
 
 
 def rewrites(*operators: str) -> Callable[[Rewrite], Rewrite]:

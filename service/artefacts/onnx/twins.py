@@ -42,7 +42,13 @@ def _import_conversion() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from service.artefacts.onnx import conversion, converters, layout_converters, window_converters  # noqa: F401
+            from service.artefacts.onnx import (
+                conversion,
+                converters,  # noqa: F401
+                layout_converters,  # noqa: F401
+                recurrent_converters,  # noqa: F401
+                window_converters,  # noqa: F401
+            )
     finally:
         for name in absent:
             del sys.modules[name]

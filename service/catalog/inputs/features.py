@@ -8,10 +8,13 @@ columns of a category), or all features of a group. (A feature's `unit` is that 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
+import orjson
 from pydantic import Field, FiniteFloat, StrictInt, StrictStr, model_validator
 
 from service.catalog.inputs.kind import Declaration, check_range
@@ -113,6 +116,35 @@ class Unit:
     protected: bool
     reason: Reason | None
     members: tuple[int, ...]
+
+
+def reason_groups(units: Iterable[tuple[str, Titled]]) -> tuple[ReasonGroup, ...]:
+    """What may be a principal reason: the units of one code, or of one name where they have no reason.
+
+    Each unit comes with its name. The groups are in the order of their first units, whose title and text they have.
+    """
+    groups: dict[str, tuple[Titled, list[int]]] = {}
+    for place, (name, unit) in enumerate(units):
+        key = f"feature {name}" if unit.reason is None else f"code {unit.reason.code}"
+        groups.setdefault(key, (unit, []))[1].append(place)
+    return tuple(ReasonGroup(unit.title, unit.reason, tuple(places)) for unit, places in groups.values())
+
+
+def digest_of_reasons(units: Iterable[Titled]) -> str:
+    """The version of the reason texts: the digest of every unit's title, code and text, in order."""
+    named = [(u.name, u.title, u.reason and u.reason.code, u.reason and u.reason.text) for u in units]
+    return "sha256:" + hashlib.sha256(orjson.dumps(named)).hexdigest()
+
+
+class Titled(Protocol):
+    """What a reason can be of: a unit, or a feature of several."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def reason(self) -> Reason | None: ...
 
 
 @dataclass(frozen=True, slots=True)

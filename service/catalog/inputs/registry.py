@@ -8,14 +8,15 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from service.catalog.inputs.image import ImageInputs, PixelAttributions
+from service.catalog.inputs.series import SeriesAttributions, SeriesInputs
 from service.catalog.inputs.tabular import FeatureAttributions, TabularInputs
 from service.catalog.inputs.tokens import TokenAttributions, TokenInputs
 
-DeclaredInputs = Annotated[TabularInputs | ImageInputs | TokenInputs, Field(discriminator="kind")]
+DeclaredInputs = Annotated[TabularInputs | ImageInputs | TokenInputs | SeriesInputs, Field(discriminator="kind")]
 """What a manifest declares, by the word `kind`."""
 
-AnyAttributions = FeatureAttributions | PixelAttributions | TokenAttributions
-"""Values by feature, by pixel, or by token."""
+AnyAttributions = PixelAttributions | SeriesAttributions | TokenAttributions | FeatureAttributions
+"""Values by pixel, by step and feature, by token, or by feature."""
 
 
 @cache

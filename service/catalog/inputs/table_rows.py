@@ -40,7 +40,7 @@ def read_row(inputs: TabularInputs, instance: object, searches: Searches) -> tup
     try:
         return tuple(
             [
-                value if type(value) is float and low <= value <= high else _number(feature, value)
+                value if type(value) is float and low <= value <= high else read_number(feature, value)
                 for feature, value, (low, high) in zip(inputs.features, values, inputs.ranges_of_fractions, strict=True)
             ]
         )
@@ -80,7 +80,7 @@ def _wrong_values(values: Iterator[tuple[Feature, str | int, object]], searches:
     """The faults of values, each with its feature and its place in the instance."""
     for feature, place, value in values:
         try:
-            _number(feature, value)
+            read_number(feature, value)
         except InvalidRequest as error:
             (fault,) = error.faults
             hint = searches.hint(value, feature.categories) if fault.kind is Kind.UNKNOWN_CATEGORY else ""
@@ -92,7 +92,7 @@ def _sentence_of(wrong: Sequence[Fault]) -> str:
     return "; ".join(fault.detail for fault in wrong[:MAX_FAULTS_NAMED])
 
 
-def _number(feature: Feature, value: object) -> float:
+def read_number(feature: Feature, value: object) -> float:
     """The number of a value. Raises InvalidRequest with one fault, which does not say where the value stands."""
     if value is None and feature.imputed is not None:
         return feature.imputed

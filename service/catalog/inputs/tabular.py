@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -10,12 +9,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, RootModel, model_validator
 
 from service.catalog.inputs.encodings import Encoding, TableEncoding, one_hot
-from service.catalog.inputs.features import Category, Feature, Group, ReasonGroup, Unit
+from service.catalog.inputs.features import (
+    Category,
+    Feature,
+    Group,
+    ReasonGroup,
+    Unit,
+    digest_of_reasons,
+    reason_groups,
+)
 from service.catalog.inputs.kind import ZEROS, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
@@ -121,18 +127,12 @@ class TabularInputs(Inputs):
     @cached_property
     def reason_groups(self) -> tuple[ReasonGroup, ...]:
         """What may be a principal reason, in the order of the first unit of each."""
-        places: dict[str, list[int]] = {}
-        for place, unit in enumerate(self.units):
-            key = f"feature {unit.name}" if unit.reason is None else f"code {unit.reason.code}"
-            places.setdefault(key, []).append(place)
-        first = [(self.units[members[0]], tuple(members)) for members in places.values()]
-        return tuple(ReasonGroup(unit.title, unit.reason, members) for unit, members in first)
+        return reason_groups((unit.name, unit) for unit in self.units)
 
     @cached_property
     def reason_texts(self) -> str:
         """The version of the reason texts: the digest of every unit's title, code and text, in order."""
-        named = [(u.name, u.title, u.reason and u.reason.code, u.reason and u.reason.text) for u in self.units]
-        return "sha256:" + hashlib.sha256(orjson.dumps(named)).hexdigest()
+        return digest_of_reasons(self.units)
 
     @cached_property
     def protected(self) -> tuple[int, ...]:

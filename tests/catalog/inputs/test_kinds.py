@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.kind import Inputs, Row
 from service.catalog.inputs.sequences import Spans
+from service.catalog.inputs.series import SeriesInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.manifest import Manifest
@@ -29,6 +30,9 @@ IMAGE = ImageInputs.model_validate({"kind": "image", "shape": [2, 2, 3], "range"
 TOKENS = TokenInputs.model_validate(
     {"kind": "tokens", "tensor": "ids", "length": 4, "vocabulary": 300, "padding": 0, "mask": 1, "special": [2]}
 )
+SERIES = SeriesInputs.model_validate(
+    {"kind": "series", "steps": 3, "features": [FEATURES[2], {**FEATURES[0], "whole": False}]}
+)
 FILES = TokenInputs.model_validate(
     {
         **TOKENS.model_dump(exclude_none=True),
@@ -42,6 +46,12 @@ INSTANCES: dict[str, tuple[Inputs, Any, tuple[float, ...]]] = {
     "categories": (TABLE, {"age": None, "purpose": "house", "ratio": 1}, (40, 1, 1)),
     "image": (IMAGE, [[[0, 0.5, -1]] * 2, [[1, 0, 0]] * 2], (0, 0.5, -1, 0, 0.5, -1, 1, 0, 0, 1, 0, 0)),
     "tokens": (TOKENS, [2, 299], (2, 299, 0, 0)),
+    "series": (SERIES, [[0.5, 20], [1, 30], [0, 40]], (0.5, 20, 1, 30, 0, 40)),
+    "series, features first": (
+        SERIES.model_copy(update={"order": "features first"}),
+        [[0.5, 20], [1, 30], [0, 40]],
+        (0.5, 1, 0, 20, 30, 40),
+    ),
     "file": (FILES, {"bytes": "YWI="}, (97, 98, 97, 98)),
 }
 each = pytest.mark.parametrize(("inputs", "instance", "values"), INSTANCES.values(), ids=INSTANCES.keys())
@@ -115,12 +125,12 @@ def test_baselines_that_need_no_file() -> None:
 
 def test_the_axes_are_those_of_the_shape() -> None:
     """But of tokens, whose embeddings only the network knows."""
-    for inputs in (PLAIN, TABLE, IMAGE):
+    for inputs in (PLAIN, TABLE, IMAGE, SERIES):
         assert len(inputs.axes) == len(inputs.shape)
     sizes = dict(zip(IMAGE.axes, IMAGE.shape, strict=True))
     assert np.prod([size for axis, size in sizes.items() if axis not in PARTS]) == IMAGE.unit_count
 
 
 def test_a_manifests_word_finds_the_kind() -> None:
-    with pytest.raises(ValidationError, match="'tabular', 'image', 'tokens'"):
-        Manifest.model_validate({"inputs": {"kind": "series"}})
+    with pytest.raises(ValidationError, match="'tabular', 'image', 'tokens', 'series'"):
+        Manifest.model_validate({"inputs": {"kind": "graph"}})

@@ -80,4 +80,4 @@ def test_a_question_is_seen(code: str) -> None:
 
 
 def test_every_kind_is_known_to_the_worker() -> None:
-    assert set(KINDS) == WORDS == {"tabular", "image", "tokens"}
+    assert set(KINDS) == WORDS == {"tabular", "image", "tokens", "series"}

@@ -1,4 +1,4 @@
-"""Images as an ONNX graph takes them: one tensor, of the shape that the manifest has."""
+"""Images and series as an ONNX graph takes them: one tensor, of the shape that the manifest has."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs, compare_names
 from service.artefacts.onnx.twin_source import TwinSource
 from service.catalog.inputs.image import ImageInputs
+from service.catalog.inputs.series import SeriesInputs
 from service.errors import CatalogError
 
 
-class OnnxImage(OnnxInputs):
-    """Images of a graph; see `OnnxInputs`."""
+class OnnxTensor(OnnxInputs):
+    """One tensor of a graph; see `OnnxInputs`."""
 
-    def __init__(self, inputs: ImageInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
+    def __init__(self, inputs: ImageInputs | SeriesInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
         self.inputs = inputs
         self.graph_inputs = graph_inputs
 
     def session_inputs(self) -> SessionInputs:
-        """The rows in the shape of images, which must be the one that the graph takes."""
+        """The rows in the shape of the inputs, which must be the one that the graph takes."""
         inputs = self.inputs
         compare_names([inputs.tensor], self.graph_inputs)
         graph_input = self.graph_inputs[inputs.tensor]
