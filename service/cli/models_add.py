@@ -59,7 +59,7 @@ def add(
     logits: Annotated[bool, typer.Option("--logits", help="The scores are logits: those before the softmax.")] = False,
     channels: Annotated[
         Literal["first", "last"] | None,
-        typer.Option(help="Of an image, where the file does not say which axis they are."),
+        typer.Option(help="Of an image, or the features of a series, where the file does not say which axis they are."),
     ] = None,
     normalise: Annotated[
         str | None,

@@ -40,12 +40,10 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        low, high = torch.tensor(LOW), torch.tensor(HIGH)
-        self.register_buffer("middle", (low + high) / 2)
-        self.register_buffer("spread", (high - low) / 2)
+        self.low, self.high = nn.Buffer(torch.tensor(LOW)), nn.Buffer(torch.tensor(HIGH))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = (rows - self.middle) / self.spread
+        scaled: torch.Tensor = (2 * rows - self.low - self.high) / (self.high - self.low)
         return scaled
 
 

@@ -17,7 +17,7 @@ from service.catalog.manifest import find_versions
 from service.catalog.outputs.kind import KnownOutputs
 from service.domain import Explanation, Floats, OutputSpace
 from service.errors import AnswerableError, CatalogError
-from service.lifecycle.adding.added_inputs import Ask
+from service.lifecycle.adding.added_inputs import AddedInputs, Ask
 from service.lifecycle.adding.equivalence import Meaning
 from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import ServableModel, make_servable
@@ -92,12 +92,12 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
         and _are_values_rather_than_logits(servable, ask)
     ):
         servable = _make_servable(options, model, complete, are_values=True)
-    choices = _choices(options, servable, data_rows, file, models, ask)
+    choices = _choices(options, servable, inputs, data_rows, file, models, ask)
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as temporary:
         folder = Path(temporary) / choices.name / choices.version
         folder.mkdir(parents=True)
-        write_version(folder, servable, data_rows, choices)
+        write_version(folder, servable, inputs, data_rows, choices)
         try:
             against = newest_before(find_versions(models), folder, kept)
             added = _explain_and_check(folder, servable, against, rows)
@@ -203,7 +203,13 @@ def _names_of(paths: list[Path]) -> str:
 
 
 def _choices(
-    options: AddOptions, servable: ServableModel, rows: Rows | None, file: Path, models: Path, ask: Ask
+    options: AddOptions,
+    servable: ServableModel,
+    inputs: AddedInputs,
+    rows: Rows | None,
+    file: Path,
+    models: Path,
+    ask: Ask,
 ) -> ManifestChoices:
     default = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
     name = options.name or ask("name of the model", default)
@@ -215,7 +221,6 @@ def _choices(
     version = options.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
     if version in taken or (models / name / version).exists():
         raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
-    inputs = added_inputs(servable.input)
     features, titles = inputs.name_features(options, rows, ask)
     names = _names(options, servable, ask)
     adverse = options.adverse or ask(

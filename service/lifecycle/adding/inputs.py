@@ -52,26 +52,17 @@ def single_input_of(model: onnx.ModelProto) -> SingleInput:
 
 
 def refuse_shape(graph_input: SingleInput) -> None:
-    """Raises CatalogError where rows are neither a table's nor an image's."""
+    """Raises CatalogError where rows have another shape than those of a table, a series or an image."""
     shape = list(graph_input.shape)
     if graph_input.is_integer:
         raise CatalogError(
             "the model takes integers, tokens perhaps: how they are padded and masked is not in the file, so write its "
             "manifest by hand (kind: tokens), as models/README.md says"
         )
-    if len(shape) == 2:
-        columns = shape[0] * shape[1]
+    if len(shape) > 3:
         raise CatalogError(
-            f"rows of shape {shape} are neither a table's [features] nor an image's [channels, height, width]. A "
-            f"series is added as a table of {columns} features: export the model behind a layer that takes [rows, "
-            f"{columns}] and makes {shape} of them (torch: nn.Sequential(nn.Unflatten(1, ({shape[0]}, {shape[1]})), "
-            f"model)). A picture without channels: the same "
-            f"with nn.Flatten(1, 2), from [rows, 1, {shape[0]}, {shape[1]}]"
-        )
-    if len(shape) not in (1, 3):
-        raise CatalogError(
-            f"rows of shape {shape} are neither a table's [features] nor an image's [channels, height, width]; export "
-            "the model behind a layer that takes one of these and makes the other of it"
+            f"rows of shape {shape} are neither a table's [features], a series' [steps, features] nor an image's "
+            "[channels, height, width]; export the model behind a layer that takes one of these and makes the other"
         )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from service.lifecycle.adding.added_inputs import AddedInputs
 from service.lifecycle.adding.inputs import SingleInput, refuse_shape
 from service.lifecycle.adding.pictures import AddedPictures
+from service.lifecycle.adding.series import AddedSeries
 from service.lifecycle.adding.tables import AddedTable
 
-BY_AXES: Mapping[int, type[AddedInputs]] = {1: AddedTable, 3: AddedPictures}
+BY_AXES: Mapping[int, type[AddedInputs]] = {1: AddedTable, 2: AddedSeries, 3: AddedPictures}
 
 
 def added_inputs(graph_input: SingleInput) -> AddedInputs:

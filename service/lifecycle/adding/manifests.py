@@ -16,8 +16,8 @@ from safetensors.numpy import save
 
 from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
+from service.lifecycle.adding.added_inputs import AddedInputs
 from service.lifecycle.adding.graphs import ServableModel
-from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.rows import Rows
 
 MAX_BASELINES = 128
@@ -48,7 +48,9 @@ def imputed(model: ModelProto, tensor: str, columns: int) -> list[float | None]:
     return [None] * columns
 
 
-def write_version(folder: Path, servable: ServableModel, rows: Rows | None, choices: ManifestChoices) -> None:
+def write_version(
+    folder: Path, servable: ServableModel, added: AddedInputs, rows: Rows | None, choices: ManifestChoices
+) -> None:
     """Writes the artefact, the baseline set, and the manifest that names both by digest."""
     artefact = servable.model.SerializeToString()
     (folder / "model.onnx").write_bytes(artefact)
@@ -58,7 +60,6 @@ def write_version(folder: Path, servable: ServableModel, rows: Rows | None, choi
     baseline, description = _baseline(servable, filled)
     content = save({"rows": baseline.astype(np.float32)})
     (folder / "baselines" / "training.safetensors").write_bytes(content)
-    added = added_inputs(servable.input)
     inputs = added.declared(filled, missing, choices)
     manifest = {
         "name": choices.name,

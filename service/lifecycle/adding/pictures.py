@@ -5,19 +5,19 @@ An ONNX file need not declare any of it, and a wrong guess would not show: what 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from service.catalog.inputs.image import Normalisation
 from service.domain import Floats
 from service.errors import CatalogError
 from service.lifecycle.adding.added_inputs import AddedInputs, Ask
+from service.lifecycle.adding.layout import channel_axis
 from service.lifecycle.adding.rows import Rows, load_array, read_rows
 
 if TYPE_CHECKING:
@@ -29,12 +29,6 @@ Layout = Literal["first", "last"]
 
 USUAL_CHANNELS = {1, 3, 4}
 BYTES = 255
-OF_CHANNELS = {
-    *("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN"),
-    *("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "DepthToSpace", "SpaceToDepth"),
-}
-"""Operators that take channels in the first axis behind the rows."""
-KEEPING_AXES = {"Identity", "Cast", "Add", "Sub", "Mul", "Div", "Clip", "Pad", "Resize", "Relu", "Sqrt", "Dropout"}
 
 
 class AddedPictures(AddedInputs):
@@ -94,23 +88,8 @@ def refuse_channels_last(model: ModelProto, name: str, shape: Shape, stated: Lay
 
 
 def _layout_of_graph(model: ModelProto, name: str) -> Layout | None:
-    """By following the axes of the input through the graph to the first operator with channels."""
-    readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for tensor_read in node.input:
-            readers.setdefault(tensor_read, []).append(node)
-    waiting = deque([(name, [0, 1, 2, 3])])
-    while waiting:
-        tensor, axes = waiting.popleft()
-        for node in readers.get(tensor, ()):
-            if node.op_type in OF_CHANNELS and node.input[0] == tensor:
-                return "first" if axes[1] == 1 else "last" if axes[1] == 3 else None
-            if node.op_type == "Transpose":
-                order = {one.name: helper.get_attribute_value(one) for one in node.attribute}.get("perm", (3, 2, 1, 0))
-                waiting.append((node.output[0], [axes[at] for at in order]))
-            elif node.op_type in KEEPING_AXES:
-                waiting.append((node.output[0], axes))
-    return None
+    axis = channel_axis(model, name, 4)
+    return "first" if axis == 1 else "last" if axis == 3 else None
 
 
 def _layout_of_shape(shape: Shape) -> Layout | None:

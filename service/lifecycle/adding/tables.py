@@ -36,15 +36,7 @@ class AddedTable(AddedInputs):
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """From the command, or else the header, or else the user's answer."""
         (columns,) = self.input.shape
-        headers: tuple[str, ...] = options.features or (rows.names if rows is not None else ())
-        if not headers:
-            names = ask(f"names of the {columns} features, separated by commas", "")
-            headers = comma_separated(names) or tuple(f"feature_{at}" for at in range(1, columns + 1))
-        if len(headers) != columns:
-            raise CatalogError(
-                f"the model takes {columns} features, {len(headers)} are named; give all with --features"
-            )
-        return names_of(headers, columns), headers
+        return named_features(columns, options.features or (rows.names if rows is not None else ()), ask)
 
     def declared(
         self, rows: Floats | None, missing: Sequence[float | None], choices: ManifestChoices
@@ -52,7 +44,7 @@ class AddedTable(AddedInputs):
         """Features with ranges around their values in the data."""
         features = []
         for at, (name, title) in enumerate(zip(choices.features, choices.titles, strict=True)):
-            low, high = UNKNOWN_RANGE if rows is None else _range(rows[:, at])
+            low, high = UNKNOWN_RANGE if rows is None else range_around(rows[:, at])
             feature: dict[str, Any] = {"name": name, "title": title, "range": [low, high]}
             if missing[at] is not None:
                 feature["missing"] = missing[at]
@@ -66,7 +58,17 @@ class AddedTable(AddedInputs):
         return {name: float(f"{value:.12g}") for name, value in zip(names, middle, strict=True)}
 
 
-def _range(values: Floats) -> tuple[float, float]:
+def named_features(count: int, headers: tuple[str, ...], ask: Ask) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names and titles of so many features by their headers, or by the user's answer. Raises CatalogError."""
+    if not headers:
+        names = ask(f"names of the {count} features, separated by commas", "")
+        headers = comma_separated(names) or tuple(f"feature_{at}" for at in range(1, count + 1))
+    if len(headers) != count:
+        raise CatalogError(f"the model takes {count} features, {len(headers)} are named; give all with --features")
+    return names_of(headers, count), headers
+
+
+def range_around(values: Floats) -> tuple[float, float]:
     """The range of the values, and as much more on either side; not below zero if no value is, and [0, 1] for
     shares."""
     low, high = float(values.min()), float(values.max())

@@ -174,7 +174,7 @@ def test_numbers_that_are_told_to_be_values_are_served_as_such(columns: int, say
         (
             lambda: nn.Sequential(nn.Flatten(), layers(240, 3), nn.Softmax(1)),
             (5, 20, 12),
-            r"nn.Unflatten\(1, \(20, 12\)\)",
+            r"`--channels first` for \[features, steps\]",
         ),
         (
             lambda: nn.Sequential(layers(4, 12), nn.Unflatten(1, (4, 3)), nn.Softmax(2)),

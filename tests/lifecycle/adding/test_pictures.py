@@ -25,6 +25,7 @@ from service.cli.models_add import _summary
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import Added, AddOptions, add_model
 from service.lifecycle.adding.graphs import make_servable
+from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.manifests import ManifestChoices, write_version
 from service.lifecycle.adding.pictures import image_inputs, read_normalisation, read_pictures, refuse_channels_last
 from service.lifecycle.checking.tables import report_text
@@ -134,7 +135,7 @@ def test_every_kind_of_network_is_written_and_loaded_with_rows(name: str, tmp_pa
     folder = tmp_path / "network" / "1"
     folder.mkdir(parents=True)
     outputs = found.outputs.declaration(KnownOutputs(labels, (), None, found.tensors, found.has_one_logit))
-    write_version(folder, found, rows, ManifestChoices("network", "1", (), (), outputs))
+    write_version(folder, found, added_inputs(found.input), rows, ManifestChoices("network", "1", (), (), outputs))
     loaded = load_model(folder, CPU)
 
     assert loaded.parity < 1e-4
