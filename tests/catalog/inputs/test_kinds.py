@@ -19,7 +19,7 @@ from service.catalog.manifest import Manifest
 from service.domain import PARTS, SINGLE
 from service.errors import InvalidRequest
 
-FEATURES = [
+FEATURES: list[dict[str, Any]] = [
     {"name": "age", "title": "Age", "range": [18, 90], "whole": True, "missing": 40},
     {"name": "purpose", "title": "Purpose", "categories": ["car", "house", "boat"], "missing": "boat"},
     {"name": "ratio", "title": "Ratio", "range": [0, 1]},

@@ -15,7 +15,7 @@ from service.cli.baselines import rows_for
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import AddOptions, add_model
 from service.lifecycle.adding.rows import names_of
-from service.lifecycle.adding.tables import _range
+from service.lifecycle.adding.tables import range_around
 from tests.lifecycle.adding.conftest import IRIS_OF_ONNXRUNTIME
 
 
@@ -96,7 +96,7 @@ def test_names_that_are_none_of_the_headers_are_given_to_the_columns_in_their_or
 )
 def test_ranges_are_rounded_outwards(values: list[float]) -> None:
     """They hold what was seen and as much again to either side, or end at zero, and little more."""
-    low, high = _range(np.array(values))
+    low, high = range_around(np.array(values))
     spread = (max(values) - min(values)) or abs(max(values))
 
     assert (
