@@ -10,7 +10,8 @@ from pathlib import Path
 from service.catalog.assessments import Assessment
 from service.catalog.baselines import KeptSet
 from service.catalog.manifest import Manifest, version_order
-from service.domain import ModelKey, Traits, VersionRef
+from service.catalog.traits import Traits
+from service.domain import ModelKey, VersionRef
 from service.errors import ModelNotReady, NotFound
 
 FAULTY = "the version cannot be served: the service's log, and the index of its repository, say what is wrong with it"

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from service.catalog.baseline_outputs import Outputs
 from service.catalog.manifest import BaselineSet
+from service.catalog.traits import Traits
 from service.domain import (
     ChunkShapes,
     Conditions,
@@ -30,7 +31,6 @@ from service.domain import (
     Prediction,
     Priority,
     Timings,
-    Traits,
     VersionRef,
 )
 

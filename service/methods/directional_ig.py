@@ -30,7 +30,8 @@ from typing import cast
 
 import numpy as np
 
-from service.domain import Completeness, Floats, GroupShare, Indices, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Floats, GroupShare, Indices
 from service.methods.questions import Method, Problem
 from service.methods.shared.straight_path import straight_path
 from service.methods.shared.units import units_of_length

@@ -31,7 +31,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.domain import Completeness, Floats, ToleranceOf, kind_of
+from service.catalog.traits import kind_of
+from service.domain import Completeness, Floats, ToleranceOf
 from service.methods.questions import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
 from service.methods.spec import Choice, Facts, MethodSpec
 from service.numerics.errors import resolution

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
+from service.catalog.traits import Traits
 from service.domain import (
     Completeness,
     Contrast,
@@ -27,7 +28,6 @@ from service.domain import (
     OutputSpace,
     Target,
     ToleranceOf,
-    Traits,
     read_target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from reprlib import repr as abridged
 
 from service.catalog.nearest import did_you_mean
-from service.domain import Completeness, Link, OptionValue, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, OptionValue
 from service.methods.questions import Method, Problem
 
 MAX_GROUPS = 100
@@ -126,7 +127,7 @@ def needs_classes(name: str) -> Callable[[Facts], str | None]:
     """The `not_applicable` of a method that searches where another label becomes the likeliest."""
 
     def not_applicable(facts: Facts) -> str | None:
-        if facts.traits.link is Link.SOFTMAX:
+        if facts.traits.link.is_shared:
             return None
         return (
             f"{name} goes to where another label becomes the likeliest, and of this model's outputs none gives way to "

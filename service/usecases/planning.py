@@ -13,8 +13,9 @@ from reprlib import repr as abridged
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import PREDICTED, BaselineSet, Manifest
 from service.catalog.nearest import did_you_mean, known
+from service.catalog.traits import Traits
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, ToleranceOf, Traits
+from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, ToleranceOf
 from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
 from service.methods.registry import BY_NAME
 from service.methods.spec import Facts, MethodSpec, Units

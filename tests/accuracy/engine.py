@@ -21,7 +21,6 @@ from service.domain import (
     ChunkShapes,
     Explanation,
     Floats,
-    Link,
     ModelKey,
     OptionValue,
     OutputSpace,
@@ -33,6 +32,7 @@ from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of,
 from service.engine.worker.explanation import explain
 from service.methods.questions import Question
 from service.methods.registry import BY_NAME
+from service.numerics.links import SOFTMAX
 
 KEY = ModelKey("network", "1", "sha256:network")
 SET = "sha256:own"
@@ -72,7 +72,7 @@ def device_model(
     axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
     with torch.no_grad():
         labels = network(torch.zeros(1, *shape)).shape[1]
-    link = Link.SOFTMAX if outputs is None else outputs.network_link
+    link = SOFTMAX if outputs is None else outputs.network_link
     traits = replace(traits_of(twin, axes, shape, labels), link=link)
     own = DeployedNetwork(network, shape) if outputs is None else TorchOutputs(twin, CPU, shape, outputs)
     deployed = DeployedKernel(own, DEPLOYED_ROWS)

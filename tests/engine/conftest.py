@@ -108,7 +108,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class WrappedKernel:
+class WrappedKernel(Kernel):
     """A kernel of the model that may fail first: `before` is called with the segments of every chunk."""
 
     wrapped: Kernel

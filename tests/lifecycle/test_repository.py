@@ -17,7 +17,8 @@ from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments, ke
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, Traits, VersionRef
+from service.catalog.traits import Traits
+from service.domain import ChunkShapes, VersionRef
 from service.engine.protocol import Loaded, Source, Stats
 from service.errors import LoadRefused
 from service.lifecycle.repository import Repository, read_catalog

@@ -27,6 +27,7 @@ from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.kind import OutputKind
+from service.catalog.traits import Traits
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
@@ -39,7 +40,6 @@ from service.domain import (
     Plan,
     Priority,
     Target,
-    Traits,
 )
 from service.engine.graph.traits import traits_of
 from service.engine.kernels.gradient import GradientKernel
@@ -153,7 +153,7 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
     """The loan network with GELU in the place of ReLU: smooth, but for the clipping of outlying inputs."""
     gradient = model.kernels[Points][0]
     assert isinstance(gradient, GradientKernel)
-    twin = copy.deepcopy(gradient._twin)
+    twin = copy.deepcopy(gradient.network.twin)
     for name, module in list(twin.named_children()):
         if isinstance(module, nn.ReLU):
             setattr(twin, name, nn.GELU())

@@ -15,7 +15,8 @@ from torch import Tensor
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
-from service.domain import Axis, Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Axis, Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods.directional_ig import DIRECTIONAL_IG, directional_ig
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.questions import Attribution, DeadlinePassed, Problem

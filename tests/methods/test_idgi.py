@@ -12,7 +12,8 @@ from torch import Tensor
 
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods import idgi as module
 from service.methods.idgi import IDGI, idgi
 from service.methods.questions import DeadlinePassed, Problem

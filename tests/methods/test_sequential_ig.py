@@ -12,7 +12,8 @@ from torch import Tensor
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.questions import DeadlinePassed, Points, Problem
 from service.methods.sequential_ig import SEQUENTIAL_IG, sequential_ig

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, P
 from service.catalog.inputs.image_files import decode, described
 from service.catalog.inputs.kind import Declaration, Inputs, Number, Row, check_range
 from service.catalog.nearest import Searches
-from service.domain import Axis
+from service.catalog.traits import Axis
 from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 Channel = tuple[tuple[Number, ...], ...]

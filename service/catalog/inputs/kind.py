@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, WithJsonSche
 
 from service.catalog.formats import Artefact
 from service.catalog.nearest import Searches
-from service.domain import Axis, Floats, RowType
+from service.catalog.traits import Axis
+from service.domain import Floats, RowType
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from service.catalog.inputs.features import Category, Feature, Group, ReasonGrou
 from service.catalog.inputs.kind import ZEROS, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
-from service.domain import Axis, Floats, RowType
+from service.catalog.traits import Axis
+from service.domain import Floats, RowType
 from service.errors import CatalogError, InvalidRequest
 
 

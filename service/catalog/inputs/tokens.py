@@ -16,7 +16,8 @@ from service.catalog.formats import Artefact
 from service.catalog.inputs.kind import MASK, Inputs, Number, Row
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
-from service.domain import Axis, RowType
+from service.catalog.traits import Axis
+from service.domain import RowType
 
 SideInput = Literal["mask", "zeros", "positions"]
 """The graph's other inputs: 1 for every token and 0 for the padding, zeros, or positions 0, 1, 2 and so on."""

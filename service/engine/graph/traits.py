@@ -8,7 +8,8 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from service.artefacts.sizes import layer_sizes, propagate, row_type_of, size_of
-from service.domain import DOUBLE, Axis, Traits
+from service.catalog.traits import Axis, Traits
+from service.domain import DOUBLE
 from service.engine.graph.operators import (
     EXTREMA_ALONG,
     MAX_POOLS,

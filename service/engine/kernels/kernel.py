@@ -7,9 +7,10 @@ depend on who shares the chunk, bit for bit; see `design.md`, idea 4, for the me
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class Segment:
         return self.stop - self.start
 
 
-class Kernel(Protocol):
+class Kernel(ABC):
     """One computation at one shape; a segment's part is joined with its siblings into the answer.
 
     `capacity` is in units of questions; it falls when the device runs out of memory.
@@ -56,13 +57,13 @@ class Kernel(Protocol):
     name: str
     capacity: int
 
+    @abstractmethod
     def run(self, segments: Sequence[Segment]) -> list[object]:
         """The parts of the segments, which hold at most `capacity` units together."""
-        ...
 
+    @abstractmethod
     def join(self, parts: Sequence[object]) -> object:
         """The answer to a question from the parts of all its segments, in order."""
-        ...
 
 
 class Kernels(Mapping[type, Sequence[Kernel]]):
@@ -118,17 +119,15 @@ class Launched:
     withdraw: Callable[[], bool] = lambda: False
 
 
-class Overlapping(Kernel, Protocol):
+class Overlapping(Kernel):
     """A kernel that computes a chunk on the device while other work continues. Two chunks may be under way at once."""
 
+    @abstractmethod
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Starts the chunk."""
-        ...
 
-
-def is_overlapping(kernel: Kernel) -> TypeGuard[Overlapping]:
-    """Whether the kernel can be launched."""
-    return hasattr(kernel, "launch")
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        return self.launch(segments).collect()
 
 
 class HasOutputs(Protocol):
@@ -145,7 +144,7 @@ def filled_up(rows: NDArray[np.floating], capacity: int) -> NDArray[np.floating]
     return chunk
 
 
-class DeployedKernel:
+class DeployedKernel(Kernel):
     """Forward passes of the artefact in production, which takes rows of the `row_type`."""
 
     name = "deployed"
@@ -173,7 +172,7 @@ class DeployedKernel:
 NO_LIMIT = 2**31
 
 
-class BreakpointsKernel:
+class BreakpointsKernel(Kernel):
     """Breakpoints of a piecewise-linear network on many lines together. A unit is a line, of `most_pieces` at most."""
 
     name = "breakpoints"

@@ -22,7 +22,7 @@ from functools import partial
 import torch
 
 from service.domain import Explanation, Prediction, Priority, Timings
-from service.engine.kernels.kernel import Kernel, Kernels, Segment, is_overlapping, units_of
+from service.engine.kernels.kernel import Kernel, Kernels, Overlapping, Segment, units_of
 from service.engine.messages import Done, Failed, Outcome
 from service.engine.protocol import ChunkReport
 from service.engine.worker.explanation import Steps
@@ -198,14 +198,14 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Withdraws chunks of bulk work that the device has not begun, where interactive work would wait for them."""
-        if any(queue.is_urgent and is_overlapping(kernel) for kernel, queue in self._queues.items()):
+        if any(queue.is_urgent and isinstance(kernel, Overlapping) for kernel, queue in self._queues.items()):
             while self._flights and self._flights[-1].is_bulk and self._flights[-1].withdraw():
                 self._requeue(self._flights.pop().taken)
 
     def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
         """The next chunk: its kernel, and what of which explanation is in it."""
         is_full = len(self._flights) == MAX_FLIGHTS
-        able = [kernel for kernel in self._queues if not (is_full and is_overlapping(kernel))]
+        able = [kernel for kernel in self._queues if not (is_full and isinstance(kernel, Overlapping))]
         if not able:
             return None
         kernel = next((kernel for kernel in able if self._queues[kernel].is_urgent), able[0])
@@ -221,7 +221,7 @@ class Scheduler:
         for live, _ in taken:
             live.started = live.started or now
         segments = [segment for _, segment in taken]
-        if is_overlapping(kernel):
+        if isinstance(kernel, Overlapping):
             try:
                 launched = kernel.launch(segments)
             except torch.AcceleratorError:

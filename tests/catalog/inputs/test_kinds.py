@@ -15,7 +15,8 @@ from service.catalog.inputs.sequences import Spans
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.manifest import Manifest
-from service.domain import PARTS, SINGLE
+from service.catalog.traits import PARTS
+from service.domain import SINGLE
 from service.errors import InvalidRequest
 
 FEATURES = [
