@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.boundary_search import MAX_GRADIENTS, least_gradients, nearest_boundary
 from service.methods.shared.one_gradient import gradient_at, of_one_gradient
 from service.methods.spec import MethodSpec, needs_classes

@@ -32,7 +32,7 @@ import numpy as np
 
 from service.catalog.traits import Traits
 from service.domain import Completeness, Floats, GroupShare, Indices
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.straight_path import straight_path
 from service.methods.shared.units import units_of_length
 from service.methods.spec import Facts, Groups, MethodSpec, Number, one_point

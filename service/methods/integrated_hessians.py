@@ -33,7 +33,8 @@ import numpy as np
 
 from service.catalog.traits import kind_of
 from service.domain import Completeness, Floats, ToleranceOf
-from service.methods.questions import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, HessianRows, Steps, curvatures
 from service.methods.spec import Choice, Facts, MethodSpec
 from service.numerics.errors import resolution
 from service.numerics.logarithmic import gauss_logarithmic

@@ -9,7 +9,7 @@ from reprlib import repr as abridged
 from service.catalog.nearest import did_you_mean
 from service.catalog.traits import Traits
 from service.domain import Completeness, OptionValue
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 
 MAX_GROUPS = 100
 MAX_MEMBERS = 10_000

@@ -24,7 +24,8 @@ from dataclasses import replace
 import numpy as np
 
 from service.domain import Completeness, Contrast, Floats, read_target
-from service.methods.questions import Breakpoints, Method, Problem, Steps, outputs_at, pieces_of
+from service.methods.problem import Method, Problem
+from service.methods.questions import Breakpoints, Steps, outputs_at, pieces_of
 from service.methods.shared.straight_path import straight_path
 from service.methods.spec import MethodSpec, Number, one_point
 from service.numerics.softmax_pieces import softmax

@@ -43,7 +43,8 @@ import numpy as np
 
 from service.domain import Completeness, Floats, Indices
 from service.extras import install
-from service.methods.questions import Attribution, Method, Problem, Steps, outputs_at
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Steps, outputs_at
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_PANELS, next_aim, refine
 from service.methods.spec import Facts, MethodSpec, Number

@@ -48,19 +48,17 @@ from service.engine.messages import Done
 from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
+from service.methods.problem import Attribution, Method, Problem
 from service.methods.questions import (
     Answer,
-    Attribution,
     Breakpoints,
     Curvatures,
     DeadlinePassed,
     Evaluated,
     Forwards,
     HessianRows,
-    Method,
     Pieces,
     Points,
-    Problem,
     Question,
     Readout,
     Rows,

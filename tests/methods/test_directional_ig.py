@@ -19,7 +19,8 @@ from service.catalog.traits import Axis, Traits
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.directional_ig import DIRECTIONAL_IG, directional_ig
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.problem import Attribution, Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.spec import Facts
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from service.catalog.outputs.classes import Classes
 from service.catalog.traits import Traits
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import DeadlinePassed, Points, Problem
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed, Points
 from service.methods.sequential_ig import SEQUENTIAL_IG, sequential_ig
 from service.methods.spec import Facts
 

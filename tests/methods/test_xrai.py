@@ -16,7 +16,8 @@ from torch import Tensor
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
-from service.methods.questions import DeadlinePassed, Forwards, Points, Problem
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed, Forwards, Points
 from service.methods.spec import Facts
 from service.methods.xrai import XRAI, xrai
 

@@ -20,7 +20,8 @@ from service.domain import (
 from service.engine.kernels.kernel import Deployed, DeployedOutputs
 from service.engine.worker.device import DeviceModel, PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
-from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.problem import Attribution, Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.registry import BY_NAME
 from service.methods.shared.noise import noisy
 from service.numerics.errors import completeness_error, relative_to_attributions

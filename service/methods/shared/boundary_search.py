@@ -30,7 +30,8 @@ import numpy as np
 
 from service.catalog.traits import Traits
 from service.domain import Contrast, Floats, Indices, OutputSpace
-from service.methods.questions import Problem, Readout, Rows, Steps, evaluated, outputs_at
+from service.methods.problem import Problem
+from service.methods.questions import Readout, Rows, Steps, evaluated, outputs_at
 
 MAX_GRADIENTS = 380
 MAX_WALKERS = 9

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from service.domain import Completeness, Floats, Noise, NoiseKind
-from service.methods.questions import Attribution, DeadlinePassed, Method, Problem, Steps, outputs_at
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, Steps, outputs_at
 
 COPIES_AT_ONCE = 32
 """So many copies are drawn, and their outputs asked for, together."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Floats, Indices
-from service.methods.questions import Evaluated, Points, Problem, Steps, evaluated
+from service.methods.problem import Problem
+from service.methods.questions import Evaluated, Points, Steps, evaluated
 from service.numerics.refinement import Refinement
 
 

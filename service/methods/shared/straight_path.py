@@ -13,18 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Completeness, Contrast, Floats, Indices, Target, read_target
-from service.methods.questions import (
-    Attribution,
-    Breakpoints,
-    Evaluated,
-    Method,
-    Pieces,
-    Points,
-    Problem,
-    Readout,
-    evaluated,
-    pieces_of,
-)
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Breakpoints, Evaluated, Pieces, Points, Readout, evaluated, pieces_of
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_OF_ONE_LINE, GAUSS_NODES, next_aim, refine
 from service.numerics.errors import RESOLUTION, PieceGradients, rounding_error
