@@ -244,16 +244,17 @@ class Explanation:
 
     `outputs` are all that the deployed artefact answers for the input, in the plan's output space; `output` is what
     `target` reads of them.
-    `attributions` has one value a unit of a table, or one a pixel, or one a position, as `shape` says; `standard_error`
-    likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which the attributions
-    then are. `interactions` is a matrix over the features, `groups` the results for groups of features.
+    `attributions` has one value a component: a feature or group of a table, a pixel, or a position, as `shape` says;
+    `standard_error` likewise where the method has one. `noisy_output` is the mean output over noisy copies, of which
+    the attributions then are. `interactions` is a matrix over the features, `groups` the results for groups of
+    features.
     `attribution_errors`, one for each of the `attributions` and in their units, is how far each may be off; known of
     tables, and of all else where the plan asks for `errors`.
     `completeness_error` and `attribution_error` are relative (see `service.numerics.errors`), and None for methods that
-    promise no sum, or take no integral. When the model answered
-    a number that is not finite, `converged` is false with reason `non_finite` and the figures that could not be
-    computed are None. `chunk_rows` are the `ChunkShapes` it was computed at, on which its last bits depend. `answers`
-    is how many of its questions were answered before its deadline, None where that did not end it.
+    promise no sum, or take no integral. When the model answered a number that is not finite, `converged` is false with
+    reason `non_finite` and the figures that could not be computed are None. `chunk_rows` are the `ChunkShapes` it was
+    computed at, on which its last bits depend. `answers` is how many of its questions were answered before its
+    deadline, None where that did not end it.
     """
 
     outputs: tuple[float, ...] | None

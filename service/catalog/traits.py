@@ -48,8 +48,8 @@ class Traits:
     where they do. `labels` is how many outputs the network has, and `link` the link function to probabilities. With
     `has_one_logit` the network answers the second label's logit alone, and the first one's is its negative.
     With `has_double_rows` rows are float64 unless the network itself converts them.
-    `columns` has for each input of a table the index of its unit, a category say, whose attributions are summed; it is
-    empty where every input is a unit of its own.
+    `columns` has for each input of a table the index of its component, a category say, whose attributions are summed;
+    it is empty where every input is a component of its own.
     """
 
     axes: tuple[Axis, ...]
@@ -71,8 +71,8 @@ class Traits:
         return self.labels == 2 and self.link.is_shared
 
     @property
-    def units(self) -> int:
-        """How many units have attributions: features, positions or pixels."""
+    def components(self) -> int:
+        """How many components there are, each with one attribution: features, positions or pixels."""
         if self.columns:
             return max(self.columns) + 1
         return prod(size for axis, size in zip(self.axes, self.shape, strict=True) if axis not in PARTS)

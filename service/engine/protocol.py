@@ -67,14 +67,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """One chunk that was computed: `units` of its `capacity` were filled, by `explanations`, and it took `seconds`.
+    """One chunk that was computed: `slots` of its `capacity` were filled, by `explanations`, and it took `seconds`.
 
     An engine is constructed with a function that takes these.
     """
 
     model: str
     kernel: str
-    units: int
+    slots: int
     capacity: int
     explanations: int
     seconds: float

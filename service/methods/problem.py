@@ -103,25 +103,27 @@ class Problem:
         """Of one input: (features,), (channels, height, width) or (positions, dimensions)."""
         return self.traits.shape
 
-    def per_unit(self, values: Floats) -> Floats:
-        """`values` [..., inputs] summed to units: a feature, a pixel over its channels, a position."""
+    def per_component(self, values: Floats) -> Floats:
+        """`values` [..., inputs] summed to components: a feature, a pixel over its channels, a position."""
         shaped = values.reshape(*values.shape[:-1], *self.shape)
         if self.traits.columns:
-            return summed_to_units(values, self.traits)
+            return summed_to_components(values, self.traits)
         summed: Floats = shaped.sum(axis=self.traits.summed_axes) if self.traits.summed_axes else shaped
-        return summed.reshape(*values.shape[:-1], self.traits.units)
+        return summed.reshape(*values.shape[:-1], self.traits.components)
 
     @property
     def grouping(self) -> Grouping:
-        """Which inputs make up each unit: the dimensions of a position, the columns of a category."""
+        """Which inputs make up each component: the dimensions of a position, the columns of a category."""
         if self.traits.columns:
-            return Grouping(membership=(np.array(self.traits.columns)[:, None] == np.arange(self.traits.units)) * 1.0)
+            return Grouping(
+                membership=(np.array(self.traits.columns)[:, None] == np.arange(self.traits.components)) * 1.0
+            )
         return Grouping(run=self.shape[-1] if self.traits.has_embeddings else 1)
 
     def magnitude(self, values: Floats) -> float:
-        """The L1 norm of attributions by unit: for a token or a category, of its sum and not of its parts."""
+        """The L1 norm of attributions by component: for a token or a category, of its sum and not of its parts."""
         is_of_parts = self.traits.has_embeddings or bool(self.traits.columns)
-        return float(np.abs(self.per_unit(values) if is_of_parts else values).sum())
+        return float(np.abs(self.per_component(values) if is_of_parts else values).sum())
 
     def number(self, option: str) -> float:
         """The value of a numeric option of the method."""
@@ -132,12 +134,12 @@ class Problem:
 class Attribution:
     """What a method returns: `values` and how well they are known.
 
-    `values` are [inputs], or [pixels], one a pixel and not one a channel of it; `standard_error` is [units], see
-    `Problem.per_unit`. Complete values sum to f(x) - `baseline_output`. `path_error` is E (see
+    `values` are [inputs], or [pixels], one a pixel and not one a channel of it; `standard_error` is [components], see
+    `Problem.per_component`. Complete values sum to f(x) - `baseline_output`. `path_error` is E (see
     `service.numerics.refinement`) or its counterpart, an estimate of the L1 error of the values in units of the output;
     None where no integral was taken. `output` is the end of the path where it is not f(x): the mean over noisy copies.
-    `errors` is how far the value of each unit (see `Problem.grouping`) may be off, [units], where more is known of it
-    than that none is off by more than the L1 error.
+    `errors` is how far the value of each component (see `Problem.grouping`) may be off, [components], where more is
+    known of it than that none is off by more than the L1 error.
     `stopped` names what ended the computation before the tolerance was met: budget, deadline, or precision, that of the
     model's own arithmetic.
     """
@@ -160,7 +162,7 @@ Method = Steps[Attribution]
 """A method at work on one problem."""
 
 
-def summed_to_units(values: Floats, traits: Traits) -> Floats:
-    """`values` [..., inputs] of a table, summed to the units that its columns belong to: [..., units]."""
+def summed_to_components(values: Floats, traits: Traits) -> Floats:
+    """`values` [..., inputs] of a table, summed to the components that its columns belong to: [..., components]."""
     columns = np.array(traits.columns)
-    return np.stack([values[..., columns == unit].sum(axis=-1) for unit in range(traits.units)], axis=-1)
+    return np.stack([values[..., columns == component].sum(axis=-1) for component in range(traits.components)], axis=-1)

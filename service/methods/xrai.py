@@ -70,7 +70,7 @@ def xrai(problem: Problem) -> Method:
     scales = _regions(problem)
     integrated = yield from _integrated(problem, lambda: ready.extend(islice(scales, 1)))
     regions = together([*ready, *scales])
-    return replace(integrated, values=_map(problem, regions, problem.per_unit(integrated.values)))
+    return replace(integrated, values=_map(problem, regions, problem.per_component(integrated.values)))
 
 
 def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attribution]:

@@ -27,7 +27,7 @@ from service.domain import (
     Plan,
 )
 from service.engine.graph.traits import traits_of
-from service.engine.kernels.kernel import DeployedKernel, Segment, units_of
+from service.engine.kernels.kernel import DeployedKernel, Segment, slots_of
 from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
 from service.engine.worker.explanation import explain
 from service.methods.questions import Question
@@ -114,8 +114,8 @@ def explained(
         if questions is not None:
             questions.append(cast(Question, question))
         kernel = model.kernels.of(question)
-        bounds = range(0, units_of(question), kernel.capacity)
-        parts = [kernel.run([Segment(question, at, min(at + kernel.capacity, units_of(question)))])[0] for at in bounds]
+        bounds = range(0, slots_of(question), kernel.capacity)
+        parts = [kernel.run([Segment(question, at, min(at + kernel.capacity, slots_of(question)))])[0] for at in bounds]
         try:
             question = steps.send(kernel.join(parts))
         except StopIteration as stop:

@@ -100,10 +100,10 @@ def various(make_plan: MakePlan) -> list[Plan]:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What a kernel was given: how many units of how many questions."""
+    """What a kernel was given: how many slots of how many questions."""
 
     kernel: str
-    units: int
+    slots: int
     questions: int
 
 

@@ -2,8 +2,8 @@
 
 Three things are distinguished. A *feature* is what an instance names; a row has one number for each, which for a
 category is its index. A *column* is an input of the network: a numeric feature is one column, a category has one for
-each of its values, or those of its embedding in the graph. A *unit* is what gets one attribution: a feature (with all
-columns of a category), or all features of a group. (A feature's `unit` is that of its measurement.)
+each of its values, or those of its embedding in the graph. A *component* is what gets one attribution: a feature (with
+all columns of a category), or all features of a group; of other inputs, a pixel or a token.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Group(Declaration):
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Component:
     """What gets one attribution; `members` are the numbers of its features."""
 
     name: str
@@ -117,7 +117,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class ReasonGroup:
-    """The units, by number, that are one reason: all that have its code, or a single one without a reason text."""
+    """The components, by number, that are one reason: all that have its code, or a single one without a reason text."""
 
     title: str
     reason: Reason | None

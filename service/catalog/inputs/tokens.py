@@ -67,9 +67,9 @@ class TokenAttributions(RootModel[list[TokenAttribution]]):
         ]
         return TokenAttributions.model_construct(tokens)
 
-    def keeping(self, units: Collection[int]) -> TokenAttributions:
+    def keeping(self, components: Collection[int]) -> TokenAttributions:
         """Those of some tokens; the others are left out."""
-        return TokenAttributions.model_construct([token for at, token in enumerate(self.root) if at in units])
+        return TokenAttributions.model_construct([token for at, token in enumerate(self.root) if at in components])
 
     def to_json(self) -> list[TokenAttribution]:
         """A list of objects."""
@@ -97,7 +97,7 @@ class TokenInputs(Inputs):
     bytes: Bytes | None = None
 
     @property
-    def unit_count(self) -> int:
+    def component_count(self) -> int:
         """Positions."""
         return self.length
 

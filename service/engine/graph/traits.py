@@ -33,7 +33,8 @@ MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "
 def traits_of(
     twin: fx.GraphModule, axes: tuple[Axis, ...], shape: tuple[int, ...], labels: int, columns: tuple[int, ...] = ()
 ) -> Traits:
-    """The traits of a twin whose inputs are [rows, *shape], along these axes, and belong to units as `columns` says."""
+    """The traits of a twin whose inputs are [rows, *shape], along these axes; `columns` says which component each input
+    belongs to."""
     obstacle = None
     try:
         PiecewiseLinear(twin, shape=shape)

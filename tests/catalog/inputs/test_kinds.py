@@ -73,7 +73,7 @@ def test_random_rows_are_instances(inputs: Inputs, instance: Any, values: tuple[
     assert rows.dtype == SINGLE
     for row in rows.astype(float).tolist():
         assert inputs.of_numbers(row).values == tuple(row)
-    assert len(inputs.unit_labels) == inputs.unit_count
+    assert len(inputs.component_labels) == inputs.component_count
     np.testing.assert_array_equal(rows, inputs.random_rows(8, SINGLE))
 
 
@@ -119,7 +119,7 @@ def test_the_axes_are_those_of_the_shape() -> None:
     for inputs in (PLAIN, TABLE, IMAGE):
         assert len(inputs.axes) == len(inputs.shape)
     sizes = dict(zip(IMAGE.axes, IMAGE.shape, strict=True))
-    assert np.prod([size for axis, size in sizes.items() if axis not in PARTS]) == IMAGE.unit_count
+    assert np.prod([size for axis, size in sizes.items() if axis not in PARTS]) == IMAGE.component_count
 
 
 def test_a_manifests_word_finds_the_kind() -> None:
