@@ -214,7 +214,7 @@ async def _open_services(
         async def forget_erased() -> None:
             """Drops data outside the database of people who were erased."""
             await cache.forget_results()
-            await repository.forget_rows()
+            await repository.sets.forget_rows()
 
         maintenance = LedgerMaintenance(database, vault, settings.retention, settings.job_days, forget_erased, erasures)
         stack.push_async_callback(maintenance.close)

@@ -36,13 +36,13 @@ ABSENT: Literal[Absent.ABSENT] = Absent.ABSENT
 class Limits:
     """What a policy withholds of one answer.
 
-    `kept` are the units whose values are shown, by their places, None for all; `unit_step` and `output_step` are the
-    grids on which their values and the model's outputs are rounded, None where they are not.
+    `kept` are the components whose values are shown, by their places, None for all; `component_step` and `output_step`
+    are the grids on which their values and the model's outputs are rounded, None where they are not.
     """
 
     policy: Policy
     kept: Collection[int] | None
-    unit_step: float | None
+    component_step: float | None
     output_step: float | None
 
 
@@ -72,13 +72,13 @@ def _joint_parts(value: tuple[Any, ...], limits: Limits) -> Any:
 
 
 def _joint(value: Any, limits: Limits) -> Any:
-    return ABSENT if limits.policy.top is not None else on_grid(value, limits.unit_step)
+    return ABSENT if limits.policy.top is not None else on_grid(value, limits.component_step)
 
 
-def _by_unit(value: Any, limits: Limits) -> Any:
+def _by_component(value: Any, limits: Limits) -> Any:
     if limits.kept is not None:
         value = value.keeping(limits.kept)
-    return value.with_values(on_grid(value.values, limits.unit_step))
+    return value.with_values(on_grid(value.values, limits.component_step))
 
 
 def _error(value: float, limits: Limits) -> float:
@@ -101,11 +101,11 @@ FIRST_PARTS = Mark(_first_parts)
 """Parts in order of their size, of which as many are shown as values."""
 JOINT_PARTS = Mark(_joint_parts, is_measured=True)
 JOINT = Mark(_joint, is_measured=True)
-"""Values of several units together. Groups of one unit would reveal all values, so none is shown with `top`."""
-BY_UNIT = Mark(_by_unit, is_measured=True)
+"""Values of several components together. Groups of one would reveal all values, so none is shown with `top`."""
+BY_COMPONENT = Mark(_by_component, is_measured=True)
 """Values by feature, pixel or token (`service.catalog.inputs.kind.Attributions`)."""
-ON_UNIT_GRID = Mark(lambda value, limits: on_grid(value, limits.unit_step), is_measured=True)
-"""A figure computed from the values of units, rounded as they are."""
+ON_COMPONENT_GRID = Mark(lambda value, limits: on_grid(value, limits.component_step), is_measured=True)
+"""A figure computed from the values of components, rounded as they are."""
 ERROR = Mark(_error)
 """An error estimate, rounded relative to itself."""
 OUTPUT = _output(ABSENT)

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from service.access.visibility import marks_of
 from service.answers.encoding import encode, to_json
 from service.answers.explanation import Explained
+from service.answers.reading import UnreadableValues
+from service.catalog.inputs.registry import AnyAttributions
 from service.catalog.outputs.predictions import AnyPrediction
 
 Numbers = Literal["equal", "within_tolerance", "differ"]
@@ -96,7 +98,7 @@ def _figures_and_rest(field: Any) -> tuple[list[float], object]:
 
 
 def _split(field: Any) -> tuple[list[Any], object]:
-    if hasattr(field, "numbers"):
+    if isinstance(field, AnyAttributions | UnreadableValues):
         return [*field.numbers], field.structure
     if isinstance(field, tuple):
         return _joined(map(_split, field))

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from service.access.visibility import (
     ALWAYS,
-    BY_UNIT,
+    BY_COMPONENT,
     ERROR,
     FIRST_PARTS,
     JOINT,
@@ -62,9 +62,9 @@ class Explained:
     baseline_output: Annotated[float | None, OUTPUT, Field(description="the mean of its outputs over the baseline")] = (
         None
     )
-    attributions: Annotated[AnyAttributions | None, BY_UNIT, Field(description="by feature, by pixel, or by token")] = (
-        None
-    )
+    attributions: Annotated[
+        AnyAttributions | None, BY_COMPONENT, Field(description="by feature, by pixel, or by token")
+    ] = None
     completeness: Annotated[
         Literal["exact", "asymptotic", "by_construction", "none"] | None,
         ALWAYS,
@@ -83,12 +83,12 @@ class Explained:
     ] = None
     standard_error: Annotated[
         AnyAttributions | None,
-        BY_UNIT,
+        BY_COMPONENT,
         Field(description="of expected gradients: the error from the baseline set being a sample"),
     ] = None
     attribution_errors: Annotated[
         AnyAttributions | None,
-        BY_UNIT,
+        BY_COMPONENT,
         Field(description="with `errors`: how far each attribution may be off, in units of the output"),
     ] = None
     interactions: Annotated[
@@ -165,7 +165,7 @@ def answered(
     """The answer under this id. What could not be computed is left out, never null."""
     manifest, row = version.manifest, Row(plan.input, places)
 
-    def by_unit(values: tuple[float, ...] | None) -> Any:
+    def by_component(values: tuple[float, ...] | None) -> Any:
         if values is None:
             return None
         return manifest.inputs.attributions(values, explanation.shape, row, channels=has_channels)
@@ -181,12 +181,12 @@ def answered(
         output_space=plan.output_space.value,
         output=explanation.output,
         baseline_output=explanation.baseline_output if is_complete else None,
-        attributions=by_unit(explanation.attributions),
+        attributions=by_component(explanation.attributions),
         completeness=explanation.completeness.value if is_complete else None,
         completeness_error=explanation.completeness_error,
         attribution_error=explanation.attribution_error,
-        standard_error=by_unit(explanation.standard_error),
-        attribution_errors=by_unit(explanation.attribution_errors) if plan.errors else None,
+        standard_error=by_component(explanation.standard_error),
+        attribution_errors=by_component(explanation.attribution_errors) if plan.errors else None,
         interactions=explanation.interactions,
         groups=tuple(_group(manifest, group) for group in explanation.groups) or None,
         noise=None
@@ -205,7 +205,7 @@ def answered(
 
 
 def _group(manifest: Manifest, group: GroupShare) -> GroupItem:
-    names = manifest.inputs.unit_names
+    names = manifest.inputs.component_names
     members = tuple(names[member] for member in group.members) if names else group.members
     return GroupItem(features=members, dividend=group.dividend, value=group.value)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.access.visibility import ALWAYS, ON_UNIT_GRID, OUTPUT_OR_NULL
+from service.access.visibility import ALWAYS, ON_COMPONENT_GRID, OUTPUT_OR_NULL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +53,8 @@ class GroupItem:
         ALWAYS,
         Field(description="its members, by name, or by number where they have none"),
     ]
-    dividend: Annotated[float, ON_UNIT_GRID, Field(description="the group's own share")]
-    value: Annotated[float, ON_UNIT_GRID, Field(description="the shares of all groups within it")]
+    dividend: Annotated[float, ON_COMPONENT_GRID, Field(description="the group's own share")]
+    value: Annotated[float, ON_COMPONENT_GRID, Field(description="the shares of all groups within it")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class ReasonItem:
     )
     text: Annotated[str, ALWAYS, Field(description="the reason text, or the feature's title")]
     contribution: Annotated[
-        float, ON_UNIT_GRID, Field(description="what it moved the output by, towards what is adverse")
+        float, ON_COMPONENT_GRID, Field(description="what it moved the output by, towards what is adverse")
     ]
     tied: Annotated[
         bool | None,

@@ -65,7 +65,7 @@ class UnreadableValues:
         """Nothing."""
         return UnreadableValues(None)
 
-    def keeping(self, units: Collection[int]) -> UnreadableValues:  # noqa: ARG002
+    def keeping(self, components: Collection[int]) -> UnreadableValues:  # noqa: ARG002
         """Nothing."""
         return UnreadableValues(None)
 

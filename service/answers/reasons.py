@@ -80,7 +80,7 @@ def _reason(
     inputs: Inputs, group: ReasonGroup, contributions: Sequence[float], contribution: float, *, is_tied: bool
 ) -> ReasonItem:
     """A reason as it is answered; `features` where there are several, the strongest first."""
-    names, places = inputs.unit_names, group.places
+    names, places = inputs.component_names, group.places
     if len(places) > 1:
         places = tuple(sorted(places, key=contributions.__getitem__, reverse=True))
     return ReasonItem(

@@ -19,7 +19,7 @@ from service.catalog.inputs.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import ModelVersion
 from service.errors import Forbidden, Gone, InvalidRequest, Kind, invalid
-from service.lifecycle.repository import Rows
+from service.lifecycle.served_sets import Rows
 from service.wording import number_of
 
 ModelName = Annotated[str, Path(max_length=64)]
@@ -101,7 +101,7 @@ async def keep_baseline(request: ApiRequest, model: ModelName, body: BaselineBod
     tokens = await asyncio.to_thread(services.set_subjects.enter, caller.tenant, subjects)
     tenant = None if body.shared else caller.tenant
     try:
-        kept = await services.repository.keep_set(
+        kept = await services.repository.sets.keep(
             version, body.name, rows, body.description, tenant=tenant, subjects=tokens
         )
     except InvalidRequest:
@@ -119,7 +119,7 @@ async def remove_baseline(request: ApiRequest, model: str, baseline: str) -> Set
     while a row of it is a person's whose data is under a legal hold.
     """
     caller, repository = request.caller, request.services.repository
-    kept = await asyncio.to_thread(repository.find_set, model, caller.tenant, baseline)
+    kept = await asyncio.to_thread(repository.sets.find, model, caller.tenant, baseline)
     if kept.tenant is None and not caller.is_operator:
         raise Forbidden("the set is for all tenants; only a key of the operator's tenant removes it")
     if not kept.size:
@@ -127,7 +127,7 @@ async def remove_baseline(request: ApiRequest, model: str, baseline: str) -> Set
     about, details = f"{model}/{baseline}", {"digest": kept.digest, "rows": kept.size}
     set_subjects = request.services.set_subjects
     await asyncio.to_thread(set_subjects.remove, caller.tenant, caller.key_id, about, details, kept.subjects)
-    return _kept_item(await repository.remove_set(kept), None)
+    return _kept_item(await repository.sets.remove(kept), None)
 
 
 def _rows(version: ModelVersion, instances: list[Any]) -> Rows:

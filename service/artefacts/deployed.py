@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from service.artefacts.links import ON_TENSORS
 from service.catalog.inputs.encodings import Encoding
 from service.catalog.outputs.kind import OutputKind
-from service.domain import SINGLE, Link, OutputSpace, RowType
+from service.domain import SINGLE, OutputSpace, RowType
 
 
 class DeployedArtefact(Protocol):
@@ -97,17 +97,10 @@ class TorchOutputs:
         return in_every_space(answers, self._outputs)
 
 
-LINKS: Mapping[Link, Callable[[torch.Tensor], torch.Tensor]] = {
-    Link.SOFTMAX: partial(torch.softmax, dim=1),
-    Link.SIGMOID: torch.sigmoid,
-}
-"""From the network's numbers [n, outputs] to probabilities."""
-
-
 def in_every_space(answers: torch.Tensor, outputs: OutputKind) -> Mapping[OutputSpace, NDArray[np.floating]]:
     """The network's numbers [n, outputs] as the model's outputs in every output space."""
     own = answers.cpu().numpy()
     spaces = {outputs.network_space: log_odds(own) if outputs.has_one_logit else own}
-    if outputs.network_link in LINKS:
-        spaces[OutputSpace.PROBABILITY] = LINKS[outputs.network_link](answers).cpu().numpy()
+    if OutputSpace.PROBABILITY in outputs.spaces:
+        spaces[OutputSpace.PROBABILITY] = ON_TENSORS[outputs.network_link].probabilities(answers).cpu().numpy()
     return spaces

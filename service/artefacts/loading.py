@@ -89,7 +89,7 @@ class LoadedModel:
     @property
     def columns(self) -> tuple[int, ...]:
         """For each of the twin's inputs, the feature or position that it is part of; empty where each is its own."""
-        return self.manifest.inputs.units_of_columns(self.encoding)
+        return self.manifest.inputs.components_of_columns(self.encoding)
 
     @property
     def bounds(self) -> tuple[Floats, Floats]:

@@ -84,10 +84,10 @@ class ReviewRule:
     def fires(self, figures: Mapping[str, Figure]) -> bool:
         """Whether it holds; never where a figure that it names is missing."""
         value = figures[self.quantity]
-        unit = 1.0 if self.of is None else figures[self.of]
-        if not isinstance(value, float | int) or not isinstance(unit, float | int):
+        scale = 1.0 if self.of is None else figures[self.of]
+        if not isinstance(value, float | int) or not isinstance(scale, float | int):
             return False
-        return bool(COMPARATORS[self.comparator](value, self.factor * unit))
+        return bool(COMPARATORS[self.comparator](value, self.factor * scale))
 
     @property
     def quantities(self) -> tuple[str, ...]:

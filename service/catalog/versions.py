@@ -10,7 +10,8 @@ from pathlib import Path
 from service.catalog.assessments import Assessment
 from service.catalog.baselines import KeptSet
 from service.catalog.manifest import Manifest, version_order
-from service.domain import ModelKey, Traits, VersionRef
+from service.catalog.traits import Traits
+from service.domain import ModelKey, VersionRef
 from service.errors import ModelNotReady, NotFound
 
 FAULTY = "the version cannot be served: the service's log, and the index of its repository, say what is wrong with it"
@@ -195,9 +196,14 @@ class Catalog:
             raise NotFound("there is no such model")
         return list(self._versions[name].values())
 
+    def get(self, name: str, version: str) -> ModelVersion | None:
+        """What is known of that version now, ready or not; None where nothing is."""
+        return self._versions.get(name, {}).get(version)
+
     def named(self, name: str, version: str) -> ModelVersion:
         """That version, ready or not. Raises NotFound; ModelNotReady where its files cannot be read."""
-        found = next((one for one in self.versions(name) if one.key.version == version), None)
+        self.versions(name)
+        found = self.get(name, version)
         if found is None:
             if (name, version) in self.faults:
                 raise ModelNotReady(FAULTY)

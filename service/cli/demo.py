@@ -63,7 +63,7 @@ def _to_text(
     version: ModelVersion, reply: dict[str, Any], address: str, path: str, key: str, body: dict[str, Any]
 ) -> str:
     explanation, prediction = reply["explanations"][0], reply["predictions"][0]
-    titles = {unit.name: unit.title for unit in version.manifest.inputs.units}
+    titles = {component.name: component.title for component in version.manifest.inputs.components}
     baseline = explanation["baseline"]
     outputs = version.manifest.outputs
     explained = f"{explanation['output_space']} of {outputs.usual_target} {explanation['output']:.3f}"

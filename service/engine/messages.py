@@ -1,7 +1,8 @@
 """The messages between the front and a worker process, in frames on a socket.
 
-Both are this program's own processes on one machine, so frames are pickled, files are named by their paths, and
-deadlines are on the monotonic clock, which the processes of a machine share.
+Both are this program's own processes on one machine, so frames are pickled, files are named by their paths, and a
+`deadline` is a time on the monotonic clock, which the processes of a machine share. `LocalEngine` makes it of the
+seconds left that `Engine` is given: none of this leaves the machine.
 
 The front numbers its requests; an answer has the number of its request, `task`.
 """

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from service.catalog.baseline_outputs import Outputs
 from service.catalog.manifest import BaselineSet
+from service.catalog.traits import Traits
 from service.domain import (
     ChunkShapes,
     Conditions,
@@ -30,7 +31,6 @@ from service.domain import (
     Prediction,
     Priority,
     Timings,
-    Traits,
     VersionRef,
 )
 
@@ -67,14 +67,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """One chunk that was computed: `units` of its `capacity` were filled, by `explanations`, and it took `seconds`.
+    """One chunk that was computed: `slots` of its `capacity` were filled, by `explanations`, and it took `seconds`.
 
     An engine is constructed with a function that takes these.
     """
 
     model: str
     kernel: str
-    units: int
+    slots: int
     capacity: int
     explanations: int
     seconds: float

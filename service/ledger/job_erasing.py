@@ -50,17 +50,17 @@ def forget_in_specs(connection: Connection, vault: Vault, tenant: str, subject: 
     lookups, pseudonyms = set(vault.lookups(tenant, subject)), set(decisions)
     count = 0
     is_export = and_(jobs.c.tenant == tenant, jobs.c.kind == EXPORT)
-    for row in connection.execute(select(jobs.c.id, jobs.c.spec).where(is_export)).all():
+    for export in connection.execute(select(jobs.c.id, jobs.c.spec).where(is_export)).all():
         try:
-            spec = orjson.loads(vault.open(row.spec, row.id, None))
+            spec = orjson.loads(vault.open(export.spec, export.id, None))
         except CannotBeOpened:  # then it cannot name anybody either
             continue
         if not _names_person(spec.get("search") or {}, vault, tenant, lookups, pseudonyms):
             continue
         count += 1
         del spec["search"]
-        is_this = jobs.c.id == row.id
-        sealed = vault.seal(orjson.dumps(spec), row.id, None, None)
+        is_this = jobs.c.id == export.id
+        sealed = vault.seal(orjson.dumps(spec), export.id, None, None)
         connection.execute(update(jobs).where(is_this).values(spec=sealed))
         ended = {
             "state": State.FAILED,
@@ -70,7 +70,7 @@ def forget_in_specs(connection: Connection, vault: Vault, tenant: str, subject: 
             "leased_until": None,
         }
         if connection.execute(update(jobs).where(is_this, jobs.c.state.in_(UNFINISHED)).values(ended)).rowcount:
-            record_end(connection, row.id)
+            record_end(connection, export.id)
     return count
 
 

@@ -91,15 +91,15 @@ class Jobs:
         """The tenant's job of that id; None when there is none."""
         is_it = and_(jobs.c.id == job_id, jobs.c.tenant == tenant, jobs.c.kind.in_(kinds))
         with database_in_reach(), self._engine.connect() as connection:
-            row = connection.execute(select(jobs).where(is_it)).one_or_none()
-            return None if row is None else read_job(connection, row)
+            stored = connection.execute(select(jobs).where(is_it)).one_or_none()
+            return None if stored is None else read_job(connection, stored)
 
     def newest(self, tenant: str, kinds: Sequence[str], limit: int) -> list[Job]:
         """The tenant's newest jobs, at most `limit` of them, the newest first."""
         query = select(jobs).where(jobs.c.tenant == tenant, jobs.c.kind.in_(kinds))
         query = query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit)
         with database_in_reach(), self._engine.connect() as connection:
-            return [read_job(connection, row) for row in connection.execute(query).all()]
+            return [read_job(connection, stored) for stored in connection.execute(query).all()]
 
     def results(self, job_id: str, after: int, limit: int) -> list[JobRow]:
         """The finished rows after number `after`, at most `limit` of them, in their order."""

@@ -32,14 +32,14 @@ class SetSubjects:
     def enter(self, tenant: str, row_subjects: Sequence[str | None]) -> list[str | None]:
         """Stores a new token for each row of a set that belongs to a subject of the tenant; None for the others."""
         tokens = [None if subject is None else secrets.token_hex(16) for subject in row_subjects]
-        rows = [
+        entries = [
             {"token": token, "lookup": self._vault.lookup(tenant, subject)}
             for token, subject in zip(tokens, row_subjects, strict=True)
             if subject is not None
         ]
-        if rows:
+        if entries:
             with database_in_reach(), self._engine.begin() as connection:
-                connection.execute(insert(set_subjects), rows)
+                connection.execute(insert(set_subjects), entries)
         return tokens
 
     def drop(self, tokens: Sequence[str | None]) -> None:

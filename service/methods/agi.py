@@ -34,7 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Completeness, Floats, Indices
-from service.methods.questions import Attribution, Method, Problem, Rows, Steps, evaluated, outputs_at
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Rows, Steps, evaluated, outputs_at
 from service.methods.shared.refined_path import RefinedPath
 from service.methods.shared.refining import next_aim
 from service.methods.spec import Facts, MethodSpec, Number, needs_classes

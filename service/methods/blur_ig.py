@@ -19,7 +19,8 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Problem, Steps, evaluated, outputs_at
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Steps, evaluated, outputs_at
 from service.methods.shared.refined_path import RefinedPath
 from service.methods.shared.refining import FIRST_PANELS, next_aim
 from service.methods.spec import Facts, MethodSpec, Number, one_point

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.boundary_search import MAX_GRADIENTS, least_gradients, nearest_boundary
 from service.methods.shared.straight_path import straight_path
 from service.methods.spec import MethodSpec, needs_classes
@@ -25,7 +25,7 @@ from service.methods.spec import MethodSpec, needs_classes
 
 def boundary_ig(problem: Problem) -> Method:
     """One explanation by boundary-based integrated gradients; see the module's docstring."""
-    most = max(least_gradients(problem.labels), problem.max_evaluations // 2)
+    most = max(least_gradients(problem.traits), problem.max_evaluations // 2)
     boundary = yield from nearest_boundary(problem, most)
     from_boundary = replace(
         problem,
@@ -45,7 +45,7 @@ BOUNDARY_IG = MethodSpec(
     name="boundary_ig",
     attribute=boundary_ig,
     completeness=(Completeness.EXACT, Completeness.ASYMPTOTIC),
-    least_points=lambda facts: least_gradients(facts.traits.labels) + 1,
+    least_points=lambda facts: least_gradients(facts.traits) + 1,
     usual_points=lambda _facts: MAX_GRADIENTS // 2,
     cost=f"up to {MAX_GRADIENTS} for the search, then as integrated_gradients",
     not_applicable=needs_classes("boundary_ig"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.boundary_search import MAX_GRADIENTS, least_gradients, nearest_boundary
 from service.methods.shared.one_gradient import gradient_at, of_one_gradient
 from service.methods.spec import MethodSpec, needs_classes
@@ -36,7 +36,7 @@ BOUNDARY_SALIENCY = MethodSpec(
     name="boundary_saliency",
     attribute=boundary_saliency,
     completeness=(Completeness.NONE,),
-    least_points=lambda facts: least_gradients(facts.traits.labels) + 1,
+    least_points=lambda facts: least_gradients(facts.traits) + 1,
     usual_points=lambda _facts: MAX_GRADIENTS // 2,
     cost=f"up to {MAX_GRADIENTS} for the search, and one",
     not_applicable=needs_classes("boundary_saliency"),

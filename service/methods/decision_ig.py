@@ -21,7 +21,8 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Points, Problem, Steps, evaluated
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Points, Steps, evaluated
 from service.methods.shared.refined_path import RefinedPath
 from service.methods.shared.refining import MIDPOINT_PANELS
 from service.methods.spec import MethodSpec, one_point

@@ -13,7 +13,8 @@ explanation for perplexing behaviors of backpropagation-based visualizations", I
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import BackwardRule, Method, Problem
+from service.methods.problem import Method, Problem
+from service.methods.questions import BackwardRule
 from service.methods.shared.one_gradient import of_one_gradient
 from service.methods.shared.relu_rules import needs_relu, passed_back
 from service.methods.spec import MethodSpec, one_point

@@ -12,11 +12,12 @@ z_S does not change along the path, so IDG(S) is the sum of the integrated gradi
 one set of nodes, and the integral is taken as in `service.methods.shared.straight_path`. On a linear model it is the
 sum over S of w D, over |D_S|.
 
-The groups are those asked for and every unit by itself: a feature, a token's position, or a square patch of an image,
+The groups are those asked for and each smallest one: a feature, a token's position, or a square patch of an image,
 counted row by row. As the paper's axioms ask, v is not negative, grows with S, is at least the sum of the values of
 disjoint parts, and is 1 for everything. What is told besides, as the authors do by a colour, is the sign of IDG(S): a
-dividend is given with it, and the values of the attribution are the units' dividends. A patch's or position's is spread
-equally over its inputs. In absolute terms all dividends sum to 1, and the units' to 1 less those of the groups.
+dividend is given with it, and the values of the attribution are the dividends of the smallest groups. A patch's or
+position's is spread equally over its inputs. In absolute terms all dividends sum to 1, and those of the smallest groups
+to 1 less those of the others.
 
 So nothing sums to f(x) - f(x'), and no completeness is promised: dividing by |D_S| leaves how steep f is along the
 way, and not how far it leads. In a table, where units differ, |D_S| is measured in the features' ranges.
@@ -30,8 +31,9 @@ from typing import cast
 
 import numpy as np
 
-from service.domain import Completeness, Floats, GroupShare, Indices, Traits
-from service.methods.questions import Method, Problem
+from service.catalog.traits import Traits
+from service.domain import Completeness, Floats, GroupShare, Indices
+from service.methods.problem import Method, Problem
 from service.methods.shared.straight_path import straight_path
 from service.methods.shared.units import units_of_length
 from service.methods.spec import Facts, Groups, MethodSpec, Number, one_point
@@ -42,42 +44,42 @@ Members = tuple[int, ...]
 def directional_ig(problem: Problem) -> Method:
     """One explanation by Integrated Directional Gradients; see the module's docstring."""
     integrated = yield from straight_path(problem, "auto")
-    unit = _units(problem.traits, int(problem.number("patch")))
+    smallest = _smallest_groups(problem.traits, int(problem.number("patch")))
     groups = tuple(dict.fromkeys(cast(tuple[Members, ...], problem.options["groups"])))
-    shares = _Shares.of(problem, integrated.values, unit, groups)
+    shares = _Shares.of(problem, integrated.values, smallest, groups)
     return replace(
         integrated,
-        values=(shares.dividends / np.bincount(unit))[unit],
+        values=(shares.dividends / np.bincount(smallest))[smallest],
         completeness=Completeness.NONE,
         path_error=None,
         groups=tuple(shares.of_group(members) for members in groups),
     )
 
 
-def _units(traits: Traits, patch: int) -> Indices:
-    """The number of the unit that each input belongs to: [inputs]."""
+def _smallest_groups(traits: Traits, patch: int) -> Indices:
+    """The number of the smallest group that each input belongs to: [inputs]."""
     if traits.columns:
         return np.array(traits.columns)
     if traits.has_space:
         channels, height, width = traits.shape
         down, across = np.arange(height) // patch, np.arange(width) // patch
         return np.tile((down[:, None] * (across[-1] + 1) + across).ravel(), channels)
-    return np.repeat(np.arange(traits.units), prod(traits.shape) // traits.units)
+    return np.repeat(np.arange(traits.components), prod(traits.shape) // traits.components)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """The signed dividends of the units, [units], and of the groups of several that were asked for."""
+    """The signed dividends of the smallest groups, in their order, and of the larger ones that were asked for."""
 
     dividends: Floats
     of_groups: dict[frozenset[int], float]
 
     @classmethod
-    def of(cls, problem: Problem, integrals: Floats, unit: Indices, groups: tuple[Members, ...]) -> _Shares:
+    def of(cls, problem: Problem, integrals: Floats, smallest: Indices, groups: tuple[Members, ...]) -> _Shares:
         """From integrated gradients [inputs]."""
-        sums, squares = np.zeros((2, unit.max() + 1))
-        np.add.at(sums, unit, integrals)
-        np.add.at(squares, unit, ((problem.input - problem.center) / units_of_length(problem)) ** 2)
+        sums, squares = np.zeros((2, smallest.max() + 1))
+        np.add.at(sums, smallest, integrals)
+        np.add.at(squares, smallest, ((problem.input - problem.center) / units_of_length(problem)) ** 2)
         slopes = _slopes(sums, squares)
         together = {
             frozenset(members): float(_slopes(sums[list(members)].sum(), squares[list(members)].sum()))
@@ -89,7 +91,7 @@ class _Shares:
         return cls(slopes / total, {members: slope / total for members, slope in together.items()})
 
     def of_group(self, members: Members) -> GroupShare:
-        """The dividend of the group, and its value: its units' dividends, and those of all groups within it."""
+        """The dividend of the group, and its value: the dividends of its members, and those of all groups within it."""
         whole = frozenset(members)
         own = self.of_groups[whole] if len(members) > 1 else float(self.dividends[members[0]])
         within = sum(abs(dividend) for group, dividend in self.of_groups.items() if group <= whole)
@@ -104,12 +106,12 @@ def _slopes(sums: Floats, squares: Floats) -> Floats:
 
 
 def _not_applicable(facts: Facts) -> str | None:
-    units = int(_units(facts.traits, int(facts.number("patch"))).max()) + 1
+    count = int(_smallest_groups(facts.traits, int(facts.number("patch"))).max()) + 1
     groups = cast(tuple[Members, ...], facts.options["groups"])
     missing = max((member for group in groups for member in group), default=0)
-    if missing < units:
+    if missing < count:
         return None
-    return f"option groups: there is no unit {missing}, the last is {units - 1}; use smaller patches or other groups"
+    return f"option groups: there is no member {missing}, the last is {count - 1}; use smaller patches or other groups"
 
 
 DIRECTIONAL_IG = MethodSpec(
@@ -121,7 +123,7 @@ DIRECTIONAL_IG = MethodSpec(
     cost="as integrated_gradients, shared by all groups",
     options=(
         Groups("groups", "groups of features, positions or patches that are measured together"),
-        Number("patch", 4, 1, 64, "the side in pixels of the square patches that are the units of an image"),
+        Number("patch", 4, 1, 64, "the side in pixels of the square patches that an image is made of"),
     ),
     not_applicable=_not_applicable,
     description="how much each feature, and each group of features asked for, accounts for along its own direction",

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Points, Problem, Steps, evaluated
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Points, Steps, evaluated
 from service.methods.shared.refining import accepted, refine
 from service.methods.spec import MethodSpec
 from service.numerics.defects import HiddenChanges
@@ -36,12 +37,12 @@ def expected_gradients(problem: Problem) -> Method:
         evaluations=paths.evaluations,
         rule="sweep",
         stopped=stopped,
-        standard_error=_standard_error(problem.per_unit(of_paths)),
+        standard_error=_standard_error(problem.per_component(of_paths)),
     )
 
 
 def _standard_error(of_paths: Floats) -> Floats | None:
-    """Of the mean over paths, whose attributions are `of_paths` [paths, units]: [units]."""
+    """Of the mean over paths, whose attributions are `of_paths` [paths, components]: [components]."""
     paths = len(of_paths)
     if paths < 2:
         return None

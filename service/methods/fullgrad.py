@@ -18,7 +18,8 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, BiasRows, Method, Problem, bias_maps
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import BiasRows, bias_maps
 from service.methods.shared.activation_maps import needs_feature_maps
 from service.methods.spec import Facts, MethodSpec, one_point
 

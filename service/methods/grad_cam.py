@@ -13,7 +13,7 @@ is the class activation map.
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.activation_maps import class_activation, maps_at, needs_feature_maps, over_space
 from service.methods.spec import MethodSpec, one_point
 

@@ -12,7 +12,7 @@ and promise no sum. The maps A are meant to be behind a ReLU: with negative sums
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.activation_maps import class_activation, maps_at, needs_feature_maps, plus_plus_weights
 from service.methods.spec import MethodSpec, one_point
 

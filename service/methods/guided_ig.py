@@ -29,7 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, DeadlinePassed, Method, Problem
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.shared.one_gradient import gradient_at
 from service.methods.spec import Facts, MethodSpec, Number, one_point
 from service.numerics.cells import SAFETY

@@ -27,15 +27,8 @@ from typing import Protocol
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import (
-    Attribution,
-    DeadlinePassed,
-    Method,
-    Problem,
-    Steps,
-    evaluated,
-    outputs_at,
-)
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, Steps, evaluated, outputs_at
 from service.methods.shared.refining import accepted
 from service.methods.shared.units import units_of_length
 from service.methods.spec import Choice, Facts, MethodSpec, Number, one_point

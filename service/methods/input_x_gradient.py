@@ -10,7 +10,7 @@ zeros. Elsewhere no sum holds, and an input that is zero gets nothing, whatever 
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.one_gradient import gradient_at, of_one_gradient
 from service.methods.spec import MethodSpec, one_point
 

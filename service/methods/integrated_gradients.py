@@ -17,7 +17,7 @@ are in `service.methods.shared.straight_path`.
 from __future__ import annotations
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.straight_path import straight_path
 from service.methods.spec import Choice, Facts, MethodSpec, one_point
 

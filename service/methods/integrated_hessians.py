@@ -31,8 +31,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.domain import Completeness, Floats, ToleranceOf, kind_of
-from service.methods.questions import Attribution, DeadlinePassed, HessianRows, Method, Problem, Steps, curvatures
+from service.catalog.traits import kind_of
+from service.domain import Completeness, Floats, ToleranceOf
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, HessianRows, Steps, curvatures
 from service.methods.spec import Choice, Facts, MethodSpec
 from service.numerics.errors import resolution
 from service.numerics.logarithmic import gauss_logarithmic
@@ -87,8 +89,8 @@ def integrated_hessians(problem: Problem) -> Method:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """The line from x' to x: `direction` [inputs], and for each of the units `moving` [m] that change on it, its part
-    of the direction in `vectors` [m, inputs]."""
+    """The line from x' to x: `direction` [inputs], and for each of the components `moving` [m] that change on it, its
+    part of the direction in `vectors` [m, inputs]."""
 
     direction: Floats
     moving: list[int]
@@ -98,9 +100,9 @@ class _Path:
     def of(cls, problem: Problem) -> _Path:
         direction = problem.input - problem.center
         each = direction.size // problem.shape[0]
-        unit = np.array(problem.traits.columns or np.repeat(np.arange(problem.shape[0]), each))
-        moving = np.unique(unit[direction != 0])
-        vectors = np.where(unit == moving[:, None], direction, 0.0)
+        component = np.array(problem.traits.columns or np.repeat(np.arange(problem.shape[0]), each))
+        moving = np.unique(component[direction != 0])
+        vectors = np.where(component == moving[:, None], direction, 0.0)
         return cls(direction, moving.tolist(), vectors)
 
     def cost(self, nodes: int) -> int:
@@ -122,8 +124,8 @@ class _Change:
 
 @dataclass(frozen=True, slots=True)
 class _Estimate:
-    """Integrated gradients `values` [inputs], `interactions` [units, units], and what the row sums of the second
-    equation miss of the former, unit by unit, in units of the output."""
+    """Integrated gradients `values` [inputs], `interactions` [components, components], and what the row sums of the
+    second equation miss of the former, component by component, in units of the output."""
 
     values: Floats
     interactions: Floats
@@ -167,7 +169,7 @@ def _estimate(problem: Problem, path: _Path, nodes: int) -> Steps[_Estimate]:
     # Where the derivative vanishes for a while and not throughout, the input was clipped.
     missed = np.where(least > 0, values - first_order - second_order.sum(axis=0), 0.0)
     matrix = _matrix(problem, path, values, second_order)
-    return _Estimate(values, matrix, float(np.abs(problem.per_unit(missed)).sum()))
+    return _Estimate(values, matrix, float(np.abs(problem.per_component(missed)).sum()))
 
 
 def _question(problem: Problem, path: _Path, at: Floats, even: Floats) -> HessianRows:
@@ -180,12 +182,12 @@ def _question(problem: Problem, path: _Path, at: Floats, even: Floats) -> Hessia
 
 def _matrix(problem: Problem, path: _Path, values: Floats, second_order: Floats) -> Floats:
     """Gamma, symmetric to the last bit, with rows that sum to the integrated gradients."""
-    of_units = problem.per_unit(values)
-    matrix = np.zeros((len(of_units), len(of_units)))
-    matrix[path.moving] = problem.per_unit(second_order)
+    of_components = problem.per_component(values)
+    matrix = np.zeros((len(of_components), len(of_components)))
+    matrix[path.moving] = problem.per_component(second_order)
     matrix = (matrix + matrix.T) / 2
     np.fill_diagonal(matrix, 0)
-    np.fill_diagonal(matrix, of_units - matrix.sum(axis=1))
+    np.fill_diagonal(matrix, of_components - matrix.sum(axis=1))
     return matrix
 
 
@@ -206,7 +208,7 @@ def _is_softened(problem: Problem) -> bool:
 
 def _least_points(facts: Facts) -> int:
     ends = ENDS if facts.options["smooth"] == SOFTPLUS else 0
-    return FIRST_NODES * (facts.traits.units + 1) + ends
+    return FIRST_NODES * (facts.traits.components + 1) + ends
 
 
 def _not_applicable(facts: Facts) -> str | None:

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Problem, evaluated
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import evaluated
 from service.methods.spec import Facts, MethodSpec, Number, one_point
 
 MAX_NUMBERS = 2**22

@@ -1,9 +1,10 @@
 """What a method asks of the model, and what it is answered: the vocabulary between methods and the engine.
 
-A method is a generator. It yields a question (`Points`, `Rows`, `Breakpoints` ...), is sent the answer (`Evaluated`,
-`Pieces` ...) and returns an `Attribution`. It never sees a device, a queue or another request; whoever drives it, the
-scheduler or a test with a plain function, decides where the work is done. When the deadline passes while a question is
-open, `DeadlinePassed` is thrown into the generator: it may return what it has, or let the exception pass.
+A method is a generator. It is given a `Problem` (`service.methods.problem`), yields a question (`Points`, `Rows`,
+`Breakpoints` ...), is sent the answer (`Evaluated`, `Pieces` ...) and returns an `Attribution`. It never sees a device,
+a queue or another request; whoever drives it, the scheduler or a test with a plain function, decides where the work is
+done. When the deadline passes while a question is open, `DeadlinePassed` is thrown into the generator: it may return
+what it has, or let the exception pass.
 
 Inputs, gradients and attributions are flat, [inputs]; `Problem.shape` says how an input is laid out.
 """
@@ -18,17 +19,11 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 
 from service.domain import (
-    Completeness,
     Contrast,
     Floats,
-    GroupShare,
     Indices,
-    OptionValue,
     OutputSpace,
     Target,
-    ToleranceOf,
-    Traits,
-    read_target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
 from service.numerics.panels import PanelErrors, Panels
@@ -245,138 +240,6 @@ class Pieces:
     logits: Floats | None
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One explanation to be computed: all a method may know.
-
-    `baselines` [K, inputs] with the deployed artefact's `baseline_outputs` [K]; `center` is the mean baseline, with the
-    deployed `center_output`; `output` is the deployed output f(x). All outputs are what `target` reads in
-    `output_space`.
-    `low` and `high` [inputs] are the range of each input. `floor` is the smallest denominator of a relative
-    completeness error, in units of the output.
-    """
-
-    input: Floats
-    output: float
-    baselines: Floats
-    baseline_outputs: Floats
-    center: Floats
-    center_output: float
-    low: Floats
-    high: Floats
-    target: Target
-    output_space: OutputSpace
-    tolerance: float
-    floor: float
-    max_evaluations: int
-    seed: int
-    options: Mapping[str, OptionValue]
-    traits: Traits
-    tolerance_of: ToleranceOf = ToleranceOf.ATTRIBUTION
-
-    @property
-    def readout(self) -> Readout:
-        """The readout of the output space."""
-        return Readout.PROBABILITY if self.is_linked else self.logit_readout
-
-    @property
-    def is_linked(self) -> bool:
-        """Whether the explained output lies behind the model's link, and is no linear function of its numbers."""
-        return self.output_space is OutputSpace.PROBABILITY
-
-    @property
-    def logit_readout(self) -> Readout:
-        """The readout of a label's logit, or of a value; where two labels share one logit, of their log-odds."""
-        return Readout.MARGIN if self.traits.has_one_logit else Readout.LOGIT
-
-    @property
-    def target_index(self) -> int:
-        """The number of the output that is explained, which may be contrasted with another."""
-        return self.target.index if isinstance(self.target, Contrast) else self.target
-
-    def read(self, outputs: Outputs) -> Floats:
-        """What the target reads of deployed `outputs` [n, outputs]: [n]."""
-        return read_target(outputs[self.output_space], self.target)
-
-    def logit_of(self, logits: Floats) -> Floats:
-        """What the target reads [n], as `logit_readout` has it, of the network's `logits` [n, outputs]."""
-
-        def of(label: int) -> Floats:
-            own: Floats = logits[:, label]
-            return own - logits[:, 1 - label] if self.traits.has_one_logit else own
-
-        if isinstance(self.target, Contrast):
-            return of(self.target.index) - of(self.target.rather_than)
-        return of(self.target)
-
-    def rows(self, rows: Floats) -> Rows:
-        """Asks for the gradients of the explained output at `rows` [n, inputs]."""
-        rather_than = self.target.rather_than if isinstance(self.target, Contrast) else None
-        return Rows(rows, self.readout, np.full(len(rows), self.target_index), rather_than)
-
-    @property
-    def labels(self) -> int:
-        """The number of the network's outputs."""
-        return self.traits.labels
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one input: (features,), (channels, height, width) or (positions, dimensions)."""
-        return self.traits.shape
-
-    def per_unit(self, values: Floats) -> Floats:
-        """`values` [..., inputs] summed to units: a feature, a pixel over its channels, a position."""
-        shaped = values.reshape(*values.shape[:-1], *self.shape)
-        if self.traits.columns:
-            return summed_to_units(values, self.traits)
-        summed: Floats = shaped.sum(axis=self.traits.summed_axes) if self.traits.summed_axes else shaped
-        return summed.reshape(*values.shape[:-1], self.traits.units)
-
-    @property
-    def grouping(self) -> Grouping:
-        """Which inputs make up each unit: the dimensions of a position, the columns of a category."""
-        if self.traits.columns:
-            return Grouping(membership=(np.array(self.traits.columns)[:, None] == np.arange(self.traits.units)) * 1.0)
-        return Grouping(run=self.shape[-1] if self.traits.has_embeddings else 1)
-
-    def magnitude(self, values: Floats) -> float:
-        """The L1 norm of attributions by unit: for a token or a category, of its sum and not of its parts."""
-        is_of_parts = self.traits.has_embeddings or bool(self.traits.columns)
-        return float(np.abs(self.per_unit(values) if is_of_parts else values).sum())
-
-    def number(self, option: str) -> float:
-        """The value of a numeric option of the method."""
-        return cast(float, self.options[option])
-
-
-@dataclass(frozen=True, slots=True)
-class Attribution:
-    """What a method returns: `values` and how well they are known.
-
-    `values` are [inputs], or [pixels], one a pixel and not one a channel of it; `standard_error` is [units], see
-    `Problem.per_unit`. Complete values sum to f(x) - `baseline_output`. `path_error` is E (see
-    `service.numerics.refinement`) or its counterpart, an estimate of the L1 error of the values in units of the output;
-    None where no integral was taken. `output` is the end of the path where it is not f(x): the mean over noisy copies.
-    `errors` is how far the value of each unit (see `Problem.grouping`) may be off, [units], where more is known of it
-    than that none is off by more than the L1 error.
-    `stopped` names what ended the computation before the tolerance was met: budget, deadline, or precision, that of the
-    model's own arithmetic.
-    """
-
-    values: Floats
-    baseline_output: float
-    completeness: Completeness
-    path_error: float | None
-    evaluations: int
-    rule: str
-    stopped: str | None = None
-    standard_error: Floats | None = None
-    interactions: Floats | None = None
-    groups: tuple[GroupShare, ...] = ()
-    output: float | None = None
-    errors: Floats | None = None
-
-
 def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
     """What a target reads of so many outputs, as coefficients [outputs]; of a probability, behind the link."""
     if isinstance(target, Contrast):
@@ -387,12 +250,6 @@ def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
     return coefficients
 
 
-def summed_to_units(values: Floats, traits: Traits) -> Floats:
-    """`values` [..., inputs] of a table, summed to the units that its columns belong to: [..., units]."""
-    columns = np.array(traits.columns)
-    return np.stack([values[..., columns == unit].sum(axis=-1) for unit in range(traits.units)], axis=-1)
-
-
 class DeadlinePassed(Exception):
     """Thrown into a method whose deadline has passed while its question was open."""
 
@@ -401,7 +258,6 @@ Question = Points | Rows | BackwardRuleRows | LayerRows | BiasRows | HessianRows
 Answer = Evaluated | FeatureMaps | BiasMaps | Curvatures | Outputs | Pieces
 T = TypeVar("T")
 Steps = Generator[Question, Answer, T]
-Method = Steps[Attribution]
 
 
 def evaluated(question: Points | Rows | BackwardRuleRows) -> Steps[Evaluated]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.one_gradient import gradient_at, of_one_gradient
 from service.methods.spec import MethodSpec, one_point
 

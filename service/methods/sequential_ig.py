@@ -18,7 +18,8 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Method, Problem, outputs_at
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import outputs_at
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_PANELS, accepted, refine
 from service.methods.spec import Facts, MethodSpec

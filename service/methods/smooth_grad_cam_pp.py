@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Completeness
-from service.methods.questions import Method, Problem
+from service.methods.problem import Method, Problem
 from service.methods.shared.activation_maps import class_activation, maps_at, needs_feature_maps, plus_plus_weights
 from service.methods.spec import Facts, MethodSpec, Number
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from reprlib import repr as abridged
 
 from service.catalog.nearest import did_you_mean
-from service.domain import Completeness, Link, OptionValue, Traits
-from service.methods.questions import Method, Problem
+from service.catalog.traits import Traits
+from service.domain import Completeness, OptionValue
+from service.methods.problem import Method, Problem
 
 MAX_GROUPS = 100
 MAX_MEMBERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Units:
+class Components:
     """What can be grouped: features by their `names`, or `count` numbered positions or pixels."""
 
     names: tuple[str, ...]
@@ -31,7 +32,7 @@ class Choice:
     choices: tuple[str, ...]
     description: str
 
-    def read(self, value: object, units: Units) -> OptionValue:  # noqa: ARG002 - one shape for all options
+    def read(self, value: object, components: Components) -> OptionValue:  # noqa: ARG002 - one shape for all options
         """The value as methods take it. Raises ValueError, saying what is allowed."""
         if not isinstance(value, str) or value not in self.choices:
             near = did_you_mean(value, self.choices)
@@ -54,7 +55,7 @@ class Number:
         """Whether only whole numbers are taken."""
         return isinstance(self.default, int)
 
-    def read(self, value: object, units: Units) -> OptionValue:  # noqa: ARG002
+    def read(self, value: object, components: Components) -> OptionValue:  # noqa: ARG002
         """The value as methods take it. Raises ValueError, saying what is allowed."""
         is_number = type(value) is int or (type(value) is float and not self.is_whole)
         if not is_number or not self.low <= value <= self.high:  # type: ignore[operator]
@@ -73,14 +74,14 @@ class Groups:
     description: str
     default: tuple[tuple[int, ...], ...] = ()
 
-    def read(self, value: object, units: Units) -> OptionValue:
+    def read(self, value: object, components: Components) -> OptionValue:
         """The groups by the numbers of their features, ascending. Raises ValueError, saying what is allowed."""
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > MAX_GROUPS:
             raise ValueError(f"option {self.name} must be a list of at most {MAX_GROUPS} lists of features")
         if sum(len(group) for group in value if isinstance(group, Sequence)) > MAX_MEMBERS:
             raise ValueError(f"option {self.name}: all groups together must have at most {MAX_MEMBERS} members")
-        numbers = {name: number for number, name in enumerate(units.names)}
-        return tuple(self._group(group, units.count, numbers) for group in value)
+        numbers = {name: number for number, name in enumerate(components.names)}
+        return tuple(self._group(group, components.count, numbers) for group in value)
 
     def _group(self, group: object, count: int, numbers: Mapping[str, int]) -> tuple[int, ...]:
         if not isinstance(group, Sequence) or isinstance(group, str) or not 0 < len(group) <= count:
@@ -126,7 +127,7 @@ def needs_classes(name: str) -> Callable[[Facts], str | None]:
     """The `not_applicable` of a method that searches where another label becomes the likeliest."""
 
     def not_applicable(facts: Facts) -> str | None:
-        if facts.traits.link is Link.SOFTMAX:
+        if facts.traits.link.is_shared:
             return None
         return (
             f"{name} goes to where another label becomes the likeliest, and of this model's outputs none gives way to "

@@ -23,12 +23,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.domain import Completeness, Contrast, Floats, Link, read_target
-from service.methods.questions import Breakpoints, Method, Problem, Steps, outputs_at, pieces_of
+from service.domain import Completeness, Contrast, Floats, read_target
+from service.methods.problem import Method, Problem
+from service.methods.questions import Breakpoints, Steps, outputs_at, pieces_of
 from service.methods.shared.straight_path import straight_path
 from service.methods.spec import MethodSpec, Number, one_point
-from service.numerics.links import PROBABILITIES
-from service.numerics.quadrature import softmax
+from service.numerics.softmax_pieces import softmax
 
 GRID = 65
 """Nodes of a grid; each narrows the crossing down by 64."""
@@ -75,7 +75,7 @@ def _split(problem: Problem) -> Steps[float]:
 
 def _turns_often(problem: Problem) -> bool:
     """Whether the output may turn back more than once on a piece: the difference of two of several probabilities."""
-    return problem.is_linked and isinstance(problem.target, Contrast) and problem.labels > 2
+    return problem.is_linked and isinstance(problem.target, Contrast) and not problem.traits.is_pair
 
 
 def _excess(problem: Problem, outputs: Floats) -> Floats:
@@ -87,13 +87,13 @@ def _excess(problem: Problem, outputs: Floats) -> Floats:
 def _split_of_pieces(problem: Problem, alphas: Floats, logits: Floats) -> float:
     """alpha* from the bends `alphas` [n] and the `logits` [n, labels] there."""
     link = problem.traits.link
-    if problem.is_linked and link is Link.SOFTMAX:
+    if problem.is_linked and link.is_shared:
         alphas, logits = _with_turns(alphas, logits, problem.target_index)
 
     def excess(at: Floats) -> Floats:
         if not problem.is_linked:
             return _excess(problem, problem.logit_of(at))
-        return _excess(problem, read_target(PROBABILITIES[link](at), problem.target))
+        return _excess(problem, read_target(link.probabilities(at), problem.target))
 
     beyond = excess(logits) > 0
     first = int(np.argmax(beyond))

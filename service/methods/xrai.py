@@ -43,7 +43,8 @@ import numpy as np
 
 from service.domain import Completeness, Floats, Indices
 from service.extras import install
-from service.methods.questions import Attribution, Method, Problem, Steps, outputs_at
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Steps, outputs_at
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_PANELS, next_aim, refine
 from service.methods.spec import Facts, MethodSpec, Number
@@ -69,7 +70,7 @@ def xrai(problem: Problem) -> Method:
     scales = _regions(problem)
     integrated = yield from _integrated(problem, lambda: ready.extend(islice(scales, 1)))
     regions = together([*ready, *scales])
-    return replace(integrated, values=_map(problem, regions, problem.per_unit(integrated.values)))
+    return replace(integrated, values=_map(problem, regions, problem.per_component(integrated.values)))
 
 
 def _integrated(problem: Problem, meanwhile: Callable[[], None]) -> Steps[Attribution]:

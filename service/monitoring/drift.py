@@ -69,7 +69,7 @@ class Drift:
 
     def __post_init__(self) -> None:
         inputs, cohorts = self.manifest.inputs, self.manifest.review.all_cohorts
-        self._importance = RecentMean((len(inputs.units),))
+        self._importance = RecentMean((len(inputs.components),))
         names = [ALL, *(f"{tag}={value}" for tag, value in cohorts)] if inputs.protected else []
         self._shares = {name: RecentMean() for name in names}
 
@@ -94,7 +94,7 @@ class Drift:
             and plan.baseline.name == defaults.baseline
             and plan.output_space == outputs.default_space
             and plan.noise is None
-            and bool(manifest.inputs.units)
+            and bool(manifest.inputs.components)
             and outputs.is_usual(plan.target)
         )
 

@@ -161,12 +161,12 @@ class Metrics:
     def observe_chunk(self, chunk: ChunkReport) -> None:
         """Counts one chunk that a worker ran."""
         name = chunk.model.partition("@")[0]
-        self.fill.labels(name).observe(chunk.units / chunk.capacity)
+        self.fill.labels(name).observe(chunk.slots / chunk.capacity)
         self.sharing.labels(name).observe(chunk.explanations)
         self._busy_seconds.add(chunk.seconds)
         self.chunk_duration.labels(name).observe(chunk.seconds)
         if chunk.kernel == "gradient":
-            self.points.labels(name).inc(chunk.units)
+            self.points.labels(name).inc(chunk.slots)
 
     def observe_explanation(
         self, model: str, method: str, tolerance: float, explanation: Explanation, queue: float

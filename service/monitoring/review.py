@@ -16,7 +16,7 @@ def protected_share(inputs: Inputs, attributions: Sequence[float] | None) -> flo
 
     None where what attributions are of has no names, without attributions, or where all of them are zero.
     """
-    if attributions is None or not inputs.units:
+    if attributions is None or not inputs.components:
         return None
     total = sum(map(abs, attributions))
     if not total:

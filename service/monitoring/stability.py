@@ -82,7 +82,7 @@ class StabilityProbe:
 def _set_of(version: ModelVersion, plan: Plan) -> BaselineSet | None:
     """The baseline set of a plan, if another sample of it can be drawn."""
     inputs = version.manifest.inputs
-    if plan.method != METHOD or plan.noise is not None or not inputs.units or not inputs.mean_is_row:
+    if plan.method != METHOD or plan.noise is not None or not inputs.components or not inputs.mean_is_row:
         return None
     sets = (listed for listed in version.manifest.baselines if "sha256:" + listed.sha256 == plan.baseline.digest)
     baseline = next(sets, None)

@@ -3,7 +3,7 @@
 The kernel is the sampled Gaussian exp(-m^2 / (2 sigma^2)), normalised to one, along both dimensions of space; sigma is
 its standard deviation in pixels. It reaches so far that cutting it off there changes nothing in float64, since a
 kernel cut off at 4 sigma, as is usual, jumps whenever its reach grows by a pixel, and a path that jumps has no
-derivative to integrate. The one by sigma is exact: the weight times (m^2 - the mean of m^2) / sigma^3.
+derivative to integrate. The derivative by sigma is exact: the weight times (m^2 - the mean of m^2) / sigma^3.
 
 Most of a blur happens at small sigma, so sigma falls as most (1 - alpha)^2: half of the path is below most / 4.
 """

@@ -1,22 +1,23 @@
 """The error of a vector integral, read from the vectors: local interpolation over the cells of a quadrature rule.
 
 Every node of a rule stands for a cell of the path, as wide as its weight. How the integrand c(alpha), a vector with an
-entry for each input, differs from its node inside the cell is read from the nodes around it:
+entry for each input, varies inside the cell is read from the neighbouring nodes:
 
-- `second` integrates the quadratic through three neighbours over the cell, less the node's own share; of the outermost
-  cells, with no neighbour on one side, the cubic through four. Where c is smooth it is the rule's error on that cell,
-  and adding it makes a rule of fourth order.
-- `fourth` is what the quartic through five neighbours adds to that: the error of the corrected rule.
+- `second` is the integral over the cell of the quadratic through three neighbouring nodes, less the node's own share;
+  for the outermost cells, which lack a neighbour on one side, that of the cubic through four. Where c is smooth it is
+  the rule's error on that cell, and adding it makes a rule of fourth order.
+- `fourth` is what the quartic through five neighbouring nodes adds to that: the error of the corrected rule.
 
-Where c jumps at kinks, between nodes and many times, no polynomial tells the error; but such a c is close to a random
-walk, and then the error of a cell and its `second` have variances that follow from the places of the nodes alone. So
-`rough` scales both to the root mean square error of a walk, and errors of different cells add up in squares. Of
-the same walk both scaled estimates expect the same; where the integrand is smooth the fourth is far smaller, by which
-the two cases are told apart, path by path, whatever the network is made of.
+Where c jumps many times between nodes, at kinks, no polynomial tells the error; but such a c is close to a random walk,
+and then the error of a cell and its `second` have variances that follow from the places of the nodes alone. So `rough`
+scales `second` and `fourth` to the root mean square error of a walk, and errors of different cells add up in squares.
+For a random walk both scaled estimates have the same expectation; where the integrand is smooth the fourth is far
+smaller. That tells the two cases apart, path by path, whatever the network is made of.
 
-The scale for a random walk of variance s^2 a unit of alpha: the error of a cell [a, b] with its node at m has the
-variance s^2 ((m - a)^3 + (b - m)^3) / 3; a difference with coefficients k_q, which sum to zero, has s^2 times the sum
-over the gaps between its nodes of the gap's length times the squared partial sum of the k_q before it.
+The scale, for a random walk whose variance grows by s^2 over a path of length one: the error of a cell [a, b] with its
+node at m has the variance s^2 ((m - a)^3 + (b - m)^3) / 3; a difference with coefficients k_q, which sum to zero, has
+s^2 times the sum over the gaps between its nodes of the gap's length times the squared partial sum of the k_q before
+it.
 """
 
 from __future__ import annotations
@@ -37,14 +38,15 @@ SAFETY = 1.5
 """The estimate is a root mean square. On ten networks of `tests/accuracy` marked `tuned`, ten inputs each, in both
 output spaces and to three tolerances, the true error is within this factor of it in 98 of 100."""
 SEEN = 6.0
-"""A gap's defect, which is a number, explained by the vectors beside it: one kink in the gap reaches half this much."""
+"""A gap's defect, which is a number, is explained by the vectors beside it up to so many times their `second`, as an L1
+norm: one kink in the gap reaches half as much."""
 SMOOTH = 0.15
 """The corrected rule is taken where fourth differences promise at most this share of the error that second ones do. On
 twelve networks marked `tuned`, with 5 to 36 nodes, the corrected rule's error is there 0.1 to 0.4 of the fourth
 estimate in the median of each fortieth, and rarely above it; beyond, it is up to eight times as large."""
 SMOOTH_SHARE = 2 / 3
-"""So there the safety factor is taken back, but not of the sum of the cells' errors: these have one sign where cells of
-unequal width meet, and most of the sum is of the few wide ones."""
+"""There the fourth estimate needs no safety factor, so this undoes `SAFETY`; but not for the sum of the cells' errors,
+signs included: where cells of unequal width meet they have one sign, and the few wide cells make most of the sum."""
 
 
 Peer = Callable[[NDArray[Any]], Any]
@@ -52,7 +54,7 @@ Peer = Callable[[NDArray[Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class Stencils:
-    """Which nodes say what about each of n cells.
+    """What the nodes say about each of n cells, as coefficients.
 
     `nodes` [n, k] number the neighbours in the order of evaluation; `second` and `fourth` [n, k] are their
     coefficients, `rough` [2, n] the scales of both; see the module. `fourth` is zero where there are fewer than five
@@ -77,7 +79,8 @@ class Stencils:
 
 
 def stencils(places: Floats, borders: Floats, nodes: Indices) -> Stencils:
-    """Of cells in ascending order: the nodes' `places` [n], the cells' `borders` [n + 1], the nodes' numbers [n]."""
+    """The stencils of cells in ascending order, by the nodes' `places` [n] and numbers [n] and the cells' `borders`
+    [n + 1]."""
     count = len(places)
     width = np.diff(borders)
     reach = min(REACH, count)
@@ -117,8 +120,8 @@ def _window(count: int, reach: int) -> Indices:
 
 
 def _integrals(places: Floats, width: Floats, window: Indices, low: Floats, high: Floats) -> Floats:
-    """Coefficients [n, k] that integrate the polynomial through the nodes of each window from `low` to `high`, both in
-    widths from the cell's node."""
+    """Coefficients [n, k] that integrate the polynomial through the nodes of each window from `low` to `high`,
+    both measured from the cell's node in widths of the cell."""
     powers = np.arange(window.shape[1])
     at = (places[window] - places[:, None]) / width[:, None]
     systems = at[:, None, :] ** powers[:, None]
@@ -129,7 +132,7 @@ def _integrals(places: Floats, width: Floats, window: Indices, low: Floats, high
 
 @dataclass(frozen=True, slots=True)
 class LocalErrors:
-    """What the vectors say of n cells and of every input, or unit of inputs.
+    """What the vectors say of n cells and of every input, or component of several inputs.
 
     `cells` [2, n] are L1 norms over the inputs of `second`, unscaled, and of `fourth`, scaled by `rough`.
     `second_squares` and `fourth_squares` [inputs] are the sums over the cells of squares of both, scaled, `drift`
@@ -147,14 +150,14 @@ class LocalErrors:
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Which inputs are told as one: runs of `run` inputs each, or those that a column of `membership` [inputs, units]
-    marks with ones."""
+    """Which inputs make up one component, whose attributions are summed: runs of `run` inputs each, or those that a
+    column of `membership` [inputs, components] marks with ones."""
 
     run: int = 1
     membership: Floats | None = None
 
     def sums(self, contributions: Any, peer: Peer) -> Any:
-        """`contributions` [nodes, inputs] summed over the inputs of each unit: [nodes, units]."""
+        """`contributions` [nodes, inputs] summed over the inputs of each component: [nodes, components]."""
         if self.membership is not None:
             return contributions @ peer(self.membership)
         return contributions if self.run == 1 else contributions.reshape(len(contributions), -1, self.run).sum(-1)
@@ -167,8 +170,10 @@ def local_errors(
     peer: Peer = lambda array: array,
     host: Callable[[Any], Floats] = lambda array: array,
 ) -> LocalErrors:
-    """Of `contributions` [nodes, inputs] in float64, an array of numpy or of torch; `peer` makes such an array of one
-    of numpy's, and `host` the reverse."""
+    """The local errors of `contributions` [nodes, inputs] in float64, an array of numpy or of torch.
+
+    `peer` makes such an array of one of numpy's, and `host` the reverse.
+    """
     contributions = grouping.sums(contributions, peer)
     nodes = peer(stencil.nodes)
     second = _combined(contributions, nodes, peer(stencil.second))
@@ -203,9 +208,9 @@ def _combined(contributions: Any, nodes: Any, coefficients: Any) -> Any:
 class Estimate:
     """How well an integral is known.
 
-    `is_corrected`: whether the corrected rule is the better one, and so the one that is meant. `inputs` [inputs] are
-    the errors of the single inputs or units, `cells` [n] the share of each cell in their sum, as L1 norms. Both are
-    root mean squares.
+    `is_corrected` says whether the corrected rule is the better one; the errors are then those of that rule. `inputs`
+    [inputs] are the errors of the single inputs or components, `cells` [n] the share of each cell in their sum, as L1
+    norms. Both are root mean squares.
     """
 
     is_corrected: bool
@@ -214,7 +219,7 @@ class Estimate:
 
 
 def estimate(errors: LocalErrors, stencil: Stencils, *, is_fixed: bool = False) -> Estimate:
-    """The better of the two rules and its error; see the module. Where the rule `is_fixed`, that of the plain one."""
+    """The better of the two rules, with its error; see the module. Where the rule `is_fixed`, the plain one."""
     plain = np.maximum(np.sqrt(errors.second_squares), np.abs(errors.drift))
     smooth = np.maximum(SMOOTH_SHARE * np.sqrt(errors.fourth_squares), np.abs(errors.fourth_drift))
     of_plain, of_smooth = float(plain.sum()), float(smooth.sum())

@@ -1,4 +1,4 @@
-"""What the derivatives at the nodes of a path miss between each two of them.
+"""What the derivatives at the nodes of a path miss of the output's change between two nodes.
 
 At every node the model gives its output as well as the derivative along the path. Between two nodes the output changes
 by the integral of the derivative, so that change, less what the derivatives at the nodes make of it, is an error that
@@ -70,7 +70,7 @@ class HiddenChanges:
         Defects are no errors of a path's sum, which is known, but of the attributions it is shared out to. Those of
         different paths cancel in the mean as random errors do, and are divided by the square root of K. But paths that
         are alike miss the same at the same place: so the other estimate is what they have in common between two of
-        `places`, and enters as what SWEEP_SAFETY makes of it.
+        `places`. It needs no safety factor, and is divided by SWEEP_SAFETY, which it is multiplied by later.
         """
         self._line = np.concatenate([self._line, line])
         self._nodes = np.concatenate([self._nodes, [alphas, outputs, derivatives]], axis=1)

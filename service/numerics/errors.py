@@ -1,7 +1,7 @@
 """The two errors that an explanation carries, and the factors that make an estimate of them a bound.
 
 How the error of an integral is read from its vectors is said in `service.numerics.cells`. What is left for E, the sum
-of absolute defects (`service.numerics.refinement`), are paths with fewer than three nodes and those with corners. E
+of absolute defects (`service.numerics.refinement`), are paths with fewer than three nodes and paths with corners. E
 sees only the sum over the features; on the held-out rows of the loan model, both output spaces, the true L1 error is
 1.0 to 1.9 times E in the median and at most 4.5 times in 95 of 100, hence `PATH_SAFETY`. What paths of a sweep miss of
 their own changes partly cancels in the mean: there `SWEEP_SAFETY` held in 95 of 100.
@@ -27,18 +27,20 @@ GRADIENT_ROUNDING, PLACE_ROUNDING, SLOPE_ROUNDING = 1.8, 1.0, 0.7
 TERMS_ROUNDING = 3.0
 """By how much more a sum is rounded than the root of the sum of its terms' squares."""
 STEEPEST = 1e4
+"""The largest ratio that counts of the norm of a jump to its sum, which may be zero by chance."""
 ROUNDED = 4.0
 """By how much integrals that are sums of gradients are rounded, in units of what float32 resolves of them."""
 NOISE = 20.0
-"""But not where what the vectors say of the error is exactly nothing: in units of that."""
+"""But by no more than so many times what the vectors say of the error, so by nothing where they say there is none."""
 SUM_ROUNDING = 8.0
-"""Likewise an output, relative to the largest logit: less than that tells nothing."""
+"""By how much an output is rounded, in units of what float32 resolves of the largest logit: a smaller residual shows no
+error."""
 
 
 def resolution(outputs: Floats) -> float:
-    """What `outputs` [n] do not tell of a change from one to another: the rounding of both, if they are float32.
+    """The part of a difference of two of the `outputs` [n] that may be rounding: that of both, if they are float32.
 
-    A softmax in float32 rounds by up to 1.2 times what that resolves.
+    A softmax in float32 is rounded by up to 1.2 times the type's resolution.
     """
     is_single = bool((outputs == outputs.astype(np.float32)).all())
     return 2 * RESOLUTION * float(np.abs(outputs).max()) if is_single else 0.0
@@ -59,9 +61,9 @@ def relative_to_attributions(error: float, values: Floats, floor: float) -> floa
 class PieceGradients:
     """The gradients that the exact rule took, n in all, along the line from `start` to `end` [inputs].
 
-    `contributions` [n, inputs] are gradients times the way, `weights` [n] what they count, `slopes` [n] their weights
-    over the lengths of their pieces, and `changes` [n] by how much what they are gradients of changes on its piece.
-    `follows` [n] says which is of the piece behind that of the one before it.
+    `contributions` [n, inputs] are gradients times end - start, `weights` [n] their weights in the integral, `slopes`
+    [n] the weights over the lengths of the pieces, and `changes` [n] how much the quantity that each is the gradient of
+    changes on its piece. `follows` [n] says of which ones the piece comes right behind that of the one before.
     """
 
     start: Floats
@@ -84,18 +86,20 @@ def rounding_error(
 ) -> float:
     """The L1 error of the attributions by the exact rule, in units of the output.
 
-    They are sums of float32 gradients over pieces. Four errors that do not depend on each other:
+    The attributions are sums of float32 gradients over pieces. There are four errors, independent of each other:
 
-    - Gradients are rounded relative to their size, and the same weights are in all of them: relative to the sum.
-    - Kinks are not quite where they are taken to be. What a unit rounds, relative to what it sums, is the larger, the
-      larger its inputs are than their way; by its slope along the way that is a distance. Its share in the jump of the
-      contributions is both: the jump's norm goes with the one, its sum with the other. What lies between the two places
-      gets the wrong gradient, by the jump.
-    - The slope of a softmax over a piece is rounded as its logits are, which are `spread` apart at most (0 without
-      one) and are sums of terms that are the larger, the larger the inputs are than their way; relative to their own
-      change where that is more than one.
-    - What the gradients miss of their pieces' changes (`residuals` [pieces]) or of the whole (`missed`) beyond the
-      rounding of outputs, whose logits are `largest` at most, is more than rounding, and of one input or all.
+    - Gradients are rounded relative to their size. All of them are computed with the same rounded weights of the
+      network, so their errors do not cancel: the sum is rounded relative to its own size.
+    - Kinks are not quite where they are found. The rounding of a neuron's sum is the larger, the larger its inputs are
+      compared with how far they move; divided by the neuron's slope along the path it is how far the kink is misplaced.
+      Both show in the jump of the contributions at the kink: the rounding goes with the jump's norm, the slope with its
+      sum. Between the true place and the one that was found the gradient is wrong by the jump.
+    - The slope of a softmax over a piece is rounded as its logits are. These are at most `spread` apart (0 without a
+      softmax), and are sums whose terms are the larger, the larger the inputs are compared with how far they move. The
+      error is relative to the logits' own change where that is more than one.
+    - What the gradients miss of their pieces' changes (`residuals` [pieces]) or of the whole (`missed`), beyond the
+      rounding of outputs whose logits are at most `largest`, is no rounding; it may be the error of one input or of
+      all.
 
     On 118 random networks (5 to 200 inputs, some far from zero, up to 120 pieces, no to four hidden layers, weights of
     up to eight times the usual size, two to five labels, both output spaces) it covers 96 of 100 errors, and is 4 times

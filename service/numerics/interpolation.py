@@ -12,7 +12,7 @@ from service.domain import Floats
 def resized(values: Floats, size: Sequence[int]) -> Floats:
     """`values` [...space] at another `size` of its space, dimension by dimension.
 
-    A value stands in the middle of its cell, and the cells of both sizes cover the same ground; beyond the outermost
+    A value stands in the middle of its cell, and the cells of both sizes cover the same extent; beyond the outermost
     middles the outermost values are repeated. It is what torch calls align_corners=False, without antialiasing.
     """
     for axis, length in enumerate(size):

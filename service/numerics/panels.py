@@ -2,17 +2,19 @@
 
 On a panel with n nodes the rule itself gives the first n Legendre coefficients a_0 ... a_n-1 of the integrand, input by
 input, as sums over the nodes (null rules: Berntsen and Espelid, "Error estimation in automatic quadrature routines",
-1991). What the rule misses are those from a_2n on, which no node tells; how fast the known ones fall does:
+1991). What the rule misses are those from a_2n on, which no node shows; but how fast the known ones decay says how
+large these are:
 
 - `high` is the size of the last two, `low` that of the two before them. Where the integrand jumps at many kinks, and so
   is a random walk (`service.numerics.cells`), both are of one size, and the rule's error is `scale` times `high`, a
   constant that follows from the nodes.
-- Where it is smooth the error is smaller by powers of that ratio. But its sum over the inputs is known, since the
-  integrand sums to the derivative of the output; and the vector's error is as much larger than its sum as the last
-  coefficients are than theirs. On sixteen smooth networks the one was 0.4 to 2 times the other in the median of each,
-  from errors of a hundredth down to 1e-12. A sum may be small by chance, hence a factor and a guard.
+- Where it is smooth the error is smaller, by powers of the ratio of `high` to `low`. But the sum of the error over the
+  inputs is known, since the integrand sums to the derivative of the output; and the norm of the error is larger than
+  that sum by about the same factor as the norm of the last coefficients is larger than theirs. On sixteen smooth
+  networks the one factor was 0.4 to 2 times the other in the median of each, from errors of a hundredth down to 1e-12.
+  A sum may be small by chance, hence a safety factor, and a guard: the least that the decay of the coefficients allows.
 
-Between the two, ratios from `SMOOTH` to `BENT`, the estimate is their weighted geometric mean.
+For ratios between `SMOOTH` and `BENT` the estimate is a weighted geometric mean of both.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ WALK_SAFETY, KNOWN_SAFETY, GUARD_SAFETY = 2.0, 6.0, 2.4
 """Of the three estimates; chosen so that the true error is within the whole one in 95 of 100."""
 GUARD_POWER = 3.5
 FEW_PANELS = 0.25
-"""All inputs bend at the same places, so that one panel has but two coefficients to read the size of a walk from."""
+"""The estimate for a walk is raised by this share over the number of panels: all inputs bend at the same places, so one
+panel has only two coefficients to read the size of a walk from."""
 SLOWING = (1.5, 3.0)
-"""How many times less the last coefficients fall than those before them. Of smooth networks 0.2 to 2, whatever their
-ratios are; of corners 2 to 1,000, the more the narrower the panels."""
+"""How many times slower the last coefficients decay than those before them; from the first figure on there may be
+corners, from the second on there are. Smooth networks have 0.2 to 2, whatever their ratios are; corners 2 to 1,000, the
+more the narrower the panels."""
 CORNER = 0.08
 """The error of corners in units of `high`: 0.01 to 0.07 on eight networks of ELUs and CELUs."""
 
@@ -59,7 +63,8 @@ class Panels:
 @dataclass(frozen=True, slots=True)
 class PanelErrors:
     """What the vectors say of each panel: L1 norms [panels] of the `whole` integral and of its `first`, `low` and
-    `high` coefficients, and for each input, or unit of inputs, the sum over the panels of the squares of the last."""
+    `high` coefficients, and for each input, or component of several inputs, the sum over the panels of the squares of
+    the last."""
 
     whole: Floats
     first: Floats
@@ -132,7 +137,7 @@ def panel_estimate(errors: PanelErrors, panels: Panels, derivatives: Floats, mis
 
 
 def _ratio(upper: Floats, lower: Floats) -> Floats:
-    """From next to nothing to one."""
+    """`upper` over `lower`, at least the smallest relative difference of float64 and at most one."""
     ratio = np.divide(upper, lower, out=np.ones_like(upper), where=lower > 0)
     return np.clip(ratio, np.finfo(np.float64).eps, 1.0)
 

@@ -6,11 +6,11 @@ At each node the model gives its contributions, a vector, and its output. Two th
   With one node a panel it also tells whether the rule is better with its correction of fourth order; of panels with
   more, see `service.numerics.panels`.
 - The integral of the derivative between two nodes is the difference of their outputs, so what interpolation misses
-  there, the gap's defect, is known and costs nothing. It sees what happens between nodes and shows at none of them, as
-  long as it does not cancel inside the gap: what is over a few times the error that the vectors admit is added to it.
+  there, the gap's defect, is known and costs nothing. It shows what happens between nodes and is seen at none of them,
+  unless it cancels inside the gap: where it exceeds a few times the error that the vectors show, the rest is added.
 
-Panels are split where the error is. E, the sum of the absolute defects by the rule's own interpolant, is what methods
-go by that have no vectors of their own to look at (`sum_of_defects`).
+Panels are split where the error is. E, the sum of the absolute defects of the rule's own interpolant, is the error for
+methods that have no vectors to read it from (`sum_of_defects`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from service.numerics.panels import FEWEST_OF_A_PANEL, PanelErrors, Panels, pane
 from service.numerics.quadrature import gauss_legendre
 
 TWO_DEVIATIONS = 2.0
-"""Of a single input's error, which is told as a root mean square: 95 of 100 are within."""
-
+"""A single input's error is estimated as a root mean square: 95 of 100 are within two of these."""
 ITS_OWN = 1e-9
-"""What a sum misses is itself rounded, in double precision."""
+"""The share of it by which what a sum misses may itself be rounded, in double precision."""
 
 
 class Refinement:
@@ -76,7 +75,7 @@ class Refinement:
         return len(self._outputs)
 
     def stencils(self) -> Stencils | Panels | None:
-        """What is to be asked of the contributions at the evaluated nodes; None while they are too few."""
+        """How the error is to be read from the contributions at the evaluated nodes; None while there are too few."""
         count, order = self._nodes.shape
         if order > 1:
             return Panels(self._nodes, self._width) if order >= FEWEST_OF_A_PANEL else None
@@ -88,7 +87,7 @@ class Refinement:
         return self._stencils
 
     def assess(self, errors: LocalErrors | PanelErrors) -> None:
-        """Takes what the contributions say at the `stencils`."""
+        """Takes what the contributions say, read by the `stencils`."""
         if isinstance(errors, PanelErrors):
             panels = Panels(self._nodes, self._width)
             residual = abs(self._ends[1] - self._ends[0] - float(self.weights() @ self._derivatives))
@@ -121,22 +120,24 @@ class Refinement:
         return self._estimate is not None and float(self._unseen.sum()) > self.error() / 2
 
     def input_errors(self) -> Floats | None:
-        """How far the integral of every input, or unit of inputs, may be off: [units]. None where only the sum of the
-        errors is known. What shows in no vector may be any input's."""
+        """How far the integral of every input, or component of several inputs, may be off: [components].
+
+        None where only the sum of the errors is known. What shows in no vector may be any input's."""
         if self._estimate is None:
             return None
         errors: Floats = np.minimum(TWO_DEVIATIONS * self._estimate.inputs + self._unseen.sum(), self.error())
         return errors
 
     def _residual(self) -> float:
-        """What the sum misses of the change, beyond what float32 tells of the outputs."""
+        """What the sum misses of the change of the output, beyond the outputs' rounding."""
         start, end = self._ends
         missed = abs(end - start - float(self.weights() @ self._derivatives))
         return max(missed * (1 + ITS_OWN) - float(self._unresolved[0]), 0.0)
 
     @property
     def _unresolved(self) -> Floats:
-        """What the outputs do not tell of the changes over the gaps; over the first and the last as over the whole.
+        """How much of the change over each gap may be rounding of the outputs; over the first and the last, as over the
+        whole path, also that of its ends.
 
         The ends are the deployed model's, in float32; probabilities at the nodes are of their logits in float64.
         """
@@ -171,7 +172,8 @@ class Refinement:
         return inner, borders
 
     def _tilts(self) -> Floats:
-        """What a derivative that is linear between two midpoints adds to one that jumps on the panels' border.
+        """By how much the defects at the borders change where the derivative is taken as linear between two midpoints,
+        and not as constant on each panel.
 
         Nothing where the panels are of one width. Where they are not, the defect would be of first order without it,
         though the rule's own error is of second, and would rise with every panel that is split beside one that is not.
@@ -260,15 +262,15 @@ class Stagnation:
     a place on the path."""
     PROGRESS = 0.9
     REVISED = 2.0
-    """An error told as so many times larger than the best shows that to have been too good."""
+    """An error of more than so many times the best one shows that the best was an underestimate."""
 
     def __init__(self) -> None:
         self._best = np.inf
         self._rounds = self._searched = 0
 
     def after(self, error: float, *, is_searching: bool = False) -> bool:
-        """Whether too many rounds in a row have not brought the error under `PROGRESS` times its best, nor over
-        `REVISED` times; or whether too many in all were spent on searching."""
+        """Whether too many rounds in a row have left the error between `PROGRESS` and `REVISED` times its best, or too
+        many in all were spent on searching."""
         if is_searching:
             self._searched += 1
             return self._searched >= self.SEARCHING

@@ -1,8 +1,8 @@
 """Quadrature over all baselines at once: every path gets nodes, the worst paths get more.
 
 The mean over K baselines of path integrals is taken with equally weighted nodes on each path. What a path's nodes miss,
-its residual f(x) - f(x'_k) - (the mean of its derivatives), is known. The mean of the absolute residuals estimates the
-error of the mean without letting paths cancel, unless the outputs at the nodes tell of a larger one (see
+its residual f(x) - f(x'_k) - (the mean of its derivatives), is known. The mean of the absolute residuals, in which
+paths do not cancel, estimates the error of the mean, unless the outputs at the nodes show a larger one (see
 `service.numerics.defects`). The paths with the largest errors get more nodes, and nothing evaluated is lost. What is
 missed in the end is shared among the inputs of each path; see `Sweep.shared`.
 
@@ -66,21 +66,21 @@ class PathErrors:
         self._walks = WALK_OF_CONTRAST * contrasts
 
     def refine(self, paths: Indices, steps: Floats) -> None:
-        """Takes by what three times as many nodes changed the integrals of `paths` [p]: [p, inputs]."""
+        """Takes how much the integrals of `paths` [p] changed as their nodes were tripled: [p, inputs]."""
         self._walks[paths] = WALK_OF_STEP * steps
         self._smooth[paths] = SMOOTH_OF_STEP / WALK_OF_STEP
 
     def of_paths(self, grouping: Grouping) -> Floats:
-        """The parts of the paths, [K], in K times the L1 error of the mean, as `Sweep.learn` takes them.
+        """How much each path adds to K times the L1 error of the mean, [K], as `Sweep.learn` takes it.
 
-        Random errors of different paths add up in squares, those of smooth paths as they are; of each unit the larger
-        sum counts.
+        Random errors of different paths add up in squares, those of smooth paths as they are; of each component the
+        larger sum counts.
         """
-        units = grouping.sums(self._walks, lambda array: array)
-        walk = np.sqrt((units**2).sum(axis=0))
-        drift = np.abs(self._smooth @ units)
+        components = grouping.sums(self._walks, lambda array: array)
+        walk = np.sqrt((components**2).sum(axis=0))
+        drift = np.abs(self._smooth @ components)
         whole = SAFETY / SWEEP_SAFETY * float(np.maximum(walk, drift).sum())
-        parts: Floats = np.abs(units).sum(axis=1)
+        parts: Floats = np.abs(components).sum(axis=1)
         total = float(parts.sum())
         return parts * (whole / total) if total > 0 else parts
 
@@ -144,8 +144,9 @@ class Sweep:
     def learn(self, derivatives: Floats, missed: Sequence[Floats] = ()) -> None:
         """Takes the derivatives along the paths at the pending nodes.
 
-        Each of `missed` [K] is what else all nodes are known to miss; the worst in the mean over the paths counts. What
-        paths with midpoints miss of their own changes cancels in the mean as random errors do, or less where it does.
+        Each of `missed` is another estimate of the errors of the paths, [K]; the one with the largest mean counts. What
+        paths with midpoints miss of their own changes cancels in the mean as random errors do, or less where the
+        residuals show that.
         """
         self._sums += np.bincount(self.pending_line, derivatives, minlength=len(self._sums))
         self.counts[self.pending_paths] += self.pending_lengths

@@ -177,7 +177,7 @@ def _no_hint(why: str) -> HintItem:
 
 def _members(inputs: Inputs, reason: ReasonItem) -> list[int]:
     """The indices of the features that a reason is about, those of groups included."""
-    members = {unit.name: unit.members for unit in inputs.units}
+    members = {component.name: component.members for component in inputs.components}
     return [at for name in (reason.features or (reason.feature,)) for at in members[name]]
 
 

@@ -13,11 +13,12 @@ from reprlib import repr as abridged
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import PREDICTED, BaselineSet, Manifest
 from service.catalog.nearest import did_you_mean, known
+from service.catalog.traits import Traits
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, ToleranceOf, Traits
+from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, ToleranceOf
 from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
 from service.methods.registry import BY_NAME
-from service.methods.spec import Facts, MethodSpec, Units
+from service.methods.spec import Components, Facts, MethodSpec
 
 MAX_EVALUATIONS = 65_536
 USUAL_BUDGET = 4096
@@ -222,11 +223,11 @@ def _options(version: ModelVersion, method: MethodSpec, requested: Mapping[str, 
             detail = f"{method.name} has no option {abridged(name)}; {known('options', by_name)}"
             raise invalid(Kind.UNKNOWN_OPTION, _place("options", name), detail + did_you_mean(name, by_name))
     inputs = version.manifest.inputs
-    units = Units(inputs.unit_names, inputs.unit_count)
+    components = Components(inputs.component_names, inputs.component_count)
     read = method.defaults()
     for name, value in requested.items():
         try:
-            read[name] = by_name[name].read(value, units)
+            read[name] = by_name[name].read(value, components)
         except ValueError as error:
             raise _wrong("options", str(error), name) from None
     return read

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from service.domain import Explanation, Floats, OptionValue, OutputSpace, Traits
+from service.catalog.traits import Traits
+from service.domain import Explanation, Floats, OptionValue, OutputSpace
 from service.methods import registry
 from service.methods.questions import Question, Rows
 from service.methods.spec import Facts

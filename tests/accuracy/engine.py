@@ -21,18 +21,18 @@ from service.domain import (
     ChunkShapes,
     Explanation,
     Floats,
-    Link,
     ModelKey,
     OptionValue,
     OutputSpace,
     Plan,
 )
 from service.engine.graph.traits import traits_of
-from service.engine.kernels.kernel import DeployedKernel, Segment, units_of
+from service.engine.kernels.kernel import DeployedKernel, Segment, slots_of
 from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
 from service.engine.worker.explanation import explain
 from service.methods.questions import Question
 from service.methods.registry import BY_NAME
+from service.numerics.links import SOFTMAX
 
 KEY = ModelKey("network", "1", "sha256:network")
 SET = "sha256:own"
@@ -72,7 +72,7 @@ def device_model(
     axes = {1: TabularInputs.axes, 2: TokenInputs.axes, 3: ImageInputs.axes}[len(shape)]
     with torch.no_grad():
         labels = network(torch.zeros(1, *shape)).shape[1]
-    link = Link.SOFTMAX if outputs is None else outputs.network_link
+    link = SOFTMAX if outputs is None else outputs.network_link
     traits = replace(traits_of(twin, axes, shape, labels), link=link)
     own = DeployedNetwork(network, shape) if outputs is None else TorchOutputs(twin, CPU, shape, outputs)
     deployed = DeployedKernel(own, DEPLOYED_ROWS)
@@ -114,8 +114,8 @@ def explained(
         if questions is not None:
             questions.append(cast(Question, question))
         kernel = model.kernels.of(question)
-        bounds = range(0, units_of(question), kernel.capacity)
-        parts = [kernel.run([Segment(question, at, min(at + kernel.capacity, units_of(question)))])[0] for at in bounds]
+        bounds = range(0, slots_of(question), kernel.capacity)
+        parts = [kernel.run([Segment(question, at, min(at + kernel.capacity, slots_of(question)))])[0] for at in bounds]
         try:
             question = steps.send(kernel.join(parts))
         except StopIteration as stop:

@@ -206,7 +206,7 @@ async def test_rows_of_an_erased_person_are_removed_from_a_set_that_goes_on_with
 async def test_an_erasure_by_another_process_is_noticed(service: Service, tenant: Tenant, until: Until) -> None:
     person, state = f"Ada {uuid.uuid4().hex}", service.services
     kept = await keep(tenant.client, tenant.rows, subjects=[person, None, None])
-    tenants = state.repository._sets.of("loan")[-1].tenant
+    tenants = state.catalog.find("loan", "1").kept_sets[-1].tenant
     assert tenants is not None
     await asyncio.to_thread(erase, service.database, state.vault, tenants, person, "operator")
 

@@ -225,7 +225,7 @@ def test_reasons_whose_order_or_sign_is_open_say_so_or_are_none() -> None:
     moved[first], moved[second], moved[third], moved[open_sign] = 0.5, 0.4, 0.399, 0.0005
     found = principal_reasons(LOAN, replace(explained(moved), attribution_errors=tuple(errors)))
     assert found is not None
-    names = inputs.unit_names
+    names = inputs.component_names
     assert [(reason.feature, reason.tied or False) for reason in found] == [
         (names[first], False),
         (names[second], True),

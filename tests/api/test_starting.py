@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, Traits, VersionRef
+from service.catalog.traits import Traits
+from service.domain import ChunkShapes, VersionRef
 from service.engine.client.local_engine import LocalEngine
 from service.engine.protocol import Loaded, Source, Stats
 from service.settings import Settings

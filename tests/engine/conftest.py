@@ -100,15 +100,15 @@ def various(make_plan: MakePlan) -> list[Plan]:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What a kernel was given: how many units of how many questions."""
+    """What a kernel was given: how many slots of how many questions."""
 
     kernel: str
-    units: int
+    slots: int
     questions: int
 
 
 @dataclass(slots=True)
-class WrappedKernel:
+class WrappedKernel(Kernel):
     """A kernel of the model that may fail first: `before` is called with the segments of every chunk."""
 
     wrapped: Kernel

@@ -81,7 +81,7 @@ def big(make_plan: MakePlan, number: int = 0) -> Plan:
 
 
 def gradient_points(one: EngineUnderTest) -> int:
-    return sum(chunk.units for chunk in one.chunks if chunk.kernel == "gradient")
+    return sum(chunk.slots for chunk in one.chunks if chunk.kernel == "gradient")
 
 
 async def test_64_explanations_at_once_are_what_each_is_alone(

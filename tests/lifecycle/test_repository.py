@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -17,9 +17,12 @@ from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments, ke
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
-from service.domain import ChunkShapes, Traits, VersionRef
-from service.engine.protocol import Loaded, Source, Stats
+from service.catalog.traits import Traits
+from service.catalog.versions import Catalog
+from service.domain import ChunkShapes, VersionRef
+from service.engine.protocol import Engine, Loaded, Source, Stats
 from service.errors import LoadRefused
+from service.lifecycle.checking.background import Checker
 from service.lifecycle.repository import Repository, read_catalog
 from tests.conftest import MODELS
 from tests.engine.stand_in import StandIn
@@ -105,6 +108,17 @@ class UnderTest:
 Start = Callable[[], Any]
 
 
+def repository_of(
+    models: Path,
+    data: Path,
+    catalog: Catalog,
+    engine: Engine,
+    checks: Checks,
+    erased: Callable[[], Collection[str]] = frozenset,
+) -> Repository:
+    return Repository(models, data, catalog, engine, lambda *_: None, erased, cast(Checker, checks))
+
+
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     """Version 1, with a verdict."""
@@ -129,8 +143,7 @@ def start(models: Path, tmp_path: Path) -> Start:
     async def started() -> UnderTest:
         engine, checks = LoadsAll(), Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
         engine.is_open.set()
-        repository = Repository(models, tmp_path / "data", read_catalog(models), engine, lambda *_: None)
-        repository._checker = checks  # type: ignore[assignment]
+        repository = repository_of(models, tmp_path / "data", read_catalog(models), engine, checks)
         await repository.start()
         return UnderTest(repository, engine, checks)
 
@@ -197,7 +210,7 @@ async def test_what_is_unloaded_while_a_set_is_given_stays_unloaded(start: Start
     one = await start()
     version = one.repository._catalog.find("loan", "1")
     one.engine.is_open.clear()
-    keeping = asyncio.create_task(one.repository.keep_set(version, "mine", [(0.0,) * 38], "", tenant="bank"))
+    keeping = asyncio.create_task(one.repository.sets.keep(version, "mine", [(0.0,) * 38], "", tenant="bank"))
     await until(lambda: bool(one.engine.loading))
     unloading = asyncio.create_task(one.repository.unload("loan", "1"))
     one.engine.is_open.set()
@@ -225,8 +238,8 @@ async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not
     kept, engine = keep_two_rows(tmp_path / "data"), LoadsAll()
     engine.is_open.set()
     catalog = read_catalog(models)
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"})
-    repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
+    checks = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
+    repository = repository_of(models, tmp_path / "data", catalog, engine, checks, lambda: {"a"})
     await repository.start()
 
     assert sets_of(repository) == [("loan@1", 1, (kept.digest,))]
@@ -244,13 +257,13 @@ async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_
     kept, engine, gone = keep_two_rows(tmp_path / "data"), OneByOne(), set[str]()
     engine.is_open.set()
     catalog = read_catalog(models)
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone)
-    repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
+    checks = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
+    repository = repository_of(models, tmp_path / "data", catalog, engine, checks, lambda: gone)
     starting = asyncio.create_task(repository.start())
     await until(lambda: bool(sets_of(repository) and engine.loading))
 
     gone.add("a")
-    await repository.forget_rows()
+    await repository.sets.forget_rows()
 
     assert engine.detached == [kept.digest]
     assert sets_of(repository) == []
@@ -261,7 +274,7 @@ async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_
 
 async def test_files_that_were_replaced_and_are_still_meant_lose_a_set_too(start: Start, models: Path) -> None:
     one = await start()
-    kept = await one.repository.keep_set(
+    kept = await one.repository.sets.keep(
         one.repository._catalog.find("loan", "1"), "mine", [(0.0,) * 38], "", tenant="bank"
     )
     one.checks.failed = ("completeness",)
@@ -269,7 +282,7 @@ async def test_files_that_were_replaced_and_are_still_meant_lose_a_set_too(start
     await one.repository.load("loan", "1")
     assert len(sets_of(one.repository)) == 2
 
-    await one.repository.remove_set(kept)
+    await one.repository.sets.remove(kept)
 
     assert one.engine.detached == [kept.digest]
     assert all(size == 0 for _, size, _ in sets_of(one.repository))

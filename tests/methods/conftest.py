@@ -27,6 +27,7 @@ from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.kind import OutputKind
+from service.catalog.traits import Traits
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
@@ -39,7 +40,6 @@ from service.domain import (
     Plan,
     Priority,
     Target,
-    Traits,
 )
 from service.engine.graph.traits import traits_of
 from service.engine.kernels.gradient import GradientKernel
@@ -48,19 +48,17 @@ from service.engine.messages import Done
 from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
+from service.methods.problem import Attribution, Method, Problem
 from service.methods.questions import (
     Answer,
-    Attribution,
     Breakpoints,
     Curvatures,
     DeadlinePassed,
     Evaluated,
     Forwards,
     HessianRows,
-    Method,
     Pieces,
     Points,
-    Problem,
     Question,
     Readout,
     Rows,
@@ -153,7 +151,7 @@ def gelu_model(model: DeviceModel) -> DeviceModel:
     """The loan network with GELU in the place of ReLU: smooth, but for the clipping of outlying inputs."""
     gradient = model.kernels[Points][0]
     assert isinstance(gradient, GradientKernel)
-    twin = copy.deepcopy(gradient._twin)
+    twin = copy.deepcopy(gradient.network.twin)
     for name, module in list(twin.named_children()):
         if isinstance(module, nn.ReLU):
             setattr(twin, name, nn.GELU())

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, Indices, OptionValue, OutputSpace
 from service.methods.agi import AGI, agi
-from service.methods.questions import DeadlinePassed, Method, Problem, Question, Rows
+from service.methods.problem import Method, Problem
+from service.methods.questions import DeadlinePassed, Question, Rows
 from service.methods.spec import Facts
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.domain import Completeness, Floats, OptionValue, OutputSpace, ToleranceOf
-from service.methods.questions import Attribution, Problem
+from service.methods.problem import Attribution, Problem
 from service.methods.registry import BY_NAME
 
 if TYPE_CHECKING:

@@ -14,9 +14,11 @@ from torch import Tensor
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Axis, Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Axis, Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods.blur_ig import BLUR_IG, blur_ig
-from service.methods.questions import DeadlinePassed, Problem
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.spec import Facts
 from service.numerics.blur import BlurPath
 

@@ -16,7 +16,8 @@ from service.domain import Completeness, Floats, OutputSpace
 from service.methods.boundary_ig import BOUNDARY_IG, boundary_ig
 from service.methods.boundary_saliency import BOUNDARY_SALIENCY, boundary_saliency
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import DeadlinePassed, Forwards, Method, Points, Problem, Question, Readout, Rows
+from service.methods.problem import Method, Problem
+from service.methods.questions import DeadlinePassed, Forwards, Points, Question, Readout, Rows
 from service.methods.shared.boundary_search import BoundaryPoint, nearest_boundary
 from service.methods.spec import Facts, MethodSpec
 

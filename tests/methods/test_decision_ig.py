@@ -14,7 +14,8 @@ from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.decision_ig import decision_ig
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import DeadlinePassed, Method, Points
+from service.methods.problem import Method
+from service.methods.questions import DeadlinePassed, Points
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose

@@ -15,10 +15,12 @@ from torch import Tensor
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
-from service.domain import Axis, Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Axis, Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods.directional_ig import DIRECTIONAL_IG, directional_ig
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.problem import Attribution, Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.spec import Facts
 
 if TYPE_CHECKING:
@@ -170,7 +172,7 @@ def test_a_position_has_the_length_of_all_its_dimensions(posed: Any, drive: Driv
     assert_defined(result, slopes, groups)
     dividends, _ = of_groups(slopes)
     np.testing.assert_allclose(
-        problem.per_unit(result.values), [dividends[frozenset([k])] for k in range(3)], atol=1e-9
+        problem.per_component(result.values), [dividends[frozenset([k])] for k in range(3)], atol=1e-9
     )
     assert len(set(result.values.reshape(x.shape)[1].round(12).tolist())) == 1, "spread equally"
 
@@ -244,4 +246,4 @@ def test_a_unit_that_does_not_exist_is_named(axes: tuple[Axis, ...], shape: tupl
     )
     assert last is None
     assert beyond is not None
-    assert f"no unit {units}" in beyond
+    assert f"no member {units}" in beyond

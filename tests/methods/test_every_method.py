@@ -203,7 +203,7 @@ def test_sequential_methods_of_many_requests_advance_together(served: dict[str, 
     one, requests = served["loan"], 32
     plans = [one.plan(name, task % len(one.rows), seed=task, options=BRIEF.get(name, {})) for task in range(requests)]
     chunks = [chunk for chunk in chunks_of(one.model, plans) if chunk.kernel == "gradient"]
-    points = sum(chunk.units for chunk in chunks)
+    points = sum(chunk.slots for chunk in chunks)
     assert points / len(chunks) >= requests / 2
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.expected_gradients import expected_gradients
-from service.methods.questions import Attribution, DeadlinePassed, Method, Points, Problem, Readout, evaluated
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, Points, Readout, evaluated
 from service.methods.shared.one_gradient import of_one_gradient
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Explanation, Floats, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Explanation, Floats
 from service.engine.worker.device import DeviceModel
 from service.methods.fullgrad import FULLGRAD
 from service.methods.spec import Facts

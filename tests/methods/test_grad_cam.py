@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.catalog.inputs.tokens import TokenInputs
-from service.domain import Completeness, Explanation, Floats, OutputSpace, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Explanation, Floats, OutputSpace
 from service.engine.worker.device import DeviceModel
 from service.methods.grad_cam import GRAD_CAM
 from service.methods.grad_cam_pp import GRAD_CAM_PP

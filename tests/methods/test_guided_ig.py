@@ -18,7 +18,8 @@ from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
 from service.methods.guided_ig import GUIDED_IG, guided_ig
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import DeadlinePassed, Method, Problem, Question, Rows
+from service.methods.problem import Method, Problem
+from service.methods.questions import DeadlinePassed, Question, Rows
 from service.methods.spec import Facts
 
 if TYPE_CHECKING:

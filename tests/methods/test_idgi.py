@@ -12,10 +12,12 @@ from torch import Tensor
 
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods import idgi as module
 from service.methods.idgi import IDGI, idgi
-from service.methods.questions import DeadlinePassed, Problem
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.spec import Facts
 
 if TYPE_CHECKING:

@@ -17,11 +17,13 @@ from torch.nn import functional
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods import integrated_hessians as module
 from service.methods.integrated_gradients import integrated_gradients
 from service.methods.integrated_hessians import INTEGRATED_HESSIANS, integrated_hessians
-from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.problem import Attribution, Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.spec import Facts
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, GroupShare, Noise, NoiseKind, OutputSpace
 from service.methods.expected_gradients import expected_gradients
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import Attribution, DeadlinePassed, Forwards, Method, Outputs, Problem, Rows, evaluated
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, Forwards, Outputs, Rows, evaluated
 from service.methods.shared.noise import COPIES_AT_ONCE, noisy
 from service.methods.shared.refining import FIRST_OF_ONE_LINE
 

@@ -11,14 +11,15 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
 
+from service.artefacts.links import ON_TENSORS
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Value, Values
-from service.domain import Completeness, Contrast, Floats, Link, OutputSpace, Target
-from service.engine.kernels.gradient import Linked, read_out
+from service.domain import Completeness, Contrast, Floats, OutputSpace, Target
+from service.engine.kernels.readouts import Linked, read_out
 from service.methods.registry import BY_NAME, METHODS
 from service.methods.spec import Facts
-from service.numerics.links import PROBABILITIES, piece_slopes
+from service.numerics.links import SIGMOID, SOFTMAX, Link
 from service.numerics.quadrature import gauss_legendre
 from tests.methods.conftest import ModelOf, PlanFor, Run
 
@@ -180,13 +181,13 @@ def test_every_method_takes_contrasts(
         assert explanation.baseline_output == pytest.approx(0, abs=0.02 * max(1, abs(explanation.output or 0)))
 
 
-LINKS: dict[Link, Any] = {Link.SOFTMAX: lambda z: torch.softmax(z, dim=1), Link.SIGMOID: torch.sigmoid}
+LINKS: dict[Link, Any] = {SOFTMAX: lambda z: torch.softmax(z, dim=1), SIGMOID: torch.sigmoid}
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", LINKS, ids=lambda link: link.name)
 @pytest.mark.parametrize("target", [0, 2, Contrast(1, 2)], ids=str)
 def test_slopes_behind_a_link_are_those_of_automatic_differentiation(link: Link, target: Target) -> None:
-    if link is Link.SIGMOID and isinstance(target, Contrast):
+    if link == SIGMOID and isinstance(target, Contrast):
         pytest.skip("labels that are right on their own are not compared")
     torch.manual_seed(0)
     logits = (8 * torch.randn(50, 4, dtype=torch.float64)).requires_grad_()
@@ -198,18 +199,18 @@ def test_slopes_behind_a_link_are_those_of_automatic_differentiation(link: Link,
     outputs = (LINKS[link](logits) * coefficients).sum(1)
     (slopes,) = torch.autograd.grad(outputs.sum(), logits)
     linked = Linked.CONTRASTS if isinstance(target, Contrast) else Linked.PROBABILITIES
-    found = read_out(logits.detach(), coefficients, torch.ones(50, 1, dtype=torch.bool), link, linked)
+    found = read_out(logits.detach(), coefficients, torch.ones(50, 1, dtype=torch.bool), ON_TENSORS[link], linked)
     assert found[0].numpy() == pytest.approx(outputs.detach().numpy(), rel=1e-12, abs=1e-300)
     assert found[1].numpy() == pytest.approx(slopes.numpy(), rel=1e-9, abs=1e-15)
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", LINKS, ids=lambda link: link.name)
 def test_integrals_of_slopes_over_a_piece_are_those_of_many_nodes(link: Link) -> None:
     generator = np.random.default_rng(0)
     start, end, length = *(4 * generator.normal(size=(2, 20, 3))), generator.uniform(0.1, 1, 20)
     rule = gauss_legendre(200)
-    for target in (1, Contrast(0, 2)) if link is Link.SOFTMAX else (1,):
-        found = piece_slopes(link, start, end, length, target)
+    for target in (1, Contrast(0, 2)) if link.is_shared else (1,):
+        found = link.piece_slopes(start, end, length, target)
         logits = torch.tensor(start[:, None] + rule.nodes[:, None] * (end - start)[:, None]).requires_grad_()
         probabilities = LINKS[link](logits.reshape(-1, 3)).reshape(logits.shape)
         chosen = (
@@ -220,7 +221,7 @@ def test_integrals_of_slopes_over_a_piece_are_those_of_many_nodes(link: Link) ->
         (slopes,) = torch.autograd.grad(chosen.sum(), logits)
         dense = length[:, None] * np.einsum("n,pnk->pk", rule.weights, slopes.numpy())
         assert found == pytest.approx(dense, abs=1e-11)
-        changes = PROBABILITIES[link](end) - PROBABILITIES[link](start)
+        changes = link.probabilities(end) - link.probabilities(start)
         summed = (found / length[:, None] * (end - start)).sum(axis=1)
         own = changes[:, 0] - changes[:, 2] if isinstance(target, Contrast) else changes[:, 1]
         assert summed == pytest.approx(own, abs=1e-11)

@@ -14,7 +14,8 @@ from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.input_x_gradient import INPUT_X_GRADIENT, input_x_gradient
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import DeadlinePassed, Method, Problem
+from service.methods.problem import Method, Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.saliency import SALIENCY, saliency
 
 if TYPE_CHECKING:

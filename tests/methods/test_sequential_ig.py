@@ -12,9 +12,11 @@ from torch import Tensor
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, OutputSpace, Traits
+from service.catalog.traits import Traits
+from service.domain import Completeness, Floats, OutputSpace
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import DeadlinePassed, Points, Problem
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed, Points
 from service.methods.sequential_ig import SEQUENTIAL_IG, sequential_ig
 from service.methods.spec import Facts
 
@@ -99,7 +101,7 @@ def test_a_token_sums_to_what_masking_it_alone_changes(
     problem = posed(network, space=space, tolerance=tolerance)
     result = drive(sequential_ig(problem), network, shape=SHAPE)
     changes = [problem.output - output(network, masked(position), space) for position in range(SHAPE[0])]
-    missed = np.abs(problem.per_unit(result.values) - changes).sum()
+    missed = np.abs(problem.per_component(result.values) - changes).sum()
     assert missed <= tolerance * np.abs(result.values).sum()
     assert (result.completeness, result.path_error, result.stopped) == (Completeness.NONE, None, None)
     assert not np.isclose(result.values.sum(), problem.output - problem.center_output, rtol=0.02)

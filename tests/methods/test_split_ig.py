@@ -13,7 +13,8 @@ from torch import Tensor
 from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OutputSpace
 from service.methods.integrated_gradients import integrated_gradients
-from service.methods.questions import DeadlinePassed, Problem
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.split_ig import ROUNDS, split_ig
 
 if TYPE_CHECKING:

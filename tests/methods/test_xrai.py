@@ -16,7 +16,8 @@ from torch import Tensor
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
-from service.methods.questions import DeadlinePassed, Forwards, Points, Problem
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed, Forwards, Points
 from service.methods.spec import Facts
 from service.methods.xrai import XRAI, xrai
 
@@ -295,7 +296,7 @@ def test_without_scikit_image_it_says_which_extra_is_missing(posed: Posed, monke
 IN_THE_FRONT = f"""
 import sys
 from service.catalog.inputs.image import ImageInputs
-from service.domain import Traits
+from service.catalog.traits import Traits
 from service.methods.spec import Facts
 from service.methods.xrai import XRAI
 traits = Traits(ImageInputs.axes, {SMALL}, 2, None, (), True, True, None)

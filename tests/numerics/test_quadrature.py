@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.polynomial import Polynomial
 
 from service.domain import Floats
-from service.numerics.quadrature import gauss_legendre, softmax_piece_weights
+from service.numerics.quadrature import gauss_legendre
+from service.numerics.softmax_pieces import softmax_piece_weights
 
 UNHURRIED = settings(deadline=None)
 ORDERS = st.integers(1, 12)

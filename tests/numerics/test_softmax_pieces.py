@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain import Floats
-from service.numerics.quadrature import softmax, softmax_piece_weights
-from service.numerics.softmax_pieces import softmax_piece_slopes
+from service.numerics.softmax_pieces import softmax, softmax_piece_slopes, softmax_piece_weights
 
 LOGITS = st.lists(st.floats(-50, 50), min_size=4, max_size=4)
 

@@ -18,17 +18,9 @@ from service.catalog.inputs.instances import read_instance
 from service.catalog.inputs.kind import Row
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
+from service.catalog.traits import Traits
 from service.catalog.versions import ModelVersion
-from service.domain import (
-    Completeness,
-    Context,
-    Explanation,
-    Plan,
-    Priority,
-    Timings,
-    Traits,
-    VersionRef,
-)
+from service.domain import Completeness, Context, Explanation, Plan, Priority, Timings, VersionRef
 from service.errors import ComputationFailed, DeadlineExceeded, LedgerFull, LedgerUnavailable, NotConverged, Overloaded
 from service.ledger import Entry, Ledger, Search, Vault, open_engine, upgrade
 from service.ledger.append_queue import Room

@@ -19,7 +19,7 @@ from service.artefacts.onnx.twin_source import twin_of
 from service.artefacts.onnx.twins import parse_onnx
 from service.artefacts.reported import reported
 from service.catalog.manifest import Manifest
-from service.domain import Link, OutputSpace
+from service.domain import OutputSpace
 from service.errors import CatalogError
 
 
@@ -55,8 +55,8 @@ class OnnxArtefact:
         spaces = {outputs.network_space: log_odds(network) if outputs.has_one_logit else network}
         if probabilities:
             spaces[OutputSpace.PROBABILITY] = self._of_labels(probabilities[0], len(network))
-        elif outputs.network_link in LINKS:
-            spaces[OutputSpace.PROBABILITY] = LINKS[outputs.network_link](network)
+        elif OutputSpace.PROBABILITY in outputs.spaces:
+            spaces[OutputSpace.PROBABILITY] = outputs.network_link.probabilities(network)
         return spaces
 
     def _of_network(self, own: NDArray[Any]) -> NDArray[np.floating]:
@@ -89,21 +89,6 @@ class DeployedOnnx:
 def _single_or_double(values: NDArray[Any]) -> NDArray[np.floating]:
     """Doubles as they are, anything else in float32."""
     return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
-
-
-def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-    probabilities: NDArray[np.floating] = (exponents / exponents.sum(axis=1, keepdims=True)).astype(logits.dtype)
-    return probabilities
-
-
-def _sigmoid(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    probabilities: NDArray[np.floating] = (0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))).astype(logits.dtype)
-    return probabilities
-
-
-LINKS = {Link.SOFTMAX: _softmax, Link.SIGMOID: _sigmoid}
-"""From the network's numbers [n, outputs] to probabilities, where the graph itself does not answer them."""
 
 
 def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opened:

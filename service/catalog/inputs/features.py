@@ -2,8 +2,8 @@
 
 Three things are distinguished. A *feature* is what an instance names; a row has one number for each, which for a
 category is its index. A *column* is an input of the network: a numeric feature is one column, a category has one for
-each of its values, or those of its embedding in the graph. A *unit* is what gets one attribution: a feature (with all
-columns of a category), or all features of a group. (A feature's `unit` is that of its measurement.)
+each of its values, or those of its embedding in the graph. A *component* is what gets one attribution: a feature (with
+all columns of a category), or all features of a group; of other inputs, a pixel or a token.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Group(Declaration):
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Component:
     """What gets one attribution; `members` are the numbers of its features."""
 
     name: str
@@ -118,26 +118,26 @@ class Unit:
     members: tuple[int, ...]
 
 
-def reason_groups(units: Iterable[tuple[str, Titled]]) -> tuple[ReasonGroup, ...]:
-    """What may be a principal reason: the units of one code, or of one name where they have no reason.
+def reason_groups(components: Iterable[tuple[str, Titled]]) -> tuple[ReasonGroup, ...]:
+    """What may be a principal reason: the components of one code, or of one name where they have no reason.
 
-    Each unit comes with its name. The groups are in the order of their first units, whose title and text they have.
+    Each comes with its name. The groups are in the order of their first components, whose title and text they have.
     """
     groups: dict[str, tuple[Titled, list[int]]] = {}
-    for place, (name, unit) in enumerate(units):
-        key = f"feature {name}" if unit.reason is None else f"code {unit.reason.code}"
-        groups.setdefault(key, (unit, []))[1].append(place)
-    return tuple(ReasonGroup(unit.title, unit.reason, tuple(places)) for unit, places in groups.values())
+    for place, (name, component) in enumerate(components):
+        key = f"feature {name}" if component.reason is None else f"code {component.reason.code}"
+        groups.setdefault(key, (component, []))[1].append(place)
+    return tuple(ReasonGroup(first.title, first.reason, tuple(places)) for first, places in groups.values())
 
 
-def digest_of_reasons(units: Iterable[Titled]) -> str:
-    """The version of the reason texts: the digest of every unit's title, code and text, in order."""
-    named = [(u.name, u.title, u.reason and u.reason.code, u.reason and u.reason.text) for u in units]
+def digest_of_reasons(components: Iterable[Titled]) -> str:
+    """The version of the reason texts: the digest of every component's title, code and text, in order."""
+    named = [(u.name, u.title, u.reason and u.reason.code, u.reason and u.reason.text) for u in components]
     return "sha256:" + hashlib.sha256(orjson.dumps(named)).hexdigest()
 
 
 class Titled(Protocol):
-    """What a reason can be of: a unit, or a feature of several."""
+    """What a reason can be of: a component, or a feature of several."""
 
     @property
     def name(self) -> str: ...
@@ -149,7 +149,7 @@ class Titled(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReasonGroup:
-    """The units, by number, that are one reason: all that have its code, or a single one without a reason text."""
+    """The components, by number, that are one reason: all that have its code, or a single one without a reason text."""
 
     title: str
     reason: Reason | None

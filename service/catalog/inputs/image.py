@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, P
 from service.catalog.inputs.image_files import decode, described
 from service.catalog.inputs.kind import Declaration, Inputs, Number, Row, check_range
 from service.catalog.nearest import Searches
-from service.domain import Axis
+from service.catalog.traits import Axis
 from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 Channel = tuple[tuple[Number, ...], ...]
@@ -56,9 +56,9 @@ class PixelAttributions(BaseModel):
         """Other values of the pixels, without channels."""
         return PixelAttributions.model_construct(shape=self.shape, values=tuple(values))
 
-    def keeping(self, units: Collection[int]) -> PixelAttributions:
+    def keeping(self, components: Collection[int]) -> PixelAttributions:
         """The same shape, with 0 for pixels that are not kept."""
-        return self.with_values([value if at in units else 0.0 for at, value in enumerate(self.values)])
+        return self.with_values([value if at in components else 0.0 for at, value in enumerate(self.values)])
 
     def to_json(self) -> dict[str, Any]:
         """An object with the shape, the values, and the channels where there are some."""
@@ -115,7 +115,7 @@ class ImageInputs(Inputs):
         return self
 
     @property
-    def unit_count(self) -> int:
+    def component_count(self) -> int:
         """Pixels."""
         return prod(self.shape[1:])
 

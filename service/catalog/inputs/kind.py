@@ -19,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, WithJsonSche
 
 from service.catalog.formats import Artefact
 from service.catalog.nearest import Searches
-from service.domain import Axis, Floats, RowType
+from service.catalog.traits import Axis
+from service.domain import Floats, RowType
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from service.catalog.inputs.encodings import Encoding
-    from service.catalog.inputs.features import Feature, ReasonGroup, Unit
+    from service.catalog.inputs.features import Component, Feature, ReasonGroup
 
 MASK = "mask"
 """The name of the baseline that masks all tokens but the special ones."""
@@ -77,14 +78,14 @@ class Row:
 
 
 class Attributions(Protocol):
-    """Values by unit: attributions, or how far each of them may be off.
+    """Values by component: attributions, or how far each of them may be off.
 
     They are pydantic models, whose schema is that of the JSON that `to_json` gives.
     """
 
     @property
     def values(self) -> Sequence[float]:
-        """One for each unit, in the order of the units."""
+        """One for each component, in the order of the components."""
         ...
 
     @property
@@ -104,11 +105,11 @@ class Attributions(Protocol):
         ...
 
     def with_values(self, values: Sequence[float]) -> Self:
-        """The same units with other values, and without those of each channel."""
+        """The same components with other values, and without those of each channel."""
         ...
 
-    def keeping(self, units: Collection[int]) -> Self:
-        """The values of these units, by their places in `values`, and without those of each channel."""
+    def keeping(self, components: Collection[int]) -> Self:
+        """The values of these components, by their places in `values`, and without those of each channel."""
         ...
 
     def to_json(self) -> Any:
@@ -146,24 +147,24 @@ class Inputs(Declaration, ABC):
         return ()
 
     @property
-    def units(self) -> tuple[Unit, ...]:
-        """The units that get attributions, where they have names."""
+    def components(self) -> tuple[Component, ...]:
+        """The components that get attributions, where they have names."""
         return ()
 
     @property
-    def unit_names(self) -> tuple[str, ...]:
-        """The names of the units."""
-        return tuple(unit.name for unit in self.units)
+    def component_names(self) -> tuple[str, ...]:
+        """The names of the components."""
+        return tuple(component.name for component in self.components)
 
     @property
     @abstractmethod
-    def unit_count(self) -> int:
+    def component_count(self) -> int:
         """How many attributions there are."""
 
     @property
-    def unit_labels(self) -> tuple[str, ...]:
+    def component_labels(self) -> tuple[str, ...]:
         """Their names, or the place of each in the inputs' shape."""
-        return self.unit_names or tuple(",".join(map(str, place)) for place in np.ndindex(self.shape[-2:]))
+        return self.component_names or tuple(",".join(map(str, place)) for place in np.ndindex(self.shape[-2:]))
 
     @property
     def protected(self) -> tuple[int, ...]:
@@ -177,7 +178,7 @@ class Inputs(Declaration, ABC):
 
     @property
     def reason_texts(self) -> str | None:
-        """The version of the reason texts; None where no unit could have one."""
+        """The version of the reason texts; None where no component could have one."""
         return None
 
     @property
@@ -249,13 +250,13 @@ class Inputs(Declaration, ABC):
         """From rows to the inputs of a network without an encoder of its own; None where it takes rows."""
         return None
 
-    def units_of_columns(self, encoding: Encoding | None) -> tuple[int, ...]:
-        """For each number of encoded rows, the unit that it belongs to; empty where each is one of its own, or units
-        follow from the axes."""
+    def components_of_columns(self, encoding: Encoding | None) -> tuple[int, ...]:
+        """For each number of encoded rows, the component that it belongs to; empty where each is one of its own, or
+        components follow from the axes."""
         return ()
 
     def is_comparable_with(self, other: Inputs) -> bool:
-        """Whether explanations of both have the same units."""
+        """Whether explanations of both have the same components."""
         return self.kind == other.kind and self.shape == other.shape
 
     @property

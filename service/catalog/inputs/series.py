@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from service.catalog.inputs.features import Feature, ReasonGroup, Unit, digest_of_reasons, reason_groups
+from service.catalog.inputs.features import Component, Feature, ReasonGroup, digest_of_reasons, reason_groups
 from service.catalog.inputs.kind import Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_number
 from service.catalog.nearest import Searches
-from service.domain import Axis
+from service.catalog.traits import Axis
 from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 
@@ -47,9 +47,9 @@ class SeriesAttributions(BaseModel):
         """Other values."""
         return SeriesAttributions.model_construct(shape=self.shape, features=self.features, values=tuple(values))
 
-    def keeping(self, units: Collection[int]) -> SeriesAttributions:
+    def keeping(self, components: Collection[int]) -> SeriesAttributions:
         """The same shape, with 0 for what is not kept."""
-        return self.with_values([value if at in units else 0.0 for at, value in enumerate(self.values)])
+        return self.with_values([value if at in components else 0.0 for at, value in enumerate(self.values)])
 
     def to_json(self) -> dict[str, Any]:
         """An object with the shape, the names and the values."""
@@ -96,10 +96,10 @@ class SeriesInputs(Inputs):
         return sizes if self.is_steps_first else sizes[::-1]
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
+    def components(self) -> tuple[Component, ...]:
         """Every feature at every step, in the order of the artefact."""
         return tuple(
-            Unit(
+            Component(
                 f"{feature.name}[{step}]",
                 f"{feature.title}, step {step}",
                 feature.protected,
@@ -117,19 +117,19 @@ class SeriesInputs(Inputs):
         return [(step, feature) for feature in self.features for step in range(self.steps)]
 
     @property
-    def unit_count(self) -> int:
+    def component_count(self) -> int:
         """Features times steps."""
         return self.steps * len(self.features)
 
     @cached_property
-    def unit_names(self) -> tuple[str, ...]:
+    def component_names(self) -> tuple[str, ...]:
         """Each feature's name with the number of the step."""
-        return tuple(unit.name for unit in self.units)
+        return tuple(component.name for component in self.components)
 
     @cached_property
     def protected(self) -> tuple[int, ...]:
         """The protected features at all steps."""
-        return tuple(place for place, unit in enumerate(self.units) if unit.protected)
+        return tuple(place for place, component in enumerate(self.components) if component.protected)
 
     @cached_property
     def reason_groups(self) -> tuple[ReasonGroup, ...]:

@@ -15,17 +15,18 @@ from pydantic import ConfigDict, Field, RootModel, model_validator
 from service.catalog.inputs.encodings import Encoding, TableEncoding, one_hot
 from service.catalog.inputs.features import (
     Category,
+    Component,
     Feature,
     Group,
     ReasonGroup,
-    Unit,
     digest_of_reasons,
     reason_groups,
 )
 from service.catalog.inputs.kind import ZEROS, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
-from service.domain import Axis, Floats, RowType
+from service.catalog.traits import Axis
+from service.domain import Floats, RowType
 from service.errors import CatalogError, InvalidRequest
 
 
@@ -36,7 +37,7 @@ class FeatureAttributions(RootModel[dict[str, Number]]):
 
     @property
     def values(self) -> list[float]:
-        """In the order in which they were written: that of the units."""
+        """In the order in which they were written: that of the components."""
         return list(self.root.values())
 
     @property
@@ -58,10 +59,10 @@ class FeatureAttributions(RootModel[dict[str, Number]]):
         """Other values."""
         return FeatureAttributions.model_construct(dict(zip(self.root, values, strict=True)))
 
-    def keeping(self, units: Collection[int]) -> FeatureAttributions:
+    def keeping(self, components: Collection[int]) -> FeatureAttributions:
         """Those of some features; the others are left out."""
         return FeatureAttributions.model_construct(
-            {name: value for at, (name, value) in enumerate(self.root.items()) if at in units}
+            {name: value for at, (name, value) in enumerate(self.root.items()) if at in components}
         )
 
     def to_json(self) -> dict[str, float]:
@@ -92,8 +93,8 @@ class TabularInputs(Inputs):
             raise ValueError(f"the group's member {unknown[0]!r} is no feature")
         if len(set(grouped)) < len(grouped):
             raise ValueError("a feature is in one group at most")
-        of_units = [*names.difference(grouped), *(group.name for group in self.groups)]
-        if len(set(of_units)) < len(of_units):
+        of_components = [*names.difference(grouped), *(group.name for group in self.groups)]
+        if len(set(of_components)) < len(of_components):
             raise ValueError("a group has the name of a feature, or of another group")
         return self
 
@@ -103,41 +104,41 @@ class TabularInputs(Inputs):
         return tuple(feature.name for feature in self.features)
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
+    def components(self) -> tuple[Component, ...]:
         """What gets one attribution each, in the order of the features; a group stands where its first member does."""
         group_of = {member: group for group in self.groups for member in group.members}
-        units: dict[str, Unit] = {}
+        components: dict[str, Component] = {}
         for number, feature in enumerate(self.features):
             group = group_of.get(feature.name)
             if group is None:
-                units[feature.name] = Unit(
+                components[feature.name] = Component(
                     feature.name, feature.title, feature.protected, feature.reason, members=(number,)
                 )
-            elif group.name not in units:
+            elif group.name not in components:
                 members = tuple(at for at, name in enumerate(self.names) if name in group.members)
                 protected = group.protected or any(self.features[at].protected for at in members)
-                units[group.name] = Unit(group.name, group.title, protected, group.reason, members)
-        return tuple(units.values())
+                components[group.name] = Component(group.name, group.title, protected, group.reason, members)
+        return tuple(components.values())
 
     @cached_property
-    def unit_names(self) -> tuple[str, ...]:
+    def component_names(self) -> tuple[str, ...]:
         """The names of what attributions speak of."""
-        return tuple(unit.name for unit in self.units)
+        return tuple(component.name for component in self.components)
 
     @cached_property
     def reason_groups(self) -> tuple[ReasonGroup, ...]:
-        """What may be a principal reason, in the order of the first unit of each."""
-        return reason_groups((unit.name, unit) for unit in self.units)
+        """What may be a principal reason, in the order of the first component of each."""
+        return reason_groups((component.name, component) for component in self.components)
 
     @cached_property
     def reason_texts(self) -> str:
-        """The version of the reason texts: the digest of every unit's title, code and text, in order."""
-        return digest_of_reasons(self.units)
+        """The version of the reason texts: the digest of every component's title, code and text, in order."""
+        return digest_of_reasons(self.components)
 
     @cached_property
     def protected(self) -> tuple[int, ...]:
         """The places of the protected ones among the attributions."""
-        return tuple(place for place, unit in enumerate(self.units) if unit.protected)
+        return tuple(place for place, component in enumerate(self.components) if component.protected)
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -165,9 +166,9 @@ class TabularInputs(Inputs):
         return self.features
 
     @property
-    def unit_count(self) -> int:
+    def component_count(self) -> int:
         """Features, or groups of them."""
-        return len(self.units)
+        return len(self.components)
 
     @property
     def identity(self) -> list[object]:
@@ -192,8 +193,8 @@ class TabularInputs(Inputs):
 
     def described(self) -> list[dict[str, Any]]:
         """The features, each with the group whose attributions it is summed into, if there is one."""
-        unit_of = {number: unit for unit in self.units for number in unit.members}
-        return [_described(feature, unit_of[number]) for number, feature in enumerate(self.features)]
+        component_of = {number: component for component in self.components for number in component.members}
+        return [_described(feature, component_of[number]) for number, feature in enumerate(self.features)]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -239,12 +240,14 @@ class TabularInputs(Inputs):
         low, high = (np.array(limit) for limit in self.bounds)
         return TableEncoding(tables, low, high)
 
-    def units_of_columns(self, encoding: Encoding | None) -> tuple[int, ...]:
-        """A feature and its category's columns are of one unit, and a group's features."""
+    def components_of_columns(self, encoding: Encoding | None) -> tuple[int, ...]:
+        """A feature and its category's columns are of one component, and a group's features."""
         widths = encoding.widths if isinstance(encoding, TableEncoding) else [1] * len(self.features)
-        unit_of = {feature: number for number, unit in enumerate(self.units) for feature in unit.members}
-        numbers = tuple(unit_of[feature] for feature, width in enumerate(widths) for _ in range(width))
-        return () if len(self.units) == sum(widths) else numbers
+        component_of = {
+            feature: number for number, component in enumerate(self.components) for feature in component.members
+        }
+        numbers = tuple(component_of[feature] for feature, width in enumerate(widths) for _ in range(width))
+        return () if len(self.components) == sum(widths) else numbers
 
     def is_comparable_with(self, other: Inputs) -> bool:
         """Tables are, by the features that both have."""
@@ -303,7 +306,7 @@ class TabularInputs(Inputs):
         channels: bool = False,
     ) -> FeatureAttributions:
         """By the name of the feature or the group."""
-        return FeatureAttributions.model_construct(dict(zip(self.unit_names, values, strict=True)))
+        return FeatureAttributions.model_construct(dict(zip(self.component_names, values, strict=True)))
 
     def check_rows(self, rows: NDArray[np.floating], file: str) -> None:
         """A category is its place among the feature's."""
@@ -315,13 +318,13 @@ class TabularInputs(Inputs):
                 )
 
 
-def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
+def _described(feature: Feature, component: Component) -> dict[str, Any]:
     description: dict[str, Any] = {
         "name": feature.name,
         "title": feature.title,
         "unit": feature.unit,
         "range": feature.range,
-        "protected": feature.protected or unit.protected,
+        "protected": feature.protected or component.protected,
     }
     if feature.categories:
         del description["unit"], description["range"]
@@ -330,4 +333,4 @@ def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
         description["whole"] = True
     if feature.missing is not None:
         description["missing"] = feature.missing
-    return description if unit.name == feature.name else {**description, "group": unit.name}
+    return description if component.name == feature.name else {**description, "group": component.name}

@@ -16,7 +16,8 @@ from service.catalog.formats import Artefact
 from service.catalog.inputs.kind import MASK, Inputs, Number, Row
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
-from service.domain import Axis, RowType
+from service.catalog.traits import Axis
+from service.domain import RowType
 
 SideInput = Literal["mask", "zeros", "positions"]
 """The graph's other inputs: 1 for every token and 0 for the padding, zeros, or positions 0, 1, 2 and so on."""
@@ -66,9 +67,9 @@ class TokenAttributions(RootModel[list[TokenAttribution]]):
         ]
         return TokenAttributions.model_construct(tokens)
 
-    def keeping(self, units: Collection[int]) -> TokenAttributions:
+    def keeping(self, components: Collection[int]) -> TokenAttributions:
         """Those of some tokens; the others are left out."""
-        return TokenAttributions.model_construct([token for at, token in enumerate(self.root) if at in units])
+        return TokenAttributions.model_construct([token for at, token in enumerate(self.root) if at in components])
 
     def to_json(self) -> list[TokenAttribution]:
         """A list of objects."""
@@ -96,7 +97,7 @@ class TokenInputs(Inputs):
     bytes: Bytes | None = None
 
     @property
-    def unit_count(self) -> int:
+    def component_count(self) -> int:
         """Positions."""
         return self.length
 

@@ -22,8 +22,9 @@ from service.catalog.outputs.kind import (
     Space,
     are_finite,
 )
-from service.domain import Contrast, Link, OutputSpace, Target
+from service.domain import Contrast, OutputSpace, Target
 from service.errors import Kind, invalid, pointer_to
+from service.numerics.links import SOFTMAX, Link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class Classes(OutputKind):
     noun: ClassVar[str] = "label"
     spaces: ClassVar[tuple[OutputSpace, ...]] = (OutputSpace.PROBABILITY, OutputSpace.LOGIT)
     network_space: ClassVar[OutputSpace] = OutputSpace.LOGIT
-    network_link: ClassVar[Link] = Link.SOFTMAX
+    network_link: ClassVar[Link] = SOFTMAX
 
     kind: Literal["classes"] = "classes"
     labels: tuple[str, ...] = Field(min_length=2)
@@ -68,13 +69,17 @@ class Classes(OutputKind):
         self._check_names(self.labels)
         if self.adverse is not None and self.adverse not in self.labels:
             raise ValueError(f"the adverse label {self.adverse!r} is not among the labels")
-        if self.has_one_logit and len(self.labels) != 2:
+        if self.has_one_logit and not self._is_pair:
             raise ValueError("the link 'sigmoid' is between one logit and two labels")
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         return self.labels
+
+    @property
+    def _is_pair(self) -> bool:
+        return len(self.labels) == 2
 
     @property
     def has_one_logit(self) -> bool:
@@ -101,7 +106,7 @@ class Classes(OutputKind):
         return self.adverse or PREDICTED
 
     def is_usual(self, target: Target | None) -> bool:
-        if len(self.labels) == 2 and not isinstance(target, Contrast):
+        if self._is_pair and not isinstance(target, Contrast):
             return True  # they mirror each other
         return super().is_usual(target)
 
@@ -112,7 +117,7 @@ class Classes(OutputKind):
         own, other = (target.index, target.rather_than) if isinstance(target, Contrast) else (target, None)
         if own == adverse:
             return 1
-        return -1 if other == adverse or len(self.labels) == 2 else None
+        return -1 if other == adverse or self._is_pair else None
 
     def target_item(self, target: Target) -> LabelTarget:
         if isinstance(target, Contrast):
@@ -168,6 +173,11 @@ class Classes(OutputKind):
 
     def labels_of(self, outputs: Outputs, space: OutputSpace) -> frozenset[str]:  # noqa: ARG002
         return frozenset({self.labels[int(np.argmax(outputs))]})
+
+    @classmethod
+    def count(cls, numbers: int) -> int:
+        """One number alone is of the second of two labels."""
+        return max(numbers, 2)
 
     @classmethod
     def declaration(cls, known: KnownOutputs) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.access.visibility import ALWAYS
 from service.catalog.nearest import did_you_mean, known
-from service.domain import Floats, Link, OutputSpace, Target
+from service.domain import Floats, OutputSpace, Target
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
+from service.numerics.links import Link
 
 PREDICTED = "predicted"
 """The target of a request that leaves it to the model which output is explained; no label can have this name."""
@@ -126,7 +127,7 @@ class OutputKind(BaseModel):
     @property
     def identity(self) -> str:
         """What the outputs of an artefact depend on besides itself: the link, which the manifest names."""
-        return f"{self.network_link}, of one logit" if self.has_one_logit else self.network_link.value
+        return f"{self.network_link.name}, of one logit" if self.has_one_logit else self.network_link.name
 
     def is_comparable_with(self, other: OutputKind) -> bool:
         """Whether numbers of both, of outputs of the same names, mean the same."""
@@ -219,6 +220,11 @@ class OutputKind(BaseModel):
     def labels_of(self, outputs: Outputs, space: OutputSpace) -> frozenset[str]:
         """The labels that conditions of review rules refer to."""
         raise NotImplementedError
+
+    @classmethod
+    def count(cls, numbers: int) -> int:
+        """How many outputs there are where a file answers so many numbers for a row."""
+        return numbers
 
     @classmethod
     def usual_names(cls, count: int) -> tuple[str, ...]:

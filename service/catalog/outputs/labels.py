@@ -22,7 +22,8 @@ from service.catalog.outputs.kind import (
     Space,
     are_finite,
 )
-from service.domain import Contrast, Link, OutputSpace, Target
+from service.domain import Contrast, OutputSpace, Target
+from service.numerics.links import SIGMOID, Link
 
 THRESHOLD = 0.5
 Threshold = Annotated[float, Field(gt=0, lt=1)]
@@ -60,7 +61,7 @@ class Labels(OutputKind):
     noun: ClassVar[str] = "label"
     spaces: ClassVar[tuple[OutputSpace, ...]] = (OutputSpace.PROBABILITY, OutputSpace.LOGIT)
     network_space: ClassVar[OutputSpace] = OutputSpace.LOGIT
-    network_link: ClassVar[Link] = Link.SIGMOID
+    network_link: ClassVar[Link] = SIGMOID
 
     kind: Literal["labels"]
     labels: tuple[str, ...] = Field(min_length=1)

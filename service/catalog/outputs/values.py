@@ -23,7 +23,8 @@ from service.catalog.outputs.kind import (
     Space,
     are_finite,
 )
-from service.domain import Contrast, Floats, Link, OutputSpace, Target
+from service.domain import Contrast, Floats, OutputSpace, Target
+from service.numerics.links import IDENTITY, Link
 from service.wording import number_of
 
 MIN_SHARE = 1e-6
@@ -102,7 +103,7 @@ class Values(OutputKind):
     network_noun: ClassVar[str] = "numbers"
     spaces: ClassVar[tuple[OutputSpace, ...]] = (OutputSpace.VALUE,)
     network_space: ClassVar[OutputSpace] = OutputSpace.VALUE
-    network_link: ClassVar[Link] = Link.IDENTITY
+    network_link: ClassVar[Link] = IDENTITY
 
     kind: Literal["values"]
     values: tuple[Value, ...] = Field(min_length=1)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from service.domain import kind_of
+from service.catalog.traits import kind_of
 
 SUMS = {"add", "iadd", "sub", "subtract", "isub", "rsub"}
 PRODUCTS = {"mul", "multiply", "imul"}

@@ -8,7 +8,8 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from service.artefacts.sizes import layer_sizes, propagate, row_type_of, size_of
-from service.domain import DOUBLE, Axis, Traits
+from service.catalog.traits import Axis, Traits
+from service.domain import DOUBLE
 from service.engine.graph.operators import (
     EXTREMA_ALONG,
     MAX_POOLS,
@@ -32,7 +33,8 @@ MAY_ADD = {*("linear", "addmm", "conv", "convtranspose", "batchnorm", "where", "
 def traits_of(
     twin: fx.GraphModule, axes: tuple[Axis, ...], shape: tuple[int, ...], labels: int, columns: tuple[int, ...] = ()
 ) -> Traits:
-    """The traits of a twin whose inputs are [rows, *shape], along these axes, and belong to units as `columns` says."""
+    """The traits of a twin whose inputs are [rows, *shape], along these axes; `columns` says which component each input
+    belongs to."""
     obstacle = None
     try:
         PiecewiseLinear(twin, shape=shape)

@@ -12,44 +12,38 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from service.domain import Floats, Link
-from service.engine.kernels.gradient import Chunk, GradientKernel, Linked, Program, divided
-from service.engine.kernels.kernel import Launched, Segment
+from service.domain import Floats
+from service.engine.kernels.chunks import Chunk, packed
+from service.engine.kernels.evaluated import divided
+from service.engine.kernels.gradient import GradientKernel
+from service.engine.kernels.kernel import Launched, Overlapping, Segment
+from service.engine.kernels.network import Network
+from service.engine.kernels.readouts import Linked
+from service.engine.kernels.tracing import Program
 
 WARM_UP_RUNS = 3
 """Runs before a capture, in which libraries choose their algorithms and allocate their workspaces."""
 
 
-class GraphedGradientKernel(GradientKernel):
+class GraphedGradientKernel(Overlapping, GradientKernel):
     """As `GradientKernel`; `launch` returns while the device works."""
 
-    def __init__(
-        self,
-        twin: fx.GraphModule,
-        device: torch.device,
-        capacity: int,
-        shape: tuple[int, ...],
-        labels: int,
-        link: Link = Link.SOFTMAX,
-    ) -> None:
-        super().__init__(twin, device, capacity, shape, labels, link)
+    def __init__(self, network: Network, capacity: int) -> None:
+        super().__init__(network, capacity)
         self._graphs: dict[tuple[int, Linked], _Graph] = {}
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Copies the chunk to the device and starts its graph."""
-        chunk, linked = self._packed(segments)
+        chunk, linked = packed(segments, self.network, self.capacity)
         key = self.capacity, linked
         if key not in self._graphs:
             if any(capacity != self.capacity for capacity, _ in self._graphs):
                 self._graphs.clear()  # it was halved; the larger graphs hold memory
-            self._graphs[key] = _Graph(lambda inputs: self._program(inputs, linked), chunk, self._device)
+            self._graphs[key] = _Graph(lambda inputs: self._program(inputs, linked), chunk, self.network.device)
         is_done, collect = self._graphs[key].launch(chunk)
         return Launched(is_done, lambda: divided(segments, *collect()))
-
-    def run(self, segments: Sequence[Segment]) -> list[object]:
-        return self.launch(segments).collect()
 
 
 class _Place:

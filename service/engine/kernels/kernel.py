@@ -1,15 +1,16 @@
 """Kernels: the computations a device does, each for one model and at one fixed shape.
 
-A kernel takes *segments*, consecutive units of questions from many explanations, fills them up to its capacity with
+A kernel takes *segments*, consecutive parts of questions from many explanations, fills them up to its capacity with
 padding, computes once, and gives each segment its part of the result. One shape means that a row's result does not
 depend on who shares the chunk, bit for bit; see `design.md`, idea 4, for the measurement.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ DeployedOutputs = dict[OutputSpace, Floats]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Units `start` to `stop` of a question."""
+    """The part of a question for its slots `start` to `stop`."""
 
     question: object
     start: int
@@ -47,22 +48,23 @@ class Segment:
         return self.stop - self.start
 
 
-class Kernel(Protocol):
+class Kernel(ABC):
     """One computation at one shape; a segment's part is joined with its siblings into the answer.
 
-    `capacity` is in units of questions; it falls when the device runs out of memory.
+    `capacity` is how many slots a chunk has, each for a row, a point or a line; it falls when the device runs out of
+    memory.
     """
 
     name: str
     capacity: int
 
+    @abstractmethod
     def run(self, segments: Sequence[Segment]) -> list[object]:
-        """The parts of the segments, which hold at most `capacity` units together."""
-        ...
+        """The parts of the segments, which take at most `capacity` slots together."""
 
+    @abstractmethod
     def join(self, parts: Sequence[object]) -> object:
         """The answer to a question from the parts of all its segments, in order."""
-        ...
 
 
 class Kernels(Mapping[type, Sequence[Kernel]]):
@@ -97,12 +99,12 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
             kernel = self.on_demand[kind]()
             self._by_type[kind], self._rooms[kind] = [kernel], [(kernel.capacity, kernel)]
         rooms = self._rooms[kind]
-        units = units_of(question)
-        return next((kernel for room, kernel in rooms if units <= room), rooms[-1][1])
+        slots = slots_of(question)
+        return next((kernel for room, kernel in rooms if slots <= room), rooms[-1][1])
 
 
-def units_of(question: object) -> int:
-    """How many units of a chunk a question takes: its rows or points, or one."""
+def slots_of(question: object) -> int:
+    """How many slots of a chunk a question takes: one for each of its rows or points, or for its line."""
     return len(question) if isinstance(question, Sized) else 1
 
 
@@ -118,17 +120,15 @@ class Launched:
     withdraw: Callable[[], bool] = lambda: False
 
 
-class Overlapping(Kernel, Protocol):
+class Overlapping(Kernel):
     """A kernel that computes a chunk on the device while other work continues. Two chunks may be under way at once."""
 
+    @abstractmethod
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Starts the chunk."""
-        ...
 
-
-def is_overlapping(kernel: Kernel) -> TypeGuard[Overlapping]:
-    """Whether the kernel can be launched."""
-    return hasattr(kernel, "launch")
+    def run(self, segments: Sequence[Segment]) -> list[object]:
+        return self.launch(segments).collect()
 
 
 class HasOutputs(Protocol):
@@ -145,7 +145,7 @@ def filled_up(rows: NDArray[np.floating], capacity: int) -> NDArray[np.floating]
     return chunk
 
 
-class DeployedKernel:
+class DeployedKernel(Kernel):
     """Forward passes of the artefact in production, which takes rows of the `row_type`."""
 
     name = "deployed"
@@ -173,8 +173,8 @@ class DeployedKernel:
 NO_LIMIT = 2**31
 
 
-class BreakpointsKernel:
-    """Breakpoints of a piecewise-linear network on many lines together. A unit is a line, of `most_pieces` at most."""
+class BreakpointsKernel(Kernel):
+    """Breakpoints of a piecewise-linear network on many lines together, each with `most_pieces` at most."""
 
     name = "breakpoints"
 
@@ -193,12 +193,12 @@ class BreakpointsKernel:
             for rows in ([line.start for line in lines], [line.end for line in lines])
         )
         most = np.array([min(line.max_pieces, self._most_pieces) for line in lines])
-        rows = self._network.breakpoints(starts, ends, most)
-        logits = rows.logits.astype(np.float64)
-        bounds = np.searchsorted(rows.line, np.arange(len(lines) + 1)).tolist()
+        bends = self._network.breakpoints(starts, ends, most)
+        logits = bends.logits.astype(np.float64)
+        bounds = np.searchsorted(bends.line, np.arange(len(lines) + 1)).tolist()
         return [
-            Pieces(None, None) if over else Pieces(rows.alpha[first:last], logits[first:last])
-            for over, first, last in zip(rows.overflowed.tolist(), bounds[:-1], bounds[1:], strict=True)
+            Pieces(None, None) if over else Pieces(bends.alpha[first:last], logits[first:last])
+            for over, first, last in zip(bends.overflowed.tolist(), bounds[:-1], bounds[1:], strict=True)
         ]
 
     def join(self, parts: Sequence[object]) -> object:

@@ -1,7 +1,7 @@
 """The breakpoints kernel: where a piecewise-linear network bends along straight lines through its input space.
 
 On the line x' + alpha (x - x') such a network is piecewise linear in alpha. The two ends of each line are pushed
-through the layers as rows; between neighbouring rows every tensor is linear. At each activation the rows where a unit
+through the layers as rows; between neighbouring rows every tensor is linear. At each activation the rows where a neuron
 changes its regime, and at each maximum those where another element becomes the largest, are found by linear
 interpolation, exactly, and inserted into every tensor that is still needed, so that the statement holds again behind
 the operator. One forward pass finds all breakpoints of many lines together (the idea of ExactLine: Sotoudeh and Thakur,
@@ -49,16 +49,16 @@ from service.engine.graph.operators import (
 from service.engine.graph.simplification import attribute, simplified
 from service.engine.kernels.windows import Windows, changes, windows_of
 
-__all__ = ["NotPiecewiseLinear", "PiecewiseLinear", "Rows", "has_kinks", "kinked_operators"]
+__all__ = ["Bends", "NotPiecewiseLinear", "PiecewiseLinear", "has_kinks", "kinked_operators"]
 
 BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Breakpoints of several lines, in order: row r lies on line `line[r]` at `alpha[r]` and has `logits[r]`.
+class Bends:
+    """The breakpoints of several lines, in order: number r lies on line `line[r]` at `alpha[r]` and has `logits[r]`.
 
-    `overflowed[l]` is true for a line with more pieces than were allowed; it has no rows.
+    `overflowed[l]` is true for a line with more pieces than were allowed; none of its breakpoints are here.
     """
 
     line: Indices
@@ -85,7 +85,7 @@ class _State:
         return self.constants[argument] if isinstance(argument, fx.Node) else argument
 
     def split(self, thresholds: Tensor) -> None:
-        """Insert a row wherever a column of `thresholds` [rows, units] changes its sign between two neighbours."""
+        """Insert a row wherever a column of `thresholds` [rows, neurons] changes its sign between two neighbours."""
         width = prod(thresholds.shape[1:])
         values = thresholds.numpy().reshape(len(self.line), width)
         (crossings,) = (values[:-1] * values[1:] < 0).ravel().nonzero()
@@ -277,8 +277,8 @@ class PiecewiseLinear:
         return (torch.cat(blocks) if len(blocks) > 1 else blocks[0])[:count]
 
     @torch.inference_mode()
-    def breakpoints(self, starts: NDArray[np.floating], ends: NDArray[np.floating], max_pieces: Indices) -> Rows:
-        """The rows at which any unit of the network bends, the two ends included, on each line from starts[l] to
+    def breakpoints(self, starts: NDArray[np.floating], ends: NDArray[np.floating], max_pieces: Indices) -> Bends:
+        """The rows at which any neuron of the network bends, the two ends included, on each line from starts[l] to
         ends[l].
 
         `starts` and `ends` are [lines, ...input], `max_pieces` [lines]; alpha runs from 0 to 1.
@@ -308,7 +308,7 @@ class PiecewiseLinear:
                 for node in step.released:
                     del state.values[node]
             self._is_checked = True  # the next inputs have the same ranks
-        return Rows(state.line, state.alpha, state.values[self._output].numpy(), state.overflowed)
+        return Bends(state.line, state.alpha, state.values[self._output].numpy(), state.overflowed)
 
 
 def _whole(state: _State, step: _Step) -> Tensor:

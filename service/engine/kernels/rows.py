@@ -6,8 +6,10 @@ requests share their chunks, whatever their targets, readouts and options.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,14 @@ from torch import Tensor, fx
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from service.artefacts.sizes import no_rows, row_type_of
-from service.domain import Floats, Link
+from service.artefacts.sizes import no_rows
+from service.domain import Floats
 from service.engine.graph.operators import operator_of
 from service.engine.graph.traits import adding_nodes, is_relu, last_feature_maps, space_of, varying_nodes
-from service.engine.kernels.gradient import EvaluatedPoints, Linked, read_out, readout_coefficients, seeded
-from service.engine.kernels.kernel import Segment, filled_up, question_of
+from service.engine.kernels.evaluated import EvaluatedPoints, joined
+from service.engine.kernels.kernel import Kernel, Segment, filled_up, question_of
+from service.engine.kernels.network import Network
+from service.engine.kernels.readouts import Linked, linked_of, read_out, readout_coefficients, seeded
 from service.methods.questions import (
     BackwardRule,
     BackwardRuleRows,
@@ -32,33 +36,19 @@ from service.methods.questions import (
     RowsOfOneTarget,
 )
 
+ReadOut = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the network's numbers for all rows of a chunk to what each explains, and its gradient; see `read_out`."""
 SOFTPLUS_BETA = 10.0
 MIN_RANGE = 1e-6
 
 
-class RowsKernel:
-    """A computation for explicit rows; each subclass says in `_computed` what it computes.
-
-    `shape` is that of one input of the `network`.
-    """
+class RowsKernel(Kernel):
+    """A computation for explicit rows; each subclass says in `_computed` what it computes."""
 
     name: str
 
-    def __init__(
-        self,
-        network: fx.GraphModule,
-        device: torch.device,
-        capacity: int,
-        shape: tuple[int, ...],
-        labels: int,
-        link: Link = Link.SOFTMAX,
-    ) -> None:
-        self._network = network
-        self._row_type = row_type_of(network)
-        self._device = device
-        self._shape = shape
-        self._labels = labels
-        self._link = link
+    def __init__(self, network: Network, capacity: int) -> None:
+        self.network = network
         self.capacity = capacity
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
@@ -66,10 +56,17 @@ class RowsKernel:
         counts = [len(segment) for segment in segments]
         rows = self._padded([question.rows[s.start : s.stop] for question, s in zip(questions, segments, strict=True)])
         coefficients, probability = (
-            torch.from_numpy(self._repeated(values, counts)).to(self._device)
-            for values in readout_coefficients(questions, self._labels)
+            torch.from_numpy(self._repeated(values, counts)).to(self.network.device)
+            for values in readout_coefficients(questions, self.network.labels)
         )
-        arrays = self._computed(rows.requires_grad_(), coefficients, probability, segments)
+        has_contrasts = linked_of(questions) is Linked.CONTRASTS
+        linked = Linked.CONTRASTS if has_contrasts else Linked.PROBABILITIES  # never less, as for all other rows
+        link = self.network.tensor_link
+
+        def of_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
+            return read_out(logits, coefficients, probability, link, linked)
+
+        arrays = self._computed(rows.requires_grad_(), of_logits, segments)
         ends = np.cumsum(counts)
         return [
             self._answer(*(array[end - count : end] for array in arrays))
@@ -82,24 +79,18 @@ class RowsKernel:
         fields = [tuple(getattr(part, name) for name in type(part).__slots__) for part in parts]  # type: ignore[attr-defined]
         return type(parts[0])(*(np.concatenate(values) for values in zip(*fields, strict=True)))
 
-    def _computed(
-        self, rows: Tensor, coefficients: Tensor, probability: Tensor, segments: Sequence[Segment], /
-    ) -> tuple[Any, ...]:
+    @abstractmethod
+    def _computed(self, rows: Tensor, of_logits: ReadOut, segments: Sequence[Segment], /) -> tuple[Any, ...]:
         """The fields of the answer for all rows of the chunk."""
-        raise NotImplementedError
 
-    def _read_out(self, logits: Tensor, coefficients: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
-        has_contrasts = bool((probability & (coefficients < 0)).any())
-        linked = Linked.CONTRASTS if has_contrasts else Linked.PROBABILITIES
-        return read_out(logits, coefficients, probability, self._link, linked)
-
+    @abstractmethod
     def _answer(self, *fields: Any) -> object:
-        raise NotImplementedError
+        """The answer to a segment from its part of the fields."""
 
     def _padded(self, parts: Sequence[Floats]) -> Tensor:
         """The rows of all parts, filled up to the chunk: [capacity, ...input]."""
-        chunk = filled_up(np.concatenate(parts).astype(self._row_type), self.capacity)
-        return torch.from_numpy(chunk.reshape(-1, *self._shape)).to(self._device)
+        chunk = filled_up(np.concatenate(parts).astype(self.network.row_type), self.capacity)
+        return torch.from_numpy(chunk.reshape(-1, *self.network.shape)).to(self.network.device)
 
     def _repeated(self, values: Any, counts: Sequence[int]) -> Any:
         """Each segment's entry of `values`, repeated for its rows; the first entry for the padding."""
@@ -156,15 +147,13 @@ class BackwardRuleKernel(RowsKernel):
 
     name = "rule"
 
-    def _computed(
-        self, rows: Tensor, coefficients: Tensor, probability: Tensor, segments: Sequence[Segment]
-    ) -> tuple[Any, ...]:
+    def _computed(self, rows: Tensor, of_logits: ReadOut, segments: Sequence[Segment]) -> tuple[Any, ...]:
         questions = [question_of(segment, BackwardRuleRows) for segment in segments]
         counts = [len(segment) for segment in segments]
         rule = self._repeated(np.array([int(question.rule) for question in questions]), counts)
         percentile = self._repeated(np.array([question.percentile for question in questions]), counts)
-        logits = self._network(rows)
-        outputs, cotangents = self._read_out(logits.detach().double(), coefficients, probability)
+        logits = self.network.twin(rows)
+        outputs, cotangents = of_logits(logits.detach().double())
         with _BackwardRules(torch.from_numpy(rule).to(rows.device), torch.from_numpy(percentile).to(rows.device)):
             (gradients,) = torch.autograd.grad(seeded(logits, cotangents), rows)
         return _host(outputs), _host(gradients.flatten(1).sum(dim=1, dtype=torch.float64)), gradients
@@ -174,10 +163,7 @@ class BackwardRuleKernel(RowsKernel):
         return EvaluatedPoints(outputs, derivatives, (gradients,))
 
     def join(self, parts: Sequence[object]) -> object:
-        first, *others = [part for part in parts if isinstance(part, EvaluatedPoints)]
-        for other in others:
-            first = first.joined(other)
-        return first
+        return joined(parts)
 
 
 class _Watched(fx.Interpreter):
@@ -202,26 +188,16 @@ class LayerKernel(RowsKernel):
 
     name = "feature_maps"
 
-    def __init__(
-        self,
-        network: fx.GraphModule,
-        device: torch.device,
-        capacity: int,
-        shape: tuple[int, ...],
-        labels: int,
-        link: Link = Link.SOFTMAX,
-    ) -> None:
-        super().__init__(network, device, capacity, shape, labels, link)
-        node = last_feature_maps(network, shape)
+    def __init__(self, network: Network, capacity: int) -> None:
+        super().__init__(network, capacity)
+        node = last_feature_maps(network.twin, network.shape)
         assert node is not None, "no request for this method comes to a network without a convolution"
         self._node: fx.Node = node
 
-    def _computed(
-        self, rows: Tensor, coefficients: Tensor, probability: Tensor, _segments: Sequence[Segment]
-    ) -> tuple[Any, ...]:
-        watched = _Watched(self._network, [self._node])
+    def _computed(self, rows: Tensor, of_logits: ReadOut, _segments: Sequence[Segment]) -> tuple[Any, ...]:
+        watched = _Watched(self.network.twin, [self._node])
         logits = watched.run(rows)
-        outputs, cotangents = self._read_out(logits.detach().double(), coefficients, probability)
+        outputs, cotangents = of_logits(logits.detach().double())
         maps = watched.seen[self._node]
         (gradients,) = torch.autograd.grad(seeded(logits, cotangents), maps)
         return _host(outputs), _host(maps.detach().double()), _host(gradients.double())
@@ -239,27 +215,17 @@ class BiasKernel(RowsKernel):
 
     name = "bias_gradients"
 
-    def __init__(
-        self,
-        network: fx.GraphModule,
-        device: torch.device,
-        capacity: int,
-        shape: tuple[int, ...],
-        labels: int,
-        link: Link = Link.SOFTMAX,
-    ) -> None:
-        super().__init__(network, device, capacity, shape, labels, link)
-        self._biases = _biases(network, shape, device)
+    def __init__(self, network: Network, capacity: int) -> None:
+        super().__init__(network, capacity)
+        self._biases = _biases(network)
 
-    def _computed(
-        self, rows: Tensor, coefficients: Tensor, probability: Tensor, _segments: Sequence[Segment]
-    ) -> tuple[Any, ...]:
-        watched = _Watched(self._network, list(self._biases))
+    def _computed(self, rows: Tensor, of_logits: ReadOut, _segments: Sequence[Segment]) -> tuple[Any, ...]:
+        watched = _Watched(self.network.twin, list(self._biases))
         logits = watched.run(rows)
-        outputs, cotangents = self._read_out(logits.detach().double(), coefficients, probability)
+        outputs, cotangents = of_logits(logits.detach().double())
         values = [watched.seen[node] for node in self._biases]
         gradients, *at_biases = torch.autograd.grad(seeded(logits, cotangents), [rows, *values], materialize_grads=True)
-        space = space_of(self._shape)
+        space = space_of(self.network.shape)
         totals = rows.new_zeros(len(rows), dtype=torch.float64)
         maps = rows.new_zeros(len(rows), *space)
         for gradient, bias in zip(at_biases, self._biases.values(), strict=True):
@@ -278,13 +244,13 @@ class BiasKernel(RowsKernel):
         return BiasMaps(*fields)
 
 
-def _biases(network: fx.GraphModule, shape: tuple[int, ...], device: torch.device) -> dict[fx.Node, Tensor]:
+def _biases(network: Network) -> dict[fx.Node, Tensor]:
     """By operator, its output for zeros, [1, ...output]; operators whose bias is zero are left out."""
-    nodes, varying = adding_nodes(network), varying_nodes(network)
-    watched = _Watched(network, [used for node in nodes for used in node.all_input_nodes])
+    nodes, varying = adding_nodes(network.twin), varying_nodes(network.twin)
+    watched = _Watched(network.twin, [used for node in nodes for used in node.all_input_nodes])
     biases = {}
     with torch.no_grad():
-        watched.run(no_rows(network, 1, shape, device))
+        watched.run(no_rows(network.twin, 1, network.shape, network.device))
         known = {node: torch.zeros_like(value) if node in varying else value for node, value in watched.seen.items()}
         for node in nodes:
             arguments, keywords = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
@@ -311,22 +277,12 @@ class HessianKernel(RowsKernel):
 
     name = "hessian"
 
-    def __init__(
-        self,
-        network: fx.GraphModule,
-        device: torch.device,
-        capacity: int,
-        shape: tuple[int, ...],
-        labels: int,
-        link: Link = Link.SOFTMAX,
-    ) -> None:
-        super().__init__(_softened(network), device, capacity, shape, labels, link)
+    def __init__(self, network: Network, capacity: int) -> None:
+        super().__init__(replace(network, twin=_softened(network.twin)), capacity)
 
-    def _computed(
-        self, rows: Tensor, coefficients: Tensor, probability: Tensor, segments: Sequence[Segment]
-    ) -> tuple[Any, ...]:
+    def _computed(self, rows: Tensor, of_logits: ReadOut, segments: Sequence[Segment]) -> tuple[Any, ...]:
         vectors = self._padded([question_of(s, HessianRows).vectors[s.start : s.stop] for s in segments])
-        outputs, _ = self._read_out(self._network(rows).double(), coefficients, probability)
+        outputs, _ = of_logits(self.network.twin(rows).double())
         (gradients,) = torch.autograd.grad(outputs.sum(), rows, create_graph=True)
         products = torch.zeros_like(rows)
         if gradients.requires_grad:  # it does not where the output is linear in the input

@@ -82,7 +82,7 @@ def _along(dimensions: tuple[int, ...], before: Shape, behind: Shape) -> Indices
 def changes(values: NDArray[np.floating], windows: Indices) -> tuple[Indices, NDArray[np.floating]]:
     """Where the largest element of a window changes: behind row[i], at the share[i] of the way to the next row.
 
-    `values` [rows, units] are linear between neighbouring rows.
+    `values` [rows, elements] are linear between neighbouring rows.
     """
     largest = _largest(values, windows)
     row, window = np.nonzero(largest[:-1] != largest[1:])

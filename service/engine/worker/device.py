@@ -15,7 +15,9 @@ from torch import fx
 from service.artefacts.loading import LoadedModel, load_model
 from service.artefacts.sizes import layer_sizes
 from service.catalog.manifest import Manifest
-from service.domain import ChunkShapes, Floats, Link, ModelKey, OutputSpace, RowType, Traits
+from service.catalog.outputs.kind import OutputKind
+from service.catalog.traits import Traits
+from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace, RowType
 from service.engine.graph.traits import largest_layer, traits_of
 from service.engine.kernels.cuda import GraphedGradientKernel
 from service.engine.kernels.gradient import BackgroundGradientKernel, GradientKernel
@@ -28,6 +30,7 @@ from service.engine.kernels.kernel import (
     Kernels,
     Segment,
 )
+from service.engine.kernels.network import Network
 from service.engine.kernels.piecewise import PiecewiseLinear
 from service.engine.kernels.rows import BackwardRuleKernel, BiasKernel, HessianKernel, LayerKernel, RowsKernel
 from service.engine.worker.calibration import calibrate, clock_of
@@ -125,8 +128,8 @@ def put_on_device(
     what it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
     """
     model = load_model(folder, device)
-    shape, outputs = model.shape, model.manifest.outputs
-    labels, link = len(outputs.names), outputs.network_link
+    outputs, readouts = model.manifest.outputs, _readouts(model.manifest.outputs)
+    network = Network(model.twin, device, model.shape, len(outputs.names), outputs.network_link)
     rows = _deployed_rows(model)
     deployed = DeployedKernel(model.deployed, rows, model.row_type)
     is_same = model.forwards is model.deployed
@@ -140,19 +143,19 @@ def put_on_device(
     ends = _ends(model)
     if shapes is None:
         shapes = calibrate(
-            lambda rows: GradientKernel(model.twin, device, rows, shape, labels, link, trace=False),
-            lambda rows: _across(ends, rows, _readouts(link)[-1]),
+            lambda rows: GradientKernel(network, rows, trace=False),
+            lambda rows: _across(ends, rows, readouts[-1]),
             clock_of(device),
         )
     traits = replace(
-        traits_of(model.twin, model.manifest.inputs.axes, shape, labels, model.columns),
+        traits_of(model.twin, model.manifest.inputs.axes, network.shape, network.labels, model.columns),
         has_one_logit=outputs.has_one_logit,
-        link=link,
+        link=network.link,
     )
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
-        _warm_up(kernels, ends, _readouts(link))
+        _warm_up(kernels, ends, readouts)
         return kernels
 
     kernels = kernels_at(shapes)
@@ -167,13 +170,13 @@ def put_on_device(
         model.parity,
         model.seen,
         model.fixed,
-        chunk_seconds(kernels, ends, clock_of(device), _readouts(link)[-1]),
+        chunk_seconds(kernels, ends, clock_of(device), readouts[-1]),
     )
 
 
-def _readouts(link: Link) -> Sequence[Readout]:
-    """The readouts of a network with this link; the last is the most expensive."""
-    return [Readout.LOGIT] if link is Link.IDENTITY else [Readout.LOGIT, Readout.PROBABILITY]
+def _readouts(outputs: OutputKind) -> Sequence[Readout]:
+    """The readouts of a network with these outputs; the last is the most expensive."""
+    return [Readout.LOGIT, Readout.PROBABILITY] if OutputSpace.PROBABILITY in outputs.spaces else [Readout.LOGIT]
 
 
 def chunk_seconds(
@@ -205,7 +208,8 @@ def kernels_of(
     forwards: DeployedKernel | None = None,
 ) -> Kernels:
     """Everything that questions about a model can be answered with; `forwards` where embeddings are no input of it."""
-    gradient = _gradient_kernels(twin, device, shapes, traits)
+    network = Network(twin, device, traits.shape, traits.labels, traits.link)
+    gradient = _gradient_kernels(network, shapes)
     by_type: dict[type, Sequence[Kernel]] = {
         Deployed: [deployed],
         Forwards: [forwards or deployed],
@@ -214,8 +218,8 @@ def kernels_of(
     }
     if traits.is_piecewise_linear:
         most_pieces = BREAKPOINT_VALUES // (BREAKPOINT_LINES * largest_layer(twin, traits.shape))
-        network = PiecewiseLinear(twin, shape=traits.shape)
-        by_type[Breakpoints] = [BreakpointsKernel(network, BREAKPOINT_LINES, traits.shape, most_pieces)]
+        lines = PiecewiseLinear(twin, shape=traits.shape)
+        by_type[Breakpoints] = [BreakpointsKernel(lines, BREAKPOINT_LINES, traits.shape, most_pieces)]
     on_rows: dict[type, type[RowsKernel]] = {
         BackwardRuleRows: BackwardRuleKernel,
         LayerRows: LayerKernel,
@@ -223,21 +227,16 @@ def kernels_of(
         HessianRows: HessianKernel,
     }
     on_demand: dict[type, Callable[[], Kernel]] = {
-        question: partial(kernel, twin, device, shapes.brief, traits.shape, traits.labels, traits.link)
-        for question, kernel in on_rows.items()
+        question: partial(kernel, network, shapes.brief) for question, kernel in on_rows.items()
     }
     return Kernels(by_type, on_demand)
 
 
-def _gradient_kernels(
-    twin: fx.GraphModule, device: torch.device, shapes: ChunkShapes, traits: Traits
-) -> Sequence[Kernel]:
+def _gradient_kernels(network: Network, shapes: ChunkShapes) -> Sequence[Kernel]:
     rows = sorted({shapes.brief, shapes.long})
-    shape, labels, link = traits.shape, traits.labels, traits.link
-    if device.type == "cuda":
-        return [GraphedGradientKernel(twin, device, count, shape, labels, link) for count in rows]
-    brief = GradientKernel(twin, device, rows[0], shape, labels, link)
-    return [brief, *(BackgroundGradientKernel(twin, device, count, shape, labels, link) for count in rows[1:])]
+    if network.device.type == "cuda":
+        return [GraphedGradientKernel(network, count) for count in rows]
+    return [GradientKernel(network, rows[0]), *(BackgroundGradientKernel(network, count) for count in rows[1:])]
 
 
 Ends = tuple[Floats, Floats]

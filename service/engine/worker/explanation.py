@@ -20,7 +20,8 @@ from service.domain import (
 from service.engine.kernels.kernel import Deployed, DeployedOutputs
 from service.engine.worker.device import DeviceModel, PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
-from service.methods.questions import Attribution, DeadlinePassed, Problem
+from service.methods.problem import Attribution, Problem
+from service.methods.questions import DeadlinePassed
 from service.methods.registry import BY_NAME
 from service.methods.shared.noise import noisy
 from service.numerics.errors import completeness_error, relative_to_attributions
@@ -121,12 +122,12 @@ def _explanation(
     if attribution.completeness is not Completeness.NONE:
         end = problem.output if attribution.output is None else attribution.output
         error = completeness_error(values, end, attribution.baseline_output, problem.floor)
-    by_unit = _summed_by_unit(values, problem)
+    by_component = _summed_by_component(values, problem)
     stated = None
     if path_error is not None:
-        judged = by_unit if attribution.interactions is None else attribution.interactions
+        judged = by_component if attribution.interactions is None else attribution.interactions
         stated = relative_to_attributions(path_error, judged, problem.floor)
-    adds_up = error is None or _adds_up(plan, error, by_unit, attribution, problem)
+    adds_up = error is None or _adds_up(plan, error, by_component, attribution, problem)
     converged = attribution.stopped is None and adds_up and (stated is None or stated <= plan.tolerance)
     reason = None if converged else attribution.stopped or _unstopped(attribution.completeness, adds_up)
     return Explanation(
@@ -134,8 +135,8 @@ def _explanation(
         target=problem.target,
         output=problem.output,
         baseline_output=attribution.baseline_output,
-        attributions=tuple(by_unit.ravel().tolist()),
-        shape=by_unit.shape,
+        attributions=tuple(by_component.ravel().tolist()),
+        shape=by_component.shape,
         standard_error=None if attribution.standard_error is None else tuple(attribution.standard_error.tolist()),
         completeness=attribution.completeness,
         completeness_error=error,
@@ -149,27 +150,27 @@ def _explanation(
         interactions=_matrix(attribution.interactions),
         groups=attribution.groups,
         noisy_output=attribution.output,
-        attribution_errors=_errors(plan, problem, attribution, by_unit),
+        attribution_errors=_errors(plan, problem, attribution, by_component),
     )
 
 
-def _adds_up(plan: Plan, completeness: float, by_unit: Floats, attribution: Attribution, problem: Problem) -> bool:
+def _adds_up(plan: Plan, completeness: float, by_component: Floats, attribution: Attribution, problem: Problem) -> bool:
     """Whether the sum of the values misses the change of the output by no more than the tolerance; see
     `ToleranceOf`."""
     if plan.tolerance_of is ToleranceOf.COMPLETENESS:
         return completeness <= plan.tolerance
     end = problem.output if attribution.output is None else attribution.output
-    missed = abs(float(by_unit.sum()) - (end - attribution.baseline_output))
-    return relative_to_attributions(missed, by_unit, problem.floor) <= plan.tolerance
+    missed = abs(float(by_component.sum()) - (end - attribution.baseline_output))
+    return relative_to_attributions(missed, by_component, problem.floor) <= plan.tolerance
 
 
-def _errors(plan: Plan, problem: Problem, attribution: Attribution, by_unit: Floats) -> tuple[float, ...] | None:
+def _errors(plan: Plan, problem: Problem, attribution: Attribution, by_component: Floats) -> tuple[float, ...] | None:
     """Bounds of the error of each value: those that the method knows, else the whole L1 error."""
     if attribution.path_error is None or not (plan.errors or problem.traits.has_features):
         return None
     known = attribution.errors
-    if known is None or known.size != by_unit.size:
-        known = np.full(by_unit.size, attribution.path_error)
+    if known is None or known.size != by_component.size:
+        known = np.full(by_component.size, attribution.path_error)
     return tuple(known.tolist())
 
 
@@ -180,11 +181,11 @@ def _unstopped(completeness: Completeness, adds_up: bool) -> str:
     return "steps" if in_few_steps else "precision"
 
 
-def _summed_by_unit(values: Floats, problem: Problem) -> Floats:
-    """The attributions as answers have them: one for each unit; where there are channels, one a value or one a
+def _summed_by_component(values: Floats, problem: Problem) -> Floats:
+    """The attributions as answers have them: one for each component; where there are channels, one a value or one a
     pixel."""
     if not problem.traits.has_channels:
-        return values if values.size == problem.traits.units else problem.per_unit(values)
+        return values if values.size == problem.traits.components else problem.per_component(values)
     shape = problem.shape if values.size == prod(problem.shape) else problem.shape[1:]
     return values.reshape(shape)
 

@@ -3,7 +3,7 @@
 It pulls: `step` packs one chunk from whatever is waiting, runs it, and moves every explanation on whose question was
 answered; there is no timer and no waiting for a fuller chunk. Kernels take turns, those with interactive work before
 those without. Inside a chunk, too, interactive work is packed before bulk, and inside a class each explanation gets
-`quantum` units in turn, so that a large one never keeps a small one waiting for more than a chunk. Explanations that
+`quantum` slots in turn, so that a large one never keeps a small one waiting for more than a chunk. Explanations that
 were cancelled, or whose deadline passed, are dropped when the next chunk is packed.
 
 An error of the device itself (a CUDA error sticks to the process) is let through: the worker ends and is replaced.
@@ -22,7 +22,7 @@ from functools import partial
 import torch
 
 from service.domain import Explanation, Prediction, Priority, Timings
-from service.engine.kernels.kernel import Kernel, Kernels, Segment, is_overlapping, units_of
+from service.engine.kernels.kernel import Kernel, Kernels, Overlapping, Segment, slots_of
 from service.engine.messages import Done, Failed, Outcome
 from service.engine.protocol import ChunkReport
 from service.engine.worker.explanation import Steps
@@ -44,8 +44,8 @@ POLL_SECONDS = 0.0002
 class Live:
     """An explanation under way.
 
-    Of its open `question`, the `asked`th, which counts `units`, chunks have taken `packed`; `parts` are the answers so
-    far, to `answered` units.
+    Of its open `question`, the `asked`th, which counts `slots`, chunks have taken `packed`; `parts` are the answers so
+    far, to `answered` slots.
     """
 
     task: int
@@ -58,7 +58,7 @@ class Live:
     started: float | None = None
     question: object = None
     asked: int = 0
-    units: int = 0
+    slots: int = 0
     packed: int = 0
     answered: int = 0
     parts: list[object] = field(default_factory=list)
@@ -70,8 +70,8 @@ class Live:
 
     @property
     def remaining(self) -> int:
-        """Units of the open question that no chunk has taken yet."""
-        return self.units - self.packed
+        """Slots of the open question that no chunk has taken yet."""
+        return self.slots - self.packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _always() -> bool:
 
 
 def quantum(capacity: int) -> int:
-    """The units of a chunk that one explanation gets before the next has its turn.
+    """The slots of a chunk that one explanation gets before the next has its turn.
 
     A quarter of the chunk, since each explanation in it costs the host some time; at least 64, so that small questions
     are not cut up.
@@ -128,7 +128,7 @@ class _Queue:
         self._waiting[live.priority].append(live)
 
     def take(self, capacity: int, alive: dict[int, Live]) -> list[tuple[Live, Segment]]:
-        """Segments of at most `capacity` units together; cancelled and expired explanations are dropped."""
+        """Segments of at most `capacity` slots together; cancelled and expired explanations are dropped."""
         taken: dict[Live, Segment] = {}
         most = quantum(capacity)
         for priority in Priority:
@@ -137,10 +137,10 @@ class _Queue:
                 live = waiting.popleft()
                 if alive.get(live.task) is not live:
                     continue
-                units = min(most, live.remaining, capacity)
+                slots = min(most, live.remaining, capacity)
                 start = taken[live].start if live in taken else live.packed
-                live.packed += units
-                capacity -= units
+                live.packed += slots
+                capacity -= slots
                 taken[live] = Segment(live.question, start, live.packed)
                 if live.remaining:
                     waiting.append(live)
@@ -198,14 +198,14 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Withdraws chunks of bulk work that the device has not begun, where interactive work would wait for them."""
-        if any(queue.is_urgent and is_overlapping(kernel) for kernel, queue in self._queues.items()):
+        if any(queue.is_urgent and isinstance(kernel, Overlapping) for kernel, queue in self._queues.items()):
             while self._flights and self._flights[-1].is_bulk and self._flights[-1].withdraw():
                 self._requeue(self._flights.pop().taken)
 
     def _take(self) -> tuple[Kernel, list[tuple[Live, Segment]]] | None:
         """The next chunk: its kernel, and what of which explanation is in it."""
         is_full = len(self._flights) == MAX_FLIGHTS
-        able = [kernel for kernel in self._queues if not (is_full and is_overlapping(kernel))]
+        able = [kernel for kernel in self._queues if not (is_full and isinstance(kernel, Overlapping))]
         if not able:
             return None
         kernel = next((kernel for kernel in able if self._queues[kernel].is_urgent), able[0])
@@ -221,7 +221,7 @@ class Scheduler:
         for live, _ in taken:
             live.started = live.started or now
         segments = [segment for _, segment in taken]
-        if is_overlapping(kernel):
+        if isinstance(kernel, Overlapping):
             try:
                 launched = kernel.launch(segments)
             except torch.AcceleratorError:
@@ -253,7 +253,7 @@ class Scheduler:
                 continue
             live.parts.append(part)
             live.answered += len(segment)
-            if live.answered == live.units and self._alive.get(live.task) is live:
+            if live.answered == live.slots and self._alive.get(live.task) is live:
                 self._advance(live, flight.kernel.join(live.parts))
 
     def _parts(self, flight: _Flight) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
@@ -281,9 +281,9 @@ class Scheduler:
                     yield from self._parts(_Flight(kernel, [one], _always, alone, time.monotonic()))
         else:
             seconds = time.monotonic() - flight.started
-            units = sum(len(segment) for _, segment in taken)
+            slots = sum(len(segment) for _, segment in taken)
             model = taken[0][0].model
-            self.reports.append(ChunkReport(model, kernel.name, units, kernel.capacity, len(taken), seconds))
+            self.reports.append(ChunkReport(model, kernel.name, slots, kernel.capacity, len(taken), seconds))
             yield from ((*one, part) for one, part in zip(taken, parts, strict=True))
 
     def _after_out_of_memory(
@@ -297,7 +297,7 @@ class Scheduler:
                 yield live, segment, DeviceOutOfMemory("the device has not the memory for one row of this model")
             return
         kernel.capacity //= 2
-        LOG.warning("out of memory: chunks of the %s kernel now have %d units", kernel.name, kernel.capacity)
+        LOG.warning("out of memory: chunks of the %s kernel now have %d slots", kernel.name, kernel.capacity)
         self._requeue(taken)
 
     def _requeue(self, taken: list[tuple[Live, Segment]]) -> None:
@@ -308,13 +308,13 @@ class Scheduler:
 
     def _advance(self, live: Live, answer: object) -> None:
         """Sends the answer, or throws the deadline, into the explanation, and queues its next question."""
-        live.question, live.units, live.packed, live.answered, live.parts = None, 0, 0, 0, []
+        live.question, live.slots, live.packed, live.answered, live.parts = None, 0, 0, 0, []
         try:
             if isinstance(answer, DeadlinePassed):
                 live.steps.throw(answer)
                 raise RuntimeError("a method went on after its deadline")
             live.question = live.steps.send(answer)
-            live.asked, live.units = live.asked + 1, units_of(live.question)
+            live.asked, live.slots = live.asked + 1, slots_of(live.question)
             self._enqueue(live)
         except StopIteration as stop:
             ended = isinstance(answer, DeadlinePassed)

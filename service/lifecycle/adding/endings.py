@@ -21,7 +21,6 @@ from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.kind import OutputKind
 from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Values
-from service.domain import Link
 
 LINEAR = "answerable_linear"
 """The prefix of the tensors that replace a linear classifier."""
@@ -35,11 +34,6 @@ PASSING_ON = {*SAME_VALUES, "Normalizer"}
 """Operators that leave probabilities as they are; scikit-learn normalises numbers that sum to 1 already."""
 BEFORE = {"Softmax": "before the softmax", "LogSoftmax": "before the logsoftmax", "Exp": "before its exponential"}
 
-LINKS: Mapping[Link, tuple[str, dict[str, Any]]] = {
-    Link.SOFTMAX: ("Softmax", {"axis": 1}),
-    Link.SIGMOID: ("Sigmoid", {}),
-}
-"""The operator that leads from the logits to the probabilities, with its attributes."""
 HALF_PRECISION: set[int] = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 Producers = Mapping[str, NodeProto]
@@ -158,7 +152,7 @@ def add_outputs(graph: GraphProto, ending: Ending) -> None:
         case _:
             logits = end.in_float32(ending.tensor)
     graph.node.append(helper.make_node("Flatten", [logits], [LOGITS], axis=1))
-    operator, options = LINKS[ending.outputs.network_link]
+    operator, options = ending.outputs.network_link.onnx_operator
     graph.node.append(helper.make_node(operator, [LOGITS], [PROBABILITIES], **options))
 
 

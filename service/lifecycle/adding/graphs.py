@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from service.artefacts.onnx.graphs import ancestors, reads
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.kind import OutputKind
-from service.domain import Link
+from service.domain import OutputSpace
 from service.errors import CatalogError
 from service.lifecycle.adding.endings import (
     HALF_PRECISION,
@@ -84,14 +84,17 @@ class ServableModel:
     @property
     def count(self) -> int:
         """How many labels or values there are."""
-        return max(self.columns, 2) if self.outputs.network_link is Link.SOFTMAX else self.columns
+        return self.outputs.count(self.columns)
 
     @property
     def tensors(self) -> dict[str, str]:
         """The tensors of `model`, by output space."""
-        if self.outputs.network_link is Link.IDENTITY:
-            return {self.outputs.network_space.value: VALUES}
-        return {"logit": SCORE if self.has_one_logit else LOGITS, "probability": PROBABILITIES}
+        tensors = {
+            OutputSpace.LOGIT: SCORE if self.has_one_logit else LOGITS,
+            OutputSpace.PROBABILITY: PROBABILITIES,
+            OutputSpace.VALUE: VALUES,
+        }
+        return {space.value: tensor for space, tensor in tensors.items() if space in self.outputs.spaces}
 
     @property
     def has_one_logit(self) -> bool:

@@ -60,7 +60,7 @@ class Trial:
     @property
     def features(self) -> tuple[str, ...]:
         """The names of the attributions, or the place of each."""
-        return self.manifest.inputs.unit_labels
+        return self.manifest.inputs.component_labels
 
     @property
     def baseline(self) -> BaselineSet | None:

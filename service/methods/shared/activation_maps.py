@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from service.domain import Floats
-from service.methods.questions import Attribution, FeatureMaps, LayerRows, Problem, Steps, feature_maps
+from service.methods.problem import Attribution, Problem
+from service.methods.questions import FeatureMaps, LayerRows, Steps, feature_maps
 from service.methods.shared.one_gradient import of_one_gradient
 from service.methods.spec import Facts
 from service.numerics.interpolation import resized

@@ -28,8 +28,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.catalog.traits import Traits
 from service.domain import Contrast, Floats, Indices, OutputSpace
-from service.methods.questions import Problem, Readout, Rows, Steps, evaluated, outputs_at
+from service.methods.problem import Problem
+from service.methods.questions import Readout, Rows, Steps, evaluated, outputs_at
 
 MAX_GRADIENTS = 380
 MAX_WALKERS = 9
@@ -63,9 +65,9 @@ class BoundaryPoint:
     is_found: bool
 
 
-def least_gradients(labels: int) -> int:
+def least_gradients(traits: Traits) -> int:
     """The fewest gradients that a search can use: those of one margin."""
-    return 1 if labels == 2 else 2
+    return 1 if traits.is_pair else 2
 
 
 def nearest_boundary(problem: Problem, most: int) -> Steps[BoundaryPoint]:
@@ -139,7 +141,7 @@ class _Walkers:
         """Ends the hopeless walkers, and those furthest away where `most` gradients are not enough for all."""
         hopeful = self.live[self._reach[self.live] <= HOPELESS * self._nearest.min()]
         nearest_first = hopeful[np.argsort(self._nearest[hopeful], kind="stable")]
-        self.live = nearest_first[: most // least_gradients(self._problem.labels)]
+        self.live = nearest_first[: most // least_gradients(self._problem.traits)]
 
     def step(self, time: float) -> Steps[None]:
         """Every live walker looks where it is and moves on; `time` goes from 0 to 1 over the search."""
@@ -159,7 +161,7 @@ class _Walkers:
         """The margins [n] where the live walkers are, and their gradients [n, inputs]."""
         rows = self._problem.input + self._extent * self._place[self.live]
         targets = np.full(len(rows), self._decision.target)
-        if self._problem.labels == 2:
+        if self._problem.traits.is_pair:
             known = yield from evaluated(Rows(rows, Readout.MARGIN, targets))
             margins, gradients = known.outputs, known.contributions
         else:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from service.domain import Completeness, Floats, Noise, NoiseKind
-from service.methods.questions import Attribution, DeadlinePassed, Method, Problem, Steps, outputs_at
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, Steps, outputs_at
 
 COPIES_AT_ONCE = 32
 """So many copies are drawn, and their outputs asked for, together."""
@@ -97,7 +98,7 @@ class _Gathered:
     def add(self, attribution: Attribution, output: float) -> None:
         """Takes the attribution of a copy with that output."""
         self._last = attribution
-        self._values.add(self._by_unit(attribution.values))
+        self._values.add(self._by_component(attribution.values))
         if attribution.interactions is not None:
             self._interactions.add(attribution.interactions)
         self._groups.add(np.array([[group.dividend, group.value] for group in attribution.groups]))
@@ -109,10 +110,10 @@ class _Gathered:
         self._rules.setdefault(attribution.rule)
         self.stopped = self.stopped or attribution.stopped
 
-    def _by_unit(self, values: Floats) -> Floats:
+    def _by_component(self, values: Floats) -> Floats:
         """What the variance is taken of: the attribution of a token or a category, not those of its parts."""
         is_whole = self._kind is NoiseKind.SMOOTHGRAD or self._problem.traits.has_channels
-        return values if is_whole else self._problem.per_unit(values)
+        return values if is_whole else self._problem.per_component(values)
 
     def attribution(self) -> Attribution:
         """The mean or the variance of at least one."""

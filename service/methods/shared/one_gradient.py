@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from service.domain import Completeness, Floats
-from service.methods.questions import Attribution, Problem, Steps, evaluated
+from service.methods.problem import Attribution, Problem
+from service.methods.questions import Steps, evaluated
 
 
 def gradient_at(problem: Problem, row: Floats) -> Steps[tuple[float, Floats]]:

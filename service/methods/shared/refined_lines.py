@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Floats, Indices
-from service.methods.questions import Evaluated, Points, Problem, Steps, evaluated
+from service.methods.problem import Problem
+from service.methods.questions import Evaluated, Points, Steps, evaluated
 from service.numerics.refinement import Refinement
 
 
@@ -67,7 +68,7 @@ class RefinedLines:
         return any(refinement.is_searching for refinement in self.refinements)
 
     def input_errors(self) -> Floats | None:
-        """How far the value of every unit may be off: [units]; None where only the sum of the errors is known."""
+        """How far the value of every component may be off, [components]; None where only the errors' sum is known."""
         of_lines = [refinement.input_errors() for refinement in self.refinements]
         known = [errors for errors in of_lines if errors is not None]
         return np.sum(known, axis=0) if known and len(known) == len(of_lines) else None

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from service.domain import Floats
-from service.methods.questions import Problem, Steps
+from service.methods.problem import Problem
+from service.methods.questions import Steps
 from service.methods.shared.refining import refine
 from service.numerics.panels import vector_errors
 from service.numerics.refinement import Refinement

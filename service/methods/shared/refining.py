@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from service.domain import Floats, ToleranceOf
-from service.methods.questions import DeadlinePassed, Problem, Steps
+from service.methods.problem import Problem
+from service.methods.questions import DeadlinePassed, Steps
 from service.numerics.errors import completeness_error
 from service.numerics.refinement import Stagnation
 

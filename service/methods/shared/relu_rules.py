@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service.domain import Floats
-from service.methods.questions import BackwardRule, BackwardRuleRows, Problem, Steps, evaluated
+from service.methods.problem import Problem
+from service.methods.questions import BackwardRule, BackwardRuleRows, Steps, evaluated
 from service.methods.spec import Facts
 
 

@@ -12,24 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Completeness, Contrast, Floats, Indices, Link, Target, read_target
-from service.methods.questions import (
-    Attribution,
-    Breakpoints,
-    Evaluated,
-    Method,
-    Pieces,
-    Points,
-    Problem,
-    Readout,
-    evaluated,
-    pieces_of,
-)
+from service.domain import Completeness, Contrast, Floats, Indices, Target, read_target
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import Breakpoints, Evaluated, Pieces, Points, Readout, evaluated, pieces_of
 from service.methods.shared.refined_lines import RefinedLines
 from service.methods.shared.refining import FIRST_OF_ONE_LINE, GAUSS_NODES, next_aim, refine
 from service.numerics.errors import RESOLUTION, PieceGradients, rounding_error
-from service.numerics.links import PROBABILITIES, piece_slopes, spread
-from service.numerics.quadrature import softmax_piece_weights
+from service.numerics.softmax_pieces import softmax_piece_weights
 
 FEW_PIECES = 256
 """With more, `auto` refines: lines of the digits model have some 850 pieces, whose gradients take 70 to 140 ms, where a
@@ -97,19 +86,17 @@ def _exact_rule(problem: Problem, found: Pieces) -> _ExactRule | None:
         part = _Part(problem.logit_readout, problem.target, every, length)
         return _ExactRule([part], middles, length, changes, 0.0, largest)
     link = problem.traits.link
-    apart = spread(link, found.logits)
-    if link is Link.SOFTMAX and problem.labels == 2:
+    apart = link.spread(found.logits)
+    if problem.traits.is_pair:
         return _of_two_labels(problem, start, end, length, middles, apart, largest)
-    slopes = piece_slopes(link, start, end, length, problem.target)
-    changes = read_target(PROBABILITIES[link](end), problem.target) - read_target(
-        PROBABILITIES[link](start), problem.target
-    )
+    slopes = link.piece_slopes(start, end, length, problem.target)
+    before, behind = (read_target(link.probabilities(logits), problem.target) for logits in (start, end))
     counts = _counting(slopes)
     parts = [
         _Part(Readout.LOGIT, label, np.flatnonzero(counts[:, label]), slopes[counts[:, label], label])
         for label in range(problem.labels)
     ]
-    return _ExactRule([part for part in parts if len(part.piece)], middles, length, changes, apart, largest)
+    return _ExactRule([part for part in parts if len(part.piece)], middles, length, behind - before, apart, largest)
 
 
 def _of_two_labels(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.domain import Floats
-from service.methods.questions import Problem
+from service.methods.problem import Problem
 
 
 def units_of_length(problem: Problem) -> Floats:

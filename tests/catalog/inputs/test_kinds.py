@@ -16,7 +16,8 @@ from service.catalog.inputs.series import SeriesInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.manifest import Manifest
-from service.domain import PARTS, SINGLE
+from service.catalog.traits import PARTS
+from service.domain import SINGLE
 from service.errors import InvalidRequest
 
 FEATURES: list[dict[str, Any]] = [
@@ -82,7 +83,7 @@ def test_random_rows_are_instances(inputs: Inputs, instance: Any, values: tuple[
     assert rows.dtype == SINGLE
     for row in rows.astype(float).tolist():
         assert inputs.of_numbers(row).values == tuple(row)
-    assert len(inputs.unit_labels) == inputs.unit_count
+    assert len(inputs.component_labels) == inputs.component_count
     np.testing.assert_array_equal(rows, inputs.random_rows(8, SINGLE))
 
 
@@ -128,7 +129,7 @@ def test_the_axes_are_those_of_the_shape() -> None:
     for inputs in (PLAIN, TABLE, IMAGE, SERIES):
         assert len(inputs.axes) == len(inputs.shape)
     sizes = dict(zip(IMAGE.axes, IMAGE.shape, strict=True))
-    assert np.prod([size for axis, size in sizes.items() if axis not in PARTS]) == IMAGE.unit_count
+    assert np.prod([size for axis, size in sizes.items() if axis not in PARTS]) == IMAGE.component_count
 
 
 def test_a_manifests_word_finds_the_kind() -> None:

@@ -349,7 +349,7 @@ def test_a_group_is_explained_as_one(folder: Path, trial: Trial, tmp_path: Path)
     group = {"name": "person", "title": "Who asks", "members": ["age", "region"]}
     grouped = load_trial(edited(folder, tmp_path, lambda m: m["inputs"].update(groups=[group])), CPU)
     assert grouped.features == ("person", "income", "purpose")
-    assert [unit.protected for unit in grouped.manifest.inputs.units] == [True, False, False]
+    assert [component.protected for component in grouped.manifest.inputs.components] == [True, False, False]
     row = np.array([read_instance(trial.manifest, EXAMPLE)])
     apart, together = trial.answers(row).attributions[0], grouped.answers(row).attributions[0]
     np.testing.assert_allclose(together, [apart[0] + apart[3], apart[1], apart[2]], atol=1e-6)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
-from service.domain import Axis, ChunkShapes, Explanation, ModelKey, Prediction, Timings, Traits, VersionRef
+from service.catalog.traits import Axis, Traits
+from service.domain import ChunkShapes, Explanation, ModelKey, Prediction, Timings, VersionRef
 from service.engine.client.worker_processes import StartedWorker
 from service.engine.messages import (
     Attach,

@@ -13,9 +13,10 @@ from torch.nn import functional
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
-from service.domain import Traits
+from service.catalog.traits import Traits
 from service.engine.graph.traits import MAX_LAYER_SIZE, last_feature_maps, traits_of
 from service.engine.kernels.kernel import Segment
+from service.engine.kernels.network import Network
 from service.engine.kernels.rows import BiasKernel
 from service.methods.questions import BiasMaps, BiasRows, Readout
 
@@ -97,7 +98,7 @@ def test_where_all_is_accounted_for_input_and_biases_add_up_to_the_output(
     something: Callable[[Tensor], Tensor],
 ) -> None:
     torch.manual_seed(0)
-    kernel = BiasKernel(traced(Between(something)), torch.device("cpu"), 8, TABLE, 2)
+    kernel = BiasKernel(Network(traced(Between(something)), torch.device("cpu"), TABLE, 2), 8)
     rows = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32).astype(np.float64)
     (added,) = kernel.run([Segment(BiasRows(rows, Readout.LOGIT, 1), 0, 8)])
     assert isinstance(added, BiasMaps)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.catalog.outputs.classes import Classes
 from service.domain import Floats
-from service.engine.kernels.gradient import EvaluatedPoints
+from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.kernel import Deployed, Kernel, Segment
 from service.engine.worker.device import DeviceModel
 from service.methods.questions import Breakpoints, Pieces, Points, Readout

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from service.engine.kernels.cuda import GraphedGradientKernel
-from service.engine.kernels.gradient import EvaluatedPoints, GradientKernel
+from service.engine.kernels.evaluated import EvaluatedPoints
+from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import Launched, Segment
+from service.engine.kernels.network import Network
 from service.engine.worker.device import DeviceModel
 from service.methods.questions import Points, Readout
 
@@ -78,7 +80,7 @@ def table(device: torch.device, model: DeviceModel) -> fx.GraphModule:
     """The loan network."""
     gradient = model.kernels[Points][0]
     assert isinstance(gradient, GradientKernel)
-    twin: fx.GraphModule = fx.GraphModule(gradient._twin, gradient._twin.graph)
+    twin: fx.GraphModule = fx.GraphModule(gradient.network.twin, gradient.network.twin.graph)
     return twin.to(device)
 
 
@@ -115,8 +117,8 @@ def test_the_graph_answers_what_the_plain_kernel_does(
     table: fx.GraphModule, device: torch.device, readout: Readout
 ) -> None:
     question = points((38,), 100, 0, 2, readout)
-    graphed = answered(GraphedGradientKernel(table, device, 128, (38,), 2).run([whole(question)]), 0)
-    plain = answered(GradientKernel(table, device, 128, (38,), 2, trace=False).run([whole(question)]), 0)
+    graphed = answered(GraphedGradientKernel(Network(table, device, (38,), 2), 128).run([whole(question)]), 0)
+    plain = answered(GradientKernel(Network(table, device, (38,), 2), 128, trace=False).run([whole(question)]), 0)
     np.testing.assert_allclose(graphed.outputs, plain.outputs, rtol=1e-6)
     np.testing.assert_allclose(graphed.derivatives, plain.derivatives, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(graphed.pieces[0], plain.pieces[0], rtol=1e-4, atol=1e-6)
@@ -127,7 +129,7 @@ def test_alone_and_amid_traffic_the_bits_are_equal(
     kind: str, device: torch.device, request: pytest.FixtureRequest
 ) -> None:
     shape, rows, labels = ((38,), 512, 2) if kind == "table" else ((3, 64, 64), 32, LABELS)
-    kernel = GraphedGradientKernel(request.getfixturevalue(kind), device, rows, shape, labels)
+    kernel = GraphedGradientKernel(Network(request.getfixturevalue(kind), device, shape, labels), rows)
     probe = points(shape, 7, 0, labels)
     alone = bits(answered(kernel.run([whole(probe)]), 0))
     for seed in range(1, 20):
@@ -138,7 +140,7 @@ def test_alone_and_amid_traffic_the_bits_are_equal(
 
 
 def test_two_chunks_under_way_do_not_mix(table: fx.GraphModule, device: torch.device) -> None:
-    kernel = GraphedGradientKernel(table, device, 128, (38,), 2)
+    kernel = GraphedGradientKernel(Network(table, device, (38,), 2), 128)
     questions = [points((38,), 128, seed, 2) for seed in range(12)]
     alone = [bits(answered(kernel.run([whole(question)]), 0)) for question in questions]
     before: Launched | None = None
@@ -192,7 +194,7 @@ def pipelined(kernel: GraphedGradientKernel, question: Points) -> Callable[[], N
 
 def test_large_networks_run_at_the_rate_of_the_bare_loop(images: fx.GraphModule, device: torch.device) -> None:
     question = points((3, 224, 224), 64, 0, LABELS, Readout.LOGIT)
-    ours = rate(pipelined(GraphedGradientKernel(images, device, 64, (3, 224, 224), LABELS), question), 64, 10)
+    ours = rate(pipelined(GraphedGradientKernel(Network(images, device, (3, 224, 224), LABELS), 64), question), 64, 10)
     bare = rate(bare_loop(images, torch.randn(64, 3, 224, 224, device=device)), 64, 10)
     print(f"ResNet-50: {ours:.0f} points/s, {ours / bare:.2f} of the bare loop")
     assert ours >= 0.9 * bare
@@ -202,7 +204,7 @@ def test_small_networks_run_at_ten_times_the_rate_of_the_eager_loop(
     table: fx.GraphModule, device: torch.device
 ) -> None:
     question = points((38,), 4096, 0, 2, Readout.LOGIT)
-    ours = rate(pipelined(GraphedGradientKernel(table, device, 4096, (38,), 2), question), 4096, 50)
+    ours = rate(pipelined(GraphedGradientKernel(Network(table, device, (38,), 2), 4096), question), 4096, 50)
     eager = rate(bare_loop(table, torch.randn(50, 38, device=device)), 50, 100)
     print(f"loan: {ours:.0f} points/s, {ours / eager:.1f} times the eager loop at 50 rows")
     assert ours >= 10 * eager

@@ -15,6 +15,7 @@ PROGRAM = """
 import numpy as np, torch
 from torch import fx, nn
 from service.engine.kernels.gradient import GradientKernel
+from service.engine.kernels.network import Network
 from service.engine.kernels.kernel import Segment
 from service.methods.questions import Points, Readout
 
@@ -27,7 +28,7 @@ for inputs in (2, 5, 6, 8, 13, 31, 38, 100):
             for parameter in network.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
                 parameter.requires_grad_(False)
-        kernel = GradientKernel(network, torch.device("cpu"), 512, (inputs,), 2)
+        kernel = GradientKernel(Network(network, torch.device("cpu"), (inputs,), 2), 512)
         start, end = torch.randn(2, inputs, generator=generator).double().numpy()
         everywhere = Points(start[None], end, np.zeros(512, dtype=np.intp), np.full(512, 0.3), Readout.PROBABILITY, 1)
         (part,) = kernel.run([Segment(everywhere, 0, 512)])

@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from service.engine.kernels.gradient import read_out
+from service.artefacts.links import ON_TENSORS
+from service.engine.kernels.readouts import Linked, read_out
 from service.methods.questions import Readout
+from service.numerics.links import SOFTMAX
 
 UNHURRIED = settings(deadline=None)
+
+
+def softmax_read_out(logits: Tensor, coefficients: Tensor, probability: Tensor | None) -> tuple[Tensor, Tensor]:
+    return read_out(logits, coefficients, probability, ON_TENSORS[SOFTMAX], Linked.PROBABILITIES)
 
 
 def asked(labels: int, readouts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +43,7 @@ def test_outputs_and_gradients_equal_autograd(seed: int, labels: int) -> None:
         other = logits.gather(1, 1 - targets[:, None])[:, 0]
         expected = torch.where(readouts == Readout.MARGIN, at_target - other, expected)
     (gradients,) = torch.autograd.grad(expected.sum(), logits)
-    outputs, cotangents = read_out(logits.detach(), *asked(labels, readouts, targets))
+    outputs, cotangents = softmax_read_out(logits.detach(), *asked(labels, readouts, targets))
     torch.testing.assert_close(outputs, expected.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(cotangents, gradients, rtol=1e-9, atol=1e-15)
 
@@ -48,7 +54,7 @@ def test_saturated_probabilities_keep_the_relative_precision_of_their_gradients(
     """1 - p would be lost where p is close to one."""
     target = at % len(logits)
     probability = asked(len(logits), torch.tensor([Readout.PROBABILITY]), torch.tensor([target]))
-    _, cotangents = read_out(torch.tensor([logits], dtype=torch.float64), *probability)
+    _, cotangents = softmax_read_out(torch.tensor([logits], dtype=torch.float64), *probability)
     with mpmath.workdps(600):
         powers = [mpmath.exp(mpmath.mpf(logit)) for logit in logits]
         chances = [power / sum(powers) for power in powers]
@@ -60,7 +66,7 @@ def test_saturated_probabilities_keep_the_relative_precision_of_their_gradients(
 
 def test_gradients_of_a_probability_sum_to_zero_over_the_labels() -> None:
     logits = torch.randn(100, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 5
-    _, cotangents = read_out(logits, *asked(4, torch.full((100,), Readout.PROBABILITY), torch.arange(100) % 4))
+    _, cotangents = softmax_read_out(logits, *asked(4, torch.full((100,), Readout.PROBABILITY), torch.arange(100) % 4))
     torch.testing.assert_close(cotangents.sum(dim=1), torch.zeros(100, dtype=torch.float64), rtol=0, atol=1e-16)
 
 
@@ -69,6 +75,6 @@ def test_rows_that_read_out_a_logit_do_not_notice_the_probabilities_beside_them(
     readouts, targets = torch.arange(100) % 3, torch.arange(100) // 3 % 2
     coefficients, probability = asked(2, readouts, targets)
     linear = ~probability[:, 0]
-    beside, alone = read_out(logits, coefficients, probability), read_out(logits, coefficients, None)
+    beside, alone = (softmax_read_out(logits, coefficients, flags) for flags in (probability, None))
     for together, single in zip(beside, alone, strict=True):
         assert torch.equal(together[linear], single[linear])

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.engine.kernels.gradient import Chunk, EvaluatedPoints, GradientKernel, traced
+from service.engine.kernels.chunks import Chunk
+from service.engine.kernels.evaluated import EvaluatedPoints
+from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import Segment
+from service.engine.kernels.network import Network
 from service.engine.kernels.recording import record
+from service.engine.kernels.tracing import traced
 from service.methods.questions import Points, Readout
 from tests.conftest import MODELS
 
@@ -162,7 +166,7 @@ def test_a_kernel_records_it_all_the_same(network: type[nn.Module], caplog: pyte
     )
     answers = []
     for trace in (True, False):
-        kernel = GradientKernel(twin, torch.device("cpu"), 32, (WIDTH,), 2, trace=trace)
+        kernel = GradientKernel(Network(twin, torch.device("cpu"), (WIDTH,), 2), 32, trace=trace)
         (evaluated,) = kernel.run([Segment(points, 0, 8)])
         assert isinstance(evaluated, EvaluatedPoints)
         answers.append(evaluated)

@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from service.domain import Floats, OutputSpace
-from service.engine.kernels.gradient import EvaluatedPoints
+from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.kernel import Deployed, DeployedKernel, Segment
+from service.engine.kernels.network import Network
 from service.engine.kernels.rows import (
     SOFTPLUS_BETA,
     BackwardRuleKernel,
@@ -102,7 +103,7 @@ CASES = [(kind, name) for kind in KINDS for name in NETWORKS if (kind, name) != 
 
 def kernel_of(kind: type[RowsKernel], network: nn.Module, shape: tuple[int, ...]) -> RowsKernel:
     torch.set_num_threads(1)
-    return kind(fx.symbolic_trace(network), torch.device("cpu"), CAPACITY, shape, LABELS)
+    return kind(Network(fx.symbolic_trace(network), torch.device("cpu"), shape, LABELS), CAPACITY)
 
 
 def answer(kernel: RowsKernel, question: Question) -> Any:

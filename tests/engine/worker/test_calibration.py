@@ -11,8 +11,12 @@ import torch
 from torch import fx, nn
 
 from service.domain import ChunkShapes
-from service.engine.kernels.gradient import Chunk, EvaluatedPoints, GradientKernel, traced
-from service.engine.kernels.kernel import Segment
+from service.engine.kernels.chunks import Chunk
+from service.engine.kernels.evaluated import EvaluatedPoints
+from service.engine.kernels.gradient import GradientKernel
+from service.engine.kernels.kernel import Kernel, Segment
+from service.engine.kernels.network import Network
+from service.engine.kernels.tracing import traced
 from service.engine.worker.calibration import calibrate, chosen, clock_of
 from service.methods.questions import Points, Readout
 
@@ -21,7 +25,7 @@ def question(count: int) -> Points:
     return Points(np.zeros((1, 8)), np.ones(8), np.zeros(count, dtype=np.intp), np.linspace(0, 1, count), Readout(0), 0)
 
 
-class Clocked:
+class Clocked(Kernel):
     """A kernel whose runs take `fixed` + rows * `each` seconds of a clock of its own, and no memory beyond `most`.
 
     At the shapes in `disturbed` they take three times as long.
@@ -100,7 +104,7 @@ def test_tracing_changes_no_bit(readout: Readout) -> None:
     points = Points(np.zeros((1, 8)), np.ones(8), np.zeros(30, dtype=np.intp), np.linspace(0, 1, 30), readout, 1)
     answers = []
     for trace in (False, True):
-        kernel = GradientKernel(twin, torch.device("cpu"), 32, (8,), 2, trace=trace)
+        kernel = GradientKernel(Network(twin, torch.device("cpu"), (8,), 2), 32, trace=trace)
         for _ in range(5):  # TorchScript optimises after the first ones
             (part,) = kernel.run([Segment(points, 0, 30)])
             assert isinstance(part, EvaluatedPoints)
@@ -114,9 +118,9 @@ def test_without_torchscript_the_bits_are_the_same(monkeypatch: pytest.MonkeyPat
     network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
     twin = fx.symbolic_trace(network.requires_grad_(False))
     segment = Segment(question(30), 0, 30)
-    (usual,) = GradientKernel(twin, torch.device("cpu"), 32, (8,), 2).run([segment])
+    (usual,) = GradientKernel(Network(twin, torch.device("cpu"), (8,), 2), 32).run([segment])
     monkeypatch.delattr(torch.jit, "trace")
-    (without,) = GradientKernel(twin, torch.device("cpu"), 32, (8,), 2).run([segment])
+    (without,) = GradientKernel(Network(twin, torch.device("cpu"), (8,), 2), 32).run([segment])
     assert isinstance(usual, EvaluatedPoints)
     assert isinstance(without, EvaluatedPoints)
     assert usual.derivatives.tobytes() == without.derivatives.tobytes()

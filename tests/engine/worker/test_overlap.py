@@ -16,7 +16,7 @@ import torch
 
 from service.domain import Explanation, Plan, Priority
 from service.engine.kernels.gradient import NICENESS, BackgroundGradientKernel
-from service.engine.kernels.kernel import Kernel, Launched, Segment
+from service.engine.kernels.kernel import Kernel, Launched, Overlapping, Segment
 from service.engine.worker.device import DeviceModel
 from service.errors import ComputationFailed
 from service.methods.questions import Points
@@ -29,7 +29,7 @@ Fault = Callable[[int, Sequence[Segment]], None]
 
 
 @dataclass(eq=False)
-class Left:
+class Left(Overlapping):
     """The model's kernel, computing only when collected, as a device that was left to itself would.
 
     One that is slow is done only when the next is launched, or after a few looks. `at_launch` and `at_collection` are
@@ -211,7 +211,7 @@ def test_what_needs_no_device_goes_on_while_a_chunk_is_under_way(
 
 
 @dataclass(eq=False)
-class OneAtATime:
+class OneAtATime(Overlapping):
     """The model's kernel on a device that computes chunks in their order, each when it is told to.
 
     The first of `waiting` is under way; those behind it can be taken back.
@@ -222,9 +222,8 @@ class OneAtATime:
     waiting: list[Sequence[Segment]] = field(default_factory=list)
     computed: list[Sequence[Segment]] = field(default_factory=list)
 
-    @property
-    def capacity(self) -> int:
-        return self.wrapped.capacity
+    def __post_init__(self) -> None:
+        self.capacity = self.wrapped.capacity
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         self.waiting.append(segments)

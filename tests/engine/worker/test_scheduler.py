@@ -49,7 +49,7 @@ def test_64_explanations_together_are_what_each_is_alone(
     assert [together.result(number) for number in range(64)] == [alone(plan) for plan in various]
     gradients = [report for report in together.scheduler.reports if report.kernel == "gradient"]
     assert max(report.explanations for report in gradients) >= 8
-    assert all(report.units <= report.capacity for report in gradients)
+    assert all(report.slots <= report.capacity for report in gradients)
     shapes = together.model.shapes
     assert {report.capacity for report in gradients} == {shapes.brief, shapes.long}
 
@@ -60,7 +60,7 @@ def test_only_what_was_asked_is_computed(driver: MakeDriver, various: Sequence[P
         together.add(number, plan)
     together.finish()
 
-    gradients = sum(report.units for report in together.scheduler.reports if report.kernel == "gradient")
+    gradients = sum(report.slots for report in together.scheduler.reports if report.kernel == "gradient")
     assert gradients == sum(together.result(number).evaluations for number in range(64))
 
 
@@ -314,7 +314,7 @@ def test_out_of_memory_halves_the_chunk_for_good(
     small.finish()
 
     assert kernel.capacity == rows // 8
-    assert sum(chunk.units > fits for chunk in kernel.chunks) == 3
+    assert sum(chunk.slots > fits for chunk in kernel.chunks) == 3
     for number, plan in enumerate(various):
         # Another number of rows: the last bits may differ, and no more than those.
         result, usual = small.result(number), alone(plan)
@@ -323,7 +323,7 @@ def test_out_of_memory_halves_the_chunk_for_good(
     later = len(kernel.chunks)
     small.add(64, various[0])
     small.finish()
-    assert all(chunk.units <= fits for chunk in kernel.chunks[later:])
+    assert all(chunk.slots <= fits for chunk in kernel.chunks[later:])
 
 
 @pytest.mark.parametrize("ask", ASKING)
