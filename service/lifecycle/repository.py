@@ -68,7 +68,8 @@ def _described(folder: Path) -> ModelVersion:
 class Repository:
     """Loads and unloads versions of the models under `models`. `data` is the data folder.
 
-    `erased` returns the tokens of all rows of baseline sets that belonged to erased persons; it blocks.
+    `erased` returns the tokens of all rows of baseline sets that belonged to erased persons; it blocks. `checker` is
+    for versions without a verdict; by default each is checked in a process of its own.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Repository:
         engine: Engine,
         observe_cache: Callable[[str, str], None],
         erased: Callable[[], Collection[str]] = frozenset,
+        checker: Checker | None = None,
     ) -> None:
         self.folder = models
         self._data = data
@@ -91,7 +93,7 @@ class Repository:
         self._calibrations = Calibrations(data / "calibrations")
         self._assessments = Assessments(data / ASSESSMENTS)
         self._sets = KeptSets(data / BASELINES)
-        self._checker = Checker(data)
+        self._checker = checker or Checker(data)
         self._judging: dict[tuple[ModelKey, str], asyncio.Task[None]] = {}
         self._loading: set[tuple[str, str]] = set()
         self._turn = asyncio.Lock()

@@ -17,9 +17,11 @@ from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments, ke
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
+from service.catalog.versions import Catalog
 from service.domain import ChunkShapes, Traits, VersionRef
 from service.engine.protocol import Loaded, Source, Stats
 from service.errors import LoadRefused
+from service.lifecycle.checking.background import Checker
 from service.lifecycle.repository import Repository, read_catalog
 from tests.conftest import MODELS
 from tests.engine.stand_in import StandIn
@@ -64,20 +66,18 @@ class LoadsAll(StandIn):
         pass
 
 
-@dataclass(slots=True)
-class Checks:
+class Checks(Checker):
     """Keeps a verdict for whatever is to be checked, and remembers what was compared with what."""
 
-    kept: Assessments
-    failed: tuple[str, ...] = ()
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    def __init__(self, data: Path) -> None:
+        super().__init__(data)
+        self.kept = Assessments(data / ASSESSMENTS)
+        self.failed: tuple[str, ...] = ()
+        self.asked: list[tuple[str, str | None]] = []
 
     async def check(self, folder: Path, against: Path | None) -> None:
         self.asked.append((folder.name, None if against is None else against.name))
         self.kept.keep(verdict(folder, against, self.failed))
-
-    def close(self) -> None:
-        pass
 
 
 def verdict(folder: Path, against: Path | None, failed: tuple[str, ...] = ()) -> Assessment:
@@ -92,13 +92,14 @@ def verdict(folder: Path, against: Path | None, failed: tuple[str, ...] = ()) ->
 @dataclass(slots=True)
 class UnderTest:
     repository: Repository
+    catalog: Catalog
     engine: LoadsAll
     checks: Checks
 
     @property
     def default_version(self) -> str | None:
         """The number of the version that answers where none is named."""
-        default = self.repository._catalog.default_version("loan")
+        default = self.catalog.default_version("loan")
         return None if default is None else default.key.version
 
 
@@ -127,12 +128,12 @@ def write(models: Path, version: str, title: str = "Mortgage application decisio
 @pytest.fixture
 def start(models: Path, tmp_path: Path) -> Start:
     async def started() -> UnderTest:
-        engine, checks = LoadsAll(), Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
+        data, catalog, engine = tmp_path / "data", read_catalog(models), LoadsAll()
+        checks = Checks(data)
         engine.is_open.set()
-        repository = Repository(models, tmp_path / "data", read_catalog(models), engine, lambda *_: None)
-        repository._checker = checks  # type: ignore[assignment]
+        repository = Repository(models, data, catalog, engine, lambda *_: None, checker=checks)
         await repository.start()
-        return UnderTest(repository, engine, checks)
+        return UnderTest(repository, catalog, engine, checks)
 
     return started
 
@@ -145,7 +146,7 @@ async def test_a_verdict_without_a_comparison_moves_no_name(start: Start, models
     await one.repository.load("loan", "2")
 
     assert one.default_version == "1"
-    await until(lambda: bool(one.repository._catalog.find("loan", "2").has_failed))
+    await until(lambda: bool(one.catalog.find("loan", "2").has_failed))
     assert one.checks.asked == [("2", "1")]
     assert one.default_version == "1"
 
@@ -172,7 +173,7 @@ async def test_a_version_is_not_compared_with_one_that_failed(start: Start, mode
     one.checks.failed = ("flips",)
     write(models, "2", title="Failing")
     await one.repository.load("loan", "2")
-    await until(lambda: bool(one.repository._catalog.find("loan", "2").has_failed))
+    await until(lambda: bool(one.catalog.find("loan", "2").has_failed))
     one.checks.failed = ()
     write(models, "3")
     await one.repository.load("loan", "3")
@@ -195,7 +196,7 @@ async def test_an_accepted_version_stays_when_what_it_was_compared_with_is_repla
 
 async def test_what_is_unloaded_while_a_set_is_given_stays_unloaded(start: Start, until: Until) -> None:
     one = await start()
-    version = one.repository._catalog.find("loan", "1")
+    version = one.catalog.find("loan", "1")
     one.engine.is_open.clear()
     keeping = asyncio.create_task(one.repository.keep_set(version, "mine", [(0.0,) * 38], "", tenant="bank"))
     await until(lambda: bool(one.engine.loading))
@@ -214,9 +215,9 @@ def keep_two_rows(data: Path) -> KeptSet:
     return KeptSets(data / BASELINES).keep(key, manifest, "mine", rows, "", subjects=("a", None))
 
 
-def sets_of(repository: Repository) -> list[tuple[str, int, tuple[str, ...]]]:
+def sets_of(catalog: Catalog) -> list[tuple[str, int, tuple[str, ...]]]:
     """Of each version the size of its sets, and what they were."""
-    return [(str(one.key), kept.size, kept.erased) for one in repository._catalog.known for kept in one.kept_sets]
+    return [(str(one.key), kept.size, kept.erased) for one in catalog.known for kept in one.kept_sets]
 
 
 async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not_served(
@@ -225,11 +226,11 @@ async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not
     kept, engine = keep_two_rows(tmp_path / "data"), LoadsAll()
     engine.is_open.set()
     catalog = read_catalog(models)
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"})
-    repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
+    checks = Checks(tmp_path / "data")
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"}, checks)
     await repository.start()
 
-    assert sets_of(repository) == [("loan@1", 1, (kept.digest,))]
+    assert sets_of(catalog) == [("loan@1", 1, (kept.digest,))]
 
 
 async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_back(
@@ -244,35 +245,33 @@ async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_
     kept, engine, gone = keep_two_rows(tmp_path / "data"), OneByOne(), set[str]()
     engine.is_open.set()
     catalog = read_catalog(models)
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone)
-    repository._checker = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))  # type: ignore[assignment]
+    checks = Checks(tmp_path / "data")
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone, checks)
     starting = asyncio.create_task(repository.start())
-    await until(lambda: bool(sets_of(repository) and engine.loading))
+    await until(lambda: bool(sets_of(catalog) and engine.loading))
 
     gone.add("a")
     await repository.forget_rows()
 
     assert engine.detached == [kept.digest]
-    assert sets_of(repository) == []
+    assert sets_of(catalog) == []
     engine.is_open.set()
     await starting
-    assert sets_of(repository) == [("loan@1", 1, (kept.digest,)), ("loan@2", 1, (kept.digest,))]
+    assert sets_of(catalog) == [("loan@1", 1, (kept.digest,)), ("loan@2", 1, (kept.digest,))]
 
 
 async def test_files_that_were_replaced_and_are_still_meant_lose_a_set_too(start: Start, models: Path) -> None:
     one = await start()
-    kept = await one.repository.keep_set(
-        one.repository._catalog.find("loan", "1"), "mine", [(0.0,) * 38], "", tenant="bank"
-    )
+    kept = await one.repository.keep_set(one.catalog.find("loan", "1"), "mine", [(0.0,) * 38], "", tenant="bank")
     one.checks.failed = ("completeness",)
     write(models, "1", title="Another")
     await one.repository.load("loan", "1")
-    assert len(sets_of(one.repository)) == 2
+    assert len(sets_of(one.catalog)) == 2
 
     await one.repository.remove_set(kept)
 
     assert one.engine.detached == [kept.digest]
-    assert all(size == 0 for _, size, _ in sets_of(one.repository))
+    assert all(size == 0 for _, size, _ in sets_of(one.catalog))
 
 
 async def test_a_version_in_a_folder_that_is_a_link(start: Start, models: Path, tmp_path: Path) -> None:
@@ -281,7 +280,7 @@ async def test_a_version_in_a_folder_that_is_a_link(start: Start, models: Path, 
     second.symlink_to(tmp_path / "elsewhere")
     one = await start()
 
-    assert one.repository._catalog.find("loan", "2").folder.parts[-2:] == ("loan", "2")
+    assert one.catalog.find("loan", "2").folder.parts[-2:] == ("loan", "2")
 
 
 async def test_what_cannot_be_read_is_refused_without_a_path(start: Start, models: Path) -> None:
@@ -318,4 +317,4 @@ async def test_a_version_that_cannot_be_copied_is_not_taken_for_what_is_served(
     monkeypatch.setattr(staging, "_copy", full)
     with pytest.raises(LoadRefused, match="No space left on device"):
         await one.repository.load("loan", "1")
-    assert one.repository._catalog.find("loan", "1").manifest.title == "Mortgage application decision"
+    assert one.catalog.find("loan", "1").manifest.title == "Mortgage application decision"
