@@ -26,16 +26,16 @@ CLOCK_TOLERANCE = 10 * 60 * 1_000_000
 class CheckpointCheck:
     """Compares checkpoints with the log as it is read; adds what is wrong to `verdict`.
 
-    `chain` are the signing keys, the oldest first; `shipped` is the file of checkpoints that were kept elsewhere.
+    `chain` are the signing keys, the oldest first; `shipped` are the checkpoints that were kept elsewhere.
     """
 
     def __init__(
-        self, connection: Connection, chain: Sequence[SigningKey], shipped: Path | None, verdict: Verdict
+        self, connection: Connection, chain: Sequence[SigningKey], shipped: Iterator[Checkpoint], verdict: Verdict
     ) -> None:
         self._chain = chain
         self._verdict = verdict
         self._stored = _read_stored(connection, verdict)
-        self._shipped = iter(()) if shipped is None else _read_shipped(shipped, verdict)
+        self._shipped = shipped
         self._next_stored = next(self._stored, None)
         self._next_shipped = next(self._shipped, None)
         self._before: Checkpoint | None = None
@@ -120,12 +120,13 @@ def _read_stored(connection: Connection, verdict: Verdict) -> Iterator[Checkpoin
         verdict.add("there is a checkpoint over no rows")
 
 
-def _read_shipped(path: Path, verdict: Verdict) -> Iterator[Checkpoint]:
+def read_shipped(path: Path, size: int, verdict: Verdict) -> Iterator[Checkpoint]:
+    """The checkpoints in the first `size` bytes of a file that was kept elsewhere."""
     last = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return  # it was cut short while it was written; the next start removes it
+            if file.tell() > size or not line.endswith(b"\n"):
+                return  # written since, or cut short while it was written, which the next start removes
             try:
                 checkpoint = read_line(orjson.loads(_last_body(line)))
             except MALFORMED:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection, select
 
-from service.ledger.erasure_list import ErasureList, ListedErasure
+from service.ledger.erasure_list import ListedErasure
 from service.ledger.sealing import NO_TOKEN, CannotBeOpened, Vault, owner_of
 from service.ledger.tables import set_subjects, subjects
 
@@ -24,12 +24,10 @@ def subject_key_faults(connection: Connection, vault: Vault) -> Iterator[str]:
         yield "the row that identifies the master key is missing"
 
 
-def erasure_list_faults(connection: Connection, erasure_list: ErasureList) -> Iterator[str]:
-    """What of the list was changed, and who is in the database again although the list says they were erased."""
-    erasures, faults = erasure_list.read()
-    yield from faults
-    yield from _returned_subjects(connection, erasures, erasure_list.path.name)
-    yield from _returned_set_rows(connection, erasures, erasure_list.path.name)
+def undone_erasures(connection: Connection, erasures: Sequence[ListedErasure], file_name: str) -> Iterator[str]:
+    """Who is in the database again although the list in that file says they were erased."""
+    yield from _returned_subjects(connection, erasures, file_name)
+    yield from _returned_set_rows(connection, erasures, file_name)
 
 
 def _returned_subjects(connection: Connection, erasures: Sequence[ListedErasure], file_name: str) -> Iterator[str]:

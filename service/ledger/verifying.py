@@ -5,17 +5,19 @@ The log is read from its beginning, a page at a time, in one snapshot, while the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection, Engine, Row, Table, func, not_, or_, select
 
-from service.ledger.checkpoint_checking import CheckpointCheck
+from service.ledger.checkpoint_checking import CheckpointCheck, read_shipped
+from service.ledger.checkpoints import Checkpoint
 from service.ledger.database import database_in_reach
 from service.ledger.entries import EXPLANATION, TOMBSTONE_KINDS
-from service.ledger.erasure_list import NAME, ErasureList
+from service.ledger.erasure_list import NAME, ErasureList, ListedErasure
 from service.ledger.export_checking import MALFORMED, Verdict
 from service.ledger.job_history import JOB_KINDS, JobHistory
 from service.ledger.key_history import KEY_KINDS, KeyHistory
@@ -32,7 +34,7 @@ from service.ledger.sealing import Vault
 from service.ledger.signing import SigningKey, chain_faults, read_statement
 from service.ledger.sqlite_checking import index_faults, texts_as_stored, type_faults
 from service.ledger.stored_tree import log_size
-from service.ledger.subject_checking import erasure_list_faults, subject_key_faults
+from service.ledger.subject_checking import subject_key_faults, undone_erasures
 from service.ledger.tables import events, explanation_tags, explanations, keys, log, nodes, signing_keys
 
 ROWS_AT_ONCE = 500
@@ -44,6 +46,7 @@ def verify_ledger(engine: Engine, vault: Vault, shipped: Path | None = None) -> 
     Raises LedgerUnavailable when the database does not answer.
     """
     verdict = Verdict()
+    kept_elsewhere = None if shipped is None else _KeptElsewhere.read(shipped, vault)
     isolation = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     with (
         database_in_reach(),
@@ -56,7 +59,7 @@ def verify_ledger(engine: Engine, vault: Vault, shipped: Path | None = None) -> 
             verdict.size = log_size(connection)
             verdict.add("nothing else was checked, because values of the wrong type cannot be read safely")
         else:
-            _Verification(connection, vault, verdict).run(shipped)
+            _Verification(connection, vault, verdict).run(kept_elsewhere)
     return verdict
 
 
@@ -84,6 +87,26 @@ def verify_explanation(engine: Engine, vault: Vault, seq: int) -> list[str]:
     return faults
 
 
+@dataclass(frozen=True, slots=True)
+class _KeptElsewhere:
+    """The files beside the database: checkpoints, of whose file the first `size` bytes count, and erasures, with what
+    is wrong with their list.
+
+    They are as they were before the database was read. What a running service appends to them meanwhile is about rows
+    that are not in this snapshot, and would pass for a log whose end was cut off, or for an erasure undone.
+    """
+
+    checkpoints: Path
+    size: int
+    erasures: Sequence[ListedErasure]
+    faults: Sequence[str]
+
+    @classmethod
+    def read(cls, checkpoints: Path, vault: Vault) -> _KeptElsewhere:
+        erasures, faults = ErasureList(checkpoints.with_name(NAME), vault).read()
+        return cls(checkpoints, checkpoints.stat().st_size, erasures, faults)
+
+
 class _Verification:
     """One pass over the database."""
 
@@ -96,12 +119,13 @@ class _Verification:
         self._jobs = JobHistory()
         self._size = log_size(connection)
 
-    def run(self, shipped: Path | None) -> None:
+    def run(self, kept: _KeptElsewhere | None) -> None:
         chain = self._check_signing_keys()
         self._verdict.add(*subject_key_faults(self._connection, self._vault))
-        if shipped is not None:
-            erasure_list = ErasureList(shipped.with_name(NAME), self._vault)
-            self._verdict.add(*erasure_list_faults(self._connection, erasure_list))
+        shipped: Iterator[Checkpoint] = iter(())
+        if kept is not None:
+            self._verdict.add(*kept.faults, *undone_erasures(self._connection, kept.erasures, NAME))
+            shipped = read_shipped(kept.checkpoints, kept.size, self._verdict)
         checkpoint_check = CheckpointCheck(self._connection, chain, shipped, self._verdict)
         last = 0
         while rows := self._page_after(last):

@@ -64,7 +64,8 @@ class Repository:
     """Loads and unloads versions of the models under `models`. `data` is the data folder.
 
     One version is loaded or unloaded at a time, by whoever has the turn. `sets` are the baseline sets that are kept for
-    the versions; see there for `erased`.
+    the versions; see there for `erased`. `checker` is for versions
+    without a verdict; by default each is checked in a process of its own.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ from service.ledger.entries import Stored
 from service.ledger.erasing import erase
 from service.ledger.export_checking import check_export
 from service.ledger.searches import EventSearch, Search
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -48,7 +49,7 @@ async def ended(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     response = await client.post("/v1/exports", json=body)
     assert response.status_code == 202, response.text
     path = response.headers["location"]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             found: dict[str, Any] = (await client.get(path)).json()
             if "ended" in found:
@@ -294,7 +295,7 @@ async def test_two_runs_of_an_export_write_apart(
 
     def halted(asked: str, search: Search) -> Iterator[Stored]:
         began.set()
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE_SECONDS)
         yield from stored(asked, search)
 
     monkeypatch.setattr(exports, "_stored", halted)

@@ -25,7 +25,7 @@ from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.usecases.explaining import Explaining, Request
 from service.usecases.planning import Parameters
-from tests.conftest import MODELS
+from tests.conftest import MODELS, PATIENCE_SECONDS
 from tests.engine.stand_in import StandIn
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
             for _ in range(2):  # the second time from the cache
                 (answer,) = await explaining.explain(request)
                 explanations.append(answer.explanation)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while health._of(version).drift.stability is None:
                 request = replace(requests(version)[0], use_cache=False)
                 await explaining.explain(request)
@@ -133,7 +133,7 @@ async def test_a_version_that_is_gone_is_forgotten(service: Service) -> None:
     async def show() -> tuple[bytes, bytes]:
         health = Health(service.services.engine, 0)
         health.follow([version])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while health._of(version).baseline_made is None:  # noqa: ASYNC110 - a thread reads the folder
                 await asyncio.sleep(0.005)
         health.show(metrics)

@@ -31,6 +31,7 @@ from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.stored_jobs import Job
 from service.ledger.tables import job_rows
 from service.ledger.tables import jobs as jobs_table
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -67,7 +68,7 @@ async def made(client: httpx.AsyncClient, **body: Any) -> str:
 
 async def ended(client: httpx.AsyncClient, job: str) -> dict[str, Any]:
     """The job once it has ended."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             found: dict[str, Any] = (await client.get(f"/v1/jobs/{job}")).json()
             if "ended" in found:
@@ -242,7 +243,7 @@ async def test_rows_of_a_person_who_is_erased_are_not_explained(
     monkeypatch.setattr(ledger, "append", held)
     given = await made(bank, instances=rows_of(instance, 3), context=contexts, parameters=RULE)
     stored_before = await made(bank, explanations={"subject": "Ada"}, parameters=RULE)
-    await asyncio.wait_for(reached.wait(), 30)
+    await asyncio.wait_for(reached.wait(), PATIENCE_SECONDS)
 
     erased = await bank.post("/v1/subjects/Ada:erase", json={})
     go_on.set()
@@ -272,7 +273,7 @@ async def test_a_job_is_cancelled(
 ) -> None:
     slow = {"method": "expected_gradients", "tolerance": 1e-9, "max_evaluations": 4096}
     job = await made(bank, instances=rows_of(instance, 400), parameters=slow)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not await stored(bank):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -315,7 +316,7 @@ async def test_a_job_waits_for_its_quota(
     one = {**RULE, "max_evaluations": 20, "tolerance": 1e-9}
     async with service.client(make_key(tenant=tenant, quota=quota)) as client:
         job = await made(client, instances=rows_of(instance, 8), parameters=one)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while len(await stored(bank)) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     waiting = (await bank.get(f"/v1/jobs/{job}")).json()
@@ -334,7 +335,7 @@ async def test_a_job_that_waits_for_its_quota_keeps_no_other_waiting(
     one = {**RULE, "max_evaluations": 20, "tolerance": 1e-9}
     async with service.client(key) as client:
         job = await made(client, instances=rows_of(instance, 8), parameters=one)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while "detail" not in (waiting := (await client.get(f"/v1/jobs/{job}")).json()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         other = await ended(bank, await made(bank, instances=[instance], parameters=RULE))
@@ -423,7 +424,7 @@ async def test_a_version_that_is_not_here_makes_the_job_wait(
         job = await made(bank, instances=[instance], parameters=RULE)
         patch.setattr(catalog, "find", missing)
         patch.delattr(service.with_ledger.jobs, "claim")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while "detail" not in (waiting := (await bank.get(f"/v1/jobs/{job}")).json()):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.conftest import PATIENCE_SECONDS
+
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
     from tests.conftest import MakeKey, Service
@@ -50,7 +52,7 @@ async def test_what_is_unloaded_and_served_is_logged_by_digest(
     body = {"parameters": {"version": "1"}}
     with caplog.at_level(logging.INFO, "answerable"):
         for action in ("unload", "load"):
-            reply = await client.post(f"{REPOSITORY}/models/loan/{action}", json=body, timeout=90)
+            reply = await client.post(f"{REPOSITORY}/models/loan/{action}", json=body, timeout=PATIENCE_SECONDS)
             assert reply.status_code == 200, reply.text
 
     told = [record.getMessage() for record in caplog.records if record.name == "answerable"]

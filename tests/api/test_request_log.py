@@ -15,6 +15,7 @@ import pytest
 from service.monitoring import request_log
 from service.monitoring.request_log import RequestLine, RequestLog
 from service.monitoring.timings import RequestTimings
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.conftest import MakeKey, Service, Until
@@ -125,7 +126,7 @@ async def test_a_reader_that_stops_stops_nobody(monkeypatch: pytest.MonkeyPatch,
     class Stopping(Lines):
         def write(self, text: str) -> None:
             stopped.set()
-            assert goes_on.wait(30)
+            assert goes_on.wait(PATIENCE_SECONDS)
             stream.write(text)
 
     log = RequestLog(Stopping())
@@ -170,7 +171,7 @@ async def test_lines_that_were_dropped_are_told_as_soon_as_there_is_room(
     class Stopping(Lines):
         def write(self, text: str) -> None:
             stopped.set()
-            assert goes_on.wait(30)
+            assert goes_on.wait(PATIENCE_SECONDS)
             stream.write(text)
 
     log = RequestLog(Stopping())

@@ -21,7 +21,7 @@ from service.domain import ChunkShapes, VersionRef
 from service.engine.client.local_engine import LocalEngine
 from service.engine.protocol import Loaded, Source, Stats
 from service.settings import Settings
-from tests.conftest import MODELS
+from tests.conftest import MODELS, PATIENCE_SECONDS
 
 KEY = "a key that the operator chose"
 TRAITS = Traits(TabularInputs.axes, (38,), 2, None, ("relu",), True, False, "minimum")
@@ -77,7 +77,7 @@ async def test_it_answers_while_models_are_loaded(gate: asyncio.Event, tmp_path:
         write(models, version)
     async with started(models, tmp_path) as (app, client):
         assert (await client.get("/v2/health/live")).status_code == 200
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (waiting := (await client.get("/v2/health/ready")).json())["loading"] != ["loan@2"]:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert waiting == {"ready": False, "loading": ["loan@2"]}

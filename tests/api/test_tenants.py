@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from service.ledger import SCOPES
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -120,7 +121,7 @@ async def answered(client: httpx.AsyncClient, method: str, path: str, **request:
 
 
 async def ended(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while "ended" not in (found := await answered(client, "GET", path)):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return dict(found)
@@ -341,7 +342,7 @@ async def test_nothing_of_another_tenants_is_found(
 async def exported(stranger: Stranger, theirs: Theirs, body: dict[str, Any], ids: list[str]) -> None:
     """Has an export written, which holds these explanations and nothing that is the other tenant's."""
     location = (await stranger.ask("POST", "/v1/exports", json=body)).headers["location"]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (export := await stranger.ask("GET", location)).json()["state"] in LIVE:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     file = await stranger.ask("GET", f"{location}/file")

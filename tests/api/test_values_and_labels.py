@@ -26,6 +26,7 @@ from service.lifecycle.checking.assessing import assess
 from service.lifecycle.checking.limits import Limits
 from service.monitoring.drift import MIN_EXPLANATIONS
 from service.settings import Settings
+from tests.conftest import PATIENCE_SECONDS
 from tests.linear_models import ALARMS, EXAMPLE, FEATURES, SCORES, SET, Linear, write_version
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -91,7 +92,7 @@ async def posted(client: httpx.AsyncClient, path: str, status: int = 200, body: 
 async def ended(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
     """A job or an export once it is done."""
     made = await posted(client, path, 202, body)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             found = await got(client, f"{path}/{made['id']}")
             if "ended" in found:

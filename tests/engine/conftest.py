@@ -26,6 +26,7 @@ from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
 from tests.conftest import MODELS
+from tests.engine.forked import fork_worker
 
 SHAPES = ChunkShapes(128, 512)
 LOAN = MODELS / "loan" / "1"
@@ -286,6 +287,6 @@ async def start_local(
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared() -> AsyncIterator[LocalEngineUnderTest]:
     """One engine for the tests of a module, which leave it as they found it."""
-    started = await start_local()
+    started = await start_local(start=fork_worker)
     yield started
     await started.engine.close()

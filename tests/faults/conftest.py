@@ -268,14 +268,14 @@ UnderLoad = Callable[..., Any]
 def under_load() -> UnderLoad:
     """`async with under_load(program, key) as load:` keeps 16 clients asking for different explanations.
 
-    `pause` is how many seconds each waits before it asks again: while all are refused, that leaves the processor to
-    what is to recover.
+    `pause` is how many seconds each waits before it asks again: some 100 requests a second in all, which leave the
+    processor to what is to recover and to other tests.
     """
     example = yaml.safe_load((MODELS / "loan" / "1" / "manifest.yaml").read_bytes())["example"]
     amounts = itertools.count(1)
 
     @asynccontextmanager
-    async def loaded(program: Program, key: str, clients: int = 16, pause: float = 0.02) -> AsyncIterator[Load]:
+    async def loaded(program: Program, key: str, clients: int = 16, pause: float = 0.15) -> AsyncIterator[Load]:
         load = Load()
 
         async def ask(client: httpx.AsyncClient) -> None:

@@ -122,11 +122,11 @@ def test_a_command_whose_setting_is_wrong_ends_with_a_sentence(run_here: RunComm
     assert "hidden" not in done.stderr
 
 
-def test_a_check_is_a_gate(run_command: RunCommand, run_here: RunCommand, tmp_path: Path) -> None:
+def test_a_check_is_a_gate(run_here: RunCommand, tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(MODELS / "loan", models / "loan")
     asked = ("models", "check", "loan@2", "--models", str(models), "--rows", "20", "--data", str(tmp_path / "data"))
-    passed = run_command(*asked)
+    passed = run_here(*asked)
     assert (passed.returncode, passed.stderr) == (0, "")
     assert re.search(r"^completeness +1\.000 +at least 1 +passed +21 of 21 rows", passed.stdout, re.MULTILINE)
     assert passed.stdout.endswith("\nloan@2 against loan@1: passed\n")

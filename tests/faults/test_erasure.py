@@ -160,7 +160,7 @@ async def test_nothing_of_an_erased_person_is_left(
     program = start("serve", key=SECRET, redis_url=own_redis, **({} if url is None else {"database_url": url}))
     instance = {**body["instances"][0], "applicant_income": INCOME}
     data = tmp_path / "data"
-    async with program.client(SECRET) as client, under_load(program, SECRET, clients=4, pause=0.05) as load:
+    async with program.client(SECRET) as client, under_load(program, SECRET, clients=4) as load:
         words = await asked_about(client, instance)
         output, attribution = words[-2:]
         for form in ("csv", "zip", "parquet"):

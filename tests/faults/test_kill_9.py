@@ -71,8 +71,8 @@ async def test_kill_9_of_the_front_under_load(
     }
     first = start("serve", key=SECRET)
     async with first.client(SECRET) as client, under_load(first, SECRET, clients=8) as load:
-        job = (await client.post("/v1/jobs", json=asked)).json()["id"]
         await load.reaches(100)
+        job = (await client.post("/v1/jobs", json=asked)).json()["id"]
         await shown(client, job, lambda found: found["progress"]["done"] >= ROWS // 8)
         children = first.children()
         first.process.kill()
@@ -98,7 +98,7 @@ async def test_kill_9_of_the_front_under_load(
             reply = await client.get(f"/v1/explanations/{identifier}")
             assert (reply.status_code, reply.json().get("id")) == (200, identifier)
         # The log goes on after its last record, and is valid while it does, whether or not it was time to sign it.
-        async with under_load(second, SECRET, clients=2, pause=0.02) as more:
+        async with under_load(second, SECRET, clients=2) as more:
             await more.reaches(20)
             assert await asyncio.to_thread(verified, run_command, tmp_path, "(?:last|never) signed") > len(load.ids)
         newest = (await client.get(f"/v1/explanations/{more.ids[-1]}")).json()["ledger"]["sequence"]

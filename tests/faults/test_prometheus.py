@@ -64,7 +64,7 @@ class Asked:
     requests: int = 0
 
     @asynccontextmanager
-    async def on_and_on(self, program: Program, make: Make, pause: float = 0.05) -> AsyncIterator[None]:
+    async def on_and_on(self, program: Program, make: Make, pause: float = 0.2) -> AsyncIterator[None]:
         """Clients that ask, whatever is answered, with so many seconds in between: other tests run beside this."""
         is_over = False
 
@@ -88,7 +88,7 @@ async def until(condition: Callable[[], object], what: Callable[[], object] = st
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it happens in other processes
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.3)  # as long as from one scrape to the next
     except TimeoutError:
         pytest.fail(f"it did not happen in time: {what()}")
 

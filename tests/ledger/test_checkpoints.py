@@ -19,6 +19,7 @@ from service.ledger.merkle import is_consistent, is_included
 from service.ledger.secret_files import SecretFileError, create_secret, read_secret
 from service.ledger.signing import NotTheSigner, chain_faults, read_chain, signed_by
 from service.ledger.tables import checkpoints, log, nodes, signing_keys
+from tests.conftest import PATIENCE_SECONDS
 from tests.ledger.conftest import VAULT
 from tests.ledger.test_merkle import slow_root
 
@@ -124,7 +125,7 @@ async def test_while_records_arrive_and_at_the_end(
 ) -> None:
     ledger = Ledger(engine, VAULT, signer=signer, checkpoint_seconds=0.01)
     await ledger.append([make_entry()])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not stored(engine):  # noqa: ASYNC110 - a thread signs it
             await asyncio.sleep(0.005)
     await ledger.append([make_entry()])
@@ -146,7 +147,7 @@ async def test_a_log_that_was_changed_before_the_start_was_last_signed_long_ago(
     started = Ledger(engine, VAULT, signer=signer, checkpoint_seconds=0.01)
     try:
         await started.append([make_entry()])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while started.signed != signed.created / 1e6 - 3600:  # noqa: ASYNC110 - a thread reads it
                 await asyncio.sleep(0.005)
     finally:
@@ -330,7 +331,7 @@ async def test_signing_goes_on_after_an_error_that_nobody_foresaw(
     monkeypatch.setattr(CheckpointSigner, "sign", lambda _: fail())
     ledger = Ledger(engine, VAULT, signer=signer, checkpoint_seconds=0.01)
     await ledger.append([make_entry()])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not stored(engine):  # noqa: ASYNC110 - a thread signs it
             await asyncio.sleep(0.005)
     errors.append(RuntimeError("at the end"))

@@ -34,7 +34,7 @@ from service.ledger.set_subjects import SetSubjects
 from service.ledger.tables import explanations
 from service.ledger.verifying import verify_ledger
 from service.settings import Settings
-from tests.conftest import MODELS
+from tests.conftest import MODELS, PATIENCE_SECONDS
 from tests.ledger.conftest import Databases
 
 EntryMaker = Callable[..., Entry]
@@ -393,7 +393,9 @@ def test_commands_load_neither_the_service_nor_a_framework() -> None:
         "[main([*group, '--help']) for group in ([], ['ledger'], ['keys'], ['serve'])];"
         f"print(*[name for name in {unwanted} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
     assert done.stdout.splitlines()[-1] == ""
 
 

@@ -16,11 +16,11 @@ import pytest
 from sqlalchemy import Engine, func, make_url, select
 
 from service.errors import LedgerUnavailable
-from service.ledger import Entry, Keys, Ledger, Search, open_engine, postgresql
+from service.ledger import Entry, Keys, Ledger, Search, Vault, open_engine, postgresql
 from service.ledger.appending import CHECKPOINT_EVERY
 from service.ledger.database import bounded, serialised
 from service.ledger.tables import explanations
-from service.ledger.writer import Append, Outcome, Outcomes, Recorder
+from service.ledger.writer import Outcome, Outcomes, Writer
 from tests.conftest import PATIENCE_SECONDS
 from tests.ledger.conftest import VAULT
 
@@ -202,18 +202,19 @@ async def test_a_ledger_without_its_database_says_so_until_it_is_back(engine: En
 
 @pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_what_no_database_could_take_says_nothing_about_the_database(
-    engine: Engine, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, make_entry: EntryMaker
 ) -> None:
-    ledger = Ledger(engine, VAULT, probe_seconds=PATIENCE_SECONDS)
     settled: Outcomes = []
-    record = Recorder._record
 
-    def watched(recorder: Recorder, group: list[Append]) -> Outcomes:
-        outcomes = record(recorder, group)
-        settled.extend(outcomes)
-        return outcomes
+    class Watched(Writer):
+        def __init__(self, engine: Engine, vault: Vault, settle: Callable[[Outcomes], None]) -> None:
+            def settle_and_tell(outcomes: Outcomes) -> None:
+                settled.extend(outcomes)
+                settle(outcomes)
 
-    monkeypatch.setattr(Recorder, "_record", watched)
+            super().__init__(engine, vault, settle_and_tell)
+
+    ledger = Ledger(engine, VAULT, writer=Watched, probe_seconds=PATIENCE_SECONDS)
     with pytest.raises(LedgerUnavailable):
         await ledger.append([make_entry(personal="not bytes")])
     async with asyncio.timeout(PATIENCE_SECONDS):

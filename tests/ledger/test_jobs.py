@@ -132,7 +132,7 @@ async def test_a_row_whose_explanation_is_recorded_is_told_apart(
     assert [row.number for row, _ in jobs.unfinished_rows(one.id, 0, 1)] == [1]
 
 
-def test_what_finished_rows_held_is_dropped(jobs: Jobs) -> None:
+def test_what_finished_rows_held_is_dropped(jobs: Jobs, engine: Engine) -> None:
     one, own = job(), rows(4)
     jobs.create(one, own)
 
@@ -152,7 +152,7 @@ def test_what_finished_rows_held_is_dropped(jobs: Jobs) -> None:
     assert jobs.results(one.id, -1, 1)[0].outcome == DONE
     jobs.cancel("bank", one.id)
     assert held(jobs, one) == {}
-    with jobs._engine.connect() as connection:
+    with engine.connect() as connection:
         assert set(connection.execute(select(job_rows.c.payload, job_rows.c.subject))) == {(None, None)}
     jobs.finish_rows(one.id, [(1, DONE, None)])  # by a run that has not heard of it
     assert [row.number for row in jobs.results(one.id, -1, 10)] == [0, 2]
@@ -227,7 +227,7 @@ def test_a_job_that_was_put_off_is_claimed_later(jobs: Jobs, monkeypatch: pytest
 
 
 async def test_rows_of_a_job_that_has_ended_are_counted_no_more(
-    jobs: Jobs, ledger: Ledger, make_entry: EntryMaker
+    jobs: Jobs, engine: Engine, ledger: Ledger, make_entry: EntryMaker
 ) -> None:
     one, own = job(), rows(5)
     jobs.create(one, own)
@@ -240,10 +240,10 @@ async def test_rows_of_a_job_that_has_ended_are_counted_no_more(
     jobs.release(one.id, "owner")  # which marks what was recorded and not yet told of
     assert counts(jobs, one) == (3, 1)
 
-    with jobs._engine.begin() as connection:
+    with engine.begin() as connection:
         connection.execute(update(job_rows).where(job_rows.c.number == 1).values(outcome=FAILED))
     assert counts(jobs, one) == (3, 1)
-    with jobs._engine.begin() as connection:
+    with engine.begin() as connection:
         connection.execute(update(jobs_table).values(failed=None))  # as it was before that was kept
     assert counts(jobs, one) == (2, 2)
 
@@ -256,7 +256,7 @@ def counts(jobs: Jobs, one: Job) -> tuple[int, int]:
     return found.done, found.failed
 
 
-def test_jobs_that_ended_long_ago_are_deleted(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_ended_long_ago_are_deleted(jobs: Jobs, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new, going = job(created=1), job(created=2), job(created=3)
     for one in (old, new, going):
         jobs.create(one, rows(3))
@@ -268,7 +268,7 @@ def test_jobs_that_ended_long_ago_are_deleted(jobs: Jobs, monkeypatch: pytest.Mo
     assert jobs.forget_ended(2_000) == 1
 
     assert [one.id for one in jobs.newest("bank", (KIND,), 10)] == [going.id, new.id]
-    with jobs._engine.connect() as connection:
+    with engine.connect() as connection:
         assert set(connection.scalars(select(job_rows.c.job_id))) == {new.id, going.id}
 
 
@@ -304,12 +304,12 @@ def test_a_lease_of_a_clock_that_was_set_back(jobs: Jobs, monkeypatch: pytest.Mo
     assert jobs.claim("third", (KIND,)) is None
 
 
-def test_rows_are_counted_by_an_index(jobs: Jobs) -> None:
+def test_rows_are_counted_by_an_index(jobs: Jobs, engine: Engine) -> None:
     """Of 10,000 rows nobody reads what they hold, to say how far a job is."""
     one = job()
     jobs.create(one, rows(3))
     counts = select(job_rows.c.outcome, func.count()).where(job_rows.c.job_id == one.id).group_by(job_rows.c.outcome)
-    with jobs._engine.connect() as connection:
+    with engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET enable_seqscan = off")
             words = "EXPLAIN"

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import Boolean, Engine, Integer, LargeBinary, Table, delete, func, insert, select, update
+from sqlalchemy import Boolean, Connection, Engine, Integer, LargeBinary, Table, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.access.permissions import OPEN, Policy, Quota
@@ -37,11 +37,13 @@ from service.ledger import (
 from service.ledger.clock import WrittenTimes
 from service.ledger.entries import REVIEW
 from service.ledger.erasing import erase
+from service.ledger.erasure_list import ErasureList
 from service.ledger.export_checking import Verdict
 from service.ledger.jobs import Jobs
 from service.ledger.legal_holds import hold, release
 from service.ledger.sealing import NO_TOKEN, Vault
 from service.ledger.stored_jobs import DONE, FAILED, Job, JobRow, State
+from service.ledger.stored_tree import log_size
 from service.ledger.tables import (
     checkpoints,
     events,
@@ -220,6 +222,35 @@ def test_an_untouched_ledger_is_valid(filled: tuple[Engine, Vault], tmp_path: Pa
     assert (verdict.records, verdict.size) == (56, 56)
     assert verdict.erased == 4
     assert verdict.signed is not None
+
+
+def test_what_a_service_records_signs_and_erases_meanwhile_is_no_fault(
+    filled: tuple[Engine, Vault], tmp_path: Path, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, vault = filled
+    signer = CheckpointSigner(engine, tmp_path / "signing.pem", tmp_path / "checkpoints.jsonl")
+    erasures = ErasureList(tmp_path / "erasures.jsonl", vault)
+
+    async def go_on() -> None:
+        ledger = Ledger(engine, vault)
+        await ledger.append([make_entry(created=time.time_ns() // 1000, subject="Ann")])
+        await ledger.close()
+        signer.sign()
+        erase(engine, vault, "bank", "Ann", "key", "asked for")
+        erasures.add_from(engine, 0)
+
+    def read_meanwhile(connection: Connection) -> int:
+        size = log_size(connection)  # the snapshot is that of now
+        asyncio.run(go_on())
+        return size
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verifying, "log_size", read_meanwhile)
+        during = verified(filled, tmp_path)
+    after = verified(filled, tmp_path)
+    assert during.faults == after.faults == []
+    assert (during.size, after.size) == (56, 58)
+    assert len(erasures.read()[0]) == 2
 
 
 def flipped(value: object, draw: random.Random) -> object:

@@ -19,6 +19,10 @@ from tests.conftest import PATIENCE_SECONDS
 from tests.ledger.conftest import VAULT
 
 EntryMaker = Callable[..., Entry]
+IN_SQLITE = pytest.mark.parametrize(
+    "databases", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+"""For what is between the two processes, whichever database the writer has."""
 
 
 @pytest.fixture
@@ -90,6 +94,7 @@ async def test_a_writer_that_dies_is_replaced(
     assert "Ann Example" not in caplog.text
 
 
+@IN_SQLITE
 async def test_a_writer_that_hangs_is_replaced(
     others: set[int],
     ledger: Ledger,
@@ -111,6 +116,7 @@ async def test_a_writer_that_hangs_is_replaced(
     assert "the ledger's writer has work and has said nothing" in caplog.text
 
 
+@IN_SQLITE
 async def test_a_writer_that_hangs_does_not_hold_up_the_end(
     others: set[int], ledger: Ledger, make_entry: EntryMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +146,7 @@ async def test_what_was_put_after_a_death_is_recorded_by_the_end(
     await again.close()
 
 
+@IN_SQLITE
 async def test_close_records_what_waits(
     others: set[int], ledger: Ledger, engine: Engine, make_entry: EntryMaker
 ) -> None:
@@ -154,6 +161,7 @@ async def test_close_records_what_waits(
     await again.close()
 
 
+@IN_SQLITE
 async def test_signals_for_the_service_do_not_end_it(others: set[int], ledger: Ledger, make_entry: EntryMaker) -> None:
     await ledger.append([make_entry()])
     (writer,) = writers() - others

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from service.catalog.manifest import read_manifest
 from service.catalog.traits import Traits
 from service.catalog.versions import Catalog
 from service.domain import ChunkShapes, VersionRef
-from service.engine.protocol import Engine, Loaded, Source, Stats
+from service.engine.protocol import Loaded, Source, Stats
 from service.errors import LoadRefused
 from service.lifecycle.checking.background import Checker
 from service.lifecycle.repository import Repository, read_catalog
@@ -67,20 +67,18 @@ class LoadsAll(StandIn):
         pass
 
 
-@dataclass(slots=True)
-class Checks:
+class Checks(Checker):
     """Keeps a verdict for whatever is to be checked, and remembers what was compared with what."""
 
-    kept: Assessments
-    failed: tuple[str, ...] = ()
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    def __init__(self, data: Path) -> None:
+        super().__init__(data)
+        self.kept = Assessments(data / ASSESSMENTS)
+        self.failed: tuple[str, ...] = ()
+        self.asked: list[tuple[str, str | None]] = []
 
     async def check(self, folder: Path, against: Path | None) -> None:
         self.asked.append((folder.name, None if against is None else against.name))
         self.kept.keep(verdict(folder, against, self.failed))
-
-    def close(self) -> None:
-        pass
 
 
 def verdict(folder: Path, against: Path | None, failed: tuple[str, ...] = ()) -> Assessment:
@@ -95,28 +93,18 @@ def verdict(folder: Path, against: Path | None, failed: tuple[str, ...] = ()) ->
 @dataclass(slots=True)
 class UnderTest:
     repository: Repository
+    catalog: Catalog
     engine: LoadsAll
     checks: Checks
 
     @property
     def default_version(self) -> str | None:
         """The number of the version that answers where none is named."""
-        default = self.repository._catalog.default_version("loan")
+        default = self.catalog.default_version("loan")
         return None if default is None else default.key.version
 
 
 Start = Callable[[], Any]
-
-
-def repository_of(
-    models: Path,
-    data: Path,
-    catalog: Catalog,
-    engine: Engine,
-    checks: Checks,
-    erased: Callable[[], Collection[str]] = frozenset,
-) -> Repository:
-    return Repository(models, data, catalog, engine, lambda *_: None, erased, cast(Checker, checks))
 
 
 @pytest.fixture
@@ -141,11 +129,12 @@ def write(models: Path, version: str, title: str = "Mortgage application decisio
 @pytest.fixture
 def start(models: Path, tmp_path: Path) -> Start:
     async def started() -> UnderTest:
-        engine, checks = LoadsAll(), Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
+        data, catalog, engine = tmp_path / "data", read_catalog(models), LoadsAll()
+        checks = Checks(data)
         engine.is_open.set()
-        repository = repository_of(models, tmp_path / "data", read_catalog(models), engine, checks)
+        repository = Repository(models, data, catalog, engine, lambda *_: None, checker=checks)
         await repository.start()
-        return UnderTest(repository, engine, checks)
+        return UnderTest(repository, catalog, engine, checks)
 
     return started
 
@@ -158,7 +147,7 @@ async def test_a_verdict_without_a_comparison_moves_no_name(start: Start, models
     await one.repository.load("loan", "2")
 
     assert one.default_version == "1"
-    await until(lambda: bool(one.repository._catalog.find("loan", "2").has_failed))
+    await until(lambda: bool(one.catalog.find("loan", "2").has_failed))
     assert one.checks.asked == [("2", "1")]
     assert one.default_version == "1"
 
@@ -185,7 +174,7 @@ async def test_a_version_is_not_compared_with_one_that_failed(start: Start, mode
     one.checks.failed = ("flips",)
     write(models, "2", title="Failing")
     await one.repository.load("loan", "2")
-    await until(lambda: bool(one.repository._catalog.find("loan", "2").has_failed))
+    await until(lambda: bool(one.catalog.find("loan", "2").has_failed))
     one.checks.failed = ()
     write(models, "3")
     await one.repository.load("loan", "3")
@@ -208,7 +197,7 @@ async def test_an_accepted_version_stays_when_what_it_was_compared_with_is_repla
 
 async def test_what_is_unloaded_while_a_set_is_given_stays_unloaded(start: Start, until: Until) -> None:
     one = await start()
-    version = one.repository._catalog.find("loan", "1")
+    version = one.catalog.find("loan", "1")
     one.engine.is_open.clear()
     keeping = asyncio.create_task(one.repository.sets.keep(version, "mine", [(0.0,) * 38], "", tenant="bank"))
     await until(lambda: bool(one.engine.loading))
@@ -227,9 +216,9 @@ def keep_two_rows(data: Path) -> KeptSet:
     return KeptSets(data / BASELINES).keep(key, manifest, "mine", rows, "", subjects=("a", None))
 
 
-def sets_of(repository: Repository) -> list[tuple[str, int, tuple[str, ...]]]:
+def sets_of(catalog: Catalog) -> list[tuple[str, int, tuple[str, ...]]]:
     """Of each version the size of its sets, and what they were."""
-    return [(str(one.key), kept.size, kept.erased) for one in repository._catalog.known for kept in one.kept_sets]
+    return [(str(one.key), kept.size, kept.erased) for one in catalog.known for kept in one.kept_sets]
 
 
 async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not_served(
@@ -238,11 +227,11 @@ async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not
     kept, engine = keep_two_rows(tmp_path / "data"), LoadsAll()
     engine.is_open.set()
     catalog = read_catalog(models)
-    checks = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
-    repository = repository_of(models, tmp_path / "data", catalog, engine, checks, lambda: {"a"})
+    checks = Checks(tmp_path / "data")
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"}, checks)
     await repository.start()
 
-    assert sets_of(repository) == [("loan@1", 1, (kept.digest,))]
+    assert sets_of(catalog) == [("loan@1", 1, (kept.digest,))]
 
 
 async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_back(
@@ -257,35 +246,33 @@ async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_
     kept, engine, gone = keep_two_rows(tmp_path / "data"), OneByOne(), set[str]()
     engine.is_open.set()
     catalog = read_catalog(models)
-    checks = Checks(Assessments(tmp_path / "data" / ASSESSMENTS))
-    repository = repository_of(models, tmp_path / "data", catalog, engine, checks, lambda: gone)
+    checks = Checks(tmp_path / "data")
+    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone, checks)
     starting = asyncio.create_task(repository.start())
-    await until(lambda: bool(sets_of(repository) and engine.loading))
+    await until(lambda: bool(sets_of(catalog) and engine.loading))
 
     gone.add("a")
     await repository.sets.forget_rows()
 
     assert engine.detached == [kept.digest]
-    assert sets_of(repository) == []
+    assert sets_of(catalog) == []
     engine.is_open.set()
     await starting
-    assert sets_of(repository) == [("loan@1", 1, (kept.digest,)), ("loan@2", 1, (kept.digest,))]
+    assert sets_of(catalog) == [("loan@1", 1, (kept.digest,)), ("loan@2", 1, (kept.digest,))]
 
 
 async def test_files_that_were_replaced_and_are_still_meant_lose_a_set_too(start: Start, models: Path) -> None:
     one = await start()
-    kept = await one.repository.sets.keep(
-        one.repository._catalog.find("loan", "1"), "mine", [(0.0,) * 38], "", tenant="bank"
-    )
+    kept = await one.repository.sets.keep(one.catalog.find("loan", "1"), "mine", [(0.0,) * 38], "", tenant="bank")
     one.checks.failed = ("completeness",)
     write(models, "1", title="Another")
     await one.repository.load("loan", "1")
-    assert len(sets_of(one.repository)) == 2
+    assert len(sets_of(one.catalog)) == 2
 
     await one.repository.sets.remove(kept)
 
     assert one.engine.detached == [kept.digest]
-    assert all(size == 0 for _, size, _ in sets_of(one.repository))
+    assert all(size == 0 for _, size, _ in sets_of(one.catalog))
 
 
 async def test_a_version_in_a_folder_that_is_a_link(start: Start, models: Path, tmp_path: Path) -> None:
@@ -294,7 +281,7 @@ async def test_a_version_in_a_folder_that_is_a_link(start: Start, models: Path, 
     second.symlink_to(tmp_path / "elsewhere")
     one = await start()
 
-    assert one.repository._catalog.find("loan", "2").folder.parts[-2:] == ("loan", "2")
+    assert one.catalog.find("loan", "2").folder.parts[-2:] == ("loan", "2")
 
 
 async def test_what_cannot_be_read_is_refused_without_a_path(start: Start, models: Path) -> None:
@@ -331,4 +318,4 @@ async def test_a_version_that_cannot_be_copied_is_not_taken_for_what_is_served(
     monkeypatch.setattr(staging, "_copy", full)
     with pytest.raises(LoadRefused, match="No space left on device"):
         await one.repository.load("loan", "1")
-    assert one.repository._catalog.find("loan", "1").manifest.title == "Mortgage application decision"
+    assert one.catalog.find("loan", "1").manifest.title == "Mortgage application decision"

@@ -106,8 +106,15 @@ def test_among_several_labels_the_nearest_is_found(pose: Pose, drive: Drive) -> 
         assert np.linalg.norm(found.point - x) == pytest.approx(distances.min(), rel=1e-9)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
-@pytest.mark.parametrize("labels", [2, 4])
+@pytest.mark.parametrize(
+    ("labels", "activation"),
+    [
+        (2, nn.Tanh),
+        (4, nn.ReLU),
+        pytest.param(2, nn.ReLU, marks=pytest.mark.slow),
+        pytest.param(4, nn.Tanh, marks=pytest.mark.slow),
+    ],
+)
 def test_in_the_plane_no_direction_leads_to_a_nearer_point(
     pose: Pose, drive: Drive, activation: Callable[[], nn.Module], labels: int
 ) -> None:

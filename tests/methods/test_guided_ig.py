@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from service.catalog.outputs.classes import Classes
 from service.domain import Completeness, Floats, OptionValue, OutputSpace
 from service.methods.guided_ig import GUIDED_IG, guided_ig
 from service.methods.integrated_gradients import integrated_gradients
@@ -74,8 +73,15 @@ def path_of(problem: Problem, drive: Drive, net: Callable[[Tensor], Tensor]) -> 
     return np.array([*nodes, problem.input])
 
 
-@pytest.mark.parametrize("space", Classes.spaces)
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize(
+    ("activation", "space"),
+    [
+        (nn.ReLU, OutputSpace.PROBABILITY),
+        (nn.Tanh, OutputSpace.LOGIT),
+        pytest.param(nn.ReLU, OutputSpace.LOGIT, marks=pytest.mark.slow),
+        pytest.param(nn.Tanh, OutputSpace.PROBABILITY, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "named",
     [

@@ -81,8 +81,15 @@ def test_of_a_sum_with_a_cap_it_is_the_part_below_the_cap(posed: Any, drive: Dri
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("space", Classes.spaces)
-@pytest.mark.parametrize("network", [two_labels, three_labels])
-@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize(
+    ("network", "target"),
+    [
+        (two_labels, 0),
+        (three_labels, 1),
+        pytest.param(two_labels, 1, marks=pytest.mark.slow),
+        pytest.param(three_labels, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_left_and_right_are_integrated_gradients(
     posed: Any, drive: Drive, network: Any, way: str, space: OutputSpace, target: int
 ) -> None:

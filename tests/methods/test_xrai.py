@@ -20,6 +20,7 @@ from service.methods.problem import Problem
 from service.methods.questions import DeadlinePassed, Forwards, Points
 from service.methods.spec import Facts
 from service.methods.xrai import XRAI, xrai
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose
@@ -306,4 +307,4 @@ assert not {{"skimage", "scipy"}} & set(sys.modules)
 
 
 def test_planning_does_not_import_scikit_image() -> None:
-    subprocess.run([sys.executable, "-c", IN_THE_FRONT], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", IN_THE_FRONT], check=True, timeout=PATIENCE_SECONDS)

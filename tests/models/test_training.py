@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY_MODELS as MODELS
     [
         pytest.param("loan/1", "model.onnx", ("training", "approved"), "AUC", 0.75, marks=pytest.mark.slow),
         ("loan/2", "model.onnx", ("training", "approved"), "AUC", 0.75),
-        ("house-price/1", "model.onnx", ("training",), "R2", 0.85),
+        pytest.param("house-price/1", "model.onnx", ("training",), "R2", 0.85, marks=pytest.mark.slow),
         pytest.param("digits/1", "model.safetensors", ("training", "blank"), "accuracy", 0.97, marks=pytest.mark.slow),
     ],
 )

@@ -17,6 +17,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from tests.conftest import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -40,7 +42,9 @@ def stages() -> dict[str, list[str]]:
 
 def test_hadolint_has_nothing_to_say() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
-    run = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(
+        [hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
     assert (run.returncode, run.stdout) == (0, ""), run.stdout
 
@@ -105,7 +109,7 @@ def test_secrets_are_made_once_and_read_from_files(compose: dict[str, Any], tmp_
     script.write_bytes((ROOT / "deploy" / "make_secrets.sh").read_bytes())
 
     def make() -> dict[str, str]:
-        subprocess.run(["bash", script], check=True, capture_output=True, timeout=30)
+        subprocess.run(["bash", script], check=True, capture_output=True, timeout=PATIENCE_SECONDS)
         return {path.name: path.read_text() for path in (tmp_path / "deploy" / "secrets").iterdir()}
 
     made = make()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from service.methods.registry import BY_NAME
 from service.monitoring.metrics import Metrics
+from tests.conftest import PATIENCE_SECONDS
 from tests.faults.prometheus import binary
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
@@ -15,7 +16,12 @@ FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
 def promtool(*arguments: str, given: bytes = b"") -> str:
     """Its output; it must succeed."""
     run = subprocess.run(
-        [binary("promtool"), *arguments], input=given, cwd=FOLDER, capture_output=True, timeout=60, check=False
+        [binary("promtool"), *arguments],
+        input=given,
+        cwd=FOLDER,
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     said = (run.stdout + run.stderr).decode()
     assert run.returncode == 0, said

@@ -16,6 +16,7 @@ from service.catalog.assessments import Assessment, Assessments, keep_beside, ne
 from service.catalog.manifest import find_versions
 from service.catalog.outputs.kind import KnownOutputs
 from service.domain import Explanation, Floats, OutputSpace
+from service.engine.worker.device import best_device
 from service.errors import AnswerableError, CatalogError
 from service.lifecycle.adding.added_inputs import AddedInputs, Ask
 from service.lifecycle.adding.equivalence import Meaning
@@ -112,7 +113,7 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
 
 def _explain_and_check(folder: Path, servable: ServableModel, against: Path | None, rows: int) -> Added:
     torch.set_num_threads(HOST_THREADS)
-    trial = load_trial(folder, torch.device("cpu"))
+    trial = load_trial(folder, best_device())
     try:
         example = trial.sample(0, seed=0)
         (explanation,) = trial.answers(example).explanations
@@ -123,7 +124,7 @@ def _explain_and_check(folder: Path, servable: ServableModel, against: Path | No
             (explanation,) = trial.answers(example, space=OutputSpace.LOGIT).explanations
     except AnswerableError as error:
         raise CatalogError(f"the model loads, but its example cannot be explained: {error}") from error
-    report, assessment = assess(folder, against, Limits(), rows, seed=0)
+    report, assessment = assess(folder, against, Limits(), rows, seed=0, trial=trial)
     if assessment is not None:
         keep_beside(folder, assessment)
     return Added(folder, servable, trial, explanation, report, assessment, is_in_logits)

@@ -25,20 +25,21 @@ from service.errors import CatalogError
 from service.lifecycle.checking.checks import Report, check
 from service.lifecycle.checking.limits import ROWS, Limits
 from service.lifecycle.checking.tables import findings_body
+from service.lifecycle.checking.trial import Trial
 from service.processes.tuning import HOST_THREADS
 
 MAX_NICENESS = 19
 
 
 def assess(
-    folder: Path, against: Path | None, limits: Limits, rows: int, seed: int
+    folder: Path, against: Path | None, limits: Limits, rows: int, seed: int, trial: Trial | None = None
 ) -> tuple[Report, Assessment | None]:
-    """Checks the version in `folder`.
+    """Checks the version in `folder`; `trial` is that version as it was loaded on the best device, if it was already.
 
     There is no assessment where a manifest cannot be read, or changed during the check: it would belong to no version.
     """
     files = _files(folder), None if against is None else _files(against)
-    report = check(folder, against, best_device(), limits, rows, seed)
+    report = check(folder, against, best_device(), limits, rows, seed, trial)
     own, others = _files(folder), None if against is None else _files(against)
     if own is None or (own, others) != files:
         return report, None

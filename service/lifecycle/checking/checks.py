@@ -69,15 +69,26 @@ def at_most(check: str, figure: float, limit: float, detail: str) -> Finding:
     return Finding(check, figure <= limit, detail, figure, limit)
 
 
-def check(folder: Path, against: Path | None, device: torch.device, limits: Limits, rows: int, seed: int) -> Report:
-    """Checks the version in `folder`, also against an earlier one. What cannot be loaded or explained has failed."""
+def check(
+    folder: Path,
+    against: Path | None,
+    device: torch.device,
+    limits: Limits,
+    rows: int,
+    seed: int,
+    trial: Trial | None = None,
+) -> Report:
+    """Checks the version in `folder`, also against an earlier one. What cannot be loaded or explained has failed.
+
+    `trial` is the version as it was loaded on the device, if it was already.
+    """
     name = _name(folder)
     earlier = None if against is None else _name(against)
     findings = [digests(folder)]
     if not findings[0].passed:
         return Report(name, tuple(findings), earlier)
     try:
-        trial = load_trial(folder, device)
+        trial = trial or load_trial(folder, device)
     except CatalogError as error:
         return Report(name, (*findings, Finding("parity", False, str(error))), earlier)
     findings.append(Finding("parity", True, "twin and artefact agree", trial.model.parity))

@@ -23,7 +23,7 @@ from service.catalog.manifest import BaselineSet, read_manifest
 from service.domain import BaselineChoice, ChunkShapes, Conditions, Explanation, Noise, NoiseKind, Plan
 from service.engine.client import dispatcher, worker_supervisor
 from service.engine.client.local_engine import LocalEngine
-from service.engine.client.worker_processes import StartedWorker, start_worker
+from service.engine.client.worker_processes import StartedWorker
 from service.engine.protocol import Source
 from service.engine.worker.device import put_on_device
 from service.errors import CatalogError, DeadlineExceeded, InvalidRequest, ModelNotReady, WorkerLost
@@ -37,6 +37,7 @@ from tests.engine.conftest import (
     source_of,
     start_local,
 )
+from tests.engine.forked import fork_worker
 from tests.engine.spoiling import copy_of_loan, wrong_digest
 
 if TYPE_CHECKING:
@@ -159,19 +160,17 @@ async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_com
 
 
 async def test_a_version_is_loaded_beside_what_is_under_way(
-    shared: LocalEngineUnderTest, make_plan: MakePlan, second: Path
+    shared: LocalEngineUnderTest, make_plan: MakePlan, second: Path, until: Until
 ) -> None:
-    before, ref = shared.worker, ref_of(second)
+    before, ref, supervisor = shared.worker, ref_of(second), shared.engine.separation.shared.supervisor
     loading = asyncio.create_task(shared.engine.load(ref, source_of(second), {}, SHAPES, beside=True))
-
-    async def keep_busy() -> int:
-        rounds = 0
-        while not loading.done():
-            await asyncio.gather(*(shared.explain(make_plan(n, method="expected_gradients")) for n in range(8)))
-            rounds += 1
-        return rounds
-
-    assert await keep_busy() > 5  # a worker that loads answers nothing
+    await until(lambda: len(supervisor.all_workers) == 2)
+    (loads,) = (worker.process.pid for worker in supervisor.all_workers if worker is not before)
+    os.kill(loads, signal.SIGSTOP)  # however long it takes
+    for _ in range(6):
+        await asyncio.gather(*(shared.explain(make_plan(n, method="expected_gradients")) for n in range(8)))
+    assert not loading.done()
+    os.kill(loads, signal.SIGCONT)
     loaded = await loading
     assert shared.worker is not before
     assert (await shared.explain(replace(make_plan(0), model=loaded.key), version=ref)).converged
@@ -225,7 +224,7 @@ async def pair(spawned: list[subprocess.Popen[bytes]]) -> AsyncIterator[LocalEng
     """An engine of two workers for the three tests that follow, the last of which closes it."""
 
     def start(number: int) -> StartedWorker:
-        started = start_worker(number)
+        started = fork_worker(number)
         spawned.append(started.process)
         return started
 

@@ -23,6 +23,7 @@ from service.errors import CatalogError, ModelNotReady
 from tests.engine.client.conftest import SOURCE
 from tests.engine.client.scripted import Script, ScriptedWorker, a_version, loaded, obedient, without
 from tests.engine.conftest import LOAN, LOAN_REF, SHAPES, ref_of, source_of
+from tests.engine.forked import fork_worker
 from tests.engine.spoiling import copy_of_loan
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine() -> AsyncIterator[LocalEngine]:
     """One worker that all share, with the loan model."""
-    started = LocalEngine(1, 10**9)
+    started = LocalEngine(1, 10**9, start=fork_worker)
     await started.start()
     await started.load(LOAN_REF, source_of(LOAN), {}, SHAPES)
     yield started

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from service.artefacts.loading import load_model
 from service.engine.kernels.cuda import GraphedGradientKernel
 from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import Launched, Segment
 from service.engine.kernels.network import Network
-from service.engine.worker.device import DeviceModel
 from service.methods.questions import Points, Readout
+from tests.conftest import MODELS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,12 +77,9 @@ def images(device: torch.device) -> fx.GraphModule:
 
 
 @pytest.fixture(scope="module")
-def table(device: torch.device, model: DeviceModel) -> fx.GraphModule:
+def table(device: torch.device) -> fx.GraphModule:
     """The loan network."""
-    gradient = model.kernels[Points][0]
-    assert isinstance(gradient, GradientKernel)
-    twin: fx.GraphModule = fx.GraphModule(gradient.network.twin, gradient.network.twin.graph)
-    return twin.to(device)
+    return load_model(MODELS / "loan" / "1", device).twin
 
 
 def points(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from service.engine.client.worker_processes import worker_environment
+from tests.conftest import PATIENCE_SECONDS
 
 PROGRAM = """
 import numpy as np, torch
@@ -44,7 +45,7 @@ def test_a_row_has_the_same_bits_at_every_place_and_width() -> None:
         env=worker_environment(0),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_SECONDS,
         check=True,
     )
     assert ran.stdout == ""

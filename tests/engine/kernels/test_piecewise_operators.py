@@ -18,6 +18,7 @@ from torch.nn import functional
 from service.artefacts.onnx.twins import build_twin
 from service.engine.client.worker_processes import worker_environment
 from service.engine.kernels.piecewise import PiecewiseLinear
+from tests.conftest import PATIENCE_SECONDS
 
 LINES, SCANNED, MANY = 3, 101, 100_000
 FLAT, SEQUENCE, IMAGE, VOLUME = (8,), (2, 9), (2, 7, 6), (1, 4, 4, 4)
@@ -389,7 +390,7 @@ def test_a_line_alone_and_amid_others_has_the_same_bits() -> None:
         env=worker_environment(0),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_SECONDS,
         check=True,
     )
     assert ran.stdout == ""

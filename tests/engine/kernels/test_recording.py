@@ -20,7 +20,7 @@ from service.engine.kernels.network import Network
 from service.engine.kernels.recording import record
 from service.engine.kernels.tracing import traced
 from service.methods.questions import Points, Readout
-from tests.conftest import MODELS
+from tests.conftest import MODELS, PATIENCE_SECONDS
 
 LOAN = MODELS / "loan" / "1"
 WIDTH = 40
@@ -179,5 +179,7 @@ def test_a_kernel_records_it_all_the_same(network: type[nn.Module], caplog: pyte
 
 def test_a_worker_has_a_model_without_torchs_compiler() -> None:
     """Its import takes longer than the model, and so does that of sympy."""
-    done = subprocess.run([sys.executable, "-c", START, LOAN], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", START, LOAN], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+    )
     assert done.stdout.split() == []

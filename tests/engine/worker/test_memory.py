@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from service.engine.client.worker_processes import worker_environment
+from tests.conftest import PATIENCE_SECONDS
 
 PROGRAM = """
 import resource
@@ -40,7 +41,7 @@ def test_the_memory_of_a_chunk_does_not_go_back_to_the_system() -> None:
         env=worker_environment(0),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_SECONDS,
         check=True,
     )
     on_the_main_thread, on_another = map(int, ran.stdout.split())

@@ -279,10 +279,17 @@ def test_a_question_in_a_hurry_waits_for_the_chunk_under_way_and_for_no_other(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
-def test_long_chunks_leave_the_processor_to_what_single_requests_wait_for(device_model: DeviceModel) -> None:
+def test_long_chunks_leave_the_processor_to_what_single_requests_wait_for(
+    driver: MakeDriver, device_model: DeviceModel, make_plan: MakePlan
+) -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    kernel = device_model.kernels[Points][-1]
-    assert isinstance(kernel, BackgroundGradientKernel)
-    thread = kernel._thread.submit(threading.get_native_id).result()
-    assert os.getpriority(os.PRIO_PROCESS, thread) == min(19, own + NICENESS)
+    assert isinstance(device_model.kernels[Points][-1], BackgroundGradientKernel)
+    computing = driver()
+    computing.add(0, make_plan(0, method="expected_gradients", tolerance=1e-9))
+    computing.finish()
+    threads = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("gradient")]
+    assert threads
+    for thread in threads:
+        assert thread is not None
+        assert os.getpriority(os.PRIO_PROCESS, thread) == min(19, own + NICENESS)
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
