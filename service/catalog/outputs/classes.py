@@ -134,9 +134,6 @@ class Classes(OutputKind):
             truncated=truncated,
         )
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        return str(prediction.get("label", "no number"))
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:  # noqa: ARG002 - the same in both
         return self.labels[int(np.argmax(outputs))]
 

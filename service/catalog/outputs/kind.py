@@ -187,10 +187,6 @@ class OutputKind(BaseModel):
         """An item of `predictions`; None stands for outputs that are no finite numbers."""
         raise NotImplementedError
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        """An item of `predictions` in one line."""
-        raise NotImplementedError
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         """What the outputs decide, in words; None where they decide nothing."""
         raise NotImplementedError

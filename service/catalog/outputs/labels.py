@@ -112,9 +112,6 @@ class Labels(OutputKind):
             truncated=truncated,
         )
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        return ", ".join(prediction["labels"]) or "no label"
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         predicted = set(self._predicted(outputs, space))
         return ", ".join(label for label in self.labels if label in predicted) or "no label"

@@ -167,11 +167,6 @@ class Values(OutputKind):
             truncated=truncated,
         )
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        units = {value.name: "" if value.unit == "1" else f" {value.unit}" for value in self.values}
-        texts = (f"{name} {value:g}{units[name]}" for name, value in prediction["values"].items())
-        return ", ".join(texts) or "no number"
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         if self.adverse is None:
             return None

@@ -1,0 +1,54 @@
+"""What a model takes and gives, as `GET /v1/models/{model}` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .reading import read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """A feature of a table; of images and tokens there is one without a name, whose `kind` says what it is."""
+
+    name: str | None = None
+    title: str | None = None
+    unit: str | None = None
+    range: tuple[float, ...] | None = None
+    categories: tuple[Any, ...] | None = None
+    whole: bool = False
+    missing: float | str | None = None
+    protected: bool = False
+    group: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """One version of a model; `example` is a complete, valid instance. `content` is the JSON it was read from."""
+
+    name: str
+    version: str
+    ready: bool
+    title: str
+    description: str
+    inputs: tuple[Feature, ...]
+    outputs: Mapping[str, Any]
+    methods: tuple[Mapping[str, Any], ...]
+    baselines: tuple[Mapping[str, Any], ...]
+    defaults: Mapping[str, Any]
+    newest: str | None = None
+    example: Any = None
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What features, and groups of them, are called for people, by name."""
+        return {feature.name: feature.title or feature.name for feature in self.inputs if feature.name is not None}
+
+
+def read_description(content: Mapping[str, Any]) -> ModelDescription:
+    """Raises UnexpectedAnswer."""
+    return replace(read(ModelDescription, content), content=content)
