@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from service.errors import SetupError
 from service.logs import Form
+from service.wording import sentence_of_fault
 
 PREFIX = "ANSWERABLE_"
 DOTENV = ".env"
@@ -163,7 +164,7 @@ def read_settings(options: dict[str, Any]) -> Settings:
 
 
 def _sentence(fault: Any) -> str:
-    return f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg'].removeprefix('Value error, ')}"
+    return sentence_of_fault(f"{PREFIX}{str(fault['loc'][0]).upper()}", fault)
 
 
 def unknown_settings() -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, RootModel, model_validator
 
 from service.catalog.inputs.encodings import Encoding, TableEncoding, one_hot
 from service.catalog.inputs.features import Category, Feature, Group, ReasonGroup, Unit
-from service.catalog.inputs.kind import ZEROS, Inputs, Number, Row
+from service.catalog.inputs.kind import ZEROS, InputItem, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
 from service.domain import Axis, Floats, RowType
@@ -190,7 +190,7 @@ class TabularInputs(Inputs):
         """Not where there are categories: their mean is not a category."""
         return not self.has_categories
 
-    def described(self) -> list[dict[str, Any]]:
+    def described(self) -> list[InputItem]:
         """The features, each with the group whose attributions it is summed into, if there is one."""
         unit_of = {number: unit for unit in self.units for number in unit.members}
         return [_described(feature, unit_of[number]) for number, feature in enumerate(self.features)]
@@ -315,19 +315,16 @@ class TabularInputs(Inputs):
                 )
 
 
-def _described(feature: Feature, unit: Unit) -> dict[str, Any]:
-    description: dict[str, Any] = {
-        "name": feature.name,
-        "title": feature.title,
-        "unit": feature.unit,
-        "range": feature.range,
-        "protected": feature.protected or unit.protected,
-    }
-    if feature.categories:
-        del description["unit"], description["range"]
-        description["categories"] = feature.categories
-    if feature.whole:
-        description["whole"] = True
-    if feature.missing is not None:
-        description["missing"] = feature.missing
-    return description if unit.name == feature.name else {**description, "group": unit.name}
+def _described(feature: Feature, unit: Unit) -> InputItem:
+    is_number = not feature.categories
+    return InputItem(
+        name=feature.name,
+        title=feature.title,
+        unit=feature.unit if is_number else None,
+        range=list(feature.range) if is_number else None,
+        categories=list(feature.categories) or None,
+        whole=feature.whole or None,
+        missing=feature.missing,
+        protected=feature.protected or unit.protected,
+        group=None if unit.name == feature.name else unit.name,
+    )

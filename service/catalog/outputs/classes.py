@@ -18,6 +18,7 @@ from service.catalog.outputs.kind import (
     LabelTarget,
     OutputKind,
     Outputs,
+    OutputsItem,
     PredictionItem,
     Space,
     are_finite,
@@ -176,5 +177,11 @@ class Classes(OutputKind):
             "default_space": "probability",
         }
 
-    def described(self) -> dict[str, Any]:
-        return {**super().described(), "labels": self.labels, "adverse": self.adverse}
+    def described(self) -> OutputsItem:
+        return OutputsItem(
+            kind=self.kind,
+            labels=list(self.labels),
+            adverse=self.adverse,
+            spaces=[space.value for space in self.spaces],
+            default_space=self.default_space.value,
+        )

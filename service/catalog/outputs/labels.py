@@ -18,6 +18,7 @@ from service.catalog.outputs.kind import (
     LabelTarget,
     OutputKind,
     Outputs,
+    OutputsItem,
     PredictionItem,
     Space,
     are_finite,
@@ -151,6 +152,12 @@ class Labels(OutputKind):
             "default_space": "probability",
         }
 
-    def described(self) -> dict[str, Any]:
-        thresholds = {label: self.thresholds.get(label, THRESHOLD) for label in self.labels}
-        return {**super().described(), "labels": self.labels, "adverse": self.adverse, "thresholds": thresholds}
+    def described(self) -> OutputsItem:
+        return OutputsItem(
+            kind=self.kind,
+            labels=list(self.labels),
+            thresholds={label: self.thresholds.get(label, THRESHOLD) for label in self.labels},
+            adverse=self.adverse,
+            spaces=[space.value for space in self.spaces],
+            default_space=self.default_space.value,
+        )

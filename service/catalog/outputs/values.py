@@ -16,11 +16,14 @@ from service.catalog.outputs.kind import (
     PREDICTED,
     SHARE_OF_SPREAD,
     TRUNCATED,
+    BoundItem,
     KnownOutputs,
     OutputKind,
     Outputs,
+    OutputsItem,
     PredictionItem,
     Space,
+    ValueItem,
     are_finite,
 )
 from service.domain import Contrast, Floats, Link, OutputSpace, Target
@@ -241,6 +244,12 @@ class Values(OutputKind):
             return "have values in different units"
         return None if self.usual_target == other.usual_target else "name different values as adverse"
 
-    def described(self) -> dict[str, Any]:
-        adverse = None if self.adverse is None else self.adverse.model_dump(exclude_none=True)
-        return {**super().described(), "values": [value.model_dump() for value in self.values], "adverse": adverse}
+    def described(self) -> OutputsItem:
+        bound = self.adverse
+        return OutputsItem(
+            kind=self.kind,
+            values=[ValueItem(name=value.name, unit=value.unit, title=value.title) for value in self.values],
+            adverse=None if bound is None else BoundItem(above=bound.above, below=bound.below, value=bound.value),
+            spaces=[space.value for space in self.spaces],
+            default_space=self.default_space.value,
+        )
