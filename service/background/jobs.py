@@ -161,6 +161,11 @@ class Runner:
         self._wanted = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
+    @property
+    def running(self) -> int:
+        """How many jobs run in this process."""
+        return len(self._running)
+
     def start(self) -> None:
         """Looks for jobs from now on."""
         self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -179,7 +184,7 @@ class Runner:
     async def _look(self) -> None:
         while True:
             self._wanted.clear()
-            while len(self._running) < JOBS_AT_ONCE:
+            while self.running < JOBS_AT_ONCE:
                 is_full = self._is_full()
                 job = await self._claimed(
                     [kind for kind in self._works if kind != EXPLAIN] if is_full else [*self._works]

@@ -281,7 +281,7 @@ async def test_a_job_is_cancelled(
 
     assert cancelled["state"] == again["state"] == "cancelled"
     assert cancelled["ended"] == again["ended"]
-    await until(lambda: not service.with_ledger.runner._running)
+    await until(lambda: service.with_ledger.runner.running == 0)
     left = (await bank.get(f"/v1/jobs/{job}")).json()
     assert {result["explanation"] for result in left["results"]} == set(await stored(bank))  # what was made is told
     assert left["progress"]["done"] < 400
