@@ -24,7 +24,7 @@ GROUPS = {
 ASKING = {
     "explain": "Explain the instances of a file by a running service.",
     "show": "Show a stored explanation and the proof of its record.",
-    "bench": "Measure a running service: explanations a second, latency, errors.",
+    "bench": "Measure a running service under load.",
 }
 """Commands that ask a running service, each in the module of `service.cli` with its name."""
 

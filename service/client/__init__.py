@@ -29,7 +29,7 @@ from .answers import (
 )
 from .calls import Context, Contrast, Noise, Parameters
 from .clients import AsyncClient, AsyncModel, Client, Model
-from .descriptions import Feature, ModelDescription
+from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
     ClientError,
     DamagedRecord,
@@ -51,6 +51,7 @@ __all__ = [
     "AsyncModel",
     "Attributions",
     "Baseline",
+    "BaselineSet",
     "ByFeature",
     "ByPixel",
     "ByToken",
@@ -66,11 +67,13 @@ __all__ = [
     "Forbidden",
     "ImpossibleRequest",
     "LogPlace",
+    "Method",
     "Model",
     "ModelDescription",
     "ModelRef",
     "Noise",
     "NotFound",
+    "Outputs",
     "Parameters",
     "PredictedClass",
     "PredictedLabels",

@@ -26,6 +26,43 @@ class Feature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What the model answers: one of its labels (`classes`), several at once (`labels`), or numbers (`values`)."""
+
+    kind: str
+    spaces: tuple[str, ...]
+    default_space: str
+    labels: tuple[str, ...] = ()
+    values: tuple[Mapping[str, str], ...] = ()
+    thresholds: dict[str, float] = field(default_factory=dict)
+    adverse: str | Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A method that the model can be explained with; `options` are its own, by their names."""
+
+    name: str
+    description: str
+    completeness: tuple[str, ...]
+    cost: str
+    least_points: int
+    options: tuple[Mapping[str, Any], ...] = ()
+    citation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineSet:
+    """A baseline set that requests can name."""
+
+    name: str
+    version: str
+    digest: str
+    size: int
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
     """One version of a model; `example` is a complete, valid instance. `content` is the JSON it was read from."""
 
@@ -35,9 +72,9 @@ class ModelDescription:
     title: str
     description: str
     inputs: tuple[Feature, ...]
-    outputs: Mapping[str, Any]
-    methods: tuple[Mapping[str, Any], ...]
-    baselines: tuple[Mapping[str, Any], ...]
+    outputs: Outputs
+    methods: tuple[Method, ...]
+    baselines: tuple[BaselineSet, ...]
     defaults: Mapping[str, Any]
     newest: str | None = None
     example: Any = None

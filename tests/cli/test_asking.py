@@ -21,7 +21,7 @@ from sqlalchemy import update
 from service.cli.bench import Measured, figures_of, to_text
 from service.cli.explanation_text import proof_lines
 from service.cli.instances import Columns, Form, read_file
-from service.client import Client, Explanation, Feature, ModelDescription, Timings, Verification
+from service.client import Client, Explanation, Feature, ModelDescription, Outputs, Timings, Verification
 from service.errors import UsageError
 from service.ledger.tables import explanations
 from tests.conftest import MakeKey, Service
@@ -208,7 +208,7 @@ TABLE = ModelDescription(
     title="m",
     description="",
     inputs=(Feature(name="size"), Feature(name="colour", categories=("red", 2))),
-    outputs={},
+    outputs=Outputs(kind="classes", spaces=("logit",), default_space="logit"),
     methods=(),
     baselines=(),
     defaults={},

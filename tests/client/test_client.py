@@ -133,7 +133,10 @@ def test_a_model_says_what_it_takes(asking: Client, instance: dict[str, Any]) ->
     assert {feature.name for feature in description.inputs} == set(instance)
     assert description.example == instance
     assert any(feature.protected for feature in description.inputs)
-    assert {method["name"] for method in description.methods} >= {"integrated_gradients"}
+    assert {method.name for method in description.methods} >= {"integrated_gradients", "saliency"}
+    assert (description.outputs.kind, description.outputs.labels) == ("classes", ("approved", "denied"))
+    assert description.outputs.adverse == "denied"
+    assert {one.name: one.size for one in description.baselines if one.version == "1"}["training"] == 128
 
 
 async def test_an_image_is_explained_by_pixel(asking_async: AsyncClient) -> None:
