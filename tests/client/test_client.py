@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, get_args
 
 import httpx
 import pytest
 
+import service.client
 from service.answers.encoding import name_in_json
 from service.answers.explanation import ExplanationItem
 from service.answers.record import RecordItem
@@ -371,3 +376,29 @@ def test_every_refusal_is_an_error_of_the_client(status: int) -> None:
         client.models()
     assert isinstance(error.value, ClientError)
     assert (str(error.value), error.value.status, error.value.kind) == ("it is anything", status, "anything")
+
+
+def test_it_can_be_installed_alone_under_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports httpx, the standard library and itself, by relative names: the folder is a package as it is."""
+    folder = Path(service.client.__file__).parent
+    imported = set()
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {one.name.partition(".")[0] for one in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"httpx"}
+
+    spec = spec_from_file_location("answerable", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None
+    assert spec.loader is not None
+    alone = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "answerable", alone)
+    try:
+        spec.loader.exec_module(alone)
+        assert set(alone.__all__) == set(service.client.__all__)
+        assert alone.Client is not Client
+    finally:
+        for name in [name for name in sys.modules if name.startswith("answerable.")]:
+            del sys.modules[name]
