@@ -21,6 +21,12 @@ GROUPS = {
     "keys": "Make, list, change, replace and end keys.",
 }
 """Groups of commands, each in the module of `service.cli` with its name."""
+ASKING = {
+    "explain": "Explain the instances of a file by a running service.",
+    "show": "Show a stored explanation and the proof of its record.",
+    "bench": "Measure a running service under load.",
+}
+"""Commands that ask a running service, each in the module of `service.cli` with its name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +55,7 @@ def _end(sentence: object, code: int) -> int:
 
 
 def _application(words: Sequence[str]) -> typer.Typer:
-    """All commands. Only the group that is called gets its actions, so that no other command waits for its imports."""
+    """All commands. Only the one that is called gets its actions, so that no other command waits for its imports."""
     application = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -58,11 +64,20 @@ def _application(words: Sequence[str]) -> typer.Typer:
     )
     application.callback(help="Predictions with explanations that can be checked.")(_before_all)
     application.add_typer(start.commands)
-    group_name = next((word for word in words if not word.startswith("-")), "")
+    called = next((word for word in words if not word.startswith("-")), "")
+    for name, about in ASKING.items():
+        application.add_typer(import_module(f"service.cli.{name}").commands if name == called else _listed(name, about))
     for name, about in GROUPS.items():
-        group = import_module(f"service.cli.{name}").commands if name == group_name else typer.Typer()
+        group = import_module(f"service.cli.{name}").commands if name == called else typer.Typer()
         application.add_typer(group, name=name, help=about)
     return application
+
+
+def _listed(name: str, about: str) -> typer.Typer:
+    """In the place of a command that is not called, one that does nothing: it is only listed."""
+    commands = typer.Typer()
+    commands.command(name, help=about)(lambda: None)
+    return commands
 
 
 def _print_version(is_wanted: bool) -> None:

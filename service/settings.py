@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from service.errors import SetupError
 from service.logs import Form
+from service.wording import sentence_of_fault
 
 PREFIX = "ANSWERABLE_"
 DOTENV = ".env"
@@ -197,8 +198,7 @@ def read_settings(options: dict[str, Any]) -> Settings:
 
 
 def _sentence(fault: Any) -> str:
-    message: str = fault["msg"].removeprefix("Value error, ")
-    return f"{PREFIX}{str(fault['loc'][0]).upper()}: {message}" if fault["loc"] else message
+    return sentence_of_fault(f"{PREFIX}{str(fault['loc'][0]).upper()}" if fault["loc"] else "", fault)
 
 
 def unknown_settings() -> list[str]:

@@ -62,29 +62,32 @@ def test_a_file_counts_before_the_dotenv_file(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "given", "sentence"),
     [
-        ("workers", "SECRET-that-slipped-in"),
-        ("port", "SECRET"),
-        ("key", "SECRET"),
-        ("metrics_key", "SECRET"),
-        ("ledger", "SECRET"),
-        ("retention", "SECRET"),
-        ("retention", "SECRET=twelve"),
-        ("trusted_artefacts", "SECRET"),
-        ("redis_url", "SECRET"),
-        ("redis_url", "redis://:SECRET@host:port"),
-        ("database_url", "mysql://me:SECRET@host/ledger"),
-        ("database_url", "postgresql://me:SEC/RET@host:5432/ledger"),
+        ("workers", "SECRET-that-slipped-in", " must be a whole number"),
+        ("port", "SECRET", " must be a whole number"),
+        ("port", "65536", " must be at most 65535"),
+        ("key", "SECRET", " must have at least 20 characters"),
+        ("metrics_key", "SECRET", " must have at least 20 characters"),
+        ("ledger", "SECRET", " must be 'required', 'best_effort' or 'off'"),
+        ("retention", "SECRET", ": write classes and months as standard=25,business=12"),
+        ("retention", "SECRET=twelve", " must be a whole number"),
+        ("trusted_artefacts", "SECRET", " must match the pattern ^[0-9a-f]{64}$"),
+        ("redis_url", "SECRET", ": it must begin with redis:// or "),
+        ("redis_url", "redis://:SECRET@host:port", ": its port is not a number"),
+        ("database_url", "mysql://me:SECRET@host/ledger", ": it must begin with sqlite:// or "),
+        ("database_url", "postgresql://me:SEC/RET@host:5432/ledger", ": its port is not a number"),
     ],
 )
-def test_a_wrong_value_is_named_and_never_repeated(name: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_is_named_and_never_repeated(
+    name: str, given: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(f"ANSWERABLE_{name.upper()}", given)
 
     with pytest.raises(SetupError) as refusal:
         read_settings({})
 
-    assert str(refusal.value).startswith(f"ANSWERABLE_{name.upper()}: ")
+    assert str(refusal.value).startswith(f"ANSWERABLE_{name.upper()}{sentence}")
     assert "SEC" not in str(refusal.value)
     assert refusal.value.code == 2
 

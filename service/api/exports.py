@@ -18,8 +18,8 @@ from service.api.problems import answers
 from service.api.requests import ApiRequest
 from service.api.routing import Reply, new_router
 from service.api.schemas import Strict
-from service.background.exporting import DOWNLOAD, Format, is_available
-from service.background.jobs import sealed_spec, spec_of
+from service.background.exporting import DOWNLOAD, ExportSpec, Format, is_available
+from service.background.jobs import sealed_spec
 from service.errors import Conflict, Gone, InvalidRequest, PolicyForbids
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.ids import uuid7
@@ -91,7 +91,7 @@ async def _make_export(request: ApiRequest, body: ExportBody, key: RequestKey | 
         raise InvalidRequest("this service was installed without the extra `parquet`; csv and zip are there")
     search = body.explanations.search()
     conditions = [name for name, value in body.explanations if value]
-    spec = {"format": body.format, "search": search, "conditions": conditions}
+    spec = ExportSpec(body.format, search, tuple(conditions))
     export_id = uuid7()
     job = new_job(export_id, caller, EXPORT, sealed_spec(vault, export_id, spec), None)
     item = _item(job, spec)
@@ -116,7 +116,7 @@ async def list_exports(request: ApiRequest) -> ExportsReply:
     """The last exports, the newest first."""
     jobs, vault = request.services.need_ledger().jobs, request.services.vault
     newest = await asyncio.to_thread(jobs.newest, request.caller.tenant, (EXPORT,), MAX_LISTED)
-    return ExportsReply(exports=[_item(job, spec_of(vault, job)) for job in newest])
+    return ExportsReply(exports=[_item(job, ExportSpec.of(vault, job)) for job in newest])
 
 
 @router.get("/v1/exports/{export}", responses=answers(404, 503))
@@ -124,7 +124,7 @@ async def list_exports(request: ApiRequest) -> ExportsReply:
 async def show_export(request: ApiRequest, export: str) -> ExportItem:
     """The state of an export, and how far it is."""
     job = await find_job(request, export, EXPORT)
-    return _item(job, spec_of(request.services.vault, job))
+    return _item(job, ExportSpec.of(request.services.vault, job))
 
 
 @router.delete("/v1/exports/{export}", responses=answers(404, 503))
@@ -173,10 +173,10 @@ def _refuse_limited(caller: Caller) -> None:
         raise PolicyForbids("an export holds whole records, and the key's policy limits what is shown")
 
 
-def _item(job: Job, spec: dict[str, Any]) -> ExportItem:
+def _item(job: Job, spec: ExportSpec) -> ExportItem:
     return ExportItem(
         id=job.id,
-        format=spec["format"],
+        format=spec.format,
         state=job.state,
         detail=job.detail,
         created=job.created,

@@ -12,17 +12,18 @@ from pydantic_core import PydanticCustomError
 from service.api.schemas import Strict, Tags
 from service.ledger.moments import A_MOMENT, EXAMPLE_DAY, EXAMPLE_TIME, read_moment
 from service.ledger.searches import Search
+from service.wording import SENTENCE
 
 
 def _read_moment(value: object, *, is_end: bool) -> object:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise PydanticCustomError("moment", "is a text: {moment}", {"moment": A_MOMENT})
+        raise PydanticCustomError(SENTENCE, "must be {moment}", {"moment": A_MOMENT})
     try:
         return read_moment(value, is_end=is_end)
     except ValueError as error:
-        raise PydanticCustomError("moment", "{advice}", {"advice": str(error)}) from None
+        raise PydanticCustomError(SENTENCE, "{advice}", {"advice": str(error)}) from None
 
 
 def _described(included: str) -> WithJsonSchema:

@@ -20,7 +20,7 @@ from service.api.queries import QueryModel
 from service.api.requests import ApiRequest
 from service.api.routing import Reply, new_router
 from service.api.schemas import ContextBody, ExplainParameters, Strict
-from service.background.jobs import EXPLAIN, sealed_payload, sealed_spec, spec_of, stored_input
+from service.background.jobs import EXPLAIN, ExplainSpec, sealed_payload, sealed_spec, stored_input
 from service.catalog.inputs.instances import read_instances
 from service.catalog.versions import ModelVersion
 from service.domain import Context
@@ -32,7 +32,7 @@ from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
 from service.usecases.explaining import refuse_method
 from service.usecases.planning import make_plan
-from service.wording import number_of
+from service.wording import SENTENCE, number_of
 
 MAX_ROWS = 10_000
 MAX_RESULTS = 1000
@@ -66,9 +66,9 @@ class JobBody(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> JobBody:
         if (self.instances is None) == (self.explanations is None):
-            raise PydanticCustomError("one_of", "send either instances or explanations")
+            raise PydanticCustomError(SENTENCE, "send either instances or explanations")
         if self.instances is None and self.context is not None:
-            raise PydanticCustomError("one_of", "stored explanations have a context already")
+            raise PydanticCustomError(SENTENCE, "stored explanations have a context already; leave `context` out")
         return self
 
 
@@ -142,11 +142,7 @@ async def _make_job(request: ApiRequest, body: JobBody, key: RequestKey | None) 
         if body.instances is not None
         else await _rows_of_explanations(body, version, with_ledger.ledger, caller)
     )
-    spec = {
-        "model": version.key.name,
-        "version": version.key.version,
-        "parameters": body.parameters.model_dump(),
-    }
+    spec = ExplainSpec(version.key.name, version.key.version, body.parameters.parameters())
     if body.explanations is not None:
         conditions = [name for name, value in body.explanations if value]
         await record_lookup(request, job_id, {"action": "job", "conditions": conditions, "rows": len(rows)})
@@ -173,7 +169,7 @@ async def list_jobs(request: ApiRequest) -> JobsReply:
     """The last jobs, the newest first."""
     jobs, vault = request.services.need_ledger().jobs, request.services.vault
     newest = await asyncio.to_thread(jobs.newest, request.caller.tenant, (EXPLAIN,), MAX_LISTED)
-    return JobsReply(jobs=[_item(job, spec_of(vault, job)) for job in newest])
+    return JobsReply(jobs=[_item(job, ExplainSpec.of(vault, job)) for job in newest])
 
 
 @router.get("/v1/jobs/{job}", responses=answers(404, 503))
@@ -185,7 +181,7 @@ async def show_job(request: ApiRequest, job: str, query: Annotated[ResultsQuery,
     rows = await asyncio.to_thread(jobs.results, stored.id, query.cursor - 1, query.limit)
     has_more = bool(rows) and (len(rows) == query.limit or stored.ended is None)
     return JobReply(
-        **dict(_item(stored, spec_of(request.services.vault, stored))),
+        **dict(_item(stored, ExplainSpec.of(request.services.vault, stored))),
         results=[_result(row) for row in rows],
         next_cursor=rows[-1].number + 1 if has_more else None,
     )
@@ -198,7 +194,7 @@ async def cancel_job(request: ApiRequest, job: str) -> JobItem:
     stored = await find_job(request, job, EXPLAIN)
     await asyncio.to_thread(request.services.need_ledger().jobs.cancel, request.caller.tenant, stored.id)
     cancelled = await find_job(request, job, EXPLAIN)
-    return _item(cancelled, spec_of(request.services.vault, cancelled))
+    return _item(cancelled, ExplainSpec.of(request.services.vault, cancelled))
 
 
 def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenant: str) -> list[JobRow]:
@@ -253,12 +249,12 @@ def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> 
     make_plan(version, row.values, body.parameters.parameters(), stored.tenant)
 
 
-def _item(job: Job, spec: dict[str, Any]) -> JobItem:
+def _item(job: Job, spec: ExplainSpec) -> JobItem:
     return JobItem(
         id=job.id,
         kind=job.kind,
-        model=spec["model"],
-        version=spec["version"],
+        model=spec.model,
+        version=spec.version,
         state=job.state,
         detail=job.detail,
         created=job.created,

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.catalog.outputs.predictions import Space
+from service.catalog.inputs.kind import InputItem
+from service.catalog.outputs.kind import OutputsItem
 
 
 class ModelsReply(BaseModel):
@@ -34,57 +35,6 @@ class VersionItem(BaseModel):
     parity: float | None = Field(None, description="the largest difference of artefact and gradients' network, seen")
     parity_allowed: float | None = Field(None, description="how large that may be, where the manifest says so")
     check: CheckItem | None = Field(description="null before it was checked")
-
-
-class InputItem(BaseModel):
-    """A feature of a table; or what there is of images and of tokens, as the manifest has it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str | None = Field(None, description="of the feature, as instances have it")
-    title: str | None = Field(None, description="what it is called for people")
-    unit: str | None = Field(None, description="of its numbers; `1` for none")
-    range: list[float] | None = Field(None, description="the least and the greatest value, both allowed")
-    categories: list[str | int] | None = Field(None, description="its values, where it is a category")
-    whole: bool | None = Field(None, description="true where only whole numbers are taken")
-    missing: float | str | int | None = Field(None, description="what null stands for; absent where null is refused")
-    protected: bool | None = Field(None, description="whether decisions must not rest on it")
-    group: str | None = Field(None, description="the group that its attributions are summed into")
-    kind: str | None = Field(None, description="`image` or `tokens`; absent for a table")
-
-
-class ValueItem(BaseModel):
-    """A number that the model answers."""
-
-    name: str = Field(description="as answers and the parameter `target` have it")
-    unit: str = Field(description="of the number; `1` for none")
-    title: str = Field(description="what it is called for people")
-
-
-class BoundItem(BaseModel):
-    """From where on a value is bad news: one of both."""
-
-    above: float | None = Field(None, description="more than this is")
-    below: float | None = Field(None, description="less than this is")
-    value: str | None = Field(None, description="which value, where there are several")
-
-
-class OutputsItem(BaseModel):
-    """What the model answers."""
-
-    kind: Literal["classes", "labels", "values"] = Field(
-        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers"
-    )
-    labels: list[str] | None = Field(None, description="its labels, in the order of the outputs; absent for values")
-    thresholds: dict[str, float] | None = Field(
-        None, description="of several labels at once: the probability over which each is predicted"
-    )
-    values: list[ValueItem] | None = Field(None, description="its values, in the order of the outputs")
-    adverse: str | BoundItem | None = Field(
-        description="the label that people have a right to reasons for, or the bound of a value"
-    )
-    spaces: list[Space] = Field(description="what may be asked for as `output_space`")
-    default_space: Space = Field(description="what is taken otherwise")
 
 
 class OptionItem(BaseModel):

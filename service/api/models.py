@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from service.api.auth import needs
-from service.api.model_schemas import ModelReply, ModelsReply
+from service.api.model_schemas import (
+    CheckItem,
+    DefaultsItem,
+    ListedSet,
+    MethodItem,
+    ModelReply,
+    ModelsReply,
+    OptionItem,
+    UnfitItem,
+    VersionItem,
+)
 from service.api.problems import answers
 from service.api.requests import ApiRequest
 from service.api.routing import new_router
@@ -35,7 +44,7 @@ async def show_model(request: ApiRequest, model: str) -> ModelReply:
     """
     catalog = request.services.catalog
     version = catalog.default_version(model) or catalog.versions(model)[-1]
-    return ModelReply(**_model_json(catalog, version, request.caller.tenant))
+    return _description(catalog, version, request.caller.tenant)
 
 
 @router.get("/v1/models/{model:name}/versions/{version:name}", responses=answers(404))
@@ -43,65 +52,71 @@ async def show_model(request: ApiRequest, model: str) -> ModelReply:
 async def show_version(request: ApiRequest, model: str, version: str) -> ModelReply:
     """What one version of a model takes and gives, in the same form as the model's description."""
     catalog = request.services.catalog
-    return ModelReply(**_model_json(catalog, catalog.named(model, version), request.caller.tenant))
+    return _description(catalog, catalog.named(model, version), request.caller.tenant)
 
 
-def _model_json(catalog: Catalog, version: ModelVersion, tenant: str) -> dict[str, Any]:
+def _description(catalog: Catalog, version: ModelVersion, tenant: str) -> ModelReply:
     """The description of a version, with the baseline sets that the tenant can name."""
     model, manifest = version.key.name, version.manifest
-    versions, default = catalog.versions(model), catalog.default_version(model)
+    default = catalog.default_version(model)
+    methods, unavailable_methods = _methods(version)
     sets = [*manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
-    return {
-        "name": model,
-        "version": version.key.version,
-        "ready": version.is_ready,
-        "newest": None if default is None else default.key.version,
-        "title": manifest.title,
-        "description": manifest.description,
-        "owner": manifest.owner,
-        "versions": [_version(listed) for listed in versions],
-        "inputs": manifest.inputs.described(),
-        "outputs": manifest.outputs.described(),
-        **_methods(version),
-        "baselines": [_baseline(baseline) for baseline in sets],
-        "defaults": manifest.defaults.model_dump(),
-        "example": manifest.example,
-    }
+    return ModelReply(
+        name=model,
+        version=version.key.version,
+        ready=version.is_ready,
+        newest=None if default is None else default.key.version,
+        title=manifest.title,
+        description=manifest.description,
+        owner=manifest.owner,
+        versions=[_version(listed) for listed in catalog.versions(model)],
+        inputs=manifest.inputs.described(),
+        outputs=manifest.outputs.described(),
+        methods=methods,
+        unavailable_methods=unavailable_methods,
+        baselines=[_baseline(baseline) for baseline in sets],
+        defaults=DefaultsItem(**manifest.defaults.model_dump()),
+        example=manifest.example,
+    )
 
 
-def _version(version: ModelVersion) -> dict[str, Any]:
-    item: dict[str, Any] = {"version": version.key.version, "digest": version.key.digest, "ready": version.is_ready}
-    if version.parity is not None:
-        item["parity"] = version.parity
-    if version.manifest.parity != PARITY:
-        item["parity_allowed"] = version.manifest.parity
-    return item | {"check": None if version.assessment is None else _check(version.assessment)}
+def _version(version: ModelVersion) -> VersionItem:
+    allowed = version.manifest.parity
+    return VersionItem(
+        version=version.key.version,
+        digest=version.key.digest,
+        ready=version.is_ready,
+        parity=version.parity,
+        parity_allowed=None if allowed == PARITY else allowed,
+        check=None if version.assessment is None else _check(version.assessment),
+    )
 
 
-def _check(assessment: Assessment) -> dict[str, Any]:
+def _check(assessment: Assessment) -> CheckItem:
     """What `answerable models check` found, and when, in microseconds since the epoch."""
-    return {
-        "passed": assessment.passed,
-        "failed": assessment.failed,
-        "against": assessment.against,
-        "checked": assessment.checked,
-        "checks": assessment.checks,
-    }
+    return CheckItem(
+        passed=assessment.passed,
+        failed=list(assessment.failed),
+        against=assessment.against,
+        checked=assessment.checked,
+        checks=list(assessment.checks),
+    )
 
 
-def _methods(version: ModelVersion) -> dict[str, list[dict[str, Any]]]:
+def _methods(version: ModelVersion) -> tuple[list[MethodItem], list[UnfitItem]]:
     """The methods that this model can serve, and those that it cannot, each with the reason."""
+    served: list[MethodItem] = []
+    unavailable: list[UnfitItem] = []
     if version.traits is None:
-        return {"methods": [], "unavailable_methods": []}
-    served, unavailable = [], []
+        return served, unavailable
     for method in METHODS:
         facts = Facts(version.traits, _default_size(version), method.defaults())
         reason = method.not_applicable(facts)
         if reason is None:
             served.append(_method(method, facts))
         else:
-            unavailable.append({"name": method.name, "reason": reason})
-    return {"methods": served, "unavailable_methods": unavailable}
+            unavailable.append(UnfitItem(name=method.name, reason=reason))
+    return served, unavailable
 
 
 def _default_size(version: ModelVersion) -> int:
@@ -110,38 +125,38 @@ def _default_size(version: ModelVersion) -> int:
     return next((baseline.size for baseline in reversed(version.manifest.baselines) if baseline.name == name), 1)
 
 
-def _method(method: MethodSpec, facts: Facts) -> dict[str, Any]:
-    return {
-        "name": method.name,
-        "description": method.description,
-        "completeness": method.completeness,
-        "cost": method.cost,
-        "least_points": method.least_points(facts),
-        "options": [_option(method, option, facts) for option in method.options],
-        "citation": method.citation,
-    }
+def _method(method: MethodSpec, facts: Facts) -> MethodItem:
+    return MethodItem(
+        name=method.name,
+        description=method.description,
+        completeness=[kind.value for kind in method.completeness],
+        cost=method.cost,
+        least_points=method.least_points(facts),
+        options=[_option(method, option, facts) for option in method.options],
+        citation=method.citation,
+    )
 
 
-def _option(method: MethodSpec, option: Option, facts: Facts) -> dict[str, Any]:
+def _option(method: MethodSpec, option: Option, facts: Facts) -> OptionItem:
     """An option with its bounds; of a choice, only what this model can be asked for."""
-    item: dict[str, Any] = {"name": option.name, "default": option.default, "description": option.description}
+    item = OptionItem(name=option.name, default=option.default, description=option.description)
     match option:
         case Choice():
-            item["choices"] = [
+            item.choices = [
                 choice
                 for choice in option.choices
                 if method.not_applicable(replace(facts, options={**facts.options, option.name: choice})) is None
             ]
         case Number():
-            item |= {"low": option.low, "high": option.high, "whole": option.is_whole}
+            item.low, item.high, item.whole = option.low, option.high, option.is_whole
     return item
 
 
-def _baseline(baseline: BaselineSet) -> dict[str, Any]:
-    return {
-        "name": baseline.name,
-        "version": baseline.version,
-        "digest": "sha256:" + baseline.sha256,
-        "size": baseline.size,
-        "description": baseline.description,
-    }
+def _baseline(baseline: BaselineSet) -> ListedSet:
+    return ListedSet(
+        name=baseline.name,
+        version=baseline.version,
+        digest="sha256:" + baseline.sha256,
+        size=baseline.size,
+        description=baseline.description,
+    )

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from service.api.paths import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
 from service.errors import MAX_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
+from service.wording import sentence_of_fault
 
 LOG = logging.getLogger("answerable.api")
 MEDIA_TYPE = "application/problem+json"
@@ -171,7 +172,7 @@ def _faults(error: dict[str, Any]) -> list[Fault]:
     places = [place for place in error["loc"] if place not in BRANCHES]
     parameter = str(places[1])[:64] if len(places) > 1 and places[0] in ("query", "path") else None
     if parameter is not None:
-        return [Fault(Kind.WRONG_VALUE, "", f"{parameter}: {error['msg']}", parameter)]
+        return [Fault(Kind.WRONG_VALUE, "", sentence_of_fault(parameter, error), parameter)]
     where = ".".join(str(place)[:64] for place in places)
     if error["type"] == UNKNOWN_FIELD:
         inside = f"{where}." if where else ""
@@ -179,7 +180,7 @@ def _faults(error: dict[str, Any]) -> list[Fault]:
             Fault(Kind.UNKNOWN_FIELD, pointer_to(*places, name), f"{inside}{name} is not a known field{hint}")
             for name, hint in error["ctx"]["unknown"]
         ]
-    kind, detail = Kind.WRONG_VALUE, f"{where}: {error['msg']}" if where else str(error["msg"])
+    kind, detail = Kind.WRONG_VALUE, sentence_of_fault(where, error)
     if error["type"] in NOT_AN_OBJECT:
         kind, detail = Kind.WRONG_SHAPE, f"{where or 'the body'} must be a JSON object"
     elif error["type"] == "missing":

@@ -30,6 +30,7 @@ from service.errors import MAX_FAULTS, InvalidRequest
 from service.ledger.entries import MAX_TEXT_LENGTH, read_subject
 from service.ledger.naming import normal
 from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
+from service.wording import SENTENCE
 
 MAX_INSTANCES = 1000
 MAX_COHORT_TAGS = 8
@@ -38,10 +39,10 @@ MAX_OPTIONS = 32
 UNKNOWN_FIELD = "unknown_field"
 
 TARGETS = (
-    "Input should be a label or a value, by its name or index, or `predicted`; of classes also an object of "
+    "must be a label or a value, by its name or index, or `predicted`; of classes also an object of "
     "`label` and `rather_than`"
 )
-TWO_LABELS = "Input should hold `label` and `rather_than`, each a label or its index"
+TWO_LABELS = "must hold `label` and `rather_than`, each a label or its index"
 
 
 class Rather(BaseModel):
@@ -59,8 +60,8 @@ def _label_or_index(value: object) -> object:
     if isinstance(value, dict):
         if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
             return value
-        raise PydanticCustomError("target_type", TWO_LABELS)
-    raise PydanticCustomError("target_type", TARGETS)
+        raise PydanticCustomError(SENTENCE, TWO_LABELS)
+    raise PydanticCustomError(SENTENCE, TARGETS)
 
 
 def _at_most(maximum: int, what: str) -> Callable[[object], object]:
@@ -68,7 +69,7 @@ def _at_most(maximum: int, what: str) -> Callable[[object], object]:
 
     def check(value: object) -> object:
         if isinstance(value, dict) and len(value) > maximum:
-            raise PydanticCustomError("too_long", "at most {most} {what}", {"most": maximum, "what": what})
+            raise PydanticCustomError(SENTENCE, "must have at most {most} {what}", {"most": maximum, "what": what})
         return value
 
     return check
@@ -80,7 +81,7 @@ def _subject(value: str) -> str:
     try:
         return read_subject(value)
     except InvalidRequest as error:
-        raise PydanticCustomError("subject", "{detail}", {"detail": str(error)}) from None
+        raise PydanticCustomError(SENTENCE, "{detail}", {"detail": str(error)}) from None
 
 
 Subject = Annotated[

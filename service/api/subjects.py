@@ -17,6 +17,7 @@ from service.api.routing import new_router
 from service.api.schemas import Strict
 from service.errors import InvalidRequest
 from service.ledger.entries import MAX_TEXT_LENGTH, Remembered, RequestKey
+from service.ledger.legal_holds import Hold
 from service.ledger.naming import normal
 
 MAX_REASON = 500
@@ -100,7 +101,7 @@ async def count_subject(request: ApiRequest, subject: str) -> KeptReply:
         explanations=kept.explanations,
         job_rows=kept.job_rows,
         set_rows=kept.set_rows,
-        hold=None if kept.hold is None else HoldItem(**kept.hold.told),
+        hold=None if kept.hold is None else _hold_item(kept.hold),
     )
 
 
@@ -143,7 +144,12 @@ async def hold_subject(request: ApiRequest, subject: str, body: HoldBody) -> Hol
     async def hold(key: RequestKey | None) -> HoldReply:
         maintenance = request.services.need_ledger().maintenance
         held = await maintenance.hold(caller.tenant, _checked(subject), caller.key_id, body.reason, key)
-        return HoldReply(**held.told)
+        return HoldReply(
+            **dict(_hold_item(held.hold)),
+            explanations=held.explanations,
+            job_rows=held.job_rows,
+            set_rows=held.set_rows,
+        )
 
     async def repeat(_remembered: Remembered, answer: dict[str, Any]) -> HoldReply:
         return HoldReply(**answer)
@@ -171,6 +177,10 @@ async def release_subject(request: ApiRequest, subject: str, body: ReasonBody = 
         return ReleasedReply(**answer)
 
     return await once(request, release, repeat)
+
+
+def _hold_item(hold: Hold) -> HoldItem:
+    return HoldItem(subject=hold.token, by=hold.by, reason=hold.reason, created=hold.created)
 
 
 def _checked(subject: str) -> str:

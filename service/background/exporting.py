@@ -15,20 +15,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from socket import gethostname
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Engine
 
 from service.access.callers import Caller
 from service.background.export_tables import table_row, write_csv, write_parquet
-from service.background.jobs import LeaseLost, spec_of, until_available
+from service.background.jobs import LeaseLost, opened_spec, until_available
 from service.errors import LedgerUnavailable, NotFound
 from service.ledger import CheckpointSigner, EventSearch, Ledger, Search, Stored, Vault
 from service.ledger.database import database_in_reach
@@ -62,6 +63,25 @@ def is_available(form: Format) -> bool:
     return form is not Format.PARQUET or find_spec("pyarrow") is not None
 
 
+@dataclass(frozen=True, slots=True)
+class ExportSpec:
+    """What a job of an export is to write, stored sealed, for conditions may name people.
+
+    `conditions` are the names of those that were asked for, which the log has in clear.
+    """
+
+    format: Format
+    search: Search
+    conditions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, vault: Vault, job: Job) -> ExportSpec:
+        """That of a stored job."""
+        stored = opened_spec(vault, job)
+        search = {**stored["search"], "cohort": tuple((name, value) for name, value in stored["search"]["cohort"])}
+        return cls(Format(stored["format"]), Search(**search), tuple(stored["conditions"]))
+
+
 class Exports:
     """The work of jobs of kind `export`, and the files they wrote, under `folder`."""
 
@@ -89,21 +109,20 @@ class Exports:
 
     async def __call__(self, job: Job, caller: Caller) -> None:
         """Writes the file, records it in the log, and then gives it its final name."""
-        spec = spec_of(self._vault, job)
-        form, search = Format(spec["format"]), Search(**_with_pairs(spec["search"]))
+        spec = ExportSpec.of(self._vault, job)
         folder = self._folder_of(job.tenant)
         part = folder / f"{job.id}.{job.owner}{PART}"  # no other run of this job writes to it
         stop = threading.Event()
         try:
-            records, begun = await self._write(job, form, search, part, stop)
+            records, begun = await self._write(job, spec, part, stop)
             details = {
-                "format": form,
+                "format": spec.format,
                 "records": records,
-                "conditions": sorted(spec["conditions"]),
+                "conditions": sorted(spec.conditions),
                 "host": gethostname(),
             }
             await self._ledger.append_event(EXPORT, caller.tenant, caller.key_id, job.id, details)
-            part.replace(folder / f"{job.id}.{begun}.{form}")
+            part.replace(folder / f"{job.id}.{begun}.{spec.format}")
         finally:
             stop.set()
             part.unlink(missing_ok=True)
@@ -143,7 +162,7 @@ class Exports:
 
     def _path_of(self, job: Job) -> Path | None:
         oldest = time.time() - KEPT_SECONDS
-        form = Format(spec_of(self._vault, job)["format"])
+        form = ExportSpec.of(self._vault, job).format
         for path in self._folder_of(job.tenant).glob(f"{job.id}.*.{form}"):
             with database_in_reach(), self._engine.connect() as connection:
                 is_withdrawn = bool(last_erasures(connection, _begun(path), job.tenant))
@@ -162,10 +181,9 @@ class Exports:
                 LOG.exception("export files were not swept; they will be, a minute later")
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _write(
-        self, job: Job, form: Format, search: Search, part: Path, stop: threading.Event
-    ) -> tuple[int, int]:
+    async def _write(self, job: Job, spec: ExportSpec, part: Path, stop: threading.Event) -> tuple[int, int]:
         """Writes the part; returns the number of records, and the size of the log before the first was read."""
+        form, search = spec.format, spec.search
         checkpoint = await self._ledger.checkpoint() if form is Format.ZIP else None
         if form is Format.ZIP and checkpoint is None:
             raise NotFound("nothing is recorded yet")
@@ -225,7 +243,3 @@ def _counted(items: Iterable[T], report: Callable[[int, int | None], None]) -> I
         if done % PAGE == 0:
             report(done, None)
     report(done, done)
-
-
-def _with_pairs(search: Mapping[str, Any]) -> dict[str, Any]:
-    return {**search, "cohort": tuple((name, value) for name, value in search["cohort"])}

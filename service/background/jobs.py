@@ -13,7 +13,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -43,6 +44,9 @@ from service.ledger.jobs import LEASE_SECONDS, Jobs
 from service.ledger.stored_jobs import DONE, FAILED, Job, JobRow, State
 from service.usecases.explaining import Explaining, Request
 from service.usecases.planning import USUAL_BUDGET, Parameters, with_baseline_read
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LOG = logging.getLogger("answerable.jobs")
 EXPLAIN = "explain"
@@ -101,13 +105,28 @@ class JobFailed(Exception):
     """A job that cannot go on; the message says why."""
 
 
-def sealed_spec(vault: Vault, job_id: str, spec: Mapping[str, Any]) -> bytes:
-    """The specification of a job, sealed as it is stored, for it may name people."""
+@dataclass(frozen=True, slots=True)
+class ExplainSpec:
+    """What a job of explanations is to do, stored sealed, for parameters may hold a person's values."""
+
+    model: str
+    version: str
+    parameters: Parameters
+
+    @classmethod
+    def of(cls, vault: Vault, job: Job) -> ExplainSpec:
+        """That of a stored job."""
+        stored = opened_spec(vault, job)
+        return cls(stored["model"], stored["version"], Parameters(**stored["parameters"]))
+
+
+def sealed_spec(vault: Vault, job_id: str, spec: DataclassInstance) -> bytes:
+    """What a job is to do, as it is stored: sealed, for it may name people."""
     return vault.seal(orjson.dumps(spec), job_id, None, None)
 
 
-def spec_of(vault: Vault, job: Job) -> dict[str, Any]:
-    """The specification of a job."""
+def opened_spec(vault: Vault, job: Job) -> dict[str, Any]:
+    """The JSON of what a job is to do, for the class of its kind to read."""
     spec: dict[str, Any] = orjson.loads(vault.open(job.spec, job.id, None))
     return spec
 
@@ -142,6 +161,11 @@ class Runner:
         self._wanted = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
+    @property
+    def running(self) -> int:
+        """How many jobs run in this process."""
+        return len(self._running)
+
     def start(self) -> None:
         """Looks for jobs from now on."""
         self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -160,7 +184,7 @@ class Runner:
     async def _look(self) -> None:
         while True:
             self._wanted.clear()
-            while len(self._running) < JOBS_AT_ONCE:
+            while self.running < JOBS_AT_ONCE:
                 is_full = self._is_full()
                 job = await self._claimed(
                     [kind for kind in self._works if kind != EXPLAIN] if is_full else [*self._works]
@@ -259,7 +283,7 @@ class ExplainRows:
 
     async def __call__(self, job: Job, caller: Caller) -> None:
         """Explains every row that is not finished."""
-        spec = spec_of(self._vault, job)
+        spec = ExplainSpec.of(self._vault, job)
         last = -1
         while rows := await until_available(lambda after=last: self._jobs.unfinished_rows(job.id, after, WINDOW)):  # type: ignore[misc]
             async with asyncio.TaskGroup() as group:
@@ -273,7 +297,7 @@ class ExplainRows:
             last = rows[-1][0].number
 
     async def _outcome(
-        self, job: Job, row: JobRow, is_there: bool, spec: Mapping[str, Any], caller: Caller
+        self, job: Job, row: JobRow, is_there: bool, spec: ExplainSpec, caller: Caller
     ) -> tuple[int, str, str | None] | Postponed:
         """Explains one row, unless that is done; returns its number, its outcome, and why it failed, if it did."""
         lost, wait = 0, 0.5
@@ -305,13 +329,13 @@ class ExplainRows:
                 break
         return row.number, DONE, None
 
-    async def _explain(self, job: Job, row: JobRow, spec: Mapping[str, Any], caller: Caller) -> None:
+    async def _explain(self, job: Job, row: JobRow, spec: ExplainSpec, caller: Caller) -> None:
         """Explains the row, if it has not ended meanwhile. Its input is in memory no longer than that takes."""
         try:
-            version = self._catalog.find(spec["model"], spec["version"])
+            version = self._catalog.find(spec.model, spec.version)
         except (NotFound, ModelNotReady) as error:
-            raise Postponed(f"{spec['model']} {spec['version']}: {error}", PAUSE_SECONDS) from None
-        parameters = Parameters(**spec["parameters"])
+            raise Postponed(f"{spec.model} {spec.version}: {error}", PAUSE_SECONDS) from None
+        parameters = spec.parameters
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
         async with self._room_for_large if is_large else self._room:
             current = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)

@@ -7,6 +7,7 @@ from types import TracebackType
 from pydantic import ValidationError
 
 from service.errors import CatalogError
+from service.wording import sentence_of_fault
 
 OWN = "service."
 MAX_FAULTS = 5
@@ -39,7 +40,9 @@ def _is_own(traceback: TracebackType | None) -> bool:
 
 def fields(error: ValidationError) -> str:
     """What is wrong and where, in one line, without the faulty values: one may be a whole file."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    sentences = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in faults[:MAX_FAULTS]]
+    faults = error.errors(include_url=False, include_input=False)
+    sentences = [
+        sentence_of_fault(".".join(map(str, fault["loc"])) or "the file", fault) for fault in faults[:MAX_FAULTS]
+    ]
     more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
     return "; ".join(sentences) + more

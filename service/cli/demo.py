@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 
 from service.access.permissions import OPERATOR_TENANT
 from service.api.services import Services
 from service.catalog.versions import ModelVersion
+from service.cli.explanation_text import explanation_lines
+from service.client import AsyncClient, Context, Explanation
 from service.ledger import Keys
 
 DAY = 86_400_000_000
 """In microseconds."""
-BAR = 24
-NAME = 60
+PROGRAM = "answerable"
+CONTEXT = Context(subject="demo-applicant", decision_id="demo")
 
 
 async def explain_one_denial(services: Services, address: str) -> None:
@@ -34,19 +36,18 @@ async def explain_one_denial(services: Services, address: str) -> None:
         )
         return
     key = services.bootstrap_key or _demo_key(services.keys)
-    path = f"/v1/models/{version.key.name}/versions/{version.key.version}:explain"
     example = {name: _plain(value) for name, value in version.manifest.example.items()}
-    body = {
-        "instances": [example],
-        "parameters": {"target": version.manifest.outputs.usual_target},
-        "context": {"subject": "demo-applicant", "decision_id": "demo"},
-    }
-    async with httpx.AsyncClient(
-        base_url=address, trust_env=False, headers={"Authorization": f"Bearer {key}"}
-    ) as client:
-        reply = await client.post(path, json=body, headers={"Cache-Control": "no-cache"})
-    reply.raise_for_status()
-    print(_to_text(version, reply.json(), address, path, key, body), flush=True)
+    target = version.manifest.outputs.usual_target
+    async with AsyncClient(address, key) as client:
+        model = client.model(version.key.name, version.key.version)
+        explanation = await model.explain(example, context=CONTEXT, fresh=True, target=target)
+    titles = {unit.name: unit.title for unit in version.manifest.inputs.components}
+    explained = [
+        f"{version.manifest.title} ({version.key}): one application",
+        "",
+        *explanation_lines(explanation, titles),
+    ]
+    print("\n".join(["", *explained, *_invitation(version, explanation, address, key, example)]), flush=True)
 
 
 def _plain(value: str | float | None) -> str | float | int | None:
@@ -59,32 +60,19 @@ def _demo_key(keys: Keys) -> str:
     return secret
 
 
-def _to_text(
-    version: ModelVersion, reply: dict[str, Any], address: str, path: str, key: str, body: dict[str, Any]
-) -> str:
-    explanation, prediction = reply["explanations"][0], reply["predictions"][0]
-    titles = {component.name: component.title for component in version.manifest.inputs.components}
-    baseline = explanation["baseline"]
-    outputs = version.manifest.outputs
-    explained = f"{explanation['output_space']} of {outputs.usual_target} {explanation['output']:.3f}"
-    lines = [
-        "",
-        f"{version.manifest.title} ({version.key}): one application",
-        "",
-        f"  Prediction     {outputs.prediction_text(prediction)}, {explained}",
-        f"  Compared with  the mean of {baseline['size']} {baseline['name']} applications, "
-        f"{explanation['baseline_output']:.3f}",
-        "",
-        f"  {'Principal reasons':<{NAME}}share of the difference",
-        *_reasons(explanation),
-        "",
-        "  Largest attributions, either way",
-        *_attributions(explanation["attributions"], titles),
-        "",
-        f"  Completeness error   {explanation['completeness_error']:.1e} ({explanation['completeness']}; "
-        f"converged: {'yes' if explanation['converged'] else 'no'})",
-        f"  Points spent         {explanation['evaluations']} gradients, {explanation['timings_ms']['compute']:.1f} ms",
-        f"  On record as         {explanation['id']}",
+def _program() -> str:
+    """What this command was called by; `make run` calls it by its place, for it is not on the path."""
+    return sys.argv[0] if Path(sys.argv[0]).name == PROGRAM else PROGRAM
+
+
+def _invitation(
+    version: ModelVersion, explanation: Explanation, address: str, key: str, example: Mapping[str, Any]
+) -> list[str]:
+    """How to ask for the same."""
+    parameters = {"target": version.manifest.outputs.usual_target}
+    body = {"instances": [example], "parameters": parameters, "context": CONTEXT.to_json()}
+    path = f"/v1/models/{version.key.name}/versions/{version.key.version}:explain"
+    return [
         "",
         "Ask for it yourself:",
         "",
@@ -93,35 +81,10 @@ def _to_text(
         "",
         "Look it up:",
         "",
-        f"  curl -s {address}/v1/explanations/{explanation['id']} -H 'Authorization: Bearer {key}'",
+        f"  curl -s {address}/v1/explanations/{explanation.id} -H 'Authorization: Bearer {key}'",
+        f"  ANSWERABLE_KEY='{key}' {_program()} show {explanation.id} --server {address}",
         "",
         "`context.subject` names the person: by it explanations are found, held and erased. Put your own in.",
         "",
         f"API documentation: {address}/docs    Stop with Ctrl-C.",
     ]
-    return "\n".join(lines)
-
-
-def _reasons(explanation: dict[str, Any]) -> list[str]:
-    reasons = explanation.get("reasons", [])
-    change = abs(explanation["output"] - explanation["baseline_output"]) or 1.0
-    return [
-        f"  {reason.get('code', '')}  {_short(reason['text'], NAME - 5)}{_bar(reason['contribution'] / change)} "
-        f"{reason['contribution'] / change:.0%}"
-        for reason in reasons
-    ]
-
-
-def _attributions(attributions: dict[str, float], titles: dict[str, str], max_shown: int = 8) -> list[str]:
-    ranked = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:max_shown]
-    largest = abs(ranked[0][1]) or 1.0
-    return [f"  {_short(titles[name], NAME)}{value:+.3f} {_bar(abs(value) / largest)}" for name, value in ranked]
-
-
-def _short(text: str, width: int) -> str:
-    return (text if len(text) < width else text[: width - 2] + "…").ljust(width)
-
-
-def _bar(share: float) -> str:
-    full = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
-    return full * max(1, round(min(share, 1.0) * BAR))

@@ -1,9 +1,13 @@
-"""What commands print for people: tables with headings, and local times."""
+"""What commands print for people: tables with headings, bars, and local times."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import datetime
+
+BAR = 24
+"""Columns of the longest bar."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], otherwise: str) -> str:
@@ -23,3 +27,14 @@ def local_time(microseconds: int) -> str:
 def one_line(text: str) -> str:
     """The text with control characters escaped, which could break lines or move the cursor: others wrote it."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in exactly so many columns, the last of them empty."""
+    return (text if len(text) < width else text[: width - 2] + "…").ljust(width)
+
+
+def bar(share: float) -> str:
+    """A bar as long as the share of its greatest length, and never nothing."""
+    full = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+    return full * max(1, round(min(max(share, 0.0), 1.0) * BAR))

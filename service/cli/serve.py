@@ -134,10 +134,11 @@ def run(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceRe
     """
     tuning.share_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, started, once_ready))
+        return runner.run(serve(settings, started, once_ready))
 
 
-async def _serve(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None) -> int:
+async def serve(settings: Settings, started: Sequence[StartedWorker], once_ready: OnceReady | None) -> int:
+    """The same on the event loop that runs."""
     configure(settings.logs)
     logging.getLogger("answerable").setLevel(logging.INFO)
     try:

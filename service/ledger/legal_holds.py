@@ -37,11 +37,6 @@ class Hold:
     reason: str
     created: int
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """As JSON, for callers that may know of it."""
-        return {"subject": self.token, "by": self.by, "reason": self.reason, "created": self.created}
-
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -65,11 +60,17 @@ class Held:
     job_rows: int
     set_rows: int
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """As JSON, for the caller that made the hold."""
-        counts = {"explanations": self.explanations, "job_rows": self.job_rows, "set_rows": self.set_rows}
-        return {**self.hold.told, **counts}
+    def to_json(self) -> dict[str, Any]:
+        """As it is remembered under an idempotency key; of the person there is the token only."""
+        return {
+            "subject": self.hold.token,
+            "by": self.hold.by,
+            "reason": self.hold.reason,
+            "created": self.hold.created,
+            "explanations": self.explanations,
+            "job_rows": self.job_rows,
+            "set_rows": self.set_rows,
+        }
 
 
 def kept_of(engine: Engine, vault: Vault, tenant: str, subject: str) -> Kept:
@@ -115,7 +116,7 @@ def hold(
             _count_in_sets(connection, lookups),
         )
         if key is not None:
-            remember(connection, key.remembered(held.told), place)
+            remember(connection, key.remembered(held.to_json()), place)
     return held
 
 

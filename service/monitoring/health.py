@@ -25,7 +25,7 @@ class Health:
     """The drift of each version, by name, version and manifest. Used on the event loop, which it never blocks."""
 
     def __init__(self, engine: Engine, stability_share: float) -> None:
-        self._probe = StabilityProbe(engine, stability_share, self._observe_stability)
+        self._probe = StabilityProbe(engine, stability_share, self.observe_stability)
         self._states: dict[tuple[str, str, str], _VersionState] = {}
         self._published: dict[tuple[str, str], _VersionState] = {}
         self._reading: set[asyncio.Task[None]] = set()
@@ -38,7 +38,8 @@ class Health:
         """Computes a small share of the explanations once more, from another sample of the baseline."""
         self._probe.consider(version, plan, explanation, expected_points)
 
-    def _observe_stability(self, version: ModelVersion, correlation: float) -> None:
+    def observe_stability(self, version: ModelVersion, correlation: float) -> None:
+        """Adds the rank correlation of an explanation and of one from another sample of the baseline."""
         self._of(version).drift.observe_stability(correlation)
 
     def follow(self, versions: Iterable[ModelVersion]) -> None:

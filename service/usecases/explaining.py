@@ -116,6 +116,11 @@ class Explaining:
         self._max_points = max_points
         self._flights: dict[_FlightKey, _Flight] = {}
 
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """Of each computation that identical requests share and that is under way, how many rows wait for it."""
+        return tuple(flight.waiters for flight in self._flights.values())
+
     async def explain(self, request: Request) -> list[Answer]:
         """One answer for each instance, or an error for all of them.
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from service.access import quotas
 from service.access.permissions import Quota
@@ -34,13 +35,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SpentQuotas]:
-    """A database of each kind, with nothing spent."""
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """One of each kind, with nothing spent."""
     is_sqlite = request.param == "sqlite"
     engine = open_engine(f"sqlite:///{tmp_path}/kept.db" if is_sqlite else request.getfixturevalue("postgresql_url"))
     spent_quotas.create(engine)
-    yield SpentQuotas(engine)
+    yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def kept(database: Engine) -> SpentQuotas:
+    """What is spent, in that database."""
+    return SpentQuotas(database)
 
 
 def alone(quota: Quota) -> Account:
@@ -234,7 +241,9 @@ async def test_hosts_that_share_a_database_share_a_quota(kept: SpentQuotas, cloc
     assert spend(account, 200) == 100
 
 
-async def test_a_spent_quota_is_spent_after_a_restart(kept: SpentQuotas, clock: SimpleNamespace) -> None:
+async def test_a_spent_quota_is_spent_after_a_restart(
+    kept: SpentQuotas, database: Engine, clock: SimpleNamespace
+) -> None:
     quota = Quota(10, 1000, "hour")
     host = Quotas(kept)
     await host.load()
@@ -257,15 +266,15 @@ async def test_a_spent_quota_is_spent_after_a_restart(kept: SpentQuotas, clock: 
     host = Quotas(kept)
     await host.load()
     assert spend(host.account("restarted", quota), 20) == 10
-    with kept._engine.connect() as connection:
+    with database.connect() as connection:
         assert connection.execute(spent_quotas.select()).all() == []  # what is over is swept
 
 
 async def test_while_the_database_is_away_each_host_counts_alone(
-    kept: SpentQuotas, clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
+    kept: SpentQuotas, database: Engine, clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = Quotas(kept)
-    with kept._engine.begin() as connection:
+    with database.begin() as connection:
         spent_quotas.drop(connection)
     account = host.account("alone", Quota(10, None, "hour"))
     assert spend(account, 7) == 7

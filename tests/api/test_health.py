@@ -72,6 +72,14 @@ def requests(version: ModelVersion) -> list[Request]:
     ]
 
 
+def shown(health: Health, version: ModelVersion) -> bytes:
+    """What the metrics show of the version."""
+    metrics = Metrics()
+    health.follow([version])
+    health.show(metrics)
+    return metrics.render(1)
+
+
 async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(service: Service) -> None:
     review = Review.model_validate(
         {
@@ -94,7 +102,7 @@ async def test_held_out_rows_do_not_drift_and_are_stable_under_other_baselines(s
                 (answer,) = await explaining.explain(request)
                 explanations.append(answer.explanation)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while health._of(version).drift.stability is None:
+            while b"answerable_attribution_stability{" not in shown(health, version):
                 request = replace(requests(version)[0], use_cache=False)
                 await explaining.explain(request)
         metrics.show_versions([version])
@@ -134,7 +142,7 @@ async def test_a_version_that_is_gone_is_forgotten(service: Service) -> None:
         health = Health(service.services.engine, 0)
         health.follow([version])
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while health._of(version).baseline_made is None:  # noqa: ASYNC110 - a thread reads the folder
+            while b"answerable_baseline_age_seconds{" not in shown(health, version):  # noqa: ASYNC110 - a thread reads it
                 await asyncio.sleep(0.005)
         health.show(metrics)
         before = metrics.render(1)
@@ -188,8 +196,8 @@ async def test_files_that_are_still_meant_after_a_reload_are_watched_and_told(se
         try:
             for catalog in ([old], [new, old], [new, old]):
                 for _ in range(MIN_EXPLANATIONS // 2):
-                    health._observe_stability(old, 0.75)
-                    health._observe_stability(new, 0.25)
+                    health.observe_stability(old, 0.75)
+                    health.observe_stability(new, 0.25)
                 health.follow(catalog)
                 health.show(metrics)
                 told.append(metrics.render(1).decode())

@@ -18,7 +18,7 @@ from service.access.callers import Caller
 from service.access.permissions import Policy, Quota
 from service.access.quotas import Quotas
 from service.api.background import new_job
-from service.background.jobs import EXPLAIN, UNEXPECTED, Runner, failure_of, sealed_payload, sealed_spec, spec_of
+from service.background.jobs import EXPLAIN, UNEXPECTED, ExplainSpec, Runner, failure_of, sealed_payload, sealed_spec
 from service.catalog.versions import ModelVersion
 from service.domain import Context
 from service.errors import AnswerableError, Erased, LedgerUnavailable, NotFound
@@ -282,7 +282,7 @@ async def test_a_job_is_cancelled(
 
     assert cancelled["state"] == again["state"] == "cancelled"
     assert cancelled["ended"] == again["ended"]
-    await until(lambda: not service.with_ledger.runner._running)
+    await until(lambda: service.with_ledger.runner.running == 0)
     left = (await bank.get(f"/v1/jobs/{job}")).json()
     assert {result["explanation"] for result in left["results"]} == set(await stored(bank))  # what was made is told
     assert left["progress"]["done"] < 400
@@ -390,8 +390,9 @@ async def test_a_baseline_that_no_longer_fits_is_not_told_in_clear(
         job = await made(bank, instances=[instance], parameters={**RULE, "baseline": instance})
         stored = jobs.get(tenant, job, (EXPLAIN,))
         assert stored is not None
-        spec = spec_of(vault, stored)
-        spec["parameters"]["baseline"]["net_worth"] = -31337e30
+        spec = ExplainSpec.of(vault, stored)
+        assert isinstance(spec.parameters.baseline, dict)
+        spec.parameters.baseline["net_worth"] = -31337e30
         with service.database.begin() as connection:
             sealed = sealed_spec(vault, job, spec)
             connection.execute(update(jobs_table).where(jobs_table.c.id == job).values(spec=sealed))
@@ -483,7 +484,7 @@ async def test_nobody_sees_anothers_jobs(
         ({}, 422, "either instances or explanations"),
         ({"instances": [1], "explanations": {}}, 422, "either instances or explanations"),
         ({"explanations": {}, "context": {}}, 422, "have a context already"),
-        ({"instances": [1], "kind": "evaluate"}, 422, "kind: "),
+        ({"instances": [1], "kind": "evaluate"}, 422, "kind must be 'explain'"),
         ({"instances": [1], "model": "nothing"}, 404, "no such model"),
         ({"instances": [1]}, 422, "instance 0: an instance is an object"),
         ({"instances": ["example"], "parameters": {"method": "nothing"}}, 422, "method 'nothing' is not known"),

@@ -157,10 +157,10 @@ async def test_a_contrast_is_the_difference_of_both_labels(
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ({"label": "denied"}, "Input should hold `label` and `rather_than`"),
+        ({"label": "denied"}, "parameters.target must hold `label` and `rather_than`"),
         ({"label": "denied", "rather_than": "denied"}, "is the label itself"),
         ({"label": "denied", "rather_than": "approvd"}, "did you mean approved?"),
-        ({"label": "denied", "rather_than": 1.5}, "Input should hold `label` and `rather_than`"),
+        ({"label": "denied", "rather_than": 1.5}, "parameters.target must hold `label` and `rather_than`"),
     ],
 )
 async def test_contrasts_that_cannot_be_are_refused(

@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from service.background.jobs import spec_of
+from service.background.exporting import ExportSpec
 from service.ledger import Entry, Event, Ledger
 from service.ledger.clock import WrittenTimes
 
@@ -163,8 +163,8 @@ async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(
         made = (await client.post("/v1/exports", json={"format": "csv", "explanations": day})).json()
         job = service.with_ledger.jobs.get(tenant, made["id"], ["export"])
     assert job is not None
-    asked = spec_of(service.services.vault, job)["search"]
-    assert (asked["created_from"], asked["created_to"]) == (start, start + DAY)
+    asked = ExportSpec.of(service.services.vault, job).search
+    assert (asked.created_from, asked.created_to) == (start, start + DAY)
 
 
 async def test_pages_follow_each_other(explain: Explain, bank: httpx.AsyncClient, instance: dict[str, Any]) -> None:
@@ -194,15 +194,29 @@ async def test_reasons_of_a_record(explain: Explain, client: httpx.AsyncClient, 
     assert two.json()["reasons"] == explanation["reasons"][:2]
 
 
-@pytest.mark.parametrize("most", ["0", "5", "-1", "many", "1.5"])
+@pytest.mark.parametrize(
+    ("most", "sentence"),
+    [
+        ("0", "at least 1"),
+        ("5", "at most 4"),
+        ("-1", "at least 1"),
+        ("many", "a whole number"),
+        ("1.5", "a whole number"),
+    ],
+)
 async def test_an_impossible_number_of_reasons(
-    explain: Explain, client: httpx.AsyncClient, instance: dict[str, Any], assert_problem: AssertProblem, most: str
+    explain: Explain,
+    client: httpx.AsyncClient,
+    instance: dict[str, Any],
+    assert_problem: AssertProblem,
+    most: str,
+    sentence: str,
 ) -> None:
     (explanation,) = (await explain([instance]))["explanations"]
 
     response = await client.get(f"/v1/explanations/{explanation['id']}/reasons", params={"max": most})
 
-    assert assert_problem(response, 422).startswith("max: ")
+    assert assert_problem(response, 422) == f"max must be {sentence}"
 
 
 @pytest.mark.parametrize(
@@ -211,9 +225,9 @@ async def test_an_impossible_number_of_reasons(
         ({"modell": "loan"}, "'modell' is not a condition; known are"),
         ({"tenant": "default"}, "'tenant' is not a condition"),
         ({"cohort": "web"}, "'cohort' is not a condition"),
-        ({"limit": "0"}, "limit: "),
-        ({"limit": "201"}, "limit: "),
-        ({"limit": "many"}, "limit: "),
+        ({"limit": "0"}, "limit must be at least 1"),
+        ({"limit": "201"}, "limit must be at most 200"),
+        ({"limit": "many"}, "limit must be a whole number"),
         ({"from": "yesterday"}, "from: 'yesterday' is not a day or a time; write a day as 2026-11-30"),
         ({"from": "30.11.2026"}, "did you mean 2026-11-30?"),
         ({"to": "31.11.2026"}, "to: '31.11.2026' is not a day or a time"),
@@ -221,7 +235,7 @@ async def test_an_impossible_number_of_reasons(
         ({"from": "2026-11-30", "to": "2026-11-29T23:00:00Z"}, "the period ends before it begins"),
         ({"from": "2026-01-31T12:00:00"}, "from: needs a time zone"),
         ({"to": "2026-01-31T12:00:00"}, "to: needs a time zone"),
-        ({"converged": "perhaps"}, "converged: "),
+        ({"converged": "perhaps"}, "converged must be true or false"),
         ({"cursor": "nonsense"}, "cursor"),
         ({"cursor": "é"}, "cursor"),
         ({"version": "1"}, "together with its model"),

@@ -95,7 +95,7 @@ async def test_an_idle_connection_stays_open_as_long_as_the_settings_say(
     monkeypatch.setattr(serving, "create_app", lambda *_: app)
     thresholds = gc.get_threshold()
     settings = Settings(_env_file=None, port=0, logs="text", keep_alive_seconds=1)
-    running = asyncio.create_task(serving._serve(settings, [], None))
+    running = asyncio.create_task(serving.serve(settings, [], None))
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while (found := re.search(r"http://127\.0\.0\.1:(\d+)", capsys.readouterr().out)) is None:  # noqa: ASYNC110

@@ -52,7 +52,7 @@ def test_a_manifests_fields_are_told_in_one_line(folder: Path) -> None:
     assert (
         message_for_clients(error)
         == str(error)
-        == "loan/1/manifest.yaml: title: Field required; zodiac: Extra inputs are not permitted"
+        == "loan/1/manifest.yaml: title is required; zodiac is not a known field"
     )
 
 

@@ -19,7 +19,7 @@ import pytest
 from typer.main import get_command
 
 from service import __version__
-from service.__main__ import GROUPS
+from service.__main__ import ASKING, GROUPS
 from service.cli import start as starting
 from tests.conftest import MODELS, NO_AUTHORITIES, PATIENCE_SECONDS
 
@@ -314,5 +314,5 @@ def test_every_argument_and_option_says_what_it_does() -> None:
         actions = getattr(command, "commands", {})
         return missing + [fault for name, action in actions.items() for fault in undescribed(action, f"{path} {name}")]
 
-    for group in ("start", *GROUPS):
+    for group in ("start", *ASKING, *GROUPS):
         assert undescribed(get_command(import_module(f"service.cli.{group}").commands), group) == []

@@ -303,7 +303,7 @@ async def test_what_is_wrong_with_a_manifest_is_told_in_one_line(start: Start, m
 
     with pytest.raises(LoadRefused) as refusal:
         await one.repository.load("loan", "1")
-    assert str(refusal.value) == "loan@1: loan/1/manifest.yaml: zodiac: Extra inputs are not permitted"
+    assert str(refusal.value) == "loan@1: loan/1/manifest.yaml: zodiac is not a known field"
 
 
 async def test_a_version_that_cannot_be_copied_is_not_taken_for_what_is_served(

@@ -24,6 +24,7 @@ import orjson
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
+from redis.asyncio import Redis
 from sqlalchemy import update
 
 from service.answers.cache import plan_cache_digest
@@ -32,6 +33,7 @@ from service.ledger.export_checking import check_export
 from service.ledger.opening import opened_ledger
 from service.ledger.tables import remembered
 from service.ledger.verifying import verify_ledger
+from service.processes.embedded_redis import EmbeddedRedis
 from service.settings import Settings
 from tests.conftest import MODELS, MakeCache
 
@@ -128,7 +130,7 @@ async def test_the_log_is_what_was_signed(app: FastAPI, settings: Settings) -> N
     with opened_ledger(settings, to_read=True) as ledger:
         report = verify_ledger(ledger.engine, ledger.vault, shipped=settings.data / "checkpoints.jsonl")
     assert report.is_valid, report
-    assert len(app.state.services.with_ledger.exports._signer.chain()) == 2  # one key was replaced
+    assert len(await app.state.services.ledger.signing_keys()) == 2  # one key was replaced
 
 
 @pytest.mark.parametrize("key", ["all", "top", "digits", "hidden"])
@@ -217,10 +219,10 @@ def _values(attributions: Any) -> list[float]:
 
 
 async def test_a_request_that_is_sent_again_is_answered_by_its_record(
-    app: FastAPI, client: httpx.AsyncClient, before: dict[str, Any]
+    settings: Settings, client: httpx.AsyncClient, before: dict[str, Any]
 ) -> None:
     """What is remembered of it is kept for a day, which it is made to be within."""
-    with app.state.services.with_ledger.jobs._engine.begin() as connection:
+    with opened_ledger(settings, to_read=False) as ledger, ledger.engine.begin() as connection:
         connection.execute(update(remembered).values(created=time.time_ns() // 1000))
     repeated = before["repeated"]
     for key, then in (("writer", repeated["reply"]), ("hidden", repeated["limited"])):
@@ -262,21 +264,21 @@ async def test_a_table_of_the_records_is_as_it_was(client: httpx.AsyncClient, be
 
 
 async def test_the_export_is_verified(app: FastAPI, before: dict[str, Any]) -> None:
-    first, _ = app.state.services.with_ledger.exports._signer.chain()
+    first, _ = await app.state.services.ledger.signing_keys()
     verdict = check_export(io.BytesIO((FOLDER / "export.zip").read_bytes()), first.public_key)
     assert verdict.is_valid, verdict
     assert verdict.records == len(before["searches"][0]["ids"])
 
 
 async def test_what_the_cache_held_is_read_or_dropped(
-    app: FastAPI, client: httpx.AsyncClient, before: dict[str, Any], make_cache: MakeCache
+    app: FastAPI, before: dict[str, Any], make_cache: MakeCache, redis: EmbeddedRedis
 ) -> None:
     """And never misread: a version whose results are of another form, or whose plans have other digests, finds none."""
     made = make_cache(secret=app.state.services.vault.derived("cache"))
     cache = made.cache
-    assert cache._redis is not None
-    for key, value in before["cache"].items():
-        await cache._redis.ask(("SET", key, base64.b64decode(value)))
+    async with Redis.from_url(redis.url) as server:
+        for key, value in before["cache"].items():
+            await server.set(key, base64.b64decode(value))
     for record in before["records"]["all"].values():
         stored = await app.state.services.ledger.get(TENANT, record["id"])
         environment = {name: value for name, value in record["environment"].items() if name != "chunk_rows"}

@@ -158,12 +158,16 @@ def make(
     """Makes use cases whose engine answers `outcome`, an explanation or an error; each test has a tenant of its own."""
 
     def made(
-        outcome: Explanation | Exception = explanation, *, mode: LedgerMode = "required", held: bool = False
+        outcome: Explanation | Exception = explanation,
+        *,
+        mode: LedgerMode = "required",
+        held: bool = False,
+        real_ledger: Ledger | None = None,
     ) -> UnderTest:
         engine, ledger, cache = HeldEngine(outcome), ListLedger(), make_cache().cache
         if not held:
             engine.is_open.set()
-        known = None if mode == "off" else cast(Ledger, ledger)
+        known = None if mode == "off" else real_ledger or cast(Ledger, ledger)
         health = Health(engine, 0)
         explaining = Explaining(engine, cache, known, mode, Metrics(), health, max_points=200_000)
         return UnderTest(explaining, engine, ledger, cache, version, request.node.name)
@@ -230,7 +234,7 @@ async def test_identical_rows_of_one_request_compute_once(make: Make) -> None:
 async def test_a_waiter_that_leaves_disturbs_nobody(make: Make, until: Until) -> None:
     one = make(held=True)
     asking = [one.ask() for _ in range(5)]
-    await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    await until(lambda: one.explaining.waiting == (5,))
     asking[0].cancel()
     asking[3].cancel()
     await asyncio.wait([asking[0], asking[3]])
@@ -240,20 +244,20 @@ async def test_a_waiter_that_leaves_disturbs_nobody(make: Make, until: Until) ->
         (answer,) = await asking[number]
         assert answer.explanation.converged
     assert (len(one.engine.asked), one.engine.cancelled) == (1, 0)
-    assert not one.explaining._flights
+    assert one.explaining.waiting == ()
 
 
 async def test_the_last_waiter_that_leaves_ends_the_computation(make: Make, until: Until) -> None:
     one = make(held=True)
     asking = [one.ask() for _ in range(5)]
-    await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    await until(lambda: one.explaining.waiting == (5,))
     await until(lambda: len(one.engine.asked) == 1)
     for task in asking:
         task.cancel()
     await asyncio.wait(asking)
     await until(lambda: one.engine.cancelled == 1)
 
-    assert not one.explaining._flights
+    assert one.explaining.waiting == ()
     assert not one.ledger.entries
     one.engine.is_open.set()
     (answer,) = await one.ask()
@@ -267,13 +271,13 @@ async def test_a_failed_computation_fails_all_and_is_not_kept(
 ) -> None:
     one = make(error, held=True)
     asking = [one.ask() for _ in range(5)]
-    await until(lambda: sum(flight.waiters for flight in one.explaining._flights.values()) == 5)
+    await until(lambda: one.explaining.waiting == (5,))
     one.engine.is_open.set()
     outcomes = await asyncio.gather(*asking, return_exceptions=True)
 
     assert outcomes == [error] * 5
     assert not one.ledger.entries
-    assert not one.explaining._flights
+    assert one.explaining.waiting == ()
     one.engine.outcome = explanation
     (answer,) = await one.ask()
     assert answer.explanation.cached is False
@@ -342,8 +346,8 @@ async def test_room_for_the_records_is_taken_before_anything_is_computed(
 ) -> None:
     database = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
     upgrade(database)
-    one, ledger = make(held=True), Ledger(database, Vault(bytes(32)), waiting_limit=20)
-    one.explaining._ledger = ledger
+    ledger = Ledger(database, Vault(bytes(32)), waiting_limit=20)
+    one = make(held=True, real_ledger=ledger)
     try:
         asking = [one.ask(rows=8) for _ in range(2)]
         await until(lambda: len(one.engine.asked) == 1)
@@ -374,8 +378,8 @@ async def test_room_for_the_records_is_taken_before_anything_is_computed(
 async def test_best_effort_answers_where_there_is_no_room(make: Make, tmp_path: Path) -> None:
     database = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
     upgrade(database)
-    one, ledger = make(mode="best_effort"), Ledger(database, Vault(bytes(32)), waiting_limit=2)
-    one.explaining._ledger = ledger
+    ledger = Ledger(database, Vault(bytes(32)), waiting_limit=2)
+    one = make(mode="best_effort", real_ledger=ledger)
     with ledger.room(2):
         assert len(await one.ask(rows=3)) == 3  # there was none at first, but some in the end
     await ledger.close()
@@ -416,4 +420,4 @@ async def test_one_failing_row_cancels_the_others_of_its_request(make: Make, unt
     asking.cancel()
     await asyncio.wait([asking])
     await until(lambda: one.engine.cancelled == 3)
-    assert not one.explaining._flights
+    assert one.explaining.waiting == ()

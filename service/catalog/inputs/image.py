@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt, model_validator
 
 from service.catalog.inputs.image_files import decode, described
-from service.catalog.inputs.kind import Declaration, Inputs, Number, Row, check_range
+from service.catalog.inputs.kind import Declaration, InputItem, Inputs, Number, Row, check_range
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
 from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
@@ -119,9 +119,9 @@ class ImageInputs(Inputs):
         """Pixels."""
         return prod(self.shape[1:])
 
-    def described(self) -> list[dict[str, Any]]:
+    def described(self) -> list[InputItem]:
         """The declaration, and how files are processed."""
-        return [{**self.model_dump(exclude_none=True), "files": described(self)}]
+        return [InputItem(**self.model_dump(exclude_none=True), files=described(self))]
 
     def notes(self) -> tuple[str, ...]:
         """What becomes of files."""

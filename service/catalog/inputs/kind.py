@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, WithJsonSchema
 
 from service.catalog.formats import Artefact
 from service.catalog.nearest import Searches
@@ -115,6 +115,23 @@ class Attributions(Protocol):
     def to_json(self) -> Any:
         """The attributions as replies and records have them, of objects and lists that any JSON library writes."""
         ...
+
+
+class InputItem(BaseModel):
+    """A feature of a table; or what there is of images, series and tokens, as the manifest has it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str | None = Field(None, description="of the feature, as instances have it")
+    title: str | None = Field(None, description="what it is called for people")
+    unit: str | None = Field(None, description="of its numbers; `1` for none")
+    range: list[float] | None = Field(None, description="the least and the greatest value, both allowed")
+    categories: list[str | int] | None = Field(None, description="its values, where it is a category")
+    whole: bool | None = Field(None, description="true where only whole numbers are taken")
+    missing: float | str | int | None = Field(None, description="what null stands for; absent where null is refused")
+    protected: bool | None = Field(None, description="whether decisions must not rest on it")
+    group: str | None = Field(None, description="the group that its attributions are summed into")
+    kind: str | None = Field(None, description="`image`, `series` or `tokens`; absent for a table")
 
 
 class Inputs(Declaration, ABC):
@@ -264,9 +281,9 @@ class Inputs(Declaration, ABC):
         """Whether the mean of rows is a row."""
         return True
 
-    def described(self) -> list[dict[str, Any]]:
+    def described(self) -> list[InputItem]:
         """The inputs in the description of the model."""
-        return [self.model_dump(exclude_none=True)]
+        return [InputItem(**self.model_dump(exclude_none=True))]
 
     def notes(self) -> tuple[str, ...]:
         """Remarks on the inputs that the check of a version prints, on what it cannot verify."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from service.catalog.inputs.features import Component, Feature, ReasonGroup, digest_of_reasons, reason_groups
-from service.catalog.inputs.kind import Inputs, Number, Row
+from service.catalog.inputs.kind import InputItem, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_number
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
@@ -148,12 +148,12 @@ class SeriesInputs(Inputs):
         low, high = (self._laid_out(one * self.steps) for one in ends)
         return low, high
 
-    def described(self) -> list[dict[str, Any]]:
+    def described(self) -> list[InputItem]:
         """The declaration, without what features of a series cannot have."""
         declared = self.model_dump(
             exclude_none=True, exclude={"features": {"__all__": {"categories", "whole", "tensor"}}}
         )
-        return [declared]
+        return [InputItem(**declared)]
 
     def read(
         self,

@@ -22,7 +22,7 @@ from service.catalog.inputs.features import (
     digest_of_reasons,
     reason_groups,
 )
-from service.catalog.inputs.kind import ZEROS, Inputs, Number, Row
+from service.catalog.inputs.kind import ZEROS, InputItem, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
@@ -191,7 +191,7 @@ class TabularInputs(Inputs):
         """Not where there are categories: their mean is not a category."""
         return not self.has_categories
 
-    def described(self) -> list[dict[str, Any]]:
+    def described(self) -> list[InputItem]:
         """The features, each with the group whose attributions it is summed into, if there is one."""
         component_of = {number: component for component in self.components for number in component.members}
         return [_described(feature, component_of[number]) for number, feature in enumerate(self.features)]
@@ -318,19 +318,16 @@ class TabularInputs(Inputs):
                 )
 
 
-def _described(feature: Feature, component: Component) -> dict[str, Any]:
-    description: dict[str, Any] = {
-        "name": feature.name,
-        "title": feature.title,
-        "unit": feature.unit,
-        "range": feature.range,
-        "protected": feature.protected or component.protected,
-    }
-    if feature.categories:
-        del description["unit"], description["range"]
-        description["categories"] = feature.categories
-    if feature.whole:
-        description["whole"] = True
-    if feature.missing is not None:
-        description["missing"] = feature.missing
-    return description if component.name == feature.name else {**description, "group": component.name}
+def _described(feature: Feature, component: Component) -> InputItem:
+    is_number = not feature.categories
+    return InputItem(
+        name=feature.name,
+        title=feature.title,
+        unit=feature.unit if is_number else None,
+        range=list(feature.range) if is_number else None,
+        categories=list(feature.categories) or None,
+        whole=feature.whole or None,
+        missing=feature.missing,
+        protected=feature.protected or component.protected,
+        group=None if component.name == feature.name else component.name,
+    )

@@ -18,6 +18,7 @@ from service.catalog.outputs.kind import (
     LabelTarget,
     OutputKind,
     Outputs,
+    OutputsItem,
     PredictionItem,
     Space,
     are_finite,
@@ -139,9 +140,6 @@ class Classes(OutputKind):
             truncated=truncated,
         )
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        return str(prediction.get("label", "no number"))
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:  # noqa: ARG002 - the same in both
         return self.labels[int(np.argmax(outputs))]
 
@@ -189,5 +187,11 @@ class Classes(OutputKind):
             "default_space": "probability",
         }
 
-    def described(self) -> dict[str, Any]:
-        return {**super().described(), "labels": self.labels, "adverse": self.adverse}
+    def described(self) -> OutputsItem:
+        return OutputsItem(
+            kind=self.kind,
+            labels=list(self.labels),
+            adverse=self.adverse,
+            spaces=[space.value for space in self.spaces],
+            default_space=self.default_space.value,
+        )

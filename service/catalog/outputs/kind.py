@@ -83,6 +83,40 @@ class LabelTarget:
         return self.label if self.rather_than is None else f"{self.label} rather than {self.rather_than}"
 
 
+class ValueItem(BaseModel):
+    """A number that the model answers."""
+
+    name: str = Field(description="as answers and the parameter `target` have it")
+    unit: str = Field(description="of the number; `1` for none")
+    title: str = Field(description="what it is called for people")
+
+
+class BoundItem(BaseModel):
+    """From where on a value is bad news: one of both."""
+
+    above: float | None = Field(None, description="more than this is")
+    below: float | None = Field(None, description="less than this is")
+    value: str | None = Field(None, description="which value, where there are several")
+
+
+class OutputsItem(BaseModel):
+    """What the model answers."""
+
+    kind: Literal["classes", "labels", "values"] = Field(
+        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers"
+    )
+    labels: list[str] | None = Field(None, description="its labels, in the order of the outputs; absent for values")
+    thresholds: dict[str, float] | None = Field(
+        None, description="of several labels at once: the probability over which each is predicted"
+    )
+    values: list[ValueItem] | None = Field(None, description="its values, in the order of the outputs")
+    adverse: str | BoundItem | None = Field(
+        description="the label that people have a right to reasons for, or the bound of a value"
+    )
+    spaces: list[Space] = Field(description="what may be asked for as `output_space`")
+    default_space: Space = Field(description="what is taken otherwise")
+
+
 class OutputKind(BaseModel):
     """A manifest's `outputs`, and all that follows from them.
 
@@ -188,10 +222,6 @@ class OutputKind(BaseModel):
         """An item of `predictions`; None stands for outputs that are no finite numbers."""
         raise NotImplementedError
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        """An item of `predictions` in one line."""
-        raise NotImplementedError
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         """What the outputs decide, in words; None where they decide nothing."""
         raise NotImplementedError
@@ -250,9 +280,9 @@ class OutputKind(BaseModel):
             return "answer different kinds of output"
         return None
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> OutputsItem:
         """The outputs in the description of a model."""
-        return {"kind": self.kind, "spaces": list(self.spaces), "default_space": self.default_space}
+        raise NotImplementedError
 
     def _check_names(self, names: Sequence[str]) -> None:
         """Raises ValueError for names that no request could use."""

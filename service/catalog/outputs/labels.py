@@ -18,6 +18,7 @@ from service.catalog.outputs.kind import (
     LabelTarget,
     OutputKind,
     Outputs,
+    OutputsItem,
     PredictionItem,
     Space,
     are_finite,
@@ -113,9 +114,6 @@ class Labels(OutputKind):
             truncated=truncated,
         )
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        return ", ".join(prediction["labels"]) or "no label"
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         predicted = set(self._predicted(outputs, space))
         return ", ".join(label for label in self.labels if label in predicted) or "no label"
@@ -155,6 +153,12 @@ class Labels(OutputKind):
             "default_space": "probability",
         }
 
-    def described(self) -> dict[str, Any]:
-        thresholds = {label: self.thresholds.get(label, THRESHOLD) for label in self.labels}
-        return {**super().described(), "labels": self.labels, "adverse": self.adverse, "thresholds": thresholds}
+    def described(self) -> OutputsItem:
+        return OutputsItem(
+            kind=self.kind,
+            labels=list(self.labels),
+            thresholds={label: self.thresholds.get(label, THRESHOLD) for label in self.labels},
+            adverse=self.adverse,
+            spaces=[space.value for space in self.spaces],
+            default_space=self.default_space.value,
+        )

@@ -16,11 +16,14 @@ from service.catalog.outputs.kind import (
     PREDICTED,
     SHARE_OF_SPREAD,
     TRUNCATED,
+    BoundItem,
     KnownOutputs,
     OutputKind,
     Outputs,
+    OutputsItem,
     PredictionItem,
     Space,
+    ValueItem,
     are_finite,
 )
 from service.domain import Contrast, Floats, OutputSpace, Target
@@ -168,11 +171,6 @@ class Values(OutputKind):
             truncated=truncated,
         )
 
-    def prediction_text(self, prediction: Mapping[str, Any]) -> str:
-        units = {value.name: "" if value.unit == "1" else f" {value.unit}" for value in self.values}
-        texts = (f"{name} {value:g}{units[name]}" for name, value in prediction["values"].items())
-        return ", ".join(texts) or "no number"
-
     def decision(self, outputs: Outputs, space: OutputSpace) -> str | None:
         if self.adverse is None:
             return None
@@ -247,6 +245,12 @@ class Values(OutputKind):
             return "have values in different units"
         return None if self.usual_target == other.usual_target else "name different values as adverse"
 
-    def described(self) -> dict[str, Any]:
-        adverse = None if self.adverse is None else self.adverse.model_dump(exclude_none=True)
-        return {**super().described(), "values": [value.model_dump() for value in self.values], "adverse": adverse}
+    def described(self) -> OutputsItem:
+        bound = self.adverse
+        return OutputsItem(
+            kind=self.kind,
+            values=[ValueItem(name=value.name, unit=value.unit, title=value.title) for value in self.values],
+            adverse=None if bound is None else BoundItem(above=bound.above, below=bound.below, value=bound.value),
+            spaces=[space.value for space in self.spaces],
+            default_space=self.default_space.value,
+        )

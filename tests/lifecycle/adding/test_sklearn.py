@@ -175,7 +175,7 @@ def test_what_a_regressor_answers_are_values(name: str, tmp_path: Path) -> None:
 
     outputs = added.trial.manifest.outputs
     assert (outputs.kind, len(outputs.names)) == ("values", count)
-    assert [value["unit"] for value in outputs.described()["values"]] == list(units)
+    assert [value.unit for value in outputs.described().values or ()] == list(units)
     answered = added.trial.deployed(rows)[OutputSpace.VALUE]
     assert answered == pytest.approx(expected, rel=1e-5, abs=1e-5 * np.abs(expected).max())
     explanation = added.explanation

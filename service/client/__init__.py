@@ -1,0 +1,93 @@
+"""The Python client: predictions with explanations from a running service, typed.
+
+    with Client("http://localhost:8080", key="ak_...") as client:
+        loan = client.model("loan")
+        explanation = loan.explain(row, context=Context(subject="applicant-4711"), target="denied")
+        explanation.attributions.ranked()[:4], explanation.reasons, client.verify(explanation.id).valid
+
+It needs httpx and nothing else, so that it can be installed without the service.
+"""
+
+from .answers import (
+    Attributions,
+    Baseline,
+    ByFeature,
+    ByPixel,
+    ByToken,
+    Explanation,
+    LogPlace,
+    ModelRef,
+    PredictedClass,
+    PredictedLabels,
+    PredictedValues,
+    Prediction,
+    Reason,
+    Record,
+    Target,
+    Timings,
+    Verification,
+)
+from .calls import Context, Contrast, Noise, Parameters
+from .clients import AsyncClient, AsyncModel, Client, Model
+from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
+from .errors import (
+    ClientError,
+    DamagedRecord,
+    Erased,
+    Fault,
+    Forbidden,
+    ImpossibleRequest,
+    NotFound,
+    Refused,
+    TryLater,
+    Unauthenticated,
+    UnexpectedAnswer,
+    Unreachable,
+)
+from .retries import Retries
+
+__all__ = [
+    "AsyncClient",
+    "AsyncModel",
+    "Attributions",
+    "Baseline",
+    "BaselineSet",
+    "ByFeature",
+    "ByPixel",
+    "ByToken",
+    "Client",
+    "ClientError",
+    "Context",
+    "Contrast",
+    "DamagedRecord",
+    "Erased",
+    "Explanation",
+    "Fault",
+    "Feature",
+    "Forbidden",
+    "ImpossibleRequest",
+    "LogPlace",
+    "Method",
+    "Model",
+    "ModelDescription",
+    "ModelRef",
+    "Noise",
+    "NotFound",
+    "Outputs",
+    "Parameters",
+    "PredictedClass",
+    "PredictedLabels",
+    "PredictedValues",
+    "Prediction",
+    "Reason",
+    "Record",
+    "Refused",
+    "Retries",
+    "Target",
+    "Timings",
+    "TryLater",
+    "Unauthenticated",
+    "UnexpectedAnswer",
+    "Unreachable",
+    "Verification",
+]

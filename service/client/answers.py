@@ -1,0 +1,326 @@
+"""Predictions, explanations and records, as the service answers them.
+
+Attributions are by feature, by pixel or by token; a prediction is of a class, of several labels, or of values. Each is
+a class of its own, and which one it is the answer says by its shape.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from .errors import DamagedRecord
+from .reading import read
+
+E = TypeVar("E", bound="Explanation")
+
+
+class Prediction(ABC):
+    """What the deployed model answers for an instance."""
+
+    __slots__ = ()
+    output_space: str
+    """What its numbers are: `probability`, `logit` or `value`."""
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """It in a few words."""
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Prediction:
+        """Of the kind that its names say. Raises UnexpectedAnswer."""
+        if "values" in content:
+            return read(PredictedValues, content)
+        return read(PredictedLabels, content) if "labels" in content else read(PredictedClass, content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedClass(Prediction):
+    """One of the model's labels; none where the outputs are not finite."""
+
+    output_space: str
+    outputs: tuple[float, ...] = ()
+    label: str | None = None
+    index: int | None = None
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        return self.label if self.label is not None else "no number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedLabels(Prediction):
+    """Those of the model's labels that are over their thresholds, the likeliest first; perhaps none."""
+
+    output_space: str
+    labels: tuple[str, ...]
+    outputs: tuple[float, ...] = ()
+    label: str | None = None
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        return ", ".join(self.labels) or "no label"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedValues(Prediction):
+    """Numbers by name, with their units (`1` for none)."""
+
+    output_space: str
+    values: dict[str, float]
+    units: dict[str, str]
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        return ", ".join(f"{name} {with_unit(value, self.units[name])}" for name, value in self.values.items()) or (
+            "no number"
+        )
+
+
+class Attributions(ABC):
+    """What each unit of the input (a feature, a pixel, a token) moved the output by."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the units."""
+
+    @property
+    @abstractmethod
+    def values(self) -> tuple[float, ...]:
+        """Of the units, in their order."""
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Names and values, the largest first, either way."""
+        return sorted(zip(self.names, self.values, strict=True), key=lambda named: -abs(named[1]))
+
+    @staticmethod
+    def from_json(content: Any) -> Attributions:
+        """Of the kind that their shape says. Raises UnexpectedAnswer."""
+        if isinstance(content, list):
+            return ByToken(tuple(read(Token, token) for token in content))
+        return read(ByPixel, content) if isinstance(content.get("shape"), list) else ByFeature(content)
+
+
+@dataclass(frozen=True, slots=True)
+class ByFeature(Attributions):
+    """Of a table, by the name of the feature or of its group."""
+
+    by_name: dict[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.by_name[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.by_name)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return tuple(self.by_name.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByPixel(Attributions):
+    """Of an image: `values` row by row, summed over channels; `channels` [channel][row][column] where asked for."""
+
+    shape: tuple[int, ...]
+    values: tuple[float, ...]
+    channels: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        width = self.shape[1]
+        return tuple(f"row {at // width}, column {at % width}" for at in range(len(self.values)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A token's value; where it begins and ends in the text (characters) or the file (bytes), if it came as one."""
+
+    token: str | int
+    attribution: float
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ByToken(Attributions):
+    """Of a text, a file or a list of tokens: by token, in their order."""
+
+    tokens: tuple[Token, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(str(token.token) for token in self.tokens)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return tuple(token.attribution for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """The version that answered."""
+
+    name: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What was explained: the output of a label, perhaps less that of another, or a value."""
+
+    index: int
+    label: str | None = None
+    rather_than: str | None = None
+    value: str | None = None
+    unit: str | None = None
+
+    @property
+    def text(self) -> str:
+        """It in words."""
+        name = self.value if self.label is None else self.label
+        return f"{name} rather than {self.rather_than}" if self.rather_than is not None else str(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What the input is compared with."""
+
+    name: str
+    size: int
+    version: str | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """A principal reason: what it moved the output by, towards what is adverse."""
+
+    feature: str
+    text: str
+    contribution: float
+    code: str | None = None
+    features: tuple[str, ...] = ()
+    tied: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """In milliseconds."""
+
+    queue: float
+    compute: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One explanation. What could not be computed, or is not shown to this key, is None.
+
+    `content` is the JSON that it was read from, with what this client does not know.
+    """
+
+    id: str
+    method: str
+    prediction: Prediction | None = None
+    model: ModelRef | None = None
+    target: Target | None = None
+    output_space: str | None = None
+    output: float | None = None
+    baseline_output: float | None = None
+    attributions: Attributions | None = None
+    completeness: str | None = None
+    completeness_error: float | None = None
+    attribution_error: float | None = None
+    standard_error: Attributions | None = None
+    attribution_errors: Attributions | None = None
+    interactions: tuple[tuple[float, ...], ...] | None = None
+    groups: tuple[Mapping[str, Any], ...] | None = None
+    noise: Mapping[str, Any] | None = None
+    converged: bool | None = None
+    reason: str | None = None
+    evaluations: int | None = None
+    baseline: Baseline | None = None
+    flags: tuple[str, ...] = ()
+    cached: bool = False
+    reasons: tuple[Reason, ...] = ()
+    disclosure: Mapping[str, Any] | None = None
+    timings_ms: Timings | None = None
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def change(self) -> float | None:
+        """What the attributions explain: the output less the baseline's."""
+        return None if self.output is None or self.baseline_output is None else self.output - self.baseline_output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPlace:
+    """Where a record stands in the log; `tombstone` is the row of the event that erased the personal part."""
+
+    sequence: int
+    leaf: str
+    tombstone: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record(Explanation):
+    """A stored explanation, with whom it concerns and where it stands in the log; `created` in microseconds (UTC)."""
+
+    created: int
+    tenant: str
+    key_id: str
+    ledger: LogPlace
+    retention: str | None = None
+    subject: str | None = None
+    decision_id: str | None = None
+    cohort: dict[str, str] = field(default_factory=dict)
+    input: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Whether a record is as it was written. `signed` is when the log of that `size` was, in microseconds (UTC)."""
+
+    id: str
+    valid: bool
+    erased: bool
+    faults: tuple[str, ...]
+    size: int
+    signed: int
+
+
+def with_unit(value: float, unit: str | None) -> str:
+    """The number with its unit, in six digits."""
+    return f"{value:g}" if unit in (None, "1") else f"{value:g} {unit}"
+
+
+def read_explained(content: Mapping[str, Any], prediction: Mapping[str, Any]) -> Explanation:
+    """An explanation of a reply, and the prediction beside it. Raises UnexpectedAnswer."""
+    return _read(Explanation, {**content, "prediction": prediction})
+
+
+def read_record(content: Mapping[str, Any]) -> Record:
+    """A stored explanation. Raises DamagedRecord, UnexpectedAnswer."""
+    if content.get("damaged"):
+        raise DamagedRecord(
+            f"the record of {content.get('id')} is not what was written; `answerable ledger verify` says what else is "
+            "not"
+        )
+    return _read(Record, content)
+
+
+def _read(kind: type[E], content: Mapping[str, Any]) -> E:
+    told = {name: value for name, value in content.items() if value is not None}
+    return replace(read(kind, told), content=content)
