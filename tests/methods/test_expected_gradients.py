@@ -16,6 +16,7 @@ from service.domain import Completeness, Floats, OutputSpace
 from service.methods.expected_gradients import expected_gradients
 from service.methods.questions import Attribution, DeadlinePassed, Method, Points, Problem, Readout, evaluated
 from service.methods.shared.one_gradient import of_one_gradient
+from service.numerics.sampling_error import sampling_error
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose, Reference
@@ -46,8 +47,11 @@ def test_on_a_linear_model_it_is_weight_times_difference_from_the_mean(pose: Pos
     result = drive(expected_gradients(problem), linear)
     np.testing.assert_allclose(result.values, WEIGHTS * (X - BASELINES.mean(axis=0)), rtol=1e-9)
     assert result.standard_error is not None
+    of_baselines = WEIGHTS * (X - BASELINES)
+    np.testing.assert_allclose(result.standard_error, sampling_error(of_baselines), rtol=1e-9)
     spread = np.abs(WEIGHTS) * BASELINES.std(axis=0, ddof=1) / np.sqrt(len(BASELINES))
-    np.testing.assert_allclose(result.standard_error, spread, rtol=1e-9)
+    assert (result.standard_error > spread).all()
+    assert (result.standard_error < 1.4 * spread).all()
 
 
 def test_on_a_quadratic_model_it_is_exact(pose: Pose, drive: Drive) -> None:
@@ -121,7 +125,8 @@ def test_more_points_leave_the_standard_error_where_it_is(
     baselines = training_baselines.astype(np.float64)[:32]
     row = heldout[0]
     of_baselines = reference.walked(baselines, np.tile(row, (32, 1)))[OutputSpace.LOGIT]
-    expected = of_baselines.std(axis=0, ddof=1) / np.sqrt(32)
+    expected = sampling_error(of_baselines)
+    assert expected is not None
     for tolerance in (0.05, 0.01):
         problem = pose(network, row, baselines, OutputSpace.LOGIT, tolerance=tolerance)
         result = drive(expected_gradients(problem), network)
