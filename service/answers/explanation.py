@@ -12,6 +12,7 @@ from service.access.visibility import (
     ALWAYS,
     BY_UNIT,
     ERROR,
+    ERRORS_BY_UNIT,
     FIRST_PARTS,
     JOINT,
     JOINT_PARTS,
@@ -83,12 +84,14 @@ class Explained:
     ] = None
     standard_error: Annotated[
         AnyAttributions | None,
-        BY_UNIT,
-        Field(description="of expected gradients: the error from the baseline set being a sample"),
+        ERRORS_BY_UNIT,
+        Field(
+            description="of expected gradients: the error from the baseline set being a sample; 1.96 of it hold the mean over the population in 95 of 100"
+        ),
     ] = None
     attribution_errors: Annotated[
         AnyAttributions | None,
-        BY_UNIT,
+        ERRORS_BY_UNIT,
         Field(description="with `errors`: how far each attribution may be off, in units of the output"),
     ] = None
     interactions: Annotated[

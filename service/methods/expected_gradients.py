@@ -38,7 +38,7 @@ def expected_gradients(problem: Problem) -> Method:
         evaluations=paths.evaluations,
         rule="sweep",
         stopped=stopped,
-        standard_error=sampling_error(problem.per_unit(of_paths)),
+        standard_error=sampling_error(problem.per_unit(of_paths)) if len(of_paths) > 1 else None,
     )
 
 

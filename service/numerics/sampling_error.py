@@ -29,11 +29,9 @@ UNSEEN_ROWS = (3 / NORMAL_QUANTILE) ** 2
 """So that 1.96 of what follows from a unit that no row tells of are 3 / K of the units' root mean square deviation."""
 
 
-def sampling_error(rows: Floats) -> Floats | None:
-    """Of the mean over `rows` [K, units], a random sample: [units], in the rows' units. None of a single row."""
+def sampling_error(rows: Floats) -> Floats:
+    """Of the mean over `rows` [K, units], a random sample of two or more: [units], in the rows' units."""
     count = len(rows)
-    if count < 2:
-        return None
     deviations = rows - rows.mean(axis=0)
     largest = np.abs(deviations).max(axis=0)
     relative = deviations / np.where(largest > 0, largest, 1.0)  # so that no power of small ones underflows
@@ -60,4 +58,4 @@ def student_quantile(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    return z + sum(term / float(freedom) ** power for power, term in enumerate(terms, start=1))

@@ -36,16 +36,13 @@ def test_of_many_normal_rows_it_is_the_deviation_over_the_root_of_their_number()
 def test_what_no_row_tells_is_taken_from_other_units() -> None:
     rows = np.random.default_rng(2).normal(size=(8, 3)) * [1.0, 1.0, 0.0]
     error = sampling_error(rows)
-    assert error is not None
     assert error[:2].min() / 3 < error[2] < error[:2].min()
     assert sampling_error(np.ones((8, 3))) == pytest.approx(np.zeros(3))
-    assert sampling_error(rows[:1]) is None
 
 
 def test_no_power_of_small_figures_underflows() -> None:
     rows = np.random.default_rng(3).gamma(1.0, size=(8, 5))
     error = sampling_error(rows)
-    assert error is not None
     np.testing.assert_allclose(sampling_error(rows * 1e-120), error * 1e-120, rtol=1e-12)
 
 
@@ -71,7 +68,6 @@ def test_it_covers_whatever_the_number_of_rows(kind: str, count: int) -> None:
     for _ in range(200):
         rows = population[draws.integers(len(population), size=count)]
         error = sampling_error(rows)
-        assert error is not None
         off = np.abs(rows.mean(axis=0) - truth)
         covered.append(off <= Z * error)
         old.append(off <= Z * rows.std(axis=0, ddof=1) / count**0.5)
