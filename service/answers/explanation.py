@@ -86,7 +86,8 @@ class Explained:
         AnyAttributions | None,
         ERRORS_BY_UNIT,
         Field(
-            description="of expected gradients: the error from the baseline set being a sample; 1.96 of it hold the mean over the population in 95 of 100"
+            description="of expected gradients: the error from the baseline set being a sample; in 95 of 100, what the "
+            "whole population would give is within 1.96 of it"
         ),
     ] = None
     attribution_errors: Annotated[

@@ -14,6 +14,7 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select, update
 
 from service.access.permissions import OPEN, Policy, Quota
 from service.access.visibility import ALWAYS, MIN_STEP, PARTS, marks_of
@@ -23,6 +24,7 @@ from service.answers.explanation import Answered, ExplanationItem
 from service.answers.reading import read
 from service.answers.record import RecordItem
 from service.catalog.outputs.classes import ClassPrediction
+from service.ledger.tables import explanations, log
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -301,6 +303,24 @@ def test_all_outputs_are_on_one_grid() -> None:
     )
     assert {name: recorded[name] for name in fields} == {name: shown[name] for name in fields}
     assert shown_of(explanation, Policy(outputs=False), prediction)["noise"]["output"] is None
+
+
+async def test_a_proof_shows_a_limited_key_no_old_record(
+    service: Service, client_with: Client, explain: Explain, instance: dict[str, Any]
+) -> None:
+    """The log's text of the oldest records is the whole answer; of later ones it holds nothing that a policy hides."""
+    async with client_with() as whole, client_with(policy=NARROW) as narrow:
+        (explanation,) = (await explain([instance], by=whole))["explanations"]
+        path = f"/v1/explanations/{explanation['id']}/proof"
+        shown = [(await client.get(path)).json()["record"] for client in (whole, narrow)]
+        assert shown[0] == shown[1] is not None
+        assert not {"attributions", "output", "attribution_error"} & orjson.loads(shown[0])["content"].keys()
+        old = orjson.dumps({"id": explanation["id"], "attributions": explanation["attributions"]})
+        with service.database.begin() as connection:
+            sequence = select(explanations.c.seq).where(explanations.c.id == explanation["id"]).scalar_subquery()
+            connection.execute(update(log).where(log.c.seq == sequence).values(record=old))
+        shown = [(await client.get(path)).json()["record"] for client in (whole, narrow)]
+    assert shown == [old.decode(), None]
 
 
 @given(
