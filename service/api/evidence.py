@@ -199,7 +199,7 @@ def _is_shown(policy: Policy, stored: Stored) -> bool:
     if not policy.limits_values:
         return True
     try:
-        return orjson.loads(stored.record).keys() <= in_clear(RecordItem)
+        return set(orjson.loads(stored.record)) <= in_clear(RecordItem)
     except ValueError:
         return False
 

@@ -32,7 +32,7 @@ from tests.accuracy.engine import with_gelu
 MODELS = Path(__file__).parents[2] / "models"
 TOLERANCES = (0.05, 0.01, 0.001)
 SPACES = (OutputSpace.PROBABILITY, OutputSpace.LOGIT)
-LOANS, DIGITS, TEXTS_A_LABEL = 25, 20, 4
+LOANS, DIGITS, TEXTS_A_LABEL = 25, 20, 2
 
 Row = tuple[float, ...]
 Rows = Callable[[Trial], Sequence[Row]]
