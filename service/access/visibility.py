@@ -81,8 +81,16 @@ def _by_component(value: Any, limits: Limits) -> Any:
     return value.with_values(on_grid(value.values, limits.component_step))
 
 
+def _errors_by_component(value: Any, limits: Limits) -> Any:
+    if (step := limits.component_step) is not None:
+        # a value is off by half a step more, once it is rounded
+        value = value.with_values(tuple(rounded_up(error + step / 2, step) for error in value.values))
+    return value if limits.kept is None else value.keeping(limits.kept)
+
+
 def _error(value: float, limits: Limits) -> float:
-    return value if limits.policy.digits is None else float(f"{value:.{limits.policy.digits}g}")
+    step = step_of((value,), limits.policy)
+    return value if step is None else rounded_up(value, step)
 
 
 def _output(hidden: object) -> Mark:
@@ -104,10 +112,12 @@ JOINT = Mark(_joint, is_measured=True)
 """Values of several components together. Groups of one would reveal all values, so none is shown with `top`."""
 BY_COMPONENT = Mark(_by_component, is_measured=True)
 """Values by feature, pixel or token (`service.catalog.inputs.kind.Attributions`)."""
+ERRORS_BY_COMPONENT = Mark(_errors_by_component, is_measured=True)
+"""How far the values by component may be off as they are shown: rounded up on their grid, and never to 0."""
 ON_COMPONENT_GRID = Mark(lambda value, limits: on_grid(value, limits.component_step), is_measured=True)
 """A figure computed from the values of components, rounded as they are."""
 ERROR = Mark(_error)
-"""An error estimate, rounded relative to itself."""
+"""An error estimate, rounded up relative to itself."""
 OUTPUT = _output(ABSENT)
 """An output of the model."""
 OUTPUT_OR_NULL = _output(None)
@@ -186,3 +196,8 @@ def on_grid(value: Any, step: float | None) -> Any:
     if isinstance(value, tuple | list):
         return tuple(on_grid(member, step) for member in value)
     return float(f"{round(value / step) * step:.15g}")  # without the digits that the multiplication adds
+
+
+def rounded_up(value: float, step: float) -> float:
+    """The least point of the grid that is not below `value`, but for the rounding of floats."""
+    return float(f"{math.ceil(value / step * (1 - 1e-12)) * step:.15g}")

@@ -12,6 +12,7 @@ from service.access.visibility import (
     ALWAYS,
     BY_COMPONENT,
     ERROR,
+    ERRORS_BY_COMPONENT,
     FIRST_PARTS,
     JOINT,
     JOINT_PARTS,
@@ -83,12 +84,15 @@ class Explained:
     ] = None
     standard_error: Annotated[
         AnyAttributions | None,
-        BY_COMPONENT,
-        Field(description="of expected gradients: the error from the baseline set being a sample"),
+        ERRORS_BY_COMPONENT,
+        Field(
+            description="of expected gradients: the error from the baseline set being a sample; in 95 of 100, what the "
+            "whole population would give is within 1.96 of it"
+        ),
     ] = None
     attribution_errors: Annotated[
         AnyAttributions | None,
-        BY_COMPONENT,
+        ERRORS_BY_COMPONENT,
         Field(description="with `errors`: how far each attribution may be off, in units of the output"),
     ] = None
     interactions: Annotated[

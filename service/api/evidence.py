@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import orjson
 from fastapi import Query
 from pydantic import BaseModel, Field
 
+from service.access.permissions import Policy
+from service.answers.record import RecordItem, in_clear
 from service.api.auth import needs
 from service.api.explanations import find_stored
 from service.api.filters import FROM, TO, From, To
@@ -17,6 +20,7 @@ from service.api.routing import new_router
 from service.api.schemas import NOTHING, Nothing
 from service.errors import NotFound
 from service.ledger.checkpoints import Checkpoint
+from service.ledger.entries import Stored
 from service.ledger.export_checking import checkpoint_faults
 from service.ledger.merkle import is_included
 from service.ledger.searches import EventSearch
@@ -61,7 +65,7 @@ class ProofReply(BaseModel):
     id: str = Field(description="of the explanation")
     leaf_index: int = Field(description="from 0")
     leaf: str = Field(description="in hexadecimal")
-    record: str | None = Field(description="the text that the leaf is the hash of")
+    record: str | None = Field(description="the text that the leaf is the hash of; null where it is gone or not shown")
     path: list[str] = Field(description="hashes, from the leaf up, in hexadecimal")
     checkpoint: CheckpointItem = Field(description="the signed state that the path ends in")
 
@@ -106,14 +110,17 @@ class EventsReply(BaseModel):
 @router.get("/v1/explanations/{explanation}/proof", responses=answers(404, 503))
 @needs("ledger:read")
 async def prove_explanation(request: ApiRequest, explanation: str) -> ProofReply:
-    """The inclusion proof of an explanation, erased or not, and the signed checkpoint that it ends in."""
+    """The inclusion proof of an explanation, erased or not, and the signed checkpoint that it ends in.
+
+    A key whose policy limits values gets no `record` of before records had a schema: its text holds the whole answer.
+    """
     stored = await find_stored(request, explanation, erased_too=True)
     path, checkpoint = await request.services.need_ledger().ledger.inclusion(stored.seq)
     return ProofReply(
         id=stored.id,
         leaf_index=stored.seq - 1,
         leaf=stored.leaf.hex(),
-        record=stored.logged.decode() or None,
+        record=stored.logged.decode() or None if _is_shown(request.caller.policy, stored) else None,
         path=[digest.hex() for digest in path],
         checkpoint=_checkpoint(checkpoint),
     )
@@ -185,6 +192,16 @@ async def list_events(request: ApiRequest, query: Annotated[EventsQuery, Query()
         for event in page.events
     ]
     return EventsReply(events=items, next_cursor=page.next_cursor)
+
+
+def _is_shown(policy: Policy, stored: Stored) -> bool:
+    """Whether the text in the log may be read under the policy: it holds nothing but what is for everybody."""
+    if not policy.limits_values:
+        return True
+    try:
+        return set(orjson.loads(stored.record)) <= in_clear(RecordItem)
+    except ValueError:
+        return False
 
 
 def _checkpoint(checkpoint: Checkpoint) -> CheckpointItem:

@@ -182,8 +182,9 @@ class Stored(Entry):
 
     `seq` is its place: 1, 2, 3 ... without gaps, in the order of commit. `logged` are the bytes of its log record and
     `leaf` is their leaf hash, SHA-256(0x00 || logged) (RFC 9162, 2.1.1). `opened` is the plaintext of its sealed
-    part, whose SHA-256 is in the log; like `personal` it is empty once erased. `flags` are in alphabetical order, each
-    once. `tombstone` is the place of the event that erased its personal part, None while that is there.
+    part, whose SHA-256 is in the log; like `personal` it is empty once erased, and where it cannot be opened. `flags`
+    are in alphabetical order, each once. `tombstone` is the place of the event that erased its personal part, None
+    while that is there.
     """
 
     seq: int

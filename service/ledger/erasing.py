@@ -10,7 +10,6 @@ commits to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, false, f
 
 from service.errors import NotFound
 from service.ledger.database import database_in_reach, serialised
-from service.ledger.entries import ERASURE, Event, LogChanged, RequestKey
+from service.ledger.entries import ERASURE, Event, RequestKey
 from service.ledger.erasure_list import ListedErasure
 from service.ledger.events import insert_event
 from service.ledger.job_erasing import end_all_rows_of, end_rows_of, forget_in_specs
@@ -148,8 +147,6 @@ def _names_of(connection: Connection, vault: Vault, tokens: Sequence[str]) -> se
     newest = select(func.max(explanations.c.seq)).where(is_theirs).group_by(explanations.c.subject)
     names: set[str] = set()
     for place in connection.scalars(newest).all():
-        with suppress(LogChanged):  # a damaged record has no name to read; verification reports it
-            names |= {
-                stored.subject for stored in read_places(connection, vault, [place]) if stored.subject is not None
-            }
+        # a damaged record has no name to read; verification reports it
+        names |= {stored.subject for stored in read_places(connection, vault, [place]) if stored.subject is not None}
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -247,7 +248,8 @@ def stored_explanations(
 ) -> Iterable[Stored]:
     """The rows with their tags and their sealed parts, which take one query each for all rows.
 
-    Raises LogChanged when a sealed part is not what was written, or its key is gone and no tombstone says why.
+    A sealed part that is not what was written, or whose key is gone though no tombstone says why, is left empty: who
+    reads it takes its record for damaged, and the others are read all the same.
     """
     tags = select(explanation_tags.c.seq, explanation_tags.c.name, explanation_tags.c.value).where(
         explanation_tags.c.seq.in_([row.seq for row in rows]), explanation_tags.c.name != REVIEWED[0]
@@ -260,20 +262,33 @@ def stored_explanations(
         else:
             cohorts[seq][name.removeprefix(COHORT)] = value
     named = {row.subject for row in rows if row.subject is not None} if opened else set()
-    keys = subject_keys(connection, vault, named)
+    keys = _readable_keys(connection, vault, named)
     for row in rows:
         yield _stored(row, vault if opened else None, keys, tuple(sorted(flags[row.seq])), cohorts[row.seq])
 
 
 def subject_keys(connection: Connection, vault: Vault, tokens: Collection[str]) -> dict[str, bytes]:
-    """The keys of the subjects, by token, of those that exist."""
+    """The keys of the subjects, by token, of those that exist. Raises LogChanged."""
+    try:
+        return {token: vault.unwrap(*wrapped) for token, wrapped in _wrapped_keys(connection, tokens).items()}
+    except CannotBeOpened as error:
+        raise LogChanged("the key of a subject is not what was written") from error
+
+
+def _readable_keys(connection: Connection, vault: Vault, tokens: Collection[str]) -> dict[str, bytes]:
+    """Likewise, without those that are not what was written."""
+    keys: dict[str, bytes] = {}
+    for token, wrapped in _wrapped_keys(connection, tokens).items():
+        with suppress(CannotBeOpened):
+            keys[token] = vault.unwrap(*wrapped)
+    return keys
+
+
+def _wrapped_keys(connection: Connection, tokens: Collection[str]) -> dict[str, tuple[bytes, str]]:
     if not tokens:
         return {}
     rows = connection.execute(select(subjects).where(subjects.c.token.in_(tokens)))
-    try:
-        return {row.token: vault.unwrap(row.key, owner_of(row.token, row.lookup)) for row in rows}
-    except CannotBeOpened as error:
-        raise LogChanged("the key of a subject is not what was written") from error
+    return {row.token: (row.key, owner_of(row.token, row.lookup)) for row in rows}
 
 
 def _stored(
@@ -282,11 +297,10 @@ def _stored(
     plaintext, opened = b"", Opened(None, None, b"")
     record = row.record or b""
     if row.personal is not None and vault is not None:
-        try:
-            plaintext = vault.open(row.personal, row.id, keys.get(row.subject))
-        except CannotBeOpened as error:
-            raise LogChanged(f"the personal part of {row.id} cannot be opened") from error
-        opened = read_opened(record, plaintext)
+        with suppress(CannotBeOpened, KeyError, TypeError, ValueError):
+            readable = vault.open(row.personal, row.id, keys.get(row.subject))
+            opened = read_opened(record, readable)
+            plaintext = readable
     named = {name: value for name, value in row._mapping.items() if name not in {"record", "subject", "decision_id"}}
     return Stored(
         **{**named, "personal": opened.personal},

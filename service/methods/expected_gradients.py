@@ -4,8 +4,9 @@ Erion, Janizek, Sturmfels, Lundberg and Lee, "Improving performance of deep lear
 priors and expected gradients", Nature Machine Intelligence 2021, equation 3. There the two expectations, over the
 baselines and along the paths, are estimated from random draws. Here every baseline is used and only the path integrals
 are approximated (see `service.numerics.sweep`), and what each misses is shared among its inputs; so the numerical
-error is small and known. The other error, that the baseline set is itself a sample, is reported as `standard_error`:
-the spread of the per-baseline attributions over the square root of their number, which more points do not shrink.
+error is small and known. The other error, that the baseline set is itself a sample, is reported as `standard_error`: it
+follows from how the attributions of single baselines differ (`service.numerics.sampling_error`), and more points do not
+shrink it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from service.methods.shared.refining import accepted, refine
 from service.methods.spec import MethodSpec
 from service.numerics.defects import HiddenChanges
 from service.numerics.errors import SWEEP_SAFETY
+from service.numerics.sampling_error import sampling_error
 from service.numerics.sweep import CONTRAST, PathErrors, Sweep
 
 NODES_PER_PATH = 4
@@ -37,17 +39,8 @@ def expected_gradients(problem: Problem) -> Method:
         evaluations=paths.evaluations,
         rule="sweep",
         stopped=stopped,
-        standard_error=_standard_error(problem.per_component(of_paths)),
+        standard_error=sampling_error(problem.per_component(of_paths)) if len(of_paths) > 1 else None,
     )
-
-
-def _standard_error(of_paths: Floats) -> Floats | None:
-    """Of the mean over paths, whose attributions are `of_paths` [paths, components]: [components]."""
-    paths = len(of_paths)
-    if paths < 2:
-        return None
-    error: Floats = of_paths.std(axis=0, ddof=1) / np.sqrt(paths)
-    return error
 
 
 class _Paths:

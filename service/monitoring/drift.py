@@ -75,7 +75,7 @@ class Drift:
 
     def observe(self, plan: Plan, explanation: Explanation, cohort: Mapping[str, str]) -> None:
         """Adds an explanation that was computed, if it is of the kind that counts."""
-        if explanation.attributions is None or not self._counts(plan):
+        if explanation.attributions is None or not self.counts(plan):
             return
         self._waiting.append((explanation.attributions, cohort))
         if len(self._waiting) >= BATCH:
@@ -86,7 +86,8 @@ class Drift:
         if math.isfinite(correlation):
             self._stability.add(np.array([correlation]))
 
-    def _counts(self, plan: Plan) -> bool:
+    def counts(self, plan: Plan) -> bool:
+        """Whether it is like those of the profile."""
         manifest = self.manifest
         outputs, defaults = manifest.outputs, manifest.defaults
         return (

@@ -35,8 +35,9 @@ class Health:
         self._of(version).drift.observe(plan, explanation, cohort)
 
     def consider(self, version: ModelVersion, plan: Plan, explanation: Explanation, expected_points: int) -> None:
-        """Computes a small share of the explanations once more, from another sample of the baseline."""
-        self._probe.consider(version, plan, explanation, expected_points)
+        """Computes a small share of the explanations that count once more, from another sample of the baseline."""
+        if self._of(version).drift.counts(plan):
+            self._probe.consider(version, plan, explanation, expected_points)
 
     def observe_stability(self, version: ModelVersion, correlation: float) -> None:
         """Adds the rank correlation of an explanation and of one from another sample of the baseline."""

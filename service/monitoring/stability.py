@@ -2,7 +2,7 @@
 
 A small random share of the explanations is computed once more at bulk priority, from the mean of a bootstrap sample of
 the baseline set: as many rows, drawn with replacement. What counts is the rank correlation of the absolute
-attributions.
+attributions, both of the target that the first was of.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from service.catalog.manifest import BaselineSet
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Explanation, Plan, Priority
+from service.domain import BaselineChoice, Explanation, Plan, Priority, Target
 from service.engine.protocol import Engine
 from service.errors import AnswerableError, CatalogError
 from service.numerics.ranking import rank_correlation
@@ -49,7 +49,9 @@ class StabilityProbe:
         baseline = _set_of(version, plan)
         if baseline is None:
             return
-        computation = self._compute_again(version, plan, explanation.attributions, expected_points, baseline)
+        computation = self._compute_again(
+            version, plan, explanation.target, explanation.attributions, expected_points, baseline
+        )
         self._task = asyncio.get_running_loop().create_task(computation)
         self._task.add_done_callback(self._done)
 
@@ -65,12 +67,19 @@ class StabilityProbe:
             LOG.error("an explanation could not be computed once more", exc_info=task.exception())
 
     async def _compute_again(
-        self, version: ModelVersion, plan: Plan, first: tuple[float, ...], points: int, baseline: BaselineSet
+        self,
+        version: ModelVersion,
+        plan: Plan,
+        target: Target,
+        first: tuple[float, ...],
+        points: int,
+        baseline: BaselineSet,
     ) -> None:
         try:
             rows = await asyncio.to_thread(read_baseline_rows, version.folder, version.manifest, baseline)
             drawn = rows[self._resample.integers(len(rows), size=len(rows))].mean(axis=0, dtype=np.float64)
-            other = replace(plan, baseline=BaselineChoice("resampled", "1", "", 1, tuple(drawn.tolist())))
+            resampled = BaselineChoice("resampled", "1", "", 1, tuple(drawn.tolist()))
+            other = replace(plan, target=target, baseline=resampled)
             explanation, _ = await self._engine.explain(version.ref, other, points, Priority.BULK)
         except (AnswerableError, CatalogError):
             return  # the service has no time for it now, or stops

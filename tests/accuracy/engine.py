@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -27,10 +28,11 @@ from service.domain import (
     Plan,
 )
 from service.engine.graph.traits import traits_of
+from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import DeployedKernel, Segment, slots_of
 from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
 from service.engine.worker.explanation import explain
-from service.methods.questions import Question
+from service.methods.questions import Points, Question
 from service.methods.registry import BY_NAME
 from service.numerics.links import SOFTMAX
 
@@ -81,6 +83,22 @@ def device_model(
     low, high = np.full(prepared.rows.shape[1], lowest), np.ones(prepared.rows.shape[1])
     manifest = cast(Any, None)  # nothing that computes reads it
     return DeviceModel(KEY, manifest, kernels, lambda _: kernels, {SET: prepared}, traits, low, high, 0.0)
+
+
+def with_gelu(model: DeviceModel, shapes: ChunkShapes = SHAPES) -> DeviceModel:
+    """A table's model with GELU in the place of ReLU: smooth, but for the clipping of outlying inputs."""
+    gradient = model.kernels[Points][0]
+    assert isinstance(gradient, GradientKernel)
+    twin = copy.deepcopy(gradient.network.twin)
+    for name, module in list(twin.named_children()):
+        if isinstance(module, nn.ReLU):
+            setattr(twin, name, nn.GELU())
+    twin.recompile()
+    deployed = DeployedKernel(DeployedNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
+    traits = traits_of(twin, TabularInputs.axes, model.traits.shape, model.traits.labels)
+    kernels = kernels_of(twin, CPU, shapes, traits, deployed)
+    baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
+    return replace(model, kernels=kernels, baselines=baselines, traits=traits)
 
 
 def explained(

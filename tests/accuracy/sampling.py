@@ -19,11 +19,12 @@ from tests.accuracy.measuring import SPACES, case_of
 from tests.accuracy.networks import INPUTS
 from tests.accuracy.truths import along, lines
 
-SIZES = (32, 128)
+SIZES = (8, 16, 32, 128)
 DRAWS, ROWS_EXPLAINED = 10, 4
 DEVIATIONS = 1.96
-NEGLIGIBLE = 1e-6
-"""Of the largest standard error: units that the baselines hardly reach have none to speak of."""
+NEGLIGIBLE = 1e-3
+"""Of the population's largest attribution: units that even the whole population hardly reaches are not counted. Those
+that no row of a set reaches are."""
 POPULATION_LIMIT = 0.01
 """How far the truth may be off, relative to its L1 norm: a tenth of a usual standard error."""
 
@@ -40,21 +41,23 @@ class Sampled:
     whole: int
 
 
-def sampled(network: str, truths: Path | None) -> list[Sampled]:
+def sampled(
+    network: str, truths: Path | None, sizes: tuple[int, ...] = SIZES, explained_rows: int = ROWS_EXPLAINED
+) -> list[Sampled]:
     """Rows explained from sets drawn, with replacement, from the rows that are not explained."""
     torch.set_num_threads(1)
     case, draws = case_of(network), np.random.default_rng(7)
     population, exact = case.rows[INPUTS:], copy.deepcopy(case.network).double()
     model, known = device_model(copy.deepcopy(case.network), population), Known(truths, fingerprint(case.network))
-    counts = {(space, size): np.zeros(2, dtype=int) for space in SPACES for size in SIZES}
+    counts = {(space, size): np.zeros(2, dtype=int) for space in SPACES for size in sizes}
     limits = np.full(len(SPACES), POPULATION_LIMIT)
-    for row in case.rows[:ROWS_EXPLAINED]:
+    for row in case.rows[:explained_rows]:
         target = int(case.network(torch.from_numpy(row[None]).float()).argmax())
         truth = known.truth(
             "population", (population, row), target, limits,
             partial(along, exact, lines(population, row), target, limits, 1, len(population), 4),
         )  # fmt: skip
-        for size in SIZES:
+        for size in sizes:
             for _ in range(DRAWS):
                 drawn = _with_set(model, population[draws.integers(len(population), size=size)])
                 for at, space in enumerate(SPACES):
@@ -74,6 +77,6 @@ def _covered(model: DeviceModel, row: Floats, target: int, space: OutputSpace, t
     told, errors = np.array(answer.attributions), np.array(answer.standard_error)
     if truth.size != errors.size:  # an image's standard errors are those of pixels
         told, truth = (values.reshape(row.shape).sum(axis=0).ravel() for values in (told, truth))
-    counts = errors > NEGLIGIBLE * errors.max()
+    counts = np.abs(truth) > NEGLIGIBLE * np.abs(truth).max()
     result: Floats = np.array([(np.abs(told - truth) <= DEVIATIONS * errors)[counts].sum(), counts.sum()])
     return result

@@ -6,9 +6,11 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import select, update
 
 from service.access.permissions import Policy
 from service.background.export_tables import COLUMNS, table_row, write_csv, write_parquet
+from service.ledger.tables import explanations, subjects
 from tests.api.tampering import Change, changed_record, tampered
 
 if TYPE_CHECKING:
@@ -61,6 +63,36 @@ async def test_a_damaged_record_is_told_and_the_others_are_shown(
     for write in (write_csv, write_parquet):
         with (tmp_path / "table").open("wb") as file:
             assert write(file, rows) == 3
+
+
+@pytest.mark.parametrize("what", ["part", "key"])
+async def test_a_sealed_part_that_cannot_be_opened_hides_no_other(
+    service: Service, make_key: MakeKey, explain: Explain, instance: dict[str, Any], what: str
+) -> None:
+    tenant = f"sealed-{uuid.uuid4()}"
+    async with service.client(make_key(tenant=tenant)) as bank:
+        people = [{"subject": name} for name in ("Ada", "Bo", "Cy")]
+        ids = [(await explain([instance], by=bank, context=who))["explanations"][0]["id"] for who in people]
+        with service.database.begin() as connection:
+            at = connection.execute(select(explanations).where(explanations.c.id == ids[1])).one()
+            if what == "part":
+                is_it = explanations.c.id == ids[1]
+                connection.execute(update(explanations).where(is_it).values(personal=at.personal[:-1] + b"?"))
+            else:
+                is_theirs = subjects.c.token == at.subject
+                connection.execute(update(subjects).where(is_theirs).values(key=b"?" * 60))
+        found = (await bank.get("/v1/explanations")).json()["explanations"]
+        shown = (await bank.get(f"/v1/explanations/{ids[1]}")).json()
+        replayed = (await bank.post(f"/v1/explanations/{ids[1]}:replay")).json()
+        verified = (await bank.post(f"/v1/explanations/{ids[1]}:verify")).json()
+    assert [one["id"] for one in found] == ids[::-1]
+    assert shown == found[1] == {"id": ids[1], "ledger": shown["ledger"], "damaged": True}
+    assert not any("damaged" in one for one in (found[0], found[2]))
+    assert (replayed["verdict"], replayed["fields"]) == ("differs", ["record"])
+    assert not verified["valid"]
+    stored = service.call(service.with_ledger.ledger.get(tenant, ids[1]))
+    assert stored is not None
+    assert table_row(stored)["damaged"]
 
 
 async def test_a_key_with_a_policy_is_told_no_more(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import httpx
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select, update
 
 from service.access.permissions import OPEN, Policy, Quota
 from service.access.visibility import ALWAYS, MIN_STEP, PARTS, marks_of
@@ -23,6 +24,7 @@ from service.answers.explanation import Answered, ExplanationItem
 from service.answers.reading import read
 from service.answers.record import RecordItem
 from service.catalog.outputs.classes import ClassPrediction
+from service.ledger.tables import explanations, log
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -295,12 +297,50 @@ def test_all_outputs_are_on_one_grid() -> None:
 
     assert orjson.loads(encode(limited_prediction(prediction, policy)))["outputs"] == [0.0, 0.36, 0.64]
     assert (shown["output"], shown["baseline_output"], shown["noise"]["output"]) == (0.0, 0.05, 0.01)
-    assert (shown["completeness_error"], shown["attribution_error"]) == (0.0012, 0.0068)
+    assert (shown["completeness_error"], shown["attribution_error"]) == (0.0013, 0.0068), "rounded up"
     recorded = orjson.loads(
         encode(limited(read(RecordItem, RECORD | fields | {"prediction": {**PREDICTION, "outputs": outputs}}), policy))
     )
     assert {name: recorded[name] for name in fields} == {name: shown[name] for name in fields}
     assert shown_of(explanation, Policy(outputs=False), prediction)["noise"]["output"] is None
+
+
+async def test_a_proof_shows_a_limited_key_no_old_record(
+    service: Service, client_with: Client, explain: Explain, instance: dict[str, Any]
+) -> None:
+    """The log's text of the oldest records is the whole answer; of later ones it holds nothing that a policy hides."""
+    async with client_with() as whole, client_with(policy=NARROW) as narrow:
+        (explanation,) = (await explain([instance], by=whole))["explanations"]
+        path = f"/v1/explanations/{explanation['id']}/proof"
+        shown = [(await client.get(path)).json()["record"] for client in (whole, narrow)]
+        assert shown[0] == shown[1] is not None
+        assert not {"attributions", "output", "attribution_error"} & orjson.loads(shown[0])["content"].keys()
+        old = orjson.dumps({"id": explanation["id"], "attributions": explanation["attributions"]})
+        with service.database.begin() as connection:
+            sequence = select(explanations.c.seq).where(explanations.c.id == explanation["id"]).scalar_subquery()
+            connection.execute(update(log).where(log.c.seq == sequence).values(record=old))
+        shown = [(await client.get(path)).json()["record"] for client in (whole, narrow)]
+    assert shown == [old.decode(), None]
+
+
+@given(
+    st.dictionaries(st.text("abcdef", min_size=1), st.floats(-1e6, 1e6), min_size=1, max_size=8),
+    st.floats(0, 10),
+    st.integers(1, 6),
+)
+@settings(deadline=None)  # the first reads annotations
+@example({"a": 0.9, "b": 1e-7}, 1e-9, 2)
+def test_an_error_is_never_rounded_to_nothing(values: dict[str, float], error: float, digits: int) -> None:
+    """What is true is within the errors of what is shown, with what rounding adds."""
+    errors = dict.fromkeys(values, error)
+    explanation = answer(attributions=values, attribution_errors=errors, standard_error=errors)
+    shown = shown_of(explanation, Policy(digits=digits))
+    for name, value in values.items():
+        told = shown["attribution_errors"][name]
+        assert abs(shown["attributions"][name] - value) + error <= told * (1 + 1e-9)
+        assert 0 < told == shown["standard_error"][name]
+    first = shown_of(explanation, Policy(top=1))
+    assert first["attribution_errors"] == dict.fromkeys(first["attributions"], error)
 
 
 @pytest.mark.parametrize("tiny", [5e-324, 1e-322, 2e-308, 1e-200])

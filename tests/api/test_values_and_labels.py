@@ -116,9 +116,8 @@ async def test_several_values_and_why_one_of_them(client: httpx.AsyncClient) -> 
     }
     assert explanation["target"] == {"index": 1, "value": "loss", "unit": "EUR"}
     assert explanation["attributions"] == pytest.approx(SCORES.moved(EXAMPLE, 1), abs=ROUNDING * loss)
-    reply = await client.post("/v1/models/scores:explain", json={"instances": [EXAMPLE]})
-    assert reply.status_code == 422
-    assert reply.json()["detail"] == "target is missing: name one of the values score, loss"
+    _, explanation = await explained(client, SCORES, EXAMPLE)
+    assert explanation["target"] == {"index": 0, "value": "score", "unit": "points"}, "the adverse one"
 
 
 @pytest.mark.parametrize("target", [None, "churn", 0])

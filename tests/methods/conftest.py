@@ -5,7 +5,6 @@ The references read the network from `model.onnx` themselves. Nothing in them is
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,11 +40,8 @@ from service.domain import (
     Priority,
     Target,
 )
-from service.engine.graph.traits import traits_of
-from service.engine.kernels.gradient import GradientKernel
-from service.engine.kernels.kernel import DeployedKernel
 from service.engine.messages import Done
-from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline, put_on_device
+from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
 from service.methods.problem import Attribution, Method, Problem
@@ -66,7 +62,7 @@ from service.methods.questions import (
 from service.methods.registry import BY_NAME
 from service.numerics.cells import Grouping, LocalErrors, Stencils
 from service.numerics.panels import PanelErrors, Panels, vector_errors
-from tests.accuracy.engine import DeployedNetwork, device_model
+from tests.accuracy.engine import device_model, with_gelu
 from tests.conftest import MODELS
 
 torch.set_num_threads(1)  # as in a worker; two that wait for each other compute for longer, and more of it
@@ -149,18 +145,7 @@ def plans(model: DeviceModel) -> PlanMaker:
 @pytest.fixture(scope="session")
 def gelu_model(model: DeviceModel) -> DeviceModel:
     """The loan network with GELU in the place of ReLU: smooth, but for the clipping of outlying inputs."""
-    gradient = model.kernels[Points][0]
-    assert isinstance(gradient, GradientKernel)
-    twin = copy.deepcopy(gradient.network.twin)
-    for name, module in list(twin.named_children()):
-        if isinstance(module, nn.ReLU):
-            setattr(twin, name, nn.GELU())
-    twin.recompile()
-    deployed = DeployedKernel(DeployedNetwork(twin, model.traits.shape), DEPLOYED_ROWS)
-    traits = traits_of(twin, TabularInputs.axes, model.traits.shape, 2)
-    kernels = kernels_of(twin, torch.device("cpu"), SHAPES, traits, deployed)
-    baselines = {digest: prepare_baseline(known.rows, deployed, None) for digest, known in model.baselines.items()}
-    return replace(model, kernels=kernels, baselines=baselines, traits=traits)
+    return with_gelu(model, SHAPES)
 
 
 @dataclass(frozen=True, slots=True)

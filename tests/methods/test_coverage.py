@@ -3,9 +3,9 @@
 `standard_error` is nominal: 1.96 of it are to hold the truth in 95 of 100, here in 90 to 99. `attribution_error` is a
 bound: it is to hold in 90 of 100 at least, and to be of the size of the error that it bounds.
 
-The former is the spread of a sample over the root of its size, with what that cannot know: of a category that is found
-in one row of a hundred, a set of 64 often holds none. On the loan data 88% are within 1.96 with 64 rows, 91% with the
-128 of the model's own set.
+The former knows of what a sample cannot: of a category that is found in one row of a hundred, a set of 64 often holds
+none. On the loan data the spread over the root of the size holds the truth in 88% with 64 rows and in 66% with eight;
+what is stated does in 95% with both.
 """
 
 from __future__ import annotations
@@ -88,9 +88,12 @@ def test_a_set_of_64_is_off_by_its_standard_error(pose: Pose, drive: Drive, name
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_a_set_of_128_loan_rows_is_off_by_its_standard_error(
-    pose: Pose, drive: Drive, reference: Reference, heldout: Floats, space: OutputSpace
+@pytest.mark.parametrize("size", [8, 32, 128])
+def test_a_set_of_loan_rows_is_off_by_its_standard_error(
+    pose: Pose, drive: Drive, reference: Reference, heldout: Floats, space: OutputSpace, size: int
 ) -> None:
+    """Also by those of categories that no row of the set is of."""
+
     def network(rows: Tensor) -> Tensor:
         return reference.logits(rows, torch.relu)
 
@@ -99,7 +102,7 @@ def test_a_set_of_128_loan_rows_is_off_by_its_standard_error(
     for x in heldout[:3]:
         truth = reference.walked(heldout, np.tile(x, (len(heldout), 1)))[space].mean(axis=0)
         for _ in range(25):
-            some = heldout[draws.integers(len(heldout), size=128)]
+            some = heldout[draws.integers(len(heldout), size=size)]
             result = drive(expected_gradients(pose(network, x, some, space, tolerance=0.02)), network)
             errors.append(result.values - truth)
             stated.append(result.standard_error)

@@ -17,6 +17,7 @@ from service.methods.expected_gradients import expected_gradients
 from service.methods.problem import Attribution, Method, Problem
 from service.methods.questions import DeadlinePassed, Points, Readout, evaluated
 from service.methods.shared.one_gradient import of_one_gradient
+from service.numerics.sampling_error import sampling_error
 
 if TYPE_CHECKING:
     from tests.methods.conftest import Drive, Pose, Reference
@@ -47,8 +48,12 @@ def test_on_a_linear_model_it_is_weight_times_difference_from_the_mean(pose: Pos
     result = drive(expected_gradients(problem), linear)
     np.testing.assert_allclose(result.values, WEIGHTS * (X - BASELINES.mean(axis=0)), rtol=1e-9)
     assert result.standard_error is not None
+    of_baselines = WEIGHTS * (X - BASELINES)
+    expected = sampling_error(of_baselines)
+    np.testing.assert_allclose(result.standard_error, expected, rtol=1e-9)
     spread = np.abs(WEIGHTS) * BASELINES.std(axis=0, ddof=1) / np.sqrt(len(BASELINES))
-    np.testing.assert_allclose(result.standard_error, spread, rtol=1e-9)
+    assert (result.standard_error > spread).all()
+    assert (result.standard_error < 1.4 * spread).all()
 
 
 def test_on_a_quadratic_model_it_is_exact(pose: Pose, drive: Drive) -> None:
@@ -122,7 +127,7 @@ def test_more_points_leave_the_standard_error_where_it_is(
     baselines = training_baselines.astype(np.float64)[:32]
     row = heldout[0]
     of_baselines = reference.walked(baselines, np.tile(row, (32, 1)))[OutputSpace.LOGIT]
-    expected = of_baselines.std(axis=0, ddof=1) / np.sqrt(32)
+    expected = sampling_error(of_baselines)
     for tolerance in (0.05, 0.01):
         problem = pose(network, row, baselines, OutputSpace.LOGIT, tolerance=tolerance)
         result = drive(expected_gradients(problem), network)

@@ -142,9 +142,9 @@ class Values(OutputKind):
         if isinstance(requested, Mapping):
             raise self._no_contrast(f"these are values, so name one of them: {', '.join(self.names)}")
         if requested == PREDICTED:
-            if len(self.values) > 1:
+            if len(self.values) > 1 and (self.adverse is None or self.adverse.value is None):
                 raise self._unknown(f"target is missing: name one of the values {', '.join(self.names)}")
-            return 0
+            return self._adverse_index
         return self._index(requested)
 
     @property
