@@ -12,7 +12,7 @@ from fastapi import Path, Response
 
 from service.access.callers import Caller
 from service.access.permissions import Policy
-from service.answers.encoding import encode, to_json
+from service.answers.encoding import encode
 from service.answers.items import TimingsItem
 from service.answers.reading import answer_of, read
 from service.answers.replies import ExplainReply, PredictReply, RememberedReply
@@ -127,7 +127,7 @@ def _reply(answers: Sequence[Answer], *, lacks_subject: bool) -> Response:
         predictions=tuple(answer.prediction for answer in answers),
         explanations=tuple(answer.explanation for answer in answers),
     )
-    timings = to_json(answers[0].explanation.timings_ms)
+    timings = vars(answers[0].explanation.timings_ms)
     headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
     if lacks_subject:
         headers["Answerable-Hint"] = WITHOUT_SUBJECT

@@ -4,7 +4,6 @@ softmax."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -26,7 +25,6 @@ from service.domain import Contrast, Link, OutputSpace, Target
 from service.errors import Kind, invalid, pointer_to
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassPrediction(PredictionItem):
     """What the deployed artefact answers; no label where its numbers are not finite."""
 
