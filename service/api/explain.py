@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Path, Response
@@ -83,9 +82,9 @@ async def _explain(request: ApiRequest, model: str, version: str | None, body: E
     async def explain(key: RequestKey | None) -> Response:
         model_version = services.catalog.find(model, version)
         request.observed.name(model, body.parameters.method or model_version.manifest.defaults.method)
-        parsed = await _request(model_version, body, request.caller, received, use_cache=_may_cache(request))
+        parsed = await _request(model_version, body, request.caller, received, use_cache=_may_cache(request), key=key)
         request.observed.timings = parsed.timings
-        answers = await while_connected(request, services.explaining.explain(replace(parsed, key=key)))
+        answers = await while_connected(request, services.explaining.explain(parsed))
         is_recorded = services.ledger is not None
         return _reply(answers, lacks_subject=is_recorded and any(each.subject is None for each in parsed.contexts))
 
@@ -152,6 +151,7 @@ async def _request(
     received: float,
     *,
     use_cache: bool,
+    key: RequestKey | None = None,
 ) -> ExplainingRequest:
     if version.manifest.inputs.is_read_at_once:
         rows, parameters = _read(version, body)
@@ -167,6 +167,7 @@ async def _request(
         use_cache,
         received,
         counted=1,
+        key=key,
     )
 
 
