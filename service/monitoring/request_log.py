@@ -71,8 +71,8 @@ class DroppedLines(NamedTuple):
 class RequestLog:
     """Writes lines to a stream, standard error for instance, whose reader may stop. For one event loop.
 
-    The thread formats the lines, too. Through `logging`, with its `QueueHandler` and `QueueListener`, a line cost the
-    event loop 14 microseconds more, and the thread 12.
+    The thread formats the lines, too. Through `logging`, with its `QueueHandler` and `QueueListener`, a line cost both
+    threads together 24.5 microseconds, and here 15.5; and it took more code.
     """
 
     def __init__(self, stream: Stream) -> None:
