@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import cache
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, get_type_hints
 
 from service.access.permissions import Policy
 
 MIN_STEP = 1e-250
 """No float32 divided by it overflows; values for which the grid would have to be finer become 0."""
-
-T = TypeVar("T")
 
 
 class Absent(Enum):
@@ -30,6 +28,49 @@ class Absent(Enum):
 
 
 ABSENT: Literal[Absent.ABSENT] = Absent.ABSENT
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Item:
+    """A part of an answer, of named fields: its subclasses are frozen dataclasses, whose values are given by name.
+
+    A value that is the field's default is not stored but read from the class. So a field whose default is None is left
+    out of replies and records, never null, and one without a default may be null: orjson writes what an instance
+    stores, `vars(item)`. Fields that a policy withholds are not stored either, and cannot be read.
+    """
+
+    _defaults: ClassVar[Mapping[str, object]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in cls.__annotations__.keys() - vars(cls).keys():
+            setattr(cls, name, field())  # or it would have the default of the field that it overrides
+        dataclass(init=False, eq=False, repr=False, frozen=True, kw_only=True)(cls)
+        declared: Any = cls
+        cls._defaults = {each.name: each.default for each in fields(declared) if each.default is not MISSING}
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "__dict__", values)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        values = vars(self)
+        for name, default in self._defaults.items():
+            if name in values and values[name] is default:
+                del values[name]
+
+    def adding(self, **values: Any) -> Self:
+        """The same with some other values."""
+        return type(self)(**{**vars(self), **values})
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+T = TypeVar("T", bound=Item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,30 +180,28 @@ def marks_of(kind: Hashable) -> Mapping[str, Mark]:
 
 def limited_to(item: T, limits: Limits) -> T:
     """An answer, or a part of one, with the limits applied."""
-    assert is_dataclass(item)
     kind: Any = type(item)
     marks = marks_of(kind)
-    limited_values: dict[str, Any] = {}
-    for field in fields(item):
-        value = getattr(item, field.name)
-        if field.name not in marks:
-            limited_values[field.name] = ABSENT
-        elif value is None or value is ABSENT or value is field.default:
-            limited_values[field.name] = value
-        else:
-            limited_values[field.name] = marks[field.name].limited(value, limits)
-    limited: T = kind(**limited_values)
+    limited_values = {
+        name: None if value is None else marks[name].limited(value, limits)
+        for name, value in vars(item).items()
+        if name in marks
+    }
+    limited: T = kind(**{name: value for name, value in limited_values.items() if value is not ABSENT})
     return limited
 
 
 def outputs_in(item: object) -> Iterable[float]:
     """The model's outputs in an answer and its parts."""
+    if not isinstance(item, Item):
+        return
     kind: Any = type(item)
-    for name, mark in marks_of(kind).items() if is_dataclass(item) else ():
-        value = getattr(item, name)
+    marks = marks_of(kind)
+    for name, value in vars(item).items():
+        mark = marks.get(name)
         if mark in (OUTPUT, OUTPUT_OR_NULL, OUTPUTS, OUTPUTS_BY_NAME):
             yield from numbers_in(value)
-        elif mark in (PARTS, OWN_PARTS) and value is not None:
+        elif mark in (PARTS, OWN_PARTS):
             yield from outputs_in(value)
 
 

@@ -8,11 +8,11 @@ must be equal. The cost of the explanation and its error estimates have no influ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.access.visibility import marks_of
-from service.answers.encoding import encode, to_json
+from service.access.visibility import Item, marks_of
+from service.answers.encoding import encode
 from service.answers.explanation import Explained
 from service.answers.reading import UnreadableValues
 from service.catalog.inputs.registry import AnyAttributions
@@ -105,10 +105,10 @@ def _split(field: Any) -> tuple[list[Any], object]:
     if isinstance(field, Mapping):
         figures, rests = _split(tuple(field.values()))
         return figures, [[*field], rests]
-    if not is_dataclass(field):
+    if not isinstance(field, Item):
         return ([field], None) if isinstance(field, float | int) else ([], field)
     kind: Any = type(field)
-    members, marks = to_json(field), marks_of(kind)
+    members, marks = {**vars(field)}, marks_of(kind)
     measured = [name for name in members if name in marks and marks[name].is_measured]
     figures, parts = _joined(_split(members.pop(name)) for name in measured)
     return figures, [members, parts]

@@ -11,7 +11,6 @@ Each field says how it is shown under a policy (`service.access.visibility`); a 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from itertools import chain
 from typing import TypeVar
 
@@ -45,7 +44,7 @@ def limited(explanation: T, policy: Policy, prediction: AnyPrediction | None = N
     outputs = chain(outputs_in(prediction), outputs_in(explanation))
     limits = Limits(policy, _largest(values, policy.top), step_of(values, policy), step_of(outputs, policy))
     disclosure = DisclosureItem(top=policy.top, digits=policy.digits, outputs=None if policy.outputs else False)
-    return replace(limited_to(explanation, limits), disclosure=disclosure)
+    return limited_to(explanation, limits).adding(disclosure=disclosure)
 
 
 def _largest(values: Collection[float], top: int | None) -> frozenset[int] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,6 +16,7 @@ from service.access.visibility import (
     JOINT_PARTS,
     OUTPUT,
     PARTS,
+    Item,
 )
 from service.answers.items import (
     BaselineItem,
@@ -49,8 +48,7 @@ something too: the explained label, which by default is the predicted one (the l
 and how many points the row took."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explained:
+class Explained(Item):
     """What an answer and a record both hold. What could not be computed, as the model's answer was not finite, is
     absent."""
 
@@ -127,7 +125,6 @@ class Explained:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Answered(Explained):
     """An explanation as it was answered, but for the time that it took."""
 
@@ -142,18 +139,13 @@ class Answered(Explained):
 
     def taking(self, timings: TimingsItem) -> ExplanationItem:
         """With the time that it took."""
-        return ExplanationItem(**dict(zip(_NAMES, _VALUES(self), strict=True)), timings_ms=timings)
+        return ExplanationItem(**vars(self), timings_ms=timings)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ExplanationItem(Answered):
     """One explanation."""
 
     timings_ms: Annotated[TimingsItem, ALWAYS, Field(description="the header Server-Timing repeats those of the first")]
-
-
-_NAMES = tuple(field.name for field in fields(Answered))
-_VALUES = attrgetter(*_NAMES)
 
 
 def answered(

@@ -1,22 +1,20 @@
 """The parts of an explanation as replies and records have them.
 
 They are typed values: what is computed becomes one, and from then on it is a value of these classes until it is bytes.
-Their fields say what they are, for the documentation of the interface, and what a policy shows of them (see
-`service.access.visibility`). A field with the default None is left out where it is None; one without is always there.
+Their fields say what they are, for the documentation of the interface, and what a policy shows of them. A field with
+the default None is left out where it is None; one without is always there (see `service.access.visibility`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.access.visibility import ALWAYS, ON_COMPONENT_GRID, OUTPUT_OR_NULL
+from service.access.visibility import ALWAYS, ON_COMPONENT_GRID, OUTPUT_OR_NULL, Item
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelItem:
+class ModelItem(Item):
     """The version of a model that answered."""
 
     name: Annotated[str, ALWAYS, Field(description="of the model")]
@@ -24,8 +22,7 @@ class ModelItem:
     digest: Annotated[str, ALWAYS, Field(description="the SHA-256 of the artefact")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedBaseline:
+class RecordedBaseline(Item):
     """The baseline. Of a row that came with the request the digest is in the personal part, where a guess of the row
     cannot be tried against it."""
 
@@ -35,7 +32,6 @@ class RecordedBaseline:
     size: Annotated[int, ALWAYS, Field(description="rows")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineItem(RecordedBaseline):
     """What the input is compared with."""
 
@@ -44,8 +40,7 @@ class BaselineItem(RecordedBaseline):
     digest: Annotated[str, ALWAYS, Field(description="the SHA-256 of the set's file, or of the row")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupItem:
+class GroupItem(Item):
     """Of `directional_ig`: a group of features."""
 
     features: Annotated[
@@ -57,8 +52,7 @@ class GroupItem:
     value: Annotated[float, ON_COMPONENT_GRID, Field(description="the shares of all groups within it")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedNoise:
+class RecordedNoise(Item):
     """The noisy copies that were asked for."""
 
     kind: Annotated[
@@ -70,7 +64,6 @@ class RecordedNoise:
     scale: Annotated[float, ALWAYS, Field(description="standard deviation, as a share of each input's range")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseItem(RecordedNoise):
     """The noisy copies that the values are the mean or the variance over."""
 
@@ -81,8 +74,7 @@ class NoiseItem(RecordedNoise):
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReasonItem:
+class ReasonItem(Item):
     """A principal reason."""
 
     feature: Annotated[str, ALWAYS, Field(description="the feature, or the strongest of those that share the reason")]
@@ -105,8 +97,7 @@ class ReasonItem:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DisclosureItem:
+class DisclosureItem(Item):
     """How the key's policy limits what is shown."""
 
     top: Annotated[int | None, ALWAYS, Field(description="so many of the largest attributions are shown")] = None
@@ -116,8 +107,7 @@ class DisclosureItem:
     outputs: Annotated[bool | None, ALWAYS, Field(description="false: no outputs are shown")] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimingsItem:
+class TimingsItem(Item):
     """How long it took, in milliseconds."""
 
     queue: Annotated[float, ALWAYS, Field(description="waiting for a worker")]

@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import orjson
 
-from service.answers.encoding import name_in_json
 from service.answers.explanation import Answered
 from service.answers.record import DamagedItem, Personal, PlaceItem, RecordItem, in_clear
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
@@ -35,8 +34,7 @@ T = TypeVar("T")
 Reader = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class UnreadableValues:
+class UnreadableValues(NamedTuple):
     """In place of the attributions in a record that was changed. No policy shows it."""
 
     content: Any
@@ -147,9 +145,9 @@ def read(kind: type[T], content: Mapping[str, Any]) -> T:
     another type."""
     values: dict[str, Any] = {}
     hashable: Any = kind
-    for name, written, reader, is_required in _fields(hashable):
-        if written in content:
-            value = content[written]
+    for name, reader, is_required in _fields(hashable):
+        if name in content:
+            value = content[name]
             values[name] = value if value is None or reader is None else reader(value)
         elif is_required:
             raise KeyError(name)
@@ -157,13 +155,12 @@ def read(kind: type[T], content: Mapping[str, Any]) -> T:
 
 
 @cache
-def _fields(kind: Any) -> tuple[tuple[str, str, Reader | None, bool], ...]:
-    """For each field its name, its name in JSON, its reader (None: the value is taken as it is), whether required."""
+def _fields(kind: Any) -> tuple[tuple[str, Reader | None, bool], ...]:
+    """For each field its name, its reader (None: the value is taken as it is), whether required."""
     hints = get_type_hints(kind)
     return tuple(
         (
             field.name,
-            name_in_json(kind, field.name),
             _reader(hints[field.name]),
             field.default is MISSING and field.default_factory is MISSING,
         )

@@ -39,17 +39,14 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
         return None
     contributions = explanation.attributions if sign > 0 else [-value for value in explanation.attributions]
     groups, known = inputs.reason_groups, explanation.attribution_errors
-    sums = [_sum(contributions, group) for group in groups]
-
-    def error(at: int) -> float:
-        return 0.0 if known is None else _sum(known, groups[at])
-
-    adverse = [at for at, contribution in enumerate(sums) if contribution > 0 and contribution > error(at)]
+    sums = _sums(contributions, groups)
+    errors = [0.0] * len(sums) if known is None else _sums(known, groups)
+    adverse = [at for at, contribution in enumerate(sums) if contribution > 0 and contribution > errors[at]]
     adverse.sort(key=sums.__getitem__, reverse=True)  # stable: of equals, the manifest's first
     tied = {
         rank
         for place, (at, weaker) in enumerate(pairwise(adverse[: MAX_REASONS + 1]))
-        if sums[at] - sums[weaker] <= error(at) + error(weaker)
+        if sums[at] - sums[weaker] <= errors[at] + errors[weaker]
         for rank in (place, place + 1)
     }
     return tuple(
@@ -58,10 +55,12 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
     )
 
 
-def _sum(values: Sequence[float], group: ReasonGroup) -> float:
-    """Over the group; most have one member, which needs no adding up."""
-    places = group.places
-    return values[places[0]] if len(places) == 1 else math.fsum(values[place] for place in places)
+def _sums(values: Sequence[float], groups: Sequence[ReasonGroup]) -> list[float]:
+    """Over each of the groups; most have one member, which needs no adding up."""
+    return [
+        values[group.places[0]] if len(group.places) == 1 else math.fsum(values[place] for place in group.places)
+        for group in groups
+    ]
 
 
 def why_no_reasons(manifest: Manifest, target: str | None, *, has_attributions: bool) -> str:

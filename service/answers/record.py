@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, WithJsonSchema
 
 from service.access.callers import Caller
-from service.access.visibility import ABSENT, ALWAYS, OWN_PARTS, PARTS, Absent
-from service.answers.encoding import encode, to_json
+from service.access.visibility import ABSENT, ALWAYS, OWN_PARTS, PARTS, Absent, Item
+from service.answers.encoding import encode
 from service.answers.explanation import IN_CLEAR, Answered, Explained
 from service.answers.items import RecordedBaseline, RecordedNoise
 from service.answers.reasons import texts_digest
@@ -38,16 +37,14 @@ _WHOLE = WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "null"}]})
 _WITHOUT_DEFAULT: Any = _or_absent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedContrast:
+class RecordedContrast(Item):
     """Two labels of which the difference is explained."""
 
     index: Annotated[int, ALWAYS, Field(description="of the label that is explained")]
     rather_than: Annotated[int, ALWAYS, Field(description="the index of the label that it is compared with")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedParameters:
+class RecordedParameters(Item):
     """What the request asked for, defaults filled in."""
 
     target: Annotated[
@@ -71,8 +68,7 @@ class RecordedParameters:
     noise: Annotated[RecordedNoise | None, ALWAYS, Field(description="kind, samples and scale of noisy copies")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceItem:
+class PlaceItem(Item):
     """Where the record stands in the log."""
 
     sequence: Annotated[int, ALWAYS, Field(description="its row, from 1")]
@@ -82,7 +78,6 @@ class PlaceItem:
     tombstone: Annotated[int | None, ALWAYS, Field(description="the row of the event that erased the personal part")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordItem(Explained):
     """All that the ledger holds of an explanation: what was answered, and what it takes to repeat it.
 
@@ -149,8 +144,7 @@ class RecordItem(Explained):
     ledger: Annotated[PlaceItem, PARTS, Field(description="where the record stands in the log")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DamagedItem:
+class DamagedItem(Item):
     """What is shown in the place of a record that was changed behind the ledger's back and cannot be read any more."""
 
     id: Annotated[str, ALWAYS, Field(description="of the explanation")]
@@ -158,16 +152,14 @@ class DamagedItem:
     damaged: Annotated[Literal[True], ALWAYS, Field(description="the record is not what was written; verify the log")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedRow:
+class RecordedRow(Item):
     """The row of a baseline that came with the request, None for a set; and the digest of either."""
 
     row: tuple[float, ...] | None
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Personal:
+class Personal(Item):
     """The personal part of a record, as far as repeating the explanation needs it.
 
     `content` is the whole of it, from which the kind of input reads the row that it wrote.
@@ -199,7 +191,7 @@ def ledger_entry(
 ) -> Entry:
     """The record of one explanation, serialised once."""
     clear = in_clear(Answered)
-    content = to_json(answer)
+    content = vars(answer)
     personal = {
         **version.manifest.inputs.to_record(Row(plan.input, places)),
         "baseline": RecordedRow(row=plan.baseline.row, digest=plan.baseline.digest),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from service.access.visibility import Item
 from service.answers.encoding import encode
 from service.answers.explanation import ExplanationItem
 from service.answers.items import ReasonItem, TimingsItem
@@ -17,23 +17,20 @@ from service.catalog.outputs.predictions import AnyPrediction
 Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictReply:
+class PredictReply(Item):
     """The predictions, in the order of the instances."""
 
     predictions: Annotated[tuple[AnyPrediction, ...], Field(description="one for each instance")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainReply:
+class ExplainReply(Item):
     """The answer, in the order of the instances."""
 
     predictions: Annotated[tuple[AnyPrediction, ...], Field(description="one for each instance")]
     explanations: Annotated[tuple[ExplanationItem, ...], Field(description="one for each instance")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RememberedReply:
+class RememberedReply(Item):
     """What is stored to repeat a reply for an `Idempotency-Key`: the ids of its records, and the times it stated."""
 
     ids: tuple[str, ...]
@@ -45,8 +42,7 @@ class RememberedReply:
         return kept
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchReply:
+class SearchReply(Item):
     """A page of records, the newest first. In the place of one that cannot be read stands what can be said of it."""
 
     explanations: Annotated[
@@ -55,19 +51,23 @@ class SearchReply:
     next_cursor: Annotated[str | None, Field(description="where the next page begins; null after the last")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangeItem:
+class ChangeItem(BaseModel):
     """A value that would be another."""
 
-    feature: Annotated[str, Field(description="its name")]
-    code: Annotated[str | None, Field(description="of the reason that it belongs to")] = None
-    before: Annotated[float, Field(alias="from", description="the value as it is")]
-    after: Annotated[float, Field(alias="to", description="the value as it would be")]
-    unit: Annotated[str, Field(description="of both")]
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    feature: str = Field(description="its name")
+    code: str | None = Field(None, description="of the reason that it belongs to")
+    before: float = Field(validation_alias="from", serialization_alias="from", description="the value as it is")
+    after: float = Field(validation_alias="to", serialization_alias="to", description="the value as it would be")
+    unit: str = Field(description="of both")
+
+    def to_json(self) -> dict[str, Any]:
+        """With the names that are keywords of Python."""
+        return self.model_dump(by_alias=True, exclude_none=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HintItem:
+class HintItem(Item):
     """The smallest change on the way to the baseline after which the answer is not adverse, with the features of these
     reasons only; or why there is none."""
 
@@ -81,8 +81,7 @@ class HintItem:
     why: Annotated[str | None, Field(description="why there is none")] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReasonsReply:
+class ReasonsReply(Item):
     """The principal reasons of a stored explanation."""
 
     id: Annotated[str, Field(description="of the explanation")]
@@ -91,8 +90,7 @@ class ReasonsReply:
     counterfactual: Annotated[HintItem | None, Field(description="absent for a key whose policy limits values")] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DifferenceItem:
+class DifferenceItem(Item):
     """Something that the numbers depend on and that is not what it was when they were recorded."""
 
     what: Annotated[str, Field(description="`artefact`, `baseline`, `manifest`, or `environment.` and a name")]
@@ -103,8 +101,7 @@ class DifferenceItem:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayReply:
+class ReplayReply(Item):
     """The verdict. Without `numbers` and `max_difference` nothing was computed: what it takes is no longer here."""
 
     id: Annotated[str, Field(description="of the explanation")]

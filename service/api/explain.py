@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Path, Response
 
 from service.access.callers import Caller
 from service.access.permissions import Policy
-from service.answers.encoding import encode, to_json
+from service.answers.encoding import encode
 from service.answers.items import TimingsItem
 from service.answers.reading import answer_of, read
 from service.answers.replies import ExplainReply, PredictReply, RememberedReply
@@ -83,9 +82,9 @@ async def _explain(request: ApiRequest, model: str, version: str | None, body: E
     async def explain(key: RequestKey | None) -> Response:
         model_version = services.catalog.find(model, version)
         request.observed.name(model, body.parameters.method or model_version.manifest.defaults.method)
-        parsed = await _request(model_version, body, request.caller, received, use_cache=_may_cache(request))
+        parsed = await _request(model_version, body, request.caller, received, use_cache=_may_cache(request), key=key)
         request.observed.timings = parsed.timings
-        answers = await while_connected(request, services.explaining.explain(replace(parsed, key=key)))
+        answers = await while_connected(request, services.explaining.explain(parsed))
         is_recorded = services.ledger is not None
         return _reply(answers, lacks_subject=is_recorded and any(each.subject is None for each in parsed.contexts))
 
@@ -127,7 +126,7 @@ def _reply(answers: Sequence[Answer], *, lacks_subject: bool) -> Response:
         predictions=tuple(answer.prediction for answer in answers),
         explanations=tuple(answer.explanation for answer in answers),
     )
-    timings = to_json(answers[0].explanation.timings_ms)
+    timings = vars(answers[0].explanation.timings_ms)
     headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
     if lacks_subject:
         headers["Answerable-Hint"] = WITHOUT_SUBJECT
@@ -152,6 +151,7 @@ async def _request(
     received: float,
     *,
     use_cache: bool,
+    key: RequestKey | None = None,
 ) -> ExplainingRequest:
     if version.manifest.inputs.is_read_at_once:
         rows, parameters = _read(version, body)
@@ -167,6 +167,7 @@ async def _request(
         use_cache,
         received,
         counted=1,
+        key=key,
     )
 
 

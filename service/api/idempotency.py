@@ -48,8 +48,7 @@ def is_repeatable(handler: object) -> bool:
 def read_key(request: ApiRequest, content: object) -> RequestKey | None:
     """The header of a request with this body; None where there is none, or no ledger. Raises WrongIdempotencyKey."""
     values = request.headers.getlist(HEADER)
-    services = request.services
-    if not values or services.ledger is None:
+    if not values or (services := request.services).ledger is None:
         return None
     if len(values) > 1 or not values[0].isascii() or not 1 <= len(values[0]) <= MAX_TEXT_LENGTH:
         raise WrongIdempotencyKey(f"{HEADER} has 1 to {MAX_TEXT_LENGTH} visible characters, and is sent once")

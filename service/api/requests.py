@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from fastapi import Request
 
 from service.access.callers import Caller
@@ -20,13 +22,13 @@ class ApiRequest(Request):
     caller: Caller
     key: RequestKey | None = None
 
-    @property
+    @cached_property
     def services(self) -> Services:
         """What the service consists of."""
         services: Services = self.app.state.services
         return services
 
-    @property
+    @cached_property
     def observed(self) -> ObservedRequest:
         """What the log, the metrics and the traces will say of this request; the handler fills it in."""
         observed: ObservedRequest = self.scope["state"].setdefault("observed", ObservedRequest())

@@ -86,10 +86,10 @@ class Route(APIRoute):
         if self._scope != PUBLIC:
             request.caller = await authorise(request, services.authenticator, self._scope, self._needs_operator)
         parameters = dict(request.path_params)
-        if self._scope != PUBLIC or self._query is not QueryModel:  # health probes may add any query
-            query = read_query(request, self._query)
-            if self._query is not QueryModel:
-                parameters["query"] = query
+        if self._query is not QueryModel:
+            parameters["query"] = read_query(request, self._query)
+        elif self._scope != PUBLIC and request.scope["query_string"]:  # health probes may add any query
+            read_query(request, self._query)
         if self._body is not None:
             content = await read_json(
                 request, services.bodies, may_be_absent=self._may_be_absent, may_be_untyped=self._may_be_untyped

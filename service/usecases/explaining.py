@@ -172,7 +172,7 @@ class Explaining:
         untimed = []
         entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
-        for plan, digest, (explanation, cached, timings), context, row, own_id in zip(
+        for plan, digest, (explanation, cached, _), context, row, own_id in zip(
             plans, digests, results, request.contexts, request.rows, ids, strict=True
         ):
             prediction = outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
@@ -181,7 +181,7 @@ class Explaining:
             )
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
-            untimed.append((prediction, answer, timings))
+            untimed.append((prediction, answer))
             if self._ledger is not None:
                 caller, places, job_row = request.caller, row.places, request.job_row
                 entries.append(
@@ -190,31 +190,30 @@ class Explaining:
                     )
                 )
         recording = time.monotonic()
-        timing_items = [_milliseconds(timings, recording - request.received) for _, _, timings in untimed]
-        await self._record(request, entries, room, timing_items)
+        remembered = None
+        if request.key is not None:  # what it remembers leaves out the time that this takes
+            remembered = [_milliseconds(timings, recording - request.received) for _, _, timings in results]
+        await self._record(request, entries, room, remembered)
         recorded = time.monotonic()
         measured.recorded = recording, recorded
-        for _, answer, _ in untimed:
+        timing_items = remembered or [_milliseconds(timings, recorded - request.received) for _, _, timings in results]
+        for _, answer in untimed:
             self._metrics.observe_flags(version.key.name, answer.flags)
-        if request.key is None:
-            total = recorded - request.received
-            timing_items = [_milliseconds(timings, total) for _, _, timings in untimed]
         policy = request.caller.policy
         return [
             limited_answer(prediction, answer, policy, timings)
-            for (prediction, answer, _), timings in zip(untimed, timing_items, strict=True)
+            for (prediction, answer), timings in zip(untimed, timing_items, strict=True)
         ]
 
     async def _record(
-        self, request: Request, entries: Sequence[Entry], room: Room | None, timings: Sequence[TimingsItem]
+        self, request: Request, entries: Sequence[Entry], room: Room | None, remembered: Sequence[TimingsItem] | None
     ) -> None:
-        """Records the explanations; with an idempotency key also `timings`, which every repetition of the answer
-        repeats. They therefore leave out the time that this takes."""
+        """Records the explanations; with an idempotency key also the timings that repetitions of the answer state."""
         if self._ledger is None:
             return
         kept = None
-        if request.key is not None:
-            reply = RememberedReply(ids=tuple(entry.id for entry in entries), timings=tuple(timings))
+        if request.key is not None and remembered is not None:
+            reply = RememberedReply(ids=tuple(entry.id for entry in entries), timings=tuple(remembered))
             kept = request.key.remembered(reply.to_mapping())
         try:
             await self._ledger.append(entries, kept, room)

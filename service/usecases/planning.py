@@ -27,6 +27,7 @@ MAX_CONTRIBUTIONS = 2**28
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
 INLINE = "inline"
+TOLERANCES = frozenset(ToleranceOf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     if not 0 < tolerance <= 1:
         raise _wrong("tolerance", f"tolerance is {tolerance:g}; it must be over 0 and at most 1")
     tolerance_of = parameters.tolerance_of
-    if tolerance_of not in set(ToleranceOf):
+    if tolerance_of not in TOLERANCES:
         detail = f"tolerance_of {abridged(tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
         raise _wrong("tolerance_of", detail + did_you_mean(tolerance_of, ToleranceOf))
     if parameters.seed < 0:

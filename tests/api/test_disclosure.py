@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from service.access.permissions import OPEN, Policy, Quota
-from service.access.visibility import ALWAYS, MIN_STEP, PARTS, marks_of
+from service.access.visibility import ALWAYS, MIN_STEP, PARTS, Item, marks_of
 from service.answers.disclosure import limited, limited_prediction
 from service.answers.encoding import encode
 from service.answers.explanation import Answered, ExplanationItem
@@ -367,15 +367,13 @@ def test_what_is_shown_is_near_and_no_more_than_allowed(numbers: list[float], to
     assert limited(explanation, OPEN) == explanation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sentence:
+class Sentence(Item):
     """A part of an answer, of whose fields one says that it may be shown."""
 
     text: Annotated[str, ALWAYS]
     score: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WithSentence(Answered):
     """An answer of a later version, with fields of which no policy says anything yet, and one of which it does."""
 
@@ -384,7 +382,6 @@ class WithSentence(Answered):
     sentence: Annotated[Sentence, PARTS]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordWithSentence(RecordItem):
     """A record of one."""
 

@@ -113,7 +113,7 @@ class Attributions(Protocol):
         ...
 
     def to_json(self) -> Any:
-        """The attributions as replies and records have them, of objects and lists that any JSON library writes."""
+        """The attributions as replies and records have them, in objects and lists, or as bytes where they are large."""
         ...
 
 

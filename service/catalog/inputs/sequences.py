@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from service.access.visibility import Item
 from service.catalog.formats import RelativePath, Sha256
 from service.catalog.inputs.kind import Declaration, Row
 from service.catalog.version_files import read_verified
@@ -50,8 +50,7 @@ class Bytes(Declaration):
     block: PositiveInt
 
 
-@dataclass(frozen=True, slots=True)
-class Spans:
+class Spans(Item):
     """For each position that is not padding: its number, the token's text, and where the token starts and ends, in
     characters of a text or bytes of a file; a special token has length zero. `truncated` says that there was more than
     the model takes.
@@ -107,7 +106,13 @@ class TextTokenizer:
                 f"the text has {len(ids)} tokens, the model takes {length}: shorten it, or explain it part by part"
             )
         starts, ends = _places(encoding.offsets, encoding.special_tokens_mask)
-        spans = Spans(tuple(range(len(ids))), tuple(encoding.tokens), starts, ends, bool(encoding.overflowing))
+        spans = Spans(
+            positions=tuple(range(len(ids))),
+            tokens=tuple(encoding.tokens),
+            starts=starts,
+            ends=ends,
+            truncated=bool(encoding.overflowing),
+        )
         return Row(_padded(ids, self._inputs), spans)
 
 
@@ -198,7 +203,13 @@ def _of_file(inputs: TokenInputs, declared: Bytes, content: str) -> Row:
     tokens = (*first, *gap * (declared.first - len(first)), *gap * (declared.last - len(last)), *last)
     positions = (*range(len(first)), *range(inputs.length - len(last), inputs.length))
     starts = (*range(start, start + len(first)), *range(end - len(last), end))
-    spans = Spans(positions, (*first, *last), starts, tuple(at + 1 for at in starts), end - start > inputs.length)
+    spans = Spans(
+        positions=positions,
+        tokens=(*first, *last),
+        starts=starts,
+        ends=tuple(at + 1 for at in starts),
+        truncated=end - start > inputs.length,
+    )
     return Row(tuple(map(float, tokens)), spans)
 
 

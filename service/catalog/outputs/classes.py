@@ -4,7 +4,6 @@ softmax."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -28,7 +27,6 @@ from service.errors import Kind, invalid, pointer_to
 from service.numerics.links import SOFTMAX, Link
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassPrediction(PredictionItem):
     """What the deployed artefact answers; no label where its numbers are not finite."""
 

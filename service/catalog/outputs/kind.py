@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.access.visibility import ALWAYS
+from service.access.visibility import ALWAYS, Item
 from service.catalog.nearest import did_you_mean, known
 from service.domain import Floats, OutputSpace, Target
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
@@ -53,13 +53,11 @@ TRUNCATED = Field(description="true where a text or a file was longer than the m
 """The configuration of predictions of every kind."""
 
 
-class PredictionItem:
+class PredictionItem(Item):
     """What the deployed artefact answers, as replies and records have it; each kind has a class of its own.
 
-    Fields with the default None are left out where they are None; the marks say what of them a policy shows.
+    The marks say what of them a policy shows.
     """
-
-    __slots__ = ()
 
     @property
     def recorded_label(self) -> str | None:
@@ -67,8 +65,7 @@ class PredictionItem:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelTarget:
+class LabelTarget(Item):
     """The label whose output is explained, perhaps as compared with another's."""
 
     index: Annotated[int, ALWAYS, Field(description="its place among the model's labels, from 0")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -30,7 +29,6 @@ THRESHOLD = 0.5
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelsPrediction(PredictionItem):
     """What the deployed artefact answers where several labels may be right at once."""
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from service.access.visibility import ALWAYS, OUTPUTS_BY_NAME
+from service.access.visibility import ALWAYS, OUTPUTS_BY_NAME, Item
 from service.catalog.outputs.kind import (
     PREDICTED,
     SHARE_OF_SPREAD,
@@ -71,7 +70,6 @@ class Bound(BaseModel):
         return f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ValuesPrediction(PredictionItem):
     """The values that the deployed artefact answers."""
 
@@ -85,8 +83,7 @@ class ValuesPrediction(PredictionItem):
     truncated: Annotated[bool | None, ALWAYS, TRUNCATED] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValueTarget:
+class ValueTarget(Item):
     """The value that is explained."""
 
     index: Annotated[int, ALWAYS, Field(description="its place among the model's values, from 0")]

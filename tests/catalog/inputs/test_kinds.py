@@ -100,7 +100,8 @@ def test_the_row_nearest_to_a_mean_is_a_row_where_means_are_none(
 def test_records_of_before_name_their_places_spans() -> None:
     spans = {"positions": [0, 1], "tokens": [97, 98], "starts": [0, 1], "ends": [1, 2], "truncated": True}
     read = FILES.of_record({"input": [97, 98, 256, 256], "spans": spans})
-    assert read == Row((97, 98, 256, 256), Spans([0, 1], [97, 98], [0, 1], [1, 2], truncated=True))  # type: ignore[arg-type]
+    places = Spans(positions=[0, 1], tokens=[97, 98], starts=[0, 1], ends=[1, 2], truncated=True)  # type: ignore[arg-type]
+    assert read == Row((97, 98, 256, 256), places)
     assert TOKENS.read([2]).places is None
 
 

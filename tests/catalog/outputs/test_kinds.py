@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 import service
 from service.access.permissions import Policy
 from service.answers.disclosure import limited_prediction
-from service.answers.encoding import encode, to_json
+from service.answers.encoding import encode
 from service.answers.reading import read
 from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.kind import KnownOutputs, OutputKind
@@ -115,7 +115,7 @@ def shown(prediction: AnyPrediction) -> dict[str, Any]:
 
 
 def test_predictions_say_what_the_outputs_mean() -> None:
-    assert to_json(declared(CLASSES).prediction_item([0.2, 0.7, 0.1], P)) == {
+    assert vars(declared(CLASSES).prediction_item([0.2, 0.7, 0.1], P)) == {
         "label": "b",
         "index": 1,
         "outputs": (0.2, 0.7, 0.1),
@@ -124,9 +124,9 @@ def test_predictions_say_what_the_outputs_mean() -> None:
     several = declared(LABELS).prediction_item([0.9, 0.3, 0.4], P)
     assert (several.labels, several.label, several.recorded_label) == (("a", "b"), "a", "a")
     none = declared(LABELS).prediction_item([0.1, 0.1, 0.4], P)
-    assert to_json(none) == {"labels": (), "outputs": (0.1, 0.1, 0.4), "output_space": "probability"}
+    assert vars(none) == {"labels": (), "outputs": (0.1, 0.1, 0.4), "output_space": "probability"}
     values = declared(VALUES).prediction_item([231000.0, 12.0], V)
-    assert to_json(values) == {
+    assert vars(values) == {
         "values": {"price": 231000.0, "days": 12.0},
         "units": {"price": "USD", "days": "1"},
         "output_space": "value",
