@@ -39,8 +39,8 @@ COMPARED = (
     "rule",
 )
 """Of an explanation, everything that was computed."""
-COURSE = frozenset({"completeness_error", "attribution_error", "standard_error", "converged", "reason", "evaluations"})
-"""How the computation went and how far it may be off, not what it resulted in."""
+COURSE = frozenset({"completeness_error", "attribution_error", "converged", "reason", "evaluations"})
+"""How the computation went, not what it resulted in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def is_same_here(app: FastAPI, before: Mapping[str, Any]) -> bool:
     return all(is_same_machine(app, record) for record in before["records"]["all"].values())
 
 
-ERRORS = {"completeness_error", "attribution_error"}
+ERRORS = {"completeness_error", "attribution_error", "attribution_errors", "standard_error"}
 
 
 def same(now: Any, then: Any, tolerance: float = 0.0) -> bool:
@@ -139,7 +139,7 @@ def is_rounded_up(now: Any, then: Any) -> bool:
     if isinstance(then, dict | list):
         pairs = zip(now.values(), then.values(), strict=True) if isinstance(then, dict) else zip(now, then, strict=True)
         return all(is_rounded_up(*pair) for pair in pairs)
-    return same(now, then) or bool(type(now) is type(then) is float and then <= now <= 1.2 * then)
+    return same(now, then) or bool(type(now) is type(then) is float and then <= now <= 1.2 * then + 0.002)
 
 
 async def test_the_log_is_what_was_signed(app: FastAPI, settings: Settings) -> None:
@@ -199,8 +199,9 @@ async def test_every_record_is_replayed(app: FastAPI, client: httpx.AsyncClient,
         replay = response.json()
         # Later versions place nodes otherwise: each answer is within its error of the true one, not of the other.
         assert replay["verdict"] == "environment_differs", replay
-        has_other_nodes = record["rule"] == "midpoint" or not record["converged"]
-        assert replay["numbers"] in ("equal", "within_tolerance", *(["differ"] if has_other_nodes else [])), replay
+        # Nor did the standard error of before hold for few rows.
+        is_other = record["rule"] == "midpoint" or not record["converged"] or "standard_error" in record
+        assert replay["numbers"] in ("equal", "within_tolerance", *(["differ"] if is_other else [])), replay
         if is_same_machine(app, record):
             assert {each["what"] for each in replay["differences"]} <= {"environment.answerable", "manifest"}
             if record["method"] in OF_NO_PATH:
