@@ -315,19 +315,31 @@ class Plan:
 
 @dataclass(frozen=True)
 class ChunkShapes:
-    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others."""
+    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others.
+
+    Rows may be cut to a `length`, where what is cut off is padding; None: they are whole. A model has others for each
+    length, `cut`, ascending; an explanation was computed at one of them.
+    """
 
     brief: int
     long: int
+    length: int | None = None
+    cut: tuple[ChunkShapes, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.brief}+{self.long}"
+        return f"{self.brief}+{self.long}" + ("" if self.length is None else f"x{self.length}")
+
+    def at(self, length: int | None) -> ChunkShapes:
+        """Those for rows of that length; of a length that was not calibrated, as many rows as of whole ones."""
+        known = {shapes.length: shapes for shapes in self.cut}
+        return known.get(length) or ChunkShapes(self.brief, self.long, length)
 
     @staticmethod
     def read(text: str) -> ChunkShapes:
         """The shapes that `text` names. Raises ValueError."""
-        brief, _, long = text.partition("+")
-        return ChunkShapes(int(brief), int(long))
+        rows, _, length = text.partition("x")
+        brief, _, long = rows.partition("+")
+        return ChunkShapes(int(brief), int(long), int(length) if length else None)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ class Calibrations:
     def find(self, model: ModelKey, environment: Mapping[str, str]) -> ChunkShapes | None:
         """The shapes that were kept for this model in this environment; None where there are none to be read."""
         try:
-            return ChunkShapes(**orjson.loads(self._path(model, environment).read_bytes())["rows"])
-        except (OSError, ValueError, KeyError, TypeError):
+            rows = orjson.loads(self._path(model, environment).read_bytes())["rows"]
+            return ChunkShapes(**{**rows, "cut": tuple(ChunkShapes(**cut) for cut in rows.get("cut", ()))})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def keep(self, model: ModelKey, environment: Mapping[str, str], shapes: ChunkShapes) -> None:

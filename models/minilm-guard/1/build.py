@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertModel
 
-LENGTH = 64
+LENGTH = 256
 LABELS = ("harmless", "injection")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -109,7 +109,7 @@ def build(folder: Path) -> Mapping[str, Any]:
             network,
             given,
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("rows")},) * len(INPUTS),
+            dynamic_shapes=({0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=LENGTH)},) * len(INPUTS),
             input_names=list(INPUTS),
             output_names=["logit", "probability"],
             opset_version=OPSET,

@@ -16,6 +16,8 @@ from service.errors import CatalogError
 class OnnxImage(OnnxInputs):
     """Images of a graph; see `OnnxInputs`."""
 
+    inputs: ImageInputs
+
     def __init__(self, inputs: ImageInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
         self.inputs = inputs
         self.graph_inputs = graph_inputs

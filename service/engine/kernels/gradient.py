@@ -376,8 +376,10 @@ class BackgroundGradientKernel(GradientKernel):
         shape: tuple[int, ...],
         labels: int,
         link: Link = Link.SOFTMAX,
+        *,
+        trace: bool = True,
     ) -> None:
-        super().__init__(twin, device, capacity, shape, labels, link)
+        super().__init__(twin, device, capacity, shape, labels, link, trace=trace)
         self._thread = ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
 
     def launch(self, segments: Sequence[Segment]) -> Launched:

@@ -127,9 +127,9 @@ class Trial:
     def _explained(self, plans: Sequence[Plan]) -> list[Explanation]:
         scheduler = Scheduler()
         for task, plan in enumerate(plans):
-            steps = explain(plan, self.model)
+            model = self.model.for_plan(plan)
             now = time.monotonic()
-            scheduler.add(Live(task, steps, self.model.kernels, str(plan.model), Priority.BULK, None, now))
+            scheduler.add(Live(task, explain(plan, model), model.kernels, str(plan.model), Priority.BULK, None, now))
         explained: dict[int, Explanation] = {}
         while scheduler:
             scheduler.step()
