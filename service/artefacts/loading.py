@@ -39,6 +39,8 @@ PARITY_VALUES = 2**26
 """The most values in all tensors of the twin for the random rows, beyond `MIN_PARITY_ROWS`: a large network would take
 minutes for more."""
 MIN_PARITY_ROWS = 16
+CUT_PARITY_ROWS = 4
+"""Of each length that rows are cut to: its weights are those that were compared on whole rows."""
 VALUES_AT_ONCE = 2**24
 EVALUATED_ROWS = 4
 ROWS_AT_ONCE = 32
@@ -150,11 +152,17 @@ def _cut(whole: LoadedModel, cut_to: Callable[[Inputs], Opened], device: torch.d
         try:
             cut = cut_to(inputs)
             set_row_type(cut.twin, whole.row_type)
-            loaded = replace(whole, manifest=own, deployed=cut.deployed, forwards=cut.forwards, encoding=cut.encoding)
             share_weights(cut.twin, whole.twin)
-            loaded = replace(loaded, twin=cut.twin)
+            loaded = replace(
+                whole,
+                manifest=own,
+                deployed=cut.deployed,
+                forwards=cut.forwards,
+                twin=cut.twin,
+                encoding=cut.encoding,
+            )
             _check_cut(loaded, whole)
-            yield replace(loaded, parity=_parity(loaded, cut, device, MIN_PARITY_ROWS))
+            yield replace(loaded, parity=_parity(loaded, cut, device, CUT_PARITY_ROWS))
         except CatalogError:
             LOG.info("%s is not computed for rows cut to %s", whole.key, inputs.shape, exc_info=True)
 

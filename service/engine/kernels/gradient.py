@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -378,9 +378,10 @@ class BackgroundGradientKernel(GradientKernel):
         link: Link = Link.SOFTMAX,
         *,
         trace: bool = True,
+        is_large: bool = False,
     ) -> None:
         super().__init__(twin, device, capacity, shape, labels, link, trace=trace)
-        self._thread = ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
+        self._thread = _thread_of_large_networks() if is_large else _new_thread()
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""
@@ -389,6 +390,17 @@ class BackgroundGradientKernel(GradientKernel):
 
     def run(self, segments: Sequence[Segment]) -> list[object]:
         return self.launch(segments).collect()
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
+
+
+@cache
+def _thread_of_large_networks() -> ThreadPoolExecutor:
+    """The one that all shapes of all large networks share: on several they would take all cores for as long as an
+    explanation takes."""
+    return _new_thread()
 
 
 def _set_up_thread(threads: int) -> None:

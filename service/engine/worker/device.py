@@ -123,7 +123,8 @@ class DeviceModel:
         """The rows of the gradient chunks now, of whole and of cut rows; fewer than at load when the device ran out of
         memory."""
         rows = [kernel.capacity for kernel in self.kernels[Points]]
-        return ChunkShapes(rows[0], rows[-1], self.length, tuple(cut.shapes for cut in self.cut))
+        graded = Points in self.kernels.graded
+        return ChunkShapes(rows[0], rows[-1], self.length, graded, tuple(cut.shapes for cut in self.cut))
 
     def at(self, shapes: ChunkShapes) -> DeviceModel:
         """The model with gradient chunks of these shapes, which takes a moment. Raises torch.OutOfMemoryError."""
@@ -265,17 +266,22 @@ def kernels_of(
         question: partial(kernel, twin, device, shapes.brief, traits.shape, traits.labels, traits.link)
         for question, kernel in on_rows.items()
     }
-    return Kernels(by_type, on_demand)
+    return Kernels(by_type, on_demand, (Points, Rows) if shapes.graded else ())
 
 
 def _gradient_kernels(
     twin: fx.GraphModule, device: torch.device, shapes: ChunkShapes, traits: Traits
 ) -> Sequence[Kernel]:
-    rows = sorted({shapes.brief, shapes.long})
+    rows = shapes.rows
     shape, labels, link = traits.shape, traits.labels, traits.link
     if device.type == "cuda":
         return [GraphedGradientKernel(twin, device, count, shape, labels, link) for count in rows]
     trace = not _is_large(twin, shape)
+    if shapes.graded:  # the shortest takes so long that nobody should wait for it
+        return [
+            BackgroundGradientKernel(twin, device, count, shape, labels, link, trace=trace, is_large=True)
+            for count in rows
+        ]
     brief = GradientKernel(twin, device, rows[0], shape, labels, link, trace=trace)
     return [
         brief,

@@ -107,7 +107,7 @@ class DeviceModels:
         whole = self._models[version]
         lengths = [model for model in (*whole.cut, whole) if model.length == shapes.length]
         model = lengths[0] if lengths and lengths[0].is_as_long_as(usual) else usual
-        shapes = ChunkShapes(shapes.brief, shapes.long, model.length)
+        shapes = replace(shapes, length=model.length)
         if shapes == replace(model.shapes, cut=()):
             return model
         name = version, shapes

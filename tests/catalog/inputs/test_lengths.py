@@ -14,6 +14,7 @@ from service.artefacts.shared_weights import share_weights
 from service.domain import BaselineChoice, ChunkShapes, Conditions, Explanation, Floats, Plan, Prediction, Priority
 from service.engine.messages import Done, Explain, Predict
 from service.engine.protocol import Source
+from service.engine.worker.device import put_on_device
 from service.engine.worker.device_models import DeviceModels
 from service.engine.worker.scheduler import Scheduler
 from service.lifecycle.checking.trial import SHAPES, Trial, load_trial
@@ -106,8 +107,13 @@ def test_its_answer_is_that_of_the_whole_row(network: LongEncoder, trial: Trial,
     np.testing.assert_allclose(told(explanation), attributions, atol=1e-3 * np.abs(attributions).sum() + 1e-7)
 
 
-def test_an_answer_does_not_depend_on_who_shares_its_chunk(trial: Trial) -> None:
-    """Bit for bit, among texts of all lengths."""
+@pytest.mark.parametrize("graded", [False, True])
+def test_an_answer_does_not_depend_on_who_shares_its_chunk(trial: Trial, folder: Path, *, graded: bool) -> None:
+    """Bit for bit, among texts of all lengths; also where a question is cut into several chunks."""
+    if graded:
+        shapes = ChunkShapes(1, 8, graded=True)
+        trial = replace(trial, model=put_on_device(folder, torch.device("cpu"), {}, shapes))
+        assert trial.explained(plan_of(trial, 7)).chunk_rows == "1..8x16"
     plans = [
         plan_of(trial, count, method=method) for count in LENGTHS for method in ("integrated_gradients", "saliency")
     ]
