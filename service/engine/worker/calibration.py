@@ -27,9 +27,9 @@ FEW = (1, 2)
 the next, so that padding a question of six points to eight would take a third more."""
 LARGE_SECONDS = 0.02
 """A network whose smallest of the ladder takes longer is large. It has graded shapes, from the brief chunk to the long
-one: a question is cut into those that it fills. Of an encoder of 22 million weights, one CPU thread, in milliseconds,
-texts of 16 tokens: 1 row 27, 2 rows 37, 4 rows 56, 8 rows 94, 16 rows 159, 32 rows 315; 64 tokens: 1 row 61, 2 rows 100,
-4 rows 180, 8 rows 325; 256 tokens: 1 row 210, 2 rows 419, 4 rows 826."""
+one: a question is cut into those that it fills. Milliseconds of an encoder of 22 million weights on one CPU thread, for
+1, 2, 4 rows and so on: of 16 tokens 27, 37, 56, 94, 159, 315; of 64 tokens 61, 100, 180, 325; of 256 tokens 210, 419,
+826."""
 MAX_CHUNK_SECONDS = 0.02
 """Of a network that is not large, a chunk that takes longer is not tried at a larger shape: a question may have to wait
 for one."""

@@ -36,8 +36,12 @@ MIN_QUANTUM = 64
 SHARES = 4
 MAX_FLIGHTS = 2
 """How many chunks are launched at once: one that the device computes, one that waits for it."""
-PATIENCE_SECONDS = 0.0005
-POLL_SECONDS = 0.0002
+PATIENCE_SECONDS = (0.0005, 0.002)
+PATIENCE_SHARE = 1 / 16
+POLLS = 3
+"""For a chunk under way the worker waits for that share of the time that it has taken so far, within these limits, and
+then looks for new requests; it looks so often whether the chunk is done. Looking every 0.2 ms took some 7% of a core
+beside chunks of 0.15 s."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,11 +102,13 @@ class _Flight:
         """Whether no interactive explanation has a part in it."""
         return all(portion.live.priority is Priority.BULK for portion, _ in self.taken)
 
-    def wait(self, seconds: float) -> None:
-        """Returns when it is done, or after that time."""
-        until = time.monotonic() + seconds
-        while not self.is_done() and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
+    def wait(self) -> None:
+        """Returns when it is done, or after a while that is short beside the time that it takes."""
+        now = time.monotonic()
+        least, most = PATIENCE_SECONDS
+        seconds = min(max(least, (now - self.started) * PATIENCE_SHARE), most)
+        while not self.is_done() and time.monotonic() < now + seconds:
+            time.sleep(seconds / POLLS)
 
 
 def _always() -> bool:
@@ -201,7 +207,7 @@ class Scheduler:
         if taken is not None:
             self._go(*taken)
         elif self._flights:
-            self._flights[0].wait(PATIENCE_SECONDS)
+            self._flights[0].wait()
         while self._flights and self._flights[0].is_done():
             self._deliver(self._flights.popleft())
 

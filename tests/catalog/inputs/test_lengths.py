@@ -123,7 +123,7 @@ def test_an_answer_does_not_depend_on_who_shares_its_chunk(trial: Trial, folder:
 
 
 def together(trial: Trial, plans: list[Plan]) -> list[Explanation]:
-    return trial._explained(plans)
+    return trial.explained_together(plans)
 
 
 def test_all_that_an_answer_has_by_token_is_whole(trial: Trial) -> None:
