@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -203,21 +203,50 @@ class Plan:
         return hashlib.sha256(orjson.dumps(whole)).hexdigest()
 
 
+GRADED = ".."
+"""Between the rows of the smallest and of the largest of graded chunk shapes, as they are written."""
+
+
 @dataclass(frozen=True)
 class ChunkShapes:
-    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others."""
+    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others.
+
+    Where each row costs nearly as much as the next, so that none should be padding, shapes are `graded`: all doublings
+    from `brief` to `long`, of which a question takes several. Rows may be cut to a `length`, where what is cut off is
+    padding; None: they are whole. A model has others for each length, `cut`, ascending; an explanation was computed at
+    one of them.
+    """
 
     brief: int
     long: int
+    length: int | None = None
+    graded: bool = False
+    cut: tuple[ChunkShapes, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.brief}+{self.long}"
+        length = "" if self.length is None else f"x{self.length}"
+        return f"{self.brief}{GRADED if self.graded else '+'}{self.long}{length}"
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Of all sizes, ascending."""
+        if not self.graded:
+            return tuple(sorted({self.brief, self.long}))
+        doublings = (self.long // self.brief).bit_length()
+        return tuple(self.brief << power for power in range(doublings))
+
+    def at(self, length: int | None) -> ChunkShapes:
+        """Those for rows of that length; of a length that was not calibrated, as many rows as of whole ones."""
+        known = {shapes.length: shapes for shapes in self.cut}
+        return known.get(length) or replace(self, length=length, cut=())
 
     @staticmethod
     def read(text: str) -> ChunkShapes:
         """The shapes that `text` names. Raises ValueError."""
-        brief, _, long = text.partition("+")
-        return ChunkShapes(int(brief), int(long))
+        rows, _, length = text.partition("x")
+        graded = GRADED in rows
+        brief, _, long = rows.partition(GRADED if graded else "+")
+        return ChunkShapes(int(brief), int(long), int(length) if length else None, graded)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ are read from a file depends on its format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,15 +20,18 @@ from service.artefacts.deployed import DeployedArtefact, Opened, in_every_space
 from service.artefacts.onnx.onnx_format import open_onnx
 from service.artefacts.onnx.twins import check_parity
 from service.artefacts.safetensors_format import open_safetensors
+from service.artefacts.shared_weights import share_weights
 from service.artefacts.sizes import layer_sizes, set_row_type
 from service.catalog.formats import Format
 from service.catalog.inputs.encodings import Encoding
+from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.outputs.kind import OutputKind
 from service.catalog.version_files import read_baseline_rows, read_verified
 from service.domain import SINGLE, Floats, ModelKey, OutputSpace, RowType
 from service.errors import CatalogError
 
+LOG = logging.getLogger("answerable.worker")
 Spaces = Mapping[OutputSpace, NDArray[np.floating]]
 """By output space, outputs [n, outputs]."""
 PARITY_ROWS = 256
@@ -35,6 +39,8 @@ PARITY_VALUES = 2**26
 """The most values in all tensors of the twin for the random rows, beyond `MIN_PARITY_ROWS`: a large network would take
 minutes for more."""
 MIN_PARITY_ROWS = 16
+CUT_PARITY_ROWS = 4
+"""Of each length that rows are cut to: its weights are those that were compared on whole rows."""
 VALUES_AT_ONCE = 2**24
 EVALUATED_ROWS = 4
 ROWS_AT_ONCE = 32
@@ -59,7 +65,8 @@ class LoadedModel:
     """A model version that is ready to be put on a device.
 
     `baselines` maps the digest of a set to its rows, flat. `encoding` maps rows to what the twin takes, where
-    that differs; `forwards` computes outputs for it. All rows are of the `row_type`.
+    that differs; `forwards` computes outputs for it. All rows are of the `row_type`. `cut` is the same for rows that
+    are cut to fewer places, ascending; the manifest of each has its `inputs`.
     """
 
     key: ModelKey
@@ -71,6 +78,7 @@ class LoadedModel:
     baselines: Mapping[str, NDArray[np.floating]]
     parity: float
     row_type: RowType = SINGLE
+    cut: Sequence[LoadedModel] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -132,7 +140,40 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         row_type=opened.row_type,
     )
     _check_evaluation(loaded)
-    return replace(loaded, parity=_parity(loaded, opened, device))
+    loaded = replace(loaded, parity=_parity(loaded, opened, device))
+    return loaded if opened.cut_to is None else replace(loaded, cut=[*_cut(loaded, opened.cut_to, device)])
+
+
+def _cut(whole: LoadedModel, cut_to: Callable[[Inputs], Opened], device: torch.device) -> Iterator[LoadedModel]:
+    """The model for rows that are cut to fewer places; lengths that the artefact does not take are left out, and those
+    at which it has other answers than for the same rows with their padding."""
+    for inputs in whole.manifest.inputs.cut:
+        own = whole.manifest.model_copy(update={"inputs": inputs})
+        try:
+            cut = cut_to(inputs)
+            set_row_type(cut.twin, whole.row_type)
+            share_weights(cut.twin, whole.twin)
+            loaded = replace(
+                whole,
+                manifest=own,
+                deployed=cut.deployed,
+                forwards=cut.forwards,
+                twin=cut.twin,
+                encoding=cut.encoding,
+            )
+            _check_cut(loaded, whole)
+            yield replace(loaded, parity=_parity(loaded, cut, device, CUT_PARITY_ROWS))
+        except CatalogError:
+            LOG.info("%s is not computed for rows cut to %s", whole.key, inputs.shape, exc_info=True)
+
+
+def _check_cut(cut: LoadedModel, whole: LoadedModel) -> None:
+    """Raises CatalogError where rows have other answers once their padding is cut off."""
+    rows = cut.manifest.inputs.random_rows(EVALUATED_ROWS, cut.row_type)
+    padded = whole.manifest.inputs.padded(rows)
+    answers, expected = cut.deployed.outputs(rows), whole.deployed.outputs(padded)
+    for space in expected:
+        _compared(answers, expected, whole.manifest.outputs, space, whole.manifest.parity)
 
 
 def _check_evaluation(model: LoadedModel) -> None:
@@ -164,14 +205,14 @@ def _check_imputation(manifest: Manifest, opened: Opened) -> None:
             raise CatalogError(f"the artefact does not replace a missing {names[differ[0]]} by the manifest's value")
 
 
-def _parity(model: LoadedModel, opened: Opened, device: torch.device) -> float:
+def _parity(model: LoadedModel, opened: Opened, device: torch.device, most: int = PARITY_ROWS) -> float:
     """Compares twin and artefact on the baselines and on random rows within the features' ranges.
 
     Raises CatalogError over the manifest's limit, naming the operator that differs most.
     """
     manifest = model.manifest
     size = sum(layer_sizes(model.twin, model.shape))
-    count = min(PARITY_ROWS, max(MIN_PARITY_ROWS, PARITY_VALUES // size))
+    count = min(most, max(MIN_PARITY_ROWS, PARITY_VALUES // size))
     together = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // size))
     random = manifest.inputs.random_rows(count, model.row_type)
     rows = np.concatenate([*(known[:count] for known in model.baselines.values()), random])

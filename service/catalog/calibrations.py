@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -22,8 +23,8 @@ class Calibrations:
     def find(self, model: ModelKey, environment: Mapping[str, str]) -> ChunkShapes | None:
         """The shapes that were kept for this model in this environment; None where there are none to be read."""
         try:
-            return ChunkShapes(**orjson.loads(self._path(model, environment).read_bytes())["rows"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return _shapes(orjson.loads(self._path(model, environment).read_bytes())["rows"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def keep(self, model: ModelKey, environment: Mapping[str, str], shapes: ChunkShapes) -> None:
@@ -38,3 +39,8 @@ class Calibrations:
     def _path(self, model: ModelKey, environment: Mapping[str, str]) -> Path:
         name = orjson.dumps([model.digest, environment], option=orjson.OPT_SORT_KEYS)
         return self._folder / f"{hashlib.sha256(name).hexdigest()[:32]}.json"
+
+
+def _shapes(fields: Mapping[str, Any]) -> ChunkShapes:
+    """The shapes of these fields, with those of each length."""
+    return ChunkShapes(**{**fields, "cut": tuple(map(_shapes, fields.get("cut", ())))})

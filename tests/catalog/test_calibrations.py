@@ -12,6 +12,8 @@ from service.domain import ChunkShapes, ModelKey
 LOAN = ModelKey("loan", "1", "sha256:aa")
 HERE = {"torch": "2.13.0", "device": "this one"}
 SHAPES = ChunkShapes(128, 2048)
+OF_LENGTHS = ChunkShapes(1, 1, cut=(ChunkShapes(2, 16, 16, graded=True), ChunkShapes(2, 4, 64, graded=True)))
+"""Of a large network, with others for shorter rows."""
 
 
 def test_shapes_are_found_again_for_the_same_model_and_environment(tmp_path: Path) -> None:
@@ -25,8 +27,9 @@ def test_shapes_are_found_again_for_the_same_model_and_environment(tmp_path: Pat
 def test_later_shapes_replace_earlier_ones(tmp_path: Path) -> None:
     calibrations = Calibrations(tmp_path)
     calibrations.keep(LOAN, HERE, SHAPES)
-    calibrations.keep(LOAN, HERE, ChunkShapes(64, 64))
-    assert calibrations.find(LOAN, HERE) == ChunkShapes(64, 64)
+    for shapes in (ChunkShapes(64, 64), OF_LENGTHS):
+        calibrations.keep(LOAN, HERE, shapes)
+        assert calibrations.find(LOAN, HERE) == shapes
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -148,8 +148,8 @@ class Driver:
     def add(
         self, task: int, plan: Plan, priority: Priority = Priority.INTERACTIVE, deadline: float | None = None
     ) -> Live:
-        name = str(self.model.key)
-        live = Live(task, explain(plan, self.model), self.model.kernels, name, priority, deadline, time.monotonic())
+        model, name = self.model.for_plan(plan), str(self.model.key)
+        live = Live(task, explain(plan, model), model.kernels, name, priority, deadline, time.monotonic())
         self.scheduler.add(live)
         return live
 

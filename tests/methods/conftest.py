@@ -79,8 +79,8 @@ def run_in_process(model: DeviceModel, plans: Sequence[Plan]) -> list[Explanatio
     """The explanations of `plans`, all of them under way at once."""
     scheduler = Scheduler()
     for task, plan in enumerate(plans):
-        steps = explain(plan, model)
-        live = Live(task, steps, model.kernels, str(model.key), Priority.INTERACTIVE, None, time.monotonic())
+        own = model.for_plan(plan)
+        live = Live(task, explain(plan, own), own.kernels, str(model.key), Priority.INTERACTIVE, None, time.monotonic())
         scheduler.add(live)
     results: dict[int, Explanation] = {}
     while scheduler:

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertModel
 
-LENGTH = 64
+LENGTH = 256
 LABELS = ("harmless", "injection")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+JOINED = (4, 10, 20)
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 OPSET = 20
 
@@ -86,11 +87,13 @@ def trained(encoder: SentenceTransformer, texts: Texts) -> LogisticRegression:
 
 
 def save_heldout(folder: Path, texts: Texts) -> None:
-    """The held-out texts as rows of tokens, for `answerable models check`."""
+    """The held-out texts as rows of tokens, for `answerable models check`; some of them joined, as longer texts."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding(length=LENGTH)
     tokenizer.enable_truncation(LENGTH)
-    encoded = tokenizer.encode_batch([text for label in LABELS for text in texts["held_out"][label]])
+    held_out = [text for label in LABELS for text in texts["held_out"][label]]
+    joined = [" ".join(held_out[at : at + count]) for count in JOINED for at in range(0, len(held_out), count)]
+    encoded = tokenizer.encode_batch([*held_out, *joined])
     save_file({"rows": np.array([one.ids for one in encoded], dtype=np.float32)}, folder / "heldout.safetensors")
 
 
@@ -109,7 +112,7 @@ def build(folder: Path) -> Mapping[str, Any]:
             network,
             given,
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("rows")},) * len(INPUTS),
+            dynamic_shapes=({0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=LENGTH)},) * len(INPUTS),
             input_names=list(INPUTS),
             output_names=["logit", "probability"],
             opset_version=OPSET,

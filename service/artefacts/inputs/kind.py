@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
+from typing import Self
 
 import numpy as np
 from onnx import ModelProto
@@ -11,6 +13,7 @@ from onnx import ModelProto
 from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs
 from service.artefacts.onnx.twin_source import TwinSource
 from service.catalog.inputs.encodings import Encoding
+from service.catalog.inputs.kind import Inputs
 from service.domain import DOUBLE, SINGLE, RowType
 
 
@@ -20,7 +23,14 @@ class OnnxInputs(ABC):
     Each kind in `service.catalog.inputs` has a subclass, named in `service.artefacts.inputs.registry`.
     """
 
+    inputs: Inputs
     graph_inputs: Mapping[str, GraphInput]
+
+    def cut_to(self, inputs: Inputs) -> Self:
+        """The same with rows that are cut, one of `Inputs.cut`."""
+        cut = copy(self)
+        cut.inputs = inputs
+        return cut
 
     @abstractmethod
     def session_inputs(self) -> SessionInputs:

@@ -29,6 +29,8 @@ MAX_WHOLE_FLOAT32 = 2**24
 class OnnxTable(OnnxInputs):
     """A table of a graph; see `OnnxInputs`."""
 
+    inputs: TabularInputs
+
     def __init__(self, inputs: TabularInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
         self.inputs = inputs
         self.graph_inputs = graph_inputs

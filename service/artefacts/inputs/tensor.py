@@ -17,6 +17,8 @@ from service.errors import CatalogError
 class OnnxTensor(OnnxInputs):
     """One tensor of a graph; see `OnnxInputs`."""
 
+    inputs: ImageInputs | SeriesInputs
+
     def __init__(self, inputs: ImageInputs | SeriesInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
         self.inputs = inputs
         self.graph_inputs = graph_inputs

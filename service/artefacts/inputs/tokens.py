@@ -16,19 +16,29 @@ from service.artefacts.onnx.session_inputs import Array, GraphInput, SessionInpu
 from service.artefacts.onnx.twin_source import TwinSource
 from service.catalog.inputs.encodings import TokenEncoding
 from service.catalog.inputs.tokens import SideInput, TokenInputs
+from service.errors import CatalogError
 
 
 class OnnxTokens(OnnxInputs):
     """Tokens of a graph; see `OnnxInputs`."""
 
+    inputs: TokenInputs
+
     def __init__(self, inputs: TokenInputs, graph_inputs: Mapping[str, GraphInput]) -> None:
         self.inputs = inputs
         self.graph_inputs = graph_inputs
+        self._embedding: tuple[str, NDArray[np.float32]] | None = None
 
     def session_inputs(self) -> SessionInputs:
         """The tokens, and the graph's other inputs."""
         inputs, graph_inputs = self.inputs, self.graph_inputs
         compare_names([inputs.tensor, *inputs.side], graph_inputs)
+        for name, graph_input in graph_inputs.items():
+            (length,) = graph_input.shape[-1:] or (None,)
+            if length not in (None, inputs.length):
+                raise CatalogError(
+                    f"the graph's input {name!r} takes {length} tokens, the manifest says {inputs.length}"
+                )
         dtype = graph_inputs[inputs.tensor].dtype
 
         def session_inputs(rows: Array) -> dict[str, Array]:
@@ -44,8 +54,11 @@ class OnnxTokens(OnnxInputs):
     def source(self, graph: ModelProto, session_inputs: SessionInputs, end: str) -> TwinSource:
         """What follows the embedding of the tokens. Raises CatalogError where there is none."""
         inputs = self.inputs
-        tensor, table = find_token_embedding(graph, inputs.tensor)
-        check_token_embedding(graph, inputs, session_inputs, tensor, table)
+        if self._embedding is None:
+            tensor, table = find_token_embedding(graph, inputs.tensor)
+            check_token_embedding(graph, inputs, session_inputs, tensor, table)
+            self._embedding = tensor, table
+        tensor, table = self._embedding
         if not inputs.side:
             return TwinSource(graph, tensor, inputs.shape, TokenEncoding(table, inputs.length))
         side = {name: (kind, self.graph_inputs[name].element_type) for name, kind in inputs.side.items()}

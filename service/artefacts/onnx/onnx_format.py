@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
-from service.artefacts.deployed import Opened, TorchOutputs, log_odds
+from service.artefacts.deployed import DeployedArtefact, Opened, TorchOutputs, log_odds
+from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.inputs.registry import onnx_inputs
 from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs, read_graph_inputs
 from service.artefacts.onnx.twin_source import twin_of
@@ -99,20 +101,25 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     graph_inputs = artefact.inputs
-    inputs_of_graph, logit = onnx_inputs(inputs, graph_inputs), manifest.outputs.network_tensor
-    session_inputs = inputs_of_graph.session_inputs()
-    source = inputs_of_graph.source(graph, session_inputs, logit)
-    encoding = source.encoding
-    deployed, twin = DeployedOnnx(artefact, session_inputs), twin_of(source, manifest).to(device)
-    own_type = inputs_of_graph.row_type()
-    worst = partial(source.worst_operator, logit, session_inputs)
-    if not all(each.is_floating for each in graph_inputs.values()):
-        shape = inputs.shape if encoding is None else encoding.shape
-        forwards = TorchOutputs(twin, device, shape, manifest.outputs)
+    whole = onnx_inputs(inputs, graph_inputs)
+
+    def opened(inputs_of_graph: OnnxInputs) -> Opened:
+        logit = manifest.outputs.network_tensor
+        session_inputs = inputs_of_graph.session_inputs()
+        source = inputs_of_graph.source(graph, session_inputs, logit)
+        encoding = source.encoding
+        deployed, twin = DeployedOnnx(artefact, session_inputs), twin_of(source, manifest).to(device)
+        own_type = inputs_of_graph.row_type()
+        worst = partial(source.worst_operator, logit, session_inputs)
+        if not all(each.is_floating for each in graph_inputs.values()):
+            shape = inputs_of_graph.inputs.shape if encoding is None else encoding.shape
+            forwards: DeployedArtefact = TorchOutputs(twin, device, shape, manifest.outputs)
+        else:
+            encoded = inputs_of_graph.encoded_session_inputs(encoding)
+            forwards = deployed if encoded is None else DeployedOnnx(artefact, encoded)
         return Opened(deployed, twin, encoding, forwards, worst, own_type)
-    encoded = inputs_of_graph.encoded_session_inputs(encoding)
-    of_encoded = deployed if encoded is None else DeployedOnnx(artefact, encoded)
-    return Opened(deployed, twin, encoding, of_encoded, worst, own_type)
+
+    return replace(opened(whole), cut_to=lambda inputs: opened(whole.cut_to(inputs)))
 
 
 def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:

@@ -154,6 +154,20 @@ class Inputs(Declaration, ABC):
             """The graph's input."""
 
     @property
+    def cut(self) -> tuple[Self, ...]:
+        """The same inputs with rows that are cut to fewer places, ascending, where what is cut off of some rows is
+        padding that does not count."""
+        return ()
+
+    def length_of(self, values: Sequence[float]) -> int:
+        """How many places a row has, without padding that does not count."""
+        return len(values)
+
+    def padded(self, rows: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Rows [n, fewer columns] that were cut, whole again: [n, columns]."""
+        return rows
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of the numbers of a row; empty where they have none."""
         return ()

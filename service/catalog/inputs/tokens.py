@@ -19,6 +19,8 @@ from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
 from service.domain import RowType
 
+CUT_LENGTHS = tuple(2**power for power in range(4, 16))
+"""The lengths at which texts are computed, beside the model's own: at most twice what a text needs."""
 SideInput = Literal["mask", "zeros", "positions"]
 """The graph's other inputs: 1 for every token and 0 for the padding, zeros, or positions 0, 1, 2 and so on."""
 
@@ -101,12 +103,30 @@ class TokenInputs(Inputs):
         """Positions."""
         return self.length
 
+    @property
+    def cut(self) -> tuple[TokenInputs, ...]:
+        """Rows of powers of two, where the graph takes a mask: only then does padding not count."""
+        if not self.has_mask:
+            return ()
+        return tuple(self.model_copy(update={"length": length}) for length in CUT_LENGTHS if length < self.length)
+
+    def length_of(self, values: Sequence[float]) -> int:
+        """Up to the last token that is no padding, where that does not count."""
+        if not self.has_mask:
+            return len(values)
+        return max((at for at, token in enumerate(values, 1) if token != self.padding), default=1)
+
     def check_artefact(self, artefact: Artefact) -> None:
         """Only of an ONNX graph is it known where its tokens become numbers."""
         if artefact.format != "onnx":
             raise ValueError(
                 f"tokens are explained at the embedding of an ONNX graph, not of the format {artefact.format}"
             )
+
+    def padded(self, rows: NDArray[np.floating]) -> NDArray[np.floating]:
+        """With padding behind them."""
+        missing = self.length - rows.shape[1]
+        return np.pad(rows, ((0, 0), (0, missing)), constant_values=self.padding)
 
     @property
     def own_baseline(self) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -89,14 +90,25 @@ class BackgroundGradientKernel(Overlapping, GradientKernel):
     a model's small chunks, which single requests wait for, are computed without the thread.
     """
 
-    def __init__(self, network: Network, capacity: int) -> None:
-        super().__init__(network, capacity)
-        self._thread = ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
+    def __init__(self, network: Network, capacity: int, *, trace: bool = True, is_large: bool = False) -> None:
+        super().__init__(network, capacity, trace=trace)
+        self._thread = _thread_of_large_networks() if is_large else _new_thread()
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""
         computing = self._thread.submit(self._computed, *packed(segments, self.network, self.capacity))
         return Launched(computing.done, lambda: divided(segments, *computing.result()), computing.cancel)
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "gradient", _set_up_thread, (torch.get_num_threads(),))
+
+
+@cache
+def _thread_of_large_networks() -> ThreadPoolExecutor:
+    """The one that all shapes of all large networks share: on several they would take all cores for as long as an
+    explanation takes."""
+    return _new_thread()
 
 
 def _set_up_thread(threads: int) -> None:

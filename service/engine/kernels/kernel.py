@@ -8,7 +8,7 @@ depend on who shares the chunk, bit for bit; see `design.md`, idea 4, for the me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -67,18 +67,26 @@ class Kernel(ABC):
         """The answer to a question from the parts of all its segments, in order."""
 
 
+MOST_PADDING = 0.25
+"""Of a chunk whose rows cost as much each as the next: more is cut into smaller chunks, each of which has a cost of its
+own."""
+
+
 class Kernels(Mapping[type, Sequence[Kernel]]):
     """The kernels of a model by type of question, from the smallest to the largest of each.
 
-    A question goes to the first that it fits as built, whatever else waits: so the shape it is computed at, and with it
-    the last bits of its answer, depend on nothing but itself. Those `on_demand` are built when they are first needed.
+    A question goes to the first that it fits as built, or, where its type is among the `graded`, to several that it
+    fills; whatever else waits: so the shapes it is computed at, and with them the last bits of its answer, depend on
+    nothing but itself. Those `on_demand` are built when they are first needed.
     """
 
     def __init__(
         self,
         by_type: Mapping[type, Sequence[Kernel]],
         on_demand: Mapping[type, Callable[[], Kernel]] | None = None,
+        graded: Collection[type] = (),
     ) -> None:
+        self.graded = frozenset(graded)
         self._by_type = dict(by_type)
         self._rooms = {kind: [(kernel.capacity, kernel) for kernel in kernels] for kind, kernels in by_type.items()}
         self.on_demand = dict(on_demand or {})
@@ -92,8 +100,33 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
     def __len__(self) -> int:
         return len(self._by_type)
 
+    def portions(self, question: object) -> list[tuple[Kernel, int, int]]:
+        """Which kernel answers which slots of `question`, from one to another, in order.
+
+        Of graded kernels the largest that the rest of it fills; what is left goes to the next larger one where at most
+        a quarter of that is padding.
+        """
+        slots = slots_of(question)
+        if type(question) not in self.graded or not slots:
+            return [(self.of(question), 0, slots)]
+        portions: list[tuple[Kernel, int, int]] = []
+        start, rooms = 0, self._rooms[type(question)]
+        while start < slots:
+            left = slots - start
+            filled = [(room, kernel) for room, kernel in rooms if room <= left]
+            larger = next(((room, kernel) for room, kernel in rooms if room >= left), None)
+            is_full = larger is None or (filled and MOST_PADDING * larger[0] < larger[0] - left)
+            room, kernel = filled[-1] if is_full or larger is None else larger
+            taken = min(left, room)
+            if portions and portions[-1][0] is kernel:
+                portions[-1] = kernel, portions[-1][1], start + taken
+            else:
+                portions.append((kernel, start, start + taken))
+            start += taken
+        return portions
+
     def of(self, question: object) -> Kernel:
-        """The kernel that answers `question`."""
+        """The one kernel that answers `question`."""
         kind = type(question)
         if kind not in self._rooms:
             kernel = self.on_demand[kind]()

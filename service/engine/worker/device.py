@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from service.artefacts.sizes import layer_sizes
 from service.catalog.manifest import Manifest
 from service.catalog.outputs.kind import OutputKind
 from service.catalog.traits import Traits
-from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace, RowType
+from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace, Plan, RowType
 from service.engine.graph.traits import largest_layer, traits_of
 from service.engine.kernels.cuda import GraphedGradientKernel
 from service.engine.kernels.gradient import BackgroundGradientKernel, GradientKernel
@@ -49,6 +50,10 @@ from service.methods.questions import (
 DEPLOYED_ROWS = 32
 DEPLOYED_VALUES = 2**22
 """In all tensors of a forward pass, at most: one prediction of a large network must not wait for 32 rows of padding."""
+LARGE_VALUES = 2**20
+"""In all tensors of one row: chunks of a network with more are not recorded. Of an encoder of 22 million weights a row
+of 16 tokens takes 26.9 ms recorded and 26.8 as it is, 16 of them 163 and 166, with the same bits; and to record one
+shape takes as long as some six chunks of it, at every start, for every length."""
 BREAKPOINT_LINES = 32
 BREAKPOINT_VALUES = 2**26
 """In one tensor of a pass over all lines, at most: 256 MiB. A line with more pieces than find room is refined."""
@@ -75,7 +80,8 @@ class DeviceModel:
     """A model version on a device.
 
     `kernels_at` makes its kernels at other gradient shapes. `low` and `high` [inputs] are the range of each input as
-    methods see it. `seen` maps rows [n, columns] of the artefact to the methods' inputs: tokens to embeddings,
+    methods see it. `length` is that of rows that are cut, None where they are whole; `cut` is the model for cut rows,
+    ascending. `seen` maps rows [n, columns] of the artefact to the methods' inputs: tokens to embeddings,
     categories to columns, other numbers to themselves. `fixed` [inputs] are those that are not explained and never
     change; None: none of them. `chunk_seconds` is how long a small chunk takes, of gradients or of the artefact.
     """
@@ -92,6 +98,21 @@ class DeviceModel:
     seen: Callable[[Floats], Floats] = lambda rows: rows
     fixed: NDArray[np.bool_] | None = None
     chunk_seconds: float = 0.0
+    length: int | None = None
+    cut: Sequence[DeviceModel] = ()
+
+    def for_plan(self, plan: Plan) -> DeviceModel:
+        """The model at the length at which this plan is computed, which depends on its own rows alone."""
+        return self.for_rows(plan.input, *(() if plan.baseline.row is None else (plan.baseline.row,)))
+
+    def for_rows(self, *rows: Sequence[float]) -> DeviceModel:
+        """The model at the least length that holds the rows: itself where they have to be whole."""
+        needed = max(map(self.manifest.inputs.length_of, rows)) if self.cut else 0
+        return next((cut for cut in self.cut if cut.length is not None and needed <= cut.length), self)
+
+    def is_as_long_as(self, other: DeviceModel) -> bool:
+        """Whether it takes the rows that the other one takes."""
+        return self.length is None or (other.length is not None and self.length >= other.length)
 
     @property
     def row_type(self) -> RowType:
@@ -102,9 +123,11 @@ class DeviceModel:
 
     @property
     def shapes(self) -> ChunkShapes:
-        """The rows of the gradient chunks now; fewer than at load when the device ran out of memory."""
+        """The rows of the gradient chunks now, of whole and of cut rows; fewer than at load when the device ran out of
+        memory."""
         rows = [kernel.capacity for kernel in self.kernels[Points]]
-        return ChunkShapes(rows[0], rows[-1])
+        graded = Points in self.kernels.graded
+        return ChunkShapes(rows[0], rows[-1], self.length, graded, tuple(cut.shapes for cut in self.cut))
 
     def at(self, shapes: ChunkShapes) -> DeviceModel:
         """The model with gradient chunks of these shapes, which takes a moment. Raises torch.OutOfMemoryError."""
@@ -128,6 +151,19 @@ def put_on_device(
     what it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
     """
     model = load_model(folder, device)
+    whole = _on_device(model, device, known_outputs, shapes)
+    cut = [_on_device(one, device, {}, shapes, prod(one.manifest.inputs.shape)) for one in model.cut]
+    return replace(whole, cut=cut)
+
+
+def _on_device(
+    model: LoadedModel,
+    device: torch.device,
+    known_outputs: Mapping[str, Mapping[OutputSpace, Floats]],
+    known_shapes: ChunkShapes | None,
+    length: int | None = None,
+) -> DeviceModel:
+    """The model for whole rows, or for those that are cut to a `length`; see `put_on_device`."""
     outputs, readouts = model.manifest.outputs, _readouts(model.manifest.outputs)
     network = Network(model.twin, device, model.shape, len(outputs.names), outputs.network_link)
     rows = _deployed_rows(model)
@@ -141,6 +177,7 @@ def put_on_device(
         for digest, rows in model.baselines.items()
     }
     ends = _ends(model)
+    shapes = None if known_shapes is None else known_shapes.at(length)
     if shapes is None:
         shapes = calibrate(
             lambda rows: GradientKernel(network, rows, trace=False),
@@ -153,9 +190,11 @@ def put_on_device(
         link=network.link,
     )
 
+    is_large = _is_large(model.twin, network.shape)
+
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
-        _warm_up(kernels, ends, readouts)
+        _warm_up(kernels, ends, *((1, readouts[-1:]) if is_large else (GRADIENT_WARM_UPS, readouts)))
         return kernels
 
     kernels = kernels_at(shapes)
@@ -171,6 +210,7 @@ def put_on_device(
         model.seen,
         model.fixed,
         chunk_seconds(kernels, ends, clock_of(device), readouts[-1]),
+        length,
     )
 
 
@@ -229,14 +269,25 @@ def kernels_of(
     on_demand: dict[type, Callable[[], Kernel]] = {
         question: partial(kernel, network, shapes.brief) for question, kernel in on_rows.items()
     }
-    return Kernels(by_type, on_demand)
+    return Kernels(by_type, on_demand, (Points, Rows) if shapes.graded else ())
 
 
 def _gradient_kernels(network: Network, shapes: ChunkShapes) -> Sequence[Kernel]:
-    rows = sorted({shapes.brief, shapes.long})
     if network.device.type == "cuda":
-        return [GraphedGradientKernel(network, count) for count in rows]
-    return [GradientKernel(network, rows[0]), *(BackgroundGradientKernel(network, count) for count in rows[1:])]
+        return [GraphedGradientKernel(network, count) for count in shapes.rows]
+    is_large = _is_large(network.twin, network.shape)
+    if shapes.graded:  # the shortest takes so long that nobody should wait for it
+        return [BackgroundGradientKernel(network, count, trace=not is_large, is_large=True) for count in shapes.rows]
+    brief, *others = shapes.rows
+    return [
+        GradientKernel(network, brief, trace=not is_large),
+        *(BackgroundGradientKernel(network, count, trace=not is_large) for count in others),
+    ]
+
+
+def _is_large(twin: fx.GraphModule, shape: tuple[int, ...]) -> bool:
+    """Whether its chunks take so long that nothing is won by recording them; see `LARGE_VALUES`."""
+    return sum(layer_sizes(twin, shape)) >= LARGE_VALUES
 
 
 Ends = tuple[Floats, Floats]
@@ -260,15 +311,15 @@ def _across(ends: Ends, count: int, readout: Readout) -> Points:
     return Points(ends[0][None], ends[1], np.zeros(count, dtype=np.intp), alphas, readout, 0)
 
 
-def _warm_up(kernels: Kernels, ends: Ends, readouts: Sequence[Readout]) -> None:
-    """Runs every kernel once, so that the first request is not slowed by initialisation.
+def _warm_up(kernels: Kernels, ends: Ends, runs: int, readouts: Sequence[Readout]) -> None:
+    """Runs every kernel, so that the first request is not slowed by initialisation.
 
-    Gradient kernels run a few times, since TorchScript optimises what it has seen.
+    Gradient kernels that are recorded need a few `runs`, since TorchScript optimises what it has seen.
     """
     for kernel in kernels[Points]:
         for readout in readouts:
             whole = Segment(_across(ends, kernel.capacity, readout), 0, kernel.capacity)
-            for _ in range(GRADIENT_WARM_UPS):
+            for _ in range(runs):
                 kernel.run([whole])
     if Breakpoints in kernels:
         line = Segment(Breakpoints(*ends, MAX_PIECES_TO_WARM_UP), 0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -87,20 +89,26 @@ class DeviceModels:
         if model is None:
             raise ModelNotReady("the model version is not loaded")
         if isinstance(request, Predict):
-            steps, priority = predict(request.row), Priority.INTERACTIVE
+            model = model.for_rows(request.row)
+            steps, priority = predict(request.row, model), Priority.INTERACTIVE
         else:
             conditions, priority = request.conditions, request.priority
+            model = model.for_plan(request.plan)
             if conditions is not None:
-                model = self._at(request.version, conditions.shapes)
+                model = self._at(request.version, conditions.shapes, model)
             steps = explain(request.plan, model)
             if conditions is not None and conditions.answers is not None:
                 steps = interrupted(steps, conditions.answers)
         return Live(request.task, steps, model.kernels, str(model.key), priority, request.deadline, now)
 
-    def _at(self, version: VersionRef, shapes: ChunkShapes) -> DeviceModel:
-        """The model at these shapes, the last few of which are kept. Raises DeviceOutOfMemory."""
-        model = self._models[version]
-        if shapes == model.shapes:
+    def _at(self, version: VersionRef, shapes: ChunkShapes, usual: DeviceModel) -> DeviceModel:
+        """The model at these shapes, the last few of which are kept; at the `usual` length for a plan where it is not
+        computed at the one they have, or that is too short. Raises DeviceOutOfMemory."""
+        whole = self._models[version]
+        lengths = [model for model in (*whole.cut, whole) if model.length == shapes.length]
+        model = lengths[0] if lengths and lengths[0].is_as_long_as(usual) else usual
+        shapes = replace(shapes, length=model.length)
+        if shapes == replace(model.shapes, cut=()):
             return model
         name = version, shapes
         if name not in self._at_other_shapes:

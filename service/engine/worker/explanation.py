@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -29,18 +30,18 @@ from service.numerics.errors import completeness_error, relative_to_attributions
 Steps = Generator[object, object, Explanation | Prediction]
 
 
-def predict(row: tuple[float, ...]) -> Steps:
-    """The deployed artefact's outputs at one row, in every output space."""
-    outputs = yield from _deployed(np.array([row]))
+def predict(row: tuple[float, ...], model: DeviceModel) -> Steps:
+    """The deployed artefact's outputs at one row, in every output space; `model` is at a length that holds it."""
+    outputs = yield from _deployed(np.array([row[: model.length]]))
     return Prediction({space: tuple(values[0].tolist()) for space, values in outputs.items()})
 
 
 def explain(plan: Plan, model: DeviceModel) -> Steps:
-    """The explanation of a plan.
+    """The explanation of a plan; `model` is at a length that holds its rows.
 
     Its ends f(x) and f(x') come from the deployed artefact; the method sees nothing but its `Problem`.
     """
-    row = np.array(plan.input)
+    row = np.array(plan.input[: model.length])
     if plan.baseline.row is None:
         if plan.baseline.digest not in model.baselines:  # it was planned before, with the sets attached then
             detail = f"baseline {plan.baseline.name}@{plan.baseline.version}: rows of it have just been erased"
@@ -48,7 +49,7 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
         baseline = model.baselines[plan.baseline.digest]
         outputs = yield from _deployed(row[None])
     else:
-        own = np.array(plan.baseline.row)
+        own = np.array(plan.baseline.row[: model.length])
         outputs = yield from _deployed(np.stack([row, own]))
         ends = {space: values[1] for space, values in outputs.items()}
         seen = model.seen(own[None])
@@ -61,7 +62,28 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     attribute = BY_NAME[plan.method].attribute
     method = attribute(problem) if plan.noise is None else noisy(attribute, problem, plan.noise)
     attribution = yield from method
-    return _explanation(plan, problem, attribution, at_input, str(model.shapes))
+    return _whole(_explanation(plan, problem, attribution, at_input, str(model.shapes)), len(plan.input), model)
+
+
+def _whole(explanation: Explanation, units: int, model: DeviceModel) -> Explanation:
+    """Of cut rows, the explanation of whole ones: what was cut off is padding, whose values are zero."""
+    if model.length is None or explanation.attributions is None:
+        return explanation
+    padding, pairs = (0.0,) * (units - model.length), explanation.interactions
+
+    def with_padding(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if values is None else values + padding
+
+    if pairs is not None:
+        pairs = (*(row + padding for row in pairs), *((0.0,) * units for _ in padding))
+    return replace(
+        explanation,
+        interactions=pairs,
+        attributions=explanation.attributions + padding,
+        shape=(units,),
+        standard_error=with_padding(explanation.standard_error),
+        attribution_errors=with_padding(explanation.attribution_errors),
+    )
 
 
 def interrupted(steps: Steps, answers: int) -> Steps:

@@ -105,7 +105,7 @@ class Trial:
         target = self.manifest.outputs.usual_target
         parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
         plans = make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
-        explanations = self._explained(plans)
+        explanations = self.explained_together(plans)
         attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
         outputs = self.manifest.outputs
         decisions = [
@@ -122,14 +122,15 @@ class Trial:
 
     def explained(self, plan: Plan) -> Explanation:
         """The explanation of one plan. Raises the error that it failed with."""
-        return self._explained([plan])[0]
+        return self.explained_together([plan])[0]
 
-    def _explained(self, plans: Sequence[Plan]) -> list[Explanation]:
+    def explained_together(self, plans: Sequence[Plan]) -> list[Explanation]:
+        """The explanations of plans, all under way at once. Raises the first error that one failed with."""
         scheduler = Scheduler()
         for task, plan in enumerate(plans):
-            steps = explain(plan, self.model)
+            model = self.model.for_plan(plan)
             now = time.monotonic()
-            scheduler.add(Live(task, steps, self.model.kernels, str(plan.model), Priority.BULK, None, now))
+            scheduler.add(Live(task, explain(plan, model), model.kernels, str(plan.model), Priority.BULK, None, now))
         explained: dict[int, Explanation] = {}
         while scheduler:
             scheduler.step()

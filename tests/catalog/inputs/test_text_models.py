@@ -64,8 +64,9 @@ class Encoder(nn.Module):
         return logits
 
 
-def exported(network: nn.Module, *, dynamo: bool) -> bytes:
-    given = tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in NAMES)  # one thrice would become one input
+def exported(network: nn.Module, *, dynamo: bool, length: int = LENGTH) -> bytes:
+    """The graph; as dynamo writes it, of texts of that length only."""
+    given = tuple(torch.ones(2, length, dtype=torch.int64) for _ in NAMES)  # one thrice would become one input
     options: dict[str, Any] = {"input_names": NAMES, "output_names": ["logit", "probability"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

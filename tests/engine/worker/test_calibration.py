@@ -57,7 +57,9 @@ class Clocked(Kernel):
         (100e-6, 30e-6, 10**6, ChunkShapes(8, 32)),  # a larger one
         (0, 50e-3, 10**6, ChunkShapes(1, 1)),  # one whose rows take long: none is padding
         (300e-6, 1e-6, 256, ChunkShapes(128, 256)),  # more does not fit
-        (20e-3, 1e-6, 10**6, ChunkShapes(4, 4)),
+        (20e-3, 1e-6, 10**6, ChunkShapes(4096, 4096)),  # a chunk takes long whatever is in it, so it holds much
+        (19e-3, 9e-3, 10**6, ChunkShapes(2, 16, graded=True)),  # a large network: a question fills several shapes
+        (20e-3, 39e-3, 10**6, ChunkShapes(2, 4, graded=True)),
     ],
 )
 def test_shapes_follow_the_cost_of_rows(fixed: float, each: float, most: int, expected: ChunkShapes) -> None:
