@@ -129,7 +129,7 @@ def _summary(added: Added, settings: Settings) -> str:
     manifest, explanation, trial = added.trial.manifest, added.explanation, added.trial
     attributions = dict(zip(trial.features, trial.by_feature(explanation).tolist(), strict=True))
     largest = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:MAX_SHOWN]
-    baseline = manifest.baselines[0]
+    baseline = trial.baseline
     failed = added.report.failed
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"
 
@@ -145,9 +145,14 @@ def _summary(added: Added, settings: Settings) -> str:
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
-            f"{trial.version.key} is in {added.folder}: {added.servable.how}",
+            f"{trial.version.key} is in {added.folder}: {added.how}",
             f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
-            f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
+            "  baseline   "
+            + (
+                manifest.defaults.baseline
+                if baseline is None
+                else f"{baseline.name}@{baseline.version}: {baseline.description}"
+            ),
             f"  its check  {verdict}",
             f"  example    {explained}{space}: {change}; "
             + ", ".join(f"{name} {value:+.3f}" for name, value in largest),
