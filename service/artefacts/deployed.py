@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from service.catalog.inputs.encodings import Encoding
+from service.catalog.inputs.kind import Inputs
 from service.catalog.outputs.kind import OutputKind
 from service.domain import SINGLE, Link, OutputSpace, RowType
 
@@ -33,7 +34,8 @@ class Opened:
     computes outputs for the twin's inputs, also those that no instance is encoded as, such as a mean of categories: it
     is the artefact where that takes them, else the twin. `worst` names the operator that differs most for rows on which
     twin and artefact differ; it is None where that cannot be determined. `row_type` represents rows exactly as the
-    artefact takes them; the twin takes the same type.
+    artefact takes them; the twin takes the same type. `cut_to` opens the same artefact for rows that are cut to fewer
+    places, as one of `Inputs.cut` has them, or raises CatalogError; None: it takes whole rows only.
     """
 
     deployed: DeployedArtefact
@@ -42,6 +44,7 @@ class Opened:
     forwards: DeployedArtefact
     worst: Callable[[NDArray[np.floating]], str] | None = None
     row_type: RowType = SINGLE
+    cut_to: Callable[[Inputs], Opened] | None = None
 
 
 def log_odds(logits: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -30,7 +30,9 @@ MAX_SHOWN = 5
 
 
 def add(
-    source: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="An ONNX file, or a folder with one.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE|FOLDER", help="An ONNX file, a folder with one, or a Hugging Face folder.")
+    ],
     rows: Annotated[
         Path | None, typer.Option("--data", help="Rows it was trained on: .csv, .npy, .npz, .safetensors.")
     ] = None,
@@ -70,7 +72,7 @@ def add(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, take what is usual.")] = False,
     models: ModelsFolder = None,
 ) -> int:
-    """Write an ONNX file's manifest, try it, and add the model."""
+    """Write the manifest of an ONNX file or a Hugging Face folder, try it, and add the model."""
     settings = settings_with(models=models)
     os.environ.update(worker_environment(0))  # numerics as in a worker; libraries read it when they are first used
     from service.lifecycle.adding.adding import AddOptions, add_model

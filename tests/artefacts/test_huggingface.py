@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from service.artefacts.huggingface.library import transformers
+from service.artefacts.huggingface.transformers_format import open_transformers
 from service.artefacts.loading import LoadedModel, load_model
+from service.catalog.inputs.tokens import TokenAttribution, TokenInputs
 from service.catalog.manifest import read_manifest
+from service.catalog.version_files import read_artefact
 from service.domain import Explanation, Floats, OutputSpace
 from service.engine.kernels.gradient import EvaluatedPoints, GradientKernel
 from service.engine.kernels.kernel import Deployed, DeployedKernel, Segment
@@ -55,8 +59,14 @@ class Pair:
     model: LoadedModel
     folder: Path
 
+    @property
+    def inputs(self) -> TokenInputs:
+        declared = self.model.manifest.inputs
+        assert isinstance(declared, TokenInputs)
+        return declared
+
     def rows(self, *texts: str) -> Floats:
-        read = self.model.manifest.inputs.read
+        read = self.inputs.read
         return np.array([read({"text": text}, self.folder).values for text in texts])
 
 
@@ -83,8 +93,8 @@ def test_it_predicts_what_the_package_predicts(pair: Pair) -> None:
 def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: Pair) -> None:
     from captum.attr import LayerIntegratedGradients
 
-    inputs, row = pair.model.manifest.inputs, pair.rows(TEXT)
-    baseline = np.array([inputs.own_baseline_for(tuple(row[0]))])
+    inputs, row = pair.inputs, pair.rows(TEXT)
+    baseline = np.array([inputs.own_baseline_for(tuple(row[0].tolist()))])
     start, end = pair.model.seen(baseline), pair.model.seen(row)
     nodes, weights = np.polynomial.legendre.leggauss(STEPS)
     alphas, lines = (nodes + 1) / 2, np.zeros(STEPS, dtype=np.intp)
@@ -96,13 +106,13 @@ def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: P
 
     count = len(pair.tokenizer(TEXT)["input_ids"])
     ids, masked = (torch.from_numpy(tokens[:, :count]).long() for tokens in (row, baseline))
-    masked[masked == pair.network.config.vocab_size] = int(inputs.padding)  # type: ignore[attr-defined]
+    masked[masked == pair.network.config.vocab_size] = inputs.padding
 
     def probabilities(tokens: torch.Tensor) -> torch.Tensor:
         mask = torch.ones_like(tokens)
         return torch.softmax(pair.network(input_ids=tokens, attention_mask=mask).logits, dim=1)
 
-    pair.network.config.pad_token_id = int(inputs.padding)  # type: ignore[attr-defined]
+    pair.network.config.pad_token_id = inputs.padding
     layer = LayerIntegratedGradients(probabilities, pair.network.get_input_embeddings())
     theirs = layer.attribute(ids, masked, target=TARGET, n_steps=STEPS, method="gausslegendre").sum(-1)[0]
     np.testing.assert_allclose(ours[:count], theirs.detach().numpy(), atol=1e-5)
@@ -115,22 +125,21 @@ def test_a_row_has_the_same_bits_alone_and_amid_others(pair: Pair) -> None:
     texts = [TEXT, "a", "What a film! " * 3, "Letters were moved", "queue"]
     rows, order = pair.rows(*texts), [3, 0, 4, 1, 2]
     deployed = DeployedKernel(pair.model.deployed, 8, pair.model.row_type)
-    (together,) = deployed.run([Segment(Deployed(rows[order]), 0, len(order))])
+    together = deployed.join(deployed.run([Segment(Deployed(rows[order]), 0, len(order))]))
     for place, number in enumerate(order):
-        (alone,) = deployed.run([Segment(Deployed(rows[number][None]), 0, 1)])
-        for space, values in alone.items():
+        by_itself = deployed.join(deployed.run([Segment(Deployed(rows[number][None]), 0, 1)]))
+        for space, values in by_itself.items():
             assert np.array_equal(values[0], together[space][place])
 
     seen, baselines = (
-        pair.model.seen(each)
-        for each in (rows, np.array([pair.model.manifest.inputs.own_baseline_for(tuple(row)) for row in rows]))
+        pair.model.seen(each) for each in (rows, np.array([pair.inputs.own_baseline_for(tuple(row)) for row in rows]))
     )
     alphas = np.array([0.2, 0.7])
     questions = [
         Points(start[None], end, np.zeros(2, dtype=np.intp), alphas, Readout.PROBABILITY, TARGET)
         for start, end in zip(baselines, seen, strict=True)
     ]
-    kernel = GradientKernel(pair.model.twin, CPU, 10, pair.model.shape, len(LABELS), trace=False)
+    kernel = GradientKernel(pair.model.twin, CPU, 16, pair.model.shape, len(LABELS), trace=False)
     answers = kernel.run([Segment(questions[number], 0, 2) for number in order])
     for answer, number in zip(answers, order, strict=True):
         (alone,) = kernel.run([Segment(questions[number], 0, 2)])
@@ -140,13 +149,22 @@ def test_a_row_has_the_same_bits_alone_and_amid_others(pair: Pair) -> None:
         assert np.array_equal(alone.outputs, answer.outputs)
 
 
-def test_the_twin_takes_texts_of_any_length(pair: Pair) -> None:
-    """As long as the longest of a chunk, say: what is behind the text has no part in it."""
-    (row,) = pair.model.seen(pair.rows("Nobody likes waiting")).reshape(1, *pair.model.shape)
-    length = int(row[:, -1].sum())
-    rows = torch.from_numpy(row.astype(np.float32))[None]
-    with torch.no_grad():
-        np.testing.assert_allclose(pair.model.twin(rows[:, :length]), pair.model.twin(rows), atol=1e-5)
+def test_it_takes_rows_that_are_cut(pair: Pair) -> None:
+    """What is cut off is padding, so that both the network and its twin answer the same."""
+    manifest = pair.model.manifest
+    opened = open_transformers(read_artefact(pair.folder, manifest.artefact), manifest, CPU)
+    rows = pair.rows("Nobody likes waiting").astype(np.float32)
+    inputs = pair.inputs.model_copy(update={"length": int((rows != pair.inputs.padding).sum())})
+    assert opened.cut_to is not None
+    cut = opened.cut_to(inputs)
+    assert cut.encoding is not None
+    short = rows[:, : inputs.shape[0]]
+    seen = cut.encoding(short.astype(np.float64)).astype(np.float32)
+    expected = pair.model.deployed.outputs(rows)[OutputSpace.LOGIT]
+    np.testing.assert_allclose(cut.deployed.outputs(short)[OutputSpace.LOGIT], expected, atol=1e-5)
+    np.testing.assert_allclose(cut.forwards.outputs(seen)[OutputSpace.LOGIT], expected, atol=1e-5)
+    shared = {weight.data_ptr() for weight in opened.twin.parameters()}
+    assert {weight.data_ptr() for weight in cut.twin.parameters()} == shared
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +200,13 @@ def test_a_text_is_explained_by_its_tokens(trial: Trial) -> None:
     assert values.shape == (LENGTH,)
     assert values[1 : count - 1].all()
     assert not values[[0, *range(count - 1, LENGTH)]].any()
-    tokens = trial.manifest.inputs.attributions(explanation.attributions or (), (LENGTH,), row).to_json()
-    assert [TEXT[token["start"] : token["end"]].lower() for token in tokens[1:3]] == ["the", "actors"]
+    told = TypeAdapter(list[TokenAttribution]).validate_python(
+        trial.manifest.inputs.attributions(explanation.attributions or (), (LENGTH,), row).to_json()
+    )
+    words = [str(token["token"]).removeprefix("##") for token in told]
+    assert words[0] == "[CLS]"
+    assert [TEXT[token["start"] : token["end"]].lower() for token in told[1:-1]] == words[1:-1]
+    assert [token["attribution"] for token in told] == values[:count].tolist()
 
 
 def test_an_explanation_is_the_same_alone_and_amid_others(trial: Trial) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 
 import torch
 from torch import fx
@@ -15,6 +16,7 @@ from service.artefacts.huggingface.networks import read_network
 from service.artefacts.inputs.network_tokens import NetworkTokens
 from service.artefacts.inputs.registry import network_inputs
 from service.artefacts.reported import reported
+from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
 from service.errors import CatalogError
 
@@ -22,7 +24,7 @@ EXAMPLES = 2
 
 
 def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device: torch.device) -> Opened:
-    """The network and its twin, which takes rows of any length up to the manifest's.
+    """The network and its twin; both take rows of any length up to the manifest's.
 
     Raises CatalogError where the files are not those of a network of transformers that classifies texts, the manifest
     declares other inputs, or the network cannot be traced behind its embeddings.
@@ -31,8 +33,20 @@ def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device:
     taken = network_inputs(manifest.inputs, network)
     deployed = TorchOutputs(taken.of_rows, device, manifest.inputs.shape, manifest.outputs)
     _check_shape(deployed, manifest)
-    twin, shape = _trace(taken, device), taken.encoding.shape
-    return Opened(deployed, twin, taken.encoding, TorchOutputs(twin, device, shape, manifest.outputs))
+    traced = _trace(taken, device)
+
+    def opened(inputs: Inputs) -> Opened:
+        encoding = taken.encoding_of(inputs)
+        twin = fx.GraphModule(traced, deepcopy(traced.graph))  # with the same weights
+        return Opened(
+            TorchOutputs(taken.of_rows, device, inputs.shape, manifest.outputs),
+            twin,
+            encoding,
+            TorchOutputs(twin, device, encoding.shape, manifest.outputs),
+            cut_to=opened,
+        )
+
+    return opened(manifest.inputs)
 
 
 def _check_shape(deployed: TorchOutputs, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.catalog.inputs.encodings import TokenEncoding
+from service.catalog.inputs.kind import Inputs
 from service.catalog.inputs.tokens import SideInput, TokenInputs
 from service.errors import CatalogError
 
@@ -40,6 +42,11 @@ class NetworkTokens:
         self.encoding = TokenEncoding(_embeddings(network, inputs), inputs.length, inputs.padding)
         self.of_rows: nn.Module = OfTokens(network, inputs)
         self.of_encoded = OfEmbeddings(network, inputs)
+
+    def encoding_of(self, inputs: Inputs) -> TokenEncoding:
+        """That of rows of these `inputs`, which may be cut to fewer places."""
+        (length,) = inputs.shape
+        return replace(self.encoding, length=length)
 
     @contextmanager
     def embeddings_given(self) -> Iterator[None]:

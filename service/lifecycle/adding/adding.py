@@ -22,7 +22,8 @@ from service.lifecycle.adding.added_inputs import Ask, Prepared
 from service.lifecycle.adding.equivalence import Meaning
 from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import ServableModel, make_servable
-from service.lifecycle.adding.huggingface import is_huggingface, prepare_folder
+from service.lifecycle.adding.huggingface import prepare_folder
+from service.lifecycle.adding.huggingface_folders import is_huggingface
 from service.lifecycle.adding.inputs import single_input_of
 from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.manifests import ManifestChoices, write_version

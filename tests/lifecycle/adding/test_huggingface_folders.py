@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from service.__main__ import main
 from service.artefacts.huggingface.library import transformers
@@ -21,7 +24,10 @@ from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.outputs.values import Values
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import AddOptions
-from service.lifecycle.adding.huggingface import EXAMPLE, prepare_folder, read_folder
+from service.lifecycle.adding.huggingface import EXAMPLE, prepare_folder
+from service.lifecycle.adding.huggingface_folders import read_folder
+from service.lifecycle.checking.trial import load_trial
+from service.usecases.planning import Parameters, make_plan
 from tests.huggingface_folders import LENGTH, save_folder
 
 TEXT = "This product broke after two days."
@@ -131,15 +137,19 @@ def test_without_a_mask_token_the_baseline_is_padding_that_is_attended_to(tmp_pa
     assert (masked[:, -1].all(), padding[:, -1].any()) == (True, False)
 
 
+def _updated(changes: dict[str, Any], file: dict[str, Any]) -> None:
+    file.update(changes)
+
+
 def test_a_cross_encoders_score_is_a_value_where_it_says_so(tmp_path: Path) -> None:
-    for at, named in enumerate(
-        (
-            {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0"}},
-            {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
-        )
-    ):
+    identity = "torch.nn.modules.linear.Identity"
+    ways: list[dict[str, Any]] = [
+        {"sentence_transformers": {"activation_fn": identity, "version": "5.0"}},
+        {"sbert_ce_default_activation_function": identity},
+    ]
+    for at, named in enumerate(ways):
         save_folder(tmp_path / f"reranker-{at}", "bert", num_labels=1)
-        edit(tmp_path / f"reranker-{at}" / "config.json", lambda file, named=named: file.update(named))
+        edit(tmp_path / f"reranker-{at}" / "config.json", partial(_updated, named))
         manifest, _ = declared(added(tmp_path / f"reranker-{at}", tmp_path / "models"))
         assert isinstance(manifest.outputs, Values)
         assert manifest.outputs.names == ("score",)
@@ -160,13 +170,88 @@ def test_names_can_be_others_and_are_asked_for_where_there_are_none(bert: Path, 
         added(bert, tmp_path / "two", labels=("a", "b"))
 
 
+class Logits(nn.Module):
+    """A network of the package as exporters take it: tensors in, one out."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        arguments = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        logits: Tensor = self.network(input_ids=input_ids, **arguments).logits
+        return logits
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the network's weights, and its export where optimum puts it."""
+    folder = tmp_path_factory.mktemp("exported") / "bert"
+    network = save_folder(folder, "bert", id2label={0: "bad", 1: "mixed", 2: "good"})
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    given = tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim("rows")},) * len(names)
+        program = torch.onnx.export(
+            Logits(network),
+            given,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=names,
+            output_names=["logits"],
+            opset_version=20,
+            verbose=False,
+        )
+    assert program is not None
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(program.model_proto.SerializeToString())
+    return folder
+
+
+def test_an_export_has_the_answers_and_explanations_of_the_network(exported: Path, tmp_path: Path) -> None:
+    """The file that is named is the artefact; in a folder it is the export where there are no weights."""
+    torch.set_num_threads(1)
+    graph = added(exported / "onnx" / "model.onnx", tmp_path / "named")
+    manifest, inputs = declared(graph)
+    assert (manifest.artefact.format, inputs.tensor, manifest.outputs.names) == (
+        "onnx",
+        "input_ids",
+        ("bad", "mixed", "good"),
+    )
+    assert inputs.side == {"attention_mask": "mask", "token_type_ids": "zeros"}
+    network = added(exported, tmp_path / "whole")
+    assert declared(network)[0].artefact.format == "transformers"
+
+    trials = [load_trial(version, torch.device("cpu")) for version in (graph, network)]
+    row = inputs.read({"text": TEXT}, graph).values
+    by_graph, by_network = (
+        trial.explained(make_plan(trial.version, row, Parameters(target="good", tolerance=0.001))) for trial in trials
+    )
+    np.testing.assert_allclose(np.array(by_graph.outputs), np.array(by_network.outputs), atol=1e-5)
+    values, others = (np.array(one.attributions) for one in (by_graph, by_network))
+    np.testing.assert_allclose(values, others, atol=1e-5)
+    assert np.abs(values).sum() > 0.01
+
+    alone = tmp_path / "alone"
+    shutil.copytree(exported, alone)
+    (alone / "model.safetensors").unlink()
+    assert declared(added(alone, tmp_path / "models"))[0].artefact == manifest.artefact
+
+
+@pytest.mark.parametrize("option", [{"data": Path("rows.csv")}, {"output": "logits"}, {"is_logit": True}])
+def test_options_of_other_files_are_refused(option: dict[str, Any], bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"--(data|output|logits) is for ONNX files of tables and images"):
+        added(bert, tmp_path, **option)
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
-def in_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+def in_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     return lambda folder: edit(folder / "config.json", change)
 
 
@@ -175,7 +260,7 @@ def pickled(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
 
 
-def in_shards(*files: str) -> Callable[[Path], None]:
+def in_shards(*files: str) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")
         weights = {f"weight {at}": file for at, file in enumerate(files)}
@@ -188,10 +273,10 @@ def with_another_tokenizer(folder: Path) -> None:
     edit(folder / "config.json", lambda file: file.update(vocab_size=100))
 
 
-WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle alone": (pickled, "weights in pytorch_model.bin, a pickle, which is never opened; save them with"),
     "weights of TensorFlow": (
-        lambda folder: (folder / "model.safetensors").rename(folder / "tf_model.h5"),  # type: ignore[dict-item,return-value]
+        lambda folder: (folder / "model.safetensors").rename(folder / "tf_model.h5"),
         "its weights in tf_model.h5, where model.safetensors is needed",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
@@ -201,7 +286,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a shard elsewhere": (in_shards("../model-1.safetensors"), "names '../model-1.safetensors', which is no file of"),
     "an index of nothing": (
-        lambda folder: (folder / "model.safetensors.index.json").write_text("{}") and None,
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
         "has no weight_map",
     ),
     "code of its own": (
@@ -222,11 +307,11 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "another vocabulary": (with_another_tokenizer, "150 tokens and the network 100: they do not belong together"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json, by which texts"),
     "a spoilt tokenizer": (
-        lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
         "tokenizer.json is no tokenizer",
     ),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{") and None, "config.json is no JSON"),
-    "a list": (lambda folder: (folder / "config.json").write_text("[]") and None, "config.json holds no JSON object"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds no JSON object"),
 }
 
 
@@ -240,7 +325,7 @@ def test_what_cannot_be_added_says_what_to_do(name: str, bert: Path, tmp_path: P
         added(folder, tmp_path / "models")
 
 
-UNLOADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
+UNLOADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an architecture nobody knows": (
         in_config(lambda file: file.update(model_type="nobody")),
         r"not the configuration of a classifier of transformers [\d.]+ \(nobody\)",
@@ -250,7 +335,7 @@ UNLOADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
         "transformers cannot make a BertForSequenceClassification: The hidden size",
     ),
     "spoilt weights": (
-        lambda folder: (folder / "model.safetensors").write_bytes(b"spoilt") and None,
+        lambda folder: (folder / "model.safetensors").write_bytes(b"spoilt"),
         "model.safetensors is not a valid safetensors file",
     ),
 }
