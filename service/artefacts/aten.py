@@ -16,6 +16,8 @@ from torch._ops import OpOverload
 
 CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar"}
 """Operators that check what was true at the export; the twin drops them, the artefact keeps them."""
+NO_METHODS = {"index"}
+"""Names that a method has too, of something else."""
 
 
 def in_plain_torch(network: fx.GraphModule) -> fx.GraphModule:
@@ -36,9 +38,12 @@ def _rewrite(node: fx.Node, name: str) -> None:
         node.op, node.target = "call_method", "size"
     elif name == "slice":
         _rewrite_slice(node)
+    elif name == "to":
+        node.op, node.target = "call_method", name  # whose arguments are the operator's, but for the layout
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "layout"}
     elif function is not None:
         node.target = function
-    elif hasattr(torch.Tensor, name):
+    elif hasattr(torch.Tensor, name) and name not in NO_METHODS:
         node.op, node.target = "call_method", name
 
 

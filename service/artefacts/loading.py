@@ -27,13 +27,15 @@ from service.catalog.inputs.encodings import Encoding
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.outputs.kind import OutputKind
-from service.catalog.version_files import read_baseline_rows, read_verified
+from service.catalog.version_files import read_artefact, read_baseline_rows
 from service.domain import SINGLE, Floats, ModelKey, OutputSpace, RowType
 from service.errors import CatalogError
 
 LOG = logging.getLogger("answerable.worker")
 Spaces = Mapping[OutputSpace, NDArray[np.floating]]
 """By output space, outputs [n, outputs]."""
+Open = Callable[[Mapping[str, bytes], Manifest, torch.device], Opened]
+"""From the artefact's files, whose digests are verified, to the artefact and its twin."""
 PARITY_ROWS = 256
 PARITY_VALUES = 2**26
 """The most values in all tensors of the twin for the random rows, beyond `MIN_PARITY_ROWS`: a large network would take
@@ -53,10 +55,22 @@ def _open_pt2(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     return open_pt2(content, manifest, device)
 
 
-OPEN: Mapping[Format, Callable[[bytes, Manifest, torch.device], Opened]] = {
-    "onnx": open_onnx,
-    "pt2": _open_pt2,
-    "safetensors": open_safetensors,
+def _open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device: torch.device) -> Opened:
+    """Only here, because that package is not installed everywhere, and takes seconds to import."""
+    from service.artefacts.huggingface.transformers_format import open_transformers
+
+    return open_transformers(contents, manifest, device)
+
+
+def _one_file(open_file: Callable[[bytes, Manifest, torch.device], Opened]) -> Open:
+    return lambda contents, manifest, device: open_file(contents[manifest.artefact.file], manifest, device)
+
+
+OPEN: Mapping[Format, Open] = {
+    "onnx": _one_file(open_onnx),
+    "pt2": _one_file(_open_pt2),
+    "safetensors": _one_file(open_safetensors),
+    "transformers": _open_transformers,
 }
 
 
@@ -119,8 +133,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     Raises CatalogError when a digest is wrong, the artefact cannot be opened or has no twin, or the two disagree.
     """
     manifest, key, _ = read_manifest(folder)
-    content = read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
-    opened = OPEN[manifest.artefact.format](content, manifest, device)
+    opened = OPEN[manifest.artefact.format](read_artefact(folder, manifest.artefact), manifest, device)
     baselines = {
         baseline_digest(baseline): read_baseline_rows(folder, manifest, baseline, opened.row_type)
         for baseline in manifest.baselines

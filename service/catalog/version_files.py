@@ -16,6 +16,7 @@ from service.domain import RowType
 from service.errors import CatalogError
 
 if TYPE_CHECKING:
+    from service.catalog.formats import Artefact
     from service.catalog.manifest import BaselineSet, Manifest
 
 
@@ -35,6 +36,11 @@ def read_verified(folder: Path, file: str, sha256: str) -> bytes:
     if actual != sha256:
         raise CatalogError(f"{file} has the sha256 {actual}, the manifest says {sha256}")
     return content
+
+
+def read_artefact(folder: Path, artefact: Artefact) -> dict[str, bytes]:
+    """The bytes of all files of the artefact, by name. Raises CatalogError where one is not what the manifest says."""
+    return {file: read_verified(folder, file, sha256) for file, sha256 in artefact.sha256_by_file.items()}
 
 
 def stored_rows(rows: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -33,7 +33,7 @@ def list_versions(models: ModelsFolder = None) -> int:
     """
     from service.catalog.assessments import ASSESSMENTS, Assessments
     from service.catalog.manifest import find_versions, read_manifest
-    from service.catalog.version_files import read_baseline_rows, read_verified
+    from service.catalog.version_files import read_artefact, read_baseline_rows
     from service.errors import CatalogError, SetupError
 
     settings = settings_with(models=models)
@@ -49,7 +49,7 @@ def list_versions(models: ModelsFolder = None) -> int:
     for folder in folders:
         try:
             manifest, key, digest = read_manifest(folder)
-            read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
+            read_artefact(folder, manifest.artefact)
             for baseline in manifest.baselines:
                 read_baseline_rows(folder, manifest, baseline)
         except CatalogError as error:

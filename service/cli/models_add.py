@@ -30,7 +30,9 @@ MAX_SHOWN = 5
 
 
 def add(
-    source: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="An ONNX file, or a folder with one.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE|FOLDER", help="An ONNX file, a folder with one, or a Hugging Face folder.")
+    ],
     rows: Annotated[
         Path | None, typer.Option("--data", help="Rows it was trained on: .csv, .npy, .npz, .safetensors.")
     ] = None,
@@ -70,7 +72,7 @@ def add(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, take what is usual.")] = False,
     models: ModelsFolder = None,
 ) -> int:
-    """Write an ONNX file's manifest, try it, and add the model."""
+    """Write the manifest of an ONNX file or a Hugging Face folder, try it, and add the model."""
     settings = settings_with(models=models)
     os.environ.update(worker_environment(0))  # numerics as in a worker; libraries read it when they are first used
     from service.lifecycle.adding.adding import AddOptions, add_model
@@ -129,7 +131,7 @@ def _summary(added: Added, settings: Settings) -> str:
     manifest, explanation, trial = added.trial.manifest, added.explanation, added.trial
     attributions = dict(zip(trial.features, trial.by_feature(explanation).tolist(), strict=True))
     largest = sorted(attributions.items(), key=lambda item: -abs(item[1]))[:MAX_SHOWN]
-    baseline = manifest.baselines[0]
+    baseline = trial.baseline
     failed = added.report.failed
     verdict = "passed" if not failed else f"FAILED: {', '.join(failed)}; it answers only when its version is named"
 
@@ -145,9 +147,14 @@ def _summary(added: Added, settings: Settings) -> str:
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
-            f"{trial.version.key} is in {added.folder}: {added.servable.how}",
+            f"{trial.version.key} is in {added.folder}: {added.how}",
             f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
-            f"  baseline   {baseline.name}@{baseline.version}: {baseline.description}",
+            "  baseline   "
+            + (
+                manifest.defaults.baseline
+                if baseline is None
+                else f"{baseline.name}@{baseline.version}: {baseline.description}"
+            ),
             f"  its check  {verdict}",
             f"  example    {explained}{space}: {change}; "
             + ", ".join(f"{name} {value:+.3f}" for name, value in largest),

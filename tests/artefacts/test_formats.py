@@ -559,8 +559,8 @@ def test_what_is_no_safetensors_file_is_refused(cnn: Served, content: bytes) -> 
         (lambda m: m["artefact"].update(architecture=MLP), "architecture is for safetensors"),
         (lambda m: m["artefact"].update(format="pt2"), r"inputs\.tensor is for ONNX"),
         (lambda m: m["artefact"].update(format="safetensors"), "architecture is missing"),
-        (lambda m: m["artefact"].update(file="model"), "'onnx', 'pt2' or 'safetensors'"),
-        (lambda m: m["artefact"].update(format="pickle"), "'onnx', 'pt2' or 'safetensors'"),
+        (lambda m: m["artefact"].update(file="model"), "'onnx', 'pt2', 'safetensors' or 'transformers'"),
+        (lambda m: m["artefact"].update(format="pickle"), "'onnx', 'pt2', 'safetensors' or 'transformers'"),
     ],
 )
 def test_the_manifest_says_what_is_missing(version: Version, change: Change, message: str) -> None:

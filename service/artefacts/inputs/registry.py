@@ -1,4 +1,4 @@
-"""How ONNX graphs take each kind of input, by the word that manifests have for the kind."""
+"""How ONNX graphs and networks of transformers take each kind of input, by the word that manifests have for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.artefacts.inputs.kind import OnnxInputs
+from service.artefacts.inputs.network_tokens import NetworkTokens
 from service.artefacts.inputs.tabular import OnnxTable
 from service.artefacts.inputs.tensor import OnnxTensor
 from service.artefacts.inputs.tokens import OnnxTokens
@@ -18,6 +19,13 @@ KINDS: Mapping[str, Callable[[Any, Mapping[str, GraphInput]], OnnxInputs]] = {
     "series": OnnxTensor,
     "tokens": OnnxTokens,
 }
+
+OF_NETWORKS: Mapping[str, Callable[[Any, Any], NetworkTokens]] = {"tokens": NetworkTokens}
+
+
+def network_inputs(inputs: Inputs, network: Any) -> NetworkTokens:
+    """The inputs as this network of transformers takes them. Raises CatalogError where it takes others."""
+    return OF_NETWORKS[inputs.kind](inputs, network)
 
 
 def onnx_inputs(inputs: Inputs, graph_inputs: Mapping[str, GraphInput]) -> OnnxInputs:

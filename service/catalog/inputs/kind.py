@@ -228,6 +228,8 @@ class Inputs(Declaration, ABC):
             raise ValueError(
                 f"inputs.tensor is for ONNX: an artefact in the format {artefact.format} has no names for it"
             )
+        if artefact.takes_tokens and Axis.POSITION not in self.axes:
+            raise ValueError(f"an artefact in the format {artefact.format} takes texts: its inputs are of kind tokens")
         if artefact.architecture is not None and artefact.architecture.is_spatial and Axis.HEIGHT not in self.axes:
             raise ValueError(f"the architecture {artefact.architecture.name!r} takes images")
 

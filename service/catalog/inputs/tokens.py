@@ -83,12 +83,13 @@ class TokenInputs(Inputs):
 
     Shorter sequences are filled up with `padding`. The baseline `mask` has the token `mask` at every position but
     those of `special` tokens, which, like the padding, stay as they are. Besides tokens, an instance may be a text,
-    with a `tokenizer`, or a file, with `bytes`. `side` are the graph's other inputs.
+    with a `tokenizer`, or a file, with `bytes`. `side` are the graph's other inputs, or the other arguments of a
+    network of the package transformers, where `tensor` is left out.
     """
 
     kind: Literal["tokens"]
     axes: ClassVar[tuple[Axis, ...]] = (Axis.POSITION, Axis.EMBEDDING)
-    tensor: str
+    tensor: str = ""
     length: PositiveInt
     vocabulary: PositiveInt
     padding: NonNegativeInt
@@ -117,11 +118,15 @@ class TokenInputs(Inputs):
         return max((at for at, token in enumerate(values, 1) if token != self.padding), default=1)
 
     def check_artefact(self, artefact: Artefact) -> None:
-        """Only of an ONNX graph is it known where its tokens become numbers."""
-        if artefact.format != "onnx":
+        """Only of ONNX graphs and of the networks of transformers is it known where their tokens become numbers."""
+        if artefact.format != "onnx" and not artefact.takes_tokens:
             raise ValueError(
-                f"tokens are explained at the embedding of an ONNX graph, not of the format {artefact.format}"
+                "tokens are explained at the embedding of an ONNX graph or of a Hugging Face folder, not of the format "
+                f"{artefact.format}"
             )
+        super().check_artefact(artefact)
+        if artefact.takes_tokens and not self.has_mask:
+            raise ValueError("inputs.side names no mask: a network of transformers takes {attention_mask: mask}")
 
     def padded(self, rows: NDArray[np.floating]) -> NDArray[np.floating]:
         """With padding behind them."""

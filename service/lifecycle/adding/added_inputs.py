@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 
 Ask = Callable[[str, str], str]
 """From a question and a default to the answer of the user, or the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A version that was read and only has to be written, into a folder of its name and version.
+
+    `how` says, as a sentence to users, where its outputs come from; `hint` is added to what is wrong with it.
+    """
+
+    name: str
+    version: str
+    how: str
+    write: Callable[[Path], None]
+    hint: str = ""
 
 
 class AddedInputs(ABC):

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from service.catalog.outputs.kind import KnownOutputs
 from service.domain import Explanation, Floats, OutputSpace
 from service.engine.worker.device import best_device
 from service.errors import AnswerableError, CatalogError
-from service.lifecycle.adding.added_inputs import AddedInputs, Ask
+from service.lifecycle.adding.added_inputs import AddedInputs, Ask, Prepared
 from service.lifecycle.adding.equivalence import Meaning
 from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import ServableModel, make_servable
+from service.lifecycle.adding.huggingface import prepare_folder
+from service.lifecycle.adding.huggingface_folders import is_huggingface
 from service.lifecycle.adding.inputs import single_input_of
 from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.manifests import ManifestChoices, write_version
@@ -62,11 +65,12 @@ class AddOptions:
 class Added:
     """A version in its folder, with the explanation of its example and the report of its check.
 
-    The logit is explained where the probability hardly changes.
+    `how` says, as a sentence to users, where its outputs come from. The logit is explained where the probability hardly
+    changes.
     """
 
     folder: Path
-    servable: ServableModel
+    how: str
     trial: Trial
     explanation: Explanation
     report: Report
@@ -79,6 +83,28 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
     assessments `kept`.
 
     Raises CatalogError, saying what to do; nothing is left behind then."""
+    if is_huggingface(options.source):
+        prepared = prepare_folder(options, lambda default: _name_and_version(options, default, models, ask), ask)
+    else:
+        prepared = _prepare_graph(options, models, ask)
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as temporary:
+        folder = Path(temporary) / prepared.name / prepared.version
+        folder.mkdir(parents=True)
+        prepared.write(folder)
+        try:
+            against = newest_before(find_versions(models), folder, kept)
+            added = _explain_and_check(folder, prepared.how, against, rows)
+        except CatalogError as error:
+            raise CatalogError(f"{error}{prepared.hint}") from error
+        place = models / prepared.name / prepared.version
+        place.parent.mkdir(exist_ok=True)
+        shutil.move(folder, place)
+    return replace(added, folder=place)
+
+
+def _prepare_graph(options: AddOptions, models: Path, ask: Ask) -> Prepared:
+    """An ONNX file, read and rewritten. Raises CatalogError."""
     file, data = _files(options)
     model = read_model(file)
     graph_input = single_input_of(model)
@@ -94,24 +120,12 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
     ):
         servable = _make_servable(options, model, complete, are_values=True)
     choices = _choices(options, servable, inputs, data_rows, file, models, ask)
-    models.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adding-", dir=models) as temporary:
-        folder = Path(temporary) / choices.name / choices.version
-        folder.mkdir(parents=True)
-        write_version(folder, servable, inputs, data_rows, choices)
-        try:
-            against = newest_before(find_versions(models), folder, kept)
-            added = _explain_and_check(folder, servable, against, rows)
-        except CatalogError as error:
-            hint = "; ranges were guessed: bring rows that it was trained on with --data" if data_rows is None else ""
-            raise CatalogError(f"{error}{hint}") from error
-        place = models / choices.name / choices.version
-        place.parent.mkdir(exist_ok=True)
-        shutil.move(folder, place)
-    return replace(added, folder=place)
+    hint = "; ranges were guessed: bring rows that it was trained on with --data" if data_rows is None else ""
+    write = partial(write_version, servable=servable, added=inputs, rows=data_rows, choices=choices)
+    return Prepared(choices.name, choices.version, servable.how, write, hint)
 
 
-def _explain_and_check(folder: Path, servable: ServableModel, against: Path | None, rows: int) -> Added:
+def _explain_and_check(folder: Path, how: str, against: Path | None, rows: int) -> Added:
     torch.set_num_threads(HOST_THREADS)
     trial = load_trial(folder, best_device())
     try:
@@ -127,7 +141,7 @@ def _explain_and_check(folder: Path, servable: ServableModel, against: Path | No
     report, assessment = assess(folder, against, Limits(), rows, seed=0, trial=trial)
     if assessment is not None:
         keep_beside(folder, assessment)
-    return Added(folder, servable, trial, explanation, report, assessment, is_in_logits)
+    return Added(folder, how, trial, explanation, report, assessment, is_in_logits)
 
 
 def _complete(data_rows: Rows) -> Floats:
@@ -212,16 +226,7 @@ def _choices(
     models: Path,
     ask: Ask,
 ) -> ManifestChoices:
-    default = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
-    name = options.name or ask("name of the model", default)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-        raise CatalogError(
-            f"{name!r} is no name for a model: small letters, digits, dots, dashes; give one with --name"
-        )
-    taken = {folder.name for folder in find_versions(models) if folder.parent.name == name}
-    version = options.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
-    if version in taken or (models / name / version).exists():
-        raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
+    name, version = _name_and_version(options, file.stem, models, ask)
     features, titles = inputs.name_features(options, rows, ask)
     names = _names(options, servable, ask)
     adverse = options.adverse or ask(
@@ -233,6 +238,21 @@ def _choices(
     except ValueError as error:
         raise CatalogError(str(error)) from None
     return ManifestChoices(name, version, features, titles, outputs, inputs.normalisation(options, rows, ask))
+
+
+def _name_and_version(options: AddOptions, source: str, models: Path, ask: Ask) -> tuple[str, str]:
+    """What the version is called, as it is named in the options or after its source. Raises CatalogError."""
+    default = re.sub(r"[^a-z0-9._-]+", "-", source.lower()).strip("-._") or "model"
+    name = options.name or ask("name of the model", default)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise CatalogError(
+            f"{name!r} is no name for a model: small letters, digits, dots, dashes; give one with --name"
+        )
+    taken = {folder.name for folder in find_versions(models) if folder.parent.name == name}
+    version = options.version or str(max((int(one) for one in taken if one.isdecimal()), default=0) + 1)
+    if version in taken or (models / name / version).exists():
+        raise CatalogError(f"there is a {name}@{version} already; leave --version out, or name another")
+    return name, version
 
 
 def _names(options: AddOptions, servable: ServableModel, ask: Ask) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ OTHERS = {
     ".bin": OF_TORCH,
     ".pt2": "a program of torch.export; write its manifest by hand, as models/README.md says, or export it "
     "with torch.onnx.export(..., external_data=False)",
-    ".safetensors": "weights without the network that they belong to; write the manifest by hand (an `architecture`, "
-    "as models/README.md says), or export the model to ONNX",
+    ".safetensors": "weights without the network that they belong to; name the Hugging Face folder that they are from, "
+    "write the manifest by hand (an `architecture`, as models/README.md says), or export the model to ONNX",
     ".h5": OF_KERAS,
     ".keras": OF_KERAS,
     ".pb": OF_KERAS,

@@ -12,7 +12,7 @@ import torch
 
 from service.catalog.assessments import Profile
 from service.catalog.manifest import read_manifest
-from service.catalog.version_files import read_baseline_rows, read_verified
+from service.catalog.version_files import read_artefact, read_baseline_rows
 from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
 from service.lifecycle.checking.comparison import FEATURES_OF_A_FLIP, METHOD, Comparison, Flip, compare
@@ -118,7 +118,7 @@ def digests(folder: Path) -> Finding:
     """Whether the artefact and the baseline sets are those of the manifest."""
     try:
         manifest, key, _ = read_manifest(folder)
-        read_verified(folder, manifest.artefact.file, manifest.artefact.sha256)
+        read_artefact(folder, manifest.artefact)
         for baseline in manifest.baselines:
             read_baseline_rows(folder, manifest, baseline)
     except CatalogError as error:

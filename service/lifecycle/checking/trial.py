@@ -164,7 +164,7 @@ class Trial:
 def load_trial(folder: Path, device: torch.device) -> Trial:
     """Loads the version in `folder`. Raises CatalogError."""
     manifest, key, digest = read_manifest(folder)
-    is_small = (folder / manifest.artefact.file).stat().st_size < LARGE_BYTES
+    is_small = sum((folder / file).stat().st_size for file in manifest.artefact.sha256_by_file) < LARGE_BYTES
     model = put_on_device(folder, device, {}, SHAPES if is_small else None)
     version = ModelVersion(key, manifest, folder, digest, {}, model.traits, model.parity)
     return Trial(version, model)

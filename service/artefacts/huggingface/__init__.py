@@ -1,0 +1,1 @@
+"""Hugging Face folders: networks of the package transformers, with weights from safetensors files."""

@@ -1,0 +1,87 @@
+"""A network of the package transformers with its weights, made of the bytes of its files and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from service.artefacts.huggingface.configs import Config, read_config
+from service.artefacts.huggingface.library import transformers
+from service.artefacts.reported import reported
+from service.errors import CatalogError
+
+ATTENTION = "eager"
+"""The one that every architecture has. Its products and softmax have second derivatives, and the same bits wherever a
+row stands; fused kernels have no second derivative, and on a GPU their gradients are summed in any order."""
+WEIGHTS = ".safetensors"
+
+
+def read_network(contents: Mapping[str, bytes], config_file: str) -> nn.Module:
+    """The sequence classifier of a folder's files, in float32 and in evaluation mode, on the CPU.
+
+    Raises CatalogError where the configuration is not one of the package's, or weights are missing or do not fit.
+    """
+    package, config = transformers(), read_config(contents[config_file], config_file)
+    try:
+        configuration = package.CONFIG_MAPPING[config["model_type"]].from_dict({**config})
+        network_class = package.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(configuration)]
+    except Exception as error:  # the package raises anything for a configuration that it does not know
+        raise CatalogError(
+            f"{config_file} is not the configuration of a classifier of transformers {package.__version__} "
+            f"({config['model_type']}): {reported(error)}"
+        ) from error
+    weights = _read_weights(contents)
+    try:
+        network, loading = network_class.from_pretrained(
+            None,
+            config=configuration,
+            state_dict=weights,
+            attn_implementation=ATTENTION,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except Exception as error:
+        raise CatalogError(f"transformers cannot make a {config['architectures'][0]}: {reported(error)}") from error
+    _check_weights(loading, config, config_file)
+    network.config.use_cache = False
+    module: nn.Module = network.eval().requires_grad_(requires_grad=False)
+    return module
+
+
+def _read_weights(contents: Mapping[str, bytes]) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file, content in contents.items():
+        if not file.endswith(WEIGHTS):
+            continue
+        try:
+            weights |= load(content)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise CatalogError(f"{file} is not a valid safetensors file: {reported(error)}") from error
+    return weights
+
+
+def _check_weights(loading: Mapping[str, Any], config: Config, config_file: str) -> None:
+    """Raises CatalogError where a weight would be drawn at random, since the files lack it or it has another size."""
+    missing, other, name = (
+        sorted(loading["missing_keys"]),
+        sorted(loading["mismatched_keys"]),
+        config["architectures"][0],
+    )
+    if other:
+        tensor, found, expected = other[0]
+        labels = (
+            "" if "id2label" in config else f"; {config_file} has no id2label, which says how many labels there are"
+        )
+        raise CatalogError(
+            f"{tensor} has the shape {[*found]}, {name} with this configuration has {[*expected]}{labels}"
+        )
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CatalogError(f"the weights lack {missing[0]}{more}, which {name} needs: is a file missing?")

@@ -1,0 +1,80 @@
+"""Hugging Face folders: the network in torch predicts, and a trace of it behind its embeddings is differentiated."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+from torch import fx
+from torch.export import Dim
+
+from service.artefacts.aten import in_plain_torch
+from service.artefacts.deployed import Opened, TorchOutputs
+from service.artefacts.huggingface.networks import read_network
+from service.artefacts.inputs.network_tokens import NetworkTokens
+from service.artefacts.inputs.registry import network_inputs
+from service.artefacts.reported import reported
+from service.catalog.inputs.kind import Inputs
+from service.catalog.manifest import Manifest
+from service.errors import CatalogError
+
+EXAMPLES = 2
+
+
+def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device: torch.device) -> Opened:
+    """The network and its twin; both take rows of any length up to the manifest's.
+
+    Raises CatalogError where the files are not those of a network of transformers that classifies texts, the manifest
+    declares other inputs, or the network cannot be traced behind its embeddings.
+    """
+    network = read_network(contents, manifest.artefact.file).to(device)
+    taken = network_inputs(manifest.inputs, network)
+    deployed = TorchOutputs(taken.of_rows, device, manifest.inputs.shape, manifest.outputs)
+    _check_shape(deployed, manifest)
+    traced = _trace(taken, device)
+
+    def opened(inputs: Inputs) -> Opened:
+        encoding = taken.encoding_of(inputs)
+        twin = fx.GraphModule(traced, deepcopy(traced.graph))  # with the same weights
+        return Opened(
+            TorchOutputs(taken.of_rows, device, inputs.shape, manifest.outputs),
+            twin,
+            encoding,
+            TorchOutputs(twin, device, encoding.shape, manifest.outputs),
+            cut_to=opened,
+        )
+
+    return opened(manifest.inputs)
+
+
+def _check_shape(deployed: TorchOutputs, manifest: Manifest) -> None:
+    """Raises CatalogError where the network does not take rows of the manifest's shape."""
+    rows = manifest.inputs.whole_rows(EXAMPLES)
+    assert rows is not None
+    try:
+        deployed.outputs(rows)
+    except Exception as error:  # whatever the network's own code raises
+        raise CatalogError(
+            f"the network does not take a row of {rows.shape[1]} tokens, the manifest's length: {reported(error)}"
+        ) from error
+
+
+def _trace(taken: NetworkTokens, device: torch.device) -> fx.GraphModule:
+    """The network behind its embedding layer."""
+    length, width = taken.encoding.shape
+    rows = torch.zeros(EXAMPLES, length, width, device=device)
+    rows[..., -1] = 1.0
+    try:
+        with warnings.catch_warnings(), taken.embeddings_given():
+            warnings.simplefilter("ignore")
+            shapes = ({0: Dim("rows"), 1: Dim("length", max=length)},)
+            program = torch.export.export(taken.of_encoded, (rows,), dynamic_shapes=shapes, strict=False)
+            twin = in_plain_torch(fx.symbolic_trace(program.module(check_guards=False)))
+        takes_gradient = twin(rows.requires_grad_()).requires_grad
+    except Exception as error:  # torch's errors share no base class, and the network's code raises its own
+        raise CatalogError(f"the network cannot be traced behind its word embeddings: {reported(error)}") from error
+    if not takes_gradient:
+        raise CatalogError("no gradient reaches the word embeddings: on every way to the logits its values are cut off")
+    return twin.requires_grad_(requires_grad=False)
