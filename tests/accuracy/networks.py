@@ -503,7 +503,7 @@ def attention_leaky() -> Case:
     return _sequence(_Scaled(_Attention(8, 12, 3, 2, nn.LeakyReLU), 4), 8, 12)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def cancer_prelu() -> Case:
     data = load_breast_cancer()
     return _trained_table(_dense((30, 24, 24, 2), nn.PReLU), data.data, data.target, is_piecewise_linear=True)
@@ -525,7 +525,7 @@ def iris_tanh() -> Case:
     return _trained_table(_dense((4, 16, 16, 3), nn.Tanh), data.data, data.target)
 
 
-@network(tuned=False)
+@network(tuned=True)
 def hardtanh_table() -> Case:
     return _table(_Scaled(_dense((18, 40, 40, 3), nn.Hardtanh), 5), 18, is_piecewise_linear=True)
 

@@ -17,7 +17,7 @@ from tests.accuracy.networks import NETWORKS
 from tests.accuracy.results import Results
 from tests.accuracy.table import HEAD, HEAD_OF_NETWORKS, rows_of, rows_of_networks, summary
 
-QUICK = ["softsign_table", "sine_table", "hardtanh_table", "text_attention_pooling", "attention_leaky"]
+QUICK = ["softsign_table", "sine_table", "series_dilated", "text_attention_pooling", "attention_leaky"]
 IG = BY_NAME["integrated_gradients"]
 
 
