@@ -26,6 +26,7 @@ vectors of the cells tell the s_i and r_ij.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -247,7 +248,7 @@ def estimate(errors: LocalErrors, stencil: Stencils, *, is_fixed: bool = False) 
     smooth = np.maximum(SMOOTH_SHARE * np.sqrt(errors.fourth_squares), np.abs(errors.fourth_drift))
     of_plain, of_smooth = float(plain.sum()), float(smooth.sum())
     if is_fixed or not of_smooth <= SMOOTH_SHARE * SMOOTH * of_plain:
-        safety = max(SAFETY, SAFETY_MEAN + SAFETY_DEVIATION / np.sqrt(errors.terms))
+        safety = max(SAFETY, SAFETY_MEAN + SAFETY_DEVIATION / math.sqrt(errors.terms))
         return Estimate(False, plain, errors.cells[0] * stencil.rough[0], safety)
     rounded = min(NOISE * of_plain, ROUNDED * RESOLUTION * errors.whole) / SAFETY
     if of_smooth > 0:
