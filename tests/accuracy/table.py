@@ -7,6 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
+from tests.accuracy.approaches import APPROACHES
 from tests.accuracy.measuring import Line
 from tests.accuracy.networks import NETWORKS
 from tests.accuracy.sampling import Sampled
@@ -21,6 +22,7 @@ HEAD_OF_NETWORKS = (
     "|---|---|---|---|---|---|---|"
 )
 METHODS = ("integrated_gradients", "expected_gradients", "blur_ig", "guided_ig", "integrated_hessians")
+SEVERAL = {rule.name for approach in APPROACHES if len(approach.rules) > 1 for rule in approach.rules}
 OF_ALL, OF_EACH = 0.95, 0.90
 MOST_OVERSTATED = 10.0
 
@@ -78,6 +80,13 @@ def _method(line: Line) -> str:
     return line.rule.split(",")[0]
 
 
+def _rule(line: Line) -> str:
+    """Of a method that has several rules, or steps, its name and the rule's; else nothing."""
+    if line.rule not in SEVERAL:
+        return ""
+    return f"{line.rule}, auto" if line.rule == _method(line) else line.rule
+
+
 def summary(lines: Sequence[Line]) -> str:
     """What is covered in all, of tuned networks and others, of each rule; and what breaks which rule, by name."""
     parts = ["", "Covered:", ""]
@@ -89,9 +98,11 @@ def summary(lines: Sequence[Line]) -> str:
     below = [f"{shown(name)} ({_share(own):.1%})" for name, own in networks if _share(own) < OF_EACH]
     misses = [
         *_named("fewer than 90 of 100 of a network covered", below),
-        *_broken(lines, "fewer than 90 of 100 of a network covered", lambda own: _share(own) < OF_EACH),
-        *_broken(lines, "stated more than 10 times too large, in the median", _is_overstated),
-        *_broken(lines, "stated too small, in the median", lambda own: _median(own) > 1),
+        *_broken(lines, _method, "fewer than 90 of 100 of a network covered", lambda own: _share(own) < OF_EACH),
+        *_broken(lines, _method, "stated more than 10 times too large, in the median", _is_overstated),
+        *_broken(lines, _method, "stated too small, in the median", lambda own: _median(own) > 1),
+        *_broken(lines, _rule, "fewer than 90 of 100 of a network covered", lambda own: _share(own) < OF_EACH),
+        *_broken(lines, _rule, "stated more than 10 times too large, in the median", _is_overstated),
         *_named("fewer than 90 of 100 of a line covered", _lines_below(lines)),
         *_named("the truth is not known closely enough", _unsure(lines)),
     ]
@@ -127,10 +138,13 @@ def _named(what: str, names: Sequence[str]) -> list[str]:
     return [f"- {what}: {', '.join(names)}"] if names else []
 
 
-def _broken(lines: Sequence[Line], what: str, breaks: Callable[[list[Line]], bool]) -> list[str]:
-    """Of each rule, the networks of which all answers together break it."""
+def _broken(
+    lines: Sequence[Line], key: Callable[[Line], str], what: str, breaks: Callable[[list[Line]], bool]
+) -> list[str]:
+    """Of each method, or each of the rules of one that has several, the networks of which all answers together break
+    what is asked of them."""
     found = []
-    for rule, own in _grouped(lines, lambda line: line.rule):
+    for rule, own in _grouped([line for line in lines if key(line)], key):
         of_networks = [(name, each) for name, each in _grouped(own, lambda line: line.network) if breaks(each)]
         found += _named(
             f"{what}, {rule}",
@@ -140,20 +154,28 @@ def _broken(lines: Sequence[Line], what: str, breaks: Callable[[list[Line]], boo
 
 
 def _lines_below(lines: Sequence[Line]) -> list[str]:
+    below = [line for line in lines if line.covered < OF_EACH * len(line.figures)]
     return [
-        f"{_name(line)} ({line.covered} of {len(line.figures)}, {np.median(line.ratios):.2g})"
-        for line in lines
-        if line.covered < OF_EACH * len(line.figures)
+        f"{_name(own)} ({'/'.join(str(line.covered) for line in own)} of {len(own[0].figures)})"
+        for _, own in _grouped(below, _place_of_line)
     ]
 
 
 def _unsure(lines: Sequence[Line]) -> list[str]:
-    unsure = [(line, int((line.of("sure") == 0).sum())) for line in lines]
-    return [f"{_name(line)} ({count})" for line, count in unsure if count]
+    unsure = [line for line in lines if not line.of("sure").all()]
+    return [
+        f"{_name(own)} ({'/'.join(str(sum(not each.sure for each in line.figures)) for line in own)})"
+        for _, own in _grouped(unsure, _place_of_line)
+    ]
 
 
-def _name(line: Line) -> str:
-    return f"{shown(line.network)} {line.rule} {line.space} {line.tolerance:g}"
+def _place_of_line(line: Line) -> str:
+    return f"{shown(line.network)} {line.rule} {line.space}"
+
+
+def _name(lines: Sequence[Line]) -> str:
+    """Of lines that differ in the tolerance alone."""
+    return f"{_place_of_line(lines[0])} {'/'.join(f'{line.tolerance:g}' for line in lines)}"
 
 
 HEAD_OF_SAMPLES = "| network | rows in a set | probability | logit |\n|---|---|---|---|"

@@ -89,7 +89,7 @@ def test_the_summary_names_what_breaks_a_rule() -> None:
     assert "- networks not seen before: 0 of 10 (0.0%): below 95%" in told
     assert "- fewer than 90 of 100 of a network covered: sine_table (0.0%)" in told
     assert "- fewer than 90 of 100 of a network covered, rule: sine_table (0%, 1.5)" in told
-    assert "- fewer than 90 of 100 of a line covered: sine_table rule logit 0.05 (0 of 10, 1.5)" in told
+    assert "- fewer than 90 of 100 of a line covered: sine_table rule logit 0.05 (0 of 10)" in told
     assert "- stated too small, in the median, rule: sine_table" in told
     assert "- stated more than 10 times too large, in the median, rule: elu_image* (100%, 0.05)" in told
     assert "not known closely enough: sine_table rule logit 0.05 (10)" in summary(
