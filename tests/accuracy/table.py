@@ -94,6 +94,8 @@ def summary(lines: Sequence[Line]) -> str:
         parts.append(_counted(which, [line for line in lines if NETWORKS[line.network].is_tuned is is_tuned]))
     parts.append(_counted("all", lines))
     parts += [_counted(rule, own) for rule, own in _grouped(lines, lambda line: line.rule)]
+    converged = [figures.true <= line.tolerance for line in lines for figures in line.figures if figures.converged]
+    parts += ["", f"Within the tolerance, where `converged` says so: {sum(converged)} of {len(converged)}."]
     networks = _grouped(lines, lambda line: line.network)
     below = [f"{shown(name)} ({_share(own):.1%})" for name, own in networks if _share(own) < OF_EACH]
     misses = [

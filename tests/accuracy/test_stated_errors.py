@@ -87,6 +87,7 @@ def test_the_summary_names_what_breaks_a_rule() -> None:
     assert row.count("|") == HEAD.splitlines()[0].count("|")
     told = summary(lines)
     assert "- networks not seen before: 0 of 10 (0.0%): below 95%" in told
+    assert "Within the tolerance, where `converged` says so: 30 of 30." in told
     assert "- fewer than 90 of 100 of a network covered: sine_table (0.0%)" in told
     assert "- fewer than 90 of 100 of a network covered, rule: sine_table (0%, 1.5)" in told
     assert "- fewer than 90 of 100 of a line covered: sine_table rule logit 0.05 (0 of 10)" in told
@@ -95,6 +96,7 @@ def test_the_summary_names_what_breaks_a_rule() -> None:
     assert "not known closely enough: sine_table rule logit 0.05 (10)" in summary(
         [line_of("sine_table", 1, 1, sure=False)]
     )
+    assert "says so: 0 of 10." in summary([line_of("relu_table", 0.06, 0.02)])
     assert summary([line_of("relu_table", 0.01, 0.02)]).endswith("- nothing")
 
 
