@@ -20,8 +20,8 @@ close to what is expected of it. Of normal errors with deviations s_i and correl
 
     n = (sum s_i)^2 / sum over i and j of s_i s_j r_ij^2,
 
-the L1 norm is 0.8 times the sum of the s_i on average, and about 0.6 / sqrt(n) times it is its deviation. The scaled
-vectors of the cells tell the s_i and r_ij.
+the L1 norm is 0.8 times the sum of the s_i on average, with a deviation of about 0.6 / sqrt(n) times that sum. The
+scaled vectors of the cells tell the s_i and r_ij.
 """
 
 from __future__ import annotations
