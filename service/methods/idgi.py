@@ -33,7 +33,7 @@ from service.methods.shared.refining import accepted
 from service.methods.shared.units import units_of_length
 from service.methods.spec import Choice, Facts, MethodSpec, Number, one_point
 from service.numerics.blur import SIGMA_MAX, BlurPath
-from service.numerics.cells import FEWEST_NODES, SAFETY, estimate, local_errors, stencils
+from service.numerics.cells import FEWEST_NODES, estimate, local_errors, stencils
 from service.numerics.errors import PATH_SAFETY
 from service.numerics.refinement import Stagnation
 
@@ -155,7 +155,8 @@ def _error(problem: Problem, shares: Floats, missed: Floats) -> float:
     borders = np.linspace(0.0, 1.0, steps + 1)
     stencil = stencils((borders[:-1] + borders[1:]) / 2, borders, np.arange(steps))
     errors = local_errors(steps * shares, stencil, problem.grouping)
-    return SAFETY * float(estimate(errors, stencil, is_fixed=True).inputs.sum()) + MISPLACED * float(missed.sum())
+    known = estimate(errors, stencil, is_fixed=True)
+    return known.safety * float(known.inputs.sum()) + MISPLACED * float(missed.sum())
 
 
 class _Path(Protocol):

@@ -1,8 +1,9 @@
 """Holds stated errors against true ones, network by network: `make accuracy`.
 
-A line of the table is a network (those marked * are the ones that the estimates' factors were chosen on), a method or
-rule, and an output space, with the figures of all tolerances: in how many answers the true relative L1 error is at most
-`attribution_error`, the true error over the stated one, the true one, points, and how many converged.
+A line of the table is a network (those marked * are the ones that constants of the estimates were settled on), a method
+or rule, and an output space, with the figures of all tolerances: in how many answers the true relative L1 error is at
+most `attribution_error`, the true error over the stated one, the true one, points, and how many converged. Behind it
+is a table of networks, and what breaks which rule. Networks that nothing was settled on come first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from tests.accuracy.measuring import TOLERANCES, measured
 from tests.accuracy.networks import INPUTS, NETWORKS
 from tests.accuracy.results import Results
 from tests.accuracy.sampling import sampled
-from tests.accuracy.table import HEAD, HEAD_OF_SAMPLES, rows_of, rows_of_samples, summary
+from tests.accuracy.table import (
+    HEAD,
+    HEAD_OF_NETWORKS,
+    HEAD_OF_SAMPLES,
+    rows_of,
+    rows_of_networks,
+    rows_of_samples,
+    summary,
+)
 
 SAMPLING = "standard_error"
 """What is measured of samples, beside the approaches."""
@@ -30,9 +39,9 @@ Found = TypeVar("Found")
 
 def main() -> None:
     """Prints the table as it grows, and what holds of all of it."""
-    names = [*BY_NAME, SAMPLING]
+    names, ordered = [*BY_NAME, SAMPLING], sorted(NETWORKS, key=lambda name: NETWORKS[name].is_tuned)
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy", description="Stated errors against true ones.")
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--networks", nargs="*", default=ordered, choices=ordered, metavar="NETWORK")
     parser.add_argument("--methods", nargs="*", default=names, choices=names, metavar="METHOD")
     parser.add_argument("--inputs", type=int, default=INPUTS, help=f"of each network, at most {INPUTS}")
     parser.add_argument("--tolerances", type=float, nargs="*", default=TOLERANCES)
@@ -42,11 +51,11 @@ def main() -> None:
     parser.add_argument("--only-kept", action="store_true", help="print what the file of results has, and no more")
     chosen = parser.parse_args()
     measure = partial(measured, inputs=chosen.inputs, tolerances=tuple(chosen.tolerances), truths=chosen.truths)
-    jobs = [(network, method) for method in chosen.methods if method != SAMPLING for network in chosen.networks]
+    jobs = [(network, method) for network in chosen.networks for method in chosen.methods if method != SAMPLING]
     results = Results(chosen.results)
     print(HEAD)
     lines = []
-    for job in sorted(set(jobs) & results.known.keys(), key=lambda job: (list(NETWORKS).index(job[0]), job[1])):
+    for job in [job for job in jobs if job in results.known]:
         lines += results.known[job]
         for row in rows_of(results.known[job]):
             print(row)
@@ -56,6 +65,7 @@ def main() -> None:
         lines += found
         for row in rows_of(found):
             print(row, flush=True)
+    print(f"\n{HEAD_OF_NETWORKS}", *rows_of_networks(lines), sep="\n")
     print(summary(lines))
     if SAMPLING in chosen.methods and not chosen.only_kept:
         print(f"\nWithin 1.96 standard errors of the population's:\n\n{HEAD_OF_SAMPLES}")

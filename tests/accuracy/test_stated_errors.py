@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from tests.accuracy.engine import device_model
 from tests.accuracy.measuring import Figures, Line, case_of, lines_of
 from tests.accuracy.networks import NETWORKS
 from tests.accuracy.results import Results
-from tests.accuracy.table import HEAD, rows_of, summary
+from tests.accuracy.table import HEAD, HEAD_OF_NETWORKS, rows_of, rows_of_networks, summary
 
-QUICK = ["mish_table", "hardswish_table", "leaky_layer_norm_table", "elu_layer_norm_table", "attention_silu"]
+QUICK = ["softsign_table", "sine_table", "series_dilated", "text_attention_pooling", "attention_leaky"]
 IG = BY_NAME["integrated_gradients"]
 
 
@@ -80,16 +81,29 @@ def line_of(network: str, true: float, stated: float, *, sure: bool = True) -> L
 
 
 def test_the_summary_names_what_breaks_a_rule() -> None:
-    lines = [line_of("relu_table", 0.01, 0.02), line_of("mish_table", 0.03, 0.02), line_of("elu_image", 0.001, 0.02)]
+    lines = [line_of("relu_table", 0.01, 0.02), line_of("sine_table", 0.03, 0.02), line_of("elu_image", 0.001, 0.02)]
     (row,) = rows_of(lines[:1])
     assert row == "| relu_table* | rule | logit | 0.05 | 10 of 10 | 0.5 (0.5) | 1e-02 | 8 | 10 |"
     assert row.count("|") == HEAD.splitlines()[0].count("|")
     told = summary(lines)
     assert "- networks not seen before: 0 of 10 (0.0%): below 95%" in told
-    assert "- fewer than 90 of 100 of a network covered, rule: mish_table (0%, 1.5)" in told
-    assert "- stated too small, in the median, rule: mish_table" in told
+    assert "Within the tolerance, where `converged` says so: 30 of 30." in told
+    assert "- fewer than 90 of 100 of a network covered: sine_table (0.0%)" in told
+    assert "- fewer than 90 of 100 of a network covered, rule: sine_table (0%, 1.5)" in told
+    assert "- fewer than 90 of 100 of a line covered: sine_table rule logit 0.05 (0 of 10)" in told
+    assert "- stated too small, in the median, rule: sine_table" in told
     assert "- stated more than 10 times too large, in the median, rule: elu_image* (100%, 0.05)" in told
-    assert "not known closely enough: mish_table rule logit 0.05 (10)" in summary(
-        [line_of("mish_table", 1, 1, sure=False)]
+    assert "not known closely enough: sine_table rule logit 0.05 (10)" in summary(
+        [line_of("sine_table", 1, 1, sure=False)]
     )
+    assert "says so: 0 of 10." in summary([line_of("relu_table", 0.06, 0.02)])
     assert summary([line_of("relu_table", 0.01, 0.02)]).endswith("- nothing")
+
+
+def test_networks_not_seen_before_come_first_each_with_its_methods() -> None:
+    lines = [line_of("relu_table", 0.01, 0.02), line_of("sine_table", 0.03, 0.02)]
+    guided = [replace(line, rule="guided_ig, 40 steps") for line in lines[:1]]
+    rows = rows_of_networks([*lines, *guided])
+    assert [row.split()[1] for row in rows] == ["sine_table", "relu_table*"]
+    assert all(row.count("|") == HEAD_OF_NETWORKS.splitlines()[0].count("|") for row in rows)
+    assert "| relu_table* | 100.0% |  |  |  | 100.0% (0.5) |  |" in rows
