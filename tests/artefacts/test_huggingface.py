@@ -73,7 +73,12 @@ class Pair:
         return np.array([read({"text": text}, self.folder).values for text in texts])
 
 
-@pytest.fixture(scope="module", params=CONFIGURATIONS)
+IN_THE_GATE = {"bert", "deberta-v2", "gpt2"}
+"""Embeddings with positions of their own, relative positions, and no mask token; the others are built of the same."""
+FOLDERS = [name if name in IN_THE_GATE else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGURATIONS]
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch.set_num_threads(1)
     source = tmp_path_factory.mktemp("folders") / request.param
