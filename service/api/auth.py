@@ -105,10 +105,12 @@ class Authenticator:
         self._remembered: dict[bytes, tuple[float, Key | None]] = {}
         self._finding: dict[bytes, Future[Key | None]] = {}
         self._finders = ThreadPoolExecutor(FINDERS, thread_name_prefix="keys")
+        self._checkers = ThreadPoolExecutor(FINDERS, thread_name_prefix="tokens")  # so that keys need no issuer
 
     def close(self) -> None:
         """Stops looking up keys, without waiting for look-ups under way."""
-        self._finders.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._finders, self._checkers):
+            threads.shutdown(wait=False, cancel_futures=True)
         if self._tokens is not None:
             self._tokens.close()
 
@@ -155,11 +157,11 @@ class Authenticator:
         account.count(1)
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
-    def _find(self, secret: str) -> Key | None:
-        """Looks up a key, or checks a token. Blocks."""
+    def _begin_to_find(self, secret: str) -> Future[Key | None]:
+        """Has a key looked up, or a token checked, in threads of its kind."""
         if self._tokens is not None and is_token(secret):
-            return self._tokens.find(secret)
-        return self._keys.find(secret)
+            return self._checkers.submit(self._tokens.find, secret)
+        return self._finders.submit(self._keys.find, secret)
 
     async def _look_up(self, secret: str, digest: bytes, remembered: tuple[float, Key | None] | None) -> Key | None:
         """The stored key, looked up once for all concurrent requests. While the database does not answer, a remembered
@@ -167,7 +169,7 @@ class Authenticator:
         finding = self._finding.get(digest)
         if finding is None or finding.done():
             self._finding = {other: future for other, future in self._finding.items() if not future.done()}
-            finding = self._finding[digest] = self._finders.submit(self._find, secret)
+            finding = self._finding[digest] = self._begin_to_find(secret)
         key = asyncio.wrap_future(finding)
         try:
             await asyncio.wait({key}, timeout=FIND_SECONDS)
