@@ -85,13 +85,14 @@ class SigningKeys:
         return key
 
     def _fetch(self) -> Mapping[str | None, jwt.PyJWK]:
-        described = self._get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        ends = time.monotonic() + FETCH_SECONDS  # of both; httpx has limits for each piece only
+        described = self._get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration", ends)
         if described["issuer"] != self._issuer:
             raise ValueError("the discovery document is of another issuer")
         address = str(described["jwks_uri"])
         if not is_confidential(address):
             raise ValueError("the address of the issuer's keys is not https")
-        listed = [key for key in self._get(address)["keys"] if isinstance(key, dict)]
+        listed = [key for key in self._get(address, ends)["keys"] if isinstance(key, dict)]
         keys: dict[str | None, jwt.PyJWK] = {
             key.key_id: key
             for key in jwt.PyJWKSet(listed).keys
@@ -101,8 +102,7 @@ class SigningKeys:
             raise ValueError("the issuer lists no key that could have signed a token")
         return keys | {None: next(iter(keys.values()))} if len(keys) == 1 else keys
 
-    def _get(self, address: str) -> dict[str, Any]:
-        ends = time.monotonic() + FETCH_SECONDS  # httpx has limits for each piece only
+    def _get(self, address: str, ends: float) -> dict[str, Any]:
         with self._client.stream("GET", address) as reply:
             reply.raise_for_status()
             body = b""

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from service.access.permissions import Policy, Quota
 from service.access.quotas import Quotas
 from service.api import tokens
-from service.api.auth import FINDERS, Authenticator
+from service.api.auth import FINDERS, MAX_WRONG_KEYS, Authenticator
 from service.api.tokens import Issuer, SigningKeys, Tokens, find_claim, identity_id
 from service.errors import IssuerUnavailable, Unauthenticated
 from service.ledger.spent_quotas import SpentQuotas
@@ -243,6 +243,16 @@ async def test_nobody_else_can_sign(
         assert_problem(await client.get("/v1/models", headers=bearer(token)), 401)
 
 
+async def test_a_token_that_is_repeated_is_no_guess(
+    accepting: Service, issuer: RealIssuer, client: httpx.AsyncClient, assert_problem: AssertProblem
+) -> None:
+    """As of a client that has not noticed that its token has expired; it is told so each time."""
+    token = issuer.token(exp=1_600_000_000)
+    for _ in range(MAX_WRONG_KEYS + 2):
+        reply = await client.get("/v1/models", headers=bearer(token))
+        assert "has expired" in assert_problem(reply, 401)
+
+
 async def test_a_key_is_accepted_as_before(accepting: Service, client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models")).status_code == 200
 
@@ -356,8 +366,8 @@ class TestSigningKeys:
         symmetric = {"kty": "oct", "kid": "oct", "k": _base64url(b"k" * 32)}
         get = signing._get
 
-        def with_others(address: str) -> dict[str, Any]:
-            found = get(address)
+        def with_others(address: str, ends: float) -> dict[str, Any]:
+            found = get(address, ends)
             return {**found, "keys": [symmetric, "none", *found["keys"]]} if "keys" in found else found
 
         monkeypatch.setattr(signing, "_get", with_others)
@@ -365,7 +375,7 @@ class TestSigningKeys:
         with pytest.raises(Unauthenticated, match="does not list"):
             signing.find("oct")
         clock[0] += tokens.FRESH_SECONDS + 1
-        monkeypatch.setattr(signing, "_get", lambda address: {**get(address), "keys": [symmetric]})
+        monkeypatch.setattr(signing, "_get", lambda *asked: {**get(*asked), "keys": [symmetric]})
         assert signing.find("rsa").key_id == "rsa"  # as while it does not answer
 
     @pytest.mark.parametrize(
