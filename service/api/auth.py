@@ -192,7 +192,7 @@ class Authenticator:
                 raise
             return remembered[1]
 
-    def _remember(self, digest: bytes, until: float, key: Key | None) -> None:
+    def _remember(self, digest: bytes, until: float, key: Key | str | None) -> None:
         if len(self._remembered) >= MAX_REMEMBERED:  # drop the unknown keys first
             self._remembered = {
                 secret: (fresh_until, known)
