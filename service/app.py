@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import Depends, FastAPI
+from sqlalchemy import Engine
 
 from service import __version__
 from service.access.permissions import OPERATOR_TENANT
@@ -38,13 +40,13 @@ from service.api.traffic import ObservedRequests
 from service.api.transport import Bodies, RequestIds
 from service.api.turns import Turns
 from service.background.exporting import Exports
-from service.background.jobs import EXPLAIN, ExplainRows, Runner, Work
+from service.background.jobs import EXPLAIN, ExplainRows, Runner
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
 from service.engine.client.local_engine import LocalEngine
 from service.engine.client.worker_processes import StartedWorker, count_devices
-from service.ledger import SCOPES, Keys, Ledger
-from service.ledger.clock import opened_clock
+from service.ledger import SCOPES, CheckpointSigner, Keys, Ledger, Vault
+from service.ledger.clock import Clock, opened_clock
 from service.ledger.database import bounded
 from service.ledger.erasure_list import NAME as ERASURES
 from service.ledger.erasure_list import ErasureList
@@ -60,7 +62,7 @@ from service.lifecycle.repository import Repository, read_catalog
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
-from service.monitoring.tracing import open_tracing
+from service.monitoring.tracing import Tracing, open_tracing
 from service.processes.embedded_redis import start_embedded_redis
 from service.settings import Settings
 from service.usecases.counterfactual import Counterfactuals
@@ -150,17 +152,97 @@ async def _open_services(
 ) -> Services:
     """Opens everything, in the order of what needs what; `stack` closes it in reverse."""
     metrics = Metrics()
+    tracing, request_log = _open_logs(settings, stack)
+    stores = await _open_stores(settings, metrics, stack)
+    records = None if settings.ledger == "off" else await _open_ledger(settings, stores, metrics, stack)
+    ledger = None if records is None else records.ledger
+    # After everything that may fail: a new key is shown only once the service starts.
+    operators_key = await asyncio.to_thread(bootstrap_key, settings, stores.keys)
+
+    workers = settings.workers or count_devices()
+    engine, health = _open_engine(settings, workers, catalog, metrics, started, stack)
+    set_subjects = SetSubjects(stores.database, stores.vault)
+    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
+    stack.push_async_callback(repository.close)
+
+    explaining = Explaining(engine, stores.cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
+    authenticator = Authenticator(stores.keys, stores.quotas, stores.clock, _tokens(settings, stores.keys))
+    stack.callback(authenticator.close)
+    with_ledger = None
+    if records is not None:
+        with_ledger = _open_background(settings, stores, records, explaining, catalog, repository, stack)
+
+    def render_metrics() -> bytes:
+        stats = engine.stats()
+        metrics.queue_points.set(stats.queued_points)
+        metrics.queue_limit.set(settings.max_queued_points)
+        metrics.show_workers(stats.ready_workers, stats.memory)
+        health.show(metrics)
+        metrics.show_checkpoint(None if ledger is None else ledger.signed)
+        metrics.show_clock(stores.clock.behind)
+        return metrics.render(workers)
+
+    async def load() -> None:
+        await engine.start()
+        await repository.start()
+        if with_ledger is not None:
+            with_ledger.runner.start()
+
+    loading = asyncio.get_running_loop().create_task(load())
+    stack.push_async_callback(_end, loading)
+    return Services(
+        catalog=catalog,
+        repository=repository,
+        engine=engine,
+        explaining=explaining,
+        replaying=Replaying(engine, catalog),
+        counterfactuals=Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES)),
+        cache=stores.cache,
+        keys=stores.keys,
+        authenticator=authenticator,
+        vault=stores.vault,
+        set_subjects=set_subjects,
+        with_ledger=with_ledger,
+        ledger_mode=settings.ledger,
+        ledger_notices=[] if records is None else records.notices,
+        metrics=metrics,
+        render_metrics=render_metrics,
+        request_log=request_log,
+        tracing=tracing,
+        bodies=Bodies(settings.max_body_bytes),
+        turns=Turns(),
+        bootstrap_key=operators_key,
+        loading=loading,
+    )
+
+
+def _open_logs(settings: Settings, stack: AsyncExitStack) -> tuple[Tracing | None, RequestLog | None]:
+    """What each request is traced and logged with."""
     tracing = open_tracing(settings.traces_endpoint)
     if tracing is not None:
         stack.push_async_callback(asyncio.to_thread, tracing.close)
     request_log = RequestLog(sys.stderr) if settings.logs == "json" else None
     if request_log is not None:
         stack.push_async_callback(request_log.close)
+    return tracing, request_log
 
+
+@dataclass(frozen=True, slots=True)
+class _Stores:
+    """The database, with what is in it whether or not a ledger is kept, and the cache."""
+
+    database: Engine
+    vault: Vault
+    keys: Keys
+    clock: Clock
+    cache: Cache
+    quotas: Quotas
+
+
+async def _open_stores(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> _Stores:
     database, vault = await asyncio.to_thread(open_database, settings)
     database = bounded(database)
     stack.callback(database.dispose)
-    keys = Keys(database)
     clock = await asyncio.to_thread(opened_clock, database)
 
     redis_url = settings.redis_url or await _start_redis(stack)
@@ -171,19 +253,38 @@ async def _open_services(
     await quotas.load()
     stack.push_async_callback(quotas.close)
     quotas.start()
+    return _Stores(database, vault, Keys(database), clock, cache, quotas)
 
-    ledger, ledger_notices = None, list[str]()
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """The ledger, with what signs it and what lists erasures outside of it; `notices` are for the operator."""
+
+    ledger: Ledger
+    signer: CheckpointSigner
+    erasures: ErasureList
+    notices: list[str]
+
+
+async def _open_ledger(settings: Settings, stores: _Stores, metrics: Metrics, stack: AsyncExitStack) -> _Records:
+    database, vault = stores.database, stores.vault
     signer, erasures = open_checkpoint_signer(settings, database), ErasureList(settings.data / ERASURES, vault)
-    if settings.ledger != "off":
-        await asyncio.to_thread(signer.open)
-        shipped = settings.data / "checkpoints.jsonl"
-        ledger_notices = await asyncio.to_thread(catch_up, database, vault, shipped, erasures)
-        ledger = Ledger(database, vault, metrics.observe_append, signer=signer, writer=WriterProcess, clock=clock)
-        stack.push_async_callback(ledger.close)
-    # After everything that may fail: a new key is shown only once the service starts.
-    operators_key = await asyncio.to_thread(bootstrap_key, settings, keys)
+    await asyncio.to_thread(signer.open)
+    notices = await asyncio.to_thread(catch_up, database, vault, settings.data / "checkpoints.jsonl", erasures)
+    ledger = Ledger(database, vault, metrics.observe_append, signer=signer, writer=WriterProcess, clock=stores.clock)
+    stack.push_async_callback(ledger.close)
+    return _Records(ledger, signer, erasures, notices)
 
-    workers = settings.workers or count_devices()
+
+def _open_engine(
+    settings: Settings,
+    workers: int,
+    catalog: Catalog,
+    metrics: Metrics,
+    started: Sequence[StartedWorker],
+    stack: AsyncExitStack,
+) -> tuple[LocalEngine, Health]:
+    """The engine, not started yet, and what watches its answers; metrics and health follow the versions there are."""
     engine = LocalEngine(
         workers,
         settings.max_queued_points,
@@ -201,74 +302,38 @@ async def _open_services(
 
     follow_catalog()
     catalog.changed = follow_catalog
-    set_subjects = SetSubjects(database, vault)
-    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
-    stack.push_async_callback(repository.close)
-    explaining = Explaining(engine, cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
-    authenticator = Authenticator(keys, quotas, clock, _tokens(settings, keys))
-    stack.callback(authenticator.close)
+    return engine, health
 
-    with_ledger = None
-    if ledger is not None:
 
-        async def forget_erased() -> None:
-            """Drops data outside the database of people who were erased."""
-            await cache.forget_results()
-            await repository.sets.forget_rows()
+def _open_background(
+    settings: Settings,
+    stores: _Stores,
+    records: _Records,
+    explaining: Explaining,
+    catalog: Catalog,
+    repository: Repository,
+    stack: AsyncExitStack,
+) -> LedgerServices:
+    """What works beside requests where a ledger is kept; the runner of jobs is started once the models are loaded."""
+    database, vault, ledger = stores.database, stores.vault, records.ledger
 
-        maintenance = LedgerMaintenance(database, vault, settings.retention, settings.job_days, forget_erased, erasures)
-        stack.push_async_callback(maintenance.close)
-        jobs = Jobs(database)
-        exports = Exports(jobs, database, ledger, signer, vault, settings.data / "exports")
-        stack.push_async_callback(exports.close)
-        exports.start()
-        works: Mapping[str, Work] = {EXPLAIN: ExplainRows(jobs, explaining, catalog, ledger, vault), EXPORT: exports}
-        runner = Runner(jobs, keys, quotas, works, clock)
-        stack.push_async_callback(runner.close)
-        with_ledger = LedgerServices(ledger, maintenance, jobs, exports, runner)
+    async def forget_erased() -> None:
+        """Drops data outside the database of people who were erased."""
+        await stores.cache.forget_results()
+        await repository.sets.forget_rows()
 
-    async def load() -> None:
-        await engine.start()
-        await repository.start()
-        if with_ledger is not None:
-            with_ledger.runner.start()
-
-    def render_metrics() -> bytes:
-        stats = engine.stats()
-        metrics.queue_points.set(stats.queued_points)
-        metrics.queue_limit.set(settings.max_queued_points)
-        metrics.show_workers(stats.ready_workers, stats.memory)
-        health.show(metrics)
-        metrics.show_checkpoint(None if ledger is None else ledger.signed)
-        metrics.show_clock(clock.behind)
-        return metrics.render(workers)
-
-    loading = asyncio.get_running_loop().create_task(load())
-    stack.push_async_callback(_end, loading)
-    return Services(
-        catalog=catalog,
-        repository=repository,
-        engine=engine,
-        explaining=explaining,
-        replaying=Replaying(engine, catalog),
-        counterfactuals=Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES)),
-        cache=cache,
-        keys=keys,
-        authenticator=authenticator,
-        vault=vault,
-        set_subjects=set_subjects,
-        with_ledger=with_ledger,
-        ledger_mode=settings.ledger,
-        ledger_notices=ledger_notices,
-        metrics=metrics,
-        render_metrics=render_metrics,
-        request_log=request_log,
-        tracing=tracing,
-        bodies=Bodies(settings.max_body_bytes),
-        turns=Turns(),
-        bootstrap_key=operators_key,
-        loading=loading,
+    maintenance = LedgerMaintenance(
+        database, vault, settings.retention, settings.job_days, forget_erased, records.erasures
     )
+    stack.push_async_callback(maintenance.close)
+    jobs = Jobs(database)
+    exports = Exports(jobs, database, ledger, records.signer, vault, settings.data / "exports")
+    stack.push_async_callback(exports.close)
+    exports.start()
+    explain_rows = ExplainRows(jobs, explaining, catalog, ledger, vault)
+    runner = Runner(jobs, stores.keys, stores.quotas, {EXPLAIN: explain_rows, EXPORT: exports}, stores.clock)
+    stack.push_async_callback(runner.close)
+    return LedgerServices(ledger, maintenance, jobs, exports, runner)
 
 
 def _tokens(settings: Settings, keys: Keys) -> Tokens | None:

@@ -223,6 +223,7 @@ def ledger_entry(
         record=encode(record, sorted_names=True),
         personal=encode(personal),
         label=prediction.recorded_label,
+        further_labels=prediction.further_labels,
         decision_id=context.decision_id,
         subject=context.subject,
         cohort=context.cohort,

@@ -102,13 +102,15 @@ class Authenticator:
         self._clock = clock or Clock()
         self._quotas = quotas
         self._wrong = WrongKeys()
-        self._remembered: dict[bytes, tuple[float, Key | None]] = {}
+        self._remembered: dict[bytes, tuple[float, Key | str | None]] = {}  # a string says what is wrong with a token
         self._finding: dict[bytes, Future[Key | None]] = {}
         self._finders = ThreadPoolExecutor(FINDERS, thread_name_prefix="keys")
+        self._checkers = ThreadPoolExecutor(FINDERS, thread_name_prefix="tokens")  # so that keys need no issuer
 
     def close(self) -> None:
         """Stops looking up keys, without waiting for look-ups under way."""
-        self._finders.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._finders, self._checkers):
+            threads.shutdown(wait=False, cancel_futures=True)
         if self._tokens is not None:
             self._tokens.close()
 
@@ -141,10 +143,16 @@ class Authenticator:
         digest = _digest(secret)
         remembered = self._remembered.get(digest)
         if remembered is None or remembered[0] < now:
-            key = await self._look_up(secret, digest, remembered)
+            key: Key | str | None
+            try:
+                key = await self._look_up(secret, digest, remembered)
+            except Unauthenticated as error:
+                key = str(error)
             self._remember(digest, time.monotonic() + FRESH_SECONDS, key)
         else:
             key = remembered[1]
+        if isinstance(key, str):
+            raise Unauthenticated(key)
         return key if key is not None and key.is_valid(self._clock.now()) else None
 
     def admit(self, key: Key) -> Caller:
@@ -155,19 +163,21 @@ class Authenticator:
         account.count(1)
         return Caller(key.tenant, key.id, key.scopes, key.policy, account)
 
-    def _find(self, secret: str) -> Key | None:
-        """Looks up a key, or checks a token. Blocks."""
+    def _begin_to_find(self, secret: str) -> Future[Key | None]:
+        """Has a key looked up, or a token checked, in threads of its kind."""
         if self._tokens is not None and is_token(secret):
-            return self._tokens.find(secret)
-        return self._keys.find(secret)
+            return self._checkers.submit(self._tokens.find, secret)
+        return self._finders.submit(self._keys.find, secret)
 
-    async def _look_up(self, secret: str, digest: bytes, remembered: tuple[float, Key | None] | None) -> Key | None:
+    async def _look_up(
+        self, secret: str, digest: bytes, remembered: tuple[float, Key | str | None] | None
+    ) -> Key | None:
         """The stored key, looked up once for all concurrent requests. While the database does not answer, a remembered
         key stays valid; without one raises LedgerUnavailable."""
         finding = self._finding.get(digest)
         if finding is None or finding.done():
             self._finding = {other: future for other, future in self._finding.items() if not future.done()}
-            finding = self._finding[digest] = self._finders.submit(self._find, secret)
+            finding = self._finding[digest] = self._begin_to_find(secret)
         key = asyncio.wrap_future(finding)
         try:
             await asyncio.wait({key}, timeout=FIND_SECONDS)
@@ -178,16 +188,16 @@ class Authenticator:
             self._finding.pop(digest, None)
             return key.result()
         except LedgerUnavailable:
-            if remembered is None or remembered[1] is None:
+            if remembered is None or not isinstance(remembered[1], Key):
                 raise
             return remembered[1]
 
-    def _remember(self, digest: bytes, until: float, key: Key | None) -> None:
+    def _remember(self, digest: bytes, until: float, key: Key | str | None) -> None:
         if len(self._remembered) >= MAX_REMEMBERED:  # drop the unknown keys first
             self._remembered = {
                 secret: (fresh_until, known)
                 for secret, (fresh_until, known) in self._remembered.items()
-                if known is not None
+                if isinstance(known, Key)
             }
         if len(self._remembered) < MAX_REMEMBERED:
             self._remembered[digest] = (until, key)

@@ -47,7 +47,9 @@ class Limits:
 
     `head_bytes` and `headers` bound the address and the headers of a request, `pipelined` the requests on a connection
     that have no answer yet. `head_seconds` is for a head, from its first byte or from the start of the connection, and
-    for the rest of a body whose request is answered already; `reply_seconds` for the next `REPLY_STEP` of a reply.
+    for the rest of a body whose request is answered already; `reply_seconds` for the next `REPLY_STEP` of a reply;
+    `closing_seconds` for the other side's agreement, in TLS, that the connection ends: who keeps it for a later request
+    may not look at it before.
     """
 
     connections: int = 1024
@@ -57,6 +59,7 @@ class Limits:
     pipelined: int = 32
     head_seconds: float = 28.0  # 30, less the time between two checks and some margin
     reply_seconds: float = 28.0
+    closing_seconds: float = 1.0
     check_seconds: float = 1.0
 
 
@@ -242,6 +245,8 @@ class Connection(HttpToolsProtocol):
         """What is waited for, which changes with every bit of progress, and for how many seconds at most."""
         if self._sending.has_unsent:
             return ("reply", self._sending.received // REPLY_STEP), self._limits.reply_seconds
+        if self._is_ending:
+            return ("close",), self._limits.closing_seconds
         if self._answers < self._requests:
             return ("us",), float("inf")
         if self._is_in_head or not self._requests:

@@ -93,7 +93,12 @@ def _description(schema: dict[str, Any], app: FastAPI, catalog: Catalog) -> dict
     problems.describe(schema)
     schema["components"]["schemas"].pop(Nothing.__name__, None)
     schema["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "a key with the scope that the operation names"}
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "a key with the scope that the operation names, or a token with it of the OpenID Connect "
+            "issuer that the service trusts, if any",
+        }
     }
     routes = {
         (route.path_format, method.lower()): route

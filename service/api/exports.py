@@ -56,7 +56,7 @@ class ExportItem(BaseModel):
     id: str = Field(description="of the export")
     format: Format = Field(description="of the file")
     state: State = Field(description="how it stands")
-    detail: str | None = Field(None, description="why it failed")
+    detail: str | None = Field(None, description="why it failed, or what it waits for")
     created: int = Field(description="microseconds since the epoch, UTC")
     ended: int | None = Field(None, description="microseconds since the epoch, UTC; absent until it has")
     progress: WrittenItem = Field(description="how far it is")
@@ -151,7 +151,7 @@ async def fetch_export(request: ApiRequest, export: str) -> FileResponse:
     _refuse_limited(caller)
     job = await find_job(request, export, EXPORT)
     if job.state is not State.DONE:
-        raise Conflict(f"the export is {job.state}")
+        raise Conflict(f"the export is {job.state}" + (f"; {job.detail}" if job.detail else ""))
     path = await with_ledger.exports.file(job)
     if path is None:
         raise Gone(f"{_place(await with_ledger.exports.host(job))}, for a day, and not past an erasure")

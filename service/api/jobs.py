@@ -96,7 +96,7 @@ class JobItem(BaseModel):
     model: str = Field(description="the model's name")
     version: str = Field(description="the model's version")
     state: State = Field(description="how it stands")
-    detail: str | None = Field(None, description="why it failed")
+    detail: str | None = Field(None, description="why it failed, or what it waits for")
     created: int = Field(description="microseconds since the epoch, UTC")
     ended: int | None = Field(None, description="microseconds since the epoch, UTC; absent until it has")
     progress: ProgressItem = Field(description="how far it is")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -62,6 +63,9 @@ class SigningKeys:
     def find(self, key_id: str | None) -> jwt.PyJWK:
         """The key of this id; of None, the only key. Raises Unauthenticated where the issuer has no such key, and
         IssuerUnavailable."""
+        keys, now = self._keys, self._clock()
+        if key_id in keys and now - self._fetched <= USABLE_SECONDS and self._lock.locked():
+            return keys[key_id]  # without waiting for the issuer, which somebody is asking
         with self._lock:
             now = self._clock()
             is_due = key_id not in self._keys or now - self._fetched > FRESH_SECONDS
@@ -69,7 +73,7 @@ class SigningKeys:
                 self._tried = now
                 try:
                     self._keys, self._fetched = self._fetch(), now
-                except (httpx.HTTPError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
+                except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
                     if now - self._fetched > USABLE_SECONDS:
                         raise IssuerUnavailable(
                             "the issuer of tokens does not answer, so none can be checked"
@@ -81,17 +85,24 @@ class SigningKeys:
         return key
 
     def _fetch(self) -> Mapping[str | None, jwt.PyJWK]:
-        described = self._get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        ends = time.monotonic() + FETCH_SECONDS  # of both; httpx has limits for each piece only
+        described = self._get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration", ends)
         if described["issuer"] != self._issuer:
             raise ValueError("the discovery document is of another issuer")
         address = str(described["jwks_uri"])
         if not is_confidential(address):
             raise ValueError("the address of the issuer's keys is not https")
-        found = jwt.PyJWKSet.from_dict(self._get(address)).keys
-        keys: dict[str | None, jwt.PyJWK] = {key.key_id: key for key in found if key.public_key_use in (None, "sig")}
+        listed = [key for key in self._get(address, ends)["keys"] if isinstance(key, dict)]
+        keys: dict[str | None, jwt.PyJWK] = {
+            key.key_id: key
+            for key in jwt.PyJWKSet(listed).keys
+            if key.public_key_use in (None, "sig") and key.algorithm_name in ALGORITHMS
+        }
+        if not keys:
+            raise ValueError("the issuer lists no key that could have signed a token")
         return keys | {None: next(iter(keys.values()))} if len(keys) == 1 else keys
 
-    def _get(self, address: str) -> dict[str, Any]:
+    def _get(self, address: str, ends: float) -> dict[str, Any]:
         with self._client.stream("GET", address) as reply:
             reply.raise_for_status()
             body = b""
@@ -99,6 +110,8 @@ class SigningKeys:
                 body += piece
                 if len(body) > MAX_DOCUMENT_BYTES:
                     raise ValueError("the issuer's document is too large")
+                if time.monotonic() > ends:
+                    raise ValueError("the issuer's document does not arrive in time")
         document = httpx.Response(200, content=body).json()
         if not isinstance(document, dict):
             raise ValueError("the issuer's document is not an object")
@@ -124,10 +137,12 @@ class Tokens:
         """
         claims = self._verified(token)
         tenant, scopes = find_claim(claims, self._issuer.tenant_claim), find_claim(claims, self._issuer.scopes_claim)
-        if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TEXT_LENGTH:
+        if not isinstance(tenant, str) or len(tenant) > MAX_TEXT_LENGTH or not _is_name(tenant):
             raise Unauthenticated(f"the token names no tenant in its claim {self._issuer.tenant_claim}")
         words = scopes.split() if isinstance(scopes, str) else scopes if isinstance(scopes, list) else []
         issuer, subject = self._issuer.url, str(claims["sub"])
+        if not _is_name(subject):
+            raise Unauthenticated("the token names nobody in its claim sub")
         identity = self._keys.identity(
             identity_id(issuer, tenant, subject), f"{subject} ({issuer})"[:MAX_TEXT_LENGTH], tenant
         )
@@ -158,7 +173,7 @@ class Tokens:
             raise Unauthenticated("the token is of another issuer") from None
         except jwt.MissingRequiredClaimError as error:
             raise Unauthenticated(f"the token lacks the claim {error.claim}") from None
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, RecursionError):  # JSON may be nested deeper than it can be read
             raise Unauthenticated("the token is not one that its issuer signed") from None
         return claims
 
@@ -166,6 +181,12 @@ class Tokens:
 def is_token(secret: str) -> bool:
     """Whether this is a JSON Web Token rather than a key of ours, which has no dots."""
     return secret.count(".") == 2 and secret.startswith("ey")
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be stored and is told apart from others by `identity_id`, which has a control character
+    between them."""
+    return bool(text) and not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def identity_id(issuer: str, tenant: str, subject: str) -> str:

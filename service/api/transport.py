@@ -161,8 +161,9 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     watchers: list[asyncio.Task[None]] = []
 
     async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        while (message := await request.receive())["type"] != "http.disconnect":
+            if not message.get("more_body", False):  # some servers repeat the last message rather than wait
+                await asyncio.sleep(UNWATCHED_SECONDS)
         presence.reschedule(loop.time())
 
     start = loop.call_later(UNWATCHED_SECONDS, lambda: watchers.append(loop.create_task(watch())))

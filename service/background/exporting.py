@@ -29,7 +29,7 @@ from sqlalchemy import Engine
 
 from service.access.callers import Caller
 from service.background.export_tables import table_row, write_csv, write_parquet
-from service.background.jobs import LeaseLost, opened_spec, until_available
+from service.background.jobs import PAUSE_SECONDS, LeaseLost, Postponed, opened_spec
 from service.errors import LedgerUnavailable, NotFound
 from service.ledger import CheckpointSigner, EventSearch, Ledger, Search, Stored, Vault
 from service.ledger.database import database_in_reach
@@ -108,7 +108,16 @@ class Exports:
         await asyncio.to_thread(self._writer.shutdown)
 
     async def __call__(self, job: Job, caller: Caller) -> None:
-        """Writes the file, records it in the log, and then gives it its final name."""
+        """Writes the file, records it in the log, and then gives it its final name.
+
+        Raises Postponed while the database does not answer: the file is then written anew.
+        """
+        try:
+            await self._export(job, caller)
+        except LedgerUnavailable as error:
+            raise Postponed(f"it is tried again: {error}", PAUSE_SECONDS) from error
+
+    async def _export(self, job: Job, caller: Caller) -> None:
         spec = ExportSpec.of(self._vault, job)
         folder = self._folder_of(job.tenant)
         part = folder / f"{job.id}.{job.owner}{PART}"  # no other run of this job writes to it
@@ -205,7 +214,7 @@ class Exports:
                 rows = _counted(map(table_row, self._stored(job.tenant, search)), report)
                 return (write_csv if form is Format.CSV else write_parquet)(file, rows), begun
 
-        return await until_available(write, self._writer)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, write)
 
     def _stored(self, tenant: str, search: Search) -> Iterator[Stored]:
         after = 0

@@ -11,7 +11,6 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,11 +136,11 @@ def sealed_payload(vault: Vault, explanation_id: str, instance: object, context:
     return vault.seal(orjson.dumps({"instance": instance, "context": belongs}), explanation_id, None, None)
 
 
-async def until_available(call: Callable[[], T], executor: Executor | None = None) -> T:
+async def until_available(call: Callable[[], T]) -> T:
     """The result of a call of the database, made in a thread, and again until the database answers."""
     while True:
         try:
-            return await asyncio.get_running_loop().run_in_executor(executor, call)
+            return await asyncio.to_thread(call)
         except LedgerUnavailable:
             await asyncio.sleep(POLL_SECONDS)
 

@@ -145,11 +145,14 @@ class AppendQueue:
             timer.cancel()
 
     def _give_up(self, number: int) -> None:
-        """Stops waiting for an append; the writer still has it."""
+        """Stops waiting for an append that the writer still has; one that was settled a moment ago stays settled."""
+        unsettled = self._unsettled.get(number)
+        if unsettled is None:  # its waiter, who cancels the timer, has not had its turn since
+            return
         if self.is_recording:
             _log.error("the ledger's database has not answered for %.0f s; nothing is recorded", self.append_seconds)
         self._given_up.add(number)
-        _, settled = self._unsettled[number]
+        _, settled = unsettled
         if not settled.done():
             settled.set_result(Outcome.UNAVAILABLE)
 

@@ -79,9 +79,10 @@ class Entry:
     `created` is in microseconds since the epoch, UTC. `record` is the part that is kept for ever, in clear, `personal`
     the part that belongs to a person, both as JSON bytes. `subject` and `decision_id` are sealed with the personal part
     and found by pseudonym; all else is in clear, so tags must not name a person. `label` is the predicted label,
-    `cohort` the tags of the request's context, `flags` the review rules that fired. `retention` names the class that
-    says how long the personal part is kept. `job_row` is the id of the job and the number of the row that this
-    explains: once either has ended, for instance by an erasure, the entry is refused.
+    `further_labels` those that were predicted beside it, `cohort` the tags of the request's context, `flags` the review
+    rules that fired. `retention` names the class that says how long the personal part is kept. `job_row` is the id of
+    the job and the number of the row that this explains: once either has ended, for instance by an erasure, the entry
+    is refused.
 
     Raises InvalidRequest for a text that is too long or that a database cannot hold.
     """
@@ -97,6 +98,7 @@ class Entry:
     record: bytes
     personal: bytes
     label: str | None = None
+    further_labels: tuple[str, ...] = ()
     decision_id: str | None = None
     subject: str | None = None
     cohort: Mapping[str, str] = field(default_factory=dict)
@@ -183,8 +185,8 @@ class Stored(Entry):
     `seq` is its place: 1, 2, 3 ... without gaps, in the order of commit. `logged` are the bytes of its log record and
     `leaf` is their leaf hash, SHA-256(0x00 || logged) (RFC 9162, 2.1.1). `opened` is the plaintext of its sealed
     part, whose SHA-256 is in the log; like `personal` it is empty once erased, and where it cannot be opened. `flags`
-    are in alphabetical order, each once. `tombstone` is the place of the event that erased its personal part, None
-    while that is there.
+    and `further_labels` are in alphabetical order, each once. `tombstone` is the place of the event that erased its
+    personal part, None while that is there.
     """
 
     seq: int
@@ -227,6 +229,8 @@ def _texts(entry: Entry) -> Iterator[tuple[str, str | None]]:
         yield "cohort value", value
     for flag in entry.flags:
         yield "flag", flag
+    for label in entry.further_labels:
+        yield "label", label
 
 
 def check_text(name: str, text: str | None) -> None:

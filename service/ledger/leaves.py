@@ -16,7 +16,7 @@ import orjson
 
 from service.ledger.entries import EXPLANATION, STANDARD, Entry, Event
 from service.ledger.sealing import Subject, Vault
-from service.ledger.tables import COHORT, FLAG
+from service.ledger.tables import COHORT, FLAG, LABEL
 
 SCHEMA = 1
 """The version of the records written here. The oldest explanations have no `schema`."""
@@ -79,8 +79,8 @@ def write_explanation(entry: Entry, vault: Vault, subject: Subject | None) -> Wr
 
 def _tags_of(entry: Entry) -> list[tuple[str, str]]:
     """The names and values of an entry's tags, in order, each once."""
-    tags = {(FLAG, flag) for flag in entry.flags} | {(f"{COHORT}{name}", value) for name, value in entry.cohort.items()}
-    return sorted(tags)
+    tags = {(FLAG, flag) for flag in entry.flags} | {(LABEL, label) for label in entry.further_labels}
+    return sorted(tags | {(f"{COHORT}{name}", value) for name, value in entry.cohort.items()})
 
 
 @dataclass(frozen=True, slots=True)

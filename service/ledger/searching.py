@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import accumulate
+from heapq import merge
+from itertools import accumulate, islice
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -30,7 +32,7 @@ from service.ledger.entries import LogChanged, Stored
 from service.ledger.leaves import Opened, content_of, read_opened
 from service.ledger.sealing import CannotBeOpened, Vault, owner_of
 from service.ledger.searches import Found, MalformedCursor, Page, Search
-from service.ledger.tables import COHORT, FLAG, REVIEWED, explanation_tags, explanations, log, subjects
+from service.ledger.tables import COHORT, FLAG, LABEL, REVIEWED, explanation_tags, explanations, log, subjects
 
 MAX_PAGE = 1000
 MAX_BYTES = 8 * 2**20
@@ -60,8 +62,7 @@ def read_page(
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidRequest(f"limit is a number from 1 to {MAX_PAGE}")
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
-    query = statement(tenant, by_pseudonym or search, cursor, _sizes()).limit(limit + 1)
-    rows = connection.execute(query).all() if by_pseudonym is not None else []
+    rows = [] if by_pseudonym is None else _newest(connection, tenant, by_pseudonym, _sizes(), limit + 1, cursor)
     fitting = _fitting(rows[:limit])
     last = fitting[-1] if len(fitting) < len(rows) else None
     return Page(
@@ -76,10 +77,9 @@ def read_found(connection: Connection, vault: Vault, tenant: str, search: Search
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     if by_pseudonym is None:
         return []
-    columns = select(explanations.c.id, subjects.c.lookup)
+    columns = select(explanations.c.id, explanations.c.created, explanations.c.seq, subjects.c.lookup)
     query = columns.join_from(explanations, subjects, subjects.c.token == explanations.c.subject, isouter=True)
-    rows = connection.execute(statement(tenant, by_pseudonym, None, query).limit(most))
-    return [Found(row.id, row.lookup) for row in rows]
+    return [Found(row.id, row.lookup) for row in _newest(connection, tenant, by_pseudonym, query, most)]
 
 
 def subject_tokens(connection: Connection, vault: Vault, tenant: str, subject: str) -> list[str]:
@@ -101,19 +101,42 @@ def _by_pseudonym(connection: Connection, vault: Vault, tenant: str, search: Sea
     return replace(search, subject=" ".join(tokens)) if tokens else None
 
 
-def statement(tenant: str, search: Search, cursor: str | None, columns: Select[Any] | None = None) -> Select[Any]:
-    """The explanations that `search` asks for, from the newest to the oldest. In `search`, subject and decision are
-    pseudonyms, and the tokens of a subject that has several are separated by spaces.
+def _newest(
+    connection: Connection, tenant: str, search: Search, columns: Select[Any], most: int, cursor: str | None = None
+) -> list[Row[Any]]:
+    """The first `most` explanations that `search` asks for after `cursor`, from the newest to the oldest.
 
-    Order and conditions on time apply to the most selective condition, whose index ends in that order: a person or a
-    decision, else the first tag, else the column of an explanation that the database chooses.
-
-    `columns` selects other columns than those usually read.
+    In `search`, subject and decision are pseudonyms, and the tokens of a subject that has several are separated by
+    spaces. `columns` has `created` and `seq` among what it selects.
     """
-    tags = [(explanation_tags.alias(), *tag) for tag in _tags(search)]
-    is_rare = search.subject is not None or search.decision_id is not None
-    leading: FromClause = tags[0][0] if tags and not is_rare else explanations
-    query = _tagged(_rows() if columns is None else columns, tags)
+    found = [
+        connection.execute(_newest_first(columns, tenant, one, tags, cursor).limit(most)).all()
+        for one, tags in _alternatives(search)
+    ]
+    return list(islice(merge(*found, key=attrgetter("created", "seq"), reverse=True), most))
+
+
+def _alternatives(search: Search) -> Iterator[tuple[Search, list[tuple[str, str]]]]:
+    """Searches, each with the tags of what it finds, that together find what `search` asks for, and nothing twice: a
+    label is in the column of a record, or beside another in a tag. Each reads a range of an index; one search with
+    `or` would read and sort all that it finds."""
+    tags = list(_tags(search))
+    yield search, tags
+    if search.label is not None:
+        yield replace(search, label=None), [*tags, (LABEL, search.label)]
+
+
+def _newest_first(
+    columns: Select[Any], tenant: str, search: Search, tags: Iterable[tuple[str, str]], cursor: str | None
+) -> Select[Any]:
+    """The explanations with these columns and tags, from the newest to the oldest.
+
+    Order and conditions on time apply to the most selective condition, whose index ends in that order: a person, a
+    decision or a tolerance that was not met, else the first tag, else the column that the database chooses.
+    """
+    query, tables = _tagged(columns, tags)
+    is_rare = search.subject is not None or search.decision_id is not None or search.converged is False
+    leading: FromClause = tables[0] if tables and not is_rare else explanations
     query = query.where(*_conditions(tenant, search), *_range(leading, tenant, search, cursor))
     return query.order_by(leading.c.created.desc(), leading.c.seq.desc())
 
@@ -128,10 +151,11 @@ def read_in_log_order(
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     if by_pseudonym is None:
         return []
-    query = _tagged(_sizes(), [(explanation_tags.alias(), *tag) for tag in _tags(search)])
-    query = query.where(*_conditions(tenant, by_pseudonym), *_range(explanations, tenant, search, None))
-    query = query.where(explanations.c.seq > after).order_by(explanations.c.seq).limit(limit)
-    fitting = _fitting(connection.execute(query).all())
+    found = []
+    for one, tags in _alternatives(by_pseudonym):
+        query = _of_tenant(_sizes(), tenant, one, tags).where(explanations.c.seq > after)
+        found.append(connection.execute(query.order_by(explanations.c.seq).limit(limit)).all())
+    fitting = _fitting(list(islice(merge(*found, key=attrgetter("seq")), limit)))
     return read_places(connection, vault, [row.seq for row in fitting])
 
 
@@ -150,10 +174,9 @@ def count_found(connection: Connection, vault: Vault, tenant: str, search: Searc
     by_pseudonym = _by_pseudonym(connection, vault, tenant, search)
     if by_pseudonym is None:
         return 0
-    query = select(func.count()).select_from(explanations)
-    query = _tagged(query, [(explanation_tags.alias(), *tag) for tag in _tags(search)])
-    query = query.where(*_conditions(tenant, by_pseudonym), *_range(explanations, tenant, search, None))
-    return connection.execute(query).scalar_one()
+    count = select(func.count()).select_from(explanations)
+    queries = [_of_tenant(count, tenant, one, tags) for one, tags in _alternatives(by_pseudonym)]
+    return sum(connection.execute(query).scalar_one() for query in queries)
 
 
 def read_places(connection: Connection, vault: Vault, places: Sequence[int]) -> list[Stored]:
@@ -163,10 +186,20 @@ def read_places(connection: Connection, vault: Vault, places: Sequence[int]) -> 
     return list(stored_explanations(connection, vault, sorted(rows, key=lambda row: order[row.seq])))
 
 
-def _tagged(query: Select[Any], tags: Iterable[tuple[FromClause, str, str]]) -> Select[Any]:
-    for tag, name, value in tags:
+def _of_tenant(query: Select[Any], tenant: str, search: Search, tags: Iterable[tuple[str, str]]) -> Select[Any]:
+    """The query of explanations with these tags, in any order."""
+    tagged, _ = _tagged(query, tags)
+    return tagged.where(*_conditions(tenant, search), *_range(explanations, tenant, search, None))
+
+
+def _tagged(query: Select[Any], tags: Iterable[tuple[str, str]]) -> tuple[Select[Any], list[FromClause]]:
+    """The query with tables of these tags joined to it, and those tables."""
+    tables: list[FromClause] = []
+    for name, value in tags:
+        tag = explanation_tags.alias()
         query = query.join(tag, and_(tag.c.seq == explanations.c.seq, tag.c.name == name, tag.c.value == value))
-    return query
+        tables.append(tag)
+    return query, tables
 
 
 def _rows() -> Select[Any]:
@@ -255,16 +288,19 @@ def stored_explanations(
         explanation_tags.c.seq.in_([row.seq for row in rows]), explanation_tags.c.name != REVIEWED[0]
     )
     flags: dict[int, list[str]] = {row.seq: [] for row in rows}
+    labels: dict[int, list[str]] = {row.seq: [] for row in rows}
     cohorts: dict[int, dict[str, str]] = {row.seq: {} for row in rows}
     for seq, name, value in connection.execute(tags) if rows else ():
         if name == FLAG:
             flags[seq].append(value)
+        elif name == LABEL:
+            labels[seq].append(value)
         else:
             cohorts[seq][name.removeprefix(COHORT)] = value
     named = {row.subject for row in rows if row.subject is not None} if opened else set()
     keys = _readable_keys(connection, vault, named)
     for row in rows:
-        yield _stored(row, vault if opened else None, keys, tuple(sorted(flags[row.seq])), cohorts[row.seq])
+        yield _stored(row, vault if opened else None, keys, flags[row.seq], labels[row.seq], cohorts[row.seq])
 
 
 def subject_keys(connection: Connection, vault: Vault, tokens: Collection[str]) -> dict[str, bytes]:
@@ -292,7 +328,12 @@ def _wrapped_keys(connection: Connection, tokens: Collection[str]) -> dict[str, 
 
 
 def _stored(
-    row: Row[Any], vault: Vault | None, keys: Mapping[str, bytes], flags: tuple[str, ...], cohort: Mapping[str, str]
+    row: Row[Any],
+    vault: Vault | None,
+    keys: Mapping[str, bytes],
+    flags: Sequence[str],
+    further_labels: Sequence[str],
+    cohort: Mapping[str, str],
 ) -> Stored:
     plaintext, opened = b"", Opened(None, None, b"")
     record = row.record or b""
@@ -307,7 +348,8 @@ def _stored(
         record=content_of(record),
         subject=opened.subject,
         decision_id=opened.decision_id,
-        flags=flags,
+        flags=tuple(sorted(flags)),
+        further_labels=tuple(sorted(further_labels)),
         cohort=cohort,
         logged=record,
         opened=plaintext,

@@ -35,7 +35,9 @@ from service.ledger.entries import MAX_TEXT_LENGTH
 
 FLAG = "flag"
 COHORT = "cohort."
-"""Names of tags: a flag is ("flag", "protected_share"), a cohort ("cohort.channel", "web")."""
+LABEL = "label"
+"""Names of tags: a flag is ("flag", "protected_share"), a cohort ("cohort.channel", "web"), a label that was predicted
+beside the one in the column ("label", "churn")."""
 REVIEWED = ("reviewed", "true")
 """The tag of explanations that an event of the kind REVIEW is about; the only tag that is added later."""
 

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.access.permissions import Policy
+from service.background import exporting
 from service.background.export_tables import COLUMNS
 from service.background.exporting import KEPT_SECONDS, Exports
+from service.errors import LedgerUnavailable
 from service.ledger.entries import Stored
 from service.ledger.erasing import erase
 from service.ledger.export_checking import check_export
@@ -258,6 +260,42 @@ async def test_what_is_not_done_cannot_be_fetched(
 
     assert (await bank.get(path)).json()["state"] == "cancelled"
     assert "cancelled" in assert_problem(await bank.get(f"{path}/file"), 409)
+
+
+@pytest.mark.parametrize("step", ["checkpoint", "append_event"])
+async def test_while_the_database_is_silent_an_export_waits_and_says_so(
+    service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any],
+    assert_problem: AssertProblem, monkeypatch: pytest.MonkeyPatch, step: str,
+) -> None:  # fmt: skip
+    await explain([instance], by=bank)
+    monkeypatch.setattr(exporting, "PAUSE_SECONDS", 200.0)
+
+    async def silent(*_: object) -> None:
+        raise LedgerUnavailable("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.with_ledger.ledger, step, silent)
+        response = await bank.post("/v1/exports", json={"format": "zip"})
+        path = response.headers["location"]
+        found = response.json()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while "detail" not in found:
+                found = (await bank.get(path)).json()
+                await asyncio.sleep(0.02)
+        assert found["state"] == "running"
+        assert found["detail"] == "it is tried again: The database does not answer."
+        assert "it is tried again" in assert_problem(await bank.get(f"{path}/file"), 409)
+        assert files_of(service, found["id"]) == []
+    with service.database.begin() as connection:  # the pause is over
+        connection.exec_driver_sql(f"UPDATE jobs SET leased_until = NULL WHERE id = '{found['id']}'")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while "ended" not in found:
+            found = (await bank.get(path)).json()
+            await asyncio.sleep(0.02)
+
+    assert found["state"] == "done"
+    assert "detail" not in found
+    assert (await bank.get(f"{path}/file")).status_code == 200
 
 
 async def test_an_erasure_while_an_export_is_written_withdraws_it_whatever_the_clocks_say(

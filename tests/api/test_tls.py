@@ -191,6 +191,19 @@ def test_handshakes_that_do_not_come_count_and_end(files: tuple[Path, Path], aut
                 assert one.recv(1) == b""
 
 
+def test_a_client_that_keeps_its_connection_does_not_hold_up_the_end(
+    files: tuple[Path, Path], authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reads nothing until its next request, so it does not agree to the end of the connection."""
+    limits = Limits(check_seconds=0.01, closing_seconds=0.05)
+    with httpx.Client(verify=trusting(authority)) as client:
+        with served(Certificates(*files, None), limits) as serving:
+            assert client.get(f"{serving.url}/large").json() == LARGE
+        assert not serving.thread.is_alive()
+        assert serving.connections.count == 0
+    assert "timeout graceful shutdown exceeded" not in caplog.text
+
+
 def test_files_that_do_not_fit_end_the_start(files: tuple[Path, Path], tmp_path: Path) -> None:
     other = tmp_path / "other.pem"
     other.write_bytes(trustme.CA().issue_cert("127.0.0.1").private_key_pem.bytes())

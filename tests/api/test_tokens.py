@@ -3,12 +3,14 @@ that the service checks them with."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -23,11 +25,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from service.access.permissions import Policy, Quota
 from service.access.quotas import Quotas
 from service.api import tokens
-from service.api.auth import Authenticator
+from service.api.auth import FINDERS, MAX_WRONG_KEYS, Authenticator
 from service.api.tokens import Issuer, SigningKeys, Tokens, find_claim, identity_id
 from service.errors import IssuerUnavailable, Unauthenticated
 from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.verifying import verify_ledger
+from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -192,6 +195,10 @@ async def test_a_token_opens_what_its_scopes_say_and_is_on_record(
         ({"iss": "https://another.example"}, "another issuer"),
         ({"tenant": None}, "names no tenant"),
         ({"tenant": ["bank"]}, "names no tenant"),
+        ({"tenant": "bank\0clerk"}, "names no tenant"),
+        ({"sub": "7\0clerk"}, "names nobody"),
+        ({"sub": "\ud800"}, "names nobody"),
+        ({"sub": ""}, "names nobody"),
         ({"exp": None}, "lacks the claim exp"),
         ({"sub": None}, "lacks the claim sub"),
     ],
@@ -219,6 +226,7 @@ async def test_nobody_else_can_sign(
     changed = _base64url(
         json.dumps({**json.loads(base64.urlsafe_b64decode(body + "==")), "tenant": "default"}).encode()
     )
+    nested = _base64url(b'{"alg":' + 20_000 * b"[")
     forged = [
         issuer.token(RsaKey("rsa")),  # another key of the same name
         issuer.token(RsaKey("unknown")),
@@ -227,11 +235,22 @@ async def test_nobody_else_can_sign(
         f"{head}.{changed}.{signature}",
         f"{head}.{body}.{signature[:-4]}AAAA",
         "eyJ.eyJ.eyJ",
+        f"{nested}.{body}.{signature}",
     ]
 
     assert (await client.get("/v1/models", headers=bearer(true))).status_code == 200
     for token in forged:
         assert_problem(await client.get("/v1/models", headers=bearer(token)), 401)
+
+
+async def test_a_token_that_is_repeated_is_no_guess(
+    accepting: Service, issuer: RealIssuer, client: httpx.AsyncClient, assert_problem: AssertProblem
+) -> None:
+    """As of a client that has not noticed that its token has expired; it is told so each time."""
+    token = issuer.token(exp=1_600_000_000)
+    for _ in range(MAX_WRONG_KEYS + 2):
+        reply = await client.get("/v1/models", headers=bearer(token))
+        assert "has expired" in assert_problem(reply, 401)
 
 
 async def test_a_key_is_accepted_as_before(accepting: Service, client: httpx.AsyncClient) -> None:
@@ -320,8 +339,53 @@ class TestSigningKeys:
         clock[0] += tokens.RETRY_SECONDS
         assert signing.find("rsa").key_id == "rsa"
 
+    def test_a_key_that_is_known_does_not_wait_for_the_issuer(
+        self, signing: SigningKeys, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        signing.find("rsa")
+        asked, answers = threading.Event(), threading.Event()
+
+        def wait() -> dict[str | None, Any]:
+            asked.set()
+            assert answers.wait(PATIENCE_SECONDS)
+            raise ValueError
+
+        monkeypatch.setattr(signing, "_fetch", wait)
+        clock[0] += tokens.FRESH_SECONDS + 1
+        with ThreadPoolExecutor(1) as other:
+            waiting = other.submit(signing.find, "curve")
+            assert asked.wait(PATIENCE_SECONDS)
+            assert signing.find("rsa").key_id == "rsa"
+            answers.set()
+            assert waiting.result().key_id == "curve"
+
+    def test_what_cannot_have_signed_is_left_out(
+        self, signing: SigningKeys, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A symmetric key that is published can be used by everybody."""
+        symmetric = {"kty": "oct", "kid": "oct", "k": _base64url(b"k" * 32)}
+        get = signing._get
+
+        def with_others(address: str, ends: float) -> dict[str, Any]:
+            found = get(address, ends)
+            return {**found, "keys": [symmetric, "none", *found["keys"]]} if "keys" in found else found
+
+        monkeypatch.setattr(signing, "_get", with_others)
+        assert signing.find("rsa").key_id == "rsa"
+        with pytest.raises(Unauthenticated, match="does not list"):
+            signing.find("oct")
+        clock[0] += tokens.FRESH_SECONDS + 1
+        monkeypatch.setattr(signing, "_get", lambda *asked: {**get(*asked), "keys": [symmetric]})
+        assert signing.find("rsa").key_id == "rsa"  # as while it does not answer
+
     @pytest.mark.parametrize(
-        "described", [{"issuer": "http://127.0.0.1:1"}, {"jwks_uri": "http://keys.example/"}, {"jwks_uri": 5}]
+        "described",
+        [
+            {"issuer": "http://127.0.0.1:1"},
+            {"jwks_uri": "http://keys.example/"},
+            {"jwks_uri": 5},
+            {"jwks_uri": "https://a:b/"},
+        ],
     )
     def test_a_description_that_leads_elsewhere_is_not_followed(
         self, issuer: RealIssuer, signing: SigningKeys, described: dict[str, Any]
@@ -331,6 +395,28 @@ class TestSigningKeys:
         with pytest.raises(IssuerUnavailable):
             signing.find("rsa")
         assert issuer.asked == ["/.well-known/openid-configuration"]
+
+
+async def test_keys_are_found_while_the_issuer_does_not_answer(
+    service: Service, issuer: RealIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, answers = service.services, threading.Event()
+    of_issuer = Tokens(Issuer(issuer.url, AUDIENCE), services.keys)
+
+    def wait(_token: str) -> None:
+        answers.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr(of_issuer, "find", wait)
+    authenticator = Authenticator(services.keys, Quotas(SpentQuotas(service.database)), tokens=of_issuer)
+    checking = [asyncio.ensure_future(authenticator.find(issuer.token(jti=f"{number}"))) for number in range(FINDERS)]
+    await asyncio.sleep(0)
+    found = await authenticator.find(service.key.secret)
+    answers.set()
+    await asyncio.gather(*checking, return_exceptions=True)
+    authenticator.close()
+
+    assert found is not None
+    assert found.id == service.key.id
 
 
 async def test_an_issuer_that_is_down_is_503(

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from fastapi import Request
 
 from service.api import transport
+from service.errors import ClientGone
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain, Figures
@@ -248,6 +250,38 @@ async def test_a_body_that_arrives_byte_by_byte(service: Service, monkeypatch: p
             await asyncio.wait([answer], timeout=0.02)
 
     assert answer.result().startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_server_that_repeats_its_last_message_is_not_asked_without_end(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr(transport, "UNWATCHED_SECONDS", 0.001)
+    asked, was_asked_often = 0, asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        if asked == 5:
+            was_asked_often.set()
+        if asked == (10 if leaves else 1_000):  # without a turn for anybody else it is asked so often
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def work() -> str:
+        await was_asked_often.wait()
+        if leaves:
+            await asyncio.Event().wait()
+        return "done"
+
+    working = transport.while_connected(Request({"type": "http"}, receive), work())
+
+    if leaves:
+        with pytest.raises(ClientGone):
+            await asyncio.wait_for(working, PATIENCE_SECONDS)
+    else:
+        assert await asyncio.wait_for(working, PATIENCE_SECONDS) == "done"
+        assert asked < 1_000
 
 
 async def test_a_strangers_body_is_not_waited_for(service: Service) -> None:

@@ -156,8 +156,11 @@ async def test_what_is_recorded_is_found_verified_and_replayed(
     }
     assert (await posted(client, f"{path}:verify"))["valid"] is True
     assert (await posted(client, f"{path}:replay"))["verdict"] == "bit_exact"
-    asked = "label=arrears" if name == "alarms" else "model=scores"
-    assert explanation["id"] in {one["id"] for one in (await got(client, f"/v1/explanations?{asked}"))["explanations"]}
+    for asked in ("label=arrears", "label=churn") if name == "alarms" else ("model=scores",):
+        found = (await got(client, f"/v1/explanations?{asked}"))["explanations"]
+        assert explanation["id"] in {one["id"] for one in found}, asked
+    under_its_threshold = (await got(client, "/v1/explanations?label=fraud"))["explanations"]
+    assert explanation["id"] not in {one["id"] for one in under_its_threshold}
     _, other = await explained(client, MODELS[name], {**EXAMPLE, "age": 41.0}, target=target)
     assert other["cached"] is True
     assert other["attributions"] == explanation["attributions"]

@@ -58,6 +58,7 @@ async def is_recorded(ledger: Ledger, entry: Entry) -> bool:
 async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, engine: Engine, make_entry: EntryMaker) -> None:
     entry = make_entry(
         label="denied",
+        further_labels=("delayed", "watched"),
         decision_id="d-1",
         subject="Zoë",
         converged=False,
@@ -93,7 +94,13 @@ async def test_an_entry_comes_back_as_it_was_given(ledger: Ledger, engine: Engin
         "label": "denied",
         "converged": False,
         "retention": "standard",
-        "tags": [["cohort.channel", "web"], ["cohort.region", "north"], ["flag", "protected_share"]],
+        "tags": [
+            ["cohort.channel", "web"],
+            ["cohort.region", "north"],
+            ["flag", "protected_share"],
+            ["label", "delayed"],
+            ["label", "watched"],
+        ],
     }
 
 

@@ -177,6 +177,26 @@ async def test_an_append_is_given_up_while_the_database_is_locked_and_then_all_a
     await ledger.close()
 
 
+async def test_a_timer_that_is_due_with_the_outcome_gives_nothing_up(engine: Engine, make_entry: EntryMaker) -> None:
+    ledger = Ledger(engine, VAULT)
+    queue, entry = ledger.queue, make_entry()
+    settle = queue._settle
+
+    def settle_late(outcomes: Outcomes) -> None:
+        settle(outcomes)
+        for number, _ in outcomes:
+            queue._give_up(number)  # as the timer does that comes due in the same round of the event loop
+
+    writer = queue._writer
+    queue._writer = Writer(engine, VAULT, settle_late)
+    await writer.close()
+    await ledger.append([entry])
+
+    assert ledger.is_recording
+    await ledger.append([make_entry()])
+    await ledger.close()
+
+
 async def test_an_idle_ledger_knows_whether_it_could_record(engine: Engine) -> None:
     ledger = Ledger(engine, VAULT, append_seconds=0.05, probe_seconds=0.02)
     assert ledger.is_recording

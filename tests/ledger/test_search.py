@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,9 @@ SEARCHES = {
     "not_converged": Search(converged=False),
     "flag": Search(flag="protected_share"),
     "label": Search(label="denied"),
+    "label_beside_another": Search(label="delayed"),
+    "label_with_flag": Search(label="delayed", flag="protected_share", reviewed=True),
+    "label_of_subject": Search(label="delayed", subject="ann", converged=True),
     "cohort": Search(cohort=(("channel", "web"),)),
     "cohorts": Search(cohort=(("channel", "web"), ("region", "north"))),
     "everything": Search(
@@ -61,6 +65,14 @@ SEARCHES = {
 }
 
 
+FURTHER: dict[str | None, list[tuple[str, ...]]] = {
+    None: [()],
+    "denied": [(), ("delayed",), ("approved", "delayed")],
+    "approved": [(), ("denied",), ("delayed", "denied")],
+}
+"""What may be predicted beside a label."""
+
+
 def varied(make_entry: EntryMaker, count: int) -> list[Entry]:
     draw = random.Random(7)
     tags = {"channel": ["web", "branch"], "region": ["north", "south"]}
@@ -78,6 +90,7 @@ def varied(make_entry: EntryMaker, count: int) -> list[Entry]:
         )
         for _ in range(count)
     ]
+    entries = [replace(entry, further_labels=draw.choice(FURTHER[entry.label])) for entry in entries]
     draw.shuffle(entries)  # requests commit in another order than they were made in
     return entries
 
@@ -94,13 +107,14 @@ def reviews(entries: list[Entry]) -> dict[str, list[Event]]:
 
 def is_meant(entry: Entry, search: Search, about: dict[str, list[Event]]) -> bool:
     """The search, said again in other words."""
-    columns = ("model", "version", "subject", "decision_id", "label", "converged")
+    columns = ("model", "version", "subject", "decision_id", "converged")
     asked = {name: getattr(search, name) for name in columns}
     return (
         all(wanted is None or getattr(entry, name) == wanted for name, wanted in asked.items())
         and (search.created_from is None or search.created_from <= entry.created)
         and (search.created_to is None or entry.created < search.created_to)
         and (search.flag is None or search.flag in entry.flags)
+        and (search.label is None or search.label in (entry.label, *entry.further_labels))
         and set(search.cohort) <= set(entry.cohort.items())
         and search.reviewed in (None, any(event.tenant == entry.tenant for event in about.get(entry.id, [])))
     )
@@ -136,6 +150,7 @@ async def test_every_search_finds_what_is_meant(
             assert [stored.id for stored in found] == [entry.id for entry in newest_first], name
             assert [stored.flags for stored in found] == [tuple(sorted(entry.flags)) for entry in newest_first]
             assert [stored.cohort for stored in found] == [entry.cohort for entry in newest_first]
+            assert [stored.further_labels for stored in found] == [entry.further_labels for entry in newest_first]
             found_any |= {name} if meant else set()
     assert found_any == set(SEARCHES) - {"nothing"} or tenants != TENANTS
 
@@ -265,6 +280,9 @@ INDEXES = {
     "not_converged": "explanations_not_converged (tenant=? AND converged=?",
     "flag": "explanation_tags_newest (tenant=? AND name=? AND value=?",
     "label": "explanations_label (tenant=? AND label=?",
+    "label_beside_another": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "label_with_flag": "explanation_tags_newest (tenant=? AND name=? AND value=?",
+    "label_of_subject": "explanations_subject (tenant=? AND subject=?",
     "cohort": "explanation_tags_newest (tenant=? AND name=? AND value=?",
     "cohorts": "explanation_tags_newest (tenant=? AND name=? AND value=?",
     "subject_of_version": "explanations_subject (tenant=? AND subject=?",
@@ -304,6 +322,7 @@ MANY_TAGS = "INSERT INTO explanation_tags SELECT i, 'flag', 'seen', 'bank', i FR
 MANY_REVIEWS = (
     "INSERT INTO explanation_tags SELECT i, 'reviewed', 'true', 'bank', i FROM generate_series(1, 20000, 80) i"
 )
+MANY_LABELS = "INSERT INTO explanation_tags SELECT i, 'label', 'label7', 'bank', i FROM generate_series(1, 20000, 50) i"
 
 
 @pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
@@ -313,6 +332,7 @@ async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: En
         connection.execute(text(MANY_LEAVES))
         connection.execute(text(MANY_TAGS))
         connection.execute(text(MANY_REVIEWS))
+        connection.execute(text(MANY_LABELS))
         connection.execute(text(MANY_SUBJECTS))
         lookup = VAULT.lookup("bank", "Ann")
         connection.execute(
@@ -333,6 +353,7 @@ async def test_postgresql_never_reads_the_whole_table(ledger: Ledger, engine: En
         *named.items(),
         ("explanations_newest", Search(reviewed=False)),
         ("explanation_tags_newest", Search(reviewed=True)),
+        ("explanation_tags_newest", Search(label="label7")),
         ("explanation_tags_newest", Search(flag="seen", reviewed=False)),
     ]:
         steps = await plan(ledger, engine, search)

@@ -101,6 +101,7 @@ async def fill(engine: Engine, vault: Vault, folder: Path, make_entry: EntryMake
                     subject=(None, "Ann", "Bob", "Cid")[(i + j) % 4],
                     decision_id=None if j == 1 else f"d-{i}",
                     label=("denied", None)[j % 2],
+                    further_labels=("delayed",) if j == 2 else (),
                     flags=("seen",) if i % 2 else (),
                     cohort={"channel": "web"} if j else {},
                 )
@@ -391,6 +392,7 @@ ROWS: dict[str, tuple[Table, Any]] = {
     "a tombstone": (events, events.c.kind == "erasure"),
     "a tombstone in the log": (log, log.c.kind == "erasure"),
     "tags": (explanation_tags, explanation_tags.c.name == "flag"),
+    "labels beside another": (explanation_tags, explanation_tags.c.name == "label"),
     "the mark of a review": (explanation_tags, explanation_tags.c.name == "reviewed"),
     "a review": (events, events.c.kind == "review"),
     "nodes": (nodes, nodes.c.height == 4),

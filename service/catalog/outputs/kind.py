@@ -64,6 +64,11 @@ class PredictionItem(Item):
         """The label by which records of it can be searched; None where there is none."""
         return None
 
+    @property
+    def further_labels(self) -> tuple[str, ...]:
+        """Labels beside that one by which they are found as well."""
+        return ()
+
 
 class LabelTarget(Item):
     """The label whose output is explained, perhaps as compared with another's."""

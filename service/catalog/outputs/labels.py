@@ -32,9 +32,7 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 class LabelsPrediction(PredictionItem):
     """What the deployed artefact answers where several labels may be right at once."""
 
-    label: Annotated[
-        str | None, ALWAYS, Field(description="the likeliest of `labels`, by which records are found; absent for none")
-    ] = None
+    label: Annotated[str | None, ALWAYS, Field(description="the likeliest of `labels`; absent for none")] = None
     labels: Annotated[
         tuple[str, ...], ALWAYS, Field(description="those over their thresholds, the likeliest first; perhaps none")
     ]
@@ -49,6 +47,10 @@ class LabelsPrediction(PredictionItem):
     @property
     def recorded_label(self) -> str | None:
         return self.label
+
+    @property
+    def further_labels(self) -> tuple[str, ...]:
+        return self.labels[1:]
 
 
 class Labels(OutputKind):

@@ -123,6 +123,7 @@ def test_predictions_say_what_the_outputs_mean() -> None:
     }
     several = declared(LABELS).prediction_item([0.9, 0.3, 0.4], P)
     assert (several.labels, several.label, several.recorded_label) == (("a", "b"), "a", "a")
+    assert several.further_labels == ("b",)
     none = declared(LABELS).prediction_item([0.1, 0.1, 0.4], P)
     assert vars(none) == {"labels": (), "outputs": (0.1, 0.1, 0.4), "output_space": "probability"}
     values = declared(VALUES).prediction_item([231000.0, 12.0], V)
@@ -131,7 +132,7 @@ def test_predictions_say_what_the_outputs_mean() -> None:
         "units": {"price": "USD", "days": "1"},
         "output_space": "value",
     }
-    assert values.recorded_label is None
+    assert (values.recorded_label, values.further_labels) == (None, ())
     assert declared(VALUES).prediction_item(None, V).values == {}
 
 
