@@ -33,7 +33,7 @@ class Opened:
     computes outputs for the twin's inputs, also those that no instance is encoded as, such as a mean of categories: it
     is the artefact where that takes them, else the twin. `worst` names the operator that differs most for rows on which
     twin and artefact differ; it is None where that cannot be determined. `row_type` represents rows exactly as the
-    artefact takes them; the twin takes the same type.
+    artefact takes them; the twin takes the same type. An artefact that takes rows `alone` runs one at a time.
     """
 
     deployed: DeployedArtefact
@@ -42,6 +42,7 @@ class Opened:
     forwards: DeployedArtefact
     worst: Callable[[NDArray[np.floating]], str] | None = None
     row_type: RowType = SINGLE
+    alone: bool = False
 
 
 def log_odds(logits: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -59,7 +59,8 @@ class LoadedModel:
     """A model version that is ready to be put on a device.
 
     `baselines` maps the digest of a set to its rows, flat. `encoding` maps rows to what the twin takes, where
-    that differs; `forwards` computes outputs for it. All rows are of the `row_type`.
+    that differs; `forwards` computes outputs for it. All rows are of the `row_type`. The artefact of a model that takes
+    rows `alone` runs one at a time.
     """
 
     key: ModelKey
@@ -71,6 +72,7 @@ class LoadedModel:
     baselines: Mapping[str, NDArray[np.floating]]
     parity: float
     row_type: RowType = SINGLE
+    alone: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,6 +132,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         baselines,
         parity=0.0,
         row_type=opened.row_type,
+        alone=opened.alone,
     )
     _check_evaluation(loaded)
     return replace(loaded, parity=_parity(loaded, opened, device))

@@ -359,7 +359,9 @@ ROWS_TOGETHER = "takes rows together or apart"
 REFUSED = {
     "logits = ArgMax <axis = 1> (rows)": r"ArgMax \('logits'\) cannot be differentiated: the place of an element",
     "two = Constant <value_ints = [2]> () best, logits = TopK (rows, two)": "TopK .* the place of an element",
-    "scale = Constant <value_float = 0.1> () logits = QuantizeLinear (rows, scale)": "QuantizeLinear .* integers",
+    "scale = ReduceMax <keepdims = 0> (rows) q = QuantizeLinear (rows, scale) logits = DequantizeLinear (q, scale)": (
+        ROWS_TOGETHER
+    ),
     "logits = GlobalLpPool (rows)": "GlobalLpPool .* has no counterpart in torch",
     "noise = RandomNormalLike (rows) logits = Add (rows, noise)": "RandomNormalLike .* random",
     "on = Constant <value = bool {1}> () logits = Dropout (rows, , on)": "Dropout .* in training, where",

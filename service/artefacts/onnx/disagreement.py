@@ -62,7 +62,7 @@ class _Watched(fx.Interpreter):
         if not isinstance(value, Tensor) or name not in self._known:
             return value
         expected = torch.from_numpy(np.ascontiguousarray(self._known[name]))
-        if value.is_floating_point() and value.shape == expected.shape:
+        if value.is_floating_point() and expected.is_floating_point() and value.shape == expected.shape:
             difference = relative_difference(value, expected)
             own = self.differences.get(node.name, 0.0)
             self.differences[node.name] = np.inf if np.isnan(difference) else max(own, difference)

@@ -24,7 +24,7 @@ from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import ServableModel, make_servable
 from service.lifecycle.adding.inputs import single_input_of
 from service.lifecycle.adding.kinds import added_inputs
-from service.lifecycle.adding.manifests import ManifestChoices, write_version
+from service.lifecycle.adding.manifests import ManifestChoices, say_parity, write_version
 from service.lifecycle.adding.pictures import Layout
 from service.lifecycle.adding.rows import SUFFIXES, Rows, comma_separated
 from service.lifecycle.checking.assessing import assess
@@ -114,6 +114,9 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
 def _explain_and_check(folder: Path, servable: ServableModel, against: Path | None, rows: int) -> Added:
     torch.set_num_threads(HOST_THREADS)
     trial = load_trial(folder, best_device())
+    if servable.is_quantised:
+        say_parity(folder, trial.model.parity)
+        trial = load_trial(folder, best_device())
     try:
         example = trial.sample(0, seed=0)
         (explanation,) = trial.answers(example).explanations

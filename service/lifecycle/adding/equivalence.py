@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+from service.artefacts.onnx.quantisation import EXACT_PRODUCTS
 from service.domain import Floats
 from service.errors import CatalogError
 from service.lifecycle.adding.inputs import SingleInput
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 MAX_DIFFERENCE = 1e-5
 MAX_HALF_PRECISION_DIFFERENCE = 2e-3
 """For a file that computes in half precision, whose own softmax has three digits."""
+MAX_QUANTISED_DIFFERENCE = 1e-2
+"""For a quantised file, whose own softmax may be rounded to 1/256."""
 MIN_SUM, MAX_SUM = 1 - 2e-3, 1 + 2e-3
 """The range of sums of probabilities, in half precision too."""
 ROWS = 32
@@ -148,6 +151,8 @@ def refuse_contradiction(
 
 
 def _limit(servable: ServableModel) -> float:
+    if servable.is_quantised:
+        return MAX_QUANTISED_DIFFERENCE
     return MAX_DIFFERENCE if servable.parity is None else MAX_HALF_PRECISION_DIFFERENCE
 
 
@@ -198,6 +203,7 @@ def _opened(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry(*EXACT_PRODUCTS)
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class of their own

@@ -15,6 +15,7 @@ from onnx import ModelProto, helper
 from safetensors.numpy import save
 
 from service.catalog.inputs.image import Normalisation
+from service.catalog.manifest import MAX_PARITY, PARITY
 from service.domain import Floats
 from service.lifecycle.adding.added_inputs import AddedInputs
 from service.lifecycle.adding.graphs import ServableModel
@@ -84,6 +85,17 @@ def write_version(
         "example": added.example(filled, baseline, inputs),
     }
     (folder / "manifest.yaml").write_text(yaml.dump(manifest, Dumper=DUMPER, sort_keys=False, width=120))
+
+
+def say_parity(folder: Path, measured: float) -> None:
+    """Writes into the manifest how far twin and artefact may be apart: twice what was measured, to one digit.
+
+    Other processors and versions of ONNX Runtime round other values the other way.
+    """
+    path = folder / "manifest.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["parity"] = min(MAX_PARITY, max(PARITY, float(f"{2 * measured:.0e}")))
+    path.write_text(yaml.dump(manifest, Dumper=DUMPER, sort_keys=False, width=120))
 
 
 def _filled(values: Floats, missing: Sequence[float | None]) -> Floats:

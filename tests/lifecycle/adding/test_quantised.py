@@ -1,0 +1,68 @@
+"""Quantised files are added as they are: predictions by the file, explanations by its twin, and how far they differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from service.catalog.assessments import Assessments
+from service.catalog.manifest import read_manifest
+from service.domain import OutputSpace
+from service.lifecycle.adding.adding import Added, AddOptions, add_model
+from service.usecases.planning import Parameters, make_plan
+from tests.artefacts.quantised_files import FORMS, answers, exported, network, quantised
+
+
+def add(model: onnx.ModelProto, folder: Path, rows: np.ndarray, **options: object) -> Added:
+    onnx.save(model, folder / "model.onnx")
+    np.save(folder / "rows.npy", rows)
+    asked = AddOptions(folder / "model.onnx", folder / "rows.npy", is_logit=True, **options)  # type: ignore[arg-type]
+    return add_model(asked, folder / "models", lambda _, usual: usual, 4, Assessments(folder / "assessments"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_quantised_file_is_served_explained_and_says_how_far_its_twin_may_be(form: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    made, rows = network("relu")
+    model = quantised(exported(made, rows), rows, form, tmp_path)
+    added = add(model, tmp_path, rows.numpy())
+
+    trial, expected = added.trial, answers(model, rows.numpy())
+    found = trial.deployed(rows.numpy().astype(np.float64))[OutputSpace.LOGIT]
+    assert found == pytest.approx(expected, abs=1e-5)  # each row as it is answered alone
+    manifest = read_manifest(added.folder)[0]
+    assert trial.model.parity <= manifest.parity <= max(1e-4, 2.5 * trial.model.parity)
+    assert not added.report.failed
+
+    plan = make_plan(trial.version, tuple(rows[0].tolist()), Parameters(output_space="logit", max_evaluations=512))
+    explained = trial.explained(plan)
+    assert explained.rule == "exact"
+    assert explained.attributions is not None
+    assert explained.output is not None
+    assert explained.baseline_output is not None
+    assert explained.completeness_error is not None
+    off = abs(sum(explained.attributions) - (explained.output - explained.baseline_output))
+    assert off > 0
+    assert explained.completeness_error == pytest.approx(
+        off / max(1e-12, abs(explained.output - explained.baseline_output)), rel=0.5
+    )
+
+
+def test_a_softmax_inside_of_the_file_is_found_behind_its_rounding(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    made, rows = network("tanh")
+    whole = nn.Sequential(made, nn.Softmax(1)).eval()
+    model = quantised(exported(whole, rows), rows, "qdq", tmp_path)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    asked = AddOptions(tmp_path / "model.onnx", tmp_path / "rows.npy")
+    added = add_model(asked, tmp_path / "models", lambda _, usual: usual, 4, Assessments(tmp_path / "assessments"))
+
+    found = added.trial.deployed(rows.numpy().astype(np.float64))[OutputSpace.PROBABILITY]
+    assert np.abs(found - answers(model, rows.numpy())).max() < 0.01
+    assert np.abs(added.trial.deployed(rows.numpy())[OutputSpace.LOGIT]).max() < 20  # and no logarithms of zero
