@@ -78,8 +78,8 @@ Example = Mapping[str, Category | FiniteFloat | None] | tuple[int, ...] | tuple[
 class Manifest(_Frozen):
     """The whole of `manifest.yaml`. The `example` is shown to everybody: it should be nobody's.
 
-    `parity` is the largest relative difference that is accepted between twin and artefact. For a quantised artefact that
-    is what rounding does, which its twin does not.
+    `parity` is the largest relative difference that is accepted between twin and artefact: for a quantised artefact
+    what its rounding does, since the twin does not round.
     """
 
     name: str = Field(pattern=NAME)

@@ -25,8 +25,9 @@ MAX_HALF_PRECISION_DIFFERENCE = 2e-3
 """For a file that computes in half precision, whose own softmax has three digits."""
 MAX_QUANTISED_DIFFERENCE = 1e-2
 """For a quantised file, whose own softmax may be rounded to 1/256."""
-MIN_SUM, MAX_SUM = 1 - 2e-3, 1 + 2e-3
-"""The range of sums of probabilities, in half precision too."""
+MAX_MISSING = 2e-3
+"""By how much sums of probabilities may miss one, in half precision too."""
+MAX_MISSING_OF_QUANTISED = 2e-2
 ROWS = 32
 """How many rows the file is run on; of more, these are chosen evenly."""
 
@@ -41,12 +42,13 @@ class Meaning(StrEnum):
     VALUES = "values"
 
 
-def meaning_of(scores: Floats) -> Meaning:
+def meaning_of(scores: Floats, *, is_quantised: bool = False) -> Meaning:
     """The meaning of scores [rows, columns], all of them finite."""
+    missing = MAX_MISSING_OF_QUANTISED if is_quantised else MAX_MISSING
 
     def sum_to_one(values: Floats) -> bool:
         sums = values.sum(axis=1)
-        return values.shape[1] > 1 and bool(((sums > MIN_SUM) & (sums < MAX_SUM)).all())
+        return values.shape[1] > 1 and bool((np.abs(sums - 1) < missing).all())
 
     if ((scores >= -MAX_DIFFERENCE) & (scores <= 1 + MAX_DIFFERENCE)).all():
         return Meaning.PROBABILITIES if sum_to_one(scores) else Meaning.SHARES
@@ -139,7 +141,10 @@ def refuse_contradiction(
             expected = np.concatenate([1 - expected, expected], axis=1)
         known = np.isfinite(expected).all(axis=1)
         is_comparable = expected.shape == probabilities.shape and known.any()
-        if not is_comparable or meaning_of(expected[known]) not in {Meaning.PROBABILITIES, Meaning.SHARES}:
+        if not is_comparable or meaning_of(expected[known], is_quantised=servable.is_quantised) not in {
+            Meaning.PROBABILITIES,
+            Meaning.SHARES,
+        }:
             continue
         difference = float(np.abs(probabilities - expected)[known].max())
         if not difference <= _limit(servable):

@@ -142,7 +142,7 @@ def make_servable(
     scores = scores[np.isfinite(scores).all(axis=1)]
     if not len(scores):
         raise CatalogError(f"{output!r} holds no finite number for any of {len(rows)} rows; bring rows of its data")
-    meaning = meaning_of(scores)
+    meaning = meaning_of(scores, is_quantised=is_quantised(model))
     is_stated = is_logit or are_several
     if are_values or (not is_stated and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning)):
         meaning = Meaning.VALUES
