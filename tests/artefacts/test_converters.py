@@ -105,6 +105,9 @@ ACTIVATIONS = [
     Case("Gelu", domain=MICROSOFT),
     Case("BiasGelu", constants=[normal(6)], domain=MICROSOFT),
     Case("FastGelu", constants=[normal(6)], domain=MICROSOFT),
+    Case("QuickGelu", options={"alpha": 1.5}, domain=MICROSOFT),
+    Case("Shrink", options={"lambd": 0.5, "bias": 0.5}),
+    Case("Shrink", options={"lambd": 0.3}),
 ]
 ARITHMETIC = [
     *(Case(operator, constants=[normal(6)]) for operator in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Mean")),
@@ -314,6 +317,16 @@ CHAINS = {
         places = Constant <value = int64[2, 2] {0, 5, 2, 1}> ()
         gathered = GatherND (turned, places)
         logits = Transpose (gathered)
+    """,
+    "samples at places that the rows themselves say": """
+        cells = Constant <value_ints = [-1, 1, 3, 6]> ()
+        pairs = Constant <value_ints = [-1, 3, 3, 2]> ()
+        image = Reshape (rows, cells)
+        places = Reshape (rows, pairs)
+        grid = Tanh (places)
+        near = GridSample <mode = "linear", padding_mode = "border"> (image, grid)
+        far = GridSample <mode = "cubic", align_corners = 1> (image, grid)
+        logits = Add (near, far)
     """,
     "functions of positive numbers": """
         one = Constant <value_float = 1.1> ()

@@ -24,7 +24,7 @@ import torch
 from google.protobuf.message import DecodeError, Message
 from torch import Tensor, fx, nn
 
-from service.artefacts.onnx.folding import choose_branches, fold, versions
+from service.artefacts.onnx.folding import HALF_PRECISION, choose_branches, fold, versions
 from service.artefacts.onnx.graphs import Graph, network, read_graph
 from service.artefacts.onnx.quantisation import in_real_numbers
 from service.artefacts.onnx.undifferentiable import REASONS, described, refuse_undifferentiable
@@ -151,7 +151,8 @@ def _check_gradient_and_shape(twin: fx.GraphModule, part: onnx.GraphProto) -> No
     """Raises CatalogError when the twin has no gradient at all, or not one result for each row."""
     taken, result = (value[0].type.tensor_type for value in (part.input, part.output))
     sizes, expected = ([size.dim_value or 2 for size in value.shape.dim] for value in (taken, result))
-    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(taken.elem_type)))
+    element_type = onnx.TensorProto.FLOAT if taken.elem_type in HALF_PRECISION else taken.elem_type
+    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(element_type)))
     if not rows.is_floating_point():
         raise CatalogError("the input's values are integers, which have no gradient; an embedding of them has")
     logits = twin(rows.requires_grad_())

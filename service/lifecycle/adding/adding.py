@@ -22,7 +22,7 @@ from service.lifecycle.adding.added_inputs import AddedInputs, Ask
 from service.lifecycle.adding.equivalence import Meaning
 from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import ServableModel, make_servable
-from service.lifecycle.adding.inputs import single_input_of
+from service.lifecycle.adding.inputs import single_input_of, taking_float32
 from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.manifests import ManifestChoices, say_parity, write_version
 from service.lifecycle.adding.pictures import Layout
@@ -80,7 +80,7 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
 
     Raises CatalogError, saying what to do; nothing is left behind then."""
     file, data = _files(options)
-    model = read_model(file)
+    model = taking_float32(read_model(file))
     graph_input = single_input_of(model)
     inputs = added_inputs(graph_input)
     inputs.check_graph(model, options, ask)

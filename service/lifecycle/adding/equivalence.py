@@ -217,7 +217,9 @@ def _opened(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], name: str, rows: NDArray[Any]) -> list[Any]:
     try:
-        results: list[Any] = session.run(list(outputs), {name: rows.astype(np.float32, copy=False)})
+        (own,) = (one.type for one in session.get_inputs() if one.name == name)
+        dtype = np.float64 if own == "tensor(double)" else np.float32
+        results: list[Any] = session.run(list(outputs), {name: rows.astype(dtype, copy=False)})
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot run the file: {_first_line(error)}") from error
     return results

@@ -269,7 +269,7 @@ def _scores(model: onnx.ModelProto) -> str:
 
 def _is_label(value: onnx.ValueInfoProto) -> bool:
     kind = value.type.tensor_type.elem_type
-    return value.type.HasField("tensor_type") and kind not in {TensorProto.FLOAT, TensorProto.DOUBLE}
+    return value.type.HasField("tensor_type") and kind not in {TensorProto.FLOAT, TensorProto.DOUBLE, *HALF_PRECISION}
 
 
 def _has_label(model: onnx.ModelProto) -> bool:

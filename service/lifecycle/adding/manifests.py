@@ -59,7 +59,7 @@ def write_version(
     missing = imputed(servable.model, servable.input.name, prod(servable.input.shape))
     filled = None if rows is None else _filled(rows.values, missing)
     baseline, description = _baseline(servable, filled)
-    content = save({"rows": baseline.astype(np.float32)})
+    content = save({"rows": baseline.astype(np.float64 if servable.input.is_double else np.float32)})
     (folder / "baselines" / "training.safetensors").write_bytes(content)
     inputs = added.declared(filled, missing, choices)
     manifest = {

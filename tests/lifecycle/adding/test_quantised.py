@@ -1,4 +1,5 @@
-"""Quantised files are added as they are: predictions by the file, explanations by its twin, and how far they differ."""
+"""Files that are quantised, in half precision or in double are added as they are: predictions by the file, explanations
+by its twin, and how far they differ."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from service.catalog.assessments import Assessments
 from service.catalog.manifest import read_manifest
 from service.domain import OutputSpace
+from service.errors import CatalogError
 from service.lifecycle.adding.adding import Added, AddOptions, add_model
 from service.usecases.planning import Parameters, make_plan
 from tests.artefacts.quantised_files import FORMS, answers, exported, network, quantised
@@ -88,3 +91,45 @@ def test_a_softmax_inside_of_the_file_is_found_behind_its_rounding(tmp_path: Pat
     found = added.trial.deployed(rows.numpy().astype(np.float64))[OutputSpace.PROBABILITY]
     assert np.abs(found - answers(model, rows.numpy())).max() < 0.01
     assert np.abs(added.trial.deployed(rows.numpy())[OutputSpace.LOGIT]).max() < 20  # and no logarithms of zero
+
+
+def of_type(model: onnx.ModelProto, element_type: int) -> onnx.ModelProto:
+    """The same file with all numbers of this type, inputs and outputs too."""
+    dtype = helper.tensor_dtype_to_np_dtype(element_type)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = element_type
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "element_type", "parity"),
+    [
+        ("relu", TensorProto.FLOAT16, 0.02),
+        ("convolution", TensorProto.FLOAT16, 0.005),
+        ("relu", TensorProto.DOUBLE, 1e-6),
+    ],
+    ids=["float16", "float16 image", "float64"],
+)
+def test_a_file_of_another_precision_is_given_what_it_takes(
+    name: str, element_type: int, parity: float, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    made, rows = network(name)
+    added = add(of_type(exported(made, rows), element_type), tmp_path, rows.numpy())
+
+    found = added.trial.deployed(rows.flatten(1).numpy().astype(np.float64))[OutputSpace.LOGIT]
+    with torch.no_grad():
+        assert found == pytest.approx(made(rows).numpy(), abs=0.05 if element_type == TensorProto.FLOAT16 else 1e-5)
+    assert added.trial.model.parity <= parity
+    asked = Parameters(output_space="logit", tolerance=0.02)
+    explained = added.trial.explained(make_plan(added.trial.version, tuple(rows[0].flatten().tolist()), asked))
+    assert explained.converged
+
+
+def test_a_file_of_bfloat16_that_onnx_runtime_cannot_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Its products are for other devices than processors."""
+    made, rows = network("relu")
+    with pytest.raises(CatalogError, match="ONNX Runtime cannot run the file"):
+        add(of_type(exported(made, rows), TensorProto.BFLOAT16), tmp_path, rows.numpy())
