@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,7 +86,7 @@ def test_attributions_are_complete_but_for_rounding(file: File) -> None:
     assert np.abs(found.flatten(1).sum(1).numpy() - change).max() < 0.15
 
 
-def parsed(body: str, **constants: np.ndarray | np.generic) -> onnx.ModelProto:
+def parsed(body: str, **constants: Any) -> onnx.ModelProto:
     """A graph in ONNX's own notation, from `rows` [count, 6] to `logits`."""
     versions = '"" : 21, "com.microsoft" : 1'
     ends = "(float[count, 6] rows) => (float[count, all] logits)"
@@ -96,7 +97,7 @@ def parsed(body: str, **constants: np.ndarray | np.generic) -> onnx.ModelProto:
 
 SCALE, ZERO = np.float32(0.02), np.uint8(100)
 WEIGHTS = np.random.default_rng(0).integers(-100, 100, (6, 3)).astype(np.int8)
-GRIDS = {"scale": SCALE, "zero": ZERO, "weights": WEIGHTS, "w": np.float32(0.01), "z": np.int8(3)}
+GRIDS: dict[str, Any] = {"scale": SCALE, "zero": ZERO, "weights": WEIGHTS, "w": np.float32(0.01), "z": np.int8(3)}
 QUANTISED = "q = QuantizeLinear (rows, scale, zero)"
 REAL = "logits = DequantizeLinear (r, scale, zero)"
 

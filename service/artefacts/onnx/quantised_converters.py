@@ -25,7 +25,7 @@ from torch.nn import functional
 from service.artefacts.onnx.conversion import Function, Node, converts
 from service.artefacts.onnx.converters import MICROSOFT
 
-RANGES = {
+RANGES: dict[int, tuple[int, int]] = {
     TensorProto.UINT4: (0, 15),
     TensorProto.INT4: (-8, 7),
     TensorProto.UINT8: (0, 255),
