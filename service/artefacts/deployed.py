@@ -35,7 +35,8 @@ class Opened:
     is the artefact where that takes them, else the twin. `worst` names the operator that differs most for rows on which
     twin and artefact differ; it is None where that cannot be determined. `row_type` represents rows exactly as the
     artefact takes them; the twin takes the same type. `cut_to` opens the same artefact for rows that are cut to fewer
-    places, as one of `Inputs.cut` has them, or raises CatalogError; None: it takes whole rows only.
+    places, as one of `Inputs.cut` has them, or raises CatalogError; None: it takes whole rows only. An artefact
+    that takes rows `alone` runs one at a time.
     """
 
     deployed: DeployedArtefact
@@ -45,6 +46,7 @@ class Opened:
     worst: Callable[[NDArray[np.floating]], str] | None = None
     row_type: RowType = SINGLE
     cut_to: Callable[[Inputs], Opened] | None = None
+    alone: bool = False
 
 
 def log_odds(logits: NDArray[np.floating]) -> NDArray[np.floating]:

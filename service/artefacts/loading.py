@@ -81,6 +81,7 @@ class LoadedModel:
     `baselines` maps the digest of a set to its rows, flat. `encoding` maps rows to what the twin takes, where
     that differs; `forwards` computes outputs for it. All rows are of the `row_type`. `cut` is the same for rows that
     are cut to fewer places, ascending; the manifest of each has its `inputs`.
+    The artefact of a model that takes rows `alone` runs one at a time.
     """
 
     key: ModelKey
@@ -93,6 +94,7 @@ class LoadedModel:
     parity: float
     row_type: RowType = SINGLE
     cut: Sequence[LoadedModel] = ()
+    alone: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,6 +153,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         baselines,
         parity=0.0,
         row_type=opened.row_type,
+        alone=opened.alone,
     )
     _check_evaluation(loaded)
     loaded = replace(loaded, parity=_parity(loaded, opened, device))

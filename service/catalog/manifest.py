@@ -38,6 +38,7 @@ __all__ = [
 
 PARITY = 1e-4
 """The largest relative difference between twin and artefact, where the manifest does not allow another."""
+MAX_PARITY = 0.25
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -77,7 +78,8 @@ Example = Mapping[str, Category | FiniteFloat | None] | tuple[int, ...] | tuple[
 class Manifest(_Frozen):
     """The whole of `manifest.yaml`. The `example` is shown to everybody: it should be nobody's.
 
-    `parity` is the largest relative difference that is accepted between twin and artefact.
+    `parity` is the largest relative difference that is accepted between twin and artefact: for a quantised artefact
+    what its rounding does, since the twin does not round.
     """
 
     name: str = Field(pattern=NAME)
@@ -91,7 +93,7 @@ class Manifest(_Frozen):
     baselines: tuple[BaselineSet, ...] = ()
     defaults: Defaults
     floor: Mapping[OutputSpace, float] = {}
-    parity: float = Field(default=PARITY, gt=0, le=0.05)
+    parity: float = Field(default=PARITY, gt=0, le=MAX_PARITY)
     review: Review = Review()
     retention: str = Field(default="standard", pattern=NAME)
     example: Example

@@ -1,7 +1,8 @@
 """`answerable models check` and `answerable models compare`.
 
-0: fine; 1: a check failed, or a version cannot be loaded; 2: what was asked cannot be done. torch is imported when a
-command runs, and not before: other commands share this process's command line.
+0: fine; 1: a check failed, a version cannot be loaded, or two differ by more than the limits that were named; 2: what
+was asked cannot be done. torch is imported when a command runs, and not before: other commands share this process's
+command line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from service.lifecycle.checking.limits import ROWS, Limits
 
 USUAL = Limits()
 
-Version = Annotated[str, typer.Argument(help="NAME@VERSION")]
+Version = Annotated[str, typer.Argument(help="NAME@VERSION, or NAME where it has one version.")]
 Rows = Annotated[int, typer.Option(min=1, help="Rows in the sample.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the sample and the halvings.")]
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="What is printed.")]
@@ -106,12 +107,24 @@ def compare(
         Path | None,
         typer.Option(parser=_exportable, metavar="FILE", help="Also write the table to this .csv or .json."),
     ] = None,
+    least_correlation: Annotated[
+        float | None, typer.Option(help="Rank correlation of a row's attributions, the median.", show_default="any")
+    ] = None,
+    least_overlap: Annotated[
+        float | None, typer.Option(help="Share of a row's largest attributions in common.", show_default="any")
+    ] = None,
+    most_flipped: Annotated[
+        float | None, typer.Option(help="Share of rows predicted otherwise.", show_default="any")
+    ] = None,
     models: ModelsFolder = None,
     rows: Rows = ROWS,
     seed: Seed = 0,
     form: Format = "text",
 ) -> int:
-    """Compare two versions by what their features count for."""
+    """Compare two versions, or two models of the same inputs: did the explanations survive, and the predictions?
+
+    The exit code is 1 where a limit that is named is missed, 2 where they cannot be compared, and else 0.
+    """
     folders = find_versions(settings_with(models=models).models)
     earlier, later = _find(folders, before), _find(folders, after)
     _prepare_process()
@@ -128,12 +141,18 @@ def compare(
     except (AnswerableError, OSError) as error:
         raise UsageError(str(error)) from error
     print(tables.comparison_json(compared) if form == "json" else tables.comparison_text(compared))
-    return 0
+    agreement = compared.agreement
+    least = ((agreement.correlation, least_correlation), (agreement.overlap, least_overlap))
+    is_kept = all(limit is None or figure >= limit for figure, limit in least)
+    return 0 if is_kept and (most_flipped is None or compared.flipped <= most_flipped) else 1
 
 
 def _find(folders: list[Path], name: str) -> Path:
-    """The folder of `NAME@VERSION`. Raises UsageError."""
+    """The folder of `NAME@VERSION`, or of a `NAME` with one version. Raises UsageError."""
     known = {f"{folder.parent.name}@{folder.name}": folder for folder in folders}
+    of_name = [folder for folder in folders if folder.parent.name == name]
+    if len(of_name) == 1:
+        return of_name[0]
     if name not in known:
         raise UsageError(f"there is no version {name}; there are: {', '.join(known) or 'none'}")
     return known[name]

@@ -105,6 +105,9 @@ ACTIVATIONS = [
     Case("Gelu", domain=MICROSOFT),
     Case("BiasGelu", constants=[normal(6)], domain=MICROSOFT),
     Case("FastGelu", constants=[normal(6)], domain=MICROSOFT),
+    Case("QuickGelu", options={"alpha": 1.5}, domain=MICROSOFT),
+    Case("Shrink", options={"lambd": 0.5, "bias": 0.5}),
+    Case("Shrink", options={"lambd": 0.3}),
 ]
 ARITHMETIC = [
     *(Case(operator, constants=[normal(6)]) for operator in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Mean")),
@@ -315,6 +318,16 @@ CHAINS = {
         gathered = GatherND (turned, places)
         logits = Transpose (gathered)
     """,
+    "samples at places that the rows themselves say": """
+        cells = Constant <value_ints = [-1, 1, 3, 6]> ()
+        pairs = Constant <value_ints = [-1, 3, 3, 2]> ()
+        image = Reshape (rows, cells)
+        places = Reshape (rows, pairs)
+        grid = Tanh (places)
+        near = GridSample <mode = "linear", padding_mode = "border"> (image, grid)
+        far = GridSample <mode = "cubic", align_corners = 1> (image, grid)
+        logits = Add (near, far)
+    """,
     "functions of positive numbers": """
         one = Constant <value_float = 1.1> ()
         last = Constant <value_ints = [2]> ()
@@ -359,7 +372,9 @@ ROWS_TOGETHER = "takes rows together or apart"
 REFUSED = {
     "logits = ArgMax <axis = 1> (rows)": r"ArgMax \('logits'\) cannot be differentiated: the place of an element",
     "two = Constant <value_ints = [2]> () best, logits = TopK (rows, two)": "TopK .* the place of an element",
-    "scale = Constant <value_float = 0.1> () logits = QuantizeLinear (rows, scale)": "QuantizeLinear .* integers",
+    "scale = ReduceMax <keepdims = 0> (rows) q = QuantizeLinear (rows, scale) logits = DequantizeLinear (q, scale)": (
+        ROWS_TOGETHER
+    ),
     "logits = GlobalLpPool (rows)": "GlobalLpPool .* has no counterpart in torch",
     "noise = RandomNormalLike (rows) logits = Add (rows, noise)": "RandomNormalLike .* random",
     "on = Constant <value = bool {1}> () logits = Dropout (rows, , on)": "Dropout .* in training, where",

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 from torch import Tensor
 from torch.nn import functional
 
 from service.artefacts.onnx.conversion import ROWS_TOGETHER, Function, Node, carries_on, converts, rewrites
+from service.artefacts.onnx.folding import HALF_PRECISION
 from service.artefacts.onnx.undifferentiable import TRAINING
 
 MICROSOFT, ML = "com_microsoft", "ai_onnx_ml"
@@ -90,8 +91,12 @@ def _dropout(node: Node) -> Function:
 @converts("Cast", "CastLike")
 def _cast(node: Node) -> Function:
     target = node.option("to") if node.operator == "Cast" else node.element_type(1)
+    if {target, node.element_type(0)} <= {TensorProto.FLOAT, *HALF_PRECISION}:
+        return lambda tensor: tensor
     if target == node.element_type(0):
         return lambda tensor: tensor
+    if target in HALF_PRECISION:
+        return lambda tensor: tensor.to(torch.float32)
     dtype = torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(target))).dtype
     return lambda tensor: tensor.to(dtype)
 
@@ -127,6 +132,23 @@ def _prelu(node: Node) -> Function:
 def _gelu(node: Node) -> Function:
     approximate = node.option("approximate", "none")
     return lambda tensor: functional.gelu(tensor, approximate=approximate)
+
+
+@converts("QuickGelu", domain=MICROSOFT)
+def _quick_gelu(node: Node) -> Function:
+    alpha = node.option("alpha", 1.702)
+    return lambda tensor: torch.mul(tensor, torch.sigmoid(torch.mul(tensor, alpha)))
+
+
+@converts("Shrink")
+def _shrink(node: Node) -> Function:
+    width, bias = node.option("lambd", 0.5), node.option("bias", 0.0)
+
+    def shrunk(tensor: Tensor) -> Tensor:
+        outside = torch.sub(tensor, torch.mul(torch.sign(tensor), bias))
+        return torch.where(torch.abs(tensor) > width, outside, torch.zeros_like(tensor))
+
+    return shrunk
 
 
 @converts("BiasGelu", "FastGelu", domain=MICROSOFT, tensors=2)

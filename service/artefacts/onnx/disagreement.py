@@ -32,11 +32,16 @@ def worst_operator(
     known = dict(zip(names, session.run(names, {graph.input.name: rows}), strict=True))
     watched = _Watched(module, outputs, known)
     with torch.no_grad():
-        watched.run(torch.from_numpy(known[input_tensor]))
+        watched.run(_in_float32(torch.from_numpy(known[input_tensor])))
     if not watched.differences:
         return "no operator on its own"
     worst = max(watched.differences, key=lambda name: watched.differences[name])
     return f"{described(outputs[worst])}, by {watched.differences[worst]:.2g}"
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    """Half precision as the twin has it."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 class _Watched(fx.Interpreter):
@@ -61,8 +66,8 @@ class _Watched(fx.Interpreter):
         name = node.output[at] if at < len(node.output) else ""
         if not isinstance(value, Tensor) or name not in self._known:
             return value
-        expected = torch.from_numpy(np.ascontiguousarray(self._known[name]))
-        if value.is_floating_point() and value.shape == expected.shape:
+        expected = _in_float32(torch.from_numpy(np.ascontiguousarray(self._known[name])))
+        if value.is_floating_point() and expected.is_floating_point() and value.shape == expected.shape:
             difference = relative_difference(value, expected)
             own = self.differences.get(node.name, 0.0)
             self.differences[node.name] = np.inf if np.isnan(difference) else max(own, difference)

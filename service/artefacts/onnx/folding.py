@@ -23,6 +23,8 @@ from service.errors import CatalogError
 
 OWN_DOMAIN = "answerable"
 FOR_EACH_ROW, GATHER_IN_ROWS = "ForEachRow", "GatherInRows"
+HALF_PRECISION = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+"""Twins compute in float32 where the artefact computes in these: gradients of three digits would explain nothing."""
 TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Which input is the shape of the result; the number of rows may be part of it."""
 
@@ -120,7 +122,8 @@ class _Folded:
 
     def _constant(self, name: str, value: Array) -> str:
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(value, name)
+            is_half = helper.np_dtype_to_tensor_dtype(value.dtype) in HALF_PRECISION
+            self.constants[name] = numpy_helper.from_array(value.astype(np.float32) if is_half else value, name)
         return name
 
     def _places_in_rows(self, node: NodeProto) -> tuple[Array, int] | None:

@@ -9,6 +9,7 @@ import onnxruntime
 from onnx import ModelProto
 
 from service.artefacts.onnx.graphs import ancestors
+from service.artefacts.onnx.quantisation import EXACT_PRODUCTS
 from service.errors import CatalogError
 
 
@@ -28,6 +29,7 @@ def open_part(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.Inferenc
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry(*EXACT_PRODUCTS)
     try:
         return onnxruntime.InferenceSession(model_of_part.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class of their own

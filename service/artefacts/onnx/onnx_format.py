@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from onnx import ModelProto, ValueInfoProto
 from service.artefacts.deployed import DeployedArtefact, Opened, TorchOutputs, log_odds
 from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.inputs.registry import onnx_inputs
+from service.artefacts.onnx.quantisation import EXACT_PRODUCTS, scales_depend_on_all_rows
 from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs, read_graph_inputs
 from service.artefacts.onnx.twin_source import twin_of
 from service.artefacts.onnx.twins import parse_onnx
@@ -29,17 +30,22 @@ class OnnxArtefact:
     """The artefact in production, in ONNX Runtime.
 
     Where the manifest names an inner tensor of the graph, that is added to the graph's outputs.
+
+    A graph that is `alone` is given one row at a time: it chooses a scale for all rows together, so that what one is
+    answered would depend on the others.
     """
 
-    def __init__(self, content: bytes, manifest: Manifest, device: torch.device) -> None:
+    def __init__(self, content: bytes, manifest: Manifest, device: torch.device, *, alone: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry(*EXACT_PRODUCTS)
         providers = ["CPUExecutionProvider"]
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
+        self._alone = alone
         self._outputs = manifest.outputs
         self._probability = manifest.outputs.tensors.get(OutputSpace.PROBABILITY)
 
@@ -52,7 +58,7 @@ class OnnxArtefact:
         """The outputs [n, outputs] in every output space, in the graph's own precision."""
         outputs = self._outputs
         names = [outputs.network_tensor, *([] if self._probability is None else [self._probability])]
-        own, *probabilities = self._session.run(names, session_inputs)
+        own, *probabilities = self._run(names, session_inputs)
         network = self._of_network(own)
         spaces = {outputs.network_space: log_odds(network) if outputs.has_one_logit else network}
         if probabilities:
@@ -60,6 +66,16 @@ class OnnxArtefact:
         elif OutputSpace.PROBABILITY in outputs.spaces:
             spaces[OutputSpace.PROBABILITY] = outputs.network_link.probabilities(network)
         return spaces
+
+    def _run(self, names: Sequence[str], session_inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """These tensors of the graph for all rows."""
+        count = len(next(iter(session_inputs.values())))
+        if not self._alone or count == 1:
+            together: list[NDArray[Any]] = self._session.run(names, session_inputs)
+            return together
+        feeds = ({name: rows[at : at + 1] for name, rows in session_inputs.items()} for at in range(count))
+        each = [self._session.run(names, feed) for feed in feeds]
+        return [np.concatenate(parts) for parts in zip(*each, strict=True)]
 
     def _of_network(self, own: NDArray[Any]) -> NDArray[np.floating]:
         """[n, outputs], as the twin answers them; one logit is the second label's, with zero beside it."""
@@ -96,8 +112,9 @@ def _single_or_double(values: NDArray[Any]) -> NDArray[np.floating]:
 def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
     """The artefact and its twin. Raises CatalogError where ONNX Runtime cannot open it, or the graph has no twin."""
     graph, inputs = parse_onnx(content), manifest.inputs
+    alone = scales_depend_on_all_rows(graph)
     try:
-        artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device)
+        artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device, alone=alone)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     graph_inputs = artefact.inputs
@@ -117,7 +134,7 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
         else:
             encoded = inputs_of_graph.encoded_session_inputs(encoding)
             forwards = deployed if encoded is None else DeployedOnnx(artefact, encoded)
-        return Opened(deployed, twin, encoding, forwards, worst, own_type)
+        return Opened(deployed, twin, encoding, forwards, worst, own_type, alone=alone)
 
     return replace(opened(whole), cut_to=lambda inputs: opened(whole.cut_to(inputs)))
 

@@ -1,8 +1,9 @@
 """The differentiable twin of an ONNX artefact: the same graph in torch, cut at the logits.
 
 What does not depend on the input's values becomes a constant (`folding`). Operators without a gradient are refused
-(`undifferentiable`). `onnx2torch` converts the others, mostly by converters of our own (`converters`,
-`layout_converters`, `window_converters`), and tracing the result leaves a flat graph of torch's modules and functions.
+(`undifferentiable`). Quantised operators are spelled out in real numbers (`quantisation`). `onnx2torch` converts the
+others, mostly by converters of our own (`*converters`), and tracing the result leaves a flat graph of torch's modules
+and functions.
 
 `onnx2torch` imports torchvision for two detection operators that have no gradient to explain; torchvision's binary must
 match torch's build exactly, so an empty stand-in is imported in its place, which also saves a second of start-up.
@@ -23,8 +24,9 @@ import torch
 from google.protobuf.message import DecodeError, Message
 from torch import Tensor, fx, nn
 
-from service.artefacts.onnx.folding import choose_branches, fold, versions
+from service.artefacts.onnx.folding import HALF_PRECISION, choose_branches, fold, versions
 from service.artefacts.onnx.graphs import Graph, network, read_graph
+from service.artefacts.onnx.quantisation import in_real_numbers
 from service.artefacts.onnx.undifferentiable import REASONS, described, refuse_undifferentiable
 from service.artefacts.reported import reported
 from service.errors import CatalogError
@@ -46,6 +48,7 @@ def _import_conversion() -> Any:
                 conversion,
                 converters,  # noqa: F401
                 layout_converters,  # noqa: F401
+                quantised_converters,  # noqa: F401
                 recurrent_converters,  # noqa: F401
                 window_converters,  # noqa: F401
             )
@@ -128,7 +131,7 @@ def converted(
     """As `build_twin`, before tracing: the graph, its part between the two tensors, and that with a module a node."""
     conversion = _import_conversion()
     try:
-        whole = _without_functions(model, conversion.has_converter)
+        whole = _without_functions(in_real_numbers(model), conversion.has_converter)
         graph = choose_branches(read_graph(whole, logit_tensor, shape))
         nodes = network(graph, input_tensor)
         refuse_undifferentiable(nodes)
@@ -148,7 +151,8 @@ def _check_gradient_and_shape(twin: fx.GraphModule, part: onnx.GraphProto) -> No
     """Raises CatalogError when the twin has no gradient at all, or not one result for each row."""
     taken, result = (value[0].type.tensor_type for value in (part.input, part.output))
     sizes, expected = ([size.dim_value or 2 for size in value.shape.dim] for value in (taken, result))
-    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(taken.elem_type)))
+    element_type = onnx.TensorProto.FLOAT if taken.elem_type in HALF_PRECISION else taken.elem_type
+    rows = torch.from_numpy(np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(element_type)))
     if not rows.is_floating_point():
         raise CatalogError("the input's values are integers, which have no gradient; an embedding of them has")
     logits = twin(rows.requires_grad_())

@@ -11,7 +11,6 @@ from service.errors import CatalogError
 _STEPS = "its result jumps, and has no slope anywhere else"
 PLACES = "the place of an element is no number that could grow a little"
 _TREES = "an ensemble of trees is a step function, without a slope"
-_ROUNDING = "integers have no slope; deploy the network before its quantisation"
 _BRANCHES = "which branch is taken depends on the input's values"
 _LOOPS = "loops are not unrolled here; export the model without them"
 _CHANCE = "its result is random"
@@ -23,8 +22,6 @@ REASONS = {
     **dict.fromkeys(("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"), _TREES),
     **dict.fromkeys(("ArgMax", "ArgMin", "NonZero", "Unique", "NonMaxSuppression"), PLACES),
     **dict.fromkeys(("Binarizer", "Hardmax", "OneHot", "OneHotEncoder", "LabelEncoder", "CategoryMapper"), _STEPS),
-    **dict.fromkeys(("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"), _ROUNDING),
-    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _ROUNDING),
     **dict.fromkeys(("Loop", "Scan", "SequenceMap"), _LOOPS),
     "If": _BRANCHES,
     **dict.fromkeys(("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"), _CHANCE),

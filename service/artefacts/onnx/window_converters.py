@@ -133,6 +133,17 @@ def _pad(node: Node) -> Function:
     return lambda tensor: functional.pad(tensor, pads, mode)
 
 
+SAMPLED = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "bicubic": "bicubic", "cubic": "bicubic"}
+"""torch's names of the modes, which were renamed in version 20."""
+
+
+@converts("GridSample", tensors=2)
+def _grid_sample(node: Node) -> Function:
+    mode, beyond = SAMPLED[node.option("mode", "linear")], node.option("padding_mode", "zeros")
+    aligns = bool(node.option("align_corners", 0))
+    return lambda tensor, grid: functional.grid_sample(tensor, grid, mode, beyond, aligns)
+
+
 @converts("Resize", "Upsample")
 @converts("Resize", domain=OWN_DOMAIN)
 def _resize(node: Node) -> Function:

@@ -234,7 +234,9 @@ def chunk_seconds(
 
 def _deployed_rows(model: LoadedModel) -> int:
     """The rows of a forward pass of the artefact, a power of two: as the network's size says, and nothing else, so that
-    they are the same wherever it is loaded."""
+    they are the same wherever it is loaded. One where it takes rows alone: none is computed to fill a chunk up."""
+    if model.alone:
+        return 1
     fitting = DEPLOYED_VALUES // sum(layer_sizes(model.twin, model.shape))
     return min(DEPLOYED_ROWS, 1 << max(0, fitting.bit_length() - 1))
 

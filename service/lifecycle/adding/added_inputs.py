@@ -28,6 +28,7 @@ class Prepared:
     """A version that was read and only has to be written, into a folder of its name and version.
 
     `how` says, as a sentence to users, where its outputs come from; `hint` is added to what is wrong with it.
+    Of one that `is_rounded` the limit of parity is measured and written into the manifest.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Prepared:
     how: str
     write: Callable[[Path], None]
     hint: str = ""
+    is_rounded: bool = False
 
 
 class AddedInputs(ABC):

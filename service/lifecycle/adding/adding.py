@@ -25,9 +25,9 @@ from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import ServableModel, make_servable
 from service.lifecycle.adding.huggingface import prepare_folder
 from service.lifecycle.adding.huggingface_folders import is_huggingface
-from service.lifecycle.adding.inputs import single_input_of
+from service.lifecycle.adding.inputs import single_input_of, taking_float32
 from service.lifecycle.adding.kinds import added_inputs
-from service.lifecycle.adding.manifests import ManifestChoices, write_version
+from service.lifecycle.adding.manifests import ManifestChoices, say_parity, write_version
 from service.lifecycle.adding.pictures import Layout
 from service.lifecycle.adding.rows import SUFFIXES, Rows, comma_separated
 from service.lifecycle.checking.assessing import assess
@@ -94,7 +94,7 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
         prepared.write(folder)
         try:
             against = newest_before(find_versions(models), folder, kept)
-            added = _explain_and_check(folder, prepared.how, against, rows)
+            added = _explain_and_check(folder, prepared, against, rows)
         except CatalogError as error:
             raise CatalogError(f"{error}{prepared.hint}") from error
         place = models / prepared.name / prepared.version
@@ -106,7 +106,7 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
 def _prepare_graph(options: AddOptions, models: Path, ask: Ask) -> Prepared:
     """An ONNX file, read and rewritten. Raises CatalogError."""
     file, data = _files(options)
-    model = read_model(file)
+    model = taking_float32(read_model(file))
     graph_input = single_input_of(model)
     inputs = added_inputs(graph_input)
     inputs.check_graph(model, options, ask)
@@ -122,12 +122,15 @@ def _prepare_graph(options: AddOptions, models: Path, ask: Ask) -> Prepared:
     choices = _choices(options, servable, inputs, data_rows, file, models, ask)
     hint = "; ranges were guessed: bring rows that it was trained on with --data" if data_rows is None else ""
     write = partial(write_version, servable=servable, added=inputs, rows=data_rows, choices=choices)
-    return Prepared(choices.name, choices.version, servable.how, write, hint)
+    return Prepared(choices.name, choices.version, servable.how, write, hint, servable.is_quantised)
 
 
-def _explain_and_check(folder: Path, how: str, against: Path | None, rows: int) -> Added:
+def _explain_and_check(folder: Path, prepared: Prepared, against: Path | None, rows: int) -> Added:
     torch.set_num_threads(HOST_THREADS)
     trial = load_trial(folder, best_device())
+    if prepared.is_rounded:
+        say_parity(folder, trial.model.parity)
+        trial = load_trial(folder, best_device())
     try:
         example = trial.sample(0, seed=0)
         (explanation,) = trial.answers(example).explanations
@@ -141,7 +144,7 @@ def _explain_and_check(folder: Path, how: str, against: Path | None, rows: int) 
     report, assessment = assess(folder, against, Limits(), rows, seed=0, trial=trial)
     if assessment is not None:
         keep_beside(folder, assessment)
-    return Added(folder, how, trial, explanation, report, assessment, is_in_logits)
+    return Added(folder, prepared.how, trial, explanation, report, assessment, is_in_logits)
 
 
 def _complete(data_rows: Rows) -> Floats:

@@ -29,7 +29,10 @@ SCORE = "answerable_score"
 """The one logit [rows, 1] that two labels share, where they do: with zero beside it, it makes their `LOGITS`."""
 MIN_PROBABILITY = 2.0**-126
 """float32's smallest normal number, in the place of zeros, which have no logarithm."""
-SAME_VALUES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "ZipMap"}
+SAME_VALUES = {
+    *("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "ZipMap"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
 PASSING_ON = {*SAME_VALUES, "Normalizer"}
 """Operators that leave probabilities as they are; scikit-learn normalises numbers that sum to 1 already."""
 BEFORE = {"Softmax": "before the softmax", "LogSoftmax": "before the logsoftmax", "Exp": "before its exponential"}

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+from service.artefacts.onnx.quantisation import EXACT_PRODUCTS
 from service.domain import Floats
 from service.errors import CatalogError
 from service.lifecycle.adding.inputs import SingleInput
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 MAX_DIFFERENCE = 1e-5
 MAX_HALF_PRECISION_DIFFERENCE = 2e-3
 """For a file that computes in half precision, whose own softmax has three digits."""
-MIN_SUM, MAX_SUM = 1 - 2e-3, 1 + 2e-3
-"""The range of sums of probabilities, in half precision too."""
+MAX_QUANTISED_DIFFERENCE = 1e-2
+"""For a quantised file, whose own softmax may be rounded to 1/256."""
+MAX_MISSING = 2e-3
+"""By how much sums of probabilities may miss one, in half precision too."""
+MAX_MISSING_OF_QUANTISED = 2e-2
 ROWS = 32
 """How many rows the file is run on; of more, these are chosen evenly."""
 
@@ -38,12 +42,13 @@ class Meaning(StrEnum):
     VALUES = "values"
 
 
-def meaning_of(scores: Floats) -> Meaning:
+def meaning_of(scores: Floats, *, is_quantised: bool = False) -> Meaning:
     """The meaning of scores [rows, columns], all of them finite."""
+    missing = MAX_MISSING_OF_QUANTISED if is_quantised else MAX_MISSING
 
     def sum_to_one(values: Floats) -> bool:
         sums = values.sum(axis=1)
-        return values.shape[1] > 1 and bool(((sums > MIN_SUM) & (sums < MAX_SUM)).all())
+        return values.shape[1] > 1 and bool((np.abs(sums - 1) < missing).all())
 
     if ((scores >= -MAX_DIFFERENCE) & (scores <= 1 + MAX_DIFFERENCE)).all():
         return Meaning.PROBABILITIES if sum_to_one(scores) else Meaning.SHARES
@@ -136,7 +141,10 @@ def refuse_contradiction(
             expected = np.concatenate([1 - expected, expected], axis=1)
         known = np.isfinite(expected).all(axis=1)
         is_comparable = expected.shape == probabilities.shape and known.any()
-        if not is_comparable or meaning_of(expected[known]) not in {Meaning.PROBABILITIES, Meaning.SHARES}:
+        if not is_comparable or meaning_of(expected[known], is_quantised=servable.is_quantised) not in {
+            Meaning.PROBABILITIES,
+            Meaning.SHARES,
+        }:
             continue
         difference = float(np.abs(probabilities - expected)[known].max())
         if not difference <= _limit(servable):
@@ -148,6 +156,8 @@ def refuse_contradiction(
 
 
 def _limit(servable: ServableModel) -> float:
+    if servable.is_quantised:
+        return MAX_QUANTISED_DIFFERENCE
     return MAX_DIFFERENCE if servable.parity is None else MAX_HALF_PRECISION_DIFFERENCE
 
 
@@ -198,6 +208,7 @@ def _opened(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry(*EXACT_PRODUCTS)
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class of their own
@@ -206,7 +217,9 @@ def _opened(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], name: str, rows: NDArray[Any]) -> list[Any]:
     try:
-        results: list[Any] = session.run(list(outputs), {name: rows.astype(np.float32, copy=False)})
+        (own,) = (one.type for one in session.get_inputs() if one.name == name)
+        dtype = np.float64 if own == "tensor(double)" else np.float32
+        results: list[Any] = session.run(list(outputs), {name: rows.astype(dtype, copy=False)})
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot run the file: {_first_line(error)}") from error
     return results

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artefacts.onnx.graphs import ancestors, reads
+from service.artefacts.onnx.quantisation import is_quantised
+from service.catalog.manifest import MAX_PARITY
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.kind import OutputKind
 from service.domain import OutputSpace
@@ -56,6 +58,8 @@ MIN_OPSET = 17
 """The version of ONNX's own operators, for a file that had none of them before some were added."""
 PARITY_OF_HALF_PRECISION = 0.02
 """Half precision has three digits, and the twin sums in another order."""
+PARITY_OF_QUANTISED = MAX_PARITY
+"""The most that rounding may do; by how much it does differ is measured when the model is loaded."""
 RANDOM_ROWS = 32
 ENOUGH_ROWS = 32
 """If the numbers of so many rows all lie between 0 and 1, they are not scores before a softmax."""
@@ -67,8 +71,8 @@ class ServableModel:
 
     `output` is the original tensor of scores, `meaning` what those are, `columns` how many there are in a row: one for
     every label or value, or one for the second of two labels. `how` says, as a sentence to users, where the logits or
-    values come from. `parity` is by how much the twin may differ, None for the usual limit. `outputs` is the kind of
-    output.
+    values come from. `parity` is by how much the twin may differ, None for the usual limit; that of a quantised file is
+    measured when it is loaded. `outputs` is the kind of output.
     """
 
     input: SingleInput
@@ -80,6 +84,11 @@ class ServableModel:
     parity: float | None
     model: onnx.ModelProto
     outputs: type[OutputKind] = Classes
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it computes with numbers that are rounded to a grid."""
+        return is_quantised(self.model)
 
     @property
     def count(self) -> int:
@@ -133,7 +142,7 @@ def make_servable(
     scores = scores[np.isfinite(scores).all(axis=1)]
     if not len(scores):
         raise CatalogError(f"{output!r} holds no finite number for any of {len(rows)} rows; bring rows of its data")
-    meaning = meaning_of(scores)
+    meaning = meaning_of(scores, is_quantised=is_quantised(model))
     is_stated = is_logit or are_several
     if are_values or (not is_stated and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning)):
         meaning = Meaning.VALUES
@@ -222,10 +231,16 @@ def _with_outputs(
         columns,
         ending.how,
         _labels(model),
-        PARITY_OF_HALF_PRECISION if has_floats(model.graph, HALF_PRECISION) else None,
+        _parity_allowed(model),
         file,
         ending.outputs,
     )
+
+
+def _parity_allowed(model: onnx.ModelProto) -> float | None:
+    if is_quantised(model):
+        return PARITY_OF_QUANTISED
+    return PARITY_OF_HALF_PRECISION if has_floats(model.graph, HALF_PRECISION) else None
 
 
 def _outputs(model: onnx.ModelProto) -> str:
@@ -254,7 +269,7 @@ def _scores(model: onnx.ModelProto) -> str:
 
 def _is_label(value: onnx.ValueInfoProto) -> bool:
     kind = value.type.tensor_type.elem_type
-    return value.type.HasField("tensor_type") and kind not in {TensorProto.FLOAT, TensorProto.DOUBLE}
+    return value.type.HasField("tensor_type") and kind not in {TensorProto.FLOAT, TensorProto.DOUBLE, *HALF_PRECISION}
 
 
 def _has_label(model: onnx.ModelProto) -> bool:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from service.errors import CatalogError
 
 TOKENS = re.compile(r"(^|_|\.)(input_?ids?|attention_?mask|token_?type_?ids|position_?ids|input_?mask|past_key_values)")
 """Names that exporters of text models give their inputs."""
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 INTEGERS = {TensorProto.INT32, TensorProto.INT64}
 
 
@@ -22,13 +23,34 @@ INTEGERS = {TensorProto.INT32, TensorProto.INT64}
 class SingleInput:
     """The graph's one input: its name, the shape of one row, and whether its values are integers.
 
-    `rows` is how many it declares to take at a time, None where that is left open.
+    `rows` is how many it declares to take at a time, None where that is left open. Numbers are float32, or doubles.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: int | None
     is_integer: bool
+    is_double: bool = False
+
+
+def taking_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with inputs of half precision given in float32 and rounded by the graph: as it would be given them."""
+    halves = [value for value in model.graph.input if value.type.tensor_type.elem_type in HALVES]
+    if not halves:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    casts = []
+    for value in (one for one in result.graph.input if one.type.tensor_type.elem_type in HALVES):
+        inner, element_type = f"{value.name} in half precision", value.type.tensor_type.elem_type
+        for node in result.graph.node:
+            node.input[:] = [inner if name == value.name else name for name in node.input]
+        casts.append(helper.make_node("Cast", [value.name], [inner], to=element_type))
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    nodes = [*casts, *result.graph.node]
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    return result
 
 
 def single_input_of(model: onnx.ModelProto) -> SingleInput:
@@ -40,7 +62,7 @@ def single_input_of(model: onnx.ModelProto) -> SingleInput:
     kind = inputs[0].type.tensor_type
     if kind.elem_type == TensorProto.STRING:
         raise CatalogError(_takes_text(inputs))
-    if kind.elem_type not in {TensorProto.FLOAT, *INTEGERS}:
+    if kind.elem_type not in {TensorProto.FLOAT, TensorProto.DOUBLE, *INTEGERS}:
         name = TensorProto.DataType.Name(kind.elem_type) if kind.elem_type else "no tensor"
         raise CatalogError(f"the input {inputs[0].name!r} is {name}; export the model with float32 inputs")
     rows, *sizes = [one.dim_value for one in kind.shape.dim] or [0]
@@ -48,7 +70,8 @@ def single_input_of(model: onnx.ModelProto) -> SingleInput:
         if TOKENS.search(inputs[0].name):
             raise CatalogError(_text_model(inputs))
         raise CatalogError(f"the input {inputs[0].name!r} does not declare the shape of a row; export it with one")
-    return SingleInput(inputs[0].name, tuple(sizes), rows if rows > 0 else None, kind.elem_type != TensorProto.FLOAT)
+    count, is_double = rows if rows > 0 else None, kind.elem_type == TensorProto.DOUBLE
+    return SingleInput(inputs[0].name, tuple(sizes), count, kind.elem_type in INTEGERS, is_double)
 
 
 def refuse_shape(graph_input: SingleInput) -> None:

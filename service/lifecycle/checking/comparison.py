@@ -16,6 +16,10 @@ from service.numerics.ranking import rank_correlation
 METHOD = "integrated_gradients"
 """The method by which both versions are explained, whatever their defaults are."""
 FEATURES_OF_A_FLIP = 3
+TOP = 5
+"""How many of a row's largest attributions are held against each other."""
+LEAST_SHARE = 0.01
+"""An attribution with less of its row's sum of absolute ones has no sign worth comparing."""
 NO_DECISION = "nothing"
 """What is decided by values without an adverse bound."""
 
@@ -50,11 +54,30 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far the explanations of the same rows agree, over the features in common.
+
+    `correlation` is Spearman's of a row's signed attributions, the median over the rows; `overlap` the share of the
+    `top` largest attributions of a row, by magnitude, that are among the largest of the other explanation too, and
+    `sign_flips` the share of attributions with another sign, of those that are a hundredth of their row's or more:
+    means over the rows. `apart` is the mean L1 distance relative to the earlier attributions. NaN where no row has
+    numbers on both sides.
+    """
+
+    correlation: float
+    top: int
+    overlap: float
+    sign_flips: float
+    apart: float
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two versions on the same rows.
 
     `digests` are those of their artefacts: of two different ones nothing that changed says anything of a person.
-    `correlation` is Spearman's, of the mean absolute attributions over the features in common. `filled` names the
+    `correlation` is Spearman's, of the mean absolute attributions over the features in common; `agreement` is row by
+    row. `filled` names the
     inputs of one version that the rows, which come from the other, do not hold: each has the median of its baselines.
     Versions of which neither `decides` anything cannot flip: of values without a bound that is adverse.
     """
@@ -67,6 +90,7 @@ class Comparison:
     features: Sequence[FeatureChange]
     filled: Sequence[str]
     digests: tuple[str, str]
+    agreement: Agreement
     decides: bool = True
 
     @property
@@ -110,6 +134,7 @@ def compare(before: Trial, after: Trial, rows: int, seed: int) -> Comparison:
         _changes(_ranked(before, first), _ranked(after, second)),
         filled,
         (before.version.key.digest, after.version.key.digest),
+        _agreement(*(_columns(*pair, shared) for pair in zip((before, after), answers, strict=True))),
         any(decision is not None for each in answers for decision in each.decisions),
     )
 
@@ -146,6 +171,39 @@ def _as_seen_by(trial: Trial, source: Trial, sample: Floats) -> tuple[Floats, li
 def _of(trial: Trial, values: Floats, names: Sequence[str]) -> Floats:
     by_name = dict(zip(trial.features, values.tolist(), strict=True))
     return np.array([by_name[name] for name in names])
+
+
+def _columns(trial: Trial, answers: Answers, names: Sequence[str]) -> Floats:
+    """The attributions [rows, names] of these features."""
+    places = {name: at for at, name in enumerate(trial.features)}
+    columns: Floats = answers.attributions[:, [places[name] for name in names]]
+    return columns
+
+
+def _agreement(before: Floats, after: Floats) -> Agreement:
+    """Of attributions [rows, features] of the same rows by two versions."""
+    known = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
+    pairs = list(zip(before[known], after[known], strict=True))
+    top = min(TOP, before.shape[1])
+    if not pairs:
+        return Agreement(np.nan, top, np.nan, np.nan, np.nan)
+    correlations = [rank_correlation(*pair) for pair in pairs]
+    largest = [[{*np.argsort(-np.abs(values), kind="stable")[:top].tolist()} for values in pair] for pair in pairs]
+    return Agreement(
+        float(np.nanmedian(correlations)) if np.isfinite(correlations).any() else np.nan,
+        top,
+        float(np.mean([len(one & other) / top for one, other in largest])),
+        float(np.mean([_sign_flips(*pair) for pair in pairs])),
+        float(np.mean([np.abs(one - other).sum() / (np.abs(one).sum() or 1.0) for one, other in pairs])),
+    )
+
+
+def _sign_flips(before: Floats, after: Floats) -> float:
+    """The share of one row's attributions with another sign, of those that count on either side."""
+    counts = np.logical_or(
+        *(np.abs(values) >= LEAST_SHARE * (np.abs(values).sum() or np.inf) for values in (before, after))
+    )
+    return float((np.sign(before) != np.sign(after))[counts].mean()) if counts.any() else 0.0
 
 
 def _ranked(trial: Trial, values: Floats) -> dict[str, tuple[float, int]]:

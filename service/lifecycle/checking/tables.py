@@ -78,11 +78,22 @@ def comparison_text(comparison: Comparison) -> str:
         _models(comparison),
         f"mean absolute attribution over {comparison.rows} rows",
         f"rank correlation {comparison.correlation:.3f}, over the features in common",
+        *_agreement(comparison),
         f"{len(comparison.flips)} rows ({comparison.flipped:.1%}) are predicted otherwise"
         if comparison.decides
         else "values that no bound is set for decide nothing that could flip",
     ]
     return "\n".join([*_table([head, *cells]), "", *summary, *_changed(comparison)])
+
+
+def _agreement(comparison: Comparison) -> list[str]:
+    """In words, row by row."""
+    of = comparison.agreement
+    return [
+        f"row by row: rank correlation {of.correlation:.3f} in the median; of the {of.top} largest attributions "
+        f"{of.overlap:.0%} are the same features;",
+        f"{of.sign_flips:.1%} of the attributions that count have another sign; they are {of.apart:.1%} apart",
+    ]
 
 
 def _models(comparison: Comparison) -> str:
@@ -129,6 +140,7 @@ def _body(comparison: Comparison) -> dict[str, Any]:
         "one_model": comparison.is_one_model,
         "rows": comparison.rows,
         "rank_correlation": comparison.correlation,
+        "agreement": comparison.agreement,
         "flipped": comparison.flipped if comparison.decides else None,
         "flips": comparison.flips,
         "filled": comparison.filled,

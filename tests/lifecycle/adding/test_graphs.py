@@ -78,7 +78,7 @@ def graph(
     ("model", "output", "advice"),
     [
         (graph(inputs=2), None, "has 2 inputs"),
-        (graph(element=TensorProto.DOUBLE), None, "float32"),
+        (graph(element=TensorProto.UINT8), None, "float32"),
         (graph(sizes=(None, None)), None, "does not declare the shape"),
         (graph(outputs=2), None, "--output"),
         (graph(), "z", "no tensor 'z'; its outputs are 'y0'"),
