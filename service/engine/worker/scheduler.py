@@ -15,7 +15,7 @@ import heapq
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -45,7 +45,7 @@ class Live:
     """An explanation under way.
 
     Of its open `question`, the `asked`th, which counts `slots`, chunks have taken `packed`; `parts` are the answers so
-    far, to `answered` slots.
+    far, to `answered` slots. Questions of the same `identity` have the same answer.
     """
 
     task: int
@@ -62,6 +62,7 @@ class Live:
     packed: int = 0
     answered: int = 0
     parts: list[object] = field(default_factory=list)
+    identity: Hashable = None
 
     @property
     def kernel(self) -> Kernel:
@@ -76,7 +77,8 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A chunk: what of which explanation is in it, the calls of `Launched`, and when it was started."""
+    """A chunk: what of which explanation is in it, the calls of `Launched`, and when it was started. Explanations that
+    ask the same have the same segment, which is in the chunk once."""
 
     kernel: Kernel
     taken: list[tuple[Live, Segment]]
@@ -97,6 +99,10 @@ class _Flight:
             time.sleep(POLL_SECONDS)
 
 
+def _each_once(taken: list[tuple[Live, Segment]]) -> list[Segment]:
+    return list({id(segment): segment for _, segment in taken}.values())
+
+
 def _always() -> bool:
     return True
 
@@ -111,10 +117,11 @@ def quantum(capacity: int) -> int:
 
 
 class _Queue:
-    """What waits for one kernel of one model, by class."""
+    """What waits for one kernel of one model, by class; and, of questions that no chunk has begun, which are alike."""
 
     def __init__(self) -> None:
         self._waiting: dict[Priority, deque[Live]] = {priority: deque() for priority in Priority}
+        self._alike: defaultdict[Hashable, list[Live]] = defaultdict(list)
 
     def __bool__(self) -> bool:
         return any(self._waiting.values())
@@ -126,16 +133,24 @@ class _Queue:
 
     def add(self, live: Live) -> None:
         self._waiting[live.priority].append(live)
+        if live.identity is not None and not live.packed:
+            self._alike[live.identity].append(live)
 
     def take(self, capacity: int, alive: dict[int, Live]) -> list[tuple[Live, Segment]]:
-        """Segments of at most `capacity` slots together; cancelled and expired explanations are dropped."""
+        """Segments of at most `capacity` slots together; cancelled and expired explanations are dropped.
+
+        Whoever asks what one of them asks as a whole gets the same segment, for no slots of its own.
+        """
         taken: dict[Live, Segment] = {}
+        followers: list[tuple[Live, Live]] = []
         most = quantum(capacity)
         for priority in Priority:
             waiting = self._waiting[priority]
             while waiting and capacity:
                 live = waiting.popleft()
+                alike = self._alike.pop(live.identity, [])
                 if alive.get(live.task) is not live:
+                    self._keep_alike([one for one in alike if one is not live])
                     continue
                 slots = min(most, live.remaining, capacity)
                 start = taken[live].start if live in taken else live.packed
@@ -144,7 +159,20 @@ class _Queue:
                 taken[live] = Segment(live.question, start, live.packed)
                 if live.remaining:
                     waiting.append(live)
-        return list(taken.items())
+                if slots < live.slots:
+                    self._keep_alike([one for one in alike if one is not live])
+                    continue
+                for other in alike:
+                    if other is not live:
+                        self._waiting[other.priority].remove(other)
+                        other.packed = other.slots
+                        followers.append((other, live))
+        shared = ((other, taken[live]) for other, live in followers if alive.get(other.task) is other)
+        return [*taken.items(), *shared]
+
+    def _keep_alike(self, others: list[Live]) -> None:
+        if others:
+            self._alike[others[0].identity] = others
 
 
 class Scheduler:
@@ -220,7 +248,7 @@ class Scheduler:
         now = time.monotonic()
         for live, _ in taken:
             live.started = live.started or now
-        segments = [segment for _, segment in taken]
+        segments = _each_once(taken)
         if isinstance(kernel, Overlapping):
             try:
                 launched = kernel.launch(segments)
@@ -281,10 +309,12 @@ class Scheduler:
                     yield from self._parts(_Flight(kernel, [one], _always, alone, time.monotonic()))
         else:
             seconds = time.monotonic() - flight.started
-            slots = sum(len(segment) for _, segment in taken)
+            segments = _each_once(taken)
+            slots = sum(map(len, segments))
             model = taken[0][0].model
             self.reports.append(ChunkReport(model, kernel.name, slots, kernel.capacity, len(taken), seconds))
-            yield from ((*one, part) for one, part in zip(taken, parts, strict=True))
+            part_of = {id(segment): part for segment, part in zip(segments, parts, strict=True)}
+            yield from ((live, segment, part_of[id(segment)]) for live, segment in taken)
 
     def _after_out_of_memory(
         self, kernel: Kernel, taken: list[tuple[Live, Segment]]
@@ -315,6 +345,7 @@ class Scheduler:
                 raise RuntimeError("a method went on after its deadline")
             live.question = live.steps.send(answer)
             live.asked, live.slots = live.asked + 1, slots_of(live.question)
+            live.identity = live.kernel.identity_of(live.question)
             self._enqueue(live)
         except StopIteration as stop:
             ended = isinstance(answer, DeadlinePassed)
