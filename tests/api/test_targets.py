@@ -49,8 +49,8 @@ def numbers(explanation: dict[str, Any]) -> dict[str, Any]:
         {"method": "integrated_gradients", "tolerance": 0.01},
         {"method": "integrated_gradients", "options": {"rule": "midpoint"}, "output_space": "logit"},
         {"method": "integrated_gradients", "options": {"rule": "exact"}, "output_space": "logit"},
-        {"method": "expected_gradients"},
-        {"method": "expected_gradients", "noise": {"kind": "smoothgrad", "samples": 2}},
+        {"method": "expected_gradients", "max_evaluations": 700},
+        {"method": "integrated_gradients", "noise": {"kind": "smoothgrad", "samples": 2}, "tolerance": 0.1},
     ],
     ids=str,
 )

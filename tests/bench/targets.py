@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -47,21 +48,20 @@ def together(pace: Pace) -> Section:
             url, instances = server.explain(folder.parent.name), _instances(folder)
             labels = yaml.safe_load((folder / "manifest.yaml").read_text())["outputs"]["labels"]
             targets = [labels[number % len(labels)] for number in range(TARGETS)]
-            ways: dict[str, Callable[[Any], None]] = {
-                "one": lambda instance, u=url, p=parameters, t=targets: _ask(client, u, instance, {**p, "targets": t}),
-                "ten": lambda instance, u=url, p=parameters, t=targets: [
-                    _ask(client, u, instance, {**p, "target": one}) for one in t
-                ],
+            ways = {
+                "one": [{**parameters, "targets": targets}],
+                "ten": [{**parameters, "target": target} for target in targets],
             }
             found: dict[str, list[_Turn]] = {way: [] for way in ways}
             for number in range(pace.rounds + 1):
-                for way, ask in ways.items():
+                for way, requests in ways.items():
+                    ask = partial(_ask, client, url, requests)
                     turn = _turn(ask, instances, server.pid, pace.seconds)
                     if number:
                         found[way].append(turn)
             one, ten = found["one"], found["ten"]
-            cpu = [[turn.cpu for turn in each] for each in (ten, one)]
-            figures.append(ratio(f"{name}: CPU seconds of ten requests against one with ten targets", *cpu, at_least=3))
+            title = f"{name}: CPU seconds of ten requests against one with ten targets"
+            figures.append(ratio(title, [turn.cpu for turn in ten], [turn.cpu for turn in one], at_least=3))
             rows += [
                 [name, label, _middle([turn.cpu for turn in turns]), _middle([turn.wall for turn in turns])]
                 for label, turns in (("one request", one), ("ten requests", ten))
@@ -71,7 +71,7 @@ def together(pace: Pace) -> Section:
     return Section(figures, [Table("Ten explanations of one instance:", head, rows)], raw)
 
 
-def _turn(ask: Callable[[Any], Any], instances: Sequence[Any], pid: int, seconds: float) -> _Turn:
+def _turn(ask: Callable[[Any], None], instances: Sequence[Any], pid: int, seconds: float) -> _Turn:
     """As many instances as there is time for."""
     before, started = cpu_seconds_of(pid), time.monotonic()
     for asked in count(1):
@@ -82,8 +82,9 @@ def _turn(ask: Callable[[Any], Any], instances: Sequence[Any], pid: int, seconds
     return _Turn((cpu_seconds_of(pid) - before) / asked, wall / asked)
 
 
-def _ask(client: httpx.Client, url: str, instance: Any, parameters: dict[str, Any]) -> None:
-    client.post(url, json={"instances": [instance], "parameters": parameters}).raise_for_status()
+def _ask(client: httpx.Client, url: str, requests: Sequence[dict[str, Any]], instance: Any) -> None:
+    for parameters in requests:
+        client.post(url, json={"instances": [instance], "parameters": parameters}).raise_for_status()
 
 
 def _instances(folder: Path) -> list[Any]:
