@@ -29,7 +29,7 @@ from service.answers.items import (
     TimingsItem,
 )
 from service.answers.reasons import principal_reasons
-from service.catalog.inputs.kind import Places, Row
+from service.catalog.inputs.kind import PLAIN, Detail, Places, Row
 from service.catalog.inputs.registry import AnyAttributions
 from service.catalog.manifest import Manifest
 from service.catalog.outputs.predictions import AnyTarget, Space
@@ -156,15 +156,15 @@ def answered(
     *,
     id: str,
     cached: bool,
-    has_channels: bool = False,
+    detail: Detail = PLAIN,
 ) -> Answered:
     """The answer under this id. What could not be computed is left out, never null."""
     manifest, row = version.manifest, Row(plan.input, places)
 
-    def by_component(values: tuple[float, ...] | None) -> Any:
+    def by_component(values: tuple[float, ...] | None, detail: Detail) -> Any:
         if values is None:
             return None
-        return manifest.inputs.attributions(values, explanation.shape, row, channels=has_channels)
+        return manifest.inputs.attributions(values, explanation.shape, row, detail=detail)
 
     is_complete = explanation.attributions is not None
     gives_reasons = _gives_reasons(plan, explanation)
@@ -177,12 +177,12 @@ def answered(
         output_space=plan.output_space.value,
         output=explanation.output,
         baseline_output=explanation.baseline_output if is_complete else None,
-        attributions=by_component(explanation.attributions),
+        attributions=by_component(explanation.attributions, detail),
         completeness=explanation.completeness.value if is_complete else None,
         completeness_error=explanation.completeness_error,
         attribution_error=explanation.attribution_error,
-        standard_error=by_component(explanation.standard_error),
-        attribution_errors=by_component(explanation.attribution_errors) if plan.errors else None,
+        standard_error=by_component(explanation.standard_error, detail.of_errors),
+        attribution_errors=by_component(explanation.attribution_errors, detail.of_errors) if plan.errors else None,
         interactions=explanation.interactions,
         groups=tuple(_group(manifest, group) for group in explanation.groups) or None,
         noise=None

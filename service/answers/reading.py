@@ -20,6 +20,7 @@ import orjson
 
 from service.answers.explanation import Answered
 from service.answers.record import DamagedItem, Personal, PlaceItem, RecordItem, in_clear
+from service.catalog.inputs.kind import PLAIN, Detail
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
 from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
 from service.ledger.entries import LogChanged, Stored
@@ -50,9 +51,9 @@ class UnreadableValues(NamedTuple):
         return ()
 
     @property
-    def has_channels(self) -> bool:
-        """There are none."""
-        return False
+    def detail(self) -> Detail:
+        """Nothing more."""
+        return PLAIN
 
     @property
     def structure(self) -> object:

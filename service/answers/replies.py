@@ -27,14 +27,22 @@ class ExplainReply(Item):
     """The answer, in the order of the instances."""
 
     predictions: Annotated[tuple[AnyPrediction, ...], Field(description="one for each instance")]
-    explanations: Annotated[tuple[ExplanationItem, ...], Field(description="one for each instance")]
+    explanations: Annotated[
+        tuple[ExplanationItem | None, ...],
+        Field(
+            description="one for each instance; with `targets` one for each target of the first instance, in their "
+            "order, then those of the second, and so on; null where `when` does not hold"
+        ),
+    ]
 
 
 class RememberedReply(Item):
-    """What is stored to repeat a reply for an `Idempotency-Key`: the ids of its records, and the times it stated."""
+    """What is stored to repeat a reply for an `Idempotency-Key`: the ids of its records, the times it stated, and with
+    `when` the numbers of the instances that were explained."""
 
     ids: tuple[str, ...]
     timings: tuple[TimingsItem, ...]
+    explained: tuple[int, ...] | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """As a JSON object."""

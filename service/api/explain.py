@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Path, Response
@@ -32,7 +33,7 @@ from service.errors import Fault, Kind, MalformedBody
 from service.ledger import LogChanged, Stored
 from service.ledger.entries import RequestKey
 from service.monitoring.labels import PREDICT
-from service.usecases.explaining import Answer, limited_answer, refuse_method
+from service.usecases.explaining import Answer, NotExplained, limited_answer, refuse_method
 from service.usecases.explaining import Request as ExplainingRequest
 from service.usecases.planning import Parameters, with_baseline_read
 from service.wording import number_of
@@ -84,17 +85,26 @@ async def _explain(request: ApiRequest, model: str, version: str | None, body: E
         request.observed.name(model, body.parameters.method or model_version.manifest.defaults.method)
         parsed = await _request(model_version, body, request.caller, received, use_cache=_may_cache(request), key=key)
         request.observed.timings = parsed.timings
-        answers = await while_connected(request, services.explaining.explain(parsed))
-        is_recorded = services.ledger is not None
-        return _reply(answers, lacks_subject=is_recorded and any(each.subject is None for each in parsed.contexts))
+        when = body.parameters.when
+        answers: Sequence[Answer | NotExplained] = await while_connected(
+            request,
+            services.explaining.explain(parsed) if when is None else services.explaining.explain_where(parsed, when),
+        )
+        times = len(answers) // len(body.instances)
+        lacks_subject = services.ledger is not None and any(
+            answer.explanation is not None and parsed.contexts[at // times].subject is None
+            for at, answer in enumerate(answers)
+        )
+        return _reply(answers, len(body.instances), lacks_subject=lacks_subject)
 
-    return await once(request, explain, lambda _remembered, answer: _repeat(request, answer))
+    return await once(request, explain, lambda _remembered, answer: _repeat(request, answer, body))
 
 
-async def _repeat(request: ApiRequest, answer: Mapping[str, Any]) -> Response:
-    """The same answer again, read from its records; like every look-up, that is recorded.
+async def _repeat(request: ApiRequest, answer: Mapping[str, Any], body: ExplainBody) -> Response:
+    """The same answer again, read from its records; like every look-up, that is recorded. What was only predicted is
+    predicted again.
 
-    Raises PolicyForbids, Erased, LedgerUnavailable.
+    Raises PolicyForbids, Erased, LedgerUnavailable, and what a prediction raises.
     """
     ledger, caller = request.services.need_ledger().ledger, request.caller
     remembered = read(RememberedReply, answer)
@@ -111,23 +121,43 @@ async def _repeat(request: ApiRequest, answer: Mapping[str, Any]) -> Response:
     for stored in records:
         refuse_method(caller.policy, stored.method)
         await refuse_erased(request, stored)
-    return await asyncio.to_thread(_reply_of, records, caller.policy, remembered.timings)
+    answers: Sequence[Answer | NotExplained] = await asyncio.to_thread(
+        _answers_of, records, caller.policy, remembered.timings
+    )
+    if remembered.explained is not None:
+        others = await _predicted_again(request, records[0], body)
+        times, explained = len(records) // len(remembered.explained), iter(answers)
+        is_explained = frozenset(remembered.explained)
+        answers = [
+            next(explained) if at in is_explained else other for at, other in enumerate(others) for _ in range(times)
+        ]
+    lacks_subject = any(record.subject is None for record in records)
+    return await asyncio.to_thread(_reply, answers, len(body.instances), lacks_subject=lacks_subject)
 
 
-def _reply_of(records: Sequence[Stored], policy: Policy, timings: Sequence[TimingsItem]) -> Response:
-    answers = [
-        limited_answer(*answer_of(record), policy, timing) for record, timing in zip(records, timings, strict=True)
-    ]
-    return _reply(answers, lacks_subject=any(record.subject is None for record in records))
+def _answers_of(records: Sequence[Stored], policy: Policy, timings: Sequence[TimingsItem]) -> list[Answer]:
+    return [limited_answer(*answer_of(record), policy, timing) for record, timing in zip(records, timings, strict=True)]
 
 
-def _reply(answers: Sequence[Answer], *, lacks_subject: bool) -> Response:
+async def _predicted_again(request: ApiRequest, record: Stored, body: ExplainBody) -> list[NotExplained]:
+    """The predictions of all instances, by the version of the record."""
+    version = request.services.catalog.find(record.model, record.version)
+    parsed = await _request(version, body, request.caller, time.monotonic(), use_cache=False)
+    asked = replace(parsed, counted=len(parsed.rows))
+    return [NotExplained(one) for one in await request.services.explaining.predict(asked)]
+
+
+def _reply(answers: Sequence[Answer | NotExplained], instances: int, *, lacks_subject: bool) -> Response:
+    """The reply to so many instances, each of which has as many answers, all with its prediction."""
     reply = ExplainReply(
-        predictions=tuple(answer.prediction for answer in answers),
+        predictions=tuple(answer.prediction for answer in answers[:: len(answers) // instances]),
         explanations=tuple(answer.explanation for answer in answers),
     )
-    timings = vars(answers[0].explanation.timings_ms)
-    headers = {"Server-Timing": ", ".join(f"{name};dur={value}" for name, value in timings.items())}
+    headers = {}
+    explained = next((answer.explanation for answer in answers if answer.explanation is not None), None)
+    if explained is not None:
+        timings = vars(explained.timings_ms)
+        headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timings.items())
     if lacks_subject:
         headers["Answerable-Hint"] = WITHOUT_SUBJECT
     return Response(encode(reply), media_type="application/json", headers=headers)

@@ -19,7 +19,7 @@ from service.api.problems import answers
 from service.api.queries import QueryModel
 from service.api.requests import ApiRequest
 from service.api.routing import Reply, new_router
-from service.api.schemas import ContextBody, ExplainParameters, Strict
+from service.api.schemas import ContextBody, ExplainParameters, Strict, check_size
 from service.background.jobs import EXPLAIN, ExplainSpec, sealed_payload, sealed_spec, stored_input
 from service.catalog.inputs.instances import read_instances
 from service.catalog.versions import ModelVersion
@@ -30,8 +30,8 @@ from service.ledger.entries import Remembered, RequestKey
 from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
-from service.usecases.explaining import refuse_method
-from service.usecases.planning import make_plan
+from service.usecases.explaining import refuse_method, rule_of
+from service.usecases.planning import make_plans
 from service.wording import SENTENCE, number_of
 
 MAX_ROWS = 10_000
@@ -69,6 +69,7 @@ class JobBody(Strict):
             raise PydanticCustomError(SENTENCE, "send either instances or explanations")
         if self.instances is None and self.context is not None:
             raise PydanticCustomError(SENTENCE, "stored explanations have a context already; leave `context` out")
+        check_size(self.instances or (), self.parameters, MAX_ROWS)
         return self
 
 
@@ -81,11 +82,12 @@ class ProgressItem(BaseModel):
 
 
 class ResultItem(BaseModel):
-    """A row that is finished: its explanation, or why there is none."""
+    """A row that is finished: its explanation, or why there is none; one of the three."""
 
     row: int = Field(description="its number, from 0")
     explanation: str | None = Field(None, description="the id of its explanation")
-    error: str | None = Field(None, description="why there is none")
+    not_explained: str | None = Field(None, description="why it was not to be explained")
+    error: str | None = Field(None, description="why it could not be")
 
 
 class JobItem(BaseModel):
@@ -135,6 +137,8 @@ async def _make_job(request: ApiRequest, body: JobBody, key: RequestKey | None) 
     caller, services, with_ledger = request.caller, request.services, request.services.need_ledger()
     version = services.catalog.find(body.model, body.version)
     refuse_method(caller.policy, body.parameters.method or version.manifest.defaults.method)
+    if body.parameters.when is not None:
+        rule_of(version, body.parameters.when, caller.policy)
     vault = services.vault
     job_id = uuid7()
     rows = (
@@ -206,11 +210,13 @@ def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenan
     read = read_instances(version.manifest, body.instances, version.folder)
     for number, row in enumerate(read):
         if number == 0:
-            make_plan(version, row.values, parameters, tenant)
-        explanation, context = uuid7(), contexts[number]
-        payload = sealed_payload(vault, explanation, body.instances[number], context)
+            make_plans(version, [row.values], parameters, tenant)
+        context = contexts[number]
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
-        rows.append(JobRow(number, explanation, payload=payload, subject=subject))
+        for _ in range(parameters.explanations):
+            explanation = uuid7()
+            payload = sealed_payload(vault, explanation, body.instances[number], context)
+            rows.append(JobRow(len(rows), explanation, payload=payload, subject=subject))
     return rows
 
 
@@ -229,15 +235,18 @@ async def _rows_of_explanations(body: JobBody, version: ModelVersion, ledger: Le
     if READ_SCOPE not in caller.scopes:
         raise Forbidden(f"the key lacks the scope {READ_SCOPE}, which explaining stored inputs needs")
     search = body.explanations.search(model=version.key.name)
-    entries = await ledger.find(caller.tenant, search, MAX_ROWS + 1)
-    if len(entries) > MAX_ROWS:
-        raise InvalidRequest(f"the filter finds more than {MAX_ROWS} explanations; narrow it")
+    targets = body.parameters.parameters().explanations
+    entries = await ledger.find(caller.tenant, search, MAX_ROWS // targets + 1)
+    if len(entries) > MAX_ROWS // targets:
+        of_targets = "" if targets == 1 else f", of which each is explained {targets} times"
+        raise InvalidRequest(f"the filter finds more than {MAX_ROWS // targets} explanations{of_targets}; narrow it")
     if not entries:
         raise InvalidRequest("the filter finds no explanation")
     first = await ledger.get(caller.tenant, entries[0].id)
     if first is not None and first.tombstone is None:
         await asyncio.to_thread(_refuse_impossible, body, version, first)
-    return [JobRow(number, uuid7(), source=entry.id, subject=entry.subject) for number, entry in enumerate(entries)]
+    sources = [entry for entry in entries for _ in range(targets)]
+    return [JobRow(number, uuid7(), source=entry.id, subject=entry.subject) for number, entry in enumerate(sources)]
 
 
 def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> None:
@@ -246,7 +255,7 @@ def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> 
         row = stored_input(stored, version)
     except InvalidRequest:  # this one; others may fit
         return
-    make_plan(version, row.values, body.parameters.parameters(), stored.tenant)
+    make_plans(version, [row.values], body.parameters.parameters(), stored.tenant)
 
 
 def _item(job: Job, spec: ExplainSpec) -> JobItem:
@@ -264,6 +273,8 @@ def _item(job: Job, spec: ExplainSpec) -> JobItem:
 
 
 def _result(row: JobRow) -> ResultItem:
+    if row.outcome == DONE and row.detail is not None:
+        return ResultItem(row=row.number, not_explained=row.detail)
     if row.outcome == DONE:
         return ResultItem(row=row.number, explanation=row.explanation_id)
     return ResultItem(row=row.number, error=row.detail)

@@ -6,9 +6,9 @@ wrong items kept the event loop for 34 s and took 6.8 GB.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from itertools import islice
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +29,7 @@ from service.domain import Context, ToleranceOf
 from service.errors import MAX_FAULTS, InvalidRequest
 from service.ledger.entries import MAX_TEXT_LENGTH, read_subject
 from service.ledger.naming import normal
-from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, Parameters
+from service.usecases.planning import MAX_TARGETS, NOISE_SAMPLES, NOISE_SCALE, Parameters, RequestedTarget
 from service.wording import SENTENCE
 
 MAX_INSTANCES = 1000
@@ -88,6 +88,7 @@ Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_LENGTH})
 ]
 Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
+Targets = Annotated[list[Target], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
 ]
@@ -133,6 +134,16 @@ class ExplainParameters(Strict):
         "predicted",
         description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another",
     )
+    targets: Targets | None = Field(
+        None,
+        description="several, in the place of `target`: each instance then has an explanation of each, in this order",
+    )
+    when: StrictStr | None = Field(
+        None,
+        max_length=200,
+        description="explains only instances for whose prediction this holds, `probability > 0.8` or `label == denied` "
+        "say; the others have null in the place of each explanation, and no record",
+    )
     output_space: StrictStr | None = Field(None, description="`probability` or `logit`; of values `value`")
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative error accepted, in (0, 1]")
@@ -147,14 +158,24 @@ class ExplainParameters(Strict):
     deadline_ms: StrictInt | None = Field(None, description="milliseconds until an answer is due")
     strict: StrictBool = Field(False, description="answer 422 instead of an explanation over its tolerance")
     channels: StrictBool = Field(False, description="an image's attributions for each channel too")
+    over: Literal["time", "feature"] | None = Field(
+        None,
+        description="sums of a series' attributions too: over `time`, one for each feature, or over `feature`, one for "
+        "each step",
+    )
     noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
     options: Options = Field(default_factory=dict, description="the method's own options, by name")
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
-        target = vars(self.target) if isinstance(self.target, Rather) else self.target
+        target = _as_sent(self.target) if "target" in self.model_fields_set else None
+        targets = None if self.targets is None else tuple(map(_as_sent, self.targets))
         noise = None if self.noise is None else vars(self.noise)
-        return Parameters(**{**vars(self), "target": target, "noise": noise})
+        return Parameters(**{**vars(self), "target": target, "targets": targets, "noise": noise})
+
+
+def _as_sent(target: str | int | Rather) -> RequestedTarget:
+    return vars(target) if isinstance(target, Rather) else target
 
 
 class PredictParameters(Strict):
@@ -200,6 +221,19 @@ class ExplainBody(Strict):
     context: ContextBody | Contexts = Field(
         default_factory=lambda: ContextBody(), description="one for all instances, or a list with one per instance"
     )
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> ExplainBody:
+        check_size(self.instances, self.parameters, MAX_INSTANCES)
+        return self
+
+
+def check_size(instances: Sized, parameters: ExplainParameters, most: int) -> None:
+    """Refuses more than so many explanations of instances."""
+    explanations = len(instances) * len(parameters.targets or (parameters.target,))
+    if explanations > most:
+        sentence = "asks for {explanations} explanations, one for each instance and target; {most} at most"
+        raise PydanticCustomError(SENTENCE, sentence, {"explanations": explanations, "most": most})
 
 
 class Nothing(Strict):

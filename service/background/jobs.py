@@ -61,6 +61,8 @@ DEFER_SECONDS = 3.0
 """A process that has as many rows to explain as it explains at once leaves a new job to other processes for this long;
 they look every `POLL_SECONDS`. Then it takes the job, one at each look, so that no job waits for another to end."""
 MAX_WAIT_SECONDS = 30.0
+NOT_HELD = "`when` does not hold for its prediction"
+"""The detail of a row that is done and was not explained."""
 UNEXPECTED = "an unexpected error; the job's id leads to it in the log"
 PAUSE_SECONDS = 5.0
 """Until a job whose model is not here, or not ready, is tried again: here, or by a process that has it."""
@@ -302,7 +304,7 @@ class ExplainRows:
         lost, wait = 0, 0.5
         while not is_there:
             try:
-                await self._explain(job, row, spec, caller)
+                detail = await self._explain(job, row, spec, caller)
             except RowFailed as error:
                 return row.number, FAILED, str(error)
             except EntryRefused:  # another process explained it, or what it holds was erased, just now
@@ -325,21 +327,22 @@ class ExplainRows:
                 LOG.exception("row %d of job %s failed", row.number, job.id)
                 return row.number, FAILED, UNEXPECTED
             else:
-                break
+                return row.number, DONE, detail
         return row.number, DONE, None
 
-    async def _explain(self, job: Job, row: JobRow, spec: ExplainSpec, caller: Caller) -> None:
-        """Explains the row, if it has not ended meanwhile. Its input is in memory no longer than that takes."""
+    async def _explain(self, job: Job, row: JobRow, spec: ExplainSpec, caller: Caller) -> str | None:
+        """Explains the row, if it has not ended meanwhile; `NOT_HELD` where it was not to be explained. Its input is in
+        memory no longer than that takes."""
         try:
             version = self._catalog.find(spec.model, spec.version)
         except (NotFound, ModelNotReady) as error:
             raise Postponed(f"{spec.model} {spec.version}: {error}", PAUSE_SECONDS) from None
-        parameters = spec.parameters
+        parameters = spec.parameters.of(row.number)
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
         async with self._room_for_large if is_large else self._room:
             current = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)
             if current is None:
-                return
+                return None
             if current.payload is not None:
                 read, context = await asyncio.to_thread(self._input_of_payload, current, current.payload, version)
             else:
@@ -358,7 +361,11 @@ class ExplainRows:
                 must_be_recorded=True,
                 job_row=(job.id, row.number),
             )
-            await self._explaining.explain(request)
+            if parameters.when is None:
+                await self._explaining.explain(request)
+                return None
+            (answer,) = await self._explaining.explain_where(request, parameters.when)
+            return NOT_HELD if answer.explanation is None else None
 
     def _input_of_payload(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[Row, Context]:
         content = orjson.loads(self._vault.open(payload, row.explanation_id, None))

@@ -17,7 +17,7 @@ from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.kind import PREDICTED
 from service.catalog.plain_yaml import read_yaml
 from service.catalog.refusals import fields
-from service.catalog.review_rules import LABEL, OF_OUTPUTS, Condition, Review, parts_of
+from service.catalog.review_rules import Review, named_by
 from service.domain import ModelKey, OutputSpace
 from service.errors import CatalogError
 
@@ -117,14 +117,12 @@ class Manifest(_Frozen):
 
     def _check_review(self) -> None:
         """Checks that the quantities in review rules exist for these outputs. Raises ValueError."""
-        conditions = [rule for rule in self.review.all_rules.values() if isinstance(rule, Condition)]
-        named: list[tuple[str, str | None]] = [(LABEL, condition.label) for condition in conditions]
-        named += [pair for pair in map(parts_of, self.review.quantities) if pair[0] in OF_OUTPUTS]
-        for name, of in named:
-            try:
-                self.outputs.check_quantity(name, of)
-            except ValueError as error:
-                raise ValueError(f"review: {error}") from None
+        for rule in self.review.all_rules.values():
+            for name, of in named_by(rule):
+                try:
+                    self.outputs.check_quantity(name, of)
+                except ValueError as error:
+                    raise ValueError(f"review: {error}") from None
 
     def _check_tensors(self) -> None:
         """Checks the names of tensors, and the kind of the inputs, against the format of the artefact."""

@@ -37,7 +37,7 @@ QUANTITIES = {
     "value": "the value, or the one in brackets",
 }
 OF_OUTPUTS = frozenset({"margin", "probability", "value"})
-"""Quantities that the kind of output defines."""
+"""Quantities that the kind of output defines; those that a prediction alone has."""
 COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 PROTECTED_SHARE = "protected_share"
 LABEL = "label"
@@ -95,13 +95,23 @@ class ReviewRule:
         return (self.quantity,) if self.of is None else (self.quantity, self.of)
 
 
+Rule = ReviewRule | Condition
+
+
+def named_by(rule: Rule) -> list[tuple[str, str | None]]:
+    """What a rule names of the outputs, for their kind to check: each quantity, and of which output."""
+    if isinstance(rule, Condition):
+        return [(LABEL, rule.label)]
+    return [pair for pair in map(parts_of, rule.quantities) if pair[0] in OF_OUTPUTS]
+
+
 def parts_of(quantity: str) -> tuple[str, str | None]:
     """A quantity's name, and the output in its brackets."""
     name, _, of = quantity.partition("(")
     return name, of.removesuffix(")").strip() or None
 
 
-def parse(text: str) -> ReviewRule | Condition:
+def parse(text: str) -> Rule:
     """The rule that a manifest spells. Raises ValueError, which says what is wrong."""
     condition = _CONDITION.fullmatch(text)
     if condition is not None:
@@ -143,7 +153,7 @@ def _read(declared: Any) -> Any:
     return parse(declared) if isinstance(declared, str) else declared
 
 
-SpelledRule = Annotated[ReviewRule | Condition, BeforeValidator(_read)]
+SpelledRule = Annotated[Rule, BeforeValidator(_read)]
 """A rule as a manifest has it: one line of text."""
 
 
@@ -174,7 +184,7 @@ class Review(BaseModel):
         return self
 
     @cached_property
-    def all_rules(self) -> dict[str, ReviewRule | Condition]:
+    def all_rules(self) -> dict[str, Rule]:
         """The rules by the flag that they raise."""
         if self.protected_share is None:
             return dict(self.rules)

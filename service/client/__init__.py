@@ -13,6 +13,7 @@ from .answers import (
     Baseline,
     ByFeature,
     ByPixel,
+    BySeries,
     ByToken,
     Explanation,
     LogPlace,
@@ -27,7 +28,7 @@ from .answers import (
     Timings,
     Verification,
 )
-from .calls import Context, Contrast, Noise, Parameters
+from .calls import Context, Contrast, Noise, Parameters, TargetOf
 from .clients import AsyncClient, AsyncModel, Client, Model
 from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "BaselineSet",
     "ByFeature",
     "ByPixel",
+    "BySeries",
     "ByToken",
     "Client",
     "ClientError",
@@ -84,6 +86,7 @@ __all__ = [
     "Refused",
     "Retries",
     "Target",
+    "TargetOf",
     "Timings",
     "TryLater",
     "Unauthenticated",

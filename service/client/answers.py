@@ -1,7 +1,7 @@
 """Predictions, explanations and records, as the service answers them.
 
-Attributions are by feature, by pixel or by token; a prediction is of a class, of several labels, or of values. Each is
-a class of its own, and which one it is the answer says by its shape.
+Attributions are by feature, by pixel, by token, or by step and feature; a prediction is of a class, of several labels,
+or of values. Each is a class of its own, and which one it is the answer says by its shape.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class Attributions(ABC):
         """Of the kind that their shape says. Raises UnexpectedAnswer."""
         if isinstance(content, list):
             return ByToken(tuple(read(Token, token) for token in content))
-        return read(ByPixel, content) if isinstance(content.get("shape"), list) else ByFeature(content)
+        if not isinstance(content.get("shape"), list):
+            return ByFeature(content)
+        return read(BySeries if "features" in content else ByPixel, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,22 @@ class ByPixel(Attributions):
     def names(self) -> tuple[str, ...]:
         width = self.shape[1]
         return tuple(f"row {at // width}, column {at % width}" for at in range(len(self.values)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BySeries(Attributions):
+    """Of a series: `values` step by step; where asked for, for each feature the sum over time, or for each step that
+    over the features."""
+
+    shape: tuple[int, ...]
+    features: tuple[str, ...]
+    values: tuple[float, ...]
+    over_time: tuple[float, ...] | None = None
+    over_feature: tuple[float, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{name}[{step}]" for step in range(self.shape[0]) for name in self.features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
@@ -54,11 +54,15 @@ class Noise(TypedDict, total=False):
     scale: float
 
 
+TargetOf = str | int | Contrast
+"""A label or a value, by its name or index; `predicted`; or two classes."""
+
+
 class Parameters(TypedDict, total=False):
     """How to explain; the model's manifest says what is taken otherwise."""
 
     method: str
-    target: str | int | Contrast
+    target: TargetOf
     output_space: str
     baseline: Any
     tolerance: float
@@ -69,6 +73,7 @@ class Parameters(TypedDict, total=False):
     deadline_ms: int
     strict: bool
     channels: bool
+    over: Literal["time", "feature"]
     noise: Noise
     options: Mapping[str, Any]
 
@@ -120,13 +125,39 @@ def explain(
     fresh: bool,
 ) -> Call[list[Explanation]]:
     """Predictions with explanations; `fresh` ones are computed, whatever is in the cache."""
+    return _explain(read_explanations, model, version, instances, contexts, parameters, fresh=fresh)
+
+
+def explain_where(
+    model: str,
+    version: str | None,
+    instances: Sequence[Any],
+    contexts: Sequence[Context] | Context | None,
+    parameters: Mapping[str, Any],
+    *,
+    fresh: bool,
+) -> Call[list[Explanation | Prediction]]:
+    """The same with `when` among the parameters: for whom it does not hold, the prediction."""
+    return _explain(read_either, model, version, instances, contexts, parameters, fresh=fresh)
+
+
+def _explain(
+    read: Callable[[Any], T],
+    model: str,
+    version: str | None,
+    instances: Sequence[Any],
+    contexts: Sequence[Context] | Context | None,
+    parameters: Mapping[str, Any],
+    *,
+    fresh: bool,
+) -> Call[T]:
     body: dict[str, Any] = {"instances": list(instances), "parameters": dict(parameters)}
     if contexts is not None:
         body["context"] = (
             contexts.to_json() if isinstance(contexts, Context) else [context.to_json() for context in contexts]
         )
     path = f"{_model_path(model, version)}:explain"
-    return Call("POST", path, _read_explanations, body, FRESH if fresh else {}, is_recorded=True)
+    return Call("POST", path, read, body, FRESH if fresh else {}, is_recorded=True)
 
 
 def show(explanation: str) -> Call[Record]:
@@ -139,9 +170,26 @@ def verify(explanation: str) -> Call[Verification]:
     return Call("POST", f"{_explanation_path(explanation)}:verify", lambda content: read(Verification, content), {})
 
 
-def _read_explanations(content: Any) -> list[Explanation]:
-    pairs = zip(_part(content, "explanations"), _part(content, "predictions"), strict=True)
-    return [read_explained(explanation, prediction) for explanation, prediction in pairs]
+def read_explanations(content: Any) -> list[Explanation]:
+    """Those of the first instance, then those of the second. Raises UnexpectedAnswer."""
+    return [read_explained(explanation, prediction) for explanation, prediction in _pairs(content)]
+
+
+def read_either(content: Any) -> list[Explanation | Prediction]:
+    """The same, with the prediction where there is no explanation. Raises UnexpectedAnswer."""
+    return [
+        read(Prediction, prediction) if explanation is None else read_explained(explanation, prediction)
+        for explanation, prediction in _pairs(content)
+    ]
+
+
+def _pairs(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Each explanation, and the prediction that it is of."""
+    predictions, explanations = _part(content, "predictions"), _part(content, "explanations")
+    times, more = divmod(len(explanations), max(len(predictions), 1))
+    if more or not times:
+        raise UnexpectedAnswer("the answer has not as many explanations for each prediction")
+    return zip(explanations, (prediction for prediction in predictions for _ in range(times)), strict=True)
 
 
 def _part(content: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ import httpx
 
 from . import calls
 from .answers import Explanation, Prediction, Record, Verification
-from .calls import Call, Context, Parameters
+from .calls import Call, Context, Parameters, TargetOf
 from .descriptions import ModelDescription
 from .errors import ClientError, Refused, UnexpectedAnswer, Unreachable, refusal
 from .retries import NO_RETRIES, Attempts, Retries, read_retry_after
@@ -173,6 +173,40 @@ class Model:
                 raise error.after(first) from error
             yield from answered
 
+    def explain_targets(
+        self,
+        instance: Any,
+        targets: Sequence[TargetOf],
+        *,
+        context: Context | None = None,
+        fresh: bool = False,
+        **parameters: Unpack[Parameters],
+    ) -> list[Explanation]:
+        """Explanations of one instance, one for each of at most 20 targets, in one request, which shares work."""
+        asked = {**parameters, "targets": list(targets)}
+        return self._client.send(calls.explain(self.name, self.version, [instance], context, asked, fresh=fresh))
+
+    def explain_where(
+        self,
+        instances: Iterable[Any],
+        when: str,
+        *,
+        contexts: Iterable[Context] | Context | None = None,
+        batch: int = BATCH,
+        fresh: bool = False,
+        **parameters: Unpack[Parameters],
+    ) -> Iterator[Explanation | Prediction]:
+        """As `explain_many`, of the instances for whose prediction `when` holds (`probability > 0.8`, or
+        `label == denied`); of the others the prediction, and no record."""
+        asked = {**parameters, "when": when}
+        for first, some, theirs in _batches(instances, contexts, batch):
+            call = calls.explain_where(self.name, self.version, some, theirs, asked, fresh=fresh)
+            try:
+                answered = self._client.send(call)
+            except Refused as error:
+                raise error.after(first) from error
+            yield from answered
+
 
 class AsyncClient:
     """The same for asyncio: a service, asked many things at a time. Close it, or use it in an `async with`."""
@@ -276,6 +310,40 @@ class AsyncModel:
                 raise error.after(first) from error
             for explanation in answered:
                 yield explanation
+
+    async def explain_targets(
+        self,
+        instance: Any,
+        targets: Sequence[TargetOf],
+        *,
+        context: Context | None = None,
+        fresh: bool = False,
+        **parameters: Unpack[Parameters],
+    ) -> list[Explanation]:
+        """As of `Model`: one explanation for each target, in one request."""
+        asked = {**parameters, "targets": list(targets)}
+        return await self._client.send(calls.explain(self.name, self.version, [instance], context, asked, fresh=fresh))
+
+    async def explain_where(
+        self,
+        instances: Iterable[Any],
+        when: str,
+        *,
+        contexts: Iterable[Context] | Context | None = None,
+        batch: int = BATCH,
+        fresh: bool = False,
+        **parameters: Unpack[Parameters],
+    ) -> AsyncIterator[Explanation | Prediction]:
+        """As of `Model`: explanations where `when` holds, and predictions where it does not."""
+        asked = {**parameters, "when": when}
+        for first, some, theirs in _batches(instances, contexts, batch):
+            call = calls.explain_where(self.name, self.version, some, theirs, asked, fresh=fresh)
+            try:
+                answered = await self._client.send(call)
+            except Refused as error:
+                raise error.after(first) from error
+            for one in answered:
+                yield one
 
 
 def _batches(

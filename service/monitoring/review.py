@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
-from service.catalog.outputs.kind import are_finite
-from service.catalog.review_rules import LABEL, OF_OUTPUTS, PROTECTED_SHARE, Figure, parts_of
-from service.domain import Explanation, Plan
+from service.catalog.outputs.kind import OutputKind, Outputs, are_finite
+from service.catalog.review_rules import LABEL, OF_OUTPUTS, PROTECTED_SHARE, Figure, Rule, parts_of
+from service.domain import Explanation, OutputSpace, Plan
 
 
 def protected_share(inputs: Inputs, attributions: Sequence[float] | None) -> float | None:
@@ -42,15 +42,22 @@ def flags_of(manifest: Manifest, plan: Plan, explanation: Explanation, *, adds_u
 
 
 def _figure(quantity: str, manifest: Manifest, plan: Plan, explanation: Explanation) -> Figure:
-    name, of = parts_of(quantity)
+    name, _ = parts_of(quantity)
     if name not in OF_OUTPUTS and name != LABEL:
         return _QUANTITIES[name](plan, explanation)
-    if not are_finite(explanation.outputs):
+    return _figure_of_outputs(quantity, manifest.outputs, explanation.outputs, plan.output_space)
+
+
+def holds(rule: Rule, kind: OutputKind, outputs: Outputs, space: OutputSpace) -> bool:
+    """Whether a rule that names nothing but outputs holds for these."""
+    return rule.fires({name: _figure_of_outputs(name, kind, outputs, space) for name in rule.quantities})
+
+
+def _figure_of_outputs(quantity: str, kind: OutputKind, outputs: Outputs | None, space: OutputSpace) -> Figure:
+    if outputs is None or not are_finite(outputs):
         return None
-    outputs, space = explanation.outputs or (), plan.output_space
-    if name == LABEL:
-        return manifest.outputs.labels_of(outputs, space)
-    return manifest.outputs.quantity(name, of, outputs, space)
+    name, of = parts_of(quantity)
+    return kind.labels_of(outputs, space) if name == LABEL else kind.quantity(name, of, outputs, space)
 
 
 def _change(_plan: Plan, explanation: Explanation) -> float | None:

@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from service.access.callers import Caller
@@ -21,8 +22,9 @@ from service.answers.record import ledger_entry
 from service.answers.replies import RememberedReply
 from service.catalog.inputs.kind import Row
 from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.review_rules import Condition, Rule
 from service.catalog.versions import ModelVersion
-from service.domain import Context, Explanation, Plan, Priority, Timings
+from service.domain import Context, Explanation, OutputSpace, Plan, Priority, Timings
 from service.engine.protocol import Engine
 from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
 from service.ledger.append_queue import Room
@@ -31,8 +33,9 @@ from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
+from service.monitoring.review import holds
 from service.monitoring.timings import RequestTimings
-from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans
+from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, read_when
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
@@ -43,8 +46,10 @@ T = TypeVar("T")
 class Request:
     """One `:explain` or `:predict` call, parsed: a row and a context for each instance.
 
-    `ids` are those of the explanations, None for new ones. `counted` is how many of the instances were counted already
-    against the key's quota of requests. `timings` is filled in while the request is answered.
+    Explanations are those of the first row, one for each target, then those of the second. `ids` are theirs, None for
+    new ones. `counted` is how many of them were counted already against the key's quota of requests. `timings` is
+    filled in while the request is answered. `chosen` are the numbers of the rows among those of a whole request, None
+    where these are all.
     With `must_be_recorded` there is no answer without its record, whatever the ledger's mode is; nor with an
     idempotency `key`, under which the answer is remembered together with its records.
     `job_row` is the job, and the number of its row, that this explains: once either has ended, nothing is recorded.
@@ -64,14 +69,28 @@ class Request:
     must_be_recorded: bool = False
     job_row: tuple[str, int] | None = None
     key: RequestKey | None = None
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def explanations(self) -> int:
+        """How many explanations are asked for."""
+        return len(self.rows) * self.parameters.explanations
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One instance's prediction and explanation, as they are sent."""
+    """One explanation and the prediction that it is of, as they are sent."""
 
     prediction: AnyPrediction
     explanation: ExplanationItem
+
+
+@dataclass(frozen=True, slots=True)
+class NotExplained:
+    """The prediction of an instance that was not to be explained."""
+
+    prediction: AnyPrediction
+    explanation: None = None
 
 
 _Result = tuple[Explanation, bool, Timings | None]
@@ -122,13 +141,51 @@ class Explaining:
         return tuple(flight.waiters for flight in self._flights.values())
 
     async def explain(self, request: Request) -> list[Answer]:
-        """One answer for each instance, or an error for all of them.
+        """One answer for each instance and target, or an error for all of them.
 
         Raises InvalidRequest, NotConverged (if `strict`), Overloaded, LedgerFull, QuotaSpent, DeadlineExceeded,
         WorkerLost, ComputationFailed, LedgerUnavailable; EntryRefused where a request with the same key was answered.
         """
-        with counted(request.caller.account, len(request.rows), request.counted), self._room(request) as room:
-            return await self._explain(request, room)
+        return await self._explain_all(request, deadline_of(request.parameters, time.monotonic()))
+
+    async def explain_where(self, request: Request, when: str) -> list[Answer | NotExplained]:
+        """As `explain`, of the instances for whose prediction the rule `when` holds; of the others the prediction only,
+        once for each target. These cost a forward pass, and no record is written of them.
+
+        Raises what `explain` does; PolicyForbids where the rule would tell what the policy withholds.
+        """
+        version, parameters, policy = request.version, request.parameters, request.caller.policy
+        outputs, rule = version.manifest.outputs, rule_of(version, when, policy)
+        deadline = deadline_of(parameters, time.monotonic())
+        (first, *_) = make_plans(version, [request.rows[0].values], parameters, request.caller.tenant)
+        refuse_method(policy, first.method)
+        with counted(request.caller.account, len(request.rows), request.counted):
+            predicted = await self._predicted(request, first.output_space, deadline)
+            chosen = [at for at, values in enumerate(predicted) if holds(rule, outputs, values, first.output_space)]
+            times = parameters.explanations
+            ids = None if request.ids is None else [request.ids[at * times + n] for at in chosen for n in range(times)]
+            part = replace(
+                request,
+                rows=[request.rows[at] for at in chosen],
+                contexts=[request.contexts[at] for at in chosen],
+                ids=ids,
+                counted=len(chosen),
+                chosen=tuple(chosen),
+            )
+            explained = iter(await self._explain_all(part, deadline) if chosen else ())
+        answers: list[Answer | NotExplained] = []
+        are_chosen = frozenset(chosen)
+        for at, (values, row) in enumerate(zip(predicted, request.rows, strict=True)):
+            if at in are_chosen:
+                answers += islice(explained, times)
+            else:
+                item = outputs.prediction_item(values, first.output_space, truncated=row.truncated)
+                answers += [NotExplained(limited_prediction(item, policy))] * times
+        return answers
+
+    async def _explain_all(self, request: Request, deadline: float | None) -> list[Answer]:
+        with counted(request.caller.account, request.explanations, request.counted), self._room(request) as room:
+            return await self._explain(request, deadline, room)
 
     @contextmanager
     def _room(self, request: Request) -> Iterator[Room | None]:
@@ -137,7 +194,7 @@ class Explaining:
             room = None
             if self._ledger is not None:
                 try:
-                    room = held.enter_context(self._ledger.room(len(request.rows)))
+                    room = held.enter_context(self._ledger.room(request.explanations))
                 except (LedgerFull, LedgerUnavailable):
                     if self._must_be_recorded(request):
                         raise  # otherwise: there may be room once it is computed
@@ -146,12 +203,11 @@ class Explaining:
     def _must_be_recorded(self, request: Request) -> bool:
         return request.must_be_recorded or request.key is not None or self._ledger_mode == "required"
 
-    async def _explain(self, request: Request, room: Room | None) -> list[Answer]:
+    async def _explain(self, request: Request, deadline: float | None, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
         plans = make_plans(version, [row.values for row in request.rows], parameters, request.caller.tenant)
         digests = [plan.digest() for plan in plans]
-        deadline = deadline_of(parameters, time.monotonic())
-        self._refuse_what_never_fits(version, plans)
+        self._refuse_what_never_fits(version, plans, len(request.rows))
         refuse_method(request.caller.policy, plans[0].method)
 
         async def all_results() -> list[_Result]:
@@ -168,16 +224,16 @@ class Explaining:
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
-        outputs = version.manifest.outputs
+        outputs, times = version.manifest.outputs, parameters.explanations
         untimed = []
         entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
         for plan, digest, (explanation, cached, _), context, row, own_id in zip(
-            plans, digests, results, request.contexts, request.rows, ids, strict=True
+            plans, digests, results, _each(request.contexts, times), _each(request.rows, times), ids, strict=True
         ):
             prediction = outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
             answer = answered(
-                version, plan, explanation, row.places, id=own_id, cached=cached, has_channels=parameters.channels
+                version, plan, explanation, row.places, id=own_id, cached=cached, detail=parameters.detail
             )
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
@@ -213,7 +269,8 @@ class Explaining:
             return
         kept = None
         if request.key is not None and remembered is not None:
-            reply = RememberedReply(ids=tuple(entry.id for entry in entries), timings=tuple(remembered))
+            ids = tuple(entry.id for entry in entries)
+            reply = RememberedReply(ids=ids, timings=tuple(remembered), explained=request.chosen)
             kept = request.key.remembered(reply.to_mapping())
         try:
             await self._ledger.append(entries, kept, room)
@@ -226,10 +283,10 @@ class Explaining:
                 if entry.subject is None:
                     self._metrics.without_subject.labels(entry.model).inc()
 
-    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan]) -> None:
+    def _refuse_what_never_fits(self, version: ModelVersion, plans: Sequence[Plan], instances: int) -> None:
         points = sum(expected_points(version, plan) for plan in plans)
         if points > self._max_points:
-            fitting = self._max_points * len(plans) // points
+            fitting = self._max_points * instances // points
             raise InvalidRequest(
                 f"this is more work than the engine ever holds; send at most {fitting} instances at once"
             )
@@ -242,16 +299,17 @@ class Explaining:
         request.timings.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
         with counted(request.caller.account, len(request.rows), request.counted):
-            seconds_left = _seconds_left(deadline)
-            calls = [self._engine.predict(version.ref, row.values, seconds_left) for row in request.rows]
-            predictions = await _all(calls)
+            predicted = await self._predicted(request, space, deadline)
         return [
-            limited_prediction(
-                outputs.prediction_item(prediction.outputs[space], space, truncated=row.truncated),
-                request.caller.policy,
-            )
-            for prediction, row in zip(predictions, request.rows, strict=True)
+            limited_prediction(outputs.prediction_item(values, space, truncated=row.truncated), request.caller.policy)
+            for values, row in zip(predicted, request.rows, strict=True)
         ]
+
+    async def _predicted(self, request: Request, space: OutputSpace, deadline: float | None) -> list[tuple[float, ...]]:
+        """The outputs for each row."""
+        seconds_left = _seconds_left(deadline)
+        calls = [self._engine.predict(request.version.ref, row.values, seconds_left) for row in request.rows]
+        return [prediction.outputs[space] for prediction in await _all(calls)]
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
         if not request.use_cache:
@@ -328,6 +386,18 @@ def refuse_method(policy: Policy, method: str) -> None:
         raise PolicyForbids(f"the key's policy allows the methods {', '.join(sorted(policy.methods))}")
 
 
+def rule_of(version: ModelVersion, when: str, policy: Policy) -> Rule:
+    """The rule of a request that says which instances are explained.
+
+    Raises InvalidRequest; PolicyForbids for a rule on numbers that the policy withholds or rounds: asked often enough,
+    whether it holds tells them.
+    """
+    rule = read_when(version.manifest, when)
+    if not isinstance(rule, Condition) and (policy.digits is not None or not policy.outputs):
+        raise PolicyForbids("the key's policy limits what is shown of outputs, so `when` may only ask for the label")
+    return rule
+
+
 def _seconds_left(deadline: float | None) -> float | None:
     """Until a moment on the monotonic clock; None where there is no deadline."""
     return None if deadline is None else deadline - time.monotonic()
@@ -350,6 +420,11 @@ def _refuse_not_converged(explanations: Sequence[Explanation]) -> None:
 def _milliseconds(timings: Timings | None, total: float) -> TimingsItem:
     queue, compute = (timings.queue, timings.compute) if timings is not None else (0.0, 0.0)
     return TimingsItem(queue=round(queue * 1e3, 3), compute=round(compute * 1e3, 3), total=round(total * 1e3, 3))
+
+
+def _each(items: Sequence[T], times: int) -> list[T]:
+    """Every item so many times, one after the other."""
+    return [item for item in items for _ in range(times)]
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -11,11 +11,13 @@ from math import prod
 from reprlib import repr as abridged
 
 from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.kind import Detail, Over
 from service.catalog.manifest import PREDICTED, BaselineSet, Manifest
 from service.catalog.nearest import did_you_mean, known
-from service.catalog.traits import Traits
+from service.catalog.review_rules import LABEL, OF_OUTPUTS, Rule, named_by, parse, parts_of
+from service.catalog.traits import Axis, Traits
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, ToleranceOf
+from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, Target, ToleranceOf
 from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
 from service.methods.registry import BY_NAME
 from service.methods.spec import Components, Facts, MethodSpec
@@ -24,21 +26,29 @@ MAX_EVALUATIONS = 65_536
 USUAL_BUDGET = 4096
 MAX_CONTRIBUTIONS = 2**28
 """Numbers that one explanation may keep, one for each point and input: 1 GiB, and twice that while they are summed."""
+MAX_TARGETS = 20
 NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
 INLINE = "inline"
 TOLERANCES = frozenset(ToleranceOf)
 
 
+RequestedTarget = str | int | Mapping[str, object]
+"""A label or a value, by its name or index; what is predicted; or two labels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """The `parameters` of a request; None stands for the manifest's default.
 
-    `channels` asks for an image's attributions by channel too.
+    `channels` asks for an image's attributions by channel too, `over` for sums of a series'. `targets` are several to
+    explain of each instance, in the place of the one `target`. `when` says in the language of review rules which
+    instances are explained; the others are predicted only.
     """
 
     method: str | None = None
-    target: str | int | Mapping[str, object] = PREDICTED
+    target: RequestedTarget | None = None
+    targets: Sequence[RequestedTarget] | None = None
     output_space: str | None = None
     baseline: object = None
     tolerance: float | None = None
@@ -49,8 +59,26 @@ class Parameters:
     deadline_ms: int | None = None
     strict: bool = False
     channels: bool = False
+    over: str | None = None
+    when: str | None = None
     noise: Mapping[str, object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def detail(self) -> Detail:
+        """What is asked for beside one attribution for each component."""
+        return Detail(self.channels, None if self.over is None else Over(self.over))
+
+    @property
+    def explanations(self) -> int:
+        """How many explanations an instance has."""
+        return 1 if self.targets is None else len(self.targets)
+
+    def of(self, number: int) -> Parameters:
+        """Those of one explanation, by its number among those of all instances: with one target."""
+        if self.targets is None:
+            return self
+        return replace(self, target=self.targets[number % len(self.targets)], targets=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +106,26 @@ def with_baseline_read(version: ModelVersion, parameters: Parameters) -> Paramet
 def make_plans(
     version: ModelVersion, rows: Sequence[tuple[float, ...]], parameters: Parameters, tenant: str | None = None
 ) -> list[Plan]:
-    """One plan for each input row; what the rows have in common is read once. Raises what `make_plan` raises."""
+    """The plans for each input row, one for each target; what the rows have in common is read once.
+
+    Those of the first row come first, in the order of the targets. Raises what `make_plan` raises.
+    """
     first = make_plan(version, rows[0], parameters, tenant)
     if version.manifest.inputs.depends_on_row(first.baseline.name):
-        return [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
-    return [first, *(replace(first, input=row) for row in rows[1:])]
+        of_rows = [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
+    else:
+        of_rows = [first, *(replace(first, input=row) for row in rows[1:])]
+    if parameters.targets is None:
+        return of_rows
+    targets = _targets(version.manifest, parameters.targets)
+    return [replace(plan, target=target) for plan in of_rows for target in targets]
 
 
 def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters, tenant: str | None = None) -> Plan:
-    """The plan for one input row. Baseline sets are those of the tenant and those shared by all; for None the latter.
+    """The plan for one input row, and for the first of several targets.
 
-    Raises InvalidRequest; ModelNotReady if the model was never loaded.
+    Baseline sets are those of the tenant and those shared by all; for None the latter. Raises InvalidRequest;
+    ModelNotReady if the model was never loaded.
     """
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
@@ -107,6 +144,8 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     if tolerance_of not in TOLERANCES:
         detail = f"tolerance_of {abridged(tolerance_of)} is not known; {known('kinds', ToleranceOf)}"
         raise _wrong("tolerance_of", detail + did_you_mean(tolerance_of, ToleranceOf))
+    if parameters.over is not None and Axis.TIME not in manifest.inputs.axes:
+        raise _wrong("over", "over sums attributions of a series; this model takes none")
     if parameters.seed < 0:
         raise _wrong("seed", "seed must not be negative")
     return Plan(
@@ -114,7 +153,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         method=method.name,
         options=tuple(sorted(options.items())),
         input=row,
-        target=manifest.outputs.read_target(parameters.target),
+        target=_target(manifest, parameters),
         output_space=space,
         baseline=baseline,
         tolerance=tolerance,
@@ -158,6 +197,41 @@ def _budget(manifest: Manifest, parameters: Parameters, method: MethodSpec, fact
             f"max_evaluations is {budget}",
         )
     return budget
+
+
+def _target(manifest: Manifest, parameters: Parameters) -> Target | None:
+    if parameters.targets is None:
+        return manifest.outputs.read_target(PREDICTED if parameters.target is None else parameters.target)
+    if parameters.target is not None:
+        raise _wrong("targets", "send either `target` or `targets`")
+    return _targets(manifest, parameters.targets)[0]
+
+
+def _targets(manifest: Manifest, requested: Sequence[RequestedTarget]) -> list[Target | None]:
+    """Raises InvalidRequest, with the place of the first that is wrong."""
+    read: list[Target | None] = []
+    for number, target in enumerate(requested):
+        try:
+            read.append(manifest.outputs.read_target(target))
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                str(error), *(replace(fault, pointer=_place("targets", number)) for fault in error.faults)
+            ) from None
+    return read
+
+
+def read_when(manifest: Manifest, text: str) -> Rule:
+    """The rule that says which instances are explained: of what a prediction has. Raises InvalidRequest."""
+    try:
+        rule = parse(text)
+        unknown = [name for name in rule.quantities if parts_of(name)[0] not in {*OF_OUTPUTS, LABEL}]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is known of explanations only, and `when` is asked before there is one")
+        for name, of in named_by(rule):
+            manifest.outputs.check_quantity(name, of)
+    except ValueError as error:
+        raise _wrong("when", f"when: {error}") from None
+    return rule
 
 
 def _method(name: str) -> MethodSpec:
@@ -265,7 +339,7 @@ def deadline_of(parameters: Parameters, now: float) -> float | None:
     return now + parameters.deadline_ms / 1000
 
 
-def _place(*names: str) -> str:
+def _place(*names: str | int) -> str:
     """Where a parameter stands in a request."""
     return pointer_to("parameters", *names)
 

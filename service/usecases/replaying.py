@@ -26,6 +26,7 @@ from service.answers.items import ModelItem
 from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_of
 from service.answers.record import Personal, RecordedContrast, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
+from service.catalog.inputs.kind import PLAIN
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
@@ -216,8 +217,8 @@ def _computed(
 ) -> Computed:
     """What a record of this explanation would say, shown as it was in `record`."""
     row = version.manifest.inputs.of_record(personal.content)
-    has_channels = record.attributions is not None and record.attributions.has_channels
-    answer = answered(version, plan, explanation, row.places, id=record.id, cached=False, has_channels=has_channels)
+    detail = PLAIN if record.attributions is None else record.attributions.detail
+    answer = answered(version, plan, explanation, row.places, id=record.id, cached=False, detail=detail)
     prediction = version.manifest.outputs.prediction_item(
         explanation.outputs, plan.output_space, truncated=row.truncated
     )

@@ -211,7 +211,7 @@ async def test_the_models_are_served(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("model", ["ward", "monitor"])
 async def test_attributions_by_step_and_feature_are_captums(client: httpx.AsyncClient, model: str) -> None:
-    body = {"instances": [ROWS[0].tolist()], "parameters": {"target": "worsening"}}
+    body = {"instances": [ROWS[0].tolist()], "parameters": {"target": "worsening", "over": "time"}}
     reply = await client.post(f"/v1/models/{model}/versions/1:explain", json=body)
     assert reply.status_code == 200, reply.text
     (explanation,) = reply.json()["explanations"]
@@ -228,6 +228,7 @@ async def test_attributions_by_step_and_feature_are_captums(client: httpx.AsyncC
     assert error <= max(explanation["attribution_error"], 1e-5)
     assert error < 1e-3
 
+    assert explanation["attributions"]["over_time"] == pytest.approx(values.sum(0).tolist())
     reasons = {reason["code"]: reason["contribution"] for reason in explanation["reasons"]}
     by_feature = expected.sum(0)
     assert reasons
@@ -237,10 +238,14 @@ async def test_attributions_by_step_and_feature_are_captums(client: httpx.AsyncC
 
 @pytest.mark.parametrize("model", ["ward", "monitor"])
 async def test_a_record_is_replayed(client: httpx.AsyncClient, model: str) -> None:
-    body = {"instances": [ROWS[2].tolist()], "parameters": {"method": "expected_gradients"}}
+    parameters = {"method": "expected_gradients", "over": "feature"}
+    body = {"instances": [ROWS[2].tolist()], "parameters": parameters}
     (explanation,) = (await client.post(f"/v1/models/{model}/versions/1:explain", json=body)).json()["explanations"]
     record = (await client.get(f"/v1/explanations/{explanation['id']}")).json()
     assert record["attributions"] == explanation["attributions"]
+    assert "over_feature" not in explanation["standard_error"]
+    values = np.reshape(record["attributions"]["values"], (STEPS, len(NAMES)))
+    assert record["attributions"]["over_feature"] == pytest.approx(values.sum(1).tolist())
     replayed = (await client.post(f"/v1/explanations/{explanation['id']}:replay")).json()
     assert replayed["verdict"] == "bit_exact"
 

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tests.bench import accuracy, growth, report, service_level, speed
+from tests.bench import accuracy, growth, report, service_level, speed, targets
 from tests.bench.report import Section
 from tests.bench.rounds import Pace
 
@@ -36,6 +36,7 @@ def sections(out: Path) -> dict[str, Callable[[Pace], Section]]:
         "cache": speed.cache,
         "eg": speed.saturation,
         "accuracy": accuracy.accuracy,
+        "targets": targets.together,
         "job": service_level.big_job,
         "footprint": service_level.footprint,
         "ledger": speed.ledger,

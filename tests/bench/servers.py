@@ -204,6 +204,21 @@ def memory_of(pid: int) -> dict[str, float]:
     return sizes
 
 
+def cpu_seconds_of(pid: int) -> float:
+    """What a process and all below it have computed, user and system time."""
+    ticks, pending = 0, [pid]
+    while pending:
+        process = Path("/proc", str(pending.pop()))
+        try:
+            fields = process.joinpath("stat").read_text().rpartition(")")[2].split()
+            children = [path.read_text().split() for path in process.glob("task/*/children")]
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+        pending += [int(child) for group in children for child in group]
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def metric(text: str, name: str, **labels: str) -> float:
     """The sum of the samples of `name` in a `/metrics` text whose labels include `labels`."""
     total = 0.0

@@ -27,6 +27,7 @@ from service.client import (
     AsyncClient,
     ByFeature,
     ByPixel,
+    BySeries,
     ByToken,
     Client,
     ClientError,
@@ -44,6 +45,7 @@ from service.client import (
     Record,
     Refused,
     Retries,
+    TargetOf,
     TryLater,
     Unauthenticated,
     UnexpectedAnswer,
@@ -176,6 +178,32 @@ async def test_many_are_asked_for_in_batches_and_faults_count_all_of_them(
     assert "did you mean loan_amount?" in error.value.faults[0].detail
 
 
+async def test_several_targets_of_one_instance(
+    asking: Client, asking_async: AsyncClient, instance: dict[str, Any]
+) -> None:
+    targets: list[TargetOf] = ["approved", 1, {"label": "denied", "rather_than": "approved"}]
+    context = Context(decision_id="targets")
+    found = asking.model("loan", "1").explain_targets(instance, targets, context=context, tolerance=0.05)
+    assert [one.target.text for one in found if one.target] == ["approved", "denied", "denied rather than approved"]
+    assert {one.prediction.text for one in found if one.prediction} == {"denied"}
+    assert {asking.explanation(one.id).decision_id for one in found} == {"targets"}
+    again = await asking_async.model("loan", "1").explain_targets(instance, targets, tolerance=0.05)
+    assert [one.attributions for one in again] == [one.attributions for one in found]
+
+
+async def test_only_those_for_which_a_rule_holds_are_explained(
+    asking: Client, asking_async: AsyncClient, instance: dict[str, Any]
+) -> None:
+    approved = {**instance, "consumer_credit_grade": 1, "public_record": 0, "obligations_ratio": 30}
+    rows, when = [instance, approved, instance], "label == denied"
+    found = [*asking.model("loan", "1").explain_where(rows, when, batch=2)]
+    assert [type(one) for one in found] == [Explanation, PredictedClass, Explanation]
+    assert isinstance(found[1], PredictedClass)
+    assert found[1].label == "approved"
+    others = [one async for one in asking_async.model("loan", "1").explain_where(rows, when, batch=1)]
+    assert [type(one) for one in others] == [type(one) for one in found]
+
+
 def test_refusals_are_errors_of_their_kinds(service: Service, asking: Client, make_key: MakeKey) -> None:
     with pytest.raises(NotFound) as missing:
         asking.explanation(str(uuid.uuid4()))
@@ -209,7 +237,8 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
     unread = {"schema", "parameters", "policy", "rule", "answers_until_deadline", "manifest", "reason_texts"}
     unread |= {"environment", "personal_commitment"}  # in `content`
     assert names(RecordItem) - unread <= names(Record)
-    assert set(ExplainParameters.model_fields) == set(Parameters.__annotations__)
+    of_their_own = {"targets", "when"}  # arguments of `explain_targets` and `explain_where`
+    assert set(ExplainParameters.model_fields) == set(Parameters.__annotations__) | of_their_own
     kinds = {frozenset(field.name for field in fields(kind)) for kind in get_args(AnyPrediction)}
     assert kinds == {
         frozenset(field.name for field in fields(kind)) for kind in (PredictedClass, PredictedLabels, PredictedValues)
@@ -243,6 +272,15 @@ def test_tokens_are_read_in_their_order() -> None:
     assert isinstance(attributions, ByToken)
     assert (attributions.names, attributions.ranked()[0]) == (("he", "7"), ("he", -0.5))
     assert attributions.tokens[1].start is None
+
+
+def test_series_are_read_by_step_and_feature() -> None:
+    content = {"shape": [2, 2], "features": ["pulse", "age"], "values": [1.0, 2.0, 3.0, -4.0], "over_time": [4.0, -2.0]}
+    attributions = Attributions.from_json(content)
+    assert isinstance(attributions, BySeries)
+    assert attributions.names == ("pulse[0]", "age[0]", "pulse[1]", "age[1]")
+    assert attributions.ranked()[0] == ("age[1]", -4.0)
+    assert (attributions.over_time, attributions.over_feature) == ((4.0, -2.0), None)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,9 @@ class WrappedKernel(Kernel):
 
     def join(self, parts: Sequence[object]) -> object:
         return self.wrapped.join(parts)
+
+    def identity_of(self, question: object) -> Hashable:
+        return self.wrapped.identity_of(question)
 
 
 @dataclass(slots=True)

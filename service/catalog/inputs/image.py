@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt, model_validator
 
 from service.catalog.inputs.image_files import decode, described
-from service.catalog.inputs.kind import Declaration, InputItem, Inputs, Number, Row, check_range
+from service.catalog.inputs.kind import PLAIN, Declaration, Detail, InputItem, Inputs, Number, Row, check_range
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
 from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
@@ -43,9 +43,9 @@ class PixelAttributions(BaseModel):
         return (*self.values, *(value for channel in self.channels for row in channel for value in row))
 
     @property
-    def has_channels(self) -> bool:
+    def detail(self) -> Detail:
         """Whether there are values of each channel."""
-        return self.channels is not None
+        return PLAIN if self.channels is None else Detail(channels=True)
 
     @property
     def structure(self) -> list[Any]:
@@ -155,7 +155,7 @@ class ImageInputs(Inputs):
         shape: tuple[int, ...],
         row: Row,
         *,
-        channels: bool = False,
+        detail: Detail = PLAIN,
     ) -> PixelAttributions:
         """By pixel, summed over its channels where there is a value for each of them."""
         height, width = shape[-2:]
@@ -163,7 +163,7 @@ class ImageInputs(Inputs):
         parts = [tuple(values[at : at + pixels]) for at in range(0, len(values), pixels)]
         sums = parts[0] if len(parts) == 1 else tuple(map(math.fsum, zip(*parts, strict=True)))
         by_channel = None
-        if channels:
+        if detail.channels:
             by_channel = tuple(tuple(part[at : at + width] for at in range(0, pixels, width)) for part in parts)
         return PixelAttributions.model_construct(shape=(height, width), values=sums, channels=by_channel)
 

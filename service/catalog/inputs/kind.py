@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
@@ -77,6 +78,31 @@ class Row:
         return (self.places is not None and self.places.truncated) or None
 
 
+class Over(StrEnum):
+    """What attributions of a series are summed over."""
+
+    TIME = "time"
+    FEATURE = "feature"
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What is asked for beside one attribution for each component: an image's by `channels`, or sums of a series'
+    `over` its steps or its features. A kind of input gives what there is of it."""
+
+    channels: bool = False
+    over: Over | None = None
+
+    @property
+    def of_errors(self) -> Detail:
+        """That of errors, of which a sum is not the error of the sum."""
+        return replace(self, over=None)
+
+
+PLAIN = Detail()
+"""Nothing beside them."""
+
+
 class Attributions(Protocol):
     """Values by component: attributions, or how far each of them may be off.
 
@@ -90,13 +116,12 @@ class Attributions(Protocol):
 
     @property
     def numbers(self) -> Sequence[float]:
-        """All numbers: the values, in an order that depends on `structure` alone, and those of each
-        channel."""
+        """All numbers: the values, in an order that depends on `structure` alone, and those of the detail."""
         ...
 
     @property
-    def has_channels(self) -> bool:
-        """Whether there are values for each channel."""
+    def detail(self) -> Detail:
+        """What is shown beside the values."""
         ...
 
     @property
@@ -105,11 +130,11 @@ class Attributions(Protocol):
         ...
 
     def with_values(self, values: Sequence[float]) -> Self:
-        """The same components with other values, and without those of each channel."""
+        """The same components with other values, and without detail."""
         ...
 
     def keeping(self, components: Collection[int]) -> Self:
-        """The values of these components, by their places in `values`, and without those of each channel."""
+        """The values of these components, by their places in `values`, and without detail."""
         ...
 
     def to_json(self) -> Any:
@@ -345,10 +370,9 @@ class Inputs(Declaration, ABC):
 
     @abstractmethod
     def attributions(
-        self, values: Sequence[float], shape: tuple[int, ...], row: Row, *, channels: bool = False
+        self, values: Sequence[float], shape: tuple[int, ...], row: Row, *, detail: Detail = PLAIN
     ) -> Attributions:
-        """The values of an explanation of `row`, in the `shape` that it has; where they are sums over `channels`, with
-        those of each channel if asked for."""
+        """The values of an explanation of `row`, in the `shape` that it has, with what there is of the `detail`."""
 
     def check_files(self, folder: Path) -> None:
         """Reads the files of the version in `folder` that instances are read with. Raises CatalogError."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from service.catalog.inputs.features import Component, Feature, ReasonGroup, digest_of_reasons, reason_groups
-from service.catalog.inputs.kind import InputItem, Inputs, Number, Row
+from service.catalog.inputs.kind import PLAIN, Detail, InputItem, Inputs, Number, Over, Row
 from service.catalog.inputs.table_rows import read_number
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
@@ -27,21 +27,29 @@ class SeriesAttributions(BaseModel):
     shape: tuple[int, int] = Field(description="steps and features")
     features: tuple[str, ...] = Field(description="the names of the features, in their order within a step")
     values: tuple[Number, ...] = Field(description="step by step")
+    over_time: tuple[Number, ...] | None = Field(
+        None, description="with `over: time`: for each feature the sum over all steps"
+    )
+    over_feature: tuple[Number, ...] | None = Field(
+        None, description="with `over: feature`: for each step the sum over all features"
+    )
 
     @property
     def numbers(self) -> Sequence[float]:
-        """The values."""
-        return self.values
+        """The values, then the sums."""
+        return (*self.values, *(self.over_time or ()), *(self.over_feature or ()))
 
     @property
-    def has_channels(self) -> bool:
-        """There are none."""
-        return False
+    def detail(self) -> Detail:
+        """Which sums there are."""
+        if self.over_time is not None:
+            return Detail(over=Over.TIME)
+        return PLAIN if self.over_feature is None else Detail(over=Over.FEATURE)
 
     @property
     def structure(self) -> list[Any]:
-        """The shape and the names."""
-        return [*self.shape, *self.features]
+        """The shape, the names, and which sums there are."""
+        return [*self.shape, *self.features, *([] if self.detail.over is None else [self.detail.over.value])]
 
     def with_values(self, values: Sequence[float]) -> SeriesAttributions:
         """Other values."""
@@ -52,8 +60,14 @@ class SeriesAttributions(BaseModel):
         return self.with_values([value if at in components else 0.0 for at, value in enumerate(self.values)])
 
     def to_json(self) -> dict[str, Any]:
-        """An object with the shape, the names and the values."""
-        return {"shape": [*self.shape], "features": [*self.features], "values": self.values}
+        """An object with the shape, the names and the values, and the sums where there are some."""
+        sums = {"over_time": self.over_time, "over_feature": self.over_feature}
+        return {
+            "shape": [*self.shape],
+            "features": [*self.features],
+            "values": self.values,
+            **{name: values for name, values in sums.items() if values is not None},
+        }
 
 
 class SeriesInputs(Inputs):
@@ -183,13 +197,21 @@ class SeriesInputs(Inputs):
         shape: tuple[int, ...],
         row: Row,
         *,
-        channels: bool = False,
+        detail: Detail = PLAIN,
     ) -> SeriesAttributions:
         """By step and feature."""
+        by_step, width = self._by_step(values), len(self.features)
+        over_time = over_feature = None
+        if detail.over is Over.TIME:
+            over_time = tuple(math.fsum(by_step[at::width]) for at in range(width))
+        if detail.over is Over.FEATURE:
+            over_feature = tuple(math.fsum(by_step[at : at + width]) for at in range(0, len(by_step), width))
         return SeriesAttributions.model_construct(
-            shape=(self.steps, len(self.features)),
+            shape=(self.steps, width),
             features=tuple(feature.name for feature in self.features),
-            values=self._by_step(values),
+            values=by_step,
+            over_time=over_time,
+            over_feature=over_feature,
         )
 
     def _laid_out(self, by_step: Sequence[float]) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from service.catalog.inputs.features import (
     digest_of_reasons,
     reason_groups,
 )
-from service.catalog.inputs.kind import ZEROS, InputItem, Inputs, Number, Row
+from service.catalog.inputs.kind import PLAIN, ZEROS, Detail, InputItem, Inputs, Number, Row
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
@@ -46,9 +46,9 @@ class FeatureAttributions(RootModel[dict[str, Number]]):
         return [self.root[name] for name in self.structure]
 
     @property
-    def has_channels(self) -> bool:
-        """There are none."""
-        return False
+    def detail(self) -> Detail:
+        """Nothing more."""
+        return PLAIN
 
     @property
     def structure(self) -> list[str]:
@@ -303,7 +303,7 @@ class TabularInputs(Inputs):
         shape: tuple[int, ...],
         row: Row,
         *,
-        channels: bool = False,
+        detail: Detail = PLAIN,
     ) -> FeatureAttributions:
         """By the name of the feature or the group."""
         return FeatureAttributions.model_construct(dict(zip(self.component_names, values, strict=True)))

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, 
 from typing_extensions import TypedDict
 
 from service.catalog.formats import Artefact
-from service.catalog.inputs.kind import MASK, Inputs, Number, Row
+from service.catalog.inputs.kind import MASK, PLAIN, Detail, Inputs, Number, Row
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
@@ -53,9 +53,9 @@ class TokenAttributions(RootModel[list[TokenAttribution]]):
         return self.values
 
     @property
-    def has_channels(self) -> bool:
-        """There are none."""
-        return False
+    def detail(self) -> Detail:
+        """Nothing more."""
+        return PLAIN
 
     @property
     def structure(self) -> list[dict[str, object]]:
@@ -253,7 +253,7 @@ class TokenInputs(Inputs):
         shape: tuple[int, ...],
         row: Row,
         *,
-        channels: bool = False,
+        detail: Detail = PLAIN,
     ) -> TokenAttributions:
         """By token: of a text or a file those that are no padding, with their places in it."""
         if row.places is None:

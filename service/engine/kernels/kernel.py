@@ -8,7 +8,7 @@ depend on who shares the chunk, bit for bit; see `design.md`, idea 4, for the me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -65,6 +65,13 @@ class Kernel(ABC):
     @abstractmethod
     def join(self, parts: Sequence[object]) -> object:
         """The answer to a question from the parts of all its segments, in order."""
+
+    def identity_of(self, question: object) -> Hashable:  # noqa: ARG002
+        """All that the answer to a question depends on: of several with the same, one is answered for all of them.
+
+        None for a question that nobody else is likely to ask.
+        """
+        return None
 
 
 MOST_PADDING = 0.25
@@ -198,6 +205,9 @@ class DeployedKernel(Kernel):
             for segment, end in zip(segments, ends, strict=True)
         ]
 
+    def identity_of(self, question: object) -> Hashable:
+        return _rows_of(question).tobytes()
+
     def join(self, parts: Sequence[object]) -> DeployedOutputs:
         outputs = [part for part in parts if isinstance(part, dict)]
         return {space: np.concatenate([part[space] for part in outputs]) for space in outputs[0]}
@@ -233,6 +243,10 @@ class BreakpointsKernel(Kernel):
             Pieces(None, None) if over else Pieces(bends.alpha[first:last], logits[first:last])
             for over, first, last in zip(bends.overflowed.tolist(), bounds[:-1], bounds[1:], strict=True)
         ]
+
+    def identity_of(self, question: object) -> Hashable:
+        assert isinstance(question, Breakpoints)
+        return question.start.tobytes(), question.end.tobytes(), question.max_pieces
 
     def join(self, parts: Sequence[object]) -> object:
         (pieces,) = parts

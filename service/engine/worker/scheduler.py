@@ -15,7 +15,7 @@ import heapq
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -69,12 +69,16 @@ class Live:
 
 @dataclass(slots=True, eq=False)
 class _Portion:
-    """Slots of an open question that one kernel answers: those before `packed` are in chunks, those to `stop` wait."""
+    """Slots of an open question that one kernel answers: those before `packed` are in chunks, those to `stop` wait.
+
+    Whole questions of the same `identity` have the same answer; None for parts of one, and where nobody asks the same.
+    """
 
     live: Live
     kernel: Kernel
     packed: int
     stop: int
+    identity: Hashable = None
 
     @property
     def remaining(self) -> int:
@@ -88,7 +92,8 @@ _Taken = list[tuple[_Portion, Segment]]
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A chunk: what of which portion is in it, the calls of `Launched`, and when it was started."""
+    """A chunk: what of which portion is in it, the calls of `Launched`, and when it was started. Portions that ask the
+    same have the same segment, which is in the chunk once."""
 
     kernel: Kernel
     taken: _Taken
@@ -111,6 +116,10 @@ class _Flight:
             time.sleep(seconds / POLLS)
 
 
+def _each_once(taken: _Taken) -> list[Segment]:
+    return list({id(segment): segment for _, segment in taken}.values())
+
+
 def _always() -> bool:
     return True
 
@@ -125,10 +134,11 @@ def quantum(capacity: int) -> int:
 
 
 class _Queue:
-    """What waits for one kernel of one model, by class."""
+    """What waits for one kernel of one model, by class; and, of questions that no chunk has begun, which are alike."""
 
     def __init__(self) -> None:
         self._waiting: dict[Priority, deque[_Portion]] = {priority: deque() for priority in Priority}
+        self._alike: defaultdict[Hashable, list[_Portion]] = defaultdict(list)
 
     def __bool__(self) -> bool:
         return any(self._waiting.values())
@@ -140,17 +150,25 @@ class _Queue:
 
     def add(self, portion: _Portion) -> None:
         self._waiting[portion.live.priority].append(portion)
+        if portion.identity is not None and not portion.packed:
+            self._alike[portion.identity].append(portion)
 
     def take(self, capacity: int, alive: dict[int, Live]) -> _Taken:
-        """Segments of at most `capacity` slots together; cancelled and expired explanations are dropped."""
+        """Segments of at most `capacity` slots together; cancelled and expired explanations are dropped.
+
+        Whoever asks what one of them asks as a whole gets the same segment, for no slots of its own.
+        """
         taken: dict[_Portion, Segment] = {}
+        followers: list[tuple[_Portion, _Portion]] = []
         most = quantum(capacity)
         for priority in Priority:
             waiting = self._waiting[priority]
             while waiting and capacity:
                 portion = waiting.popleft()
                 live = portion.live
+                alike = [one for one in self._alike.pop(portion.identity, []) if one is not portion]
                 if alive.get(live.task) is not live:
+                    self._keep_alike(alike)
                     continue
                 slots = min(most, portion.remaining, capacity)
                 start = taken[portion].start if portion in taken else portion.packed
@@ -159,7 +177,19 @@ class _Queue:
                 taken[portion] = Segment(live.question, start, portion.packed)
                 if portion.remaining:
                     waiting.append(portion)
-        return list(taken.items())
+                if slots < portion.stop:
+                    self._keep_alike(alike)
+                    continue
+                for other in alike:
+                    self._waiting[other.live.priority].remove(other)
+                    other.packed = other.stop
+                    followers.append((other, portion))
+        shared = ((other, taken[leader]) for other, leader in followers if alive.get(other.live.task) is other.live)
+        return [*taken.items(), *shared]
+
+    def _keep_alike(self, others: list[_Portion]) -> None:
+        if others:
+            self._alike[others[0].identity] = others
 
 
 class Scheduler:
@@ -235,7 +265,7 @@ class Scheduler:
         now = time.monotonic()
         for portion, _ in taken:
             portion.live.started = portion.live.started or now
-        segments = [segment for _, segment in taken]
+        segments = _each_once(taken)
         if isinstance(kernel, Overlapping):
             try:
                 launched = kernel.launch(segments)
@@ -296,10 +326,12 @@ class Scheduler:
                     yield from self._parts(_Flight(kernel, [one], _always, alone, time.monotonic()))
         else:
             seconds = time.monotonic() - flight.started
-            slots = sum(len(segment) for _, segment in taken)
+            segments = _each_once(taken)
+            slots = sum(map(len, segments))
             model = taken[0][0].live.model
             self.reports.append(ChunkReport(model, kernel.name, slots, kernel.capacity, len(taken), seconds))
-            yield from ((portion.live, segment, part) for (portion, segment), part in zip(taken, parts, strict=True))
+            part_of = {id(segment): part for segment, part in zip(segments, parts, strict=True)}
+            yield from ((portion.live, segment, part_of[id(segment)]) for portion, segment in taken)
 
     def _after_out_of_memory(
         self, kernel: Kernel, taken: _Taken
@@ -334,8 +366,10 @@ class Scheduler:
                 raise RuntimeError("a method went on after its deadline")
             live.question = live.steps.send(answer)
             live.asked, live.slots = live.asked + 1, slots_of(live.question)
-            for portion in live.kernels.portions(live.question):
-                self._queues[portion[0]].add(_Portion(live, *portion))
+            portions = live.kernels.portions(live.question)
+            for kernel, start, stop in portions:
+                identity = kernel.identity_of(live.question) if len(portions) == 1 else None
+                self._queues[kernel].add(_Portion(live, kernel, start, stop, identity))
         except StopIteration as stop:
             ended = isinstance(answer, DeadlinePassed)
             self._finish(live, replace(stop.value, answers=live.asked - 1) if ended else stop.value)

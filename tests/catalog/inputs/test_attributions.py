@@ -9,9 +9,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from service.catalog.inputs.image import ImageInputs
-from service.catalog.inputs.kind import Attributions, Inputs, Row
+from service.catalog.inputs.kind import Attributions, Detail, Inputs, Over, Row
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
 from service.catalog.inputs.sequences import Spans
+from service.catalog.inputs.series import SeriesInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
 
@@ -25,6 +26,14 @@ IMAGE = ImageInputs.model_validate({"kind": "image", "shape": [2, 2, 3], "range"
 TOKENS = TokenInputs.model_validate(
     {"kind": "tokens", "tensor": "ids", "length": 4, "vocabulary": 9, "padding": 0, "mask": 1}
 )
+SERIES = SeriesInputs.model_validate(
+    {
+        "kind": "series",
+        "steps": 2,
+        "order": "features first",
+        "features": [{"name": name, "title": name, "range": [0, 1]} for name in ("pulse", "pressure", "age")],
+    }
+)
 ONE_A_PIXEL = (1.0, -2.0, 3.0, -4.0, 5.0, -6.0)
 ONE_A_CHANNEL = (*ONE_A_PIXEL, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
 SUMS = [1.1, -1.9, 3.1, -3.9, 5.1, -5.9]
@@ -32,17 +41,23 @@ TEXT = Spans(positions=(0, 1, 3), tokens=("[CLS]", "café", "!"), starts=(0, 0, 
 ROW = (2.0, 5.0, 0.0, 7.0)
 
 
-def attributions(inputs: Inputs, values: tuple[float, ...], shape: tuple[int, ...], row: Row, **options: bool) -> Any:
+def attributions(inputs: Inputs, values: tuple[float, ...], shape: tuple[int, ...], row: Row, **options: Detail) -> Any:
     """As an explanation has them."""
     return inputs.attributions(values, shape, row, **options)
 
 
 BY_FEATURE = attributions(TABLE, (0.5, -2.0, 1.0), (3,), Row((0, 0, 0)))
 BY_PIXEL = attributions(IMAGE, ONE_A_CHANNEL, (2, 2, 3), Row((0.0,) * 12))
-BY_CHANNEL = attributions(IMAGE, ONE_A_CHANNEL, (2, 2, 3), Row((0.0,) * 12), channels=True)
+BY_CHANNEL = attributions(IMAGE, ONE_A_CHANNEL, (2, 2, 3), Row((0.0,) * 12), detail=Detail(channels=True))
+BY_STEP = attributions(SERIES, (1.0, -4.0, -2.0, 5.0, 3.0, -6.0), (3, 2), Row((0.0,) * 6))
+OVER_TIME, OVER_FEATURE = (
+    attributions(SERIES, (1.0, -4.0, -2.0, 5.0, 3.0, -6.0), (3, 2), Row((0.0,) * 6), detail=Detail(over=over))
+    for over in (Over.TIME, Over.FEATURE)
+)
 BY_TOKEN = attributions(TOKENS, (0.5, -2.0, 0.0, 1.0), (4,), Row(ROW))
 BY_PLACE = attributions(TOKENS, (0.5, -2.0, 0.0, 1.0), (4,), Row(ROW, TEXT))
 
+SERIES_WRITTEN = {"shape": [2, 3], "features": ["pulse", "pressure", "age"], "values": [*ONE_A_PIXEL]}
 WRITTEN: dict[str, tuple[Attributions, Any]] = {
     "feature": (BY_FEATURE, {"values": 0.5, "shape": -2.0, "age": 1.0}),
     "pixel": (BY_PIXEL, {"shape": [2, 3], "values": SUMS}),
@@ -54,6 +69,9 @@ WRITTEN: dict[str, tuple[Attributions, Any]] = {
         BY_CHANNEL,
         {"shape": [2, 3], "values": SUMS, "channels": [[[1, -2, 3], [-4, 5, -6]], [[0.1] * 3, [0.1] * 3]]},
     ),
+    "step": (BY_STEP, SERIES_WRITTEN),
+    "over time": (OVER_TIME, {**SERIES_WRITTEN, "over_time": [-3.0, 3.0, -3.0]}),
+    "over feature": (OVER_FEATURE, {**SERIES_WRITTEN, "over_feature": [2.0, -5.0]}),
     "token": (
         BY_TOKEN,
         [
@@ -120,7 +138,7 @@ def test_other_values_keep_the_structure(values: Any, written: Any) -> None:
     doubled = values.with_values([2 * value for value in values.values])
     assert list(doubled.values) == [2 * value for value in values.values]
     assert doubled.with_values(values.values).numbers == values.with_values(values.values).numbers
-    if "channels" not in written:
+    if all(name not in written for name in ("channels", "over_time", "over_feature")):
         assert doubled.structure == values.structure
         assert doubled.numbers == type(values.numbers)(2 * value for value in values.numbers)
 
@@ -132,5 +150,15 @@ def test_the_structure_is_all_but_the_numbers() -> None:
     assert BY_CHANNEL.structure != BY_PIXEL.structure
     assert list(BY_CHANNEL.numbers) == [*SUMS, *ONE_A_CHANNEL]
     assert BY_PLACE.structure != BY_TOKEN.structure
+    assert len({str(one.structure) for one in (BY_STEP, OVER_TIME, OVER_FEATURE)}) == 3
+    assert list(OVER_FEATURE.numbers) == [*ONE_A_PIXEL, 2.0, -5.0]
     moved = [{**one, "start": one["start"] + 1} for one in BY_PLACE.to_json()]
     assert read_attributions(moved).structure != BY_PLACE.structure
+
+
+def test_what_is_shown_can_be_shown_again() -> None:
+    """A replay shows what its record shows."""
+    assert [one.detail for one in (BY_FEATURE, BY_PIXEL, BY_STEP, BY_TOKEN)] == [Detail()] * 4
+    assert BY_CHANNEL.detail == Detail(channels=True)
+    assert (OVER_TIME.detail, OVER_FEATURE.detail) == (Detail(over=Over.TIME), Detail(over=Over.FEATURE))
+    assert OVER_TIME.keeping({0}).detail == Detail()

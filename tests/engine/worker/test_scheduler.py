@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from service.catalog.outputs.classes import Classes
 from service.domain import Explanation, OutputSpace, Plan, Priority
-from service.engine.kernels.kernel import Deployed, Kernels, Segment
+from service.engine.kernels.kernel import Deployed, Kernel, Kernels, Segment
 from service.engine.worker.device import DeviceModel
 from service.engine.worker.scheduler import quantum
 from service.errors import ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
@@ -64,6 +66,54 @@ def test_only_what_was_asked_is_computed(driver: MakeDriver, various: Sequence[P
     assert gradients == sum(together.result(number).evaluations for number in range(64))
 
 
+def test_what_several_ask_alike_is_computed_once(
+    driver: MakeDriver, wrap: Wrap, make_plan: MakePlan, alone: Alone
+) -> None:
+    """Targets and output spaces of one row: one forward pass, and one walk along the line; and its neighbour's."""
+    lines, rows = wrap(Breakpoints), wrap(Deployed)
+    together = driver({Breakpoints: lines, Deployed: rows})
+    asked = [(number, space, target) for number in (3, 4) for space in Classes.spaces for target in (0, 1, None)]
+    plans = [make_plan(number, output_space=space, target=target) for number, space, target in asked]
+    for number, plan in enumerate(plans):
+        together.add(number, plan, list(Priority)[number % 2])
+    together.finish()
+
+    assert [together.result(number) for number in range(len(plans))] == [alone(plan) for plan in plans]
+    assert [(chunk.slots, chunk.questions) for chunk in (*rows.chunks, *lines.chunks)] == [(2, 2), (2, 2)]
+    reports = [report for report in together.scheduler.reports if report.kernel != "gradient"]
+    assert [(report.slots, report.explanations) for report in reports] == [(2, 12), (2, 12)]
+
+
+def test_one_that_asks_alike_waits_for_nobody_who_left(driver: MakeDriver, make_plan: MakePlan, alone: Alone) -> None:
+    """Whoever asked first, or one of the others, is cancelled before and while it is computed."""
+    expected = [alone(make_plan(0, target=target)) for target in (0, 1)]
+    for cancelled, steps in itertools.product(range(4), range(2)):
+        together = driver()
+        for number in range(4):
+            together.add(number, make_plan(0, target=number % 2))
+        for _ in range(steps):
+            together.step()
+        together.scheduler.cancel(cancelled)
+        together.finish()
+        left = [number for number in range(4) if number != cancelled]
+        assert sorted(together.outcomes) == left
+        assert [together.result(number) for number in left] == [expected[number % 2] for number in left]
+
+
+def test_what_is_asked_alike_fails_each_that_asks_it(driver: MakeDriver, wrap: Wrap, make_plan: MakePlan) -> None:
+    def fail(_kernel: WrappedKernel, segments: Sequence[Segment]) -> None:
+        if any(is_marked(segment) for segment in segments):
+            raise RuntimeError("this row is bad")
+
+    together = driver({Deployed: wrap(Deployed, fail)})
+    for number in range(3):
+        together.add(number, marked(make_plan(0, target=number % 2)))
+    together.add(3, make_plan(1))
+    together.finish()
+    assert all(isinstance(together.error(number), ComputationFailed) for number in range(3))
+    assert together.result(3).converged
+
+
 @pytest.mark.parametrize("question", [Points, Deployed, Breakpoints])
 def test_a_failing_row_fails_its_own_request_only(
     driver: MakeDriver, wrap: Wrap, make_plan: MakePlan, question: type, caplog: pytest.LogCaptureFixture
@@ -96,7 +146,7 @@ def test_a_failing_row_fails_its_own_request_only(
 def test_a_row_whose_output_is_not_finite_spoils_no_other(
     driver: MakeDriver, device_model: DeviceModel, make_plan: MakePlan, alone: Alone, value: float
 ) -> None:
-    class Spoiled:
+    class Spoiled(Kernel):
         name, capacity = "deployed", device_model.kernels[Deployed][0].capacity
 
         def run(self, segments: Sequence[Segment]) -> list[object]:
@@ -127,7 +177,7 @@ def test_gradients_that_are_not_finite_are_said_to_be(
     plan = make_plan(0, rule="midpoint", output_space=OutputSpace.LOGIT, max_evaluations=64)
     kernel: Any = device_model.kernels[Points][0]
 
-    class Spoiled:
+    class Spoiled(Kernel):
         name, capacity = "gradient", kernel.capacity
 
         def run(self, segments: Sequence[Segment]) -> list[object]:
