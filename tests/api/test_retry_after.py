@@ -66,6 +66,7 @@ async def test_a_service_that_is_not_ready_says_when() -> None:
     app = create_app(Settings(_env_file=None, models=MODELS))
     app.state.services = SimpleNamespace(
         catalog=read_catalog(FolderRegistry(MODELS)),
+        repository=SimpleNamespace(problems=[]),
         engine=SimpleNamespace(stats=lambda: Stats({}, False, 0, 0, {})),
         ledger=None,
         ledger_mode="required",
