@@ -58,6 +58,7 @@ from service.ledger.set_subjects import SetSubjects
 from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.stored_jobs import EXPORT
 from service.ledger.writer_process import WriterProcess
+from service.lifecycle.registries.registry import Registry, open_registry
 from service.lifecycle.repository import Repository, read_catalog
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
@@ -96,12 +97,13 @@ def create_app(settings: Settings, started: Sequence[StartedWorker] = (), catalo
     `catalog`, by default those in the folder of the settings. `started` are processes for its first workers, which may
     be importing still.
     """
-    catalog = read_catalog(settings.models) if catalog is None else catalog
+    registry = open_registry(settings.models, settings.data)
+    catalog = read_catalog(registry) if catalog is None else catalog
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app.state.services = await _open_services(settings, catalog, stack, started)
+            app.state.services = await _open_services(settings, registry, catalog, stack, started)
             yield
 
     app = FastAPI(
@@ -148,7 +150,11 @@ def _configure(keys: Keys, secret: str, name: str, scopes: Iterable[str]) -> Non
 
 
 async def _open_services(
-    settings: Settings, catalog: Catalog, stack: AsyncExitStack, started: Sequence[StartedWorker]
+    settings: Settings,
+    registry: Registry,
+    catalog: Catalog,
+    stack: AsyncExitStack,
+    started: Sequence[StartedWorker],
 ) -> Services:
     """Opens everything, in the order of what needs what; `stack` closes it in reverse."""
     metrics = Metrics()
@@ -162,7 +168,7 @@ async def _open_services(
     workers = settings.workers or count_devices()
     engine, health = _open_engine(settings, workers, catalog, metrics, started, stack)
     set_subjects = SetSubjects(stores.database, stores.vault)
-    repository = Repository(settings.models, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
+    repository = Repository(registry, settings.data, catalog, engine, metrics.observe_cache, set_subjects.erased)
     stack.push_async_callback(repository.close)
 
     explaining = Explaining(engine, stores.cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)

@@ -27,6 +27,7 @@
     ├── ClientGone           499   the client closed the connection; nobody reads the answer
     ├── ComputationFailed    500   the model failed on this input
     ├── ModelNotReady        503   the version is not loaded; like all of 503, carries Retry-After
+    ├── RegistryUnavailable  503   the registry of models cannot be reached; what was served before goes on
     ├── Unkept               503   the data folder cannot be written to
     ├── LedgerUnavailable    503   no record can be written, so nothing is answered
     ├── IssuerUnavailable    503   the issuer of tokens does not answer, and its keys are not known
@@ -278,6 +279,12 @@ class ComputationFailed(AnswerableError):
 class ModelNotReady(AnswerableError):
     status = 503
     title = "Model not ready"
+    retry_after = 5
+
+
+class RegistryUnavailable(AnswerableError):
+    status = 503
+    title = "Registry unavailable"
     retry_after = 5
 
 

@@ -74,6 +74,14 @@ def _address(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+Models = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
+"""A folder, or an address; what addresses there are is said where they are opened (`service/lifecycle/registries`)."""
+
+
 def is_confidential(url: str) -> bool:
     """Whether nobody in between can change what is fetched from there: by https, or from this machine."""
     parts = urlsplit(url)
@@ -103,6 +111,8 @@ class _SecretFiles(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     """All have defaults with which the service runs. Stores that are not set are embedded, with their files in `data`.
 
+    `models` is a folder, or the address of a registry from which versions are fetched.
+
     `metrics_key` may read the metrics and nothing else. `master_key` is the file with the key that seals personal data
     in the ledger, `signing_key` the file with the private key that signs its checkpoints; hosts that share a database
     share both. `retention` has the months for which personal data is kept, by class, `job_days` the days for which jobs
@@ -127,7 +137,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     data: Path = Path(".answerable")
-    models: Path = Path("models")
+    models: Models = "models"
     redis_url: Annotated[str, _address("redis", "rediss", "unix")] | None = None
     database_url: Annotated[str, _address("sqlite", "postgresql", "postgres")] | None = None
     key: OperatorKey | None = None

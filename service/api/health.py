@@ -43,6 +43,7 @@ class ReadyReply(BaseModel):
     recording: bool | None = Field(None, description="false while the ledger's database takes no records")
     loading: list[str] | None = Field(None, description="versions that are still to be loaded at the start")
     failed: list[str] | None = Field(None, description="versions that cannot be served")
+    registry: list[str] | None = Field(None, description="what could not be looked up or fetched, in sentences")
     ledger: list[str] | None = Field(None, description="sentences for the operator about the ledger")
 
 
@@ -75,9 +76,10 @@ async def ready(request: ApiRequest) -> Reply[ReadyReply]:
 
     `recording` is false while the ledger's database takes no records; where these are required, nothing is answered
     then. `loading` names the versions that are still to be loaded at the start. `failed` names those that cannot be
-    served, which keep no other from it; the index of the model repository says why. `ledger` is there where this start
-    found that the ledger's database is not what was signed, or that a file beside it was torn: sentences for the
-    operator. What can be served is served all the same.
+    served, which keep no other from it; the index of the model repository says why. `registry` says what could not be
+    looked up or fetched where the models come from; what was fetched before is served meanwhile. `ledger` is
+    there where this start found that the ledger's database is not what was signed, or that a file beside it was torn:
+    sentences for the operator. What can be served is served all the same.
     """
     services = request.services
     catalog = services.catalog
@@ -88,6 +90,7 @@ async def ready(request: ApiRequest) -> Reply[ReadyReply]:
         recording=None if is_recording else False,
         loading=catalog.loading or None,
         failed=catalog.failed or None,
+        registry=[*services.repository.problems] or None,
         ledger=[*services.ledger_notices] or None,
     )
     return Reply(reply) if reply.ready else Reply(reply, 503, {"Retry-After": "1"})

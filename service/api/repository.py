@@ -73,7 +73,8 @@ async def load_model(request: ApiRequest, model: ModelName, body: LoadBody) -> l
     """Loads, or loads again, what lies in the model's folder, while everything else is served.
 
     Answers when it is served. A version that cannot be loaded is refused with the reason, and what was served before
-    goes on. The bare model name means a new version once its check has passed.
+    goes on; so too, with 503, where the models come from a registry that cannot be reached. The bare model name means a
+    new version once its check has passed.
     """
     return _listed(await request.services.repository.load(model, body.parameters.version))
 

@@ -20,7 +20,7 @@ def stage(folder: Path, manifest: str, copies: Path) -> Path:
     Links are not followed: what is outside of the folder does not belong to the version. Raises CatalogError when a
     file cannot be read, or OSError when the copy cannot be written.
     """
-    place = copies / manifest.removeprefix("sha256:")[:32] / folder.parent.name / folder.name
+    place = place_of(copies, manifest, folder.parent.name, folder.name)
     if place.is_dir():
         return place
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -35,6 +35,11 @@ def stage(folder: Path, manifest: str, copies: Path) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return place
+
+
+def place_of(copies: Path, manifest: str, name: str, version: str) -> Path:
+    """Where the copy of a version lies whose manifest has this sha256."""
+    return copies / manifest.removeprefix("sha256:")[:32] / name / version
 
 
 def _copy(path: Path, copy: Path) -> None:

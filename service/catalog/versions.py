@@ -193,6 +193,8 @@ class Catalog:
         if name not in self._versions:
             if any(name == faulty for faulty, _ in self.faults):
                 raise ModelNotReady(FAULTY)
+            if self.is_loading and not self._versions:
+                raise ModelNotReady("the models are being fetched; try again in a few seconds")
             raise NotFound("there is no such model")
         return list(self._versions[name].values())
 

@@ -19,7 +19,6 @@ from service.catalog.baselines import BASELINES, KeptSets, refuse_name
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import (
     Manifest,
-    find_versions,
     read_manifest,
 )
 from service.catalog.review_rules import LABEL
@@ -29,6 +28,7 @@ from service.engine.client.worker_processes import worker_environment
 from service.errors import AnswerableError, CatalogError, InvalidRequest, UsageError
 from service.lifecycle.adding.rows import Column, read_rows
 from service.lifecycle.adding.sampling import medoids, random_rows
+from service.lifecycle.registries.registry import folders_of, open_registry
 
 USUAL_SIZE = 128
 HOW = {"random": random_rows, "medoids": medoids}
@@ -60,7 +60,10 @@ def build(
 ) -> int:
     """Keep rows of a file as a new version of a baseline set."""
     settings = settings_with(models=models, data=data)
-    folders = {f"{folder.parent.name}@{folder.name}": folder for folder in find_versions(settings.models)}
+    folders = {
+        f"{folder.parent.name}@{folder.name}": folder
+        for folder in folders_of(open_registry(settings.models, settings.data).fetch())
+    }
     if version not in folders:
         raise UsageError(f"there is no version {version}; there are: {', '.join(folders) or 'none'}")
     folder = folders[version]

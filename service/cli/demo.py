@@ -28,10 +28,9 @@ async def explain_one_denial(services: Services, address: str) -> None:
         (v for v in services.catalog if v.is_ready and v.manifest.outputs.adverse), None
     )
     if version is None or not isinstance(version.manifest.example, Mapping):
-        folder = services.repository.folder.absolute()
         print(
-            f"No model in {folder} can be shown: one that is ready, with something adverse and a table for an example. "
-            "See the log above; the folder of models is named with --models.",
+            f"No model in {services.repository.shown} can be shown: one that is ready, with something adverse and a "
+            "table for an example. See the log above; the folder of models is named with --models.",
             flush=True,
         )
         return

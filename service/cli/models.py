@@ -32,21 +32,27 @@ def list_versions(models: ModelsFolder = None) -> int:
     Without an action, the same happens. The exit code is 1 where a file is not what its manifest says.
     """
     from service.catalog.assessments import ASSESSMENTS, Assessments
-    from service.catalog.manifest import find_versions, read_manifest
+    from service.catalog.manifest import read_manifest
     from service.catalog.version_files import read_artefact, read_baseline_rows
     from service.errors import CatalogError, SetupError
+    from service.lifecycle.registries.registry import Unfetched, open_registry
 
     settings = settings_with(models=models)
     assessments = Assessments(settings.data / ASSESSMENTS)
     faults = 0
     rows = []
-    folders = find_versions(settings.models)
-    if not folders:
+    registry = open_registry(settings.models, settings.data)
+    found = registry.fetch()
+    if not found:
         raise SetupError(
-            f"there is no model in {settings.models.absolute()}; name the folder of models with --models or "
+            f"there is no model in {registry.shown}; name the folder of models with --models or "
             "ANSWERABLE_MODELS, or make one with `answerable models add`"
         )
-    for folder in folders:
+    for folder in found:
+        if isinstance(folder, Unfetched):
+            faults += 1
+            rows.append(("@".join(folder.names), "FAULT", str(folder.error), ""))
+            continue
         try:
             manifest, key, digest = read_manifest(folder)
             read_artefact(folder, manifest.artefact)
@@ -66,5 +72,5 @@ def list_versions(models: ModelsFolder = None) -> int:
         )
         rows.append((str(key), verdict, manifest.title, key.digest))
     headings = ("model", "check", "title, or what is wrong", "digest")
-    print(table(headings, rows, f"there are no models in {settings.models.absolute()}"))
+    print(table(headings, rows, f"there are no models in {registry.shown}"))
     return 1 if faults else 0

@@ -19,6 +19,7 @@ from service.cli.options import ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
 from service.errors import CatalogError, UsageError
 from service.lifecycle.checking.limits import ROWS
+from service.lifecycle.registries.registry import open_registry
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,9 +95,12 @@ def add(
         _names(units) or (),
         several,
     )
+    models_folder = open_registry(settings.models, settings.data).folder
+    if models_folder is None:
+        raise UsageError("a model is added to a folder: name one with --models, and publish it from there")
     try:
         ask = _take_default if yes or not sys.stdin.isatty() else _ask
-        added = add_model(choices, settings.models, ask, ROWS, Assessments(settings.data / ASSESSMENTS))
+        added = add_model(choices, models_folder, ask, ROWS, Assessments(settings.data / ASSESSMENTS))
     except CatalogError:
         raise
     except OSError as error:

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 import typer
 
 from service.catalog.assessments import ASSESSMENTS, Assessments, keep_beside, newest_before
-from service.catalog.manifest import find_versions
 from service.cli.options import DataFolder, ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
 from service.errors import AnswerableError, UsageError
 from service.lifecycle.checking.limits import ROWS, Limits
+from service.lifecycle.registries.registry import folders_of, open_registry
 
 USUAL = Limits()
 
@@ -70,7 +70,10 @@ def check(
     The verdict is kept in the data folder.
     """
     settings = settings_with(data=data, models=models)
-    folders = find_versions(settings.models)
+    registry = open_registry(settings.models, settings.data)
+    if beside and registry.folder is None:
+        raise UsageError(f"--beside writes into the folder of models, and {registry.shown} is none: leave it out")
+    folders = folders_of(registry.fetch())
     folder = _find(folders, version)
     earlier = (
         newest_before(folders, folder, Assessments(settings.data / ASSESSMENTS))
@@ -125,7 +128,8 @@ def compare(
 
     The exit code is 1 where a limit that is named is missed, 2 where they cannot be compared, and else 0.
     """
-    folders = find_versions(settings_with(models=models).models)
+    settings = settings_with(models=models)
+    folders = folders_of(open_registry(settings.models, settings.data).fetch())
     earlier, later = _find(folders, before), _find(folders, after)
     _prepare_process()
     from service.engine.worker.device import best_device

@@ -10,7 +10,7 @@ import typer
 from service.settings import Settings, read_settings
 
 
-def _inherit(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+def _inherit(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
     """The option's value, or that of the same option before the action: `models --models FOLDER list`."""
     above = context.parent
     while value is None and above is not None:
@@ -30,8 +30,8 @@ DatabaseUrl = Annotated[
     typer.Option(help="The ledger's database, PostgreSQL or SQLite.", show_default="SQLite in --data"),
 ]
 ModelsFolder = Annotated[
-    Path | None,
-    typer.Option("--models", callback=_inherit, help="The folder of models.", show_default="models"),
+    str | None,
+    typer.Option("--models", callback=_inherit, help="The folder of models, or an address.", show_default="models"),
 ]
 
 

@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.catalog.calibrations import Calibrations
-from service.catalog.manifest import find_versions, read_manifest
+from service.catalog.manifest import read_manifest
 from service.catalog.refusals import message_for_clients
 from service.catalog.staging import drop, stage
 from service.catalog.versions import Catalog, Lease, ModelVersion
 from service.domain import VersionRef
 from service.engine.protocol import Engine, Source
-from service.errors import CatalogError, LoadRefused, NotFound
+from service.errors import CatalogError, LoadRefused, NotFound, RegistryUnavailable
 from service.lifecycle.checking.background import Checker
 from service.lifecycle.outputs_over_sets import OutputsOverSets
+from service.lifecycle.registries.files import RegistryUnreachable
+from service.lifecycle.registries.registry import Registry, Unfetched
 from service.lifecycle.served_sets import ServedSets
 from service.lifecycle.verdicts import Verdicts
 
@@ -41,18 +43,24 @@ class State:
     reason: str = ""
 
 
-def read_catalog(folder: Path) -> Catalog:
-    """Every version under the folder of models, to be loaded; one whose manifest is wrong is logged and left out."""
+def read_catalog(registry: Registry) -> Catalog:
+    """Every version that is there without being fetched, to be loaded; one whose manifest is wrong is left out."""
     catalog = Catalog(is_loading=True)
-    for version in find_versions(folder):
+    _describe(registry.at_hand(), catalog)
+    return catalog
+
+
+def _describe(found: Iterable[Path | Unfetched], catalog: Catalog) -> None:
+    """Puts versions into the catalog; what is wrong with one is logged and becomes its fault."""
+    for version in found:
+        if isinstance(version, Unfetched):
+            catalog.faults[version.names] = message_for_clients(version.error)
+            continue
         try:
             catalog.put(_described(version))
         except CatalogError as error:
             LOG.error("%s", error)  # noqa: TRY400 - the operator needs the sentence, not the trace
             catalog.faults[version.parent.name, version.name] = message_for_clients(error)
-    if not list(catalog):
-        LOG.error("there is no model in %s", folder.absolute())
-    return catalog
 
 
 def _described(folder: Path) -> ModelVersion:
@@ -61,7 +69,7 @@ def _described(folder: Path) -> ModelVersion:
 
 
 class Repository:
-    """Loads and unloads versions of the models under `models`. `data` is the data folder.
+    """Loads and unloads versions of the models in `registry`. `data` is the data folder.
 
     One version is loaded or unloaded at a time, by whoever has the turn. `sets` are the baseline sets that are kept for
     the versions; see there for `erased`. `checker` is for versions
@@ -70,7 +78,7 @@ class Repository:
 
     def __init__(
         self,
-        models: Path,
+        registry: Registry,
         data: Path,
         catalog: Catalog,
         engine: Engine,
@@ -78,7 +86,7 @@ class Repository:
         erased: Callable[[], Collection[str]] = frozenset,
         checker: Checker | None = None,
     ) -> None:
-        self.folder = models
+        self._registry = registry
         self._copies = data / "versions"
         self._catalog = catalog
         self._engine = engine
@@ -90,7 +98,14 @@ class Repository:
         self.sets = ServedSets(data, catalog, engine, self._outputs, erased, self._turn)
 
     async def start(self) -> None:
-        """Loads every version of the catalog; one that cannot be loaded stays not ready, and the others serve."""
+        """Loads every version of the catalog; one that cannot be loaded stays not ready, and the others serve.
+
+        Where the catalog holds none yet, the registry is looked up first.
+        """
+        if not self._catalog.known and not self._catalog.faults:
+            _describe(await asyncio.to_thread(self._registry.start), self._catalog)
+        if not self._catalog.known:
+            LOG.error("there is no model in %s", self._registry.shown)
         await self.sets.before_loading()
         async with self._turn:
             for version in list(self._catalog):
@@ -103,27 +118,43 @@ class Repository:
         await self.sets.after_loading()
 
     async def close(self) -> None:
-        """Ends a running check."""
+        """Ends a running check, and what is being fetched."""
+        self._registry.close()
         await self._verdicts.close()
 
+    @property
+    def shown(self) -> str:
+        """The folder or address of the models, without credentials."""
+        return self._registry.shown
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be looked up or fetched, in sentences for the operator."""
+        return self._registry.problems
+
     async def load(self, name: str, version: str | None) -> list[State]:
-        """Loads a version from the folder of models as it is now, or every version of a model; all that can be loaded.
+        """Loads a version from the registry as it is now, or every version of a model; all that can be loaded.
 
         A version whose files have not changed is not loaded again, but the verdict of its check is read again. Raises
-        NotFound, or LoadRefused with the reasons; what was served before then goes on being served.
+        NotFound, LoadRefused with the reasons, or RegistryUnavailable; what was served before then goes on.
         """
+        try:
+            found = await asyncio.to_thread(
+                self._registry.fetch, name, version
+            )  # before the turn, for it may take long
+        except RegistryUnreachable as error:
+            raise RegistryUnavailable(str(error)) from error
         async with self._turn:
-            folders = [
-                folder
-                for folder in await asyncio.to_thread(find_versions, self.folder)
-                if folder.parent.name == name and version in (None, folder.name)
-            ]
             self._forget_faults(name, version)
-            if not folders:
+            if not found:
                 raise NotFound("there is no such version in the folder of models")
-            refused = [reason for folder in folders if (reason := await self._loaded(folder)) is not None]
+            unfetched = [one for one in found if isinstance(one, Unfetched)]
+            folders = [one for one in found if isinstance(one, Path)]
+            refused = [self._refused(*one.names, one.error) for one in unfetched]
+            refused += [reason for folder in folders if (reason := await self._loaded(folder)) is not None]
         if refused:
-            raise LoadRefused("; ".join(refused))
+            is_cut = any(isinstance(one.error, RegistryUnreachable) for one in unfetched)
+            raise (RegistryUnavailable if is_cut else LoadRefused)("; ".join(refused))
         return [self._state(name, folder.name) for folder in folders]
 
     async def _loaded(self, folder: Path) -> str | None:
@@ -138,10 +169,14 @@ class Repository:
                 await self._verdicts.serve(self._catalog.get(known.key.name, known.key.version) or known)
         except CatalogError as error:
             LOG.error("%s@%s is not loaded: %s", folder.parent.name, folder.name, error)  # noqa: TRY400
-            if self._catalog.get(folder.parent.name, folder.name) is None:
-                self._catalog.faults[folder.parent.name, folder.name] = message_for_clients(error)
-            return f"{folder.parent.name}@{folder.name}: {message_for_clients(error)}"
+            return self._refused(folder.parent.name, folder.name, error)
         return None
+
+    def _refused(self, name: str, version: str, error: CatalogError) -> str:
+        """The reason for whoever asked; of a version that is not known, the index has it too."""
+        if self._catalog.get(name, version) is None:
+            self._catalog.faults[name, version] = message_for_clients(error)
+        return f"{name}@{version}: {message_for_clients(error)}"
 
     async def unload(self, name: str, version: str | None) -> list[State]:
         """Stops serving a version, or every version of a model; requests under way are finished. Raises NotFound."""
@@ -165,9 +200,13 @@ class Repository:
         return [one for _, one in faulty]
 
     async def index(self) -> list[State]:
-        """Every version that is known or in the folder of models."""
+        """Every version that is known or in the registry; those that are known, where it cannot be reached."""
         known = [(one.key.name, one.key.version) for one in self._catalog]
-        there = [(one.parent.name, one.name) for one in await asyncio.to_thread(find_versions, self.folder)]
+        try:
+            there = await asyncio.to_thread(self._registry.names)
+        except RegistryUnreachable as error:
+            LOG.warning("%s", error)
+            there = [*self._catalog.faults]
         return [self._state(*names) for names in _distinct([*known, *there])]
 
     def _state(self, name: str, version: str) -> State:

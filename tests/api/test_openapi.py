@@ -27,6 +27,7 @@ from service.api.model_schemas import ModelReply
 from service.api.problems import all_kinds
 from service.app import create_app
 from service.ledger.moments import written_moment
+from service.lifecycle.registries.registry import FolderRegistry
 from service.lifecycle.repository import read_catalog
 from service.settings import Settings
 from tests.conftest import MODELS
@@ -102,7 +103,7 @@ def test_every_kind_of_problem_is_named(described: dict[str, Any]) -> None:
 
 
 def test_examples_are_those_of_the_models_that_there_are_now(tmp_path: Path) -> None:
-    catalog = read_catalog(MODELS)
+    catalog = read_catalog(FolderRegistry(MODELS))
     app = create_app(Settings(_env_file=None, models=MODELS, data=tmp_path), catalog=catalog)
 
     def shown() -> dict[str, Any]:

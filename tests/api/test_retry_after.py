@@ -13,6 +13,7 @@ from service.api import problems
 from service.app import create_app
 from service.engine.protocol import Stats
 from service.errors import AnswerableError, QuotaSpent
+from service.lifecycle.registries.registry import FolderRegistry
 from service.lifecycle.repository import read_catalog
 from service.settings import Settings
 from tests.conftest import MODELS
@@ -64,7 +65,8 @@ def test_others_do_not() -> None:
 async def test_a_service_that_is_not_ready_says_when() -> None:
     app = create_app(Settings(_env_file=None, models=MODELS))
     app.state.services = SimpleNamespace(
-        catalog=read_catalog(MODELS),
+        catalog=read_catalog(FolderRegistry(MODELS)),
+        repository=SimpleNamespace(problems=[]),
         engine=SimpleNamespace(stats=lambda: Stats({}, False, 0, 0, {})),
         ledger=None,
         ledger_mode="required",

@@ -23,6 +23,7 @@ from service.domain import ChunkShapes, VersionRef
 from service.engine.protocol import Loaded, Source, Stats
 from service.errors import LoadRefused
 from service.lifecycle.checking.background import Checker
+from service.lifecycle.registries.registry import FolderRegistry
 from service.lifecycle.repository import Repository, read_catalog
 from tests.conftest import MODELS
 from tests.engine.stand_in import StandIn
@@ -129,10 +130,10 @@ def write(models: Path, version: str, title: str = "Mortgage application decisio
 @pytest.fixture
 def start(models: Path, tmp_path: Path) -> Start:
     async def started() -> UnderTest:
-        data, catalog, engine = tmp_path / "data", read_catalog(models), LoadsAll()
+        data, catalog, engine = tmp_path / "data", read_catalog(FolderRegistry(models)), LoadsAll()
         checks = Checks(data)
         engine.is_open.set()
-        repository = Repository(models, data, catalog, engine, lambda *_: None, checker=checks)
+        repository = Repository(FolderRegistry(models), data, catalog, engine, lambda *_: None, checker=checks)
         await repository.start()
         return UnderTest(repository, catalog, engine, checks)
 
@@ -226,9 +227,11 @@ async def test_rows_of_people_who_were_erased_while_the_service_was_down_are_not
 ) -> None:
     kept, engine = keep_two_rows(tmp_path / "data"), LoadsAll()
     engine.is_open.set()
-    catalog = read_catalog(models)
+    catalog = read_catalog(FolderRegistry(models))
     checks = Checks(tmp_path / "data")
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"}, checks)
+    repository = Repository(
+        FolderRegistry(models), tmp_path / "data", catalog, engine, lambda *_: None, lambda: {"a"}, checks
+    )
     await repository.start()
 
     assert sets_of(catalog) == [("loan@1", 1, (kept.digest,))]
@@ -245,9 +248,11 @@ async def test_rows_of_people_who_are_erased_while_the_service_starts_are_taken_
     write(models, "2")
     kept, engine, gone = keep_two_rows(tmp_path / "data"), OneByOne(), set[str]()
     engine.is_open.set()
-    catalog = read_catalog(models)
+    catalog = read_catalog(FolderRegistry(models))
     checks = Checks(tmp_path / "data")
-    repository = Repository(models, tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone, checks)
+    repository = Repository(
+        FolderRegistry(models), tmp_path / "data", catalog, engine, lambda *_: None, lambda: gone, checks
+    )
     starting = asyncio.create_task(repository.start())
     await until(lambda: bool(sets_of(catalog) and engine.loading))
 

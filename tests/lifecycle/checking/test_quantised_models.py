@@ -88,12 +88,12 @@ def test_the_exit_code_says_whether_the_limits_hold(
 ) -> None:
     """Names without a version mean the only one."""
     monkeypatch.setattr("service.cli.models_check._prepare_process", lambda: None)
-    limits = {"least_correlation": 0.9, "least_overlap": 0.8, "models": models, "rows": ROWS}
+    limits = {"least_correlation": 0.9, "least_overlap": 0.8, "models": str(models), "rows": ROWS}
     assert compare_command("net-fp32", "net-int8", **limits) == 0  # type: ignore[arg-type]
     said = capsys.readouterr().out
     assert "net-fp32@1" in said
     assert "row by row: rank correlation" in said
     assert compare_command("net-fp32", "net-other@1", **limits) == 1  # type: ignore[arg-type]
-    assert compare_command("net-fp32", "net-other@1", models=models, rows=ROWS) == 0
+    assert compare_command("net-fp32", "net-other@1", models=str(models), rows=ROWS) == 0
     with pytest.raises(UsageError, match="there is no version net-int4"):
-        compare_command("net-fp32", "net-int4", models=models, rows=ROWS)
+        compare_command("net-fp32", "net-int4", models=str(models), rows=ROWS)
