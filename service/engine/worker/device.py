@@ -276,7 +276,7 @@ def _gradient_kernels(network: Network, shapes: ChunkShapes) -> Sequence[Kernel]
     if network.device.type == "cuda":
         return [GraphedGradientKernel(network, count) for count in shapes.rows]
     is_large = _is_large(network.twin, network.shape)
-    if shapes.graded:  # the shortest takes so long that nobody should wait for it
+    if shapes.graded or is_large:  # the shortest takes so long that nobody else should wait for it
         return [BackgroundGradientKernel(network, count, trace=not is_large, is_large=True) for count in shapes.rows]
     brief, *others = shapes.rows
     return [

@@ -210,6 +210,34 @@ def test_what_needs_no_device_goes_on_while_a_chunk_is_under_way(
     assert sorted(shared.outcomes) == [0, 1]
 
 
+def test_a_chunk_of_another_stream_is_not_waited_for(
+    driver: MakeDriver, gradient: Kernel, make_plan: MakePlan, expected: list[Explanation], various: Sequence[Plan]
+) -> None:
+    """Chunks of large networks, of which two are under way, take as long as they take."""
+    large, small = OneAtATime(gradient), Left(gradient)
+    large.stream = "large networks"
+    of_large, of_small = driver({Points: large}), driver({Points: small})
+    of_small.scheduler = of_large.scheduler
+    for number in range(2):
+        of_large.add(number, make_plan(number, method="expected_gradients", tolerance=1e-9))
+    while len(large.waiting) < 2:
+        of_large.step()
+    first = len(various)
+    for number, plan in enumerate(various):
+        of_small.add(first + number, plan)
+    for _ in range(1000):
+        if len(of_small.outcomes) == len(various):
+            break
+        of_small.step()
+    assert [of_small.result(first + number) for number in range(len(various))] == expected
+    assert not large.computed
+    while of_large.scheduler:
+        of_large.step()
+        if large.waiting:
+            large.compute()
+    assert [of_large.result(number).evaluations for number in range(2)] == [4080] * 2
+
+
 @dataclass(eq=False)
 class OneAtATime(Overlapping):
     """The model's kernel on a device that computes chunks in their order, each when it is told to.
