@@ -125,7 +125,7 @@ class DeviceModel:
     def shapes(self) -> ChunkShapes:
         """The rows of the gradient chunks now, of whole and of cut rows; fewer than at load when the device ran out of
         memory."""
-        rows = [kernel.capacity for kernel in self.kernels[Points]]
+        rows = sorted(kernel.capacity for kernel in self.kernels[Points])
         graded = Points in self.kernels.graded
         return ChunkShapes(rows[0], rows[-1], self.length, graded, tuple(cut.shapes for cut in self.cut))
 
