@@ -267,6 +267,12 @@ def test_nothing_is_fetched(bert: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert load_model(version, CPU).parity < 1e-6
 
 
+def test_a_configuration_may_ask_for_tuples(bert: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tuples"
+    save_folder(source, "bert", id2label=LABELS, return_dict=False)
+    assert load_model(served(source, tmp_path), CPU).parity < 1e-6
+
+
 def test_half_precision_is_computed_with_in_single(bert: Path, tmp_path: Path) -> None:
     source = tmp_path / "half"
     network = save_folder(source, "bert", id2label=LABELS)

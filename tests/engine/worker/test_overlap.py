@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from service.domain import Explanation, Plan, Priority
+from service.domain import ChunkShapes, Explanation, Plan, Priority
 from service.engine.kernels.gradient import NICENESS, BackgroundGradientKernel
 from service.engine.kernels.kernel import Kernel, Launched, Overlapping, Segment
+from service.engine.worker import device
 from service.engine.worker.device import DeviceModel
 from service.errors import ComputationFailed
 from service.methods.questions import Points
@@ -304,6 +305,22 @@ def test_a_question_in_a_hurry_waits_for_the_chunk_under_way_and_for_no_other(
         if kernel.waiting:
             kernel.compute()
     assert [shared.result(n).evaluations for n in range(bulk)] == [4080] * bulk
+
+
+@pytest.mark.parametrize("shapes", [ChunkShapes(1, 1), ChunkShapes(1, 4), ChunkShapes(1, 4, graded=True)])
+def test_all_chunks_of_a_large_network_are_left_to_one_thread(
+    device_model: DeviceModel, monkeypatch: pytest.MonkeyPatch, shapes: ChunkShapes
+) -> None:
+    """Also where it has one size of them, because the next costs as much a row."""
+    monkeypatch.setattr(device, "LARGE_VALUES", 1)
+    kernels = device_model.kernels_at(shapes)[Points]
+    assert tuple(kernel.capacity for kernel in kernels) == shapes.rows
+    threads = set()
+    for kernel in kernels:
+        assert isinstance(kernel, BackgroundGradientKernel)
+        assert kernel.stream != Overlapping.stream
+        threads.add(kernel._thread)
+    assert len(threads) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
