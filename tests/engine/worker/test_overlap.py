@@ -307,6 +307,15 @@ def test_a_question_in_a_hurry_waits_for_the_chunk_under_way_and_for_no_other(
     assert [shared.result(n).evaluations for n in range(bulk)] == [4080] * bulk
 
 
+@pytest.mark.parametrize("graded", [False, True])
+def test_shapes_are_in_order_however_often_the_largest_was_halved(device_model: DeviceModel, *, graded: bool) -> None:
+    """Others are no shapes that a record can be replayed at."""
+    model = device_model.at(ChunkShapes(4, 16, graded=graded))
+    model.kernels[Points][-1].capacity = 2
+    assert model.shapes == ChunkShapes(2, 8 if graded else 4, graded=graded)
+    assert ChunkShapes.read(str(model.shapes)).rows == ((2, 4, 8) if graded else (2, 4))
+
+
 @pytest.mark.parametrize("shapes", [ChunkShapes(1, 1), ChunkShapes(1, 4), ChunkShapes(1, 4, graded=True)])
 def test_all_chunks_of_a_large_network_are_left_to_one_thread(
     device_model: DeviceModel, monkeypatch: pytest.MonkeyPatch, shapes: ChunkShapes
