@@ -13,8 +13,11 @@ MIN_BYTES = 2**12
 def share_weights(twin: fx.GraphModule, whole: fx.GraphModule) -> None:
     """Puts those of `whole` in the place of the twin's own, where both have the same bits: a twin for each length of an
     encoder of 22 million weights would take 90 MB each."""
-    known = {_identity(tensor): tensor for _, _, tensor in _tensors(whole)}
-    for module, name, tensor in _tensors(twin):
+    of_whole = [tensor for _, _, tensor in _tensors(whole)]
+    shared = {*map(id, of_whole)}
+    others = [(module, name, tensor) for module, name, tensor in _tensors(twin) if id(tensor) not in shared]
+    known = {_identity(tensor): tensor for tensor in of_whole} if others else {}
+    for module, name, tensor in others:
         setattr(module, name, known.get(_identity(tensor), tensor))
 
 

@@ -15,7 +15,7 @@ implementation to what is promised here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -53,7 +53,8 @@ class Loaded:
     """What is known of a version once it is loaded.
 
     `parity` is the largest relative difference between twin and artefact, `chunk_seconds` how long the smallest chunk
-    takes, `dtype` the type of the rows.
+    takes, `dtype` the type of the rows. `libraries` are the versions of what models of its format alone are computed
+    with.
     """
 
     key: ModelKey
@@ -63,6 +64,7 @@ class Loaded:
     parity: float
     chunk_seconds: float = 0.0
     dtype: str = "float32"
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

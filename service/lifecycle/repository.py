@@ -247,7 +247,7 @@ class Repository:
             replace(
                 version,
                 folder=copy,
-                environment={**self._environment, "dtype": loaded.dtype},
+                environment={**self._environment, "dtype": loaded.dtype, **loaded.libraries},
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,

@@ -219,11 +219,13 @@ def _independent_terms(
     """(sum s_i)^2 / sum s_i s_j r_ij^2 of the `vectors` [cells, components].
 
     Their L1 norms are `sizes` [cells], and `deviations` [components] the roots of the sums of their squares, the s_i.
+    Of many cells and components, all of this is of the largest cells alone.
     """
     if not deviations.any():
         return 1.0
     if min(vectors.shape) > MOST_TOGETHER:
         vectors = vectors[peer(np.sort(np.argsort(-sizes, kind="stable")[:MOST_TOGETHER]))]
+        deviations = np.sqrt(host((vectors * vectors).sum(0)))  # of all cells, they would make too many terms
     roots = np.sqrt(deviations)
     scaled = vectors * peer(np.divide(1, roots, out=np.zeros_like(roots), where=roots > 0))
     products = scaled @ scaled.T if len(scaled) <= scaled.shape[1] else scaled.T @ scaled

@@ -28,13 +28,17 @@ from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import Deployed, DeployedKernel, Segment
 from service.engine.kernels.network import Network
+from service.engine.protocol import Source
+from service.engine.worker.device_models import DeviceModels
+from service.engine.worker.environment import environment_of, libraries_of
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import AddOptions
 from service.lifecycle.adding.huggingface import prepare_folder
-from service.lifecycle.checking.trial import Trial, load_trial
+from service.lifecycle.checking.trial import SHAPES, Trial, load_trial
 from service.methods.questions import Points, Readout
 from service.numerics.links import SOFTMAX
 from service.usecases.planning import Parameters, make_plan
+from tests.engine.conftest import ref_of
 from tests.huggingface_folders import CONFIGURATIONS, LENGTH, save_folder
 from tests.methods.conftest import run_in_process
 
@@ -243,6 +247,15 @@ def test_all_files_are_in_the_digest(bert: Path, tmp_path: Path) -> None:
     assert other.digest != key.digest
 
 
+def test_a_replay_needs_the_same_version_of_the_package(bert: Path, tmp_path: Path) -> None:
+    version = served(bert, tmp_path)
+    models = DeviceModels(torch.device("cpu"))
+    loaded = models.load(ref_of(version), Source(version, version), {}, SHAPES)
+    assert loaded.libraries == {"transformers": transformers().__version__}
+    assert "transformers" not in environment_of(torch.device("cpu")), "of other formats it computes nothing"
+    assert not libraries_of("onnx")
+
+
 def test_nothing_is_fetched(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = served(bert, tmp_path)
 
@@ -252,6 +265,12 @@ def test_nothing_is_fetched(bert: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert load_model(version, CPU).parity < 1e-6
+
+
+def test_a_configuration_may_ask_for_tuples(bert: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tuples"
+    save_folder(source, "bert", id2label=LABELS, return_dict=False)
+    assert load_model(served(source, tmp_path), CPU).parity < 1e-6
 
 
 def test_half_precision_is_computed_with_in_single(bert: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class LoadsAll(StandIn):
         self.loading -= 1
         key, digest = read_manifest(source.folder)[1:]
         assert (version.name, version.version, version.digest) == (key.name, key.version, digest)
-        return Loaded(key, {}, ChunkShapes(1, 1), TRAITS, 0.0)
+        return Loaded(key, {}, ChunkShapes(1, 1), TRAITS, 0.0, dtype="float64", libraries={"transformers": "5"})
 
     async def attach(self, *_: Any) -> dict[Any, Any]:
         self.loading += 1
@@ -138,6 +138,12 @@ def start(models: Path, tmp_path: Path) -> Start:
         return UnderTest(repository, catalog, engine, checks)
 
     return started
+
+
+async def test_an_environment_is_that_of_the_engine_and_of_the_version(start: Start) -> None:
+    one = await start()
+    served = one.catalog.find("loan", "1")
+    assert served.environment == {"answerable": "test", "dtype": "float64", "transformers": "5"}
 
 
 async def test_a_verdict_without_a_comparison_moves_no_name(start: Start, models: Path, until: Until) -> None:

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain import Floats
-from service.numerics.cells import SAFETY, Grouping, Stencils, estimate, local_errors, stencils
+from service.numerics.cells import (
+    SAFETY,
+    SAFETY_DEVIATION,
+    SAFETY_MEAN,
+    Grouping,
+    Stencils,
+    estimate,
+    local_errors,
+    stencils,
+)
 from service.numerics.panels import vector_errors
 from service.numerics.refinement import UNSEEN, Refinement
 
@@ -81,6 +90,17 @@ def test_the_factor_follows_the_number_of_independent_kinks(kinks: int, least: f
         true = np.abs(np.diff(borders) @ vectors - (1 - at) @ jumps).sum()
         ratios.append(true / (told.safety * told.inputs.sum()))
     assert np.mean(np.array(ratios) <= 1) >= 0.95
+
+
+@pytest.mark.parametrize("cells", [40, 65, 512])
+def test_many_cells_that_err_alike_are_one_term(cells: int) -> None:
+    """Whatever becomes of a whole path, each input errs by its share of the same walk: there is one term."""
+    draws = np.random.default_rng(0)
+    stencil, _, _ = uneven([1.0] * cells)
+    walk = np.cumsum(draws.normal(size=cells))
+    errors = local_errors(np.outer(walk, draws.normal(size=100)), stencil, Grouping())
+    assert errors.terms == pytest.approx(1)
+    assert estimate(errors, stencil).safety == pytest.approx(SAFETY_MEAN + SAFETY_DEVIATION)
 
 
 def test_units_are_summed_before_they_are_compared() -> None:

@@ -51,6 +51,7 @@ def read_network(contents: Mapping[str, bytes], config_file: str) -> nn.Module:
         raise CatalogError(f"transformers cannot make a {config['architectures'][0]}: {reported(error)}") from error
     _check_weights(loading, config, config_file)
     network.config.use_cache = False
+    network.config.return_dict = True  # some say otherwise; the logits are asked for by their name
     module: nn.Module = network.eval().requires_grad_(requires_grad=False)
     return module
 

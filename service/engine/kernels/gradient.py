@@ -93,6 +93,8 @@ class BackgroundGradientKernel(Overlapping, GradientKernel):
     def __init__(self, network: Network, capacity: int, *, trace: bool = True, is_large: bool = False) -> None:
         super().__init__(network, capacity, trace=trace)
         self._thread = _thread_of_large_networks() if is_large else _new_thread()
+        if is_large:
+            self.stream = "large networks"
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""

@@ -161,7 +161,12 @@ class Launched:
 
 
 class Overlapping(Kernel):
-    """A kernel that computes a chunk on the device while other work continues. Two chunks may be under way at once."""
+    """A kernel that computes a chunk on the device while other work continues.
+
+    Of one `stream` two chunks may be under way at once, and the first ends first; those of another do not wait for it.
+    """
+
+    stream: str = "device"
 
     @abstractmethod
     def launch(self, segments: Sequence[Segment]) -> Launched:

@@ -125,7 +125,7 @@ class DeviceModel:
     def shapes(self) -> ChunkShapes:
         """The rows of the gradient chunks now, of whole and of cut rows; fewer than at load when the device ran out of
         memory."""
-        rows = [kernel.capacity for kernel in self.kernels[Points]]
+        rows = sorted(kernel.capacity for kernel in self.kernels[Points])
         graded = Points in self.kernels.graded
         return ChunkShapes(rows[0], rows[-1], self.length, graded, tuple(cut.shapes for cut in self.cut))
 
@@ -278,7 +278,7 @@ def _gradient_kernels(network: Network, shapes: ChunkShapes) -> Sequence[Kernel]
     if network.device.type == "cuda":
         return [GraphedGradientKernel(network, count) for count in shapes.rows]
     is_large = _is_large(network.twin, network.shape)
-    if shapes.graded:  # the shortest takes so long that nobody should wait for it
+    if shapes.graded or is_large:  # the shortest takes so long that nobody else should wait for it
         return [BackgroundGradientKernel(network, count, trace=not is_large, is_large=True) for count in shapes.rows]
     brief, *others = shapes.rows
     return [

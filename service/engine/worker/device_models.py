@@ -20,6 +20,7 @@ from service.engine.worker.device import (
     with_baseline,
     without_baseline,
 )
+from service.engine.worker.environment import libraries_of
 from service.engine.worker.explanation import explain, interrupted, predict
 from service.engine.worker.memory import is_out_of_memory
 from service.engine.worker.scheduler import Live
@@ -54,6 +55,7 @@ class DeviceModels:
             model.parity,
             model.chunk_seconds,
             model.row_type.name,
+            libraries_of(model.manifest.artefact.format),
         )
 
     def attach(self, version: VersionRef, baseline: BaselineSet, known: Outputs | None) -> Outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import onnxruntime
 import torch
 
 from service import __version__
+from service.catalog.formats import Format
 from service.processes import tuning
+
+LIBRARIES: Mapping[Format, Sequence[str]] = {"transformers": ("transformers",)}
 
 
 def set_up_torch() -> None:
@@ -40,6 +44,11 @@ def environment_of(device: torch.device) -> dict[str, str]:
         "mkl_cbwr": os.environ.get("MKL_CBWR", "default"),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }
+
+
+def libraries_of(artefact_format: Format) -> dict[str, str]:
+    """By name, the versions of what only models of this format are computed with; a replay needs these too."""
+    return {package: _version_of(package) for package in LIBRARIES.get(artefact_format, ())}
 
 
 def used_bytes(device: torch.device) -> int:

@@ -15,7 +15,7 @@ import heapq
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -35,7 +35,7 @@ LOG = logging.getLogger("answerable.worker")
 MIN_QUANTUM = 64
 SHARES = 4
 MAX_FLIGHTS = 2
-"""How many chunks are launched at once: one that the device computes, one that waits for it."""
+"""How many chunks of a stream are launched at once: one that the device computes, one that waits for it."""
 PATIENCE_SECONDS = (0.0005, 0.002)
 PATIENCE_SHARE = 1 / 16
 POLLS = 3
@@ -107,13 +107,14 @@ class _Flight:
         """Whether no interactive explanation has a part in it."""
         return all(portion.live.priority is Priority.BULK for portion, _ in self.taken)
 
-    def wait(self) -> None:
-        """Returns when it is done, or after a while that is short beside the time that it takes."""
-        now = time.monotonic()
-        least, most = PATIENCE_SECONDS
-        seconds = min(max(least, (now - self.started) * PATIENCE_SHARE), most)
-        while not self.is_done() and time.monotonic() < now + seconds:
-            time.sleep(seconds / POLLS)
+
+def _wait(flights: Sequence[_Flight]) -> None:
+    """Returns when one of them is done, or after a while that is short beside the time that it takes."""
+    now = time.monotonic()
+    least, most = PATIENCE_SECONDS
+    seconds = min(max(least, (now - max(flight.started for flight in flights)) * PATIENCE_SHARE), most)
+    while not any(flight.is_done() for flight in flights) and time.monotonic() < now + seconds:
+        time.sleep(seconds / POLLS)
 
 
 def _each_once(taken: _Taken) -> list[Segment]:
@@ -199,13 +200,13 @@ class Scheduler:
         self._alive: dict[int, Live] = {}
         self._queues: defaultdict[Kernel, _Queue] = defaultdict(_Queue)
         self._deadlines: list[tuple[float, int]] = []
-        self._flights: deque[_Flight] = deque()
+        self._flights: defaultdict[str, deque[_Flight]] = defaultdict(deque)
         self._outcomes: list[Outcome] = []
         self.reports: list[ChunkReport] = []
 
     def __bool__(self) -> bool:
         """Whether anything waits for a chunk, or for the end of one."""
-        return bool(self._queues) or bool(self._flights)
+        return bool(self._queues) or any(self._flights.values())
 
     def add(self, live: Live) -> None:
         """Starts an explanation; its first question waits for a chunk."""
@@ -236,21 +237,28 @@ class Scheduler:
         taken = self._take()
         if taken is not None:
             self._go(*taken)
-        elif self._flights:
-            self._flights[0].wait()
-        while self._flights and self._flights[0].is_done():
-            self._deliver(self._flights.popleft())
+        elif under_way := [flights[0] for flights in self._flights.values() if flights]:
+            _wait(under_way)
+        for flights in self._flights.values():
+            while flights and flights[0].is_done():
+                self._deliver(flights.popleft())
 
     def _make_way(self) -> None:
         """Withdraws chunks of bulk work that the device has not begun, where interactive work would wait for them."""
-        if any(queue.is_urgent and isinstance(kernel, Overlapping) for kernel, queue in self._queues.items()):
-            while self._flights and self._flights[-1].is_bulk and self._flights[-1].withdraw():
-                self._requeue(self._flights.pop().taken)
+        urgent = {
+            kernel.stream
+            for kernel, queue in self._queues.items()
+            if queue.is_urgent and isinstance(kernel, Overlapping)
+        }
+        for flights in (self._flights[stream] for stream in urgent):
+            while flights and flights[-1].is_bulk and flights[-1].withdraw():
+                self._requeue(flights.pop().taken)
 
     def _take(self) -> tuple[Kernel, _Taken] | None:
         """The next chunk: its kernel, and what of which portion is in it."""
-        is_full = len(self._flights) == MAX_FLIGHTS
-        able = [kernel for kernel in self._queues if not (is_full and isinstance(kernel, Overlapping))]
+        able = [
+            kernel for kernel in self._queues if not (isinstance(kernel, Overlapping) and self._is_full(kernel.stream))
+        ]
         if not able:
             return None
         kernel = next((kernel for kernel in able if self._queues[kernel].is_urgent), able[0])
@@ -260,6 +268,9 @@ class Scheduler:
             self._queues[kernel] = queue
         return (kernel, segments) if segments else None
 
+    def _is_full(self, stream: str) -> bool:
+        return len(self._flights[stream]) == MAX_FLIGHTS
+
     def _go(self, kernel: Kernel, taken: _Taken) -> None:
         """Launches a chunk, or computes it, where its kernel does not overlap or could not launch it."""
         now = time.monotonic()
@@ -267,18 +278,19 @@ class Scheduler:
             portion.live.started = portion.live.started or now
         segments = _each_once(taken)
         if isinstance(kernel, Overlapping):
+            flights = self._flights[kernel.stream]
             try:
                 launched = kernel.launch(segments)
             except torch.AcceleratorError:
                 raise
             except Exception:  # noqa: BLE001 - whatever it was, it comes again where each error has its answer
-                if self._flights:  # behind the chunks under way, in order
+                if flights:  # behind the chunks under way, in order
                     self._requeue(taken)
-                    self._deliver(self._flights.popleft())
+                    self._deliver(flights.popleft())
                     return
             else:
                 flight = _Flight(kernel, taken, launched.is_done, launched.collect, now, launched.withdraw)
-                self._flights.append(flight)
+                flights.append(flight)
                 return
         self._deliver(_Flight(kernel, taken, _always, partial(kernel.run, segments), now))
 
@@ -337,8 +349,9 @@ class Scheduler:
         self, kernel: Kernel, taken: _Taken
     ) -> Iterator[tuple[Live, Segment, object | AnswerableError]]:
         """Halves the chunk, for good, and queues what it held once more; gives up when one row does not fit."""
-        while self._flights:  # launched behind this one: computed in vain, or parts would get out of order
-            self._requeue(self._flights.pop().taken)
+        flights = self._flights[kernel.stream] if isinstance(kernel, Overlapping) else []
+        while flights:  # launched behind this one: computed in vain, or parts would get out of order
+            self._requeue(flights.pop().taken)
         if kernel.capacity == 1:
             for portion, segment in taken:
                 yield (

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from service.domain import Explanation, Plan, Priority
+from service.domain import ChunkShapes, Explanation, Plan, Priority
 from service.engine.kernels.gradient import NICENESS, BackgroundGradientKernel
 from service.engine.kernels.kernel import Kernel, Launched, Overlapping, Segment
+from service.engine.worker import device
 from service.engine.worker.device import DeviceModel
 from service.errors import ComputationFailed
 from service.methods.questions import Points
@@ -210,6 +211,34 @@ def test_what_needs_no_device_goes_on_while_a_chunk_is_under_way(
     assert sorted(shared.outcomes) == [0, 1]
 
 
+def test_a_chunk_of_another_stream_is_not_waited_for(
+    driver: MakeDriver, gradient: Kernel, make_plan: MakePlan, expected: list[Explanation], various: Sequence[Plan]
+) -> None:
+    """Chunks of large networks, of which two are under way, take as long as they take."""
+    large, small = OneAtATime(gradient), Left(gradient)
+    large.stream = "large networks"
+    of_large, of_small = driver({Points: large}), driver({Points: small})
+    of_small.scheduler = of_large.scheduler
+    for number in range(2):
+        of_large.add(number, make_plan(number, method="expected_gradients", tolerance=1e-9))
+    while len(large.waiting) < 2:
+        of_large.step()
+    first = len(various)
+    for number, plan in enumerate(various):
+        of_small.add(first + number, plan)
+    for _ in range(1000):
+        if len(of_small.outcomes) == len(various):
+            break
+        of_small.step()
+    assert [of_small.result(first + number) for number in range(len(various))] == expected
+    assert not large.computed
+    while of_large.scheduler:
+        of_large.step()
+        if large.waiting:
+            large.compute()
+    assert [of_large.result(number).evaluations for number in range(2)] == [4080] * 2
+
+
 @dataclass(eq=False)
 class OneAtATime(Overlapping):
     """The model's kernel on a device that computes chunks in their order, each when it is told to.
@@ -276,6 +305,31 @@ def test_a_question_in_a_hurry_waits_for_the_chunk_under_way_and_for_no_other(
         if kernel.waiting:
             kernel.compute()
     assert [shared.result(n).evaluations for n in range(bulk)] == [4080] * bulk
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_shapes_are_in_order_however_often_the_largest_was_halved(device_model: DeviceModel, *, graded: bool) -> None:
+    """Others are no shapes that a record can be replayed at."""
+    model = device_model.at(ChunkShapes(4, 16, graded=graded))
+    model.kernels[Points][-1].capacity = 2
+    assert model.shapes == ChunkShapes(2, 8 if graded else 4, graded=graded)
+    assert ChunkShapes.read(str(model.shapes)).rows == ((2, 4, 8) if graded else (2, 4))
+
+
+@pytest.mark.parametrize("shapes", [ChunkShapes(1, 1), ChunkShapes(1, 4), ChunkShapes(1, 4, graded=True)])
+def test_all_chunks_of_a_large_network_are_left_to_one_thread(
+    device_model: DeviceModel, monkeypatch: pytest.MonkeyPatch, shapes: ChunkShapes
+) -> None:
+    """Also where it has one size of them, because the next costs as much a row."""
+    monkeypatch.setattr(device, "LARGE_VALUES", 1)
+    kernels = device_model.kernels_at(shapes)[Points]
+    assert tuple(kernel.capacity for kernel in kernels) == shapes.rows
+    threads = set()
+    for kernel in kernels:
+        assert isinstance(kernel, BackgroundGradientKernel)
+        assert kernel.stream != Overlapping.stream
+        threads.add(kernel._thread)
+    assert len(threads) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
