@@ -136,7 +136,8 @@ class Kind:
         logit = loaded.manifest.outputs.tensors[OutputSpace.LOGIT]
         evaluator = onnx.reference.ReferenceEvaluator(onnx.load_from_string(content))
         (logits,) = evaluator.run([logit], {loaded.manifest.inputs.tensor: row})
-        np.testing.assert_allclose(loaded.deployed.outputs(row)[OutputSpace.LOGIT], logits, rtol=1e-3, atol=1e-3)
+        served = np.asarray(loaded.deployed.outputs(row)[OutputSpace.LOGIT], np.float64)
+        np.testing.assert_allclose(served, np.asarray(logits, np.float64), rtol=1e-3, atol=1e-3)
 
 
 class Weights(Kind):
