@@ -1,4 +1,4 @@
-"""The table of dependencies in CONTRIBUTING.md: `python -m tests.dependencies` renews it from pyproject.toml and the packages.
+"""The table of dependencies in CONTRIBUTING.md: `python -m tests.dependencies` renews it from the packages.
 
 What a package is there for is written by hand, and kept; its licence and who maintains it are what it says of itself.
 """
