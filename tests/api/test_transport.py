@@ -319,7 +319,7 @@ async def test_half_of_the_callers_leave(
             body = json.dumps({"instances": [asked(number)], "parameters": costly}).encode()
             _, writer = await leaving.enter_async_context(socket_to(service))
             writer.write(head_of_post(service, len(body)) + body)
-        staying = [asyncio.create_task(explain([asked(number)], headers=NO_CACHE)) for number in range(1, callers, 2)]
+        staying = [asyncio.ensure_future(explain([asked(number)], headers=NO_CACHE)) for number in range(1, callers, 2)]
         while not total(await figures(), "answerable_queue_points"):
             pass
         await leaving.aclose()
