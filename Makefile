@@ -11,7 +11,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint d
 # Files of tests beside each other, one process a core.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run serve test gate slow bench bench-ledger flips accuracy exports health try-install models test-models clean
+.PHONY: run serve test gate slow bench bench-ledger faults fuzz sbom flips accuracy exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -40,6 +40,19 @@ bench-ledger: .venv/.dev
 # What the gate leaves out, since a shorter test says the same there.
 slow: .venv/.dev
 	$(BIN)/pytest -m slow $(PARALLEL)
+
+# Every row of tests/faults/README.md at full size, and what was seen; on a machine that has nothing else to do.
+faults: .venv/.dev
+	@FAULTS_TIMES=1 $(BIN)/python -m tests.faults $(FAULTS)
+
+# Requests drawn from the description, and files of models spoilt at random places; what is found belongs in tests/faults/corpus.
+FUZZ_CASES ?= 10000
+fuzz: .venv/.dev
+	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -m 'slow or not slow' tests/faults/test_fuzzing.py tests/faults/test_corpus.py
+
+# What the pinned versions are, in CycloneDX's format, for whoever asks what is in here: sbom.json.
+sbom: .venv/.sbom
+	$(BIN)/cyclonedx-py requirements deploy/constraints.txt --pyproject pyproject.toml --output-reproducible -o sbom.json
 
 # A thousand bits flipped anywhere in the ledger's tables, half of them in each kind of database.
 flips: .venv/.dev

@@ -39,6 +39,8 @@ from service.usecases.planning import Parameters, with_baseline_read
 from service.wording import number_of
 
 ERRORS = answers(404, 414, 431, 500, 503, 504, 507)
+REPEATED = answers(410)
+"""Of a request that is sent again: the person whom its answer was about has been erased since."""
 WITHOUT_SUBJECT = "recorded without context.subject: no search, hold or erasure of a person will find this explanation"
 """A hint for developers: the subject is easily forgotten, and missed years later."""
 ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
@@ -46,7 +48,7 @@ ModelName = Annotated[str, Path(pattern=r"^[^:/]+$", max_length=64)]
 router = new_router("Predict and explain")
 
 
-@router.post("/v1/models/{model}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
+@router.post("/v1/models/{model}:explain", responses={200: {"model": ExplainReply}, **ERRORS, **REPEATED})
 @needs("explain")
 @repeatable
 async def explain_newest(request: ApiRequest, model: ModelName, body: ExplainBody) -> Response:
@@ -54,7 +56,9 @@ async def explain_newest(request: ApiRequest, model: ModelName, body: ExplainBod
     return await _explain(request, model, None, body)
 
 
-@router.post("/v1/models/{model}/versions/{version}:explain", responses={200: {"model": ExplainReply}, **ERRORS})
+@router.post(
+    "/v1/models/{model}/versions/{version}:explain", responses={200: {"model": ExplainReply}, **ERRORS, **REPEATED}
+)
 @needs("explain")
 @repeatable
 async def explain_version(request: ApiRequest, model: ModelName, version: ModelName, body: ExplainBody) -> Response:

@@ -140,7 +140,12 @@ async def cancel_export(request: ApiRequest, export: str) -> ExportItem:
     "/v1/exports/{export}/file",
     response_class=FileResponse,
     responses={
-        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {
+            "content": {
+                media.partition(";")[0]: {"schema": {"type": "string", "format": "binary"}}
+                for media in MEDIA_TYPES.values()
+            }
+        },
         **answers(404, 409, 410, 503),
     },
 )

@@ -114,6 +114,8 @@ class Route(APIRoute):
         statuses: set[int] = set()
         if self._scope != PUBLIC:
             statuses |= {*AUTHORISING}
+        if any(each.is_required() for each in self._query.model_fields.values()):
+            statuses.add(400)
         if self._body is not None:
             statuses |= {*READING_BODY}
         return statuses

@@ -7,7 +7,7 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -331,6 +331,42 @@ async def test_a_client_that_leaves_takes_its_work_along(
         before, "answerable_requests_total", **outcomes
     )
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("callers", [20, pytest.param(200, marks=pytest.mark.slow)])
+async def test_half_of_the_callers_leave(
+    service: Service,
+    explain: Explain,
+    figures: Figures,
+    instance: dict[str, Any],
+    callers: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Each asks for something else; what those who stay are answered is what it would be without the others."""
+    costly = {"method": "expected_gradients", "tolerance": 1e-12, "max_evaluations": 1024}
+
+    def asked(number: int) -> dict[str, Any]:
+        return {**instance, "net_worth": 5000 + callers + number}
+
+    async with asyncio.timeout(3 * PATIENCE_SECONDS), AsyncExitStack() as leaving:
+        for number in range(0, callers, 2):
+            body = json.dumps({"instances": [asked(number)], "parameters": costly}).encode()
+            _, writer = await leaving.enter_async_context(socket_to(service))
+            writer.write(head_of_post(service, len(body)) + body)
+        staying = [asyncio.ensure_future(explain([asked(number)], headers=NO_CACHE)) for number in range(1, callers, 2)]
+        while not total(await figures(), "answerable_queue_points"):
+            pass
+        await leaving.aclose()
+        replies = await asyncio.gather(*staying)
+        while total(await figures(), "answerable_queue_points"):
+            pass
+        alone = [await explain([asked(number)], headers=NO_CACHE) for number in range(1, callers, 2)]
+
+    def attributions(reply: dict[str, Any]) -> Any:
+        return reply["explanations"][0]["attributions"]
+
+    assert list(map(attributions, replies)) == list(map(attributions, alone))
+    record_property("of those who stayed, answered as each alone", f"{len(replies)} of {callers // 2}")
 
 
 async def test_clients_that_leave_harm_nobody_who_asks_the_same(

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,6 +262,32 @@ class Load:
 
 
 UnderLoad = Callable[..., Any]
+Measure = Callable[[str, float, float], None]
+
+
+@pytest.fixture
+def measure(record_property: Callable[[str, object], None]) -> Measure:
+    """`measure("slowest refusal, in ms", 12.5, 50)`: what was seen of a time or a ratio of times, and what it may be.
+
+    Kept for the table of `make faults`, and judged where FAULTS_TIMES is set: on a machine that has nothing else to do.
+    """
+
+    def measured(what: str, seen: float, most: float) -> None:
+        record_property(what, f"{seen:.3g} (at most {most:g})")
+        if "FAULTS_TIMES" in os.environ:
+            assert seen <= most, what
+
+    return measured
+
+
+async def p99_of(ask: Callable[[], Awaitable[object]], count: int) -> float:
+    """The 99th percentile of the seconds that so many calls take, one after the other."""
+    seconds = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        await ask()
+        seconds.append(time.perf_counter() - begun)
+    return sorted(seconds)[-max(1, count // 100)]
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ import os
 import resource
 import signal
 import sqlite3
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,17 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import PATIENCE_SECONDS
-from tests.faults.conftest import REDIS, WORKER, WRITER, computed, starting
+from tests.faults.conftest import REDIS, WORKER, WRITER, computed, p99_of, starting
 
 if TYPE_CHECKING:
     import httpx
 
-    from tests.faults.conftest import Load, Program, UnderLoad
+    from tests.faults.conftest import Load, Measure, Program, UnderLoad
 
 SECRET = "a key that the operator chose"
 POINTS = 16_384
 CAPACITY, OVER = 4, 9
+JOB_ROWS = 400
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +43,18 @@ def program(tmp_path_factory: pytest.TempPathFactory, loan_only: Path) -> Iterat
 
 
 async def test_of_what_fills_the_queue_exactly_what_does_not_fit_is_refused_at_once(
-    program: Program, body: dict[str, Any]
+    program: Program, body: dict[str, Any], measure: Measure
 ) -> None:
     (example,) = body["instances"]
     parameters = {"method": "expected_gradients", "tolerance": 1e-9, "max_evaluations": POINTS}
+    times = []
     async with program.client(SECRET) as client:
 
         async def ask(number: int) -> tuple[int, str | None]:
             asked = {"instances": [{**example, "net_worth": number}], "parameters": parameters}
             response = await client.post("/v1/models/loan/versions/1:explain", json=asked)
+            if response.status_code == 429:
+                times.append(1000 * response.elapsed.total_seconds())
             return response.status_code, response.headers.get("retry-after")
 
         asking = [asyncio.create_task(ask(number)) for number in range(CAPACITY + OVER)]
@@ -65,6 +70,7 @@ async def test_of_what_fills_the_queue_exactly_what_does_not_fit_is_refused_at_o
     assert refused == [(429, "1")] * OVER
     assert sorted(status for status, _ in answers) == [200] * CAPACITY + [429] * OVER
     assert afterwards == (200, None)
+    measure("slowest refusal, ms", max(times), 50)
 
 
 async def counted(client: httpx.AsyncClient) -> Counter[str]:
@@ -84,7 +90,7 @@ async def all_recorded(program: Program, load: Load) -> bool:
     return bool(found) and set(found) == {200}
 
 
-async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoad) -> None:
+async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoad, measure: Measure) -> None:
     (worker,) = program.children(WORKER)
     async with program.client(SECRET) as client:
 
@@ -96,11 +102,13 @@ async def test_a_worker_killed_under_load(program: Program, under_load: UnderLoa
         async with under_load(program, SECRET) as load:
             await load.reaches(50)
             os.kill(worker, signal.SIGKILL)
+            killed = time.monotonic()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while await ready():  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
                 while not await ready():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
+            measure("s until the new worker serves", time.monotonic() - killed, 10)
             await load.reaches(50)
         assert set(load.statuses) == {200}
         assert load.broken == 0
@@ -216,3 +224,39 @@ async def test_redis_hung_and_then_killed_under_load(program: Program, under_loa
             await load.reaches(100)
     assert set(load.statuses) == {200}
     assert load.broken == 0
+
+
+@pytest.mark.slow
+async def test_small_requests_beside_a_job_of_large_rows(
+    program: Program, body: dict[str, Any], measure: Measure, record_property: Callable[[str, object], None]
+) -> None:
+    """A job of rows that take the usual budget in full, which goes on as long as they are asked."""
+    (example,) = body["instances"]
+    large = {"method": "expected_gradients", "tolerance": 1e-12, "max_evaluations": 4096}
+    rows = [{**example, "net_worth": 9000 + number} for number in range(JOB_ROWS)]
+    numbers = itertools.count()
+    async with program.client(SECRET) as client:
+
+        async def ask() -> None:
+            asked = {"instances": [{**example, "net_worth": 8000 + next(numbers) / 10}]}
+            assert (await client.post("/v1/models/loan/versions/1:explain", json=asked)).status_code == 200
+
+        async def chunks() -> tuple[float, float]:
+            families = text_string_to_metric_families((await client.get("/metrics")).text)
+            found = {s.name: s.value for f in families if "chunk_duration" in f.name for s in f.samples}
+            return found["answerable_chunk_duration_seconds_sum"], found["answerable_chunk_duration_seconds_count"]
+
+        await p99_of(ask, 20)
+        idle = await p99_of(ask, 100)
+        job = {"model": "loan", "version": "1", "instances": rows, "parameters": large}
+        before, identifier = await chunks(), (await client.post("/v1/jobs", json=job)).json()["id"]
+        while not (await client.get(f"/v1/jobs/{identifier}")).json()["progress"]["done"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        beside = await p99_of(ask, 100)
+        state = (await client.get(f"/v1/jobs/{identifier}")).json()
+        assert state["state"] == "running"
+        assert (await client.delete(f"/v1/jobs/{identifier}")).status_code == 200
+        seconds, count = (after - earlier for after, earlier in zip(await chunks(), before, strict=True))
+    record_property("rows of the job done beside the small ones", f"{state['progress']['done']} of {JOB_ROWS}")
+    assert state["progress"]["failed"] == 0
+    measure("p99 beside the job, of twice the idle one and a chunk", beside / (2 * idle + seconds / count), 1)

@@ -7,10 +7,12 @@ of these took hundreds of MiB.
 from __future__ import annotations
 
 import asyncio
+import gzip
+import itertools
 import resource
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import httpx
 import pytest
 
 from tests.conftest import PATIENCE_SECONDS
-from tests.faults.conftest import Program, starting
+from tests.faults.conftest import Measure, Program, p99_of, starting
 
 SECRET = "a key that the operator chose"
 EXPLAIN = "/v1/models/loan/versions/1:explain"
@@ -44,6 +46,13 @@ def resident(program: Program) -> int:
     """Bytes of its memory that are in use."""
     status = Path(f"/proc/{program.pid}/status").read_text()
     return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+def peak(program: Program) -> int:
+    """The most bytes of its memory that were in use since this was asked before."""
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    Path(f"/proc/{program.pid}/clear_refs").write_text("5")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def open_files(program: Program) -> int:
@@ -125,6 +134,86 @@ async def test_a_hundred_bodies_in_parallel_take_no_more_memory_than_is_said(pro
     assert set(statuses) <= ({413} if declared else {413, 429})
     assert statuses[413] > 0
     assert most - before < (16 if declared else 96) * MIB
+
+
+@pytest.mark.slow
+async def test_a_hundred_gzip_bombs_take_no_more_memory_than_is_said(
+    program: Program, record_property: Callable[[str, object], None]
+) -> None:
+    """Of 256 MiB each, ten at a time; what is left of them afterwards, and the most that was there meanwhile."""
+    bomb = gzip.compress(b" " * (256 * MIB), 9)
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    turns = asyncio.Semaphore(10)
+    async with program.client(SECRET) as client:
+
+        async def post() -> int:
+            async with turns:
+                return (await client.post(EXPLAIN, content=bomb, headers=headers)).status_code
+
+        await post()
+        before = resident(program)
+        peak(program)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            statuses = Counter(await asyncio.gather(*(post() for _ in range(100))))
+    most, left = peak(program), resident(program) - before
+    record_property("answers", dict(statuses))
+    record_property("MiB at most, and left", f"{(most - before) / MIB:.1f}, {left / MIB:.1f}")
+    assert set(statuses) <= {413, 429}
+    assert statuses[413] > 0
+    assert left < 32 * MIB
+    assert most - before < 96 * MIB
+
+
+@pytest.mark.slow
+async def test_a_million_chunks_of_one_byte_take_no_memory(
+    program: Program, record_property: Callable[[str, object], None]
+) -> None:
+    head = f"POST {EXPLAIN} HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {SECRET}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    piece = b"1\r\n \r\n" * 10_000
+    before = resident(program)
+    peak(program)
+    async with asyncio.timeout(PATIENCE_SECONDS), connected(program) as (reader, writer):
+        writer.write(head.encode())
+        for _ in range(100):
+            writer.write(piece)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        status = int((await reader.readuntil(b"\r\n")).split()[1])
+    most = peak(program)
+    record_property("answer, and MiB at most", f"{status}, {(most - before) / MIB:.1f}")
+    assert 400 <= status < 500
+    assert most - before < 32 * MIB
+    await live(program)
+
+
+@pytest.mark.slow
+async def test_others_beside_a_hundred_clients_at_a_byte_a_second(
+    program: Program, instance: dict[str, Any], measure: Measure, record_property: Callable[[str, object], None]
+) -> None:
+    numbers = itertools.count()
+    async with program.client(SECRET) as client, AsyncExitStack() as stack:
+
+        async def ask() -> None:
+            asked = {"instances": [{**instance, "net_worth": 7000 + next(numbers) / 10}]}
+            assert (await client.post(EXPLAIN, json=asked)).status_code == 200
+
+        await p99_of(ask, 20)
+        idle = await p99_of(ask, 200)
+        slow = [await stack.enter_async_context(connected(program)) for _ in range(100)]
+
+        async def trickle() -> None:
+            for byte in GET:
+                for _, writer in slow:
+                    writer.write(bytes([byte]))
+                await asyncio.sleep(1)
+
+        trickling = asyncio.create_task(trickle())
+        beside = await p99_of(ask, 200)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            ended = await asyncio.gather(*(reader.read() for reader, _ in slow))
+        trickling.cancel()
+    record_property("slow ones that were closed", len(ended))
+    measure("p99 of others, of that without them", beside / idle, 1.1)
 
 
 async def test_silent_connections_keep_nobody_out(program: Program, instance: dict[str, Any]) -> None:

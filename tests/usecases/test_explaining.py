@@ -207,6 +207,22 @@ async def test_500_identical_cold_requests_compute_once_however_soon_it_is_done(
     assert len(one.engine.asked) == 1
 
 
+async def test_500_identical_cold_requests_of_two_hosts_compute_at_most_once_on_each(make: Make) -> None:
+    """They have nothing but Redis in common."""
+    hosts = [make(), make()]
+    answers = await asyncio.gather(*(hosts[number % 2].ask() for number in range(500)))
+
+    computed = [len(host.engine.asked) for host in hosts]
+    assert max(computed) == 1
+    assert len({str(answer.explanation.attributions) for (answer,) in answers}) == 1
+    assert [len(host.ledger.entries) for host in hosts] == [250, 250]
+    await hosts[0].written()
+    await hosts[1].written()
+    later = [answer.explanation.cached for host in hosts for answer in await host.ask()]
+    assert later == [True, True]
+    assert [len(host.engine.asked) for host in hosts] == computed
+
+
 async def test_requests_that_come_one_after_another_compute_once(make: Make) -> None:
     """Each at another moment of the first: before, while and after it is looked up, computed, kept and written."""
     one = make()

@@ -142,6 +142,40 @@ def test_a_failing_row_fails_its_own_request_only(
     assert "this row is bad" in caplog.text
 
 
+@pytest.mark.slow
+def test_a_hundred_runs_with_a_failing_row_among_32(
+    driver: MakeDriver, wrap: Wrap, make_plan: MakePlan, record_property: Callable[[str, object], None]
+) -> None:
+    """Each time another of them, in another question, beside others."""
+
+    def alone(plan: Plan, question: type) -> Explanation:
+        single = driver({question: wrap(question)})
+        single.add(0, plan)
+        single.finish()
+        return single.result(0)
+
+    def fail(_kernel: WrappedKernel, segments: Sequence[Segment]) -> None:
+        if any(is_marked(segment) for segment in segments):
+            raise RuntimeError("this row is bad")
+
+    answered = 0
+    for run in range(100):
+        question = (Points, Breakpoints, Deployed)[run % 3]
+        together = driver({question: wrap(question, fail)})
+        plans = [make_plan(32 * run + number) for number in range(32)]
+        bad = run % 32
+        for number, plan in enumerate(plans):
+            together.add(number, marked(plan) if number == bad else plan)
+        together.finish()
+        assert isinstance(together.error(bad), ComputationFailed)
+        for number, plan in enumerate(plans):
+            if number != bad:
+                assert together.result(number) == alone(plan, question)
+                answered += 1
+    record_property("good ones answered, bit-equal to each alone", f"{answered} of {100 * 31}")
+    assert answered == 3100
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_row_whose_output_is_not_finite_spoils_no_other(
     driver: MakeDriver, device_model: DeviceModel, make_plan: MakePlan, alone: Alone, value: float
