@@ -1,7 +1,7 @@
 """Predictions, explanations and records, as the service answers them.
 
-Attributions are by feature, by pixel or by token; a prediction is of a class, of several labels, or of values. Each is
-a class of its own, and which one it is the answer says by its shape.
+Attributions are by feature, by step, by pixel or by token; a prediction is of a class, of several labels, or of values.
+Each is a class of its own, and which one it is the answer says by its shape.
 """
 
 from __future__ import annotations
@@ -84,19 +84,19 @@ class PredictedValues(Prediction):
 
 
 class Attributions(ABC):
-    """What each unit of the input (a feature, a pixel, a token) moved the output by."""
+    """What each component of the input (a feature, one at a step, a pixel, a token) moved the output by."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Of the units."""
+        """Of the components."""
 
     @property
     @abstractmethod
     def values(self) -> tuple[float, ...]:
-        """Of the units, in their order."""
+        """Of the components, in their order."""
 
     def ranked(self) -> list[tuple[str, float]]:
         """Names and values, the largest first, either way."""
@@ -107,7 +107,9 @@ class Attributions(ABC):
         """Of the kind that their shape says. Raises UnexpectedAnswer."""
         if isinstance(content, list):
             return ByToken(tuple(read(Token, token) for token in content))
-        return read(ByPixel, content) if isinstance(content.get("shape"), list) else ByFeature(content)
+        if not isinstance(content.get("shape"), list):
+            return ByFeature(content)
+        return read(ByStep, content) if isinstance(content.get("features"), list) else read(ByPixel, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,19 @@ class ByFeature(Attributions):
     @property
     def values(self) -> tuple[float, ...]:
         return tuple(self.by_name.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByStep(Attributions):
+    """Of a series: `shape` is how many steps and features there are, and `values` are step by step."""
+
+    shape: tuple[int, ...]
+    features: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{feature}[{step}]" for step in range(self.shape[0]) for feature in self.features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
