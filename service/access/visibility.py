@@ -36,7 +36,8 @@ class Item:
 
     A value that is the field's default is not stored but read from the class. So a field whose default is None is left
     out of replies and records, never null, and one without a default may be null: orjson writes what an instance
-    stores, `vars(item)`. Fields that a policy withholds are not stored either, and cannot be read.
+    stores, `vars(item)`. Fields that a policy withholds are not stored either: they read as their default, and those
+    without one not at all. Nothing else may be stored, as a `cached_property` would, for it would be written too.
     """
 
     _defaults: ClassVar[Mapping[str, object]]

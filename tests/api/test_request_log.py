@@ -204,7 +204,7 @@ async def test_a_disk_that_was_full_does_not_end_the_log(monkeypatch: pytest.Mon
     log = RequestLog(stream)
     for number in range(3):
         log.add(line_of(str(number)))
-        await until(lambda count=number + 1: len(tried) == count)
+        await until(lambda count=number + 1: len(tried) == count)  # type: ignore[misc]
     await log.close()
 
     assert [line.get("id", line.get("lines")) for line in stream.lines] == ["2", 2]
