@@ -22,6 +22,7 @@ from sqlalchemy import update
 
 from service.cli.bench import Measured, figures_of, measure, to_text
 from service.cli.connecting import Access, access_to
+from service.cli.demo import explain_one_denial
 from service.cli.explanation_text import proof_lines
 from service.cli.instances import Columns, Form, read_file
 from service.client import AsyncClient, Client, Explanation, Feature, ModelDescription, Outputs, Timings, Verification
@@ -187,6 +188,14 @@ async def test_a_measurement_does_not_wait_for_the_day_on_which_a_quota_returns(
     async with asyncio.timeout(PATIENCE_SECONDS):
         measured, _ = await measure(Access("http://there", "k"), model, [{}], {}, 2, 0.05, fresh=True)
     assert (measured.refused, measured.explanations) == (2, [])
+
+
+async def test_a_demo_that_cannot_ask_says_why(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.client.retries.random.random", lambda: 0.0)
+    await explain_one_denial(service.services, "http://127.0.0.1:9")
+    assert "could not be asked: nothing answers at http://127.0.0.1:9" in capsys.readouterr().out
 
 
 def test_a_measurement_counts_what_it_was_answered(run: RunCommand, service: Service, make_key: MakeKey) -> None:
