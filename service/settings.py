@@ -62,7 +62,10 @@ def _address(*schemes: str) -> AfterValidator:
 
     def check(url: str) -> str:
         begins = " or ".join(f"{scheme}://" for scheme in schemes)
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # whose sentence repeats what lies between brackets, or all before the path
+            raise ValueError("it is no address; write a password's special signs as %XX") from None
         if parts.scheme.partition("+")[0] not in schemes or "://" not in url:
             raise ValueError(f"it must begin with {begins}")
         try:

@@ -11,6 +11,13 @@ def number_of(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
+def others_listed(count: int) -> str:
+    """What follows the first fault of a refusal, where its `errors` list so many others."""
+    if not count:
+        return ""
+    return f"; {number_of(count, 'more fault')} {'is' if count == 1 else 'are'} listed in `errors`"
+
+
 VALIDATED: Mapping[str, str] = {
     "missing": "is required",
     "extra_forbidden": "is not a known field",

@@ -34,3 +34,18 @@ def test_the_first_page_leads_to_every_room_with_a_page_for_users() -> None:
         "deploy",
     ):
         assert ROOT / room / "README.md" in links, room
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:service|tests|deploy)/[\w./-]+\.\w+)(?:::\w+)?`", page.read_text())
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_map_of_the_code_has_every_room() -> None:
+    rows = "".join(re.findall(r"(?m)^\| (`.+?) \|", (ROOT / "CONTRIBUTING.md").read_text()))
+    rooms = {f"{path.name}/" for path in (ROOT / "service").iterdir() if (path / "__init__.py").exists()}
+    files = {path.name for path in (ROOT / "service").glob("*.py")} - {"__init__.py"}
+
+    assert [name for name in sorted(rooms | files) if f"`{name}`" not in rows] == []

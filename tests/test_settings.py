@@ -77,6 +77,8 @@ def test_a_file_counts_before_the_dotenv_file(tmp_path: Path, monkeypatch: pytes
         ("redis_url", "redis://:SECRET@host:port", ": its port is not a number"),
         ("database_url", "mysql://me:SECRET@host/ledger", ": it must begin with sqlite:// or "),
         ("database_url", "postgresql://me:SEC/RET@host:5432/ledger", ": its port is not a number"),
+        ("database_url", "postgresql://me:[SECRET]@host/ledger", ": it is no address; write a password's special"),
+        ("redis_url", "redis://:SECRET\u2100@host", ": it is no address; write a password's special"),
     ],
 )
 def test_a_wrong_value_is_named_and_never_repeated(

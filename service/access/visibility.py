@@ -36,7 +36,8 @@ class Item:
 
     A value that is the field's default is not stored but read from the class. So a field whose default is None is left
     out of replies and records, never null, and one without a default may be null: orjson writes what an instance
-    stores, `vars(item)`. Fields that a policy withholds are not stored either, and cannot be read.
+    stores, `vars(item)`. Fields that a policy withholds are not stored either: they read as their default, and those
+    without one not at all. Nothing else may be stored, as a `cached_property` would, for it would be written too.
     """
 
     _defaults: ClassVar[Mapping[str, object]]
@@ -152,7 +153,7 @@ JOINT_PARTS = Mark(_joint_parts, is_measured=True)
 JOINT = Mark(_joint, is_measured=True)
 """Values of several components together. Groups of one would reveal all values, so none is shown with `top`."""
 BY_COMPONENT = Mark(_by_component, is_measured=True)
-"""Values by feature, pixel or token (`service.catalog.inputs.kind.Attributions`)."""
+"""Values by feature, step, pixel or token (`service.catalog.inputs.kind.Attributions`)."""
 ERRORS_BY_COMPONENT = Mark(_errors_by_component, is_measured=True)
 """How far the values by component may be off as they are shown: rounded up on their grid, and never to 0."""
 ON_COMPONENT_GRID = Mark(lambda value, limits: on_grid(value, limits.component_step), is_measured=True)

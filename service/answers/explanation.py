@@ -62,7 +62,7 @@ class Explained(Item):
         None
     )
     attributions: Annotated[
-        AnyAttributions | None, BY_COMPONENT, Field(description="by feature, by pixel, or by token")
+        AnyAttributions | None, BY_COMPONENT, Field(description="by feature, by step, by pixel or by token")
     ] = None
     completeness: Annotated[
         Literal["exact", "asymptotic", "by_construction", "none"] | None,

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from service.api.paths import allowed_methods
 from service.api.schemas import UNKNOWN_FIELD, Problem
 from service.errors import MAX_FAULTS, AnswerableError, Fault, Kind, kind_of, pointer_to
-from service.wording import sentence_of_fault
+from service.wording import others_listed, sentence_of_fault
 
 LOG = logging.getLogger("answerable.api")
 MEDIA_TYPE = "application/problem+json"
@@ -141,8 +141,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     same_branch = [fault for fault in errors if fault is not first and others.isdisjoint(fault["loc"])]
     faults = [fault for each in (first, *same_branch) for fault in _faults(each)]
     status = 400 if first["type"] in WRONG_SHAPE else 422
-    more = f"; {len(faults) - 1} more faults are listed in `errors`" if len(faults) > 1 else ""
-    return problem(request, status, faults[0].kind, faults[0].detail + more, faults=faults)
+    detail = faults[0].detail + others_listed(len(faults) - 1)
+    return problem(request, status, faults[0].kind, detail, faults=faults)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -172,7 +172,8 @@ def _faults(error: dict[str, Any]) -> list[Fault]:
     places = [place for place in error["loc"] if place not in BRANCHES]
     parameter = str(places[1])[:64] if len(places) > 1 and places[0] in ("query", "path") else None
     if parameter is not None:
-        return [Fault(Kind.WRONG_VALUE, "", sentence_of_fault(parameter, error), parameter)]
+        kind = Kind.MISSING_FIELD if error["type"] == "missing" else Kind.WRONG_VALUE
+        return [Fault(kind, "", sentence_of_fault(parameter, error), parameter)]
     where = ".".join(str(place)[:64] for place in places)
     if error["type"] == UNKNOWN_FIELD:
         inside = f"{where}." if where else ""

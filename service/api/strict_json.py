@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from service.errors import MAX_FAULTS, AnswerableError, Fault, InvalidRequest, Kind, MalformedBody, pointer_to
+from service.wording import others_listed
 
 MAX_DIGITS = 300
 """A whole number of fewer digits is always finite."""
@@ -88,8 +89,7 @@ def _refusal(body: bytes, error: orjson.JSONDecodeError) -> AnswerableError:
 
 
 def _impossible(faults: list[Fault]) -> InvalidRequest:
-    more = f"; {len(faults) - 1} more faults are listed in `errors`" if len(faults) > 1 else ""
-    return InvalidRequest(faults[0].detail + more, *faults)
+    return InvalidRequest(faults[0].detail + others_listed(len(faults) - 1), *faults)
 
 
 class _Repeated(dict[str, Any]):

@@ -149,7 +149,7 @@ class Tokens:
         expires = (int(claims["exp"]) + CLOCK_LEEWAY_SECONDS) * 1_000_000
         return replace(
             identity,
-            scopes=frozenset(word for word in words if word in SCOPES),
+            scopes=frozenset(word for word in words if isinstance(word, str) and word in SCOPES),
             expires=expires if identity.expires is None else min(expires, identity.expires),
         )
 

@@ -67,19 +67,22 @@ def is_available(form: Format) -> bool:
 class ExportSpec:
     """What a job of an export is to write, stored sealed, for conditions may name people.
 
-    `conditions` are the names of those that were asked for, which the log has in clear.
+    `conditions` are the names of those that were asked for, which the log has in clear. `search` is None once the
+    person that it names is erased, which also ends the job.
     """
 
     format: Format
-    search: Search
+    search: Search | None
     conditions: tuple[str, ...]
 
     @classmethod
     def of(cls, vault: Vault, job: Job) -> ExportSpec:
         """That of a stored job."""
         stored = opened_spec(vault, job)
-        search = {**stored["search"], "cohort": tuple((name, value) for name, value in stored["search"]["cohort"])}
-        return cls(Format(stored["format"]), Search(**search), tuple(stored["conditions"]))
+        search = None
+        if (conditions := stored.get("search")) is not None:
+            search = Search(**{**conditions, "cohort": tuple((name, value) for name, value in conditions["cohort"])})
+        return cls(Format(stored["format"]), search, tuple(stored["conditions"]))
 
 
 class Exports:
@@ -193,6 +196,8 @@ class Exports:
     async def _write(self, job: Job, spec: ExportSpec, part: Path, stop: threading.Event) -> tuple[int, int]:
         """Writes the part; returns the number of records, and the size of the log before the first was read."""
         form, search = spec.format, spec.search
+        if search is None:
+            raise LeaseLost
         checkpoint = await self._ledger.checkpoint() if form is Format.ZIP else None
         if form is Format.ZIP and checkpoint is None:
             raise NotFound("nothing is recorded yet")

@@ -159,24 +159,27 @@ async def measure(
         async def go_on() -> None:
             while time.perf_counter() < began + seconds:
                 instance = instances[next(turns) % len(instances)]
-                await _ask(asked, instance, parameters, measured, fresh=fresh)
+                pause = await _ask(asked, instance, parameters, measured, fresh=fresh)
+                await asyncio.sleep(min(pause, max(began + seconds - time.perf_counter(), 0)))
 
         await asyncio.gather(*(go_on() for _ in range(connections)))
         return measured, time.perf_counter() - began
 
 
-async def _ask(model: AsyncModel, instance: Any, parameters: Parameters, measured: Measured, *, fresh: bool) -> None:
+async def _ask(model: AsyncModel, instance: Any, parameters: Parameters, measured: Measured, *, fresh: bool) -> float:
+    """Returns how many seconds the service asks to wait, which is a day where a quota is spent."""
     began = time.perf_counter()
     try:
         explanation = await model.explain(instance, context=Context(decision_id=DECISION), fresh=fresh, **parameters)
     except TryLater as error:
         measured.refused += 1
-        await asyncio.sleep(error.retry_after or 0)
+        return error.retry_after or 0.0
     except Unreachable:
         measured.lost += 1
     else:
         measured.milliseconds.append((time.perf_counter() - began) * 1000)
         measured.explanations.append(explanation)
+    return 0.0
 
 
 def figures_of(measured: Measured, model: str, connections: int, seconds: float) -> Figures:

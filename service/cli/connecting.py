@@ -48,8 +48,9 @@ def access_to(server: str | None) -> Access:
     """Raises SetupError, UsageError."""
     settings = settings_with()
     host = EVERYWHERE.get(settings.host, settings.host)
-    url = server or f"http://{f'[{host}]' if ':' in host.strip('[]') and host[0] != '[' else host}:{settings.port}"
-    if not url.startswith(("http://", "https://")):
+    scheme = "http" if settings.tls_certificate is None else "https"
+    url = server or f"{scheme}://{f'[{host}]' if ':' in host.strip('[]') and host[0] != '[' else host}:{settings.port}"
+    if not url.lower().startswith(("http://", "https://")):
         raise UsageError(f"--server {url!r} is no address; it begins with http:// or https://")
     if settings.key is None:
         raise UsageError(

@@ -13,7 +13,7 @@ from service.access.permissions import OPERATOR_TENANT
 from service.api.services import Services
 from service.catalog.versions import ModelVersion
 from service.cli.explanation_text import explanation_lines
-from service.client import AsyncClient, Context, Explanation
+from service.client import AsyncClient, ClientError, Context, Explanation
 from service.ledger import Keys
 
 DAY = 86_400_000_000
@@ -37,9 +37,13 @@ async def explain_one_denial(services: Services, address: str) -> None:
     key = services.bootstrap_key or _demo_key(services.keys)
     example = {name: _plain(value) for name, value in version.manifest.example.items()}
     target = version.manifest.outputs.usual_target
-    async with AsyncClient(address, key) as client:
-        model = client.model(version.key.name, version.key.version)
-        explanation = await model.explain(example, context=CONTEXT, fresh=True, target=target)
+    try:
+        async with AsyncClient(address, key) as client:
+            model = client.model(version.key.name, version.key.version)
+            explanation = await model.explain(example, context=CONTEXT, fresh=True, target=target)
+    except ClientError as error:
+        print(f"{version.key} could not be asked: {error}", flush=True)
+        return
     titles = {unit.name: unit.title for unit in version.manifest.inputs.components}
     explained = [
         f"{version.manifest.title} ({version.key}): one application",

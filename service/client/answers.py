@@ -1,7 +1,7 @@
 """Predictions, explanations and records, as the service answers them.
 
-Attributions are by feature, by pixel, by token, or by step and feature; a prediction is of a class, of several labels,
-or of values. Each is a class of its own, and which one it is the answer says by its shape.
+Attributions are by feature, by step, by pixel or by token; a prediction is of a class, of several labels, or of values.
+Each is a class of its own, and which one it is the answer says by its shape.
 """
 
 from __future__ import annotations
@@ -84,19 +84,19 @@ class PredictedValues(Prediction):
 
 
 class Attributions(ABC):
-    """What each unit of the input (a feature, a pixel, a token) moved the output by."""
+    """What each component of the input (a feature, one at a step, a pixel, a token) moved the output by."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Of the units."""
+        """Of the components."""
 
     @property
     @abstractmethod
     def values(self) -> tuple[float, ...]:
-        """Of the units, in their order."""
+        """Of the components, in their order."""
 
     def ranked(self) -> list[tuple[str, float]]:
         """Names and values, the largest first, either way."""
@@ -109,7 +109,7 @@ class Attributions(ABC):
             return ByToken(tuple(read(Token, token) for token in content))
         if not isinstance(content.get("shape"), list):
             return ByFeature(content)
-        return read(BySeries if "features" in content else ByPixel, content)
+        return read(ByStep, content) if isinstance(content.get("features"), list) else read(ByPixel, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,25 @@ class ByFeature(Attributions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ByStep(Attributions):
+    """Of a series: `shape` is how many steps and features there are, and `values` are step by step.
+
+    Where asked for, `over_time` is the sum over time of each feature, and `over_feature` that over the features of each
+    step.
+    """
+
+    shape: tuple[int, ...]
+    features: tuple[str, ...]
+    values: tuple[float, ...]
+    over_time: tuple[float, ...] | None = None
+    over_feature: tuple[float, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{feature}[{step}]" for step in range(self.shape[0]) for feature in self.features)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ByPixel(Attributions):
     """Of an image: `values` row by row, summed over channels; `channels` [channel][row][column] where asked for."""
 
@@ -142,22 +161,6 @@ class ByPixel(Attributions):
     def names(self) -> tuple[str, ...]:
         width = self.shape[1]
         return tuple(f"row {at // width}, column {at % width}" for at in range(len(self.values)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BySeries(Attributions):
-    """Of a series: `values` step by step; where asked for, for each feature the sum over time, or for each step that
-    over the features."""
-
-    shape: tuple[int, ...]
-    features: tuple[str, ...]
-    values: tuple[float, ...]
-    over_time: tuple[float, ...] | None = None
-    over_feature: tuple[float, ...] | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(f"{name}[{step}]" for step in range(self.shape[0]) for name in self.features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
@@ -24,6 +25,8 @@ BATCH = 100
 """Instances in one request: the service takes 1,000, of which one that is wrong has all of them refused."""
 SECONDS = 300.0
 """How long an answer may take; an explanation of a large network by a method of many steps takes minutes."""
+CONNECT_SECONDS = 10.0
+"""How long a connection may take, which no computation makes longer."""
 
 
 class _Connection:
@@ -35,8 +38,9 @@ class _Connection:
         self.options: dict[str, Any] = {
             "base_url": self.url,
             "headers": {} if key is None else {"Authorization": f"Bearer {key}"},
-            "timeout": seconds,
-            "verify": self.url.startswith("https:"),  # reading all certificates takes 40 ms, which plain HTTP saves
+            "timeout": httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+            # reading all certificates takes 40 ms, which plain HTTP saves
+            "verify": not self.url.lower().startswith("http:"),
         }
 
     def request(self, http: httpx.Client | httpx.AsyncClient, call: Call[T]) -> httpx.Request:
@@ -58,6 +62,11 @@ class _Connection:
 
     def lost(self, error: httpx.TransportError) -> Unreachable:
         """The error of a request without an answer."""
+        if (failure := _tls_failure(error)) is not None:
+            return Unreachable(
+                f"TLS with {self.url} failed: {failure}; the environment's SSL_CERT_FILE names "
+                "authorities of your own, and `transport` takes a client certificate"
+            )
         if isinstance(error, httpx.ConnectError):
             return Unreachable(f"nothing answers at {self.url}; is the service running, and is that its address?")
         if isinstance(error, httpx.TimeoutException):
@@ -344,6 +353,14 @@ class AsyncModel:
                 raise error.after(first) from error
             for one in answered:
                 yield one
+
+
+def _tls_failure(error: BaseException) -> ssl.SSLError | None:
+    """What of TLS an error comes from, which httpx passes on as one of the connection."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _batches(

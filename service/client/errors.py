@@ -146,13 +146,19 @@ def refusal(status: int, content: Any, retry_after: float | None) -> Refused:
         str(problem.get("detail") or f"the server answered {status}"),
         status=status,
         kind=_kind(problem),
-        faults=tuple(
-            Fault(_kind(fault), str(fault.get("detail", "")), fault.get("pointer"), fault.get("parameter"))
-            for fault in problem.get("errors") or ()
-        ),
+        faults=_faults(problem.get("errors")),
         request_id=problem.get("request_id"),
         retry_after=retry_after,
         tombstone=problem.get("tombstone"),
+    )
+
+
+def _faults(listed: Any) -> tuple[Fault, ...]:
+    """None where it is not the service's list: a proxy's refusals have forms of their own."""
+    return tuple(
+        Fault(_kind(fault), str(fault.get("detail", "")), fault.get("pointer"), fault.get("parameter"))
+        for fault in (listed if isinstance(listed, list) else ())
+        if isinstance(fault, Mapping)
     )
 
 

@@ -15,8 +15,8 @@ class Retries:
     """A request that got no answer, or 429 or 503, is sent again, `attempts` times in all.
 
     The pause before it is what the service asks for (`Retry-After`), and on top a random part of `backoff` seconds,
-    doubled each time, so that clients refused together do not come back together. One that would end more than
-    `patience` seconds after the first attempt is not begun.
+    doubled each time, so that clients refused together do not come back together. One with which the pauses would come
+    to more than `patience` seconds is not begun.
     """
 
     attempts: int = 4

@@ -59,7 +59,7 @@ class RequestLine(NamedTuple):
 
 
 class DroppedLines(NamedTuple):
-    """How many lines were not written because the reader of the log had stopped."""
+    """How many lines were not written because the reader of the log had stopped, or the log could not be written."""
 
     lines: int
 
@@ -103,13 +103,21 @@ class RequestLog:
             self._dropped = 0
 
     def _write_all(self) -> None:
-        is_open = True
+        is_open, lost = True, 0
         while is_open:
             lines = [self._waiting.get()]
             time.sleep(GATHER_SECONDS)
             lines += [self._waiting.get() for _ in range(self._waiting.qsize())]
             is_open = None not in lines
-            self._write(line for line in lines if line is not None)
+            told = [line for line in lines if line is not None]
+            if lost:
+                told.append((time.time(), DroppedLines(lost)))
+            try:
+                self._write(told)
+            except (OSError, ValueError):  # a full disk, say, or no reader any more; while it lasts nothing can be told
+                lost = sum(line.lines if isinstance(line, DroppedLines) else 1 for _, line in told)
+            else:
+                lost = 0
 
     def _write(self, lines: Iterable[tuple[float, RequestLine | DroppedLines]]) -> None:
         written = (orjson.dumps({"time": moment(seconds), **line.to_json()}) for seconds, line in lines)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import FrozenInstanceError, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import httpx
 import orjson
@@ -18,12 +20,15 @@ from sqlalchemy import select, update
 
 from service.access.permissions import OPEN, Policy, Quota
 from service.access.visibility import ALWAYS, MIN_STEP, PARTS, Item, marks_of
+from service.answers import items, record
 from service.answers.disclosure import limited, limited_prediction
 from service.answers.encoding import encode
 from service.answers.explanation import Answered, ExplanationItem
+from service.answers.items import ReasonItem
 from service.answers.reading import read
-from service.answers.record import RecordItem
+from service.answers.record import Personal, RecordedRow, RecordItem
 from service.catalog.outputs.classes import ClassPrediction
+from service.catalog.outputs.predictions import AnyPrediction, AnyTarget
 from service.ledger.tables import explanations, log
 
 if TYPE_CHECKING:
@@ -404,6 +409,23 @@ def test_a_field_of_which_no_policy_says_anything_is_hidden(policy: Policy) -> N
         assert {name: shown[name] for name in content} == content
 
 
-def test_every_field_of_an_answer_says_what_a_policy_shows() -> None:
-    for kind in (ExplanationItem, RecordItem, ClassPrediction):
-        assert {field.name for field in fields(kind)} == marks_of(kind).keys()
+def test_every_field_of_an_answer_and_its_parts_says_what_a_policy_shows() -> None:
+    parts = [kind for module in (items, record) for kind in vars(module).values() if isinstance(kind, type)]
+    inner = {RecordedRow, Personal}  # of the sealed part, which is read and never answered
+    kinds = {kind for kind in parts if issubclass(kind, Item)} - {Item} - inner
+    kinds |= {ExplanationItem, RecordItem, *get_args(AnyPrediction), *get_args(AnyTarget)}
+    for kind in kinds:
+        declared: Any = kind
+        assert {field.name for field in fields(declared)} == marks_of(declared).keys(), kind
+
+
+def test_a_copy_of_an_item_is_equal_and_none_can_be_changed() -> None:
+    item = ReasonItem(feature="income", text="Income", contribution=0.5, code=None)
+    others = [pickle.loads(pickle.dumps(item)), copy.deepcopy(item), item.adding(tied=None)]
+    assert others == [item] * 3
+    assert item != item.adding(tied=True)
+    assert [orjson.loads(encode(other)) for other in others] == [
+        {"feature": "income", "text": "Income", "contribution": 0.5}
+    ] * 3
+    with pytest.raises(FrozenInstanceError):
+        item.text = "Age"  # type: ignore[misc]

@@ -149,6 +149,19 @@ async def test_an_export_and_each_time_it_is_fetched_are_events(
     assert (await bank.get("/v1/exports")).json() == {"exports": [export]}
 
 
+async def test_exports_by_the_name_of_a_person_are_listed_when_that_person_is_erased(
+    bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    await explain([instance], by=bank, context={"subject": "Ada"})
+    export = await ended(bank, format="csv", explanations={"subject": "Ada"})
+
+    assert (await bank.post("/v1/subjects/Ada:erase", json={})).json()["exports"] == 1
+
+    assert (await bank.get("/v1/exports")).json() == {"exports": [export]}
+    assert (await bank.get(f"/v1/exports/{export['id']}")).json() == export
+    assert "not past an erasure" in assert_problem(await bank.get(f"/v1/exports/{export['id']}/file"), 410)
+
+
 async def test_an_erasure_withdraws_what_was_exported_before(
     service: Service, bank: httpx.AsyncClient, explain: Explain, instance: dict[str, Any], tenant: str,
     assert_problem: AssertProblem,

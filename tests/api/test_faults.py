@@ -239,6 +239,22 @@ async def test_a_parameter_given_twice_is_refused(
     assert told(response) == [("repeated-parameter", name)]
 
 
+@pytest.mark.parametrize(
+    ("query", "missing", "sentence"),
+    [
+        ("?to=2", ["from"], "from is required"),
+        ("", ["from", "to"], "from is required; 1 more fault is listed in `errors`"),
+    ],
+)
+async def test_a_parameter_that_is_missing_is_named(
+    client: httpx.AsyncClient, assert_problem: AssertProblem, query: str, missing: list[str], sentence: str
+) -> None:
+    response = await client.get(f"/v1/consistency{query}")
+
+    assert assert_problem(response, 400) == sentence
+    assert told(response) == [("missing-field", name) for name in missing]
+
+
 async def test_a_wrong_parameter_is_named(client: httpx.AsyncClient, assert_problem: AssertProblem) -> None:
     response = await client.get("/v1/explanations?limit=0&converged=perhaps")
 

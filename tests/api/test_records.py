@@ -164,6 +164,7 @@ async def test_a_day_is_a_whole_day_wherever_it_is_asked_for(
         job = service.with_ledger.jobs.get(tenant, made["id"], ["export"])
     assert job is not None
     asked = ExportSpec.of(service.services.vault, job).search
+    assert asked is not None
     assert (asked.created_from, asked.created_to) == (start, start + DAY)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import uuid
 from collections.abc import Iterator
@@ -186,6 +187,27 @@ async def test_lines_that_were_dropped_are_told_as_soon_as_there_is_room(
     await log.close()
 
     assert [line.get("id", line.get("lines")) for line in stream.lines] == ["0", "1", "2", "6", 3]
+
+
+async def test_a_disk_that_was_full_does_not_end_the_log(monkeypatch: pytest.MonkeyPatch, until: Until) -> None:
+    monkeypatch.setattr(request_log, "GATHER_SECONDS", 0)
+    tried: list[str] = []
+
+    class Full(Lines):
+        def write(self, text: str) -> None:
+            tried.append(text)
+            if len(tried) <= 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().write(text)
+
+    stream = Full()
+    log = RequestLog(stream)
+    for number in range(3):
+        log.add(line_of(str(number)))
+        await until(lambda count=number + 1: len(tried) == count)  # type: ignore[misc]
+    await log.close()
+
+    assert [line.get("id", line.get("lines")) for line in stream.lines] == ["2", 2]
 
 
 async def test_no_line_is_lost_that_comes_as_the_log_is_closed() -> None:

@@ -170,7 +170,9 @@ async def test_a_token_opens_what_its_scopes_say_and_is_on_record(
     accepting: Service, issuer: RealIssuer, client: httpx.AsyncClient, instance: dict[str, Any], place: int
 ) -> None:
     tenant = uuid.uuid4().hex
-    token = issuer.token(issuer.keys[place], tenant=tenant, scope=["explain", "ledger:read", "fly"])
+    token = issuer.token(
+        issuer.keys[place], tenant=tenant, scope=["explain", "ledger:read", "fly", {"name": "metrics"}]
+    )
 
     explained = await client.post(PATH, json={"instances": [instance]}, headers=bearer(token))
     assert explained.status_code == 200, explained.text

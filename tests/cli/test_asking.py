@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +20,15 @@ import pytest
 from PIL import Image
 from sqlalchemy import update
 
-from service.cli.bench import Measured, figures_of, to_text
+from service.cli.bench import Measured, figures_of, measure, to_text
+from service.cli.connecting import Access, access_to
+from service.cli.demo import explain_one_denial
 from service.cli.explanation_text import proof_lines
 from service.cli.instances import Columns, Form, read_file
-from service.client import Client, Explanation, Feature, ModelDescription, Outputs, Timings, Verification
+from service.client import AsyncClient, Client, Explanation, Feature, ModelDescription, Outputs, Timings, Verification
 from service.errors import UsageError
 from service.ledger.tables import explanations
-from tests.conftest import MakeKey, Service
+from tests.conftest import PATIENCE_SECONDS, MakeKey, Service
 
 if TYPE_CHECKING:
     from tests.cli.conftest import RunCommand
@@ -143,6 +147,55 @@ def test_without_a_server_it_asks_where_the_settings_say(
     monkeypatch.setenv("ANSWERABLE_PORT", str(address.port))
     done = run("show", "none", server=None)
     assert (done.code, done.errors) == (1, "there is no such explanation\n")
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "https://127.0.0.1:8443"), ("::", "https://[::1]:8443")])
+def test_a_service_with_a_certificate_is_asked_by_https(host: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"KEY": "k" * 20, "HOST": host, "PORT": "8443", "TLS_CERTIFICATE": "c.pem", "TLS_KEY": "k.pem"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"ANSWERABLE_{name}", value)
+    assert access_to(None).url == url
+    assert access_to("HTTPS://there").url == "HTTPS://there"
+
+
+async def test_a_measurement_does_not_wait_for_the_day_on_which_a_quota_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = {
+        "explanations": [{"id": "a", "method": "saliency"}],
+        "predictions": [{"outputs": [], "output_space": "logit"}],
+    }
+    answers = [httpx.Response(200, json=answered)]
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        spent = httpx.Response(429, json={"detail": "the quota is spent"}, headers={"Retry-After": "86400"})
+        return answers.pop() if answers else spent
+
+    made = partial(AsyncClient, transport=httpx.MockTransport(answer))
+    monkeypatch.setattr("service.cli.bench.AsyncClient", made)
+    model = ModelDescription(
+        name="loan",
+        version="1",
+        ready=True,
+        title="",
+        description="",
+        inputs=(),
+        outputs=Outputs(kind="classes", spaces=(), default_space=""),
+        methods=(),
+        baselines=(),
+        defaults={},
+    )
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        measured, _ = await measure(Access("http://there", "k"), model, [{}], {}, 2, 0.05, fresh=True)
+    assert (measured.refused, measured.explanations) == (2, [])
+
+
+async def test_a_demo_that_cannot_ask_says_why(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.client.retries.random.random", lambda: 0.0)
+    await explain_one_denial(service.services, "http://127.0.0.1:9")
+    assert "could not be asked: nothing answers at http://127.0.0.1:9" in capsys.readouterr().out
 
 
 def test_a_measurement_counts_what_it_was_answered(run: RunCommand, service: Service, make_key: MakeKey) -> None:

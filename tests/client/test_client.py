@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import ssl
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,12 +23,14 @@ import service.client
 from service.answers.explanation import ExplanationItem
 from service.answers.record import RecordItem
 from service.api.schemas import ExplainParameters
+from service.catalog.inputs.registry import AnyAttributions
+from service.catalog.inputs.series import SeriesAttributions
 from service.catalog.outputs.predictions import AnyPrediction
 from service.client import (
     AsyncClient,
     ByFeature,
     ByPixel,
-    BySeries,
+    ByStep,
     ByToken,
     Client,
     ClientError,
@@ -266,6 +269,23 @@ def test_predictions_are_of_the_kind_that_they_look_like(content: dict[str, Any]
     assert prediction.text == text
 
 
+def test_a_series_is_read_by_step_and_feature() -> None:
+    sent = SeriesAttributions(shape=(2, 2), features=("heart_rate", "oxygen"), values=(0.1, -0.2, 0.5, 0.0))
+    attributions = Attributions.from_json(sent.to_json())
+    assert isinstance(attributions, ByStep)
+    assert dict(zip(attributions.names, attributions.values, strict=True)) == {
+        "heart_rate[0]": 0.1,
+        "oxygen[0]": -0.2,
+        "heart_rate[1]": 0.5,
+        "oxygen[1]": 0.0,
+    }
+
+
+def test_every_kind_of_attributions_has_a_class_of_its_own() -> None:
+    classes = {kind.__name__ for kind in Attributions.__subclasses__()}
+    assert len(get_args(AnyAttributions)) == len(classes)
+
+
 def test_tokens_are_read_in_their_order() -> None:
     content = [{"token": "he", "start": 0, "end": 2, "attribution": -0.5}, {"token": 7, "attribution": 0.25}]
     attributions = Attributions.from_json(content)
@@ -277,7 +297,7 @@ def test_tokens_are_read_in_their_order() -> None:
 def test_series_are_read_by_step_and_feature() -> None:
     content = {"shape": [2, 2], "features": ["pulse", "age"], "values": [1.0, 2.0, 3.0, -4.0], "over_time": [4.0, -2.0]}
     attributions = Attributions.from_json(content)
-    assert isinstance(attributions, BySeries)
+    assert isinstance(attributions, ByStep)
     assert attributions.names == ("pulse[0]", "age[0]", "pulse[1]", "age[1]")
     assert attributions.ranked()[0] == ("age[1]", -4.0)
     assert (attributions.over_time, attributions.over_feature) == ((4.0, -2.0), None)
@@ -306,6 +326,39 @@ def test_an_answer_that_lacks_a_field_is_said_and_one_with_more_is_read() -> Non
     assert client.verify("a").size == 3
     with pytest.raises(UnexpectedAnswer, match=r"Verification .*size"):
         client.verify("a")
+
+
+def test_a_refusal_by_something_in_between_is_an_error_of_the_client_too() -> None:
+    client, _ = stubbed(
+        httpx.Response(502, json={"errors": ["no upstream"]}), httpx.Response(502, json={"errors": {"a": 1}})
+    )
+    for _ in range(2):
+        with pytest.raises(Refused, match="the server answered 502") as error:
+            client.models()
+        assert error.value.faults == ()
+
+
+# Over TLS
+
+
+@pytest.mark.parametrize("url", ["https://localhost:1", "HTTPS://localhost:1", "Https://localhost:1"])
+def test_who_answers_by_https_is_always_verified(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(httpx, "Client", lambda **options: asked.append(options["verify"]))
+    Client(url)
+    assert asked == [True]
+
+
+def test_a_certificate_that_is_not_trusted_is_said() -> None:
+    def untrusted(request: httpx.Request) -> httpx.Response:
+        try:
+            raise ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+        except ssl.SSLError as error:
+            raise httpx.ConnectError(str(error), request=request) from error
+
+    client, _ = stubbed(untrusted, retries=None)
+    with pytest.raises(Unreachable, match=r"^TLS with http://there failed: .*SSL_CERT_FILE"):
+        client.models()
 
 
 # What is sent again

@@ -9,6 +9,7 @@ from service.catalog.inputs.kind import Row
 from service.catalog.manifest import Manifest
 from service.catalog.nearest import Searches
 from service.errors import MAX_FAULTS, InvalidRequest
+from service.wording import others_listed
 
 
 def read_instance(manifest: Manifest, instance: object, folder: Path | None = None) -> tuple[float, ...]:
@@ -47,7 +48,7 @@ def read_instances(
     if not refusals:
         return
     others = count - len(refusals[0].faults)
-    also = f"; {others} more faults are listed in `errors`" if others else ""
     raise InvalidRequest(
-        f"{refusals[0]}{also}", *[fault for refusal in refusals for fault in refusal.faults][:MAX_FAULTS]
+        f"{refusals[0]}{others_listed(others)}",
+        *[fault for refusal in refusals for fault in refusal.faults][:MAX_FAULTS],
     )
