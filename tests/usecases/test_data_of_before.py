@@ -139,7 +139,7 @@ def is_rounded_up(now: Any, then: Any) -> bool:
     if isinstance(then, dict | list):
         pairs = zip(now.values(), then.values(), strict=True) if isinstance(then, dict) else zip(now, then, strict=True)
         return all(is_rounded_up(*pair) for pair in pairs)
-    return same(now, then) or bool(type(now) is type(then) is float and then <= now <= 1.2 * then + 0.0101)
+    return same(now, then) or bool(type(now) is type(then) is float and then <= now <= 1.2 * then + 0.1001)
 
 
 async def test_the_log_is_what_was_signed(app: FastAPI, settings: Settings) -> None:

@@ -108,7 +108,7 @@ def _names(folder_labels: Sequence[str], kind: type[OutputKind], options: AddOpt
     """The names of the outputs: those of the options, or the configuration's, or where those say nothing the user's."""
     given, count = options.values or options.labels, len(folder_labels)
     if given is None and all(UNNAMED.fullmatch(label) for label in folder_labels):
-        default = folder_labels if kind is not Values else kind.usual_names(count) if count > 1 else ("score",)
+        default = kind.usual_names(count)
         what = f"the {count} {kind.noun}s, in the order of the scores" if count > 1 else f"the {kind.noun}"
         given = comma_separated(ask(what, ",".join(default)))
     if given is not None and len(given) != count:

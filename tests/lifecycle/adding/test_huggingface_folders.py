@@ -67,7 +67,7 @@ KINDS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("toxic", "threat"),
     ),
     "one label": ({"id2label": {0: "relevant"}}, "labels", ("relevant",)),
-    "a regression": ({"num_labels": 1, "problem_type": "regression"}, "values", ("score",)),
+    "a regression": ({"num_labels": 1, "problem_type": "regression"}, "values", ("value",)),
     "two regressions": (
         {"id2label": {0: "valence", 1: "arousal"}, "problem_type": "regression"},
         "values",
@@ -90,7 +90,7 @@ def test_outputs_are_those_of_the_packages_pipeline(name: str, tmp_path: Path) -
     package = transformers()
     pipeline = package.pipeline("text-classification", model=str(tmp_path / "mine"), top_k=None, device="cpu")
     theirs = {answer["label"]: answer["score"] for answer in pipeline([TEXT])[0]}
-    labels = ["LABEL_0"] if names == ("score",) else names
+    labels = ["LABEL_0"] if names == ("value",) else names
     np.testing.assert_allclose(ours, [theirs[label] for label in labels], rtol=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_a_cross_encoders_score_is_a_value_where_it_says_so(tmp_path: Path) -> N
         edit(tmp_path / f"reranker-{at}" / "config.json", partial(_updated, named))
         manifest, _ = declared(added(tmp_path / f"reranker-{at}", tmp_path / "models"))
         assert isinstance(manifest.outputs, Values)
-        assert manifest.outputs.names == ("score",)
+        assert manifest.outputs.names == ("value",)
 
 
 def test_names_can_be_others_and_are_asked_for_where_there_are_none(bert: Path, tmp_path: Path) -> None:
