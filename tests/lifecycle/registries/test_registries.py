@@ -55,6 +55,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[st
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with http_server(answer) as server:
         monkeypatch.setenv("HF_ENDPOINT", server)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # which loading a network of the hub sets in its process
         yield server, asked
 
 
