@@ -116,32 +116,6 @@ def predict(model: str, version: str | None, instances: Sequence[Any], **paramet
 
 
 def explain(
-    model: str,
-    version: str | None,
-    instances: Sequence[Any],
-    contexts: Sequence[Context] | Context | None,
-    parameters: Mapping[str, Any],
-    *,
-    fresh: bool,
-) -> Call[list[Explanation]]:
-    """Predictions with explanations; `fresh` ones are computed, whatever is in the cache."""
-    return _explain(read_explanations, model, version, instances, contexts, parameters, fresh=fresh)
-
-
-def explain_where(
-    model: str,
-    version: str | None,
-    instances: Sequence[Any],
-    contexts: Sequence[Context] | Context | None,
-    parameters: Mapping[str, Any],
-    *,
-    fresh: bool,
-) -> Call[list[Explanation | Prediction]]:
-    """The same with `when` among the parameters: for whom it does not hold, the prediction."""
-    return _explain(read_either, model, version, instances, contexts, parameters, fresh=fresh)
-
-
-def _explain(
     read: Callable[[Any], T],
     model: str,
     version: str | None,
@@ -151,6 +125,10 @@ def _explain(
     *,
     fresh: bool,
 ) -> Call[T]:
+    """Predictions with explanations; `fresh` ones are computed, whatever is in the cache.
+
+    `read` is `read_explanations`, or with `when` among the parameters `read_either`.
+    """
     body: dict[str, Any] = {"instances": list(instances), "parameters": dict(parameters)}
     if contexts is not None:
         body["context"] = (

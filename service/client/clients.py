@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -157,7 +157,9 @@ class Model:
         self, instance: Any, *, context: Context | None = None, fresh: bool = False, **parameters: Unpack[Parameters]
     ) -> Explanation:
         """The explanation of one instance, on record; a `fresh` one is computed even if it is in the cache."""
-        call = calls.explain(self.name, self.version, [instance], context, parameters, fresh=fresh)
+        call = calls.explain(
+            calls.read_explanations, self.name, self.version, [instance], context, parameters, fresh=fresh
+        )
         return self._client.send(call)[0]
 
     def explain_many(
@@ -174,13 +176,8 @@ class Model:
         `contexts` are one for all instances, or one for each. The faults of a refusal count the instances from the
         first; those before its batch are explained by then.
         """
-        for first, some, theirs in _batches(instances, contexts, batch):
-            call = calls.explain(self.name, self.version, some, theirs, parameters, fresh=fresh)
-            try:
-                answered = self._client.send(call)
-            except Refused as error:
-                raise error.after(first) from error
-            yield from answered
+        read = calls.read_explanations
+        yield from self._in_batches(read, instances, contexts, batch, parameters, fresh=fresh)
 
     def explain_targets(
         self,
@@ -193,7 +190,9 @@ class Model:
     ) -> list[Explanation]:
         """Explanations of one instance, one for each of at most 20 targets, in one request, which shares work."""
         asked = {**parameters, "targets": list(targets)}
-        return self._client.send(calls.explain(self.name, self.version, [instance], context, asked, fresh=fresh))
+        return self._client.send(
+            calls.explain(calls.read_explanations, self.name, self.version, [instance], context, asked, fresh=fresh)
+        )
 
     def explain_where(
         self,
@@ -208,8 +207,20 @@ class Model:
         """As `explain_many`, of the instances for whose prediction `when` holds (`probability > 0.8`, or
         `label == denied`); of the others the prediction, and no record."""
         asked = {**parameters, "when": when}
-        for first, some, theirs in _batches(instances, contexts, batch):
-            call = calls.explain_where(self.name, self.version, some, theirs, asked, fresh=fresh)
+        yield from self._in_batches(calls.read_either, instances, contexts, batch, asked, fresh=fresh)
+
+    def _in_batches(
+        self,
+        read: Callable[[Any], list[T]],
+        instances: Iterable[Any],
+        contexts: Iterable[Context] | Context | None,
+        size: int,
+        parameters: Mapping[str, Any],
+        *,
+        fresh: bool,
+    ) -> Iterator[T]:
+        for first, some, theirs in _batches(instances, contexts, size):
+            call = calls.explain(read, self.name, self.version, some, theirs, parameters, fresh=fresh)
             try:
                 answered = self._client.send(call)
             except Refused as error:
@@ -298,7 +309,9 @@ class AsyncModel:
         self, instance: Any, *, context: Context | None = None, fresh: bool = False, **parameters: Unpack[Parameters]
     ) -> Explanation:
         """The explanation of one instance, on record; a `fresh` one is computed even if it is in the cache."""
-        call = calls.explain(self.name, self.version, [instance], context, parameters, fresh=fresh)
+        call = calls.explain(
+            calls.read_explanations, self.name, self.version, [instance], context, parameters, fresh=fresh
+        )
         return (await self._client.send(call))[0]
 
     async def explain_many(
@@ -311,14 +324,9 @@ class AsyncModel:
         **parameters: Unpack[Parameters],
     ) -> AsyncIterator[Explanation]:
         """As of `Model`: the explanations of instances, in their order, asked for as they are taken."""
-        for first, some, theirs in _batches(instances, contexts, batch):
-            call = calls.explain(self.name, self.version, some, theirs, parameters, fresh=fresh)
-            try:
-                answered = await self._client.send(call)
-            except Refused as error:
-                raise error.after(first) from error
-            for explanation in answered:
-                yield explanation
+        read = calls.read_explanations
+        async for explanation in self._in_batches(read, instances, contexts, batch, parameters, fresh=fresh):
+            yield explanation
 
     async def explain_targets(
         self,
@@ -331,7 +339,9 @@ class AsyncModel:
     ) -> list[Explanation]:
         """As of `Model`: one explanation for each target, in one request."""
         asked = {**parameters, "targets": list(targets)}
-        return await self._client.send(calls.explain(self.name, self.version, [instance], context, asked, fresh=fresh))
+        return await self._client.send(
+            calls.explain(calls.read_explanations, self.name, self.version, [instance], context, asked, fresh=fresh)
+        )
 
     async def explain_where(
         self,
@@ -345,8 +355,21 @@ class AsyncModel:
     ) -> AsyncIterator[Explanation | Prediction]:
         """As of `Model`: explanations where `when` holds, and predictions where it does not."""
         asked = {**parameters, "when": when}
-        for first, some, theirs in _batches(instances, contexts, batch):
-            call = calls.explain_where(self.name, self.version, some, theirs, asked, fresh=fresh)
+        async for one in self._in_batches(calls.read_either, instances, contexts, batch, asked, fresh=fresh):
+            yield one
+
+    async def _in_batches(
+        self,
+        read: Callable[[Any], list[T]],
+        instances: Iterable[Any],
+        contexts: Iterable[Context] | Context | None,
+        size: int,
+        parameters: Mapping[str, Any],
+        *,
+        fresh: bool,
+    ) -> AsyncIterator[T]:
+        for first, some, theirs in _batches(instances, contexts, size):
+            call = calls.explain(read, self.name, self.version, some, theirs, parameters, fresh=fresh)
             try:
                 answered = await self._client.send(call)
             except Refused as error:
