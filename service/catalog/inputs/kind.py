@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
@@ -207,7 +208,7 @@ class Inputs(Declaration, ABC):
         """The components that get attributions, where they have names."""
         return ()
 
-    @property
+    @cached_property
     def component_names(self) -> tuple[str, ...]:
         """The names of the components."""
         return tuple(component.name for component in self.components)
@@ -222,10 +223,10 @@ class Inputs(Declaration, ABC):
         """Their names, or the place of each in the inputs' shape."""
         return self.component_names or tuple(",".join(map(str, place)) for place in np.ndindex(self.shape[-2:]))
 
-    @property
+    @cached_property
     def protected(self) -> tuple[int, ...]:
         """The places of the protected ones among the attributions."""
-        return ()
+        return tuple(place for place, component in enumerate(self.components) if component.protected)
 
     @property
     def reason_groups(self) -> tuple[ReasonGroup, ...]:

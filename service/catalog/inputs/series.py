@@ -136,16 +136,6 @@ class SeriesInputs(Inputs):
         return self.steps * len(self.features)
 
     @cached_property
-    def component_names(self) -> tuple[str, ...]:
-        """Each feature's name with the number of the step."""
-        return tuple(component.name for component in self.components)
-
-    @cached_property
-    def protected(self) -> tuple[int, ...]:
-        """The protected features at all steps."""
-        return tuple(place for place, component in enumerate(self.components) if component.protected)
-
-    @cached_property
     def reason_groups(self) -> tuple[ReasonGroup, ...]:
         """A feature at all of its steps is one reason."""
         return reason_groups((feature.name, feature) for _, feature in self._places)

@@ -121,11 +121,6 @@ class TabularInputs(Inputs):
         return tuple(components.values())
 
     @cached_property
-    def component_names(self) -> tuple[str, ...]:
-        """The names of what attributions speak of."""
-        return tuple(component.name for component in self.components)
-
-    @cached_property
     def reason_groups(self) -> tuple[ReasonGroup, ...]:
         """What may be a principal reason, in the order of the first component of each."""
         return reason_groups((component.name, component) for component in self.components)
@@ -134,11 +129,6 @@ class TabularInputs(Inputs):
     def reason_texts(self) -> str:
         """The version of the reason texts: the digest of every component's title, code and text, in order."""
         return digest_of_reasons(self.components)
-
-    @cached_property
-    def protected(self) -> tuple[int, ...]:
-        """The places of the protected ones among the attributions."""
-        return tuple(place for place, component in enumerate(self.components) if component.protected)
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, ...]]:
