@@ -24,7 +24,8 @@ from service.engine.messages import Done, Failed, Outcome
 from service.engine.protocol import ChunkReport, Engine, Source
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from tests.conftest import MODELS
 from tests.engine.forked import fork_worker
 

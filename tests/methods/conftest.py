@@ -43,7 +43,8 @@ from service.domain import (
 from service.engine.messages import Done
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from service.methods.problem import Attribution, Method, Problem
 from service.methods.questions import (
     Answer,

@@ -23,7 +23,8 @@ from service.engine.messages import Done, Outcome
 from service.engine.protocol import ChunkReport
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from service.errors import InvalidRequest
 from service.methods.registry import BY_NAME, METHODS
 from service.methods.spec import Choice, Facts, Number

@@ -13,17 +13,12 @@ from service.catalog.version_files import read_baseline_rows
 from service.domain import ChunkShapes, Priority, VersionRef
 from service.engine.messages import Explain, Predict
 from service.engine.protocol import BaselineOutputs, Loaded, Source
-from service.engine.worker.device import (
-    DeviceModel,
-    PreparedBaseline,
-    put_on_device,
-    with_baseline,
-    without_baseline,
-)
+from service.engine.worker.device import DeviceModel, put_on_device, with_baseline, without_baseline
 from service.engine.worker.environment import libraries_of
 from service.engine.worker.explanation import explain, interrupted, predict
 from service.engine.worker.memory import is_out_of_memory
-from service.engine.worker.scheduler import Live
+from service.engine.worker.packing import Live
+from service.engine.worker.prepared_baselines import PreparedBaseline
 from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
 
 MAX_OTHER_SHAPES = 4

@@ -20,9 +20,11 @@ from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.kernels.kernel import Deployed, DeployedKernel
 from service.engine.messages import Done, Failed
-from service.engine.worker.device import DeviceModel, outputs_over, put_on_device
+from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.prepared_baselines import outputs_over
+from service.engine.worker.scheduler import Scheduler
 from service.usecases.planning import Parameters, make_plans
 
 SHAPES = ChunkShapes(32, 128)

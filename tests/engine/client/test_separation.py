@@ -17,7 +17,7 @@ from service.domain import Explanation, Plan, VersionRef
 from service.engine.client import separation
 from service.engine.client.local_engine import LocalEngine
 from service.engine.messages import Load, Reply, Request, VersionLoaded
-from service.engine.worker import device
+from service.engine.worker import model_kernels
 from service.engine.worker.device import DeviceModel
 from service.errors import CatalogError, ModelNotReady
 from tests.engine.client.conftest import SOURCE
@@ -159,4 +159,4 @@ async def test_how_long_a_chunk_takes_is_the_longer_of_gradients_and_the_artefac
     ends = device_model.low, device_model.high
     for times in ([0.0, 1.0, 4.0], [0.0, 3.0, 4.0]):
         clock = iter(times).__next__
-        assert device.chunk_seconds(device_model.kernels, ends, clock) == 3.0
+        assert model_kernels.chunk_seconds(device_model.kernels, ends, clock) == 3.0

@@ -17,7 +17,7 @@ import torch
 from service.domain import ChunkShapes, Explanation, Plan, Priority
 from service.engine.kernels.gradient import NICENESS, BackgroundGradientKernel
 from service.engine.kernels.kernel import Kernel, Launched, Overlapping, Segment
-from service.engine.worker import device
+from service.engine.worker import model_kernels
 from service.engine.worker.device import DeviceModel
 from service.errors import ComputationFailed
 from service.methods.questions import Points
@@ -321,7 +321,7 @@ def test_all_chunks_of_a_large_network_are_left_to_one_thread(
     device_model: DeviceModel, monkeypatch: pytest.MonkeyPatch, shapes: ChunkShapes
 ) -> None:
     """Also where it has one size of them, because the next costs as much a row."""
-    monkeypatch.setattr(device, "LARGE_VALUES", 1)
+    monkeypatch.setattr(model_kernels, "LARGE_VALUES", 1)
     kernels = device_model.kernels_at(shapes)[Points]
     assert tuple(kernel.capacity for kernel in kernels) == shapes.rows
     threads = set()
