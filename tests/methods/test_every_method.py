@@ -14,6 +14,7 @@ import torch
 
 from service.answers.encoding import encode
 from service.answers.explanation import answered
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.outputs.classes import Classes
@@ -67,7 +68,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(model: DeviceModel, token_model: DeviceModel, token_folder: Path) -> dict[str, Served]:
     shapes = ChunkShapes(32, 128)
-    digits = put_on_device(MODELS / "digits" / "1", torch.device("cpu"), {}, shapes)
+    digits = put_on_device(MODELS / "digits" / "1", torch.device("cpu"), {}, Calibration(shapes))
     return {
         "loan": Served(MODELS / "loan" / "1", model),
         "digits": Served(MODELS / "digits" / "1", digits),

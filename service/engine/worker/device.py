@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.artefacts.loading import LoadedModel, load_model
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import Manifest
 from service.catalog.outputs.kind import OutputKind
 from service.catalog.traits import Traits
@@ -74,11 +75,15 @@ class DeviceModel:
 
     @property
     def shapes(self) -> ChunkShapes:
-        """The rows of the gradient chunks now, of whole and of cut rows; fewer than at load when the device ran out of
-        memory."""
+        """Those of the gradient chunks now; of fewer rows than at load when the device ran out of memory."""
         rows = sorted(kernel.capacity for kernel in self.kernels[Points])
         graded = Points in self.kernels.graded
-        return ChunkShapes(rows[0], rows[-1], self.length, graded, tuple(cut.shapes for cut in self.cut))
+        return ChunkShapes(rows[0], rows[-1], self.length, graded)
+
+    @property
+    def calibration(self) -> Calibration:
+        """The shapes now, of whole and of cut rows."""
+        return Calibration(self.shapes, tuple(cut.shapes for cut in self.cut))
 
     def at(self, shapes: ChunkShapes) -> DeviceModel:
         """The model with gradient chunks of these shapes, which takes a moment. Raises torch.OutOfMemoryError."""
@@ -94,16 +99,16 @@ def put_on_device(
     folder: Path,
     device: torch.device,
     known_outputs: Mapping[str, Mapping[OutputSpace, Floats]],
-    shapes: ChunkShapes | None = None,
+    calibration: Calibration | None = None,
 ) -> DeviceModel:
     """Loads the model version in `folder`.
 
     `known_outputs` holds, by baseline digest, outputs [K + 1, outputs] computed earlier, the last row for the mean;
-    what it lacks is computed. `shapes` are those of an earlier calibration on a device like this. Raises CatalogError.
+    what it lacks is computed. `calibration` is an earlier one on a device like this. Raises CatalogError.
     """
     model = load_model(folder, device)
-    whole = _on_device(model, device, known_outputs, shapes)
-    cut = [_on_device(one, device, {}, shapes, prod(one.manifest.inputs.shape)) for one in model.cut]
+    whole = _on_device(model, device, known_outputs, calibration)
+    cut = [_on_device(one, device, {}, calibration, prod(one.manifest.inputs.shape)) for one in model.cut]
     return replace(whole, cut=cut)
 
 
@@ -111,7 +116,7 @@ def _on_device(
     model: LoadedModel,
     device: torch.device,
     known_outputs: Mapping[str, Mapping[OutputSpace, Floats]],
-    known_shapes: ChunkShapes | None,
+    calibration: Calibration | None,
     length: int | None = None,
 ) -> DeviceModel:
     """The model for whole rows, or for those that are cut to a `length`; see `put_on_device`."""
@@ -128,8 +133,9 @@ def _on_device(
         for digest, rows in model.baselines.items()
     }
     ends = _ends(model)
-    shapes = None if known_shapes is None else known_shapes.at(length)
-    if shapes is None:
+    if calibration is not None:
+        shapes = calibration.at(length)
+    else:
         shapes = calibrate(
             lambda rows: GradientKernel(network, rows, trace=False),
             lambda rows: across(ends, rows, readouts[-1]),
@@ -147,19 +153,21 @@ def _on_device(
         return kernels
 
     kernels = kernels_at(shapes)
+    low, high = model.bounds
     return DeviceModel(
-        model.key,
-        model.manifest,
-        kernels,
-        kernels_at,
-        baselines,
-        traits,
-        *model.bounds,
-        model.parity,
-        model.seen,
-        model.fixed,
-        chunk_seconds(kernels, ends, clock_of(device), readouts[-1]),
-        length,
+        key=model.key,
+        manifest=model.manifest,
+        kernels=kernels,
+        kernels_at=kernels_at,
+        baselines=baselines,
+        traits=traits,
+        low=low,
+        high=high,
+        parity=model.parity,
+        seen=model.seen,
+        fixed=model.fixed,
+        chunk_seconds=chunk_seconds(kernels, ends, clock_of(device), readouts[-1]),
+        length=length,
     )
 
 

@@ -34,10 +34,11 @@ from service.methods.questions import (
 DEPLOYED_ROWS = 32
 DEPLOYED_VALUES = 2**22
 """In all tensors of a forward pass, at most: one prediction of a large network must not wait for 32 rows of padding."""
-LARGE_VALUES = 2**20
+MAX_RECORDED_VALUES = 2**20
 """In all tensors of one row: chunks of a network with more are not recorded. Of an encoder of 22 million weights a row
 of 16 tokens takes 26.9 ms recorded and 26.8 as it is, 16 of them 163 and 166, with the same bits; and to record one
-shape takes as long as some six chunks of it, at every start, for every length."""
+shape takes as long as some six chunks of it, at every start, for every length. The size decides this alone, the same on
+every machine; whether shapes are graded is measured, and kept with them (`calibration.GRADED_SECONDS`)."""
 BREAKPOINT_LINES = 32
 BREAKPOINT_VALUES = 2**26
 """In one tensor of a pass over all lines, at most: 256 MiB. A line with more pieces than find room is refined."""
@@ -84,19 +85,16 @@ def kernels_of(
 def _gradient_kernels(network: Network, shapes: ChunkShapes) -> Sequence[Kernel]:
     if network.device.type == "cuda":
         return [GraphedGradientKernel(network, count) for count in shapes.rows]
-    is_large = _is_large(network.twin, network.shape)
-    if shapes.graded or is_large:  # the shortest takes so long that nobody else should wait for it
-        return [BackgroundGradientKernel(network, count, trace=not is_large, is_large=True) for count in shapes.rows]
+    trace = _is_recorded(network)
+    if shapes.graded or not trace:  # the shortest takes so long that nobody else should wait for it
+        return [BackgroundGradientKernel(network, count, trace=trace, is_slow=True) for count in shapes.rows]
     brief, *others = shapes.rows
-    return [
-        GradientKernel(network, brief, trace=not is_large),
-        *(BackgroundGradientKernel(network, count, trace=not is_large) for count in others),
-    ]
+    return [GradientKernel(network, brief), *(BackgroundGradientKernel(network, count) for count in others)]
 
 
-def _is_large(twin: fx.GraphModule, shape: tuple[int, ...]) -> bool:
-    """Whether its chunks take so long that nothing is won by recording them; see `LARGE_VALUES`."""
-    return sum(layer_sizes(twin, shape)) >= LARGE_VALUES
+def _is_recorded(network: Network) -> bool:
+    """Whether its chunks are short enough that recording them wins something; see `MAX_RECORDED_VALUES`."""
+    return sum(layer_sizes(network.twin, network.shape)) < MAX_RECORDED_VALUES
 
 
 def deployed_rows(twin: fx.GraphModule, shape: tuple[int, ...], *, alone: bool) -> int:
@@ -114,11 +112,11 @@ def warm_up(kernels: Kernels, network: Network, ends: Ends, readouts: Sequence[R
     Gradient kernels that are recorded need a few runs with each of the `readouts`, since TorchScript optimises what it
     has seen; others one, with the last.
     """
-    is_large = _is_large(network.twin, network.shape)
+    runs, readouts = (GRADIENT_WARM_UPS, readouts) if _is_recorded(network) else (1, readouts[-1:])
     for kernel in kernels[Points]:
-        for readout in readouts[-1:] if is_large else readouts:
+        for readout in readouts:
             whole = Segment(across(ends, kernel.capacity, readout), 0, kernel.capacity)
-            for _ in range(1 if is_large else GRADIENT_WARM_UPS):
+            for _ in range(runs):
                 kernel.run([whole])
     if Breakpoints in kernels:
         line = Segment(Breakpoints(*ends, MAX_PIECES_TO_WARM_UP), 0, 1)

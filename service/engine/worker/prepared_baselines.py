@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.catalog.baseline_outputs import Outputs
 from service.domain import Floats, OutputSpace
 from service.engine.kernels.kernel import Deployed, DeployedKernel, DeployedOutputs, Segment
 
@@ -23,6 +24,13 @@ class PreparedBaseline:
     center: Floats
     outputs: Mapping[OutputSpace, Floats]
     center_outputs: Mapping[OutputSpace, Floats]
+
+    @property
+    def all_outputs(self) -> Outputs:
+        """By output space, the outputs over the rows and, last, over their mean: [K + 1, outputs]."""
+        return {
+            space: np.concatenate([values, self.center_outputs[space][None]]) for space, values in self.outputs.items()
+        }
 
 
 def prepare_baseline(
