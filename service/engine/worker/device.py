@@ -46,6 +46,7 @@ from service.methods.questions import (
     Readout,
     Rows,
 )
+from service.numerics.links import IDENTITY
 
 DEPLOYED_ROWS = 32
 DEPLOYED_VALUES = 2**22
@@ -216,7 +217,7 @@ def _on_device(
 
 def _readouts(outputs: OutputKind) -> Sequence[Readout]:
     """The readouts of a network with these outputs; the last is the most expensive."""
-    return [Readout.LOGIT, Readout.PROBABILITY] if OutputSpace.PROBABILITY in outputs.spaces else [Readout.LOGIT]
+    return [Readout.LOGIT] if outputs.network_link == IDENTITY else [Readout.LOGIT, Readout.PROBABILITY]
 
 
 def chunk_seconds(
