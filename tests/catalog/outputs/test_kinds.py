@@ -159,7 +159,9 @@ def test_what_was_recorded_is_read_as_what_it_was(declaration: dict[str, Any]) -
     written = orjson.loads(encode(prediction))
     assert read(prediction_kind(written), written) == prediction
     similar: list[Target] = [Similarity((1.0, 2.0, 3.0), measure) for measure in Measure]
-    targets = similar if declaration is EMBEDDING else [0, 1, *([Contrast(2, 0)] if declaration is CLASSES else [])]
+    targets: list[Target] = (
+        similar if declaration is EMBEDDING else [0, 1, *([Contrast(2, 0)] if declaration is CLASSES else [])]
+    )
     for target in targets:
         item = kind.target_item(target)
         written = orjson.loads(encode(item))
