@@ -24,11 +24,13 @@ DOUBLE: RowType = np.dtype(np.float64)
 
 
 class OutputSpace(StrEnum):
-    """What outputs are: after or before the model's link function, or, without one, values."""
+    """What outputs are: after or before the model's link function, or, without one, values; of an embedding, which is
+    explained by what it is similar to, its numbers."""
 
     PROBABILITY = "probability"
     LOGIT = "logit"
     VALUE = "value"
+    SIMILARITY = "similarity"
 
 
 class Completeness(StrEnum):
@@ -75,8 +77,43 @@ class Contrast:
     rather_than: int
 
 
-Target = int | Contrast
-"""The single number that is explained: the output at an index, or the difference of two."""
+class Measure(StrEnum):
+    """How similar two embeddings are: by their dot product, or by the cosine of the angle between them."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The similarity of the outputs, an embedding, to the embedding `reference` [outputs].
+
+    An embedding of zeros has no direction: its cosine with any other is 0.
+    """
+
+    reference: tuple[float, ...]
+    measure: Measure
+
+    @property
+    def coefficients(self) -> Floats:
+        """What the outputs are multiplied by and summed: for the cosine the reference's direction. [outputs]."""
+        reference = np.array(self.reference)
+        if self.measure is Measure.COSINE:
+            reference /= float(np.linalg.norm(reference)) or 1.0
+        return reference
+
+    def of(self, outputs: Floats) -> Floats:
+        """The similarity [...] of `outputs` [..., outputs]."""
+        products: Floats = outputs @ self.coefficients
+        if self.measure is Measure.DOT:
+            return products
+        norms = np.linalg.norm(outputs, axis=-1)
+        cosines: Floats = np.divide(products, norms, out=np.zeros_like(products), where=norms != 0)
+        return cosines
+
+
+Target = int | Contrast | Similarity
+"""The single number that is explained: the output at an index, the difference of two, or a similarity."""
 
 
 def read_target(outputs: Floats, target: Target) -> Floats:
@@ -84,6 +121,8 @@ def read_target(outputs: Floats, target: Target) -> Floats:
     if isinstance(target, Contrast):
         difference: Floats = outputs[..., target.index] - outputs[..., target.rather_than]
         return difference
+    if isinstance(target, Similarity):
+        return target.of(outputs)
     own: Floats = outputs[..., target]
     return own
 

@@ -143,7 +143,7 @@ def _summary(added: Added, settings: Settings) -> str:
         "subject": "the-person",
         "decision_id": "the-decision",
     }  # without these nobody can find, hold or erase it
-    parameters = {"target": manifest.outputs.usual_target}
+    parameters = {"target": manifest.outputs.usual_request(manifest.example)}
     body = {"instances": [manifest.example], "parameters": parameters, "context": context}
     body_text = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
     explained = manifest.outputs.target_item(explanation.target).text
@@ -152,7 +152,7 @@ def _summary(added: Added, settings: Settings) -> str:
     return "\n".join(
         [
             f"{trial.version.key} is in {added.folder}: {added.how}",
-            f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
+            f"  {manifest.outputs.noun + 's':<10} {manifest.outputs.listed}",
             "  baseline   "
             + (
                 manifest.defaults.baseline

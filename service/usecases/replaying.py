@@ -24,7 +24,7 @@ from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
 from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_of
-from service.answers.record import Personal, RecordedContrast, RecordItem
+from service.answers.record import Personal, RecordedContrast, RecordedSimilarity, RecordedTarget, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.inputs.kind import PLAIN
 from service.catalog.versions import Catalog, ModelVersion
@@ -34,12 +34,14 @@ from service.domain import (
     Conditions,
     Contrast,
     Explanation,
+    Measure,
     ModelKey,
     Noise,
     NoiseKind,
     OptionValue,
     OutputSpace,
     Plan,
+    Similarity,
     Target,
     ToleranceOf,
 )
@@ -141,7 +143,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=_target(parameters.target),
+        target=_target(parameters.target, personal),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -162,7 +164,11 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
     )
 
 
-def _target(recorded: int | RecordedContrast | None) -> Target | None:
+def _target(recorded: RecordedTarget | None, personal: Personal) -> Target | None:
+    if isinstance(recorded, RecordedSimilarity):
+        if personal.reference is None:
+            raise ValueError("the record does not hold what the input is similar to")
+        return Similarity(tuple(map(float, personal.reference)), Measure(recorded.measure))
     return Contrast(recorded.index, recorded.rather_than) if isinstance(recorded, RecordedContrast) else recorded
 
 

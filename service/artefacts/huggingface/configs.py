@@ -17,8 +17,8 @@ CLASSIFIER = "ForSequenceClassification"
 Config = Mapping[str, Any]
 
 
-def read_config(content: bytes, file: str) -> Config:
-    """The configuration of a sequence classifier.
+def read_config(content: bytes, file: str, *, is_encoder: bool = False) -> Config:
+    """The configuration of a sequence classifier, or of a network whose tokens' embeddings are pooled.
 
     Raises CatalogError where it is no such thing, names code of its own, or says that the weights are quantised.
     """
@@ -37,7 +37,7 @@ def read_config(content: bytes, file: str) -> Config:
     names = config.get("architectures")
     if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
         raise CatalogError(f"{file} names no one network in `architectures`; save the model with save_pretrained")
-    if not names[0].endswith(CLASSIFIER):
+    if not (is_encoder or names[0].endswith(CLASSIFIER)):
         raise CatalogError(
             f"{file} names the network {names[0]}; of the networks of transformers those are served that classify or "
             f"score texts (...{CLASSIFIER})"

@@ -9,7 +9,7 @@ padding where the tokens are.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,11 +24,22 @@ from service.catalog.inputs.kind import Inputs
 from service.catalog.inputs.tokens import SideInput, TokenInputs
 from service.errors import CatalogError
 
+Read = Callable[[Any, Tensor], Tensor]
+"""From the network's answer, and which places [n, length] are tokens, to outputs [n, outputs]."""
+
+
+def _logits(answer: Any, _is_token: Tensor) -> Tensor:
+    logits: Tensor = answer.logits
+    return logits
+
 
 class NetworkTokens:
-    """Tokens of a network, which this prepares for them: `of_rows` and `of_encoded` are modules around it."""
+    """Tokens of a network, which this prepares for them: `of_rows` and `of_encoded` are modules around it.
 
-    def __init__(self, inputs: TokenInputs, network: Any) -> None:
+    `read` is what is taken of its answer; without one, its logits.
+    """
+
+    def __init__(self, inputs: TokenInputs, network: Any, read: Read | None = None) -> None:
         """Raises CatalogError where the manifest declares other tokens than the network has, or other arguments."""
         known = inspect.signature(network.forward).parameters
         unknown = [name for name in inputs.side if name not in known]  # some networks would take it in silence
@@ -40,8 +51,8 @@ class NetworkTokens:
         network.config.pad_token_id = inputs.padding  # by which some find the end of a text
         self._network = network
         self.encoding = TokenEncoding(_embeddings(network, inputs), inputs.length, inputs.padding)
-        self.of_rows: nn.Module = OfTokens(network, inputs)
-        self.of_encoded = OfEmbeddings(network, inputs)
+        self.of_rows: nn.Module = OfTokens(network, inputs, read or _logits)
+        self.of_encoded = OfEmbeddings(network, inputs, read or _logits)
 
     def encoding_of(self, inputs: Inputs) -> TokenEncoding:
         """That of rows of these `inputs`, which may be cut to fewer places."""
@@ -60,24 +71,23 @@ class NetworkTokens:
 
 
 class OfTokens(nn.Module):
-    """Tokens [n, length], as rows have them, to the network's logits [n, outputs]."""
+    """Tokens [n, length], as rows have them, to the network's outputs [n, outputs]."""
 
-    def __init__(self, network: nn.Module, inputs: TokenInputs) -> None:
+    def __init__(self, network: nn.Module, inputs: TokenInputs, read: Read) -> None:
         super().__init__()
-        self.network, self.inputs = network, inputs
+        self.network, self.inputs, self.read = network, inputs, read
 
     def forward(self, rows: Tensor) -> Tensor:
-        arguments = _side_arguments(self.inputs, rows != self.inputs.padding)
-        logits: Tensor = self.network(input_ids=rows.long(), **arguments).logits
-        return logits
+        is_token = rows != self.inputs.padding
+        return self.read(self.network(input_ids=rows.long(), **_side_arguments(self.inputs, is_token)), is_token)
 
 
 class OfEmbeddings(nn.Module):
-    """The embeddings of tokens and the mask [n, length, width + 1] to logits [n, outputs]."""
+    """The embeddings of tokens and the mask [n, length, width + 1] to outputs [n, outputs]."""
 
-    def __init__(self, network: nn.Module, inputs: TokenInputs) -> None:
+    def __init__(self, network: nn.Module, inputs: TokenInputs, read: Read) -> None:
         super().__init__()
-        self.network, self.inputs = network, inputs
+        self.network, self.inputs, self.read = network, inputs, read
         self.stand_in = 0 if inputs.padding else 1
         self.given: list[Tensor] = []
 
@@ -85,9 +95,9 @@ class OfEmbeddings(nn.Module):
         is_token = rows[..., -1] != 0
         self.given[:] = [rows[..., :-1]]
         tokens = torch.where(is_token, self.stand_in, self.inputs.padding)
-        logits: Tensor = self.network(input_ids=tokens, **_side_arguments(self.inputs, is_token)).logits
+        outputs = self.read(self.network(input_ids=tokens, **_side_arguments(self.inputs, is_token)), is_token)
         self.given.clear()
-        return logits
+        return outputs
 
 
 class _Given(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.artefacts.inputs.kind import OnnxInputs
-from service.artefacts.inputs.network_tokens import NetworkTokens
+from service.artefacts.inputs.network_tokens import NetworkTokens, Read
 from service.artefacts.inputs.tabular import OnnxTable
 from service.artefacts.inputs.tensor import OnnxTensor
 from service.artefacts.inputs.tokens import OnnxTokens
@@ -20,12 +20,13 @@ KINDS: Mapping[str, Callable[[Any, Mapping[str, GraphInput]], OnnxInputs]] = {
     "tokens": OnnxTokens,
 }
 
-OF_NETWORKS: Mapping[str, Callable[[Any, Any], NetworkTokens]] = {"tokens": NetworkTokens}
+OF_NETWORKS: Mapping[str, Callable[[Any, Any, Read | None], NetworkTokens]] = {"tokens": NetworkTokens}
 
 
-def network_inputs(inputs: Inputs, network: Any) -> NetworkTokens:
-    """The inputs as this network of transformers takes them. Raises CatalogError where it takes others."""
-    return OF_NETWORKS[inputs.kind](inputs, network)
+def network_inputs(inputs: Inputs, network: Any, read: Read | None = None) -> NetworkTokens:
+    """The inputs as this network of transformers takes them, and `read` what of its answer is taken, its logits
+    otherwise. Raises CatalogError where it takes others."""
+    return OF_NETWORKS[inputs.kind](inputs, network, read)
 
 
 def onnx_inputs(inputs: Inputs, graph_inputs: Mapping[str, GraphInput]) -> OnnxInputs:

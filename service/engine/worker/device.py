@@ -25,6 +25,7 @@ from service.engine.worker.calibration import calibrate, clock_of
 from service.engine.worker.model_kernels import Ends, across, chunk_seconds, deployed_rows, kernels_of, warm_up
 from service.engine.worker.prepared_baselines import PreparedBaseline, prepare_baseline
 from service.methods.questions import Forwards, Points, Readout
+from service.numerics.links import IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ def _on_device(
 
 def _readouts(outputs: OutputKind) -> Sequence[Readout]:
     """The readouts of a network with these outputs; the last is the most expensive."""
-    return [Readout.LOGIT, Readout.PROBABILITY] if OutputSpace.PROBABILITY in outputs.spaces else [Readout.LOGIT]
+    return [Readout.LOGIT] if outputs.network_link == IDENTITY else [Readout.LOGIT, Readout.PROBABILITY]
 
 
 def _ends(model: LoadedModel) -> Ends:

@@ -111,6 +111,7 @@ def _problem(
 ) -> Problem:
     space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
     inputs, low, high = model.seen(row[None])[0], model.low, model.high
+    default_floor = model.manifest.outputs.default_floor
     if model.fixed is not None:  # methods do not move inputs whose range is empty
         low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
     return Problem(
@@ -125,7 +126,7 @@ def _problem(
         target=target,
         output_space=space,
         tolerance=plan.tolerance,
-        floor=model.manifest.outputs.default_floor(space, baseline_outputs) if plan.floor is None else plan.floor,
+        floor=default_floor(space, baseline_outputs, target) if plan.floor is None else plan.floor,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,
         options=dict(plan.options),

@@ -18,6 +18,7 @@ import yaml
 
 from service.artefacts.huggingface.configs import Config
 from service.catalog.outputs.classes import Classes
+from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.kind import KnownOutputs, OutputKind
 from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Values
@@ -27,6 +28,7 @@ from service.lifecycle.adding.exported import TOKENS
 from service.lifecycle.adding.huggingface_folders import CONFIG, TOKENIZER, Folder, folder_of, read_folder, whole_number
 from service.lifecycle.adding.manifests import DUMPER
 from service.lifecycle.adding.rows import comma_separated
+from service.lifecycle.adding.sentences import read_sentences
 
 if TYPE_CHECKING:
     from service.lifecycle.adding.adding import AddOptions
@@ -43,22 +45,24 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
     """
     _refuse_options(options)
     exported = folder_of(options.source)
-    folder = read_folder(options.source) if exported is None else read_folder(exported, options.source)
-    labels = _labels(folder.config)
-    kind = _kind_of(folder.config, len(labels), options)
-    names = _names(labels, kind, options, ask)
-    name, version = named(folder.source.resolve().name)
-    adverse = options.adverse or ask(f"the {kind.noun} that is bad news for whoever is judged, if one is", "")
-    try:
-        tensors = {} if folder.graph is None else {kind.network_space.value: folder.graph.output}
-        outputs = kind.declaration(KnownOutputs(names, options.units, adverse or None, tensors))
-    except ValueError as error:
-        raise CatalogError(str(error)) from None
-    if not tensors:
+    source = options.source if exported is None else exported
+    sentences = read_sentences(source, ask)
+    folder = read_folder(
+        source if sentences is None else sentences.network, None if exported is None else options.source, sentences
+    )
+    name, version = named(source.resolve().name)
+    if sentences is None:
+        outputs = _outputs(folder, options, ask)
+    else:
+        _refuse_names(options)
+        outputs = sentences.outputs(folder.config, _tensors(folder, Embedding))
+    if folder.graph is None:
         outputs = {field: value for field, value in outputs.items() if field != "tensors"}
     baseline = "the mask token" if folder.mask is not None else "padding, as its tokenizer has no mask"
     network = folder.config["architectures"][0] + ("" if folder.graph is None else ", exported to ONNX,")
     how = f"{network} of {folder.length} tokens; the baseline is {baseline}"
+    if sentences is not None:
+        how = f"{network} of {folder.length} tokens, {sentences.pooling}; the baseline is {baseline}{sentences.note}"
     manifest = {
         "name": name,
         "version": version,
@@ -69,7 +73,32 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
         "defaults": {"method": "integrated_gradients", "baseline": "mask", "tolerance": 0.01},
         "example": {"text": EXAMPLE},
     }
-    return Prepared(name, version, how, partial(_write, read=folder, manifest=manifest))
+    modules = {} if sentences is None or folder.graph is not None else sentences.files
+    return Prepared(name, version, how, partial(_write, read=folder, modules=modules, manifest=manifest))
+
+
+def _outputs(folder: Folder, options: AddOptions, ask: Ask) -> dict[str, Any]:
+    """Those of a classifier, or of a regression. Raises CatalogError."""
+    labels = _labels(folder.config)
+    kind = _kind_of(folder.config, len(labels), options)
+    names = _names(labels, kind, options, ask)
+    adverse = options.adverse or ask(f"the {kind.noun} that is bad news for whoever is judged, if one is", "")
+    try:
+        return kind.declaration(KnownOutputs(names, options.units, adverse or None, _tensors(folder, kind)))
+    except ValueError as error:
+        raise CatalogError(str(error)) from None
+
+
+def _tensors(folder: Folder, kind: type[OutputKind]) -> dict[str, str]:
+    return {} if folder.graph is None else {kind.network_space.value: folder.graph.output}
+
+
+def _refuse_names(options: AddOptions) -> None:
+    """Raises CatalogError for options that say what labels and values are called."""
+    given = [name for name in ("labels", "values", "units", "adverse", "are_several") if getattr(options, name)]
+    if given:
+        option = "several" if given[0] == "are_several" else given[0]
+        raise CatalogError(f"--{option} is for classifiers and regressions; this network embeds texts")
 
 
 def _refuse_options(options: AddOptions) -> None:
@@ -148,20 +177,23 @@ def _inputs(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _write(version: Path, read: Folder, manifest: Mapping[str, Any]) -> None:
+def _write(version: Path, read: Folder, modules: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
     """Copies the files and writes the manifest, which names each with its digest."""
     if read.graph is not None:
         shutil.copyfile(read.source / TOKENIZER, version / TOKENIZER)
-        shutil.copyfile(read.graph.file, version / "model.onnx")
+        (version / "model.onnx").write_bytes(read.graph.content)
         artefact: dict[str, Any] = {"file": "model.onnx", "sha256": _sha256(version / "model.onnx")}
     else:
         for file in (CONFIG, *read.files):
             shutil.copyfile(read.source / file, version / file)
+        for file, content in modules.items():
+            (version / file).parent.mkdir(exist_ok=True)
+            (version / file).write_bytes(content)
         artefact = {
             "file": CONFIG,
             "sha256": _sha256(version / CONFIG),
             "format": "transformers",
-            "files": {file: _sha256(version / file) for file in read.files},
+            "files": {file: _sha256(version / file) for file in (*read.files, *modules)},
         }
     whole = {"name": manifest["name"], "version": manifest["version"], "artefact": artefact, **manifest}
     (version / "manifest.yaml").write_text(yaml.dump(whole, Dumper=DUMPER, sort_keys=False, width=120))

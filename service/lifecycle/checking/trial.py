@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.kind import Row
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
@@ -26,7 +27,8 @@ from service.engine.worker.explanation import explain
 from service.engine.worker.packing import Live
 from service.engine.worker.prepared_baselines import outputs_over
 from service.engine.worker.scheduler import Scheduler
-from service.usecases.planning import Parameters, make_plans
+from service.usecases.planning import Parameters
+from service.usecases.references import plans_of, referred_rows, with_instances_read
 
 SHAPES = ChunkShapes(32, 128)
 """Fixed chunk shapes: calibration takes time that only traffic pays back, and small chunks fit any device."""
@@ -105,9 +107,9 @@ class Trial:
         Arguments that are left out have the manifest's defaults. Raises InvalidRequest, or what an explanation failed
         with.
         """
-        target = self.manifest.outputs.usual_target
+        target = self.manifest.outputs.usual_request(self.manifest.example)
         parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
-        plans = make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
+        plans = self._plans([Row(tuple(row.tolist())) for row in rows], with_instances_read(self.version, parameters))
         explanations = self.explained_together(plans)
         attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
         outputs = self.manifest.outputs
@@ -116,6 +118,12 @@ class Trial:
             for one, plan in zip(explanations, plans, strict=True)
         ]
         return Answers(explanations, attributions, decisions)
+
+    def _plans(self, rows: Sequence[Row], parameters: Parameters) -> list[Plan]:
+        needed = referred_rows(self.version, rows, parameters)
+        outputs = self.deployed(np.array(needed))[self.manifest.outputs.default_space].tolist() if needed else []
+        answers = dict(zip(needed, outputs, strict=True))
+        return [plan for _, plan in plans_of(self.version, rows, parameters, answers)]
 
     def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
         """The artefact's outputs for rows [n, columns], in every output space: [n, outputs]."""

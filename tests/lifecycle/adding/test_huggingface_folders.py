@@ -23,6 +23,7 @@ from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.outputs.values import Values
 from service.errors import CatalogError
+from service.lifecycle.adding.added_inputs import Ask
 from service.lifecycle.adding.adding import AddOptions
 from service.lifecycle.adding.huggingface import EXAMPLE, prepare_folder
 from service.lifecycle.adding.huggingface_folders import read_folder
@@ -33,13 +34,15 @@ from tests.huggingface_folders import LENGTH, save_folder
 TEXT = "This product broke after two days."
 
 
-def added(source: Path, models: Path, answers: dict[str, str] | None = None, **options: Any) -> Path:
+def added(
+    source: Path, models: Path, answers: dict[str, str] | None = None, ask: Ask | None = None, **options: Any
+) -> Path:
     """The version that is made of a folder; a question that begins as one of the `answers` gets that."""
 
-    def ask(question: str, usual: str) -> str:
+    def answered(question: str, usual: str) -> str:
         return next((answer for words, answer in (answers or {}).items() if question.startswith(words)), usual)
 
-    prepared = prepare_folder(AddOptions(source, **options), lambda name: (name, "1"), ask)
+    prepared = prepare_folder(AddOptions(source, **options), lambda name: (name, "1"), ask or answered)
     version = models / prepared.name / prepared.version
     version.mkdir(parents=True)
     prepared.write(version)
