@@ -12,6 +12,7 @@ from service.artefacts.huggingface.configs import Config, read_config, read_obje
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 from service.lifecycle.adding.exported import ExportedGraph, find_graph, read_graph
+from service.lifecycle.adding.huggingface_pairs import PairTokens, pair_tokens
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -36,7 +37,7 @@ class Folder:
 
     `graph` is the export that is served, None where it is the network itself. `length` is what the network takes at
     most, `padding` the token that rows are filled up with, `mask` that of the baseline, and `added` are the tokens that
-    the tokenizer adds to every text.
+    the tokenizer adds to every text. `declared` is the tokenizer's configuration.
     """
 
     source: Path
@@ -48,6 +49,12 @@ class Folder:
     padding: int
     mask: int | None
     added: Sequence[int]
+    tokenizer: Tokenizer
+    declared: Config
+
+    def pair_tokens(self) -> PairTokens:
+        """How two texts are put together. Raises CatalogError where nothing is put between them."""
+        return pair_tokens(self.tokenizer, self.config, self.declared)
 
 
 def is_huggingface(source: Path) -> bool:
@@ -114,9 +121,8 @@ def read_folder(source: Path, exported: Path | None = None) -> Folder:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     files = (*weights, *(file for file in BESIDE if _has(source, file)))
-    return Folder(
-        source, config, graph, files, size, _length(config, declared), padding, mask, tokenizer.encode("").ids
-    )
+    length, added = _length(config, declared), tokenizer.encode("").ids
+    return Folder(source, config, graph, files, size, length, padding, mask, added, tokenizer, declared)
 
 
 def _has(source: Path, file: str) -> bool:
