@@ -49,6 +49,10 @@ def add(
     several: Annotated[
         bool, typer.Option("--several", help="Several labels may be right at once: a sigmoid each.")
     ] = False,
+    pairs: Annotated[
+        bool,
+        typer.Option("--pairs", help="A Hugging Face folder's network takes two texts; rerankers say so themselves."),
+    ] = False,
     adverse: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +98,7 @@ def add(
         _names(values),
         _names(units) or (),
         several,
+        pairs,
     )
     models_folder = open_registry(settings.models, settings.data).folder
     if models_folder is None:

@@ -50,7 +50,8 @@ class NetworkTokens:
             raise CatalogError(f"the network pads with the token {own}, the manifest says {inputs.padding}")
         network.config.pad_token_id = inputs.padding  # by which some find the end of a text
         self._network = network
-        self.encoding = TokenEncoding(_embeddings(network, inputs), inputs.length, inputs.padding)
+        separator = inputs.separator if inputs.has_parts else None
+        self.encoding = TokenEncoding(_embeddings(network, inputs), inputs.length, inputs.padding, separator)
         self.of_rows: nn.Module = OfTokens(network, inputs, read or _logits)
         self.of_encoded = OfEmbeddings(network, inputs, read or _logits)
 
@@ -79,11 +80,16 @@ class OfTokens(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         is_token = rows != self.inputs.padding
-        return self.read(self.network(input_ids=rows.long(), **_side_arguments(self.inputs, is_token)), is_token)
+        separator = self.inputs.separator if self.inputs.has_parts else None
+        is_separator = torch.eq(rows, -1 if separator is None else separator)
+        is_second = is_separator.cumsum(1) > is_separator
+        arguments = _side_arguments(self.inputs, is_token, is_second)
+        return self.read(self.network(input_ids=rows.long(), **arguments), is_token)
 
 
 class OfEmbeddings(nn.Module):
-    """The embeddings of tokens and the mask [n, length, width + 1] to outputs [n, outputs]."""
+    """The embeddings of tokens and the mask [n, length, width + 1], with the parts of a pair that the network is told
+    [n, length, width + 2], to outputs [n, outputs]."""
 
     def __init__(self, network: nn.Module, inputs: TokenInputs, read: Read) -> None:
         super().__init__()
@@ -92,10 +98,12 @@ class OfEmbeddings(nn.Module):
         self.given: list[Tensor] = []
 
     def forward(self, rows: Tensor) -> Tensor:
-        is_token = rows[..., -1] != 0
-        self.given[:] = [rows[..., :-1]]
+        told = 1 + self.inputs.has_parts
+        is_token, is_second = rows[..., -told] != 0, rows[..., -1] != 0
+        self.given[:] = [rows[..., :-told]]
         tokens = torch.where(is_token, self.stand_in, self.inputs.padding)
-        outputs = self.read(self.network(input_ids=tokens, **_side_arguments(self.inputs, is_token)), is_token)
+        arguments = _side_arguments(self.inputs, is_token, is_second)
+        outputs = self.read(self.network(input_ids=tokens, **arguments), is_token)
         self.given.clear()
         return outputs
 
@@ -111,17 +119,19 @@ class _Given(nn.Module):
         return self.given[0]
 
 
-def _side_arguments(inputs: TokenInputs, is_token: Tensor) -> dict[str, Tensor]:
+def _side_arguments(inputs: TokenInputs, is_token: Tensor, is_second: Tensor) -> dict[str, Tensor]:
     """The network's other arguments, [n, length] each."""
-    return {name: _side_argument(kind, is_token) for name, kind in inputs.side.items()}
+    return {name: _side_argument(kind, is_token, is_second) for name, kind in inputs.side.items()}
 
 
-def _side_argument(kind: SideInput, is_token: Tensor) -> Tensor:
+def _side_argument(kind: SideInput, is_token: Tensor, is_second: Tensor) -> Tensor:
     match kind:
         case "mask":
             return is_token.long()
         case "zeros":
             return torch.zeros_like(is_token, dtype=torch.int64)
+        case "parts":
+            return (is_token & is_second).long()
     return torch.arange(is_token.shape[1], device=is_token.device).expand_as(is_token)
 
 

@@ -59,6 +59,7 @@ class AddOptions:
     values: tuple[str, ...] | None = None
     units: tuple[str, ...] = ()
     are_several: bool = False
+    are_pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,8 @@ def add_model(options: AddOptions, models: Path, ask: Ask, rows: int, kept: Asse
 
 def _prepare_graph(options: AddOptions, models: Path, ask: Ask) -> Prepared:
     """An ONNX file, read and rewritten. Raises CatalogError."""
+    if options.are_pairs:
+        raise CatalogError("--pairs is for Hugging Face folders, whose tokenizer says how two texts are put together")
     file, data = _files(options)
     model = taking_float32(read_model(file))
     graph_input = single_input_of(model)

@@ -26,6 +26,7 @@ from service.errors import CatalogError
 from service.lifecycle.adding.added_inputs import Ask, Prepared
 from service.lifecycle.adding.exported import TOKENS
 from service.lifecycle.adding.huggingface_folders import CONFIG, TOKENIZER, Folder, folder_of, read_folder, whole_number
+from service.lifecycle.adding.huggingface_pairs import TYPES, PairTokens, cross_encoder_settings, takes_pairs
 from service.lifecycle.adding.manifests import DUMPER
 from service.lifecycle.adding.rows import comma_separated
 from service.lifecycle.adding.sentences import read_sentences
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 UNNAMED = re.compile(r"LABEL_\d+")
 """What the package calls labels that nobody named."""
 EXAMPLE = "The film was not bad at all; I would watch it again with my friends."
+QUERY = "Is it worth watching?"
 
 
 def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]], ask: Ask) -> Prepared:
@@ -51,8 +53,11 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
         source if sentences is None else sentences.network, None if exported is None else options.source, sentences
     )
     name, version = named(source.resolve().name)
+    pair: PairTokens | None = None
     if sentences is None:
-        outputs = _outputs(folder, options, ask)
+        labels = _labels(folder.config)
+        pair = folder.pair_tokens() if options.are_pairs or takes_pairs(folder.source, folder.config, labels) else None
+        outputs = _outputs(folder, labels, options, ask)
     else:
         _refuse_names(options)
         outputs = sentences.outputs(folder.config, _tensors(folder, Embedding))
@@ -60,27 +65,27 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
         outputs = {field: value for field, value in outputs.items() if field != "tensors"}
     baseline = "the mask token" if folder.mask is not None else "padding, as its tokenizer has no mask"
     network = folder.config["architectures"][0] + ("" if folder.graph is None else ", exported to ONNX,")
-    how = f"{network} of {folder.length} tokens; the baseline is {baseline}"
+    takes = f"{folder.length} tokens" if pair is None else f"pairs of texts, {folder.length} tokens of both"
+    how = f"{network} of {takes}; the baseline is {baseline}"
     if sentences is not None:
-        how = f"{network} of {folder.length} tokens, {sentences.pooling}; the baseline is {baseline}{sentences.note}"
+        how = f"{network} of {takes}, {sentences.pooling}; the baseline is {baseline}{sentences.note}"
     manifest = {
         "name": name,
         "version": version,
         "title": name.replace("-", " ").replace("_", " "),
         "description": f"Added from a Hugging Face folder: {network.rstrip(',')}.",
-        "inputs": _inputs(folder),
+        "inputs": _inputs(folder, pair),
         "outputs": outputs,
         "defaults": {"method": "integrated_gradients", "baseline": "mask", "tolerance": 0.01},
-        "example": {"text": EXAMPLE},
+        "example": {"text": EXAMPLE if pair is None else [QUERY, EXAMPLE]},
     }
     modules = {} if sentences is None or folder.graph is not None else sentences.files
     return Prepared(name, version, how, partial(_write, read=folder, modules=modules, manifest=manifest))
 
 
-def _outputs(folder: Folder, options: AddOptions, ask: Ask) -> dict[str, Any]:
+def _outputs(folder: Folder, labels: Sequence[str], options: AddOptions, ask: Ask) -> dict[str, Any]:
     """Those of a classifier, or of a regression. Raises CatalogError."""
-    labels = _labels(folder.config)
-    kind = _kind_of(folder.config, len(labels), options)
+    kind = _kind_of(folder, len(labels), options)
     names = _names(labels, kind, options, ask)
     adverse = options.adverse or ask(f"the {kind.noun} that is bad news for whoever is judged, if one is", "")
     try:
@@ -95,9 +100,11 @@ def _tensors(folder: Folder, kind: type[OutputKind]) -> dict[str, str]:
 
 def _refuse_names(options: AddOptions) -> None:
     """Raises CatalogError for options that say what labels and values are called."""
-    given = [name for name in ("labels", "values", "units", "adverse", "are_several") if getattr(options, name)]
+    given = [
+        name for name in ("labels", "values", "units", "adverse", "are_several", "are_pairs") if getattr(options, name)
+    ]
     if given:
-        option = "several" if given[0] == "are_several" else given[0]
+        option = given[0].removeprefix("are_")
         raise CatalogError(f"--{option} is for classifiers and regressions; this network embeds texts")
 
 
@@ -112,10 +119,10 @@ def _refuse_options(options: AddOptions) -> None:
         )
 
 
-def _kind_of(config: Config, count: int, options: AddOptions) -> type[OutputKind]:
+def _kind_of(folder: Folder, count: int, options: AddOptions) -> type[OutputKind]:
     """What the network's numbers are, as transformers' own pipeline takes them. Raises CatalogError."""
-    problem = config.get("problem_type")
-    if options.values is not None or problem == "regression" or (count == 1 and _is_unbounded(config)):
+    problem = folder.config.get("problem_type")
+    if options.values is not None or problem == "regression" or (count == 1 and _is_unbounded(folder)):
         return Values
     if options.are_several or problem == "multi_label_classification" or count == 1:
         return Labels
@@ -124,12 +131,10 @@ def _kind_of(config: Config, count: int, options: AddOptions) -> type[OutputKind
     raise CatalogError(f"{CONFIG} has the problem_type {problem!r}, which transformers does not know")
 
 
-def _is_unbounded(config: Config) -> bool:
+def _is_unbounded(folder: Folder) -> bool:
     """Whether a cross-encoder of sentence-transformers answers its score as it is."""
-    own = config.get("sentence_transformers")
-    function = (
-        own.get("activation_fn") if isinstance(own, Mapping) else config.get("sbert_ce_default_activation_function")
-    )
+    settings = cross_encoder_settings(folder.source, folder.config)
+    function = None if settings is None else settings.get("activation_fn")
     return isinstance(function, str) and function.rpartition(".")[2] == "Identity"
 
 
@@ -161,7 +166,7 @@ def _labels(config: Config) -> list[str]:
     return [labels[place] for place in places]
 
 
-def _inputs(folder: Folder) -> dict[str, Any]:
+def _inputs(folder: Folder, pair: PairTokens | None) -> dict[str, Any]:
     """The manifest's `inputs`. A network without a mask token has one token more: padding that it attends to."""
     mask = folder.vocabulary if folder.mask is None else folder.mask
     return {
@@ -171,10 +176,19 @@ def _inputs(folder: Folder) -> dict[str, Any]:
         "vocabulary": max(folder.vocabulary, mask + 1),
         "padding": folder.padding,
         "mask": mask,
-        "special": sorted(set(folder.added)),
-        "side": {"attention_mask": "mask"} if folder.graph is None else dict(folder.graph.side),
+        "special": sorted({*(folder.added if pair is None else pair.added)}),
+        **({} if pair is None else {"separator": pair.separator}),
+        "side": _side(folder, pair),
         "tokenizer": {"file": TOKENIZER, "sha256": _sha256(folder.source / TOKENIZER), "truncate": True},
     }
+
+
+def _side(folder: Folder, pair: PairTokens | None) -> dict[str, str]:
+    """What the network takes beside the tokens; a network that is told no types takes them for those of one text."""
+    is_told = pair is not None and pair.are_typed
+    if folder.graph is None:
+        return {"attention_mask": "mask", **({TYPES: "parts"} if is_told else {})}
+    return {name: "parts" if is_told and name == TYPES else kind for name, kind in folder.graph.side.items()}
 
 
 def _write(version: Path, read: Folder, modules: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from service.artefacts.huggingface.sentence_modules import MODULES
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 from service.lifecycle.adding.exported import ExportedGraph, find_graph, read_graph
+from service.lifecycle.adding.huggingface_pairs import PairTokens, pair_tokens
 from service.lifecycle.adding.sentences import Sentences
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -38,7 +39,7 @@ class Folder:
 
     `graph` is the export that is served, None where it is the network itself. `length` is what the network takes at
     most, `padding` the token that rows are filled up with, `mask` that of the baseline, and `added` are the tokens that
-    the tokenizer adds to every text.
+    the tokenizer adds to every text. `declared` is the tokenizer's configuration.
     """
 
     source: Path
@@ -50,6 +51,12 @@ class Folder:
     padding: int
     mask: int | None
     added: Sequence[int]
+    tokenizer: Tokenizer
+    declared: Config
+
+    def pair_tokens(self) -> PairTokens:
+        """How two texts are put together. Raises CatalogError where nothing is put between them."""
+        return pair_tokens(self.tokenizer, self.config, self.declared)
 
 
 def is_huggingface(source: Path) -> bool:
@@ -125,7 +132,8 @@ def read_folder(source: Path, exported: Path | None = None, sentences: Sentences
                 "normalizer Lowercase"
             )
     files = (*weights, *(file for file in BESIDE if _has(source, file)))
-    return Folder(source, config, graph, files, size, length, padding, mask, tokenizer.encode("").ids)
+    added = tokenizer.encode("").ids
+    return Folder(source, config, graph, files, size, length, padding, mask, added, tokenizer, declared)
 
 
 def _has(source: Path, file: str) -> bool:
