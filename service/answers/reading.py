@@ -23,6 +23,7 @@ from service.answers.record import DamagedItem, Personal, PlaceItem, RecordItem,
 from service.catalog.inputs.kind import PLAIN, Detail
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
 from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
+from service.domain import Continuation, Contrast, PlanTarget
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
@@ -207,9 +208,16 @@ def _attributions(content: Any) -> AnyAttributions | UnreadableValues:
         return UnreadableValues(content)
 
 
+def _plan_target(content: Any) -> Any:
+    if not isinstance(content, Mapping):
+        return content
+    return read(Contrast if "index" in content else Continuation, content)
+
+
 _KINDS: Mapping[frozenset[Any], Reader] = {
     _without_none(AnyAttributions): _attributions,
     _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
+    _without_none(PlanTarget): lambda content: _plan_target(content),
     _without_none(AnyTarget): lambda content: read(target_kind(content), content),
 }
 """Types that are unions, of which the content tells the member."""

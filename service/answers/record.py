@@ -23,7 +23,7 @@ from service.answers.reasons import texts_digest
 from service.catalog.inputs.kind import Places, Row
 from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
-from service.domain import SCHEMA, Context, Contrast, Explanation, Plan
+from service.domain import SCHEMA, Context, Continuation, Contrast, Explanation, Plan
 from service.ledger.entries import Entry
 
 
@@ -44,6 +44,14 @@ class RecordedContrast(Item):
     rather_than: Annotated[int, ALWAYS, Field(description="the index of the label that it is compared with")]
 
 
+class RecordedContinuation(Item):
+    """The text that is explained, by its tokens. It may be of a person, and is part of what is destroyed with them."""
+
+    tokens: tuple[int, ...] = ()
+    rather_than: tuple[int, ...] = ()
+    per_token: bool = False
+
+
 class RecordedParameters(Item):
     """What the request asked for, defaults filled in."""
 
@@ -51,7 +59,8 @@ class RecordedParameters(Item):
         int | RecordedContrast | None,
         ALWAYS,
         Field(
-            description="the label's or value's index, perhaps with that of another, `rather_than`; null: the predicted"
+            description="the label's or value's index, perhaps with that of another, `rather_than`; null: the "
+            "predicted, or a continuation, whose tokens are in the personal part"
         ),
     ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
@@ -167,6 +176,7 @@ class Personal(Item):
 
     plan_digest: str
     baseline: RecordedRow
+    continuation: RecordedContinuation | None = None
     content: Mapping[str, Any]
 
 
@@ -190,12 +200,14 @@ def ledger_entry(
     job_row: tuple[str, int] | None = None,
 ) -> Entry:
     """The record of one explanation, serialised once."""
-    clear = in_clear(Answered)
     content = vars(answer)
+    target = plan.target
+    clear = in_clear(Answered) - ({"target"} if answer.continuation else set())
     personal = {
         **version.manifest.inputs.to_record(Row(plan.input, places)),
         "baseline": RecordedRow(row=plan.baseline.row, digest=plan.baseline.digest),
         "plan_digest": plan_digest,
+        **({"continuation": RecordedContinuation(**vars(target))} if isinstance(target, Continuation) else {}),
         "answer": {name: value for name, value in content.items() if name not in clear} | {"prediction": prediction},
     }
     is_inline = plan.baseline.row is not None
@@ -235,12 +247,14 @@ def ledger_entry(
 
 def _parameters(plan: Plan) -> RecordedParameters:
     noise, target = plan.noise, plan.target
-    if isinstance(target, Contrast):
-        target_item: int | RecordedContrast | None = RecordedContrast(
-            index=target.index, rather_than=target.rather_than
-        )
-    else:
-        target_item = target
+    target_item: int | RecordedContrast | None
+    match target:
+        case Contrast():
+            target_item = RecordedContrast(index=target.index, rather_than=target.rather_than)
+        case Continuation():
+            target_item = None
+        case _:
+            target_item = target
     return RecordedParameters(
         target=target_item,
         tolerance=plan.tolerance,

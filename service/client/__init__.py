@@ -28,7 +28,7 @@ from .answers import (
     Timings,
     Verification,
 )
-from .calls import Context, Contrast, Noise, Parameters, TargetOf
+from .calls import Context, Continuation, Contrast, Noise, Parameters, TargetOf
 from .clients import AsyncClient, AsyncModel, Client, Model
 from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
@@ -60,6 +60,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Context",
+    "Continuation",
     "Contrast",
     "DamagedRecord",
     "Erased",

@@ -46,6 +46,18 @@ class Contrast(TypedDict):
     rather_than: str | int
 
 
+class _ContinuationOptions(TypedDict, total=False):
+    rather_than: str
+    per_token: bool
+
+
+class Continuation(_ContinuationOptions):
+    """A target: the log-probability of a text behind the prompt, perhaps less that of another one, and with `per_token`
+    of each of its tokens."""
+
+    continuation: str
+
+
 class Noise(TypedDict, total=False):
     """Noisy copies of the input, around any method."""
 
@@ -54,8 +66,8 @@ class Noise(TypedDict, total=False):
     scale: float
 
 
-TargetOf = str | int | Contrast
-"""A label or a value, by its name or index; `predicted`; or two classes."""
+TargetOf = str | int | Contrast | Continuation
+"""A label or a value, by its name or index; `predicted`; two classes; or a continuation of a prompt."""
 
 
 class Parameters(TypedDict, total=False):

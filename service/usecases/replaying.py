@@ -32,6 +32,7 @@ from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Conditions,
+    Continuation,
     Contrast,
     Explanation,
     ModelKey,
@@ -40,7 +41,7 @@ from service.domain import (
     OptionValue,
     OutputSpace,
     Plan,
-    Target,
+    PlanTarget,
     ToleranceOf,
 )
 from service.engine.protocol import Engine
@@ -141,7 +142,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=_target(parameters.target),
+        target=_target(parameters.target, personal),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -162,7 +163,10 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
     )
 
 
-def _target(recorded: int | RecordedContrast | None) -> Target | None:
+def _target(recorded: int | RecordedContrast | None, personal: Personal) -> PlanTarget | None:
+    if personal.continuation is not None:
+        tokens = personal.continuation
+        return Continuation(tokens.tokens, tokens.rather_than, tokens.per_token)
     return Contrast(recorded.index, recorded.rather_than) if isinstance(recorded, RecordedContrast) else recorded
 
 
@@ -219,7 +223,5 @@ def _computed(
     row = version.manifest.inputs.of_record(personal.content)
     detail = PLAIN if record.attributions is None else record.attributions.detail
     answer = answered(version, plan, explanation, row.places, id=record.id, cached=False, detail=detail)
-    prediction = version.manifest.outputs.prediction_item(
-        explanation.outputs, plan.output_space, truncated=row.truncated
-    )
+    prediction = version.outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
     return Computed(answer, prediction, explanation.rule)

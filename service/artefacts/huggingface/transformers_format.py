@@ -12,6 +12,8 @@ from torch.export import Dim
 
 from service.artefacts.aten import in_plain_torch
 from service.artefacts.deployed import Opened, TorchOutputs
+from service.artefacts.huggingface.causal_format import open_causal
+from service.artefacts.huggingface.configs import is_causal, read_config
 from service.artefacts.huggingface.networks import read_network
 from service.artefacts.inputs.network_tokens import NetworkTokens
 from service.artefacts.inputs.registry import network_inputs
@@ -30,6 +32,12 @@ def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device:
     declares other inputs, or the network cannot be traced behind its embeddings.
     """
     network = read_network(contents, manifest.artefact.file).to(device)
+    continues = is_causal(read_config(contents[manifest.artefact.file], manifest.artefact.file))
+    if continues != manifest.inputs.are_prompts:
+        kind, does = ("prompt", "continues") if continues else ("tokens", "classifies")
+        raise CatalogError(f"the network {does} texts: its inputs are of kind {kind}, not {manifest.inputs.kind}")
+    if continues:
+        return open_causal(network, manifest, device)
     taken = network_inputs(manifest.inputs, network)
     deployed = TorchOutputs(taken.of_rows, device, manifest.inputs.shape, manifest.outputs)
     _check_shape(deployed, manifest)

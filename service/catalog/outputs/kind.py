@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from reprlib import repr as abridged
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.access.visibility import ALWAYS, Item
+from service.access.visibility import ALWAYS, OUTPUT, Item
 from service.catalog.nearest import did_you_mean, known
-from service.domain import Floats, OutputSpace, Target
+from service.domain import Floats, OutputSpace, PlanTarget
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 from service.numerics.links import Link
+
+if TYPE_CHECKING:
+    from service.catalog.inputs.kind import Inputs
 
 PREDICTED = "predicted"
 """The target of a request that leaves it to the model which output is explained; no label can have this name."""
@@ -48,7 +52,7 @@ class KnownOutputs:
     has_one_logit: bool = False
 
 
-Space = Literal["probability", "logit", "value"]
+Space = Literal["probability", "logit", "value", "log_probability"]
 TRUNCATED = Field(description="true where a text or a file was longer than the model takes")
 """The configuration of predictions of every kind."""
 
@@ -68,6 +72,17 @@ class PredictionItem(Item):
     def further_labels(self) -> tuple[str, ...]:
         """Labels beside that one by which they are found as well."""
         return ()
+
+
+class TokenItem(Item):
+    """A token of a language model, and how likely it is behind what stands before it."""
+
+    token: Annotated[str | None, ALWAYS, Field(description="its text; absent where there is no tokenizer")] = None
+    id: Annotated[int, ALWAYS, Field(description="its number in the vocabulary")]
+    rather_than: Annotated[
+        bool | None, ALWAYS, Field(description="true for one of the continuation that the other is compared with")
+    ] = None
+    log_probability: Annotated[float | None, OUTPUT, Field(description="natural logarithm")] = None
 
 
 class LabelTarget(Item):
@@ -104,8 +119,9 @@ class BoundItem(BaseModel):
 class OutputsItem(BaseModel):
     """What the model answers."""
 
-    kind: Literal["classes", "labels", "values"] = Field(
-        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers"
+    kind: Literal["classes", "labels", "values", "tokens"] = Field(
+        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `tokens`: what "
+        "follows a prompt"
     )
     labels: list[str] | None = Field(None, description="its labels, in the order of the outputs; absent for values")
     thresholds: dict[str, float] | None = Field(
@@ -156,6 +172,20 @@ class OutputKind(BaseModel):
         raise NotImplementedError
 
     @property
+    def width(self) -> int:
+        """How many numbers the network answers for a row."""
+        return len(self.names)
+
+    def with_files(self, folder: Path, inputs: Inputs) -> Self:  # noqa: ARG002
+        """The same, with the files of the version in `folder`, where outputs are said with them."""
+        return self
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Checks the declaration against that of the inputs. Raises ValueError."""
+        if inputs.are_prompts:
+            raise ValueError("prompts are those of a language model: its outputs.kind is tokens")
+
+    @property
     def has_one_logit(self) -> bool:
         """Whether two labels share one number of the network."""
         return False
@@ -195,11 +225,11 @@ class OutputKind(BaseModel):
             raise invalid(Kind.WRONG_VALUE, pointer, detail + did_you_mean(name, self.spaces))
         return OutputSpace(name)
 
-    def read_target(self, requested: object) -> Target | None:
+    def read_target(self, requested: object) -> PlanTarget | None:
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
-    def default_target(self, outputs: NDArray[np.floating]) -> int:
+    def default_target(self, outputs: NDArray[np.floating]) -> PlanTarget:
         """The output [outputs] that is explained where the request leaves it open."""
         return int(np.argmax(outputs))
 
@@ -208,17 +238,21 @@ class OutputKind(BaseModel):
         """The target of explanations without a request, as in checks, and of those that drift is measured on."""
         raise NotImplementedError
 
-    def is_usual(self, target: Target | None) -> bool:
+    def is_usual(self, target: PlanTarget | None) -> bool:
         """Whether explanations of this target are comparable with those of the usual one."""
         return target == self.read_target(self.usual_target)
 
-    def adverse_sign(self, target: Target) -> int | None:
+    def adverse_sign(self, target: Any) -> int | None:
         """1 where a larger explained number is bad news, -1 where a smaller one is, None where neither is said."""
         raise NotImplementedError
 
-    def target_item(self, target: Target) -> Any:
+    def target_item(self, target: Any) -> Any:
         """The target as answers and records have it; its `text` says it in words."""
         raise NotImplementedError
+
+    def token_items(self, target: Any, outputs: Outputs | None) -> tuple[TokenItem, ...]:  # noqa: ARG002
+        """The tokens whose log-probabilities the explained number is the sum of; empty where it is no such sum."""
+        return ()
 
     def prediction_item(self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None) -> Any:
         """An item of `predictions`; None stands for outputs that are no finite numbers."""

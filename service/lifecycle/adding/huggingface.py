@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from service.artefacts.huggingface.configs import Config
+from service.artefacts.huggingface.configs import Config, is_causal
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.kind import KnownOutputs, OutputKind
 from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Values
 from service.errors import CatalogError
 from service.lifecycle.adding.added_inputs import Ask, Prepared
+from service.lifecycle.adding.causal import prepare_causal
 from service.lifecycle.adding.exported import TOKENS
 from service.lifecycle.adding.huggingface_folders import CONFIG, TOKENIZER, Folder, folder_of, read_folder, whole_number
 from service.lifecycle.adding.manifests import DUMPER
@@ -44,6 +45,8 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
     _refuse_options(options)
     exported = folder_of(options.source)
     folder = read_folder(options.source) if exported is None else read_folder(exported, options.source)
+    if is_causal(folder.config):
+        return prepare_causal(folder, named, partial(_write, read=folder))
     labels = _labels(folder.config)
     kind = _kind_of(folder.config, len(labels), options)
     names = _names(labels, kind, options, ask)
