@@ -155,7 +155,8 @@ def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: P
         def log_probability(ids: torch.Tensor) -> torch.Tensor:
             behind = torch.tensor(tokens).expand(len(ids), -1)
             logs = pair.network(input_ids=torch.cat([ids, behind], 1)).logits.log_softmax(-1)
-            return logs[:, count - 1 : -1].gather(2, behind[..., None])[..., 0]
+            chosen: torch.Tensor = logs[:, count - 1 : -1].gather(2, behind[..., None])[..., 0]
+            return chosen
 
         return log_probability
 
@@ -167,7 +168,8 @@ def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: P
         )
         ids, masked = (torch.from_numpy(tokens_of[None, :count]).long() for tokens_of in (row, baseline))
         values = attributed.attribute(ids, masked, n_steps=STEPS, method="gausslegendre", internal_batch_size=STEPS)
-        return values.sum(-1)[0, :count].detach().numpy().astype(np.float64)
+        summed: Floats = values.sum(-1)[0, :count].detach().numpy().astype(np.float64)
+        return summed
 
     wanted = {
         0: theirs(target.tokens, None) - theirs(target.rather_than, None),
@@ -199,11 +201,11 @@ def test_a_row_has_the_same_bits_alone_and_amid_others(pair: Pair) -> None:
     kernel = GradientKernel(Network(pair.model.twin, CPU, pair.model.shape, pair.outputs.width, IDENTITY), 8)
     amid = kernel.run([Segment(question, 0, 2) for question in questions])
     for question, beside in zip(questions, amid, strict=True):
-        (alone,) = kernel.run([Segment(question, 0, 2)])
-        assert isinstance(alone, EvaluatedPoints)
+        (by_itself,) = kernel.run([Segment(question, 0, 2)])
+        assert isinstance(by_itself, EvaluatedPoints)
         assert isinstance(beside, EvaluatedPoints)
-        assert np.array_equal(alone.outputs, beside.outputs)
-        assert np.array_equal(alone.contributions, beside.contributions)
+        assert np.array_equal(by_itself.outputs, beside.outputs)
+        assert np.array_equal(by_itself.contributions, beside.contributions)
 
 
 def test_noise_on_a_continuation_changes_nothing(pair: Pair) -> None:
