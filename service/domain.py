@@ -31,6 +31,7 @@ class OutputSpace(StrEnum):
     LOGIT = "logit"
     VALUE = "value"
     SIMILARITY = "similarity"
+    LOG_PROBABILITY = "log_probability"
 
 
 class Completeness(StrEnum):
@@ -112,8 +113,36 @@ class Similarity:
         return cosines
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """What a language model says of a text behind the prompt: its log-probability, less that of the text that it is
+    compared with. Both are by their tokens; `per_token` asks for the attributions of each token's, too."""
+
+    tokens: tuple[int, ...]
+    rather_than: tuple[int, ...] = ()
+    per_token: bool = False
+
+    @property
+    def outputs_of_tokens(self) -> range:
+        """Where among the outputs the log-probability of each token of both is."""
+        return range(1, 1 + len(self.tokens) + len(self.rather_than))
+
+    @property
+    def explanations(self) -> int:
+        """How many are computed for it."""
+        return 1 + self.per_token * len(self.outputs_of_tokens)
+
+
 Target = int | Contrast | Similarity
 """The single number that is explained: the output at an index, the difference of two, or a similarity."""
+
+PlanTarget = Target | Continuation
+"""What a plan explains: a number of the outputs, or one that the network is asked for together with its input."""
+
+
+def output_of(target: PlanTarget) -> Target:
+    """Where among the outputs the explained number is: that of a continuation is the first."""
+    return 0 if isinstance(target, Continuation) else target
 
 
 def read_target(outputs: Floats, target: Target) -> Floats:
@@ -221,7 +250,7 @@ class Plan:
     method: str
     options: tuple[tuple[str, OptionValue], ...]
     input: tuple[float, ...]
-    target: Target | None
+    target: PlanTarget | None
     output_space: OutputSpace
     baseline: BaselineChoice
     tolerance: float
@@ -315,11 +344,12 @@ class Explanation:
     promise no sum, or take no integral. When the model answered a number that is not finite, `converged` is false with
     reason `non_finite` and the figures that could not be computed are None. `chunk_rows` are the `ChunkShapes` it was
     computed at, on which its last bits depend. `answers` is how many of its questions were answered before its
-    deadline, None where that did not end it.
+    deadline, None where that did not end it. `per_token` explains each token of a continuation, and of the one that it
+    is compared with, where that was asked for.
     """
 
     outputs: tuple[float, ...] | None
-    target: Target
+    target: PlanTarget
     output: float | None
     baseline_output: float | None
     attributions: tuple[float, ...] | None
@@ -339,6 +369,7 @@ class Explanation:
     noisy_output: float | None = None
     answers: int | None = None
     attribution_errors: tuple[float, ...] | None = None
+    per_token: tuple[Explanation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from service.answers.record import (
 from service.catalog.inputs.kind import PLAIN, Detail
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
 from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
-from service.domain import Contrast, Similarity, Target
+from service.domain import Continuation, Contrast, PlanTarget, Similarity
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
@@ -221,8 +221,10 @@ def _index_or(kind_of: Callable[[Mapping[str, Any]], type[Any]], content: Any) -
     return read(kind_of(content), content) if isinstance(content, Mapping) else content
 
 
-def _target_kind(content: Mapping[str, Any]) -> type[Contrast | Similarity]:
-    return Similarity if "measure" in content else Contrast
+def _target_kind(content: Mapping[str, Any]) -> type[Contrast | Similarity | Continuation]:
+    if "measure" in content:
+        return Similarity
+    return Contrast if "index" in content else Continuation
 
 
 _KINDS: Mapping[frozenset[Any], Reader] = {
@@ -230,6 +232,6 @@ _KINDS: Mapping[frozenset[Any], Reader] = {
     _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
     _without_none(AnyTarget): lambda content: read(target_kind(content), content),
     _without_none(RecordedTarget): lambda content: _index_or(recorded_target_kind, content),
-    _without_none(Target): lambda content: _index_or(_target_kind, content),
+    _without_none(PlanTarget): lambda content: _index_or(_target_kind, content),
 }
 """Types that are unions, of which the content tells the member."""

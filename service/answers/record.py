@@ -23,7 +23,7 @@ from service.answers.reasons import texts_digest
 from service.catalog.inputs.kind import Places, Row
 from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
-from service.domain import SCHEMA, Context, Contrast, Explanation, Plan, Similarity, Target
+from service.domain import SCHEMA, Context, Continuation, Contrast, Explanation, Plan, PlanTarget, Similarity
 from service.ledger.entries import Entry
 
 
@@ -53,6 +53,14 @@ class RecordedSimilarity(Item):
 RecordedTarget = int | RecordedContrast | RecordedSimilarity
 
 
+class RecordedContinuation(Item):
+    """The text that is explained, by its tokens. It may be of a person, and is part of what is destroyed with them."""
+
+    tokens: tuple[int, ...] = ()
+    rather_than: tuple[int, ...] = ()
+    per_token: bool = False
+
+
 class RecordedParameters(Item):
     """What the request asked for, defaults filled in."""
 
@@ -61,7 +69,7 @@ class RecordedParameters(Item):
         ALWAYS,
         Field(
             description="the label's or value's index, perhaps with that of another, `rather_than`; the `measure` of a "
-            "similarity; null: the predicted"
+            "similarity; null: the predicted, or a continuation, whose tokens are in the personal part"
         ),
     ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
@@ -179,6 +187,7 @@ class Personal(Item):
     plan_digest: str
     baseline: RecordedRow
     reference: tuple[float, ...] | None = None
+    continuation: RecordedContinuation | None = None
     content: Mapping[str, Any]
 
 
@@ -202,12 +211,14 @@ def ledger_entry(
     job_row: tuple[str, int] | None = None,
 ) -> Entry:
     """The record of one explanation, serialised once."""
-    clear = in_clear(Answered)
     content = vars(answer)
+    target = plan.target
+    clear = in_clear(Answered) - ({"target"} if answer.continuation else set())
     personal = {
         **version.manifest.inputs.to_record(Row(plan.input, places)),
         "baseline": RecordedRow(row=plan.baseline.row, digest=plan.baseline.digest),
         "plan_digest": plan_digest,
+        **({"continuation": RecordedContinuation(**vars(target))} if isinstance(target, Continuation) else {}),
         "answer": {name: value for name, value in content.items() if name not in clear} | {"prediction": prediction},
     }
     if isinstance(plan.target, Similarity):
@@ -262,7 +273,9 @@ def _parameters(plan: Plan) -> RecordedParameters:
     )
 
 
-def _target(target: Target | None) -> RecordedTarget | None:
+def _target(target: PlanTarget | None) -> RecordedTarget | None:
+    if isinstance(target, Continuation):
+        return None
     if isinstance(target, Contrast):
         return RecordedContrast(index=target.index, rather_than=target.rather_than)
     return RecordedSimilarity(measure=target.measure.value) if isinstance(target, Similarity) else target

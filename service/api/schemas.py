@@ -42,6 +42,7 @@ TARGETS = (
     "must be a label or a value, by its name or index, or `predicted`; of classes also an object of "
     "`label` and `rather_than`, of embeddings one with `similar_to`"
 )
+CONTINUATION = "must hold a text as `continuation`, perhaps one as `rather_than`, and `per_token` as true or false"
 TWO_LABELS = "must hold `label` and `rather_than`, each a label or its index"
 
 SIMILARITY = (
@@ -77,6 +78,21 @@ class SimilarTo(BaseModel):
         return [own, {**own, "side": "reference"}] if self.both else [own]
 
 
+class ContinuationBody(BaseModel):
+    """A text behind the prompt of a language model, of which the log-probability is explained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    continuation: StrictStr = Field(description="the text, with the space that it begins with")
+    rather_than: StrictStr | None = Field(None, description="the text whose log-probability is taken away")
+    per_token: StrictBool = Field(False, description="attributions of each token's log-probability, too")
+
+
+def _is_continuation(value: dict[str, object]) -> bool:
+    types = {"continuation": str, "rather_than": str, "per_token": bool}
+    return all(name in types and type(part) is types[name] for name, part in value.items())
+
+
 def _label_or_index(value: object) -> object:
     if type(value) in (str, int):
         return value
@@ -88,6 +104,10 @@ def _label_or_index(value: object) -> object:
     if isinstance(value, dict):
         if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
             return value
+        if "continuation" in value:
+            if _is_continuation(value):
+                return value
+            raise PydanticCustomError(SENTENCE, CONTINUATION)
         raise PydanticCustomError(SENTENCE, TWO_LABELS)
     raise PydanticCustomError(SENTENCE, TARGETS)
 
@@ -115,7 +135,7 @@ def _subject(value: str) -> str:
 Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_LENGTH})
 ]
-Target = Annotated[str | int | Rather | SimilarTo, BeforeValidator(_label_or_index)]
+Target = Annotated[str | int | Rather | SimilarTo | ContinuationBody, BeforeValidator(_label_or_index)]
 Targets = Annotated[list[Target], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
@@ -164,7 +184,7 @@ class ExplainParameters(Strict):
     target: Target = Field(
         "predicted",
         description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another; of "
-        "an embedding what the instance is `similar_to`",
+        "an embedding what the instance is `similar_to`; of a language model a `continuation`",
     )
     targets: Targets | None = Field(
         None,
@@ -177,7 +197,9 @@ class ExplainParameters(Strict):
         "say; the others have null in the place of each explanation, and no record",
     )
     output_space: StrictStr | None = Field(
-        None, description="`probability` or `logit`; of values `value`, of embeddings `similarity`"
+        None,
+        description="`probability` or `logit`; of values `value`, of embeddings `similarity`, of tokens "
+        "`log_probability`",
     )
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative error accepted, in (0, 1]")
@@ -224,11 +246,11 @@ class ExplainParameters(Strict):
         return Parameters(**{name: value for name, value in {**vars(self), **read}.items() if name != "embedding"})
 
 
-def _as_sent(target: str | int | Rather | SimilarTo) -> list[RequestedTarget]:
+def _as_sent(target: str | int | Rather | SimilarTo | ContinuationBody) -> list[RequestedTarget]:
     """The targets that one stands for."""
     if isinstance(target, SimilarTo):
         return [*target.sides()]
-    return [vars(target) if isinstance(target, Rather) else target]
+    return [target if isinstance(target, str | int) else vars(target)]
 
 
 class PredictParameters(Strict):

@@ -151,7 +151,7 @@ def _summary(added: Added, settings: Settings) -> str:
     parameters = {"target": manifest.outputs.usual_request(manifest.example)}
     body = {"instances": [manifest.example], "parameters": parameters, "context": context}
     body_text = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
-    explained = manifest.outputs.target_item(explanation.target).text
+    explained = trial.version.outputs.target_item(explanation.target).text
     space = ", as a logit, since the probability hardly changes" if added.is_in_logits else ""
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(

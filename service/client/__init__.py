@@ -29,7 +29,7 @@ from .answers import (
     Timings,
     Verification,
 )
-from .calls import Context, Contrast, Noise, Parameters, Similarity, TargetOf
+from .calls import Context, Continuation, Contrast, Noise, Parameters, Similarity, TargetOf
 from .clients import AsyncClient, AsyncModel, Client, Model
 from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
@@ -61,6 +61,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Context",
+    "Continuation",
     "Contrast",
     "DamagedRecord",
     "Erased",

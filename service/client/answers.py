@@ -36,6 +36,8 @@ class Prediction(ABC):
             return read(PredictedValues, content)
         if "dimensions" in content:
             return read(PredictedEmbedding, content)
+        if "next" in content:
+            return read(PredictedTokens, content)
         return read(PredictedLabels, content) if "labels" in content else read(PredictedClass, content)
 
 
@@ -97,6 +99,31 @@ class PredictedEmbedding(Prediction):
     @property
     def text(self) -> str:
         return f"an embedding of {self.dimensions} numbers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikelyToken:
+    """A token, and the natural logarithm of its probability, behind what stands before it."""
+
+    id: int
+    token: str | None = None
+    log_probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedTokens(Prediction):
+    """What a language model would write next: the likeliest tokens, the likeliest first."""
+
+    output_space: str
+    next: tuple[LikelyToken, ...]
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        if not self.next:
+            return "no number"
+        likeliest = self.next[0]
+        return f"token {likeliest.id}" if likeliest.token is None else repr(likeliest.token)
 
 
 class Attributions(ABC):
@@ -205,6 +232,21 @@ class ByToken(Attributions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContinuationToken:
+    """A token of the explained continuation, or of the one that it is compared with, with its log-probability; where
+    they were asked for, with the attributions of it alone."""
+
+    id: int
+    token: str | None = None
+    rather_than: bool = False
+    log_probability: float | None = None
+    attributions: Attributions | None = None
+    completeness_error: float | None = None
+    attribution_error: float | None = None
+    converged: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
     """The version that answered."""
 
@@ -215,8 +257,8 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What was explained: the output of a label, perhaps less that of another, a value, or a similarity, by its
-    `measure`."""
+    """What was explained: the output of a label, perhaps less that of another, a value, a similarity, by its `measure`,
+    or the log-probability of a continuation."""
 
     index: int | None = None
     label: str | None = None
@@ -224,12 +266,16 @@ class Target:
     value: str | None = None
     unit: str | None = None
     measure: str | None = None
+    continuation: str | None = None
 
     @property
     def text(self) -> str:
         """It in words."""
         if self.measure is not None:
             return "dot product" if self.measure == "dot" else f"{self.measure} similarity"
+        if self.continuation is not None:
+            own = repr(self.continuation)
+            return own if self.rather_than is None else f"{own} rather than {self.rather_than!r}"
         name = self.value if self.label is None else self.label
         return f"{name} rather than {self.rather_than}" if self.rather_than is not None else str(name)
 
@@ -288,6 +334,7 @@ class Explanation:
     attribution_errors: Attributions | None = None
     interactions: tuple[tuple[float, ...], ...] | None = None
     groups: tuple[Mapping[str, Any], ...] | None = None
+    continuation: tuple[ContinuationToken, ...] = ()
     noise: Mapping[str, Any] | None = None
     converged: bool | None = None
     reason: str | None = None

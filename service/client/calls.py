@@ -55,6 +55,15 @@ class Similarity(TypedDict, total=False):
     both: bool
 
 
+class Continuation(TypedDict, total=False):
+    """A target: the log-probability of a text behind the prompt, perhaps less that of another one, and with `per_token`
+    of each of its tokens."""
+
+    continuation: Required[str]
+    rather_than: str
+    per_token: bool
+
+
 class Noise(TypedDict, total=False):
     """Noisy copies of the input, around any method."""
 
@@ -63,8 +72,9 @@ class Noise(TypedDict, total=False):
     scale: float
 
 
-TargetOf = str | int | Contrast | Similarity
-"""A label or a value, by its name or index; `predicted`; two classes; or what an embedding is similar to."""
+TargetOf = str | int | Contrast | Similarity | Continuation
+"""A label or a value, by its name or index; `predicted`; two classes; what an embedding is similar to; or a
+continuation of a prompt."""
 
 
 class Parameters(TypedDict, total=False):

@@ -156,7 +156,7 @@ class Explaining:
         Raises what `explain` does; PolicyForbids where the rule would tell what the policy withholds.
         """
         version, parameters, policy = request.version, request.parameters, request.caller.policy
-        outputs, rule = version.manifest.outputs, rule_of(version, when, policy)
+        outputs, rule = version.outputs, rule_of(version, when, policy)
         deadline = deadline_of(parameters, time.monotonic())
         (first, *_) = make_plans(version, [request.rows[0].values], parameters, request.caller.tenant)
         refuse_method(policy, first.method)
@@ -226,7 +226,7 @@ class Explaining:
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
-        outputs, times = version.manifest.outputs, parameters.explanations
+        outputs, times = version.outputs, parameters.explanations
         untimed = []
         entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
@@ -305,7 +305,7 @@ class Explaining:
     async def predict(self, request: Request) -> list[AnyPrediction]:
         """The deployed artefact's prediction for each instance."""
         version, parameters = request.version, request.parameters
-        outputs = version.manifest.outputs
+        outputs = version.outputs
         space = outputs.read_space(parameters.output_space)
         request.timings.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())

@@ -32,6 +32,7 @@ from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Conditions,
+    Continuation,
     Contrast,
     Explanation,
     Measure,
@@ -41,8 +42,8 @@ from service.domain import (
     OptionValue,
     OutputSpace,
     Plan,
+    PlanTarget,
     Similarity,
-    Target,
     ToleranceOf,
 )
 from service.engine.protocol import Engine
@@ -164,7 +165,10 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
     )
 
 
-def _target(recorded: RecordedTarget | None, personal: Personal) -> Target | None:
+def _target(recorded: RecordedTarget | None, personal: Personal) -> PlanTarget | None:
+    if personal.continuation is not None:
+        tokens = personal.continuation
+        return Continuation(tokens.tokens, tokens.rather_than, tokens.per_token)
     if isinstance(recorded, RecordedSimilarity):
         if personal.reference is None:
             raise ValueError("the record does not hold what the input is similar to")
@@ -225,7 +229,5 @@ def _computed(
     row = version.manifest.inputs.of_record(personal.content)
     detail = PLAIN if record.attributions is None else record.attributions.detail
     answer = answered(version, plan, explanation, row.places, id=record.id, cached=False, detail=detail)
-    prediction = version.manifest.outputs.prediction_item(
-        explanation.outputs, plan.output_space, truncated=row.truncated
-    )
+    prediction = version.outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
     return Computed(answer, prediction, explanation.rule)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from service.artefacts.huggingface.configs import Config, read_config
+from service.artefacts.huggingface.configs import Config, is_causal, read_config
 from service.artefacts.huggingface.library import transformers
 from service.artefacts.reported import reported
 from service.errors import CatalogError
@@ -20,21 +20,24 @@ ATTENTION = "eager"
 row stands; fused kernels have no second derivative, and on a GPU their gradients are summed in any order."""
 WEIGHTS = ".safetensors"
 POOLER = "pooler."
+CLASSIFIERS = "a classifier", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"
+CAUSAL_MODELS = "a causal language model", "MODEL_FOR_CAUSAL_LM_MAPPING"
+ENCODERS = "an encoder", "MODEL_MAPPING"
+"""What they are called, and where the package lists their networks."""
 
 
 def read_network(contents: Mapping[str, bytes], config_file: str, *, is_encoder: bool = False) -> nn.Module:
-    """The sequence classifier of a folder's files, in float32 and in evaluation mode, on the CPU; or the encoder, which
-    answers an embedding for each token.
+    """The classifier or the causal language model of a folder's files, in float32, in evaluation mode, on the CPU; or
+    the encoder, which answers an embedding for each token.
 
     Raises CatalogError where the configuration is not one of the package's, or weights are missing or do not fit.
     """
     package, config = transformers(), read_config(contents[config_file], config_file, is_encoder=is_encoder)
-    known = package.MODEL_MAPPING if is_encoder else package.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    what, mapping = ENCODERS if is_encoder else CAUSAL_MODELS if is_causal(config) else CLASSIFIERS
     try:
         configuration = package.CONFIG_MAPPING[config["model_type"]].from_dict({**config})
-        network_class = known[type(configuration)]
+        network_class = getattr(package, mapping)[type(configuration)]
     except Exception as error:  # the package raises anything for a configuration that it does not know
-        what = "an encoder" if is_encoder else "a classifier"
         raise CatalogError(
             f"{config_file} is not the configuration of {what} of transformers {package.__version__} "
             f"({config['model_type']}): {reported(error)}"

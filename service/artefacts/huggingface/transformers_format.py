@@ -12,6 +12,8 @@ from torch.export import Dim
 
 from service.artefacts.aten import in_plain_torch
 from service.artefacts.deployed import Opened, TorchOutputs
+from service.artefacts.huggingface.causal_format import open_causal
+from service.artefacts.huggingface.configs import is_causal, read_config
 from service.artefacts.huggingface.networks import read_network
 from service.artefacts.huggingface.pooling import pooled
 from service.artefacts.huggingface.sentence_modules import MODULES, read_modules
@@ -33,6 +35,13 @@ def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device:
     """
     sentences = read_modules(contents) if MODULES in contents else None
     network = read_network(contents, manifest.artefact.file, is_encoder=sentences is not None).to(device)
+    if sentences is None:
+        continues = is_causal(read_config(contents[manifest.artefact.file], manifest.artefact.file))
+        if continues != manifest.inputs.are_prompts:
+            kind, does = ("prompt", "continues") if continues else ("tokens", "classifies")
+            raise CatalogError(f"the network {does} texts: its inputs are of kind {kind}, not {manifest.inputs.kind}")
+        if continues:
+            return open_causal(network, manifest, device)
     taken = network_inputs(manifest.inputs, network, None if sentences is None else pooled(sentences.pooling))
     deployed = TorchOutputs(taken.of_rows, device, manifest.inputs.shape, manifest.outputs)
     _check_shape(deployed, manifest)

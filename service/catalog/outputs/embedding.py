@@ -25,7 +25,7 @@ from service.catalog.outputs.kind import (
     are_finite,
 )
 from service.catalog.outputs.values import MIN_FLOOR, MIN_SHARE
-from service.domain import Floats, Measure, OutputSpace, Similarity, Target
+from service.domain import Floats, Measure, OutputSpace, PlanTarget, Similarity, Target
 from service.errors import Kind, invalid, pointer_to
 from service.numerics.links import UNIT_LENGTH, Link
 
@@ -139,14 +139,14 @@ class Embedding(OutputKind):
     def usual_request(self, example: object) -> object:
         return {REFERENCE: example}
 
-    def is_usual(self, target: Target | None) -> bool:  # noqa: ARG002
+    def is_usual(self, target: PlanTarget | None) -> bool:  # noqa: ARG002
         """Never: those of similarities to different instances cannot be compared."""
         return False
 
-    def adverse_sign(self, target: Target) -> int | None:  # noqa: ARG002
+    def adverse_sign(self, target: PlanTarget) -> int | None:  # noqa: ARG002
         return None
 
-    def target_item(self, target: Target) -> SimilarityTarget:
+    def target_item(self, target: PlanTarget) -> SimilarityTarget:
         assert isinstance(target, Similarity)
         return SimilarityTarget(measure=target.measure.value)
 
@@ -164,7 +164,7 @@ class Embedding(OutputKind):
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:  # noqa: ARG002
         return False
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: Target) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
         """Of cosines a hundredth; of products a hundredth of the spread over the baseline set, but no less than the
         rounding of such numbers in float32."""
         if isinstance(target, Similarity) and target.measure is Measure.COSINE:

@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from reprlib import repr as abridged
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.access.visibility import ALWAYS, Item
+from service.access.visibility import ALWAYS, OUTPUT, Item
 from service.catalog.nearest import did_you_mean, known
-from service.domain import Floats, OutputSpace, Target
+from service.domain import Floats, OutputSpace, PlanTarget
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 from service.numerics.links import Link
+
+if TYPE_CHECKING:
+    from service.catalog.inputs.kind import Inputs
 
 PREDICTED = "predicted"
 """The target of a request that leaves it to the model which output is explained; no label can have this name."""
@@ -48,7 +52,7 @@ class KnownOutputs:
     has_one_logit: bool = False
 
 
-Space = Literal["probability", "logit", "value", "similarity"]
+Space = Literal["probability", "logit", "value", "similarity", "log_probability"]
 TRUNCATED = Field(description="true where a text or a file was longer than the model takes")
 """The configuration of predictions of every kind."""
 
@@ -72,6 +76,17 @@ class PredictionItem(Item):
     def brief(self) -> Self:
         """Without what a request may leave out: long outputs of which nobody reads a number."""
         return self
+
+
+class TokenItem(Item):
+    """A token of a language model, and how likely it is behind what stands before it."""
+
+    token: Annotated[str | None, ALWAYS, Field(description="its text; absent where there is no tokenizer")] = None
+    id: Annotated[int, ALWAYS, Field(description="its number in the vocabulary")]
+    rather_than: Annotated[
+        bool | None, ALWAYS, Field(description="true for one of the continuation that the other is compared with")
+    ] = None
+    log_probability: Annotated[float | None, OUTPUT, Field(description="natural logarithm")] = None
 
 
 class LabelTarget(Item):
@@ -108,8 +123,9 @@ class BoundItem(BaseModel):
 class OutputsItem(BaseModel):
     """What the model answers."""
 
-    kind: Literal["classes", "labels", "values", "embedding"] = Field(
-        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `embedding`: a vector"
+    kind: Literal["classes", "labels", "values", "embedding", "tokens"] = Field(
+        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `embedding`: a "
+        "vector; `tokens`: what follows a prompt"
     )
     labels: list[str] | None = Field(
         None, description="its labels, in the order of the outputs; absent where there are none"
@@ -168,6 +184,20 @@ class OutputKind(BaseModel):
         return ", ".join(self.names)
 
     @property
+    def width(self) -> int:
+        """How many numbers the network answers for a row."""
+        return len(self.names)
+
+    def with_files(self, folder: Path, inputs: Inputs) -> Self:  # noqa: ARG002
+        """The same, with the files of the version in `folder`, where outputs are said with them."""
+        return self
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Checks the declaration against that of the inputs. Raises ValueError."""
+        if inputs.are_prompts:
+            raise ValueError("prompts are those of a language model: its outputs.kind is tokens")
+
+    @property
     def has_one_logit(self) -> bool:
         """Whether two labels share one number of the network."""
         return False
@@ -207,7 +237,7 @@ class OutputKind(BaseModel):
             raise invalid(Kind.WRONG_VALUE, pointer, detail + did_you_mean(name, self.spaces))
         return OutputSpace(name)
 
-    def read_target(self, requested: object) -> Target | None:
+    def read_target(self, requested: object) -> PlanTarget | None:
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
@@ -224,7 +254,7 @@ class OutputKind(BaseModel):
         """Whether it is that instance which is explained, and the request's own that it refers to."""
         return False
 
-    def default_target(self, outputs: NDArray[np.floating]) -> int:
+    def default_target(self, outputs: NDArray[np.floating]) -> PlanTarget:
         """The output [outputs] that is explained where the request leaves it open."""
         return int(np.argmax(outputs))
 
@@ -237,17 +267,21 @@ class OutputKind(BaseModel):
         """That target as a request has it, where `example` is the manifest's."""
         return self.usual_target
 
-    def is_usual(self, target: Target | None) -> bool:
+    def is_usual(self, target: PlanTarget | None) -> bool:
         """Whether explanations of this target are comparable with those of the usual one."""
         return target == self.read_target(self.usual_target)
 
-    def adverse_sign(self, target: Target) -> int | None:
+    def adverse_sign(self, target: Any) -> int | None:
         """1 where a larger explained number is bad news, -1 where a smaller one is, None where neither is said."""
         raise NotImplementedError
 
-    def target_item(self, target: Target) -> Any:
+    def target_item(self, target: Any) -> Any:
         """The target as answers and records have it; its `text` says it in words."""
         raise NotImplementedError
+
+    def token_items(self, target: Any, outputs: Outputs | None) -> tuple[TokenItem, ...]:  # noqa: ARG002
+        """The tokens whose log-probabilities the explained number is the sum of; empty where it is no such sum."""
+        return ()
 
     def prediction_item(self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None) -> Any:
         """An item of `predictions`; None stands for outputs that are no finite numbers."""
@@ -261,7 +295,7 @@ class OutputKind(BaseModel):
         """Whether what the outputs decide is bad news."""
         raise NotImplementedError
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: Target) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
         """The least denominator of relative errors, where the manifest names none, in units of the output.
 
         `over_baselines` [K] are the explained outputs, those of the `target`, over the baseline set.

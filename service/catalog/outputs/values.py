@@ -25,7 +25,7 @@ from service.catalog.outputs.kind import (
     ValueItem,
     are_finite,
 )
-from service.domain import Floats, OutputSpace, Target
+from service.domain import Floats, OutputSpace, PlanTarget, Target
 from service.numerics.links import IDENTITY, Link
 from service.wording import number_of
 
@@ -177,7 +177,7 @@ class Values(OutputKind):
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:  # noqa: ARG002
         return self.adverse is not None and self.adverse.holds(outputs[self._adverse_index])
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: Target) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
         """A hundredth of the spread over the baseline set, but no less than the rounding of such values in float32."""
         spread = float(over_baselines.max() - over_baselines.min())
         return max(SHARE_OF_SPREAD * spread, MIN_SHARE * float(np.abs(over_baselines).max()), MIN_FLOOR)

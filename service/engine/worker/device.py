@@ -56,7 +56,8 @@ class DeviceModel:
 
     def for_plan(self, plan: Plan) -> DeviceModel:
         """The model at the length at which this plan is computed, which depends on its own rows alone."""
-        return self.for_rows(plan.input, *(() if plan.baseline.row is None else (plan.baseline.row,)))
+        rows = (plan.input, *(() if plan.baseline.row is None else (plan.baseline.row,)))
+        return self.for_rows(*(self.manifest.inputs.with_target(row, plan.target) for row in rows))
 
     def for_rows(self, *rows: Sequence[float]) -> DeviceModel:
         """The model at the least length that holds the rows: itself where they have to be whole."""
@@ -122,7 +123,7 @@ def _on_device(
 ) -> DeviceModel:
     """The model for whole rows, or for those that are cut to a `length`; see `put_on_device`."""
     outputs, readouts = model.manifest.outputs, _readouts(model.manifest.outputs)
-    network = Network(model.twin, device, model.shape, len(outputs.names), outputs.network_link)
+    network = Network(model.twin, device, model.shape, outputs.width, outputs.network_link)
     rows = deployed_rows(model.twin, model.shape, alone=model.alone)
     deployed = DeployedKernel(model.deployed, rows, model.row_type)
     is_same = model.forwards is model.deployed

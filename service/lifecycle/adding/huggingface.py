@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from service.artefacts.huggingface.configs import Config
+from service.artefacts.huggingface.configs import Config, is_causal
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.kind import KnownOutputs, OutputKind
@@ -24,6 +24,7 @@ from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Values
 from service.errors import CatalogError
 from service.lifecycle.adding.added_inputs import Ask, Prepared
+from service.lifecycle.adding.causal import prepare_causal
 from service.lifecycle.adding.exported import TOKENS
 from service.lifecycle.adding.huggingface_folders import CONFIG, TOKENIZER, Folder, folder_of, read_folder, whole_number
 from service.lifecycle.adding.huggingface_pairs import TYPES, PairTokens, cross_encoder_settings, takes_pairs
@@ -52,6 +53,8 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
     folder = read_folder(
         source if sentences is None else sentences.network, None if exported is None else options.source, sentences
     )
+    if sentences is None and is_causal(folder.config):
+        return prepare_causal(folder, named, partial(_write, read=folder, modules={}))
     name, version = named(source.resolve().name)
     pair: PairTokens | None = None
     if sentences is None:
