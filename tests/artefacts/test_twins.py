@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 
 from service.artefacts.loading import load_model
 from service.artefacts.onnx import twin_source as onnx_twins
-from service.artefacts.onnx.twins import build_twin, check_parity, parse_onnx
+from service.artefacts.onnx.parsing import parse_onnx
+from service.artefacts.onnx.twins import build_twin, check_parity
 from service.catalog.manifest import read_manifest
 from service.domain import OutputSpace
 from service.errors import CatalogError

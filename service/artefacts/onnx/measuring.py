@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
 from service.artefacts.onnx.graphs import Graph
+from service.artefacts.onnx.weights import open_session
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 
@@ -99,7 +100,7 @@ def measure(graph: Graph, valued: Collection[str], shaped: Collection[str] = ())
     inputs = [{graph.input.name: np.zeros((rows, *graph.shape), dtype)} for rows in ROWS]
     try:
         # All may be constants of the graph, and ONNX Runtime does not run without an output to compute.
-        session = onnxruntime.InferenceSession(model.SerializeToString(), _options(), ["CPUExecutionProvider"])
+        session = open_session(model, _options())
         runs = [session.run([*computed, *shapes], zeros) for zeros in inputs] if computed or shapes else []
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(

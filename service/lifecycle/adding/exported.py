@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.artefacts.onnx.twins import parse_onnx
+from service.artefacts.onnx.parsing import parse_onnx
 from service.catalog.inputs.tokens import SideInput
 from service.errors import CatalogError
+from service.lifecycle.adding.files import read_beside
 
 FILES = ("model.onnx", "onnx/model.onnx")
 TOKENS = "input_ids"
@@ -19,11 +20,13 @@ LOGITS = "logits"
 
 @dataclass(frozen=True, slots=True)
 class ExportedGraph:
-    """The file, its inputs beside the tokens, and the tensor of logits or values."""
+    """The file, its inputs beside the tokens, the tensor of logits or values, and the files of its weights, if it does
+    not hold them itself."""
 
     file: Path
     side: Mapping[str, SideInput]
     output: str
+    beside: tuple[str, ...] = ()
 
 
 def find_graph(source: Path) -> Path | None:
@@ -33,7 +36,13 @@ def find_graph(source: Path) -> Path | None:
 
 def read_graph(file: Path) -> ExportedGraph:
     """What the graph takes and answers. Raises CatalogError where that is not what a classifier of texts does."""
-    graph = parse_onnx(file.read_bytes()).graph
+    beside: list[str] = []
+
+    def read(location: str) -> bytes:
+        beside.append(location)
+        return read_beside(file.parent, location)
+
+    graph = parse_onnx(file.read_bytes(), read).graph
     constants = {tensor.name for tensor in graph.initializer}
     names = [value.name for value in graph.input if value.name not in constants]
     outputs = [value.name for value in graph.output]
@@ -46,4 +55,4 @@ def read_graph(file: Path) -> ExportedGraph:
     if LOGITS not in outputs and len(outputs) != 1:
         raise CatalogError(f"the outputs of {file.name} are {', '.join(outputs)}; none of them is called {LOGITS}")
     side = {name: kind for name, kind in SIDES.items() if name in names}
-    return ExportedGraph(file, side, LOGITS if LOGITS in outputs else outputs[0])
+    return ExportedGraph(file, side, LOGITS if LOGITS in outputs else outputs[0], tuple(beside))

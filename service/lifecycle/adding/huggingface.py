@@ -153,7 +153,14 @@ def _write(version: Path, read: Folder, manifest: Mapping[str, Any]) -> None:
     if read.graph is not None:
         shutil.copyfile(read.source / TOKENIZER, version / TOKENIZER)
         shutil.copyfile(read.graph.file, version / "model.onnx")
-        artefact: dict[str, Any] = {"file": "model.onnx", "sha256": _sha256(version / "model.onnx")}
+        for file in read.graph.beside:
+            (version / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(read.graph.file.parent / file, version / file)
+        artefact: dict[str, Any] = {
+            "file": "model.onnx",
+            "sha256": _sha256(version / "model.onnx"),
+            **({"files": {file: _sha256(version / file) for file in read.graph.beside}} if read.graph.beside else {}),
+        }
     else:
         for file in (CONFIG, *read.files):
             shutil.copyfile(read.source / file, version / file)
