@@ -67,7 +67,7 @@ def _peak(folder: Path, seconds: float, chunk: int) -> tuple[int, float]:
     from safetensors import safe_open
 
     from service.artefacts.onnx.parsing import parse_onnx
-from service.artefacts.onnx.twins import build_twin
+    from service.artefacts.onnx.twins import build_twin
 
     twin = build_twin(parse_onnx((folder / "model.onnx").read_bytes()), "features", "logits")
     with safe_open(folder / "heldout.safetensors", "numpy") as file:

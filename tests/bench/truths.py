@@ -46,7 +46,7 @@ def spread(rows: Floats, count: int) -> Floats:
 
 def _twin(folder: Path) -> nn.Module:
     from service.artefacts.onnx.parsing import parse_onnx
-from service.artefacts.onnx.twins import build_twin
+    from service.artefacts.onnx.twins import build_twin
 
     return build_twin(parse_onnx((folder / "model.onnx").read_bytes()), "features", "logits")
 
