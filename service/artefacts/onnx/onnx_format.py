@@ -17,6 +17,7 @@ from onnx import ModelProto, ValueInfoProto
 from service.artefacts.deployed import DeployedArtefact, Opened, TorchOutputs, log_odds
 from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.inputs.registry import onnx_inputs
+from service.artefacts.onnx.open_rows import fixed_rows, with_open_rows
 from service.artefacts.onnx.parsing import parse_onnx
 from service.artefacts.onnx.quantisation import EXACT_PRODUCTS, scales_depend_on_all_rows
 from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs, read_graph_inputs
@@ -33,8 +34,8 @@ class OnnxArtefact:
 
     Where the manifest names an inner tensor of the graph, that is added to the graph's outputs.
 
-    A graph that is `alone` is given one row at a time: it chooses a scale for all rows together, so that what one is
-    answered would depend on the others.
+    A graph that is `alone` is given one row at a time: it was exported so, or it chooses a scale for all rows together,
+    so that what one is answered would depend on the others.
     """
 
     def __init__(
@@ -120,10 +121,11 @@ def open_onnx(contents: Mapping[str, bytes], manifest: Manifest, device: torch.d
     """The artefact and its twin, of the artefact's files. Raises CatalogError where ONNX Runtime cannot open it, or the
     graph has no twin."""
     content, inputs = contents[manifest.artefact.file], manifest.inputs
-    graph = parse_onnx(content, partial(_read_beside, contents, manifest))
-    alone = scales_depend_on_all_rows(graph)
+    own_graph = parse_onnx(content, partial(_read_beside, contents, manifest))
+    alone = scales_depend_on_all_rows(own_graph) or fixed_rows(own_graph) == 1
     try:
-        artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device, alone=alone)
+        graph = with_open_rows(own_graph)
+        artefact = OnnxArtefact(_with_outputs(content, own_graph, manifest), manifest, device, alone=alone)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     graph_inputs = artefact.inputs

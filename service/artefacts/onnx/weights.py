@@ -7,7 +7,7 @@ bytes are they taken out of it: for ONNX Runtime, for the inliner, and for the f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ LARGE = 2**30
 """The bytes of weights over which they are not made part of the model's own bytes."""
 SMALL = 1024
 """The bytes of a weight that stays in the graph in any case: shapes and axes, which are read while it is opened."""
-BITS = {
+BITS: Mapping[int, int] = {
     **dict.fromkeys((TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1), 4),
     **dict.fromkeys((TensorProto.UINT2, TensorProto.INT2), 2),
 }
@@ -148,6 +148,16 @@ def without_weights_in(model: ModelProto, function: Callable[[ModelProto], Model
         if is_apart(tensor):
             tensor.CopyFrom(known[tensor.name])
     return result
+
+
+def quiet_options() -> onnxruntime.SessionOptions:
+    """For a graph that is run a few times, one operator after the other, as it is."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def open_session(
