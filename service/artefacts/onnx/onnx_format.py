@@ -17,6 +17,7 @@ from onnx import ModelProto, ValueInfoProto
 from service.artefacts.deployed import DeployedArtefact, Opened, TorchOutputs, log_odds
 from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.inputs.registry import onnx_inputs
+from service.artefacts.onnx.functions import without_fused
 from service.artefacts.onnx.open_rows import fixed_rows, with_open_rows
 from service.artefacts.onnx.parsing import parse_onnx
 from service.artefacts.onnx.quantisation import EXACT_PRODUCTS, scales_depend_on_all_rows
@@ -124,7 +125,7 @@ def open_onnx(contents: Mapping[str, bytes], manifest: Manifest, device: torch.d
     own_graph = parse_onnx(content, partial(_read_beside, contents, manifest))
     alone = scales_depend_on_all_rows(own_graph) or fixed_rows(own_graph) == 1
     try:
-        graph = with_open_rows(own_graph)
+        graph = without_fused(with_open_rows(own_graph))
         artefact = OnnxArtefact(_with_outputs(content, own_graph, manifest), manifest, device, alone=alone)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error

@@ -14,26 +14,23 @@ from __future__ import annotations
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import torch
 from torch import Tensor, fx, nn
 
 from service.artefacts.onnx.folding import HALF_PRECISION, choose_branches, fold, versions
+from service.artefacts.onnx.functions import without_functions, without_fused
 from service.artefacts.onnx.graphs import Graph, network, read_graph
 from service.artefacts.onnx.quantisation import in_real_numbers
-from service.artefacts.onnx.undifferentiable import REASONS, described, refuse_undifferentiable
-from service.artefacts.onnx.weights import without_weights_in
+from service.artefacts.onnx.undifferentiable import described, refuse_undifferentiable
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 
 UNCONVERTED = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError, ArithmeticError)
 """What onnx2torch and torch raise for graphs that they do not support."""
-HasConverter = Callable[[onnx.NodeProto, Mapping[str, int]], bool]
 
 
 def _import_conversion() -> Any:
@@ -45,6 +42,7 @@ def _import_conversion() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from service.artefacts.onnx import (
+                attention_converters,  # noqa: F401
                 conversion,
                 converters,  # noqa: F401
                 layout_converters,  # noqa: F401
@@ -95,7 +93,7 @@ def converted(
     """As `build_twin`, before tracing: the graph, its part between the two tensors, and that with a module a node."""
     conversion = _import_conversion()
     try:
-        whole = _without_functions(in_real_numbers(model), conversion.has_converter)
+        whole = without_functions(in_real_numbers(without_fused(model)), conversion.has_converter)
         graph = choose_branches(read_graph(whole, logit_tensor, shape))
         nodes = network(graph, input_tensor)
         refuse_undifferentiable(nodes)
@@ -126,18 +124,6 @@ def _check_gradient_and_shape(twin: fx.GraphModule, part: onnx.GraphProto) -> No
         )
     if list(logits.shape) != expected:
         raise CatalogError(f"{sizes[0]} rows have logits of the shape {list(logits.shape)}")
-
-
-def _without_functions(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.ModelProto:
-    """The model with functions inlined: its own, and those by which ONNX defines operators without a converter."""
-    whole = without_weights_in(model, onnx.inliner.inline_local_functions) if model.functions else model
-    nodes = [node for node in whole.graph.node if node.op_type not in REASONS]
-    unknown = {(node.domain, node.op_type) for node in nodes if not has_converter(node, versions(whole))}
-    if not unknown:
-        return whole
-    return without_weights_in(
-        whole, lambda part: onnx.inliner.inline_selected_functions(part, sorted(unknown), inline_schema_functions=True)
-    )
 
 
 def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
