@@ -115,13 +115,13 @@ def _prepare_graph(options: AddOptions, models: Path, ask: Ask) -> Prepared:
     inputs.check_graph(model, options, ask)
     data_rows = None if data is None else inputs.read(data, options, ask)
     complete = None if data_rows is None else _complete(data_rows)
-    servable = _make_servable(options, model, complete, are_values=options.values is not None)
+    servable = _make_servable(options, model, complete, ask, are_values=options.values is not None)
     if (
         servable.meaning is Meaning.SCORES
         and not (options.is_logit or options.are_several)
         and _are_values_rather_than_logits(servable, ask)
     ):
-        servable = _make_servable(options, model, complete, are_values=True)
+        servable = _make_servable(replace(options, output=servable.output), model, complete, ask, are_values=True)
     choices = _choices(options, servable, inputs, data_rows, file, models, ask)
     hint = "; ranges were guessed: bring rows that it was trained on with --data" if data_rows is None else ""
     write = partial(write_version, servable=servable, added=inputs, rows=data_rows, choices=choices)
@@ -157,9 +157,11 @@ def _complete(data_rows: Rows) -> Floats:
     return finite
 
 
-def _make_servable(options: AddOptions, model: ModelProto, rows: Floats | None, *, are_values: bool) -> ServableModel:
+def _make_servable(
+    options: AddOptions, model: ModelProto, rows: Floats | None, ask: Ask, *, are_values: bool
+) -> ServableModel:
     return make_servable(
-        model, options.output, options.is_logit, rows, are_values=are_values, are_several=options.are_several
+        model, options.output, options.is_logit, rows, are_values=are_values, are_several=options.are_several, ask=ask
     )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from onnx import ModelProto
 
 from service.artefacts.huggingface.sentence_modules import Pooling
-from service.artefacts.onnx.twins import parse_onnx
+from service.artefacts.onnx.parsing import parse_onnx
 from service.catalog.inputs.tokens import SideInput
 from service.errors import CatalogError
+from service.lifecycle.adding.files import read_beside
 from service.lifecycle.adding.pooled_graphs import EMBEDDING, with_pooling
 
 FILES = ("model.onnx", "onnx/model.onnx")
@@ -25,20 +26,17 @@ OF_TOKENS = ("last_hidden_state", "token_embeddings")
 
 @dataclass(frozen=True, slots=True)
 class ExportedGraph:
-    """The file, its inputs beside the tokens, and the tensor of logits, values or embeddings.
+    """The file, its inputs beside the tokens, the tensor of logits, values or embeddings, and the files of its weights,
+    if it does not hold them itself.
 
-    `model` is what is served in the file's place, where something had to be added to it.
+    `model` is what is served in the file's place, with all weights, where something had to be added to it.
     """
 
     file: Path
     side: Mapping[str, SideInput]
     output: str
+    beside: tuple[str, ...] = ()
     model: ModelProto | None = None
-
-    @property
-    def content(self) -> bytes:
-        """Of the file that is served."""
-        return self.file.read_bytes() if self.model is None else self.model.SerializeToString()
 
 
 def find_graph(source: Path) -> Path | None:
@@ -51,7 +49,13 @@ def read_graph(file: Path, pooling: Pooling | None = None) -> ExportedGraph:
 
     Raises CatalogError where that is not what a classifier of texts does, or with `pooling` an encoder.
     """
-    model = parse_onnx(file.read_bytes())
+    beside: list[str] = []
+
+    def read(location: str) -> bytes:
+        beside.append(location)
+        return read_beside(file.parent, location)
+
+    model = parse_onnx(file.read_bytes(), read)
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     names = [value.name for value in graph.input if value.name not in constants]
@@ -65,14 +69,14 @@ def read_graph(file: Path, pooling: Pooling | None = None) -> ExportedGraph:
     side = {name: kind for name, kind in SIDES.items() if name in names}
     if pooling is not None:
         if EMBEDDING in outputs:
-            return ExportedGraph(file, side, EMBEDDING)
+            return ExportedGraph(file, side, EMBEDDING, tuple(beside))
         tokens = next((name for name in OF_TOKENS if name in outputs), None)
         if tokens is None:
             raise CatalogError(
                 f"the outputs of {file.name} are {', '.join(outputs)}; an encoder of texts is exported with "
                 f"{EMBEDDING} or {OF_TOKENS[0]}"
             )
-        return ExportedGraph(file, side, EMBEDDING, with_pooling(model, tokens, pooling))
+        return ExportedGraph(file, side, EMBEDDING, model=with_pooling(model, tokens, pooling))
     if LOGITS not in outputs and len(outputs) != 1:
         raise CatalogError(f"the outputs of {file.name} are {', '.join(outputs)}; none of them is called {LOGITS}")
-    return ExportedGraph(file, side, LOGITS if LOGITS in outputs else outputs[0])
+    return ExportedGraph(file, side, LOGITS if LOGITS in outputs else outputs[0], tuple(beside))

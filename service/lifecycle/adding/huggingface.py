@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from service.artefacts.huggingface.configs import Config, is_causal
+from service.artefacts.onnx.weights import write_model
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.kind import KnownOutputs, OutputKind
@@ -25,7 +26,7 @@ from service.catalog.outputs.values import Values
 from service.errors import CatalogError
 from service.lifecycle.adding.added_inputs import Ask, Prepared
 from service.lifecycle.adding.causal import prepare_causal
-from service.lifecycle.adding.exported import TOKENS
+from service.lifecycle.adding.exported import TOKENS, ExportedGraph
 from service.lifecycle.adding.huggingface_folders import CONFIG, TOKENIZER, Folder, folder_of, read_folder, whole_number
 from service.lifecycle.adding.huggingface_pairs import TYPES, PairTokens, cross_encoder_settings, takes_pairs
 from service.lifecycle.adding.manifests import DUMPER
@@ -194,12 +195,24 @@ def _side(folder: Folder, pair: PairTokens | None) -> dict[str, str]:
     return {name: "parts" if is_told and name == TYPES else kind for name, kind in folder.graph.side.items()}
 
 
+def _write_graph(version: Path, graph: ExportedGraph) -> dict[str, Any]:
+    """Copies the export with its weights, or writes what is served in its place; what the manifest says of them."""
+    if graph.model is not None:
+        return write_model(version, "model.onnx", graph.model)
+    shutil.copyfile(graph.file, version / "model.onnx")
+    for file in graph.beside:
+        (version / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(graph.file.parent / file, version / file)
+    files = {file: _sha256(version / file) for file in graph.beside}
+    own = {"file": "model.onnx", "sha256": _sha256(version / "model.onnx")}
+    return {**own, "files": files} if files else own
+
+
 def _write(version: Path, read: Folder, modules: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
     """Copies the files and writes the manifest, which names each with its digest."""
     if read.graph is not None:
         shutil.copyfile(read.source / TOKENIZER, version / TOKENIZER)
-        (version / "model.onnx").write_bytes(read.graph.content)
-        artefact: dict[str, Any] = {"file": "model.onnx", "sha256": _sha256(version / "model.onnx")}
+        artefact = _write_graph(version, read.graph)
     else:
         for file in (CONFIG, *read.files):
             shutil.copyfile(read.source / file, version / file)
