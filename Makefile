@@ -11,6 +11,9 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint d
 # Files of tests beside each other, one process a core.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Files of tests are kept compiled: it takes 10 s of every process of pytest to rewrite all of their assertions.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run serve test gate slow bench bench-ledger faults fuzz sbom flips accuracy exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
@@ -37,9 +40,10 @@ bench: .venv/.bench
 bench-ledger: .venv/.dev
 	@for kind in sqlite postgresql; do echo $$kind; $(BIN)/python -m tests.bench.search $$kind || exit 1; done
 
-# What the gate leaves out, since a shorter test says the same there.
+# What the gate leaves out, since a shorter test says the same there; and all laws on examples that are drawn anew.
 slow: .venv/.dev
 	$(BIN)/pytest -m slow $(PARALLEL)
+	$(BIN)/pytest -m 'hypothesis and not slow' --hypothesis-profile random $(PARALLEL)
 
 # Every row of tests/faults/README.md at full size, and what was seen; on a machine that has nothing else to do.
 faults: .venv/.dev

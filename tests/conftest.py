@@ -21,13 +21,16 @@ import atexit
 import gc
 import hashlib
 import os
+import random
 import shutil
 import signal
 import ssl
+import sys
 import tempfile
 import threading
 import time
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -37,6 +40,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import hypothesis
+import numpy as np
 import psycopg
 import pytest
 import pytest_asyncio
@@ -60,6 +65,11 @@ from service.settings import Settings
 os.environ["MKL_CBWR"] = worker_environment(0)["MKL_CBWR"]
 # The processes that tests start keep what they compile, half a second of a service's start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Laws are held on the same examples in every run; `--hypothesis-profile random` draws others (`make slow`).
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("random", database=None, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("fixed")
 
 REPOSITORY_MODELS = Path(__file__).parent.parent / "models"
 
@@ -218,6 +228,25 @@ def pytest_collection_finish() -> None:
     """What importing and collecting left is there to the end: the garbage collector need not walk it, over and over."""
     gc.collect()
     gc.freeze()
+
+
+def _seed(name: str) -> None:
+    """What a test or a fixture draws without a seed of its own is the same in every run, whatever ran before it."""
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    _seed(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    _seed(item.nodeid)
 
 
 @pytest.fixture(scope="session")
