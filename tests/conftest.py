@@ -60,6 +60,7 @@ from service.ledger import SCOPES, open_engine
 from service.ledger.opening import open_database
 from service.processes.embedded_redis import EmbeddedRedis, start_embedded_redis
 from service.settings import Settings
+from tests.forked import fork_worker
 
 # Kernels in the tests' own process run as in a worker; MKL looks at this when it is first called, which no import does.
 os.environ["MKL_CBWR"] = worker_environment(0)["MKL_CBWR"]
@@ -267,7 +268,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         stability_share=0,
         logs="text",
     )
-    app = create_app(settings)
+    app = create_app(settings, [fork_worker(0)])
     server = _Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, name="service")
     thread.start()

@@ -26,7 +26,7 @@ from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
 from tests.conftest import MODELS
-from tests.engine.forked import fork_worker
+from tests.forked import fork_worker
 
 SHAPES = ChunkShapes(128, 512)
 LOAN = MODELS / "loan" / "1"
