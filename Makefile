@@ -13,6 +13,8 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-
 
 # Files of tests are kept compiled: it takes 10 s of every process of pytest to rewrite all of their assertions.
 unexport PYTHONDONTWRITEBYTECODE
+# Threads of numpy's BLAS in processes beside each other wait for one another: seven times the time for a rule's 100 nodes.
+gate slow: export OPENBLAS_NUM_THREADS := 1
 
 .PHONY: run serve test gate slow bench bench-ledger faults fuzz sbom flips accuracy exports health try-install models test-models clean
 

@@ -41,7 +41,6 @@ from typing import Any, TypeVar
 
 import httpx
 import hypothesis
-import numpy as np
 import psycopg
 import pytest
 import pytest_asyncio
@@ -235,7 +234,8 @@ def _seed(name: str) -> None:
     """What a test or a fixture draws without a seed of its own is the same in every run, whatever ran before it."""
     seed = zlib.crc32(name.encode())
     random.seed(seed)
-    np.random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(seed)
 
