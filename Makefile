@@ -65,7 +65,7 @@ flips: .venv/.dev
 	LEDGER_FLIPS=500 $(BIN)/pytest -m 'slow or not slow' --timeout 3600 tests/ledger/test_verifying.py -k flipped
 
 # The stated error against the true one on some forty networks, 25 inputs each; then all held-out loans, of which the tests
-# take every fourth. Takes an hour or two of one core; ACCURACY="--networks gelu_table --inputs 5" takes less, "--workers 4"
+# take every eighth. Takes an hour or two of one core; ACCURACY="--networks gelu_table --inputs 5" takes less, "--workers 4"
 # shares it, and with "--results FILE --truths FOLDER" a run that was cut short goes on where it was.
 accuracy: .venv/.dev
 	@$(BIN)/python -m tests.accuracy $(ACCURACY)
