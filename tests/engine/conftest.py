@@ -28,7 +28,7 @@ from service.engine.worker.explanation import explain
 from service.engine.worker.packing import Live
 from service.engine.worker.scheduler import Scheduler
 from tests.conftest import MODELS
-from tests.engine.forked import fork_worker
+from tests.forked import fork_worker
 
 SHAPES = ChunkShapes(128, 512)
 CALIBRATION = Calibration(SHAPES)

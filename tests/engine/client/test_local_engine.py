@@ -37,8 +37,8 @@ from tests.engine.conftest import (
     source_of,
     start_local,
 )
-from tests.engine.forked import fork_worker
 from tests.engine.spoiling import copy_of_loan, wrong_digest
+from tests.forked import fork_worker
 
 if TYPE_CHECKING:
     from tests.conftest import Until

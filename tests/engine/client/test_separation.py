@@ -23,8 +23,8 @@ from service.errors import CatalogError, ModelNotReady
 from tests.engine.client.conftest import SOURCE
 from tests.engine.client.scripted import Script, ScriptedWorker, a_version, loaded, obedient, without
 from tests.engine.conftest import CALIBRATION, LOAN, LOAN_REF, ref_of, source_of
-from tests.engine.forked import fork_worker
 from tests.engine.spoiling import copy_of_loan
+from tests.forked import fork_worker
 
 if TYPE_CHECKING:
     from tests.conftest import Until
