@@ -19,8 +19,8 @@ from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
 from service.domain import RowType
 
-CUT_LENGTHS = tuple(2**power for power in range(4, 16))
-"""The lengths at which texts are computed, beside the model's own: at most twice what a text needs."""
+CUT_LENGTHS = tuple(length for power in range(4, 16) for length in (2**power, 3 * 2 ** (power - 1)))
+"""The lengths at which texts are computed, beside the model's own: a third is padding, at most, above the least."""
 SideInput = Literal["mask", "zeros", "positions"]
 """The graph's other inputs: 1 for every token and 0 for the padding, zeros, or positions 0, 1, 2 and so on."""
 
@@ -106,7 +106,7 @@ class TokenInputs(Inputs):
 
     @property
     def cut(self) -> tuple[TokenInputs, ...]:
-        """Rows of powers of two, where the graph takes a mask: only then does padding not count."""
+        """Rows of `CUT_LENGTHS`, where the graph takes a mask: only then does padding not count."""
         if not self.has_mask:
             return ()
         return tuple(self.model_copy(update={"length": length}) for length in CUT_LENGTHS if length < self.length)

@@ -53,7 +53,8 @@ DEPLOYED_VALUES = 2**22
 LARGE_VALUES = 2**20
 """In all tensors of one row: chunks of a network with more are not recorded. Of an encoder of 22 million weights a row
 of 16 tokens takes 26.9 ms recorded and 26.8 as it is, 16 of them 163 and 166, with the same bits; and to record one
-shape takes as long as some six chunks of it, at every start, for every length."""
+shape takes as long as some six chunks of it, at every start, for every length. So such a network, where its shapes are
+graded, has one for every number of rows."""
 BREAKPOINT_LINES = 32
 BREAKPOINT_VALUES = 2**26
 """In one tensor of a pass over all lines, at most: 256 MiB. A line with more pieces than find room is refined."""
@@ -194,7 +195,11 @@ def _on_device(
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)
-        _warm_up(kernels, ends, *((1, readouts[-1:]) if is_large else (GRADIENT_WARM_UPS, readouts)))
+        gradient = kernels[Points]
+        if is_large:  # not recorded: others begin no slower than they go on
+            _warm_up({**kernels, Points: [*dict.fromkeys((gradient[0], gradient[-1]))]}, ends, 1, readouts[-1:])
+        else:
+            _warm_up(kernels, ends, GRADIENT_WARM_UPS, readouts)
         return kernels
 
     kernels = kernels_at(shapes)
@@ -279,7 +284,8 @@ def _gradient_kernels(network: Network, shapes: ChunkShapes) -> Sequence[Kernel]
         return [GraphedGradientKernel(network, count) for count in shapes.rows]
     is_large = _is_large(network.twin, network.shape)
     if shapes.graded or is_large:  # the shortest takes so long that nobody else should wait for it
-        return [BackgroundGradientKernel(network, count, trace=not is_large, is_large=True) for count in shapes.rows]
+        counts = range(shapes.brief, shapes.long + 1) if shapes.graded and is_large else shapes.rows
+        return [BackgroundGradientKernel(network, count, trace=not is_large, is_large=True) for count in counts]
     brief, *others = shapes.rows
     return [
         GradientKernel(network, brief, trace=not is_large),
@@ -313,7 +319,7 @@ def _across(ends: Ends, count: int, readout: Readout) -> Points:
     return Points(ends[0][None], ends[1], np.zeros(count, dtype=np.intp), alphas, readout, 0)
 
 
-def _warm_up(kernels: Kernels, ends: Ends, runs: int, readouts: Sequence[Readout]) -> None:
+def _warm_up(kernels: Mapping[type, Sequence[Kernel]], ends: Ends, runs: int, readouts: Sequence[Readout]) -> None:
     """Runs every kernel, so that the first request is not slowed by initialisation.
 
     Gradient kernels that are recorded need a few `runs`, since TorchScript optimises what it has seen.
