@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -209,19 +209,17 @@ GRADED = ".."
 
 @dataclass(frozen=True)
 class ChunkShapes:
-    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others.
+    """The shapes of gradient chunks that an explanation is computed at: rows, and their length.
 
-    Where each row costs nearly as much as the next, so that none should be padding, shapes are `graded`: all doublings
-    from `brief` to `long`, of which a question takes several. Rows may be cut to a `length`, where what is cut off is
-    padding; None: they are whole. A model has others for each length, `cut`, ascending; an explanation was computed at
-    one of them.
+    There are two sizes: `brief` for questions that fit it, `long` for all others. Where each row costs nearly as much
+    as the next, so that none should be padding, shapes are `graded`: all doublings from `brief` to `long`, of which a
+    question takes several. Rows may be cut to a `length`, where what is cut off is padding; None: they are whole.
     """
 
     brief: int
     long: int
     length: int | None = None
     graded: bool = False
-    cut: tuple[ChunkShapes, ...] = ()
 
     def __str__(self) -> str:
         length = "" if self.length is None else f"x{self.length}"
@@ -234,11 +232,6 @@ class ChunkShapes:
             return tuple(sorted({self.brief, self.long}))
         doublings = (self.long // self.brief).bit_length()
         return tuple(self.brief << power for power in range(doublings))
-
-    def at(self, length: int | None) -> ChunkShapes:
-        """Those for rows of that length; of a length that was not calibrated, as many rows as of whole ones."""
-        known = {shapes.length: shapes for shapes in self.cut}
-        return known.get(length) or replace(self, length=length, cut=())
 
     @staticmethod
     def read(text: str) -> ChunkShapes:

@@ -53,6 +53,10 @@ output spaces and to three tolerances, the true error is within this factor of i
 SAFETY_MEAN, SAFETY_DEVIATION = 0.8, 1.16
 """But where the error has few independent terms, n: this mean and, over the root of n, two deviations. With one term it
 is what a normal variable is within in 95 of 100; under 2.75 terms it is more than `SAFETY`."""
+ONE_TERM = 1.25
+"""Up to so many terms all inputs err by the same share of what they gain along the path."""
+MOST_SPREAD = 100.0
+"""A sum that cancels to less than a hundredth of its norm tells nothing of it."""
 MOST_TOGETHER = 64
 """Cells whose vectors are held against each other: the largest, where there are more of them and of components."""
 SEEN = 6.0
@@ -258,13 +262,16 @@ class Estimate:
 
     `is_corrected` says whether the corrected rule is the better one; the errors are then those of that rule. `inputs`
     [inputs] are the errors of the single inputs or components, `cells` [n] the share of each cell in their sum, as L1
-    norms. Both are root mean squares, and `safety` times their sum is stated.
+    norms. Both are root mean squares, and `safety` times their sum is stated. The sum of the error over the inputs is
+    known, and `spread` is how many times larger its L1 norm is, where the vectors tell: where the integrand is smooth,
+    and where the error has but one term. Elsewhere it is one.
     """
 
     is_corrected: bool
     inputs: Floats
     cells: Floats
     safety: float = SAFETY
+    spread: float = 1.0
 
 
 def estimate(errors: LocalErrors, stencil: Stencils, *, is_fixed: bool = False) -> Estimate:
@@ -274,8 +281,15 @@ def estimate(errors: LocalErrors, stencil: Stencils, *, is_fixed: bool = False) 
     of_plain, of_smooth = float(plain.sum()), float(smooth.sum())
     if is_fixed or not of_smooth <= SMOOTH_SHARE * SMOOTH * of_plain:
         safety = max(SAFETY, SAFETY_MEAN + SAFETY_DEVIATION / math.sqrt(errors.terms))
-        return Estimate(False, plain, errors.cells[0] * stencil.rough[0], safety)
+        spread = _spread(errors.drift) if errors.terms <= ONE_TERM else 1.0
+        return Estimate(False, plain, errors.cells[0] * stencil.rough[0], safety, spread)
     rounded = min(NOISE * of_plain, ROUNDED * RESOLUTION * errors.whole) / SAFETY
     if of_smooth > 0:
         smooth *= 1 + rounded / of_smooth
-    return Estimate(True, smooth, SMOOTH_SHARE * errors.cells[1])
+    return Estimate(True, smooth, SMOOTH_SHARE * errors.cells[1], spread=_spread(errors.fourth_drift))
+
+
+def _spread(vector: Floats) -> float:
+    """The L1 norm over the absolute sum, at least one."""
+    norm, total = float(np.abs(vector).sum()), abs(float(vector.sum()))
+    return min(norm / total, MOST_SPREAD) if total > 0 else 1.0

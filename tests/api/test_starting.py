@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.traits import Traits
@@ -53,7 +54,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     async def load(_: LocalEngine, version: VersionRef, source: Source, *__: Any, **___: Any) -> Loaded:
         if version.version == "2":
             await opened.wait()
-        return Loaded(read_manifest(source.folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
+        return Loaded(read_manifest(source.folder)[1], {}, Calibration(ChunkShapes(1, 1)), TRAITS, 0.0)
 
     async def nothing(_: LocalEngine) -> None:
         pass

@@ -19,7 +19,8 @@ from service.domain import (
     read_target,
 )
 from service.engine.kernels.kernel import Deployed, DeployedOutputs
-from service.engine.worker.device import DeviceModel, PreparedBaseline
+from service.engine.worker.device import DeviceModel
+from service.engine.worker.prepared_baselines import PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
 from service.methods.problem import Attribution, Problem
 from service.methods.questions import DeadlinePassed

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
@@ -20,17 +21,19 @@ from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.kernels.kernel import Deployed, DeployedKernel
 from service.engine.messages import Done, Failed
-from service.engine.worker.device import DeviceModel, outputs_over, put_on_device
+from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.prepared_baselines import outputs_over
+from service.engine.worker.scheduler import Scheduler
 from service.usecases.planning import Parameters, make_plans
 
 SHAPES = ChunkShapes(32, 128)
 """Fixed chunk shapes: calibration takes time that only traffic pays back, and small chunks fit any device."""
 NO_NUMBER = "no number"
 """The decision of outputs that are no finite numbers."""
-LARGE_BYTES = 2**20
-"""Of an artefact whose network is calibrated all the same: 128 rows of a large one take minutes."""
+CALIBRATED_BYTES = 2**20
+"""Of an artefact whose network is calibrated all the same: 128 rows of a larger one may take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class Trial:
 def load_trial(folder: Path, device: torch.device) -> Trial:
     """Loads the version in `folder`. Raises CatalogError."""
     manifest, key, digest = read_manifest(folder)
-    is_small = sum((folder / file).stat().st_size for file in manifest.artefact.sha256_by_file) < LARGE_BYTES
-    model = put_on_device(folder, device, {}, SHAPES if is_small else None)
+    size = sum((folder / file).stat().st_size for file in manifest.artefact.sha256_by_file)
+    model = put_on_device(folder, device, {}, Calibration(SHAPES) if size < CALIBRATED_BYTES else None)
     version = ModelVersion(key, manifest, folder, digest, {}, model.traits, model.parity)
     return Trial(version, model)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from service.artefacts.shared_weights import share_weights
+from service.catalog.calibrations import Calibration
 from service.domain import BaselineChoice, ChunkShapes, Conditions, Explanation, Floats, Plan, Prediction, Priority
 from service.engine.messages import Done, Explain, Predict
 from service.engine.protocol import Source
-from service.engine.worker import device
+from service.engine.worker import model_kernels
 from service.engine.worker.device import put_on_device
 from service.engine.worker.device_models import DeviceModels
 from service.engine.worker.scheduler import Scheduler
@@ -118,10 +119,10 @@ def test_an_answer_does_not_depend_on_who_shares_its_chunk(
     """Bit for bit, among texts of all lengths; also where a question is cut into several chunks, and where there is one
     for every number of rows."""
     if large:
-        monkeypatch.setattr(device, "LARGE_VALUES", 1)
+        monkeypatch.setattr(model_kernels, "MAX_RECORDED_VALUES", 1)
     if graded:
         shapes = ChunkShapes(1, 8, graded=True)
-        trial = replace(trial, model=put_on_device(folder, torch.device("cpu"), {}, shapes))
+        trial = replace(trial, model=put_on_device(folder, torch.device("cpu"), {}, Calibration(shapes)))
         assert trial.explained(plan_of(trial, 7)).chunk_rows == "1..8x16"
     plans = [
         plan_of(trial, count, method=method) for count in LENGTHS for method in ("integrated_gradients", "saliency")
@@ -174,8 +175,8 @@ def computed(models: DeviceModels, request: Explain | Predict) -> Explanation | 
 def test_a_record_is_repeated_at_the_length_that_it_was_made_at(trial: Trial, folder: Path) -> None:
     """One of before there were lengths was made of whole rows, and is again."""
     models, version = DeviceModels(torch.device("cpu")), ref_of(folder)
-    loaded = models.load(version, Source(folder, folder), {}, SHAPES)
-    assert [shapes.length for shapes in loaded.shapes.cut] == [16, 24, 32, 48]
+    loaded = models.load(version, Source(folder, folder), {}, Calibration(SHAPES))
+    assert [shapes.length for shapes in loaded.calibration.cut] == [16, 24, 32, 48]
     plan = plan_of(trial, 7)
 
     def repeated(shapes: ChunkShapes | None) -> Explanation:
@@ -199,7 +200,7 @@ def test_a_record_is_repeated_at_the_length_that_it_was_made_at(trial: Trial, fo
 
 def test_a_prediction_is_computed_at_the_length_of_its_row(network: LongEncoder, folder: Path) -> None:
     models, version = DeviceModels(torch.device("cpu")), ref_of(folder)
-    models.load(version, Source(folder, folder), {}, SHAPES)
+    models.load(version, Source(folder, folder), {}, Calibration(SHAPES))
     for count in LENGTHS:
         prediction = computed(models, Predict(1, version, row_of(count), None))
         assert isinstance(prediction, Prediction)
