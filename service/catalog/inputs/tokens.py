@@ -20,8 +20,8 @@ from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
 from service.domain import RowType
 
-CUT_LENGTHS = tuple(2**power for power in range(4, 16))
-"""The lengths at which texts are computed, beside the model's own: at most twice what a text needs."""
+CUT_LENGTHS = tuple(length for power in range(4, 16) for length in (2**power, 3 * 2 ** (power - 1)))
+"""The lengths at which texts are computed, beside the model's own: a third is padding, at most, above the least."""
 SideInput = Literal["mask", "zeros", "positions", "parts"]
 """The graph's other inputs: 1 for every token and 0 for the padding, zeros, positions 0, 1, 2 and so on, or of a pair
 1 for every token of the second part."""
@@ -115,7 +115,7 @@ class TokenInputs(Inputs):
 
     @property
     def cut(self) -> tuple[TokenInputs, ...]:
-        """Rows of powers of two, where the graph takes a mask: only then does padding not count."""
+        """Rows of `CUT_LENGTHS`, where the graph takes a mask: only then does padding not count."""
         if not self.has_mask:
             return ()
         return tuple(self.model_copy(update={"length": length}) for length in CUT_LENGTHS if length < self.length)

@@ -110,7 +110,7 @@ def put_on_device(
     """
     model = load_model(folder, device)
     whole = _on_device(model, device, known_outputs, calibration)
-    cut = [_on_device(one, device, {}, calibration, prod(one.manifest.inputs.shape)) for one in model.cut]
+    cut = [_on_device(one, device, {}, calibration, whole.traits) for one in model.cut]
     return replace(whole, cut=cut)
 
 
@@ -119,9 +119,10 @@ def _on_device(
     device: torch.device,
     known_outputs: Mapping[str, Mapping[OutputSpace, Floats]],
     calibration: Calibration | None,
-    length: int | None = None,
+    of_whole: Traits | None = None,
 ) -> DeviceModel:
-    """The model for whole rows, or for those that are cut to a `length`; see `put_on_device`."""
+    """The model for whole rows, or for cut ones, where the traits `of_whole` ones are known; see `put_on_device`."""
+    length = None if of_whole is None else prod(model.manifest.inputs.shape)
     outputs, readouts = model.manifest.outputs, _readouts(model.manifest.outputs)
     network = Network(model.twin, device, model.shape, outputs.width, outputs.network_link)
     rows = deployed_rows(model.twin, model.shape, alone=model.alone)
@@ -143,11 +144,14 @@ def _on_device(
             lambda rows: across(ends, rows, readouts[-1]),
             clock_of(device),
         )
-    traits = replace(
-        traits_of(model.twin, model.manifest.inputs.axes, network.shape, network.labels, model.columns),
-        has_one_logit=outputs.has_one_logit,
-        link=network.link,
-    )
+    if of_whole is not None:  # the operators are the same
+        traits = replace(of_whole, shape=network.shape, columns=model.columns)
+    else:
+        traits = replace(
+            traits_of(model.twin, model.manifest.inputs.axes, network.shape, network.labels, model.columns),
+            has_one_logit=outputs.has_one_logit,
+            link=network.link,
+        )
 
     def kernels_at(shapes: ChunkShapes) -> Kernels:
         kernels = kernels_of(model.twin, device, shapes, traits, deployed, forwards)

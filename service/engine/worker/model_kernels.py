@@ -37,7 +37,8 @@ DEPLOYED_VALUES = 2**22
 MAX_RECORDED_VALUES = 2**20
 """In all tensors of one row: chunks of a network with more are not recorded. Of an encoder of 22 million weights a row
 of 16 tokens takes 26.9 ms recorded and 26.8 as it is, 16 of them 163 and 166, with the same bits; and to record one
-shape takes as long as some six chunks of it, at every start, for every length. The size decides this alone, the same on
+shape takes as long as some six chunks of it, at every start, for every length. Where its shapes are graded, it has one
+for every number of rows: nothing has to be prepared for them. The size decides this alone, the same on
 every machine; whether shapes are graded is measured, and kept with them (`calibration.GRADED_SECONDS`)."""
 BREAKPOINT_LINES = 32
 BREAKPOINT_VALUES = 2**26
@@ -87,7 +88,8 @@ def _gradient_kernels(network: Network, shapes: ChunkShapes) -> Sequence[Kernel]
         return [GraphedGradientKernel(network, count) for count in shapes.rows]
     trace = _is_recorded(network)
     if shapes.graded or not trace:  # the shortest takes so long that nobody else should wait for it
-        return [BackgroundGradientKernel(network, count, trace=trace, is_slow=True) for count in shapes.rows]
+        counts = range(shapes.brief, shapes.long + 1) if shapes.graded and not trace else shapes.rows
+        return [BackgroundGradientKernel(network, count, trace=trace, is_slow=True) for count in counts]
     brief, *others = shapes.rows
     return [GradientKernel(network, brief), *(BackgroundGradientKernel(network, count) for count in others)]
 
@@ -110,10 +112,12 @@ def warm_up(kernels: Kernels, network: Network, ends: Ends, readouts: Sequence[R
     """Runs every kernel, so that the first request is not slowed by initialisation.
 
     Gradient kernels that are recorded need a few runs with each of the `readouts`, since TorchScript optimises what it
-    has seen; others one, with the last.
+    has seen. Of others the largest runs once, with the last: whether it finds memory.
     """
-    runs, readouts = (GRADIENT_WARM_UPS, readouts) if _is_recorded(network) else (1, readouts[-1:])
-    for kernel in kernels[Points]:
+    runs, gradient = GRADIENT_WARM_UPS, kernels[Points]
+    if not _is_recorded(network):
+        runs, readouts, gradient = 1, readouts[-1:], gradient[-1:]
+    for kernel in gradient:
         for readout in readouts:
             whole = Segment(across(ends, kernel.capacity, readout), 0, kernel.capacity)
             for _ in range(runs):

@@ -323,7 +323,8 @@ def test_all_chunks_of_a_slow_network_are_left_to_one_thread(
     """Also where it has one size of them, because the next costs as much a row."""
     monkeypatch.setattr(model_kernels, "MAX_RECORDED_VALUES", 1)
     kernels = device_model.kernels_at(shapes)[Points]
-    assert tuple(kernel.capacity for kernel in kernels) == shapes.rows
+    counts = range(shapes.brief, shapes.long + 1) if shapes.graded else shapes.rows
+    assert [kernel.capacity for kernel in kernels] == [*counts], "one for every number of rows, where they are graded"
     threads = set()
     for kernel in kernels:
         assert isinstance(kernel, BackgroundGradientKernel)
