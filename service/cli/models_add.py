@@ -49,6 +49,9 @@ def add(
     several: Annotated[
         bool, typer.Option("--several", help="Several labels may be right at once: a sigmoid each.")
     ] = False,
+    outputs: Annotated[
+        Literal["embedding"] | None, typer.Option(help="The scores are an embedding: similarities are explained.")
+    ] = None,
     adverse: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +97,7 @@ def add(
         _names(values),
         _names(units) or (),
         several,
+        outputs == "embedding",
     )
     models_folder = open_registry(settings.models, settings.data).folder
     if models_folder is None:
