@@ -129,6 +129,7 @@ def test_images_are_compared_with_images(tmp_path: Path) -> None:
 def test_two_versions_are_compared_by_their_own_similarities(tmp_path: Path) -> None:
     network, rows = layers(4, 8, 5), torch.randn(60, 4)
     added = [add(export(network, 5, 4), tmp_path, rows.numpy(), is_embedding=True) for _ in range(2)]
-    comparison = compare(*(load_trial(each.folder, CPU) for each in added), 15, 0)
+    first, second = (load_trial(each.folder, CPU) for each in added)
+    comparison = compare(first, second, 15, 0)
     assert comparison.correlation == pytest.approx(1.0)
     assert comparison.agreement.apart < 1e-6
