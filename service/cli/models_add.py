@@ -53,6 +53,9 @@ def add(
         bool,
         typer.Option("--pairs", help="A Hugging Face folder's network takes two texts; rerankers say so themselves."),
     ] = False,
+    outputs: Annotated[
+        Literal["embedding"] | None, typer.Option(help="The scores are an embedding: similarities are explained.")
+    ] = None,
     adverse: Annotated[
         str | None,
         typer.Option(
@@ -99,6 +102,7 @@ def add(
         _names(units) or (),
         several,
         pairs,
+        outputs == "embedding",
     )
     models_folder = open_registry(settings.models, settings.data).folder
     if models_folder is None:

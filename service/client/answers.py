@@ -279,6 +279,10 @@ class Target:
         name = self.value if self.label is None else self.label
         return f"{name} rather than {self.rather_than}" if self.rather_than is not None else str(name)
 
+    def output(self, space: str | None) -> str:
+        """The number that was explained, in words."""
+        return self.text if self.measure is not None else f"{space} of {self.text}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:

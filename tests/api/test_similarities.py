@@ -20,6 +20,8 @@ from service.lifecycle.checking.assessing import assess
 from service.lifecycle.checking.limits import Limits
 from service.settings import Settings
 from tests.api.test_values_and_labels import ended, got, posted
+from tests.lifecycle.adding.test_huggingface_folders import added
+from tests.lifecycle.adding.test_sentence_folders import save_sentences
 from tests.linear_models import EXAMPLE, FEATURES, Linear, baselines, write_version
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -48,6 +50,8 @@ async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
     assert assessment.profile is not None
     assert assessment.profile.target == "similarity to the example"
     keep_beside(folder / "models" / "customers" / "1", assessment)
+    save_sentences(folder / "sentences", "bert", ("mean",), normalised=True)
+    added(folder / "sentences", folder / "models")
     app = create_app(
         Settings(
             _env_file=None,
@@ -210,6 +214,34 @@ async def test_a_job_explains_both_sides_of_every_row(client: httpx.AsyncClient)
     export = await ended(client, "/v1/exports", format="csv", explanations={"model": "customers"})
     table = (await client.get(f"/v1/exports/{export['id']}/file")).text
     assert "cosine similarity" in table
+
+
+async def test_both_of_two_texts_of_different_lengths(client: httpx.AsyncClient) -> None:
+    short, long = {"text": "a queue"}, {"text": "Nobody likes waiting in a queue for hours without being told why."}
+    path = "/v1/models/sentences"
+    embedded = (await posted(client, f"{path}:predict", body={"instances": [short, long]}))["predictions"]
+    parameters = {"target": {"similar_to": long, "both": True}, "embedding": False}
+    reply = await posted(client, f"{path}:explain", body={"instances": [short], "parameters": parameters})
+    alike = cosine(*(one["embedding"] for one in embedded))
+    first, second = reply["explanations"]
+    for explanation, text in ((first, short["text"]), (second, long["text"])):
+        assert explanation["output"] == pytest.approx(alike, abs=ROUNDING)
+        assert explanation["converged"]
+        tokens = explanation["attributions"]
+        change = explanation["output"] - explanation["baseline_output"]
+        assert sum(token["attribution"] for token in tokens) == pytest.approx(change, abs=0.02 * abs(change) + 1e-4)
+        words = {text[token["start"] : token["end"]].lower() for token in tokens}
+        assert "queue" in "".join(words) or words >= {"a"}
+        assert max(token["end"] for token in tokens) == len(text)
+        replayed = await posted(client, f"/v1/explanations/{explanation['id']}:replay")
+        assert replayed["verdict"] == "bit_exact"
+    assert len(second["attributions"]) > len(first["attributions"])
+    (alone,) = (
+        await posted(
+            client, f"{path}:explain", body={"instances": [long], "parameters": {"target": {"similar_to": short}}}
+        )
+    )["explanations"]
+    assert (alone["cached"], alone["attributions"]) == (True, second["attributions"])
 
 
 async def test_a_policy_withholds_and_rounds_embeddings(app: Any) -> None:

@@ -70,6 +70,7 @@ class Embedding(OutputKind):
     which the request holds, or to a list of numbers."""
 
     noun: ClassVar[str] = "dimension"
+    is_named: ClassVar[bool] = False
     network_noun: ClassVar[str] = "numbers"
     spaces: ClassVar[tuple[OutputSpace, ...]] = (OutputSpace.SIMILARITY,)
     network_space: ClassVar[OutputSpace] = OutputSpace.SIMILARITY

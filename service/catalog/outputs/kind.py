@@ -153,6 +153,8 @@ class OutputKind(BaseModel):
 
     noun: ClassVar[str]
     """What one output is of, as sentences say it."""
+    is_named: ClassVar[bool] = True
+    """Whether people have names for its outputs."""
     network_noun: ClassVar[str] = "logits"
     """What the network's own numbers are, as sentences say it."""
     spaces: ClassVar[tuple[OutputSpace, ...]]

@@ -114,10 +114,10 @@ def _refuse_names(options: AddOptions) -> None:
 
 def _refuse_options(options: AddOptions) -> None:
     """Raises CatalogError for options that say what a folder says by itself."""
-    of_graphs = ("data", "features", "output", "channels", "normalise", "is_logit")
+    of_graphs = ("data", "features", "output", "channels", "normalise", "is_logit", "is_embedding")
     given = [name for name in of_graphs if getattr(options, name)]
     if given:
-        option = "logits" if given[0] == "is_logit" else given[0]
+        option = {"is_logit": "logits", "is_embedding": "outputs"}.get(given[0], given[0])
         raise CatalogError(
             f"--{option} is for ONNX files of tables and images; a Hugging Face folder says it by itself"
         )
