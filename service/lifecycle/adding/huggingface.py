@@ -46,6 +46,8 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
     exported = folder_of(options.source)
     folder = read_folder(options.source) if exported is None else read_folder(exported, options.source)
     if is_causal(folder.config):
+        if options.labels or options.values or options.units or options.adverse or options.are_several:
+            raise CatalogError("a language model has no labels and no values: what follows a prompt is explained")
         return prepare_causal(folder, named, partial(_write, read=folder))
     labels = _labels(folder.config)
     kind = _kind_of(folder.config, len(labels), options)
