@@ -55,6 +55,7 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
         source if sentences is None else sentences.network, None if exported is None else options.source, sentences
     )
     if sentences is None and is_causal(folder.config):
+        _refuse_names(options, "continues texts")
         return prepare_causal(folder, named, partial(_write, read=folder, modules={}))
     name, version = named(source.resolve().name)
     pair: PairTokens | None = None
@@ -63,7 +64,7 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
         pair = folder.pair_tokens() if options.are_pairs or takes_pairs(folder.source, folder.config, labels) else None
         outputs = _outputs(folder, labels, options, ask)
     else:
-        _refuse_names(options)
+        _refuse_names(options, "embeds texts")
         outputs = sentences.outputs(folder.config, _tensors(folder, Embedding))
     if folder.graph is None:
         outputs = {field: value for field, value in outputs.items() if field != "tensors"}
@@ -102,14 +103,15 @@ def _tensors(folder: Folder, kind: type[OutputKind]) -> dict[str, str]:
     return {} if folder.graph is None else {kind.network_space.value: folder.graph.output}
 
 
-def _refuse_names(options: AddOptions) -> None:
-    """Raises CatalogError for options that say what labels and values are called."""
+def _refuse_names(options: AddOptions, does: str) -> None:
+    """Raises CatalogError for options that say what labels and values are called, where the network `does` something
+    else."""
     given = [
         name for name in ("labels", "values", "units", "adverse", "are_several", "are_pairs") if getattr(options, name)
     ]
     if given:
         option = given[0].removeprefix("are_")
-        raise CatalogError(f"--{option} is for classifiers and regressions; this network embeds texts")
+        raise CatalogError(f"--{option} is for classifiers and regressions; this network {does}")
 
 
 def _refuse_options(options: AddOptions) -> None:
