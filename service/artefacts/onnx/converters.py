@@ -279,7 +279,7 @@ def _norm_over_all(node: Node) -> Function:
 
 @converts("Det")
 def _determinant(_: Node) -> Function:
-    return torch.linalg.det
+    return lambda tensor: torch.linalg.det(tensor)
 
 
 @converts("Scaler", domain=ML)
