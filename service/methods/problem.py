@@ -111,6 +111,10 @@ class Problem:
         summed: Floats = shaped.sum(axis=self.traits.summed_axes) if self.traits.summed_axes else shaped
         return summed.reshape(*values.shape[:-1], self.traits.components)
 
+    def components_of(self, values: Floats) -> Floats:
+        """The `values` of an attribution, which may be one a pixel already, by component: [components]."""
+        return values if values.size == self.traits.components else self.per_component(values)
+
     @property
     def grouping(self) -> Grouping:
         """Which inputs make up each component: the dimensions of a position, the columns of a category."""

@@ -14,10 +14,11 @@ from typing_extensions import TypedDict
 
 from service.catalog.formats import Artefact
 from service.catalog.inputs.kind import MASK, PLAIN, Detail, Inputs, Number, Row
+from service.catalog.inputs.removal import CUT, Cut, Mask, Removal, StandIns
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
-from service.domain import RowType
+from service.domain import Floats, Indices, RowType
 
 CUT_LENGTHS = tuple(2**power for power in range(4, 16))
 """The lengths at which texts are computed, beside the model's own: at most twice what a text needs."""
@@ -181,6 +182,26 @@ class TokenInputs(Inputs):
         tokens = np.random.default_rng(0).integers(0, max(1, self.vocabulary - 1), (count, self.length))
         whole = np.where(tokens >= self.padding, tokens + 1, tokens).clip(0, self.vocabulary - 1)
         return whole.astype(np.float32)
+
+    @property
+    def component_of_values(self) -> Indices:
+        """A token is one number of a row, and one component."""
+        return np.arange(self.length)
+
+    def removable(self, row: Floats) -> Mask:
+        """All but special tokens and padding."""
+        return ~np.isin(row, list(self.kept))
+
+    @property
+    def removals(self) -> tuple[str, ...]:
+        """The mask token; and nothing, where the graph is told what is padding."""
+        return (MASK, CUT) if self.has_mask else (MASK,)
+
+    def removal(self, row: Floats, name: str, baselines: Floats, seed: int) -> Removal:
+        """A token is masked, or taken out."""
+        if name == CUT:
+            return Cut(row, float(self.padding))
+        return StandIns(row, np.full((1, len(row)), float(self.mask)), self.component_of_values, numeric=False)
 
     @property
     def mean_is_row(self) -> bool:

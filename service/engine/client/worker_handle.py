@@ -14,13 +14,12 @@ from service.domain import ChunkShapes, VersionRef
 from service.engine.messages import (
     Attach,
     Cancel,
+    Computing,
     Detach,
     Done,
-    Explain,
     Load,
     Memory,
     Outcome,
-    Predict,
     Progress,
     Ready,
     Refused,
@@ -38,7 +37,7 @@ from service.processes.children import AwakeClock, Connection
 class Task:
     """A request in flight, with the gradient points it is expected to cost, and the worker that computes it."""
 
-    request: Explain | Predict
+    request: Computing
     points: int
     future: asyncio.Future[Done]
     attempts: int = 0

@@ -22,15 +22,7 @@ from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace, Plan, Row
 from service.engine.graph.traits import largest_layer, traits_of
 from service.engine.kernels.cuda import GraphedGradientKernel
 from service.engine.kernels.gradient import BackgroundGradientKernel, GradientKernel
-from service.engine.kernels.kernel import (
-    BreakpointsKernel,
-    Deployed,
-    DeployedKernel,
-    DeployedOutputs,
-    Kernel,
-    Kernels,
-    Segment,
-)
+from service.engine.kernels.kernel import BreakpointsKernel, DeployedKernel, DeployedOutputs, Kernel, Kernels, Segment
 from service.engine.kernels.network import Network
 from service.engine.kernels.piecewise import PiecewiseLinear
 from service.engine.kernels.rows import BackwardRuleKernel, BiasKernel, HessianKernel, LayerKernel, RowsKernel
@@ -39,6 +31,7 @@ from service.methods.questions import (
     BackwardRuleRows,
     BiasRows,
     Breakpoints,
+    Deployed,
     Forwards,
     HessianRows,
     LayerRows,
@@ -66,13 +59,14 @@ class PreparedBaseline:
     """A baseline set with the deployed artefact's outputs over it.
 
     `rows` [K, inputs], their mean `center` [inputs], and by output space `outputs` [K, outputs] and `center_outputs`
-    [outputs].
+    [outputs]. `artefact_rows` [K, columns] are the same rows as the artefact takes them.
     """
 
     rows: Floats
     center: Floats
     outputs: Mapping[OutputSpace, Floats]
     center_outputs: Mapping[OutputSpace, Floats]
+    artefact_rows: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +346,7 @@ def prepare_baseline(
         center,
         {space: values[:-1] for space, values in outputs.items()},
         {space: values[-1] for space, values in outputs.items()},
+        rows,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -18,16 +18,17 @@ from service.domain import (
     ToleranceOf,
     read_target,
 )
-from service.engine.kernels.kernel import Deployed, DeployedOutputs
+from service.engine.kernels.kernel import DeployedOutputs
+from service.engine.protocol import Evaluation
 from service.engine.worker.device import DeviceModel, PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
-from service.methods.problem import Attribution, Problem
-from service.methods.questions import DeadlinePassed
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, Deployed
 from service.methods.registry import BY_NAME
 from service.methods.shared.noise import noisy
 from service.numerics.errors import completeness_error, relative_to_attributions
 
-Steps = Generator[object, object, Explanation | Prediction]
+Steps = Generator[object, object, Explanation | Evaluation | Prediction]
 
 
 def predict(row: tuple[float, ...], model: DeviceModel) -> Steps:
@@ -36,11 +37,35 @@ def predict(row: tuple[float, ...], model: DeviceModel) -> Steps:
     return Prediction({space: tuple(values[0].tolist()) for space, values in outputs.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A plan that is ready to be solved: the `problem`, what explains it and others like it, the `row` [columns]
+    at the model's length and the deployed outputs there, and the `baselines` as the artefact takes them."""
+
+    problem: Problem
+    attribute: Callable[[Problem], Method]
+    row: Floats
+    at_input: Floats
+    baselines: Floats
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all outputs that the method starts from are numbers."""
+        ends = [self.problem.output, self.problem.center_output, *self.problem.baseline_outputs]
+        return bool(np.isfinite(ends).all())
+
+
 def explain(plan: Plan, model: DeviceModel) -> Steps:
     """The explanation of a plan; `model` is at a length that holds its rows.
 
     Its ends f(x) and f(x') come from the deployed artefact; the method sees nothing but its `Problem`.
     """
+    posed = yield from pose(plan, model)
+    return _whole((yield from solve(plan, posed, model)), len(plan.input), model)
+
+
+def pose(plan: Plan, model: DeviceModel) -> Generator[object, object, Posed]:
+    """The problem that a plan poses. Raises InvalidRequest where the rows of its baseline set have been erased."""
     row = np.array(plan.input[: model.length])
     if plan.baseline.row is None:
         if plan.baseline.digest not in model.baselines:  # it was planned before, with the sets attached then
@@ -53,16 +78,24 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
         outputs = yield from _deployed(np.stack([row, own]))
         ends = {space: values[1] for space, values in outputs.items()}
         seen = model.seen(own[None])
-        baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends)
+        baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends, own[None])
     at_input = outputs[plan.output_space][0]
     target = model.manifest.outputs.default_target(at_input) if plan.target is None else plan.target
+    method = BY_NAME[plan.method].attribute
+
+    def attribute(problem: Problem) -> Method:
+        return method(problem) if plan.noise is None else noisy(method, problem, plan.noise)
+
     problem = _problem(plan, model, row, baseline, at_input, target)
-    if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
-        return _not_finite(at_input, target, 0, str(model.shapes))
-    attribute = BY_NAME[plan.method].attribute
-    method = attribute(problem) if plan.noise is None else noisy(attribute, problem, plan.noise)
-    attribution = yield from method
-    return _whole(_explanation(plan, problem, attribution, at_input, str(model.shapes)), len(plan.input), model)
+    return Posed(problem, attribute, row, at_input, baseline.artefact_rows)
+
+
+def solve(plan: Plan, posed: Posed, model: DeviceModel) -> Generator[object, object, Explanation]:
+    """The explanation of a posed plan, of rows at the model's length."""
+    if not posed.is_finite:
+        return _not_finite(posed.at_input, posed.problem.target, 0, str(model.shapes))
+    attribution = yield from posed.attribute(posed.problem)
+    return _explanation(plan, posed.problem, attribution, posed.at_input, str(model.shapes))
 
 
 def _whole(explanation: Explanation, units: int, model: DeviceModel) -> Explanation:
@@ -94,7 +127,7 @@ def interrupted(steps: Steps, answers: int) -> Steps:
             question = steps.send((yield question))
         steps.throw(DeadlinePassed())
     except StopIteration as stop:
-        ended: Explanation | Prediction = stop.value
+        ended: Explanation | Evaluation | Prediction = stop.value
         return ended
     raise RuntimeError("a method went on after its deadline")
 

@@ -18,11 +18,12 @@ from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
-from service.engine.kernels.kernel import Deployed, DeployedKernel
+from service.engine.kernels.kernel import DeployedKernel
 from service.engine.messages import Done, Failed
 from service.engine.worker.device import DeviceModel, outputs_over, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.scheduler import Live, Scheduler
+from service.methods.questions import Deployed
 from service.usecases.planning import Parameters, make_plans
 
 SHAPES = ChunkShapes(32, 128)

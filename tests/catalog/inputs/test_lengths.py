@@ -159,6 +159,7 @@ def computed(models: DeviceModels, request: Explain | Predict) -> Explanation | 
         scheduler.step()
     (outcome,) = scheduler.outcomes()
     assert isinstance(outcome, Done)
+    assert isinstance(outcome.result, Explanation | Prediction)
     return outcome.result
 
 
