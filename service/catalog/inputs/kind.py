@@ -348,6 +348,11 @@ class Inputs(Declaration, ABC):
                 stand_ins = np.zeros((1, len(row)))
         return StandIns(row, stand_ins, self.component_of_values, numeric=self.mean_is_row)
 
+    def recorded_values(self, attributions: Attributions, row: Row) -> tuple[float, ...]:
+        """One value for each component, in the order in which metrics have them, of attributions of `row` that were
+        recorded."""
+        return tuple(attributions.values)
+
     def picture(self, row: Floats) -> NDArray[np.uint8] | None:
         """The row as an image file would hold it, [height, width, channels]; None where it is no picture."""
         return None

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from service.catalog.inputs.features import Component, Feature, ReasonGroup, digest_of_reasons, reason_groups
-from service.catalog.inputs.kind import PLAIN, Detail, InputItem, Inputs, Number, Over, Row
+from service.catalog.inputs.kind import PLAIN, Attributions, Detail, InputItem, Inputs, Number, Over, Row
 from service.catalog.inputs.removal import Removal, StandIns, blurred
 from service.catalog.inputs.table_rows import read_number
 from service.catalog.nearest import Searches
@@ -153,6 +153,10 @@ class SeriesInputs(Inputs):
         ends = [tuple(feature.range[end] for feature in self.features) for end in (0, 1)]
         low, high = (self._laid_out(one * self.steps) for one in ends)
         return low, high
+
+    def recorded_values(self, attributions: Attributions, row: Row) -> tuple[float, ...]:
+        """They are by step, components as the artefact takes them."""
+        return self._laid_out(attributions.values)
 
     @property
     def removals(self) -> tuple[str, ...]:

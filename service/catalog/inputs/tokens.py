@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, 
 from typing_extensions import TypedDict
 
 from service.catalog.formats import Artefact
-from service.catalog.inputs.kind import MASK, PLAIN, Detail, Inputs, Number, Row
+from service.catalog.inputs.kind import MASK, PLAIN, Attributions, Detail, Inputs, Number, Row
 from service.catalog.inputs.removal import CUT, Cut, Mask, Removal, StandIns
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
@@ -187,6 +187,14 @@ class TokenInputs(Inputs):
     def component_of_values(self) -> Indices:
         """A token is one number of a row, and one component."""
         return np.arange(self.length)
+
+    def recorded_values(self, attributions: Attributions, row: Row) -> tuple[float, ...]:
+        """Of a text or a file those of its tokens, and zeros for the padding, which is never removed."""
+        if row.places is None:
+            return tuple(attributions.values)
+        assert isinstance(row.places, Spans)
+        values = dict(zip(row.places.positions, attributions.values, strict=True))
+        return tuple(values.get(position, 0.0) for position in range(self.length))
 
     def removable(self, row: Floats) -> Mask:
         """All but special tokens and padding."""

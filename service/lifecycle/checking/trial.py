@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
-from service.catalog.version_files import read_baseline_rows
+from service.catalog.version_files import read_baseline_rows, read_heldout_rows
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.kernels.kernel import DeployedKernel
@@ -77,10 +75,7 @@ class Trial:
         return read_baseline_rows(self.version.folder, self.manifest, self.baseline).astype(np.float64)
 
     def sample(self, rows: int, seed: int) -> Floats:
-        """The example, then at most so many rows drawn from the held-out ones, or else from the baseline set.
-
-        `heldout.safetensors` is not verified by a digest, since nothing that is served depends on it.
-        """
+        """The example, then at most so many rows drawn from the held-out ones, or else from the baseline set."""
         example = self._example()
         known = self._heldout(len(example))
         drawn = np.random.default_rng(seed).permutation(len(known))[:rows]
@@ -147,12 +142,8 @@ class Trial:
         return np.array(read_instance(self.manifest, self.manifest.example, self.version.folder))
 
     def _heldout(self, columns: int) -> Floats:
-        try:
-            rows = load_file(self.version.folder / "heldout.safetensors")["rows"].astype(np.float64)
-        except (OSError, SafetensorError, KeyError):
-            return self.baseline_rows()
-        flat: Floats = rows.reshape(len(rows), -1)
-        return flat if flat.shape[1] == columns else self.baseline_rows()
+        known = read_heldout_rows(self.version.folder, (columns,))
+        return self.baseline_rows() if known is None else known
 
     def by_feature(self, explanation: Explanation) -> Floats:
         if explanation.attributions is None:
