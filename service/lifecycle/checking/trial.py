@@ -98,9 +98,7 @@ class Trial:
         Arguments that are left out have the manifest's defaults. Raises InvalidRequest, or what an explanation failed
         with.
         """
-        target = self.manifest.outputs.usual_target
-        parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
-        plans = make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
+        plans = self.plans(rows, method, baseline, space)
         explanations = self.explained_together(plans)
         attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
         outputs = self.manifest.outputs
@@ -109,6 +107,14 @@ class Trial:
             for one, plan in zip(explanations, plans, strict=True)
         ]
         return Answers(explanations, attributions, decisions)
+
+    def plans(
+        self, rows: Floats, method: str | None = None, baseline: object = None, space: OutputSpace | None = None
+    ) -> list[Plan]:
+        """Plans for the rows, as `answers` explains them. Raises InvalidRequest."""
+        target = self.manifest.outputs.usual_target
+        parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
+        return make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
 
     def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
         """The artefact's outputs for rows [n, columns], in every output space: [n, outputs]."""
