@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 import typer
@@ -20,7 +20,9 @@ from service.ledger.ids import uuid7
 from service.lifecycle.registries.registry import folders_of, open_registry
 
 if TYPE_CHECKING:
+    from service.domain import Floats
     from service.faithfulness.summary import Figure
+    from service.lifecycle.checking.trial import Trial
 
 ROWS = 32
 """The usual number of inputs."""
@@ -41,6 +43,10 @@ def evaluate(
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a report, to this .md or .json.")
+    ] = None,
+    randomise: Annotated[
+        Literal["cascading", "independent"] | None,
+        typer.Option(help="Also print what is left of the explanations with random weights, layer by layer."),
     ] = None,
     data: DataFolder = None,
     models: ModelsFolder = None,
@@ -86,7 +92,22 @@ def evaluate(
     except OSError as error:
         raise UsageError(f"the result cannot be kept: {error}") from error
     print(_json(kept) if form == "json" else text)
+    if randomise is not None:
+        print(f"\n{_left(trial, sample, [name for name in names if name not in refused], randomise == 'cascading')}")
     return 0
+
+
+def _left(trial: Trial, rows: Floats, methods: Sequence[str], is_cascading: bool) -> str:
+    """What is left of explanations by layer, from the output."""
+    from service.lifecycle.checking.randomisation import by_layer
+
+    lines = [
+        (one.layer, method, *(f"{value:.3f}" for value in one.similarities.values()))
+        for method in methods
+        for one in by_layer(trial, rows, method, cascading=is_cascading)
+    ]
+    headings = ("random from" if is_cascading else "random", "method", "spearman", "absolute", "ssim", "hog")
+    return table(headings[: len(lines[0]) if lines else 4], lines, "the network has no layer with weights")
 
 
 def _text(version: str, rows: int, figures: Sequence[Figure], refused: dict[str, str]) -> str:

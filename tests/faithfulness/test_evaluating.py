@@ -97,6 +97,14 @@ def test_the_command_prints_a_table_keeps_the_figures_and_writes_a_report(
         evaluate("loan@1", metrics="delet", data=tmp_path, models=str(MODELS))
 
 
+def test_the_command_says_what_is_left_of_each_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: dict[str, Any] = {"methods": "saliency", "metrics": "gini", "rows": 2, "randomise": "cascading"}
+    assert evaluate("loan@1", **asked, data=tmp_path, models=str(MODELS)) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-4].split() == ["RANDOM", "FROM", "METHOD", "SPEARMAN", "ABSOLUTE"]
+    assert [line.split()[:2] for line in lines[-3:]] == [[f"linear_{at}", "saliency"] for at in (3, 2, 1)]
+
+
 def test_what_is_kept_is_its_tenants_and_of_exactly_these_files(tmp_path: Path, loan: Judge) -> None:
     key, manifest = loan.trial.version.key, loan.trial.version.manifest_digest
     figures = tuple(figure_of("saliency", measure("gini"), [Measured(value)]) for value in (0.5, 0.75))
