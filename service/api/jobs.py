@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import Query
-from pydantic import BaseModel, Field, StrictStr, model_validator
+from pydantic import BaseModel, Field, StrictInt, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.access.callers import Caller
@@ -55,6 +55,24 @@ class ResultsQuery(QueryModel):
     cursor: int = Field(0, ge=0, le=MAX_ROWS, description="the `next_cursor` of the page before")
 
 
+Edge = Annotated[StrictInt, Field(ge=0, le=100_000)]
+
+
+class Box(Strict):
+    """A box in an image, in pixels of what the model takes."""
+
+    top: Edge = Field(description="its first row")
+    left: Edge = Field(description="its first column")
+    bottom: Edge = Field(description="the row behind its last")
+    right: Edge = Field(description="the column behind its last")
+
+    @model_validator(mode="after")
+    def _has_area(self) -> Box:
+        if self.bottom <= self.top or self.right <= self.left:
+            raise PydanticCustomError(SENTENCE, "a box ends behind where it begins")
+        return self
+
+
 class JobBody(Strict):
     """Inputs to explain, or to judge explanations of: instances, stored explanations, or the model's held-out rows.
 
@@ -86,6 +104,9 @@ class JobBody(Strict):
         default_factory=dict,
         description="of an evaluation, by metric; `replace` names what stands in the place of removed components",
     )
+    boxes: Annotated[list[list[Box]], Field(max_length=MAX_ROWS)] | None = Field(
+        None, description="of an evaluation of images: for each instance the boxes around the object"
+    )
     parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters(), description="how to explain")
     context: ContextBody | Annotated[list[ContextBody], Field(max_length=MAX_ROWS, fail_fast=True)] | None = Field(
         None, description="of instances: one for all, or a list with one for each; explanations have their own"
@@ -97,8 +118,10 @@ class JobBody(Strict):
         if len(given) != 1 or (self.dataset is not None and self.kind != EVALUATE):
             of_evaluations = ", or the dataset" if self.kind == EVALUATE else ""
             raise PydanticCustomError(SENTENCE, f"send either instances or explanations{of_evaluations}")
-        if self.kind != EVALUATE and (self.methods or self.metrics or self.options):
-            raise PydanticCustomError(SENTENCE, "methods, metrics and options are for jobs of the kind evaluate")
+        if self.kind != EVALUATE and (self.methods or self.metrics or self.options or self.boxes):
+            raise PydanticCustomError(SENTENCE, "methods, metrics, options and boxes are for jobs of the kind evaluate")
+        if self.boxes is not None and (self.instances is None or len(self.boxes) != len(self.instances)):
+            raise PydanticCustomError(SENTENCE, "boxes are of instances: a list for each")
         if self.rows is not None and self.dataset is None:
             raise PydanticCustomError(SENTENCE, "rows are those of the dataset, which is not named")
         if self.kind == EVALUATE and (self.parameters.targets is not None or self.parameters.when is not None):
@@ -220,7 +243,7 @@ def _evaluate_spec(body: JobBody, version: ModelVersion, caller: Caller) -> Eval
     methods = _methods(body, version)
     for method in methods:
         refuse_method(caller.policy, method)
-    measures = tuple(read_measures(version, body.metrics, body.options))
+    measures = tuple(read_measures(version, body.metrics, body.options, has_boxes=body.boxes is not None))
     source = "held-out rows" if body.dataset else "instances" if body.instances else "stored explanations"
     parameters = body.parameters.parameters()
     return EvaluateSpec(version.key.name, version.key.version, parameters, methods, measures, source)
@@ -292,9 +315,14 @@ def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenan
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         for _ in range(parameters.explanations):
             explanation = uuid7()
-            payload = sealed_payload(vault, explanation, instances[number], context)
+            payload = sealed_payload(vault, explanation, instances[number], context, _boxes(body, number))
             rows.append(JobRow(len(rows), explanation, payload=payload, subject=subject))
     return rows
+
+
+def _boxes(body: JobBody, number: int) -> list[tuple[int, ...]]:
+    """Those of an instance."""
+    return [] if body.boxes is None else [(box.top, box.left, box.bottom, box.right) for box in body.boxes[number]]
 
 
 def _held_out(body: JobBody, version: ModelVersion) -> list[Any]:

@@ -22,6 +22,7 @@ from service.background.jobs import RowFailed, RowWork, opened_spec, until_avail
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Plan
 from service.engine.protocol import Engine, Evaluation
+from service.faithfulness.registry import BY_NAME
 from service.faithfulness.subject import Measure, Measured
 from service.faithfulness.summary import Figure, figure_of
 from service.ledger import Ledger, Vault
@@ -99,11 +100,20 @@ class EvaluateRows(RowWork[EvaluateSpec]):
                 if spec.methods
                 else [await self._as_recorded(current, caller, version)]
             )
+            measures = await asyncio.to_thread(self._with_boxes, spec.measures, current)
             found: dict[str, Any] = {}
             for plan, attributions in asked:
-                evaluation = await self._evaluation(version, plan, spec.measures, attributions, caller)
+                evaluation = await self._evaluation(version, plan, measures, attributions, caller)
                 found[plan.method] = [[one.value, one.curve, one.reason] for one in evaluation.measured]
             return orjson.dumps(found).decode()
+
+    def _with_boxes(self, measures: tuple[Measure, ...], row: JobRow) -> tuple[Measure, ...]:
+        """The measures, of which those that take boxes have those of the row."""
+        if row.payload is None or not any(BY_NAME[measure.metric].takes_boxes for measure in measures):
+            return measures
+        content = orjson.loads(self._vault.open(row.payload, row.explanation_id, None))
+        boxes = tuple(tuple(box) for box in content.get("boxes", ()))
+        return tuple(replace(one, boxes=boxes) if BY_NAME[one.metric].takes_boxes else one for one in measures)
 
     async def _planned(
         self, row: JobRow, spec: EvaluateSpec, caller: Caller, version: ModelVersion

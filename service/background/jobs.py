@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -134,10 +134,13 @@ def opened_spec(vault: Vault, job: Job) -> dict[str, Any]:
     return spec
 
 
-def sealed_payload(vault: Vault, explanation_id: str, instance: object, context: Context) -> bytes:
-    """An instance and its context, sealed as a row holds them until it is finished."""
+def sealed_payload(
+    vault: Vault, explanation_id: str, instance: object, context: Context, boxes: Sequence[Sequence[int]] = ()
+) -> bytes:
+    """An instance, its context, and the boxes around what it shows, sealed as a row holds them until it is finished."""
     belongs = {"decision_id": context.decision_id, "subject": context.subject, "cohort": dict(context.cohort)}
-    return vault.seal(orjson.dumps({"instance": instance, "context": belongs}), explanation_id, None, None)
+    content = {"instance": instance, "context": belongs, **({"boxes": boxes} if boxes else {})}
+    return vault.seal(orjson.dumps(content), explanation_id, None, None)
 
 
 async def until_available(call: Callable[[], T]) -> T:

@@ -25,7 +25,7 @@ from service.faithfulness.subject import Measured, Measuring, Subject, no_figure
 ALL_ZERO = "the attributions are all zero"
 
 
-def _unasked(measured: Measured) -> Generator[Any, Any, Measured]:
+def unasked(measured: Measured) -> Generator[Any, Any, Measured]:
     """A generator that asks nothing."""
     yield from ()
     return measured
@@ -35,19 +35,19 @@ def entropy(subject: Subject) -> Measuring:
     """See the module's docstring."""
     sizes = np.abs(subject.judged)
     if not sizes.any():
-        return _unasked(no_figure(ALL_ZERO))
+        return unasked(no_figure(ALL_ZERO))
     shares = sizes[sizes > 0] / sizes.sum()
-    return _unasked(Measured(float(-(shares * np.log(shares)).sum())))
+    return unasked(Measured(float(-(shares * np.log(shares)).sum())))
 
 
 def gini(subject: Subject) -> Measuring:
     """See the module's docstring."""
     sizes = np.sort(np.abs(subject.judged))
     if not sizes.any():
-        return _unasked(no_figure(ALL_ZERO))
+        return unasked(no_figure(ALL_ZERO))
     count = len(sizes)
     weights = 2 * np.arange(1, count + 1) - count - 1
-    return _unasked(Measured(float(weights @ sizes / (count * sizes.sum()))))
+    return unasked(Measured(float(weights @ sizes / (count * sizes.sum()))))
 
 
 ENTROPY = MetricSpec(

@@ -27,6 +27,7 @@ import numpy as np
 from service.faithfulness.spec import Better, MetricSpec
 from service.faithfulness.subject import Measured, Measuring, Subject, no_figure
 from service.methods.questions import outputs_at
+from service.methods.shared.noise import COPIES_AT_ONCE
 from service.methods.spec import Choice, Facts, Number
 
 UNSTILL = "the attributions are all zero"
@@ -58,14 +59,15 @@ def max_sensitivity(subject: Subject) -> Measuring:
         return no_figure(UNSTILL)
     generator = np.random.default_rng(problem.seed)
     radius = subject.number("radius") * (problem.high - problem.low)
-    draws = generator.uniform(-1, 1, (int(subject.number("samples")), problem.input.size))
-    inputs = problem.input + radius * draws
-    outputs = yield from outputs_at(inputs)
-    changes = []
-    for at, output in zip(inputs, problem.read(outputs).tolist(), strict=True):
-        attribution = yield from subject.attribute(replace(problem, input=at, output=output))
-        values = problem.components_of(attribution.values)
-        changes.append(float(np.linalg.norm(values - own)) / length)
+    samples, changes = int(subject.number("samples")), []
+    for begun in range(0, samples, COPIES_AT_ONCE):
+        count = min(COPIES_AT_ONCE, samples - begun)
+        inputs = problem.input + radius * generator.uniform(-1, 1, (count, problem.input.size))
+        outputs = yield from outputs_at(inputs)
+        for at, output in zip(inputs, problem.read(outputs).tolist(), strict=True):
+            attribution = yield from subject.attribute(replace(problem, input=at, output=output))
+            values = problem.components_of(attribution.values)
+            changes.append(float(np.linalg.norm(values - own)) / length)
     return Measured(max(changes))
 
 

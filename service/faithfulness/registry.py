@@ -7,6 +7,7 @@ from service.faithfulness.curves import ABPC, AOPC_LERF, AOPC_MORF, DELETION, DE
 from service.faithfulness.drops import AVERAGE_DROP, AVERAGE_DROP_IN_DELETION, INCREASE_IN_CONFIDENCE
 from service.faithfulness.infidelity_and_sensitivity import INFIDELITY, MAX_SENSITIVITY
 from service.faithfulness.information_curves import AIC, SIC
+from service.faithfulness.localisation import ENERGY_POINTING_GAME, LOCALISATION, POINTING_GAME
 from service.faithfulness.monotonicity import MONOTONICITY
 from service.faithfulness.spec import MetricSpec
 
@@ -25,6 +26,9 @@ METRICS: tuple[MetricSpec, ...] = (
     INFIDELITY,
     MAX_SENSITIVITY,
     MONOTONICITY,
+    POINTING_GAME,
+    ENERGY_POINTING_GAME,
+    LOCALISATION,
     ENTROPY,
     GINI,
 )

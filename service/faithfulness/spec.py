@@ -41,7 +41,8 @@ class MetricSpec:
 
     `removes` says that components are removed, so that what stands in their place is part of the figure. `rows` is how
     many rows the model is asked for, to reckon with when work is admitted; `explains` that so many of them are
-    explained anew. `not_applicable` gives the reason why it says nothing of a model; None where it does.
+    explained anew. With `takes_boxes` it compares a map with boxes that come with the image. `not_applicable` gives the
+    reason why it says nothing of a model; None where it does.
     """
 
     name: str
@@ -50,6 +51,7 @@ class MetricSpec:
     description: str
     citation: str
     removes: bool = False
+    takes_boxes: bool = False
     options: tuple[Choice | Number, ...] = ()
     rows: Rows = no_rows
     explains: Callable[[Facts], int] = no_rows

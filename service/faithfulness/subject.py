@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,15 +18,21 @@ from service.domain import Floats, Indices, OptionValue, OutputSpace, read_targe
 from service.methods.problem import Method, Problem
 from service.methods.questions import Outputs, Steps, deployed_at
 
+A = TypeVar("A", Mask, Floats)
+MOST_BYTES = 2**26
+"""Of the rows of one question."""
+
 
 @dataclass(frozen=True)
 class Measure:
     """What is to be measured: a metric by its wire name, its options, and by name what stands in the place of removed
-    components; None where the metric removes none."""
+    components; None where the metric removes none. `boxes` are those around the object in an image, which come with it:
+    top, left, bottom and right of each, the last two not included."""
 
     metric: str
     replace: str | None = None
     options: tuple[tuple[str, OptionValue], ...] = ()
+    boxes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ class Subject:
     attribute: Callable[[Problem], Method]
     measure: Measure
     known: dict[object, Floats] = field(default_factory=dict)
+
+    @property
+    def boxes(self) -> tuple[tuple[int, ...], ...]:
+        """Those of the measure."""
+        return self.measure.boxes
 
     def number(self, option: str) -> float:
         """The value of a numeric option."""
@@ -111,23 +123,34 @@ class Subject:
     def without(self, removed: Mask) -> Steps[Outputs]:
         """The outputs without the removed components, `removed` [n, components]."""
         removal = self.removal
-        return (yield from self._mean(removal.rows(removed), removal.copies))
+        return (yield from self._mean(removal.rows, removed, removal.copies))
 
     def faded(self, kept: Floats) -> Steps[Outputs] | None:
         """The outputs where of each component that share is `kept` [n, components]; None where nothing can fade."""
         removal = self.removal
-        rows = removal.faded(kept)
-        return None if rows is None else self._mean(rows, removal.copies)
+        if removal.faded(kept[:1]) is None:
+            return None
+
+        def rows_of(shares: Floats) -> Floats:
+            rows = removal.faded(shares)
+            assert rows is not None
+            return rows
+
+        return self._mean(rows_of, kept, removal.copies)
 
     def at(self, rows: Floats) -> Steps[Outputs]:
         """The outputs at rows [n, columns] as the artefact takes them."""
         return (yield from deployed_at(rows))
 
-    def _mean(self, rows: Floats, copies: int) -> Steps[Outputs]:
-        outputs = yield from deployed_at(rows)
-        if copies == 1:
-            return outputs
-        return {space: values.reshape(-1, copies, values.shape[1]).mean(axis=1) for space, values in outputs.items()}
+    def _mean(self, rows_of: Callable[[A], Floats], masks: A, copies: int) -> Steps[Outputs]:
+        """The outputs [n, outputs] at the rows of masks [n, components], the mean over the copies of each. The rows of
+        so many masks are made at a time that they stay within `MOST_BYTES`: a thousand steps of a photograph are not."""
+        together = max(1, MOST_BYTES // (len(self.row) * 8 * copies))
+        found: list[Outputs] = []
+        for at in range(0, len(masks), together):
+            outputs = yield from deployed_at(rows_of(masks[at : at + together]))
+            found.append({s: v.reshape(-1, copies, v.shape[1]).mean(axis=1) for s, v in outputs.items()})
+        return {space: np.concatenate([one[space] for one in found]) for space in found[0]}
 
 
 def no_figure(reason: str) -> Measured:

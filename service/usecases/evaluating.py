@@ -21,20 +21,26 @@ NO_COMPONENTS = Components((), 0)
 
 
 def read_measures(
-    version: ModelVersion, metrics: Sequence[str] | None, options: Mapping[str, Mapping[str, object]]
+    version: ModelVersion,
+    metrics: Sequence[str] | None,
+    options: Mapping[str, Mapping[str, object]],
+    *,
+    has_boxes: bool = False,
 ) -> list[Measure]:
     """The measures that are asked for; without `metrics`, all that say something of the model.
 
-    `options` are by metric. Raises InvalidRequest, with its place; ModelNotReady.
+    `options` are by metric; `has_boxes` says that boxes come with the images. Raises InvalidRequest, with its place;
+    ModelNotReady.
     """
     if version.traits is None:
         raise ModelNotReady("the model is not ready yet")
-    names = metrics if metrics is not None else [spec.name for spec in METRICS if _obstacle(version, spec) is None]
+    applying = (spec.name for spec in METRICS if _obstacle(version, spec, has_boxes) is None)
+    names = metrics if metrics is not None else [*applying]
     for at, name in enumerate(names):
         if name not in BY_NAME:
             detail = f"metric {abridged(name)} is not known; {known('metrics', BY_NAME)}{did_you_mean(name, BY_NAME)}"
             raise invalid(Kind.WRONG_VALUE, pointer_to("metrics", at), detail)
-        obstacle = _obstacle(version, BY_NAME[name])
+        obstacle = _obstacle(version, BY_NAME[name], has_boxes)
         if obstacle is not None:
             raise invalid(Kind.WRONG_VALUE, pointer_to("metrics", at), f"{name}: {obstacle}")
     for name in options:
@@ -44,8 +50,11 @@ def read_measures(
     return [_measure(version, BY_NAME[name], options.get(name, {})) for name in dict.fromkeys(names)]
 
 
-def _obstacle(version: ModelVersion, spec: MetricSpec) -> str | None:
-    return spec.not_applicable(_facts(version, _defaults(spec)))
+def _obstacle(version: ModelVersion, spec: MetricSpec, has_boxes: bool) -> str | None:
+    obstacle = spec.not_applicable(_facts(version, _defaults(spec)))
+    if obstacle is None and spec.takes_boxes and not has_boxes:
+        return "it compares maps with boxes around objects, which `boxes` has for each of the instances of a job"
+    return obstacle
 
 
 def _facts(version: ModelVersion, options: Mapping[str, OptionValue]) -> Facts:

@@ -85,6 +85,19 @@ async def test_stored_explanations_are_judged_as_they_are(bank: httpx.AsyncClien
     assert {one["method"] for one in by_another["figures"]} == {"input_x_gradient"}
 
 
+async def test_maps_of_images_are_compared_with_boxes(bank: httpx.AsyncClient) -> None:
+    """Of each image its own; one without a box has no figure."""
+    image = (await bank.get("/v1/models/digits")).json()["example"]
+    whole = {"top": 0, "left": 0, "bottom": 8, "right": 8}
+    metrics = ["pointing_game", "energy_pointing_game"]
+    boxes = [[whole], [], [{**whole, "bottom": 1, "right": 1}]]
+    result = await found(bank, model="digits", instances=[image] * 3, boxes=boxes, metrics=metrics)
+    values = [one["values"] for one in result["figures"]]
+    assert values[0] == [1.0, None, 0.0]
+    assert values[1] == pytest.approx([1.0, None, 0.0])
+    assert result["figures"][0]["skipped"] == {"no box came with the input": 1}
+
+
 async def test_what_is_kept_is_the_tenants(
     service: Service, make_key: MakeKey, bank: httpx.AsyncClient, instance: dict[str, Any]
 ) -> None:
@@ -109,6 +122,10 @@ async def test_what_is_kept_is_the_tenants(
         ({}, "send either instances or explanations, or the dataset"),
         ({"instances": [{}], "kind": "explain", "metrics": ["gini"]}, "are for jobs of the kind evaluate"),
         ({"instances": [{}], "rows": 3}, "rows are those of the dataset"),
+        ({"instances": [{}], "boxes": []}, "a list for each"),
+        ({"dataset": "heldout", "metrics": ["pointing_game"]}, "boxes are of images"),
+        ({"dataset": "heldout", "model": "digits", "metrics": ["pointing_game"]}, "`boxes` has for each"),
+        ({"instances": [{}], "boxes": [[{"top": 1, "left": 0, "bottom": 1, "right": 2}]]}, "a box ends behind"),
         ({"dataset": "heldout", "parameters": {"when": "label = denied"}}, "no `when`"),
     ],
 )

@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")  # as workers run
@@ -63,8 +64,7 @@ def ours(trial: Trial, plans: Sequence[Plan], values: Floats) -> Floats:
 
 def theirs(network: nn.Module, images: Floats, targets: Any, values: Floats, batch: int) -> Floats:
     """Quantus's curves [images, pixels]."""
-    import quantus  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
+    quantus: Any = import_module("quantus")
     flipping = quantus.PixelFlipping(perturb_baseline="black", normalise=False, disable_warnings=True)
     shape = (-1, 1, 8, 8)
     rows, maps = images.reshape(shape).astype(np.float32), values.reshape(shape)

@@ -72,6 +72,16 @@ def test_curves_that_several_figures_need_are_asked_for_once(digits: Judge, imag
     assert asked == [1, 1, 20, 20]  # the input, its gradient, and both curves
 
 
+def test_rows_of_a_curve_are_asked_for_in_parts(digits: Judge, images: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all of them together were too much memory; the figures are the same."""
+    asked = [measure("abpc", "marginal", steps=7), measure("average_drop", "marginal")]
+    plan = replace(digits.plan(images[1]), method="saliency", options=())
+    whole = digits.evaluation(plan, asked)
+    monkeypatch.setattr("service.faithfulness.subject.MOST_BYTES", 2 * 8 * 64 * 8)  # two masks of eight rows each
+    assert digits.evaluation(plan, asked) == whole
+    assert rows_asked(digits, plan, ["deletion"]) == [1, 1, *[16] * 10]
+
+
 def rows_asked(judge: Judge, plan: object, names: list[str]) -> list[int]:
     """How many rows each question has."""
     from service.domain import Plan

@@ -58,9 +58,11 @@ def test_what_is_asked_for_wrongly_is_refused_with_its_place(
 
 
 def test_without_metrics_all_are_measured_that_apply(loan: Judge, digits: Judge) -> None:
-    of_images = {one.metric for one in read_measures(digits.trial.version, None, {})}
+    of_images = {one.metric for one in read_measures(digits.trial.version, None, {}, has_boxes=True)}
     assert of_images == {spec.name for spec in METRICS}
-    assert of_images - {one.metric for one in read_measures(loan.trial.version, None, {})} == {"aic", "sic"}
+    without = {one.metric for one in read_measures(digits.trial.version, None, {})}
+    assert of_images - without == {"pointing_game", "energy_pointing_game", "localisation"}
+    assert without - {one.metric for one in read_measures(loan.trial.version, None, {})} == {"aic", "sic"}
 
 
 def test_the_cost_is_what_is_asked_of_the_model(loan: Judge, applications: Floats) -> None:
