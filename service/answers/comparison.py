@@ -31,6 +31,7 @@ COMPARED = (
     "standard_error",
     "interactions",
     "groups",
+    "continuation",
     "noise",
     "converged",
     "reason",

@@ -25,6 +25,7 @@ from service.api.schemas import ContextBody, ExplainParameters, Strict, check_si
 from service.background.evaluating import EVALUATE, EvaluateSpec
 from service.background.jobs import EXPLAIN, ExplainSpec, sealed_payload, sealed_spec, stored_input
 from service.catalog.inputs.instances import read_instances
+from service.catalog.inputs.kind import Row
 from service.catalog.version_files import HELD_OUT, read_heldout_rows
 from service.catalog.versions import ModelVersion
 from service.domain import Context
@@ -36,7 +37,7 @@ from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
 from service.usecases.evaluating import read_measures
 from service.usecases.explaining import refuse_method, rule_of
-from service.usecases.planning import make_plans
+from service.usecases.references import check_request
 from service.wording import SENTENCE, number_of
 
 MAX_ROWS = 10_000
@@ -124,7 +125,9 @@ class JobBody(Strict):
             raise PydanticCustomError(SENTENCE, "boxes are of instances: a list for each")
         if self.rows is not None and self.dataset is None:
             raise PydanticCustomError(SENTENCE, "rows are those of the dataset, which is not named")
-        if self.kind == EVALUATE and (self.parameters.targets is not None or self.parameters.when is not None):
+        if self.kind == EVALUATE and (
+            self.parameters.parameters().targets is not None or self.parameters.when is not None
+        ):
             raise PydanticCustomError(SENTENCE, "an evaluation has one target, and no `when`")
         if self.explanations is not None and self.context is not None:
             raise PydanticCustomError(SENTENCE, "stored explanations have a context already; leave `context` out")
@@ -310,7 +313,7 @@ def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenan
     read = read_instances(version.manifest, instances, version.folder)
     for number, row in enumerate(read):
         if number == 0:
-            _refuse_plans(body, version, row.values, tenant)
+            _refuse_plans(body, version, row, tenant)
         context = contexts[number]
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         for _ in range(parameters.explanations):
@@ -335,12 +338,12 @@ def _held_out(body: JobBody, version: ModelVersion) -> list[Any]:
     return [inputs.as_instance(known[at].tolist()) for at in drawn[: body.rows or HELD_OUT_ROWS]]
 
 
-def _refuse_plans(body: JobBody, version: ModelVersion, values: tuple[float, ...], tenant: str | None) -> None:
+def _refuse_plans(body: JobBody, version: ModelVersion, row: Row, tenant: str | None) -> None:
     """Raises InvalidRequest for parameters, or methods, that the model cannot be explained with."""
     parameters = body.parameters.parameters()
     methods = [parameters.method] if body.kind == EXPLAIN else _methods(body, version)
     for method in methods:
-        make_plans(version, [values], replace(parameters, method=method), tenant)
+        check_request(version, row, replace(parameters, method=method), tenant)
 
 
 def _contexts(body: JobBody, count: int) -> list[Context]:
@@ -378,7 +381,7 @@ def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> 
         row = stored_input(stored, version)
     except InvalidRequest:  # this one; others may fit
         return
-    _refuse_plans(body, version, row.values, stored.tenant)
+    _refuse_plans(body, version, row, stored.tenant)
 
 
 def _item(job: Job, spec: ExplainSpec | EvaluateSpec) -> JobItem:

@@ -18,7 +18,7 @@ import orjson
 from service.access.callers import Caller
 from service.access.quotas import charged
 from service.answers.reading import NOT_WHOLE, personal_of, record_of
-from service.background.jobs import RowFailed, RowWork, opened_spec, until_available, with_baseline
+from service.background.jobs import RowFailed, RowWork, opened_spec, until_available, with_instances
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import Plan
 from service.engine.protocol import Engine, Evaluation
@@ -31,7 +31,8 @@ from service.ledger.jobs import Jobs
 from service.ledger.stored_jobs import DONE, Job, JobRow
 from service.lifecycle.evaluations import Evaluated, Evaluations
 from service.usecases.evaluating import expected_cost
-from service.usecases.planning import Parameters, make_plan
+from service.usecases.planning import Parameters
+from service.usecases.references import plans_of, referred_rows
 from service.usecases.replaying import plan_of
 
 EVALUATE = "evaluate"
@@ -120,9 +121,13 @@ class EvaluateRows(RowWork[EvaluateSpec]):
     ) -> list[tuple[Plan, None]]:
         """A plan of each method for the input of a row. Raises RowFailed, InvalidRequest."""
         read, _ = await self._input(row, caller, version)
-        parameters = await asyncio.to_thread(with_baseline, version, spec.parameters)
+        parameters = await asyncio.to_thread(with_instances, version, spec.parameters)
+        space, answers = version.manifest.outputs.default_space, {}
+        for referred in referred_rows(version, [read], parameters):
+            answers[referred] = (await self._engine.predict(version.ref, referred)).outputs[space]
         of_methods = (replace(parameters, method=method) for method in spec.methods)
-        return [(make_plan(version, read.values, one, caller.tenant), None) for one in of_methods]
+        planned = (plans_of(version, [read], one, answers, caller.tenant) for one in of_methods)
+        return [(plan, None) for plans in planned for _, plan in plans]
 
     async def _as_recorded(
         self, row: JobRow, caller: Caller, version: ModelVersion

@@ -85,8 +85,8 @@ class Faithfulness(_Frozen):
     rows: int = Field(default=16, ge=1, le=1000)
 
 
-Example = Mapping[str, Category | FiniteFloat | None] | tuple[int, ...] | tuple[Any, ...]
-"""A row by feature name; for an image nested lists or a file, for tokens a list, a text or a file."""
+Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | None] | tuple[int, ...] | tuple[Any, ...]
+"""A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file."""
 
 
 class Manifest(_Frozen):
@@ -122,6 +122,7 @@ class Manifest(_Frozen):
         if self.defaults.baseline not in own.union(name for name, _ in sets):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
         self._check_tensors()
+        self.outputs.check_inputs(self.inputs)
         if self.baselines and self.inputs.sets_obstacle is not None:
             raise ValueError(self.inputs.sets_obstacle)
         self._check_review()

@@ -44,8 +44,8 @@ def curve(subject: Subject, order: Indices) -> Steps[Floats]:
     masks = removed_in_order(order, int(subject.number("steps")), len(subject.values))
     key = subject.measure.replace, masks.tobytes()
     if key not in subject.known:
-        outputs = yield from subject.without(masks[1:])
-        subject.known[key] = np.concatenate([[subject.problem.output], subject.read(outputs)])
+        left = yield from subject.without(masks[1:])
+        subject.known[key] = np.concatenate([[subject.problem.output], left])
     return subject.known[key]
 
 

@@ -48,8 +48,7 @@ def _through(subject: Subject) -> Steps[Floats | str]:
         return NOTHING_BETWEEN
     key = subject.measure.replace, "drops"
     if key not in subject.known:
-        outputs = yield from faded
-        subject.known[key] = subject.probability(outputs)
+        subject.known[key] = yield from faded
     found = subject.known[key]
     return found if found[0] > 0 else ZERO
 

@@ -42,8 +42,8 @@ def infidelity(subject: Subject) -> Measuring:
     chosen = generator.random((int(subject.number("samples")), len(subject.removable))) < subject.number("share")
     removed = np.tile(subject.whole, (len(chosen), 1))
     removed[:, subject.removable] = chosen
-    outputs = yield from subject.without(removed)
-    changes = subject.problem.output - subject.read(outputs)
+    left = yield from subject.without(removed)
+    changes = subject.problem.output - left
     told = removed @ subject.values
     scale = 1.0
     if subject.word("scale") == "best":

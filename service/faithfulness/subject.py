@@ -110,7 +110,8 @@ class Subject:
     @property
     def has_probabilities(self) -> bool:
         """Whether the explained output is a probability, or the logit of one: no difference of two, and no value."""
-        return isinstance(self.problem.target, int) and self.problem.output_space is not OutputSpace.VALUE
+        is_of_label = isinstance(self.problem.target, int)
+        return is_of_label and self.problem.output_space in (OutputSpace.PROBABILITY, OutputSpace.LOGIT)
 
     def read(self, outputs: Outputs) -> Floats:
         """The explained output [n] of outputs [n, outputs], in the explanation's space."""
@@ -120,13 +121,14 @@ class Subject:
         """The probability [n] of the explained label."""
         return read_target(outputs[OutputSpace.PROBABILITY], self.problem.target)
 
-    def without(self, removed: Mask) -> Steps[Outputs]:
-        """The outputs without the removed components, `removed` [n, components]."""
+    def without(self, removed: Mask) -> Steps[Floats]:
+        """The explained output [n] without the removed components, `removed` [n, components]."""
         removal = self.removal
-        return (yield from self._mean(removal.rows, removed, removal.copies))
+        return (yield from self._mean(removal.rows, removed, removal.copies, self.read))
 
-    def faded(self, kept: Floats) -> Steps[Outputs] | None:
-        """The outputs where of each component that share is `kept` [n, components]; None where nothing can fade."""
+    def faded(self, kept: Floats) -> Steps[Floats] | None:
+        """The probability of the label [n] where of each component that share is `kept` [n, components]; None where
+        nothing can fade."""
         removal = self.removal
         if removal.faded(kept[:1]) is None:
             return None
@@ -136,21 +138,26 @@ class Subject:
             assert rows is not None
             return rows
 
-        return self._mean(rows_of, kept, removal.copies)
+        return self._mean(rows_of, kept, removal.copies, self.probability)
 
     def at(self, rows: Floats) -> Steps[Outputs]:
         """The outputs at rows [n, columns] as the artefact takes them."""
         return (yield from deployed_at(rows))
 
-    def _mean(self, rows_of: Callable[[A], Floats], masks: A, copies: int) -> Steps[Outputs]:
-        """The outputs [n, outputs] at the rows of masks [n, components], the mean over the copies of each. The rows of
-        so many masks are made at a time that they stay within `MOST_BYTES`: a thousand steps of a photograph are not."""
+    def _mean(
+        self, rows_of: Callable[[A], Floats], masks: A, copies: int, read: Callable[[Outputs], Floats]
+    ) -> Steps[Floats]:
+        """What is `read` [n] of the outputs at the rows of masks [n, components], the mean over the copies of each.
+
+        The rows of so many masks are made at a time that they stay within `MOST_BYTES`: those of a thousand steps of a
+        photograph do not.
+        """
         together = max(1, MOST_BYTES // (len(self.row) * 8 * copies))
-        found: list[Outputs] = []
+        found: list[Floats] = []
         for at in range(0, len(masks), together):
             outputs = yield from deployed_at(rows_of(masks[at : at + together]))
-            found.append({s: v.reshape(-1, copies, v.shape[1]).mean(axis=1) for s, v in outputs.items()})
-        return {space: np.concatenate([one[space] for one in found]) for space in found[0]}
+            found.append(read(outputs).reshape(-1, copies).mean(axis=1))
+        return np.concatenate(found)
 
 
 def no_figure(reason: str) -> Measured:

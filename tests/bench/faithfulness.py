@@ -34,7 +34,8 @@ from service.engine.messages import Done
 from service.engine.protocol import Evaluation
 from service.engine.worker.environment import set_up_torch
 from service.engine.worker.evaluation import evaluate
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from service.faithfulness.subject import Measure
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.methods.questions import Points

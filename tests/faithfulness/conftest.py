@@ -18,7 +18,8 @@ from service.domain import Floats, OptionValue, OutputSpace, Plan, Priority
 from service.engine.messages import Done
 from service.engine.protocol import Evaluation
 from service.engine.worker.evaluation import evaluate
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from service.faithfulness.registry import BY_NAME
 from service.faithfulness.subject import Measure, Measured
 from service.lifecycle.checking.trial import Trial, load_trial

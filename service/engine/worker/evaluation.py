@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.domain import Explanation, Floats, Plan
+from service.domain import Plan
 from service.engine.protocol import Evaluation
 from service.engine.worker.device import DeviceModel
-from service.engine.worker.explanation import Posed, pose, solve
+from service.engine.worker.explanation import pose, solve
 from service.faithfulness.registry import BY_NAME
 from service.faithfulness.subject import Measure, Measured, Subject, no_figure
 
@@ -26,18 +26,18 @@ def evaluate(
     Measures share what they ask of the model alike: deletion, insertion and AOPC take two curves together.
     """
     posed = yield from pose(plan, model)
-    explanation = None
-    if attributions is None:
-        explanation = yield from solve(plan, posed, model)
-    values = _by_component(explanation, posed) if attributions is None else np.array(attributions)
-    if values is None or not posed.is_finite or not np.isfinite(values).all():
-        return Evaluation((no_figure(NOT_FINITE),) * len(measures))
+    problem, evaluations = posed.problem(), 0
+    if problem.is_finite and attributions is None:
+        explanation = yield from solve(posed, problem)
+        attributions, evaluations = explanation.attributions, explanation.evaluations
+    if not problem.is_finite or attributions is None or not np.isfinite(attributions).all():
+        return Evaluation((no_figure(NOT_FINITE),) * len(measures), evaluations)
     subject = Subject(
-        posed.problem,
-        values[: model.length],
+        problem,
+        problem.components_of(np.array(attributions)[: model.length]),
         model.manifest.inputs,
         posed.row,
-        posed.baselines,
+        posed.baseline.artefact_rows,
         posed.attribute,
         Measure(""),
     )
@@ -45,11 +45,4 @@ def evaluate(
     for measure in measures:
         of_measure = replace(subject, measure=measure)
         measured.append((yield from BY_NAME[measure.metric].measure(of_measure)))
-    return Evaluation(tuple(measured), 0 if explanation is None else explanation.evaluations)
-
-
-def _by_component(explanation: Explanation | None, posed: Posed) -> Floats | None:
-    """The attributions of an explanation, [components]; None where it has none."""
-    if explanation is None or explanation.attributions is None:
-        return None
-    return posed.problem.components_of(np.array(explanation.attributions))
+    return Evaluation(tuple(measured), evaluations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -10,17 +10,21 @@ import numpy as np
 
 from service.domain import (
     Completeness,
+    Continuation,
     Explanation,
     Floats,
     Plan,
+    PlanTarget,
     Prediction,
     Target,
     ToleranceOf,
+    output_of,
     read_target,
 )
 from service.engine.kernels.kernel import DeployedOutputs
 from service.engine.protocol import Evaluation
-from service.engine.worker.device import DeviceModel, PreparedBaseline
+from service.engine.worker.device import DeviceModel
+from service.engine.worker.prepared_baselines import PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
 from service.methods.problem import Attribution, Method, Problem
 from service.methods.questions import DeadlinePassed, Deployed
@@ -29,6 +33,7 @@ from service.methods.shared.noise import noisy
 from service.numerics.errors import completeness_error, relative_to_attributions
 
 Steps = Generator[object, object, Explanation | Evaluation | Prediction]
+Explaining = Generator[object, object, Explanation]
 
 
 def predict(row: tuple[float, ...], model: DeviceModel) -> Steps:
@@ -39,20 +44,24 @@ def predict(row: tuple[float, ...], model: DeviceModel) -> Steps:
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """A plan that is ready to be solved: the `problem`, what explains it and others like it, the `row` [columns]
-    at the model's length and the deployed outputs there, and the `baselines` as the artefact takes them."""
+    """A plan that is ready to be solved: the `target` that it comes to, the `row` [columns] that the artefact takes for
+    it at the model's length, the outputs `at_row` in the plan's space, and the baseline."""
 
-    problem: Problem
-    attribute: Callable[[Problem], Method]
+    plan: Plan
+    model: DeviceModel
+    target: PlanTarget
     row: Floats
-    at_input: Floats
-    baselines: Floats
+    at_row: Floats
+    baseline: PreparedBaseline
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether all outputs that the method starts from are numbers."""
-        ends = [self.problem.output, self.problem.center_output, *self.problem.baseline_outputs]
-        return bool(np.isfinite(ends).all())
+    def problem(self, output: Target | None = None) -> Problem:
+        """That of one number of the outputs; of the explained one where none is named."""
+        return _problem(self, output_of(self.target) if output is None else output)
+
+    def attribute(self, problem: Problem) -> Method:
+        """A problem like it, solved by the plan's method."""
+        method, noise = BY_NAME[self.plan.method].attribute, self.plan.noise
+        return method(problem) if noise is None else noisy(method, problem, noise)
 
 
 def explain(plan: Plan, model: DeviceModel) -> Steps:
@@ -61,12 +70,27 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     Its ends f(x) and f(x') come from the deployed artefact; the method sees nothing but its `Problem`.
     """
     posed = yield from pose(plan, model)
-    return _whole((yield from solve(plan, posed, model)), len(plan.input), model)
+    problem, target = posed.problem(), posed.target
+    if not problem.is_finite:
+        return _not_finite(posed.at_row, target, 0, str(model.shapes))
+    explanation = yield from solve(posed, problem)
+    if not isinstance(target, Continuation):
+        return explanation
+    per_token = []
+    for output in target.outputs_of_tokens if target.per_token else ():
+        problem = posed.problem(output)
+        per_token.append((yield from solve(posed, problem)))
+    return _with_tokens(explanation, target, per_token)
 
 
 def pose(plan: Plan, model: DeviceModel) -> Generator[object, object, Posed]:
-    """The problem that a plan poses. Raises InvalidRequest where the rows of its baseline set have been erased."""
-    row = np.array(plan.input[: model.length])
+    """What a plan comes to, once the artefact has been asked. Raises InvalidRequest where the rows of its baseline set
+    have been erased."""
+    inputs, kind, target = model.manifest.inputs, model.manifest.outputs, plan.target
+    if target is None and inputs.are_prompts:  # the network is given what is explained
+        outputs = yield from _deployed(np.array([plan.input[: model.length]]))
+        target = kind.default_target(outputs[plan.output_space][0])
+    row = np.array(inputs.with_target(plan.input, target)[: model.length])
     if plan.baseline.row is None:
         if plan.baseline.digest not in model.baselines:  # it was planned before, with the sets attached then
             detail = f"baseline {plan.baseline.name}@{plan.baseline.version}: rows of it have just been erased"
@@ -74,28 +98,34 @@ def pose(plan: Plan, model: DeviceModel) -> Generator[object, object, Posed]:
         baseline = model.baselines[plan.baseline.digest]
         outputs = yield from _deployed(row[None])
     else:
-        own = np.array(plan.baseline.row[: model.length])
+        own = np.array(inputs.with_target(plan.baseline.row, target)[: model.length])
         outputs = yield from _deployed(np.stack([row, own]))
         ends = {space: values[1] for space, values in outputs.items()}
         seen = model.seen(own[None])
         baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends, own[None])
-    at_input = outputs[plan.output_space][0]
-    target = model.manifest.outputs.default_target(at_input) if plan.target is None else plan.target
-    method = BY_NAME[plan.method].attribute
-
-    def attribute(problem: Problem) -> Method:
-        return method(problem) if plan.noise is None else noisy(method, problem, plan.noise)
-
-    problem = _problem(plan, model, row, baseline, at_input, target)
-    return Posed(problem, attribute, row, at_input, baseline.artefact_rows)
+    at_row = outputs[plan.output_space][0]
+    return Posed(plan, model, kind.default_target(at_row) if target is None else target, row, at_row, baseline)
 
 
-def solve(plan: Plan, posed: Posed, model: DeviceModel) -> Generator[object, object, Explanation]:
-    """The explanation of a posed plan, of rows at the model's length."""
-    if not posed.is_finite:
-        return _not_finite(posed.at_input, posed.problem.target, 0, str(model.shapes))
-    attribution = yield from posed.attribute(posed.problem)
-    return _explanation(plan, posed.problem, attribution, posed.at_input, str(model.shapes))
+def solve(posed: Posed, problem: Problem) -> Explaining:
+    """The explanation of one number of the outputs."""
+    plan, model = posed.plan, posed.model
+    attribution = yield from posed.attribute(problem)
+    explanation = _explanation(plan, problem, attribution, posed.at_row, str(model.shapes))
+    return _whole(explanation, len(plan.input), model)
+
+
+def _with_tokens(explanation: Explanation, target: Continuation, per_token: Sequence[Explanation]) -> Explanation:
+    """The explanation of a continuation with those of its tokens: it has converged where all of them have."""
+    missed = next((one for one in (explanation, *per_token) if not one.converged), explanation)
+    return replace(
+        explanation,
+        target=target,
+        per_token=tuple(replace(one, outputs=None) for one in per_token),
+        converged=missed.converged,
+        reason=missed.reason,
+        evaluations=explanation.evaluations + sum(one.evaluations for one in per_token),
+    )
 
 
 def _whole(explanation: Explanation, units: int, model: DeviceModel) -> Explanation:
@@ -138,27 +168,28 @@ def _deployed(rows: Floats) -> Generator[object, object, DeployedOutputs]:
     return answer
 
 
-def _problem(
-    plan: Plan, model: DeviceModel, row: Floats, baseline: PreparedBaseline, at_input: Floats, target: Target
-) -> Problem:
-    space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
-    inputs, low, high = model.seen(row[None])[0], model.low, model.high
+def _problem(posed: Posed, output: Target) -> Problem:
+    plan, model, baseline, space = posed.plan, posed.model, posed.baseline, posed.plan.output_space
+    baseline_outputs = read_target(baseline.outputs[space], output)
+    inputs, low, high = model.seen(posed.row[None])[0], model.low, model.high
+    default_floor = model.manifest.outputs.default_floor
     if model.fixed is not None:  # methods do not move inputs whose range is empty
         low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
+    share = posed.target.explanations if isinstance(posed.target, Continuation) else 1
     return Problem(
         input=inputs,
-        output=float(read_target(at_input, target)),
+        output=float(read_target(posed.at_row, output)),
         baselines=baseline.rows,
         baseline_outputs=baseline_outputs,
         center=baseline.center,
-        center_output=float(read_target(baseline.center_outputs[space], target)),
+        center_output=float(read_target(baseline.center_outputs[space], output)),
         low=low,
         high=high,
-        target=target,
+        target=output,
         output_space=space,
         tolerance=plan.tolerance,
-        floor=model.manifest.outputs.default_floor(space, baseline_outputs) if plan.floor is None else plan.floor,
-        max_evaluations=plan.max_evaluations,
+        floor=default_floor(space, baseline_outputs, output) if plan.floor is None else plan.floor,
+        max_evaluations=plan.max_evaluations // share,
         seed=plan.seed,
         options=dict(plan.options),
         traits=model.traits,
@@ -249,12 +280,12 @@ def _matrix(values: Floats | None) -> tuple[tuple[float, ...], ...] | None:
     return None if values is None else tuple(tuple(row) for row in values.tolist())
 
 
-def _not_finite(at_input: Floats, target: Target, evaluations: int, chunk_rows: str) -> Explanation:
+def _not_finite(at_input: Floats, target: PlanTarget, evaluations: int, chunk_rows: str) -> Explanation:
     finite = bool(np.isfinite(at_input).all())
     return Explanation(
         outputs=tuple(at_input.tolist()) if finite else None,
         target=target,
-        output=float(read_target(at_input, target)) if finite else None,
+        output=float(read_target(at_input, output_of(target))) if finite else None,
         baseline_output=None,
         attributions=None,
         shape=(),

@@ -25,7 +25,9 @@ from service.domain import OutputSpace
 from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import DeployedKernel
 from service.engine.kernels.network import Network
-from service.engine.worker.device import DeviceModel, kernels_of, prepare_baseline
+from service.engine.worker.device import DeviceModel
+from service.engine.worker.model_kernels import kernels_of
+from service.engine.worker.prepared_baselines import prepare_baseline
 from service.methods.questions import Points
 
 LEAST_WEIGHTS = 2

@@ -9,13 +9,13 @@ from service.domain import Floats, Plan, Priority
 from service.engine.messages import Failed
 from service.engine.protocol import Evaluation
 from service.engine.worker.evaluation import evaluate
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from service.errors import AnswerableError, InvalidRequest
 from service.faithfulness.subject import Measure, Measured
 from service.faithfulness.summary import Figure, figure_of
 from service.lifecycle.checking.trial import Trial
 from service.usecases.evaluating import read_measures
-from service.usecases.planning import Parameters, make_plans
 
 
 def compare_methods(
@@ -35,9 +35,7 @@ def compare_methods(
     refused: dict[str, str] = {}
     for method in methods:
         try:
-            parameters = Parameters(method=method, target=trial.manifest.outputs.usual_target, seed=seed)
-            plans = make_plans(trial.version, [tuple(row.tolist()) for row in rows], parameters)
-            evaluations = evaluated_together(trial, plans, measures)
+            evaluations = evaluated_together(trial, trial.plans(rows, method, seed=seed), measures)
         except AnswerableError as error:
             refused[method] = str(error)
             continue

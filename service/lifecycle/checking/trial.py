@@ -11,25 +11,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.kind import Row
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows, read_heldout_rows
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.kernels.kernel import DeployedKernel
 from service.engine.messages import Done, Failed
-from service.engine.worker.device import DeviceModel, outputs_over, put_on_device
+from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.prepared_baselines import outputs_over
+from service.engine.worker.scheduler import Scheduler
 from service.methods.questions import Deployed
-from service.usecases.planning import Parameters, make_plans
+from service.usecases.planning import Parameters
+from service.usecases.references import plans_of, referred_rows, with_instances_read
 
 SHAPES = ChunkShapes(32, 128)
 """Fixed chunk shapes: calibration takes time that only traffic pays back, and small chunks fit any device."""
 NO_NUMBER = "no number"
 """The decision of outputs that are no finite numbers."""
-LARGE_BYTES = 2**20
-"""Of an artefact whose network is calibrated all the same: 128 rows of a large one take minutes."""
+CALIBRATED_BYTES = 2**20
+"""Of an artefact whose network is calibrated all the same: 128 rows of a larger one may take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +114,21 @@ class Trial:
         return Answers(explanations, attributions, decisions)
 
     def plans(
-        self, rows: Floats, method: str | None = None, baseline: object = None, space: OutputSpace | None = None
+        self,
+        rows: Floats,
+        method: str | None = None,
+        baseline: object = None,
+        space: OutputSpace | None = None,
+        seed: int = 0,
     ) -> list[Plan]:
         """Plans for the rows, as `answers` explains them. Raises InvalidRequest."""
-        target = self.manifest.outputs.usual_target
-        parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
-        return make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
+        target = self.manifest.outputs.usual_request(self.manifest.example)
+        asked = Parameters(method=method, target=target, baseline=baseline, output_space=space, seed=seed)
+        parameters, read = with_instances_read(self.version, asked), [Row(tuple(row.tolist())) for row in rows]
+        needed = referred_rows(self.version, read, parameters)
+        outputs = self.deployed(np.array(needed))[self.manifest.outputs.default_space].tolist() if needed else []
+        planned = plans_of(self.version, read, parameters, dict(zip(needed, outputs, strict=True)))
+        return [plan for _, plan in planned]
 
     def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
         """The artefact's outputs for rows [n, columns], in every output space: [n, outputs]."""
@@ -162,7 +176,7 @@ class Trial:
 def load_trial(folder: Path, device: torch.device) -> Trial:
     """Loads the version in `folder`. Raises CatalogError."""
     manifest, key, digest = read_manifest(folder)
-    is_small = sum((folder / file).stat().st_size for file in manifest.artefact.sha256_by_file) < LARGE_BYTES
-    model = put_on_device(folder, device, {}, SHAPES if is_small else None)
+    size = sum((folder / file).stat().st_size for file in manifest.artefact.sha256_by_file)
+    model = put_on_device(folder, device, {}, Calibration(SHAPES) if size < CALIBRATED_BYTES else None)
     version = ModelVersion(key, manifest, folder, digest, {}, model.traits, model.parity)
     return Trial(version, model)
