@@ -228,8 +228,8 @@ class TokenInputs(Inputs):
 
     @property
     def removals(self) -> tuple[str, ...]:
-        """The mask token; and nothing, where the graph is told what is padding."""
-        return (MASK, CUT) if self.has_mask else (MASK,)
+        """The mask token; and nothing, where the graph is told what is padding and a special token is always left."""
+        return (MASK, CUT) if self.has_mask and self.special else (MASK,)
 
     def removal(self, row: Floats, name: str, baselines: Floats, seed: int) -> Removal:
         """A token is masked, or taken out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from math import isfinite
 
 import numpy as np
 
@@ -44,5 +45,6 @@ def evaluate(
     measured: list[Measured] = []
     for measure in measures:
         of_measure = replace(subject, measure=measure)
-        measured.append((yield from BY_NAME[measure.metric].measure(of_measure)))
+        found = yield from BY_NAME[measure.metric].measure(of_measure)
+        measured.append(found if found.value is None or isfinite(found.value) else no_figure(NOT_FINITE))
     return Evaluation(tuple(measured), evaluations)
