@@ -19,6 +19,7 @@ from service.answers.cache import Cache
 from service.api import (
     baselines,
     documentation,
+    evaluations,
     evidence,
     explain,
     explanations,
@@ -39,8 +40,9 @@ from service.api.tokens import Issuer, Tokens
 from service.api.traffic import ObservedRequests
 from service.api.transport import Bodies, RequestIds
 from service.api.turns import Turns
+from service.background.evaluating import EVALUATE, EvaluateRows
 from service.background.exporting import Exports
-from service.background.jobs import EXPLAIN, ExplainRows, Runner
+from service.background.jobs import EXPLAIN, ExplainRows, Runner, Work
 from service.catalog.baselines import BASELINES, KeptSets
 from service.catalog.versions import Catalog
 from service.engine.client.local_engine import LocalEngine
@@ -58,6 +60,7 @@ from service.ledger.set_subjects import SetSubjects
 from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.stored_jobs import EXPORT
 from service.ledger.writer_process import WriterProcess
+from service.lifecycle.evaluations import EVALUATIONS, Evaluations
 from service.lifecycle.registries.registry import Registry, open_registry
 from service.lifecycle.repository import Repository, read_catalog
 from service.monitoring.health import Health
@@ -79,6 +82,7 @@ ROUTERS = (
     reviews.router,
     jobs.router,
     exports.router,
+    evaluations.router,
     evidence.router,
     subjects.router,
     repository.router,
@@ -174,9 +178,12 @@ async def _open_services(
     explaining = Explaining(engine, stores.cache, ledger, settings.ledger, metrics, health, settings.max_queued_points)
     authenticator = Authenticator(stores.keys, stores.quotas, stores.clock, _tokens(settings, stores.keys))
     stack.callback(authenticator.close)
+    evaluations = Evaluations(settings.data / EVALUATIONS)
     with_ledger = None
     if records is not None:
-        with_ledger = _open_background(settings, stores, records, explaining, catalog, repository, stack)
+        with_ledger = _open_background(
+            settings, stores, records, explaining, engine, catalog, repository, evaluations, stack
+        )
 
     def render_metrics() -> bytes:
         stats = engine.stats()
@@ -215,6 +222,7 @@ async def _open_services(
         render_metrics=render_metrics,
         request_log=request_log,
         tracing=tracing,
+        evaluations=evaluations,
         bodies=Bodies(settings.max_body_bytes),
         turns=Turns(),
         bootstrap_key=operators_key,
@@ -316,8 +324,10 @@ def _open_background(
     stores: _Stores,
     records: _Records,
     explaining: Explaining,
+    engine: LocalEngine,
     catalog: Catalog,
     repository: Repository,
+    evaluations: Evaluations,
     stack: AsyncExitStack,
 ) -> LedgerServices:
     """What works beside requests where a ledger is kept; the runner of jobs is started once the models are loaded."""
@@ -337,7 +347,9 @@ def _open_background(
     stack.push_async_callback(exports.close)
     exports.start()
     explain_rows = ExplainRows(jobs, explaining, catalog, ledger, vault)
-    runner = Runner(jobs, stores.keys, stores.quotas, {EXPLAIN: explain_rows, EXPORT: exports}, stores.clock)
+    evaluate_rows = EvaluateRows(jobs, engine, catalog, ledger, vault, evaluations)
+    works: dict[str, Work] = {EXPLAIN: explain_rows, EVALUATE: evaluate_rows, EXPORT: exports}
+    runner = Runner(jobs, stores.keys, stores.quotas, works, stores.clock)
     stack.push_async_callback(runner.close)
     return LedgerServices(ledger, maintenance, jobs, exports, runner)
 

@@ -7,20 +7,19 @@ import time
 
 from service.access.callers import Caller
 from service.api.requests import ApiRequest
-from service.background.jobs import EXPLAIN
 from service.errors import NotFound
 from service.ledger.stored_jobs import Job, State
 
 MAX_LISTED = 50
 
 
-async def find_job(request: ApiRequest, job_id: str, kind: str) -> Job:
-    """The caller's job of that id and kind. Raises NotFound."""
+async def find_job(request: ApiRequest, job_id: str, *kinds: str) -> Job:
+    """The caller's job of that id, of one of the kinds. Raises NotFound."""
     jobs = request.services.need_ledger().jobs
     is_id = len(job_id) == 36 and job_id.isascii() and job_id.isprintable()
-    job = await asyncio.to_thread(jobs.get, request.caller.tenant, job_id, (kind,)) if is_id else None
+    job = await asyncio.to_thread(jobs.get, request.caller.tenant, job_id, kinds) if is_id else None
     if job is None:
-        raise NotFound(f"there is no such {'job' if kind == EXPLAIN else kind}")
+        raise NotFound(f"there is no such {kinds[0] if len(kinds) == 1 else 'job'}")
     return job
 
 

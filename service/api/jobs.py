@@ -1,12 +1,14 @@
-"""`/v1/jobs`: many explanations in the background."""
+"""`/v1/jobs`: many explanations in the background, or evaluations of many; see `evaluations.py` for what these find."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import Query
-from pydantic import BaseModel, Field, StrictStr, model_validator
+from pydantic import BaseModel, Field, StrictInt, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.access.callers import Caller
@@ -20,22 +22,28 @@ from service.api.queries import QueryModel
 from service.api.requests import ApiRequest
 from service.api.routing import Reply, new_router
 from service.api.schemas import ContextBody, ExplainParameters, Strict, check_size
+from service.background.evaluating import EVALUATE, EvaluateSpec
 from service.background.jobs import EXPLAIN, ExplainSpec, sealed_payload, sealed_spec, stored_input
 from service.catalog.inputs.instances import read_instances
+from service.catalog.inputs.kind import Row
+from service.catalog.version_files import HELD_OUT, read_heldout_rows
 from service.catalog.versions import ModelVersion
 from service.domain import Context
-from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody
+from service.errors import Fault, Forbidden, InvalidRequest, Kind, MalformedBody, PolicyForbids
 from service.ledger import Stored, Vault
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
+from service.usecases.evaluating import read_measures
 from service.usecases.explaining import refuse_method, rule_of
 from service.usecases.references import check_request
 from service.wording import SENTENCE, number_of
 
 MAX_ROWS = 10_000
 MAX_RESULTS = 1000
+HELD_OUT_ROWS = 100
+KINDS = (EXPLAIN, EVALUATE)
 READ_SCOPE = "ledger:read"
 
 router = new_router("Jobs")
@@ -48,16 +56,58 @@ class ResultsQuery(QueryModel):
     cursor: int = Field(0, ge=0, le=MAX_ROWS, description="the `next_cursor` of the page before")
 
 
+Edge = Annotated[StrictInt, Field(ge=0, le=100_000)]
+
+
+class Box(Strict):
+    """A box in an image, in pixels of what the model takes."""
+
+    top: Edge = Field(description="its first row")
+    left: Edge = Field(description="its first column")
+    bottom: Edge = Field(description="the row behind its last")
+    right: Edge = Field(description="the column behind its last")
+
+    @model_validator(mode="after")
+    def _has_area(self) -> Box:
+        if self.bottom <= self.top or self.right <= self.left:
+            raise PydanticCustomError(SENTENCE, "a box ends behind where it begins")
+        return self
+
+
 class JobBody(Strict):
-    """Instances to explain, or stored explanations whose inputs are to be explained again."""
+    """Inputs to explain, or to judge explanations of: instances, stored explanations, or the model's held-out rows.
+
+    Explanations that are stored are judged as they are; with `methods`, their inputs are explained by these.
+    """
 
     model: StrictStr = Field(description="the model's name")
     version: StrictStr | None = Field(None, description="the newest ready one at the start, if none is named")
-    kind: Literal["explain"] = Field("explain", description="what is done with each row")
+    kind: Literal["explain", "evaluate"] = Field(
+        "explain", description="`explain`, or `evaluate`: measure how faithful explanations are to the model"
+    )
     instances: Annotated[list[Any], Field(min_length=1, max_length=MAX_ROWS)] | None = Field(
         None, description="as of an explanation"
     )
     explanations: FilterBody | None = Field(None, description="needs the scope ledger:read too")
+    dataset: Literal["heldout"] | None = Field(
+        None, description="of an evaluation: rows that the model was not trained on, where its folder has some"
+    )
+    rows: Annotated[int, Field(ge=1, le=MAX_ROWS)] | None = Field(
+        None, description=f"how many rows of the dataset; {HELD_OUT_ROWS} without"
+    )
+    methods: Annotated[list[StrictStr], Field(min_length=1, max_length=50)] | None = Field(
+        None, description="of an evaluation: the methods that are compared; without, the one of `parameters`"
+    )
+    metrics: Annotated[list[StrictStr], Field(min_length=1, max_length=50)] | None = Field(
+        None, description="of an evaluation; without, all that apply to the model"
+    )
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="of an evaluation, by metric; `replace` names what stands in the place of removed components",
+    )
+    boxes: Annotated[list[list[Box]], Field(max_length=MAX_ROWS)] | None = Field(
+        None, description="of an evaluation of images: for each instance the boxes around the object"
+    )
     parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters(), description="how to explain")
     context: ContextBody | Annotated[list[ContextBody], Field(max_length=MAX_ROWS, fail_fast=True)] | None = Field(
         None, description="of instances: one for all, or a list with one for each; explanations have their own"
@@ -65,9 +115,21 @@ class JobBody(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> JobBody:
-        if (self.instances is None) == (self.explanations is None):
-            raise PydanticCustomError(SENTENCE, "send either instances or explanations")
-        if self.instances is None and self.context is not None:
+        given = [name for name in ("instances", "explanations", "dataset") if getattr(self, name) is not None]
+        if len(given) != 1 or (self.dataset is not None and self.kind != EVALUATE):
+            of_evaluations = ", or the dataset" if self.kind == EVALUATE else ""
+            raise PydanticCustomError(SENTENCE, f"send either instances or explanations{of_evaluations}")
+        if self.kind != EVALUATE and (self.methods or self.metrics or self.options or self.boxes):
+            raise PydanticCustomError(SENTENCE, "methods, metrics, options and boxes are for jobs of the kind evaluate")
+        if self.boxes is not None and (self.instances is None or len(self.boxes) != len(self.instances)):
+            raise PydanticCustomError(SENTENCE, "boxes are of instances: a list for each")
+        if self.rows is not None and self.dataset is None:
+            raise PydanticCustomError(SENTENCE, "rows are those of the dataset, which is not named")
+        if self.kind == EVALUATE and (
+            self.parameters.parameters().targets is not None or self.parameters.when is not None
+        ):
+            raise PydanticCustomError(SENTENCE, "an evaluation has one target, and no `when`")
+        if self.explanations is not None and self.context is not None:
             raise PydanticCustomError(SENTENCE, "stored explanations have a context already; leave `context` out")
         check_size(self.instances or (), self.parameters, MAX_ROWS)
         return self
@@ -82,7 +144,10 @@ class ProgressItem(BaseModel):
 
 
 class ResultItem(BaseModel):
-    """A row that is finished: its explanation, or why there is none; one of the three."""
+    """A row that is finished: its explanation, or why there is none; one of the three.
+
+    Of an evaluation's row that was judged there is the number alone: `/result` has the figures.
+    """
 
     row: int = Field(description="its number, from 0")
     explanation: str | None = Field(None, description="the id of its explanation")
@@ -117,7 +182,18 @@ class JobsReply(BaseModel):
     jobs: list[JobItem] = Field(description="the newest first")
 
 
-EXAMPLE = {"again": {"value": {"model": "loan", "explanations": {"label": "denied"}}}}
+EXAMPLE = {
+    "again": {"value": {"model": "loan", "explanations": {"label": "denied"}}},
+    "evaluate": {
+        "value": {
+            "model": "loan",
+            "kind": "evaluate",
+            "dataset": "heldout",
+            "methods": ["integrated_gradients", "saliency"],
+            "metrics": ["deletion", "max_sensitivity"],
+        }
+    },
+}
 
 
 @router.post(
@@ -129,33 +205,60 @@ EXAMPLE = {"again": {"value": {"model": "loan", "explanations": {"label": "denie
 @needs("explain")
 @repeatable
 async def make_job(request: ApiRequest, body: JobBody) -> Reply[JobItem]:
-    """Takes rows to explain at bulk priority. The answer is the job; it survives restarts of the service."""
+    """Takes rows to explain, or whose explanations to judge, at bulk priority. The answer is the job; it survives
+    restarts of the service."""
     return await once(request, lambda key: _make_job(request, body, key), _repeat)
 
 
 async def _make_job(request: ApiRequest, body: JobBody, key: RequestKey | None) -> Reply[JobItem]:
     caller, services, with_ledger = request.caller, request.services, request.services.need_ledger()
     version = services.catalog.find(body.model, body.version)
-    refuse_method(caller.policy, body.parameters.method or version.manifest.defaults.method)
-    if body.parameters.when is not None:
-        rule_of(version, body.parameters.when, caller.policy)
-    vault = services.vault
-    job_id = uuid7()
+    vault, job_id = services.vault, uuid7()
+    spec = _explain_spec(body, version, caller) if body.kind == EXPLAIN else _evaluate_spec(body, version, caller)
     rows = (
-        await asyncio.to_thread(_rows_of_instances, body, version, vault, caller.tenant)
-        if body.instances is not None
-        else await _rows_of_explanations(body, version, with_ledger.ledger, caller)
+        await _rows_of_explanations(body, version, with_ledger.ledger, caller)
+        if body.explanations is not None
+        else await asyncio.to_thread(_rows_of_instances, body, version, vault, caller.tenant)
     )
-    spec = ExplainSpec(version.key.name, version.key.version, body.parameters.parameters())
     if body.explanations is not None:
         conditions = [name for name, value in body.explanations if value]
         await record_lookup(request, job_id, {"action": "job", "conditions": conditions, "rows": len(rows)})
-    job = new_job(job_id, caller, EXPLAIN, sealed_spec(vault, job_id, spec), len(rows))
+    job = new_job(job_id, caller, body.kind, sealed_spec(vault, job_id, spec), len(rows))
     item = _item(job, spec)
     remembered = None if key is None else key.remembered(item.model_dump(exclude_defaults=True))
     await asyncio.to_thread(with_ledger.jobs.create, job, rows, remembered)
     with_ledger.runner.wake()
     return _accepted(item)
+
+
+def _explain_spec(body: JobBody, version: ModelVersion, caller: Caller) -> ExplainSpec:
+    """Raises PolicyForbids, InvalidRequest."""
+    refuse_method(caller.policy, body.parameters.method or version.manifest.defaults.method)
+    if body.parameters.when is not None:
+        rule_of(version, body.parameters.when, caller.policy)
+    return ExplainSpec(version.key.name, version.key.version, body.parameters.parameters())
+
+
+def _evaluate_spec(body: JobBody, version: ModelVersion, caller: Caller) -> EvaluateSpec:
+    """Raises PolicyForbids, InvalidRequest, ModelNotReady."""
+    if caller.policy.digits is not None or not caller.policy.outputs:
+        raise PolicyForbids("the key's policy limits what is shown of outputs, and figures are made of those")
+    methods = _methods(body, version)
+    for method in methods:
+        refuse_method(caller.policy, method)
+    measures = tuple(read_measures(version, body.metrics, body.options, has_boxes=body.boxes is not None))
+    source = "held-out rows" if body.dataset else "instances" if body.instances else "stored explanations"
+    parameters = body.parameters.parameters()
+    return EvaluateSpec(version.key.name, version.key.version, parameters, methods, measures, source)
+
+
+def _methods(body: JobBody, version: ModelVersion) -> tuple[str, ...]:
+    """The methods that explain each input; none where explanations are judged that are there."""
+    if body.methods is not None:
+        return tuple(dict.fromkeys(body.methods))
+    if body.explanations is not None and body.parameters.method is None:
+        return ()
+    return (body.parameters.method or version.manifest.defaults.method,)
 
 
 async def _repeat(_remembered: Remembered, answer: dict[str, Any]) -> Reply[JobItem]:
@@ -172,7 +275,7 @@ def _accepted(item: JobItem) -> Reply[JobItem]:
 async def list_jobs(request: ApiRequest) -> JobsReply:
     """The last jobs, the newest first."""
     jobs, vault = request.services.need_ledger().jobs, request.services.vault
-    newest = await asyncio.to_thread(jobs.newest, request.caller.tenant, (EXPLAIN,), MAX_LISTED)
+    newest = await asyncio.to_thread(jobs.newest, request.caller.tenant, KINDS, MAX_LISTED)
     return JobsReply(jobs=[_item(job, ExplainSpec.of(vault, job)) for job in newest])
 
 
@@ -180,13 +283,13 @@ async def list_jobs(request: ApiRequest) -> JobsReply:
 @needs("explain")
 async def show_job(request: ApiRequest, job: str, query: Annotated[ResultsQuery, Query()]) -> JobReply:
     """The state of a job, how far it is, and the rows that are finished, in their order."""
-    stored = await find_job(request, job, EXPLAIN)
+    stored = await find_job(request, job, *KINDS)
     jobs = request.services.need_ledger().jobs
     rows = await asyncio.to_thread(jobs.results, stored.id, query.cursor - 1, query.limit)
     has_more = bool(rows) and (len(rows) == query.limit or stored.ended is None)
     return JobReply(
         **dict(_item(stored, ExplainSpec.of(request.services.vault, stored))),
-        results=[_result(row) for row in rows],
+        results=[_result(row, stored.kind) for row in rows],
         next_cursor=rows[-1].number + 1 if has_more else None,
     )
 
@@ -195,29 +298,52 @@ async def show_job(request: ApiRequest, job: str, query: Annotated[ResultsQuery,
 @needs("explain")
 async def cancel_job(request: ApiRequest, job: str) -> JobItem:
     """Ends a job within seconds; the explanations that are made stay. One that has ended stays as it is."""
-    stored = await find_job(request, job, EXPLAIN)
+    stored = await find_job(request, job, *KINDS)
     await asyncio.to_thread(request.services.need_ledger().jobs.cancel, request.caller.tenant, stored.id)
-    cancelled = await find_job(request, job, EXPLAIN)
+    cancelled = await find_job(request, job, *KINDS)
     return _item(cancelled, ExplainSpec.of(request.services.vault, cancelled))
 
 
 def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenant: str) -> list[JobRow]:
     """The rows of instances, each of which could be explained. Raises InvalidRequest."""
-    assert body.instances is not None
+    instances = _held_out(body, version) if body.instances is None else body.instances
     parameters = body.parameters.parameters()
-    contexts = _contexts(body, len(body.instances))
+    contexts = _contexts(body, len(instances))
     rows: list[JobRow] = []
-    read = read_instances(version.manifest, body.instances, version.folder)
+    read = read_instances(version.manifest, instances, version.folder)
     for number, row in enumerate(read):
         if number == 0:
-            check_request(version, row, parameters, tenant)
+            _refuse_plans(body, version, row, tenant)
         context = contexts[number]
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         for _ in range(parameters.explanations):
             explanation = uuid7()
-            payload = sealed_payload(vault, explanation, body.instances[number], context)
+            payload = sealed_payload(vault, explanation, instances[number], context, _boxes(body, number))
             rows.append(JobRow(len(rows), explanation, payload=payload, subject=subject))
     return rows
+
+
+def _boxes(body: JobBody, number: int) -> list[tuple[int, ...]]:
+    """Those of an instance."""
+    return [] if body.boxes is None else [(box.top, box.left, box.bottom, box.right) for box in body.boxes[number]]
+
+
+def _held_out(body: JobBody, version: ModelVersion) -> list[Any]:
+    """Instances of the version's held-out rows, drawn by the seed. Raises InvalidRequest where it has none."""
+    inputs = version.manifest.inputs
+    known = read_heldout_rows(version.folder, inputs.shape)
+    if known is None:
+        raise InvalidRequest(f"{version.key} has no held-out rows (`{HELD_OUT}` in its folder); send instances")
+    drawn = np.random.default_rng(body.parameters.parameters().seed).permutation(len(known))
+    return [inputs.as_instance(known[at].tolist()) for at in drawn[: body.rows or HELD_OUT_ROWS]]
+
+
+def _refuse_plans(body: JobBody, version: ModelVersion, row: Row, tenant: str | None) -> None:
+    """Raises InvalidRequest for parameters, or methods, that the model cannot be explained with."""
+    parameters = body.parameters.parameters()
+    methods = [parameters.method] if body.kind == EXPLAIN else _methods(body, version)
+    for method in methods:
+        check_request(version, row, replace(parameters, method=method), tenant)
 
 
 def _contexts(body: JobBody, count: int) -> list[Context]:
@@ -255,10 +381,10 @@ def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> 
         row = stored_input(stored, version)
     except InvalidRequest:  # this one; others may fit
         return
-    check_request(version, row, body.parameters.parameters(), stored.tenant)
+    _refuse_plans(body, version, row, stored.tenant)
 
 
-def _item(job: Job, spec: ExplainSpec) -> JobItem:
+def _item(job: Job, spec: ExplainSpec | EvaluateSpec) -> JobItem:
     return JobItem(
         id=job.id,
         kind=job.kind,
@@ -272,7 +398,9 @@ def _item(job: Job, spec: ExplainSpec) -> JobItem:
     )
 
 
-def _result(row: JobRow) -> ResultItem:
+def _result(row: JobRow, kind: str) -> ResultItem:
+    if row.outcome == DONE and kind == EVALUATE:
+        return ResultItem(row=row.number)
     if row.outcome == DONE and row.detail is not None:
         return ResultItem(row=row.number, not_explained=row.detail)
     if row.outcome == DONE:

@@ -49,6 +49,21 @@ class OptionItem(BaseModel):
     whole: bool | None = Field(None, description="whether it takes whole numbers only")
 
 
+class FigureItem(BaseModel):
+    """One metric of one method over many explanations."""
+
+    method: str = Field(description="the method whose explanations were judged")
+    metric: str = Field(description="what was measured")
+    better: Literal["higher", "lower", "neither"] = Field(description="which way a figure is better")
+    replaced: str | None = Field(description="what stood in the place of removed components; null where none were")
+    replaced_by: str | None = Field(description="the same in words")
+    options: dict[str, Any] = Field(description="of the metric")
+    mean: float | None = Field(description="over the explanations that have a figure; null where none has")
+    interval: list[float] | None = Field(description="the bootstrap 95% interval of the mean, both ends")
+    explanations: int = Field(description="how many have a figure")
+    skipped: dict[str, int] = Field(description="how many have none, by the reason")
+
+
 class MethodItem(BaseModel):
     """A method that the model can be explained with."""
 
@@ -61,6 +76,9 @@ class MethodItem(BaseModel):
     least_points: int = Field(description="the smallest `max_evaluations` that gives an answer")
     options: list[OptionItem] = Field(description="its own options")
     citation: str = Field(description="the paper")
+    measured: list[FigureItem] = Field(
+        description="the latest figures of its explanations of this version; metrics disagree, and none ranks methods"
+    )
 
 
 class UnfitItem(BaseModel):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 from service.api.auth import needs
+from service.api.evaluations import figure_items
 from service.api.model_schemas import (
     CheckItem,
     DefaultsItem,
@@ -21,7 +24,9 @@ from service.api.requests import ApiRequest
 from service.api.routing import new_router
 from service.catalog.assessments import Assessment
 from service.catalog.manifest import PARITY, BaselineSet
-from service.catalog.versions import Catalog, ModelVersion
+from service.catalog.versions import ModelVersion
+from service.faithfulness.summary import Figure
+from service.lifecycle.evaluations import Evaluated, latest_of
 from service.methods.registry import METHODS
 from service.methods.spec import Choice, Facts, MethodSpec, Number, Option
 
@@ -44,7 +49,7 @@ async def show_model(request: ApiRequest, model: str) -> ModelReply:
     """
     catalog = request.services.catalog
     version = catalog.default_version(model) or catalog.versions(model)[-1]
-    return _description(catalog, version, request.caller.tenant)
+    return await _description(request, version)
 
 
 @router.get("/v1/models/{model:name}/versions/{version:name}", responses=answers(404))
@@ -52,14 +57,17 @@ async def show_model(request: ApiRequest, model: str) -> ModelReply:
 async def show_version(request: ApiRequest, model: str, version: str) -> ModelReply:
     """What one version of a model takes and gives, in the same form as the model's description."""
     catalog = request.services.catalog
-    return _description(catalog, catalog.named(model, version), request.caller.tenant)
+    return await _description(request, catalog.named(model, version))
 
 
-def _description(catalog: Catalog, version: ModelVersion, tenant: str) -> ModelReply:
-    """The description of a version, with the baseline sets that the tenant can name."""
+async def _description(request: ApiRequest, version: ModelVersion) -> ModelReply:
+    """The description of a version, with the baseline sets that the tenant can name, and what was measured of it."""
+    catalog, tenant = request.services.catalog, request.caller.tenant
     model, manifest = version.key.name, version.manifest
+    find = request.services.evaluations.find
+    evaluated = await asyncio.to_thread(find, version.key, version.manifest_digest, tenant)
     default = catalog.default_version(model)
-    methods, unavailable_methods = _methods(version)
+    methods, unavailable_methods = _methods(version, evaluated)
     sets = [*manifest.baselines, *(kept.listed for kept in version.fitting_sets(tenant))]
     return ModelReply(
         name=model,
@@ -103,8 +111,8 @@ def _check(assessment: Assessment) -> CheckItem:
     )
 
 
-def _methods(version: ModelVersion) -> tuple[list[MethodItem], list[UnfitItem]]:
-    """The methods that this model can serve, and those that it cannot, each with the reason."""
+def _methods(version: ModelVersion, evaluated: Sequence[Evaluated]) -> tuple[list[MethodItem], list[UnfitItem]]:
+    """The methods that this model can serve, with what was measured of each, and those that it cannot."""
     served: list[MethodItem] = []
     unavailable: list[UnfitItem] = []
     if version.traits is None:
@@ -113,7 +121,7 @@ def _methods(version: ModelVersion) -> tuple[list[MethodItem], list[UnfitItem]]:
         facts = Facts(version.traits, _default_size(version), method.defaults())
         reason = method.not_applicable(facts)
         if reason is None:
-            served.append(_method(method, facts))
+            served.append(_method(method, facts, latest_of(evaluated, method.name)))
         else:
             unavailable.append(UnfitItem(name=method.name, reason=reason))
     return served, unavailable
@@ -125,7 +133,7 @@ def _default_size(version: ModelVersion) -> int:
     return next((baseline.size for baseline in reversed(version.manifest.baselines) if baseline.name == name), 1)
 
 
-def _method(method: MethodSpec, facts: Facts) -> MethodItem:
+def _method(method: MethodSpec, facts: Facts, measured: Sequence[Figure]) -> MethodItem:
     return MethodItem(
         name=method.name,
         description=method.description,
@@ -134,6 +142,7 @@ def _method(method: MethodSpec, facts: Facts) -> MethodItem:
         least_points=method.least_points(facts),
         options=[_option(method, option, facts) for option in method.options],
         citation=method.citation,
+        measured=figure_items(measured),
     )
 
 

@@ -19,6 +19,7 @@ from service.ledger import Keys, Ledger, Vault
 from service.ledger.jobs import Jobs
 from service.ledger.maintenance import LedgerMaintenance
 from service.ledger.set_subjects import SetSubjects
+from service.lifecycle.evaluations import Evaluations
 from service.lifecycle.repository import Repository
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
@@ -66,6 +67,7 @@ class Services:
     render_metrics: Callable[[], bytes]
     request_log: RequestLog | None
     tracing: Tracing | None
+    evaluations: Evaluations
     bodies: Bodies
     turns: Turns
     bootstrap_key: str | None

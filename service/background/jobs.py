@@ -10,10 +10,11 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 
@@ -82,6 +83,7 @@ FAILURES: Mapping[type[AnswerableError], str] = {
 """What is stored of a row's error: errors' own sentences may hold the person's values, and jobs are listed in clear."""
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 Work = Callable[[Job, Caller], Awaitable[None]]
 """Does a job for a caller. It is cancelled when the job is, and begun anew after a restart."""
@@ -133,10 +135,13 @@ def opened_spec(vault: Vault, job: Job) -> dict[str, Any]:
     return spec
 
 
-def sealed_payload(vault: Vault, explanation_id: str, instance: object, context: Context) -> bytes:
-    """An instance and its context, sealed as a row holds them until it is finished."""
+def sealed_payload(
+    vault: Vault, explanation_id: str, instance: object, context: Context, boxes: Sequence[Sequence[int]] = ()
+) -> bytes:
+    """An instance, its context, and the boxes around what it shows, sealed as a row holds them until it is finished."""
     belongs = {"decision_id": context.decision_id, "subject": context.subject, "cohort": dict(context.cohort)}
-    return vault.seal(orjson.dumps({"instance": instance, "context": belongs}), explanation_id, None, None)
+    content = {"instance": instance, "context": belongs, **({"boxes": boxes} if boxes else {})}
+    return vault.seal(orjson.dumps(content), explanation_id, None, None)
 
 
 async def until_available(call: Callable[[], T]) -> T:
@@ -266,26 +271,33 @@ def _failure_text(job: Job, error: BaseException) -> str:
     return UNEXPECTED
 
 
-class ExplainRows:
-    """The work of jobs of explanations.
+class RowWork(ABC, Generic[S]):
+    """The work of jobs that do one thing with each of many rows.
 
     A row waits while the queue is full, or the database or a worker is unavailable. The whole job waits, and others run
-    in its place, while the quota is used up or the model is not ready. If a row cannot be explained, the reason is
+    in its place, while the quota is used up or the model is not ready. If it cannot be done with a row, the reason is
     stored, without the row's values, and the other rows go on.
     """
 
-    def __init__(self, jobs: Jobs, explaining: Explaining, catalog: Catalog, ledger: Ledger, vault: Vault) -> None:
+    def __init__(self, jobs: Jobs, catalog: Catalog, ledger: Ledger, vault: Vault) -> None:
         self._jobs = jobs
-        self._explaining = explaining
         self._catalog = catalog
         self._ledger = ledger
         self._vault = vault
         self._room = asyncio.Semaphore(ROWS_AT_ONCE)
         self._room_for_large = asyncio.Semaphore(1)
 
+    @abstractmethod
+    def _spec(self, job: Job) -> S:
+        """What the job is to do."""
+
+    @abstractmethod
+    async def _do(self, job: Job, row: JobRow, spec: S, caller: Caller) -> str | None:
+        """Does it with a row; returns the detail that is stored of it."""
+
     async def __call__(self, job: Job, caller: Caller) -> None:
-        """Explains every row that is not finished."""
-        spec = ExplainSpec.of(self._vault, job)
+        """Does it with every row that is not finished."""
+        spec = self._spec(job)
         last = -1
         while rows := await until_available(lambda after=last: self._jobs.unfinished_rows(job.id, after, WINDOW)):  # type: ignore[misc]
             async with asyncio.TaskGroup() as group:
@@ -299,13 +311,13 @@ class ExplainRows:
             last = rows[-1][0].number
 
     async def _outcome(
-        self, job: Job, row: JobRow, is_there: bool, spec: ExplainSpec, caller: Caller
+        self, job: Job, row: JobRow, is_there: bool, spec: S, caller: Caller
     ) -> tuple[int, str, str | None] | Postponed:
-        """Explains one row, unless that is done; returns its number, its outcome, and why it failed, if it did."""
+        """Does it with one row, unless that is done; returns its number, its outcome, and why it failed, if it did."""
         lost, wait = 0, 0.5
         while not is_there:
             try:
-                detail = await self._explain(job, row, spec, caller)
+                detail = await self._do(job, row, spec, caller)
             except RowFailed as error:
                 return row.number, FAILED, str(error)
             except EntryRefused:  # another process explained it, or what it holds was erased, just now
@@ -331,42 +343,23 @@ class ExplainRows:
                 return row.number, DONE, detail
         return row.number, DONE, None
 
-    async def _explain(self, job: Job, row: JobRow, spec: ExplainSpec, caller: Caller) -> str | None:
-        """Explains the row, if it has not ended meanwhile; `NOT_HELD` where it was not to be explained. Its input is in
-        memory no longer than that takes."""
+    def _version(self, model: str, version: str) -> ModelVersion:
+        """Raises Postponed while it is not here, or not ready."""
         try:
-            version = self._catalog.find(spec.model, spec.version)
+            return self._catalog.find(model, version)
         except (NotFound, ModelNotReady) as error:
-            raise Postponed(f"{spec.model} {spec.version}: {error}", PAUSE_SECONDS) from None
-        parameters = spec.parameters.of(row.number)
+            raise Postponed(f"{model} {version}: {error}", PAUSE_SECONDS) from None
+
+    def _room_of(self, parameters: Parameters) -> asyncio.Semaphore:
+        """Held by a row while it is computed."""
         is_large = (parameters.max_evaluations or 0) > USUAL_BUDGET
-        async with self._room_for_large if is_large else self._room:
-            current = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)
-            if current is None:
-                return None
-            if current.payload is not None:
-                read, context = await asyncio.to_thread(self._input_of_payload, current, current.payload, version)
-            else:
-                read, context = await self._input_of_source(current, caller, version)
-            parameters = await asyncio.to_thread(_with_instances, version, parameters)
-            request = Request(
-                version,
-                [read],
-                parameters,
-                [context],
-                caller,
-                True,
-                time.monotonic(),
-                Priority.BULK,
-                [row.explanation_id],
-                must_be_recorded=True,
-                job_row=(job.id, row.number),
-            )
-            if parameters.when is None:
-                await self._explaining.explain(request)
-                return None
-            (answer,) = await self._explaining.explain_where(request, parameters.when)
-            return NOT_HELD if answer.explanation is None else None
+        return self._room_for_large if is_large else self._room
+
+    async def _input(self, row: JobRow, caller: Caller, version: ModelVersion) -> tuple[Row, Context]:
+        """The input of a row, and its context. Raises RowFailed."""
+        if row.payload is not None:
+            return await asyncio.to_thread(self._input_of_payload, row, row.payload, version)
+        return await self._input_of_source(row, caller, version)
 
     def _input_of_payload(self, row: JobRow, payload: bytes, version: ModelVersion) -> tuple[Row, Context]:
         content = orjson.loads(self._vault.open(payload, row.explanation_id, None))
@@ -388,12 +381,53 @@ class ExplainRows:
         return read, Context(stored.decision_id, stored.subject, stored.cohort)
 
 
+class ExplainRows(RowWork[ExplainSpec]):
+    """The work of jobs of explanations."""
+
+    def __init__(self, jobs: Jobs, explaining: Explaining, catalog: Catalog, ledger: Ledger, vault: Vault) -> None:
+        super().__init__(jobs, catalog, ledger, vault)
+        self._explaining = explaining
+
+    def _spec(self, job: Job) -> ExplainSpec:
+        return ExplainSpec.of(self._vault, job)
+
+    async def _do(self, job: Job, row: JobRow, spec: ExplainSpec, caller: Caller) -> str | None:
+        """Explains the row, if it has not ended meanwhile; `NOT_HELD` where it was not to be explained. Its input is in
+        memory no longer than that takes."""
+        version = self._version(spec.model, spec.version)
+        parameters = spec.parameters.of(row.number)
+        async with self._room_of(parameters):
+            current = await asyncio.to_thread(self._jobs.unfinished_row, job.id, row.number)
+            if current is None:
+                return None
+            read, context = await self._input(current, caller, version)
+            parameters = await asyncio.to_thread(with_instances, version, parameters)
+            request = Request(
+                version,
+                [read],
+                parameters,
+                [context],
+                caller,
+                True,
+                time.monotonic(),
+                Priority.BULK,
+                [row.explanation_id],
+                must_be_recorded=True,
+                job_row=(job.id, row.number),
+            )
+            if parameters.when is None:
+                await self._explaining.explain(request)
+                return None
+            (answer,) = await self._explaining.explain_where(request, parameters.when)
+            return NOT_HELD if answer.explanation is None else None
+
+
 def failure_of(error: AnswerableError) -> str:
     """What is stored of a row's error."""
     return next((FAILURES[kind] for kind in type(error).__mro__ if kind in FAILURES), error.title)
 
 
-def _with_instances(version: ModelVersion, parameters: Parameters) -> Parameters:
+def with_instances(version: ModelVersion, parameters: Parameters) -> Parameters:
     """The parameters with the instances in them read. Raises RowFailed."""
     try:
         parameters = with_baseline_read(version, parameters)

@@ -71,6 +71,20 @@ class Defaults(_Frozen):
     max_evaluations: int = Field(default=4096, ge=1)
 
 
+class Faithfulness(_Frozen):
+    """What explanations by the default method must reach for the version to pass its check; None: it is not measured.
+
+    `most_surviving`: the mean rank correlation of attributions before and after all weights are replaced by random
+    ones. `least_against_random`: by how much random orders must do worse than the attributions' at deletion, in the
+    mean. `most_sensitive`: the mean largest relative change of the attributions near an input. Of so many `rows`.
+    """
+
+    most_surviving: float | None = Field(default=None, ge=-1, le=1)
+    least_against_random: float | None = None
+    most_sensitive: float | None = Field(default=None, gt=0)
+    rows: int = Field(default=16, ge=1, le=1000)
+
+
 Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | None] | tuple[int, ...] | tuple[Any, ...]
 """A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file."""
 
@@ -95,6 +109,7 @@ class Manifest(_Frozen):
     floor: Mapping[OutputSpace, float] = {}
     parity: float = Field(default=PARITY, gt=0, le=MAX_PARITY)
     review: Review = Review()
+    faithfulness: Faithfulness = Faithfulness()
     retention: str = Field(default="standard", pattern=NAME)
     example: Example
 

@@ -73,3 +73,19 @@ def read_baseline_rows(
         raise CatalogError(f"{baseline.file} must hold finite values, in float32 or in float64")
     manifest.inputs.check_rows(rows, baseline.file)
     return rows
+
+
+HELD_OUT = "heldout.safetensors"
+
+
+def read_heldout_rows(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+    """The rows [n, columns] that were held out of a version's training; None where there are none of that shape.
+
+    They are not verified by a digest, since nothing that is served depends on them.
+    """
+    try:
+        rows = load((folder / HELD_OUT).read_bytes())["rows"].astype(np.float64)
+    except (OSError, SafetensorError, KeyError):
+        return None
+    flat: NDArray[np.float64] = rows.reshape(len(rows), -1)
+    return flat if flat.shape[1] == prod(shape) else None

@@ -6,7 +6,7 @@ import logging
 
 import typer
 
-from service.cli import baselines, models_add, models_check
+from service.cli import baselines, models_add, models_check, models_evaluate
 from service.cli.options import ModelsFolder, settings_with
 from service.cli.printing import table
 
@@ -14,6 +14,7 @@ commands = typer.Typer(invoke_without_command=True)
 commands.command("add")(models_add.add)
 commands.command("check")(models_check.check)
 commands.command("compare")(models_check.compare)
+commands.command("evaluate")(models_evaluate.evaluate)
 commands.add_typer(baselines.commands, name="baselines", help="Build baseline sets from data.")
 
 

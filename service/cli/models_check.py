@@ -74,11 +74,11 @@ def check(
     if beside and registry.folder is None:
         raise UsageError(f"--beside writes into the folder of models, and {registry.shown} is none: leave it out")
     folders = folders_of(registry.fetch())
-    folder = _find(folders, version)
+    folder = find_version(folders, version)
     earlier = (
         newest_before(folders, folder, Assessments(settings.data / ASSESSMENTS))
         if against is None
-        else _find(folders, against)
+        else find_version(folders, against)
     )
     limits = Limits(
         least_converged=least_converged,
@@ -87,7 +87,7 @@ def check(
         least_correlation=least_correlation,
         most_flipped=most_flipped,
     )
-    _prepare_process()
+    prepare_process()
     from service.lifecycle.checking.assessing import assess
     from service.lifecycle.checking.tables import report_json, report_text
 
@@ -130,8 +130,8 @@ def compare(
     """
     settings = settings_with(models=models)
     folders = folders_of(open_registry(settings.models, settings.data).fetch())
-    earlier, later = _find(folders, before), _find(folders, after)
-    _prepare_process()
+    earlier, later = find_version(folders, before), find_version(folders, after)
+    prepare_process()
     from service.engine.worker.device import best_device
     from service.lifecycle.checking import comparison, tables
     from service.lifecycle.checking.trial import load_trial
@@ -151,7 +151,7 @@ def compare(
     return 0 if is_kept and (most_flipped is None or compared.flipped <= most_flipped) else 1
 
 
-def _find(folders: list[Path], name: str) -> Path:
+def find_version(folders: list[Path], name: str) -> Path:
     """The folder of `NAME@VERSION`, or of a `NAME` with one version. Raises UsageError."""
     known = {f"{folder.parent.name}@{folder.name}": folder for folder in folders}
     of_name = [folder for folder in folders if folder.parent.name == name]
@@ -162,6 +162,6 @@ def _find(folders: list[Path], name: str) -> Path:
     return known[name]
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Numerics as in a worker; libraries read these settings when they are first used."""
     os.environ.update(worker_environment(0))

@@ -16,8 +16,9 @@ from service.catalog.baseline_outputs import Outputs
 from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
 from service.domain import Conditions, Explanation, Plan, Prediction, Priority, Timings, VersionRef
-from service.engine.protocol import BaselineOutputs, ChunkReport, Loaded, Source
+from service.engine.protocol import BaselineOutputs, ChunkReport, Evaluation, Loaded, Source
 from service.errors import AnswerableError
+from service.faithfulness.subject import Measure
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,19 @@ class Explain:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Judge the explanation of `plan`, as `Engine.evaluate`. Answered with Done or Failed."""
+
+    task: int
+    version: VersionRef
+    plan: Plan
+    measures: tuple[Measure, ...]
+    attributions: tuple[float, ...] | None
+    priority: Priority = Priority.BULK
+    deadline: None = None
+
+
+@dataclass(frozen=True)
 class Predict:
     """Predict at `row` [columns]. Answered with Done or Failed."""
 
@@ -79,12 +93,14 @@ class Predict:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Nobody waits for this Explain or Predict any more; it gets no answer."""
+    """Nobody waits for this Explain, Evaluate or Predict any more; it gets no answer."""
 
     task: int
 
 
-Request = Load | Attach | Detach | Unload | Explain | Predict | Cancel
+Computing = Explain | Evaluate | Predict
+"""What the scheduler computes."""
+Request = Load | Attach | Detach | Unload | Computing | Cancel
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ class Refused:
 @dataclass(frozen=True)
 class Done:
     task: int
-    result: Explanation | Prediction
+    result: Explanation | Evaluation | Prediction
     timings: Timings
 
 

@@ -33,6 +33,7 @@ from service.domain import (
     Timings,
     VersionRef,
 )
+from service.faithfulness.subject import Measure, Measured
 
 BaselineOutputs = Mapping[str, Outputs]
 """By digest of the baseline set: by output space, the outputs over its rows and, last, over their mean,
@@ -98,6 +99,15 @@ class Stats:
     memory: Mapping[int, int]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one explanation: a figure for each measure, in their order, and the gradient points that the
+    explanation took, none where it was known."""
+
+    measured: tuple[Measured, ...]
+    evaluations: int = 0
+
+
 class Engine(Protocol):
     """Loads versions, and predicts and explains with them.
 
@@ -131,6 +141,18 @@ class Engine(Protocol):
     ) -> Explanation:
         """The explanation of `plan` once more, bit for bit, under the conditions of an earlier one. In the same
         environment it is equal to that. Raises what `explain` does."""
+        ...
+
+    async def evaluate(
+        self,
+        version: VersionRef,
+        plan: Plan,
+        measures: tuple[Measure, ...],
+        attributions: tuple[float, ...] | None,
+        expected_points: int,
+    ) -> Evaluation:
+        """The figures of the explanation of `plan`, at bulk priority: of `attributions`, one a component, where they
+        are known, else of those that are computed for it. Raises what `explain` does."""
         ...
 
     async def predict(

@@ -149,7 +149,8 @@ def _row_faults(connection: Connection, vault: Vault, job: Row[Any], row: Row[An
     if is_over or row.outcome is not None:
         if row.payload is not None or row.subject is not None:
             yield f"{name} has ended, but still holds an input or names a person"
-        if row.outcome == "done" and not _is_explained(connection, job.tenant, row.explanation_id):
+        has_record = row.outcome == "done" and row.detail is None  # else the detail is what came of it
+        if has_record and not _is_explained(connection, job.tenant, row.explanation_id):
             yield f"{name} is done, but its explanation is missing"
         return
     try:

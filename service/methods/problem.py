@@ -61,6 +61,11 @@ class Problem:
         return Readout.PROBABILITY if self.is_linked else self.logit_readout
 
     @property
+    def is_finite(self) -> bool:
+        """Whether all outputs that a method starts from are numbers."""
+        return bool(np.isfinite([self.output, self.center_output, *self.baseline_outputs]).all())
+
+    @property
     def is_linked(self) -> bool:
         """Whether the explained output lies behind the model's link, and is no linear function of its numbers."""
         is_cosine = isinstance(self.target, Similarity) and self.target.measure is Measure.COSINE
@@ -118,6 +123,10 @@ class Problem:
             return summed_to_components(values, self.traits)
         summed: Floats = shaped.sum(axis=self.traits.summed_axes) if self.traits.summed_axes else shaped
         return summed.reshape(*values.shape[:-1], self.traits.components)
+
+    def components_of(self, values: Floats) -> Floats:
+        """The `values` of an attribution, which may be one a pixel already, by component: [components]."""
+        return values if values.size == self.traits.components else self.per_component(values)
 
     @property
     def grouping(self) -> Grouping:

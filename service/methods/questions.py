@@ -178,6 +178,19 @@ class Forwards:
         return len(self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """Asks for the outputs at `rows` [n, columns], which are rows as the artefact takes them, of that artefact.
+
+    Answered with `Outputs`.
+    """
+
+    rows: Floats
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 Outputs = Mapping[OutputSpace, Floats]
 """By output space, the outputs [n, outputs]."""
 
@@ -258,7 +271,7 @@ class DeadlinePassed(Exception):
     """Thrown into a method whose deadline has passed while its question was open."""
 
 
-Question = Points | Rows | BackwardRuleRows | LayerRows | BiasRows | HessianRows | Forwards | Breakpoints
+Question = Points | Rows | BackwardRuleRows | LayerRows | BiasRows | HessianRows | Forwards | Deployed | Breakpoints
 Answer = Evaluated | FeatureMaps | BiasMaps | Curvatures | Outputs | Pieces
 T = TypeVar("T")
 Steps = Generator[Question, Answer, T]
@@ -292,3 +305,8 @@ def curvatures(question: HessianRows) -> Steps[Curvatures]:
 def outputs_at(rows: Floats) -> Steps[Outputs]:
     """Asks for the deployed outputs."""
     return cast(Outputs, (yield Forwards(rows)))
+
+
+def deployed_at(rows: Floats) -> Steps[Outputs]:
+    """Asks for the outputs at rows as the artefact takes them."""
+    return cast(Outputs, (yield Deployed(rows)))

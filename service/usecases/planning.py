@@ -40,6 +40,12 @@ NOISE_SAMPLES = 25
 NOISE_SCALE = 0.15
 INLINE = "inline"
 TOLERANCES = frozenset(ToleranceOf)
+BEST = "best"
+NO_BEST = (
+    "there is no best method: metrics of faithfulness disagree, and each hangs on what stands in the place of removed "
+    "components. `answerable models evaluate`, or a job of the kind `evaluate`, measures methods on this model; its "
+    "description shows beside each method what was measured"
+)
 
 
 RequestedTarget = object
@@ -290,6 +296,8 @@ def read_when(manifest: Manifest, text: str) -> Rule:
 
 
 def _method(name: str) -> MethodSpec:
+    if name == BEST:
+        raise invalid(Kind.UNKNOWN_METHOD, _place("method"), NO_BEST)
     if name not in BY_NAME:
         detail = f"method {abridged(name)} is not known; {known('methods', BY_NAME)}{did_you_mean(name, BY_NAME)}"
         raise invalid(Kind.UNKNOWN_METHOD, _place("method"), detail)

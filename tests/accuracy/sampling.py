@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from service.domain import Floats, OutputSpace
-from service.engine.kernels.kernel import Deployed, DeployedKernel
+from service.engine.kernels.kernel import DeployedKernel
 from service.engine.worker.device import DeviceModel
 from service.engine.worker.prepared_baselines import prepare_baseline
+from service.methods.questions import Deployed
 from tests.accuracy.engine import SET, device_model, explained
 from tests.accuracy.known import Known, fingerprint
 from tests.accuracy.measuring import SPACES, case_of

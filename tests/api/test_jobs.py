@@ -484,7 +484,7 @@ async def test_nobody_sees_anothers_jobs(
         ({}, 422, "either instances or explanations"),
         ({"instances": [1], "explanations": {}}, 422, "either instances or explanations"),
         ({"explanations": {}, "context": {}}, 422, "have a context already"),
-        ({"instances": [1], "kind": "evaluate"}, 422, "kind must be 'explain'"),
+        ({"instances": [1], "kind": "export"}, 422, "kind must be 'explain' or 'evaluate'"),
         ({"instances": [1], "model": "nothing"}, 404, "no such model"),
         ({"instances": [1]}, 422, "instance 0: an instance is an object"),
         ({"instances": ["example"], "parameters": {"method": "nothing"}}, 422, "method 'nothing' is not known"),

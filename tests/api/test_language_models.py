@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,8 @@ from service.domain import Continuation, Explanation
 from service.lifecycle.adding.adding import AddOptions
 from service.lifecycle.adding.huggingface import prepare_folder
 from service.settings import Settings
+from tests.api.test_values_and_labels import ended, got
 from tests.causal_folders import LENGTH, save_causal_folder
-from tests.conftest import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -223,17 +222,10 @@ async def test_what_is_erased_includes_the_continuation(client: httpx.AsyncClien
 async def test_a_job_explains_prompts(client: httpx.AsyncClient) -> None:
     parameters = {"target": {"continuation": OWN}, "tolerance": 0.03}
     instances = [PROMPT, {"text": "The committee approved"}, {"tokens": [260, 270, 280]}]
-    made = await client.post("/v1/jobs", json={"model": "writer", "instances": instances, "parameters": parameters})
-    assert made.status_code == 202, made.text
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            job = (await client.get(f"/v1/jobs/{made.json()['id']}")).json()
-            if "ended" in job:
-                break
-            await asyncio.sleep(0.02)
-    assert (job["state"], job["progress"]["failed"]) == ("done", 0), job
-    found = (await client.get("/v1/explanations?model=writer&limit=3")).json()["explanations"]
-    assert [len(one["attributions"]) for one in reversed(found)][-1] == 3
+    job = await ended(client, "/v1/jobs", model="writer", instances=instances, parameters=parameters)
+    assert job["progress"]["failed"] == 0, job
+    found = [await got(client, f"/v1/explanations/{row['explanation']}") for row in job["results"]]
+    assert len(found[-1]["attributions"]) == 3
     assert {one["target"]["continuation"] for one in found} == {OWN}
 
 
@@ -302,3 +294,25 @@ async def test_an_explanation_is_kept_with_its_target() -> None:
     kept = read(Explanation, {**one, "per_token": [{**one, "target": 1}]})
     assert kept.target == Continuation((1, 2), (3,), per_token=True)
     assert kept.per_token[0].target == 1
+
+
+async def test_explanations_are_judged_by_taking_tokens_of_the_prompt_away(client: httpx.AsyncClient) -> None:
+    """From the log-probability behind the prompt to that behind the masked one: nothing of what follows is removed.
+    Recorded ones have the figures of those that are explained anew."""
+    target = {"continuation": OWN, "per_token": True}
+    explanation = await explained(client, target, {"decision_id": "judged"})
+    of = {"model": "writer", "kind": "evaluate", "metrics": ["deletion", "infidelity"]}
+    stored = await judged(client, **of, explanations={"decision_id": "judged"})
+    anew = await judged(client, **of, instances=[PROMPT], parameters={"target": target})
+    deletion, infidelity = anew
+    assert deletion["replaced"] == "mask"
+    assert deletion["curve"][0] == pytest.approx(explanation["output"], abs=CLOSE)
+    assert deletion["curve"][-1] == pytest.approx(explanation["baseline_output"], abs=CLOSE)
+    assert infidelity["explanations"] == 1
+    assert stored == anew
+
+
+async def judged(client: httpx.AsyncClient, **body: Any) -> Any:
+    """The figures of a job, once it is done."""
+    job = await ended(client, "/v1/jobs", **body)
+    return (await got(client, f"/v1/jobs/{job['id']}/result"))["figures"]

@@ -76,7 +76,16 @@ async def test_a_model_by_its_name(client: httpx.AsyncClient, loan: dict[str, An
     assert sorted(named) == sorted(entry.name for entry in METHODS_KNOWN)
     assert named[:2] == ["integrated_gradients", "expected_gradients"]
     for method in model["methods"]:
-        assert {"name", "description", "completeness", "cost", "least_points", "options", "citation"} == set(method)
+        assert {
+            "name",
+            "description",
+            "completeness",
+            "cost",
+            "least_points",
+            "options",
+            "citation",
+            "measured",
+        } == set(method)
         for option in method["options"]:
             assert {"name", "default", "description"} < set(option) or option["name"] == "groups"
     assert {one["name"] for one in model["unavailable_methods"]} >= {

@@ -271,3 +271,25 @@ async def test_the_client_reads_similarities(app: Any) -> None:
         assert isinstance(record.prediction, PredictedEmbedding)
         assert record.prediction.text == "an embedding of 3 numbers"
         assert (await model.describe()).outputs.dimensions == 3
+
+
+async def test_methods_are_judged_by_what_removing_features_does_to_the_similarity(client: httpx.AsyncClient) -> None:
+    """The end of the curve is the mean of the similarities of the rows that stand in, not of their mean vector."""
+    body = {
+        "model": "customers",
+        "kind": "evaluate",
+        "instances": [EXAMPLE],
+        "metrics": ["deletion"],
+        "options": {"deletion": {"replace": "marginal", "steps": 4}},
+        "parameters": {"target": {"similar_to": OTHER}},
+    }
+    made = await ended(client, "/v1/jobs", **body)
+    (figure,) = (await got(client, f"/v1/jobs/{made['id']}/result"))["figures"]
+    drawn = baselines()[np.random.default_rng(0).permutation(16)[:8]]
+    stood_in = [cosine(row @ CUSTOMERS.weight.T + CUSTOMERS.bias, CUSTOMERS.numbers(OTHER)) for row in drawn]
+    assert figure["curve"][0] == pytest.approx(
+        cosine(CUSTOMERS.numbers(EXAMPLE), CUSTOMERS.numbers(OTHER)), abs=ROUNDING
+    )
+    assert figure["curve"][-1] == pytest.approx(np.mean(stood_in), abs=ROUNDING)
+    refused = {**body, "parameters": {"target": {"similar_to": OTHER, "both": True}}}
+    assert "one target" in (await client.post("/v1/jobs", json=refused)).json()["detail"]

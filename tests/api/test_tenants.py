@@ -39,6 +39,7 @@ FINDING = {
     ("get", "/v1/models/{model}"),  # with the baseline sets that can be named
     ("get", "/v1/models/{model}/versions/{version}"),
     ("get", "/v1/models/{model}/baselines"),
+    ("get", "/v1/models/{model}/evaluations"),
     ("post", "/v1/models/{model}/baselines"),
 }
 """Operations that find what belongs to a tenant without an id."""

@@ -18,12 +18,12 @@ from service.catalog.outputs.tokens import Tokens
 from service.domain import Continuation, Floats, OutputSpace
 from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.gradient import GradientKernel
-from service.engine.kernels.kernel import Deployed, DeployedKernel, Segment
+from service.engine.kernels.kernel import DeployedKernel, Segment
 from service.engine.kernels.network import Network
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import AddOptions
 from service.lifecycle.adding.huggingface import prepare_folder
-from service.methods.questions import Points, Readout
+from service.methods.questions import Deployed, Points, Readout
 from service.numerics.links import IDENTITY
 from tests.causal_folders import CONFIGURATIONS, LENGTH, save_causal_folder
 

@@ -27,7 +27,7 @@ from service.catalog.version_files import read_artefact
 from service.domain import Explanation, Floats, OutputSpace
 from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.gradient import GradientKernel
-from service.engine.kernels.kernel import Deployed, DeployedKernel, Segment
+from service.engine.kernels.kernel import DeployedKernel, Segment
 from service.engine.kernels.network import Network
 from service.engine.protocol import Source
 from service.engine.worker.device_models import DeviceModels
@@ -36,7 +36,7 @@ from service.errors import CatalogError
 from service.lifecycle.adding.adding import AddOptions
 from service.lifecycle.adding.huggingface import prepare_folder
 from service.lifecycle.checking.trial import SHAPES, Trial, load_trial
-from service.methods.questions import Points, Readout
+from service.methods.questions import Deployed, Points, Readout
 from service.numerics.links import SOFTMAX
 from service.usecases.planning import Parameters, make_plan
 from tests.engine.conftest import ref_of

@@ -28,13 +28,14 @@ from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
 from service.catalog.version_files import read_baseline_rows
 from service.domain import DOUBLE, SINGLE, ChunkShapes, Context, Explanation, Floats, OutputSpace, RowType
-from service.engine.kernels.kernel import Deployed, DeployedKernel
+from service.engine.kernels.kernel import DeployedKernel
 from service.engine.worker.device import put_on_device, with_baseline
 from service.engine.worker.prepared_baselines import outputs_over
 from service.errors import CatalogError, InvalidRequest
 from service.ledger.entries import Stored
 from service.ledger.ids import uuid7
 from service.lifecycle.checking.trial import Trial, load_trial
+from service.methods.questions import Deployed
 from service.usecases.planning import Parameters, make_plan
 from service.usecases.replaying import plan_of
 

@@ -21,8 +21,10 @@ from service.domain import Conditions, Explanation, Plan, Prediction, Priority, 
 from service.engine.messages import (
     Attach,
     Cancel,
+    Computing,
     Detach,
     Done,
+    Evaluate,
     Explain,
     Failed,
     Load,
@@ -37,9 +39,10 @@ from service.engine.messages import (
     Unload,
     VersionLoaded,
 )
-from service.engine.protocol import BaselineOutputs, ChunkReport, Engine, Loaded, Source, Stats
+from service.engine.protocol import BaselineOutputs, ChunkReport, Engine, Evaluation, Loaded, Source, Stats
 from service.engine.worker.worker import Worker
 from service.errors import CatalogError, ModelNotReady, Overloaded, WorkerLost
+from service.faithfulness.subject import Measure
 
 
 class QueueChannel:
@@ -128,7 +131,7 @@ class InProcessEngine(Engine):
         else:
             future.set_result(result)
 
-    async def _ask(self, request: Explain | Predict | Load | Attach) -> Any:
+    async def _ask(self, request: Computing | Load | Attach) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[request.task] = future
         self._channel.ask(request)
@@ -140,7 +143,7 @@ class InProcessEngine(Engine):
         finally:
             del self._waiting[request.task]
 
-    async def _compute(self, request: Explain | Predict, points: int) -> Done:
+    async def _compute(self, request: Computing, points: int) -> Done:
         if self._is_stopped:
             raise WorkerLost("the service is stopping")
         if request.version not in self._loaded:
@@ -174,6 +177,19 @@ class InProcessEngine(Engine):
         request = Explain(next(self._numbers), version, plan, Priority.INTERACTIVE, None, conditions)
         done = await self._compute(request, expected_points)
         assert isinstance(done.result, Explanation)
+        return done.result
+
+    async def evaluate(
+        self,
+        version: VersionRef,
+        plan: Plan,
+        measures: tuple[Measure, ...],
+        attributions: tuple[float, ...] | None,
+        expected_points: int,
+    ) -> Evaluation:
+        request = Evaluate(next(self._numbers), version, plan, measures, attributions)
+        done = await self._compute(request, expected_points)
+        assert isinstance(done.result, Evaluation)
         return done.result
 
     async def predict(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.domain import Explanation, Prediction, Timings
-from service.engine.protocol import Engine, Loaded, Stats
+from service.engine.protocol import Engine, Evaluation, Loaded, Stats
 
 
 class StandIn(Engine):
@@ -17,6 +17,9 @@ class StandIn(Engine):
         raise NotImplementedError
 
     async def repeat(self, *_: Any, **__: Any) -> Explanation:
+        raise NotImplementedError
+
+    async def evaluate(self, *_: Any, **__: Any) -> Evaluation:
         raise NotImplementedError
 
     async def predict(self, *_: Any, **__: Any) -> Prediction:

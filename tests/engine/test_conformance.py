@@ -38,6 +38,7 @@ from service.errors import (
     Overloaded,
     WorkerLost,
 )
+from service.faithfulness.subject import Measure
 from tests.engine.conftest import CALIBRATION, LOAN, LOAN_REF, SHAPES, EngineUnderTest, ref_of, source_of, start_local
 from tests.engine.in_process import InProcessEngine
 from tests.engine.spoiling import SPOILT, copy_of_loan
@@ -94,6 +95,32 @@ async def test_64_explanations_at_once_are_what_each_is_alone(
     assert together == one_by_one == [alone(plan) for plan in various]
     assert max(chunk.explanations for chunk in one.chunks if chunk.kernel == "gradient") >= 8
     assert one.engine.stats().queued_points == 0
+
+
+async def test_an_evaluation_is_that_of_the_explanation_that_is_known(
+    one: EngineUnderTest, make_plan: MakePlan
+) -> None:
+    """By both ways to ask, and amid others; and what is alike is asked for once."""
+    measures = Measure("deletion", "mean", (("steps", 5),)), Measure("gini")
+    plan = make_plan(2)
+    explanation = await one.explain(plan)
+    own, known, *_ = await asyncio.gather(
+        one.engine.evaluate(LOAN_REF, plan, measures, None, 64),
+        one.engine.evaluate(LOAN_REF, plan, measures, explanation.attributions, 64),
+        *(one.engine.evaluate(LOAN_REF, make_plan(other), measures, None, 64) for other in range(3, 9)),
+    )
+    assert own.measured == known.measured
+    assert (own.evaluations, known.evaluations) == (explanation.evaluations, 0)
+    deletion, gini = own.measured
+    assert deletion.curve is not None
+    assert deletion.curve[0] == explanation.output
+    assert gini.value is not None
+    assert one.engine.stats().queued_points == 0
+
+
+async def test_an_evaluation_of_a_version_that_is_not_loaded(one: EngineUnderTest, make_plan: MakePlan) -> None:
+    with pytest.raises(ModelNotReady):
+        await one.engine.evaluate(UNKNOWN, make_plan(0), (Measure("gini"),), None, 64)
 
 
 async def test_where_the_time_went(one: EngineUnderTest, make_plan: MakePlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt, model_validator
 
 from service.catalog.inputs.image_files import decode, described
 from service.catalog.inputs.kind import PLAIN, Declaration, Detail, InputItem, Inputs, Number, Row, check_range
+from service.catalog.inputs.removal import INPAINTING_PACKAGE, Inpainting, Removal, StandIns, blurred, channel_means
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
+from service.domain import Floats, Indices
 from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 Channel = tuple[tuple[Number, ...], ...]
@@ -128,6 +132,42 @@ class ImageInputs(Inputs):
     def notes(self) -> tuple[str, ...]:
         """What becomes of files."""
         return (f"image files: {described(self)}",)
+
+    @property
+    def component_of_values(self) -> Indices:
+        """A pixel has a number in every channel."""
+        return np.tile(np.arange(self.component_count), self.shape[0])
+
+    @property
+    def removals(self) -> tuple[str, ...]:
+        """Blurred pixels too, and inpainted ones where scikit-image is installed."""
+        inpainting = () if find_spec(INPAINTING_PACKAGE) is None else ("inpainting",)
+        return (*super().removals, "blur", *inpainting)
+
+    def removal(self, row: Floats, name: str, baselines: Floats, seed: int) -> Removal:
+        """The mean is that of the image itself, one for each channel."""
+        image = row.reshape(self.shape)
+        match name:
+            case "mean":
+                return StandIns(row, channel_means(image), self.component_of_values)
+            case "blur":
+                return StandIns(row, blurred(image), self.component_of_values)
+            case "inpainting":
+                return Inpainting(image, *self.range)
+        return super().removal(row, name, baselines, seed)
+
+    def picture(self, row: Floats) -> NDArray[np.uint8] | None:
+        """The range becomes 0 to 255; files have one channel or three."""
+        if self.shape[0] not in (1, 3):
+            return None
+        low, high = self.range
+        bytes_ = np.rint((row - low) / (high - low) * 255).astype(np.uint8)
+        return np.moveaxis(bytes_.reshape(self.shape), 0, -1)
+
+    def row_of_picture(self, picture: NDArray[np.uint8]) -> Floats:
+        """0 to 255 become the range."""
+        low, high = self.range
+        return low + np.moveaxis(picture, -1, 0).ravel() / 255 * (high - low)
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, WithJsonSchema
 
 from service.catalog.formats import Artefact
+from service.catalog.inputs.removal import Mask, Removal, StandIns, drawn_from
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
-from service.domain import Floats, PlanTarget, RowType
+from service.domain import DOUBLE, Floats, Indices, PlanTarget, RowType
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ MASK = "mask"
 """The name of the baseline that masks all tokens but the special ones."""
 ZEROS = "zeros"
 """The name of the baseline of zeros, where zeros can be an instance."""
+ZEROS_STAND_IN = "zero"
+"""The name of zeros in the place of removed components."""
 FARTHEST = 1e37
 """The limit of ranges: float32 ends at 3.4e38, and the difference of both ends must be finite too."""
 
@@ -325,6 +328,50 @@ class Inputs(Declaration, ABC):
         """For each number of encoded rows, the component that it belongs to; empty where each is one of its own, or
         components follow from the axes."""
         return ()
+
+    @property
+    def component_of_values(self) -> Indices:
+        """The component that each of a row's numbers belongs to: [columns]."""
+        places = self.components_of_columns(None)
+        return np.array(places) if places else np.arange(prod(self.shape))
+
+    def removable(self, row: Floats) -> Mask:
+        """Which components of a row [columns] can be removed: [components]."""
+        return np.ones(self.component_count, dtype=np.bool_)
+
+    @property
+    def removals(self) -> tuple[str, ...]:
+        """What can stand in the place of removed components, by name, the usual one first; see `removal`."""
+        return ("mean", "marginal", "noise", *([ZEROS_STAND_IN] if self.own_baseline == ZEROS else []))
+
+    def removal(self, row: Floats, name: str, baselines: Floats, seed: int) -> Removal:
+        """How components of `row` [columns] are removed by what has that name, which is one of `removals`.
+
+        `baselines` [K, columns] are the rows of the explanation's baseline; `seed` decides what is drawn.
+        """
+        match name:
+            case "mean":
+                stand_ins = self.nearest_row(baselines.mean(axis=0), baselines)[None]
+            case "marginal":
+                stand_ins = drawn_from(baselines, seed)
+            case "noise":
+                stand_ins = self.random_rows(1, DOUBLE).astype(np.float64)
+            case _:
+                stand_ins = np.zeros((1, len(row)))
+        return StandIns(row, stand_ins, self.component_of_values, numeric=self.mean_is_row)
+
+    def recorded_values(self, attributions: Attributions, row: Row) -> tuple[float, ...]:
+        """One value for each component, in the order in which metrics have them, of attributions of `row` that were
+        recorded."""
+        return tuple(attributions.values)
+
+    def picture(self, row: Floats) -> NDArray[np.uint8] | None:
+        """The row as an image file would hold it, [height, width, channels]; None where it is no picture."""
+        return None
+
+    def row_of_picture(self, picture: NDArray[np.uint8]) -> Floats:
+        """The row [columns] of what `picture` gave."""
+        raise NotImplementedError
 
     def is_comparable_with(self, other: Inputs) -> bool:
         """Whether explanations of both have the same components."""

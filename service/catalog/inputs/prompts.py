@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from service.catalog.formats import Artefact
-from service.catalog.inputs.kind import PLAIN, Detail, Row
+from service.catalog.inputs.kind import MASK, PLAIN, Detail, Row
+from service.catalog.inputs.removal import Mask
 from service.catalog.inputs.sequences import Tokenizer
 from service.catalog.inputs.tokens import TokenAttributions, TokenInputs
 from service.catalog.nearest import Searches
@@ -93,6 +94,15 @@ class PromptInputs(TokenInputs):
                 f"{self.length} together"
             )
         return (*values[:start], *map(float, behind), *values[start + len(behind) :])
+
+    @property
+    def removals(self) -> tuple[str, ...]:
+        """The mask token: a prompt of which nothing is left has nothing behind it."""
+        return (MASK,)
+
+    def removable(self, row: Floats) -> Mask:
+        """All tokens of the prompt but special ones; nothing of what follows it."""
+        return super().removable(row) & (row < self.vocabulary)
 
     def attributions(
         self, values: Sequence[float], shape: tuple[int, ...], row: Row, *, detail: Detail = PLAIN

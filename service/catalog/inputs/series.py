@@ -12,10 +12,12 @@ from typing import Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from service.catalog.inputs.features import Component, Feature, ReasonGroup, digest_of_reasons, reason_groups
-from service.catalog.inputs.kind import PLAIN, Detail, InputItem, Inputs, Number, Over, Row
+from service.catalog.inputs.kind import PLAIN, Attributions, Detail, InputItem, Inputs, Number, Over, Row
+from service.catalog.inputs.removal import Removal, StandIns, blurred
 from service.catalog.inputs.table_rows import read_number
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
+from service.domain import Floats
 from service.errors import MAX_FAULTS, Fault, InvalidRequest, Kind, invalid, pointer_to
 
 
@@ -151,6 +153,25 @@ class SeriesInputs(Inputs):
         ends = [tuple(feature.range[end] for feature in self.features) for end in (0, 1)]
         low, high = (self._laid_out(one * self.steps) for one in ends)
         return low, high
+
+    def recorded_values(self, attributions: Attributions, row: Row) -> tuple[float, ...]:
+        """They are by step, components as the artefact takes them."""
+        return self._laid_out(attributions.values)
+
+    @property
+    def removals(self) -> tuple[str, ...]:
+        """Steps blurred over time too."""
+        return (*super().removals, "blur")
+
+    def removal(self, row: Floats, name: str, baselines: Floats, seed: int) -> Removal:
+        """A blur runs over the steps of each feature by itself."""
+        if name != "blur":
+            return super().removal(row, name, baselines, seed)
+        laid_out = row.reshape(self.shape)
+        by_feature = laid_out.T if self.is_steps_first else laid_out
+        over_time = blurred(by_feature[:, None, :]).reshape(by_feature.shape)
+        stand_in = over_time.T if self.is_steps_first else over_time
+        return StandIns(row, stand_in.reshape(1, -1), self.component_of_values)
 
     def described(self) -> list[InputItem]:
         """The declaration, without what features of a series cannot have."""

@@ -13,12 +13,13 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, 
 from typing_extensions import TypedDict
 
 from service.catalog.formats import Artefact
-from service.catalog.inputs.kind import MASK, PLAIN, Detail, Inputs, Number, Row
+from service.catalog.inputs.kind import MASK, PLAIN, Attributions, Detail, Inputs, Number, Row
 from service.catalog.inputs.pairs import part_of
+from service.catalog.inputs.removal import CUT, Cut, Mask, Removal, StandIns
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
-from service.domain import RowType
+from service.domain import Floats, Indices, RowType
 
 CUT_LENGTHS = tuple(length for power in range(4, 16) for length in (2**power, 3 * 2 ** (power - 1)))
 """The lengths at which texts are computed, beside the model's own: a third is padding, at most, above the least."""
@@ -207,6 +208,34 @@ class TokenInputs(Inputs):
         if self.separator is not None:
             whole[np.arange(count), draws.integers(0, self.length, count)] = self.separator
         return whole.astype(np.float32)
+
+    @property
+    def component_of_values(self) -> Indices:
+        """A token is one number of a row, and one component."""
+        return np.arange(self.length)
+
+    def recorded_values(self, attributions: Attributions, row: Row) -> tuple[float, ...]:
+        """Those of its tokens, and zeros for the padding, which is never removed."""
+        if row.places is None:
+            return (*attributions.values, *(0.0,) * (self.length - len(attributions.values)))
+        assert isinstance(row.places, Spans)
+        values = dict(zip(row.places.positions, attributions.values, strict=True))
+        return tuple(values.get(position, 0.0) for position in range(self.length))
+
+    def removable(self, row: Floats) -> Mask:
+        """All but special tokens and padding."""
+        return ~np.isin(row, list(self.kept))
+
+    @property
+    def removals(self) -> tuple[str, ...]:
+        """The mask token; and nothing, where the graph is told what is padding and a special token is always left."""
+        return (MASK, CUT) if self.has_mask and self.special else (MASK,)
+
+    def removal(self, row: Floats, name: str, baselines: Floats, seed: int) -> Removal:
+        """A token is masked, or taken out."""
+        if name == CUT:
+            return Cut(row, float(self.padding))
+        return StandIns(row, np.full((1, len(row)), float(self.mask)), self.component_of_values, numeric=False)
 
     @property
     def mean_is_row(self) -> bool:

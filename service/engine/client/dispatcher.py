@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from service.engine.client.worker_handle import Task, WorkerHandle
-from service.engine.messages import Done, Explain, Predict
+from service.engine.messages import Computing, Done
 from service.errors import DeadlineExceeded, ModelNotReady, Overloaded, WorkerLost
 
 ATTEMPTS = 2
@@ -41,7 +41,7 @@ class Dispatcher:
         self._waiting: list[Task] = []
         self._is_stopped = False
 
-    async def submit(self, request: Explain | Predict, points: int) -> Done:
+    async def submit(self, request: Computing, points: int) -> Done:
         """What a worker answers to a request that is expected to cost so many points.
 
         Raises Overloaded, ModelNotReady, DeadlineExceeded, WorkerLost, or what the worker answered.

@@ -26,9 +26,10 @@ from service.domain import (
 from service.engine.client.separation import Separation
 from service.engine.client.worker_group import WorkerGroup
 from service.engine.client.worker_processes import StartedWorker, start_worker
-from service.engine.messages import Explain, Predict
-from service.engine.protocol import BaselineOutputs, ChunkReport, Engine, Loaded, Source, Stats
+from service.engine.messages import Evaluate, Explain, Predict
+from service.engine.protocol import BaselineOutputs, ChunkReport, Engine, Evaluation, Loaded, Source, Stats
 from service.errors import CatalogError
+from service.faithfulness.subject import Measure
 
 
 class LocalEngine(Engine):
@@ -93,6 +94,19 @@ class LocalEngine(Engine):
         done = await self.separation.group_of(request.version).dispatcher.submit(request, expected_points)
         assert isinstance(done.result, Explanation)
         return done.result, done.timings
+
+    async def evaluate(
+        self,
+        version: VersionRef,
+        plan: Plan,
+        measures: tuple[Measure, ...],
+        attributions: tuple[float, ...] | None,
+        expected_points: int,
+    ) -> Evaluation:
+        request = Evaluate(next(self._tasks), version, plan, measures, attributions)
+        done = await self.separation.group_of(version).dispatcher.submit(request, expected_points)
+        assert isinstance(done.result, Evaluation)
+        return done.result
 
     async def predict(
         self, version: VersionRef, row: tuple[float, ...], seconds_left: float | None = None

@@ -15,13 +15,12 @@ from service.domain import VersionRef
 from service.engine.messages import (
     Attach,
     Cancel,
+    Computing,
     Detach,
     Done,
-    Explain,
     Load,
     Memory,
     Outcome,
-    Predict,
     Progress,
     Ready,
     Refused,
@@ -39,7 +38,7 @@ from service.processes.children import AwakeClock, Connection
 class Task:
     """A request in flight, with the gradient points it is expected to cost, and the worker that computes it."""
 
-    request: Explain | Predict
+    request: Computing
     points: int
     future: asyncio.Future[Done]
     attempts: int = 0

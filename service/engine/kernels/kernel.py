@@ -17,18 +17,7 @@ from numpy.typing import NDArray
 
 from service.domain import SINGLE, Floats, OutputSpace, RowType
 from service.engine.kernels.piecewise import PiecewiseLinear
-from service.methods.questions import Breakpoints, Forwards, Pieces
-
-
-@dataclass(frozen=True, slots=True)
-class Deployed:
-    """Asks the deployed artefact for its outputs at `rows` [n, inputs]. Answered with `DeployedOutputs`."""
-
-    rows: Floats
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
+from service.methods.questions import Breakpoints, Deployed, Forwards, Pieces
 
 Q = TypeVar("Q")
 

@@ -19,12 +19,12 @@ from service.catalog.traits import Traits
 from service.domain import ChunkShapes, Floats, ModelKey, OutputSpace, Plan, RowType
 from service.engine.graph.traits import traits_of
 from service.engine.kernels.gradient import GradientKernel
-from service.engine.kernels.kernel import Deployed, DeployedKernel, Kernels
+from service.engine.kernels.kernel import DeployedKernel, Kernels
 from service.engine.kernels.network import Network
 from service.engine.worker.calibration import calibrate, clock_of
 from service.engine.worker.model_kernels import Ends, across, chunk_seconds, deployed_rows, kernels_of, warm_up
 from service.engine.worker.prepared_baselines import PreparedBaseline, prepare_baseline
-from service.methods.questions import Forwards, Points, Readout
+from service.methods.questions import Deployed, Forwards, Points, Readout
 from service.numerics.links import IDENTITY
 
 

@@ -12,11 +12,12 @@ from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.domain import ChunkShapes, Priority, VersionRef
-from service.engine.messages import Explain, Predict
+from service.engine.messages import Computing, Evaluate, Predict
 from service.engine.protocol import BaselineOutputs, Loaded, Source
 from service.engine.worker.device import DeviceModel, put_on_device, with_baseline, without_baseline
 from service.engine.worker.environment import libraries_of
-from service.engine.worker.explanation import explain, interrupted, predict
+from service.engine.worker.evaluation import evaluate
+from service.engine.worker.explanation import Steps, explain, interrupted, predict
 from service.engine.worker.memory import is_out_of_memory
 from service.engine.worker.packing import Live
 from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
@@ -78,7 +79,7 @@ class DeviceModels:
         self._models.pop(version, None)
         self._sources.pop(version, None)
 
-    def begin(self, request: Explain | Predict, now: float) -> Live:
+    def begin(self, request: Computing, now: float) -> Live:
         """What the scheduler needs to compute a request that was received `now`.
 
         Raises ModelNotReady, or DeviceOutOfMemory where a repeated explanation asks for shapes that do not fit.
@@ -88,7 +89,11 @@ class DeviceModels:
             raise ModelNotReady("the model version is not loaded")
         if isinstance(request, Predict):
             model = model.for_rows(request.row)
+            steps: Steps
             steps, priority = predict(request.row, model), Priority.INTERACTIVE
+        elif isinstance(request, Evaluate):
+            model = model.for_plan(request.plan)
+            steps, priority = evaluate(request.plan, request.measures, request.attributions, model), request.priority
         else:
             conditions, priority = request.conditions, request.priority
             model = model.for_plan(request.plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -21,17 +21,18 @@ from service.domain import (
     output_of,
     read_target,
 )
-from service.engine.kernels.kernel import Deployed, DeployedOutputs
+from service.engine.kernels.kernel import DeployedOutputs
+from service.engine.protocol import Evaluation
 from service.engine.worker.device import DeviceModel
 from service.engine.worker.prepared_baselines import PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
-from service.methods.problem import Attribution, Problem
-from service.methods.questions import DeadlinePassed
+from service.methods.problem import Attribution, Method, Problem
+from service.methods.questions import DeadlinePassed, Deployed
 from service.methods.registry import BY_NAME
 from service.methods.shared.noise import noisy
 from service.numerics.errors import completeness_error, relative_to_attributions
 
-Steps = Generator[object, object, Explanation | Prediction]
+Steps = Generator[object, object, Explanation | Evaluation | Prediction]
 Explaining = Generator[object, object, Explanation]
 
 
@@ -41,11 +42,50 @@ def predict(row: tuple[float, ...], model: DeviceModel) -> Steps:
     return Prediction({space: tuple(values[0].tolist()) for space, values in outputs.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A plan that is ready to be solved: the `target` that it comes to, the `row` [columns] that the artefact takes for
+    it at the model's length, the outputs `at_row` in the plan's space, and the baseline."""
+
+    plan: Plan
+    model: DeviceModel
+    target: PlanTarget
+    row: Floats
+    at_row: Floats
+    baseline: PreparedBaseline
+
+    def problem(self, output: Target | None = None) -> Problem:
+        """That of one number of the outputs; of the explained one where none is named."""
+        return _problem(self, output_of(self.target) if output is None else output)
+
+    def attribute(self, problem: Problem) -> Method:
+        """A problem like it, solved by the plan's method."""
+        method, noise = BY_NAME[self.plan.method].attribute, self.plan.noise
+        return method(problem) if noise is None else noisy(method, problem, noise)
+
+
 def explain(plan: Plan, model: DeviceModel) -> Steps:
     """The explanation of a plan; `model` is at a length that holds its rows.
 
     Its ends f(x) and f(x') come from the deployed artefact; the method sees nothing but its `Problem`.
     """
+    posed = yield from pose(plan, model)
+    problem, target = posed.problem(), posed.target
+    if not problem.is_finite:
+        return _not_finite(posed.at_row, target, 0, str(model.shapes))
+    explanation = yield from solve(posed, problem)
+    if not isinstance(target, Continuation):
+        return explanation
+    per_token = []
+    for output in target.outputs_of_tokens if target.per_token else ():
+        problem = posed.problem(output)
+        per_token.append((yield from solve(posed, problem)))
+    return _with_tokens(explanation, target, per_token)
+
+
+def pose(plan: Plan, model: DeviceModel) -> Generator[object, object, Posed]:
+    """What a plan comes to, once the artefact has been asked. Raises InvalidRequest where the rows of its baseline set
+    have been erased."""
     inputs, kind, target = model.manifest.inputs, model.manifest.outputs, plan.target
     if target is None and inputs.are_prompts:  # the network is given what is explained
         outputs = yield from _deployed(np.array([plan.input[: model.length]]))
@@ -62,29 +102,17 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
         outputs = yield from _deployed(np.stack([row, own]))
         ends = {space: values[1] for space, values in outputs.items()}
         seen = model.seen(own[None])
-        baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends)
-    at_input = outputs[plan.output_space][0]
-    target = kind.default_target(at_input) if target is None else target
-    problem = _problem(plan, model, row, baseline, at_input, output_of(target))
-    if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
-        return _not_finite(at_input, target, 0, str(model.shapes))
-    if not isinstance(target, Continuation):
-        return (yield from _attributed(plan, problem, at_input, model))
-    share = plan.max_evaluations // target.explanations
-    explanation = yield from _attributed(plan, replace(problem, max_evaluations=share), at_input, model)
-    per_token = []
-    for output in target.outputs_of_tokens if target.per_token else ():
-        problem = _problem(plan, model, row, baseline, at_input, output)
-        per_token.append((yield from _attributed(plan, replace(problem, max_evaluations=share), at_input, model)))
-    return _with_tokens(explanation, target, per_token)
+        baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends, own[None])
+    at_row = outputs[plan.output_space][0]
+    return Posed(plan, model, kind.default_target(at_row) if target is None else target, row, at_row, baseline)
 
 
-def _attributed(plan: Plan, problem: Problem, at_input: Floats, model: DeviceModel) -> Explaining:
+def solve(posed: Posed, problem: Problem) -> Explaining:
     """The explanation of one number of the outputs."""
-    attribute = BY_NAME[plan.method].attribute
-    method = attribute(problem) if plan.noise is None else noisy(attribute, problem, plan.noise)
-    attribution = yield from method
-    return _whole(_explanation(plan, problem, attribution, at_input, str(model.shapes)), len(plan.input), model)
+    plan, model = posed.plan, posed.model
+    attribution = yield from posed.attribute(problem)
+    explanation = _explanation(plan, problem, attribution, posed.at_row, str(model.shapes))
+    return _whole(explanation, len(plan.input), model)
 
 
 def _with_tokens(explanation: Explanation, target: Continuation, per_token: Sequence[Explanation]) -> Explanation:
@@ -129,7 +157,7 @@ def interrupted(steps: Steps, answers: int) -> Steps:
             question = steps.send((yield question))
         steps.throw(DeadlinePassed())
     except StopIteration as stop:
-        ended: Explanation | Prediction = stop.value
+        ended: Explanation | Evaluation | Prediction = stop.value
         return ended
     raise RuntimeError("a method went on after its deadline")
 
@@ -140,28 +168,28 @@ def _deployed(rows: Floats) -> Generator[object, object, DeployedOutputs]:
     return answer
 
 
-def _problem(
-    plan: Plan, model: DeviceModel, row: Floats, baseline: PreparedBaseline, at_input: Floats, target: Target
-) -> Problem:
-    space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
-    inputs, low, high = model.seen(row[None])[0], model.low, model.high
+def _problem(posed: Posed, output: Target) -> Problem:
+    plan, model, baseline, space = posed.plan, posed.model, posed.baseline, posed.plan.output_space
+    baseline_outputs = read_target(baseline.outputs[space], output)
+    inputs, low, high = model.seen(posed.row[None])[0], model.low, model.high
     default_floor = model.manifest.outputs.default_floor
     if model.fixed is not None:  # methods do not move inputs whose range is empty
         low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
+    share = posed.target.explanations if isinstance(posed.target, Continuation) else 1
     return Problem(
         input=inputs,
-        output=float(read_target(at_input, target)),
+        output=float(read_target(posed.at_row, output)),
         baselines=baseline.rows,
         baseline_outputs=baseline_outputs,
         center=baseline.center,
-        center_output=float(read_target(baseline.center_outputs[space], target)),
+        center_output=float(read_target(baseline.center_outputs[space], output)),
         low=low,
         high=high,
-        target=target,
+        target=output,
         output_space=space,
         tolerance=plan.tolerance,
-        floor=default_floor(space, baseline_outputs, target) if plan.floor is None else plan.floor,
-        max_evaluations=plan.max_evaluations,
+        floor=default_floor(space, baseline_outputs, output) if plan.floor is None else plan.floor,
+        max_evaluations=plan.max_evaluations // share,
         seed=plan.seed,
         options=dict(plan.options),
         traits=model.traits,

@@ -15,7 +15,7 @@ from service.domain import ChunkShapes, Floats
 from service.engine.graph.traits import largest_layer
 from service.engine.kernels.cuda import GraphedGradientKernel
 from service.engine.kernels.gradient import BackgroundGradientKernel, GradientKernel
-from service.engine.kernels.kernel import BreakpointsKernel, Deployed, DeployedKernel, Kernel, Kernels, Segment
+from service.engine.kernels.kernel import BreakpointsKernel, DeployedKernel, Kernel, Kernels, Segment
 from service.engine.kernels.network import Network
 from service.engine.kernels.piecewise import PiecewiseLinear
 from service.engine.kernels.rows import BackwardRuleKernel, BiasKernel, HessianKernel, LayerKernel, RowsKernel
@@ -23,6 +23,7 @@ from service.methods.questions import (
     BackwardRuleRows,
     BiasRows,
     Breakpoints,
+    Deployed,
     Forwards,
     HessianRows,
     LayerRows,

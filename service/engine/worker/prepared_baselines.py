@@ -9,7 +9,8 @@ import numpy as np
 
 from service.catalog.baseline_outputs import Outputs
 from service.domain import Floats, OutputSpace
-from service.engine.kernels.kernel import Deployed, DeployedKernel, DeployedOutputs, Segment
+from service.engine.kernels.kernel import DeployedKernel, DeployedOutputs, Segment
+from service.methods.questions import Deployed
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +18,14 @@ class PreparedBaseline:
     """A baseline set with the deployed artefact's outputs over it.
 
     `rows` [K, inputs], their mean `center` [inputs], and by output space `outputs` [K, outputs] and `center_outputs`
-    [outputs].
+    [outputs]. `artefact_rows` [K, columns] are the same rows as the artefact takes them.
     """
 
     rows: Floats
     center: Floats
     outputs: Mapping[OutputSpace, Floats]
     center_outputs: Mapping[OutputSpace, Floats]
+    artefact_rows: Floats
 
     @property
     def all_outputs(self) -> Outputs:
@@ -56,6 +58,7 @@ def prepare_baseline(
         center,
         {space: values[:-1] for space, values in outputs.items()},
         {space: values[-1] for space, values in outputs.items()},
+        rows,
     )
 
 

@@ -23,7 +23,7 @@ import torch
 from service.domain import Explanation, Prediction, Timings
 from service.engine.kernels.kernel import Kernel, Launched, Overlapping, Segment, slots_of
 from service.engine.messages import Done, Failed, Outcome
-from service.engine.protocol import ChunkReport
+from service.engine.protocol import ChunkReport, Evaluation
 from service.engine.worker.memory import is_out_of_memory
 from service.engine.worker.packing import Live, PackedChunk, Portion, Queue, Taken
 from service.engine.worker.streams import ChunkUnderWay, Streams
@@ -225,7 +225,7 @@ class Scheduler:
             LOG.exception("an explanation failed")
             self._fail(live, ComputationFailed(f"the computation failed: {type(error).__name__}"))
 
-    def _finish(self, live: Live, result: Explanation | Prediction) -> None:
+    def _finish(self, live: Live, result: Explanation | Evaluation | Prediction) -> None:
         del self._alive[live.task]
         now = time.monotonic()
         started = live.started or now

@@ -19,7 +19,9 @@ from service.catalog.refusals import message_for_clients
 from service.engine.messages import (
     Attach,
     Cancel,
+    Computing,
     Detach,
+    Evaluate,
     Explain,
     Failed,
     Load,
@@ -112,7 +114,7 @@ class Worker:
 
     def _handle(self, request: Request) -> None:
         match request:
-            case Explain() | Predict():
+            case Explain() | Evaluate() | Predict():
                 self._begin(request)
             case Cancel(task):
                 self._scheduler.cancel(task)
@@ -124,7 +126,7 @@ class Worker:
             case Unload(version):
                 self._models.unload(version)
 
-    def _begin(self, request: Explain | Predict) -> None:
+    def _begin(self, request: Computing) -> None:
         """Adds the request to the scheduler, which computes it from its next chunk on."""
         try:
             live = self._models.begin(request, time.monotonic())

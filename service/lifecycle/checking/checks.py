@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ from service.catalog.manifest import read_manifest
 from service.catalog.version_files import read_artefact, read_baseline_rows
 from service.domain import Completeness, Floats, Indices
 from service.errors import AnswerableError, CatalogError
+from service.faithfulness.registry import BY_NAME
+from service.faithfulness.summary import figure_of
 from service.lifecycle.checking.comparison import FEATURES_OF_A_FLIP, METHOD, Comparison, Flip, compare
+from service.lifecycle.checking.evaluating import measured_of
 from service.lifecycle.checking.figures import importance, random_halves
 from service.lifecycle.checking.limits import Limits
+from service.lifecycle.checking.randomisation import of_whole_network
 from service.lifecycle.checking.trial import Answers, Trial, load_trial
 from service.monitoring.review import protected_share
 from service.numerics.ranking import rank_correlation
+from service.usecases.evaluating import read_measures
 from service.wording import number_of
 
 SPLITS = 5
@@ -97,6 +103,7 @@ def check(
         answers = trial.answers(trial.sample(rows, seed))
         profile = profile_of(trial, answers)
         findings += [converged(answers, limits), flagged(trial, answers, limits), stability(trial, limits, rows, seed)]
+        findings += faithful(trial, seed)
     except AnswerableError as error:
         findings.append(Finding("explanations", False, str(error)))
     if against is None:
@@ -184,6 +191,29 @@ def stability(trial: Trial, limits: Limits, rows: int, seed: int) -> Finding:
     correlations = [rank_correlation(importance_from(one), importance_from(other)) for one, other in halves]
     detail = f"rank correlation between halves of the {len(baselines)} baselines, median of {SPLITS} halvings"
     return at_least("stability", float(np.median(correlations)), limits.least_stability, detail)
+
+
+def faithful(trial: Trial, seed: int) -> Iterator[Finding]:
+    """The findings on the default method that the manifest sets limits for."""
+    limits, method = trial.manifest.faithfulness, trial.manifest.defaults.method
+    sample = trial.sample(limits.rows - 1, seed)
+    of = f"{method}, {number_of(len(sample), 'row')}"
+    if limits.most_surviving is not None:
+        left = of_whole_network(trial, sample, method, seed)["spearman"]
+        detail = f"rank correlation of attributions with those of a network of random weights; {of}"
+        yield at_most("randomisation", left, limits.most_surviving, detail)
+    for check, metric, least, most in (
+        ("deletion", "deletion_against_random", limits.least_against_random, None),
+        ("sensitivity", "max_sensitivity", None, limits.most_sensitive),
+    ):
+        if least is None and most is None:
+            continue
+        (measure,) = read_measures(trial.version, [metric], {})
+        figure = figure_of(method, measure, measured_of(trial, trial.plans(sample, method), measure))
+        mean = math.nan if figure.mean is None else figure.mean
+        replaced = "" if figure.replaced is None else f", replaced by {figure.replaced}"
+        detail = f"{BY_NAME[metric].description}{replaced}; {of}"
+        yield at_least(check, mean, least, detail) if least is not None else at_most(check, mean, most or 0.0, detail)
 
 
 def compared(comparison: Comparison, limits: Limits) -> Iterator[Finding]:

@@ -10,23 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
 from service.catalog.inputs.kind import Row
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
-from service.catalog.version_files import read_baseline_rows
+from service.catalog.version_files import read_baseline_rows, read_heldout_rows
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
-from service.engine.kernels.kernel import Deployed, DeployedKernel
+from service.engine.kernels.kernel import DeployedKernel
 from service.engine.messages import Done, Failed
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
 from service.engine.worker.packing import Live
 from service.engine.worker.prepared_baselines import outputs_over
 from service.engine.worker.scheduler import Scheduler
+from service.methods.questions import Deployed
 from service.usecases.planning import Parameters
 from service.usecases.references import plans_of, referred_rows, with_instances_read
 
@@ -81,10 +80,7 @@ class Trial:
         return read_baseline_rows(self.version.folder, self.manifest, self.baseline).astype(np.float64)
 
     def sample(self, rows: int, seed: int) -> Floats:
-        """The example, then at most so many rows drawn from the held-out ones, or else from the baseline set.
-
-        `heldout.safetensors` is not verified by a digest, since nothing that is served depends on it.
-        """
+        """The example, then at most so many rows drawn from the held-out ones, or else from the baseline set."""
         example = self._example()
         known = self._heldout(len(example))
         drawn = np.random.default_rng(seed).permutation(len(known))[:rows]
@@ -107,9 +103,7 @@ class Trial:
         Arguments that are left out have the manifest's defaults. Raises InvalidRequest, or what an explanation failed
         with.
         """
-        target = self.manifest.outputs.usual_request(self.manifest.example)
-        parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
-        plans = self._plans([Row(tuple(row.tolist())) for row in rows], with_instances_read(self.version, parameters))
+        plans = self.plans(rows, method, baseline, space)
         explanations = self.explained_together(plans)
         attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
         outputs = self.manifest.outputs
@@ -119,11 +113,22 @@ class Trial:
         ]
         return Answers(explanations, attributions, decisions)
 
-    def _plans(self, rows: Sequence[Row], parameters: Parameters) -> list[Plan]:
-        needed = referred_rows(self.version, rows, parameters)
+    def plans(
+        self,
+        rows: Floats,
+        method: str | None = None,
+        baseline: object = None,
+        space: OutputSpace | None = None,
+        seed: int = 0,
+    ) -> list[Plan]:
+        """Plans for the rows, as `answers` explains them. Raises InvalidRequest."""
+        target = self.manifest.outputs.usual_request(self.manifest.example)
+        asked = Parameters(method=method, target=target, baseline=baseline, output_space=space, seed=seed)
+        parameters, read = with_instances_read(self.version, asked), [Row(tuple(row.tolist())) for row in rows]
+        needed = referred_rows(self.version, read, parameters)
         outputs = self.deployed(np.array(needed))[self.manifest.outputs.default_space].tolist() if needed else []
-        answers = dict(zip(needed, outputs, strict=True))
-        return [plan for _, plan in plans_of(self.version, rows, parameters, answers)]
+        planned = plans_of(self.version, read, parameters, dict(zip(needed, outputs, strict=True)))
+        return [plan for _, plan in planned]
 
     def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
         """The artefact's outputs for rows [n, columns], in every output space: [n, outputs]."""
@@ -157,12 +162,8 @@ class Trial:
         return np.array(read_instance(self.manifest, self.manifest.example, self.version.folder))
 
     def _heldout(self, columns: int) -> Floats:
-        try:
-            rows = load_file(self.version.folder / "heldout.safetensors")["rows"].astype(np.float64)
-        except (OSError, SafetensorError, KeyError):
-            return self.baseline_rows()
-        flat: Floats = rows.reshape(len(rows), -1)
-        return flat if flat.shape[1] == columns else self.baseline_rows()
+        known = read_heldout_rows(self.version.folder, (columns,))
+        return self.baseline_rows() if known is None else known
 
     def by_feature(self, explanation: Explanation) -> Floats:
         if explanation.attributions is None:

@@ -169,6 +169,7 @@ def computed(models: DeviceModels, request: Explain | Predict) -> Explanation | 
         scheduler.step()
     (outcome,) = scheduler.outcomes()
     assert isinstance(outcome, Done)
+    assert isinstance(outcome.result, Explanation | Prediction)
     return outcome.result
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from service.catalog.outputs.classes import Classes
 from service.domain import Floats
 from service.engine.kernels.evaluated import EvaluatedPoints
-from service.engine.kernels.kernel import Deployed, Kernel, Segment
+from service.engine.kernels.kernel import Kernel, Segment
 from service.engine.worker.device import DeviceModel
-from service.methods.questions import Breakpoints, Pieces, Points, Readout
+from service.methods.questions import Breakpoints, Deployed, Pieces, Points, Readout
 
 UNHURRIED = settings(deadline=None, max_examples=50)
 Question = Deployed | Breakpoints | Points

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from service.domain import Floats, OutputSpace
 from service.engine.kernels.evaluated import EvaluatedPoints
-from service.engine.kernels.kernel import Deployed, DeployedKernel, Segment
+from service.engine.kernels.kernel import DeployedKernel, Segment
 from service.engine.kernels.network import Network
 from service.engine.kernels.rows import (
     SOFTPLUS_BETA,
@@ -35,6 +35,7 @@ from service.methods.questions import (
     BiasMaps,
     BiasRows,
     Curvatures,
+    Deployed,
     FeatureMaps,
     HessianRows,
     LayerRows,

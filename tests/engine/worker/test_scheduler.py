@@ -14,11 +14,11 @@ import torch
 
 from service.catalog.outputs.classes import Classes
 from service.domain import Explanation, OutputSpace, Plan, Priority
-from service.engine.kernels.kernel import Deployed, Kernel, Kernels, Segment
+from service.engine.kernels.kernel import Kernel, Kernels, Segment
 from service.engine.worker.device import DeviceModel
 from service.engine.worker.packing import quantum
 from service.errors import ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
-from service.methods.questions import Breakpoints, Points
+from service.methods.questions import Breakpoints, Deployed, Points
 
 if TYPE_CHECKING:
     from tests.engine.conftest import Driver, MakeDriver, MakePlan, WrappedKernel

@@ -87,7 +87,7 @@ def test_the_exit_code_says_whether_the_limits_hold(
     models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names without a version mean the only one."""
-    monkeypatch.setattr("service.cli.models_check._prepare_process", lambda: None)
+    monkeypatch.setattr("service.cli.models_check.prepare_process", lambda: None)
     limits = {"least_correlation": 0.9, "least_overlap": 0.8, "models": str(models), "rows": ROWS}
     assert compare_command("net-fp32", "net-int8", **limits) == 0  # type: ignore[arg-type]
     said = capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""Metrics of how faithful explanations are to their model; see `README.md`."""
