@@ -75,8 +75,27 @@ class Contrast:
     rather_than: int
 
 
-Target = int | Contrast
-"""The single number that is explained: the output at an index, or the difference of two."""
+@dataclass(frozen=True)
+class Region:
+    """The sum of outputs that lie in a box of a map, whose rows of `width` outputs begin at `start`.
+
+    `places` are the first column and row, and those behind the last.
+    """
+
+    start: int
+    width: int
+    places: tuple[int, int, int, int]
+
+    @property
+    def outputs(self) -> Indices:
+        """The numbers of the outputs."""
+        left, top, right, bottom = self.places
+        rows = self.start + self.width * np.arange(top, bottom)[:, None]
+        return (rows + np.arange(left, right)).ravel()
+
+
+Target = int | Contrast | Region
+"""The single number that is explained: the output at an index, the difference of two, or the sum of some."""
 
 
 def read_target(outputs: Floats, target: Target) -> Floats:
@@ -84,6 +103,8 @@ def read_target(outputs: Floats, target: Target) -> Floats:
     if isinstance(target, Contrast):
         difference: Floats = outputs[..., target.index] - outputs[..., target.rather_than]
         return difference
+    if isinstance(target, Region):
+        return np.asarray(outputs[..., target.outputs].sum(axis=-1))
     own: Floats = outputs[..., target]
     return own
 

@@ -23,6 +23,8 @@ from service.answers.record import DamagedItem, Personal, PlaceItem, RecordItem,
 from service.catalog.inputs.kind import PLAIN, Detail
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
 from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
+from service.catalog.outputs.recorded import AnyRecordedTarget, recorded_kind
+from service.domain import Contrast, Region, Target
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
@@ -207,9 +209,21 @@ def _attributions(content: Any) -> AnyAttributions | UnreadableValues:
         return UnreadableValues(content)
 
 
+def _target(content: Mapping[str, Any]) -> Target:
+    """Of an explanation that was kept."""
+    if "rather_than" in content:
+        return read(Contrast, content)
+    left, top, right, bottom = content["places"]
+    return Region(content["start"], content["width"], (left, top, right, bottom))
+
+
 _KINDS: Mapping[frozenset[Any], Reader] = {
     _without_none(AnyAttributions): _attributions,
     _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
+    _without_none(AnyRecordedTarget): lambda content: (
+        read(recorded_kind(content), content) if isinstance(content, Mapping) else content
+    ),
+    _without_none(Target): lambda content: _target(content) if isinstance(content, Mapping) else content,
     _without_none(AnyTarget): lambda content: read(target_kind(content), content),
 }
 """Types that are unions, of which the content tells the member."""

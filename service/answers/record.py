@@ -22,8 +22,9 @@ from service.answers.items import RecordedBaseline, RecordedNoise
 from service.answers.reasons import texts_digest
 from service.catalog.inputs.kind import Places, Row
 from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.recorded import AnyRecordedTarget, as_recorded
 from service.catalog.versions import ModelVersion
-from service.domain import SCHEMA, Context, Contrast, Explanation, Plan
+from service.domain import SCHEMA, Context, Explanation, Plan
 from service.ledger.entries import Entry
 
 
@@ -37,21 +38,15 @@ _WHOLE = WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "null"}]})
 _WITHOUT_DEFAULT: Any = _or_absent
 
 
-class RecordedContrast(Item):
-    """Two labels of which the difference is explained."""
-
-    index: Annotated[int, ALWAYS, Field(description="of the label that is explained")]
-    rather_than: Annotated[int, ALWAYS, Field(description="the index of the label that it is compared with")]
-
-
 class RecordedParameters(Item):
     """What the request asked for, defaults filled in."""
 
     target: Annotated[
-        int | RecordedContrast | None,
+        AnyRecordedTarget | None,
         ALWAYS,
         Field(
-            description="the label's or value's index, perhaps with that of another, `rather_than`; null: the predicted"
+            description="the label's or value's index, perhaps with that of another, `rather_than`; places of a map; "
+            "null: the predicted"
         ),
     ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
@@ -234,15 +229,9 @@ def ledger_entry(
 
 
 def _parameters(plan: Plan) -> RecordedParameters:
-    noise, target = plan.noise, plan.target
-    if isinstance(target, Contrast):
-        target_item: int | RecordedContrast | None = RecordedContrast(
-            index=target.index, rather_than=target.rather_than
-        )
-    else:
-        target_item = target
+    noise = plan.noise
     return RecordedParameters(
-        target=target_item,
+        target=as_recorded(plan.target),
         tolerance=plan.tolerance,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,

@@ -40,9 +40,13 @@ UNKNOWN_FIELD = "unknown_field"
 
 TARGETS = (
     "must be a label or a value, by its name or index, or `predicted`; of classes also an object of "
-    "`label` and `rather_than`"
+    "`label` and `rather_than`, of maps one of `box` and `label`"
 )
+A_BOX = "must hold `box`, four numbers, and perhaps `label`, a label or its index"
 TWO_LABELS = "must hold `label` and `rather_than`, each a label or its index"
+
+
+Number = Annotated[FiniteFloat, Field(strict=True)]
 
 
 class Rather(BaseModel):
@@ -54,12 +58,29 @@ class Rather(BaseModel):
     rather_than: StrictStr | StrictInt = Field(description="the label that it is compared with, or its index")
 
 
+class Box(BaseModel):
+    """A box of a map, of which one label's logits are summed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    box: list[Number] = Field(
+        min_length=4, max_length=4, description="left, top, right and bottom, in pixels of the image, from 0"
+    )
+    label: StrictStr | StrictInt | None = Field(
+        None, description="a label, or its index; needed where there are several"
+    )
+
+
 def _label_or_index(value: object) -> object:
     if type(value) in (str, int):
         return value
     if isinstance(value, dict):
         if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
             return value
+        if "box" in value:
+            if value.keys() <= {"box", "label"} and type(value.get("label", "")) in (str, int):
+                return value
+            raise PydanticCustomError(SENTENCE, A_BOX)
         raise PydanticCustomError(SENTENCE, TWO_LABELS)
     raise PydanticCustomError(SENTENCE, TARGETS)
 
@@ -87,13 +108,12 @@ def _subject(value: str) -> str:
 Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_LENGTH})
 ]
-Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
+Target = Annotated[str | int | Rather | Box, BeforeValidator(_label_or_index)]
 Targets = Annotated[list[Target], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
 ]
 Options = Annotated[dict[str, Any], BeforeValidator(_at_most(MAX_OPTIONS, "options")), Field(max_length=MAX_OPTIONS)]
-Number = Annotated[FiniteFloat, Field(strict=True)]
 
 
 class Strict(BaseModel):
@@ -132,7 +152,8 @@ class ExplainParameters(Strict):
     method: StrictStr | None = Field(None, description="an attribution method; the model's page lists them")
     target: Target = Field(
         "predicted",
-        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another",
+        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` "
+        "another, of maps a `box`",
     )
     targets: Targets | None = Field(
         None,
@@ -174,8 +195,8 @@ class ExplainParameters(Strict):
         return Parameters(**{**vars(self), "target": target, "targets": targets, "noise": noise})
 
 
-def _as_sent(target: str | int | Rather) -> RequestedTarget:
-    return vars(target) if isinstance(target, Rather) else target
+def _as_sent(target: str | int | Rather | Box) -> RequestedTarget:
+    return vars(target) if isinstance(target, Rather | Box) else target
 
 
 class PredictParameters(Strict):

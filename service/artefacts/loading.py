@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -237,7 +238,7 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device, most: int 
     deployed = {space: np.concatenate([answer[space] for answer in answers]) for space in answers[0]}
     outputs = manifest.outputs
     own = deployed[outputs.network_space]
-    if own.shape != (len(rows), len(outputs.names)):
+    if own.shape != (len(rows), prod(outputs.network_shape)):
         raise CatalogError(
             f"the artefact answers {list(own.shape)[1:]} {outputs.network_noun} for {len(outputs.names)} "
             f"{outputs.noun}{'s' * (len(outputs.names) > 1)}"

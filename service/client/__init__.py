@@ -20,6 +20,7 @@ from .answers import (
     ModelRef,
     PredictedClass,
     PredictedLabels,
+    PredictedMap,
     PredictedValues,
     Prediction,
     Reason,
@@ -28,7 +29,7 @@ from .answers import (
     Timings,
     Verification,
 )
-from .calls import Context, Contrast, Noise, Parameters, TargetOf
+from .calls import Box, Context, Contrast, Noise, Parameters, TargetOf
 from .clients import AsyncClient, AsyncModel, Client, Model
 from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
@@ -53,6 +54,7 @@ __all__ = [
     "Attributions",
     "Baseline",
     "BaselineSet",
+    "Box",
     "ByFeature",
     "ByPixel",
     "ByStep",
@@ -79,6 +81,7 @@ __all__ = [
     "Parameters",
     "PredictedClass",
     "PredictedLabels",
+    "PredictedMap",
     "PredictedValues",
     "Prediction",
     "Reason",

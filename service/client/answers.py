@@ -34,6 +34,8 @@ class Prediction(ABC):
         """Of the kind that its names say. Raises UnexpectedAnswer."""
         if "values" in content:
             return read(PredictedValues, content)
+        if "areas" in content:
+            return read(PredictedMap, content)
         return read(PredictedLabels, content) if "labels" in content else read(PredictedClass, content)
 
 
@@ -81,6 +83,20 @@ class PredictedValues(Prediction):
         return ", ".join(f"{name} {with_unit(value, self.units[name])}" for name, value in self.values.items()) or (
             "no number"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedMap(Prediction):
+    """The share of all places, by label, and the label with the most; none where there is no such place."""
+
+    output_space: str
+    areas: dict[str, float]
+    label: str | None = None
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        return ", ".join(f"{label} {share:.0%}" for label, share in self.areas.items()) or "no number"
 
 
 class Attributions(ABC):
@@ -206,11 +222,15 @@ class Target:
     rather_than: str | None = None
     value: str | None = None
     unit: str | None = None
+    box: tuple[float, ...] | None = None
+    places: int | None = None
 
     @property
     def text(self) -> str:
         """It in words."""
         name = self.value if self.label is None else self.label
+        if self.box is not None:
+            return f"{name} in {', '.join(f'{edge:g}' for edge in self.box)}"
         return f"{name} rather than {self.rather_than}" if self.rather_than is not None else str(name)
 
 

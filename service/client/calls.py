@@ -54,8 +54,15 @@ class Noise(TypedDict, total=False):
     scale: float
 
 
-TargetOf = str | int | Contrast
-"""A label or a value, by its name or index; `predicted`; or two classes."""
+class Box(TypedDict, total=False):
+    """A target: one label's logits inside a box, left, top, right and bottom in pixels of the image."""
+
+    box: Sequence[float]
+    label: str | int
+
+
+TargetOf = str | int | Contrast | Box
+"""A label or a value, by its name or index; `predicted`; two classes; or a box of a map."""
 
 
 class Parameters(TypedDict, total=False):

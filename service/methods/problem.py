@@ -16,6 +16,7 @@ from service.domain import (
     GroupShare,
     OptionValue,
     OutputSpace,
+    Region,
     Target,
     ToleranceOf,
     read_target,
@@ -70,8 +71,14 @@ class Problem:
 
     @property
     def target_index(self) -> int:
-        """The number of the output that is explained, which may be contrasted with another."""
-        return self.target.index if isinstance(self.target, Contrast) else self.target
+        """The number of the output that is explained, which may be contrasted with another; the first of a region."""
+        match self.target:
+            case Contrast(index=index):
+                return index
+            case Region(outputs=outputs):
+                return int(outputs[0])
+            case index:
+                return index
 
     def read(self, outputs: Outputs) -> Floats:
         """What the target reads of deployed `outputs` [n, outputs]: [n]."""
@@ -86,12 +93,13 @@ class Problem:
 
         if isinstance(self.target, Contrast):
             return of(self.target.index) - of(self.target.rather_than)
-        return of(self.target)
+        return read_target(logits, self.target) if isinstance(self.target, Region) else of(self.target)
 
     def rows(self, rows: Floats) -> Rows:
         """Asks for the gradients of the explained output at `rows` [n, inputs]."""
         rather_than = self.target.rather_than if isinstance(self.target, Contrast) else None
-        return Rows(rows, self.readout, np.full(len(rows), self.target_index), rather_than)
+        region = self.target if isinstance(self.target, Region) else None
+        return Rows(rows, self.readout, np.full(len(rows), self.target_index), rather_than, region)
 
     @property
     def labels(self) -> int:

@@ -23,6 +23,7 @@ from service.domain import (
     Floats,
     Indices,
     OutputSpace,
+    Region,
     Target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
@@ -63,14 +64,15 @@ class Points:
 class Rows:
     """Explicit gradient points: the `rows` [n, inputs], and for each the output in `targets` [n].
 
-    With `rather_than` all of them are contrasts with that output. Answered with `Evaluated`, whose contributions are
-    here the gradients themselves. They share chunks with `Points`.
+    With `rather_than` all of them are contrasts with that output, and with a `region` all read that. Answered with
+    `Evaluated`, whose contributions are here the gradients themselves. They share chunks with `Points`.
     """
 
     rows: Floats
     readout: Readout
     targets: Indices
     rather_than: int | None = None
+    region: Region | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -245,6 +247,10 @@ def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
     if isinstance(target, Contrast):
         own, other = (coefficients_of(readout, index, outputs) for index in (target.index, target.rather_than))
         return own - other
+    if isinstance(target, Region):
+        chosen = np.zeros(outputs)
+        chosen[target.outputs] = 1
+        return chosen
     coefficients = np.full(outputs, -1.0 if readout is Readout.MARGIN else 0.0)
     coefficients[target] = 1
     return coefficients

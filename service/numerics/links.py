@@ -52,6 +52,7 @@ class Link(ABC):
         if isinstance(target, Contrast):
             own, other = (self._piece_slopes(start, end, length, at) for at in (target.index, target.rather_than))
             return own - other
+        assert isinstance(target, int)  # regions are of maps, which have no link
         return self._piece_slopes(start, end, length, target)
 
     @abstractmethod

@@ -24,15 +24,15 @@ from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
 from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_of
-from service.answers.record import Personal, RecordedContrast, RecordItem
+from service.answers.record import Personal, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.inputs.kind import PLAIN
+from service.catalog.outputs.recorded import as_target
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Conditions,
-    Contrast,
     Explanation,
     ModelKey,
     Noise,
@@ -40,7 +40,6 @@ from service.domain import (
     OptionValue,
     OutputSpace,
     Plan,
-    Target,
     ToleranceOf,
 )
 from service.engine.protocol import Engine
@@ -141,7 +140,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=_target(parameters.target),
+        target=as_target(parameters.target),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -160,10 +159,6 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         errors=bool(parameters.errors),
         schema=record.schema,
     )
-
-
-def _target(recorded: int | RecordedContrast | None) -> Target | None:
-    return Contrast(recorded.index, recorded.rather_than) if isinstance(recorded, RecordedContrast) else recorded
 
 
 def _option(value: Any) -> OptionValue:

@@ -43,6 +43,7 @@ from service.client import (
     Parameters,
     PredictedClass,
     PredictedLabels,
+    PredictedMap,
     PredictedValues,
     Prediction,
     Record,
@@ -244,7 +245,8 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
     assert set(ExplainParameters.model_fields) == set(Parameters.__annotations__) | of_their_own
     kinds = {frozenset(field.name for field in fields(kind)) for kind in get_args(AnyPrediction)}
     assert kinds == {
-        frozenset(field.name for field in fields(kind)) for kind in (PredictedClass, PredictedLabels, PredictedValues)
+        frozenset(field.name for field in fields(kind))
+        for kind in (PredictedClass, PredictedLabels, PredictedMap, PredictedValues)
     }
 
 
@@ -254,6 +256,7 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
         ({"label": "b", "index": 1, "outputs": [0.2, 0.8], "output_space": "probability"}, PredictedClass, "b"),
         ({"outputs": [], "output_space": "probability"}, PredictedClass, "no number"),
         ({"label": "a", "labels": ["a", "b"], "outputs": [], "output_space": "logit"}, PredictedLabels, "a, b"),
+        ({"areas": {"a": 0.75, "b": 0.25}, "output_space": "logit", "label": "a"}, PredictedMap, "a 75%, b 25%"),
         ({"labels": [], "outputs": [0.1], "output_space": "logit"}, PredictedLabels, "no label"),
         (
             {"values": {"price": 231000.0, "n": 2}, "units": {"price": "USD", "n": "1"}, "output_space": "value"},

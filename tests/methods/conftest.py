@@ -30,7 +30,6 @@ from service.catalog.traits import Traits
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
-    Contrast,
     Explanation,
     Floats,
     Indices,
@@ -382,7 +381,7 @@ class _KnownPoints:
 
 def index_of(target: Target) -> int:
     """The number of the one output that is explained."""
-    assert not isinstance(target, Contrast)
+    assert isinstance(target, int)
     return target
 
 

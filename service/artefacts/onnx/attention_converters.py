@@ -41,7 +41,7 @@ def _attended(node: Node, mask_rank: int, has_bias: bool, width: int) -> Functio
         ahead = torch.triu(torch.ones(length, length), 1) * masked
 
     def in_heads(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return torch.unflatten(tensor, -1, (heads, -1)).transpose(1, 2)
 
     def attended(query: Tensor, key: Tensor, value: Tensor, *others: Tensor) -> Tensor:
         query, key, value = in_heads(query), in_heads(key), in_heads(value)
@@ -115,7 +115,8 @@ def _rotary(node: Node) -> Function:
         raise node.error("lacks num_heads")
 
     def turned(tensor: Tensor, places: Tensor) -> Tensor:
-        split = tensor.unflatten(-1, (heads or -1, width if not heads else -1)).transpose(1, 2) if is_flat else tensor
+        parts = (heads, -1) if heads else (-1, width)
+        split = torch.unflatten(tensor, -1, parts).transpose(1, 2) if is_flat else tensor
         if not starts_anywhere:
             places = places + torch.arange(split.shape[2])[None]
         cosine, sine = cosines[places].unsqueeze(1), sines[places].unsqueeze(1)

@@ -279,7 +279,8 @@ def _norm_over_all(node: Node) -> Function:
 
 @converts("Det")
 def _determinant(_: Node) -> Function:
-    return torch.linalg.det
+    determinant: Function = torch.linalg.det
+    return determinant
 
 
 @converts("Scaler", domain=ML)

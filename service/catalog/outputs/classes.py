@@ -94,6 +94,8 @@ class Classes(OutputKind):
             return None
         if not isinstance(requested, Mapping):
             return self._index(requested, [PREDICTED])
+        if "rather_than" not in requested:
+            raise self._no_contrast("a box is a target of maps alone; name a label, or two")
         index, other = (self._index(requested[name]) for name in ("label", "rather_than"))
         if index == other:
             detail = "target: `rather_than` is the label itself; name another"
@@ -122,6 +124,7 @@ class Classes(OutputKind):
         if isinstance(target, Contrast):
             label, other = self.labels[target.index], self.labels[target.rather_than]
             return LabelTarget(index=target.index, label=label, rather_than=other)
+        assert isinstance(target, int)
         return LabelTarget(index=target, label=self.labels[target])
 
     def prediction_item(

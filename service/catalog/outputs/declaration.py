@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.labels import Labels
+from service.catalog.outputs.maps import Maps
 from service.catalog.outputs.values import Values
 
 
@@ -17,4 +18,4 @@ def _with_kind(declared: Any) -> Any:
     return {"kind": "classes", **declared} if isinstance(declared, Mapping) else declared
 
 
-Outputs = Annotated[Classes | Labels | Values, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+Outputs = Annotated[Classes | Labels | Values | Maps, Field(discriminator="kind"), BeforeValidator(_with_kind)]

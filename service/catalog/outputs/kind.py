@@ -104,14 +104,17 @@ class BoundItem(BaseModel):
 class OutputsItem(BaseModel):
     """What the model answers."""
 
-    kind: Literal["classes", "labels", "values"] = Field(
-        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers"
+    kind: Literal["classes", "labels", "values", "maps"] = Field(
+        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `maps`: a logit for "
+        "each label at each place"
     )
     labels: list[str] | None = Field(None, description="its labels, in the order of the outputs; absent for values")
     thresholds: dict[str, float] | None = Field(
         None, description="of several labels at once: the probability over which each is predicted"
     )
     values: list[ValueItem] | None = Field(None, description="its values, in the order of the outputs")
+    size: list[int] | None = Field(None, description="of maps, their height and width in places")
+    image: list[int] | None = Field(None, description="of maps, the height and width of the image that boxes refer to")
     adverse: str | BoundItem | None = Field(
         description="the label that people have a right to reasons for, or the bound of a value"
     )
@@ -154,6 +157,11 @@ class OutputKind(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Of the outputs, in their order."""
         raise NotImplementedError
+
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        """Of what the network answers for a row; its numbers are the outputs, in their order."""
+        return (len(self.names),)
 
     @property
     def has_one_logit(self) -> bool:
@@ -199,7 +207,7 @@ class OutputKind(BaseModel):
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
-    def default_target(self, outputs: NDArray[np.floating]) -> int:
+    def default_target(self, outputs: NDArray[np.floating]) -> Target:
         """The output [outputs] that is explained where the request leaves it open."""
         return int(np.argmax(outputs))
 

@@ -25,7 +25,7 @@ from service.catalog.outputs.kind import (
     ValueItem,
     are_finite,
 )
-from service.domain import Contrast, Floats, OutputSpace, Target
+from service.domain import Floats, OutputSpace, Target
 from service.numerics.links import IDENTITY, Link
 from service.wording import number_of
 
@@ -154,7 +154,7 @@ class Values(OutputKind):
         return 1 if self.adverse.above is not None else -1
 
     def target_item(self, target: Target) -> ValueTarget:
-        assert not isinstance(target, Contrast)
+        assert isinstance(target, int)
         return ValueTarget(index=target, value=self.values[target].name, unit=self.values[target].unit)
 
     def prediction_item(

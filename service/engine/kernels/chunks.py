@@ -56,7 +56,7 @@ def packed(segments: Sequence[Segment], network: Network, capacity: int) -> tupl
             ones = np.ones(question.rows.shape[1])
             other = question.rather_than
             groups += [
-                _RowGroup(ones, 0.0, question.readout, target if other is None else Contrast(target, other))
+                _RowGroup(ones, 0.0, question.readout, question.region or _target(target, other))
                 for target in targets.tolist()
             ]
         else:
@@ -74,6 +74,10 @@ def packed(segments: Sequence[Segment], network: Network, capacity: int) -> tupl
     along = np.array([group.along for group in groups], dtype=row_type)
     fields = (start_rows, ends, coefficients, probability, along, line, group_of_row, alphas)
     return Chunk(*map(torch.from_numpy, fields)), linked_of(groups)
+
+
+def _target(index: int, other: int | None) -> Target:
+    return index if other is None else Contrast(index, other)
 
 
 class _RowGroup(NamedTuple):

@@ -165,7 +165,7 @@ def _on_device(
 ) -> DeviceModel:
     """The model for whole rows, or for those that are cut to a `length`; see `put_on_device`."""
     outputs, readouts = model.manifest.outputs, _readouts(model.manifest.outputs)
-    network = Network(model.twin, device, model.shape, len(outputs.names), outputs.network_link)
+    network = Network(model.twin, device, model.shape, prod(outputs.network_shape), outputs.network_link)
     rows = _deployed_rows(model)
     deployed = DeployedKernel(model.deployed, rows, model.row_type)
     is_same = model.forwards is model.deployed
