@@ -7,9 +7,11 @@ no slots: for classes with slots pickle calls Python code for every value, which
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 import orjson
@@ -24,11 +26,14 @@ DOUBLE: RowType = np.dtype(np.float64)
 
 
 class OutputSpace(StrEnum):
-    """What outputs are: after or before the model's link function, or, without one, values."""
+    """What outputs are: after or before the model's link function, or, without one, values; of an embedding, which is
+    explained by what it is similar to, its numbers."""
 
     PROBABILITY = "probability"
     LOGIT = "logit"
     VALUE = "value"
+    SIMILARITY = "similarity"
+    LOG_PROBABILITY = "log_probability"
 
 
 class Completeness(StrEnum):
@@ -67,46 +72,70 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
+class Combination(ABC):
+    """A target that is read of several outputs: their weighted sum, or a function of that and of their length.
+
+    What a kind of output explains beside single outputs is a frozen dataclass of this class, in the kind's own file.
+    """
+
+    told_by: ClassVar[str]
+    """A field by which one that was written as JSON is told from those of other classes."""
+
+    @abstractmethod
+    def coefficients(self, outputs: int) -> Floats:
+        """What each of so many outputs is multiplied by in the sum."""
+
+    @abstractmethod
+    def sum_of(self, outputs: Floats) -> Floats:
+        """The sum [...] of `outputs` [..., outputs]."""
+
+    def of(self, outputs: Floats) -> Floats:
+        """The explained number [...] of `outputs` [..., outputs]."""
+        return self.sum_of(outputs)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the explained number is that sum behind the model's link, of whatever outputs."""
+        return False
+
+    @property
+    def parts(self) -> Sequence[int]:
+        """The outputs that are to be explained too, each on its own."""
+        return ()
+
+
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Combination):
     """The output at `index` minus the one at `rather_than`: what speaks for one rather than for the other."""
 
     index: int
     rather_than: int
 
+    def coefficients(self, outputs: int) -> Floats:
+        coefficients = np.zeros(outputs)
+        coefficients[self.index], coefficients[self.rather_than] = 1.0, -1.0
+        return coefficients
 
-@dataclass(frozen=True)
-class Region:
-    """The sum of outputs that lie in a box of a map, whose rows of `width` outputs begin at `start`.
-
-    `places` are the first column and row, and those behind the last.
-    """
-
-    start: int
-    width: int
-    places: tuple[int, int, int, int]
-
-    @property
-    def outputs(self) -> Indices:
-        """The numbers of the outputs."""
-        left, top, right, bottom = self.places
-        rows = self.start + self.width * np.arange(top, bottom)[:, None]
-        return (rows + np.arange(left, right)).ravel()
+    def sum_of(self, outputs: Floats) -> Floats:
+        difference: Floats = outputs[..., self.index] - outputs[..., self.rather_than]
+        return difference
 
 
-Target = int | Contrast | Region
-"""The single number that is explained: the output at an index, the difference of two, or the sum of some."""
+Target = int | Combination
+"""The single number that is explained: the output at an index, or what is read of several."""
 
 
 def read_target(outputs: Floats, target: Target) -> Floats:
     """The explained number [...] of `outputs` [..., outputs]."""
-    if isinstance(target, Contrast):
-        difference: Floats = outputs[..., target.index] - outputs[..., target.rather_than]
-        return difference
-    if isinstance(target, Region):
-        return np.asarray(outputs[..., target.outputs].sum(axis=-1))
+    if isinstance(target, Combination):
+        return target.of(outputs)
     own: Floats = outputs[..., target]
     return own
+
+
+def further_outputs(target: Target | None) -> Sequence[int]:
+    """The outputs that are to be explained beside a target, each on its own."""
+    return target.parts if isinstance(target, Combination) else ()
 
 
 @dataclass(frozen=True)
@@ -230,19 +259,17 @@ GRADED = ".."
 
 @dataclass(frozen=True)
 class ChunkShapes:
-    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others.
+    """The shapes of gradient chunks that an explanation is computed at: rows, and their length.
 
-    Where each row costs nearly as much as the next, so that none should be padding, shapes are `graded`: all doublings
-    from `brief` to `long`, of which a question takes several. Rows may be cut to a `length`, where what is cut off is
-    padding; None: they are whole. A model has others for each length, `cut`, ascending; an explanation was computed at
-    one of them.
+    There are two sizes: `brief` for questions that fit it, `long` for all others. Where each row costs nearly as much
+    as the next, so that none should be padding, shapes are `graded`: all doublings from `brief` to `long`, of which a
+    question takes several. Rows may be cut to a `length`, where what is cut off is padding; None: they are whole.
     """
 
     brief: int
     long: int
     length: int | None = None
     graded: bool = False
-    cut: tuple[ChunkShapes, ...] = ()
 
     def __str__(self) -> str:
         length = "" if self.length is None else f"x{self.length}"
@@ -255,11 +282,6 @@ class ChunkShapes:
             return tuple(sorted({self.brief, self.long}))
         doublings = (self.long // self.brief).bit_length()
         return tuple(self.brief << power for power in range(doublings))
-
-    def at(self, length: int | None) -> ChunkShapes:
-        """Those for rows of that length; of a length that was not calibrated, as many rows as of whole ones."""
-        known = {shapes.length: shapes for shapes in self.cut}
-        return known.get(length) or replace(self, length=length, cut=())
 
     @staticmethod
     def read(text: str) -> ChunkShapes:
@@ -304,7 +326,8 @@ class Explanation:
     promise no sum, or take no integral. When the model answered a number that is not finite, `converged` is false with
     reason `non_finite` and the figures that could not be computed are None. `chunk_rows` are the `ChunkShapes` it was
     computed at, on which its last bits depend. `answers` is how many of its questions were answered before its
-    deadline, None where that did not end it.
+    deadline, None where that did not end it. `per_token` explains each token of a continuation, and of the one that it
+    is compared with, where that was asked for.
     """
 
     outputs: tuple[float, ...] | None
@@ -328,6 +351,7 @@ class Explanation:
     noisy_output: float | None = None
     answers: int | None = None
     attribution_errors: tuple[float, ...] | None = None
+    per_token: tuple[Explanation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,25 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_ty
 import orjson
 
 from service.answers.explanation import Answered
-from service.answers.record import DamagedItem, Personal, PlaceItem, RecordItem, in_clear
+from service.answers.record import (
+    DamagedItem,
+    Personal,
+    PlaceItem,
+    RecordItem,
+    in_clear,
+)
 from service.catalog.inputs.kind import PLAIN, Detail
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
-from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
-from service.catalog.outputs.recorded import AnyRecordedTarget, recorded_kind
-from service.domain import Contrast, Region, Target
+from service.catalog.outputs.registry import (
+    AnyPrediction,
+    AnyRecordedTarget,
+    AnyTarget,
+    combination_kind,
+    prediction_kind,
+    recorded_kind,
+    target_kind,
+)
+from service.domain import Target
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
@@ -209,21 +222,16 @@ def _attributions(content: Any) -> AnyAttributions | UnreadableValues:
         return UnreadableValues(content)
 
 
-def _target(content: Mapping[str, Any]) -> Target:
-    """Of an explanation that was kept."""
-    if "rather_than" in content:
-        return read(Contrast, content)
-    left, top, right, bottom = content["places"]
-    return Region(content["start"], content["width"], (left, top, right, bottom))
+def _index_or(kind_of: Callable[[Mapping[str, Any]], type[Any]], content: Any) -> Any:
+    """A target that may be a mere index; what was changed is left as it is."""
+    return read(kind_of(content), content) if isinstance(content, Mapping) else content
 
 
 _KINDS: Mapping[frozenset[Any], Reader] = {
     _without_none(AnyAttributions): _attributions,
     _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
-    _without_none(AnyRecordedTarget): lambda content: (
-        read(recorded_kind(content), content) if isinstance(content, Mapping) else content
-    ),
-    _without_none(Target): lambda content: _target(content) if isinstance(content, Mapping) else content,
     _without_none(AnyTarget): lambda content: read(target_kind(content), content),
+    _without_none(AnyRecordedTarget): lambda content: _index_or(recorded_kind, content),
+    _without_none(Target): lambda content: _index_or(combination_kind, content),
 }
 """Types that are unions, of which the content tells the member."""

@@ -21,8 +21,8 @@ from service.answers.explanation import IN_CLEAR, Answered, Explained
 from service.answers.items import RecordedBaseline, RecordedNoise
 from service.answers.reasons import texts_digest
 from service.catalog.inputs.kind import Places, Row
-from service.catalog.outputs.predictions import AnyPrediction
-from service.catalog.outputs.recorded import AnyRecordedTarget, as_recorded
+from service.catalog.outputs.kind import OutputKind
+from service.catalog.outputs.registry import AnyPrediction, AnyRecordedTarget
 from service.catalog.versions import ModelVersion
 from service.domain import SCHEMA, Context, Explanation, Plan
 from service.ledger.entries import Entry
@@ -45,8 +45,8 @@ class RecordedParameters(Item):
         AnyRecordedTarget | None,
         ALWAYS,
         Field(
-            description="the label's or value's index, perhaps with that of another, `rather_than`; places of a map; "
-            "null: the predicted"
+            description="the label's or value's index, perhaps with that of another, `rather_than`; the `measure` of a "
+            "similarity; places of a map; null: the predicted, or a continuation, whose tokens are in the personal part"
         ),
     ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
@@ -157,7 +157,7 @@ class RecordedRow(Item):
 class Personal(Item):
     """The personal part of a record, as far as repeating the explanation needs it.
 
-    `content` is the whole of it, from which the kind of input reads the row that it wrote.
+    `content` is the whole of it, from which the kinds of input and output read the row and the target that they wrote.
     """
 
     plan_digest: str
@@ -185,12 +185,14 @@ def ledger_entry(
     job_row: tuple[str, int] | None = None,
 ) -> Entry:
     """The record of one explanation, serialised once."""
-    clear = in_clear(Answered)
     content = vars(answer)
+    outputs = version.outputs
+    clear = in_clear(Answered) - ({"target"} if outputs.target_is_personal else set())
     personal = {
         **version.manifest.inputs.to_record(Row(plan.input, places)),
         "baseline": RecordedRow(row=plan.baseline.row, digest=plan.baseline.digest),
         "plan_digest": plan_digest,
+        **outputs.personal_target(plan.target),
         "answer": {name: value for name, value in content.items() if name not in clear} | {"prediction": prediction},
     }
     is_inline = plan.baseline.row is not None
@@ -198,7 +200,7 @@ def ledger_entry(
         **{name: value for name, value in content.items() if name in clear},
         "schema": SCHEMA,
         "baseline": RecordedBaseline(name=plan.baseline.name, size=1) if is_inline else answer.baseline,
-        "parameters": _parameters(plan),
+        "parameters": _parameters(plan, outputs),
         "policy": caller.policy.written(),
         "rule": explanation.rule,
         "answers_until_deadline": explanation.answers,
@@ -228,10 +230,10 @@ def ledger_entry(
     )
 
 
-def _parameters(plan: Plan) -> RecordedParameters:
+def _parameters(plan: Plan, outputs: OutputKind) -> RecordedParameters:
     noise = plan.noise
     return RecordedParameters(
-        target=as_recorded(plan.target),
+        target=outputs.recorded_target(plan.target),
         tolerance=plan.tolerance,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,

@@ -6,7 +6,7 @@ wrong items kept the event loop for 34 s and took 6.8 GB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,7 +16,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    FiniteFloat,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from service.api.targets import TARGETS, Number, Target, as_sent
 from service.catalog.nearest import MAX_CHARACTERS_SHOWN, Searches
 from service.domain import Context, ToleranceOf
 from service.errors import MAX_FAULTS, InvalidRequest
@@ -37,52 +37,6 @@ MAX_COHORT_TAGS = 8
 MAX_OPTIONS = 32
 """More than any method has."""
 UNKNOWN_FIELD = "unknown_field"
-
-TARGETS = (
-    "must be a label or a value, by its name or index, or `predicted`; of classes also an object of "
-    "`label` and `rather_than`, of maps one of `box` and `label`"
-)
-A_BOX = "must hold `box`, four numbers, and perhaps `label`, a label or its index"
-TWO_LABELS = "must hold `label` and `rather_than`, each a label or its index"
-
-
-Number = Annotated[FiniteFloat, Field(strict=True)]
-
-
-class Rather(BaseModel):
-    """Two labels, of which the difference is explained."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    label: StrictStr | StrictInt = Field(description="a label, or its index")
-    rather_than: StrictStr | StrictInt = Field(description="the label that it is compared with, or its index")
-
-
-class Box(BaseModel):
-    """A box of a map, of which one label's logits are summed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    box: list[Number] = Field(
-        min_length=4, max_length=4, description="left, top, right and bottom, in pixels of the image, from 0"
-    )
-    label: StrictStr | StrictInt | None = Field(
-        None, description="a label, or its index; needed where there are several"
-    )
-
-
-def _label_or_index(value: object) -> object:
-    if type(value) in (str, int):
-        return value
-    if isinstance(value, dict):
-        if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
-            return value
-        if "box" in value:
-            if value.keys() <= {"box", "label"} and type(value.get("label", "")) in (str, int):
-                return value
-            raise PydanticCustomError(SENTENCE, A_BOX)
-        raise PydanticCustomError(SENTENCE, TWO_LABELS)
-    raise PydanticCustomError(SENTENCE, TARGETS)
 
 
 def _at_most(maximum: int, what: str) -> Callable[[object], object]:
@@ -108,7 +62,6 @@ def _subject(value: str) -> str:
 Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_LENGTH})
 ]
-Target = Annotated[str | int | Rather | Box, BeforeValidator(_label_or_index)]
 Targets = Annotated[list[Target], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
@@ -146,14 +99,16 @@ class NoiseBody(Strict):
     scale: Number = Field(NOISE_SCALE, description="standard deviation, as a share of each input's range")
 
 
+EMBEDDING = Field(True, description="false leaves embeddings out of `predictions`")
+
+
 class ExplainParameters(Strict):
     """All optional; the model's manifest holds the defaults."""
 
     method: StrictStr | None = Field(None, description="an attribution method; the model's page lists them")
     target: Target = Field(
         "predicted",
-        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` "
-        "another, of maps a `box`",
+        description=TARGETS,
     )
     targets: Targets | None = Field(
         None,
@@ -165,7 +120,11 @@ class ExplainParameters(Strict):
         description="explains only instances for whose prediction this holds, `probability > 0.8` or `label == denied` "
         "say; the others have null in the place of each explanation, and no record",
     )
-    output_space: StrictStr | None = Field(None, description="`probability` or `logit`; of values `value`")
+    output_space: StrictStr | None = Field(
+        None,
+        description="`probability` or `logit`; of values `value`, of embeddings `similarity`, of tokens "
+        "`log_probability`",
+    )
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative error accepted, in (0, 1]")
     tolerance_of: StrictStr = Field(
@@ -186,23 +145,36 @@ class ExplainParameters(Strict):
     )
     noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
     options: Options = Field(default_factory=dict, description="the method's own options, by name")
+    embedding: StrictBool = EMBEDDING
+
+    @property
+    def explanations(self) -> int:
+        """How many explanations an instance has."""
+        targets = [self.target] if self.targets is None else self.targets
+        return sum(len(as_sent(target)) for target in targets)
 
     def parameters(self) -> Parameters:
-        """As planning takes them."""
-        target = _as_sent(self.target) if "target" in self.model_fields_set else None
-        targets = None if self.targets is None else tuple(map(_as_sent, self.targets))
-        noise = None if self.noise is None else vars(self.noise)
-        return Parameters(**{**vars(self), "target": target, "targets": targets, "noise": noise})
-
-
-def _as_sent(target: str | int | Rather | Box) -> RequestedTarget:
-    return vars(target) if isinstance(target, Rather | Box) else target
+        """As planning takes them; a target of both sides becomes two."""
+        own: Sequence[RequestedTarget] = as_sent(self.target) if "target" in self.model_fields_set else [None]
+        placed: list[tuple[Sequence[str | int], RequestedTarget]] = []
+        if self.targets is not None:
+            placed = [(("targets", at), one) for at, target in enumerate(self.targets) for one in as_sent(target)]
+        elif len(own) > 1:
+            placed, own = [(("target",), one) for one in own], [None]
+        read = {
+            "target": own[0],
+            "targets": [one for _, one in placed] or None,
+            "places": [place for place, _ in placed] or None,
+            "noise": None if self.noise is None else vars(self.noise),
+        }
+        return Parameters(**{name: value for name, value in {**vars(self), **read}.items() if name != "embedding"})
 
 
 class PredictParameters(Strict):
     """What a prediction may be asked with."""
 
     output_space: StrictStr | None = Field(None, description="`probability` or `logit`")
+    embedding: StrictBool = EMBEDDING
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
@@ -251,7 +223,7 @@ class ExplainBody(Strict):
 
 def check_size(instances: Sized, parameters: ExplainParameters, most: int) -> None:
     """Refuses more than so many explanations of instances."""
-    explanations = len(instances) * len(parameters.targets or (parameters.target,))
+    explanations = len(instances) * parameters.explanations
     if explanations > most:
         sentence = "asks for {explanations} explanations, one for each instance and target; {most} at most"
         raise PydanticCustomError(SENTENCE, sentence, {"explanations": explanations, "most": most})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -238,10 +237,10 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device, most: int 
     deployed = {space: np.concatenate([answer[space] for answer in answers]) for space in answers[0]}
     outputs = manifest.outputs
     own = deployed[outputs.network_space]
-    if own.shape != (len(rows), prod(outputs.network_shape)):
+    if own.shape != (len(rows), outputs.width):
         raise CatalogError(
-            f"the artefact answers {list(own.shape)[1:]} {outputs.network_noun} for {len(outputs.names)} "
-            f"{outputs.noun}{'s' * (len(outputs.names) > 1)}"
+            f"the artefact answers {list(own.shape)[1:]} {outputs.network_noun} for {outputs.width} "
+            f"{outputs.noun}{'s' * (outputs.width > 1)}"
         )
     if not np.isfinite(own).all():
         raise CatalogError(

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs.features import Category, Feature, Reason
 from service.catalog.inputs.registry import DeclaredInputs
-from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.kind import PREDICTED
+from service.catalog.outputs.registry import Outputs
 from service.catalog.plain_yaml import read_yaml
 from service.catalog.refusals import fields
 from service.catalog.review_rules import Review, named_by
@@ -71,8 +71,8 @@ class Defaults(_Frozen):
     max_evaluations: int = Field(default=4096, ge=1)
 
 
-Example = Mapping[str, Category | FiniteFloat | None] | tuple[int, ...] | tuple[Any, ...]
-"""A row by feature name; for an image nested lists or a file, for tokens a list, a text or a file."""
+Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | None] | tuple[int, ...] | tuple[Any, ...]
+"""A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file."""
 
 
 class Manifest(_Frozen):
@@ -107,6 +107,7 @@ class Manifest(_Frozen):
         if self.defaults.baseline not in own.union(name for name, _ in sets):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
         self._check_tensors()
+        self.outputs.check_inputs(self.inputs)
         if self.baselines and self.inputs.sets_obstacle is not None:
             raise ValueError(self.inputs.sets_obstacle)
         self._check_review()

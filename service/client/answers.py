@@ -1,7 +1,7 @@
 """Predictions, explanations and records, as the service answers them.
 
-Attributions are by feature, by step, by pixel or by token; a prediction is of a class, of several labels, or of values.
-Each is a class of its own, and which one it is the answer says by its shape.
+Attributions are by feature, by step, by pixel or by token. Each is a class of its own, and which one it is the answer
+says by its shape; predictions and targets are such classes too, in `outputs`.
 """
 
 from __future__ import annotations
@@ -12,91 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from .errors import DamagedRecord
+from .outputs import Prediction, Target
 from .reading import read
 
 E = TypeVar("E", bound="Explanation")
-
-
-class Prediction(ABC):
-    """What the deployed model answers for an instance."""
-
-    __slots__ = ()
-    output_space: str
-    """What its numbers are: `probability`, `logit` or `value`."""
-
-    @property
-    @abstractmethod
-    def text(self) -> str:
-        """It in a few words."""
-
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Prediction:
-        """Of the kind that its names say. Raises UnexpectedAnswer."""
-        if "values" in content:
-            return read(PredictedValues, content)
-        if "areas" in content:
-            return read(PredictedMap, content)
-        return read(PredictedLabels, content) if "labels" in content else read(PredictedClass, content)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedClass(Prediction):
-    """One of the model's labels; none where the outputs are not finite."""
-
-    output_space: str
-    outputs: tuple[float, ...] = ()
-    label: str | None = None
-    index: int | None = None
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return self.label if self.label is not None else "no number"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedLabels(Prediction):
-    """Those of the model's labels that are over their thresholds, the likeliest first; perhaps none."""
-
-    output_space: str
-    labels: tuple[str, ...]
-    outputs: tuple[float, ...] = ()
-    label: str | None = None
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return ", ".join(self.labels) or "no label"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedValues(Prediction):
-    """Numbers by name, with their units (`1` for none)."""
-
-    output_space: str
-    values: dict[str, float]
-    units: dict[str, str]
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return ", ".join(f"{name} {with_unit(value, self.units[name])}" for name, value in self.values.items()) or (
-            "no number"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedMap(Prediction):
-    """The share of all places, by label, and the label with the most; none where there is no such place."""
-
-    output_space: str
-    areas: dict[str, float]
-    label: str | None = None
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return ", ".join(f"{label} {share:.0%}" for label, share in self.areas.items()) or "no number"
 
 
 class Attributions(ABC):
@@ -205,33 +124,27 @@ class ByToken(Attributions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContinuationToken:
+    """A token of the explained continuation, or of the one that it is compared with, with its log-probability; where
+    they were asked for, with the attributions of it alone."""
+
+    id: int
+    token: str | None = None
+    rather_than: bool = False
+    log_probability: float | None = None
+    attributions: Attributions | None = None
+    completeness_error: float | None = None
+    attribution_error: float | None = None
+    converged: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
     """The version that answered."""
 
     name: str
     version: str
     digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What was explained: the output of a label, perhaps less that of another, or a value."""
-
-    index: int
-    label: str | None = None
-    rather_than: str | None = None
-    value: str | None = None
-    unit: str | None = None
-    box: tuple[float, ...] | None = None
-    places: int | None = None
-
-    @property
-    def text(self) -> str:
-        """It in words."""
-        name = self.value if self.label is None else self.label
-        if self.box is not None:
-            return f"{name} in {', '.join(f'{edge:g}' for edge in self.box)}"
-        return f"{name} rather than {self.rather_than}" if self.rather_than is not None else str(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +201,7 @@ class Explanation:
     attribution_errors: Attributions | None = None
     interactions: tuple[tuple[float, ...], ...] | None = None
     groups: tuple[Mapping[str, Any], ...] | None = None
+    continuation: tuple[ContinuationToken, ...] = ()
     noise: Mapping[str, Any] | None = None
     converged: bool | None = None
     reason: str | None = None
@@ -340,11 +254,6 @@ class Verification:
     faults: tuple[str, ...]
     size: int
     signed: int
-
-
-def with_unit(value: float, unit: str | None) -> str:
-    """The number with its unit, in six digits."""
-    return f"{value:g}" if unit in (None, "1") else f"{value:g} {unit}"
 
 
 def read_explained(content: Mapping[str, Any], prediction: Mapping[str, Any]) -> Explanation:

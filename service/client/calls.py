@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 from .answers import (
     Explanation,
-    Prediction,
     Record,
     Verification,
     read_explained,
@@ -18,6 +17,7 @@ from .answers import (
 )
 from .descriptions import ModelDescription, read_description
 from .errors import UnexpectedAnswer
+from .outputs import Prediction, TargetOf
 from .reading import read
 
 T = TypeVar("T")
@@ -39,30 +39,12 @@ class Context:
         return {name: value for name, value in content.items() if value is not None}
 
 
-class Contrast(TypedDict):
-    """A target: the difference of two classes."""
-
-    label: str | int
-    rather_than: str | int
-
-
 class Noise(TypedDict, total=False):
     """Noisy copies of the input, around any method."""
 
     kind: Literal["smoothgrad", "vargrad"]
     samples: int
     scale: float
-
-
-class Box(TypedDict, total=False):
-    """A target: one label's logits inside a box, left, top, right and bottom in pixels of the image."""
-
-    box: Sequence[float]
-    label: str | int
-
-
-TargetOf = str | int | Contrast | Box
-"""A label or a value, by its name or index; `predicted`; two classes; or a box of a map."""
 
 
 class Parameters(TypedDict, total=False):
@@ -83,6 +65,7 @@ class Parameters(TypedDict, total=False):
     over: Literal["time", "feature"]
     noise: Noise
     options: Mapping[str, Any]
+    embedding: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from . import calls
-from .answers import Explanation, Prediction, Record, Verification
-from .calls import Call, Context, Parameters, TargetOf
+from .answers import Explanation, Record, Verification
+from .calls import Call, Context, Parameters
 from .descriptions import ModelDescription
 from .errors import ClientError, Refused, UnexpectedAnswer, Unreachable, refusal
+from .outputs import Prediction, TargetOf
 from .retries import NO_RETRIES, Attempts, Retries, read_retry_after
 
 T = TypeVar("T")
@@ -188,7 +189,8 @@ class Model:
         fresh: bool = False,
         **parameters: Unpack[Parameters],
     ) -> list[Explanation]:
-        """Explanations of one instance, one for each of at most 20 targets, in one request, which shares work."""
+        """Explanations of one instance, one for each of at most 20 targets, in one request, which shares work; of both
+        sides of a similarity, two."""
         asked = {**parameters, "targets": list(targets)}
         return self._client.send(
             calls.explain(calls.read_explanations, self.name, self.version, [instance], context, asked, fresh=fresh)

@@ -10,13 +10,13 @@ import numpy as np
 
 from service.catalog.traits import Traits
 from service.domain import (
+    Combination,
     Completeness,
     Contrast,
     Floats,
     GroupShare,
     OptionValue,
     OutputSpace,
-    Region,
     Target,
     ToleranceOf,
     read_target,
@@ -62,7 +62,8 @@ class Problem:
     @property
     def is_linked(self) -> bool:
         """Whether the explained output lies behind the model's link, and is no linear function of its numbers."""
-        return self.output_space is OutputSpace.PROBABILITY
+        is_linked = isinstance(self.target, Combination) and self.target.is_linked
+        return is_linked or self.output_space is OutputSpace.PROBABILITY
 
     @property
     def logit_readout(self) -> Readout:
@@ -71,14 +72,11 @@ class Problem:
 
     @property
     def target_index(self) -> int:
-        """The number of the output that is explained, which may be contrasted with another; the first of a region."""
-        match self.target:
-            case Contrast(index=index):
-                return index
-            case Region(outputs=outputs):
-                return int(outputs[0])
-            case index:
-                return index
+        """The number of the label that is explained, which may be contrasted with another."""
+        if isinstance(self.target, Contrast):
+            return self.target.index
+        assert isinstance(self.target, int)
+        return self.target
 
     def read(self, outputs: Outputs) -> Floats:
         """What the target reads of deployed `outputs` [n, outputs]: [n]."""
@@ -86,20 +84,17 @@ class Problem:
 
     def logit_of(self, logits: Floats) -> Floats:
         """What the target reads [n], as `logit_readout` has it, of the network's `logits` [n, outputs]."""
-
-        def of(label: int) -> Floats:
-            own: Floats = logits[:, label]
-            return own - logits[:, 1 - label] if self.traits.has_one_logit else own
-
-        if isinstance(self.target, Contrast):
-            return of(self.target.index) - of(self.target.rather_than)
-        return read_target(logits, self.target) if isinstance(self.target, Region) else of(self.target)
+        read = logits - logits[:, ::-1] if self.traits.has_one_logit else logits
+        if isinstance(self.target, Combination):
+            return self.target.sum_of(read)
+        own: Floats = read[:, self.target]
+        return own
 
     def rows(self, rows: Floats) -> Rows:
         """Asks for the gradients of the explained output at `rows` [n, inputs]."""
-        rather_than = self.target.rather_than if isinstance(self.target, Contrast) else None
-        region = self.target if isinstance(self.target, Region) else None
-        return Rows(rows, self.readout, np.full(len(rows), self.target_index), rather_than, region)
+        if isinstance(self.target, Combination):
+            return Rows(rows, self.readout, np.zeros(len(rows), dtype=np.intp), self.target)
+        return Rows(rows, self.readout, np.full(len(rows), self.target))
 
     @property
     def labels(self) -> int:

@@ -19,11 +19,10 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 
 from service.domain import (
-    Contrast,
+    Combination,
     Floats,
     Indices,
     OutputSpace,
-    Region,
     Target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
@@ -34,7 +33,8 @@ class Readout(IntEnum):
     """The scalar of the network's numbers z that is explained at a point.
 
     `LOGIT` is z_t, also where z are values and no logits; `PROBABILITY` is link(z)_t, by the model's link; and
-    `MARGIN`, for two labels, is z_t - z_other: the log-odds. Of a contrast it is the difference of two of them.
+    `MARGIN`, for two labels, is z_t - z_other: the log-odds. Of a contrast it is the difference of two of them, and of
+    a similarity the dot product of z, or of link(z), with the target's coefficients.
     """
 
     LOGIT = 0
@@ -64,15 +64,14 @@ class Points:
 class Rows:
     """Explicit gradient points: the `rows` [n, inputs], and for each the output in `targets` [n].
 
-    With `rather_than` all of them are contrasts with that output, and with a `region` all read that. Answered with
-    `Evaluated`, whose contributions are here the gradients themselves. They share chunks with `Points`.
+    Where they have one `target` that is more than an output, it counts. Answered with `Evaluated`, whose contributions
+    are here the gradients themselves. They share chunks with `Points`.
     """
 
     rows: Floats
     readout: Readout
     targets: Indices
-    rather_than: int | None = None
-    region: Region | None = None
+    target: Combination | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -244,16 +243,12 @@ class Pieces:
 
 def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
     """What a target reads of so many outputs, as coefficients [outputs]; of a probability, behind the link."""
-    if isinstance(target, Contrast):
-        own, other = (coefficients_of(readout, index, outputs) for index in (target.index, target.rather_than))
-        return own - other
-    if isinstance(target, Region):
-        chosen = np.zeros(outputs)
-        chosen[target.outputs] = 1
-        return chosen
-    coefficients = np.full(outputs, -1.0 if readout is Readout.MARGIN else 0.0)
-    coefficients[target] = 1
-    return coefficients
+    if isinstance(target, Combination):
+        coefficients = target.coefficients(outputs)
+    else:
+        coefficients = np.zeros(outputs)
+        coefficients[target] = 1
+    return coefficients - coefficients[::-1] if readout is Readout.MARGIN else coefficients
 
 
 class DeadlinePassed(Exception):

@@ -27,7 +27,6 @@ from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_o
 from service.answers.record import Personal, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.inputs.kind import PLAIN
-from service.catalog.outputs.recorded import as_target
 from service.catalog.versions import Catalog, ModelVersion
 from service.domain import (
     BaselineChoice,
@@ -140,7 +139,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=as_target(parameters.target),
+        target=version.outputs.target_of_record(parameters.target, personal.content),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -214,7 +213,5 @@ def _computed(
     row = version.manifest.inputs.of_record(personal.content)
     detail = PLAIN if record.attributions is None else record.attributions.detail
     answer = answered(version, plan, explanation, row.places, id=record.id, cached=False, detail=detail)
-    prediction = version.manifest.outputs.prediction_item(
-        explanation.outputs, plan.output_space, truncated=row.truncated
-    )
+    prediction = version.outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
     return Computed(answer, prediction, explanation.rule)

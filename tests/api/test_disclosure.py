@@ -28,7 +28,7 @@ from service.answers.items import ReasonItem
 from service.answers.reading import read
 from service.answers.record import Personal, RecordedRow, RecordItem
 from service.catalog.outputs.classes import ClassPrediction
-from service.catalog.outputs.predictions import AnyPrediction, AnyTarget
+from service.catalog.outputs.registry import AnyPrediction, AnyTarget
 from service.ledger.tables import explanations, log
 
 if TYPE_CHECKING:

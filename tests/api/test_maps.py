@@ -198,5 +198,5 @@ async def test_what_is_no_box_is_refused_in_a_sentence(client: httpx.AsyncClient
 
 async def test_a_box_is_no_target_of_other_models() -> None:
     classes = Classes(labels=("a", "b"), link="softmax")
-    with pytest.raises(InvalidRequest, match="a box is a target of maps alone"):
+    with pytest.raises(InvalidRequest, match="`box` and `label` says nothing of classes; name a label, or two"):
         classes.read_target({"box": [0, 0, 1, 1], "label": "a"})

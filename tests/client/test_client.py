@@ -25,7 +25,7 @@ from service.answers.record import RecordItem
 from service.api.schemas import ExplainParameters
 from service.catalog.inputs.registry import AnyAttributions
 from service.catalog.inputs.series import SeriesAttributions
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.registry import AnyPrediction
 from service.client import (
     AsyncClient,
     ByFeature,
@@ -42,8 +42,10 @@ from service.client import (
     NotFound,
     Parameters,
     PredictedClass,
+    PredictedEmbedding,
     PredictedLabels,
     PredictedMap,
+    PredictedTokens,
     PredictedValues,
     Prediction,
     Record,
@@ -246,7 +248,14 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
     kinds = {frozenset(field.name for field in fields(kind)) for kind in get_args(AnyPrediction)}
     assert kinds == {
         frozenset(field.name for field in fields(kind))
-        for kind in (PredictedClass, PredictedLabels, PredictedMap, PredictedValues)
+        for kind in (
+            PredictedClass,
+            PredictedLabels,
+            PredictedValues,
+            PredictedEmbedding,
+            PredictedTokens,
+            PredictedMap,
+        )
     }
 
 

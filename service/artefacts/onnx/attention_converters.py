@@ -115,8 +115,8 @@ def _rotary(node: Node) -> Function:
         raise node.error("lacks num_heads")
 
     def turned(tensor: Tensor, places: Tensor) -> Tensor:
-        parts = (heads, -1) if heads else (-1, width)
-        split = torch.unflatten(tensor, -1, parts).transpose(1, 2) if is_flat else tensor
+        sizes = (heads, -1) if heads else (-1, width)
+        split = torch.unflatten(tensor, -1, sizes).transpose(1, 2) if is_flat else tensor
         if not starts_anywhere:
             places = places + torch.arange(split.shape[2])[None]
         cosine, sine = cosines[places].unsqueeze(1), sines[places].unsqueeze(1)

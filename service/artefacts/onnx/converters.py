@@ -279,8 +279,7 @@ def _norm_over_all(node: Node) -> Function:
 
 @converts("Det")
 def _determinant(_: Node) -> Function:
-    determinant: Function = torch.linalg.det
-    return determinant
+    return lambda tensor: torch.linalg.det(tensor)
 
 
 @converts("Scaler", domain=ML)

@@ -6,6 +6,7 @@ What is explained is the sum of one label's logits over a box of places; the who
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, floor, isfinite, prod
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,7 +27,7 @@ from service.catalog.outputs.kind import (
     Space,
     are_finite,
 )
-from service.domain import Floats, OutputSpace, Region, Target
+from service.domain import Combination, Floats, Indices, OutputSpace, Target
 from service.errors import InvalidRequest, Kind, invalid
 from service.numerics.links import IDENTITY, Link
 
@@ -35,8 +36,49 @@ MAX_NUMBERS = 2**17
 Size = Annotated[int, Field(ge=1)]
 
 
+@dataclass(frozen=True)
+class Region(Combination):
+    """The sum of outputs that lie in a box of a map, whose rows of `width` outputs begin at `start`.
+
+    `places` are the first column and row, and those behind the last.
+    """
+
+    told_by = "places"
+
+    start: int
+    width: int
+    places: tuple[int, int, int, int]
+
+    @property
+    def outputs(self) -> Indices:
+        """The numbers of the outputs."""
+        left, top, right, bottom = self.places
+        rows = self.start + self.width * np.arange(top, bottom)[:, None]
+        return (rows + np.arange(left, right)).ravel()
+
+    def coefficients(self, outputs: int) -> Floats:
+        coefficients = np.zeros(outputs)
+        coefficients[self.outputs] = 1.0
+        return coefficients
+
+    def sum_of(self, outputs: Floats) -> Floats:
+        return np.asarray(outputs[..., self.outputs].sum(axis=-1))
+
+
+class RecordedRegion(Item):
+    """Places of a map, of which the sum is explained."""
+
+    told_by: ClassVar[str] = "places"
+
+    start: Annotated[int, ALWAYS, Field(description="the index of the map's first output")]
+    width: Annotated[int, ALWAYS, Field(description="of the map, in places")]
+    places: Annotated[tuple[int, ...], ALWAYS, Field(description="the first column and row, and those behind the last")]
+
+
 class MapPrediction(PredictionItem):
     """At how many places each label is the largest; of a single label, where its logit is above zero."""
+
+    told_by: ClassVar[str] = "areas"
 
     label: Annotated[str | None, ALWAYS, Field(description="the label with the most places; absent for none")] = None
     areas: Annotated[
@@ -54,6 +96,8 @@ class MapPrediction(PredictionItem):
 
 class RegionTarget(Item):
     """The label whose logits are summed, and the box that they are summed over."""
+
+    told_by: ClassVar[str] = "box"
 
     index: Annotated[int, ALWAYS, Field(description="the label's place among the model's labels, from 0")]
     label: Annotated[str, ALWAYS, Field(description="its name")]
@@ -123,7 +167,7 @@ class Maps(OutputKind):
         if not isinstance(requested, Mapping):
             return self._whole(self._index(requested, [PREDICTED]))
         if "box" not in requested:
-            raise self._no_contrast("here a box of one label is explained, as in {box: [0, 0, 8, 8], label: ...}")
+            raise self._unfit(requested, "here a box of one label is explained, as in {box: [0, 0, 8, 8], label: ...}")
         label = requested.get("label")
         if label is None and len(self.labels) > 1:
             raise self._unknown(f"target: a box needs its `label`, one of {', '.join(self.labels)}")
@@ -150,6 +194,15 @@ class Maps(OutputKind):
                 f"of an image of {pixels_across} x {pixels_down}, of which a place has {place}"
             )
         return Region(label * height * width, width, (columns[0], rows[0], columns[1], rows[1]))
+
+    def recorded_target(self, target: Target | None) -> RecordedRegion | None:
+        return RecordedRegion(**vars(target)) if isinstance(target, Region) else None
+
+    def target_of_record(self, recorded: Any, personal: Mapping[str, Any]) -> Target | None:  # noqa: ARG002
+        if recorded is None:
+            return None
+        left, top, right, bottom = recorded.places
+        return Region(recorded.start, recorded.width, (left, top, right, bottom))
 
     def default_target(self, outputs: NDArray[np.floating]) -> Target:
         """The whole map of the label with the most places."""

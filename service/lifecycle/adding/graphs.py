@@ -34,6 +34,7 @@ from service.lifecycle.adding.endings import (
     VALUES,
     Ending,
     add_outputs,
+    as_embedding,
     as_independent_logits,
     as_logits,
     as_values,
@@ -104,6 +105,7 @@ class ServableModel:
             OutputSpace.LOGIT: SCORE if self.has_one_logit else LOGITS,
             OutputSpace.PROBABILITY: PROBABILITIES,
             OutputSpace.VALUE: VALUES,
+            OutputSpace.SIMILARITY: VALUES,
         }
         return {space.value: tensor for space, tensor in tensors.items() if space in self.outputs.spaces}
 
@@ -122,14 +124,15 @@ def make_servable(
     are_values: bool = False,
     are_several: bool = False,
     ask: Ask | None = None,
+    is_embedding: bool = False,
 ) -> ServableModel:
     """Rewrites a file to answer logits and probabilities, or values. `output` names the tensor of scores, if it is
     known.
 
     Scores are logits if `is_logit`, and values if `are_values` or if the file is one of scikit-learn's regressors. With
-    `are_several` each label is right or wrong independently of the others. The file is run on `rows` [rows, columns],
-    flat, or on random ones; which of several outputs is meant is asked by `ask`. Raises CatalogError, saying what to
-    do.
+    `are_several` each label is right or wrong independently of the others. With `is_embedding` they are the numbers of
+    an embedding. The file is run on `rows` [rows, columns], flat, or on random ones; which of several outputs is meant
+    is asked by `ask`. Raises CatalogError, saying what to do.
     """
     graph_input = single_input_of(model)
     whole = onnx.ModelProto()
@@ -148,13 +151,18 @@ def make_servable(
         raise CatalogError(f"{output!r} holds no finite number for any of {len(rows)} rows; bring rows of its data")
     meaning = meaning_of(scores, is_quantised=is_quantised(model))
     is_stated = is_logit or are_several
-    if are_values or (not is_stated and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning)):
+    if (
+        are_values
+        or is_embedding
+        or (not is_stated and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning))
+    ):
         meaning = Meaning.VALUES
     elif is_logit:
         _refuse_probabilities(output, meaning, scores)
         meaning = Meaning.SCORES
     failures = []
-    for ending in _endings(whole, output, meaning, scores.shape[1], are_several):
+    known = [as_embedding(output)] if is_embedding else None
+    for ending in known or _endings(whole, output, meaning, scores.shape[1], are_several):
         servable = _with_outputs(model, whole, graph_input, output, meaning, scores.shape[1], ending)
         try:
             refuse_difference(model, servable, rows)
