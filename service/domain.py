@@ -7,9 +7,11 @@ no slots: for classes with slots pickle calls Python code for every value, which
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 import orjson
@@ -70,90 +72,70 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
+class Combination(ABC):
+    """A target that is read of several outputs: their weighted sum, or a function of that and of their length.
+
+    What a kind of output explains beside single outputs is a frozen dataclass of this class, in the kind's own file.
+    """
+
+    told_by: ClassVar[str]
+    """A field by which one that was written as JSON is told from those of other classes."""
+
+    @abstractmethod
+    def coefficients(self, outputs: int) -> Floats:
+        """What each of so many outputs is multiplied by in the sum."""
+
+    @abstractmethod
+    def sum_of(self, outputs: Floats) -> Floats:
+        """The sum [...] of `outputs` [..., outputs]."""
+
+    def of(self, outputs: Floats) -> Floats:
+        """The explained number [...] of `outputs` [..., outputs]."""
+        return self.sum_of(outputs)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the explained number is that sum behind the model's link, of whatever outputs."""
+        return False
+
+    @property
+    def parts(self) -> Sequence[int]:
+        """The outputs that are to be explained too, each on its own."""
+        return ()
+
+
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Combination):
     """The output at `index` minus the one at `rather_than`: what speaks for one rather than for the other."""
 
     index: int
     rather_than: int
 
+    def coefficients(self, outputs: int) -> Floats:
+        coefficients = np.zeros(outputs)
+        coefficients[self.index], coefficients[self.rather_than] = 1.0, -1.0
+        return coefficients
 
-class Measure(StrEnum):
-    """How similar two embeddings are: by their dot product, or by the cosine of the angle between them."""
-
-    COSINE = "cosine"
-    DOT = "dot"
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """The similarity of the outputs, an embedding, to the embedding `reference` [outputs].
-
-    An embedding of zeros has no direction: its cosine with any other is 0.
-    """
-
-    reference: tuple[float, ...]
-    measure: Measure
-
-    @property
-    def coefficients(self) -> Floats:
-        """What the outputs are multiplied by and summed: for the cosine the reference's direction. [outputs]."""
-        reference = np.array(self.reference)
-        if self.measure is Measure.COSINE:
-            reference /= float(np.linalg.norm(reference)) or 1.0
-        return reference
-
-    def of(self, outputs: Floats) -> Floats:
-        """The similarity [...] of `outputs` [..., outputs]."""
-        products: Floats = outputs @ self.coefficients
-        if self.measure is Measure.DOT:
-            return products
-        norms = np.linalg.norm(outputs, axis=-1)
-        cosines: Floats = np.divide(products, norms, out=np.zeros_like(products), where=norms != 0)
-        return cosines
+    def sum_of(self, outputs: Floats) -> Floats:
+        difference: Floats = outputs[..., self.index] - outputs[..., self.rather_than]
+        return difference
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """What a language model says of a text behind the prompt: its log-probability, less that of the text that it is
-    compared with. Both are by their tokens; `per_token` asks for the attributions of each token's, too."""
-
-    tokens: tuple[int, ...]
-    rather_than: tuple[int, ...] = ()
-    per_token: bool = False
-
-    @property
-    def outputs_of_tokens(self) -> range:
-        """Where among the outputs the log-probability of each token of both is."""
-        return range(1, 1 + len(self.tokens) + len(self.rather_than))
-
-    @property
-    def explanations(self) -> int:
-        """How many are computed for it."""
-        return 1 + self.per_token * len(self.outputs_of_tokens)
-
-
-Target = int | Contrast | Similarity
-"""The single number that is explained: the output at an index, the difference of two, or a similarity."""
-
-PlanTarget = Target | Continuation
-"""What a plan explains: a number of the outputs, or one that the network is asked for together with its input."""
-
-
-def output_of(target: PlanTarget) -> Target:
-    """Where among the outputs the explained number is: that of a continuation is the first."""
-    return 0 if isinstance(target, Continuation) else target
+Target = int | Combination
+"""The single number that is explained: the output at an index, or what is read of several."""
 
 
 def read_target(outputs: Floats, target: Target) -> Floats:
     """The explained number [...] of `outputs` [..., outputs]."""
-    if isinstance(target, Contrast):
-        difference: Floats = outputs[..., target.index] - outputs[..., target.rather_than]
-        return difference
-    if isinstance(target, Similarity):
+    if isinstance(target, Combination):
         return target.of(outputs)
     own: Floats = outputs[..., target]
     return own
+
+
+def further_outputs(target: Target | None) -> Sequence[int]:
+    """The outputs that are to be explained beside a target, each on its own."""
+    return target.parts if isinstance(target, Combination) else ()
 
 
 @dataclass(frozen=True)
@@ -250,7 +232,7 @@ class Plan:
     method: str
     options: tuple[tuple[str, OptionValue], ...]
     input: tuple[float, ...]
-    target: PlanTarget | None
+    target: Target | None
     output_space: OutputSpace
     baseline: BaselineChoice
     tolerance: float
@@ -349,7 +331,7 @@ class Explanation:
     """
 
     outputs: tuple[float, ...] | None
-    target: PlanTarget
+    target: Target
     output: float | None
     baseline_output: float | None
     attributions: tuple[float, ...] | None

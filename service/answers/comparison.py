@@ -16,7 +16,7 @@ from service.answers.encoding import encode
 from service.answers.explanation import Explained
 from service.answers.reading import UnreadableValues
 from service.catalog.inputs.registry import AnyAttributions
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.registry import AnyPrediction
 
 Numbers = Literal["equal", "within_tolerance", "differ"]
 

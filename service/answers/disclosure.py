@@ -18,7 +18,7 @@ from service.access.permissions import Policy
 from service.access.visibility import Limits, limited_to, outputs_in, step_of
 from service.answers.explanation import Explained
 from service.answers.items import DisclosureItem
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.registry import AnyPrediction
 
 T = TypeVar("T", bound=Explained)
 P = TypeVar("P", bound=AnyPrediction)

@@ -32,8 +32,8 @@ from service.answers.reasons import principal_reasons
 from service.catalog.inputs.kind import PLAIN, Detail, Places, Row
 from service.catalog.inputs.registry import AnyAttributions
 from service.catalog.manifest import Manifest
-from service.catalog.outputs.kind import TokenItem
-from service.catalog.outputs.predictions import AnyTarget, Space
+from service.catalog.outputs.kind import Space, TokenItem
+from service.catalog.outputs.registry import AnyTarget
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, GroupShare, NoiseKind, Plan
 from service.methods.registry import BY_NAME

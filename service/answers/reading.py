@@ -23,15 +23,21 @@ from service.answers.record import (
     DamagedItem,
     Personal,
     PlaceItem,
-    RecordedTarget,
     RecordItem,
     in_clear,
-    recorded_target_kind,
 )
 from service.catalog.inputs.kind import PLAIN, Detail
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
-from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
-from service.domain import Continuation, Contrast, PlanTarget, Similarity
+from service.catalog.outputs.registry import (
+    AnyPrediction,
+    AnyRecordedTarget,
+    AnyTarget,
+    combination_kind,
+    prediction_kind,
+    recorded_kind,
+    target_kind,
+)
+from service.domain import Target
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
@@ -221,17 +227,11 @@ def _index_or(kind_of: Callable[[Mapping[str, Any]], type[Any]], content: Any) -
     return read(kind_of(content), content) if isinstance(content, Mapping) else content
 
 
-def _target_kind(content: Mapping[str, Any]) -> type[Contrast | Similarity | Continuation]:
-    if "measure" in content:
-        return Similarity
-    return Contrast if "index" in content else Continuation
-
-
 _KINDS: Mapping[frozenset[Any], Reader] = {
     _without_none(AnyAttributions): _attributions,
     _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
     _without_none(AnyTarget): lambda content: read(target_kind(content), content),
-    _without_none(RecordedTarget): lambda content: _index_or(recorded_target_kind, content),
-    _without_none(PlanTarget): lambda content: _index_or(_target_kind, content),
+    _without_none(AnyRecordedTarget): lambda content: _index_or(recorded_kind, content),
+    _without_none(Target): lambda content: _index_or(combination_kind, content),
 }
 """Types that are unions, of which the content tells the member."""

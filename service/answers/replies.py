@@ -12,7 +12,7 @@ from service.answers.encoding import encode
 from service.answers.explanation import ExplanationItem
 from service.answers.items import ReasonItem, TimingsItem
 from service.answers.record import DamagedItem, RecordItem
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.registry import AnyPrediction
 
 Verdict = Literal["bit_exact", "within_tolerance", "environment_differs", "differs"]
 

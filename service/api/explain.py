@@ -27,7 +27,7 @@ from service.api.schemas import ContextBody, ExplainBody, PredictBody
 from service.api.transport import while_connected
 from service.catalog.inputs.instances import read_instances
 from service.catalog.inputs.kind import Row
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.registry import AnyPrediction
 from service.catalog.versions import ModelVersion
 from service.domain import Context
 from service.errors import Fault, Kind, MalformedBody

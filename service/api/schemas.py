@@ -16,7 +16,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    FiniteFloat,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from service.api.targets import TARGETS, Number, Target, as_sent
 from service.catalog.nearest import MAX_CHARACTERS_SHOWN, Searches
 from service.domain import Context, ToleranceOf
 from service.errors import MAX_FAULTS, InvalidRequest
@@ -37,79 +37,6 @@ MAX_COHORT_TAGS = 8
 MAX_OPTIONS = 32
 """More than any method has."""
 UNKNOWN_FIELD = "unknown_field"
-
-TARGETS = (
-    "must be a label or a value, by its name or index, or `predicted`; of classes also an object of "
-    "`label` and `rather_than`, of embeddings one with `similar_to`"
-)
-CONTINUATION = "must hold a text as `continuation`, perhaps one as `rather_than`, and `per_token` as true or false"
-TWO_LABELS = "must hold `label` and `rather_than`, each a label or its index"
-
-SIMILARITY = (
-    "must hold `similar_to`, and may hold `measure`, `cosine` or `dot`, and `both`, true or false; nothing else"
-)
-
-
-class Rather(BaseModel):
-    """Two labels, of which the difference is explained."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    label: StrictStr | StrictInt = Field(description="a label, or its index")
-    rather_than: StrictStr | StrictInt = Field(description="the label that it is compared with, or its index")
-
-
-class SimilarTo(BaseModel):
-    """Of an embedding: what the instance is similar to, and how that is measured."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    similar_to: Any = Field(description="another instance, or an embedding: as many numbers as the model answers")
-    measure: StrictStr = Field("cosine", description="`cosine`, that of the angle, or `dot`, the product")
-    both: StrictBool = Field(
-        False,
-        description="explains both sides: a second explanation is of the other instance, by its similarity to the "
-        "request's own",
-    )
-
-    def sides(self) -> list[dict[str, Any]]:
-        """The targets that it stands for, one for each explanation."""
-        own = {"similar_to": self.similar_to, "measure": self.measure}
-        return [own, {**own, "side": "reference"}] if self.both else [own]
-
-
-class ContinuationBody(BaseModel):
-    """A text behind the prompt of a language model, of which the log-probability is explained."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    continuation: StrictStr = Field(description="the text, with the space that it begins with")
-    rather_than: StrictStr | None = Field(None, description="the text whose log-probability is taken away")
-    per_token: StrictBool = Field(False, description="attributions of each token's log-probability, too")
-
-
-def _is_continuation(value: dict[str, object]) -> bool:
-    types = {"continuation": str, "rather_than": str, "per_token": bool}
-    return all(name in types and type(part) is types[name] for name, part in value.items())
-
-
-def _label_or_index(value: object) -> object:
-    if type(value) in (str, int):
-        return value
-    if isinstance(value, dict) and "similar_to" in value:
-        types = {"similar_to": object, "measure": str, "both": bool}
-        if all(name in types and isinstance(part, types[name]) for name, part in value.items()):
-            return value
-        raise PydanticCustomError(SENTENCE, SIMILARITY)
-    if isinstance(value, dict):
-        if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
-            return value
-        if "continuation" in value:
-            if _is_continuation(value):
-                return value
-            raise PydanticCustomError(SENTENCE, CONTINUATION)
-        raise PydanticCustomError(SENTENCE, TWO_LABELS)
-    raise PydanticCustomError(SENTENCE, TARGETS)
 
 
 def _at_most(maximum: int, what: str) -> Callable[[object], object]:
@@ -135,13 +62,11 @@ def _subject(value: str) -> str:
 Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_LENGTH})
 ]
-Target = Annotated[str | int | Rather | SimilarTo | ContinuationBody, BeforeValidator(_label_or_index)]
 Targets = Annotated[list[Target], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
 ]
 Options = Annotated[dict[str, Any], BeforeValidator(_at_most(MAX_OPTIONS, "options")), Field(max_length=MAX_OPTIONS)]
-Number = Annotated[FiniteFloat, Field(strict=True)]
 
 
 class Strict(BaseModel):
@@ -183,8 +108,7 @@ class ExplainParameters(Strict):
     method: StrictStr | None = Field(None, description="an attribution method; the model's page lists them")
     target: Target = Field(
         "predicted",
-        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another; of "
-        "an embedding what the instance is `similar_to`; of a language model a `continuation`",
+        description=TARGETS,
     )
     targets: Targets | None = Field(
         None,
@@ -227,14 +151,14 @@ class ExplainParameters(Strict):
     def explanations(self) -> int:
         """How many explanations an instance has."""
         targets = [self.target] if self.targets is None else self.targets
-        return sum(len(_as_sent(target)) for target in targets)
+        return sum(len(as_sent(target)) for target in targets)
 
     def parameters(self) -> Parameters:
         """As planning takes them; a target of both sides becomes two."""
-        own: Sequence[RequestedTarget] = _as_sent(self.target) if "target" in self.model_fields_set else [None]
+        own: Sequence[RequestedTarget] = as_sent(self.target) if "target" in self.model_fields_set else [None]
         placed: list[tuple[Sequence[str | int], RequestedTarget]] = []
         if self.targets is not None:
-            placed = [(("targets", at), one) for at, target in enumerate(self.targets) for one in _as_sent(target)]
+            placed = [(("targets", at), one) for at, target in enumerate(self.targets) for one in as_sent(target)]
         elif len(own) > 1:
             placed, own = [(("target",), one) for one in own], [None]
         read = {
@@ -244,13 +168,6 @@ class ExplainParameters(Strict):
             "noise": None if self.noise is None else vars(self.noise),
         }
         return Parameters(**{name: value for name, value in {**vars(self), **read}.items() if name != "embedding"})
-
-
-def _as_sent(target: str | int | Rather | SimilarTo | ContinuationBody) -> list[RequestedTarget]:
-    """The targets that one stands for."""
-    if isinstance(target, SimilarTo):
-        return [*target.sides()]
-    return [target if isinstance(target, str | int) else vars(target)]
 
 
 class PredictParameters(Strict):

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from service.catalog.formats import Artefact, RelativePath, Sha256
 from service.catalog.inputs.features import Category, Feature, Reason
 from service.catalog.inputs.registry import DeclaredInputs
-from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.kind import PREDICTED
+from service.catalog.outputs.registry import Outputs
 from service.catalog.plain_yaml import read_yaml
 from service.catalog.refusals import fields
 from service.catalog.review_rules import Review, named_by

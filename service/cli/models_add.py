@@ -71,6 +71,10 @@ def add(
         Literal["first", "last"] | None,
         typer.Option(help="Of an image, or the features of a series, where the file does not say which axis they are."),
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(metavar="SIZES", help="Of a row, where the file leaves sizes open: 3,224,224."),
+    ] = None,
     normalise: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +104,7 @@ def add(
         normalise,
         _names(values),
         _names(units) or (),
+        _sizes(shape),
         several,
         pairs,
         outputs == "embedding",
@@ -138,6 +143,16 @@ def _ask(question: str, default: str) -> str:
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    """Raises UsageError."""
+    names = _names(text)
+    if names is None:
+        return None
+    if not all(name.isdecimal() and int(name) > 0 for name in names):
+        raise UsageError(f"{text!r} is no shape; a row's sizes are whole numbers, as in --shape 3,224,224")
+    return tuple(map(int, names))
 
 
 def _summary(added: Added, settings: Settings) -> str:

@@ -18,19 +18,12 @@ from .answers import (
     Explanation,
     LogPlace,
     ModelRef,
-    PredictedClass,
-    PredictedEmbedding,
-    PredictedLabels,
-    PredictedTokens,
-    PredictedValues,
-    Prediction,
     Reason,
     Record,
-    Target,
     Timings,
     Verification,
 )
-from .calls import Context, Continuation, Contrast, Noise, Parameters, Similarity, TargetOf
+from .calls import Context, Noise, Parameters
 from .clients import AsyncClient, AsyncModel, Client, Model
 from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
@@ -47,6 +40,26 @@ from .errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from .outputs import (
+    Box,
+    Continuation,
+    Contrast,
+    ExplainedContinuation,
+    ExplainedOutput,
+    ExplainedRegion,
+    ExplainedSimilarity,
+    LikelyToken,
+    PredictedClass,
+    PredictedEmbedding,
+    PredictedLabels,
+    PredictedMap,
+    PredictedTokens,
+    PredictedValues,
+    Prediction,
+    Similarity,
+    Target,
+    TargetOf,
+)
 from .retries import Retries
 
 __all__ = [
@@ -55,6 +68,7 @@ __all__ = [
     "Attributions",
     "Baseline",
     "BaselineSet",
+    "Box",
     "ByFeature",
     "ByPixel",
     "ByStep",
@@ -66,11 +80,16 @@ __all__ = [
     "Contrast",
     "DamagedRecord",
     "Erased",
+    "ExplainedContinuation",
+    "ExplainedOutput",
+    "ExplainedRegion",
+    "ExplainedSimilarity",
     "Explanation",
     "Fault",
     "Feature",
     "Forbidden",
     "ImpossibleRequest",
+    "LikelyToken",
     "LogPlace",
     "Method",
     "Model",
@@ -83,6 +102,7 @@ __all__ = [
     "PredictedClass",
     "PredictedEmbedding",
     "PredictedLabels",
+    "PredictedMap",
     "PredictedTokens",
     "PredictedValues",
     "Prediction",

@@ -1,7 +1,7 @@
 """Predictions, explanations and records, as the service answers them.
 
-Attributions are by feature, by step, by pixel or by token; a prediction is of a class, of several labels, of values, or
-an embedding. Each is a class of its own, and which one it is the answer says by its shape.
+Attributions are by feature, by step, by pixel or by token. Each is a class of its own, and which one it is the answer
+says by its shape; predictions and targets are such classes too, in `outputs`.
 """
 
 from __future__ import annotations
@@ -12,118 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from .errors import DamagedRecord
+from .outputs import Prediction, Target
 from .reading import read
 
 E = TypeVar("E", bound="Explanation")
-
-
-class Prediction(ABC):
-    """What the deployed model answers for an instance."""
-
-    __slots__ = ()
-    output_space: str
-    """What its numbers are: `probability`, `logit` or `value`; of an embedding, `similarity` is explained."""
-
-    @property
-    @abstractmethod
-    def text(self) -> str:
-        """It in a few words."""
-
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Prediction:
-        """Of the kind that its names say. Raises UnexpectedAnswer."""
-        if "values" in content:
-            return read(PredictedValues, content)
-        if "dimensions" in content:
-            return read(PredictedEmbedding, content)
-        if "next" in content:
-            return read(PredictedTokens, content)
-        return read(PredictedLabels, content) if "labels" in content else read(PredictedClass, content)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedClass(Prediction):
-    """One of the model's labels; none where the outputs are not finite."""
-
-    output_space: str
-    outputs: tuple[float, ...] = ()
-    label: str | None = None
-    index: int | None = None
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return self.label if self.label is not None else "no number"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedLabels(Prediction):
-    """Those of the model's labels that are over their thresholds, the likeliest first; perhaps none."""
-
-    output_space: str
-    labels: tuple[str, ...]
-    outputs: tuple[float, ...] = ()
-    label: str | None = None
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return ", ".join(self.labels) or "no label"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedValues(Prediction):
-    """Numbers by name, with their units (`1` for none)."""
-
-    output_space: str
-    values: dict[str, float]
-    units: dict[str, str]
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return ", ".join(f"{name} {with_unit(value, self.units[name])}" for name, value in self.values.items()) or (
-            "no number"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedEmbedding(Prediction):
-    """A vector; without its numbers where the request left them out, or they are not finite or not shown."""
-
-    output_space: str
-    dimensions: int
-    embedding: tuple[float, ...] = ()
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        return f"an embedding of {self.dimensions} numbers"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LikelyToken:
-    """A token, and the natural logarithm of its probability, behind what stands before it."""
-
-    id: int
-    token: str | None = None
-    log_probability: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedTokens(Prediction):
-    """What a language model would write next: the likeliest tokens, the likeliest first."""
-
-    output_space: str
-    next: tuple[LikelyToken, ...]
-    truncated: bool = False
-
-    @property
-    def text(self) -> str:
-        if not self.next:
-            return "no number"
-        likeliest = self.next[0]
-        return f"token {likeliest.id}" if likeliest.token is None else repr(likeliest.token)
 
 
 class Attributions(ABC):
@@ -256,35 +148,6 @@ class ModelRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What was explained: the output of a label, perhaps less that of another, a value, a similarity, by its `measure`,
-    or the log-probability of a continuation."""
-
-    index: int | None = None
-    label: str | None = None
-    rather_than: str | None = None
-    value: str | None = None
-    unit: str | None = None
-    measure: str | None = None
-    continuation: str | None = None
-
-    @property
-    def text(self) -> str:
-        """It in words."""
-        if self.measure is not None:
-            return "dot product" if self.measure == "dot" else f"{self.measure} similarity"
-        if self.continuation is not None:
-            own = repr(self.continuation)
-            return own if self.rather_than is None else f"{own} rather than {self.rather_than!r}"
-        name = self.value if self.label is None else self.label
-        return f"{name} rather than {self.rather_than}" if self.rather_than is not None else str(name)
-
-    def output(self, space: str | None) -> str:
-        """The number that was explained, in words."""
-        return self.text if self.measure is not None else f"{space} of {self.text}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
     """What the input is compared with."""
 
@@ -391,11 +254,6 @@ class Verification:
     faults: tuple[str, ...]
     size: int
     signed: int
-
-
-def with_unit(value: float, unit: str | None) -> str:
-    """The number with its unit, in six digits."""
-    return f"{value:g}" if unit in (None, "1") else f"{value:g} {unit}"
 
 
 def read_explained(content: Mapping[str, Any], prediction: Mapping[str, Any]) -> Explanation:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Required, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 from .answers import (
     Explanation,
-    Prediction,
     Record,
     Verification,
     read_explained,
@@ -18,6 +17,7 @@ from .answers import (
 )
 from .descriptions import ModelDescription, read_description
 from .errors import UnexpectedAnswer
+from .outputs import Prediction, TargetOf
 from .reading import read
 
 T = TypeVar("T")
@@ -39,42 +39,12 @@ class Context:
         return {name: value for name, value in content.items() if value is not None}
 
 
-class Contrast(TypedDict):
-    """A target: the difference of two classes."""
-
-    label: str | int
-    rather_than: str | int
-
-
-class Similarity(TypedDict, total=False):
-    """A target: how similar an embedding is to another one. With `both` there is a second explanation, of the other
-    instance."""
-
-    similar_to: Required[Any]
-    measure: Literal["cosine", "dot"]
-    both: bool
-
-
-class Continuation(TypedDict, total=False):
-    """A target: the log-probability of a text behind the prompt, perhaps less that of another one, and with `per_token`
-    of each of its tokens."""
-
-    continuation: Required[str]
-    rather_than: str
-    per_token: bool
-
-
 class Noise(TypedDict, total=False):
     """Noisy copies of the input, around any method."""
 
     kind: Literal["smoothgrad", "vargrad"]
     samples: int
     scale: float
-
-
-TargetOf = str | int | Contrast | Similarity | Continuation
-"""A label or a value, by its name or index; `predicted`; two classes; what an embedding is similar to; or a
-continuation of a prompt."""
 
 
 class Parameters(TypedDict, total=False):

@@ -13,10 +13,11 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from . import calls
-from .answers import Explanation, Prediction, Record, Verification
-from .calls import Call, Context, Parameters, TargetOf
+from .answers import Explanation, Record, Verification
+from .calls import Call, Context, Parameters
 from .descriptions import ModelDescription
 from .errors import ClientError, Refused, UnexpectedAnswer, Unreachable, refusal
+from .outputs import Prediction, TargetOf
 from .retries import NO_RETRIES, Attempts, Retries, read_retry_after
 
 T = TypeVar("T")

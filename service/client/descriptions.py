@@ -27,8 +27,9 @@ class Feature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """What the model answers: one of its labels (`classes`), several at once (`labels`), numbers (`values`), or a
-    vector (`embedding`) of so many `dimensions`."""
+    """What the model answers: one of its labels (`classes`), several at once (`labels`), numbers (`values`), a
+    vector (`embedding`) of so many `dimensions`, what follows a prompt (`tokens`), or a logit for each label at each
+    place (`maps`, with their `size` in places, for boxes in pixels of the `image`)."""
 
     kind: str
     spaces: tuple[str, ...]
@@ -38,6 +39,8 @@ class Outputs:
     thresholds: dict[str, float] = field(default_factory=dict)
     dimensions: int | None = None
     adverse: str | Mapping[str, Any] | None = None
+    size: tuple[int, ...] = ()
+    image: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,14 +10,13 @@ import numpy as np
 
 from service.catalog.traits import Traits
 from service.domain import (
+    Combination,
     Completeness,
     Contrast,
     Floats,
     GroupShare,
-    Measure,
     OptionValue,
     OutputSpace,
-    Similarity,
     Target,
     ToleranceOf,
     read_target,
@@ -68,8 +67,8 @@ class Problem:
     @property
     def is_linked(self) -> bool:
         """Whether the explained output lies behind the model's link, and is no linear function of its numbers."""
-        is_cosine = isinstance(self.target, Similarity) and self.target.measure is Measure.COSINE
-        return is_cosine or self.output_space is OutputSpace.PROBABILITY
+        is_linked = isinstance(self.target, Combination) and self.target.is_linked
+        return is_linked or self.output_space is OutputSpace.PROBABILITY
 
     @property
     def logit_readout(self) -> Readout:
@@ -78,9 +77,11 @@ class Problem:
 
     @property
     def target_index(self) -> int:
-        """The number of the output that is explained, which may be contrasted with another."""
-        assert not isinstance(self.target, Similarity)
-        return self.target.index if isinstance(self.target, Contrast) else self.target
+        """The number of the label that is explained, which may be contrasted with another."""
+        if isinstance(self.target, Contrast):
+            return self.target.index
+        assert isinstance(self.target, int)
+        return self.target
 
     def read(self, outputs: Outputs) -> Floats:
         """What the target reads of deployed `outputs` [n, outputs]: [n]."""
@@ -88,21 +89,15 @@ class Problem:
 
     def logit_of(self, logits: Floats) -> Floats:
         """What the target reads [n], as `logit_readout` has it, of the network's `logits` [n, outputs]."""
-
-        def of(label: int) -> Floats:
-            own: Floats = logits[:, label]
-            return own - logits[:, 1 - label] if self.traits.has_one_logit else own
-
-        if isinstance(self.target, Similarity):
-            products: Floats = logits @ self.target.coefficients
-            return products
-        if isinstance(self.target, Contrast):
-            return of(self.target.index) - of(self.target.rather_than)
-        return of(self.target)
+        read = logits - logits[:, ::-1] if self.traits.has_one_logit else logits
+        if isinstance(self.target, Combination):
+            return self.target.sum_of(read)
+        own: Floats = read[:, self.target]
+        return own
 
     def rows(self, rows: Floats) -> Rows:
         """Asks for the gradients of the explained output at `rows` [n, inputs]."""
-        if isinstance(self.target, Contrast | Similarity):
+        if isinstance(self.target, Combination):
             return Rows(rows, self.readout, np.zeros(len(rows), dtype=np.intp), self.target)
         return Rows(rows, self.readout, np.full(len(rows), self.target))
 

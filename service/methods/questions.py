@@ -19,11 +19,10 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 
 from service.domain import (
-    Contrast,
+    Combination,
     Floats,
     Indices,
     OutputSpace,
-    Similarity,
     Target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
@@ -72,7 +71,7 @@ class Rows:
     rows: Floats
     readout: Readout
     targets: Indices
-    target: Contrast | Similarity | None = None
+    target: Combination | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -257,14 +256,12 @@ class Pieces:
 
 def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
     """What a target reads of so many outputs, as coefficients [outputs]; of a probability, behind the link."""
-    if isinstance(target, Similarity):
-        return target.coefficients
-    if isinstance(target, Contrast):
-        own, other = (coefficients_of(readout, index, outputs) for index in (target.index, target.rather_than))
-        return own - other
-    coefficients = np.full(outputs, -1.0 if readout is Readout.MARGIN else 0.0)
-    coefficients[target] = 1
-    return coefficients
+    if isinstance(target, Combination):
+        coefficients = target.coefficients(outputs)
+    else:
+        coefficients = np.zeros(outputs)
+        coefficients[target] = 1
+    return coefficients - coefficients[::-1] if readout is Readout.MARGIN else coefficients
 
 
 class DeadlinePassed(Exception):

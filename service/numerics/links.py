@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Contrast, Floats, Similarity, Target
+from service.domain import Combination, Contrast, Floats, Target
 from service.numerics.directions import cosine_piece_slopes, directions
 from service.numerics.softmax_pieces import softmax, softmax_piece_slopes, softmax_piece_weights
 
@@ -129,8 +129,8 @@ class UnitLength(Link):
 
     def piece_slopes(self, start: Floats, end: Floats, length: Floats, target: Target) -> Floats:
         """Those of the cosine."""
-        assert isinstance(target, Similarity)
-        return cosine_piece_slopes(start, end, length, target.coefficients)
+        assert isinstance(target, Combination)
+        return cosine_piece_slopes(start, end, length, target.coefficients(start.shape[1]))
 
     def _piece_slopes(self, start: Floats, end: Floats, length: Floats, target: int) -> Floats:
         unit = np.zeros(start.shape[1])

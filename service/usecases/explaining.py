@@ -21,7 +21,7 @@ from service.answers.items import TimingsItem
 from service.answers.record import ledger_entry
 from service.answers.replies import RememberedReply
 from service.catalog.inputs.kind import Row
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.registry import AnyPrediction
 from service.catalog.review_rules import Condition, Rule
 from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, OutputSpace, Plan, Priority, Timings

@@ -19,13 +19,13 @@ from service.catalog.traits import Axis, Traits
 from service.catalog.versions import ModelVersion
 from service.domain import (
     BaselineChoice,
-    Continuation,
     Noise,
     NoiseKind,
     OptionValue,
     Plan,
-    PlanTarget,
+    Target,
     ToleranceOf,
+    further_outputs,
 )
 from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
 from service.methods.registry import BY_NAME
@@ -187,7 +187,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         output_space=space,
         baseline=baseline,
         tolerance=tolerance,
-        max_evaluations=_budget(manifest, parameters, method, facts, noise, _explanations(target)),
+        max_evaluations=_budget(manifest, parameters, method, facts, noise, 1 + len(further_outputs(target))),
         seed=parameters.seed if method.uses_seed or noise is not None else 0,
         floor=manifest.floor.get(space),
         noise=noise,
@@ -203,18 +203,13 @@ def _checked(version: ModelVersion, plan: Plan) -> Plan:
     return plan
 
 
-def _explanations(target: PlanTarget | None) -> int:
-    """How many explanations share the budget of one plan."""
-    return target.explanations if isinstance(target, Continuation) else 1
-
-
 def expected_points(version: ModelVersion, plan: Plan) -> int:
     """The gradient points that work is admitted by: the usual cost, or all of a budget that is larger than usual."""
     if plan.max_evaluations > USUAL_BUDGET:
         return plan.max_evaluations
     usual = BY_NAME[plan.method].usual_points(Facts(_traits(version), plan.baseline.size, dict(plan.options)))
     copies = 1 if plan.noise is None else plan.noise.samples
-    return min(plan.max_evaluations, usual * copies * _explanations(plan.target))
+    return min(plan.max_evaluations, usual * copies * (1 + len(further_outputs(plan.target))))
 
 
 def _budget(
@@ -251,7 +246,7 @@ def _budget(
     return budget
 
 
-def _target(version: ModelVersion, parameters: Parameters) -> PlanTarget | None:
+def _target(version: ModelVersion, parameters: Parameters) -> Target | None:
     if parameters.targets is None:
         return version.outputs.read_target(PREDICTED if parameters.target is None else parameters.target)
     if parameters.target is not None:
@@ -259,9 +254,9 @@ def _target(version: ModelVersion, parameters: Parameters) -> PlanTarget | None:
     return _targets(version, parameters)[0]
 
 
-def _targets(version: ModelVersion, parameters: Parameters) -> list[PlanTarget | None]:
+def _targets(version: ModelVersion, parameters: Parameters) -> list[Target | None]:
     """Raises InvalidRequest, with the place of the first that is wrong."""
-    read: list[PlanTarget | None] = []
+    read: list[Target | None] = []
     outputs = version.outputs
     for number, target in enumerate(parameters.requested):
         try:

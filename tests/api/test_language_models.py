@@ -19,8 +19,10 @@ from service.answers.explanation import Answered
 from service.answers.reading import read
 from service.app import create_app
 from service.artefacts.huggingface.library import transformers
-from service.client.answers import ByToken, PredictedTokens, Prediction, read_explained
-from service.domain import Continuation, Explanation
+from service.catalog.outputs.tokens import Continuation
+from service.client.answers import ByToken, read_explained
+from service.client.outputs import PredictedTokens, Prediction
+from service.domain import Explanation
 from service.lifecycle.adding.adding import AddOptions
 from service.lifecycle.adding.huggingface import prepare_folder
 from service.settings import Settings

@@ -14,8 +14,8 @@ import torch
 from service.artefacts.huggingface.library import transformers
 from service.artefacts.loading import LoadedModel, load_model
 from service.catalog.inputs.prompts import PromptInputs
-from service.catalog.outputs.tokens import Tokens
-from service.domain import Continuation, Floats, OutputSpace
+from service.catalog.outputs.tokens import Continuation, Tokens
+from service.domain import Floats, OutputSpace
 from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import DeployedKernel, Segment
@@ -127,7 +127,7 @@ def test_two_continuations_do_not_see_each_other(pair: Pair) -> None:
     """In the artefact and in the twin, each is as likely beside the other as it is alone."""
     both, alone, other = pair.target(other=OTHER), pair.target(), pair.target(OTHER)
     rows = np.array([pair.row(PROMPT, target) for target in (both, alone, other)])
-    count = len(both.outputs_of_tokens)
+    count = len(both.tokens) + len(both.rather_than)
     encoded = torch.from_numpy(pair.model.seen(rows).astype(np.float32)).reshape(3, *pair.model.shape)
     for together, first, second in (pair.answers(*rows), pair.model.twin(encoded).detach().numpy()):
         expected = [*first[1 : 1 + len(alone.tokens)], *second[1 : 1 + len(other.tokens)]]

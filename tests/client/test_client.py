@@ -25,7 +25,7 @@ from service.answers.record import RecordItem
 from service.api.schemas import ExplainParameters
 from service.catalog.inputs.registry import AnyAttributions
 from service.catalog.inputs.series import SeriesAttributions
-from service.catalog.outputs.predictions import AnyPrediction
+from service.catalog.outputs.registry import AnyPrediction
 from service.client import (
     AsyncClient,
     ByFeature,
@@ -44,6 +44,7 @@ from service.client import (
     PredictedClass,
     PredictedEmbedding,
     PredictedLabels,
+    PredictedMap,
     PredictedTokens,
     PredictedValues,
     Prediction,
@@ -247,7 +248,14 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
     kinds = {frozenset(field.name for field in fields(kind)) for kind in get_args(AnyPrediction)}
     assert kinds == {
         frozenset(field.name for field in fields(kind))
-        for kind in (PredictedClass, PredictedLabels, PredictedValues, PredictedEmbedding, PredictedTokens)
+        for kind in (
+            PredictedClass,
+            PredictedLabels,
+            PredictedValues,
+            PredictedEmbedding,
+            PredictedTokens,
+            PredictedMap,
+        )
     }
 
 
@@ -257,6 +265,7 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
         ({"label": "b", "index": 1, "outputs": [0.2, 0.8], "output_space": "probability"}, PredictedClass, "b"),
         ({"outputs": [], "output_space": "probability"}, PredictedClass, "no number"),
         ({"label": "a", "labels": ["a", "b"], "outputs": [], "output_space": "logit"}, PredictedLabels, "a, b"),
+        ({"areas": {"a": 0.75, "b": 0.25}, "output_space": "logit", "label": "a"}, PredictedMap, "a 75%, b 25%"),
         ({"labels": [], "outputs": [0.1], "output_space": "logit"}, PredictedLabels, "no label"),
         (
             {"values": {"price": 231000.0, "n": 2}, "units": {"price": "USD", "n": "1"}, "output_space": "value"},

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.domain import Floats, OutputSpace, output_of, read_target
+from service.domain import Floats, OutputSpace, read_target
 from tests.faithfulness.conftest import Judge, measure
 
 STEPS = 16
@@ -115,7 +115,7 @@ def test_the_marginal_is_the_mean_over_rows_of_the_set(loan: Judge, applications
     rows = loan.trial.baseline_rows()
     drawn = rows[np.random.default_rng(5).permutation(len(rows))[:8]]
     target = loan.trial.explained(plan).target
-    expected = read_target(loan.trial.deployed(drawn)[plan.output_space], output_of(target)).mean()
+    expected = read_target(loan.trial.deployed(drawn)[plan.output_space], target).mean()
     assert found.curve is not None
     assert found.curve[-1] == pytest.approx(expected, abs=1e-6)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.artefacts.links import ON_TENSORS
-from service.catalog.outputs.embedding import Embedding
-from service.domain import Completeness, Floats, Measure, OutputSpace, Similarity
+from service.catalog.outputs.embedding import Embedding, Measure, Similarity
+from service.domain import Completeness, Floats, OutputSpace
 from service.engine.kernels.readouts import Linked, read_out
 from service.methods.registry import METHODS
 from service.methods.spec import Facts
@@ -145,7 +145,7 @@ def test_embeddings_of_zeros_have_a_cosine_of_zero(model_of: ModelOf, plan_for: 
 def test_slopes_are_those_of_automatic_differentiation() -> None:
     torch.manual_seed(0)
     vectors = (8 * torch.randn(50, DIMENSIONS, dtype=torch.float64)).requires_grad_()
-    coefficients = torch.tensor(np.tile(Similarity(REFERENCE, Measure.COSINE).coefficients, (50, 1)))
+    coefficients = torch.tensor(np.tile(Similarity(REFERENCE, Measure.COSINE).coefficients(len(REFERENCE)), (50, 1)))
     outputs = functional.cosine_similarity(vectors, torch.tensor(REFERENCE, dtype=torch.float64)[None], dim=1)
     (slopes,) = torch.autograd.grad(outputs.sum(), vectors)
     is_linked = torch.ones(50, 1, dtype=torch.bool)
@@ -160,7 +160,7 @@ def test_integrals_of_slopes_over_a_piece_are_those_of_many_nodes() -> None:
     start, end, length = *generator.normal(size=(2, 30, DIMENSIONS)), generator.uniform(0.1, 1, 30)
     end[:10] = start[:10] + 0.01 * generator.normal(size=(10, DIMENSIONS))
     end[10], end[11] = start[10], -start[11] + 1e-2 * generator.normal(size=DIMENSIONS)
-    direction = Similarity(REFERENCE, Measure.COSINE).coefficients
+    direction = Similarity(REFERENCE, Measure.COSINE).coefficients(len(REFERENCE))
     found = cosine_piece_slopes(start, end, length, direction)
     rule, parts = gauss_legendre(50), 400
     nodes = ((np.arange(parts)[:, None] + rule.nodes) / parts).ravel()

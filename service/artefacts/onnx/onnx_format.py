@@ -88,6 +88,8 @@ class OnnxArtefact:
 
     def _of_network(self, own: NDArray[Any]) -> NDArray[np.floating]:
         """[n, outputs], as the twin answers them; one logit is the second label's, with zero beside it."""
+        if len(self._outputs.network_shape) > 1 and own.shape[1:] == self._outputs.network_shape:
+            own = own.reshape(len(own), -1)
         if not self._outputs.has_one_logit:
             return _single_or_double(own if own.ndim > 1 else own[:, None])
         logit = _single_or_double(own.reshape(len(own), -1))

@@ -16,6 +16,9 @@ ONE_FILE = (
     "torch.onnx.export(..., external_data=False), or onnx.save(onnx.load('model.onnx'), 'one.onnx') where it has "
     "less than 2 GB"
 )
+FREE_CONSTANTS = 4
+"""The version from which constants need not be among the inputs. Exporters left them out before, and ONNX Runtime takes
+such files."""
 
 
 def parse_onnx(content: bytes, read_beside: ReadBeside | None = None) -> onnx.ModelProto:
@@ -28,6 +31,7 @@ def parse_onnx(content: bytes, read_beside: ReadBeside | None = None) -> onnx.Mo
         raise CatalogError("not a valid ONNX model: the file is empty")
     try:
         model = onnx.load_model_from_string(content)
+        model.ir_version = max(model.ir_version, FREE_CONSTANTS)
         apart = [tensor for tensor in tensors_of(model) if is_apart(tensor)]
         for tensor in apart:
             _check_location(tensor, can_read=read_beside is not None)

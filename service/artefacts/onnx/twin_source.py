@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, fx, nn
@@ -47,7 +48,20 @@ class TwinSource:
 def twin_of(source: TwinSource, manifest: Manifest) -> fx.GraphModule:
     """The twin. Raises CatalogError where there is none."""
     twin = build_twin(source.model, source.start, manifest.outputs.network_tensor, source.shape)
+    if len(manifest.outputs.network_shape) > 1:
+        return fx.symbolic_trace(_Flat(twin))
     return fx.symbolic_trace(_TwoLogits(twin)) if manifest.outputs.has_one_logit else twin
+
+
+class _Flat(nn.Module):
+    """A network whose answers have several axes, as one that answers [rows, outputs]."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.flatten(self.network(rows), 1)
 
 
 class _TwoLogits(nn.Module):

@@ -23,7 +23,7 @@ from service.catalog.formats import Artefact
 from service.catalog.inputs.removal import Mask, Removal, StandIns, drawn_from
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
-from service.domain import DOUBLE, Floats, Indices, PlanTarget, RowType
+from service.domain import DOUBLE, Floats, Indices, RowType, Target
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class Inputs(Declaration, ABC):
         """By which texts that the model writes become tokens; None where it writes none, or takes no texts."""
         return None
 
-    def with_target(self, values: tuple[float, ...], target: PlanTarget | None) -> tuple[float, ...]:
+    def with_target(self, values: tuple[float, ...], target: Target | None) -> tuple[float, ...]:
         """The row that the network is given where `target` is explained. Raises InvalidRequest where that is none."""
         return values
 

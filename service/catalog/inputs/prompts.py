@@ -22,7 +22,8 @@ from service.catalog.inputs.removal import Mask
 from service.catalog.inputs.sequences import Tokenizer
 from service.catalog.inputs.tokens import TokenAttributions, TokenInputs
 from service.catalog.nearest import Searches
-from service.domain import Continuation, Floats, PlanTarget, RowType
+from service.catalog.outputs.tokens import Continuation
+from service.domain import Floats, RowType, Target
 from service.errors import InvalidRequest
 from service.wording import number_of
 
@@ -82,7 +83,7 @@ class PromptInputs(TokenInputs):
             )
         return row
 
-    def with_target(self, values: tuple[float, ...], target: PlanTarget | None) -> tuple[float, ...]:
+    def with_target(self, values: tuple[float, ...], target: Target | None) -> tuple[float, ...]:
         """The prompt, and behind it the continuation."""
         continuation = target if isinstance(target, Continuation) else LIKELIEST
         behind = [self.vocabulary + token for token in continuation.tokens]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from service.access.visibility import ALWAYS, OUTPUTS
+from service.access.visibility import ALWAYS, OUTPUTS, Item
 from service.catalog.outputs.kind import (
     PREDICTED,
     TRUNCATED,
@@ -22,9 +22,16 @@ from service.catalog.outputs.kind import (
     Space,
     are_finite,
 )
-from service.domain import Contrast, OutputSpace, PlanTarget, Target
+from service.domain import Contrast, OutputSpace, Target
 from service.errors import Kind, invalid, pointer_to
 from service.numerics.links import SOFTMAX, Link
+
+
+class RecordedContrast(Item):
+    """Two labels of which the difference is explained."""
+
+    index: Annotated[int, ALWAYS, Field(description="of the label that is explained")]
+    rather_than: Annotated[int, ALWAYS, Field(description="the index of the label that it is compared with")]
 
 
 class ClassPrediction(PredictionItem):
@@ -94,17 +101,29 @@ class Classes(OutputKind):
             return None
         if not isinstance(requested, Mapping):
             return self._index(requested, [PREDICTED])
+        if requested.keys() != {"label", "rather_than"}:
+            raise self._unfit(requested, "name a label, or two")
         index, other = (self._index(requested[name]) for name in ("label", "rather_than"))
         if index == other:
             detail = "target: `rather_than` is the label itself; name another"
             raise invalid(Kind.WRONG_VALUE, pointer_to("parameters", "target", "rather_than"), detail)
         return Contrast(index, other)
 
+    def recorded_target(self, target: Target | None) -> int | RecordedContrast | None:
+        if isinstance(target, Contrast):
+            return RecordedContrast(index=target.index, rather_than=target.rather_than)
+        return super().recorded_target(target)  # type: ignore[no-any-return]
+
+    def target_of_record(self, recorded: Any, personal: Mapping[str, Any]) -> Target | None:
+        if isinstance(recorded, RecordedContrast):
+            return Contrast(recorded.index, recorded.rather_than)
+        return super().target_of_record(recorded, personal)
+
     @property
     def usual_target(self) -> str:
         return self.adverse or PREDICTED
 
-    def is_usual(self, target: PlanTarget | None) -> bool:
+    def is_usual(self, target: Target | None) -> bool:
         if self._is_pair and not isinstance(target, Contrast):
             return True  # they mirror each other
         return super().is_usual(target)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from reprlib import repr as abridged
 from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
@@ -25,10 +27,12 @@ from service.catalog.outputs.kind import (
     are_finite,
 )
 from service.catalog.outputs.values import MIN_FLOOR, MIN_SHARE
-from service.domain import Floats, Measure, OutputSpace, PlanTarget, Similarity, Target
+from service.domain import Combination, Floats, OutputSpace, Target
 from service.errors import Kind, invalid, pointer_to
 from service.numerics.links import UNIT_LENGTH, Link
 
+RECORDED_REFERENCE = "reference"
+"""What the input is similar to, in the personal part of a record."""
 REFERENCE, MEASURE, SIDE = "similar_to", "measure", "side"
 SIDES = ("instance", "reference")
 """Of a target: which of both is explained, the instance or what it is to be similar to."""
@@ -36,8 +40,61 @@ COSINE_FLOOR = 0.01
 SHARE_OF_SPREAD = 0.01
 
 
+class Measure(StrEnum):
+    """How similar two embeddings are: by their dot product, or by the cosine of the angle between them."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+
+
+@dataclass(frozen=True)
+class Similarity(Combination):
+    """The similarity of the outputs, an embedding, to the embedding `reference` [outputs].
+
+    An embedding of zeros has no direction: its cosine with any other is 0.
+    """
+
+    told_by = "reference"
+
+    reference: tuple[float, ...]
+    measure: Measure
+
+    @property
+    def is_linked(self) -> bool:
+        return self.measure is Measure.COSINE
+
+    def coefficients(self, outputs: int) -> Floats:  # noqa: ARG002
+        """For the cosine the reference's direction."""
+        reference = np.array(self.reference)
+        if self.measure is Measure.COSINE:
+            reference /= float(np.linalg.norm(reference)) or 1.0
+        return reference
+
+    def sum_of(self, outputs: Floats) -> Floats:
+        products: Floats = outputs @ self.coefficients(outputs.shape[-1])
+        return products
+
+    def of(self, outputs: Floats) -> Floats:
+        products = self.sum_of(outputs)
+        if self.measure is Measure.DOT:
+            return products
+        norms = np.linalg.norm(outputs, axis=-1)
+        cosines: Floats = np.divide(products, norms, out=np.zeros_like(products), where=norms != 0)
+        return cosines
+
+
+class RecordedSimilarity(Item):
+    """The similarity to an embedding, which is in the personal part: `reference`."""
+
+    told_by: ClassVar[str] = "measure"
+
+    measure: Annotated[Literal["cosine", "dot"], ALWAYS, Field(description="the cosine of the angle, or the product")]
+
+
 class EmbeddingPrediction(PredictionItem):
     """The vector that the deployed artefact answers."""
+
+    told_by: ClassVar[str] = "dimensions"
 
     embedding: Annotated[
         tuple[float, ...] | None,
@@ -56,6 +113,8 @@ class EmbeddingPrediction(PredictionItem):
 
 class SimilarityTarget(Item):
     """The similarity that is explained. What the input is similar to is in the personal part of the record."""
+
+    told_by: ClassVar[str] = "measure"
 
     measure: Annotated[Literal["cosine", "dot"], ALWAYS, Field(description="the cosine of the angle, or the product")]
 
@@ -132,6 +191,17 @@ class Embedding(OutputKind):
             raise invalid(Kind.WRONG_VALUE, place, detail)
         return Similarity(tuple(map(float, reference)), Measure(measure))
 
+    def recorded_target(self, target: Target | None) -> RecordedSimilarity:
+        assert isinstance(target, Similarity)
+        return RecordedSimilarity(measure=target.measure.value)
+
+    def personal_target(self, target: Target | None) -> Mapping[str, object]:
+        assert isinstance(target, Similarity)
+        return {RECORDED_REFERENCE: target.reference}
+
+    def target_of_record(self, recorded: Any, personal: Mapping[str, Any]) -> Target | None:
+        return Similarity(tuple(map(float, personal[RECORDED_REFERENCE])), Measure(recorded.measure))
+
     @property
     def usual_target(self) -> str:
         """In words, as a profile has it."""
@@ -140,14 +210,14 @@ class Embedding(OutputKind):
     def usual_request(self, example: object) -> object:
         return {REFERENCE: example}
 
-    def is_usual(self, target: PlanTarget | None) -> bool:  # noqa: ARG002
+    def is_usual(self, target: Target | None) -> bool:  # noqa: ARG002
         """Never: those of similarities to different instances cannot be compared."""
         return False
 
-    def adverse_sign(self, target: PlanTarget) -> int | None:  # noqa: ARG002
+    def adverse_sign(self, target: Target) -> int | None:  # noqa: ARG002
         return None
 
-    def target_item(self, target: PlanTarget) -> SimilarityTarget:
+    def target_item(self, target: Target) -> SimilarityTarget:
         assert isinstance(target, Similarity)
         return SimilarityTarget(measure=target.measure.value)
 
@@ -165,7 +235,7 @@ class Embedding(OutputKind):
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:  # noqa: ARG002
         return False
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: Target) -> float:  # noqa: ARG002
         """Of cosines a hundredth; of products a hundredth of the spread over the baseline set, but no less than the
         rounding of such numbers in float32."""
         if isinstance(target, Similarity) and target.measure is Measure.COSINE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from reprlib import repr as abridged
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.access.visibility import ALWAYS, OUTPUT, Item
 from service.catalog.nearest import did_you_mean, known
-from service.domain import Floats, OutputSpace, PlanTarget
+from service.domain import Floats, OutputSpace, Target
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 from service.numerics.links import Link
 
@@ -123,9 +123,9 @@ class BoundItem(BaseModel):
 class OutputsItem(BaseModel):
     """What the model answers."""
 
-    kind: Literal["classes", "labels", "values", "embedding", "tokens"] = Field(
+    kind: Literal["classes", "labels", "values", "embedding", "tokens", "maps"] = Field(
         description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `embedding`: a "
-        "vector; `tokens`: what follows a prompt"
+        "vector; `tokens`: what follows a prompt; `maps`: a logit for each label at each place"
     )
     labels: list[str] | None = Field(
         None, description="its labels, in the order of the outputs; absent where there are none"
@@ -134,6 +134,8 @@ class OutputsItem(BaseModel):
         None, description="of several labels at once: the probability over which each is predicted"
     )
     values: list[ValueItem] | None = Field(None, description="its values, in the order of the outputs")
+    size: list[int] | None = Field(None, description="of maps, their height and width in places")
+    image: list[int] | None = Field(None, description="of maps, the height and width of the image that boxes refer to")
     dimensions: int | None = Field(None, description="of an embedding: how many numbers it has")
     adverse: str | BoundItem | None = Field(
         description="the label that people have a right to reasons for, or the bound of a value"
@@ -155,6 +157,8 @@ class OutputKind(BaseModel):
     """What one output is of, as sentences say it."""
     is_named: ClassVar[bool] = True
     """Whether people have names for its outputs."""
+    target_is_personal: ClassVar[bool] = False
+    """Whether what targets say may be of a person, so that records have them in their personal part alone."""
     network_noun: ClassVar[str] = "logits"
     """What the network's own numbers are, as sentences say it."""
     spaces: ClassVar[tuple[OutputSpace, ...]]
@@ -186,9 +190,14 @@ class OutputKind(BaseModel):
         return ", ".join(self.names)
 
     @property
+    def network_shape(self) -> tuple[int, ...]:
+        """Of what the network answers for a row; its numbers are the outputs, in their order."""
+        return (len(self.names),)
+
+    @property
     def width(self) -> int:
         """How many numbers the network answers for a row."""
-        return len(self.names)
+        return prod(self.network_shape)
 
     def with_files(self, folder: Path, inputs: Inputs) -> Self:  # noqa: ARG002
         """The same, with the files of the version in `folder`, where outputs are said with them."""
@@ -239,7 +248,7 @@ class OutputKind(BaseModel):
             raise invalid(Kind.WRONG_VALUE, pointer, detail + did_you_mean(name, self.spaces))
         return OutputSpace(name)
 
-    def read_target(self, requested: object) -> PlanTarget | None:
+    def read_target(self, requested: object) -> Target | None:
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
@@ -256,7 +265,7 @@ class OutputKind(BaseModel):
         """Whether it is that instance which is explained, and the request's own that it refers to."""
         return False
 
-    def default_target(self, outputs: NDArray[np.floating]) -> PlanTarget:
+    def default_target(self, outputs: NDArray[np.floating]) -> Target:
         """The output [outputs] that is explained where the request leaves it open."""
         return int(np.argmax(outputs))
 
@@ -269,7 +278,7 @@ class OutputKind(BaseModel):
         """That target as a request has it, where `example` is the manifest's."""
         return self.usual_target
 
-    def is_usual(self, target: PlanTarget | None) -> bool:
+    def is_usual(self, target: Target | None) -> bool:
         """Whether explanations of this target are comparable with those of the usual one."""
         return target == self.read_target(self.usual_target)
 
@@ -280,6 +289,19 @@ class OutputKind(BaseModel):
     def target_item(self, target: Any) -> Any:
         """The target as answers and records have it; its `text` says it in words."""
         raise NotImplementedError
+
+    def recorded_target(self, target: Target | None) -> Any:
+        """What records keep of it in clear: an output's index, an item of the kind's own, or nothing."""
+        return target
+
+    def personal_target(self, target: Target | None) -> Mapping[str, object]:  # noqa: ARG002
+        """What records keep of it in their personal part, by name."""
+        return {}
+
+    def target_of_record(self, recorded: Any, personal: Mapping[str, Any]) -> Target | None:  # noqa: ARG002
+        """The target of which records keep this, in clear and in their personal part. Raises KeyError, TypeError,
+        ValueError or AttributeError where they do not."""
+        return recorded  # type: ignore[no-any-return]
 
     def token_items(self, target: Any, outputs: Outputs | None) -> tuple[TokenItem, ...]:  # noqa: ARG002
         """The tokens whose log-probabilities the explained number is the sum of; empty where it is no such sum."""
@@ -297,7 +319,7 @@ class OutputKind(BaseModel):
         """Whether what the outputs decide is bad news."""
         raise NotImplementedError
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: Target) -> float:  # noqa: ARG002
         """The least denominator of relative errors, where the manifest names none, in units of the output.
 
         `over_baselines` [K] are the explained outputs, those of the `target`, over the baseline set.
@@ -383,8 +405,12 @@ class OutputKind(BaseModel):
     def _unknown(self, detail: str) -> InvalidRequest:
         return invalid(Kind.UNKNOWN_LABEL, TARGET, detail)
 
-    def _no_contrast(self, why: str) -> InvalidRequest:
-        return invalid(Kind.WRONG_VALUE, TARGET, f"target: `rather_than` compares two classes; {why}")
+    def _unfit(self, requested: Mapping[str, object], why: str) -> InvalidRequest:
+        """Of a target of another kind."""
+        if requested.keys() == {"label", "rather_than"}:
+            return invalid(Kind.WRONG_VALUE, TARGET, f"target: `rather_than` compares two classes; {why}")
+        names = " and ".join(f"`{name}`" for name in requested)
+        return invalid(Kind.WRONG_VALUE, TARGET, f"target: {names} says nothing of {self.kind}; {why}")
 
 
 def are_finite(outputs: Outputs | None) -> bool:

@@ -32,6 +32,8 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 class LabelsPrediction(PredictionItem):
     """What the deployed artefact answers where several labels may be right at once."""
 
+    told_by: ClassVar[str] = "labels"
+
     label: Annotated[str | None, ALWAYS, Field(description="the likeliest of `labels`; absent for none")] = None
     labels: Annotated[
         tuple[str, ...], ALWAYS, Field(description="those over their thresholds, the likeliest first; perhaps none")
@@ -86,7 +88,7 @@ class Labels(OutputKind):
         if requested == PREDICTED:
             return None
         if isinstance(requested, Mapping):
-            raise self._no_contrast("here each label is right or wrong on its own, so name one label or its index")
+            raise self._unfit(requested, "here each label is right or wrong on its own, so name one label or its index")
         return self._index(requested, [PREDICTED])
 
     @property

@@ -4,6 +4,7 @@ the sum of its tokens' log-probabilities, each behind the prompt and the tokens 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -27,7 +28,7 @@ from service.catalog.outputs.kind import (
     TokenItem,
     are_finite,
 )
-from service.domain import Continuation, Floats, OutputSpace, PlanTarget
+from service.domain import Combination, Floats, OutputSpace, Target
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 from service.numerics.links import IDENTITY, Link
 
@@ -36,10 +37,44 @@ FLOOR = 0.01
 FIRST_TOKEN = 1
 """The place of the first token's log-probability among the outputs; before it is that of the whole continuation."""
 FIELDS = frozenset({"continuation", "rather_than", "per_token"})
+RECORDED = "continuation"
+"""The tokens that are explained, in the personal part of a record."""
+
+
+@dataclass(frozen=True)
+class Continuation(Combination):
+    """What a language model says of a text behind the prompt: its log-probability, less that of the text that it is
+    compared with. Both are by their tokens; `per_token` asks for the attributions of each token's, too.
+
+    The network is asked for it together with its input, and answers it as its first output.
+    """
+
+    told_by = "tokens"
+
+    tokens: tuple[int, ...]
+    rather_than: tuple[int, ...] = ()
+    per_token: bool = False
+
+    def coefficients(self, outputs: int) -> Floats:
+        coefficients = np.zeros(outputs)
+        coefficients[0] = 1.0
+        return coefficients
+
+    def sum_of(self, outputs: Floats) -> Floats:
+        own: Floats = outputs[..., 0]
+        return own
+
+    @property
+    def parts(self) -> Sequence[int]:
+        """Where the log-probability of each token of both is, where that was asked for."""
+        tokens = len(self.tokens) + len(self.rather_than)
+        return range(FIRST_TOKEN, FIRST_TOKEN + tokens) if self.per_token else ()
 
 
 class TokensPrediction(PredictionItem):
     """What the deployed artefact would write next."""
+
+    told_by: ClassVar[str] = "next"
 
     next: Annotated[
         tuple[TokenItem, ...],
@@ -53,6 +88,8 @@ class TokensPrediction(PredictionItem):
 class ContinuationTarget(Item):
     """The text whose log-probability is explained, perhaps as compared with another's. What it says may be of a person,
     so that a record has it in its personal part."""
+
+    told_by: ClassVar[str] = "continuation"
 
     continuation: Annotated[str, ALWAYS, Field(description="the text behind the prompt")]
     rather_than: Annotated[
@@ -80,6 +117,7 @@ class Tokens(OutputKind):
     network_space: ClassVar[OutputSpace] = OutputSpace.LOG_PROBABILITY
     network_link: ClassVar[Link] = IDENTITY
     adverse: ClassVar[None] = None
+    target_is_personal: ClassVar[bool] = True
 
     kind: Literal["tokens"]
     likeliest: PositiveInt = 10
@@ -93,8 +131,8 @@ class Tokens(OutputKind):
         return (self.noun,)
 
     @property
-    def width(self) -> int:
-        return FIRST_TOKEN + self.longest + 2 * self.likeliest
+    def network_shape(self) -> tuple[int, ...]:
+        return (FIRST_TOKEN + self.longest + 2 * self.likeliest,)
 
     def with_files(self, folder: Path, inputs: Inputs) -> Self:
         declared = inputs.text_tokenizer
@@ -141,7 +179,23 @@ class Tokens(OutputKind):
         except ValueError as error:
             raise _wrong(field, str(error)) from None
 
-    def default_target(self, outputs: NDArray[np.floating]) -> PlanTarget:
+    def recorded_target(self, target: Target | None) -> None:  # noqa: ARG002
+        return None
+
+    def personal_target(self, target: Target | None) -> Mapping[str, object]:
+        if not isinstance(target, Continuation):
+            return {}
+        return {RECORDED: {name: value for name, value in vars(target).items() if value}}
+
+    def target_of_record(self, recorded: Any, personal: Mapping[str, Any]) -> Target | None:
+        if personal.get(RECORDED) is None:
+            return recorded  # type: ignore[no-any-return]
+        content = personal[RECORDED]
+        return Continuation(
+            tuple(content["tokens"]), tuple(content.get("rather_than", ())), content.get("per_token", False)
+        )
+
+    def default_target(self, outputs: NDArray[np.floating]) -> Target:
         """The likeliest token."""
         return Continuation((int(outputs[-self.likeliest]),))
 
@@ -149,7 +203,7 @@ class Tokens(OutputKind):
     def usual_target(self) -> str:
         return PREDICTED
 
-    def adverse_sign(self, target: PlanTarget) -> int | None:  # noqa: ARG002
+    def adverse_sign(self, target: Target) -> int | None:  # noqa: ARG002
         return None
 
     def target_item(self, target: Continuation) -> ContinuationTarget:
@@ -201,7 +255,7 @@ class Tokens(OutputKind):
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:  # noqa: ARG002
         return False
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: Target) -> float:  # noqa: ARG002
         return FLOOR
 
     def check_quantity(self, quantity: str, of: str | None) -> None:

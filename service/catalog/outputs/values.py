@@ -25,7 +25,7 @@ from service.catalog.outputs.kind import (
     ValueItem,
     are_finite,
 )
-from service.domain import Floats, OutputSpace, PlanTarget, Target
+from service.domain import Floats, OutputSpace, Target
 from service.numerics.links import IDENTITY, Link
 from service.wording import number_of
 
@@ -73,6 +73,8 @@ class Bound(BaseModel):
 class ValuesPrediction(PredictionItem):
     """The values that the deployed artefact answers."""
 
+    told_by: ClassVar[str] = "values"
+
     values: Annotated[
         dict[str, float],
         OUTPUTS_BY_NAME,
@@ -85,6 +87,8 @@ class ValuesPrediction(PredictionItem):
 
 class ValueTarget(Item):
     """The value that is explained."""
+
+    told_by: ClassVar[str] = "value"
 
     index: Annotated[int, ALWAYS, Field(description="its place among the model's values, from 0")]
     value: Annotated[str, ALWAYS, Field(description="its name")]
@@ -137,7 +141,7 @@ class Values(OutputKind):
 
     def read_target(self, requested: object) -> Target | None:
         if isinstance(requested, Mapping):
-            raise self._no_contrast(f"these are values, so name one of them: {', '.join(self.names)}")
+            raise self._unfit(requested, f"these are values, so name one of them: {', '.join(self.names)}")
         if requested == PREDICTED:
             if len(self.values) > 1 and (self.adverse is None or self.adverse.value is None):
                 raise self._unknown(f"target is missing: name one of the values {', '.join(self.names)}")
@@ -177,7 +181,7 @@ class Values(OutputKind):
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:  # noqa: ARG002
         return self.adverse is not None and self.adverse.holds(outputs[self._adverse_index])
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: Target) -> float:  # noqa: ARG002
         """A hundredth of the spread over the baseline set, but no less than the rounding of such values in float32."""
         spread = float(over_baselines.max() - over_baselines.min())
         return max(SHARE_OF_SPREAD * spread, MIN_SHARE * float(np.abs(over_baselines).max()), MIN_FLOOR)

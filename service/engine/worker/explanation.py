@@ -10,15 +10,13 @@ import numpy as np
 
 from service.domain import (
     Completeness,
-    Continuation,
     Explanation,
     Floats,
     Plan,
-    PlanTarget,
     Prediction,
     Target,
     ToleranceOf,
-    output_of,
+    further_outputs,
     read_target,
 )
 from service.engine.kernels.kernel import DeployedOutputs
@@ -49,14 +47,14 @@ class Posed:
 
     plan: Plan
     model: DeviceModel
-    target: PlanTarget
+    target: Target
     row: Floats
     at_row: Floats
     baseline: PreparedBaseline
 
     def problem(self, output: Target | None = None) -> Problem:
         """That of one number of the outputs; of the explained one where none is named."""
-        return _problem(self, output_of(self.target) if output is None else output)
+        return _problem(self, self.target if output is None else output)
 
     def attribute(self, problem: Problem) -> Method:
         """A problem like it, solved by the plan's method."""
@@ -74,13 +72,11 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
     if not problem.is_finite:
         return _not_finite(posed.at_row, target, 0, str(model.shapes))
     explanation = yield from solve(posed, problem)
-    if not isinstance(target, Continuation):
-        return explanation
     per_token = []
-    for output in target.outputs_of_tokens if target.per_token else ():
-        problem = posed.problem(output)
-        per_token.append((yield from solve(posed, problem)))
-    return _with_tokens(explanation, target, per_token)
+    for output in further_outputs(target):
+        of_token = yield from solve(posed, posed.problem(output))
+        per_token.append(of_token)
+    return _with_tokens(explanation, per_token) if per_token else explanation
 
 
 def pose(plan: Plan, model: DeviceModel) -> Generator[object, object, Posed]:
@@ -115,12 +111,11 @@ def solve(posed: Posed, problem: Problem) -> Explaining:
     return _whole(explanation, len(plan.input), model)
 
 
-def _with_tokens(explanation: Explanation, target: Continuation, per_token: Sequence[Explanation]) -> Explanation:
+def _with_tokens(explanation: Explanation, per_token: Sequence[Explanation]) -> Explanation:
     """The explanation of a continuation with those of its tokens: it has converged where all of them have."""
     missed = next((one for one in (explanation, *per_token) if not one.converged), explanation)
     return replace(
         explanation,
-        target=target,
         per_token=tuple(replace(one, outputs=None) for one in per_token),
         converged=missed.converged,
         reason=missed.reason,
@@ -175,7 +170,7 @@ def _problem(posed: Posed, output: Target) -> Problem:
     default_floor = model.manifest.outputs.default_floor
     if model.fixed is not None:  # methods do not move inputs whose range is empty
         low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
-    share = posed.target.explanations if isinstance(posed.target, Continuation) else 1
+    explanations = 1 + len(further_outputs(posed.target))
     return Problem(
         input=inputs,
         output=float(read_target(posed.at_row, output)),
@@ -189,7 +184,7 @@ def _problem(posed: Posed, output: Target) -> Problem:
         output_space=space,
         tolerance=plan.tolerance,
         floor=default_floor(space, baseline_outputs, output) if plan.floor is None else plan.floor,
-        max_evaluations=plan.max_evaluations // share,
+        max_evaluations=plan.max_evaluations // explanations,
         seed=plan.seed,
         options=dict(plan.options),
         traits=model.traits,
@@ -280,12 +275,12 @@ def _matrix(values: Floats | None) -> tuple[tuple[float, ...], ...] | None:
     return None if values is None else tuple(tuple(row) for row in values.tolist())
 
 
-def _not_finite(at_input: Floats, target: PlanTarget, evaluations: int, chunk_rows: str) -> Explanation:
+def _not_finite(at_input: Floats, target: Target, evaluations: int, chunk_rows: str) -> Explanation:
     finite = bool(np.isfinite(at_input).all())
     return Explanation(
         outputs=tuple(at_input.tolist()) if finite else None,
         target=target,
-        output=float(read_target(at_input, output_of(target))) if finite else None,
+        output=float(read_target(at_input, target)) if finite else None,
         baseline_output=None,
         attributions=None,
         shape=(),

@@ -25,7 +25,7 @@ from service.lifecycle.adding.files import read_model
 from service.lifecycle.adding.graphs import ServableModel, make_servable
 from service.lifecycle.adding.huggingface import prepare_folder
 from service.lifecycle.adding.huggingface_folders import is_huggingface
-from service.lifecycle.adding.inputs import single_input_of, taking_float32
+from service.lifecycle.adding.inputs import single_input_of, taking_float32, with_shape
 from service.lifecycle.adding.kinds import added_inputs
 from service.lifecycle.adding.manifests import ManifestChoices, say_parity, write_version
 from service.lifecycle.adding.pictures import Layout
@@ -60,6 +60,7 @@ class AddOptions:
     normalise: str | None = None
     values: tuple[str, ...] | None = None
     units: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
     are_several: bool = False
     are_pairs: bool = False
     is_embedding: bool = False
@@ -112,7 +113,7 @@ def _prepare_graph(options: AddOptions, models: Path, ask: Ask) -> Prepared:
     if options.are_pairs:
         raise CatalogError("--pairs is for Hugging Face folders, whose tokenizer says how two texts are put together")
     file, data = _files(options)
-    model = taking_float32(read_model(file))
+    model = with_shape(taking_float32(read_model(file)), options.shape)
     graph_input = single_input_of(model)
     inputs = added_inputs(graph_input)
     inputs.check_graph(model, options, ask)

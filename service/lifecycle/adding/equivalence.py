@@ -200,7 +200,8 @@ def _numbers(name: str, answer: Any, rows: int) -> Floats:
     if sum(size > 1 for size in array.shape[1:]) > 1:
         raise CatalogError(
             f"{name!r} holds {list(array.shape[1:])} numbers a row: answers for several places or tokens, or a "
-            "picture; a classifier has one number for each label of a row"
+            "picture; a classifier has one number for each label of a row. A segmentation is served with a manifest "
+            "written by hand (kind: maps), as models/README.md says"
         )
     return array.reshape(rows, -1)
 

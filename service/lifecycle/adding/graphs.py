@@ -317,6 +317,8 @@ def _keep_only(model: onnx.ModelProto, graph_input: SingleInput, outputs: Sequen
     for name in outputs:
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "outputs"]))
     (value,) = (value for value in graph.input if value.name == graph_input.name)
+    for other in [one for one in graph.input if one.name != graph_input.name]:  # constants, in old files
+        graph.input.remove(other)
     value.type.tensor_type.shape.dim[0].Clear()
     value.type.tensor_type.shape.dim[0].dim_param = "rows"
     if not any(one.domain == "" for one in model.opset_import):

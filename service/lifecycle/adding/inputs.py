@@ -53,6 +53,28 @@ def taking_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def with_shape(model: onnx.ModelProto, shape: Sequence[int] | None) -> onnx.ModelProto:
+    """The model for rows of this shape, where its one input leaves sizes open. Raises CatalogError where it declares
+    others."""
+    if shape is None:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    constants = {tensor.name for tensor in result.graph.initializer}
+    inputs = [value for value in result.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise CatalogError(_not_one_input(inputs))
+    sizes = inputs[0].type.tensor_type.shape.dim
+    declared = [size.dim_value for size in sizes][1:]
+    if len(declared) != len(shape) or any(own > 0 and own != size for own, size in zip(declared, shape, strict=True)):
+        stated = ", ".join(str(own) if own > 0 else "any" for own in declared)
+        raise CatalogError(f"the input {inputs[0].name!r} takes rows of [{stated}], not of {list(shape)}")
+    for dimension, size in zip(list(sizes)[1:], shape, strict=True):
+        dimension.dim_value = size
+    del result.graph.value_info[:]
+    return result
+
+
 def single_input_of(model: onnx.ModelProto) -> SingleInput:
     """The input. Raises CatalogError where there are several, or one that does not declare the shape of a row."""
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -69,7 +91,11 @@ def single_input_of(model: onnx.ModelProto) -> SingleInput:
     if not sizes or min(sizes) < 1:  # a size that is open is 0 here, or -1 with some exporters
         if TOKENS.search(inputs[0].name):
             raise CatalogError(_text_model(inputs))
-        raise CatalogError(f"the input {inputs[0].name!r} does not declare the shape of a row; export it with one")
+        stated = ", ".join(str(size) if size > 0 else "any" for size in sizes) or "any"
+        raise CatalogError(
+            f"the input {inputs[0].name!r} leaves open what shape a row has ([{stated}]); say it, as in "
+            "--shape 3,224,224 for an image of three channels, or export the model with one"
+        )
     count, is_double = rows if rows > 0 else None, kind.elem_type == TensorProto.DOUBLE
     return SingleInput(inputs[0].name, tuple(sizes), count, kind.elem_type in INTEGERS, is_double)
 

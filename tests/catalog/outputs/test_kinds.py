@@ -16,12 +16,21 @@ from service.access.permissions import Policy
 from service.answers.disclosure import limited_prediction
 from service.answers.encoding import encode
 from service.answers.reading import read
-from service.catalog.outputs.declaration import Outputs
+from service.catalog.outputs.embedding import Measure, Similarity
 from service.catalog.outputs.kind import KnownOutputs, OutputKind
-from service.catalog.outputs.predictions import AnyPrediction, prediction_kind, target_kind
+from service.catalog.outputs.maps import Region
+from service.catalog.outputs.registry import (
+    AnyPrediction,
+    Outputs,
+    combination_kind,
+    prediction_kind,
+    recorded_kind,
+    target_kind,
+)
+from service.catalog.outputs.tokens import Continuation
 from service.catalog.outputs.values import Values
 from service.catalog.review_rules import Review, parts_of
-from service.domain import Contrast, Measure, OutputSpace, Similarity, Target
+from service.domain import Contrast, OutputSpace, Target
 from service.errors import InvalidRequest
 
 P, Z, V, S = OutputSpace.PROBABILITY, OutputSpace.LOGIT, OutputSpace.VALUE, OutputSpace.SIMILARITY
@@ -33,6 +42,8 @@ VALUES = {
     "adverse": {"above": 30, "value": "days"},
 }
 EMBEDDING = {"kind": "embedding", "dimensions": 3}
+TOKENS = {"kind": "tokens", "likeliest": 1, "longest": 2}
+MAP = {"kind": "maps", "labels": ["a", "b"], "size": [1, 2]}
 SCORE = {"kind": "values", "values": [{"name": "score", "unit": "points"}], "adverse": {"below": 600}}
 
 
@@ -151,21 +162,55 @@ def test_predictions_say_what_the_outputs_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "declaration", [CLASSES, LABELS, VALUES, EMBEDDING], ids=["classes", "labels", "values", "embedding"]
+    ("declaration", "outputs", "targets"),
+    [
+        (CLASSES, [0.5, 0.25, 0.125], [0, 1, Contrast(2, 0), None]),
+        (LABELS, [0.5, 0.25, 0.125], [2, None]),
+        (VALUES, [0.5, 0.25], [0, 1]),
+        (EMBEDDING, [0.5, 0.25, 0.125], [Similarity((1.0, 2.0, 3.0), measure) for measure in Measure]),
+        (TOKENS, [-1.0, -0.5, -0.5, -0.25, 7.0], [Continuation((3,), (4,), per_token=True), Continuation((5,)), None]),
+        (MAP, [0.5, 0.25, 0.125, 1.0], [Region(2, 2, (0, 0, 1, 1)), None]),
+    ],
+    ids=["classes", "labels", "values", "embedding", "tokens", "maps"],
 )
-def test_what_was_recorded_is_read_as_what_it_was(declaration: dict[str, Any]) -> None:
+def test_what_was_recorded_is_read_as_what_it_was(
+    declaration: dict[str, Any], outputs: list[float], targets: list[Target | None]
+) -> None:
+    """Predictions, targets as they are shown, as they were asked for, and as they are kept with a result."""
     kind = declared(declaration)
-    prediction = kind.prediction_item([0.5, 0.25, 0.125][: len(kind.names)], kind.default_space)
+    prediction = kind.prediction_item(outputs, kind.default_space)
     written = orjson.loads(encode(prediction))
     assert read(prediction_kind(written), written) == prediction
-    similar: list[Target] = [Similarity((1.0, 2.0, 3.0), measure) for measure in Measure]
-    targets: list[Target] = (
-        similar if declaration is EMBEDDING else [0, 1, *([Contrast(2, 0)] if declaration is CLASSES else [])]
-    )
     for target in targets:
+        recorded, personal = orjson.loads(encode([kind.recorded_target(target), kind.personal_target(target)]))
+        if isinstance(recorded, dict):
+            recorded = read(recorded_kind(recorded), recorded)
+        assert kind.target_of_record(recorded, personal) == target
+        if target is None:
+            continue
         item = kind.target_item(target)
         written = orjson.loads(encode(item))
         assert read(target_kind(written), written) == item
+        if not isinstance(target, int):
+            kept = orjson.loads(orjson.dumps(target))
+            assert read(combination_kind(kept), kept) == target
+
+
+@pytest.mark.parametrize("declaration", [CLASSES, LABELS, VALUES, EMBEDDING, TOKENS, MAP])
+def test_targets_of_other_kinds_are_refused(declaration: dict[str, Any]) -> None:
+    kind = declared(declaration)
+    own = {
+        "classes": "rather_than", "embedding": "similar_to", "tokens": "continuation", "maps": "box",
+    }.get(kind.kind)  # fmt: skip
+    for target in (
+        {"label": "a", "rather_than": "b"},
+        {"similar_to": [1.0, 2.0, 3.0]},
+        {"continuation": "b", "rather_than": "a"},
+        {"box": [0.0, 0.0, 1.0, 1.0], "label": "a"},
+    ):
+        if own not in target or (own == "rather_than" and "label" not in target):
+            with pytest.raises(InvalidRequest, match="target"):
+                kind.read_target(target)
 
 
 def test_values_are_hidden_and_rounded_as_outputs_are() -> None:

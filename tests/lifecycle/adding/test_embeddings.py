@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from service.catalog.inputs.kind import Row
-from service.catalog.outputs.embedding import Embedding
-from service.domain import OutputSpace, Similarity
+from service.catalog.outputs.embedding import Embedding, Similarity
+from service.domain import OutputSpace
 from service.errors import CatalogError
 from service.lifecycle.adding.added_inputs import Ask
 from service.lifecycle.checking.comparison import compare

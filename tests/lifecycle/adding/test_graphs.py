@@ -9,12 +9,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from service.artefacts.onnx.parsing import parse_onnx
 from service.artefacts.onnx.twins import build_twin
 from service.errors import CatalogError
 from service.lifecycle.adding.equivalence import refuse_difference
 from service.lifecycle.adding.graphs import LOGITS, PROBABILITIES, make_servable
+from service.lifecycle.adding.inputs import single_input_of, with_shape
 from tests.lifecycle.adding.conftest import IRIS_OF_ONNXRUNTIME, MAKERS, Original
 
 
@@ -107,3 +109,43 @@ def test_of_several_outputs_the_one_is_asked_for() -> None:
     assert len(asked) == 1
     with pytest.raises(CatalogError, match=r"'sex', 'age'; name one with --output"):
         make_servable(model, None, is_logit=True, ask=lambda _question, default: default)
+
+
+def test_an_old_file_that_lists_its_constants_as_inputs_is_opened() -> None:
+    """As those of IR version 3 do, for one row; the constant that is no longer needed is no input either."""
+    values = {"weights": np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32), "sizes": np.array([1, 6])}
+    constants = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    listed = [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in constants]
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [1, 2, 3])
+    nodes = [
+        helper.make_node("Reshape", ["rows", "sizes"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weights"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+    ]
+    end = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [1, 3])
+    graph = helper.make_graph(nodes, "graph", [rows, *listed], [end], constants)
+    model = parse_onnx(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3).SerializeToString()
+    )
+    found = make_servable(model, None, is_logit=False)
+    assert [value.name for value in found.model.graph.input] == ["rows"]
+    session = onnxruntime.InferenceSession(found.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(1).normal(size=(5, 2, 3)).astype(np.float32)
+    logits = images.reshape(5, 6) @ values["weights"]
+    np.testing.assert_allclose(session.run([LOGITS], {"rows": images})[0], logits, rtol=1e-5, atol=1e-5)
+    del graph.input[1:]
+    assert parse_onnx(helper.make_model(graph, ir_version=3).SerializeToString()).ir_version == 4
+
+
+def test_sizes_that_a_file_leaves_open_are_said() -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "height", "width"])
+    end = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 3, 1, 1])
+    node = helper.make_node("GlobalAveragePool", ["image"], ["scores"])
+    model = helper.make_model(helper.make_graph([node], "graph", [image], [end]), ir_version=8)
+    with pytest.raises(CatalogError, match=r"\[any, 3, any, any\].*--shape 3,224,224"):
+        single_input_of(model)
+    assert single_input_of(with_shape(model, (3, 8, 6))).shape == (3, 8, 6)
+    assert with_shape(model, None) is model
+    for wrong in ((1, 8, 6), (3, 8)):
+        with pytest.raises(CatalogError, match=r"takes rows of \[3, any, any\], not of"):
+            with_shape(model, wrong)

@@ -18,8 +18,8 @@ from torch.nn import functional
 from service.__main__ import main
 from service.artefacts.huggingface.library import transformers
 from service.artefacts.loading import LoadedModel, load_model
-from service.catalog.outputs.embedding import Embedding
-from service.domain import Floats, Measure, OutputSpace, Similarity
+from service.catalog.outputs.embedding import Embedding, Measure, Similarity
+from service.domain import Floats, OutputSpace
 from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import Segment

@@ -1,0 +1,1 @@
+"""`answerable models add` on files that nobody of this project made."""
