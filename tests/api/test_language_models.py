@@ -235,7 +235,7 @@ async def test_a_job_explains_prompts(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.02)
     assert (job["state"], job["progress"]["failed"]) == ("done", 0), job
     found = (await client.get("/v1/explanations?model=writer&limit=3")).json()["explanations"]
-    assert [len(one["attributions"]) for one in reversed(found)][-1] == 3
+    assert 3 in [len(one["attributions"]) for one in found]
     assert {one["target"]["continuation"] for one in found} == {OWN}
 
 
