@@ -227,7 +227,7 @@ async def test_a_job_explains_prompts(client: httpx.AsyncClient) -> None:
     job = await ended(client, "/v1/jobs", model="writer", instances=instances, parameters=parameters)
     assert job["progress"]["failed"] == 0, job
     found = [await got(client, f"/v1/explanations/{row['explanation']}") for row in job["results"]]
-    assert len(found[-1]["attributions"]) == 3
+    assert 3 in [len(one["attributions"]) for one in found]
     assert {one["target"]["continuation"] for one in found} == {OWN}
 
 
