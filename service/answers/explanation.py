@@ -196,7 +196,7 @@ def answered(
 
     tokens = version.outputs.token_items(explanation.target, explanation.outputs)
     is_complete = explanation.attributions is not None
-    gives_reasons = _gives_reasons(plan, explanation)
+    has_reasons = gives_reasons(plan, explanation)
     baseline, noise = plan.baseline, plan.noise
     return Answered(
         id=id,
@@ -224,9 +224,9 @@ def answered(
         reason=explanation.reason,  # type: ignore[arg-type]
         evaluations=explanation.evaluations,
         baseline=BaselineItem(name=baseline.name, version=baseline.version, digest=baseline.digest, size=baseline.size),
-        flags=tuple(flags_of(manifest, plan, explanation, adds_up=gives_reasons)),
+        flags=tuple(flags_of(manifest, plan, explanation, adds_up=has_reasons)),
         cached=cached,
-        reasons=principal_reasons(manifest, explanation) if gives_reasons else None,
+        reasons=principal_reasons(manifest, explanation) if has_reasons else None,
     )
 
 
@@ -236,7 +236,7 @@ def _group(manifest: Manifest, group: GroupShare) -> GroupItem:
     return GroupItem(features=members, dividend=group.dividend, value=group.value)
 
 
-def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
+def gives_reasons(plan: Plan, explanation: Explanation) -> bool:
     """Whether the values are what each feature moved the output by, accurately enough."""
     is_variance = plan.noise is not None and plan.noise.kind is NoiseKind.VARGRAD
     error = explanation.completeness_error

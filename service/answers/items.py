@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from service.access.permissions import Policy
 from service.access.visibility import ALWAYS, ON_COMPONENT_GRID, OUTPUT_OR_NULL, Item
 
 
@@ -105,6 +106,11 @@ class DisclosureItem(Item):
         int | None, ALWAYS, Field(description="values are rounded to so many significant digits of the largest")
     ] = None
     outputs: Annotated[bool | None, ALWAYS, Field(description="false: no outputs are shown")] = None
+
+    @classmethod
+    def of(cls, policy: Policy) -> DisclosureItem:
+        """That of a policy."""
+        return cls(top=policy.top, digits=policy.digits, outputs=None if policy.outputs else False)
 
 
 class TimingsItem(Item):

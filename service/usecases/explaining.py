@@ -214,7 +214,7 @@ class Explaining:
 
         async def all_results() -> list[_Result]:
             calls = [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
-            return await _all(calls)
+            return await all_of(calls)
 
         measured = request.timings
         measured.version, measured.explanations, measured.submitted = version.key.version, len(plans), time.monotonic()
@@ -325,7 +325,7 @@ class Explaining:
     ) -> list[tuple[float, ...]]:
         seconds_left = _seconds_left(deadline)
         calls = [self._engine.predict(version.ref, row, seconds_left) for row in rows]
-        return [prediction.outputs[space] for prediction in await _all(calls)]
+        return [prediction.outputs[space] for prediction in await all_of(calls)]
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
         if not request.use_cache:
@@ -443,7 +443,7 @@ def _each(items: Sequence[T], times: int) -> list[T]:
     return [item for item in items for _ in range(times)]
 
 
-async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all calls; the first error cancels the others and is raised as it is."""
     if len(calls) == 1:
         return [await calls[0]]

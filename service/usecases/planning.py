@@ -159,7 +159,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
     space = manifest.outputs.read_space(parameters.output_space)
-    baseline = _baseline(version, with_baseline_read(version, parameters).baseline, row, tenant)
+    baseline = baseline_of(version, with_baseline_read(version, parameters).baseline, row, tenant)
     options = _options(version, method, parameters.options)
     facts = Facts(_traits(version), baseline.size, options)
     not_applicable = method.not_applicable(facts)
@@ -299,7 +299,11 @@ def _method(name: str) -> MethodSpec:
     return BY_NAME[name]
 
 
-def _baseline(version: ModelVersion, requested: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
+def baseline_of(version: ModelVersion, requested: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
+    """The baseline that is requested for a row: a set by its name, the inputs' own, or one that has been read.
+
+    Raises InvalidRequest.
+    """
     inputs = version.manifest.inputs
     if requested is None:
         requested = version.manifest.defaults.baseline
