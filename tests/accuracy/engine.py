@@ -86,7 +86,7 @@ def device_model(
     prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
     low, high = np.full(prepared.rows.shape[1], lowest), np.ones(prepared.rows.shape[1])
     kind = outputs or Classes(labels=tuple(f"label {n}" for n in range(max(2, labels))), link="softmax")
-    inputs = cast(Any, TabularInputs).model_construct()
+    inputs = TabularInputs.model_construct(kind="tabular", features=())
     manifest = cast(Any, SimpleNamespace(inputs=inputs, outputs=kind))  # all that is read of one
     return DeviceModel(KEY, manifest, kernels, lambda _: kernels, {SET: prepared}, traits, low, high, 0.0)
 
