@@ -186,6 +186,26 @@ def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: P
         assert np.abs(ours).sum() > 0.05
 
 
+def test_at_the_same_points_it_agrees_with_inseq(pair: Pair) -> None:
+    """Of the first token behind the prompt, which is what inseq 0.7.1 explains, too: its `integrated_gradients` of the
+    cross-entropy, with 12 nodes. (Of later tokens it interpolates those before them as well.) It was run once, beside
+    this project, for it asks for packages of CUDA."""
+    if type(pair.network).__name__ != "GPT2LMHeadModel":
+        return
+    theirs = [2.9708424, -1.8930247, 0.29933304, 0.41959685, -0.76720154]
+    prompt = pair.inputs.read({"text": "Nobody likes waiting in"}, pair.folder).values
+    target = Continuation(pair.target(" a queue").tokens[:1])
+    ends = pair.inputs.own_baseline_for(prompt), prompt
+    start, end = (pair.model.seen(np.array([pair.inputs.with_target(row, target)])) for row in ends)
+    nodes, weights = np.polynomial.legendre.leggauss(STEPS)
+    question = Points(start, end[0], np.zeros(STEPS, dtype=np.intp), (nodes + 1) / 2, Readout.LOGIT, 0)
+    network = Network(pair.model.twin, CPU, pair.model.shape, pair.outputs.width, IDENTITY)
+    (evaluated,) = GradientKernel(network, STEPS, trace=False).run([Segment(question, 0, STEPS)])
+    assert isinstance(evaluated, EvaluatedPoints)
+    ours = (weights / 2 @ evaluated.contributions).reshape(pair.model.shape).sum(axis=-1)
+    np.testing.assert_allclose(ours[: len(theirs)], theirs, atol=1e-5)
+
+
 def test_a_row_has_the_same_bits_alone_and_amid_others(pair: Pair) -> None:
     targets = [pair.target(), pair.target(other=OTHER), pair.target(OTHER), Continuation((3,))]
     rows = np.array([pair.row(PROMPT, target) for target in targets])
