@@ -67,7 +67,7 @@ def _one_file(open_file: Callable[[bytes, Manifest, torch.device], Opened]) -> O
 
 
 OPEN: Mapping[Format, Open] = {
-    "onnx": _one_file(open_onnx),
+    "onnx": open_onnx,
     "pt2": _one_file(_open_pt2),
     "safetensors": _one_file(open_safetensors),
     "transformers": _open_transformers,

@@ -71,8 +71,8 @@ class Defaults(_Frozen):
     max_evaluations: int = Field(default=4096, ge=1)
 
 
-Example = Mapping[str, Category | FiniteFloat | None] | tuple[int, ...] | tuple[Any, ...]
-"""A row by feature name; for an image nested lists or a file, for tokens a list, a text or a file."""
+Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | None] | tuple[int, ...] | tuple[Any, ...]
+"""A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file."""
 
 
 class Manifest(_Frozen):

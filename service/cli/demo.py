@@ -53,7 +53,7 @@ async def explain_one_denial(services: Services, address: str) -> None:
     print("\n".join(["", *explained, *_invitation(version, explanation, address, key, example)]), flush=True)
 
 
-def _plain(value: str | float | None) -> str | float | int | None:
+def _plain(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

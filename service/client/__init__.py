@@ -19,6 +19,7 @@ from .answers import (
     LogPlace,
     ModelRef,
     PredictedClass,
+    PredictedEmbedding,
     PredictedLabels,
     PredictedValues,
     Prediction,
@@ -28,7 +29,7 @@ from .answers import (
     Timings,
     Verification,
 )
-from .calls import Context, Continuation, Contrast, Noise, Parameters, TargetOf
+from .calls import Context, Continuation, Contrast, Noise, Parameters, Similarity, TargetOf
 from .clients import AsyncClient, AsyncModel, Client, Model
 from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
@@ -79,6 +80,7 @@ __all__ = [
     "Outputs",
     "Parameters",
     "PredictedClass",
+    "PredictedEmbedding",
     "PredictedLabels",
     "PredictedValues",
     "Prediction",
@@ -86,6 +88,7 @@ __all__ = [
     "Record",
     "Refused",
     "Retries",
+    "Similarity",
     "Target",
     "TargetOf",
     "Timings",

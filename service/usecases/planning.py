@@ -42,8 +42,9 @@ INLINE = "inline"
 TOLERANCES = frozenset(ToleranceOf)
 
 
-RequestedTarget = str | int | Mapping[str, object]
-"""A label or a value, by its name or index; what is predicted; or an object: two labels, or a continuation."""
+RequestedTarget = object
+"""As a request has it: a label or a value, by its name or index; what is predicted; or an object, of two labels, of a
+similarity or of a continuation. `service.usecases.references` puts what it has read of one in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,15 @@ class Parameters:
     """The `parameters` of a request; None stands for the manifest's default.
 
     `channels` asks for an image's attributions by channel too, `over` for sums of a series'. `targets` are several to
-    explain of each instance, in the place of the one `target`. `when` says in the language of review rules which
+    explain of each instance, in the place of the one `target`; `places` are where each stands among the parameters, of
+    which one may have become two. `when` says in the language of review rules which
     instances are explained; the others are predicted only.
     """
 
     method: str | None = None
     target: RequestedTarget | None = None
     targets: Sequence[RequestedTarget] | None = None
+    places: Sequence[Sequence[str | int]] | None = None
     output_space: str | None = None
     baseline: object = None
     tolerance: float | None = None
@@ -79,15 +82,26 @@ class Parameters:
         return Detail(self.channels, None if self.over is None else Over(self.over))
 
     @property
+    def requested(self) -> Sequence[RequestedTarget]:
+        """The targets, each of which is an explanation of an instance."""
+        return [self.target] if self.targets is None else self.targets
+
+    def place_of(self, number: int) -> Sequence[str | int]:
+        """Where the target of that number stands."""
+        if self.targets is None:
+            return ("target",)
+        return ("targets", number) if self.places is None else self.places[number]
+
+    @property
     def explanations(self) -> int:
         """How many explanations an instance has."""
-        return 1 if self.targets is None else len(self.targets)
+        return len(self.requested)
 
     def of(self, number: int) -> Parameters:
         """Those of one explanation, by its number among those of all instances: with one target."""
         if self.targets is None:
             return self
-        return replace(self, target=self.targets[number % len(self.targets)], targets=None)
+        return replace(self, target=self.targets[number % len(self.targets)], targets=None, places=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +140,7 @@ def make_plans(
         of_rows = [first, *(_checked(version, replace(first, input=row)) for row in rows[1:])]
     if parameters.targets is None:
         return of_rows
-    targets = _targets(version, parameters.targets)
+    targets = _targets(version, parameters)
     return [_checked(version, replace(plan, target=target)) for plan in of_rows for target in targets]
 
 
@@ -236,21 +250,29 @@ def _target(version: ModelVersion, parameters: Parameters) -> PlanTarget | None:
         return version.outputs.read_target(PREDICTED if parameters.target is None else parameters.target)
     if parameters.target is not None:
         raise _wrong("targets", "send either `target` or `targets`")
-    return _targets(version, parameters.targets)[0]
+    return _targets(version, parameters)[0]
 
 
-def _targets(version: ModelVersion, requested: Sequence[RequestedTarget]) -> list[PlanTarget | None]:
+def _targets(version: ModelVersion, parameters: Parameters) -> list[PlanTarget | None]:
     """Raises InvalidRequest, with the place of the first that is wrong."""
     read: list[PlanTarget | None] = []
     outputs = version.outputs
-    for number, target in enumerate(requested):
+    for number, target in enumerate(parameters.requested):
         try:
             read.append(outputs.read_target(target))
         except InvalidRequest as error:
-            raise InvalidRequest(
-                str(error), *(replace(fault, pointer=_place("targets", number)) for fault in error.faults)
-            ) from None
+            raise of_target(error, parameters.place_of(number)) from None
     return read
+
+
+def of_target(error: InvalidRequest, place: Sequence[str | int]) -> InvalidRequest:
+    """The same error where the target stands at another place among the parameters."""
+    usual, own = _place("target"), _place(*place)
+    faults = (
+        replace(fault, pointer=own + fault.pointer.removeprefix(usual)) if fault.pointer.startswith(usual) else fault
+        for fault in error.faults
+    )
+    return InvalidRequest(str(error), *faults)
 
 
 def read_when(manifest: Manifest, text: str) -> Rule:

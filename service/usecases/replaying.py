@@ -24,7 +24,7 @@ from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
 from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_of
-from service.answers.record import Personal, RecordedContrast, RecordItem
+from service.answers.record import Personal, RecordedContrast, RecordedSimilarity, RecordedTarget, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.inputs.kind import PLAIN
 from service.catalog.versions import Catalog, ModelVersion
@@ -35,6 +35,7 @@ from service.domain import (
     Continuation,
     Contrast,
     Explanation,
+    Measure,
     ModelKey,
     Noise,
     NoiseKind,
@@ -42,6 +43,7 @@ from service.domain import (
     OutputSpace,
     Plan,
     PlanTarget,
+    Similarity,
     ToleranceOf,
 )
 from service.engine.protocol import Engine
@@ -163,10 +165,14 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
     )
 
 
-def _target(recorded: int | RecordedContrast | None, personal: Personal) -> PlanTarget | None:
+def _target(recorded: RecordedTarget | None, personal: Personal) -> PlanTarget | None:
     if personal.continuation is not None:
         tokens = personal.continuation
         return Continuation(tokens.tokens, tokens.rather_than, tokens.per_token)
+    if isinstance(recorded, RecordedSimilarity):
+        if personal.reference is None:
+            raise ValueError("the record does not hold what the input is similar to")
+        return Similarity(tuple(map(float, personal.reference)), Measure(recorded.measure))
     return Contrast(recorded.index, recorded.rather_than) if isinstance(recorded, RecordedContrast) else recorded
 
 

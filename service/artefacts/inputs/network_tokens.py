@@ -9,7 +9,7 @@ padding where the tokens are.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,11 +24,22 @@ from service.catalog.inputs.kind import Inputs
 from service.catalog.inputs.tokens import SideInput, TokenInputs
 from service.errors import CatalogError
 
+Read = Callable[[Any, Tensor], Tensor]
+"""From the network's answer, and which places [n, length] are tokens, to outputs [n, outputs]."""
+
+
+def _logits(answer: Any, _is_token: Tensor) -> Tensor:
+    logits: Tensor = answer.logits
+    return logits
+
 
 class NetworkTokens:
-    """Tokens of a network, which this prepares for them: `of_rows` and `of_encoded` are modules around it."""
+    """Tokens of a network, which this prepares for them: `of_rows` and `of_encoded` are modules around it.
 
-    def __init__(self, inputs: TokenInputs, network: Any) -> None:
+    `read` is what is taken of its answer; without one, its logits.
+    """
+
+    def __init__(self, inputs: TokenInputs, network: Any, read: Read | None = None) -> None:
         """Raises CatalogError where the manifest declares other tokens than the network has, or other arguments."""
         known = inspect.signature(network.forward).parameters
         unknown = [name for name in inputs.side if name not in known]  # some networks would take it in silence
@@ -39,9 +50,10 @@ class NetworkTokens:
             raise CatalogError(f"the network pads with the token {own}, the manifest says {inputs.padding}")
         network.config.pad_token_id = inputs.padding  # by which some find the end of a text
         self._network = network
-        self.encoding = TokenEncoding(_embeddings(network, inputs), inputs.length, inputs.padding)
-        self.of_rows: nn.Module = OfTokens(network, inputs)
-        self.of_encoded = OfEmbeddings(network, inputs)
+        separator = inputs.separator if inputs.has_parts else None
+        self.encoding = TokenEncoding(_embeddings(network, inputs), inputs.length, inputs.padding, separator)
+        self.of_rows: nn.Module = OfTokens(network, inputs, read or _logits)
+        self.of_encoded = OfEmbeddings(network, inputs, read or _logits)
 
     def encoding_of(self, inputs: Inputs) -> TokenEncoding:
         """That of rows of these `inputs`, which may be cut to fewer places."""
@@ -60,34 +72,40 @@ class NetworkTokens:
 
 
 class OfTokens(nn.Module):
-    """Tokens [n, length], as rows have them, to the network's logits [n, outputs]."""
+    """Tokens [n, length], as rows have them, to the network's outputs [n, outputs]."""
 
-    def __init__(self, network: nn.Module, inputs: TokenInputs) -> None:
+    def __init__(self, network: nn.Module, inputs: TokenInputs, read: Read) -> None:
         super().__init__()
-        self.network, self.inputs = network, inputs
+        self.network, self.inputs, self.read = network, inputs, read
 
     def forward(self, rows: Tensor) -> Tensor:
-        arguments = _side_arguments(self.inputs, rows != self.inputs.padding)
-        logits: Tensor = self.network(input_ids=rows.long(), **arguments).logits
-        return logits
+        is_token = rows != self.inputs.padding
+        separator = self.inputs.separator if self.inputs.has_parts else None
+        is_separator = torch.eq(rows, -1 if separator is None else separator)
+        is_second = is_separator.cumsum(1) > is_separator
+        arguments = _side_arguments(self.inputs, is_token, is_second)
+        return self.read(self.network(input_ids=rows.long(), **arguments), is_token)
 
 
 class OfEmbeddings(nn.Module):
-    """The embeddings of tokens and the mask [n, length, width + 1] to logits [n, outputs]."""
+    """The embeddings of tokens and the mask [n, length, width + 1], with the parts of a pair that the network is told
+    [n, length, width + 2], to outputs [n, outputs]."""
 
-    def __init__(self, network: nn.Module, inputs: TokenInputs) -> None:
+    def __init__(self, network: nn.Module, inputs: TokenInputs, read: Read) -> None:
         super().__init__()
-        self.network, self.inputs = network, inputs
+        self.network, self.inputs, self.read = network, inputs, read
         self.stand_in = 0 if inputs.padding else 1
         self.given: list[Tensor] = []
 
     def forward(self, rows: Tensor) -> Tensor:
-        is_token = rows[..., -1] != 0
-        self.given[:] = [rows[..., :-1]]
+        told = 1 + self.inputs.has_parts
+        is_token, is_second = rows[..., -told] != 0, rows[..., -1] != 0
+        self.given[:] = [rows[..., :-told]]
         tokens = torch.where(is_token, self.stand_in, self.inputs.padding)
-        logits: Tensor = self.network(input_ids=tokens, **_side_arguments(self.inputs, is_token)).logits
+        arguments = _side_arguments(self.inputs, is_token, is_second)
+        outputs = self.read(self.network(input_ids=tokens, **arguments), is_token)
         self.given.clear()
-        return logits
+        return outputs
 
 
 class _Given(nn.Module):
@@ -101,17 +119,19 @@ class _Given(nn.Module):
         return self.given[0]
 
 
-def _side_arguments(inputs: TokenInputs, is_token: Tensor) -> dict[str, Tensor]:
+def _side_arguments(inputs: TokenInputs, is_token: Tensor, is_second: Tensor) -> dict[str, Tensor]:
     """The network's other arguments, [n, length] each."""
-    return {name: _side_argument(kind, is_token) for name, kind in inputs.side.items()}
+    return {name: _side_argument(kind, is_token, is_second) for name, kind in inputs.side.items()}
 
 
-def _side_argument(kind: SideInput, is_token: Tensor) -> Tensor:
+def _side_argument(kind: SideInput, is_token: Tensor, is_second: Tensor) -> Tensor:
     match kind:
         case "mask":
             return is_token.long()
         case "zeros":
             return torch.zeros_like(is_token, dtype=torch.int64)
+        case "parts":
+            return (is_token & is_second).long()
     return torch.arange(is_token.shape[1], device=is_token.device).expand_as(is_token)
 
 

@@ -15,6 +15,7 @@ from service.artefacts.onnx.graph_input_slices import ROW, with_tokens_embedded
 from service.artefacts.onnx.session_inputs import Array, GraphInput, SessionInputs, compare_names
 from service.artefacts.onnx.twin_source import TwinSource
 from service.catalog.inputs.encodings import TokenEncoding
+from service.catalog.inputs.pairs import is_second
 from service.catalog.inputs.tokens import SideInput, TokenInputs
 from service.errors import CatalogError
 
@@ -44,7 +45,7 @@ class OnnxTokens(OnnxInputs):
         def session_inputs(rows: Array) -> dict[str, Array]:
             tokens = rows.astype(dtype)
             sides = {
-                name: _side_input(kind, tokens != inputs.padding, graph_inputs[name].dtype)
+                name: _side_input(kind, tokens, inputs).astype(graph_inputs[name].dtype)
                 for name, kind in inputs.side.items()
             }
             return {inputs.tensor: tokens, **sides}
@@ -63,14 +64,19 @@ class OnnxTokens(OnnxInputs):
             return TwinSource(graph, tensor, inputs.shape, TokenEncoding(table, inputs.length))
         side = {name: (kind, self.graph_inputs[name].element_type) for name, kind in inputs.side.items()}
         whole = with_tokens_embedded(graph, tensor, inputs.length, table.shape[1], side)
-        return TwinSource(whole, ROW, None, TokenEncoding(table, inputs.length, inputs.padding))
+        separator = inputs.separator if inputs.has_parts else None
+        return TwinSource(whole, ROW, None, TokenEncoding(table, inputs.length, inputs.padding, separator))
 
 
-def _side_input(kind: SideInput, is_token: NDArray[np.bool_], dtype: Any) -> Array:
+def _side_input(kind: SideInput, tokens: NDArray[Any], inputs: TokenInputs) -> NDArray[Any]:
     """An input of the graph beside the tokens: [rows, length]."""
+    is_token: NDArray[np.bool_] = tokens != inputs.padding
     match kind:
         case "mask":
-            return is_token.astype(dtype)
+            return is_token
         case "zeros":
-            return np.zeros(is_token.shape, dtype)
-    return np.tile(np.arange(is_token.shape[1], dtype=dtype), (len(is_token), 1))
+            return np.zeros_like(is_token)
+        case "parts":
+            assert inputs.separator is not None
+            return is_token & is_second(tokens, inputs.separator)
+    return np.tile(np.arange(is_token.shape[1]), (len(is_token), 1))

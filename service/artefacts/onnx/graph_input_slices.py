@@ -14,6 +14,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 ROW = "answerable.row"
+IS_SECOND = f"{ROW}.is second"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +44,59 @@ def with_one_input(
 def with_tokens_embedded(
     model: ModelProto, embedded: str, length: int, width: int, side: Mapping[str, tuple[str, int]]
 ) -> ModelProto:
-    """The graph with the input `ROW` [rows, length, width + 1]: the tokens' embeddings, and the mask behind them.
+    """The graph with the input `ROW` [rows, length, width + 1]: the tokens' embeddings, and the mask behind them; of a
+    pair, whose parts the graph is told, another dimension with those.
 
     `embedded` is the tensor of the embeddings; `side` the graph's other inputs, each with its kind and element type.
     """
-    places, mask = np.arange(width), np.array([width])
+    told = ["mask", *(["parts"] if any(kind == "parts" for kind, _ in side.values()) else [])]
     constants = [
-        numpy_helper.from_array(values, f"{ROW}.{name}")
-        for name, values in (("places", places), ("place", mask), ("flat", np.array([-1, length])))
+        numpy_helper.from_array(np.arange(width), f"{ROW}.places"),
+        numpy_helper.from_array(np.array([-1, length]), f"{ROW}.flat"),
     ]
-    nodes = [
-        _node("Gather", [ROW, f"{ROW}.places"], embedded, axis=2),
-        _node("Gather", [ROW, f"{ROW}.place"], f"{ROW}.masks", axis=2),
-        _node("Reshape", [f"{ROW}.masks", f"{ROW}.flat"], f"{ROW}.flat mask"),
-        # No gradient goes this way: nobody asks for it, and that of a logarithm of the mask is infinite.
-        _node("Cast", [f"{ROW}.flat mask"], f"{ROW}.mask", to=TensorProto.INT64),
-        _node("Shape", [f"{ROW}.mask"], f"{ROW}.shape"),
-    ]
+    nodes = [_node("Gather", [ROW, f"{ROW}.places"], embedded, axis=2)]
+    for place, name in enumerate(told, start=width):
+        constants.append(numpy_helper.from_array(np.array([place]), f"{ROW}.place of {name}"))
+        nodes += [
+            _node("Gather", [ROW, f"{ROW}.place of {name}"], f"{ROW}.taken {name}", axis=2),
+            _node("Reshape", [f"{ROW}.taken {name}", f"{ROW}.flat"], f"{ROW}.flat {name}"),
+            # No gradient goes this way: nobody asks for it, and that of a logarithm of the mask is infinite.
+            _node("Cast", [f"{ROW}.flat {name}"], f"{ROW}.{name}", to=TensorProto.INT64),
+        ]
+    nodes.append(_node("Shape", [f"{ROW}.mask"], f"{ROW}.shape"))
     for name, (kind, element_type) in side.items():
         dtype = helper.tensor_dtype_to_np_dtype(element_type)
-        if kind == "mask":
-            nodes.append(_node("Cast", [f"{ROW}.mask"], name, to=element_type))
+        if kind in told:
+            nodes.append(_node("Cast", [f"{ROW}.{kind}"], name, to=element_type))
             continue
         values = np.zeros((1, length), dtype) if kind == "zeros" else np.arange(length, dtype=dtype)[None]
         constants.append(numpy_helper.from_array(values, f"{name}.once"))
         nodes.append(_node("Expand", [f"{name}.once", f"{ROW}.shape"], name))
-    row = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", length, width + 1])
-    return _rewritten(model, {embedded, *side}, [row], nodes, constants)
+    if "parts" in told:
+        nodes.append(_node("Cast", [f"{ROW}.taken parts"], IS_SECOND, to=TensorProto.BOOL))
+    row = helper.make_tensor_value_info(ROW, TensorProto.FLOAT, ["rows", length, width + len(told)])
+    result = _rewritten(model, {embedded, *side}, [row], nodes, constants)
+    _choose_by_part(result, {name for name, (kind, _) in side.items() if kind == "parts"})
+    return result
+
+
+def _choose_by_part(model: ModelProto, parts: set[str]) -> None:
+    """Writes the look-up of the parts in a table of types, which has no gradient, as the choice between its first two
+    rows, which needs none."""
+    tables = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Identity") and node.input[0] in parts:
+            parts.update(node.output)
+        is_looked_up = node.op_type == "Gather" and node.input[1] in parts and node.input[0] in tables
+        if not is_looked_up or any(option.name == "axis" and option.i for option in node.attribute):
+            continue
+        rows, names = numpy_helper.to_array(tables[node.input[0]])[:2], [f"{node.input[0]}.{at}" for at in (0, 1)]
+        if len(rows) == len(names):
+            model.graph.initializer.extend(
+                numpy_helper.from_array(one, name) for one, name in zip(rows, names, strict=True) if name not in tables
+            )
+            tables |= {tensor.name: tensor for tensor in model.graph.initializer}
+            node.CopyFrom(_node("Where", [IS_SECOND, names[1], names[0]], node.output[0]))
 
 
 def _node(operator: str, inputs: Sequence[str], output: str, **options: Any) -> NodeProto:

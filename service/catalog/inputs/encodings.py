@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.inputs.features import Feature
+from service.catalog.inputs.pairs import is_second
 from service.domain import Floats
 
 
@@ -44,39 +45,49 @@ class Encoding(Protocol):
 class TokenEncoding:
     """Tokens by the `table` [vocabulary, dimensions] of their embeddings.
 
-    With a `padding` each embedding has one more dimension, the attention mask: 1 for tokens, 0 for the padding.
+    With a `padding` each embedding has one more dimension, the attention mask: 1 for tokens, 0 for the padding. With a
+    `separator` besides, it has another behind that: 1 for the tokens of the second text of a pair.
     """
 
     table: NDArray[np.float32]
     length: int
     padding: int | None = None
+    separator: int | None = None
+
+    @property
+    def told(self) -> int:
+        """How many dimensions there are behind the embedding."""
+        return (self.padding is not None) + (self.separator is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.length, self.table.shape[1] + (self.padding is not None)
+        return self.length, self.table.shape[1] + self.told
 
     @property
     def bounds(self) -> tuple[Floats, Floats]:
-        low, high = (np.tile(self._with_mask(limit(axis=0)), self.length) for limit in (self.table.min, self.table.max))
+        low, high = (np.tile(self._with_told(limit(axis=0)), self.length) for limit in (self.table.min, self.table.max))
         return low, high
 
     @property
     def fixed(self) -> NDArray[np.bool_] | None:
-        if self.padding is None:
+        if not self.told:
             return None
-        is_mask = np.zeros(self.shape, dtype=np.bool_)
-        is_mask[:, -1] = True
-        return is_mask.ravel()
+        is_told = np.zeros(self.shape, dtype=np.bool_)
+        is_told[:, -self.told :] = True
+        return is_told.ravel()
 
     def __call__(self, rows: Floats) -> Floats:
-        embedded = self.table[rows.astype(np.int64)]
+        parts: list[NDArray[Any]] = [self.table[rows.astype(np.int64)]]
         if self.padding is not None:
-            embedded = np.concatenate([embedded, (rows != self.padding)[..., None]], axis=-1)
-        flat: Floats = embedded.reshape(len(rows), -1).astype(np.float64)
+            is_token = rows != self.padding
+            parts.append(is_token[..., None])
+            if self.separator is not None:
+                parts.append((is_token & is_second(rows, self.separator))[..., None])
+        flat: Floats = np.concatenate(parts, axis=-1).reshape(len(rows), -1).astype(np.float64)
         return flat
 
-    def _with_mask(self, values: NDArray[np.float32]) -> Floats:
-        return np.append(values, [] if self.padding is None else [0]).astype(np.float64)
+    def _with_told(self, values: NDArray[np.float32]) -> Floats:
+        return np.append(values, [0] * self.told).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

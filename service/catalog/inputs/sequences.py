@@ -10,15 +10,26 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
 from service.access.visibility import Item
 from service.catalog.formats import RelativePath, Sha256
 from service.catalog.inputs.kind import Declaration, Row
+from service.catalog.inputs.pairs import (
+    EMPTY,
+    PROBE,
+    check_parts,
+    check_tokenizer,
+    first_too_long,
+    is_second,
+    texts_of,
+)
 from service.catalog.version_files import read_verified
 from service.errors import MAX_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Parsed
 
     from service.catalog.inputs.tokens import TokenInputs
@@ -80,32 +91,44 @@ class TextTokenizer:
             raise CatalogError(
                 f"{declared.file} has {parsed.get_vocab_size()} tokens, the manifest's vocabulary {inputs.vocabulary}"
             )
-        added = {*parsed.encode("").ids}
-        if not added <= inputs.kept:
-            raise CatalogError(f"{declared.file} adds the tokens {sorted(added)} to every text; name them in `special`")
-        if len(parsed.encode("").ids) >= inputs.length:
+        takes_pairs = inputs.separator is not None
+        added = parsed.encode(*EMPTY if takes_pairs else ("",)).ids
+        if not {*added} <= inputs.kept:
+            names = sorted({*added})
+            raise CatalogError(f"{declared.file} adds the tokens {names} to every text; name them in `special`")
+        if len(added) >= inputs.length:
             raise CatalogError(f"{declared.file} adds as many tokens to every text as the model takes")
+        if takes_pairs:
+            check_tokenizer(declared.file, parsed.encode(*PROBE), inputs)
         self._whole: Parsed = parsed
         self._inputs = inputs
         self._cut: Parsed | None = None
         if declared.truncate:
             self._cut = Parsed.from_str(parsed.to_str())
-            self._cut.enable_truncation(inputs.length)
+            self._cut.enable_truncation(inputs.length, strategy="only_second" if takes_pairs else "longest_first")
 
-    def read(self, text: str) -> Row:
-        """The tokens of a text. Raises InvalidRequest for one that is too long.
+    def read(self, texts: tuple[str, ...]) -> Row:
+        """The tokens of a text, or of both texts of a pair, of which the second is cut where too much is cut.
 
-        The batch call is used for the one text, since the call for a single text holds the interpreter's lock.
+        Raises InvalidRequest for what is too long.
         """
-        if len(text) > MAX_CHARACTERS:
-            raise InvalidRequest(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
-        (encoding,) = (self._cut or self._whole).encode_batch([text])
-        ids, length = encoding.ids, self._inputs.length
+        what = "the text has" if len(texts) == 1 else "the texts have"
+        characters = sum(map(len, texts))
+        if characters > MAX_CHARACTERS:
+            raise InvalidRequest(f"{what} {characters} characters; at most {MAX_CHARACTERS} are read")
+        encoding = self._encoded(texts)
+        ids, length, separator = encoding.ids, self._inputs.length, self._inputs.separator
         if len(ids) > length:
             raise InvalidRequest(
-                f"the text has {len(ids)} tokens, the model takes {length}: shorten it, or explain it part by part"
+                f"{what} {len(ids)} tokens, the model takes {length}: shorten it, or explain it part by part"
             )
-        starts, ends = _places(encoding.offsets, encoding.special_tokens_mask)
+        first = len(ids)
+        if separator is not None:
+            check_parts(encoding, separator)
+            first -= int(is_second(np.array(ids), separator).sum())
+        offsets, special = encoding.offsets, encoding.special_tokens_mask
+        each = [_places(offsets[part], special[part]) for part in (slice(first), slice(first, None))]
+        starts, ends = (sum(places, ()) for places in zip(*each, strict=True))
         spans = Spans(
             positions=tuple(range(len(ids))),
             tokens=tuple(encoding.tokens),
@@ -114,6 +137,18 @@ class TextTokenizer:
             truncated=bool(encoding.overflowing),
         )
         return Row(_padded(ids, self._inputs), spans)
+
+    def _encoded(self, texts: tuple[str, ...]) -> Encoding:
+        """The batch call is used for the one text or pair, since the call for a single one holds the interpreter's
+        lock."""
+        single = texts[0] if len(texts) == 1 else texts
+        if self._cut is not None:
+            try:
+                return self._cut.encode_batch([single])[0]
+            except Exception as error:  # a plain one, where the first text leaves no room for the second
+                (whole,) = self._whole.encode_batch([single])
+                raise first_too_long(whole, self._inputs.length) from error
+        return self._whole.encode_batch([single])[0]
 
 
 def _places(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -146,10 +181,12 @@ def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenize
     Raises InvalidRequest where it is none of these, too long, or holds what is no token.
     """
     match instance:
-        case {"text": str(text), **rest} if not rest and inputs.tokenizer is not None:
+        case {"text": text, **rest} if (
+            not rest and inputs.tokenizer is not None and (texts := texts_of(inputs, text)) is not None
+        ):
             if tokenizer is None:
                 raise InvalidRequest("the text cannot be tokenised here; send its tokens")
-            return tokenizer.read(text)
+            return tokenizer.read(texts)
         case {"bytes": str(content), **rest} if not rest and inputs.bytes is not None:
             return _of_file(inputs, inputs.bytes, content)
         case {"tokens": tokens, **rest} if not rest:
@@ -163,7 +200,8 @@ def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenize
 
 
 def _kinds(inputs: TokenInputs) -> str:
-    kinds = ["an object with a `text`"] if inputs.tokenizer is not None else []
+    text = "an object with a `text`" if inputs.separator is None else "an object with a `text`, a list of two,"
+    kinds = [text] if inputs.tokenizer is not None else []
     kinds += ["an object with `bytes`, the base64 of a file"] if inputs.bytes is not None else []
     return " or ".join([*kinds, "a list of tokens, or an object with `tokens`"])
 

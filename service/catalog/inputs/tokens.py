@@ -14,15 +14,17 @@ from typing_extensions import TypedDict
 
 from service.catalog.formats import Artefact
 from service.catalog.inputs.kind import MASK, PLAIN, Detail, Inputs, Number, Row
+from service.catalog.inputs.pairs import part_of
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
 from service.domain import RowType
 
-CUT_LENGTHS = tuple(2**power for power in range(4, 16))
-"""The lengths at which texts are computed, beside the model's own: at most twice what a text needs."""
-SideInput = Literal["mask", "zeros", "positions"]
-"""The graph's other inputs: 1 for every token and 0 for the padding, zeros, or positions 0, 1, 2 and so on."""
+CUT_LENGTHS = tuple(length for power in range(4, 16) for length in (2**power, 3 * 2 ** (power - 1)))
+"""The lengths at which texts are computed, beside the model's own: a third is padding, at most, above the least."""
+SideInput = Literal["mask", "zeros", "positions", "parts"]
+"""The graph's other inputs: 1 for every token and 0 for the padding, zeros, positions 0, 1, 2 and so on, or of a pair
+1 for every token of the second part."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -34,6 +36,11 @@ class TokenAttribution(TypedDict):
         Annotated[int, Field(description="where it begins in the text (characters) or the file (bytes)")]
     ]
     end: NotRequired[Annotated[int, Field(description="where it ends; a special token is as long as nothing")]]
+    part: NotRequired[
+        Annotated[
+            int, Field(description="of a pair: 0 for the first text and the separator behind it, 1 for the second")
+        ]
+    ]
     attribution: Annotated[Number, Field(description="its value")]
 
 
@@ -84,7 +91,8 @@ class TokenInputs(Inputs):
     Shorter sequences are filled up with `padding`. The baseline `mask` has the token `mask` at every position but
     those of `special` tokens, which, like the padding, stay as they are. Besides tokens, an instance may be a text,
     with a `tokenizer`, or a file, with `bytes`. `side` are the graph's other inputs, or the other arguments of a
-    network of the package transformers, where `tensor` is left out.
+    network of the package transformers, where `tensor` is left out. A model with a `separator` takes pairs of texts:
+    that token is the end of the first.
     """
 
     kind: Literal["tokens"]
@@ -95,6 +103,7 @@ class TokenInputs(Inputs):
     padding: NonNegativeInt
     mask: NonNegativeInt
     special: tuple[NonNegativeInt, ...] = ()
+    separator: NonNegativeInt | None = None
     side: dict[str, SideInput] = Field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     bytes: Bytes | None = None
@@ -106,7 +115,7 @@ class TokenInputs(Inputs):
 
     @property
     def cut(self) -> tuple[TokenInputs, ...]:
-        """Rows of powers of two, where the graph takes a mask: only then does padding not count."""
+        """Rows of `CUT_LENGTHS`, where the graph takes a mask: only then does padding not count."""
         if not self.has_mask:
             return ()
         return tuple(self.model_copy(update={"length": length}) for length in CUT_LENGTHS if length < self.length)
@@ -144,18 +153,32 @@ class TokenInputs(Inputs):
 
     def depends_on_row(self, baseline: str) -> bool:
         """The masked baseline depends on the row's tokens; where the graph takes a mask, padding must match too."""
-        return baseline == MASK or self.has_mask
+        return baseline == MASK or self.has_mask or self.has_parts
 
     def baseline_obstacle(self, baseline: tuple[float, ...], values: tuple[float, ...]) -> str | None:
-        """Padding in one where the other has none: the graph takes one mask for both."""
+        """Padding in one where the other has none, or a pair that is divided elsewhere: the graph takes one mask for
+        both, and one division."""
         tokens = [sum(token != self.padding for token in each) for each in (baseline, values)]
-        if not self.has_mask or tokens[0] == tokens[1]:
-            return None
-        return f"it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
+        if self.has_mask and tokens[0] != tokens[1]:
+            return f"it has {tokens[0]} tokens and the instance {tokens[1]}; they must have as many"
+        parts = [part_of(each, self.separator) for each in (baseline, values)]
+        if self.has_parts and parts[0] != parts[1]:
+            first = [part.count(0) for part in parts if part is not None]
+            return (
+                f"its first text has {first[0]} tokens with the separator, and the instance's {first[1]}; they must "
+                "have as many"
+            )
+        return None
 
     @property
     def sets_obstacle(self) -> str | None:
-        """Where the graph takes a mask, rows of a set would have padding in other places than an instance."""
+        """Where the graph takes a mask, rows of a set would have padding in other places than an instance; where it is
+        told the parts of a pair, its texts would end elsewhere."""
+        if self.has_parts and not self.has_mask:
+            return (
+                "a model that is told the parts of a pair has no baseline sets: their rows are divided elsewhere; name "
+                "the baseline `mask`, or send another pair of as many tokens with each"
+            )
         if not self.has_mask:
             return None
         return (
@@ -177,9 +200,12 @@ class TokenInputs(Inputs):
 
     def whole_rows(self, count: int) -> NDArray[np.floating]:
         """Random tokens [count, length], none of them padding: a graph may answer nothing for a row of padding
-        alone."""
-        tokens = np.random.default_rng(0).integers(0, max(1, self.vocabulary - 1), (count, self.length))
+        alone. Pairs are divided somewhere."""
+        draws = np.random.default_rng(0)
+        tokens = draws.integers(0, max(1, self.vocabulary - 1), (count, self.length))
         whole = np.where(tokens >= self.padding, tokens + 1, tokens).clip(0, self.vocabulary - 1)
+        if self.separator is not None:
+            whole[np.arange(count), draws.integers(0, self.length, count)] = self.separator
         return whole.astype(np.float32)
 
     @property
@@ -197,6 +223,11 @@ class TokenInputs(Inputs):
         """Whether the graph is told which positions are padding."""
         return "mask" in self.side.values()
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether the graph is told which tokens are those of the second text of a pair."""
+        return "parts" in self.side.values()
+
     @cached_property
     def kept(self) -> frozenset[int]:
         """The tokens that stay as they are in the baseline `mask`."""
@@ -204,8 +235,12 @@ class TokenInputs(Inputs):
 
     @model_validator(mode="after")
     def _consistent(self) -> TokenInputs:
-        if max(self.padding, self.mask, *self.special) >= self.vocabulary:
-            raise ValueError("padding, mask and special tokens must be below the vocabulary's size")
+        if max(self.padding, self.mask, self.separator or 0, *self.special) >= self.vocabulary:
+            raise ValueError("padding, mask, separator and special tokens must be below the vocabulary's size")
+        if self.separator is None and self.has_parts:
+            raise ValueError("`parts` are those of a pair: name the `separator` behind the first text")
+        if self.separator is not None and self.separator not in self.special:
+            raise ValueError("the separator must be among the special tokens, which no baseline masks")
         if self.has_mask and self.mask == self.padding:
             raise ValueError(
                 "the mask token is the padding's, so that masking a token would hide its place from the model"
@@ -221,7 +256,7 @@ class TokenInputs(Inputs):
 
     def __hash__(self) -> int:
         """For the cache of tokenizers; `side` is a dictionary, which has no hash."""
-        return hash((self.length, self.vocabulary, self.padding, self.special, self.tokenizer))
+        return hash((self.length, self.vocabulary, self.padding, self.special, self.separator, self.tokenizer))
 
     def read(
         self,
@@ -255,20 +290,21 @@ class TokenInputs(Inputs):
         *,
         detail: Detail = PLAIN,
     ) -> TokenAttributions:
-        """By token: of a text or a file those that are no padding, with their places in it."""
-        if row.places is None:
-            return TokenAttributions.model_construct(
-                [{"token": int(token), "attribution": value} for token, value in zip(row.values, values, strict=True)]
-            )
-        spans = row.places
-        assert isinstance(spans, Spans)
-        places = zip(spans.positions, spans.tokens, spans.starts, spans.ends, strict=True)
-        return TokenAttributions.model_construct(
-            [
-                {"token": token, "start": start, "end": end, "attribution": values[position]}
-                for position, token, start, end in places
-            ]
-        )
+        """By token: of a text or a file those that are no padding, with their places in it; of a pair with their
+        part."""
+        parts = part_of(row.values, self.separator)
+        positions: Sequence[int] = range(len(row.values))
+        tokens: list[dict[str, Any]] = [{"token": int(token)} for token in row.values] if row.places is None else []
+        if row.places is not None:
+            spans = row.places
+            assert isinstance(spans, Spans)
+            positions = spans.positions
+            places = zip(spans.tokens, spans.starts, spans.ends, strict=True)
+            tokens = [{"token": token, "start": start, "end": end} for token, start, end in places]
+        if parts is not None:
+            tokens = [{**token, "part": parts[at]} for token, at in zip(tokens, positions, strict=True)]
+        valued: list[Any] = [{**token, "attribution": values[at]} for token, at in zip(tokens, positions, strict=True)]
+        return TokenAttributions.model_construct(valued)
 
     def check_files(self, folder: Path) -> None:
         """The tokenizer."""

@@ -122,6 +122,7 @@ class Classes(OutputKind):
         if isinstance(target, Contrast):
             label, other = self.labels[target.index], self.labels[target.rather_than]
             return LabelTarget(index=target.index, label=label, rather_than=other)
+        assert isinstance(target, int)
         return LabelTarget(index=target, label=self.labels[target])
 
     def prediction_item(

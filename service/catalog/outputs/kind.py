@@ -52,7 +52,7 @@ class KnownOutputs:
     has_one_logit: bool = False
 
 
-Space = Literal["probability", "logit", "value", "log_probability"]
+Space = Literal["probability", "logit", "value", "similarity", "log_probability"]
 TRUNCATED = Field(description="true where a text or a file was longer than the model takes")
 """The configuration of predictions of every kind."""
 
@@ -72,6 +72,10 @@ class PredictionItem(Item):
     def further_labels(self) -> tuple[str, ...]:
         """Labels beside that one by which they are found as well."""
         return ()
+
+    def brief(self) -> Self:
+        """Without what a request may leave out: long outputs of which nobody reads a number."""
+        return self
 
 
 class TokenItem(Item):
@@ -119,15 +123,18 @@ class BoundItem(BaseModel):
 class OutputsItem(BaseModel):
     """What the model answers."""
 
-    kind: Literal["classes", "labels", "values", "tokens"] = Field(
-        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `tokens`: what "
-        "follows a prompt"
+    kind: Literal["classes", "labels", "values", "embedding", "tokens"] = Field(
+        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `embedding`: a "
+        "vector; `tokens`: what follows a prompt"
     )
-    labels: list[str] | None = Field(None, description="its labels, in the order of the outputs; absent for values")
+    labels: list[str] | None = Field(
+        None, description="its labels, in the order of the outputs; absent where there are none"
+    )
     thresholds: dict[str, float] | None = Field(
         None, description="of several labels at once: the probability over which each is predicted"
     )
     values: list[ValueItem] | None = Field(None, description="its values, in the order of the outputs")
+    dimensions: int | None = Field(None, description="of an embedding: how many numbers it has")
     adverse: str | BoundItem | None = Field(
         description="the label that people have a right to reasons for, or the bound of a value"
     )
@@ -146,6 +153,8 @@ class OutputKind(BaseModel):
 
     noun: ClassVar[str]
     """What one output is of, as sentences say it."""
+    is_named: ClassVar[bool] = True
+    """Whether people have names for its outputs."""
     network_noun: ClassVar[str] = "logits"
     """What the network's own numbers are, as sentences say it."""
     spaces: ClassVar[tuple[OutputSpace, ...]]
@@ -170,6 +179,11 @@ class OutputKind(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Of the outputs, in their order."""
         raise NotImplementedError
+
+    @property
+    def listed(self) -> str:
+        """The names, as people are told them."""
+        return ", ".join(self.names)
 
     @property
     def width(self) -> int:
@@ -229,6 +243,19 @@ class OutputKind(BaseModel):
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
+    def reference_in(self, requested: object) -> tuple[str, object] | None:  # noqa: ARG002
+        """The instance that a requested target refers to, and the name that it has there: the artefact has to be asked
+        about it before the target can be read. None where there is none. Raises InvalidRequest."""
+        return None
+
+    def with_reference(self, requested: object, outputs: Outputs) -> object:  # noqa: ARG002
+        """The requested target with the artefact's outputs for that instance in its place."""
+        return requested
+
+    def explains_reference(self, requested: object) -> bool:  # noqa: ARG002
+        """Whether it is that instance which is explained, and the request's own that it refers to."""
+        return False
+
     def default_target(self, outputs: NDArray[np.floating]) -> PlanTarget:
         """The output [outputs] that is explained where the request leaves it open."""
         return int(np.argmax(outputs))
@@ -237,6 +264,10 @@ class OutputKind(BaseModel):
     def usual_target(self) -> str:
         """The target of explanations without a request, as in checks, and of those that drift is measured on."""
         raise NotImplementedError
+
+    def usual_request(self, example: object) -> object:  # noqa: ARG002
+        """That target as a request has it, where `example` is the manifest's."""
+        return self.usual_target
 
     def is_usual(self, target: PlanTarget | None) -> bool:
         """Whether explanations of this target are comparable with those of the usual one."""
@@ -266,10 +297,10 @@ class OutputKind(BaseModel):
         """Whether what the outputs decide is bad news."""
         raise NotImplementedError
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats) -> float:
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
         """The least denominator of relative errors, where the manifest names none, in units of the output.
 
-        `over_baselines` [K] are the explained outputs over the baseline set.
+        `over_baselines` [K] are the explained outputs, those of the `target`, over the baseline set.
         """
         if space is OutputSpace.PROBABILITY:
             return PROBABILITY_FLOOR

@@ -201,7 +201,7 @@ class Tokens(OutputKind):
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:  # noqa: ARG002
         return False
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
         return FLOOR
 
     def check_quantity(self, quantity: str, of: str | None) -> None:

@@ -22,7 +22,8 @@ from service.domain import (
     read_target,
 )
 from service.engine.kernels.kernel import Deployed, DeployedOutputs
-from service.engine.worker.device import DeviceModel, PreparedBaseline
+from service.engine.worker.device import DeviceModel
+from service.engine.worker.prepared_baselines import PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
 from service.methods.problem import Attribution, Problem
 from service.methods.questions import DeadlinePassed
@@ -144,6 +145,7 @@ def _problem(
 ) -> Problem:
     space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
     inputs, low, high = model.seen(row[None])[0], model.low, model.high
+    default_floor = model.manifest.outputs.default_floor
     if model.fixed is not None:  # methods do not move inputs whose range is empty
         low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
     return Problem(
@@ -158,7 +160,7 @@ def _problem(
         target=target,
         output_space=space,
         tolerance=plan.tolerance,
-        floor=model.manifest.outputs.default_floor(space, baseline_outputs) if plan.floor is None else plan.floor,
+        floor=default_floor(space, baseline_outputs, target) if plan.floor is None else plan.floor,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,
         options=dict(plan.options),

@@ -9,9 +9,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from service.artefacts.huggingface.configs import Config, read_config, read_object
+from service.artefacts.huggingface.sentence_modules import MODULES
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 from service.lifecycle.adding.exported import ExportedGraph, find_graph, read_graph
+from service.lifecycle.adding.huggingface_pairs import PairTokens, pair_tokens
+from service.lifecycle.adding.sentences import Sentences
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -36,7 +39,7 @@ class Folder:
 
     `graph` is the export that is served, None where it is the network itself. `length` is what the network takes at
     most, `padding` the token that rows are filled up with, `mask` that of the baseline, and `added` are the tokens that
-    the tokenizer adds to every text.
+    the tokenizer adds to every text. `declared` is the tokenizer's configuration.
     """
 
     source: Path
@@ -48,12 +51,18 @@ class Folder:
     padding: int
     mask: int | None
     added: Sequence[int]
+    tokenizer: Tokenizer
+    declared: Config
+
+    def pair_tokens(self) -> PairTokens:
+        """How two texts are put together. Raises CatalogError where nothing is put between them."""
+        return pair_tokens(self.tokenizer, self.config, self.declared)
 
 
 def is_huggingface(source: Path) -> bool:
     """Whether this is a folder with the configuration of a network of transformers, or an ONNX file in one."""
     if source.is_dir():
-        return _has(source, CONFIG)
+        return _has(source, CONFIG) or _has(source, MODULES)
     return folder_of(source) is not None
 
 
@@ -72,15 +81,16 @@ def _names_network(folder: Path) -> bool:
         return False
 
 
-def read_folder(source: Path, exported: Path | None = None) -> Folder:
-    """What the folder says; `exported` is the graph to serve in the place of its network.
+def read_folder(source: Path, exported: Path | None = None, sentences: Sentences | None = None) -> Folder:
+    """What the folder says; `exported` is the graph to serve in the place of its network, and `sentences` how it makes
+    embeddings of texts, if it does.
 
     Raises CatalogError, saying what to do, where something is missing or does not fit.
     """
-    config = read_config(_read(source, CONFIG), CONFIG)
+    config = read_config(_read(source, CONFIG), CONFIG, is_encoder=sentences is not None)
     if exported is None and not (_has(source, WEIGHTS) or _has(source, INDEX)):
         exported = find_graph(source)
-    graph = None if exported is None else read_graph(exported)
+    graph = None if exported is None else read_graph(exported, None if sentences is None else sentences.pooling)
     weights = _weights(source) if graph is None else []
     if not (source / TOKENIZER).is_file():
         raise CatalogError(
@@ -113,10 +123,17 @@ def read_folder(source: Path, exported: Path | None = None) -> Folder:
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    length = _length(config, declared)
+    if sentences is not None:
+        length = min(length, sentences.length or length)
+        if sentences.lowers and tokenizer.encode("A").ids != tokenizer.encode("a").ids:
+            raise CatalogError(
+                f"texts are put in small letters before they are tokens, and {TOKENIZER} does not: give it the "
+                "normalizer Lowercase"
+            )
     files = (*weights, *(file for file in BESIDE if _has(source, file)))
-    return Folder(
-        source, config, graph, files, size, _length(config, declared), padding, mask, tokenizer.encode("").ids
-    )
+    added = tokenizer.encode("").ids
+    return Folder(source, config, graph, files, size, length, padding, mask, added, tokenizer, declared)
 
 
 def _has(source: Path, file: str) -> bool:

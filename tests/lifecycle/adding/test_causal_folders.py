@@ -84,9 +84,9 @@ def test_where_there_is_a_mask_token_it_is_the_baseline(writer: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"labels": ("a", "b")}, "a language model has no labels and no values"),
-        ({"adverse": "a"}, "a language model has no labels and no values"),
-        ({"values": ("a",), "units": ("m",)}, "a language model has no labels and no values"),
+        ({"labels": ("a", "b")}, "this network continues texts"),
+        ({"adverse": "a"}, "this network continues texts"),
+        ({"values": ("a",), "units": ("m",)}, "this network continues texts"),
     ],
 )
 def test_what_a_language_model_has_not_is_refused(writer: Path, options: dict[str, Any], sentence: str) -> None:
