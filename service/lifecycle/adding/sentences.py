@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.artefacts.huggingface.configs import CLASSIFIER, Config, read_object
+from service.artefacts.huggingface.configs import CAUSAL, CLASSIFIER, Config, read_object
 from service.artefacts.huggingface.sentence_modules import MODES, MODULES, Pooling, modules_of, read_modules
 from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.kind import KnownOutputs
@@ -55,7 +55,7 @@ class Sentences:
 def read_sentences(source: Path, ask: Ask) -> Sentences | None:
     """What the folder says; None where its network does not embed texts. Raises CatalogError."""
     architecture = _architecture(source)
-    if architecture is not None and architecture.endswith(CLASSIFIER):
+    if architecture is not None and architecture.endswith((CLASSIFIER, *CAUSAL)):
         return None
     if (source / MODULES).is_file():
         return _of_package(source)
