@@ -116,7 +116,11 @@ class Manifest(_Frozen):
         return self
 
     def _check_review(self) -> None:
-        """Checks that the quantities in review rules exist for these outputs. Raises ValueError."""
+        """Checks that the quantities in review rules exist for these outputs, and segments for these inputs. Raises
+        ValueError."""
+        unknown = sorted(self.review.segments - {*self.inputs.segment_names})
+        if unknown:
+            raise ValueError(f"review: the inputs list no segment {unknown[0]!r}; name it in their `segments`")
         for rule in self.review.all_rules.values():
             for name, of in named_by(rule):
                 try:

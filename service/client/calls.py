@@ -74,6 +74,7 @@ class Parameters(TypedDict, total=False):
     strict: bool
     channels: bool
     over: Literal["time", "feature"]
+    units: Literal["words", "sentences"]
     noise: Noise
     options: Mapping[str, Any]
 

@@ -26,7 +26,7 @@ from service.catalog.review_rules import Condition, Rule
 from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, OutputSpace, Plan, Priority, Timings
 from service.engine.protocol import Engine
-from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
+from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids, pointer_to
 from service.ledger.append_queue import Room
 from service.ledger.entries import Entry, RequestKey
 from service.ledger.ids import uuid7
@@ -205,6 +205,7 @@ class Explaining:
 
     async def _explain(self, request: Request, deadline: float | None, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
+        _refuse_unexplainable(request)
         plans = make_plans(version, [row.values for row in request.rows], parameters, request.caller.tenant)
         digests = [plan.digest() for plan in plans]
         self._refuse_what_never_fits(version, plans, len(request.rows))
@@ -253,8 +254,10 @@ class Explaining:
         recorded = time.monotonic()
         measured.recorded = recording, recorded
         timing_items = remembered or [_milliseconds(timings, recorded - request.received) for _, _, timings in results]
+        watched = version.manifest.inputs.segment_names
         for _, answer in untimed:
             self._metrics.observe_flags(version.key.name, answer.flags)
+            self._metrics.observe_segments(version.key.name, watched, answer.segments or ())
         policy = request.caller.policy
         return [
             limited_answer(prediction, answer, policy, timings)
@@ -378,6 +381,17 @@ class Explaining:
 def limited_answer(prediction: AnyPrediction, answer: Answered, policy: Policy, timings: TimingsItem) -> Answer:
     """An answer as the policy lets it be seen."""
     return Answer(limited_prediction(prediction, policy), limited(answer, policy, prediction).taking(timings))
+
+
+def _refuse_unexplainable(request: Request) -> None:
+    """Raises InvalidRequest, with the place of the first instance that can be predicted, but not explained."""
+    inputs, detail = request.version.manifest.inputs, request.parameters.detail
+    numbers = request.chosen or range(len(request.rows))
+    for number, row in zip(numbers, request.rows, strict=True):
+        try:
+            inputs.check_explained(row, detail)
+        except InvalidRequest as error:
+            raise error.under(pointer_to("instances", number)) from None
 
 
 def refuse_method(policy: Policy, method: str) -> None:

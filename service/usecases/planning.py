@@ -11,7 +11,7 @@ from math import prod
 from reprlib import repr as abridged
 
 from service.catalog.inputs.instances import read_instance
-from service.catalog.inputs.kind import Detail, Over
+from service.catalog.inputs.kind import Detail, Over, Units
 from service.catalog.manifest import PREDICTED, BaselineSet, Manifest
 from service.catalog.nearest import did_you_mean, known
 from service.catalog.review_rules import LABEL, OF_OUTPUTS, Rule, named_by, parse, parts_of
@@ -41,7 +41,8 @@ RequestedTarget = str | int | Mapping[str, object]
 class Parameters:
     """The `parameters` of a request; None stands for the manifest's default.
 
-    `channels` asks for an image's attributions by channel too, `over` for sums of a series'. `targets` are several to
+    `channels` asks for an image's attributions by channel too, `over` for sums of a series', `units` for those of a
+    text's words or sentences in the place of its tokens'. `targets` are several to
     explain of each instance, in the place of the one `target`. `when` says in the language of review rules which
     instances are explained; the others are predicted only.
     """
@@ -60,6 +61,7 @@ class Parameters:
     strict: bool = False
     channels: bool = False
     over: str | None = None
+    units: str | None = None
     when: str | None = None
     noise: Mapping[str, object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
@@ -67,7 +69,8 @@ class Parameters:
     @property
     def detail(self) -> Detail:
         """What is asked for beside one attribution for each component."""
-        return Detail(self.channels, None if self.over is None else Over(self.over))
+        over, units = self.over, self.units
+        return Detail(self.channels, None if over is None else Over(over), None if units is None else Units(units))
 
     @property
     def explanations(self) -> int:
@@ -146,6 +149,8 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         raise _wrong("tolerance_of", detail + did_you_mean(tolerance_of, ToleranceOf))
     if parameters.over is not None and Axis.TIME not in manifest.inputs.axes:
         raise _wrong("over", "over sums attributions of a series; this model takes none")
+    if parameters.units is not None and Axis.POSITION not in manifest.inputs.axes:
+        raise _wrong("units", "units sum attributions of a text; this model takes none")
     if parameters.seed < 0:
         raise _wrong("seed", "seed must not be negative")
     return Plan(

@@ -1,0 +1,74 @@
+"""Words and sentences: the tokens of a text that are summed where a request asks for either."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from service.catalog.inputs.kind import Units
+
+END_OF_SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][」』”’）]*\s*|\n\s*\n\s*")
+BEFORE_NO_END = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|No|Fig|Eq|cf|al|approx|Inc|Ltd|Co|e\.g|i\.e)|\b[A-Za-z])$"
+)
+"""What stands before a full stop that ends no sentence: an abbreviation, or a single letter."""
+NAMES = {Units.WORDS: "word", Units.SENTENCES: "sentence"}
+
+
+@dataclass(frozen=True, slots=True)
+class TextToken:
+    """A token of a text: how it is spelled, where it is in which text, and the number of its word, None where it was
+    added by the tokenizer; `part` is None where there is one text."""
+
+    spelling: str | int
+    start: int
+    end: int
+    word: int | None
+    part: int | None
+
+
+def summed(
+    tokens: Sequence[TextToken], values: Sequence[float], texts: Sequence[str], units: Units
+) -> Iterator[dict[str, Any]]:
+    """Words or sentences in the order of the tokens, each with its place, its text and the sum over its tokens. Tokens
+    that are in none, which the tokenizer added, stand between them as they are."""
+    unit_of, name = _unit_of(texts, units), NAMES[units]
+    numbered = ((at, None if token.word is None else unit_of(token)) for at, token in enumerate(tokens))
+    for _, members in groupby(numbered, key=lambda one: (-1 - one[0], 0) if one[1] is None else one[1]):
+        own = [at for at, _ in members]
+        first, last, value = tokens[own[0]], tokens[own[-1]], math.fsum(values[at] for at in own)
+        part = {} if first.part is None else {"part": first.part}
+        if first.word is None:
+            place = {"token": first.spelling, "start": first.start, "end": first.end}
+        else:
+            said = texts[first.part or 0][first.start : last.end]
+            start = first.start + len(said) - len(said.lstrip())
+            place = {name: said.strip(), "start": start, "end": last.end}
+        yield {**place, **part, "attribution": value}
+
+
+def sentence_starts(text: str) -> list[int]:
+    """Where sentences begin: behind a full stop, a question or an exclamation mark and white space, unless the stop is
+    an abbreviation's or a small letter follows; behind a Chinese or Japanese one; and behind an empty line."""
+    starts = [0]
+    for found in END_OF_SENTENCE.finditer(text):
+        is_stop = found[0][0] in ".…"
+        follows = text[found.end() : found.end() + 1]
+        if is_stop and (follows.islower() or BEFORE_NO_END.search(text[max(0, found.start() - 8) : found.start()])):
+            continue
+        if found.end() < len(text):
+            starts.append(found.end())
+    return starts
+
+
+def _unit_of(texts: Sequence[str], units: Units) -> Callable[[TextToken], tuple[int, int]]:
+    """The part and the number of a token's word or sentence; that in which it ends."""
+    if units is Units.WORDS:
+        return lambda token: (token.part or 0, token.word or 0)
+    starts = [sentence_starts(text) for text in texts]
+    return lambda token: (token.part or 0, bisect_right(starts[token.part or 0], max(token.start, token.end - 1)))
