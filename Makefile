@@ -11,6 +11,11 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint d
 # Files of tests beside each other, one process a core.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Files of tests are kept compiled: it takes 10 s of every process of pytest to rewrite all of their assertions.
+unexport PYTHONDONTWRITEBYTECODE
+# Threads of numpy's BLAS in processes beside each other wait for one another: seven times the time for a rule's 100 nodes.
+gate slow: export OPENBLAS_NUM_THREADS := 1
+
 .PHONY: run serve test gate slow bench bench-ledger faults fuzz sbom flips accuracy exports health try-install models test-models clean
 
 run: .venv/.$(RUNTIME)
@@ -37,9 +42,10 @@ bench: .venv/.bench
 bench-ledger: .venv/.dev
 	@for kind in sqlite postgresql; do echo $$kind; $(BIN)/python -m tests.bench.search $$kind || exit 1; done
 
-# What the gate leaves out, since a shorter test says the same there.
+# What the gate leaves out, since a shorter test says the same there; and all laws on examples that are drawn anew.
 slow: .venv/.dev
 	$(BIN)/pytest -m slow $(PARALLEL)
+	$(BIN)/pytest -m 'hypothesis and not slow' --hypothesis-profile random $(PARALLEL)
 
 # Every row of tests/faults/README.md at full size, and what was seen; on a machine that has nothing else to do.
 faults: .venv/.dev
@@ -59,7 +65,7 @@ flips: .venv/.dev
 	LEDGER_FLIPS=500 $(BIN)/pytest -m 'slow or not slow' --timeout 3600 tests/ledger/test_verifying.py -k flipped
 
 # The stated error against the true one on some forty networks, 25 inputs each; then all held-out loans, of which the tests
-# take every fourth. Takes an hour or two of one core; ACCURACY="--networks gelu_table --inputs 5" takes less, "--workers 4"
+# take every eighth. Takes an hour or two of one core; ACCURACY="--networks gelu_table --inputs 5" takes less, "--workers 4"
 # shares it, and with "--results FILE --truths FOLDER" a run that was cut short goes on where it was.
 accuracy: .venv/.dev
 	@$(BIN)/python -m tests.accuracy $(ACCURACY)

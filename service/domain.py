@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -24,11 +24,14 @@ DOUBLE: RowType = np.dtype(np.float64)
 
 
 class OutputSpace(StrEnum):
-    """What outputs are: after or before the model's link function, or, without one, values."""
+    """What outputs are: after or before the model's link function, or, without one, values; of an embedding, which is
+    explained by what it is similar to, its numbers."""
 
     PROBABILITY = "probability"
     LOGIT = "logit"
     VALUE = "value"
+    SIMILARITY = "similarity"
+    LOG_PROBABILITY = "log_probability"
 
 
 class Completeness(StrEnum):
@@ -75,8 +78,71 @@ class Contrast:
     rather_than: int
 
 
-Target = int | Contrast
-"""The single number that is explained: the output at an index, or the difference of two."""
+class Measure(StrEnum):
+    """How similar two embeddings are: by their dot product, or by the cosine of the angle between them."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The similarity of the outputs, an embedding, to the embedding `reference` [outputs].
+
+    An embedding of zeros has no direction: its cosine with any other is 0.
+    """
+
+    reference: tuple[float, ...]
+    measure: Measure
+
+    @property
+    def coefficients(self) -> Floats:
+        """What the outputs are multiplied by and summed: for the cosine the reference's direction. [outputs]."""
+        reference = np.array(self.reference)
+        if self.measure is Measure.COSINE:
+            reference /= float(np.linalg.norm(reference)) or 1.0
+        return reference
+
+    def of(self, outputs: Floats) -> Floats:
+        """The similarity [...] of `outputs` [..., outputs]."""
+        products: Floats = outputs @ self.coefficients
+        if self.measure is Measure.DOT:
+            return products
+        norms = np.linalg.norm(outputs, axis=-1)
+        cosines: Floats = np.divide(products, norms, out=np.zeros_like(products), where=norms != 0)
+        return cosines
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a language model says of a text behind the prompt: its log-probability, less that of the text that it is
+    compared with. Both are by their tokens; `per_token` asks for the attributions of each token's, too."""
+
+    tokens: tuple[int, ...]
+    rather_than: tuple[int, ...] = ()
+    per_token: bool = False
+
+    @property
+    def outputs_of_tokens(self) -> range:
+        """Where among the outputs the log-probability of each token of both is."""
+        return range(1, 1 + len(self.tokens) + len(self.rather_than))
+
+    @property
+    def explanations(self) -> int:
+        """How many are computed for it."""
+        return 1 + self.per_token * len(self.outputs_of_tokens)
+
+
+Target = int | Contrast | Similarity
+"""The single number that is explained: the output at an index, the difference of two, or a similarity."""
+
+PlanTarget = Target | Continuation
+"""What a plan explains: a number of the outputs, or one that the network is asked for together with its input."""
+
+
+def output_of(target: PlanTarget) -> Target:
+    """Where among the outputs the explained number is: that of a continuation is the first."""
+    return 0 if isinstance(target, Continuation) else target
 
 
 def read_target(outputs: Floats, target: Target) -> Floats:
@@ -84,6 +150,8 @@ def read_target(outputs: Floats, target: Target) -> Floats:
     if isinstance(target, Contrast):
         difference: Floats = outputs[..., target.index] - outputs[..., target.rather_than]
         return difference
+    if isinstance(target, Similarity):
+        return target.of(outputs)
     own: Floats = outputs[..., target]
     return own
 
@@ -182,7 +250,7 @@ class Plan:
     method: str
     options: tuple[tuple[str, OptionValue], ...]
     input: tuple[float, ...]
-    target: Target | None
+    target: PlanTarget | None
     output_space: OutputSpace
     baseline: BaselineChoice
     tolerance: float
@@ -209,19 +277,17 @@ GRADED = ".."
 
 @dataclass(frozen=True)
 class ChunkShapes:
-    """The rows of a model's two sizes of gradient chunks: `brief` for questions that fit it, `long` for all others.
+    """The shapes of gradient chunks that an explanation is computed at: rows, and their length.
 
-    Where each row costs nearly as much as the next, so that none should be padding, shapes are `graded`: all doublings
-    from `brief` to `long`, of which a question takes several. Rows may be cut to a `length`, where what is cut off is
-    padding; None: they are whole. A model has others for each length, `cut`, ascending; an explanation was computed at
-    one of them.
+    There are two sizes: `brief` for questions that fit it, `long` for all others. Where each row costs nearly as much
+    as the next, so that none should be padding, shapes are `graded`: all doublings from `brief` to `long`, of which a
+    question takes several. Rows may be cut to a `length`, where what is cut off is padding; None: they are whole.
     """
 
     brief: int
     long: int
     length: int | None = None
     graded: bool = False
-    cut: tuple[ChunkShapes, ...] = ()
 
     def __str__(self) -> str:
         length = "" if self.length is None else f"x{self.length}"
@@ -234,11 +300,6 @@ class ChunkShapes:
             return tuple(sorted({self.brief, self.long}))
         doublings = (self.long // self.brief).bit_length()
         return tuple(self.brief << power for power in range(doublings))
-
-    def at(self, length: int | None) -> ChunkShapes:
-        """Those for rows of that length; of a length that was not calibrated, as many rows as of whole ones."""
-        known = {shapes.length: shapes for shapes in self.cut}
-        return known.get(length) or replace(self, length=length, cut=())
 
     @staticmethod
     def read(text: str) -> ChunkShapes:
@@ -283,11 +344,12 @@ class Explanation:
     promise no sum, or take no integral. When the model answered a number that is not finite, `converged` is false with
     reason `non_finite` and the figures that could not be computed are None. `chunk_rows` are the `ChunkShapes` it was
     computed at, on which its last bits depend. `answers` is how many of its questions were answered before its
-    deadline, None where that did not end it.
+    deadline, None where that did not end it. `per_token` explains each token of a continuation, and of the one that it
+    is compared with, where that was asked for.
     """
 
     outputs: tuple[float, ...] | None
-    target: Target
+    target: PlanTarget
     output: float | None
     baseline_output: float | None
     attributions: tuple[float, ...] | None
@@ -307,6 +369,7 @@ class Explanation:
     noisy_output: float | None = None
     answers: int | None = None
     attribution_errors: tuple[float, ...] | None = None
+    per_token: tuple[Explanation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,13 @@ def special_tokens(kind: str) -> dict[str, str]:
     return {**names, "unk_token": "[UNK]", "mask_token": "[MASK]"}
 
 
-def save_folder(folder: Path, kind: str, *, shards: str | None = None, **settings: Any) -> Any:
+def save_folder(
+    folder: Path, kind: str, *, shards: str | None = None, is_encoder: bool = False, **settings: Any
+) -> Any:
     """Saves a network of this `model_type` and its tokenizer as save_pretrained does; returns the network.
 
-    `settings` are further ones of its configuration; `shards` is the largest size of a file of weights.
+    It is a classifier, or an encoder that answers an embedding for each token. `settings` are further ones of its
+    configuration; `shards` is the largest size of a file of weights.
     """
     package = transformers()
     parsed, special = trained_tokenizer(kind), special_tokens(kind)
@@ -92,7 +95,8 @@ def save_folder(folder: Path, kind: str, *, shards: str | None = None, **setting
         kind, **{"vocab_size": parsed.get_vocab_size(), **CONFIGURATIONS[kind], **ids, **settings}
     )
     torch.manual_seed(0)
-    network = package.AutoModelForSequenceClassification.from_config(configuration, attn_implementation="eager").eval()
+    networks = package.AutoModel if is_encoder else package.AutoModelForSequenceClassification
+    network = networks.from_config(configuration, attn_implementation="eager").eval()
     with torch.no_grad():  # drawn so small, all logits would be the same
         for name, weights in network.named_parameters():
             if weights.dim() == 2:

@@ -55,6 +55,7 @@ class Item:
         self.__post_init__()
 
     def __post_init__(self) -> None:
+        """Drops what is default. Apart from `__init__`, since pydantic, reading an item, calls this alone."""
         values = vars(self)
         for name, default in self._defaults.items():
             if name in values and values[name] is default:

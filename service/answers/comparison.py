@@ -32,6 +32,7 @@ COMPARED = (
     "segments",
     "interactions",
     "groups",
+    "continuation",
     "noise",
     "converged",
     "reason",

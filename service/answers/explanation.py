@@ -36,6 +36,7 @@ from service.catalog.inputs.kind import PLAIN, Detail, Places, Row
 from service.catalog.inputs.registry import AnyAttributions
 from service.catalog.inputs.segments import SegmentOfRow
 from service.catalog.manifest import Manifest
+from service.catalog.outputs.kind import TokenItem
 from service.catalog.outputs.predictions import AnyTarget, Space
 from service.catalog.versions import ModelVersion
 from service.domain import Explanation, GroupShare, NoiseKind, Plan
@@ -50,6 +51,17 @@ IN_CLEAR = "in_clear"
 the model's outputs, attributions, errors that a guess of the input could be tested against. The fields in clear reveal
 something too: the explained label, which by default is the predicted one (the ledger's column has it too), the flags,
 and how many points the row took."""
+
+
+class ContinuationItem(TokenItem):
+    """A token of the explained continuation; with `per_token` what in the prompt its own log-probability rests on."""
+
+    attributions: Annotated[
+        AnyAttributions | None, BY_COMPONENT, Field(description="by token of the prompt, of this token alone")
+    ] = None
+    completeness_error: Annotated[float | None, ERROR, Field(description="as of the whole")] = None
+    attribution_error: Annotated[float | None, ERROR, Field(description="as of the whole")] = None
+    converged: Annotated[bool | None, ALWAYS, Field(description="whether the tolerance was met")] = None
 
 
 class Explained(Item):
@@ -106,6 +118,11 @@ class Explained(Item):
         tuple[tuple[float, ...], ...] | None,
         JOINT,
         Field(description="of integrated Hessians: by pair of features"),
+    ] = None
+    continuation: Annotated[
+        tuple[ContinuationItem, ...] | None,
+        PARTS,
+        Field(description="of a language model: the tokens whose log-probabilities are explained, in sum"),
     ] = None
     groups: Annotated[
         tuple[GroupItem, ...] | None, JOINT_PARTS, Field(description="of `directional_ig`: by group of features")
@@ -175,6 +192,18 @@ def answered(
             return None
         return manifest.inputs.attributions(values, explanation.shape, row, detail=detail)
 
+    def explained_token(token: TokenItem, of_token: Explanation | None) -> ContinuationItem:
+        if of_token is None:
+            return ContinuationItem(**vars(token))
+        return ContinuationItem(
+            **vars(token),
+            attributions=by_component(of_token.attributions, detail),
+            completeness_error=of_token.completeness_error,
+            attribution_error=of_token.attribution_error,
+            converged=of_token.converged,
+        )
+
+    tokens = version.outputs.token_items(explanation.target, explanation.outputs)
     is_complete = explanation.attributions is not None
     gives_reasons = _gives_reasons(plan, explanation)
     baseline, noise = plan.baseline, plan.noise
@@ -183,7 +212,7 @@ def answered(
         id=id,
         model=ModelItem(name=plan.model.name, version=plan.model.version, digest=plan.model.digest),
         method=plan.method,
-        target=manifest.outputs.target_item(explanation.target),
+        target=version.outputs.target_item(explanation.target),
         output_space=plan.output_space.value,
         output=explanation.output,
         baseline_output=explanation.baseline_output if is_complete else None,
@@ -196,6 +225,7 @@ def answered(
         segments=segments or None,
         interactions=explanation.interactions,
         groups=tuple(_group(manifest, group) for group in explanation.groups) or None,
+        continuation=tuple(map(explained_token, tokens, explanation.per_token or (None,) * len(tokens))) or None,
         noise=None
         if noise is None
         else NoiseItem(

@@ -19,10 +19,19 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_ty
 import orjson
 
 from service.answers.explanation import Answered
-from service.answers.record import DamagedItem, Personal, PlaceItem, RecordItem, in_clear
+from service.answers.record import (
+    DamagedItem,
+    Personal,
+    PlaceItem,
+    RecordedTarget,
+    RecordItem,
+    in_clear,
+    recorded_target_kind,
+)
 from service.catalog.inputs.kind import PLAIN, Detail
 from service.catalog.inputs.registry import AnyAttributions, read_attributions
 from service.catalog.outputs.predictions import AnyPrediction, AnyTarget, prediction_kind, target_kind
+from service.domain import Continuation, Contrast, PlanTarget, Similarity
 from service.ledger.entries import LogChanged, Stored
 
 NO_VERSION = "1"
@@ -207,9 +216,22 @@ def _attributions(content: Any) -> AnyAttributions | UnreadableValues:
         return UnreadableValues(content)
 
 
+def _index_or(kind_of: Callable[[Mapping[str, Any]], type[Any]], content: Any) -> Any:
+    """A target that may be a mere index; what was changed is left as it is."""
+    return read(kind_of(content), content) if isinstance(content, Mapping) else content
+
+
+def _target_kind(content: Mapping[str, Any]) -> type[Contrast | Similarity | Continuation]:
+    if "measure" in content:
+        return Similarity
+    return Contrast if "index" in content else Continuation
+
+
 _KINDS: Mapping[frozenset[Any], Reader] = {
     _without_none(AnyAttributions): _attributions,
     _without_none(AnyPrediction): lambda content: read(prediction_kind(content), content),
     _without_none(AnyTarget): lambda content: read(target_kind(content), content),
+    _without_none(RecordedTarget): lambda content: _index_or(recorded_target_kind, content),
+    _without_none(PlanTarget): lambda content: _index_or(_target_kind, content),
 }
 """Types that are unions, of which the content tells the member."""

@@ -21,6 +21,7 @@ from service.answers.items import ReasonItem
 from service.catalog.inputs.features import ReasonGroup
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
+from service.catalog.outputs.kind import OutputKind
 from service.domain import Explanation
 
 MAX_REASONS = 4
@@ -31,7 +32,8 @@ def principal_reasons(manifest: Manifest, explanation: Explanation) -> tuple[Rea
 
     None if the manifest names nothing adverse, or no reason texts, or if the explained output is not about it.
     """
-    outputs, inputs = manifest.outputs, manifest.inputs
+    inputs = manifest.inputs
+    outputs: OutputKind = manifest.outputs
     sign = outputs.adverse_sign(explanation.target)
     if sign is None or explanation.attributions is None:
         return None

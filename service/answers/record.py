@@ -23,7 +23,7 @@ from service.answers.reasons import texts_digest
 from service.catalog.inputs.kind import Places, Row
 from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
-from service.domain import SCHEMA, Context, Contrast, Explanation, Plan
+from service.domain import SCHEMA, Context, Continuation, Contrast, Explanation, Plan, PlanTarget, Similarity
 from service.ledger.entries import Entry
 
 
@@ -44,14 +44,32 @@ class RecordedContrast(Item):
     rather_than: Annotated[int, ALWAYS, Field(description="the index of the label that it is compared with")]
 
 
+class RecordedSimilarity(Item):
+    """The similarity to an embedding, which is in the personal part: `reference`."""
+
+    measure: Annotated[Literal["cosine", "dot"], ALWAYS, Field(description="the cosine of the angle, or the product")]
+
+
+RecordedTarget = int | RecordedContrast | RecordedSimilarity
+
+
+class RecordedContinuation(Item):
+    """The text that is explained, by its tokens. It may be of a person, and is part of what is destroyed with them."""
+
+    tokens: tuple[int, ...] = ()
+    rather_than: tuple[int, ...] = ()
+    per_token: bool = False
+
+
 class RecordedParameters(Item):
     """What the request asked for, defaults filled in."""
 
     target: Annotated[
-        int | RecordedContrast | None,
+        RecordedTarget | None,
         ALWAYS,
         Field(
-            description="the label's or value's index, perhaps with that of another, `rather_than`; null: the predicted"
+            description="the label's or value's index, perhaps with that of another, `rather_than`; the `measure` of a "
+            "similarity; null: the predicted, or a continuation, whose tokens are in the personal part"
         ),
     ]
     tolerance: Annotated[float, ALWAYS, Field(description="the largest error accepted")]
@@ -162,11 +180,14 @@ class RecordedRow(Item):
 class Personal(Item):
     """The personal part of a record, as far as repeating the explanation needs it.
 
-    `content` is the whole of it, from which the kind of input reads the row that it wrote.
+    `content` is the whole of it, from which the kind of input reads the row that it wrote. `reference` is what a target
+    refers to: the embedding that the input is to be similar to.
     """
 
     plan_digest: str
     baseline: RecordedRow
+    reference: tuple[float, ...] | None = None
+    continuation: RecordedContinuation | None = None
     content: Mapping[str, Any]
 
 
@@ -190,14 +211,18 @@ def ledger_entry(
     job_row: tuple[str, int] | None = None,
 ) -> Entry:
     """The record of one explanation, serialised once."""
-    clear = in_clear(Answered)
     content = vars(answer)
+    target = plan.target
+    clear = in_clear(Answered) - ({"target"} if answer.continuation else set())
     personal = {
         **version.manifest.inputs.to_record(Row(plan.input, places)),
         "baseline": RecordedRow(row=plan.baseline.row, digest=plan.baseline.digest),
         "plan_digest": plan_digest,
+        **({"continuation": RecordedContinuation(**vars(target))} if isinstance(target, Continuation) else {}),
         "answer": {name: value for name, value in content.items() if name not in clear} | {"prediction": prediction},
     }
+    if isinstance(plan.target, Similarity):
+        personal["reference"] = plan.target.reference
     is_inline = plan.baseline.row is not None
     record = {
         **{name: value for name, value in content.items() if name in clear},
@@ -234,15 +259,9 @@ def ledger_entry(
 
 
 def _parameters(plan: Plan) -> RecordedParameters:
-    noise, target = plan.noise, plan.target
-    if isinstance(target, Contrast):
-        target_item: int | RecordedContrast | None = RecordedContrast(
-            index=target.index, rather_than=target.rather_than
-        )
-    else:
-        target_item = target
+    noise = plan.noise
     return RecordedParameters(
-        target=target_item,
+        target=_target(plan.target),
         tolerance=plan.tolerance,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,
@@ -252,3 +271,16 @@ def _parameters(plan: Plan) -> RecordedParameters:
         tolerance_of=plan.tolerance_of.value,
         errors=plan.errors,
     )
+
+
+def _target(target: PlanTarget | None) -> RecordedTarget | None:
+    if isinstance(target, Continuation):
+        return None
+    if isinstance(target, Contrast):
+        return RecordedContrast(index=target.index, rather_than=target.rather_than)
+    return RecordedSimilarity(measure=target.measure.value) if isinstance(target, Similarity) else target
+
+
+def recorded_target_kind(content: Mapping[str, Any]) -> type[RecordedContrast | RecordedSimilarity]:
+    """Which of the kinds a recorded target that is no index is of."""
+    return RecordedSimilarity if "measure" in content else RecordedContrast

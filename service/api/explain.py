@@ -27,6 +27,7 @@ from service.api.schemas import ContextBody, ExplainBody, PredictBody
 from service.api.transport import while_connected
 from service.catalog.inputs.instances import read_instances
 from service.catalog.inputs.kind import Row
+from service.catalog.outputs.predictions import AnyPrediction
 from service.catalog.versions import ModelVersion
 from service.domain import Context
 from service.errors import Fault, Kind, MalformedBody
@@ -35,7 +36,8 @@ from service.ledger.entries import RequestKey
 from service.monitoring.labels import PREDICT
 from service.usecases.explaining import Answer, NotExplained, limited_answer, refuse_method
 from service.usecases.explaining import Request as ExplainingRequest
-from service.usecases.planning import Parameters, with_baseline_read
+from service.usecases.planning import Parameters
+from service.usecases.references import with_instances_read
 from service.wording import number_of
 
 ERRORS = answers(404, 414, 431, 500, 503, 504, 507)
@@ -99,7 +101,7 @@ async def _explain(request: ApiRequest, model: str, version: str | None, body: E
             answer.explanation is not None and parsed.contexts[at // times].subject is None
             for at, answer in enumerate(answers)
         )
-        return _reply(answers, len(body.instances), lacks_subject=lacks_subject)
+        return _reply(answers, body, lacks_subject=lacks_subject)
 
     return await once(request, explain, lambda _remembered, answer: _repeat(request, answer, body))
 
@@ -136,7 +138,7 @@ async def _repeat(request: ApiRequest, answer: Mapping[str, Any], body: ExplainB
             next(explained) if at in is_explained else other for at, other in enumerate(others) for _ in range(times)
         ]
     lacks_subject = any(record.subject is None for record in records)
-    return await asyncio.to_thread(_reply, answers, len(body.instances), lacks_subject=lacks_subject)
+    return await asyncio.to_thread(_reply, answers, body, lacks_subject=lacks_subject)
 
 
 def _answers_of(records: Sequence[Stored], policy: Policy, timings: Sequence[TimingsItem]) -> list[Answer]:
@@ -151,10 +153,11 @@ async def _predicted_again(request: ApiRequest, record: Stored, body: ExplainBod
     return [NotExplained(one) for one in await request.services.explaining.predict(asked)]
 
 
-def _reply(answers: Sequence[Answer | NotExplained], instances: int, *, lacks_subject: bool) -> Response:
-    """The reply to so many instances, each of which has as many answers, all with its prediction."""
+def _reply(answers: Sequence[Answer | NotExplained], body: ExplainBody, *, lacks_subject: bool) -> Response:
+    """The reply to instances each of which has as many answers, the first with its prediction."""
+    predictions = [answer.prediction for answer in answers[:: len(answers) // len(body.instances)]]
     reply = ExplainReply(
-        predictions=tuple(answer.prediction for answer in answers[:: len(answers) // instances]),
+        predictions=_shown(predictions, body),
         explanations=tuple(answer.explanation for answer in answers),
     )
     headers = {}
@@ -175,7 +178,12 @@ async def _predict(request: ApiRequest, model: str, version: str | None, body: P
     parsed = await _request(model_version, body, request.caller, received, use_cache=False)
     request.observed.timings = parsed.timings
     predictions = await while_connected(request, services.explaining.predict(parsed))
-    return Response(encode(PredictReply(predictions=tuple(predictions))), media_type="application/json")
+    return Response(encode(PredictReply(predictions=_shown(predictions, body))), media_type="application/json")
+
+
+def _shown(predictions: Sequence[AnyPrediction], body: ExplainBody | PredictBody) -> tuple[AnyPrediction, ...]:
+    """Without what the request leaves out."""
+    return tuple(predictions if body.parameters.embedding else (each.brief() for each in predictions))
 
 
 async def _request(
@@ -206,10 +214,10 @@ async def _request(
 
 
 def _read(version: ModelVersion, body: ExplainBody | PredictBody) -> tuple[list[Row], Parameters]:
-    """The rows of the instances, and the parameters with the baseline's."""
+    """The rows of the instances, and the parameters with those of the instances in them."""
     called = "instance" if len(body.instances) > 1 else ""
     rows = [*read_instances(version.manifest, body.instances, version.folder, called=called)]
-    return rows, with_baseline_read(version, body.parameters.parameters())
+    return rows, with_instances_read(version, body.parameters.parameters())
 
 
 def _contexts(contexts: ContextBody | list[ContextBody], count: int) -> list[Context]:

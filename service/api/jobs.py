@@ -31,7 +31,7 @@ from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
 from service.usecases.explaining import refuse_method, rule_of
-from service.usecases.planning import make_plans
+from service.usecases.references import check_request
 from service.wording import SENTENCE, number_of
 
 MAX_ROWS = 10_000
@@ -210,7 +210,7 @@ def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenan
     read = read_instances(version.manifest, body.instances, version.folder)
     for number, row in enumerate(read):
         if number == 0:
-            make_plans(version, [row.values], parameters, tenant)
+            check_request(version, row, parameters, tenant)
         context = contexts[number]
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         for _ in range(parameters.explanations):
@@ -255,7 +255,7 @@ def _refuse_impossible(body: JobBody, version: ModelVersion, stored: Stored) -> 
         row = stored_input(stored, version)
     except InvalidRequest:  # this one; others may fit
         return
-    make_plans(version, [row.values], body.parameters.parameters(), stored.tenant)
+    check_request(version, row, body.parameters.parameters(), stored.tenant)
 
 
 def _item(job: Job, spec: ExplainSpec) -> JobItem:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from fastapi import Request
+from starlette.types import Receive, Scope
 
 from service.access.callers import Caller
 from service.api.services import Services
@@ -16,20 +15,14 @@ class ApiRequest(Request):
     """A request that has passed its route's checks.
 
     `caller` is who sent it; a public route has none. `key` is the `Idempotency-Key`, if the route takes one and it was
-    sent.
+    sent. `services` is what the service consists of. `observed` is what the log, the metrics and the traces will say of
+    this request; the handler fills it in.
     """
 
     caller: Caller
     key: RequestKey | None = None
 
-    @cached_property
-    def services(self) -> Services:
-        """What the service consists of."""
-        services: Services = self.app.state.services
-        return services
-
-    @cached_property
-    def observed(self) -> ObservedRequest:
-        """What the log, the metrics and the traces will say of this request; the handler fills it in."""
-        observed: ObservedRequest = self.scope["state"].setdefault("observed", ObservedRequest())
-        return observed
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        super().__init__(scope, receive)
+        self.services: Services = scope["app"].state.services
+        self.observed: ObservedRequest = scope.get("state", {}).get("observed") or ObservedRequest()

@@ -6,7 +6,7 @@ wrong items kept the event loop for 34 s and took 6.8 GB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,9 +40,14 @@ UNKNOWN_FIELD = "unknown_field"
 
 TARGETS = (
     "must be a label or a value, by its name or index, or `predicted`; of classes also an object of "
-    "`label` and `rather_than`"
+    "`label` and `rather_than`, of embeddings one with `similar_to`"
 )
+CONTINUATION = "must hold a text as `continuation`, perhaps one as `rather_than`, and `per_token` as true or false"
 TWO_LABELS = "must hold `label` and `rather_than`, each a label or its index"
+
+SIMILARITY = (
+    "must hold `similar_to`, and may hold `measure`, `cosine` or `dot`, and `both`, true or false; nothing else"
+)
 
 
 class Rather(BaseModel):
@@ -54,12 +59,55 @@ class Rather(BaseModel):
     rather_than: StrictStr | StrictInt = Field(description="the label that it is compared with, or its index")
 
 
+class SimilarTo(BaseModel):
+    """Of an embedding: what the instance is similar to, and how that is measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    similar_to: Any = Field(description="another instance, or an embedding: as many numbers as the model answers")
+    measure: StrictStr = Field("cosine", description="`cosine`, that of the angle, or `dot`, the product")
+    both: StrictBool = Field(
+        False,
+        description="explains both sides: a second explanation is of the other instance, by its similarity to the "
+        "request's own",
+    )
+
+    def sides(self) -> list[dict[str, Any]]:
+        """The targets that it stands for, one for each explanation."""
+        own = {"similar_to": self.similar_to, "measure": self.measure}
+        return [own, {**own, "side": "reference"}] if self.both else [own]
+
+
+class ContinuationBody(BaseModel):
+    """A text behind the prompt of a language model, of which the log-probability is explained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    continuation: StrictStr = Field(description="the text, with the space that it begins with")
+    rather_than: StrictStr | None = Field(None, description="the text whose log-probability is taken away")
+    per_token: StrictBool = Field(False, description="attributions of each token's log-probability, too")
+
+
+def _is_continuation(value: dict[str, object]) -> bool:
+    types = {"continuation": str, "rather_than": str, "per_token": bool}
+    return all(name in types and type(part) is types[name] for name, part in value.items())
+
+
 def _label_or_index(value: object) -> object:
     if type(value) in (str, int):
         return value
+    if isinstance(value, dict) and "similar_to" in value:
+        types = {"similar_to": object, "measure": str, "both": bool}
+        if all(name in types and isinstance(part, types[name]) for name, part in value.items()):
+            return value
+        raise PydanticCustomError(SENTENCE, SIMILARITY)
     if isinstance(value, dict):
         if value.keys() == {"label", "rather_than"} and all(type(label) in (str, int) for label in value.values()):
             return value
+        if "continuation" in value:
+            if _is_continuation(value):
+                return value
+            raise PydanticCustomError(SENTENCE, CONTINUATION)
         raise PydanticCustomError(SENTENCE, TWO_LABELS)
     raise PydanticCustomError(SENTENCE, TARGETS)
 
@@ -87,7 +135,7 @@ def _subject(value: str) -> str:
 Subject = Annotated[
     StrictStr, AfterValidator(_subject), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT_LENGTH})
 ]
-Target = Annotated[str | int | Rather, BeforeValidator(_label_or_index)]
+Target = Annotated[str | int | Rather | SimilarTo | ContinuationBody, BeforeValidator(_label_or_index)]
 Targets = Annotated[list[Target], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
 Tags = Annotated[
     dict[StrictStr, StrictStr], BeforeValidator(_at_most(MAX_COHORT_TAGS, "tags")), Field(max_length=MAX_COHORT_TAGS)
@@ -126,13 +174,17 @@ class NoiseBody(Strict):
     scale: Number = Field(NOISE_SCALE, description="standard deviation, as a share of each input's range")
 
 
+EMBEDDING = Field(True, description="false leaves embeddings out of `predictions`")
+
+
 class ExplainParameters(Strict):
     """All optional; the model's manifest holds the defaults."""
 
     method: StrictStr | None = Field(None, description="an attribution method; the model's page lists them")
     target: Target = Field(
         "predicted",
-        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another",
+        description="a label or a value, its index, or `predicted`; of classes also a label `rather_than` another; of "
+        "an embedding what the instance is `similar_to`; of a language model a `continuation`",
     )
     targets: Targets | None = Field(
         None,
@@ -144,7 +196,11 @@ class ExplainParameters(Strict):
         description="explains only instances for whose prediction this holds, `probability > 0.8` or `label == denied` "
         "say; the others have null in the place of each explanation, and no record",
     )
-    output_space: StrictStr | None = Field(None, description="`probability` or `logit`; of values `value`")
+    output_space: StrictStr | None = Field(
+        None,
+        description="`probability` or `logit`; of values `value`, of embeddings `similarity`, of tokens "
+        "`log_probability`",
+    )
     baseline: Any = Field(None, description="a baseline set, optionally `name@version`; `zeros`; or an inline instance")
     tolerance: Number | None = Field(None, description="largest relative error accepted, in (0, 1]")
     tolerance_of: StrictStr = Field(
@@ -170,23 +226,43 @@ class ExplainParameters(Strict):
     )
     noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
     options: Options = Field(default_factory=dict, description="the method's own options, by name")
+    embedding: StrictBool = EMBEDDING
+
+    @property
+    def explanations(self) -> int:
+        """How many explanations an instance has."""
+        targets = [self.target] if self.targets is None else self.targets
+        return sum(len(_as_sent(target)) for target in targets)
 
     def parameters(self) -> Parameters:
-        """As planning takes them."""
-        target = _as_sent(self.target) if "target" in self.model_fields_set else None
-        targets = None if self.targets is None else tuple(map(_as_sent, self.targets))
-        noise = None if self.noise is None else vars(self.noise)
-        return Parameters(**{**vars(self), "target": target, "targets": targets, "noise": noise})
+        """As planning takes them; a target of both sides becomes two."""
+        own: Sequence[RequestedTarget] = _as_sent(self.target) if "target" in self.model_fields_set else [None]
+        placed: list[tuple[Sequence[str | int], RequestedTarget]] = []
+        if self.targets is not None:
+            placed = [(("targets", at), one) for at, target in enumerate(self.targets) for one in _as_sent(target)]
+        elif len(own) > 1:
+            placed, own = [(("target",), one) for one in own], [None]
+        read = {
+            "target": own[0],
+            "targets": [one for _, one in placed] or None,
+            "places": [place for place, _ in placed] or None,
+            "noise": None if self.noise is None else vars(self.noise),
+        }
+        return Parameters(**{name: value for name, value in {**vars(self), **read}.items() if name != "embedding"})
 
 
-def _as_sent(target: str | int | Rather) -> RequestedTarget:
-    return vars(target) if isinstance(target, Rather) else target
+def _as_sent(target: str | int | Rather | SimilarTo | ContinuationBody) -> list[RequestedTarget]:
+    """The targets that one stands for."""
+    if isinstance(target, SimilarTo):
+        return [*target.sides()]
+    return [target if isinstance(target, str | int) else vars(target)]
 
 
 class PredictParameters(Strict):
     """What a prediction may be asked with."""
 
     output_space: StrictStr | None = Field(None, description="`probability` or `logit`")
+    embedding: StrictBool = EMBEDDING
 
     def parameters(self) -> Parameters:
         """As planning takes them."""
@@ -235,7 +311,7 @@ class ExplainBody(Strict):
 
 def check_size(instances: Sized, parameters: ExplainParameters, most: int) -> None:
     """Refuses more than so many explanations of instances."""
-    explanations = len(instances) * len(parameters.targets or (parameters.target,))
+    explanations = len(instances) * parameters.explanations
     if explanations > most:
         sentence = "asks for {explanations} explanations, one for each instance and target; {most} at most"
         raise PydanticCustomError(SENTENCE, sentence, {"explanations": explanations, "most": most})

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from service.numerics.links import IDENTITY, SIGMOID, SOFTMAX, Link
+from service.numerics.links import IDENTITY, SIGMOID, SOFTMAX, UNIT_LENGTH, Link
 
 FEW_LABELS = 32
 
@@ -24,7 +24,7 @@ class TensorLink(Protocol):
         """The sums over the outputs k of c_k p_k [rows, 1], and their slopes by each logit [rows, outputs].
 
         `logits` and the `coefficients` c are [rows, outputs]. The coefficients of a row are 1 for one output and 0 for
-        the others; where the chunk `has_contrasts`, there may also be one of -1.
+        the others; where the chunk `has_contrasts`, there may also be one of -1. Of embeddings they are any numbers.
         """
         ...
 
@@ -61,7 +61,31 @@ class _Identity:
         return (logits * coefficients).sum(1, keepdim=True), coefficients
 
 
-ON_TENSORS: Mapping[Link, TensorLink] = {SOFTMAX: _Softmax(), SIGMOID: _Sigmoid(), IDENTITY: _Identity()}
+class _UnitLength:
+    """The direction of an embedding; zeros where that is zero."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits / _lengths(logits)
+
+    def read_out(self, logits: Tensor, coefficients: Tensor, *, has_contrasts: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        lengths = _lengths(logits)
+        directions = logits / lengths
+        chosen = (directions * coefficients).sum(1, keepdim=True)
+        return chosen, (coefficients - directions * chosen) / lengths
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """[rows, 1]; infinite for zeros, which have no direction."""
+    squares = (vectors * vectors).sum(1, keepdim=True)
+    return torch.where(squares > 0, squares, torch.inf).sqrt()
+
+
+ON_TENSORS: Mapping[Link, TensorLink] = {
+    SOFTMAX: _Softmax(),
+    SIGMOID: _Sigmoid(),
+    IDENTITY: _Identity(),
+    UNIT_LENGTH: _UnitLength(),
+}
 
 
 def _softmax_of_many_rows(logits: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def _one_file(open_file: Callable[[bytes, Manifest, torch.device], Opened]) -> O
 
 
 OPEN: Mapping[Format, Open] = {
-    "onnx": _one_file(open_onnx),
+    "onnx": open_onnx,
     "pt2": _one_file(_open_pt2),
     "safetensors": _one_file(open_safetensors),
     "transformers": _open_transformers,
@@ -237,10 +237,10 @@ def _parity(model: LoadedModel, opened: Opened, device: torch.device, most: int 
     deployed = {space: np.concatenate([answer[space] for answer in answers]) for space in answers[0]}
     outputs = manifest.outputs
     own = deployed[outputs.network_space]
-    if own.shape != (len(rows), len(outputs.names)):
+    if own.shape != (len(rows), outputs.width):
         raise CatalogError(
-            f"the artefact answers {list(own.shape)[1:]} {outputs.network_noun} for {len(outputs.names)} "
-            f"{outputs.noun}{'s' * (len(outputs.names) > 1)}"
+            f"the artefact answers {list(own.shape)[1:]} {outputs.network_noun} for {outputs.width} "
+            f"{outputs.noun}{'s' * (outputs.width > 1)}"
         )
     if not np.isfinite(own).all():
         raise CatalogError(

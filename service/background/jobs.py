@@ -42,7 +42,8 @@ from service.ledger.clock import Clock
 from service.ledger.jobs import LEASE_SECONDS, Jobs
 from service.ledger.stored_jobs import DONE, FAILED, Job, JobRow, State
 from service.usecases.explaining import Explaining, Request
-from service.usecases.planning import USUAL_BUDGET, Parameters, with_baseline_read
+from service.usecases.planning import USUAL_BUDGET, Parameters
+from service.usecases.references import with_instances_read
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -347,7 +348,7 @@ class ExplainRows:
                 read, context = await asyncio.to_thread(self._input_of_payload, current, current.payload, version)
             else:
                 read, context = await self._input_of_source(current, caller, version)
-            parameters = await asyncio.to_thread(_with_baseline, version, parameters)
+            parameters = await asyncio.to_thread(_with_instances, version, parameters)
             request = Request(
                 version,
                 [read],
@@ -392,12 +393,12 @@ def failure_of(error: AnswerableError) -> str:
     return next((FAILURES[kind] for kind in type(error).__mro__ if kind in FAILURES), error.title)
 
 
-def _with_baseline(version: ModelVersion, parameters: Parameters) -> Parameters:
-    """The parameters with an inline baseline read. Raises RowFailed."""
+def _with_instances(version: ModelVersion, parameters: Parameters) -> Parameters:
+    """The parameters with the instances in them read. Raises RowFailed."""
     try:
-        return with_baseline_read(version, parameters)
+        return with_instances_read(version, parameters)
     except InvalidRequest:
-        raise RowFailed("the baseline does not fit this model") from None
+        raise RowFailed("the baseline, or what the target refers to, does not fit this model") from None
 
 
 def stored_input(stored: Stored, version: ModelVersion) -> Row:

@@ -31,7 +31,8 @@ class Artefact(BaseModel):
     """The file in production. Its `format` follows from its suffix where it is not declared.
 
     Weights in safetensors need an `architecture`, the network that they belong to. Of a Hugging Face folder, whose
-    format is `transformers`, it is the config.json, and `files` are all others by their sha256: weights and tokenizer.
+    format is `transformers`, it is the config.json, and `files` are all others by their sha256: weights and tokenizer;
+    of an ONNX file they are those that it keeps weights in.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,14 +48,16 @@ class Artefact(BaseModel):
     def _format_of_suffix(cls, declared: Any) -> Any:
         if not isinstance(declared, dict) or not isinstance(declared.get("file"), str):
             return declared
+        form = PurePosixPath(declared["file"]).suffix.lower().removeprefix(".")
         others = declared.get("files")
-        for file in (declared["file"], *(others if isinstance(others, dict) else ())):
+        are_numbers = declared.get("format", form) == "onnx"  # whatever they are called, and read as nothing else
+        for file in (declared["file"], *(others if isinstance(others, dict) and not are_numbers else ())):
             suffix = PurePosixPath(str(file)).suffix.lower()
             if suffix in PICKLES:
                 raise ValueError(
                     f"a {suffix} file is a pickle, which is never opened: export ONNX, .pt2 or .safetensors"
                 )
-        return {"format": PurePosixPath(declared["file"]).suffix.lower().removeprefix("."), **declared}
+        return {"format": form, **declared}
 
     @model_validator(mode="after")
     def _consistent(self) -> Artefact:
@@ -62,8 +65,11 @@ class Artefact(BaseModel):
             raise ValueError("architecture is missing: a safetensors file holds weights and no network")
         if self.format != "safetensors" and self.architecture is not None:
             raise ValueError(f"architecture is for safetensors: a file in the format {self.format} has its own network")
-        if self.format != "transformers" and self.files:
-            raise ValueError(f"files are those of a Hugging Face folder: one in the format {self.format} has a file")
+        if self.format not in ("transformers", "onnx") and self.files:
+            raise ValueError(
+                f"files are those of a Hugging Face folder, or the weights of an ONNX file: the format {self.format} "
+                "has one file"
+            )
         if self.format == "transformers" and not any(file.endswith(".safetensors") for file in self.files):
             raise ValueError("files names no .safetensors: the weights of a Hugging Face folder, and its other files")
         return self

@@ -107,6 +107,7 @@ class Manifest(_Frozen):
         if self.defaults.baseline not in own.union(name for name, _ in sets):
             raise ValueError(f"the default baseline {self.defaults.baseline!r} is not among the baseline sets")
         self._check_tensors()
+        self.outputs.check_inputs(self.inputs)
         if self.baselines and self.inputs.sets_obstacle is not None:
             raise ValueError(self.inputs.sets_obstacle)
         self._check_review()

@@ -10,6 +10,7 @@ from pathlib import Path
 from service.catalog.assessments import Assessment
 from service.catalog.baselines import KeptSet
 from service.catalog.manifest import Manifest, version_order
+from service.catalog.outputs.kind import OutputKind
 from service.catalog.traits import Traits
 from service.domain import ModelKey, VersionRef
 from service.errors import ModelNotReady, NotFound
@@ -55,6 +56,11 @@ class ModelVersion:
     @property
     def is_ready(self) -> bool:
         return self.environment is not None
+
+    @property
+    def outputs(self) -> OutputKind:
+        """What it answers, with what its files say of that: a vocabulary, say."""
+        return self.manifest.outputs.with_files(self.folder, self.manifest.inputs)
 
     @property
     def ref(self) -> VersionRef:

@@ -76,7 +76,7 @@ def _prediction(explanation: Explanation) -> str:
     said = "not shown" if explanation.prediction is None else one_line(explanation.prediction.text)
     if explanation.target is None or explanation.output is None:
         return said
-    return f"{said}, {explanation.output_space} of {one_line(explanation.target.text)} {explanation.output:.3f}"
+    return f"{said}, {one_line(explanation.target.output(explanation.output_space))} {explanation.output:.3f}"
 
 
 def _baseline(explanation: Explanation) -> str:

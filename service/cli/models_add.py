@@ -53,6 +53,9 @@ def add(
         bool,
         typer.Option("--pairs", help="A Hugging Face folder's network takes two texts; rerankers say so themselves."),
     ] = False,
+    outputs: Annotated[
+        Literal["embedding"] | None, typer.Option(help="The scores are an embedding: similarities are explained.")
+    ] = None,
     adverse: Annotated[
         str | None,
         typer.Option(
@@ -99,6 +102,7 @@ def add(
         _names(units) or (),
         several,
         pairs,
+        outputs == "embedding",
     )
     models_folder = open_registry(settings.models, settings.data).folder
     if models_folder is None:
@@ -148,16 +152,16 @@ def _summary(added: Added, settings: Settings) -> str:
         "subject": "the-person",
         "decision_id": "the-decision",
     }  # without these nobody can find, hold or erase it
-    parameters = {"target": manifest.outputs.usual_target}
+    parameters = {"target": manifest.outputs.usual_request(manifest.example)}
     body = {"instances": [manifest.example], "parameters": parameters, "context": context}
     body_text = orjson.dumps(body).decode() if len(attributions) <= 100 else '{"instances": [...], "context": {...}}'
-    explained = manifest.outputs.target_item(explanation.target).text
+    explained = trial.version.outputs.target_item(explanation.target).text
     space = ", as a logit, since the probability hardly changes" if added.is_in_logits else ""
     change = f"{explanation.baseline_output:.3f} -> {explanation.output:.3f}"
     return "\n".join(
         [
             f"{trial.version.key} is in {added.folder}: {added.how}",
-            f"  {manifest.outputs.noun + 's':<10} {', '.join(manifest.outputs.names)}",
+            f"  {manifest.outputs.noun + 's':<10} {manifest.outputs.listed}",
             "  baseline   "
             + (
                 manifest.defaults.baseline

@@ -19,6 +19,7 @@ from .answers import (
     LogPlace,
     ModelRef,
     PredictedClass,
+    PredictedEmbedding,
     PredictedLabels,
     PredictedValues,
     Prediction,
@@ -29,7 +30,7 @@ from .answers import (
     Timings,
     Verification,
 )
-from .calls import Context, Contrast, Noise, Parameters, TargetOf
+from .calls import Context, Continuation, Contrast, Noise, Parameters, Similarity, TargetOf
 from .clients import AsyncClient, AsyncModel, Client, Model
 from .descriptions import BaselineSet, Feature, Method, ModelDescription, Outputs
 from .errors import (
@@ -61,6 +62,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Context",
+    "Continuation",
     "Contrast",
     "DamagedRecord",
     "Erased",
@@ -79,6 +81,7 @@ __all__ = [
     "Outputs",
     "Parameters",
     "PredictedClass",
+    "PredictedEmbedding",
     "PredictedLabels",
     "PredictedValues",
     "Prediction",
@@ -87,6 +90,7 @@ __all__ = [
     "Refused",
     "Retries",
     "Segment",
+    "Similarity",
     "Target",
     "TargetOf",
     "Timings",

@@ -1,7 +1,7 @@
 """Predictions, explanations and records, as the service answers them.
 
-Attributions are by feature, by step, by pixel or by token; a prediction is of a class, of several labels, or of values.
-Each is a class of its own, and which one it is the answer says by its shape.
+Attributions are by feature, by step, by pixel or by token; a prediction is of a class, of several labels, of values, or
+an embedding. Each is a class of its own, and which one it is the answer says by its shape.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Prediction(ABC):
 
     __slots__ = ()
     output_space: str
-    """What its numbers are: `probability`, `logit` or `value`."""
+    """What its numbers are: `probability`, `logit` or `value`; of an embedding, `similarity` is explained."""
 
     @property
     @abstractmethod
@@ -34,6 +34,10 @@ class Prediction(ABC):
         """Of the kind that its names say. Raises UnexpectedAnswer."""
         if "values" in content:
             return read(PredictedValues, content)
+        if "dimensions" in content:
+            return read(PredictedEmbedding, content)
+        if "next" in content:
+            return read(PredictedTokens, content)
         return read(PredictedLabels, content) if "labels" in content else read(PredictedClass, content)
 
 
@@ -81,6 +85,45 @@ class PredictedValues(Prediction):
         return ", ".join(f"{name} {with_unit(value, self.units[name])}" for name, value in self.values.items()) or (
             "no number"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedEmbedding(Prediction):
+    """A vector; without its numbers where the request left them out, or they are not finite or not shown."""
+
+    output_space: str
+    dimensions: int
+    embedding: tuple[float, ...] = ()
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"an embedding of {self.dimensions} numbers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikelyToken:
+    """A token, and the natural logarithm of its probability, behind what stands before it."""
+
+    id: int
+    token: str | None = None
+    log_probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedTokens(Prediction):
+    """What a language model would write next: the likeliest tokens, the likeliest first."""
+
+    output_space: str
+    next: tuple[LikelyToken, ...]
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        if not self.next:
+            return "no number"
+        likeliest = self.next[0]
+        return f"token {likeliest.id}" if likeliest.token is None else repr(likeliest.token)
 
 
 class Attributions(ABC):
@@ -198,6 +241,21 @@ class ByToken(Attributions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContinuationToken:
+    """A token of the explained continuation, or of the one that it is compared with, with its log-probability; where
+    they were asked for, with the attributions of it alone."""
+
+    id: int
+    token: str | None = None
+    rather_than: bool = False
+    log_probability: float | None = None
+    attributions: Attributions | None = None
+    completeness_error: float | None = None
+    attribution_error: float | None = None
+    converged: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
     """The version that answered."""
 
@@ -208,19 +266,31 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What was explained: the output of a label, perhaps less that of another, or a value."""
+    """What was explained: the output of a label, perhaps less that of another, a value, a similarity, by its `measure`,
+    or the log-probability of a continuation."""
 
-    index: int
+    index: int | None = None
     label: str | None = None
     rather_than: str | None = None
     value: str | None = None
     unit: str | None = None
+    measure: str | None = None
+    continuation: str | None = None
 
     @property
     def text(self) -> str:
         """It in words."""
+        if self.measure is not None:
+            return "dot product" if self.measure == "dot" else f"{self.measure} similarity"
+        if self.continuation is not None:
+            own = repr(self.continuation)
+            return own if self.rather_than is None else f"{own} rather than {self.rather_than!r}"
         name = self.value if self.label is None else self.label
         return f"{name} rather than {self.rather_than}" if self.rather_than is not None else str(name)
+
+    def output(self, space: str | None) -> str:
+        """The number that was explained, in words."""
+        return self.text if self.measure is not None else f"{space} of {self.text}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +360,7 @@ class Explanation:
     segments: tuple[Segment, ...] = ()
     interactions: tuple[tuple[float, ...], ...] | None = None
     groups: tuple[Mapping[str, Any], ...] | None = None
+    continuation: tuple[ContinuationToken, ...] = ()
     noise: Mapping[str, Any] | None = None
     converged: bool | None = None
     reason: str | None = None

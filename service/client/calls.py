@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
 from .answers import (
@@ -46,6 +46,24 @@ class Contrast(TypedDict):
     rather_than: str | int
 
 
+class Similarity(TypedDict, total=False):
+    """A target: how similar an embedding is to another one. With `both` there is a second explanation, of the other
+    instance."""
+
+    similar_to: Required[Any]
+    measure: Literal["cosine", "dot"]
+    both: bool
+
+
+class Continuation(TypedDict, total=False):
+    """A target: the log-probability of a text behind the prompt, perhaps less that of another one, and with `per_token`
+    of each of its tokens."""
+
+    continuation: Required[str]
+    rather_than: str
+    per_token: bool
+
+
 class Noise(TypedDict, total=False):
     """Noisy copies of the input, around any method."""
 
@@ -54,8 +72,9 @@ class Noise(TypedDict, total=False):
     scale: float
 
 
-TargetOf = str | int | Contrast
-"""A label or a value, by its name or index; `predicted`; or two classes."""
+TargetOf = str | int | Contrast | Similarity | Continuation
+"""A label or a value, by its name or index; `predicted`; two classes; what an embedding is similar to; or a
+continuation of a prompt."""
 
 
 class Parameters(TypedDict, total=False):
@@ -77,6 +96,7 @@ class Parameters(TypedDict, total=False):
     units: Literal["words", "sentences"]
     noise: Noise
     options: Mapping[str, Any]
+    embedding: bool
 
 
 @dataclass(frozen=True, slots=True)

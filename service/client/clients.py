@@ -188,7 +188,8 @@ class Model:
         fresh: bool = False,
         **parameters: Unpack[Parameters],
     ) -> list[Explanation]:
-        """Explanations of one instance, one for each of at most 20 targets, in one request, which shares work."""
+        """Explanations of one instance, one for each of at most 20 targets, in one request, which shares work; of both
+        sides of a similarity, two."""
         asked = {**parameters, "targets": list(targets)}
         return self._client.send(
             calls.explain(calls.read_explanations, self.name, self.version, [instance], context, asked, fresh=fresh)

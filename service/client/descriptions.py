@@ -27,7 +27,8 @@ class Feature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """What the model answers: one of its labels (`classes`), several at once (`labels`), or numbers (`values`)."""
+    """What the model answers: one of its labels (`classes`), several at once (`labels`), numbers (`values`), or a
+    vector (`embedding`) of so many `dimensions`."""
 
     kind: str
     spaces: tuple[str, ...]
@@ -35,6 +36,7 @@ class Outputs:
     labels: tuple[str, ...] = ()
     values: tuple[Mapping[str, str], ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
+    dimensions: int | None = None
     adverse: str | Mapping[str, Any] | None = None
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.catalog.baseline_outputs import Outputs
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
-from service.domain import ChunkShapes, Conditions, Explanation, Plan, Prediction, Priority, Timings, VersionRef
+from service.domain import Conditions, Explanation, Plan, Prediction, Priority, Timings, VersionRef
 from service.engine.protocol import BaselineOutputs, ChunkReport, Loaded, Source
 from service.errors import AnswerableError
 
@@ -27,7 +28,7 @@ class Load:
     version: VersionRef
     source: Source
     known: BaselineOutputs
-    shapes: ChunkShapes | None
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Protocol
 
 from service.catalog.baseline_outputs import Outputs
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
 from service.catalog.traits import Traits
 from service.domain import (
-    ChunkShapes,
     Conditions,
     Explanation,
     ModelKey,
@@ -53,18 +53,17 @@ class Loaded:
     """What is known of a version once it is loaded.
 
     `parity` is the largest relative difference between twin and artefact, `chunk_seconds` how long the smallest chunk
-    takes, `dtype` the type of the rows. `libraries` are the versions of what models of its format alone are computed
-    with.
+    takes. `environment` is what decides the last bits of its numbers beyond the engine's own (`Stats.environment`): the
+    `dtype` of its rows, and the libraries that only models of its format are computed with.
     """
 
     key: ModelKey
     baseline_outputs: BaselineOutputs
-    shapes: ChunkShapes
+    calibration: Calibration
     traits: Traits
     parity: float
     chunk_seconds: float = 0.0
-    dtype: str = "float32"
-    libraries: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,16 +144,16 @@ class Engine(Protocol):
         version: VersionRef,
         source: Source,
         known: BaselineOutputs,
-        shapes: ChunkShapes | None = None,
+        calibration: Calibration | None = None,
         *,
         beside: bool = False,
     ) -> Loaded:
         """Loads a version on every worker, from files that must be those of its digest.
 
-        `known` are baseline outputs computed earlier, `shapes` those of an earlier calibration, both in this
-        environment; what is missing is computed. With `beside` the versions that are loaded answer meanwhile, at the
-        usual pace. A version that is loaded already is not loaded again, but must be unloaded as often. Raises
-        CatalogError, and then nothing has changed.
+        `known` are baseline outputs computed earlier, `calibration` an earlier one, both in this environment; what is
+        missing is computed. With `beside` the versions that are loaded answer meanwhile, at the usual pace. A version
+        that is loaded already is not loaded again, but must be unloaded as often. Raises CatalogError, and then nothing
+        has changed.
         """
         ...
 

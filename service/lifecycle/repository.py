@@ -226,9 +226,11 @@ class Repository:
         try:
             copy = await self._copied(version)
             outputs = await self._outputs.over_own_sets(version)
-            shapes = await asyncio.to_thread(self._calibrations.find, key, self._environment)
+            calibration = await asyncio.to_thread(self._calibrations.find, key, self._environment)
             source = Source(copy, self.sets.place(key.name))
-            loaded = await self._engine.load(version.ref, source, outputs, shapes, beside=not self._catalog.is_loading)
+            loaded = await self._engine.load(
+                version.ref, source, outputs, calibration, beside=not self._catalog.is_loading
+            )
             lease = self._lease(version.ref)
         except CatalogError:
             if copy != version.folder:
@@ -238,16 +240,16 @@ class Repository:
             self._loading.discard((key.name, key.version))
         new = {digest: loaded.baseline_outputs[digest] for digest in loaded.baseline_outputs.keys() - outputs.keys()}
         await self._outputs.keep(version, new)
-        if loaded.shapes != shapes:
+        if loaded.calibration != calibration:
             try:
-                await asyncio.to_thread(self._calibrations.keep, key, self._environment, loaded.shapes)
+                await asyncio.to_thread(self._calibrations.keep, key, self._environment, loaded.calibration)
             except OSError as error:
                 LOG.warning("the chunk shapes of %s cannot be kept: %s", key, error.strerror)
         await self._verdicts.serve(
             replace(
                 version,
                 folder=copy,
-                environment={**self._environment, "dtype": loaded.dtype, **loaded.libraries},
+                environment={**self._environment, **loaded.environment},
                 traits=loaded.traits,
                 parity=loaded.parity,
                 lease=lease,

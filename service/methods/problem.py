@@ -14,8 +14,10 @@ from service.domain import (
     Contrast,
     Floats,
     GroupShare,
+    Measure,
     OptionValue,
     OutputSpace,
+    Similarity,
     Target,
     ToleranceOf,
     read_target,
@@ -61,7 +63,8 @@ class Problem:
     @property
     def is_linked(self) -> bool:
         """Whether the explained output lies behind the model's link, and is no linear function of its numbers."""
-        return self.output_space is OutputSpace.PROBABILITY
+        is_cosine = isinstance(self.target, Similarity) and self.target.measure is Measure.COSINE
+        return is_cosine or self.output_space is OutputSpace.PROBABILITY
 
     @property
     def logit_readout(self) -> Readout:
@@ -71,6 +74,7 @@ class Problem:
     @property
     def target_index(self) -> int:
         """The number of the output that is explained, which may be contrasted with another."""
+        assert not isinstance(self.target, Similarity)
         return self.target.index if isinstance(self.target, Contrast) else self.target
 
     def read(self, outputs: Outputs) -> Floats:
@@ -84,14 +88,18 @@ class Problem:
             own: Floats = logits[:, label]
             return own - logits[:, 1 - label] if self.traits.has_one_logit else own
 
+        if isinstance(self.target, Similarity):
+            products: Floats = logits @ self.target.coefficients
+            return products
         if isinstance(self.target, Contrast):
             return of(self.target.index) - of(self.target.rather_than)
         return of(self.target)
 
     def rows(self, rows: Floats) -> Rows:
         """Asks for the gradients of the explained output at `rows` [n, inputs]."""
-        rather_than = self.target.rather_than if isinstance(self.target, Contrast) else None
-        return Rows(rows, self.readout, np.full(len(rows), self.target_index), rather_than)
+        if isinstance(self.target, Contrast | Similarity):
+            return Rows(rows, self.readout, np.zeros(len(rows), dtype=np.intp), self.target)
+        return Rows(rows, self.readout, np.full(len(rows), self.target))
 
     @property
     def labels(self) -> int:

@@ -23,6 +23,7 @@ from service.domain import (
     Floats,
     Indices,
     OutputSpace,
+    Similarity,
     Target,
 )
 from service.numerics.cells import Grouping, LocalErrors, Stencils
@@ -33,7 +34,8 @@ class Readout(IntEnum):
     """The scalar of the network's numbers z that is explained at a point.
 
     `LOGIT` is z_t, also where z are values and no logits; `PROBABILITY` is link(z)_t, by the model's link; and
-    `MARGIN`, for two labels, is z_t - z_other: the log-odds. Of a contrast it is the difference of two of them.
+    `MARGIN`, for two labels, is z_t - z_other: the log-odds. Of a contrast it is the difference of two of them, and of
+    a similarity the dot product of z, or of link(z), with the target's coefficients.
     """
 
     LOGIT = 0
@@ -63,14 +65,14 @@ class Points:
 class Rows:
     """Explicit gradient points: the `rows` [n, inputs], and for each the output in `targets` [n].
 
-    With `rather_than` all of them are contrasts with that output. Answered with `Evaluated`, whose contributions are
-    here the gradients themselves. They share chunks with `Points`.
+    Where they have one `target` that is more than an output, it counts. Answered with `Evaluated`, whose contributions
+    are here the gradients themselves. They share chunks with `Points`.
     """
 
     rows: Floats
     readout: Readout
     targets: Indices
-    rather_than: int | None = None
+    target: Contrast | Similarity | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -242,6 +244,8 @@ class Pieces:
 
 def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
     """What a target reads of so many outputs, as coefficients [outputs]; of a probability, behind the link."""
+    if isinstance(target, Similarity):
+        return target.coefficients
     if isinstance(target, Contrast):
         own, other = (coefficients_of(readout, index, outputs) for index in (target.index, target.rather_than))
         return own - other

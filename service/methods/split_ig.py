@@ -23,7 +23,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.domain import Completeness, Contrast, Floats, read_target
+from service.domain import Completeness, Contrast, Floats, Similarity, read_target
 from service.methods.problem import Method, Problem
 from service.methods.questions import Breakpoints, Steps, outputs_at, pieces_of
 from service.methods.shared.straight_path import straight_path
@@ -74,8 +74,9 @@ def _split(problem: Problem) -> Steps[float]:
 
 
 def _turns_often(problem: Problem) -> bool:
-    """Whether the output may turn back more than once on a piece: the difference of two of several probabilities."""
-    return problem.is_linked and isinstance(problem.target, Contrast) and not problem.traits.is_pair
+    """Whether the output may turn back on a piece, or more than once where that is known: the difference of two of
+    several probabilities, or a cosine."""
+    return problem.is_linked and isinstance(problem.target, Contrast | Similarity) and not problem.traits.is_pair
 
 
 def _excess(problem: Problem, outputs: Floats) -> Floats:

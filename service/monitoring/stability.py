@@ -18,7 +18,7 @@ import numpy as np
 from service.catalog.manifest import BaselineSet
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Explanation, Plan, Priority, Target
+from service.domain import BaselineChoice, Explanation, Plan, PlanTarget, Priority
 from service.engine.protocol import Engine
 from service.errors import AnswerableError, CatalogError
 from service.numerics.ranking import rank_correlation
@@ -70,7 +70,7 @@ class StabilityProbe:
         self,
         version: ModelVersion,
         plan: Plan,
-        target: Target,
+        target: PlanTarget,
         first: tuple[float, ...],
         points: int,
         baseline: BaselineSet,

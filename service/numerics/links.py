@@ -1,4 +1,5 @@
-"""Link functions, from a network's numbers to probabilities: what each computes, and what methods ask of it.
+"""Link functions, from a network's numbers to probabilities, or from an embedding to its direction: what each
+computes, and what methods ask of it.
 
 This is for numpy; on tensors the same functions are in `service.artefacts.links`, which the front does not import.
 
@@ -17,7 +18,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Contrast, Floats, Target
+from service.domain import Contrast, Floats, Similarity, Target
+from service.numerics.directions import cosine_piece_slopes, directions
 from service.numerics.softmax_pieces import softmax, softmax_piece_slopes, softmax_piece_weights
 
 F = TypeVar("F", bound=np.floating[Any])
@@ -52,6 +54,7 @@ class Link(ABC):
         if isinstance(target, Contrast):
             own, other = (self._piece_slopes(start, end, length, at) for at in (target.index, target.rather_than))
             return own - other
+        assert isinstance(target, int)
         return self._piece_slopes(start, end, length, target)
 
     @abstractmethod
@@ -111,4 +114,28 @@ class Identity(Link):
         return slopes
 
 
-SOFTMAX, SIGMOID, IDENTITY = Softmax(), Sigmoid(), Identity()
+class UnitLength(Link):
+    """The direction of all outputs of a row together, an embedding; see `service.numerics.directions`."""
+
+    name = "unit length"
+    onnx_operator = ("LpNormalization", {"axis": 1, "p": 2})
+
+    def probabilities(self, logits: NDArray[F]) -> NDArray[F]:
+        """The directions of embeddings [n, outputs]."""
+        return directions(logits.astype(np.float64)).astype(logits.dtype, copy=False)
+
+    def spread(self, logits: Floats) -> float:  # noqa: ARG002
+        return 0.0
+
+    def piece_slopes(self, start: Floats, end: Floats, length: Floats, target: Target) -> Floats:
+        """Those of the cosine."""
+        assert isinstance(target, Similarity)
+        return cosine_piece_slopes(start, end, length, target.coefficients)
+
+    def _piece_slopes(self, start: Floats, end: Floats, length: Floats, target: int) -> Floats:
+        unit = np.zeros(start.shape[1])
+        unit[target] = 1.0
+        return cosine_piece_slopes(start, end, length, unit)
+
+
+SOFTMAX, SIGMOID, IDENTITY, UNIT_LENGTH = Softmax(), Sigmoid(), Identity(), UnitLength()

@@ -119,7 +119,7 @@ class Refinement:
         if self._estimate is None:
             return self._safety * self.sum_of_defects()
         seen = self._estimate.safety * float(self._estimate.inputs.sum())
-        return max(seen + UNSEEN * float(self._unseen.sum()), self._residual())
+        return max(seen + UNSEEN * float(self._unseen.sum()), self._estimate.spread * self._residual())
 
     @property
     def is_searching(self) -> bool:

@@ -36,6 +36,7 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.review import holds
 from service.monitoring.timings import RequestTimings
 from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, read_when
+from service.usecases.references import plans_of, referred_rows
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
@@ -155,7 +156,7 @@ class Explaining:
         Raises what `explain` does; PolicyForbids where the rule would tell what the policy withholds.
         """
         version, parameters, policy = request.version, request.parameters, request.caller.policy
-        outputs, rule = version.manifest.outputs, rule_of(version, when, policy)
+        outputs, rule = version.outputs, rule_of(version, when, policy)
         deadline = deadline_of(parameters, time.monotonic())
         (first, *_) = make_plans(version, [request.rows[0].values], parameters, request.caller.tenant)
         refuse_method(policy, first.method)
@@ -206,7 +207,8 @@ class Explaining:
     async def _explain(self, request: Request, deadline: float | None, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
         _refuse_unexplainable(request)
-        plans = make_plans(version, [row.values for row in request.rows], parameters, request.caller.tenant)
+        planned = await self._planned(request, deadline)
+        plans = [plan for _, plan in planned]
         digests = [plan.digest() for plan in plans]
         self._refuse_what_never_fits(version, plans, len(request.rows))
         refuse_method(request.caller.policy, plans[0].method)
@@ -225,12 +227,12 @@ class Explaining:
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
-        outputs, times = version.manifest.outputs, parameters.explanations
+        outputs, times = version.outputs, parameters.explanations
         untimed = []
         entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
-        for plan, digest, (explanation, cached, _), context, row, own_id in zip(
-            plans, digests, results, _each(request.contexts, times), _each(request.rows, times), ids, strict=True
+        for (row, plan), digest, (explanation, cached, _), context, own_id in zip(
+            planned, digests, results, _each(request.contexts, times), ids, strict=True
         ):
             prediction = outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
             answer = answered(
@@ -263,6 +265,15 @@ class Explaining:
             limited_answer(prediction, answer, policy, timings)
             for (prediction, answer), timings in zip(untimed, timing_items, strict=True)
         ]
+
+    async def _planned(self, request: Request, deadline: float | None) -> list[tuple[Row, Plan]]:
+        """The plans, each with the row that it explains; the artefact is asked first about what targets refer to."""
+        version, parameters = request.version, request.parameters
+        needed = referred_rows(version, request.rows, parameters)
+        answers = await self._outputs_at(version, needed, version.manifest.outputs.default_space, deadline)
+        return plans_of(
+            version, request.rows, parameters, dict(zip(needed, answers, strict=True)), request.caller.tenant
+        )
 
     async def _record(
         self, request: Request, entries: Sequence[Entry], room: Room | None, remembered: Sequence[TimingsItem] | None
@@ -297,7 +308,7 @@ class Explaining:
     async def predict(self, request: Request) -> list[AnyPrediction]:
         """The deployed artefact's prediction for each instance."""
         version, parameters = request.version, request.parameters
-        outputs = version.manifest.outputs
+        outputs = version.outputs
         space = outputs.read_space(parameters.output_space)
         request.timings.version = version.key.version
         deadline = deadline_of(parameters, time.monotonic())
@@ -310,8 +321,13 @@ class Explaining:
 
     async def _predicted(self, request: Request, space: OutputSpace, deadline: float | None) -> list[tuple[float, ...]]:
         """The outputs for each row."""
+        return await self._outputs_at(request.version, [row.values for row in request.rows], space, deadline)
+
+    async def _outputs_at(
+        self, version: ModelVersion, rows: Sequence[tuple[float, ...]], space: OutputSpace, deadline: float | None
+    ) -> list[tuple[float, ...]]:
         seconds_left = _seconds_left(deadline)
-        calls = [self._engine.predict(request.version.ref, row.values, seconds_left) for row in request.rows]
+        calls = [self._engine.predict(version.ref, row, seconds_left) for row in rows]
         return [prediction.outputs[space] for prediction in await _all(calls)]
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:

@@ -17,7 +17,16 @@ from service.catalog.nearest import did_you_mean, known
 from service.catalog.review_rules import LABEL, OF_OUTPUTS, Rule, named_by, parse, parts_of
 from service.catalog.traits import Axis, Traits
 from service.catalog.versions import ModelVersion
-from service.domain import BaselineChoice, Noise, NoiseKind, OptionValue, Plan, Target, ToleranceOf
+from service.domain import (
+    BaselineChoice,
+    Continuation,
+    Noise,
+    NoiseKind,
+    OptionValue,
+    Plan,
+    PlanTarget,
+    ToleranceOf,
+)
 from service.errors import InvalidRequest, Kind, ModelNotReady, invalid, pointer_to
 from service.methods.registry import BY_NAME
 from service.methods.spec import Components, Facts, MethodSpec
@@ -33,8 +42,9 @@ INLINE = "inline"
 TOLERANCES = frozenset(ToleranceOf)
 
 
-RequestedTarget = str | int | Mapping[str, object]
-"""A label or a value, by its name or index; what is predicted; or two labels."""
+RequestedTarget = object
+"""As a request has it: a label or a value, by its name or index; what is predicted; or an object, of two labels, of a
+similarity or of a continuation. `service.usecases.references` puts what it has read of one in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +52,15 @@ class Parameters:
     """The `parameters` of a request; None stands for the manifest's default.
 
     `channels` asks for an image's attributions by channel too, `over` for sums of a series', `units` for those of a
-    text's words or sentences in the place of its tokens'. `targets` are several to
-    explain of each instance, in the place of the one `target`. `when` says in the language of review rules which
-    instances are explained; the others are predicted only.
+    text's words or sentences in the place of its tokens'. `targets` are several to explain of each instance, in the
+    place of the one `target`; `places` are where each stands among the parameters, of which one may have become two.
+    `when` says in the language of review rules which instances are explained; the others are predicted only.
     """
 
     method: str | None = None
     target: RequestedTarget | None = None
     targets: Sequence[RequestedTarget] | None = None
+    places: Sequence[Sequence[str | int]] | None = None
     output_space: str | None = None
     baseline: object = None
     tolerance: float | None = None
@@ -73,15 +84,26 @@ class Parameters:
         return Detail(self.channels, None if over is None else Over(over), None if units is None else Units(units))
 
     @property
+    def requested(self) -> Sequence[RequestedTarget]:
+        """The targets, each of which is an explanation of an instance."""
+        return [self.target] if self.targets is None else self.targets
+
+    def place_of(self, number: int) -> Sequence[str | int]:
+        """Where the target of that number stands."""
+        if self.targets is None:
+            return ("target",)
+        return ("targets", number) if self.places is None else self.places[number]
+
+    @property
     def explanations(self) -> int:
         """How many explanations an instance has."""
-        return 1 if self.targets is None else len(self.targets)
+        return len(self.requested)
 
     def of(self, number: int) -> Parameters:
         """Those of one explanation, by its number among those of all instances: with one target."""
         if self.targets is None:
             return self
-        return replace(self, target=self.targets[number % len(self.targets)], targets=None)
+        return replace(self, target=self.targets[number % len(self.targets)], targets=None, places=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +139,11 @@ def make_plans(
     if version.manifest.inputs.depends_on_row(first.baseline.name):
         of_rows = [first, *(make_plan(version, row, parameters, tenant) for row in rows[1:])]
     else:
-        of_rows = [first, *(replace(first, input=row) for row in rows[1:])]
+        of_rows = [first, *(_checked(version, replace(first, input=row)) for row in rows[1:])]
     if parameters.targets is None:
         return of_rows
-    targets = _targets(version.manifest, parameters.targets)
-    return [replace(plan, target=target) for plan in of_rows for target in targets]
+    targets = _targets(version, parameters)
+    return [_checked(version, replace(plan, target=target)) for plan in of_rows for target in targets]
 
 
 def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Parameters, tenant: str | None = None) -> Plan:
@@ -153,22 +175,35 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         raise _wrong("units", "units sum attributions of a text; this model takes none")
     if parameters.seed < 0:
         raise _wrong("seed", "seed must not be negative")
-    return Plan(
+    target = _target(version, parameters)
+    plan = Plan(
         model=version.key,
         method=method.name,
         options=tuple(sorted(options.items())),
         input=row,
-        target=_target(manifest, parameters),
+        target=target,
         output_space=space,
         baseline=baseline,
         tolerance=tolerance,
-        max_evaluations=_budget(manifest, parameters, method, facts, noise),
+        max_evaluations=_budget(manifest, parameters, method, facts, noise, _explanations(target)),
         seed=parameters.seed if method.uses_seed or noise is not None else 0,
         floor=manifest.floor.get(space),
         noise=noise,
         tolerance_of=ToleranceOf(parameters.tolerance_of),
         errors=parameters.errors,
     )
+    return _checked(version, plan)
+
+
+def _checked(version: ModelVersion, plan: Plan) -> Plan:
+    """The plan. Raises InvalidRequest where its target is none for its row."""
+    version.manifest.inputs.with_target(plan.input, plan.target)
+    return plan
+
+
+def _explanations(target: PlanTarget | None) -> int:
+    """How many explanations share the budget of one plan."""
+    return target.explanations if isinstance(target, Continuation) else 1
 
 
 def expected_points(version: ModelVersion, plan: Plan) -> int:
@@ -177,11 +212,19 @@ def expected_points(version: ModelVersion, plan: Plan) -> int:
         return plan.max_evaluations
     usual = BY_NAME[plan.method].usual_points(Facts(_traits(version), plan.baseline.size, dict(plan.options)))
     copies = 1 if plan.noise is None else plan.noise.samples
-    return min(plan.max_evaluations, usual * copies)
+    return min(plan.max_evaluations, usual * copies * _explanations(plan.target))
 
 
-def _budget(manifest: Manifest, parameters: Parameters, method: MethodSpec, facts: Facts, noise: Noise | None) -> int:
-    """The budget in gradient points. Raises InvalidRequest where the method cannot answer within it."""
+def _budget(
+    manifest: Manifest,
+    parameters: Parameters,
+    method: MethodSpec,
+    facts: Facts,
+    noise: Noise | None,
+    explanations: int,
+) -> int:
+    """The budget in gradient points, which so many `explanations` share. Raises InvalidRequest where the method cannot
+    answer within it."""
     budget = manifest.defaults.max_evaluations if parameters.max_evaluations is None else parameters.max_evaluations
     max_budget = min(MAX_EVALUATIONS, MAX_CONTRIBUTIONS // prod(facts.traits.shape))
     if not 1 <= budget <= max_budget:
@@ -192,37 +235,48 @@ def _budget(manifest: Manifest, parameters: Parameters, method: MethodSpec, fact
         budget = max_budget
     min_points = method.least_points(facts)
     copies = 1 if noise is None else noise.samples
-    if min_points * copies > budget:
+    if min_points * copies * explanations > budget:
         by_set = min_points != method.least_points(replace(facts, baseline_size=1))
         with_set = f" with a baseline set of {facts.baseline_size} rows" if by_set else ""
         with_noise = "" if noise is None else f" for {copies} noisy copies"
+        with_tokens = "" if explanations == 1 else f" for a continuation and its {explanations - 1} tokens"
         raise _wrong(
             "max_evaluations",
-            f"{method.name}{with_set} needs at least {min_points * copies} evaluations{with_noise}, "
+            f"{method.name}{with_set} needs at least {min_points * copies * explanations} evaluations{with_noise}"
+            f"{with_tokens}, "
             f"max_evaluations is {budget}",
         )
     return budget
 
 
-def _target(manifest: Manifest, parameters: Parameters) -> Target | None:
+def _target(version: ModelVersion, parameters: Parameters) -> PlanTarget | None:
     if parameters.targets is None:
-        return manifest.outputs.read_target(PREDICTED if parameters.target is None else parameters.target)
+        return version.outputs.read_target(PREDICTED if parameters.target is None else parameters.target)
     if parameters.target is not None:
         raise _wrong("targets", "send either `target` or `targets`")
-    return _targets(manifest, parameters.targets)[0]
+    return _targets(version, parameters)[0]
 
 
-def _targets(manifest: Manifest, requested: Sequence[RequestedTarget]) -> list[Target | None]:
+def _targets(version: ModelVersion, parameters: Parameters) -> list[PlanTarget | None]:
     """Raises InvalidRequest, with the place of the first that is wrong."""
-    read: list[Target | None] = []
-    for number, target in enumerate(requested):
+    read: list[PlanTarget | None] = []
+    outputs = version.outputs
+    for number, target in enumerate(parameters.requested):
         try:
-            read.append(manifest.outputs.read_target(target))
+            read.append(outputs.read_target(target))
         except InvalidRequest as error:
-            raise InvalidRequest(
-                str(error), *(replace(fault, pointer=_place("targets", number)) for fault in error.faults)
-            ) from None
+            raise of_target(error, parameters.place_of(number)) from None
     return read
+
+
+def of_target(error: InvalidRequest, place: Sequence[str | int]) -> InvalidRequest:
+    """The same error where the target stands at another place among the parameters."""
+    usual, own = _place("target"), _place(*place)
+    faults = (
+        replace(fault, pointer=own + fault.pointer.removeprefix(usual)) if fault.pointer.startswith(usual) else fault
+        for fault in error.faults
+    )
+    return InvalidRequest(str(error), *faults)
 
 
 def read_when(manifest: Manifest, text: str) -> Rule:

@@ -24,7 +24,7 @@ from service.answers.comparison import Computed, Numbers, compared
 from service.answers.explanation import answered
 from service.answers.items import ModelItem
 from service.answers.reading import NO_VERSION, NOT_WHOLE, personal_of, record_of
-from service.answers.record import Personal, RecordedContrast, RecordItem
+from service.answers.record import Personal, RecordedContrast, RecordedSimilarity, RecordedTarget, RecordItem
 from service.answers.replies import DifferenceItem, ReplayReply, Verdict
 from service.catalog.inputs.kind import PLAIN
 from service.catalog.versions import Catalog, ModelVersion
@@ -32,15 +32,18 @@ from service.domain import (
     BaselineChoice,
     ChunkShapes,
     Conditions,
+    Continuation,
     Contrast,
     Explanation,
+    Measure,
     ModelKey,
     Noise,
     NoiseKind,
     OptionValue,
     OutputSpace,
     Plan,
-    Target,
+    PlanTarget,
+    Similarity,
     ToleranceOf,
 )
 from service.engine.protocol import Engine
@@ -141,7 +144,7 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
         method=record.method,
         options=tuple((name, _option(value)) for name, value in sorted(parameters.options.items())),
         input=version.manifest.inputs.of_record(personal.content).values,
-        target=_target(parameters.target),
+        target=_target(parameters.target, personal),
         output_space=OutputSpace(str(record.output_space)),
         baseline=BaselineChoice(
             baseline.name,
@@ -162,7 +165,14 @@ def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Pl
     )
 
 
-def _target(recorded: int | RecordedContrast | None) -> Target | None:
+def _target(recorded: RecordedTarget | None, personal: Personal) -> PlanTarget | None:
+    if personal.continuation is not None:
+        tokens = personal.continuation
+        return Continuation(tokens.tokens, tokens.rather_than, tokens.per_token)
+    if isinstance(recorded, RecordedSimilarity):
+        if personal.reference is None:
+            raise ValueError("the record does not hold what the input is similar to")
+        return Similarity(tuple(map(float, personal.reference)), Measure(recorded.measure))
     return Contrast(recorded.index, recorded.rather_than) if isinstance(recorded, RecordedContrast) else recorded
 
 
@@ -219,7 +229,5 @@ def _computed(
     row = version.manifest.inputs.of_record(personal.content)
     detail = PLAIN if record.attributions is None else record.attributions.detail
     answer = answered(version, plan, explanation, row.places, id=record.id, cached=False, detail=detail)
-    prediction = version.manifest.outputs.prediction_item(
-        explanation.outputs, plan.output_space, truncated=row.truncated
-    )
+    prediction = version.outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
     return Computed(answer, prediction, explanation.rule)

@@ -30,8 +30,10 @@ from service.domain import (
 from service.engine.graph.traits import traits_of
 from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import DeployedKernel, Segment, slots_of
-from service.engine.worker.device import DEPLOYED_ROWS, DeviceModel, kernels_of, prepare_baseline
+from service.engine.worker.device import DeviceModel
 from service.engine.worker.explanation import explain
+from service.engine.worker.model_kernels import DEPLOYED_ROWS, kernels_of
+from service.engine.worker.prepared_baselines import prepare_baseline
 from service.methods.questions import Points, Question
 from service.methods.registry import BY_NAME
 from service.numerics.links import SOFTMAX

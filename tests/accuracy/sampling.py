@@ -12,7 +12,8 @@ import torch
 
 from service.domain import Floats, OutputSpace
 from service.engine.kernels.kernel import Deployed, DeployedKernel
-from service.engine.worker.device import DeviceModel, prepare_baseline
+from service.engine.worker.device import DeviceModel
+from service.engine.worker.prepared_baselines import prepare_baseline
 from tests.accuracy.engine import SET, device_model, explained
 from tests.accuracy.known import Known, fingerprint
 from tests.accuracy.measuring import SPACES, case_of

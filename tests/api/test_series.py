@@ -25,6 +25,7 @@ from torch.export import Dim, export
 
 from service.app import create_app
 from service.settings import Settings
+from tests.forked import fork_worker
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -171,9 +172,10 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
         {},
         ROWS[1:].transpose(1, 2).contiguous(),
     )
-    app = create_app(Settings(_env_file=None, data=folder / "data", models=models, key=KEY, workers=1))
+    settings = Settings(_env_file=None, data=folder / "data", models=models, key=KEY, workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANSWERABLE_TRUSTED_ARTEFACTS", digest)  # which the worker reads
+        app = create_app(settings, [fork_worker(0)])
         async with running(app) as one:
             yield one
 

@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.traits import Traits
@@ -53,7 +54,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     async def load(_: LocalEngine, version: VersionRef, source: Source, *__: Any, **___: Any) -> Loaded:
         if version.version == "2":
             await opened.wait()
-        return Loaded(read_manifest(source.folder)[1], {}, ChunkShapes(1, 1), TRAITS, 0.0)
+        return Loaded(read_manifest(source.folder)[1], {}, Calibration(ChunkShapes(1, 1)), TRAITS, 0.0)
 
     async def nothing(_: LocalEngine) -> None:
         pass
@@ -102,35 +103,47 @@ async def test_closing_while_it_loads_ends_that(gate: asyncio.Event, tmp_path: P
     assert not gate.is_set()
 
 
-@pytest.mark.parametrize("content", ["", "name: [", "name: loan\n", "- 1\n", "a: &a [x, x]\nb: *a\n", None])
-async def test_a_broken_version_is_named_and_keeps_no_other_from_serving(
-    gate: asyncio.Event, tmp_path: Path, content: str | None
-) -> None:
+BROKEN = {
+    "empty": "",
+    "cut": "name: [",
+    "lacking": "name: loan\n",
+    "list": "- 1\n",
+    "circle": "a: &a [x, x]\nb: *a\n",
+    "folder": None,
+}
+"""What manifest.yaml of a broken model holds; None where it is a folder."""
+
+
+async def test_a_broken_version_is_named_and_keeps_no_other_from_serving(gate: asyncio.Event, tmp_path: Path) -> None:
     models = tmp_path / "models"
     write(models, "1")
-    broken = models / "broken" / "7" / "manifest.yaml"
-    broken.parent.mkdir(parents=True)
-    if content is None:
-        broken.mkdir()
-    else:
-        broken.write_text(content)
+    for name, content in BROKEN.items():
+        manifest = models / name / "7" / "manifest.yaml"
+        manifest.parent.mkdir(parents=True)
+        if content is None:
+            manifest.mkdir()
+        else:
+            manifest.write_text(content)
     gate.set()
     async with started(models, tmp_path) as (app, client):
         await app.state.services.loading
         ready = await client.get("/v2/health/ready")
-        assert (ready.status_code, ready.json()) == (200, {"ready": True, "failed": ["broken@7"]})
+        failed = [f"{name}@7" for name in sorted(BROKEN)]
+        assert (ready.status_code, ready.json()) == (200, {"ready": True, "failed": failed})
         assert (await client.get("/v2/models/loan/versions/1/ready")).status_code == 200
-        for path in ("/v2/models/broken/ready", "/v2/models/broken/versions/7/ready"):
-            assert (await client.get(path)).status_code == 503
         index = (await client.post("/v2/repository/index")).json()
-        (one,) = [state for state in index if state["name"] == "broken"]
-        assert one["state"] == "UNAVAILABLE"
-        assert one["reason"].startswith("broken/7/manifest.yaml: ")
-        assert str(tmp_path) not in one["reason"]
-        assert "http" not in one["reason"]
+        for name in BROKEN:
+            for path in (f"/v2/models/{name}/ready", f"/v2/models/{name}/versions/7/ready"):
+                assert (await client.get(path)).status_code == 503
+            (one,) = [state for state in index if state["name"] == name]
+            assert one["state"] == "UNAVAILABLE"
+            assert one["reason"].startswith(f"{name}/7/manifest.yaml: ")
+            assert str(tmp_path) not in one["reason"]
+            assert "http" not in one["reason"]
 
-        shutil.rmtree(models / "broken")
-        assert (await client.post("/v2/repository/models/broken/load")).status_code == 404
+        for name in BROKEN:
+            shutil.rmtree(models / name)
+            assert (await client.post(f"/v2/repository/models/{name}/load")).status_code == 404
         assert (await client.get("/v2/health/ready")).json() == {"ready": True}
 
 

@@ -142,7 +142,11 @@ async def test_a_job_explains_every_target_of_every_row(bank: httpx.AsyncClient,
     [
         ({"targets": ["denied"], "target": "denied"}, "/parameters/targets", "either `target` or `targets`"),
         ({"targets": ["denied", "refused"]}, "/parameters/targets/1", "refused"),
-        ({"targets": [0, {"label": "denied", "rather_than": 1}]}, "/parameters/targets/1", "is the label itself"),
+        (
+            {"targets": [0, {"label": "denied", "rather_than": 1}]},
+            "/parameters/targets/1/rather_than",
+            "is the label itself",
+        ),
         ({"targets": []}, "/parameters/targets", "at least 1"),
         ({"targets": [0] * 21}, "/parameters/targets", "at most 20"),
         ({"targets": [0, 0.5]}, "/parameters/targets/1", "must be a label"),

@@ -27,6 +27,7 @@ from service.lifecycle.checking.limits import Limits
 from service.monitoring.drift import MIN_EXPLANATIONS
 from service.settings import Settings
 from tests.conftest import PATIENCE_SECONDS
+from tests.forked import fork_worker
 from tests.linear_models import ALARMS, EXAMPLE, FEATURES, SCORES, SET, Linear, write_version
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -59,7 +60,8 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
             logs="text",
             stability_share=1,
             ledger="required",
-        )
+        ),
+        [fork_worker(0)],
     )
     async with app.router.lifespan_context(app):
         await app.state.services.loading

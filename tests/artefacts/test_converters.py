@@ -211,6 +211,42 @@ TABLES = [
     Case("FeatureVectorizer", options={"inputdimensions": [6]}, domain=ML),
     Case("LinearRegressor", options={"coefficients": normal(12).tolist(), "targets": 2}, domain=ML),
 ]
+MORE = [
+    Case("GlobalLpPool", IMAGE),
+    Case("GlobalLpPool", IMAGE, options={"p": 3}),
+    Case("LpPool", IMAGE, options={"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
+    Case("ScatterElements", SEQUENCE, [whole(0, 2, 1, 0, 1, 1).reshape(1, 1, 6), normal(1, 1, 6)], {"axis": 1}),
+    Case("Compress", SEQUENCE, [np.array([True, False, True])], {"axis": 1}),
+    Case("ThresholdedRelu"),
+    Case("CenterCropPad", IMAGE, [whole(4, 8)], {"axes": [2, 3]}),
+    Case("Gelu", SEQUENCE, opset=20),
+    Case("GroupNormalization", IMAGE, [normal(4), normal(4)], {"num_groups": 2}, opset=21),
+    Case("LayerNormalization", SEQUENCE, [normal(6), normal(6)], opset=17),
+    Case("Resize", IMAGE, [None, SCALES], {"mode": "cubic"}),
+    Case("Resize", IMAGE, [None, SCALES], {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}),
+    Case("Resize", IMAGE, [None, np.array([1, 1, 0.5, 0.4], dtype=np.float32)], {"mode": "linear", "antialias": 1}),
+    Case("Resize", IMAGE, [None, None, whole(5, 9)], {"mode": "linear", "axes": [2, 3]}, opset=18),
+]
+OF_ONNX_RUNTIME = [
+    Case("FastGelu", SEQUENCE, [normal(6)], domain=MICROSOFT),
+    Case("Trilu", (3, 3), domain=MICROSOFT),
+    Case(
+        "FusedGemm",
+        TABLE,
+        [normal(6, 3), normal(3)],
+        {"activation": "LeakyRelu", "activation_alpha": 0.1},
+        21,
+        MICROSOFT,
+    ),
+    *(
+        Case("FusedConv", IMAGE, [normal(2, 4, 3, 3), normal(2)], {"kernel_shape": [3, 3], **options}, 21, MICROSOFT)
+        for options in ({"activation": "Relu"}, {"activation": "Clip", "activation_params": [-1.0, 2.0]})
+    ),
+    *(
+        Case("Attention", SEQUENCE, [normal(6, 18), normal(18)], {"num_heads": 2, **options}, 21, MICROSOFT)
+        for options in ({}, {"unidirectional": 1}, {"scale": 0.3})
+    ),
+]
 OLD = [
     Case("Gemm", constants=[normal(6, 3), normal(3)], opset=7),
     Case("Gemm", constants=[normal(2, 6), normal(1, 2)], options={"transB": 1, "alpha": 0.5, "beta": 2.0}, opset=8),
@@ -229,7 +265,18 @@ OLD = [
     Case("TopK", TABLE, options={"k": 2}, opset=7, outputs=("logits", "places")),
 ]
 """Of versions that current exporters no longer write."""
-CASES = [*OLD, *ACTIVATIONS, *ARITHMETIC, *NORMALISATIONS, *REDUCTIONS, *LAYOUTS, *WINDOWS, *TABLES]
+CASES = [
+    *OLD,
+    *ACTIVATIONS,
+    *ARITHMETIC,
+    *NORMALISATIONS,
+    *REDUCTIONS,
+    *LAYOUTS,
+    *WINDOWS,
+    *TABLES,
+    *MORE,
+    *OF_ONNX_RUNTIME,
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -328,6 +375,61 @@ CHAINS = {
         far = GridSample <mode = "cubic", align_corners = 1> (image, grid)
         logits = Add (near, far)
     """,
+    "places of each row replaced": """
+        zeros = Constant <value = int64[1, 2, 1] {0, 0}> ()
+        one = Constant <value_ints = [1]> ()
+        none = Constant <value_int = 0> ()
+        step = Constant <value_int = 1> ()
+        number = Gather (shape, none)
+        numbers = Range (none, number, step)
+        two = Constant <value_ints = [-1, 1, 1]> ()
+        column = Reshape (numbers, two)
+        pair = Constant <value_ints = [2]> ()
+        times = Concat <axis = 0> (count, pair, one)
+        own = Expand (column, times)
+        places = Constant <value = int64[1, 2, 1] {2, 0}> ()
+        others = Expand (places, times)
+        index = Concat <axis = 2> (own, others)
+        updates = Sin (rows)
+        last = Constant <value_ints = [2]> ()
+        axis = Constant <value_ints = [1]> ()
+        taken = Slice (updates, zero, last, axis)
+        replaced = ScatterND (rows, index, taken)
+        logits = ScatterND <reduction = "add"> (replaced, index, taken)
+    """,
+    "attention with a mask, of queries and keys apart": """
+        ones = Constant <value = int32[1, 3] {1, 1, 0}> ()
+        one = Constant <value_ints = [1]> ()
+        times = Concat <axis = 0> (count, one)
+        mask = Tile (ones, times)
+        other = Sin (rows)
+        bias = Constant <value = float[18] {1, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1, 1, 2, 3, 3, 2, 1}> ()
+        logits = com.microsoft.MultiHeadAttention <num_heads = 2> (rows, other, rows, bias, mask)
+    """,
+    "places turned, in ONNX Runtime's form": """
+        cosines = Constant <value = float[4, 3] {1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0, -0.1}> ()
+        sines = Constant <value = float[4, 3] {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 0.9}> ()
+        logits = com.microsoft.RotaryEmbedding (rows, zero, cosines, sines)
+    """,
+    "places turned, in ONNX Runtime's form, pair by pair": """
+        cosines = Constant <value = float[4, 3] {1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0, -0.1}> ()
+        sines = Constant <value = float[4, 3] {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 0.9}> ()
+        logits = com.microsoft.RotaryEmbedding <interleaved = 1> (rows, zero, cosines, sines)
+    """,
+    "a skipped normalisation by the root mean square": """
+        scale = Constant <value_floats = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]> ()
+        other = Sin (rows)
+        normed, mean, deviation, sum = com.microsoft.SkipSimplifiedLayerNormalization (rows, other, scale)
+        logits = Add (normed, sum)
+    """,
+    "a determinant": """
+        three = Constant <value_ints = [3]> ()
+        one = Constant <value_ints = [1]> ()
+        two = Constant <value_ints = [2]> ()
+        square = Slice (rows, zero, three, two)
+        volume = Det (square)
+        logits = Unsqueeze (volume, one)
+    """,
     "functions of positive numbers": """
         one = Constant <value_float = 1.1> ()
         last = Constant <value_ints = [2]> ()
@@ -375,7 +477,7 @@ REFUSED = {
     "scale = ReduceMax <keepdims = 0> (rows) q = QuantizeLinear (rows, scale) logits = DequantizeLinear (q, scale)": (
         ROWS_TOGETHER
     ),
-    "logits = GlobalLpPool (rows)": "GlobalLpPool .* has no counterpart in torch",
+    "logits = ImageDecoder (rows)": "ImageDecoder .* has no counterpart in torch",
     "noise = RandomNormalLike (rows) logits = Add (rows, noise)": "RandomNormalLike .* random",
     "on = Constant <value = bool {1}> () logits = Dropout (rows, , on)": "Dropout .* in training, where",
     "s = Constant <value_floats = [0.1, 0.2, 0.3]> () logits, mean, variance = BatchNormalization <training_mode = 1>"
@@ -463,3 +565,41 @@ def test_a_lookup_by_the_inputs_values_is_refused() -> None:
     body = "table = Constant <value_floats = [0.0, 1.0]> () place = Cast <to = 7> (rows) logits = Gather (table, place)"
     with pytest.raises(CatalogError, match=r"Gather .* explain what it gives"):
         build_twin(parsed(body), "rows", "logits")
+
+
+def test_attention_and_turned_places_are_what_onnx_defines() -> None:
+    """Both are functions of other operators."""
+    body = """
+        cosines = Constant <value = float[1, 3, 2] {1, 0.9, 0.8, 0.7, 0.6, 0.5}> ()
+        sines = Constant <value = float[1, 3, 2] {0, 0.1, 0.2, 0.3, 0.4, 0.5}> ()
+        one = Constant <value_ints = [1]> ()
+        times = Concat <axis = 0> (count, one, one)
+        own_cosines = Tile (cosines, times)
+        own_sines = Tile (sines, times)
+        turned = RotaryEmbedding (rows, own_cosines, own_sines)
+        logits = Attention <is_causal = 1> (turned, turned, rows)
+    """
+    model = parsed(body, shape="count, 2, 3, 4")
+    model.opset_import[0].version = 23
+    assert_twin(model, (2, 3, 4))
+
+
+@pytest.mark.parametrize("case", [*MORE, *OF_ONNX_RUNTIME], ids=str)
+def test_the_gradient_of_an_operator_is_that_of_finite_differences(case: Case) -> None:
+    """Central ones, of the file's own answers in ONNX Runtime."""
+    model = case.model()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    row = 2 * np.random.default_rng(1).standard_normal((1, *case.shape)).astype(np.float32)
+    tensor = torch.from_numpy(row).requires_grad_()
+    answers = build_twin(model, "rows", "logits")(tensor)
+    weights = np.random.default_rng(2).standard_normal(tuple(answers.shape))
+    (gradient,) = torch.autograd.grad((answers * torch.from_numpy(weights)).sum(), tensor)
+    step = 1e-2
+    for at in np.random.default_rng(3).choice(row.size, 6, replace=False):
+        ends = []
+        for sign in (1, -1):
+            moved = row.copy()
+            moved.flat[at] += sign * step
+            ends.append(float((session.run(["logits"], {"rows": moved})[0].astype(np.float64) * weights).sum()))
+        slope = (ends[0] - ends[1]) / (2 * step)
+        assert float(gradient.flatten()[at]) == pytest.approx(slope, rel=0.02, abs=0.02 * float(gradient.abs().max()))

@@ -29,6 +29,7 @@ from torch.export import Dim
 from service.artefacts.loading import load_model
 from service.artefacts.networks import CnnNetwork, MlpNetwork
 from service.catalog.architectures import Cnn, Mlp
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import read_manifest
 from service.catalog.outputs.classes import Classes
 from service.catalog.refusals import message_for_clients
@@ -204,7 +205,7 @@ def rows_of(shape: tuple[int, ...], count: int = 50) -> NDArray[np.float32]:
 def explained(served: Served, row: NDArray[np.float32], method: str = "integrated_gradients") -> list[Explanation]:
     """Explanations of one row in both output spaces."""
     torch.set_num_threads(1)
-    model = put_on_device(served.folder, CPU, {}, ChunkShapes(16, 64))
+    model = put_on_device(served.folder, CPU, {}, Calibration(ChunkShapes(16, 64)))
     (digest, baseline), *_ = model.baselines.items()
     choice = BaselineChoice("rows", "1", digest, len(baseline.rows))
     options = tuple(sorted(BY_NAME[method].defaults().items()))
@@ -244,7 +245,7 @@ def test_explanations_are_complete(served: Served) -> None:
 
 def test_a_program_is_understood_operator_by_operator(exported: Served) -> None:
     """Its operators are those of ATen, which the engine knows by the names that people write."""
-    model = put_on_device(exported.folder, CPU, {}, ChunkShapes(16, 64))
+    model = put_on_device(exported.folder, CPU, {}, Calibration(ChunkShapes(16, 64)))
     assert model.traits.is_piecewise_linear
     assert model.traits.kinks == ("relu", "max_pool2d", "leaky_relu")
     assert model.traits.has_convolution

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from service.artefacts.huggingface.library import transformers
 from service.artefacts.huggingface.transformers_format import open_transformers
 from service.artefacts.loading import LoadedModel, load_model
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.tokens import TokenAttribution, TokenInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.version_files import read_artefact
@@ -250,8 +251,8 @@ def test_all_files_are_in_the_digest(bert: Path, tmp_path: Path) -> None:
 def test_a_replay_needs_the_same_version_of_the_package(bert: Path, tmp_path: Path) -> None:
     version = served(bert, tmp_path)
     models = DeviceModels(torch.device("cpu"))
-    loaded = models.load(ref_of(version), Source(version, version), {}, SHAPES)
-    assert loaded.libraries == {"transformers": transformers().__version__}
+    loaded = models.load(ref_of(version), Source(version, version), {}, Calibration(SHAPES))
+    assert loaded.environment == {"dtype": "float32", "transformers": transformers().__version__}
     assert "transformers" not in environment_of(torch.device("cpu")), "of other formats it computes nothing"
     assert not libraries_of("onnx")
 

@@ -42,14 +42,16 @@ def table(columns: int) -> dict[str, Any]:
     return {"kind": "tabular", "tensor": "rows", "features": features}
 
 
-def load(
+def write(
     folder: Path, content: bytes, inputs: dict[str, Any] | None = None, labels: int = 3, probability: str | None = None
-) -> None:
+) -> Path:
+    """The folder of a version with this file, which the `inputs` are of; these may have an `example`."""
     version = folder / "model" / "1"
     version.mkdir(parents=True, exist_ok=True)
     (version / "model.onnx").write_bytes(content)
-    inputs = inputs or table(6)
-    example = {one["name"]: 0.5 for one in inputs["features"]} if "features" in inputs else [0]
+    inputs = dict(inputs or table(6))
+    usual = {one["name"]: 0.5 for one in inputs["features"]} if "features" in inputs else [0]
+    example = inputs.pop("example", usual)
     tensors = {"logit": "logits"} | ({} if probability is None else {"probability": probability})
     manifest = {
         "name": "model",
@@ -62,8 +64,12 @@ def load(
         "example": example,
     }
     (version / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    return version
+
+
+def load(folder: Path, content: bytes, *arguments: Any) -> None:
     torch.set_num_threads(1)
-    load_model(version, CPU)
+    load_model(write(folder, content, *arguments), CPU)
 
 
 def refused(folder: Path, content: bytes, *arguments: Any) -> str:

@@ -24,11 +24,13 @@ from service.answers.reading import personal_of, record_of
 from service.answers.record import ledger_entry
 from service.artefacts.loading import load_model
 from service.catalog.baselines import KeptSets
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
 from service.catalog.version_files import read_baseline_rows
 from service.domain import DOUBLE, SINGLE, ChunkShapes, Context, Explanation, Floats, OutputSpace, RowType
 from service.engine.kernels.kernel import Deployed, DeployedKernel
-from service.engine.worker.device import outputs_over, put_on_device, with_baseline
+from service.engine.worker.device import put_on_device, with_baseline
+from service.engine.worker.prepared_baselines import outputs_over
 from service.errors import CatalogError, InvalidRequest
 from service.ledger.entries import Stored
 from service.ledger.ids import uuid7
@@ -289,7 +291,7 @@ def test_a_range_beyond_the_graphs_type_is_refused(tmp_path: Path) -> None:
 
 
 def test_alone_and_amid_others_every_bit_is_the_same(folder: Path) -> None:
-    model = put_on_device(folder, CPU, {}, ChunkShapes(8, 16))
+    model = put_on_device(folder, CPU, {}, Calibration(ChunkShapes(8, 16)))
     (kernel,) = model.kernels[Deployed]
     assert isinstance(kernel, DeployedKernel)
     rows = np.array([[1_700_000_000.0 + seconds, 0.1] for seconds in range(40)])

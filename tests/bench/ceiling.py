@@ -66,7 +66,8 @@ def _points_per_second(twin: nn.Module, inputs: int, chunk: int, seconds: float)
 def _peak(folder: Path, seconds: float, chunk: int) -> tuple[int, float]:
     from safetensors import safe_open
 
-    from service.artefacts.onnx.twins import build_twin, parse_onnx
+    from service.artefacts.onnx.parsing import parse_onnx
+    from service.artefacts.onnx.twins import build_twin
 
     twin = build_twin(parse_onnx((folder / "model.onnx").read_bytes()), "features", "logits")
     with safe_open(folder / "heldout.safetensors", "numpy") as file:

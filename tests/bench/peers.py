@@ -30,7 +30,8 @@ def captum_explainer(folder: Path, baselines: Path, steps: int) -> Callable[[Map
     from captum.attr import IntegratedGradients
     from safetensors.numpy import load_file
 
-    from service.artefacts.onnx.twins import build_twin, parse_onnx
+    from service.artefacts.onnx.parsing import parse_onnx
+    from service.artefacts.onnx.twins import build_twin
 
     twin = build_twin(parse_onnx((folder / "model.onnx").read_bytes()), "features", "logits")
     baseline = torch.from_numpy(load_file(baselines)["rows"]).mean(dim=0, keepdim=True)

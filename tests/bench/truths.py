@@ -45,7 +45,8 @@ def spread(rows: Floats, count: int) -> Floats:
 
 
 def _twin(folder: Path) -> nn.Module:
-    from service.artefacts.onnx.twins import build_twin, parse_onnx
+    from service.artefacts.onnx.parsing import parse_onnx
+    from service.artefacts.onnx.twins import build_twin
 
     return build_twin(parse_onnx((folder / "model.onnx").read_bytes()), "features", "logits")
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-from service.artefacts.onnx.twins import build_twin, parse_onnx
+from service.artefacts.onnx.parsing import parse_onnx
+from service.artefacts.onnx.twins import build_twin
 from service.catalog.manifest import read_manifest
 from service.catalog.refusals import message_for_clients
 from service.errors import CatalogError

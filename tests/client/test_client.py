@@ -42,6 +42,7 @@ from service.client import (
     NotFound,
     Parameters,
     PredictedClass,
+    PredictedEmbedding,
     PredictedLabels,
     PredictedValues,
     Prediction,
@@ -244,7 +245,8 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
     assert set(ExplainParameters.model_fields) == set(Parameters.__annotations__) | of_their_own
     kinds = {frozenset(field.name for field in fields(kind)) for kind in get_args(AnyPrediction)}
     assert kinds == {
-        frozenset(field.name for field in fields(kind)) for kind in (PredictedClass, PredictedLabels, PredictedValues)
+        frozenset(field.name for field in fields(kind))
+        for kind in (PredictedClass, PredictedLabels, PredictedValues, PredictedEmbedding)
     }
 
 

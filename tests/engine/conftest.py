@@ -13,6 +13,7 @@ import pytest_asyncio
 import torch
 from safetensors.numpy import load_file
 
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import read_manifest
 from service.catalog.outputs.classes import Classes
 from service.domain import BaselineChoice, ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority, VersionRef
@@ -24,11 +25,13 @@ from service.engine.messages import Done, Failed, Outcome
 from service.engine.protocol import ChunkReport, Engine, Source
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from tests.conftest import MODELS
-from tests.engine.forked import fork_worker
+from tests.forked import fork_worker
 
 SHAPES = ChunkShapes(128, 512)
+CALIBRATION = Calibration(SHAPES)
 LOAN = MODELS / "loan" / "1"
 
 MakePlan = Callable[..., Plan]
@@ -38,7 +41,7 @@ MakePlan = Callable[..., Plan]
 def device_model() -> DeviceModel:
     """The loan model, as a worker holds it."""
     torch.set_num_threads(1)
-    return put_on_device(LOAN, torch.device("cpu"), {}, SHAPES)
+    return put_on_device(LOAN, torch.device("cpu"), {}, CALIBRATION)
 
 
 @pytest.fixture(scope="session")
@@ -283,7 +286,7 @@ async def start_local(
     restarts: list[str] = []
     engine = LocalEngine(workers, max_queued_points, chunks.append, restarts.append, start=start)
     await engine.start()
-    await engine.load(LOAN_REF, source_of(LOAN), {}, SHAPES)
+    await engine.load(LOAN_REF, source_of(LOAN), {}, CALIBRATION)
     return LocalEngineUnderTest(engine, chunks, restarts)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from service.catalog.baseline_outputs import Outputs
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
-from service.domain import ChunkShapes, Conditions, Explanation, Plan, Prediction, Priority, Timings, VersionRef
+from service.domain import Conditions, Explanation, Plan, Prediction, Priority, Timings, VersionRef
 from service.engine.messages import (
     Attach,
     Cancel,
@@ -187,14 +188,14 @@ class InProcessEngine(Engine):
         version: VersionRef,
         source: Source,
         known: BaselineOutputs,
-        shapes: ChunkShapes | None = None,
+        calibration: Calibration | None = None,
         *,
         beside: bool = False,  # noqa: ARG002 - one thread does one thing at a time
     ) -> Loaded:
         if self._is_stopped:
             raise CatalogError("the service is stopping")
         if version not in self._loaded:
-            self._loaded[version] = await self._ask(Load(next(self._numbers), version, source, known, shapes))
+            self._loaded[version] = await self._ask(Load(next(self._numbers), version, source, known, calibration))
         self._times[version] += 1
         return self._loaded[version]
 

@@ -38,7 +38,7 @@ from service.errors import (
     Overloaded,
     WorkerLost,
 )
-from tests.engine.conftest import LOAN, LOAN_REF, SHAPES, EngineUnderTest, ref_of, source_of, start_local
+from tests.engine.conftest import CALIBRATION, LOAN, LOAN_REF, SHAPES, EngineUnderTest, ref_of, source_of, start_local
 from tests.engine.in_process import InProcessEngine
 from tests.engine.spoiling import SPOILT, copy_of_loan
 
@@ -63,7 +63,7 @@ async def in_process() -> EngineUnderTest:
     chunks: list[ChunkReport] = []
     engine = InProcessEngine(LIMIT, chunks.append)
     await engine.start()
-    await engine.load(LOAN_REF, source_of(LOAN), {}, SHAPES)
+    await engine.load(LOAN_REF, source_of(LOAN), {}, CALIBRATION)
     return EngineUnderTest(engine, chunks)
 
 
@@ -228,10 +228,11 @@ async def test_a_version_that_is_not_loaded(one: EngineUnderTest, make_plan: Mak
 
 async def test_what_is_known_of_a_version(one: EngineUnderTest, device_model: DeviceModel, tmp_path: Path) -> None:
     folder = copy_of_loan(tmp_path, "2")
-    loaded = await one.engine.load(ref_of(folder), source_of(folder), {}, SHAPES)
+    loaded = await one.engine.load(ref_of(folder), source_of(folder), {}, CALIBRATION)
 
     assert (loaded.key.name, loaded.key.version, loaded.key.digest) == ("loan", "2", device_model.key.digest)
-    assert (loaded.shapes, loaded.traits, loaded.dtype) == (SHAPES, device_model.traits, "float32")
+    assert (loaded.calibration, loaded.traits) == (CALIBRATION, device_model.traits)
+    assert loaded.environment["dtype"] == "float32"
     assert loaded.parity == device_model.parity
     assert loaded.chunk_seconds > 0
     for digest, baseline in device_model.baselines.items():
@@ -243,12 +244,12 @@ async def test_what_is_known_of_a_version(one: EngineUnderTest, device_model: De
 
 async def test_known_baseline_outputs_are_taken_as_they_are(one: EngineUnderTest, tmp_path: Path) -> None:
     first, second = (copy_of_loan(tmp_path, version) for version in ("2", "3"))
-    loaded = await one.engine.load(ref_of(first), source_of(first), {}, SHAPES)
+    loaded = await one.engine.load(ref_of(first), source_of(first), {}, CALIBRATION)
     known = {
         digest: {space: values + 1e-3 for space, values in spaces.items()}
         for digest, spaces in loaded.baseline_outputs.items()
     }
-    again = await one.engine.load(ref_of(second), source_of(second), known, SHAPES)
+    again = await one.engine.load(ref_of(second), source_of(second), known, CALIBRATION)
 
     assert known.keys() == again.baseline_outputs.keys()
     for digest, spaces in known.items():
@@ -265,8 +266,8 @@ async def test_a_version_without_shapes_is_calibrated(
     loaded = await one.engine.load(ref_of(folder), source_of(folder), {})
     explained = await one.explain(replace(make_plan(0), model=loaded.key), version=ref_of(folder))
 
-    assert 1 <= loaded.shapes.brief <= loaded.shapes.long
-    assert explained.chunk_rows == str(loaded.shapes)
+    assert 1 <= loaded.calibration.whole.brief <= loaded.calibration.whole.long
+    assert explained.chunk_rows == str(loaded.calibration.whole)
     one.engine.unload(ref_of(folder))
 
 
@@ -275,8 +276,8 @@ async def test_a_version_is_unloaded_as_often_as_it_was_loaded(
 ) -> None:
     folder = copy_of_loan(tmp_path, "2")
     ref = ref_of(folder)
-    loaded = await one.engine.load(ref, source_of(folder), {}, SHAPES)
-    assert await one.engine.load(ref, source_of(folder), {}, SHAPES) is loaded
+    loaded = await one.engine.load(ref, source_of(folder), {}, CALIBRATION)
+    assert await one.engine.load(ref, source_of(folder), {}, CALIBRATION) is loaded
     plan = replace(make_plan(0), model=loaded.key)
 
     one.engine.unload(ref)
@@ -290,7 +291,7 @@ async def test_a_version_is_unloaded_as_often_as_it_was_loaded(
     assert one.engine.stats().is_complete
     assert (await one.explain(make_plan(0))).converged
 
-    assert (await one.engine.load(ref, source_of(folder), {}, SHAPES)).key == loaded.key
+    assert (await one.engine.load(ref, source_of(folder), {}, CALIBRATION)).key == loaded.key
     assert (await one.explain(plan, version=ref)).converged
     one.engine.unload(ref)
 
@@ -299,7 +300,7 @@ async def test_files_of_another_digest_are_not_loaded(one: EngineUnderTest, tmp_
     folder = copy_of_loan(tmp_path, "2")
     named = replace(ref_of(folder), digest=UNKNOWN.digest)
     with pytest.raises(CatalogError, match="digest differs"):
-        await one.engine.load(named, source_of(folder), {}, SHAPES)
+        await one.engine.load(named, source_of(folder), {}, CALIBRATION)
     with pytest.raises(ModelNotReady):
         await one.engine.predict(named, (0.0,) * 38)
 
@@ -329,7 +330,7 @@ async def test_a_set_that_is_attached_is_there_until_it_is_detached(
 ) -> None:
     folder = copy_of_loan(tmp_path, "2")
     ref = ref_of(folder)
-    loaded = await one.engine.load(ref, source_of(folder), {}, SHAPES)
+    loaded = await one.engine.load(ref, source_of(folder), {}, CALIBRATION)
     rows = load_file(LOAN / "heldout.safetensors")["rows"][:16]
     content = save({"rows": rows})
     (folder / "mine.safetensors").write_bytes(content)
@@ -371,7 +372,7 @@ async def test_a_set_that_is_attached_is_there_until_it_is_detached(
 async def test_a_set_whose_file_is_another_is_not_attached(one: EngineUnderTest, tmp_path: Path) -> None:
     folder = copy_of_loan(tmp_path, "2")
     ref = ref_of(folder)
-    await one.engine.load(ref, source_of(folder), {}, SHAPES)
+    await one.engine.load(ref, source_of(folder), {}, CALIBRATION)
     rows = save({"rows": load_file(LOAN / "heldout.safetensors")["rows"][:16]})
     (folder / "mine.safetensors").write_bytes(rows)
     mine = BaselineSet(name="mine", version="1", size=16, file="mine.safetensors", sha256="0" * 64)

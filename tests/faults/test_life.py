@@ -10,6 +10,8 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.conftest import PATIENCE_SECONDS, is_alive
 from tests.faults.conftest import WORKER, wait_until_gone
 
@@ -118,6 +120,7 @@ async def test_a_port_that_is_taken(start: Start, tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()  # with the key in it
 
 
+@pytest.mark.slow  # by another command: `test_commands.py::test_a_command_whose_setting_is_wrong_ends_with_a_sentence`
 def test_a_database_that_is_away_is_a_sentence(start: Start) -> None:
     program = start("serve", database_url="postgresql://us:hidden@127.0.0.1:1/ledger", logs="text", prot="1")
     assert program.process.wait(PATIENCE_SECONDS) == 1

@@ -130,6 +130,7 @@ async def traffic(program: Program, *paths: str) -> AsyncIterator[Traffic]:
             found.is_over = True
 
 
+@pytest.mark.slow  # one step after the other in `engine/client/test_local_engine.py` and `lifecycle/test_repository.py`
 async def test_load_reload_and_unload_under_load(start: Start, models: Path) -> None:
     program = start("serve", "--models", str(models), key=SECRET)
     bare, first, second = (f"/v1/models/loan{path}:explain" for path in ("", "/versions/1", "/versions/2"))

@@ -15,6 +15,7 @@ import pytest
 from service.catalog import staging
 from service.catalog.assessments import ASSESSMENTS, Assessment, Assessments, keep_beside
 from service.catalog.baselines import BASELINES, KeptSet, KeptSets
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.manifest import read_manifest
 from service.catalog.traits import Traits
@@ -53,7 +54,8 @@ class LoadsAll(StandIn):
         self.loading -= 1
         key, digest = read_manifest(source.folder)[1:]
         assert (version.name, version.version, version.digest) == (key.name, key.version, digest)
-        return Loaded(key, {}, ChunkShapes(1, 1), TRAITS, 0.0, dtype="float64", libraries={"transformers": "5"})
+        environment = {"dtype": "float64", "transformers": "5"}
+        return Loaded(key, {}, Calibration(ChunkShapes(1, 1)), TRAITS, 0.0, environment=environment)
 
     async def attach(self, *_: Any) -> dict[Any, Any]:
         self.loading += 1

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from service.artefacts.loading import baseline_digest
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
@@ -30,7 +31,6 @@ from service.catalog.traits import Traits
 from service.domain import (
     BaselineChoice,
     ChunkShapes,
-    Contrast,
     Explanation,
     Floats,
     Indices,
@@ -43,7 +43,8 @@ from service.domain import (
 from service.engine.messages import Done
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from service.methods.problem import Attribution, Method, Problem
 from service.methods.questions import (
     Answer,
@@ -101,7 +102,7 @@ def run() -> Run:
 @pytest.fixture(scope="session")
 def model() -> DeviceModel:
     """The loan model."""
-    return put_on_device(FOLDER, torch.device("cpu"), {}, SHAPES)
+    return put_on_device(FOLDER, torch.device("cpu"), {}, Calibration(SHAPES))
 
 
 @pytest.fixture(scope="session")
@@ -382,7 +383,7 @@ class _KnownPoints:
 
 def index_of(target: Target) -> int:
     """The number of the one output that is explained."""
-    assert not isinstance(target, Contrast)
+    assert isinstance(target, int)
     return target
 
 
@@ -620,4 +621,4 @@ def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def token_model(token_folder: Path) -> DeviceModel:
     """The model of `token_folder`."""
-    return put_on_device(token_folder, torch.device("cpu"), {}, SMALL)
+    return put_on_device(token_folder, torch.device("cpu"), {}, Calibration(SMALL))

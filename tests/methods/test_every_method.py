@@ -14,6 +14,7 @@ import torch
 
 from service.answers.encoding import encode
 from service.answers.explanation import answered
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
 from service.catalog.manifest import read_manifest
 from service.catalog.outputs.classes import Classes
@@ -23,7 +24,8 @@ from service.engine.messages import Done, Outcome
 from service.engine.protocol import ChunkReport
 from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
+from service.engine.worker.packing import Live
+from service.engine.worker.scheduler import Scheduler
 from service.errors import InvalidRequest
 from service.methods.registry import BY_NAME, METHODS
 from service.methods.spec import Choice, Facts, Number
@@ -66,7 +68,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(model: DeviceModel, token_model: DeviceModel, token_folder: Path) -> dict[str, Served]:
     shapes = ChunkShapes(32, 128)
-    digits = put_on_device(MODELS / "digits" / "1", torch.device("cpu"), {}, shapes)
+    digits = put_on_device(MODELS / "digits" / "1", torch.device("cpu"), {}, Calibration(shapes))
     return {
         "loan": Served(MODELS / "loan" / "1", model),
         "digits": Served(MODELS / "digits" / "1", digits),

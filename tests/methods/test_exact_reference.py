@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from service.catalog.calibrations import Calibration
 from service.catalog.outputs.classes import Classes
 from service.domain import BaselineChoice, ChunkShapes, Completeness, Floats, OutputSpace, Plan
 from service.engine.worker.device import DeviceModel, put_on_device
@@ -24,7 +25,7 @@ FOLDER = MODELS / "digits" / "1"
 @pytest.fixture(scope="module")
 def digits() -> DeviceModel:
     torch.set_num_threads(1)
-    return put_on_device(FOLDER, torch.device("cpu"), {}, ChunkShapes(64, 512))
+    return put_on_device(FOLDER, torch.device("cpu"), {}, Calibration(ChunkShapes(64, 512)))
 
 
 @pytest.fixture(scope="module")

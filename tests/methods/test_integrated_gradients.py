@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -73,6 +73,7 @@ def test_on_a_quadratic_model_both_rules_are_exact(pose: Pose, drive: Drive, rul
     st.sampled_from(RULES),
     st.sampled_from([0.05, 0.01, 0.001]),
 )
+@example([0.0, 0.0, 0.0], [0.0, 1.5, 1.0], "midpoint", 0.05)  # all inputs err alike: the sum tells by how much
 def test_on_the_sigmoid_of_a_linear_margin_shares_are_those_of_the_margin(
     pose: Pose, drive: Drive, x: list[float], baseline: list[float], rule: str, tolerance: float
 ) -> None:

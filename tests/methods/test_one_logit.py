@@ -16,6 +16,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import read_manifest
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace
@@ -119,7 +120,7 @@ class Served:
     """A model on a device, and the explanations of one row by it."""
 
     def __init__(self, folder: Path, run: Run) -> None:
-        self.model: DeviceModel = put_on_device(folder, torch.device("cpu"), {}, ChunkShapes(16, 64))
+        self.model: DeviceModel = put_on_device(folder, torch.device("cpu"), {}, Calibration(ChunkShapes(16, 64)))
         manifest, key, digest = read_manifest(folder)
         self.version = ModelVersion(key, manifest, folder, digest, environment={}, traits=self.model.traits)
         self.row = tuple(drawn(7, int(np.prod(manifest.inputs.shape))).tolist())

@@ -21,7 +21,7 @@ from service.methods.registry import BY_NAME, METHODS
 from service.methods.spec import Facts
 from service.numerics.links import SIGMOID, SOFTMAX, Link
 from service.numerics.quadrature import gauss_legendre
-from tests.methods.conftest import ModelOf, PlanFor, Run
+from tests.methods.conftest import ModelOf, PlanFor, Run, index_of
 
 INPUTS = 5
 P, Z, V = OutputSpace.PROBABILITY, OutputSpace.LOGIT, OutputSpace.VALUE
@@ -65,6 +65,7 @@ def explained_output(kind: Values | Labels | Classes, space: OutputSpace, target
         outputs = links[kind.kind](numbers) if space is P else numbers
         if isinstance(target, Contrast):
             return outputs[:, target.index] - outputs[:, target.rather_than]
+        assert isinstance(target, int)
         return outputs[:, target]
 
     return of
@@ -192,8 +193,7 @@ def test_slopes_behind_a_link_are_those_of_automatic_differentiation(link: Link,
     torch.manual_seed(0)
     logits = (8 * torch.randn(50, 4, dtype=torch.float64)).requires_grad_()
     coefficients = torch.zeros(50, 4, dtype=torch.float64)
-    index = target.index if isinstance(target, Contrast) else target
-    coefficients[:, index] = 1
+    coefficients[:, target.index if isinstance(target, Contrast) else index_of(target)] = 1
     if isinstance(target, Contrast):
         coefficients[:, target.rather_than] = -1
     outputs = (LINKS[link](logits) * coefficients).sum(1)

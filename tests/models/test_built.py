@@ -31,7 +31,7 @@ from service.catalog.inputs.sequences import Spans
 from service.domain import Explanation, Floats, OutputSpace
 from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.kernel import Deployed, DeployedKernel, Kernel, Segment
-from service.engine.worker.device import outputs_over
+from service.engine.worker.prepared_baselines import outputs_over
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.methods.questions import Points, Readout
 from service.usecases.planning import Parameters, make_plan

@@ -49,6 +49,22 @@ def test_second_and_fourth_differences_integrate_what_they_say(widths: list[floa
         np.testing.assert_allclose(fourth, exact, atol=1e-9)
 
 
+def test_what_is_kept_of_nodes_is_of_their_places_and_stays_as_it_was() -> None:
+    """However they are numbered, and whatever was done with it."""
+    own, places, borders = uneven([3.0, 1, 1, 1, 3, 9])
+    before = [array.copy() for array in (own.second, own.fourth, own.rough, own.halves)]
+    order = np.array([4, 2, 0, 5, 1, 3])
+    renumbered = stencils(places, borders, order)
+    np.testing.assert_array_equal(renumbered.nodes, order[own.nodes])
+    vectors = np.random.default_rng(0).normal(size=(6, 3))
+    again = local_errors(vectors[np.argsort(order)], renumbered, Grouping())
+    assert estimate(again, renumbered).safety == estimate(local_errors(vectors, own, Grouping()), own).safety
+    wider = stencils(places * 2, borders * 2, order)
+    np.testing.assert_allclose(wider.second, 2 * own.second, rtol=1e-12)
+    for array, known in zip((own.second, own.fourth, own.rough, own.halves), before, strict=True):
+        np.testing.assert_array_equal(array, known)
+
+
 @pytest.mark.parametrize("widths", [[1.0] * 12, [9.0, 3, 1, 1, 1, 3, 3, 1, 1, 1, 3, 9]])
 def test_of_a_random_walk_both_estimates_are_its_root_mean_square_error(widths: list[float]) -> None:
     stencil, places, borders = uneven(widths)

@@ -36,6 +36,7 @@ from service.ledger.verifying import verify_ledger
 from service.processes.embedded_redis import EmbeddedRedis
 from service.settings import Settings
 from tests.conftest import MODELS, MakeCache
+from tests.forked import fork_worker
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "data_of_schema_13"
 TENANT = "bank"
@@ -78,7 +79,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def app(settings: Settings) -> AsyncIterator[FastAPI]:
     """A service with a copy of the folder, which it brings up to date."""
-    app = create_app(settings)
+    app = create_app(settings, [fork_worker(0)])
     async with app.router.lifespan_context(app):
         await app.state.services.loading
         yield app

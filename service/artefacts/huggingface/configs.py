@@ -14,11 +14,13 @@ from orjson import JSONDecodeError, loads
 from service.errors import CatalogError
 
 CLASSIFIER = "ForSequenceClassification"
+CAUSAL = "ForCausalLM", "LMHeadModel"
 Config = Mapping[str, Any]
 
 
-def read_config(content: bytes, file: str) -> Config:
-    """The configuration of a sequence classifier.
+def read_config(content: bytes, file: str, *, is_encoder: bool = False) -> Config:
+    """The configuration of a sequence classifier, a causal language model, or a network whose tokens' embeddings are
+    pooled.
 
     Raises CatalogError where it is no such thing, names code of its own, or says that the weights are quantised.
     """
@@ -37,14 +39,19 @@ def read_config(content: bytes, file: str) -> Config:
     names = config.get("architectures")
     if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
         raise CatalogError(f"{file} names no one network in `architectures`; save the model with save_pretrained")
-    if not names[0].endswith(CLASSIFIER):
+    if not (is_encoder or names[0].endswith((CLASSIFIER, *CAUSAL))):
         raise CatalogError(
             f"{file} names the network {names[0]}; of the networks of transformers those are served that classify or "
-            f"score texts (...{CLASSIFIER})"
+            f"score texts (...{CLASSIFIER}), and those that continue them (...{CAUSAL[0]})"
         )
     if not isinstance(config.get("model_type"), str):
         raise CatalogError(f"{file} names no model_type; save the model with save_pretrained")
     return config
+
+
+def is_causal(config: Config) -> bool:
+    """Whether it is that of a network that continues texts."""
+    return str(config["architectures"][0]).endswith(CAUSAL)
 
 
 def read_object(content: bytes, file: str) -> Config:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from service.artefacts.huggingface.configs import Config, read_config
+from service.artefacts.huggingface.configs import Config, is_causal, read_config
 from service.artefacts.huggingface.library import transformers
 from service.artefacts.reported import reported
 from service.errors import CatalogError
@@ -19,20 +19,27 @@ ATTENTION = "eager"
 """The one that every architecture has. Its products and softmax have second derivatives, and the same bits wherever a
 row stands; fused kernels have no second derivative, and on a GPU their gradients are summed in any order."""
 WEIGHTS = ".safetensors"
+POOLER = "pooler."
+CLASSIFIERS = "a classifier", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"
+CAUSAL_MODELS = "a causal language model", "MODEL_FOR_CAUSAL_LM_MAPPING"
+ENCODERS = "an encoder", "MODEL_MAPPING"
+"""What they are called, and where the package lists their networks."""
 
 
-def read_network(contents: Mapping[str, bytes], config_file: str) -> nn.Module:
-    """The sequence classifier of a folder's files, in float32 and in evaluation mode, on the CPU.
+def read_network(contents: Mapping[str, bytes], config_file: str, *, is_encoder: bool = False) -> nn.Module:
+    """The classifier or the causal language model of a folder's files, in float32, in evaluation mode, on the CPU; or
+    the encoder, which answers an embedding for each token.
 
     Raises CatalogError where the configuration is not one of the package's, or weights are missing or do not fit.
     """
-    package, config = transformers(), read_config(contents[config_file], config_file)
+    package, config = transformers(), read_config(contents[config_file], config_file, is_encoder=is_encoder)
+    what, mapping = ENCODERS if is_encoder else CAUSAL_MODELS if is_causal(config) else CLASSIFIERS
     try:
         configuration = package.CONFIG_MAPPING[config["model_type"]].from_dict({**config})
-        network_class = package.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(configuration)]
+        network_class = getattr(package, mapping)[type(configuration)]
     except Exception as error:  # the package raises anything for a configuration that it does not know
         raise CatalogError(
-            f"{config_file} is not the configuration of a classifier of transformers {package.__version__} "
+            f"{config_file} is not the configuration of {what} of transformers {package.__version__} "
             f"({config['model_type']}): {reported(error)}"
         ) from error
     weights = _read_weights(contents)
@@ -49,6 +56,8 @@ def read_network(contents: Mapping[str, bytes], config_file: str) -> nn.Module:
         )
     except Exception as error:
         raise CatalogError(f"transformers cannot make a {config['architectures'][0]}: {reported(error)}") from error
+    if is_encoder:  # no pooling reads what the network itself makes of its first token
+        loading["missing_keys"] = [name for name in loading["missing_keys"] if not name.startswith(POOLER)]
     _check_weights(loading, config, config_file)
     network.config.use_cache = False
     network.config.return_dict = True  # some say otherwise; the logits are asked for by their name

@@ -12,7 +12,11 @@ from torch.export import Dim
 
 from service.artefacts.aten import in_plain_torch
 from service.artefacts.deployed import Opened, TorchOutputs
+from service.artefacts.huggingface.causal_format import open_causal
+from service.artefacts.huggingface.configs import is_causal, read_config
 from service.artefacts.huggingface.networks import read_network
+from service.artefacts.huggingface.pooling import pooled
+from service.artefacts.huggingface.sentence_modules import MODULES, read_modules
 from service.artefacts.inputs.network_tokens import NetworkTokens
 from service.artefacts.inputs.registry import network_inputs
 from service.artefacts.reported import reported
@@ -26,11 +30,19 @@ EXAMPLES = 2
 def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device: torch.device) -> Opened:
     """The network and its twin; both take rows of any length up to the manifest's.
 
-    Raises CatalogError where the files are not those of a network of transformers that classifies texts, the manifest
-    declares other inputs, or the network cannot be traced behind its embeddings.
+    Raises CatalogError where the files are not those of a network of transformers that classifies or embeds texts, the
+    manifest declares other inputs, or the network cannot be traced behind its embeddings.
     """
-    network = read_network(contents, manifest.artefact.file).to(device)
-    taken = network_inputs(manifest.inputs, network)
+    sentences = read_modules(contents) if MODULES in contents else None
+    network = read_network(contents, manifest.artefact.file, is_encoder=sentences is not None).to(device)
+    if sentences is None:
+        continues = is_causal(read_config(contents[manifest.artefact.file], manifest.artefact.file))
+        if continues != manifest.inputs.are_prompts:
+            kind, does = ("prompt", "continues") if continues else ("tokens", "classifies")
+            raise CatalogError(f"the network {does} texts: its inputs are of kind {kind}, not {manifest.inputs.kind}")
+        if continues:
+            return open_causal(network, manifest, device)
+    taken = network_inputs(manifest.inputs, network, None if sentences is None else pooled(sentences.pooling))
     deployed = TorchOutputs(taken.of_rows, device, manifest.inputs.shape, manifest.outputs)
     _check_shape(deployed, manifest)
     traced = _trace(taken, device)

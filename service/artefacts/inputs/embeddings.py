@@ -148,15 +148,14 @@ def _is_encoded(model: ModelProto, inputs: TabularInputs, tensor: str) -> bool:
 
 def _frontier(model: ModelProto, discrete: set[str], end: str) -> list[str]:
     """The first tensors of real numbers on the paths from the `discrete` tensors to `end`."""
-    nodes = [node for node in model.graph.node if not discrete.isdisjoint(node.input) or node.output]
     reached, names = set(discrete), []
-    for node in nodes:
+    for node in model.graph.node:
         if not reached.isdisjoint(node.input):
             reached.update(name for name in node.output if name)
             names += [name for name in node.output if name]
     is_real = _are_real(model, names)
     behind, frontier = set(discrete), []
-    for node in nodes:
+    for node in model.graph.node:
         if behind.isdisjoint(node.input):
             continue
         for name in filter(None, node.output):

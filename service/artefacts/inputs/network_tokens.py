@@ -9,7 +9,7 @@ padding where the tokens are.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,11 +24,22 @@ from service.catalog.inputs.kind import Inputs
 from service.catalog.inputs.tokens import SideInput, TokenInputs
 from service.errors import CatalogError
 
+Read = Callable[[Any, Tensor], Tensor]
+"""From the network's answer, and which places [n, length] are tokens, to outputs [n, outputs]."""
+
+
+def _logits(answer: Any, _is_token: Tensor) -> Tensor:
+    logits: Tensor = answer.logits
+    return logits
+
 
 class NetworkTokens:
-    """Tokens of a network, which this prepares for them: `of_rows` and `of_encoded` are modules around it."""
+    """Tokens of a network, which this prepares for them: `of_rows` and `of_encoded` are modules around it.
 
-    def __init__(self, inputs: TokenInputs, network: Any) -> None:
+    `read` is what is taken of its answer; without one, its logits.
+    """
+
+    def __init__(self, inputs: TokenInputs, network: Any, read: Read | None = None) -> None:
         """Raises CatalogError where the manifest declares other tokens than the network has, or other arguments."""
         known = inspect.signature(network.forward).parameters
         unknown = [name for name in inputs.side if name not in known]  # some networks would take it in silence
@@ -41,8 +52,8 @@ class NetworkTokens:
         self._network = network
         separator = inputs.separator if inputs.has_parts else None
         self.encoding = TokenEncoding(_embeddings(network, inputs), inputs.length, inputs.padding, separator)
-        self.of_rows: nn.Module = OfTokens(network, inputs)
-        self.of_encoded = OfEmbeddings(network, inputs)
+        self.of_rows: nn.Module = OfTokens(network, inputs, read or _logits)
+        self.of_encoded = OfEmbeddings(network, inputs, read or _logits)
 
     def encoding_of(self, inputs: Inputs) -> TokenEncoding:
         """That of rows of these `inputs`, which may be cut to fewer places."""
@@ -61,28 +72,28 @@ class NetworkTokens:
 
 
 class OfTokens(nn.Module):
-    """Tokens [n, length], as rows have them, to the network's logits [n, outputs]."""
+    """Tokens [n, length], as rows have them, to the network's outputs [n, outputs]."""
 
-    def __init__(self, network: nn.Module, inputs: TokenInputs) -> None:
+    def __init__(self, network: nn.Module, inputs: TokenInputs, read: Read) -> None:
         super().__init__()
-        self.network, self.inputs = network, inputs
+        self.network, self.inputs, self.read = network, inputs, read
 
     def forward(self, rows: Tensor) -> Tensor:
+        is_token = rows != self.inputs.padding
         separator = self.inputs.separator if self.inputs.has_parts else None
         is_separator = torch.eq(rows, -1 if separator is None else separator)
         is_second = is_separator.cumsum(1) > is_separator
-        arguments = _side_arguments(self.inputs, rows != self.inputs.padding, is_second)
-        logits: Tensor = self.network(input_ids=rows.long(), **arguments).logits
-        return logits
+        arguments = _side_arguments(self.inputs, is_token, is_second)
+        return self.read(self.network(input_ids=rows.long(), **arguments), is_token)
 
 
 class OfEmbeddings(nn.Module):
     """The embeddings of tokens and the mask [n, length, width + 1], with the parts of a pair that the network is told
-    [n, length, width + 2], to logits [n, outputs]."""
+    [n, length, width + 2], to outputs [n, outputs]."""
 
-    def __init__(self, network: nn.Module, inputs: TokenInputs) -> None:
+    def __init__(self, network: nn.Module, inputs: TokenInputs, read: Read) -> None:
         super().__init__()
-        self.network, self.inputs = network, inputs
+        self.network, self.inputs, self.read = network, inputs, read
         self.stand_in = 0 if inputs.padding else 1
         self.given: list[Tensor] = []
 
@@ -92,9 +103,9 @@ class OfEmbeddings(nn.Module):
         self.given[:] = [rows[..., :-told]]
         tokens = torch.where(is_token, self.stand_in, self.inputs.padding)
         arguments = _side_arguments(self.inputs, is_token, is_second)
-        logits: Tensor = self.network(input_ids=tokens, **arguments).logits
+        outputs = self.read(self.network(input_ids=tokens, **arguments), is_token)
         self.given.clear()
-        return logits
+        return outputs
 
 
 class _Given(nn.Module):

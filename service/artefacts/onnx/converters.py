@@ -157,7 +157,7 @@ def _biased_gelu(node: Node) -> Function:
     return lambda *terms: functional.gelu(reduce(torch.add, terms), approximate=approximate)
 
 
-@converts("FusedMatMul", domain=MICROSOFT, tensors=2)
+@converts("FusedMatMul", "TransposeMatMul", domain=MICROSOFT, tensors=2)
 def _fused_matmul(node: Node) -> Function:
     turned, alpha = [node.option("transA", 0), node.option("transB", 0)], node.option("alpha", 1.0)
 
@@ -193,6 +193,19 @@ def _skip_layer_norm(node: Node) -> Function:
     def normalised(tensor: Tensor, skipped: Tensor) -> Any:
         total = tensor + skipped if bias is None else tensor + skipped + bias
         result = functional.layer_norm(total, scale.shape, scale, shift, epsilon)
+        return (result, None, None, total) if has_sum else result
+
+    return normalised
+
+
+@converts("SkipSimplifiedLayerNormalization", domain=MICROSOFT, tensors=2)
+def _skip_rms_norm(node: Node) -> Function:
+    scale, bias = node.needed(2), node.tensor(3)
+    epsilon, has_sum = node.option("epsilon", 1e-12), len(node.proto.output) > 1
+
+    def normalised(tensor: Tensor, skipped: Tensor) -> Any:
+        total = tensor + skipped if bias is None else tensor + skipped + bias
+        result = functional.rms_norm(total, scale.shape, scale, epsilon)
         return (result, None, None, total) if has_sum else result
 
     return normalised
@@ -256,6 +269,17 @@ def _over_all(node: Node) -> Function:
     reduction: Callable[..., Tensor] = torch.mean if node.operator == "GlobalAveragePool" else torch.amax
     axes = tuple(range(2, len(node.shape())))
     return lambda tensor: reduction(tensor, axes, keepdim=True)
+
+
+@converts("GlobalLpPool")
+def _norm_over_all(node: Node) -> Function:
+    power, axes = node.option("p", 2), tuple(range(2, len(node.shape())))
+    return lambda tensor: torch.linalg.vector_norm(tensor, power, axes, keepdim=True)
+
+
+@converts("Det")
+def _determinant(_: Node) -> Function:
+    return lambda tensor: torch.linalg.det(tensor)
 
 
 @converts("Scaler", domain=ML)

@@ -5,7 +5,7 @@ Exporters write shapes, masks and positions as operators among those of the netw
 The model is for `service.artefacts.onnx.conversion` alone. Its domains and names have no dots, which torch's names
 cannot have, and its shapes are complete. Three kinds of operators are of a domain of our own: those that in ONNX
 take the shape of their result as an input, and here do not; `ForEachRow`, which repeats a constant for every row; and
-`GatherInRows`, which takes the same places of every row.
+`GatherInRows` and `ScatterInRows`, which take or replace the same places of every row.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from service.artefacts.onnx.measuring import Array, Measured, Shape, measure
 from service.errors import CatalogError
 
 OWN_DOMAIN = "answerable"
-FOR_EACH_ROW, GATHER_IN_ROWS = "ForEachRow", "GatherInRows"
+FOR_EACH_ROW, GATHER_IN_ROWS, SCATTER_IN_ROWS = "ForEachRow", "GatherInRows", "ScatterInRows"
 HALF_PRECISION = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 """Twins compute in float32 where the artefact computes in these: gradients of three digits would explain nothing."""
+IN_ROWS = {"Gather": GATHER_IN_ROWS, "GatherND": GATHER_IN_ROWS, "ScatterND": SCATTER_IN_ROWS}
 TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Which input is the shape of the result; the number of rows may be part of it."""
 
@@ -80,6 +81,7 @@ class _Folded:
     outputs: Collection[str]
     nodes: list[NodeProto] = field(default_factory=list)
     constants: dict[str, TensorProto] = field(default_factory=dict)
+    repeated: dict[str, Shape] = field(default_factory=dict)
 
     def add(self, node: NodeProto) -> None:
         """Adds a node, and the constants that it reads."""
@@ -89,7 +91,7 @@ class _Folded:
         result.output[:] = self._needed(node)
         places = self._places_in_rows(result)
         if places is not None:
-            self._gather_in_rows(result, *places)
+            self._in_rows(result, *places)
         else:
             if not result.domain and node.op_type in TARGETS:
                 result.domain = OWN_DOMAIN
@@ -118,6 +120,7 @@ class _Folded:
         if not any(name in node.output for node in self.nodes):
             inputs = [self.start, self._constant(f"once {name}", once)]
             self.nodes.append(helper.make_node(FOR_EACH_ROW, inputs, [name], domain=OWN_DOMAIN, axis=axis))
+            self.repeated[name] = tuple(None if at == axis else size for at, size in enumerate(once.shape))
         return name
 
     def _constant(self, name: str, value: Array) -> str:
@@ -132,7 +135,7 @@ class _Folded:
         torch's exporter has such a Gather, out of all rows written one after the other, for a view of the memory, as of
         an average over images with the channels last; and such a GatherND for a mask that is looked up.
         """
-        if node.domain or node.op_type not in ("Gather", "GatherND") or node.input[1] in self.graph.varying:
+        if node.domain or node.op_type not in IN_ROWS or node.input[1] in self.graph.varying:
             return None
         index, shape = self.measured.values[node.input[1]], self.measured.shapes.get(node.input[0])
         if index.constant is not None or shape is None:
@@ -141,13 +144,17 @@ class _Folded:
             return index.strided if shape == (None,) else None
         sizes = [size for size in shape[1:] if size is not None]
         once = index.in_own_row
-        if once is None or once.shape[-1] != len(sizes) or len(sizes) != len(shape) - 1:
+        if once is None or len(sizes) != len(shape) - 1:
+            return None
+        sizes = sizes[: once.shape[-1]]
+        if node.op_type == "GatherND" and len(sizes) != len(shape) - 1:
             return None
         return np.ravel_multi_index(tuple(np.moveaxis(once, -1, 0)), sizes), prod(sizes)
 
-    def _gather_in_rows(self, node: NodeProto, places: Array, width: int) -> None:
-        node.domain, node.op_type = OWN_DOMAIN, GATHER_IN_ROWS
-        del node.attribute[:]
+    def _in_rows(self, node: NodeProto, places: Array, width: int) -> None:
+        node.domain, node.op_type = OWN_DOMAIN, IN_ROWS[node.op_type]
+        for option in [one for one in node.attribute if one.name != "reduction"]:
+            node.attribute.remove(option)
         node.input[1] = self._constant(f"{node.input[1]} in rows", places)
         node.attribute.append(helper.make_attribute("width", width))
 
@@ -161,7 +168,7 @@ class _Folded:
         types = _types(self.graph)
         values = {
             name: _value(name, types.get(name, TensorProto.FLOAT), shape)
-            for name, shape in self.measured.shapes.items()
+            for name, shape in {**self.measured.shapes, **self.repeated}.items()
         }
         graph_input, result = (
             values.pop(self.start),

@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from service.artefacts.onnx.graphs import ancestors
 from service.artefacts.onnx.quantisation import EXACT_PRODUCTS
+from service.artefacts.onnx.weights import open_session
 from service.errors import CatalogError
 
 
@@ -31,6 +32,6 @@ def open_part(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.Inferenc
     options.log_severity_level = 4
     options.add_session_config_entry(*EXACT_PRODUCTS)
     try:
-        return onnxruntime.InferenceSession(model_of_part.SerializeToString(), options, ["CPUExecutionProvider"])
+        return open_session(model_of_part, options)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot run the graph: {error}") from error

@@ -3,12 +3,14 @@ traced."""
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
 from service.artefacts.onnx.conversion import ROWS_TOGETHER, Function, Node, converts
-from service.artefacts.onnx.converters import ML
-from service.artefacts.onnx.folding import FOR_EACH_ROW, GATHER_IN_ROWS, OWN_DOMAIN
+from service.artefacts.onnx.converters import MICROSOFT, ML
+from service.artefacts.onnx.folding import FOR_EACH_ROW, GATHER_IN_ROWS, OWN_DOMAIN, SCATTER_IN_ROWS
 from service.artefacts.onnx.undifferentiable import PLACES
 
 ALL = 10**9
@@ -142,6 +144,48 @@ def _gather_in_rows(node: Node) -> Function:
     return lambda tensor: torch.reshape(torch.index_select(torch.reshape(tensor, [-1, width]), 1, places), sizes)
 
 
+@converts(SCATTER_IN_ROWS, domain=OWN_DOMAIN, tensors=(0, 2))
+def _scatter_in_rows(node: Node) -> Function:
+    """The same places of every row replaced, or added to."""
+    places, width, sizes = node.needed(1).reshape(-1), node.option("width"), _sizes(node)
+    reduction = node.option("reduction", "none")
+    if reduction not in ("none", "add"):
+        raise node.error(f"is only converted where it replaces or adds, not with the reduction {reduction}")
+    apart = [-1, width, prod(node.sizes(1)) // width]
+
+    def scattered(tensor: Tensor, updates: Tensor) -> Tensor:
+        rows = torch.reshape(tensor, apart)
+        others = torch.reshape(updates, [-1, len(places), apart[2]])
+        filled = torch.index_add if reduction == "add" else torch.index_copy
+        return torch.reshape(filled(rows, 1, places, others), sizes)
+
+    return scattered
+
+
+@converts("ScatterND")
+def _scatter(node: Node) -> Function:
+    raise node.error(f"is only converted where it replaces the same places of every row; else it {ROWS_TOGETHER}")
+
+
+@converts("ScatterElements", tensors=3)
+def _scatter_elements(node: Node) -> Function:
+    axis, reduction = node.option("axis", 0), node.option("reduction", "none")
+    if axis % len(node.shape()) == 0:
+        raise node.error(ROWS_TOGETHER)
+    if reduction not in ("none", "add"):
+        raise node.error(f"is only converted where it replaces or adds, not with the reduction {reduction}")
+    scattered = torch.scatter_add if reduction == "add" else torch.scatter
+    return lambda tensor, index, updates: scattered(tensor, axis, index, updates)
+
+
+@converts("Compress")
+def _compress(node: Node) -> Function:
+    axis, kept = node.option("axis"), node.needed(1).reshape(-1).nonzero().reshape(-1)
+    if axis is None or axis % len(node.shape()) == 0:
+        raise node.error(ROWS_TOGETHER)
+    return lambda tensor: torch.index_select(tensor, axis, kept)
+
+
 @converts("GatherElements", tensors=2)
 def _gather_elements(node: Node) -> Function:
     axis = node.option("axis", 0)
@@ -185,6 +229,7 @@ def _top(node: Node) -> Function:
 
 
 @converts("Trilu")
+@converts("Trilu", domain=MICROSOFT)
 def _triangle(node: Node) -> Function:
     triangle = torch.triu if node.option("upper", 1) else torch.tril
     diagonal = 0 if (constant := node.array(1)) is None else int(constant)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
 from service.artefacts.onnx.graphs import Graph
+from service.artefacts.onnx.weights import open_session, quiet_options
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 
@@ -99,7 +99,7 @@ def measure(graph: Graph, valued: Collection[str], shaped: Collection[str] = ())
     inputs = [{graph.input.name: np.zeros((rows, *graph.shape), dtype)} for rows in ROWS]
     try:
         # All may be constants of the graph, and ONNX Runtime does not run without an output to compute.
-        session = onnxruntime.InferenceSession(model.SerializeToString(), _options(), ["CPUExecutionProvider"])
+        session = open_session(model, quiet_options())
         runs = [session.run([*computed, *shapes], zeros) for zeros in inputs] if computed or shapes else []
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(
@@ -125,12 +125,3 @@ def _answering(graph: Graph, computed: Collection[str], shapes: Mapping[str, str
     part = helper.make_graph(nodes, "measured", [graph.input], outputs, list(graph.constants.values()))
     imports = list(graph.model.opset_import)
     return helper.make_model(part, opset_imports=imports, ir_version=graph.model.ir_version)
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options

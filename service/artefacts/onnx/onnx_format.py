@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from onnx import ModelProto, ValueInfoProto
 from service.artefacts.deployed import DeployedArtefact, Opened, TorchOutputs, log_odds
 from service.artefacts.inputs.kind import OnnxInputs
 from service.artefacts.inputs.registry import onnx_inputs
+from service.artefacts.onnx.functions import without_fused
+from service.artefacts.onnx.open_rows import fixed_rows, with_open_rows
+from service.artefacts.onnx.parsing import parse_onnx
 from service.artefacts.onnx.quantisation import EXACT_PRODUCTS, scales_depend_on_all_rows
 from service.artefacts.onnx.session_inputs import GraphInput, SessionInputs, read_graph_inputs
 from service.artefacts.onnx.twin_source import twin_of
-from service.artefacts.onnx.twins import parse_onnx
+from service.artefacts.onnx.weights import open_session
 from service.artefacts.reported import reported
 from service.catalog.manifest import Manifest
 from service.domain import OutputSpace
@@ -31,11 +35,13 @@ class OnnxArtefact:
 
     Where the manifest names an inner tensor of the graph, that is added to the graph's outputs.
 
-    A graph that is `alone` is given one row at a time: it chooses a scale for all rows together, so that what one is
-    answered would depend on the others.
+    A graph that is `alone` is given one row at a time: it was exported so, or it chooses a scale for all rows together,
+    so that what one is answered would depend on the others.
     """
 
-    def __init__(self, content: bytes, manifest: Manifest, device: torch.device, *, alone: bool = False) -> None:
+    def __init__(
+        self, content: bytes | ModelProto, manifest: Manifest, device: torch.device, *, alone: bool = False
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -44,7 +50,10 @@ class OnnxArtefact:
         providers = ["CPUExecutionProvider"]
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
-        self._session = onnxruntime.InferenceSession(content, options, providers=providers)
+        if isinstance(content, ModelProto):
+            self._session = open_session(content, options, providers)
+        else:
+            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         self._alone = alone
         self._outputs = manifest.outputs
         self._probability = manifest.outputs.tensors.get(OutputSpace.PROBABILITY)
@@ -109,12 +118,15 @@ def _single_or_double(values: NDArray[Any]) -> NDArray[np.floating]:
     return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
 
-def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opened:
-    """The artefact and its twin. Raises CatalogError where ONNX Runtime cannot open it, or the graph has no twin."""
-    graph, inputs = parse_onnx(content), manifest.inputs
-    alone = scales_depend_on_all_rows(graph)
+def open_onnx(contents: Mapping[str, bytes], manifest: Manifest, device: torch.device) -> Opened:
+    """The artefact and its twin, of the artefact's files. Raises CatalogError where ONNX Runtime cannot open it, or the
+    graph has no twin."""
+    content, inputs = contents[manifest.artefact.file], manifest.inputs
+    own_graph = parse_onnx(content, partial(_read_beside, contents, manifest))
+    alone = scales_depend_on_all_rows(own_graph) or fixed_rows(own_graph) == 1
     try:
-        artefact = OnnxArtefact(_with_outputs(content, graph, manifest), manifest, device, alone=alone)
+        graph = without_fused(with_open_rows(own_graph))
+        artefact = OnnxArtefact(_with_outputs(content, own_graph, manifest), manifest, device, alone=alone)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot open {manifest.artefact.file}: {reported(error)}") from error
     graph_inputs = artefact.inputs
@@ -139,14 +151,26 @@ def open_onnx(content: bytes, manifest: Manifest, device: torch.device) -> Opene
     return replace(opened(whole), cut_to=lambda inputs: opened(whole.cut_to(inputs)))
 
 
-def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes:
-    """The artefact as it is, or with those of the manifest's tensors added to its outputs that are inner ones."""
+def _read_beside(contents: Mapping[str, bytes], manifest: Manifest, location: str) -> bytes:
+    """A file that the graph keeps weights in, whose digest the manifest has."""
+    artefact = manifest.artefact
+    file = str(PurePosixPath(artefact.file).parent / location)
+    if file not in artefact.files:
+        raise CatalogError(
+            f"the ONNX model keeps weights in a file outside itself, {location!r}, which the manifest does not name: "
+            "add it to the artefact's `files`, with its sha256"
+        )
+    return contents[file]
+
+
+def _with_outputs(content: bytes, graph: ModelProto, manifest: Manifest) -> bytes | ModelProto:
+    """The artefact as it is, or with those of the manifest's tensors added to its outputs that are inner ones, and with
+    its weights where those lie beside it."""
     known = {output.name for output in graph.graph.output}
     inner = [name for name in manifest.outputs.tensors.values() if name not in known]
     if not inner:
-        return content
+        return graph if manifest.artefact.files else content
     extended_model = ModelProto()
     extended_model.CopyFrom(graph)
     extended_model.graph.output.extend(ValueInfoProto(name=name) for name in inner)
-    extended: bytes = extended_model.SerializeToString()
-    return extended
+    return extended_model

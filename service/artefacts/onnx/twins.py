@@ -14,26 +14,23 @@ from __future__ import annotations
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import torch
-from google.protobuf.message import DecodeError, Message
 from torch import Tensor, fx, nn
 
 from service.artefacts.onnx.folding import HALF_PRECISION, choose_branches, fold, versions
+from service.artefacts.onnx.functions import without_functions, without_fused
 from service.artefacts.onnx.graphs import Graph, network, read_graph
 from service.artefacts.onnx.quantisation import in_real_numbers
-from service.artefacts.onnx.undifferentiable import REASONS, described, refuse_undifferentiable
+from service.artefacts.onnx.undifferentiable import described, refuse_undifferentiable
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 
 UNCONVERTED = (ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError, ArithmeticError)
 """What onnx2torch and torch raise for graphs that they do not support."""
-HasConverter = Callable[[onnx.NodeProto, Mapping[str, int]], bool]
 
 
 def _import_conversion() -> Any:
@@ -45,6 +42,7 @@ def _import_conversion() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from service.artefacts.onnx import (
+                attention_converters,  # noqa: F401
                 conversion,
                 converters,  # noqa: F401
                 layout_converters,  # noqa: F401
@@ -56,42 +54,6 @@ def _import_conversion() -> Any:
         for name in absent:
             del sys.modules[name]
     return conversion
-
-
-def parse_onnx(content: bytes) -> onnx.ModelProto:
-    """The model in `content`. Raises CatalogError when it is no valid ONNX model or points to data outside itself."""
-    if not content:
-        raise CatalogError("not a valid ONNX model: the file is empty")
-    try:
-        model = onnx.load_model_from_string(content)
-        external = [tensor.name for tensor in _tensors(model) if _is_external(tensor)]
-        if external:
-            raise CatalogError(
-                f"the ONNX model keeps {external[0]!r} in a file outside itself, which is not read; export it again as "
-                "one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load('model.onnx'), "
-                "'one.onnx')"
-            )
-        onnx.checker.check_model(model)
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise CatalogError("not a valid ONNX model: the file is cut off, spoilt, or of another kind") from error
-    except (ValueError, TypeError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise CatalogError(f"not a valid ONNX model: {reported(error)}") from error
-    return model
-
-
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in the model: initialisers, constants, branches, functions."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for child in [value] if isinstance(value, Message) else value:
-                yield from _tensors(child)
-
-
-def _is_external(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data) > 0
 
 
 def build_twin(
@@ -131,7 +93,7 @@ def converted(
     """As `build_twin`, before tracing: the graph, its part between the two tensors, and that with a module a node."""
     conversion = _import_conversion()
     try:
-        whole = _without_functions(in_real_numbers(model), conversion.has_converter)
+        whole = without_functions(in_real_numbers(without_fused(model)), conversion.has_converter)
         graph = choose_branches(read_graph(whole, logit_tensor, shape))
         nodes = network(graph, input_tensor)
         refuse_undifferentiable(nodes)
@@ -162,16 +124,6 @@ def _check_gradient_and_shape(twin: fx.GraphModule, part: onnx.GraphProto) -> No
         )
     if list(logits.shape) != expected:
         raise CatalogError(f"{sizes[0]} rows have logits of the shape {list(logits.shape)}")
-
-
-def _without_functions(model: onnx.ModelProto, has_converter: HasConverter) -> onnx.ModelProto:
-    """The model with functions inlined: its own, and those by which ONNX defines operators without a converter."""
-    whole = onnx.inliner.inline_local_functions(model) if model.functions else model
-    nodes = [node for node in whole.graph.node if node.op_type not in REASONS]
-    unknown = {(node.domain, node.op_type) for node in nodes if not has_converter(node, versions(whole))}
-    if not unknown:
-        return whole
-    return onnx.inliner.inline_selected_functions(whole, sorted(unknown), inline_schema_functions=True)
 
 
 def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:

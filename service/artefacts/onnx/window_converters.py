@@ -91,6 +91,21 @@ def _average_pool(node: Node) -> Function:
     return lambda tensor: pool(functional.pad(tensor, pads), kernel, strides) * share
 
 
+@converts("LpPool")
+def _norm_pool(node: Node) -> Function:
+    before, behind = _padding(node)
+    kernel, strides, power = node.option("kernel_shape"), _each(node, "strides", 1), node.option("p", 2)
+    if max(_each(node, "dilations", 1)) > 1 or node.option("ceil_mode", 0):
+        raise node.error("is not converted with dilations, or with ceil_mode")
+    pool, pads, count = AVERAGES[len(kernel)], _as_torch(before, behind), float(np.prod(kernel))
+
+    def pooled(tensor: Tensor) -> Tensor:
+        powers = functional.pad(torch.pow(torch.abs(tensor), power), pads)
+        return torch.pow(torch.mul(pool(powers, kernel, strides), count), 1 / power)
+
+    return pooled
+
+
 @converts("ConvTranspose", tensors=3)
 def _conv_transpose(node: Node) -> Function:
     before, behind = _padding(node)
@@ -148,9 +163,11 @@ def _grid_sample(node: Node) -> Function:
 @converts("Resize", domain=OWN_DOMAIN)
 def _resize(node: Node) -> Function:
     """Along one dimension after the other: where a new element lies among the old does not depend on their values."""
-    resized = _RESIZED.get(node.option("mode", "nearest"))
-    if resized is None or node.option("antialias", 0):
-        raise node.error("is only converted in the modes nearest and linear, without antialiasing")
+    mode, is_smoothed = node.option("mode", "nearest"), bool(node.option("antialias", 0))
+    resized = _RESIZED.get(mode)
+    if resized is None or (is_smoothed and mode != "linear"):
+        raise node.error("is only converted in the modes nearest, linear and cubic, and smoothed only where linear")
+    resized = _smoothed if is_smoothed else resized
     sizes = list(enumerate(zip(node.shape(), node.result(), strict=True)))
     steps = [resized(node, axis, _places(node, axis)) for axis, (size, new) in sizes if size != new]
     return lambda tensor: reduce(lambda partly, step: step(partly), steps, tensor)
@@ -177,10 +194,11 @@ def _places(node: Node, axis: int) -> NDArray[np.float32]:
             places = (elements + half) / scale
         case other:
             raise node.error(f"is not converted with coordinate_transformation_mode {other}")
-    return places.clip(0, size - 1)
+    return places
 
 
 def _nearest(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
+    places = places.clip(0, (node.shape()[axis] or 1) - 1)
     is_old = len(node.proto.input) < 3
     match node.option("nearest_mode", "floor" if is_old else "round_prefer_floor"):
         case "round_prefer_floor":
@@ -196,6 +214,7 @@ def _nearest(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
 
 
 def _linear(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
+    places = places.clip(0, (node.shape()[axis] or 1) - 1)
     low = np.floor(places)
     share = torch.from_numpy(places - low).reshape(-1, *[1] * (len(node.shape()) - axis - 1))
     before = torch.from_numpy(low.astype(np.int64))
@@ -208,4 +227,45 @@ def _linear(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
     return resized
 
 
-_RESIZED: dict[str, Callable[[Node, int, NDArray[np.float32]], Function]] = {"nearest": _nearest, "linear": _linear}
+def _cubic(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
+    """Four neighbours each (Keys, 1981); beyond the ends lies the last one, or nothing with `exclude_outside`."""
+    size, coefficient = node.shape()[axis] or 1, node.option("cubic_coeff_a", -0.75)
+    matrix = np.zeros((len(places), size))
+    for neighbour in range(-1, 3):
+        at = np.floor(places).astype(np.int64) + neighbour
+        distance = np.abs(places - at)
+        near = ((coefficient + 2) * distance - (coefficient + 3)) * distance**2 + 1
+        far = coefficient * (((distance - 5) * distance + 8) * distance - 4)
+        share = np.where(distance <= 1, near, far)
+        if node.option("exclude_outside", 0):
+            share = np.where((at < 0) | (at >= size), 0.0, share)
+        np.add.at(matrix, (np.arange(len(places)), at.clip(0, size - 1)), share)
+    return _mixed(matrix / matrix.sum(axis=1, keepdims=True), axis)
+
+
+def _smoothed(node: Node, axis: int, places: NDArray[np.float32]) -> Function:
+    """Linear, over as many elements as are made one where the result is smaller."""
+    size, new = node.shape()[axis] or 1, len(places)
+    scales = node.array(2)
+    stretch = max(1.0, 1 / float(scales[axis]) if scales is not None and scales.size else size / new)
+    reach = int(np.ceil(stretch)) + 1
+    around = np.arange(-reach, size + reach)
+    share = np.maximum(1 - np.abs(around - places[:, None].astype(np.float64)) / stretch, 0.0)
+    if node.option("exclude_outside", 0):
+        share *= (around >= 0) & (around < size)
+    matrix = np.zeros((new, size))
+    np.add.at(matrix, (np.arange(new)[:, None], around.clip(0, size - 1)[None]), share)
+    return _mixed(matrix / matrix.sum(axis=1, keepdims=True), axis)
+
+
+def _mixed(matrix: NDArray[np.float64], axis: int) -> Function:
+    """Each new element as a sum of the old ones."""
+    shares = torch.from_numpy(matrix.astype(np.float32).T.copy())
+    return lambda tensor: torch.matmul(tensor.transpose(axis, -1), shares).transpose(axis, -1)
+
+
+_RESIZED: dict[str, Callable[[Node, int, NDArray[np.float32]], Function]] = {
+    "nearest": _nearest,
+    "linear": _linear,
+    "cubic": _cubic,
+}

@@ -22,13 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, WithJ
 from service.catalog.formats import Artefact
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
-from service.domain import Floats, RowType
+from service.domain import Floats, PlanTarget, RowType
 from service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from service.catalog.inputs.encodings import Encoding
     from service.catalog.inputs.features import Component, Feature, ReasonGroup
     from service.catalog.inputs.segments import SegmentOfRow
+    from service.catalog.inputs.sequences import Tokenizer
 
 MASK = "mask"
 """The name of the baseline that masks all tokens but the special ones."""
@@ -178,6 +179,8 @@ class Inputs(Declaration, ABC):
     """Of what methods see of a row."""
     is_read_at_once: ClassVar[bool] = False
     """Whether an instance is read in microseconds; texts and files take their time."""
+    are_prompts: ClassVar[bool] = False
+    """Whether what is explained of a row is what follows it."""
 
     if TYPE_CHECKING:
 
@@ -268,6 +271,15 @@ class Inputs(Declaration, ABC):
             raise ValueError(f"an artefact in the format {artefact.format} takes texts: its inputs are of kind tokens")
         if artefact.architecture is not None and artefact.architecture.is_spatial and Axis.HEIGHT not in self.axes:
             raise ValueError(f"the architecture {artefact.architecture.name!r} takes images")
+
+    @property
+    def text_tokenizer(self) -> Tokenizer | None:
+        """By which texts that the model writes become tokens; None where it writes none, or takes no texts."""
+        return None
+
+    def with_target(self, values: tuple[float, ...], target: PlanTarget | None) -> tuple[float, ...]:
+        """The row that the network is given where `target` is explained. Raises InvalidRequest where that is none."""
+        return values
 
     @property
     def own_baseline(self) -> str | None:

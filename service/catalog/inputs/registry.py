@@ -8,11 +8,14 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from service.catalog.inputs.image import ImageInputs, PixelAttributions
+from service.catalog.inputs.prompts import PromptInputs
 from service.catalog.inputs.series import SeriesAttributions, SeriesInputs
 from service.catalog.inputs.tabular import FeatureAttributions, TabularInputs
 from service.catalog.inputs.tokens import TokenAttributions, TokenInputs
 
-DeclaredInputs = Annotated[TabularInputs | ImageInputs | TokenInputs | SeriesInputs, Field(discriminator="kind")]
+DeclaredInputs = Annotated[
+    TabularInputs | ImageInputs | TokenInputs | SeriesInputs | PromptInputs, Field(discriminator="kind")
+]
 """What a manifest declares, by the word `kind`."""
 
 AnyAttributions = PixelAttributions | SeriesAttributions | TokenAttributions | FeatureAttributions

@@ -23,8 +23,8 @@ from service.catalog.traits import Axis
 from service.domain import RowType
 from service.errors import Kind, invalid
 
-CUT_LENGTHS = tuple(2**power for power in range(4, 16))
-"""The lengths at which texts are computed, beside the model's own: at most twice what a text needs."""
+CUT_LENGTHS = tuple(length for power in range(4, 16) for length in (2**power, 3 * 2 ** (power - 1)))
+"""The lengths at which texts are computed, beside the model's own: a third is padding, at most, above the least."""
 MAX_WATCHED = 5
 """Segments that a manifest may list: their names become labels of metrics, so there may be only few."""
 NAME = r"^[a-z][a-z0-9_]{0,31}$"
@@ -126,7 +126,7 @@ class TokenInputs(Inputs):
 
     @property
     def cut(self) -> tuple[TokenInputs, ...]:
-        """Rows of powers of two, where the graph takes a mask: only then does padding not count."""
+        """Rows of `CUT_LENGTHS`, where the graph takes a mask: only then does padding not count."""
         if not self.has_mask:
             return ()
         return tuple(self.model_copy(update={"length": length}) for length in CUT_LENGTHS if length < self.length)

@@ -22,7 +22,7 @@ from service.catalog.outputs.kind import (
     Space,
     are_finite,
 )
-from service.domain import Contrast, OutputSpace, Target
+from service.domain import Contrast, OutputSpace, PlanTarget, Target
 from service.errors import Kind, invalid, pointer_to
 from service.numerics.links import SOFTMAX, Link
 
@@ -104,7 +104,7 @@ class Classes(OutputKind):
     def usual_target(self) -> str:
         return self.adverse or PREDICTED
 
-    def is_usual(self, target: Target | None) -> bool:
+    def is_usual(self, target: PlanTarget | None) -> bool:
         if self._is_pair and not isinstance(target, Contrast):
             return True  # they mirror each other
         return super().is_usual(target)
@@ -122,6 +122,7 @@ class Classes(OutputKind):
         if isinstance(target, Contrast):
             label, other = self.labels[target.index], self.labels[target.rather_than]
             return LabelTarget(index=target.index, label=label, rather_than=other)
+        assert isinstance(target, int)
         return LabelTarget(index=target, label=self.labels[target])
 
     def prediction_item(

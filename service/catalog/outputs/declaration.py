@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from service.catalog.outputs.classes import Classes
+from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.labels import Labels
+from service.catalog.outputs.tokens import Tokens
 from service.catalog.outputs.values import Values
 
 
@@ -17,4 +19,6 @@ def _with_kind(declared: Any) -> Any:
     return {"kind": "classes", **declared} if isinstance(declared, Mapping) else declared
 
 
-Outputs = Annotated[Classes | Labels | Values, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+Outputs = Annotated[
+    Classes | Labels | Values | Embedding | Tokens, Field(discriminator="kind"), BeforeValidator(_with_kind)
+]

@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from reprlib import repr as abridged
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.access.visibility import ALWAYS, Item
+from service.access.visibility import ALWAYS, OUTPUT, Item
 from service.catalog.nearest import did_you_mean, known
-from service.domain import Floats, OutputSpace, Target
+from service.domain import Floats, OutputSpace, PlanTarget
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 from service.numerics.links import Link
+
+if TYPE_CHECKING:
+    from service.catalog.inputs.kind import Inputs
 
 PREDICTED = "predicted"
 """The target of a request that leaves it to the model which output is explained; no label can have this name."""
@@ -48,7 +52,7 @@ class KnownOutputs:
     has_one_logit: bool = False
 
 
-Space = Literal["probability", "logit", "value"]
+Space = Literal["probability", "logit", "value", "similarity", "log_probability"]
 TRUNCATED = Field(description="true where a text or a file was longer than the model takes")
 """The configuration of predictions of every kind."""
 
@@ -68,6 +72,21 @@ class PredictionItem(Item):
     def further_labels(self) -> tuple[str, ...]:
         """Labels beside that one by which they are found as well."""
         return ()
+
+    def brief(self) -> Self:
+        """Without what a request may leave out: long outputs of which nobody reads a number."""
+        return self
+
+
+class TokenItem(Item):
+    """A token of a language model, and how likely it is behind what stands before it."""
+
+    token: Annotated[str | None, ALWAYS, Field(description="its text; absent where there is no tokenizer")] = None
+    id: Annotated[int, ALWAYS, Field(description="its number in the vocabulary")]
+    rather_than: Annotated[
+        bool | None, ALWAYS, Field(description="true for one of the continuation that the other is compared with")
+    ] = None
+    log_probability: Annotated[float | None, OUTPUT, Field(description="natural logarithm")] = None
 
 
 class LabelTarget(Item):
@@ -104,14 +123,18 @@ class BoundItem(BaseModel):
 class OutputsItem(BaseModel):
     """What the model answers."""
 
-    kind: Literal["classes", "labels", "values"] = Field(
-        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers"
+    kind: Literal["classes", "labels", "values", "embedding", "tokens"] = Field(
+        description="`classes`: one of its labels; `labels`: several at once; `values`: numbers; `embedding`: a "
+        "vector; `tokens`: what follows a prompt"
     )
-    labels: list[str] | None = Field(None, description="its labels, in the order of the outputs; absent for values")
+    labels: list[str] | None = Field(
+        None, description="its labels, in the order of the outputs; absent where there are none"
+    )
     thresholds: dict[str, float] | None = Field(
         None, description="of several labels at once: the probability over which each is predicted"
     )
     values: list[ValueItem] | None = Field(None, description="its values, in the order of the outputs")
+    dimensions: int | None = Field(None, description="of an embedding: how many numbers it has")
     adverse: str | BoundItem | None = Field(
         description="the label that people have a right to reasons for, or the bound of a value"
     )
@@ -130,6 +153,8 @@ class OutputKind(BaseModel):
 
     noun: ClassVar[str]
     """What one output is of, as sentences say it."""
+    is_named: ClassVar[bool] = True
+    """Whether people have names for its outputs."""
     network_noun: ClassVar[str] = "logits"
     """What the network's own numbers are, as sentences say it."""
     spaces: ClassVar[tuple[OutputSpace, ...]]
@@ -154,6 +179,25 @@ class OutputKind(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Of the outputs, in their order."""
         raise NotImplementedError
+
+    @property
+    def listed(self) -> str:
+        """The names, as people are told them."""
+        return ", ".join(self.names)
+
+    @property
+    def width(self) -> int:
+        """How many numbers the network answers for a row."""
+        return len(self.names)
+
+    def with_files(self, folder: Path, inputs: Inputs) -> Self:  # noqa: ARG002
+        """The same, with the files of the version in `folder`, where outputs are said with them."""
+        return self
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Checks the declaration against that of the inputs. Raises ValueError."""
+        if inputs.are_prompts:
+            raise ValueError("prompts are those of a language model: its outputs.kind is tokens")
 
     @property
     def has_one_logit(self) -> bool:
@@ -195,11 +239,24 @@ class OutputKind(BaseModel):
             raise invalid(Kind.WRONG_VALUE, pointer, detail + did_you_mean(name, self.spaces))
         return OutputSpace(name)
 
-    def read_target(self, requested: object) -> Target | None:
+    def read_target(self, requested: object) -> PlanTarget | None:
         """The target that a request asks for; None for what `default_target` says. Raises InvalidRequest."""
         raise NotImplementedError
 
-    def default_target(self, outputs: NDArray[np.floating]) -> int:
+    def reference_in(self, requested: object) -> tuple[str, object] | None:  # noqa: ARG002
+        """The instance that a requested target refers to, and the name that it has there: the artefact has to be asked
+        about it before the target can be read. None where there is none. Raises InvalidRequest."""
+        return None
+
+    def with_reference(self, requested: object, outputs: Outputs) -> object:  # noqa: ARG002
+        """The requested target with the artefact's outputs for that instance in its place."""
+        return requested
+
+    def explains_reference(self, requested: object) -> bool:  # noqa: ARG002
+        """Whether it is that instance which is explained, and the request's own that it refers to."""
+        return False
+
+    def default_target(self, outputs: NDArray[np.floating]) -> PlanTarget:
         """The output [outputs] that is explained where the request leaves it open."""
         return int(np.argmax(outputs))
 
@@ -208,17 +265,25 @@ class OutputKind(BaseModel):
         """The target of explanations without a request, as in checks, and of those that drift is measured on."""
         raise NotImplementedError
 
-    def is_usual(self, target: Target | None) -> bool:
+    def usual_request(self, example: object) -> object:  # noqa: ARG002
+        """That target as a request has it, where `example` is the manifest's."""
+        return self.usual_target
+
+    def is_usual(self, target: PlanTarget | None) -> bool:
         """Whether explanations of this target are comparable with those of the usual one."""
         return target == self.read_target(self.usual_target)
 
-    def adverse_sign(self, target: Target) -> int | None:
+    def adverse_sign(self, target: Any) -> int | None:
         """1 where a larger explained number is bad news, -1 where a smaller one is, None where neither is said."""
         raise NotImplementedError
 
-    def target_item(self, target: Target) -> Any:
+    def target_item(self, target: Any) -> Any:
         """The target as answers and records have it; its `text` says it in words."""
         raise NotImplementedError
+
+    def token_items(self, target: Any, outputs: Outputs | None) -> tuple[TokenItem, ...]:  # noqa: ARG002
+        """The tokens whose log-probabilities the explained number is the sum of; empty where it is no such sum."""
+        return ()
 
     def prediction_item(self, outputs: Outputs | None, space: OutputSpace, truncated: bool | None = None) -> Any:
         """An item of `predictions`; None stands for outputs that are no finite numbers."""
@@ -232,10 +297,10 @@ class OutputKind(BaseModel):
         """Whether what the outputs decide is bad news."""
         raise NotImplementedError
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats) -> float:
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
         """The least denominator of relative errors, where the manifest names none, in units of the output.
 
-        `over_baselines` [K] are the explained outputs over the baseline set.
+        `over_baselines` [K] are the explained outputs, those of the `target`, over the baseline set.
         """
         if space is OutputSpace.PROBABILITY:
             return PROBABILITY_FLOOR

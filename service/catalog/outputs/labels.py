@@ -22,7 +22,7 @@ from service.catalog.outputs.kind import (
     Space,
     are_finite,
 )
-from service.domain import Contrast, OutputSpace, Target
+from service.domain import OutputSpace, Target
 from service.numerics.links import SIGMOID, Link
 
 THRESHOLD = 0.5
@@ -97,7 +97,7 @@ class Labels(OutputKind):
         return 1 if self.adverse is not None and target == self.labels.index(self.adverse) else None
 
     def target_item(self, target: Target) -> LabelTarget:
-        assert not isinstance(target, Contrast)
+        assert isinstance(target, int)
         return LabelTarget(index=target, label=self.labels[target])
 
     def prediction_item(

@@ -25,7 +25,7 @@ from service.catalog.outputs.kind import (
     ValueItem,
     are_finite,
 )
-from service.domain import Contrast, Floats, OutputSpace, Target
+from service.domain import Floats, OutputSpace, PlanTarget, Target
 from service.numerics.links import IDENTITY, Link
 from service.wording import number_of
 
@@ -154,7 +154,7 @@ class Values(OutputKind):
         return 1 if self.adverse.above is not None else -1
 
     def target_item(self, target: Target) -> ValueTarget:
-        assert not isinstance(target, Contrast)
+        assert isinstance(target, int)
         return ValueTarget(index=target, value=self.values[target].name, unit=self.values[target].unit)
 
     def prediction_item(
@@ -177,7 +177,7 @@ class Values(OutputKind):
     def is_adverse(self, outputs: Outputs, space: OutputSpace) -> bool:  # noqa: ARG002
         return self.adverse is not None and self.adverse.holds(outputs[self._adverse_index])
 
-    def default_floor(self, space: OutputSpace, over_baselines: Floats) -> float:  # noqa: ARG002
+    def default_floor(self, space: OutputSpace, over_baselines: Floats, target: PlanTarget) -> float:  # noqa: ARG002
         """A hundredth of the spread over the baseline set, but no less than the rounding of such values in float32."""
         spread = float(over_baselines.max() - over_baselines.min())
         return max(SHARE_OF_SPREAD * spread, MIN_SHARE * float(np.abs(over_baselines).max()), MIN_FLOOR)

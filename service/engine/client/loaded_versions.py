@@ -13,8 +13,9 @@ import logging
 from dataclasses import dataclass, field
 
 from service.catalog.baseline_outputs import Outputs
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
-from service.domain import ChunkShapes, VersionRef
+from service.domain import VersionRef
 from service.engine.client.worker_handle import WorkerHandle
 from service.engine.client.worker_supervisor import WorkerSupervisor, raise_first
 from service.engine.protocol import BaselineOutputs, Loaded, Source
@@ -80,7 +81,7 @@ class LoadedVersions:
         return {digest for held in self._held.values() for digest in held.attached}
 
     async def load(
-        self, ref: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None, *, beside: bool
+        self, ref: VersionRef, source: Source, known: BaselineOutputs, calibration: Calibration | None, *, beside: bool
     ) -> Loaded:
         """Loads a version on every worker; see `Engine.load`.
 
@@ -94,7 +95,7 @@ class LoadedVersions:
                 return held.version.loaded
             try:
                 load = self._load_beside if beside else self._load_in_place
-                version = await load(ref, source, known, shapes)
+                version = await load(ref, source, known, calibration)
                 self._held[ref] = _Held(version)
             finally:
                 self._arriving.pop(ref, None)
@@ -102,41 +103,41 @@ class LoadedVersions:
             return version.loaded
 
     async def _load_in_place(
-        self, ref: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
+        self, ref: VersionRef, source: Source, known: BaselineOutputs, calibration: Calibration | None
     ) -> _Version:
         await self._supervisor.settled()
         if not self._supervisor.workers:
             raise CatalogError("there is no worker to load the model")
         first, *others = self._supervisor.workers.values()
-        version = _Version(source, await self._load(first, ref, source, known, shapes))
+        version = _Version(source, await self._load(first, ref, source, known, calibration))
         self._arriving[ref] = version
         loading = (self._load_again(worker, ref, version) for worker in others)
         raise_first(await asyncio.gather(*loading, return_exceptions=True))
         return version
 
     async def _load_beside(
-        self, ref: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
+        self, ref: VersionRef, source: Source, known: BaselineOutputs, calibration: Calibration | None
     ) -> _Version:
         """One worker after the other is replaced by one that has the version, too."""
         for number in self._supervisor.numbers:
             worker = self._supervisor.workers.get(number)
             if ref not in self._arriving:
-                loaded = await self._replace(number, ref, source, known, shapes)
+                loaded = await self._replace(number, ref, source, known, calibration)
                 self._arriving[ref] = _Version(source, loaded)
             elif worker is None or ref not in worker.versions:  # a worker that died was restarted with it
                 loaded = self._arriving[ref].loaded
-                await self._replace(number, ref, source, loaded.baseline_outputs, loaded.shapes)
+                await self._replace(number, ref, source, loaded.baseline_outputs, loaded.calibration)
         return self._arriving[ref]
 
     async def _replace(
-        self, number: int, ref: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
+        self, number: int, ref: VersionRef, source: Source, known: BaselineOutputs, calibration: Calibration | None
     ) -> Loaded:
         """Replaces a worker by one that has the version too. Raises CatalogError."""
         try:
             async with self._supervisor.second(number) as worker:
                 try:
                     async with asyncio.timeout(LOAD_SECONDS):
-                        loaded = await self._load(worker, ref, source, known, shapes)
+                        loaded = await self._load(worker, ref, source, known, calibration)
                         await self.load_all(worker)
                 except TimeoutError:
                     raise CatalogError(f"the model was not loaded within {LOAD_SECONDS:.0f} s") from None
@@ -211,13 +212,18 @@ class LoadedVersions:
 
     async def _load_again(self, worker: WorkerHandle, ref: VersionRef, version: _Version) -> Loaded:
         loaded = version.loaded
-        return await self._load(worker, ref, version.source, loaded.baseline_outputs, loaded.shapes)
+        return await self._load(worker, ref, version.source, loaded.baseline_outputs, loaded.calibration)
 
     async def _load(
-        self, worker: WorkerHandle, ref: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
+        self,
+        worker: WorkerHandle,
+        ref: VersionRef,
+        source: Source,
+        known: BaselineOutputs,
+        calibration: Calibration | None,
     ) -> Loaded:
         """Loads a version on one worker, with the sets attached to it."""
-        loaded = await worker.load(ref, source, known, shapes)
+        loaded = await worker.load(ref, source, known, calibration)
         attached = self._held[ref].attached if ref in self._held else {}
         for digest, one in list(attached.items()):
             try:

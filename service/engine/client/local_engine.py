@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from service.catalog.baseline_outputs import Outputs
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
 from service.domain import (
-    ChunkShapes,
     Conditions,
     Explanation,
     Plan,
@@ -107,13 +107,13 @@ class LocalEngine(Engine):
         version: VersionRef,
         source: Source,
         known: BaselineOutputs,
-        shapes: ChunkShapes | None = None,
+        calibration: Calibration | None = None,
         *,
         beside: bool = False,
     ) -> Loaded:
         if self._is_stopped:
             raise CatalogError("the service is stopping")
-        return await self.separation.load(version, source, known, shapes, beside=beside)
+        return await self.separation.load(version, source, known, calibration, beside=beside)
 
     async def attach(self, version: VersionRef, baseline: BaselineSet, known: Outputs | None) -> Outputs:
         if self._is_stopped:

@@ -12,7 +12,8 @@ import logging
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
-from service.domain import ChunkShapes, VersionRef
+from service.catalog.calibrations import Calibration
+from service.domain import VersionRef
 from service.engine.client.worker_group import WorkerGroup
 from service.engine.protocol import BaselineOutputs, Loaded, Source
 from service.errors import CatalogError, WorkerLost
@@ -47,20 +48,32 @@ class Separation:
         return self._own.get(version, self.shared)
 
     async def load(
-        self, version: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None, *, beside: bool
+        self,
+        version: VersionRef,
+        source: Source,
+        known: BaselineOutputs,
+        calibration: Calibration | None,
+        *,
+        beside: bool,
     ) -> Loaded:
         """Loads a version, and moves it to a worker of its own where its chunks take long; see `Engine.load`.
 
         Two loads of one version take turns, so that the second finds the worker that the first has started.
         """
         async with self._turns.setdefault(version, asyncio.Lock()):
-            return await self._load(version, source, known, shapes, beside=beside)
+            return await self._load(version, source, known, calibration, beside=beside)
 
     async def _load(
-        self, version: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None, *, beside: bool
+        self,
+        version: VersionRef,
+        source: Source,
+        known: BaselineOutputs,
+        calibration: Calibration | None,
+        *,
+        beside: bool,
     ) -> Loaded:
         group = self.group_of(version)
-        loaded = await group.versions.load(version, source, known, shapes, beside=beside and group is self.shared)
+        loaded = await group.versions.load(version, source, known, calibration, beside=beside and group is self.shared)
         if group is not self.shared or loaded.chunk_seconds <= MAX_SHARED_SECONDS:
             return loaded
         try:
@@ -77,7 +90,7 @@ class Separation:
         group = self._make(number, loaded.chunk_seconds)
         try:
             await group.start()
-            await group.versions.load(version, source, loaded.baseline_outputs, loaded.shapes, beside=False)
+            await group.versions.load(version, source, loaded.baseline_outputs, loaded.calibration, beside=False)
         except (OSError, WorkerLost) as error:
             await group.close()
             raise CatalogError("no worker of its own could be started for a model whose chunks take long") from error

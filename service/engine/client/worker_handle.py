@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from service.catalog.baseline_outputs import Outputs
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
-from service.domain import ChunkShapes, VersionRef
+from service.domain import VersionRef
 from service.engine.messages import (
     Attach,
     Cancel,
@@ -115,14 +116,14 @@ class WorkerHandle:
             self.connection.send(Cancel(task.request.task))
 
     async def load(
-        self, version: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None
+        self, version: VersionRef, source: Source, known: BaselineOutputs, calibration: Calibration | None
     ) -> Loaded:
         """Loads a version, which is added to `versions` later: some of its sets may still be missing. Raises
         CatalogError."""
         number = next(self._numbers)
         self._loading.add(number)
         try:
-            loaded = await self._call(number, Load(number, version, source, known, shapes))
+            loaded = await self._call(number, Load(number, version, source, known, calibration))
         finally:
             self._loading.discard(number)
         assert isinstance(loaded, Loaded)

@@ -15,13 +15,14 @@ from service.engine.graph.operators import (
     MAX_POOLS,
     PADS,
     SUMS,
+    NotPiecewiseLinear,
     Operator,
     bounds,
     is_affine,
     kinked_operators,
     varying_operators,
 )
-from service.engine.kernels.piecewise import NotPiecewiseLinear, PiecewiseLinear
+from service.engine.kernels.piecewise import PiecewiseLinear
 
 MAX_LAYER_SIZE = 2**15
 """The most values of a layer for breakpoints, which are searched on the host in blocks of 64 rows: 8 MiB of such a

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.domain import Contrast, Floats, Indices, Target
+from service.domain import Floats, Indices, Target
 from service.engine.kernels.kernel import Segment
 from service.engine.kernels.network import Network
 from service.engine.kernels.readouts import Linked, linked_of, readout_coefficients
@@ -51,14 +51,10 @@ def packed(segments: Sequence[Segment], network: Network, capacity: int) -> tupl
         if isinstance(question, Rows):
             own_starts = question.rows[own]
             line[rows] = np.arange(lines, lines + len(segment))
-            targets, number = np.unique(question.targets[own], return_inverse=True)
+            targets, number = _targets(question, own)
             group_of_row[rows] = len(groups) + number
             ones = np.ones(question.rows.shape[1])
-            other = question.rather_than
-            groups += [
-                _RowGroup(ones, 0.0, question.readout, target if other is None else Contrast(target, other))
-                for target in targets.tolist()
-            ]
+            groups += [_RowGroup(ones, 0.0, question.readout, target) for target in targets]
         else:
             assert isinstance(question, Points)
             own_starts, line[rows] = _lines(question, own, lines)
@@ -83,6 +79,14 @@ class _RowGroup(NamedTuple):
     along: float
     readout: Readout
     target: Target
+
+
+def _targets(question: Rows, own: slice) -> tuple[Sequence[Target], Indices | int]:
+    """The targets of the question's own rows, each once, and the place of each row's among them."""
+    if question.target is not None:
+        return [question.target], 0
+    targets, number = np.unique(question.targets[own], return_inverse=True)
+    return targets.tolist(), number
 
 
 def _lines(points: Points, own: slice, before: int) -> tuple[Floats, Indices]:

@@ -2,7 +2,7 @@
 
 A chunk of a small network is some fifty launches of a few microseconds of work each, so launching is what takes the
 time; a captured graph is launched as one. Its inputs lie at fixed addresses. Each chunk's inputs travel on a stream of
-their own into one of two waiting places while the chunk before is computed, and from there, on the device, into the
+their own into one of two staging buffers while the chunk before is computed, and from there, on the device, into the
 graph's inputs.
 """
 
@@ -46,8 +46,9 @@ class GraphedGradientKernel(Overlapping, GradientKernel):
         return Launched(is_done, lambda: divided(segments, *collect()))
 
 
-class _Place:
-    """Room for one chunk under way: pinned on the host and waiting on the device."""
+class _StagingBuffers:
+    """Memory for one chunk under way: its inputs on the host, `pinned`, and `waiting` on the device, its results on the
+    host, and the events that say when each may be used again."""
 
     def __init__(self, inputs: Chunk) -> None:
         rows = len(inputs.alphas)
@@ -72,7 +73,7 @@ class _Graph:
         rows = len(like.alphas)
         self._inputs = Chunk(*(_filled_up(values, rows).to(device) for values in like))
         self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._places = cycle([_Place(self._inputs), _Place(self._inputs)])
+        self._buffers = cycle([_StagingBuffers(self._inputs), _StagingBuffers(self._inputs)])
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
@@ -87,28 +88,28 @@ class _Graph:
     def launch(self, chunk: Chunk) -> tuple[Callable[[], bool], Callable[[], tuple[Floats, Floats, Tensor]]]:
         """Starts the computation of `chunk`, which lies on the host; returns calls that say whether it is done, and
         that wait for it."""
-        place = next(self._places)
-        place.arrived.synchronize()  # the chunk that was pinned here before has been copied
-        for pinned, values in zip(place.pinned, chunk, strict=True):
+        buffers = next(self._buffers)
+        buffers.arrived.synchronize()  # the chunk that was pinned here before has been copied
+        for pinned, values in zip(buffers.pinned, chunk, strict=True):
             pinned[: len(values)].copy_(values)
         with torch.cuda.stream(self._copying):
-            self._copying.wait_event(place.consumed)
-            for waiting, pinned, values in zip(place.waiting, place.pinned, chunk, strict=True):
+            self._copying.wait_event(buffers.consumed)
+            for waiting, pinned, values in zip(buffers.waiting, buffers.pinned, chunk, strict=True):
                 waiting[: len(values)].copy_(pinned[: len(values)], non_blocking=True)
-            place.arrived.record(self._copying)
+            buffers.arrived.record(self._copying)
         computing = torch.cuda.current_stream()
-        computing.wait_event(place.arrived)
-        for fixed, waiting, values in zip(self._inputs, place.waiting, chunk, strict=True):
+        computing.wait_event(buffers.arrived)
+        for fixed, waiting, values in zip(self._inputs, buffers.waiting, chunk, strict=True):
             fixed[: len(values)].copy_(waiting[: len(values)], non_blocking=True)
-        place.consumed.record(computing)
+        buffers.consumed.record(computing)
         self._graph.replay()
         contributions = self._contributions.clone()  # the next replay writes over the graph's own
-        place.outputs.copy_(self._outputs, non_blocking=True)
-        place.derivatives.copy_(self._derivatives, non_blocking=True)
-        place.done.record(computing)
+        buffers.outputs.copy_(self._outputs, non_blocking=True)
+        buffers.derivatives.copy_(self._derivatives, non_blocking=True)
+        buffers.done.record(computing)
 
         def collect() -> tuple[Floats, Floats, Tensor]:
-            place.done.synchronize()
-            return place.outputs.numpy().copy(), place.derivatives.numpy().copy(), contributions
+            buffers.done.synchronize()
+            return buffers.outputs.numpy().copy(), buffers.derivatives.numpy().copy(), contributions
 
-        return place.done.query, collect
+        return buffers.done.query, collect

@@ -87,14 +87,15 @@ class BackgroundGradientKernel(Overlapping, GradientKernel):
     """As `GradientKernel`, on a thread of its own, so that the next chunk is packed and methods continue meanwhile.
 
     The thread does not hold the interpreter's lock while a traced program runs. Handing over a chunk takes time too, so
-    a model's small chunks, which single requests wait for, are computed without the thread.
+    a model's small chunks, which single requests wait for, are computed without the thread. Those of a network that
+    `is_slow`, whose smallest chunk takes long beside that, are all computed on a thread.
     """
 
-    def __init__(self, network: Network, capacity: int, *, trace: bool = True, is_large: bool = False) -> None:
+    def __init__(self, network: Network, capacity: int, *, trace: bool = True, is_slow: bool = False) -> None:
         super().__init__(network, capacity, trace=trace)
-        self._thread = _thread_of_large_networks() if is_large else _new_thread()
-        if is_large:
-            self.stream = "large networks"
+        self._thread = _thread_of_slow_networks() if is_slow else _new_thread()
+        if is_slow:
+            self.stream = "slow networks"
 
     def launch(self, segments: Sequence[Segment]) -> Launched:
         """Packs the chunk and leaves it to the thread."""
@@ -107,8 +108,8 @@ def _new_thread() -> ThreadPoolExecutor:
 
 
 @cache
-def _thread_of_large_networks() -> ThreadPoolExecutor:
-    """The one that all shapes of all large networks share: on several they would take all cores for as long as an
+def _thread_of_slow_networks() -> ThreadPoolExecutor:
+    """The one that all shapes of all slow networks share: on several they would take all cores for as long as an
     explanation takes."""
     return _new_thread()
 

@@ -95,8 +95,8 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
     ) -> None:
         self.graded = frozenset(graded)
         self._by_type = dict(by_type)
-        self._rooms = {kind: [(kernel.capacity, kernel) for kernel in kernels] for kind, kernels in by_type.items()}
-        self.on_demand = dict(on_demand or {})
+        self._as_built = {kind: [(kernel.capacity, kernel) for kernel in kernels] for kind, kernels in by_type.items()}
+        self._on_demand = dict(on_demand or {})
 
     def __getitem__(self, kind: type) -> Sequence[Kernel]:
         return self._by_type[kind]
@@ -117,14 +117,14 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
         if type(question) not in self.graded or not slots:
             return [(self.of(question), 0, slots)]
         portions: list[tuple[Kernel, int, int]] = []
-        start, rooms = 0, self._rooms[type(question)]
+        start, kernels = 0, self._as_built[type(question)]
         while start < slots:
             left = slots - start
-            filled = [(room, kernel) for room, kernel in rooms if room <= left]
-            larger = next(((room, kernel) for room, kernel in rooms if room >= left), None)
+            filled = [(capacity, kernel) for capacity, kernel in kernels if capacity <= left]
+            larger = next(((capacity, kernel) for capacity, kernel in kernels if capacity >= left), None)
             is_full = larger is None or (filled and MOST_PADDING * larger[0] < larger[0] - left)
-            room, kernel = filled[-1] if is_full or larger is None else larger
-            taken = min(left, room)
+            capacity, kernel = filled[-1] if is_full or larger is None else larger
+            taken = min(left, capacity)
             if portions and portions[-1][0] is kernel:
                 portions[-1] = kernel, portions[-1][1], start + taken
             else:
@@ -135,12 +135,12 @@ class Kernels(Mapping[type, Sequence[Kernel]]):
     def of(self, question: object) -> Kernel:
         """The one kernel that answers `question`."""
         kind = type(question)
-        if kind not in self._rooms:
-            kernel = self.on_demand[kind]()
-            self._by_type[kind], self._rooms[kind] = [kernel], [(kernel.capacity, kernel)]
-        rooms = self._rooms[kind]
+        if kind not in self._as_built:
+            kernel = self._on_demand[kind]()
+            self._by_type[kind], self._as_built[kind] = [kernel], [(kernel.capacity, kernel)]
+        kernels = self._as_built[kind]
         slots = slots_of(question)
-        return next((kernel for room, kernel in rooms if slots <= room), rooms[-1][1])
+        return next((kernel for capacity, kernel in kernels if slots <= capacity), kernels[-1][1])
 
 
 def slots_of(question: object) -> int:

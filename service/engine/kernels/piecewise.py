@@ -39,17 +39,14 @@ from service.engine.graph.operators import (
     Operation,
     Operator,
     bounds,
-    has_kinks,
     is_affine,
-    kinked_operators,
     operation_of,
     operator_of,
     unpacked,
 )
 from service.engine.graph.simplification import attribute, simplified
+from service.engine.kernels.line_pass import LinePass
 from service.engine.kernels.windows import Windows, changes, windows_of
-
-__all__ = ["Bends", "NotPiecewiseLinear", "PiecewiseLinear", "has_kinks", "kinked_operators"]
 
 BLOCK_ROWS = 64
 
@@ -67,87 +64,7 @@ class Bends:
     overflowed: NDArray[np.bool_]
 
 
-@dataclass(slots=True)
-class _State:
-    """The pass so far: `values` holds every tensor still needed, all with the same rows, `constants` all else."""
-
-    line: Indices
-    alpha: Floats
-    overflowed: NDArray[np.bool_]
-    max_pieces: Indices
-    values: dict[fx.Node, Tensor]
-    constants: dict[fx.Node, Any]
-
-    def of(self, argument: Any) -> Any:
-        """The tensor or the constant that a node stands for, and any other argument as it is."""
-        if argument in self.values:
-            return self.values[argument]
-        return self.constants[argument] if isinstance(argument, fx.Node) else argument
-
-    def split(self, thresholds: Tensor) -> None:
-        """Insert a row wherever a column of `thresholds` [rows, neurons] changes its sign between two neighbours."""
-        width = prod(thresholds.shape[1:])
-        values = thresholds.numpy().reshape(len(self.line), width)
-        (crossings,) = (values[:-1] * values[1:] < 0).ravel().nonzero()
-        row = crossings // width
-        if self.max_pieces.size > 1:  # the end of a line and the start of the next are no neighbours
-            within = self.line[row] == self.line[row + 1]
-            crossings, row = crossings[within], row[within]
-        if row.size:
-            flat = values.reshape(-1)
-            start, end = flat[crossings], flat[crossings + width]
-            self.cut(row, start / (start - end))
-
-    def cut(self, row: Indices, share: NDArray[np.floating]) -> None:
-        """Insert rows behind row[i], at the share[i] of the way to the next one of the same line.
-
-        Lines that would have too many are dropped first: there is no room for them.
-        """
-        order = (row + np.fmin(share, 1 - 1e-9, dtype=np.float64)).argsort(kind="stable")
-        row, share = row[order], share[order]
-        over = self._overflowing(row)
-        if over is not None:
-            fits = ~over[self.line[row]]
-            row, share = row[fits], share[fits]
-            row = (np.cumsum(~over[self.line]) - 1)[row]
-            self._drop(over)
-        self._insert(row, share)
-
-    def _overflowing(self, row: Indices) -> NDArray[np.bool_] | None:
-        """Which lines [lines] a row behind each of `row` would give too many pieces; None where none has."""
-        if len(self.line) + len(row) <= self.max_pieces.min():  # all of them together are not too many
-            return None
-        lines = len(self.max_pieces)
-        counts = np.bincount(self.line, minlength=lines) + np.bincount(self.line[row], minlength=lines)
-        over: NDArray[np.bool_] = counts - 1 > self.max_pieces
-        return over if over.any() else None
-
-    def _insert(self, row: Indices, share: NDArray[np.floating]) -> None:
-        """Behind row[i], at the share[i] of the way to the next row, a new row of every tensor."""
-        new, following = row + np.arange(1, len(row) + 1), row + 1
-        is_new = np.zeros(len(self.line) + len(row), dtype=bool)
-        is_new[new] = True
-        source = np.arange(len(is_new)) - is_new.cumsum()  # itself, or the one it comes behind
-
-        def widened(values: NDArray[Any]) -> NDArray[Any]:
-            before = values.take(row, axis=0)
-            weight = share.astype(values.dtype, copy=False).reshape(-1, *[1] * (values.ndim - 1))
-            result: NDArray[Any] = values.take(source, axis=0)
-            result[new] = before + weight * (values.take(following, axis=0) - before)
-            return result
-
-        self.line, self.alpha = self.line.take(source), widened(self.alpha)
-        self.values = {node: torch.from_numpy(widened(value.numpy())) for node, value in self.values.items()}
-
-    def _drop(self, over: NDArray[np.bool_]) -> None:
-        """Forget the lines for which `over` [lines] is true."""
-        self.overflowed |= over
-        keep = np.flatnonzero(~over[self.line])
-        self.line, self.alpha = self.line[keep], self.alpha[keep]
-        self.values = {node: torch.from_numpy(value.numpy()[keep]) for node, value in self.values.items()}
-
-
-Handler = Callable[[_State, "_Step"], Tensor]
+Handler = Callable[[LinePass, "_Step"], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +84,17 @@ class _Step:
     grows: bool
     released: tuple[fx.Node, ...]
 
-    def arguments(self, state: _State) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, state: LinePass) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The node's arguments, with the tensors of the pass in the nodes' places."""
         result: tuple[tuple[Any, ...], dict[str, Any]] = map_arg((self.node.args, self.node.kwargs), state.of)
         return result
 
-    def compute(self, state: _State) -> Any:
+    def compute(self, state: LinePass) -> Any:
         """The operator's result for all rows together."""
         arguments, keywords = self.arguments(state)
         return self.operation(*arguments, **keywords)
 
-    def refuse_mixed_rows(self, state: _State) -> None:
+    def refuse_mixed_rows(self, state: LinePass) -> None:
         """Raises NotPiecewiseLinear where rows would not be rows of the result, now that all ranks are known."""
         ranks = {state.values[node].dim() for node in self.varying}
         if len(ranks) > 1 or -(max(ranks) + self.grows) in self.along:
@@ -262,7 +179,7 @@ class PiecewiseLinear:
             return self._in_blocks if varying[0] in node.args else None
         return _whole
 
-    def _in_blocks(self, state: _State, step: _Step) -> Tensor:
+    def _in_blocks(self, state: LinePass, step: _Step) -> Tensor:
         (varying,) = step.varying
         rows = state.values[varying]
         count = len(rows)
@@ -288,7 +205,7 @@ class PiecewiseLinear:
             both = np.empty((2 * lines, *starts.shape[1:]), starts.dtype)
             both[::2], both[1::2] = starts, ends
             line, end = np.divmod(np.arange(2 * lines), 2)
-            state = _State(
+            state = LinePass(
                 line=line,
                 alpha=end.astype(np.float64),
                 overflowed=np.zeros(lines, dtype=bool),
@@ -311,12 +228,12 @@ class PiecewiseLinear:
         return Bends(state.line, state.alpha, state.values[self._output].numpy(), state.overflowed)
 
 
-def _whole(state: _State, step: _Step) -> Tensor:
+def _whole(state: LinePass, step: _Step) -> Tensor:
     result: Tensor = step.compute(state)
     return result
 
 
-def _reshaped(state: _State, step: _Step) -> Tensor:
+def _reshaped(state: LinePass, step: _Step) -> Tensor:
     """Rows stay rows, also where there are none: torch cannot infer a size then."""
     (tensor, *sizes), keywords = step.arguments(state)
     rows, *shape = unpacked(keywords.get("shape", sizes))
@@ -328,25 +245,25 @@ def _reshaped(state: _State, step: _Step) -> Tensor:
     return result
 
 
-def _first_argument(state: _State, step: _Step) -> Tensor:
+def _first_argument(state: LinePass, step: _Step) -> Tensor:
     """In place of isnan: nothing is NaN between finite ends, so whatever it guards is never replaced."""
     return state.values[step.varying[0]]
 
 
-def _unguarded(state: _State, step: _Step) -> Tensor:
+def _unguarded(state: LinePass, step: _Step) -> Tensor:
     """where(isnan(...), replacement, value)"""
     value: Tensor = state.of(step.node.args[2])
     return value
 
 
-def _bent(bounds: tuple[float | fx.Node, ...], state: _State, step: _Step) -> Tensor:
+def _bent(bounds: tuple[float | fx.Node, ...], state: LinePass, step: _Step) -> Tensor:
     for bound in bounds:
         value, limit = state.of(step.node.args[0]), state.of(bound)
         state.split(value - limit if isinstance(limit, Tensor) or limit else value)
     return _whole(state, step)
 
 
-def _largest(windows: Windows, sign: int, state: _State, step: _Step) -> Tensor:
+def _largest(windows: Windows, sign: int, state: LinePass, step: _Step) -> Tensor:
     result = _whole(state, step)
     rows = state.values[step.varying[0]]
     values = sign * rows.numpy().reshape(len(rows), prod(rows.shape[1:]))

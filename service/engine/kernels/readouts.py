@@ -46,7 +46,7 @@ def readout_coefficients(questions: Sequence[ReadoutOfTarget], labels: int) -> t
     """The `coefficients` [questions, outputs] and `probability` [questions, 1] of a `Chunk`."""
     coefficients = np.zeros((len(questions), labels))
     for number, question in enumerate(questions):
-        if question.readout is Readout.MARGIN or isinstance(question.target, Contrast):
+        if question.readout is Readout.MARGIN or not isinstance(question.target, int):
             coefficients[number] = coefficients_of(question.readout, question.target, labels)
         else:
             coefficients[number, question.target] = 1

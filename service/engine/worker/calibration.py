@@ -23,19 +23,18 @@ from service.methods.questions import Points
 LADDER = tuple(2**power for power in range(2, 13))
 """Row counts that are tried, ascending."""
 FEW = (1, 2)
-"""Row counts that are tried too where the first of the ladder takes long: each row of a large network costs as much as
-the next, so that padding a question of six points to eight would take a third more."""
-LARGE_SECONDS = 0.02
-"""A network whose smallest of the ladder takes longer is large. It has graded shapes, from the brief chunk to the long
-one: a question is cut into those that it fills. Milliseconds of an encoder of 22 million weights on one CPU thread, for
+"""Row counts that are tried too for graded shapes: where chunks take long, each row costs as much as the next, so that
+padding a question of six points to eight would take a third more."""
+GRADED_SECONDS = 0.02
+"""A network whose smallest of the ladder takes longer has graded shapes, from the brief chunk to the long one: a
+question is cut into those that it fills. Milliseconds of an encoder of 22 million weights on one CPU thread, for
 1, 2, 4 rows and so on: of 16 tokens 27, 37, 56, 94, 159, 315; of 64 tokens 61, 100, 180, 325; of 256 tokens 210, 419,
 826."""
 MAX_CHUNK_SECONDS = 0.02
-"""Of a network that is not large, a chunk that takes longer is not tried at a larger shape: a question may have to wait
-for one."""
-MAX_LARGE_CHUNK_SECONDS = 0.25
-"""The same of a large one. Its chunks are computed beside all else, so that only its own questions wait for one; an
-explanation of its shortest rows takes longer than that."""
+"""A chunk that takes longer is not tried at a larger shape: a question may have to wait for one."""
+MAX_GRADED_CHUNK_SECONDS = 0.25
+"""The same where shapes are graded: those chunks are computed beside all else, so that only the network's own questions
+wait for one; an explanation of its shortest rows takes longer than that."""
 NEARLY_FREE = 1.8
 """The brief chunk takes at most so many times as long as the smallest. Exact Integrated Gradients of the loan model (37
 points) with brief chunks of 64, 128, 256 and 512 rows, in turns: 0.73, 0.89, 0.99 and 1 of the answers a second on 32
@@ -74,10 +73,10 @@ def calibrate(
             break
         rows.append(capacity)
         rates = np.array(rows) / np.array(seconds)
-        most = MAX_LARGE_CHUNK_SECONDS if seconds[0] > LARGE_SECONDS else MAX_CHUNK_SECONDS
+        most = MAX_GRADED_CHUNK_SECONDS if seconds[0] > GRADED_SECONDS else MAX_CHUNK_SECONDS
         if seconds[-1] > most or (len(rows) > 2 and rates[-2:].max() < ENOUGH_SHARE * rates.max()):
             break
-    if seconds[0] > LARGE_SECONDS:
+    if seconds[0] > GRADED_SECONDS:
         shapes = chosen([*FEW, *rows], [*map(measured, FEW), *seconds])
         return replace(shapes, graded=shapes.long > shapes.brief)
     again = map(measured, rows)  # what disturbed the first run may be over

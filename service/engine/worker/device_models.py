@@ -8,22 +8,17 @@ import numpy as np
 import torch
 
 from service.catalog.baseline_outputs import Outputs
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.domain import ChunkShapes, Priority, VersionRef
 from service.engine.messages import Explain, Predict
 from service.engine.protocol import BaselineOutputs, Loaded, Source
-from service.engine.worker.device import (
-    DeviceModel,
-    PreparedBaseline,
-    put_on_device,
-    with_baseline,
-    without_baseline,
-)
+from service.engine.worker.device import DeviceModel, put_on_device, with_baseline, without_baseline
 from service.engine.worker.environment import libraries_of
 from service.engine.worker.explanation import explain, interrupted, predict
 from service.engine.worker.memory import is_out_of_memory
-from service.engine.worker.scheduler import Live
+from service.engine.worker.packing import Live
 from service.errors import CatalogError, DeviceOutOfMemory, ModelNotReady
 
 MAX_OTHER_SHAPES = 4
@@ -40,22 +35,23 @@ class DeviceModels:
         self._sources: dict[VersionRef, Source] = {}
         self._at_other_shapes: dict[tuple[VersionRef, ChunkShapes], DeviceModel] = {}
 
-    def load(self, version: VersionRef, source: Source, known: BaselineOutputs, shapes: ChunkShapes | None) -> Loaded:
+    def load(
+        self, version: VersionRef, source: Source, known: BaselineOutputs, calibration: Calibration | None
+    ) -> Loaded:
         """Loads a version, or loads it again; see `Engine.load`. Raises CatalogError."""
         if read_manifest(source.folder)[2] != version.digest:
             raise CatalogError(f"the manifest of {version} is not the one that was to be loaded: its digest differs")
-        self._keep(version, put_on_device(source.folder, self._device, known, shapes))
+        self._keep(version, put_on_device(source.folder, self._device, known, calibration))
         self._sources[version] = source
         model = self._models[version]
         return Loaded(
-            model.key,
-            {digest: _outputs_over(baseline) for digest, baseline in model.baselines.items()},
-            model.shapes,
-            model.traits,
-            model.parity,
-            model.chunk_seconds,
-            model.row_type.name,
-            libraries_of(model.manifest.artefact.format),
+            key=model.key,
+            baseline_outputs={digest: baseline.all_outputs for digest, baseline in model.baselines.items()},
+            calibration=model.calibration,
+            traits=model.traits,
+            parity=model.parity,
+            chunk_seconds=model.chunk_seconds,
+            environment={"dtype": model.row_type.name, **libraries_of(model.manifest.artefact.format)},
         )
 
     def attach(self, version: VersionRef, baseline: BaselineSet, known: Outputs | None) -> Outputs:
@@ -67,7 +63,7 @@ class DeviceModels:
         rows = read_baseline_rows(place, model.manifest, baseline, model.row_type).astype(np.float64)
         model = with_baseline(model, baseline.digest, rows, known)
         self._keep(version, model)
-        return _outputs_over(model.baselines[baseline.digest])
+        return model.baselines[baseline.digest].all_outputs
 
     def detach(self, digest: str) -> None:
         """Takes a baseline set from every version that it was attached to; a set of a manifest stays."""
@@ -110,7 +106,7 @@ class DeviceModels:
         lengths = [model for model in (*whole.cut, whole) if model.length == shapes.length]
         model = lengths[0] if lengths and lengths[0].is_as_long_as(usual) else usual
         shapes = replace(shapes, length=model.length)
-        if shapes == replace(model.shapes, cut=()):
+        if shapes == model.shapes:
             return model
         name = version, shapes
         if name not in self._at_other_shapes:
@@ -132,11 +128,3 @@ class DeviceModels:
 
     def _forget_other_shapes(self, version: VersionRef) -> None:
         self._at_other_shapes = {name: model for name, model in self._at_other_shapes.items() if name[0] != version}
-
-
-def _outputs_over(baseline: PreparedBaseline) -> Outputs:
-    """The outputs over the rows and, last, over their mean."""
-    return {
-        space: np.concatenate([values, baseline.center_outputs[space][None]])
-        for space, values in baseline.outputs.items()
-    }

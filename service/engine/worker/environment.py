@@ -40,7 +40,7 @@ def environment_of(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cuda": torch.version.cuda or "none",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "dtype": "float32",
+        "dtype": "float32",  # where a version's own environment says nothing else
         "mkl_cbwr": os.environ.get("MKL_CBWR", "default"),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -10,16 +10,20 @@ import numpy as np
 
 from service.domain import (
     Completeness,
+    Continuation,
     Explanation,
     Floats,
     Plan,
+    PlanTarget,
     Prediction,
     Target,
     ToleranceOf,
+    output_of,
     read_target,
 )
 from service.engine.kernels.kernel import Deployed, DeployedOutputs
-from service.engine.worker.device import DeviceModel, PreparedBaseline
+from service.engine.worker.device import DeviceModel
+from service.engine.worker.prepared_baselines import PreparedBaseline
 from service.errors import Kind, invalid, pointer_to
 from service.methods.problem import Attribution, Problem
 from service.methods.questions import DeadlinePassed
@@ -28,6 +32,7 @@ from service.methods.shared.noise import noisy
 from service.numerics.errors import completeness_error, relative_to_attributions
 
 Steps = Generator[object, object, Explanation | Prediction]
+Explaining = Generator[object, object, Explanation]
 
 
 def predict(row: tuple[float, ...], model: DeviceModel) -> Steps:
@@ -41,7 +46,11 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
 
     Its ends f(x) and f(x') come from the deployed artefact; the method sees nothing but its `Problem`.
     """
-    row = np.array(plan.input[: model.length])
+    inputs, kind, target = model.manifest.inputs, model.manifest.outputs, plan.target
+    if target is None and inputs.are_prompts:  # the network is given what is explained
+        outputs = yield from _deployed(np.array([plan.input[: model.length]]))
+        target = kind.default_target(outputs[plan.output_space][0])
+    row = np.array(inputs.with_target(plan.input, target)[: model.length])
     if plan.baseline.row is None:
         if plan.baseline.digest not in model.baselines:  # it was planned before, with the sets attached then
             detail = f"baseline {plan.baseline.name}@{plan.baseline.version}: rows of it have just been erased"
@@ -49,20 +58,46 @@ def explain(plan: Plan, model: DeviceModel) -> Steps:
         baseline = model.baselines[plan.baseline.digest]
         outputs = yield from _deployed(row[None])
     else:
-        own = np.array(plan.baseline.row[: model.length])
+        own = np.array(inputs.with_target(plan.baseline.row, target)[: model.length])
         outputs = yield from _deployed(np.stack([row, own]))
         ends = {space: values[1] for space, values in outputs.items()}
         seen = model.seen(own[None])
         baseline = PreparedBaseline(seen, seen[0], {s: v[None] for s, v in ends.items()}, ends)
     at_input = outputs[plan.output_space][0]
-    target = model.manifest.outputs.default_target(at_input) if plan.target is None else plan.target
-    problem = _problem(plan, model, row, baseline, at_input, target)
+    target = kind.default_target(at_input) if target is None else target
+    problem = _problem(plan, model, row, baseline, at_input, output_of(target))
     if not np.isfinite([problem.output, problem.center_output, *problem.baseline_outputs]).all():
         return _not_finite(at_input, target, 0, str(model.shapes))
+    if not isinstance(target, Continuation):
+        return (yield from _attributed(plan, problem, at_input, model))
+    share = plan.max_evaluations // target.explanations
+    explanation = yield from _attributed(plan, replace(problem, max_evaluations=share), at_input, model)
+    per_token = []
+    for output in target.outputs_of_tokens if target.per_token else ():
+        problem = _problem(plan, model, row, baseline, at_input, output)
+        per_token.append((yield from _attributed(plan, replace(problem, max_evaluations=share), at_input, model)))
+    return _with_tokens(explanation, target, per_token)
+
+
+def _attributed(plan: Plan, problem: Problem, at_input: Floats, model: DeviceModel) -> Explaining:
+    """The explanation of one number of the outputs."""
     attribute = BY_NAME[plan.method].attribute
     method = attribute(problem) if plan.noise is None else noisy(attribute, problem, plan.noise)
     attribution = yield from method
     return _whole(_explanation(plan, problem, attribution, at_input, str(model.shapes)), len(plan.input), model)
+
+
+def _with_tokens(explanation: Explanation, target: Continuation, per_token: Sequence[Explanation]) -> Explanation:
+    """The explanation of a continuation with those of its tokens: it has converged where all of them have."""
+    missed = next((one for one in (explanation, *per_token) if not one.converged), explanation)
+    return replace(
+        explanation,
+        target=target,
+        per_token=tuple(replace(one, outputs=None) for one in per_token),
+        converged=missed.converged,
+        reason=missed.reason,
+        evaluations=explanation.evaluations + sum(one.evaluations for one in per_token),
+    )
 
 
 def _whole(explanation: Explanation, units: int, model: DeviceModel) -> Explanation:
@@ -110,6 +145,7 @@ def _problem(
 ) -> Problem:
     space, baseline_outputs = plan.output_space, read_target(baseline.outputs[plan.output_space], target)
     inputs, low, high = model.seen(row[None])[0], model.low, model.high
+    default_floor = model.manifest.outputs.default_floor
     if model.fixed is not None:  # methods do not move inputs whose range is empty
         low, high = np.where(model.fixed, inputs, low), np.where(model.fixed, inputs, high)
     return Problem(
@@ -124,7 +160,7 @@ def _problem(
         target=target,
         output_space=space,
         tolerance=plan.tolerance,
-        floor=model.manifest.outputs.default_floor(space, baseline_outputs) if plan.floor is None else plan.floor,
+        floor=default_floor(space, baseline_outputs, target) if plan.floor is None else plan.floor,
         max_evaluations=plan.max_evaluations,
         seed=plan.seed,
         options=dict(plan.options),
@@ -216,12 +252,12 @@ def _matrix(values: Floats | None) -> tuple[tuple[float, ...], ...] | None:
     return None if values is None else tuple(tuple(row) for row in values.tolist())
 
 
-def _not_finite(at_input: Floats, target: Target, evaluations: int, chunk_rows: str) -> Explanation:
+def _not_finite(at_input: Floats, target: PlanTarget, evaluations: int, chunk_rows: str) -> Explanation:
     finite = bool(np.isfinite(at_input).all())
     return Explanation(
         outputs=tuple(at_input.tolist()) if finite else None,
         target=target,
-        output=float(read_target(at_input, target)) if finite else None,
+        output=float(read_target(at_input, output_of(target))) if finite else None,
         baseline_output=None,
         attributions=None,
         shape=(),

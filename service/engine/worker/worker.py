@@ -139,7 +139,7 @@ class Worker:
             if isinstance(request, Attach):
                 outputs = self._models.attach(request.version, request.baseline, request.known)
                 return SetAttached(request.task, outputs)
-            loaded = self._models.load(request.version, request.source, request.known, request.shapes)
+            loaded = self._models.load(request.version, request.source, request.known, request.calibration)
         except CatalogError as error:
             LOG.error("%s cannot be loaded: %s", request.version, error)  # noqa: TRY400
             return Refused(request.task, message_for_clients(error))

@@ -36,6 +36,8 @@ from service.lifecycle.checking.limits import Limits
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.processes.tuning import HOST_THREADS
 
+EMBEDDINGS = re.compile("embed", re.IGNORECASE)
+"""Exporters call them sentence_embedding, image_embeds, embeddings."""
 MIN_VISIBLE_CHANGE = 5e-4
 """The smallest change that shows in three digits."""
 
@@ -60,6 +62,7 @@ class AddOptions:
     units: tuple[str, ...] = ()
     are_several: bool = False
     are_pairs: bool = False
+    is_embedding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +118,11 @@ def _prepare_graph(options: AddOptions, models: Path, ask: Ask) -> Prepared:
     inputs.check_graph(model, options, ask)
     data_rows = None if data is None else inputs.read(data, options, ask)
     complete = None if data_rows is None else _complete(data_rows)
-    servable = _make_servable(options, model, complete, are_values=options.values is not None)
-    if (
-        servable.meaning is Meaning.SCORES
-        and not (options.is_logit or options.are_several)
-        and _are_values_rather_than_logits(servable, ask)
-    ):
-        servable = _make_servable(options, model, complete, are_values=True)
+    servable = _make_servable(options, model, complete, ask)
+    if servable.meaning is Meaning.SCORES and not (options.is_logit or options.are_several):
+        meant = _as_meant(options, servable, ask)
+        if meant is not options:
+            servable = _make_servable(replace(meant, output=servable.output), model, complete, ask)
     choices = _choices(options, servable, inputs, data_rows, file, models, ask)
     hint = "; ranges were guessed: bring rows that it was trained on with --data" if data_rows is None else ""
     write = partial(write_version, servable=servable, added=inputs, rows=data_rows, choices=choices)
@@ -157,30 +158,44 @@ def _complete(data_rows: Rows) -> Floats:
     return finite
 
 
-def _make_servable(options: AddOptions, model: ModelProto, rows: Floats | None, *, are_values: bool) -> ServableModel:
+def _make_servable(options: AddOptions, model: ModelProto, rows: Floats | None, ask: Ask) -> ServableModel:
     return make_servable(
-        model, options.output, options.is_logit, rows, are_values=are_values, are_several=options.are_several
+        model,
+        options.output,
+        options.is_logit,
+        rows,
+        are_values=options.values is not None,
+        are_several=options.are_several,
+        is_embedding=options.is_embedding,
+        ask=ask,
     )
 
 
-def _are_values_rather_than_logits(servable: ServableModel, ask: Ask) -> bool:
-    """Asks, since the file does not say: embeddings and regressions look like scores of labels. Raises CatalogError."""
+def _as_meant(options: AddOptions, servable: ServableModel, ask: Ask) -> AddOptions:
+    """The options with what scores that look like no probabilities are: logits as they say already, values, or an
+    embedding. Asks, unless the tensor's name says so. Raises CatalogError."""
+    if EMBEDDINGS.search(servable.output) and servable.columns > 1:
+        return replace(options, is_embedding=True)
     what = "one number" if servable.columns == 1 else f"{servable.columns} numbers"
     label = (
         "the score of the second of two labels before a sigmoid" if servable.columns == 1 else "a score for each label"
     )
     question = (
         f"{servable.output!r} holds {what} a row that are no probabilities; are they logits, {label}? "
-        "(yes, no, or values)"
+        "(yes, no, values or embedding)"
     )
     answer = ask(question, "no").lower()
-    if not answer.startswith(("y", "v")):
+    if not answer.startswith(("y", "v", "e")):
         raise CatalogError(
             f"{servable.output!r} holds {what} a row that are no probabilities, and the file does not say what they "
-            f"are. If they are logits ({label}), say so with --logits; a regression, with --values; an embedding or a "
-            "detector is not served"
+            f"are. If they are logits ({label}), say so with --logits; a regression, with --values; an embedding, with "
+            "--outputs embedding; a detector is not served"
         )
-    return answer.startswith("v")
+    if answer.startswith("y"):
+        return options
+    if answer.startswith("v"):
+        return replace(options, values=())
+    return replace(options, is_embedding=True)
 
 
 def is_saturated(explanation: Explanation) -> bool:
@@ -235,9 +250,8 @@ def _choices(
     name, version = _name_and_version(options, file.stem, models, ask)
     features, titles = inputs.name_features(options, rows, ask)
     names = _names(options, servable, ask)
-    adverse = options.adverse or ask(
-        f"the {servable.outputs.noun} that is bad news for whoever is judged, if one is", ""
-    )
+    question = f"the {servable.outputs.noun} that is bad news for whoever is judged, if one is"
+    adverse = options.adverse or (ask(question, "") if servable.outputs.is_named else "")
     try:
         known = KnownOutputs(names, options.units, adverse or None, servable.tensors, servable.has_one_logit)
         outputs = servable.outputs.declaration(known)
@@ -264,6 +278,8 @@ def _name_and_version(options: AddOptions, source: str, models: Path, ask: Ask) 
 def _names(options: AddOptions, servable: ServableModel, ask: Ask) -> tuple[str, ...]:
     """The names of the labels or values."""
     count, noun = servable.count, servable.outputs.noun
+    if not servable.outputs.is_named:
+        return servable.outputs.usual_names(count)
     default = servable.labels if len(servable.labels) == count else servable.outputs.usual_names(count)
     what = f"the {count} {noun}s" if count > 1 else f"the {noun}"
     names = (

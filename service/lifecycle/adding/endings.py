@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from service.catalog.outputs.classes import Classes
+from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.kind import OutputKind
 from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Values
@@ -46,7 +47,7 @@ Producers = Mapping[str, NodeProto]
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How the logits are computed from a tensor: they are the tensor, 0 and the tensor, its logarithms or its log-odds.
-    Or the tensor holds values.
+    Or the tensor holds values, or an embedding.
 
     `outputs` is the kind of output that the file then has; `how` says the same as a sentence to users.
     """
@@ -100,6 +101,11 @@ def visible_ending(output: str, columns: int, producers: Producers) -> Ending | 
 def as_values(output: str) -> Ending:
     """The ending of an output that holds values."""
     return Ending("values", output, f"the values are {_called(output)}", Values)
+
+
+def as_embedding(output: str) -> Ending:
+    """The ending of an output that holds an embedding."""
+    return Ending("values", output, f"the embedding is {_called(output)}", Embedding)
 
 
 def as_independent_logits(output: str) -> Ending:

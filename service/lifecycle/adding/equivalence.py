@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from service.artefacts.onnx.quantisation import EXACT_PRODUCTS
+from service.artefacts.onnx.weights import open_session
 from service.domain import Floats
 from service.errors import CatalogError
 from service.lifecycle.adding.inputs import SingleInput
@@ -210,7 +211,7 @@ def _opened(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4
     options.add_session_config_entry(*EXACT_PRODUCTS)
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        return open_session(model, options)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise CatalogError(f"ONNX Runtime cannot run the file: {_first_line(error)}") from error
 

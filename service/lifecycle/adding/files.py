@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import onnx
 
-from service.artefacts.onnx.twins import parse_onnx
+from service.artefacts.onnx.parsing import parse_onnx
 from service.errors import CatalogError
 
 OF_TORCH = (
@@ -38,8 +39,7 @@ OTHERS = {
     ".json": "JSON, and no ONNX file; boosted trees are saved so, and have no gradient to explain",
     ".ubj": "a file of XGBoost's; trees have no gradient to explain",
     ".yaml": "a manifest or the like; name the ONNX file",
-    ".data": "weights that were kept apart from their ONNX file; export the model again as one file: "
-    "torch.onnx.export(..., external_data=False)",
+    ".data": "weights that are kept apart from their ONNX file; name that, and these are read with it",
 }
 BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS in the place of the file; fetch it with git lfs pull",
@@ -60,7 +60,20 @@ def read_model(file: Path) -> onnx.ModelProto:
     if not content:
         raise CatalogError(f"{file.name} is empty: not a valid ONNX model")
     try:
-        return parse_onnx(content)
+        return parse_onnx(content, partial(read_beside, file.parent))
     except CatalogError as error:
         known = next((text for start, text in BEGINNINGS.items() if content.startswith(start)), None)
         raise CatalogError(f"{file.name} is {known}" if known else f"{file.name}: {error}") from error
+
+
+def read_beside(folder: Path, location: str) -> bytes:
+    """The bytes of a file that a graph in `folder` keeps weights in. Raises CatalogError unless it lies there too."""
+    path = folder / location
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CatalogError(f"its weights are in {location}, a link out of its folder; put the file itself there")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CatalogError(
+            f"its weights are in {location}, which cannot be read ({error.strerror}); put that file beside it"
+        ) from error

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artefacts.onnx.graphs import ancestors, reads
+from service.artefacts.onnx.open_rows import with_open_rows
 from service.artefacts.onnx.quantisation import is_quantised
 from service.catalog.manifest import MAX_PARITY
 from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.kind import OutputKind
 from service.domain import OutputSpace
 from service.errors import CatalogError
+from service.lifecycle.adding.added_inputs import Ask
 from service.lifecycle.adding.endings import (
     HALF_PRECISION,
     LOGITS,
@@ -32,6 +34,7 @@ from service.lifecycle.adding.endings import (
     VALUES,
     Ending,
     add_outputs,
+    as_embedding,
     as_independent_logits,
     as_logits,
     as_values,
@@ -102,6 +105,7 @@ class ServableModel:
             OutputSpace.LOGIT: SCORE if self.has_one_logit else LOGITS,
             OutputSpace.PROBABILITY: PROBABILITIES,
             OutputSpace.VALUE: VALUES,
+            OutputSpace.SIMILARITY: VALUES,
         }
         return {space.value: tensor for space, tensor in tensors.items() if space in self.outputs.spaces}
 
@@ -119,20 +123,23 @@ def make_servable(
     *,
     are_values: bool = False,
     are_several: bool = False,
+    ask: Ask | None = None,
+    is_embedding: bool = False,
 ) -> ServableModel:
     """Rewrites a file to answer logits and probabilities, or values. `output` names the tensor of scores, if it is
     known.
 
     Scores are logits if `is_logit`, and values if `are_values` or if the file is one of scikit-learn's regressors. With
-    `are_several` each label is right or wrong independently of the others. The file is run on `rows` [rows, columns],
-    flat, or on random ones. Raises CatalogError, saying what to do.
+    `are_several` each label is right or wrong independently of the others. With `is_embedding` they are the numbers of
+    an embedding. The file is run on `rows` [rows, columns], flat, or on random ones; which of several outputs is meant
+    is asked by `ask`. Raises CatalogError, saying what to do.
     """
     graph_input = single_input_of(model)
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     expand_linear(whole)
     if output is None:
-        output = _scores(whole)
+        output = _scores(whole, ask)
     elif output not in producers_of(whole.graph):
         raise CatalogError(f"the graph has no tensor {output!r}; its outputs are {_outputs(model)}")
     if rows is None:
@@ -144,13 +151,18 @@ def make_servable(
         raise CatalogError(f"{output!r} holds no finite number for any of {len(rows)} rows; bring rows of its data")
     meaning = meaning_of(scores, is_quantised=is_quantised(model))
     is_stated = is_logit or are_several
-    if are_values or (not is_stated and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning)):
+    if (
+        are_values
+        or is_embedding
+        or (not is_stated and is_regressor(model) and not _ends_in_probabilities(whole, output, meaning))
+    ):
         meaning = Meaning.VALUES
     elif is_logit:
         _refuse_probabilities(output, meaning, scores)
         meaning = Meaning.SCORES
     failures = []
-    for ending in _endings(whole, output, meaning, scores.shape[1], are_several):
+    known = [as_embedding(output)] if is_embedding else None
+    for ending in known or _endings(whole, output, meaning, scores.shape[1], are_several):
         servable = _with_outputs(model, whole, graph_input, output, meaning, scores.shape[1], ending)
         try:
             refuse_difference(model, servable, rows)
@@ -221,7 +233,7 @@ def _with_outputs(
     ending: Ending,
 ) -> ServableModel:
     file = onnx.ModelProto()
-    file.CopyFrom(whole)
+    file.CopyFrom(with_open_rows(whole))
     add_outputs(file.graph, ending)
     _keep_only(file, graph_input, [VALUES] if VALUES in producers_of(file.graph) else [LOGITS, PROBABILITIES])
     return ServableModel(
@@ -251,14 +263,17 @@ def _score_outputs(model: onnx.ModelProto) -> list[str]:
     return [value.name for value in model.graph.output if not _is_label(value)]
 
 
-def _scores(model: onnx.ModelProto) -> str:
-    """The output that holds scores: the only one that is not a label. Raises CatalogError unless there is exactly
-    one."""
+def _scores(model: onnx.ModelProto, ask: Ask | None) -> str:
+    """The output that holds scores: the only one that is not a label, or the one that the user names. Raises
+    CatalogError where there is none."""
     candidates = _score_outputs(model)
     if len(candidates) > 1:  # probabilities come with their logits: they say how they are made of these
         producers = producers_of(model.graph)
         visible = [name for name in candidates if visible_ending(name, 0, producers) is not None]
         candidates = visible if len(visible) == 1 else candidates
+    if len(candidates) > 1 and ask is not None:
+        named = ask(f"which output holds the scores: {', '.join(candidates)}?", "")
+        candidates = [name for name in candidates if name == named] or candidates
     if len(candidates) != 1:
         raise CatalogError(
             f"which output holds the scores of the labels? The graph's outputs are {_outputs(model)}; name one with "

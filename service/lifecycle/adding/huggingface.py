@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from service.artefacts.huggingface.configs import Config
+from service.artefacts.huggingface.configs import Config, is_causal
+from service.artefacts.onnx.weights import write_model
 from service.catalog.outputs.classes import Classes
+from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.kind import KnownOutputs, OutputKind
 from service.catalog.outputs.labels import Labels
 from service.catalog.outputs.values import Values
 from service.errors import CatalogError
 from service.lifecycle.adding.added_inputs import Ask, Prepared
-from service.lifecycle.adding.exported import TOKENS
+from service.lifecycle.adding.causal import prepare_causal
+from service.lifecycle.adding.exported import TOKENS, ExportedGraph
 from service.lifecycle.adding.huggingface_folders import CONFIG, TOKENIZER, Folder, folder_of, read_folder, whole_number
 from service.lifecycle.adding.huggingface_pairs import TYPES, PairTokens, cross_encoder_settings, takes_pairs
 from service.lifecycle.adding.manifests import DUMPER
 from service.lifecycle.adding.rows import comma_separated
+from service.lifecycle.adding.sentences import read_sentences
 
 if TYPE_CHECKING:
     from service.lifecycle.adding.adding import AddOptions
@@ -45,24 +49,31 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
     """
     _refuse_options(options)
     exported = folder_of(options.source)
-    folder = read_folder(options.source) if exported is None else read_folder(exported, options.source)
-    labels = _labels(folder.config)
-    kind = _kind_of(folder, len(labels), options)
-    pair = folder.pair_tokens() if options.are_pairs or takes_pairs(folder.source, folder.config, labels) else None
-    names = _names(labels, kind, options, ask)
-    name, version = named(folder.source.resolve().name)
-    adverse = options.adverse or ask(f"the {kind.noun} that is bad news for whoever is judged, if one is", "")
-    try:
-        tensors = {} if folder.graph is None else {kind.network_space.value: folder.graph.output}
-        outputs = kind.declaration(KnownOutputs(names, options.units, adverse or None, tensors))
-    except ValueError as error:
-        raise CatalogError(str(error)) from None
-    if not tensors:
+    source = options.source if exported is None else exported
+    sentences = read_sentences(source, ask)
+    folder = read_folder(
+        source if sentences is None else sentences.network, None if exported is None else options.source, sentences
+    )
+    if sentences is None and is_causal(folder.config):
+        _refuse_names(options, "continues texts")
+        return prepare_causal(folder, named, partial(_write, read=folder, modules={}))
+    name, version = named(source.resolve().name)
+    pair: PairTokens | None = None
+    if sentences is None:
+        labels = _labels(folder.config)
+        pair = folder.pair_tokens() if options.are_pairs or takes_pairs(folder.source, folder.config, labels) else None
+        outputs = _outputs(folder, labels, options, ask)
+    else:
+        _refuse_names(options, "embeds texts")
+        outputs = sentences.outputs(folder.config, _tensors(folder, Embedding))
+    if folder.graph is None:
         outputs = {field: value for field, value in outputs.items() if field != "tensors"}
     baseline = "the mask token" if folder.mask is not None else "padding, as its tokenizer has no mask"
     network = folder.config["architectures"][0] + ("" if folder.graph is None else ", exported to ONNX,")
     takes = f"{folder.length} tokens" if pair is None else f"pairs of texts, {folder.length} tokens of both"
     how = f"{network} of {takes}; the baseline is {baseline}"
+    if sentences is not None:
+        how = f"{network} of {takes}, {sentences.pooling}; the baseline is {baseline}{sentences.note}"
     manifest = {
         "name": name,
         "version": version,
@@ -73,15 +84,42 @@ def prepare_folder(options: AddOptions, named: Callable[[str], tuple[str, str]],
         "defaults": {"method": "integrated_gradients", "baseline": "mask", "tolerance": 0.01},
         "example": {"text": EXAMPLE if pair is None else [QUERY, EXAMPLE]},
     }
-    return Prepared(name, version, how, partial(_write, read=folder, manifest=manifest))
+    modules = {} if sentences is None or folder.graph is not None else sentences.files
+    return Prepared(name, version, how, partial(_write, read=folder, modules=modules, manifest=manifest))
+
+
+def _outputs(folder: Folder, labels: Sequence[str], options: AddOptions, ask: Ask) -> dict[str, Any]:
+    """Those of a classifier, or of a regression. Raises CatalogError."""
+    kind = _kind_of(folder, len(labels), options)
+    names = _names(labels, kind, options, ask)
+    adverse = options.adverse or ask(f"the {kind.noun} that is bad news for whoever is judged, if one is", "")
+    try:
+        return kind.declaration(KnownOutputs(names, options.units, adverse or None, _tensors(folder, kind)))
+    except ValueError as error:
+        raise CatalogError(str(error)) from None
+
+
+def _tensors(folder: Folder, kind: type[OutputKind]) -> dict[str, str]:
+    return {} if folder.graph is None else {kind.network_space.value: folder.graph.output}
+
+
+def _refuse_names(options: AddOptions, does: str) -> None:
+    """Raises CatalogError for options that say what labels and values are called, where the network `does` something
+    else."""
+    given = [
+        name for name in ("labels", "values", "units", "adverse", "are_several", "are_pairs") if getattr(options, name)
+    ]
+    if given:
+        option = given[0].removeprefix("are_")
+        raise CatalogError(f"--{option} is for classifiers and regressions; this network {does}")
 
 
 def _refuse_options(options: AddOptions) -> None:
     """Raises CatalogError for options that say what a folder says by itself."""
-    of_graphs = ("data", "features", "output", "channels", "normalise", "is_logit")
+    of_graphs = ("data", "features", "output", "channels", "normalise", "is_logit", "is_embedding")
     given = [name for name in of_graphs if getattr(options, name)]
     if given:
-        option = "logits" if given[0] == "is_logit" else given[0]
+        option = {"is_logit": "logits", "is_embedding": "outputs"}.get(given[0], given[0])
         raise CatalogError(
             f"--{option} is for ONNX files of tables and images; a Hugging Face folder says it by itself"
         )
@@ -159,20 +197,35 @@ def _side(folder: Folder, pair: PairTokens | None) -> dict[str, str]:
     return {name: "parts" if is_told and name == TYPES else kind for name, kind in folder.graph.side.items()}
 
 
-def _write(version: Path, read: Folder, manifest: Mapping[str, Any]) -> None:
+def _write_graph(version: Path, graph: ExportedGraph) -> dict[str, Any]:
+    """Copies the export with its weights, or writes what is served in its place; what the manifest says of them."""
+    if graph.model is not None:
+        return write_model(version, "model.onnx", graph.model)
+    shutil.copyfile(graph.file, version / "model.onnx")
+    for file in graph.beside:
+        (version / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(graph.file.parent / file, version / file)
+    files = {file: _sha256(version / file) for file in graph.beside}
+    own = {"file": "model.onnx", "sha256": _sha256(version / "model.onnx")}
+    return {**own, "files": files} if files else own
+
+
+def _write(version: Path, read: Folder, modules: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
     """Copies the files and writes the manifest, which names each with its digest."""
     if read.graph is not None:
         shutil.copyfile(read.source / TOKENIZER, version / TOKENIZER)
-        shutil.copyfile(read.graph.file, version / "model.onnx")
-        artefact: dict[str, Any] = {"file": "model.onnx", "sha256": _sha256(version / "model.onnx")}
+        artefact = _write_graph(version, read.graph)
     else:
         for file in (CONFIG, *read.files):
             shutil.copyfile(read.source / file, version / file)
+        for file, content in modules.items():
+            (version / file).parent.mkdir(exist_ok=True)
+            (version / file).write_bytes(content)
         artefact = {
             "file": CONFIG,
             "sha256": _sha256(version / CONFIG),
             "format": "transformers",
-            "files": {file: _sha256(version / file) for file in read.files},
+            "files": {file: _sha256(version / file) for file in (*read.files, *modules)},
         }
     whole = {"name": manifest["name"], "version": manifest["version"], "artefact": artefact, **manifest}
     (version / "manifest.yaml").write_text(yaml.dump(whole, Dumper=DUMPER, sort_keys=False, width=120))

@@ -9,10 +9,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from service.artefacts.huggingface.configs import Config, read_config, read_object
+from service.artefacts.huggingface.sentence_modules import MODULES
 from service.artefacts.reported import reported
 from service.errors import CatalogError
 from service.lifecycle.adding.exported import ExportedGraph, find_graph, read_graph
 from service.lifecycle.adding.huggingface_pairs import PairTokens, pair_tokens
+from service.lifecycle.adding.sentences import Sentences
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -60,7 +62,7 @@ class Folder:
 def is_huggingface(source: Path) -> bool:
     """Whether this is a folder with the configuration of a network of transformers, or an ONNX file in one."""
     if source.is_dir():
-        return _has(source, CONFIG)
+        return _has(source, CONFIG) or _has(source, MODULES)
     return folder_of(source) is not None
 
 
@@ -79,15 +81,16 @@ def _names_network(folder: Path) -> bool:
         return False
 
 
-def read_folder(source: Path, exported: Path | None = None) -> Folder:
-    """What the folder says; `exported` is the graph to serve in the place of its network.
+def read_folder(source: Path, exported: Path | None = None, sentences: Sentences | None = None) -> Folder:
+    """What the folder says; `exported` is the graph to serve in the place of its network, and `sentences` how it makes
+    embeddings of texts, if it does.
 
     Raises CatalogError, saying what to do, where something is missing or does not fit.
     """
-    config = read_config(_read(source, CONFIG), CONFIG)
+    config = read_config(_read(source, CONFIG), CONFIG, is_encoder=sentences is not None)
     if exported is None and not (_has(source, WEIGHTS) or _has(source, INDEX)):
         exported = find_graph(source)
-    graph = None if exported is None else read_graph(exported)
+    graph = None if exported is None else read_graph(exported, None if sentences is None else sentences.pooling)
     weights = _weights(source) if graph is None else []
     if not (source / TOKENIZER).is_file():
         raise CatalogError(
@@ -120,8 +123,16 @@ def read_folder(source: Path, exported: Path | None = None) -> Folder:
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    length = _length(config, declared)
+    if sentences is not None:
+        length = min(length, sentences.length or length)
+        if sentences.lowers and tokenizer.encode("A").ids != tokenizer.encode("a").ids:
+            raise CatalogError(
+                f"texts are put in small letters before they are tokens, and {TOKENIZER} does not: give it the "
+                "normalizer Lowercase"
+            )
     files = (*weights, *(file for file in BESIDE if _has(source, file)))
-    length, added = _length(config, declared), tokenizer.encode("").ids
+    added = tokenizer.encode("").ids
     return Folder(source, config, graph, files, size, length, padding, mask, added, tokenizer, declared)
 
 

@@ -14,6 +14,7 @@ import yaml
 from onnx import ModelProto, helper
 from safetensors.numpy import save
 
+from service.artefacts.onnx.weights import write_model
 from service.catalog.inputs.image import Normalisation
 from service.catalog.manifest import MAX_PARITY, PARITY
 from service.domain import Floats
@@ -53,8 +54,7 @@ def write_version(
     folder: Path, servable: ServableModel, added: AddedInputs, rows: Rows | None, choices: ManifestChoices
 ) -> None:
     """Writes the artefact, the baseline set, and the manifest that names both by digest."""
-    artefact = servable.model.SerializeToString()
-    (folder / "model.onnx").write_bytes(artefact)
+    artefact = write_model(folder, "model.onnx", servable.model)
     (folder / "baselines").mkdir()
     missing = imputed(servable.model, servable.input.name, prod(servable.input.shape))
     filled = None if rows is None else _filled(rows.values, missing)
@@ -67,7 +67,7 @@ def write_version(
         "version": choices.version,
         "title": choices.name.replace("-", " ").replace("_", " "),
         "description": f"Added from an ONNX file; {servable.how}.",
-        "artefact": {"file": "model.onnx", "sha256": hashlib.sha256(artefact).hexdigest()},
+        "artefact": artefact,
         "inputs": inputs,
         "outputs": choices.outputs,
         "baselines": [

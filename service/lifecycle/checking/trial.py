@@ -13,24 +13,29 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from service.catalog.calibrations import Calibration
 from service.catalog.inputs.instances import read_instance
+from service.catalog.inputs.kind import Row
 from service.catalog.manifest import BaselineSet, Manifest, read_manifest
 from service.catalog.version_files import read_baseline_rows
 from service.catalog.versions import ModelVersion
 from service.domain import ChunkShapes, Explanation, Floats, OutputSpace, Plan, Priority
 from service.engine.kernels.kernel import Deployed, DeployedKernel
 from service.engine.messages import Done, Failed
-from service.engine.worker.device import DeviceModel, outputs_over, put_on_device
+from service.engine.worker.device import DeviceModel, put_on_device
 from service.engine.worker.explanation import explain
-from service.engine.worker.scheduler import Live, Scheduler
-from service.usecases.planning import Parameters, make_plans
+from service.engine.worker.packing import Live
+from service.engine.worker.prepared_baselines import outputs_over
+from service.engine.worker.scheduler import Scheduler
+from service.usecases.planning import Parameters
+from service.usecases.references import plans_of, referred_rows, with_instances_read
 
 SHAPES = ChunkShapes(32, 128)
 """Fixed chunk shapes: calibration takes time that only traffic pays back, and small chunks fit any device."""
 NO_NUMBER = "no number"
 """The decision of outputs that are no finite numbers."""
-LARGE_BYTES = 2**20
-"""Of an artefact whose network is calibrated all the same: 128 rows of a large one take minutes."""
+CALIBRATED_BYTES = 2**20
+"""Of an artefact whose network is calibrated all the same: 128 rows of a larger one may take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +107,9 @@ class Trial:
         Arguments that are left out have the manifest's defaults. Raises InvalidRequest, or what an explanation failed
         with.
         """
-        target = self.manifest.outputs.usual_target
+        target = self.manifest.outputs.usual_request(self.manifest.example)
         parameters = Parameters(method=method, target=target, baseline=baseline, output_space=space)
-        plans = make_plans(self.version, [tuple(row.tolist()) for row in rows], parameters)
+        plans = self._plans([Row(tuple(row.tolist())) for row in rows], with_instances_read(self.version, parameters))
         explanations = self.explained_together(plans)
         attributions = np.stack([self.by_feature(explanation) for explanation in explanations])
         outputs = self.manifest.outputs
@@ -113,6 +118,12 @@ class Trial:
             for one, plan in zip(explanations, plans, strict=True)
         ]
         return Answers(explanations, attributions, decisions)
+
+    def _plans(self, rows: Sequence[Row], parameters: Parameters) -> list[Plan]:
+        needed = referred_rows(self.version, rows, parameters)
+        outputs = self.deployed(np.array(needed))[self.manifest.outputs.default_space].tolist() if needed else []
+        answers = dict(zip(needed, outputs, strict=True))
+        return [plan for _, plan in plans_of(self.version, rows, parameters, answers)]
 
     def deployed(self, rows: NDArray[np.floating]) -> Mapping[OutputSpace, Floats]:
         """The artefact's outputs for rows [n, columns], in every output space: [n, outputs]."""
@@ -164,7 +175,7 @@ class Trial:
 def load_trial(folder: Path, device: torch.device) -> Trial:
     """Loads the version in `folder`. Raises CatalogError."""
     manifest, key, digest = read_manifest(folder)
-    is_small = sum((folder / file).stat().st_size for file in manifest.artefact.sha256_by_file) < LARGE_BYTES
-    model = put_on_device(folder, device, {}, SHAPES if is_small else None)
+    size = sum((folder / file).stat().st_size for file in manifest.artefact.sha256_by_file)
+    model = put_on_device(folder, device, {}, Calibration(SHAPES) if size < CALIBRATED_BYTES else None)
     version = ModelVersion(key, manifest, folder, digest, {}, model.traits, model.parity)
     return Trial(version, model)

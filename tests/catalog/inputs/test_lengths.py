@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from service.artefacts.shared_weights import share_weights
+from service.catalog.calibrations import Calibration
 from service.domain import BaselineChoice, ChunkShapes, Conditions, Explanation, Floats, Plan, Prediction, Priority
 from service.engine.messages import Done, Explain, Predict
 from service.engine.protocol import Source
+from service.engine.worker import model_kernels
 from service.engine.worker.device import put_on_device
 from service.engine.worker.device_models import DeviceModels
 from service.engine.worker.scheduler import Scheduler
@@ -89,7 +91,10 @@ def integrated(network: Encoder, row: tuple[float, ...], steps: int = 2000) -> F
     return attributions
 
 
-@pytest.mark.parametrize(("count", "length"), [(2, "x16"), (16, "x16"), (17, "x32"), (32, "x32"), (33, ""), (64, "")])
+@pytest.mark.parametrize(
+    ("count", "length"),
+    [(2, "x16"), (16, "x16"), (17, "x24"), (24, "x24"), (25, "x32"), (32, "x32"), (33, "x48"), (49, ""), (64, "")],
+)
 def test_a_row_is_computed_at_the_least_length_that_holds_it(trial: Trial, count: int, length: str) -> None:
     explanation = trial.explained(plan_of(trial, count))
     assert explanation.chunk_rows == f"{SHAPES}{length}"
@@ -107,12 +112,17 @@ def test_its_answer_is_that_of_the_whole_row(network: LongEncoder, trial: Trial,
     np.testing.assert_allclose(told(explanation), attributions, atol=1e-3 * np.abs(attributions).sum() + 1e-7)
 
 
-@pytest.mark.parametrize("graded", [False, True])
-def test_an_answer_does_not_depend_on_who_shares_its_chunk(trial: Trial, folder: Path, *, graded: bool) -> None:
-    """Bit for bit, among texts of all lengths; also where a question is cut into several chunks."""
+@pytest.mark.parametrize(("graded", "large"), [(False, False), (True, False), (True, True)])
+def test_an_answer_does_not_depend_on_who_shares_its_chunk(
+    trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch, *, graded: bool, large: bool
+) -> None:
+    """Bit for bit, among texts of all lengths; also where a question is cut into several chunks, and where there is one
+    for every number of rows."""
+    if large:
+        monkeypatch.setattr(model_kernels, "MAX_RECORDED_VALUES", 1)
     if graded:
         shapes = ChunkShapes(1, 8, graded=True)
-        trial = replace(trial, model=put_on_device(folder, torch.device("cpu"), {}, shapes))
+        trial = replace(trial, model=put_on_device(folder, torch.device("cpu"), {}, Calibration(shapes)))
         assert trial.explained(plan_of(trial, 7)).chunk_rows == "1..8x16"
     plans = [
         plan_of(trial, count, method=method) for count in LENGTHS for method in ("integrated_gradients", "saliency")
@@ -144,12 +154,12 @@ def test_all_that_an_answer_has_by_token_is_whole(trial: Trial) -> None:
 def test_input_and_baseline_are_of_one_length(trial: Trial) -> None:
     """Whichever of them is longer decides; padding between tokens is inside the row."""
     plan = plan_of(trial, 7)
-    scattered = [*row_of(7)[:6], *[0.0] * 30, 3.0]
+    scattered = [*row_of(7)[:6], *[0.0] * 43, 3.0]
     longer = BaselineChoice("own", "none", "sha256:none", 1, (*scattered, *[0.0] * (LONGEST - len(scattered))))
     model = trial.model
     assert model.for_plan(plan).length == 16
     assert model.for_plan(replace(plan, baseline=longer)).length is None
-    assert model.for_rows(row_of(7), row_of(20)).length == 32
+    assert model.for_rows(row_of(7), row_of(20)).length == 24
 
 
 def computed(models: DeviceModels, request: Explain | Predict) -> Explanation | Prediction:
@@ -165,8 +175,8 @@ def computed(models: DeviceModels, request: Explain | Predict) -> Explanation | 
 def test_a_record_is_repeated_at_the_length_that_it_was_made_at(trial: Trial, folder: Path) -> None:
     """One of before there were lengths was made of whole rows, and is again."""
     models, version = DeviceModels(torch.device("cpu")), ref_of(folder)
-    loaded = models.load(version, Source(folder, folder), {}, SHAPES)
-    assert [shapes.length for shapes in loaded.shapes.cut] == [16, 32]
+    loaded = models.load(version, Source(folder, folder), {}, Calibration(SHAPES))
+    assert [shapes.length for shapes in loaded.calibration.cut] == [16, 24, 32, 48]
     plan = plan_of(trial, 7)
 
     def repeated(shapes: ChunkShapes | None) -> Explanation:
@@ -183,14 +193,14 @@ def test_a_record_is_repeated_at_the_length_that_it_was_made_at(trial: Trial, fo
     assert before.chunk_rows == "32+128"
     np.testing.assert_allclose(told(before), told(now), atol=1e-5)
     assert repeated(ChunkShapes.read("8+8x32")).chunk_rows == "8+8x32"
-    assert repeated(ChunkShapes.read("8+8x24")).chunk_rows == "8+8x16", "nothing is computed at 24: it is told so"
-    plan = plan_of(trial, 40)
+    assert repeated(ChunkShapes.read("8+8x20")).chunk_rows == "8+8x16", "nothing is computed at 20: it is told so"
+    plan = plan_of(trial, 50)
     assert repeated(ChunkShapes.read("32+128x16")).chunk_rows == "32+128", "the row has more than 16 tokens"
 
 
 def test_a_prediction_is_computed_at_the_length_of_its_row(network: LongEncoder, folder: Path) -> None:
     models, version = DeviceModels(torch.device("cpu")), ref_of(folder)
-    models.load(version, Source(folder, folder), {}, SHAPES)
+    models.load(version, Source(folder, folder), {}, Calibration(SHAPES))
     for count in LENGTHS:
         prediction = computed(models, Predict(1, version, row_of(count), None))
         assert isinstance(prediction, Prediction)

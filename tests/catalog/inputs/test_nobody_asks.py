@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 import service
-from service.artefacts.inputs.registry import KINDS
+from service.artefacts.inputs.registry import KINDS, OF_CAUSAL_NETWORKS
 from service.catalog.inputs.registry import AnyAttributions, DeclaredInputs
 
 SERVICE = Path(service.__file__).parent
@@ -80,4 +80,4 @@ def test_a_question_is_seen(code: str) -> None:
 
 
 def test_every_kind_is_known_to_the_worker() -> None:
-    assert set(KINDS) == WORDS == {"tabular", "image", "tokens", "series"}
+    assert {*KINDS, *OF_CAUSAL_NETWORKS} == WORDS == {"tabular", "image", "tokens", "series", "prompt"}

@@ -21,10 +21,10 @@ from service.catalog.outputs.kind import KnownOutputs, OutputKind
 from service.catalog.outputs.predictions import AnyPrediction, prediction_kind, target_kind
 from service.catalog.outputs.values import Values
 from service.catalog.review_rules import Review, parts_of
-from service.domain import Contrast, OutputSpace, Target
+from service.domain import Contrast, Measure, OutputSpace, Similarity, Target
 from service.errors import InvalidRequest
 
-P, Z, V = OutputSpace.PROBABILITY, OutputSpace.LOGIT, OutputSpace.VALUE
+P, Z, V, S = OutputSpace.PROBABILITY, OutputSpace.LOGIT, OutputSpace.VALUE, OutputSpace.SIMILARITY
 CLASSES = {"labels": ["a", "b", "c"], "link": "softmax", "adverse": "c"}
 LABELS = {"kind": "labels", "labels": ["a", "b", "c"], "thresholds": {"b": 0.2}, "adverse": "b"}
 VALUES = {
@@ -32,6 +32,7 @@ VALUES = {
     "values": [{"name": "price", "unit": "USD"}, {"name": "days"}],
     "adverse": {"above": 30, "value": "days"},
 }
+EMBEDDING = {"kind": "embedding", "dimensions": 3}
 SCORE = {"kind": "values", "values": [{"name": "score", "unit": "points"}], "adverse": {"below": 600}}
 
 
@@ -46,13 +47,15 @@ def test_a_manifest_that_names_no_kind_declares_classes() -> None:
 
 def test_what_tells_outputs_apart_is_their_link_and_spaces() -> None:
     one_logit = {"labels": ["a", "b"], "link": "sigmoid"}
-    kinds = [declared(each) for each in (CLASSES, one_logit, LABELS, VALUES)]
-    assert [one.identity for one in kinds] == ["softmax", "softmax, of one logit", "sigmoid", "identity"]
+    kinds = [declared(each) for each in (CLASSES, one_logit, LABELS, VALUES, EMBEDDING)]
+    words = ["softmax", "softmax, of one logit", "sigmoid", "identity", "unit length"]
+    assert [one.identity for one in kinds] == words
     assert [[one.is_comparable_with(other) for other in kinds] for one in kinds] == [
-        [True, True, False, False],
-        [True, True, False, False],
-        [False, False, True, False],
-        [False, False, False, True],
+        [True, True, False, False, False],
+        [True, True, False, False, False],
+        [False, False, True, False, False],
+        [False, False, False, True, False],
+        [False, False, False, False, True],
     ]
 
 
@@ -71,6 +74,8 @@ def test_what_tells_outputs_apart_is_their_link_and_spaces() -> None:
         (VALUES, 0, 0),
         (SCORE, "predicted", 0),
         (SCORE, "score", 0),
+        (EMBEDDING, {"similar_to": [1, 0.5, -2]}, Similarity((1.0, 0.5, -2.0), Measure.COSINE)),
+        (EMBEDDING, {"similar_to": [0, 0, 0], "measure": "dot"}, Similarity((0.0, 0.0, 0.0), Measure.DOT)),
     ],
 )
 def test_targets_that_can_be_asked_for(declaration: dict[str, Any], asked: object, target: object) -> None:
@@ -90,6 +95,10 @@ def test_targets_that_can_be_asked_for(declaration: dict[str, Any], asked: objec
         (VALUES, "prize", "did you mean price?"),
         (VALUES, {"label": "price", "rather_than": "days"}, "name one of them: price, days"),
         (SCORE, 1, "is not a value's index; it must be 0"),
+        (EMBEDDING, "predicted", "say what the instance is to be similar to"),
+        (EMBEDDING, {"similar_to": [1.0, math.inf, 0.0]}, "no list of 3 finite numbers"),
+        (EMBEDDING, {"similar_to": [0.0, 0.0, 0.0]}, "which has no direction; take the measure `dot`"),
+        (EMBEDDING, {"similar_to": [1.0, 0.0, 0.0], "measure": "cosinus"}, "the measures are cosine, dot"),
     ],
 )
 def test_targets_that_cannot_be_are_refused_with_a_sentence(
@@ -134,15 +143,25 @@ def test_predictions_say_what_the_outputs_mean() -> None:
     }
     assert (values.recorded_label, values.further_labels) == (None, ())
     assert declared(VALUES).prediction_item(None, V).values == {}
+    embedding = declared(EMBEDDING).prediction_item([0.5, -1.0, 0.25], S)
+    told = {"dimensions": 3, "output_space": "similarity"}
+    assert vars(embedding) == {"embedding": (0.5, -1.0, 0.25), **told}
+    assert vars(embedding.brief()) == told
+    assert vars(declared(EMBEDDING).prediction_item(None, S)) == {"embedding": (), **told}
 
 
-@pytest.mark.parametrize("declaration", [CLASSES, LABELS, VALUES], ids=["classes", "labels", "values"])
+@pytest.mark.parametrize(
+    "declaration", [CLASSES, LABELS, VALUES, EMBEDDING], ids=["classes", "labels", "values", "embedding"]
+)
 def test_what_was_recorded_is_read_as_what_it_was(declaration: dict[str, Any]) -> None:
     kind = declared(declaration)
     prediction = kind.prediction_item([0.5, 0.25, 0.125][: len(kind.names)], kind.default_space)
     written = orjson.loads(encode(prediction))
     assert read(prediction_kind(written), written) == prediction
-    targets: list[Target] = [0, 1, *([Contrast(2, 0)] if declaration is CLASSES else [])]
+    similar: list[Target] = [Similarity((1.0, 2.0, 3.0), measure) for measure in Measure]
+    targets: list[Target] = (
+        similar if declaration is EMBEDDING else [0, 1, *([Contrast(2, 0)] if declaration is CLASSES else [])]
+    )
     for target in targets:
         item = kind.target_item(target)
         written = orjson.loads(encode(item))
@@ -155,6 +174,23 @@ def test_values_are_hidden_and_rounded_as_outputs_are() -> None:
     rounded = limited_prediction(prediction, Policy(digits=2))
     assert rounded.values == {"price": 230000.0, "days": 0.0}
     assert prediction.units == rounded.units
+
+
+def test_what_a_similarity_refers_to() -> None:
+    """An instance, whatever it looks like, unless it is a list of as many numbers as the model answers."""
+    kind = declared(EMBEDDING)
+    for instance in ({"text": "words"}, [1, 2], [[1, 2, 3]], {"image": "..."}):
+        target = {"similar_to": instance, "measure": "dot"}
+        assert kind.reference_in(target) == ("similar_to", instance)
+        assert kind.with_reference(target, (1.0, 2.0, 3.0)) == {**target, "similar_to": [1.0, 2.0, 3.0]}
+        assert not kind.explains_reference(target)
+        assert kind.explains_reference({**target, "side": "reference"})
+    numbers = {"similar_to": [1, 2, 3]}
+    assert kind.reference_in(numbers) is None
+    assert kind.reference_in("predicted") is None
+    with pytest.raises(InvalidRequest, match="both sides are explained where"):
+        kind.reference_in({**numbers, "side": "reference"})
+    assert declared(CLASSES).reference_in(numbers) is None
 
 
 def test_labels_over_their_thresholds_are_the_same_in_both_spaces() -> None:
@@ -192,6 +228,8 @@ def test_what_is_adverse_has_a_sign() -> None:
         ({**CLASSES, "tensors": {"value": "y"}}, "no output space 'value' of classes"),
         ({**SCORE, "values": [{"name": "x"}, {"name": "x"}], "adverse": None}, "there twice"),
         ({"kind": "boxes"}, "boxes"),
+        ({**EMBEDDING, "dimensions": 0}, "greater than 0"),
+        ({**EMBEDDING, "default_space": "value"}, "no output space 'value' of embedding"),
     ],
 )
 def test_declarations_that_contradict_themselves_are_refused(declaration: dict[str, Any], complaint: str) -> None:
@@ -237,6 +275,8 @@ def test_review_rules_read_the_outputs(
         (VALUES, "value", None),
         (VALUES, "value", "weeks"),
         (VALUES, "probability", None),
+        (EMBEDDING, "value", None),
+        (EMBEDDING, "label", "a"),
     ],
 )
 def test_quantities_that_a_kind_does_not_have_are_refused(
@@ -246,8 +286,8 @@ def test_quantities_that_a_kind_does_not_have_are_refused(
         declared(declaration).check_quantity(quantity, of)
 
 
-KINDS = {"Classes", "Labels", "Values"}
-WORDS = {"classes", "labels", "values"}
+KINDS = {"Classes", "Labels", "Values", "Embedding"}
+WORDS = {"classes", "labels", "values", "embedding"}
 SERVICE = Path(service.__file__).parent
 
 

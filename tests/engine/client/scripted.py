@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
+from service.catalog.calibrations import Calibration
 from service.catalog.traits import Axis, Traits
 from service.domain import ChunkShapes, Explanation, ModelKey, Prediction, Timings, VersionRef
 from service.engine.client.worker_processes import StartedWorker
@@ -40,7 +41,7 @@ Answer = Callable[["ScriptedWorker", Request], Reply | None]
 def loaded(version: VersionRef, chunk_seconds: float = 0.0) -> Loaded:
     """What a scripted worker says of a version."""
     key = ModelKey(version.name, version.version, "sha256:artefact")
-    return Loaded(key, {"set": {}}, ChunkShapes(1, 2), TRAITS, 0.0, chunk_seconds)
+    return Loaded(key, {"set": {}}, Calibration(ChunkShapes(1, 2)), TRAITS, 0.0, chunk_seconds)
 
 
 def obedient(_: ScriptedWorker, request: Request) -> Reply | None:

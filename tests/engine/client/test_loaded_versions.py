@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from service.catalog.calibrations import Calibration
 from service.catalog.manifest import BaselineSet
 from service.domain import ChunkShapes, VersionRef
 from service.engine.client import loaded_versions
@@ -26,7 +27,7 @@ SET = BaselineSet(name="mine", version="1", size=1, file="mine.safetensors", sha
 
 
 async def load(group: WorkerGroup, version: VersionRef, *, beside: bool = False) -> Loaded:
-    return await group.versions.load(version, SOURCE, {"known": {}}, ChunkShapes(4, 8), beside=beside)
+    return await group.versions.load(version, SOURCE, {"known": {}}, Calibration(ChunkShapes(4, 8)), beside=beside)
 
 
 def having(group: WorkerGroup) -> list[set[VersionRef]]:
@@ -38,8 +39,8 @@ async def test_what_the_first_worker_finds_the_others_are_given(make_group: Make
     assert await load(group, version) == loaded(version)
 
     first, second = (worker.asked(Load) for worker in sorted(script.workers, key=lambda worker: worker.number))
-    assert first == [Load(0, version, SOURCE, {"known": {}}, ChunkShapes(4, 8))]
-    assert second == [Load(0, version, SOURCE, loaded(version).baseline_outputs, loaded(version).shapes)]
+    assert first == [Load(0, version, SOURCE, {"known": {}}, Calibration(ChunkShapes(4, 8)))]
+    assert second == [Load(0, version, SOURCE, loaded(version).baseline_outputs, loaded(version).calibration)]
     assert (group.versions.is_complete, group.versions.ready_workers, group.versions.is_empty) == (True, 2, False)
 
 
@@ -142,7 +143,7 @@ async def test_a_worker_that_comes_later_has_the_sets_before_it_is_asked_for_the
 
     again = loaded(version)
     assert script.workers[1].requests == [
-        Load(0, version, SOURCE, again.baseline_outputs, again.shapes),
+        Load(0, version, SOURCE, again.baseline_outputs, again.calibration),
         Attach(1, version, SET, {}),
     ]
     assert seen == [False]

@@ -29,16 +29,16 @@ from service.engine.worker.device import put_on_device
 from service.errors import CatalogError, DeadlineExceeded, InvalidRequest, ModelNotReady, WorkerLost
 from tests.conftest import PATIENCE_SECONDS
 from tests.engine.conftest import (
+    CALIBRATION,
     LOAN,
     LOAN_REF,
-    SHAPES,
     LocalEngineUnderTest,
     ref_of,
     source_of,
     start_local,
 )
-from tests.engine.forked import fork_worker
 from tests.engine.spoiling import copy_of_loan, wrong_digest
+from tests.forked import fork_worker
 
 if TYPE_CHECKING:
     from tests.conftest import Until
@@ -141,7 +141,7 @@ async def test_a_version_whose_file_was_spoilt_does_not_keep_the_worker_from_com
     shared: LocalEngineUnderTest, make_plan: MakePlan, second: Path, until: Until
 ) -> None:
     ref = ref_of(second)
-    loaded = await shared.engine.load(ref, source_of(second), {}, SHAPES)
+    loaded = await shared.engine.load(ref, source_of(second), {}, CALIBRATION)
     plan = make_plan(0)
     assert (await shared.explain(replace(plan, model=loaded.key), version=ref)).converged
     wrong_digest(second)
@@ -163,7 +163,7 @@ async def test_a_version_is_loaded_beside_what_is_under_way(
     shared: LocalEngineUnderTest, make_plan: MakePlan, second: Path, until: Until
 ) -> None:
     before, ref, supervisor = shared.worker, ref_of(second), shared.engine.separation.shared.supervisor
-    loading = asyncio.create_task(shared.engine.load(ref, source_of(second), {}, SHAPES, beside=True))
+    loading = asyncio.create_task(shared.engine.load(ref, source_of(second), {}, CALIBRATION, beside=True))
     await until(lambda: len(supervisor.all_workers) == 2)
     (loads,) = (worker.process.pid for worker in supervisor.all_workers if worker is not before)
     os.kill(loads, signal.SIGSTOP)  # however long it takes
@@ -185,7 +185,7 @@ async def test_a_worker_that_dies_while_another_is_loaded_beside_it(
     shared: LocalEngineUnderTest, make_plan: MakePlan, second: Path, until: Until
 ) -> None:
     ref, supervisor = ref_of(second), shared.engine.separation.shared.supervisor
-    loading = asyncio.create_task(shared.engine.load(ref, source_of(second), {}, SHAPES, beside=True))
+    loading = asyncio.create_task(shared.engine.load(ref, source_of(second), {}, CALIBRATION, beside=True))
     await until(lambda: len(supervisor.all_workers) == 2)
     shared.worker.process.kill()
     waiting = asyncio.create_task(shared.explain(make_plan(0)))
@@ -248,11 +248,11 @@ async def test_two_manifests_of_one_artefact_are_two_versions_on_every_worker(
     manifest["baselines"].append({**other, "sha256": hashlib.sha256(rows).hexdigest()})
     path.write_text(yaml.safe_dump(manifest))
     ref = ref_of(folder)
-    after = put_on_device(folder, torch.device("cpu"), {}, SHAPES)
+    after = put_on_device(folder, torch.device("cpu"), {}, CALIBRATION)
     noisy = make_plan(0, noise=Noise(NoiseKind.SMOOTHGRAD, 4, 0.1), rule="midpoint")
     digest = "sha256:" + hashlib.sha256(rows).hexdigest()
     new_set = replace(make_plan(1), baseline=BaselineChoice("other", "1", digest, 16))
-    await pair.engine.load(ref, source_of(folder), {}, SHAPES, beside=True)
+    await pair.engine.load(ref, source_of(folder), {}, CALIBRATION, beside=True)
 
     assert alone(noisy).attributions != pytest.approx(alone(noisy, after).attributions, rel=1e-2)
     # By turns on both workers, each of which has loaded the old files after the new ones.
@@ -275,7 +275,7 @@ async def test_a_set_that_was_taken_is_on_no_worker_and_on_none_that_comes(
     listed = BaselineSet(name="mine", version="1", size=16, file="set.safetensors", sha256=sha256)
     folder = copy_of_loan(tmp_path, "2")
     ref = ref_of(folder)
-    loaded = await pair.engine.load(ref, Source(folder, tmp_path), {}, SHAPES)
+    loaded = await pair.engine.load(ref, Source(folder, tmp_path), {}, CALIBRATION)
     plan = replace(make_plan(1), model=loaded.key, baseline=BaselineChoice("mine", "1", listed.digest, 16))
     outputs = await pair.engine.attach(ref, listed, None)
     other_shapes = Conditions(ChunkShapes(64, 256), None)

@@ -17,14 +17,14 @@ from service.domain import Explanation, Plan, VersionRef
 from service.engine.client import separation
 from service.engine.client.local_engine import LocalEngine
 from service.engine.messages import Load, Reply, Request, VersionLoaded
-from service.engine.worker import device
+from service.engine.worker import model_kernels
 from service.engine.worker.device import DeviceModel
 from service.errors import CatalogError, ModelNotReady
 from tests.engine.client.conftest import SOURCE
 from tests.engine.client.scripted import Script, ScriptedWorker, a_version, loaded, obedient, without
-from tests.engine.conftest import LOAN, LOAN_REF, SHAPES, ref_of, source_of
-from tests.engine.forked import fork_worker
+from tests.engine.conftest import CALIBRATION, LOAN, LOAN_REF, ref_of, source_of
 from tests.engine.spoiling import copy_of_loan
+from tests.forked import fork_worker
 
 if TYPE_CHECKING:
     from tests.conftest import Until
@@ -38,7 +38,7 @@ async def engine() -> AsyncIterator[LocalEngine]:
     """One worker that all share, with the loan model."""
     started = LocalEngine(1, 10**9, start=fork_worker)
     await started.start()
-    await started.load(LOAN_REF, source_of(LOAN), {}, SHAPES)
+    await started.load(LOAN_REF, source_of(LOAN), {}, CALIBRATION)
     yield started
     await started.close()
 
@@ -59,7 +59,7 @@ async def test_others_do_not_wait_for_a_chunk_that_takes_long(
     engine: LocalEngine, slow: Path, make_plan: MakePlan, alone: Callable[..., Explanation], until: Until
 ) -> None:
     ref = ref_of(slow)
-    loaded = await engine.load(ref, source_of(slow), {}, SHAPES)
+    loaded = await engine.load(ref, source_of(slow), {}, CALIBRATION)
     shared_group, own = engine.separation.groups
     (shared,), (worker,) = shared_group.supervisor.workers.values(), own.supervisor.workers.values()
     assert (shared.versions, worker.versions) == ({LOAN_REF}, {ref})
@@ -83,7 +83,7 @@ async def test_others_do_not_wait_for_a_chunk_that_takes_long(
     assert engine.stats().ready_workers == 2
     await until(lambda: engine.stats().memory.keys() == {0, 1})
 
-    await engine.load(ref, source_of(slow), {}, SHAPES)  # once more, so that it is to be unloaded twice
+    await engine.load(ref, source_of(slow), {}, CALIBRATION)  # once more, so that it is to be unloaded twice
     (process,) = (one.process for one in own.supervisor.workers.values())
     engine.unload(ref)
     assert (await explained(engine, plan, ref)).converged
@@ -148,7 +148,7 @@ async def test_two_loads_of_one_version_share_its_worker(script: Script, monkeyp
 
 async def test_versions_that_are_quick_share_a_worker(engine: LocalEngine, tmp_path: Path) -> None:
     folder = copy_of_loan(tmp_path)
-    loaded = await engine.load(ref_of(folder), source_of(folder), {}, SHAPES)
+    loaded = await engine.load(ref_of(folder), source_of(folder), {}, CALIBRATION)
 
     assert 0 < loaded.chunk_seconds < separation.MAX_SHARED_SECONDS
     assert engine.separation.groups == [engine.separation.shared]
@@ -159,4 +159,4 @@ async def test_how_long_a_chunk_takes_is_the_longer_of_gradients_and_the_artefac
     ends = device_model.low, device_model.high
     for times in ([0.0, 1.0, 4.0], [0.0, 3.0, 4.0]):
         clock = iter(times).__next__
-        assert device.chunk_seconds(device_model.kernels, ends, clock) == 3.0
+        assert model_kernels.chunk_seconds(device_model.kernels, ends, clock) == 3.0

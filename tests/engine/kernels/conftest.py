@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from service.catalog.calibrations import Calibration
 from service.domain import ChunkShapes, Floats
 from service.engine.worker.device import DeviceModel, put_on_device
 from tests.conftest import MODELS
@@ -18,7 +19,7 @@ FOLDER = MODELS / "loan" / "1"
 def model() -> DeviceModel:
     """The loan model."""
     torch.set_num_threads(1)
-    return put_on_device(FOLDER, torch.device("cpu"), {}, ChunkShapes(128, 512))
+    return put_on_device(FOLDER, torch.device("cpu"), {}, Calibration(ChunkShapes(128, 512)))
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from service.domain import Floats
+from service.engine.graph.operators import NotPiecewiseLinear
 from service.engine.kernels.kernel import BreakpointsKernel, Segment
-from service.engine.kernels.piecewise import NotPiecewiseLinear, PiecewiseLinear
+from service.engine.kernels.piecewise import PiecewiseLinear
 from service.methods.questions import Breakpoints, Pieces
 
 # Widths of eight: at others MKL's bits depend on a row's place, but for the setting that workers have.

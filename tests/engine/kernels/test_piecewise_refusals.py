@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from service.engine.kernels.piecewise import NotPiecewiseLinear, PiecewiseLinear, has_kinks, kinked_operators
+from service.engine.graph.operators import NotPiecewiseLinear, has_kinks, kinked_operators
+from service.engine.kernels.piecewise import PiecewiseLinear
 
 Inner = Callable[[Tensor], Tensor]
 ROW, COLUMNS = torch.linspace(-1, 1, 8).double(), torch.linspace(-1, 1, 40).double().reshape(8, 5)

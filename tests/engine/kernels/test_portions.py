@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from service.catalog.calibrations import Calibration
 from service.domain import ChunkShapes
 from service.engine.kernels.kernel import MOST_PADDING, Kernel, Kernels
 from service.methods.questions import Breakpoints, Points, Readout
@@ -76,6 +77,7 @@ def test_the_sizes_of_shapes() -> None:
     assert ChunkShapes(2, 16, graded=True).rows == ROWS
     assert ChunkShapes.read("64+512") == ChunkShapes(64, 512)
     of_length = ChunkShapes(1, 2, 16, graded=True)
-    shapes = ChunkShapes(1, 1, cut=(of_length,))
-    assert shapes.at(16) == of_length
-    assert shapes.at(32) == ChunkShapes(1, 1, 32)
+    calibration = Calibration(ChunkShapes(1, 1), (of_length,))
+    assert calibration.at(None) == ChunkShapes(1, 1)
+    assert calibration.at(16) == of_length
+    assert calibration.at(32) == ChunkShapes(1, 1, 32)

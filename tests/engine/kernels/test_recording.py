@@ -27,12 +27,13 @@ WIDTH = 40
 
 START = """
 import sys, pathlib, torch
+from service.catalog.calibrations import Calibration
 from service.domain import ChunkShapes
 from service.engine.worker.device import put_on_device
 from service.engine.worker.environment import set_up_torch
 from tests.conftest import MODELS
 set_up_torch()
-put_on_device(pathlib.Path(sys.argv[1]), torch.device("cpu"), {}, ChunkShapes(4, 8))
+put_on_device(pathlib.Path(sys.argv[1]), torch.device("cpu"), {}, Calibration(ChunkShapes(4, 8)))
 print(*(name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules))
 """
 

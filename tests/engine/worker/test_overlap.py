@@ -17,7 +17,7 @@ import torch
 from service.domain import ChunkShapes, Explanation, Plan, Priority
 from service.engine.kernels.gradient import NICENESS, BackgroundGradientKernel
 from service.engine.kernels.kernel import Kernel, Launched, Overlapping, Segment
-from service.engine.worker import device
+from service.engine.worker import model_kernels
 from service.engine.worker.device import DeviceModel
 from service.errors import ComputationFailed
 from service.methods.questions import Points
@@ -214,9 +214,9 @@ def test_what_needs_no_device_goes_on_while_a_chunk_is_under_way(
 def test_a_chunk_of_another_stream_is_not_waited_for(
     driver: MakeDriver, gradient: Kernel, make_plan: MakePlan, expected: list[Explanation], various: Sequence[Plan]
 ) -> None:
-    """Chunks of large networks, of which two are under way, take as long as they take."""
+    """Chunks of slow networks, of which two are under way, take as long as they take."""
     large, small = OneAtATime(gradient), Left(gradient)
-    large.stream = "large networks"
+    large.stream = "slow networks"
     of_large, of_small = driver({Points: large}), driver({Points: small})
     of_small.scheduler = of_large.scheduler
     for number in range(2):
@@ -317,13 +317,14 @@ def test_shapes_are_in_order_however_often_the_largest_was_halved(device_model: 
 
 
 @pytest.mark.parametrize("shapes", [ChunkShapes(1, 1), ChunkShapes(1, 4), ChunkShapes(1, 4, graded=True)])
-def test_all_chunks_of_a_large_network_are_left_to_one_thread(
+def test_all_chunks_of_a_slow_network_are_left_to_one_thread(
     device_model: DeviceModel, monkeypatch: pytest.MonkeyPatch, shapes: ChunkShapes
 ) -> None:
     """Also where it has one size of them, because the next costs as much a row."""
-    monkeypatch.setattr(device, "LARGE_VALUES", 1)
+    monkeypatch.setattr(model_kernels, "MAX_RECORDED_VALUES", 1)
     kernels = device_model.kernels_at(shapes)[Points]
-    assert tuple(kernel.capacity for kernel in kernels) == shapes.rows
+    counts = range(shapes.brief, shapes.long + 1) if shapes.graded else shapes.rows
+    assert [kernel.capacity for kernel in kernels] == [*counts], "one for every number of rows, where they are graded"
     threads = set()
     for kernel in kernels:
         assert isinstance(kernel, BackgroundGradientKernel)

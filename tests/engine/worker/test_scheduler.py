@@ -16,7 +16,7 @@ from service.catalog.outputs.classes import Classes
 from service.domain import Explanation, OutputSpace, Plan, Priority
 from service.engine.kernels.kernel import Deployed, Kernel, Kernels, Segment
 from service.engine.worker.device import DeviceModel
-from service.engine.worker.scheduler import quantum
+from service.engine.worker.packing import quantum
 from service.errors import ComputationFailed, DeadlineExceeded, DeviceOutOfMemory
 from service.methods.questions import Breakpoints, Points
 

@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from service.artefacts.onnx import weights
 from service.catalog.assessments import Assessments
 from service.catalog.manifest import read_manifest
 from service.domain import OutputSpace
@@ -190,11 +191,18 @@ def test_what_is_no_classifier_of_one_label_is_refused(
         add(export(make(), *shape), tmp_path)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_literal_number_of_rows_is_refused_in_a_sentence(rows: int, tmp_path: Path) -> None:
+def test_a_literal_number_of_rows_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="at a time and cannot be opened for more") as refused:
-        add(export(_Literal(rows), rows, 4, is_open=False), tmp_path)
+        add(export(_Literal(2), 2, 4, is_open=False), tmp_path)
     assert "ONNXRuntimeError" not in str(refused.value)
+
+
+def test_a_literal_one_is_opened(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network, rows = _Literal(1), torch.randn(40, 4)
+    added = add(export(network, 1, 4, is_open=False), tmp_path, rows.numpy())
+    one_by_one = torch.cat([network(row[None]) for row in rows]).detach().numpy()
+    assert served(added, rows.numpy()) == pytest.approx(one_by_one, abs=1e-6)
 
 
 def test_a_declared_number_of_rows_is_opened(tmp_path: Path) -> None:
@@ -225,17 +233,47 @@ def test_a_file_whose_outputs_contradict_each_other_is_refused() -> None:
         make_servable(model, scores, is_logit=True)
 
 
-def test_weights_in_another_file_say_how_to_export_them(tmp_path: Path) -> None:
-    """As torch's default export writes them; for the file and for its folder. The advice is followed, too."""
-    model = export(nn.Sequential(layers(4, 3), nn.Softmax(1)), 5, 4)
+@pytest.mark.parametrize("is_large", [False, True])
+def test_weights_in_another_file_are_read_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """As torch's default export writes them; for the file and for its folder. A large version has two files, too."""
+    model = export(nn.Sequential(layers(100, 3), nn.Softmax(1)), 5, 100)
     path = tmp_path / "mine" / "model.onnx"
     path.parent.mkdir()
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    if is_large:
+        monkeypatch.setattr(weights, "LARGE", 0)
+    rows = torch.randn(4, 100).numpy()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for source in (path, path.parent):
-        with pytest.raises(CatalogError, match=r"in a file outside itself.*external_data=False"):
-            add_model(AddOptions(source), tmp_path / "models", lambda _, usual: usual, 2, Assessments(tmp_path))
+        added = add_model(AddOptions(source), tmp_path / "models", usual, 2, Assessments(tmp_path))
+        np.testing.assert_allclose(served(added, rows), session.run(None, {"rows": rows})[0], atol=1e-6)
+        assert not added.report.failed
+        assert set(read_manifest(added.folder)[0].artefact.files) == ({"model.onnx.data"} if is_large else set())
 
-    onnx.save(onnx.load(path), tmp_path / "one.onnx")
-    assert add_model(
-        AddOptions(tmp_path / "one.onnx"), tmp_path / "models", lambda _, usual: usual, 2, Assessments(tmp_path)
-    )
+
+@pytest.mark.parametrize(
+    ("location", "sentence"),
+    [
+        ("../weights", "does not lie in its folder; export it again as one file: .*external_data=False"),
+        ("link", "a link out of its folder"),
+        ("nothing", "which cannot be read .*; put that file beside it"),
+        ("short", "does not hold the 48 bytes of 'weights'"),
+    ],
+)
+def test_weights_elsewhere_are_not_read(tmp_path: Path, location: str, sentence: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (tmp_path / "weights").write_bytes(bytes(1000))
+    (folder / "link").symlink_to(tmp_path / "weights")
+    (folder / "short").write_bytes(bytes(47))
+    tensor = TensorProto(name="weights", data_type=TensorProto.FLOAT, dims=[4, 3])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    rows, logits = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("rows", "logits"))
+    product = helper.make_node("MatMul", ["rows", "weights"], ["logits"])
+    graph = helper.make_graph([product], "graph", [rows], [logits], [tensor])
+    (folder / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(CatalogError, match=sentence):
+        add_model(AddOptions(folder / "model.onnx"), tmp_path / "models", usual, 2, Assessments(tmp_path))

@@ -87,3 +87,23 @@ def graph(
 def test_what_cannot_be_read_says_what_to_do(model: onnx.ModelProto, output: str | None, advice: str) -> None:
     with pytest.raises(CatalogError, match=advice):
         make_servable(model, output, is_logit=False)
+
+
+def test_of_several_outputs_the_one_is_asked_for() -> None:
+    """Named by a user or an option; without either the sentence has all names."""
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 4])
+    heads = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("sex", "age")]
+    nodes = [helper.make_node("Sin", ["rows"], ["sex"]), helper.make_node("Mul", ["rows", "rows"], ["age"])]
+    model = helper.make_model(helper.make_graph(nodes, "graph", [rows], heads), ir_version=8)
+    asked = []
+
+    def ask(question: str, _default: str) -> str:
+        asked.append(question)
+        return "age"
+
+    assert make_servable(model, None, is_logit=True, ask=ask).output == "age"
+    assert asked == ["which output holds the scores: sex, age?"]
+    assert make_servable(model, "sex", is_logit=True, ask=ask).output == "sex"
+    assert len(asked) == 1
+    with pytest.raises(CatalogError, match=r"'sex', 'age'; name one with --output"):
+        make_servable(model, None, is_logit=True, ask=lambda _question, default: default)

@@ -1,7 +1,8 @@
-"""Worker processes that need not import torch: forks of a process that has, where tests start many.
+"""Worker processes that need not import torch: forks of a process that has, for the services of the tests' own process.
 
 They run the program of a worker, with its environment, in a process of their own; spared are only the two seconds of
-CPU that each would take to come up. `test_conformance.py` has workers that are started as the service starts them.
+CPU that each would take to come up. `tests/engine/test_conformance.py` and all of `tests/faults` have workers that are
+started as the service starts them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from multiprocessing import get_context
 from typing import cast
 from unittest.mock import patch
@@ -21,9 +23,10 @@ from service.processes import child
 WORKER = "service.engine.worker.worker"
 
 
-def _run(index: int, connection: socket.socket) -> None:
+def _run(environment: Mapping[str, str], connection: socket.socket) -> None:
     os.setsid()
-    os.environ.update(worker_environment(index))
+    os.environ.clear()
+    os.environ.update(environment)
     sys.argv[1:] = [WORKER, str(connection.detach())]
     child.main()
 
@@ -32,11 +35,11 @@ class ForkedWorker:
     """What the front needs of a worker's process, as `subprocess.Popen` has it."""
 
     def __init__(self, index: int, connection: socket.socket) -> None:
-        context = get_context("forkserver")
+        context, environment = get_context("forkserver"), dict(worker_environment(index))
         context.set_forkserver_preload([WORKER, __name__])
         # Its environment is that of the process that forks, if it is the first.
-        with connection, patch.dict(os.environ, worker_environment(index)):
-            self._process = context.Process(target=_run, args=(index, connection), daemon=True)
+        with connection, patch.dict(os.environ, environment):
+            self._process = context.Process(target=_run, args=(environment, connection), daemon=True)
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
