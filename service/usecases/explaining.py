@@ -26,7 +26,7 @@ from service.catalog.review_rules import Condition, Rule
 from service.catalog.versions import ModelVersion
 from service.domain import Context, Explanation, OutputSpace, Plan, Priority, Timings
 from service.engine.protocol import Engine
-from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids, pointer_to
+from service.errors import InvalidRequest, LedgerFull, LedgerUnavailable, NotConverged, PolicyForbids
 from service.ledger.append_queue import Room
 from service.ledger.entries import Entry, RequestKey
 from service.ledger.ids import uuid7
@@ -36,7 +36,7 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.review import holds
 from service.monitoring.timings import RequestTimings
 from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, read_when
-from service.usecases.references import plans_of, referred_rows
+from service.usecases.references import check_explained, plans_of, referred_rows
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
@@ -206,7 +206,7 @@ class Explaining:
 
     async def _explain(self, request: Request, deadline: float | None, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
-        _refuse_unexplainable(request)
+        check_explained(version, request.rows, parameters, request.chosen)
         planned = await self._planned(request, deadline)
         plans = [plan for _, plan in planned]
         digests = [plan.digest() for plan in plans]
@@ -397,17 +397,6 @@ class Explaining:
 def limited_answer(prediction: AnyPrediction, answer: Answered, policy: Policy, timings: TimingsItem) -> Answer:
     """An answer as the policy lets it be seen."""
     return Answer(limited_prediction(prediction, policy), limited(answer, policy, prediction).taking(timings))
-
-
-def _refuse_unexplainable(request: Request) -> None:
-    """Raises InvalidRequest, with the place of the first instance that can be predicted, but not explained."""
-    inputs, detail = request.version.manifest.inputs, request.parameters.detail
-    numbers = request.chosen or range(len(request.rows))
-    for number, row in zip(numbers, request.rows, strict=True):
-        try:
-            inputs.check_explained(row, detail)
-        except InvalidRequest as error:
-            raise error.under(pointer_to("instances", number)) from None
 
 
 def refuse_method(policy: Policy, method: str) -> None:

@@ -105,6 +105,19 @@ def plans_of(
     return planned
 
 
+def check_explained(
+    version: ModelVersion, rows: Sequence[Row], parameters: Parameters, numbers: Sequence[int] | None = None
+) -> None:
+    """Raises InvalidRequest for the first row that can be predicted, but not explained as the parameters ask; `numbers`
+    are those of the rows among the request's instances, None where these are all."""
+    inputs, detail = version.manifest.inputs, parameters.detail
+    for number, row in zip(numbers or range(len(rows)), rows, strict=True):
+        try:
+            inputs.check_explained(row, detail)
+        except InvalidRequest as error:
+            raise error.under(pointer_to("instances", number)) from None
+
+
 def check_request(version: ModelVersion, row: Row, parameters: Parameters, tenant: str | None) -> None:
     """Raises InvalidRequest for parameters with which the row cannot be explained. What the artefact would answer for
     instances that targets refer to is left open."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.access.visibility import Item
+from service.catalog.inputs.units import TextToken
 from service.errors import InvalidRequest, Kind, invalid, pointer_to
 
 MAX_SEGMENTS = 64
@@ -24,9 +25,9 @@ class SentSegment(Item):
     end: int
     part: int | None = None
 
-    def holds(self, start: int, end: int, part: int | None) -> bool:
-        """Whether a token lies in it; that is where it ends, since some begin with the white space before them."""
-        return part == self.part and start < end and self.start < end <= self.end
+    def holds(self, end: int, part: int | None) -> bool:
+        """Whether a token lies in it: that is where it ends, since some begin with the white space before them."""
+        return part == self.part and self.start < end <= self.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +59,11 @@ def read_segments(sent: object, texts: Sequence[str]) -> tuple[SentSegment, ...]
     return segments
 
 
-def segments_of(
-    segments: Sequence[SentSegment],
-    positions: Sequence[int],
-    places: Sequence[tuple[int, int]],
-    parts: Sequence[int] | None,
-) -> tuple[SegmentOfRow, ...]:
-    """Each segment with the positions of its tokens, of which there are the places and, of a row of a pair, parts."""
-    located = [
-        (position, (start, end, None if parts is None else parts[position]))
-        for position, (start, end) in zip(positions, places, strict=True)
-    ]
+def segments_of(segments: Sequence[SentSegment], tokens: Sequence[TextToken]) -> tuple[SegmentOfRow, ...]:
+    """Each segment with its tokens; those that the tokenizer added are in none."""
+    own = [token for token in tokens if token.word is not None]
     return tuple(
-        SegmentOfRow(segment, tuple(position for position, place in located if segment.holds(*place)))
+        SegmentOfRow(segment, tuple(token.position for token in own if segment.holds(token.end, token.part)))
         for segment in segments
     )
 

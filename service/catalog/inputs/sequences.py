@@ -26,6 +26,7 @@ from service.catalog.inputs.pairs import (
     texts_of,
 )
 from service.catalog.inputs.segments import SentSegment, read_segments
+from service.catalog.inputs.units import word_numbers
 from service.catalog.version_files import read_verified
 from service.errors import MAX_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
 
@@ -139,16 +140,20 @@ class TextTokenizer:
         if separator is not None:
             check_parts(encoding, separator)
             first -= int(is_second(np.array(ids), separator).sum())
-        offsets, special = encoding.offsets, encoding.special_tokens_mask
-        each = [_places(offsets[part], special[part]) for part in (slice(first), slice(first, None))]
-        starts, ends = (sum(places, ()) for places in zip(*each, strict=True))
+        offsets, special, ids_of_words = encoding.offsets, encoding.special_tokens_mask, encoding.word_ids
+        places: list[tuple[int, int]] = []
+        words: list[int | None] = []
+        for part, text in zip((slice(first), slice(first, None)), texts, strict=False):
+            own = _places(offsets[part], special[part])
+            places += own
+            words += word_numbers(ids_of_words[part], own, text)
         spans = Spans(
             positions=tuple(range(len(ids))),
             tokens=tuple(encoding.tokens),
-            starts=starts,
-            ends=ends,
+            starts=tuple(start for start, _ in places),
+            ends=tuple(end for _, end in places),
             truncated=bool(encoding.overflowing),
-            words=tuple(encoding.word_ids),
+            words=tuple(words),
             texts=texts,
             segments=segments or None,
         )
@@ -167,14 +172,13 @@ class TextTokenizer:
         return self._whole.encode_batch([single])[0]
 
 
-def _places(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _places(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> list[tuple[int, int]]:
     """Where tokens start and end; special ones, which the tokenizer puts at 0, stand where the one before ends."""
-    starts, ends, last = [], [], 0
+    places, last = [], 0
     for (start, end), is_special in zip(offsets, special, strict=True):
-        starts.append(last if is_special else start)
-        ends.append(last if is_special else end)
-        last = ends[-1]
-    return tuple(starts), tuple(ends)
+        places.append((last, last) if is_special else (start, end))
+        last = places[-1][1]
+    return places
 
 
 def read_tokenizer(folder: Path, inputs: TokenInputs) -> TextTokenizer | None:

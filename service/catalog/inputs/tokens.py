@@ -309,20 +309,20 @@ class TokenInputs(Inputs):
         part. Of a text also by word or sentence."""
         parts = part_of(row.values, self.separator)
         if detail.units is not None and isinstance(row.places, Spans) and row.places.words is not None:
-            own = [values[position] for position in row.places.positions]
-            units: list[Any] = [*summed(_text_tokens(row.places, parts), own, row.places.texts or (), detail.units)]
+            tokens = _text_tokens(row.places, parts)
+            units: list[Any] = [*summed(tokens, values, row.places.texts or (), detail.units)]
             return TokenAttributions.model_construct(units)
         positions: Sequence[int] = range(len(row.values))
-        tokens: list[dict[str, Any]] = [{"token": int(token)} for token in row.values] if row.places is None else []
+        named: list[dict[str, Any]] = [{"token": int(token)} for token in row.values] if row.places is None else []
         if row.places is not None:
             spans = row.places
             assert isinstance(spans, Spans)
             positions = spans.positions
             places = zip(spans.tokens, spans.starts, spans.ends, strict=True)
-            tokens = [{"token": token, "start": start, "end": end} for token, start, end in places]
+            named = [{"token": token, "start": start, "end": end} for token, start, end in places]
         if parts is not None:
-            tokens = [{**token, "part": parts[at]} for token, at in zip(tokens, positions, strict=True)]
-        valued: list[Any] = [{**token, "attribution": values[at]} for token, at in zip(tokens, positions, strict=True)]
+            named = [{**token, "part": parts[at]} for token, at in zip(named, positions, strict=True)]
+        valued: list[Any] = [{**token, "attribution": values[at]} for token, at in zip(named, positions, strict=True)]
         return TokenAttributions.model_construct(valued)
 
     @property
@@ -335,8 +335,7 @@ class TokenInputs(Inputs):
         spans = row.places
         if not isinstance(spans, Spans) or spans.segments is None:
             return ()
-        places = [*zip(spans.starts, spans.ends, strict=True)]
-        return segments_of(spans.segments, spans.positions, places, part_of(row.values, self.separator))
+        return segments_of(spans.segments, _text_tokens(spans, part_of(row.values, self.separator)))
 
     def check_explained(self, row: Row, detail: Detail) -> None:
         """Words and sentences are those of a text, and so are segments, of which some must be named."""
@@ -363,7 +362,4 @@ class TokenInputs(Inputs):
 def _text_tokens(spans: Spans, parts: Sequence[int] | None) -> list[TextToken]:
     assert spans.words is not None
     places = zip(spans.positions, spans.tokens, spans.starts, spans.ends, spans.words, strict=True)
-    return [
-        TextToken(spelling, start, end, word, None if parts is None else parts[position])
-        for position, spelling, start, end, word in places
-    ]
+    return [TextToken(*place, None if parts is None else parts[place[0]]) for place in places]

@@ -22,9 +22,10 @@ NAMES = {Units.WORDS: "word", Units.SENTENCES: "sentence"}
 
 @dataclass(frozen=True, slots=True)
 class TextToken:
-    """A token of a text: how it is spelled, where it is in which text, and the number of its word, None where it was
-    added by the tokenizer; `part` is None where there is one text."""
+    """A token of a text: its position in the row, how it is spelled, where it is in which text, and the number of its
+    word, None where it was added by the tokenizer; `part` is None where there is one text."""
 
+    position: int
     spelling: str | int
     start: int
     end: int
@@ -35,21 +36,38 @@ class TextToken:
 def summed(
     tokens: Sequence[TextToken], values: Sequence[float], texts: Sequence[str], units: Units
 ) -> Iterator[dict[str, Any]]:
-    """Words or sentences in the order of the tokens, each with its place, its text and the sum over its tokens. Tokens
-    that are in none, which the tokenizer added, stand between them as they are."""
+    """Words or sentences in the order of the tokens, each with its place, its text and the sum over its tokens, of a
+    row's `values`. Tokens that are in none, which the tokenizer added, stand between them as they are."""
     unit_of, name = _unit_of(texts, units), NAMES[units]
-    numbered = ((at, None if token.word is None else unit_of(token)) for at, token in enumerate(tokens))
-    for _, members in groupby(numbered, key=lambda one: (-1 - one[0], 0) if one[1] is None else one[1]):
-        own = [at for at, _ in members]
-        first, last, value = tokens[own[0]], tokens[own[-1]], math.fsum(values[at] for at in own)
+
+    def key_of(token: TextToken) -> tuple[int, int]:
+        return (-1, token.position) if token.word is None else unit_of(token)
+
+    for _, members in groupby(tokens, key_of):
+        own = [*members]
+        first, last, value = own[0], own[-1], math.fsum(values[token.position] for token in own)
         part = {} if first.part is None else {"part": first.part}
         if first.word is None:
             place = {"token": first.spelling, "start": first.start, "end": first.end}
         else:
             said = texts[first.part or 0][first.start : last.end]
-            start = first.start + len(said) - len(said.lstrip())
-            place = {name: said.strip(), "start": start, "end": last.end}
+            bare = said.strip() or said
+            start = first.start + said.index(bare)
+            place = {name: bare, "start": start, "end": start + len(bare)}
         yield {**place, **part, "attribution": value}
+
+
+def word_numbers(ids: Sequence[int | None], places: Sequence[tuple[int, int]], text: str) -> Iterator[int | None]:
+    """For each token of a text the number of its word. Words are those of the tokenizer's own `ids`; where one holds
+    white space, as with tokenizers that never divide a text, it is divided there."""
+    number, own, last, is_begun = -1, None, 0, False
+    for id_, (start, end) in zip(ids, places, strict=True):
+        said = text[last:end]
+        if id_ is not None and (id_ != own or (is_begun and said[:1].isspace())):
+            number, is_begun = number + 1, False
+        own, last = id_, end
+        is_begun = is_begun or not (said.isspace() or start == end)
+        yield None if id_ is None else number
 
 
 def sentence_starts(text: str) -> list[int]:
