@@ -14,7 +14,7 @@ from service.catalog.inputs.kind import Units
 
 END_OF_SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][」』”’）]*\s*|\n\s*\n\s*")
 BEFORE_NO_END = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|No|Fig|Eq|cf|al|approx|Inc|Ltd|Co|e\.g|i\.e)|\b[A-Za-z])$"
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|Fig|Eq|cf|al|approx|Inc|Ltd|Co|e\.g|i\.e)|\b[A-Za-z])$"
 )
 """What stands before a full stop that ends no sentence: an abbreviation, or a single letter."""
 NAMES = {Units.WORDS: "word", Units.SENTENCES: "sentence"}
