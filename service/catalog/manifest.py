@@ -71,8 +71,10 @@ class Defaults(_Frozen):
     max_evaluations: int = Field(default=4096, ge=1)
 
 
-Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | None] | tuple[int, ...] | tuple[Any, ...]
-"""A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file."""
+Segments = tuple[Mapping[str, str | int], ...]
+Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | Segments | None] | tuple[int, ...] | tuple[Any, ...]
+"""A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file; of
+texts also their segments."""
 
 
 class Manifest(_Frozen):
@@ -111,9 +113,7 @@ class Manifest(_Frozen):
         if self.baselines and self.inputs.sets_obstacle is not None:
             raise ValueError(self.inputs.sets_obstacle)
         self._check_review()
-        names = set(self.inputs.names)
-        if names and not (isinstance(self.example, Mapping) and set(self.example) == names):
-            raise ValueError("the example is not one complete instance")
+        self.inputs.check_example(self.example)
         return self
 
     def _check_review(self) -> None:

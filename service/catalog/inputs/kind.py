@@ -406,6 +406,11 @@ class Inputs(Declaration, ABC):
         """The segments that came with an instance."""
         return ()
 
+    def check_example(self, example: object) -> None:
+        """Raises ValueError where the example is not one complete instance that can be explained."""
+        if self.names and not (isinstance(example, Mapping) and {*example} == {*self.names}):
+            raise ValueError("the example is not one complete instance")
+
     def check_explained(self, row: Row, detail: Detail) -> None:
         """Raises InvalidRequest for an instance that can be predicted, but not explained in that detail."""
 

@@ -337,6 +337,13 @@ class TokenInputs(Inputs):
             return ()
         return segments_of(spans.segments, _text_tokens(spans, part_of(row.values, self.separator)))
 
+    def check_example(self, example: object) -> None:
+        """It must name the segments that are listed."""
+        sent = example.get("segments", ()) if isinstance(example, Mapping) else ()
+        missing = {*self.segments} - {one.get("name") for one in sent}
+        if missing:
+            raise ValueError(f"the example has no segment {min(missing)!r}, which the inputs list")
+
     def check_explained(self, row: Row, detail: Detail) -> None:
         """Words and sentences are those of a text, and so are segments, of which some must be named."""
         spans = row.places if isinstance(row.places, Spans) else None
