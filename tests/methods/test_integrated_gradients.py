@@ -97,8 +97,8 @@ def test_on_the_sigmoid_of_a_linear_margin_shares_are_those_of_the_margin(
     slope = float(weights @ (2 * chance * (1 - chance))) / 2
     assert result.stopped is None
     norm = max(np.abs(of_margin * slope).sum(), problem.floor)
-    assert np.abs(result.values - of_margin * slope).sum() <= max(result.path_error, 1e-9 * norm)
     assert result.path_error is not None
+    assert np.abs(result.values - of_margin * slope).sum() <= result.path_error + 1e-9 * norm
     assert abs(result.values.sum() - (sigmoid[1] - sigmoid[0])) <= tolerance * max(
         abs(sigmoid[1] - sigmoid[0]), problem.floor
     )
