@@ -17,6 +17,7 @@ BEFORE_NO_END = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|Fig|Eq|cf|al|approx|Inc|Ltd|Co|e\.g|i\.e)|\b[A-Za-z])$"
 )
 """What stands before a full stop that ends no sentence: an abbreviation, or a single letter."""
+VISIBLE = re.compile(r"\S")
 NAMES = {Units.WORDS: "word", Units.SENTENCES: "sentence"}
 
 
@@ -85,8 +86,15 @@ def sentence_starts(text: str) -> list[int]:
 
 
 def _unit_of(texts: Sequence[str], units: Units) -> Callable[[TextToken], tuple[int, int]]:
-    """The part and the number of a token's word or sentence; that in which it ends."""
+    """The part and the number of a token's word or sentence: that in which it ends, or of white space alone that of
+    what follows, since tokenizers begin words with it."""
     if units is Units.WORDS:
         return lambda token: (token.part or 0, token.word or 0)
     starts = [sentence_starts(text) for text in texts]
-    return lambda token: (token.part or 0, bisect_right(starts[token.part or 0], max(token.start, token.end - 1)))
+
+    def sentence_of(token: TextToken) -> tuple[int, int]:
+        part, last = token.part or 0, max(token.start, token.end - 1)
+        visible = VISIBLE.search(texts[part], last)
+        return part, bisect_right(starts[part], last if visible is None else visible.start())
+
+    return sentence_of

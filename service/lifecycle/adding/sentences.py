@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.artefacts.huggingface.configs import CLASSIFIER, Config, read_object
+from service.artefacts.huggingface.configs import CAUSAL, CLASSIFIER, Config, read_object
 from service.artefacts.huggingface.sentence_modules import MODES, MODULES, Pooling, modules_of, read_modules
 from service.catalog.outputs.embedding import Embedding
 from service.catalog.outputs.kind import KnownOutputs
@@ -59,7 +59,7 @@ def read_sentences(source: Path, ask: Ask) -> Sentences | None:
         return None
     if (source / MODULES).is_file():
         return _of_package(source)
-    if architecture is None or not architecture.endswith(ENCODER):
+    if architecture is None or architecture.endswith(CAUSAL) or not architecture.endswith(ENCODER):
         return None
     question = "how the embeddings of a text's tokens become its own: mean, cls or max"
     mode = ask(question, "mean")
