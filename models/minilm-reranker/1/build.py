@@ -49,21 +49,21 @@ class Reranker(nn.Module):
         self.encoder = BertModel.from_pretrained(get_model_path(), add_pooling_layer=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        weights = attention_mask.to(torch.float32)
-        second = token_type_ids.to(torch.float32)
-        parts = torch.stack([weights * (1 - second), weights * second])  # [2, N, length]
-        is_seen = (token_type_ids.unsqueeze(2) == token_type_ids.unsqueeze(1)) & (attention_mask.unsqueeze(1) > 0)
-        unseen = torch.where(is_seen, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)
-        begin = (1 - token_type_ids).sum(1, keepdim=True)
-        places = torch.arange(input_ids.shape[1]).unsqueeze(0) - begin * token_type_ids
-        hidden = self.encoder(
-            input_ids=input_ids,
-            attention_mask=unseen,
-            token_type_ids=torch.zeros_like(token_type_ids),
-            position_ids=places,
-        )[0]
-        query, document = (_direction(hidden, part) for part in parts.unbind(0))
-        return (query * document).sum(1, keepdim=True)
+        is_token, is_second = attention_mask.to(torch.float32), token_type_ids.to(torch.float32)
+        query, document = is_token * (1 - is_second), is_token * is_second
+        hidden = self._embedded(input_ids, torch.arange(input_ids.shape[1]) - query.sum(1, keepdim=True) * is_second)
+        together = sum(part.unsqueeze(2) * part.unsqueeze(1) for part in (query, document))
+        unseen = (1 - together).unsqueeze(1) * torch.finfo(torch.float32).min
+        encoded = self.encoder.encoder(hidden, attention_mask=unseen)[0]
+        return (_direction(encoded, query) * _direction(encoded, document)).sum(1, keepdim=True)
+
+    def _embedded(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """As the package's network has them: [N, length, 384]. What stands at a place is a product, since a look-up by
+        what depends on the input has no gradient."""
+        tables = self.encoder.embeddings
+        is_there = (places.unsqueeze(2) == torch.arange(LENGTH)).to(torch.float32)
+        own = tables.word_embeddings(tokens) + tables.token_type_embeddings.weight[0]
+        return tables.LayerNorm(own + is_there @ tables.position_embeddings.weight[:LENGTH])
 
 
 def _direction(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -124,8 +124,7 @@ def check(network: Reranker, tokenizer: Tokenizer, texts: Texts, expected: NDArr
     batch = tokenizer.encode_batch([*texts])
     rows = [[getattr(one, name) for one in batch] for name in ("ids", "attention_mask", "type_ids")]
     with torch.no_grad():
-        ids, mask, types = (torch.tensor(each) for each in rows)
-        scores = network(ids, mask, types | (1 - mask))  # as padding belongs to the second text
+        scores = network(*(torch.tensor(each) for each in rows))
     np.testing.assert_allclose(scores[:, 0].numpy(), expected, atol=CLOSE)
 
 
