@@ -289,7 +289,9 @@ Instances = Annotated[
     Field(
         min_length=1,
         max_length=MAX_INSTANCES,
-        description="each an object by feature name, in raw units, or a list in feature order",
+        description="each an object by feature name, in raw units, or a list in feature order; a text is an object "
+        "with `text`, of a pair a list of two, and may have `segments`: a list of `name`, `start` and `end` in "
+        "characters, of a pair also `part`",
     ),
 ]
 

