@@ -37,7 +37,7 @@ from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
 from service.usecases.evaluating import read_measures
 from service.usecases.explaining import refuse_method, rule_of
-from service.usecases.references import check_request
+from service.usecases.references import check_explained, check_request
 from service.wording import SENTENCE, number_of
 
 MAX_ROWS = 10_000
@@ -314,6 +314,8 @@ def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenan
     for number, row in enumerate(read):
         if number == 0:
             _refuse_plans(body, version, row, tenant)
+        if parameters.when is None:  # else only some are explained, and it is not known yet which
+            check_explained(version, [row], parameters, [number])
         context = contexts[number]
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         for _ in range(parameters.explanations):

@@ -20,6 +20,7 @@ from .answers import (
     ModelRef,
     Reason,
     Record,
+    Segment,
     Timings,
     Verification,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "Record",
     "Refused",
     "Retries",
+    "Segment",
     "Similarity",
     "Target",
     "TargetOf",

@@ -3,7 +3,6 @@ those at its word embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,7 @@ class Pair:
         answers: Floats = self.model.deployed.outputs(np.array(rows, dtype=np.float32))[SPACE].astype(np.float64)
         return answers
 
-    def attributed(self, prompt: Sequence[float], target: Continuation, output: int = 0) -> Floats:
+    def attributed(self, prompt: tuple[float, ...], target: Continuation, output: int = 0) -> Floats:
         """By place: integrated gradients of a number of the outputs, from the masked prompt."""
         ends = self.inputs.own_baseline_for(prompt), prompt
         start, end = (self.model.seen(np.array([self.inputs.with_target(row, target)])) for row in ends)

@@ -59,7 +59,7 @@ def read_sentences(source: Path, ask: Ask) -> Sentences | None:
         return None
     if (source / MODULES).is_file():
         return _of_package(source)
-    if architecture is None or not architecture.endswith(ENCODER):
+    if architecture is None or architecture.endswith(CAUSAL) or not architecture.endswith(ENCODER):
         return None
     question = "how the embeddings of a text's tokens become its own: mean, cls or max"
     mode = ask(question, "mean")

@@ -9,16 +9,15 @@ from typing import Any
 import orjson
 import pytest
 from pydantic import TypeAdapter
-from service.catalog.outputs.declaration import Outputs
-from service.catalog.outputs.predictions import prediction_kind, target_kind
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from service.answers.encoding import encode
 from service.answers.reading import read
 from service.catalog.inputs.prompts import PromptInputs
 from service.catalog.inputs.sequences import Tokenizer as Declared
-from service.catalog.outputs.tokens import Tokens
-from service.domain import Continuation, OutputSpace
+from service.catalog.outputs.registry import Outputs, prediction_kind, target_kind
+from service.catalog.outputs.tokens import Continuation, Tokens
+from service.domain import OutputSpace
 from service.errors import InvalidRequest
 
 SPACE = OutputSpace.LOG_PROBABILITY
