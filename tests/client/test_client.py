@@ -44,6 +44,7 @@ from service.client import (
     PredictedClass,
     PredictedEmbedding,
     PredictedLabels,
+    PredictedTokens,
     PredictedValues,
     Prediction,
     Record,
@@ -246,7 +247,7 @@ def test_the_client_knows_every_field_and_parameter_of_the_service() -> None:
     kinds = {frozenset(field.name for field in fields(kind)) for kind in get_args(AnyPrediction)}
     assert kinds == {
         frozenset(field.name for field in fields(kind))
-        for kind in (PredictedClass, PredictedLabels, PredictedValues, PredictedEmbedding)
+        for kind in (PredictedClass, PredictedLabels, PredictedValues, PredictedEmbedding, PredictedTokens)
     }
 
 
