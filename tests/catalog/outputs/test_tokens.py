@@ -28,7 +28,8 @@ WORDS = ["<unk>", "▁", "▁Paris", "Paris", "▁is", "s", "▁the", "▁capita
 
 
 def unbound() -> Tokens:
-    kind: Tokens = TypeAdapter(Outputs).validate_python({"kind": "tokens", "likeliest": LIKELIEST, "longest": LONGEST})
+    kind = TypeAdapter(Outputs).validate_python({"kind": "tokens", "likeliest": LIKELIEST, "longest": LONGEST})
+    assert isinstance(kind, Tokens)
     return kind
 
 
