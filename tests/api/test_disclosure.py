@@ -26,7 +26,7 @@ from service.answers.encoding import encode
 from service.answers.explanation import Answered, ExplanationItem
 from service.answers.items import ReasonItem
 from service.answers.reading import read
-from service.answers.record import Personal, RecordedContinuation, RecordedRow, RecordItem
+from service.answers.record import Personal, RecordedRow, RecordItem
 from service.catalog.outputs.classes import ClassPrediction
 from service.catalog.outputs.registry import AnyPrediction, AnyRecordedTarget, AnyTarget
 from service.ledger.tables import explanations, log
@@ -411,7 +411,7 @@ def test_a_field_of_which_no_policy_says_anything_is_hidden(policy: Policy) -> N
 
 def test_every_field_of_an_answer_and_its_parts_says_what_a_policy_shows() -> None:
     parts = [kind for module in (items, record) for kind in vars(module).values() if isinstance(kind, type)]
-    inner = {RecordedContinuation, RecordedRow, Personal}  # of the sealed part, which is read and never answered
+    inner = {RecordedRow, Personal}  # of the sealed part, which is read and never answered
     kinds = {kind for kind in parts if issubclass(kind, Item)} - {Item} - inner
     kinds |= {ExplanationItem, RecordItem, *get_args(AnyPrediction), *get_args(AnyTarget)}
     kinds |= {kind for kind in get_args(AnyRecordedTarget) if kind is not int}
