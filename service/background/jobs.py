@@ -42,7 +42,7 @@ from service.ledger.clock import Clock
 from service.ledger.jobs import LEASE_SECONDS, Jobs
 from service.ledger.stored_jobs import DONE, FAILED, Job, JobRow, State
 from service.usecases.explaining import Explaining, Request
-from service.usecases.planning import USUAL_BUDGET, Parameters
+from service.usecases.planning import USUAL_BUDGET, Parameters, with_baseline_read
 from service.usecases.references import with_instances_read
 
 if TYPE_CHECKING:
@@ -396,9 +396,13 @@ def failure_of(error: AnswerableError) -> str:
 def _with_instances(version: ModelVersion, parameters: Parameters) -> Parameters:
     """The parameters with the instances in them read. Raises RowFailed."""
     try:
+        parameters = with_baseline_read(version, parameters)
+    except InvalidRequest:
+        raise RowFailed("the baseline does not fit this model") from None
+    try:
         return with_instances_read(version, parameters)
     except InvalidRequest:
-        raise RowFailed("the baseline, or what the target refers to, does not fit this model") from None
+        raise RowFailed("what the target refers to does not fit this model") from None
 
 
 def stored_input(stored: Stored, version: ModelVersion) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from service.artefacts.deployed import DeployedArtefact, TorchOutputs
 from service.catalog.inputs.image import ImageInputs
 from service.catalog.inputs.tabular import TabularInputs
 from service.catalog.inputs.tokens import TokenInputs
+from service.catalog.outputs.classes import Classes
 from service.catalog.outputs.kind import OutputKind
 from service.domain import (
     BaselineChoice,
@@ -83,7 +85,9 @@ def device_model(
     kernels = kernels_of(twin, CPU, shapes, traits, deployed)
     prepared = prepare_baseline(baselines.reshape(len(baselines), -1), deployed, None)
     low, high = np.full(prepared.rows.shape[1], lowest), np.ones(prepared.rows.shape[1])
-    manifest = cast(Any, None)  # nothing that computes reads it
+    kind = outputs or Classes(labels=tuple(f"label {n}" for n in range(max(2, labels))), link="softmax")
+    inputs = TabularInputs.model_construct(kind="tabular", features=())
+    manifest = cast(Any, SimpleNamespace(inputs=inputs, outputs=kind))  # all that is read of one
     return DeviceModel(KEY, manifest, kernels, lambda _: kernels, {SET: prepared}, traits, low, high, 0.0)
 
 

@@ -222,7 +222,7 @@ def test_noise_on_a_continuation_changes_nothing(pair: Pair) -> None:
 
 
 def test_rows_are_computed_at_their_own_length(pair: Pair) -> None:
-    assert [cut.manifest.inputs.shape for cut in pair.model.cut] == [(16,), (32,)]
+    assert [cut.manifest.inputs.shape for cut in pair.model.cut] == [(16,), (24,), (32,)]
     assert pair.model.parity < 1e-5
 
 
