@@ -233,7 +233,7 @@ async def test_a_job_explains_prompts(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.02)
     assert (job["state"], job["progress"]["failed"]) == ("done", 0), job
     found = (await client.get("/v1/explanations?model=writer&limit=3")).json()["explanations"]
-    assert [len(one["attributions"]) for one in reversed(found)][-1] == 3
+    assert min(len(one["attributions"]) for one in found) == 3
     assert {one["target"]["continuation"] for one in found} == {OWN}
 
 
