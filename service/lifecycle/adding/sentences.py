@@ -55,7 +55,7 @@ class Sentences:
 def read_sentences(source: Path, ask: Ask) -> Sentences | None:
     """What the folder says; None where its network does not embed texts. Raises CatalogError."""
     architecture = _architecture(source)
-    if architecture is not None and architecture.endswith((CLASSIFIER, *CAUSAL)):
+    if architecture is not None and architecture.endswith(CLASSIFIER):
         return None
     if (source / MODULES).is_file():
         return _of_package(source)
