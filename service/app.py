@@ -60,9 +60,9 @@ from service.ledger.set_subjects import SetSubjects
 from service.ledger.spent_quotas import SpentQuotas
 from service.ledger.stored_jobs import EXPORT
 from service.ledger.writer_process import WriterProcess
-from service.lifecycle.evaluations import EVALUATIONS, Evaluations
-from service.lifecycle.registries.registry import Registry, open_registry
-from service.lifecycle.repository import Repository, read_catalog
+from service.lifecycle.serving.evaluations import EVALUATIONS, Evaluations
+from service.lifecycle.serving.registries.registry import Registry, open_registry
+from service.lifecycle.serving.repository import Repository, read_catalog
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog

@@ -82,7 +82,7 @@ def _as_text(value: Any) -> Any:
 
 
 Models = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
-"""A folder, or an address; what addresses there are is said where they are opened (`service/lifecycle/registries`)."""
+"""A folder, or an address, of one of `service/lifecycle/serving/registries`."""
 
 
 def is_confidential(url: str) -> bool:

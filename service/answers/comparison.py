@@ -29,6 +29,7 @@ COMPARED = (
     "completeness_error",
     "attribution_error",
     "standard_error",
+    "segments",
     "interactions",
     "groups",
     "continuation",

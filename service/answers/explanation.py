@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -26,11 +28,13 @@ from service.answers.items import (
     NoiseItem,
     ReasonItem,
     RecordedBaseline,
+    SegmentItem,
     TimingsItem,
 )
 from service.answers.reasons import principal_reasons
 from service.catalog.inputs.kind import PLAIN, Detail, Places, Row
 from service.catalog.inputs.registry import AnyAttributions
+from service.catalog.inputs.segments import SegmentOfRow
 from service.catalog.manifest import Manifest
 from service.catalog.outputs.kind import Space, TokenItem
 from service.catalog.outputs.registry import AnyTarget
@@ -104,6 +108,11 @@ class Explained(Item):
         AnyAttributions | None,
         ERRORS_BY_COMPONENT,
         Field(description="with `errors`: how far each attribution may be off, in units of the output"),
+    ] = None
+    segments: Annotated[
+        tuple[SegmentItem, ...] | None,
+        JOINT_PARTS,
+        Field(description="of a text that came with some: what the attributions within each sum to, and their share"),
     ] = None
     interactions: Annotated[
         tuple[tuple[float, ...], ...] | None,
@@ -198,6 +207,7 @@ def answered(
     is_complete = explanation.attributions is not None
     has_reasons = gives_reasons(plan, explanation)
     baseline, noise = plan.baseline, plan.noise
+    segments = _segments(manifest.inputs.segments_of(row), explanation.attributions)
     return Answered(
         id=id,
         model=ModelItem(name=plan.model.name, version=plan.model.version, digest=plan.model.digest),
@@ -212,6 +222,7 @@ def answered(
         attribution_error=explanation.attribution_error,
         standard_error=by_component(explanation.standard_error, detail.of_errors),
         attribution_errors=by_component(explanation.attribution_errors, detail.of_errors) if plan.errors else None,
+        segments=segments or None,
         interactions=explanation.interactions,
         groups=tuple(_group(manifest, group) for group in explanation.groups) or None,
         continuation=tuple(map(explained_token, tokens, explanation.per_token or (None,) * len(tokens))) or None,
@@ -224,9 +235,24 @@ def answered(
         reason=explanation.reason,  # type: ignore[arg-type]
         evaluations=explanation.evaluations,
         baseline=BaselineItem(name=baseline.name, version=baseline.version, digest=baseline.digest, size=baseline.size),
-        flags=tuple(flags_of(manifest, plan, explanation, adds_up=has_reasons)),
+        flags=tuple(flags_of(manifest, plan, explanation, segments, adds_up=has_reasons)),
         cached=cached,
         reasons=principal_reasons(manifest, explanation) if has_reasons else None,
+    )
+
+
+def _segments(segments: Sequence[SegmentOfRow], attributions: Sequence[float] | None) -> tuple[SegmentItem, ...]:
+    """Each with its sum and its share; none without attributions."""
+    if attributions is None:
+        return ()
+    mass = math.fsum(map(abs, attributions))
+    return tuple(
+        SegmentItem(
+            **vars(segment.sent),
+            sum=math.fsum(attributions[place] for place in segment.components),
+            share=math.fsum(abs(attributions[place]) for place in segment.components) / mass if mass else None,
+        )
+        for segment in segments
     )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from service.access.permissions import Policy
-from service.access.visibility import ALWAYS, ON_COMPONENT_GRID, OUTPUT_OR_NULL, Item
+from service.access.visibility import ALWAYS, ON_COMPONENT_GRID, OUTPUT_OR_NULL, SHARE, Item
 
 
 class ModelItem(Item):
@@ -95,6 +95,21 @@ class ReasonItem(Item):
         bool | None,
         ALWAYS,
         Field(description="there where the numerical error leaves its place in the order open"),
+    ] = None
+
+
+class SegmentItem(Item):
+    """A named segment of a text."""
+
+    name: Annotated[str, ALWAYS, Field(description="as the request has it")]
+    part: Annotated[int | None, ALWAYS, Field(description="of a pair: 0 for the first text, 1 for the second")] = None
+    start: Annotated[int, ALWAYS, Field(description="where it begins, in characters of its text")]
+    end: Annotated[int, ALWAYS, Field(description="where it ends")]
+    sum: Annotated[float, ON_COMPONENT_GRID, Field(description="of the attributions of the tokens that lie in it")]
+    share: Annotated[
+        float | None,
+        SHARE,
+        Field(description="of the sum of all absolute attributions, from 0 to 1; absent where all are zero"),
     ] = None
 
 

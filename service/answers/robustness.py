@@ -1,8 +1,7 @@
 """How far one explanation rests on the choices that it was made with: a sensitivity table.
 
 Nobody can say that a baseline, a seed, a tolerance or noise is the right one. So the explanation is computed with
-others too, one choice changed at a time, and each of its statements is held against all of them. The statements of the
-explanation on record are
+others too, one choice changed at a time, and each of its statements is held against all of them. The statements are
 
 - of each principal component, the largest by its absolute attribution: that it moves the output up, or down;
 - of each two neighbours among them: that the first counts for more than the second;
@@ -58,7 +57,7 @@ class ChoiceItem(Item):
 
     changed: Annotated[
         Literal["nothing", "baseline", "seed", "tolerance", "noise"],
-        Field(description="what is not as in the record; `nothing`: the record itself, which is the first"),
+        Field(description="what is not as in the record; `nothing`: the first, by the plan on record"),
     ]
     baseline: Annotated[str | None, Field(description="the baseline that was taken instead")] = None
     seed: Annotated[int | None, Field(description="the seed that was taken instead")] = None

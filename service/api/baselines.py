@@ -19,7 +19,7 @@ from service.catalog.inputs.instances import read_instances
 from service.catalog.manifest import BaselineSet
 from service.catalog.versions import ModelVersion
 from service.errors import Forbidden, Gone, InvalidRequest, Kind, invalid
-from service.lifecycle.served_sets import Rows
+from service.lifecycle.serving.served_sets import Rows
 from service.wording import number_of
 
 ModelName = Annotated[str, Path(max_length=64)]

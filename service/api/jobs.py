@@ -37,7 +37,7 @@ from service.ledger.ledger import Ledger
 from service.ledger.stored_jobs import DONE, Job, JobRow, State
 from service.usecases.evaluating import read_measures
 from service.usecases.explaining import refuse_method, rule_of
-from service.usecases.references import check_request
+from service.usecases.references import check_explained, check_request
 from service.wording import SENTENCE, number_of
 
 MAX_ROWS = 10_000
@@ -59,7 +59,7 @@ class ResultsQuery(QueryModel):
 Edge = Annotated[StrictInt, Field(ge=0, le=100_000)]
 
 
-class Box(Strict):
+class ObjectBox(Strict):
     """A box in an image, in pixels of what the model takes."""
 
     top: Edge = Field(description="its first row")
@@ -68,7 +68,7 @@ class Box(Strict):
     right: Edge = Field(description="the column behind its last")
 
     @model_validator(mode="after")
-    def _has_area(self) -> Box:
+    def _has_area(self) -> ObjectBox:
         if self.bottom <= self.top or self.right <= self.left:
             raise PydanticCustomError(SENTENCE, "a box ends behind where it begins")
         return self
@@ -105,7 +105,7 @@ class JobBody(Strict):
         default_factory=dict,
         description="of an evaluation, by metric; `replace` names what stands in the place of removed components",
     )
-    boxes: Annotated[list[list[Box]], Field(max_length=MAX_ROWS)] | None = Field(
+    boxes: Annotated[list[list[ObjectBox]], Field(max_length=MAX_ROWS)] | None = Field(
         None, description="of an evaluation of images: for each instance the boxes around the object"
     )
     parameters: ExplainParameters = Field(default_factory=lambda: ExplainParameters(), description="how to explain")
@@ -314,6 +314,8 @@ def _rows_of_instances(body: JobBody, version: ModelVersion, vault: Vault, tenan
     for number, row in enumerate(read):
         if number == 0:
             _refuse_plans(body, version, row, tenant)
+        if parameters.when is None:  # else only some are explained, and it is not known yet which
+            check_explained(version, [row], parameters, [number])
         context = contexts[number]
         subject = None if context.subject is None else vault.lookup(tenant, context.subject)
         for _ in range(parameters.explanations):

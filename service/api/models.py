@@ -26,7 +26,7 @@ from service.catalog.assessments import Assessment
 from service.catalog.manifest import PARITY, BaselineSet
 from service.catalog.versions import ModelVersion
 from service.faithfulness.summary import Figure
-from service.lifecycle.evaluations import Evaluated, latest_of
+from service.lifecycle.serving.evaluations import Evaluated, latest_of
 from service.methods.registry import METHODS
 from service.methods.spec import Choice, Facts, MethodSpec, Number, Option
 

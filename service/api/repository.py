@@ -13,7 +13,7 @@ from service.api.problems import answers
 from service.api.requests import ApiRequest
 from service.api.routing import new_router
 from service.api.schemas import Strict
-from service.lifecycle.repository import READY, State
+from service.lifecycle.serving.repository import READY, State
 
 ModelName = Annotated[str, Path(max_length=64)]
 

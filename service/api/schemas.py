@@ -143,6 +143,11 @@ class ExplainParameters(Strict):
         description="sums of a series' attributions too: over `time`, one for each feature, or over `feature`, one for "
         "each step",
     )
+    units: Literal["words", "sentences"] | None = Field(
+        None,
+        description="a text's attributions by word (as its tokenizer divides it) or sentence, in the place of tokens: "
+        "the sum over them, and of errors a bound on the sum's",
+    )
     noise: NoiseBody | None = Field(None, description="mean or variance over noisy copies of the input")
     options: Options = Field(default_factory=dict, description="the method's own options, by name")
     embedding: StrictBool = EMBEDDING
@@ -201,7 +206,9 @@ Instances = Annotated[
     Field(
         min_length=1,
         max_length=MAX_INSTANCES,
-        description="each an object by feature name, in raw units, or a list in feature order",
+        description="each an object by feature name, in raw units, or a list in feature order; a text is an object "
+        "with `text`, of a pair a list of two, and may have `segments`: a list of `name`, `start` and `end` in "
+        "characters, of a pair also `part`",
     ),
 ]
 

@@ -19,8 +19,8 @@ from service.ledger import Keys, Ledger, Vault
 from service.ledger.jobs import Jobs
 from service.ledger.maintenance import LedgerMaintenance
 from service.ledger.set_subjects import SetSubjects
-from service.lifecycle.evaluations import Evaluations
-from service.lifecycle.repository import Repository
+from service.lifecycle.serving.evaluations import Evaluations
+from service.lifecycle.serving.repository import Repository
 from service.monitoring.metrics import Metrics
 from service.monitoring.request_log import RequestLog
 from service.monitoring.tracing import Tracing

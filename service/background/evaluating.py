@@ -29,7 +29,7 @@ from service.ledger import Ledger, Vault
 from service.ledger.entries import LogChanged
 from service.ledger.jobs import Jobs
 from service.ledger.stored_jobs import DONE, Job, JobRow
-from service.lifecycle.evaluations import Evaluated, Evaluations
+from service.lifecycle.serving.evaluations import Evaluated, Evaluations
 from service.usecases.evaluating import expected_cost
 from service.usecases.planning import Parameters
 from service.usecases.references import plans_of, referred_rows

@@ -85,8 +85,10 @@ class Faithfulness(_Frozen):
     rows: int = Field(default=16, ge=1, le=1000)
 
 
-Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | None] | tuple[int, ...] | tuple[Any, ...]
-"""A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file."""
+Segments = tuple[Mapping[str, str | int], ...]
+Example = Mapping[str, Category | FiniteFloat | tuple[str, str] | Segments | None] | tuple[int, ...] | tuple[Any, ...]
+"""A row by feature name; for an image nested lists or a file, for tokens a list, a text, a pair of them or a file; of
+texts also their segments."""
 
 
 class Manifest(_Frozen):
@@ -126,13 +128,15 @@ class Manifest(_Frozen):
         if self.baselines and self.inputs.sets_obstacle is not None:
             raise ValueError(self.inputs.sets_obstacle)
         self._check_review()
-        names = set(self.inputs.names)
-        if names and not (isinstance(self.example, Mapping) and set(self.example) == names):
-            raise ValueError("the example is not one complete instance")
+        self.inputs.check_example(self.example)
         return self
 
     def _check_review(self) -> None:
-        """Checks that the quantities in review rules exist for these outputs. Raises ValueError."""
+        """Checks that the quantities in review rules exist for these outputs, and segments for these inputs. Raises
+        ValueError."""
+        unknown = sorted(self.review.segments - {*self.inputs.segment_names})
+        if unknown:
+            raise ValueError(f"review: the inputs list no segment {unknown[0]!r}; name it in their `segments`")
         for rule in self.review.all_rules.values():
             for name, of in named_by(rule):
                 try:

@@ -8,8 +8,8 @@ A rule is one comparison, `quantity > threshold`, or a condition on the label; t
     quantity   = name ["(" output ")"]
 
 as in `protected_share > 0.2`, `completeness_error > tolerance`, `attribution_error > 2 * tolerance`, `margin < 0.1`,
-`probability(denied) > 0.8`, `value(price) >= 1000000`, `label == denied`. Which quantities a model has depends on its
-kind of output.
+`probability(denied) > 0.8`, `value(price) >= 1000000`, `segment_share(context) < 0.3`, `label == denied`. Which
+quantities a model has depends on its kind of output, and which segments on its inputs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 QUANTITIES = {
     "protected_share": "the share of the protected features in the sum of absolute attributions",
+    "segment_share": "the share of the segment in brackets in the sum of absolute attributions",
     "completeness_error": "the relative completeness error",
     "attribution_error": "the estimated relative error of the attributions",
     "tolerance": "the completeness error that the request accepted",
@@ -40,6 +41,7 @@ OF_OUTPUTS = frozenset({"margin", "probability", "value"})
 """Quantities that the kind of output defines; those that a prediction alone has."""
 COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 PROTECTED_SHARE = "protected_share"
+SEGMENT_SHARE = "segment_share"
 LABEL = "label"
 NAME = r"^[a-z][a-z0-9_]{0,31}$"
 MAX_RULES = 5
@@ -137,7 +139,9 @@ def _check_quantity(quantity: str) -> None:
     name, of = parts_of(quantity)
     if name not in QUANTITIES:
         raise ValueError(f"{name!r} is not a quantity; the quantities are {', '.join(QUANTITIES)}")
-    if of is not None and name not in OF_OUTPUTS:
+    if name == SEGMENT_SHARE and of is None:
+        raise ValueError(f"{quantity!r} is of a segment, whose name stands in brackets behind it")
+    if of is not None and name not in {*OF_OUTPUTS, SEGMENT_SHARE}:
         raise ValueError(f"{quantity!r}: {name} is not of one output, so nothing stands in brackets behind it")
 
 
@@ -194,6 +198,12 @@ class Review(BaseModel):
     def all_cohorts(self) -> tuple[tuple[str, str], ...]:
         """(tag, value) of every cohort."""
         return tuple((tag, value) for tag, values in self.cohorts.items() for value in values)
+
+    @cached_property
+    def segments(self) -> frozenset[str]:
+        """The segments whose shares the rules name."""
+        named = map(parts_of, self.quantities)
+        return frozenset(of for name, of in named if name == SEGMENT_SHARE and of is not None)
 
     @cached_property
     def quantities(self) -> frozenset[str]:

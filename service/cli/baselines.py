@@ -28,7 +28,7 @@ from service.engine.client.worker_processes import worker_environment
 from service.errors import AnswerableError, CatalogError, InvalidRequest, UsageError
 from service.lifecycle.adding.rows import Column, read_rows
 from service.lifecycle.adding.sampling import medoids, random_rows
-from service.lifecycle.registries.registry import folders_of, open_registry
+from service.lifecycle.serving.registries.registry import folders_of, open_registry
 
 USUAL_SIZE = 128
 HOW = {"random": random_rows, "medoids": medoids}

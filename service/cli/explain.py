@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -58,12 +58,16 @@ def explain(
         int | None, typer.Option(help="The budget, in gradient points.", show_default="the model's")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of methods that draw.", show_default="0")] = None,
+    units: Annotated[
+        Literal["words", "sentences"] | None, typer.Option(help="What a text's tokens are summed to.")
+    ] = None,
     server: Server = None,
     as_json: AsJson = None,
 ) -> int:
     """Explain the instances of a file by a running service, on record.
 
-    A .csv has a heading with the names of the features; a .json holds a list of instances, a .jsonl one a line; a .txt
+    A .csv has a heading with the names of the features, or of texts with `text`, and `text_pair` where the model takes
+    two; a .json holds a list of instances, a .jsonl one a line; a .txt
     is one text, a .png or .jpg one image. JSON is printed a line for each instance, as the service answers it.
     The exit code is 0 if all are explained, 1 if the service refuses or does not answer, 2 for wrong usage.
 
@@ -80,6 +84,7 @@ def explain(
         "tolerance": tolerance,
         "max_evaluations": max_evaluations,
         "seed": seed,
+        "units": units,
     }
     parameters: Parameters = {name: value for name, value in asked.items() if value is not None}  # type: ignore[assignment]
     columns = Columns(subject_column, decision_column, drop or ())

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 
 from service.cli.printing import bar, local_time, one_line, shortened
-from service.client import Explanation, Reason, Record, Verification
+from service.client import Explanation, Reason, Record, Segment, Verification
 
 MAX_SHOWN = 8
 NAME = 60
@@ -30,6 +30,9 @@ def explanation_lines(explanation: Explanation, titles: Titles) -> Iterator[str]
     if explanation.attributions is not None:
         yield from ("", "  Largest attributions, either way")
         yield from _attributions(explanation, titles)
+    if explanation.segments:
+        yield from ("", f"  {'Segments':<{_name_width()}}sum         share of all, either way")
+        yield from map(_segment, explanation.segments)
     yield ""
     yield from _errors(explanation)
     if explanation.flags:
@@ -92,6 +95,11 @@ def _reason(reason: Reason, change: float | None) -> str:
         return f"  {shortened(text, _name_width())}{reason.contribution:+.3f}"
     share = reason.contribution / abs(change)
     return f"  {shortened(text, _name_width())}{bar(share)} {share:.0%}"
+
+
+def _segment(segment: Segment) -> str:
+    share = "none" if segment.share is None else f"{bar(segment.share)} {segment.share:.0%}"
+    return f"  {shortened(one_line(segment.name), _name_width())}{segment.sum:+.3g}".ljust(_name_width() + 14) + share
 
 
 def _attributions(explanation: Explanation, titles: Titles) -> Iterator[str]:

@@ -17,6 +17,8 @@ from service.client import Context, Feature, ModelDescription
 from service.errors import UsageError
 
 STANDARD_INPUT = "-"
+TEXT, TEXT_PAIR = "text", "text_pair"
+"""The columns of a text, and of the second of two, as the pipelines of transformers call them."""
 
 
 class Form(StrEnum):
@@ -95,14 +97,18 @@ def read_file(path: str, form: Form | None, model: ModelDescription, columns: Co
 
 def _read_csv(content: bytes, model: ModelDescription) -> list[Any]:
     features = {feature.name: feature for feature in model.inputs if feature.name is not None}
-    if not features:
-        raise ValueError(f"{model.name} takes no table")
     rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-    read = []
+    if not features and TEXT not in (rows.fieldnames or ()):
+        raise ValueError(f"{model.name} takes no table; a column of texts is called `{TEXT}`")
+    read: list[Any] = []
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has more or fewer cells than the heading")
-        read.append({name: _cell(text, features.get(name)) for name, text in row.items()})
+        if features:
+            read.append({name: _cell(text, features.get(name)) for name, text in row.items()})
+        else:
+            second = row.pop(TEXT_PAIR, None)
+            read.append(row if second is None else {**row, TEXT: [row[TEXT], second]})
     return read
 
 

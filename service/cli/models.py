@@ -36,7 +36,7 @@ def list_versions(models: ModelsFolder = None) -> int:
     from service.catalog.manifest import read_manifest
     from service.catalog.version_files import read_artefact, read_baseline_rows
     from service.errors import CatalogError, SetupError
-    from service.lifecycle.registries.registry import Unfetched, open_registry
+    from service.lifecycle.serving.registries.registry import Unfetched, open_registry
 
     settings = settings_with(models=models)
     assessments = Assessments(settings.data / ASSESSMENTS)

@@ -19,7 +19,7 @@ from service.cli.options import ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
 from service.errors import CatalogError, UsageError
 from service.lifecycle.checking.limits import ROWS
-from service.lifecycle.registries.registry import open_registry
+from service.lifecycle.serving.registries.registry import open_registry
 from service.settings import Settings
 
 if TYPE_CHECKING:

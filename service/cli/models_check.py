@@ -18,7 +18,7 @@ from service.cli.options import DataFolder, ModelsFolder, settings_with
 from service.engine.client.worker_processes import worker_environment
 from service.errors import AnswerableError, UsageError
 from service.lifecycle.checking.limits import ROWS, Limits
-from service.lifecycle.registries.registry import folders_of, open_registry
+from service.lifecycle.serving.registries.registry import folders_of, open_registry
 
 USUAL = Limits()
 

@@ -17,7 +17,7 @@ from service.cli.options import DataFolder, ModelsFolder, settings_with
 from service.cli.printing import table
 from service.errors import AnswerableError, CatalogError, UsageError
 from service.ledger.ids import uuid7
-from service.lifecycle.registries.registry import folders_of, open_registry
+from service.lifecycle.serving.registries.registry import folders_of, open_registry
 
 if TYPE_CHECKING:
     from service.domain import Floats
@@ -67,7 +67,7 @@ def evaluate(
     from service.faithfulness.registry import BY_NAME
     from service.lifecycle.checking.evaluating import compare_methods
     from service.lifecycle.checking.trial import load_trial
-    from service.lifecycle.evaluations import EVALUATIONS, Evaluated, Evaluations
+    from service.lifecycle.serving.evaluations import EVALUATIONS, Evaluated, Evaluations
     from service.usecases.evaluating import read_measures
 
     try:

@@ -100,23 +100,32 @@ class ByPixel(Attributions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A token's value; where it begins and ends in the text (characters) or the file (bytes), if it came as one."""
+    """A token's value; where it begins and ends in the text (characters) or the file (bytes), if it came as one, and of
+    a pair its part. With `units` a `word` or a `sentence` stands in the place of its tokens."""
 
-    token: str | int
     attribution: float
+    token: str | int | None = None
+    word: str | None = None
+    sentence: str | None = None
     start: int | None = None
     end: int | None = None
+    part: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence, the word, or the token as the tokenizer spells it."""
+        return str(next((one for one in (self.sentence, self.word) if one is not None), self.token))
 
 
 @dataclass(frozen=True, slots=True)
 class ByToken(Attributions):
-    """Of a text, a file or a list of tokens: by token, in their order."""
+    """Of a text, a pair, a file or a list of tokens: by token, in their order; of a text also by word or sentence."""
 
     tokens: tuple[Token, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(str(token.token) for token in self.tokens)
+        return tuple(token.text for token in self.tokens)
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -170,6 +179,18 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A named segment of a text: the sum of its attributions, and its share of all absolute ones."""
+
+    name: str
+    start: int
+    end: int
+    sum: float
+    share: float | None = None
+    part: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """In milliseconds."""
 
@@ -199,6 +220,7 @@ class Explanation:
     attribution_error: float | None = None
     standard_error: Attributions | None = None
     attribution_errors: Attributions | None = None
+    segments: tuple[Segment, ...] = ()
     interactions: tuple[tuple[float, ...], ...] | None = None
     groups: tuple[Mapping[str, Any], ...] | None = None
     continuation: tuple[ContinuationToken, ...] = ()

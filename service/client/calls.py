@@ -63,6 +63,7 @@ class Parameters(TypedDict, total=False):
     strict: bool
     channels: bool
     over: Literal["time", "feature"]
+    units: Literal["words", "sentences"]
     noise: Noise
     options: Mapping[str, Any]
     embedding: bool

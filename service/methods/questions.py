@@ -261,7 +261,7 @@ def coefficients_of(readout: Readout, target: Target, outputs: int) -> Floats:
     else:
         coefficients = np.zeros(outputs)
         coefficients[target] = 1
-    return coefficients - coefficients[::-1] if readout is Readout.MARGIN else coefficients
+    return 2 * coefficients - coefficients.sum() if readout is Readout.MARGIN else coefficients
 
 
 class DeadlinePassed(Exception):

@@ -11,7 +11,7 @@ models would be 30,000 series. Counters tell apart the methods that `MethodLabel
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 
 from service.catalog.versions import ModelVersion
@@ -20,12 +20,14 @@ from service.engine.protocol import ChunkReport
 from service.monitoring.busy import BusySeconds
 from service.monitoring.instruments import Counter, Registry
 from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, VERDICTS, MethodLabels, outcome
+from service.monitoring.review import Segment
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 WAITING_SECONDS = (0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)
 CHUNK_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.025, 0.1, 1, 10)
 ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1)
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
+SEGMENT_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 POINTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
@@ -74,6 +76,12 @@ class Metrics:
             "small_difference", "Explanations whose output about equals the baseline's.", model
         )
 
+        self.segment_share = histogram(
+            "segment_share",
+            "The share of a segment, of those that the manifest lists, in the absolute attributions of a text.",
+            SEGMENT_SHARES,
+            ["model", "segment"],
+        )
         self.flags = counter("flags", "Review rules that fired, by the flag they raise.", ["model", "flag"])
         self.reviews = counter("reviews", "Explanations that a person reviewed, by verdict.", ["verdict"])
 
@@ -134,8 +142,10 @@ class Metrics:
         for result in ("ok", "failed"):
             self.appends.labels(result)
 
-    def expect(self, model: str, default_method: str, flags: Iterable[str] = ()) -> None:
+    def expect(self, model: str, default_method: str, flags: Iterable[str] = (), segments: Iterable[str] = ()) -> None:
         """Reserves the labels of a model and its default method, and starts their counters at zero."""
+        for segment in segments:
+            self.segment_share.labels(model, segment)
         for flag in flags:
             self.flags.labels(model, flag)
         if (model, default_method) in self._expected:
@@ -196,6 +206,12 @@ class Metrics:
         for flag in flags:
             self.flags.labels(model, flag).inc()
 
+    def observe_segments(self, model: str, watched: Collection[str], segments: Iterable[Segment]) -> None:
+        """The shares of one explanation's segments, of those that the model's manifest lists."""
+        for segment in segments:
+            if segment.name in watched and segment.share is not None:
+                self.segment_share.labels(model, segment.name).observe(segment.share)
+
     def observe_cache(self, name: str, result: str) -> None:
         """Counts one cache request."""
         self.cache.labels(name, result).inc()
@@ -210,7 +226,9 @@ class Metrics:
         self.model_info.clear()
         for version in versions:
             key = version.key
-            self.expect(key.name, version.manifest.defaults.method, version.manifest.review.all_rules)
+            manifest = version.manifest
+            flags, segments = manifest.review.all_rules, manifest.inputs.segment_names
+            self.expect(key.name, manifest.defaults.method, flags, segments)
             self.model_info.labels(key.name, key.version, key.digest).set(version.is_ready)
 
     def show_workers(self, ready: int, memory: Mapping[int, int]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
 from service.catalog.outputs.kind import OutputKind, Outputs, are_finite
-from service.catalog.review_rules import LABEL, OF_OUTPUTS, PROTECTED_SHARE, Figure, Rule, parts_of
+from service.catalog.review_rules import LABEL, OF_OUTPUTS, PROTECTED_SHARE, SEGMENT_SHARE, Figure, Rule, parts_of
 from service.domain import Explanation, OutputSpace, Plan
 
 
@@ -24,16 +25,30 @@ def protected_share(inputs: Inputs, attributions: Sequence[float] | None) -> flo
     return sum(abs(attributions[place]) for place in inputs.protected) / total
 
 
-def flags_of(manifest: Manifest, plan: Plan, explanation: Explanation, *, adds_up: bool) -> list[str]:
-    """The names of the rules that fired.
+class Segment(Protocol):
+    """A named segment of a text, and its share of the sum of absolute attributions."""
 
-    `adds_up` says whether the attributions are what each feature moved the output by; others have no protected share.
+    @property
+    def name(self) -> str: ...
+    @property
+    def share(self) -> float | None: ...
+
+
+def flags_of(
+    manifest: Manifest, plan: Plan, explanation: Explanation, segments: Sequence[Segment] = (), *, adds_up: bool
+) -> list[str]:
+    """The names of the rules that fired; `segments` are those that came with the instance.
+
+    `adds_up` says whether the attributions are what each feature moved the output by; others have no shares.
     """
     review = manifest.review
     if not review.all_rules:
         return []
+    shares = {segment.name: segment.share for segment in segments if adds_up}
     figures: dict[str, Figure] = {
-        name: _figure(name, manifest, plan, explanation) for name in review.quantities if name != PROTECTED_SHARE
+        name: shares.get(of or "") if own == SEGMENT_SHARE else _figure(name, manifest, plan, explanation)
+        for name, (own, of) in ((name, parts_of(name)) for name in review.quantities)
+        if name != PROTECTED_SHARE
     }
     if PROTECTED_SHARE in review.quantities:
         share = protected_share(manifest.inputs, explanation.attributions) if adds_up else None

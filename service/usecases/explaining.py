@@ -36,7 +36,7 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.review import holds
 from service.monitoring.timings import RequestTimings
 from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, read_when
-from service.usecases.references import plans_of, referred_rows
+from service.usecases.references import check_explained, plans_of, referred_rows
 
 LOG = logging.getLogger("answerable.explaining")
 LedgerMode = Literal["required", "best_effort", "off"]
@@ -206,6 +206,7 @@ class Explaining:
 
     async def _explain(self, request: Request, deadline: float | None, room: Room | None) -> list[Answer]:
         version, parameters = request.version, request.parameters
+        check_explained(version, request.rows, parameters, request.chosen)
         planned = await self._planned(request, deadline)
         plans = [plan for _, plan in planned]
         digests = [plan.digest() for plan in plans]
@@ -255,8 +256,10 @@ class Explaining:
         recorded = time.monotonic()
         measured.recorded = recording, recorded
         timing_items = remembered or [_milliseconds(timings, recorded - request.received) for _, _, timings in results]
+        watched = version.manifest.inputs.segment_names
         for _, answer in untimed:
             self._metrics.observe_flags(version.key.name, answer.flags)
+            self._metrics.observe_segments(version.key.name, watched, answer.segments or ())
         policy = request.caller.policy
         return [
             limited_answer(prediction, answer, policy, timings)

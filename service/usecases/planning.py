@@ -11,7 +11,7 @@ from math import prod
 from reprlib import repr as abridged
 
 from service.catalog.inputs.instances import read_instance
-from service.catalog.inputs.kind import Detail, Over
+from service.catalog.inputs.kind import Detail, Over, Units
 from service.catalog.manifest import PREDICTED, BaselineSet, Manifest
 from service.catalog.nearest import did_you_mean, known
 from service.catalog.review_rules import LABEL, OF_OUTPUTS, Rule, named_by, parse, parts_of
@@ -57,10 +57,10 @@ similarity or of a continuation. `service.usecases.references` puts what it has 
 class Parameters:
     """The `parameters` of a request; None stands for the manifest's default.
 
-    `channels` asks for an image's attributions by channel too, `over` for sums of a series'. `targets` are several to
-    explain of each instance, in the place of the one `target`; `places` are where each stands among the parameters, of
-    which one may have become two. `when` says in the language of review rules which
-    instances are explained; the others are predicted only.
+    `channels` asks for an image's attributions by channel too, `over` for sums of a series', `units` for those of a
+    text's words or sentences in the place of its tokens'. `targets` are several to explain of each instance, in the
+    place of the one `target`; `places` are where each stands among the parameters, of which one may have become two.
+    `when` says in the language of review rules which instances are explained; the others are predicted only.
     """
 
     method: str | None = None
@@ -78,6 +78,7 @@ class Parameters:
     strict: bool = False
     channels: bool = False
     over: str | None = None
+    units: str | None = None
     when: str | None = None
     noise: Mapping[str, object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
@@ -85,7 +86,8 @@ class Parameters:
     @property
     def detail(self) -> Detail:
         """What is asked for beside one attribution for each component."""
-        return Detail(self.channels, None if self.over is None else Over(self.over))
+        over, units = self.over, self.units
+        return Detail(self.channels, None if over is None else Over(over), None if units is None else Units(units))
 
     @property
     def requested(self) -> Sequence[RequestedTarget]:
@@ -175,6 +177,8 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         raise _wrong("tolerance_of", detail + did_you_mean(tolerance_of, ToleranceOf))
     if parameters.over is not None and Axis.TIME not in manifest.inputs.axes:
         raise _wrong("over", "over sums attributions of a series; this model takes none")
+    if parameters.units is not None and Axis.POSITION not in manifest.inputs.axes:
+        raise _wrong("units", "units sum attributions of a text; this model takes none")
     if parameters.seed < 0:
         raise _wrong("seed", "seed must not be negative")
     target = _target(version, parameters)

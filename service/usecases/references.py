@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from service.catalog.inputs.kind import Row
+from service.catalog.inputs.kind import Detail, Row
 from service.catalog.outputs.kind import Outputs
 from service.catalog.versions import ModelVersion
 from service.domain import Plan
@@ -35,11 +35,14 @@ def with_instances_read(version: ModelVersion, parameters: Parameters) -> Parame
     Raises InvalidRequest.
     """
     parameters = with_baseline_read(version, parameters)
-    read = [_read(version, target, parameters.place_of(number)) for number, target in enumerate(parameters.requested)]
+    detail, requested = parameters.detail, enumerate(parameters.requested)
+    read = [_read(version, target, parameters.place_of(number), detail) for number, target in requested]
     return replace(parameters, target=read[0]) if parameters.targets is None else replace(parameters, targets=read)
 
 
-def _read(version: ModelVersion, target: RequestedTarget, place: Sequence[str | int]) -> RequestedTarget:
+def _read(
+    version: ModelVersion, target: RequestedTarget, place: Sequence[str | int], detail: Detail
+) -> RequestedTarget:
     manifest = version.manifest
     if isinstance(target, Referring):
         return target
@@ -51,7 +54,10 @@ def _read(version: ModelVersion, target: RequestedTarget, place: Sequence[str | 
         return target
     name, instance = found
     try:
-        return Referring(target, manifest.inputs.read(instance, version.folder))
+        row = manifest.inputs.read(instance, version.folder)
+        if manifest.outputs.explains_reference(target):
+            manifest.inputs.check_explained(row, detail)
+        return Referring(target, row)
     except InvalidRequest as error:
         raise error.under(pointer_to("parameters", *place, name), name) from error
 
@@ -97,6 +103,19 @@ def plans_of(
             except InvalidRequest as error:
                 raise of_target(error, parameters.place_of(number)) from None
     return planned
+
+
+def check_explained(
+    version: ModelVersion, rows: Sequence[Row], parameters: Parameters, numbers: Sequence[int] | None = None
+) -> None:
+    """Raises InvalidRequest for the first row that can be predicted, but not explained as the parameters ask; `numbers`
+    are those of the rows among the request's instances, None where these are all."""
+    inputs, detail = version.manifest.inputs, parameters.detail
+    for number, row in zip(numbers or range(len(rows)), rows, strict=True):
+        try:
+            inputs.check_explained(row, detail)
+        except InvalidRequest as error:
+            raise error.under(pointer_to("instances", number)) from None
 
 
 def check_request(version: ModelVersion, row: Row, parameters: Parameters, tenant: str | None) -> None:

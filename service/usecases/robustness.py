@@ -1,8 +1,8 @@
 """`GET /v1/explanations/{id}/robustness`: a stored explanation computed with other choices, and what of it stays.
 
-One choice is changed at a time: the baseline (every other set of the model, and the inputs' own baseline), the seed
-where something is drawn, the tolerance (ten times as fine, and as coarse), and the noise. Everything is computed at
-bulk priority and recorded nowhere: it is the explanation on record that is judged.
+The plan on record is computed as it is, and with one choice changed at a time: the baseline (every other set of the
+model, and the inputs' own baseline), the seed where something is drawn, the tolerance (ten times as fine, and as
+coarse), and the noise. All is computed at bulk priority and recorded nowhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.access.permissions import Policy
 from service.access.quotas import charged, counted
 from service.answers.disclosure import shown_values
 from service.answers.explanation import gives_reasons
-from service.answers.items import DisclosureItem, ReasonItem, RecordedNoise
+from service.answers.items import DisclosureItem, RecordedNoise
 from service.answers.reading import NOT_WHOLE, personal_of, record_of
 from service.answers.reasons import principal_reasons
 from service.answers.robustness import ChoiceItem, RobustnessReply, Shown, correlation, principal, statements
@@ -57,7 +57,7 @@ class Robustness:
         self._catalog = catalog
 
     async def table(self, stored: Stored, caller: Caller) -> RobustnessReply:
-        """Which statements of a record hold under every choice, as far as the caller's policy shows values.
+        """Which statements of an explanation hold under every choice, as far as the caller's policy shows values.
 
         Every choice counts as a request, as if the caller had asked for it. Raises NotFound for an explanation without
         attributions; ReplayImpossible where it is not whole, or its artefact or baseline is no longer here;
@@ -65,7 +65,7 @@ class Robustness:
         """
         policy = caller.policy
         try:
-            version, plan, values, reasons = self._recorded(stored)
+            version, plan = self._recorded(stored)
         except (LogChanged, *NOT_WHOLE):
             raise ReplayImpossible("the record of the explanation is not what was written") from None
         refuse_method(policy, plan.method)
@@ -82,42 +82,37 @@ class Robustness:
                 all_computed,
                 lambda done: sum(one.evaluations for one in done),
             )
-        recorded = Shown(shown_values(values, policy), reasons=reasons[: policy.top])
         results = iter(explained)
-        items = [_item(version, recorded, {"changed": "nothing"}, recorded, policy)]
-        computed = {0: recorded}
-        for choice in choices:
-            explanation = None if choice.plan is None else next(results)
-            if choice.plan is None or explanation is None or explanation.attributions is None:
-                items.append(ChoiceItem(**choice.told, why=choice.why or "the model answered no finite number"))
-                continue
-            shown = _shown(version, choice.plan, explanation, policy)
-            computed[len(items)] = shown
-            items.append(_item(version, recorded, choice.told, shown, policy).adding(converged=explanation.converged))
+        of_choices = [None if choice.plan is None else next(results) for choice in choices]
+        computed = {
+            place: _shown(version, choice.plan, explanation, policy)
+            for place, (choice, explanation) in enumerate(zip(choices, of_choices, strict=True))
+            if choice.plan is not None and explanation is not None and explanation.attributions is not None
+        }
+        if 0 not in computed:
+            raise NotFound(NOTHING_STATED)
+        items = [
+            _item(version, computed[0], choice, computed.get(place), explanation, policy)
+            for place, (choice, explanation) in enumerate(zip(choices, of_choices, strict=True))
+        ]
         return RobustnessReply(
             id=stored.id,
-            statements=statements(version.manifest.inputs.component_labels, recorded, computed),
+            statements=statements(version.manifest.inputs.component_labels, computed[0], computed),
             choices=tuple(items),
             evaluations=sum(one.evaluations for one in explained),
             disclosure=DisclosureItem.of(policy) if policy.limits_values else None,
         )
 
-    def _recorded(self, stored: Stored) -> tuple[ModelVersion, Plan, tuple[float, ...], tuple[ReasonItem, ...]]:
-        """The version, the plan, the attributions by component, and the reasons on record."""
+    def _recorded(self, stored: Stored) -> tuple[ModelVersion, Plan]:
+        """The version and the plan on record."""
         record, personal = record_of(stored), personal_of(stored)
         if record.model is None:
             raise LogChanged("the record names no model")
-        if record.attributions is None:
-            raise NotFound(NOTHING_STATED)
         version = version_of(self._catalog, record.model)
         missing = next(missing_parts(record, version, stored.tenant), None)
         if missing is not None:
             raise ReplayImpossible(f"the {missing.what} of the explanation is not here as it was")
-        inputs = version.manifest.inputs
-        values = inputs.recorded_values(record.attributions, inputs.of_record(personal.content))
-        if len(values) != inputs.component_count:
-            raise LogChanged("the attributions are not what was written")
-        return version, plan_of(record, personal, version), values, record.reasons or ()
+        return version, plan_of(record, personal, version)
 
     async def _computed(self, version: ModelVersion, plan: Plan) -> Explanation:
         points = expected_points(version, plan)
@@ -126,6 +121,7 @@ class Robustness:
 
 
 def _choices(version: ModelVersion, plan: Plan, tenant: str) -> Iterator[_Choice]:
+    yield _Choice({"changed": "nothing"}, plan)
     yield from _baselines(version, plan, tenant)
     if BY_NAME[plan.method].uses_seed or plan.noise is not None:
         for seed in range(plan.seed + 1, plan.seed + 1 + SEEDS):
@@ -191,11 +187,20 @@ def _shown(version: ModelVersion, plan: Plan, explanation: Explanation, policy: 
     )
 
 
-def _item(version: ModelVersion, recorded: Shown, told: dict[str, Any], shown: Shown, policy: Policy) -> ChoiceItem:
+def _item(
+    version: ModelVersion,
+    recorded: Shown,
+    choice: _Choice,
+    shown: Shown | None,
+    explanation: Explanation | None,
+    policy: Policy,
+) -> ChoiceItem:
+    if shown is None or explanation is None:
+        return ChoiceItem(**choice.told, why=choice.why or "the model answered no finite number")
     names = version.manifest.inputs.component_labels
-    values = {names[place]: shown.value(place) for place in principal(recorded) if place in shown.values}
     return ChoiceItem(
-        **told,
-        attributions=values,
+        **choice.told,
+        converged=explanation.converged,
+        attributions={names[place]: shown.value(place) for place in principal(recorded) if place in shown.values},
         rank_correlation=None if policy.top is not None else correlation(recorded, shown),
     )

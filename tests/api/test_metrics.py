@@ -19,7 +19,7 @@ EXPLAIN = "/v1/models/loan/versions/1:explain"
 NO_CACHE = {"Cache-Control": "no-cache"}
 LABELS = {
     *("model", "method", "outcome", "reason", "cache", "result", "version", "digest", "device", "flag", "cohort"),
-    *("verdict", "le"),
+    *("verdict", "segment", "le"),
 }
 KINDS = {
     "answerable_requests": "counter",

@@ -27,8 +27,8 @@ from service.api.model_schemas import ModelReply
 from service.api.problems import all_kinds
 from service.app import create_app
 from service.ledger.moments import written_moment
-from service.lifecycle.registries.registry import FolderRegistry
-from service.lifecycle.repository import read_catalog
+from service.lifecycle.serving.registries.registry import FolderRegistry
+from service.lifecycle.serving.repository import read_catalog
 from service.settings import Settings
 from tests.conftest import MODELS
 

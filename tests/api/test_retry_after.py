@@ -13,8 +13,8 @@ from service.api import problems
 from service.app import create_app
 from service.engine.protocol import Stats
 from service.errors import AnswerableError, QuotaSpent
-from service.lifecycle.registries.registry import FolderRegistry
-from service.lifecycle.repository import read_catalog
+from service.lifecycle.serving.registries.registry import FolderRegistry
+from service.lifecycle.serving.repository import read_catalog
 from service.settings import Settings
 from tests.conftest import MODELS
 

@@ -92,7 +92,7 @@ async def test_a_policy_limits_what_the_table_says(
     """Every choice counts as a request, and nothing is said of what the key is not shown."""
     limited = make_key(tenant="robust", policy=Policy(top=2, digits=1))
     other_methods = make_key(tenant="robust", policy=Policy(methods=frozenset({"saliency"})))
-    spent = make_key(tenant="robust", quota=Quota(6, None, "day"))
+    spent = make_key(tenant="robust", quota=Quota(7, None, "day"))
     async with service.client(make_key(tenant="robust")) as asking:
         (first,) = (await explain([fresh], by=asking))["explanations"]
         whole = await table(asking, first["id"])

@@ -3,6 +3,7 @@ those at its word embeddings."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ class Pair:
         answers: Floats = self.model.deployed.outputs(np.array(rows, dtype=np.float32))[SPACE].astype(np.float64)
         return answers
 
+    def attributed(self, prompt: tuple[float, ...], target: Continuation, output: int = 0) -> Floats:
+        """By place: integrated gradients of a number of the outputs, from the masked prompt."""
+        ends = self.inputs.own_baseline_for(prompt), prompt
+        start, end = (self.model.seen(np.array([self.inputs.with_target(row, target)])) for row in ends)
+        nodes, weights = np.polynomial.legendre.leggauss(STEPS)
+        question = Points(start, end[0], np.zeros(STEPS, dtype=np.intp), (nodes + 1) / 2, Readout.LOGIT, output)
+        network = Network(self.model.twin, CPU, self.model.shape, self.outputs.width, IDENTITY)
+        (evaluated,) = GradientKernel(network, STEPS, trace=False).run([Segment(question, 0, STEPS)])
+        assert isinstance(evaluated, EvaluatedPoints)
+        summed: Floats = (weights / 2 @ evaluated.contributions).reshape(self.model.shape).sum(axis=-1)
+        return summed
+
     def log_probabilities(self, prompt: str, tokens: tuple[int, ...]) -> Floats:
         """Of each of the tokens, by the package alone."""
         ids = [*self.tokenizer(prompt)["input_ids"], *tokens]
@@ -140,14 +153,8 @@ def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: P
     from captum.attr import LayerIntegratedGradients
 
     target = pair.target(other=OTHER)
-    row = pair.row(PROMPT, target)
     prompt = pair.inputs.read({"text": PROMPT}, pair.folder).values
-    baseline = np.array(pair.inputs.with_target(pair.inputs.own_baseline_for(prompt), target))
-    start, end = pair.model.seen(baseline[None]), pair.model.seen(row[None])
-    nodes, weights = np.polynomial.legendre.leggauss(STEPS)
-    alphas, lines = (nodes + 1) / 2, np.zeros(STEPS, dtype=np.intp)
-    network = Network(pair.model.twin, CPU, pair.model.shape, pair.outputs.width, IDENTITY)
-    kernel = GradientKernel(network, STEPS, trace=False)
+    baseline = pair.inputs.own_baseline_for(prompt)
     count = pair.inputs.length_of(prompt)
     layer = pair.network.get_input_embeddings()
 
@@ -166,7 +173,7 @@ def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: P
         attributed = LayerIntegratedGradients(
             lambda ids: of_tokens(ids).sum(1) if token is None else of_tokens(ids)[:, token], layer
         )
-        ids, masked = (torch.from_numpy(tokens_of[None, :count]).long() for tokens_of in (row, baseline))
+        ids, masked = (torch.tensor([tokens_of[:count]]).long() for tokens_of in (prompt, baseline))
         values = attributed.attribute(ids, masked, n_steps=STEPS, method="gausslegendre", internal_batch_size=STEPS)
         summed: Floats = values.sum(-1)[0, :count].detach().numpy().astype(np.float64)
         return summed
@@ -177,13 +184,30 @@ def test_at_the_same_points_it_agrees_with_captum_at_the_embedding_layer(pair: P
         1 + len(target.tokens): theirs(target.rather_than, 0),
     }
     for output, expected in wanted.items():
-        question = Points(start, end[0], lines, alphas, Readout.LOGIT, output)
-        (evaluated,) = kernel.run([Segment(question, 0, STEPS)])
-        assert isinstance(evaluated, EvaluatedPoints)
-        ours = (weights / 2 @ evaluated.contributions).reshape(pair.model.shape).sum(axis=-1)
+        ours = pair.attributed(prompt, target, output)
         np.testing.assert_allclose(ours[:count], expected, rtol=1e-5, atol=1e-5)
         assert not ours[count:].any()
         assert np.abs(ours).sum() > 0.05
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_at_the_same_points_it_agrees_with_inseq(pair: Pair) -> None:
+    """For each token of a continuation behind the tokens before it, which inseq explains as it does the prompt's."""
+    inseq = pytest.importorskip("inseq")
+    tokenizer = deepcopy(pair.tokenizer)
+    theirs = inseq.load_model(deepcopy(pair.network), "integrated_gradients", tokenizer=tokenizer)
+    asked = {"attributed_fn": "probability", "logprob": True, "n_steps": STEPS, "internal_batch_size": STEPS}
+    (found,) = theirs.attribute(PROMPT, PROMPT + OWN, **asked, show_progress=False).sequence_attributions
+    ids = [token.id for token in found.target]
+    start = len(ids) - len(pair.target().tokens)
+    assert ids == [*tokenizer(PROMPT)["input_ids"], *pair.target().tokens]
+    assert tokenizer.unk_token_id == pair.inputs.mask
+    for at in range(start, len(ids)):
+        expected = found.target_attributions[:at, at - start].sum(-1).numpy()
+        row = pair.inputs.read({"tokens": ids[:at]}).values
+        target = Continuation((ids[at],))
+        np.testing.assert_allclose(pair.attributed(row, target)[:at], expected, rtol=1e-5, atol=1e-5)
+        assert np.abs(expected).sum() > 0.05
 
 
 def test_a_row_has_the_same_bits_alone_and_amid_others(pair: Pair) -> None:

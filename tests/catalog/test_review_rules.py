@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.catalog.review_rules import COMPARATORS, QUANTITIES, Review, ReviewRule, parse
+from service.catalog.review_rules import COMPARATORS, QUANTITIES, SEGMENT_SHARE, Review, ReviewRule, parse
 
-quantities = st.sampled_from(list(QUANTITIES))
+quantities = st.sampled_from([f"{name}(context)" if name == SEGMENT_SHARE else name for name in QUANTITIES])
 comparators = st.sampled_from(list(COMPARATORS))
 numbers = st.floats(-1e9, 1e9)
 spaces = st.sampled_from(["", " ", "  "])
@@ -27,6 +27,7 @@ figures = st.one_of(st.none(), numbers)
         ("attribution_error >= .5*tolerance", ReviewRule("attribution_error", ">=", 0.5, "tolerance")),
         ("  margin < 1e-1 ", ReviewRule("margin", "<", 0.1)),
         ("output <= -0.5", ReviewRule("output", "<=", -0.5)),
+        ("segment_share(context) < 0.3", ReviewRule("segment_share(context)", "<", 0.3)),
     ],
 )
 def test_a_rule_is_read(text: str, rule: ReviewRule) -> None:
@@ -73,6 +74,8 @@ def test_a_rule_against_a_quantity_fires_when_the_comparison_holds(
         ("protected_share > x * tolerance", "neither a number nor a quantity"),
         ("protected_share > 2 * 3", "neither a number nor a quantity"),
         ("protected_share > protected_share", "with itself"),
+        ("segment_share < 0.3", "is of a segment, whose name stands in brackets"),
+        ("protected_share(context) < 0.3", "is not of one output"),
         ("output > 0.2 and margin < 0.1", "neither a number nor a quantity"),
         ("output > __import__('os')", "neither a number nor a quantity"),
     ],

@@ -16,7 +16,7 @@ from service.errors import InvalidRequest, UsageError
 from service.faithfulness.registry import METRICS
 from service.faithfulness.subject import Measured, no_figure
 from service.faithfulness.summary import bootstrap_interval, figure_of
-from service.lifecycle.evaluations import Evaluated, Evaluations, latest_of
+from service.lifecycle.serving.evaluations import Evaluated, Evaluations, latest_of
 from service.usecases.evaluating import expected_cost, read_measures
 from service.usecases.planning import Parameters, make_plan
 from tests.conftest import MODELS

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from service.catalog.outputs.classes import Classes
-from service.domain import Completeness, Floats, Indices, OptionValue, OutputSpace
+from service.domain import Completeness, Floats, OptionValue, OutputSpace
 from service.methods.agi import AGI, agi
 from service.methods.problem import Method, Problem
 from service.methods.questions import DeadlinePassed, Question, Rows
@@ -209,9 +209,9 @@ def test_walks_end_after_the_steps_that_were_asked_for(pose: Pose, drive: Drive,
     assert result.baseline_output == pytest.approx(outputs[:, TARGET].mean(), rel=1e-9)
 
 
-def by_output(x: Floats) -> Indices:
+def by_output(x: Floats) -> list[int]:
     """The labels of the linear model, the one with the largest output first."""
-    order: Indices = np.argsort(-WEIGHTS @ x)
+    order: list[int] = np.argsort(-WEIGHTS @ x).tolist()
     return order
 
 

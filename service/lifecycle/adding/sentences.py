@@ -55,11 +55,11 @@ class Sentences:
 def read_sentences(source: Path, ask: Ask) -> Sentences | None:
     """What the folder says; None where its network does not embed texts. Raises CatalogError."""
     architecture = _architecture(source)
-    if architecture is not None and architecture.endswith((CLASSIFIER, *CAUSAL)):
+    if architecture is not None and architecture.endswith(CLASSIFIER):
         return None
     if (source / MODULES).is_file():
         return _of_package(source)
-    if architecture is None or not architecture.endswith(ENCODER):
+    if architecture is None or architecture.endswith(CAUSAL) or not architecture.endswith(ENCODER):
         return None
     question = "how the embeddings of a text's tokens become its own: mean, cls or max"
     mode = ask(question, "mean")

@@ -16,7 +16,7 @@ from service.catalog.set_erasure import forget_rows, remove_set
 from service.catalog.versions import Catalog, ModelVersion
 from service.engine.protocol import Engine
 from service.errors import CatalogError, LedgerUnavailable, ModelNotReady, NotFound, Unkept
-from service.lifecycle.outputs_over_sets import OutputsOverSets
+from service.lifecycle.serving.outputs_over_sets import OutputsOverSets
 
 LOG = logging.getLogger("answerable")
 Rows = Sequence[tuple[float, ...]]

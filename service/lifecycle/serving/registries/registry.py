@@ -22,9 +22,9 @@ from service.catalog.manifest import NAME, find_versions, version_order
 from service.catalog.staging import place_of
 from service.errors import CatalogError, SetupError
 from service.extras import install
-from service.lifecycle.registries.fetching import Fetching
-from service.lifecycle.registries.files import Files, RegistryUnreachable
-from service.lifecycle.registries.huggingface import HuggingFaceFiles
+from service.lifecycle.serving.registries.fetching import Fetching
+from service.lifecycle.serving.registries.files import Files, RegistryUnreachable
+from service.lifecycle.serving.registries.huggingface import HuggingFaceFiles
 from service.settings import is_confidential
 
 LOG = logging.getLogger("answerable")
@@ -235,10 +235,10 @@ def _files_at(address: str) -> Files:
     if parts.scheme == "http" and not is_confidential(address):
         raise SetupError("ANSWERABLE_MODELS must begin with https://, unless it is on this machine", code=2)
     if address.startswith("mlflow:"):
-        from service.lifecycle.registries.mlflow import MlflowFiles
+        from service.lifecycle.serving.registries.mlflow import MlflowFiles
 
         return MlflowFiles(address)
-    from service.lifecycle.registries.filesystems import FilesystemFiles
+    from service.lifecycle.serving.registries.filesystems import FilesystemFiles
 
     return FilesystemFiles(address)
 

@@ -17,7 +17,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from service.lifecycle.registries import fetching
+from service.lifecycle.serving.registries import fetching
 
 Answer = tuple[int, bytes]
 

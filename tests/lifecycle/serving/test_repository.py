@@ -24,8 +24,8 @@ from service.domain import ChunkShapes, VersionRef
 from service.engine.protocol import Loaded, Source, Stats
 from service.errors import LoadRefused
 from service.lifecycle.checking.background import Checker
-from service.lifecycle.registries.registry import FolderRegistry
-from service.lifecycle.repository import Repository, read_catalog
+from service.lifecycle.serving.registries.registry import FolderRegistry
+from service.lifecycle.serving.repository import Repository, read_catalog
 from tests.conftest import MODELS
 from tests.engine.stand_in import StandIn
 

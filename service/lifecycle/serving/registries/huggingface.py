@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from service.errors import SetupError
-from service.lifecycle.registries.files import MANIFEST, NoSuchFile, RegistryUnreachable, exact_part
-from service.lifecycle.registries.http_files import HttpRegistry
+from service.lifecycle.serving.registries.files import MANIFEST, NoSuchFile, RegistryUnreachable, exact_part
+from service.lifecycle.serving.registries.http_files import HttpRegistry
 
 HUB = "https://huggingface.co"
 _ADDRESS = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)

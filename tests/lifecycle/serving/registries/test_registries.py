@@ -13,10 +13,10 @@ import pytest
 from huggingface_hub import close_session, constants, snapshot_download
 
 from service.errors import SetupError
-from service.lifecycle.registries.files import RegistryUnreachable
-from service.lifecycle.registries.registry import RemoteRegistry, open_registry
-from tests.lifecycle.registries.conftest import Answer, http_server
-from tests.lifecycle.test_repository import LOAN
+from service.lifecycle.serving.registries.files import RegistryUnreachable
+from service.lifecycle.serving.registries.registry import RemoteRegistry, open_registry
+from tests.lifecycle.serving.registries.conftest import Answer, http_server
+from tests.lifecycle.serving.test_repository import LOAN
 
 COMMIT = "c" * 40
 TOKEN = "hf_the-token-of-the-test"
@@ -178,7 +178,7 @@ def test_an_address_that_is_none_is_refused(address: str, sentence: str, tmp_pat
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.lifecycle.registries.registry.find_spec", lambda _: None)
+    monkeypatch.setattr("service.lifecycle.serving.registries.registry.find_spec", lambda _: None)
     with pytest.raises(SetupError, match=r"pip install .*\[remote\]"):
         open_registry("s3://bucket/models", tmp_path)
     assert isinstance(open_registry("hf:bank/loan", tmp_path), RemoteRegistry)

@@ -26,7 +26,14 @@ from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.plain_yaml import MAX_BYTES, read_yaml
 from service.catalog.staging import place_of
 from service.errors import CatalogError
-from service.lifecycle.registries.files import BLOCK_BYTES, MANIFEST, Files, NoSuchFile, RegistryUnreachable, within
+from service.lifecycle.serving.registries.files import (
+    BLOCK_BYTES,
+    MANIFEST,
+    Files,
+    NoSuchFile,
+    RegistryUnreachable,
+    within,
+)
 
 Answer = TypeVar("Answer")
 ATTEMPTS = 4

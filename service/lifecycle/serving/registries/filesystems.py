@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 
 from service.errors import CatalogError
 from service.extras import install
-from service.lifecycle.registries.files import MANIFEST, NoSuchFile, RegistryUnreachable, exact_part, within
+from service.lifecycle.serving.registries.files import MANIFEST, NoSuchFile, RegistryUnreachable, exact_part, within
 
 CONNECT_SECONDS, READ_SECONDS = 5, 30
 _S3 = {

@@ -23,11 +23,11 @@ from service.domain import VersionRef
 from service.engine.protocol import Engine, Source
 from service.errors import CatalogError, LoadRefused, NotFound, RegistryUnavailable
 from service.lifecycle.checking.background import Checker
-from service.lifecycle.outputs_over_sets import OutputsOverSets
-from service.lifecycle.registries.files import RegistryUnreachable
-from service.lifecycle.registries.registry import Registry, Unfetched
-from service.lifecycle.served_sets import ServedSets
-from service.lifecycle.verdicts import Verdicts
+from service.lifecycle.serving.outputs_over_sets import OutputsOverSets
+from service.lifecycle.serving.registries.files import RegistryUnreachable
+from service.lifecycle.serving.registries.registry import Registry, Unfetched
+from service.lifecycle.serving.served_sets import ServedSets
+from service.lifecycle.serving.verdicts import Verdicts
 
 LOG = logging.getLogger("answerable")
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"

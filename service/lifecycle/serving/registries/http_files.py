@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from service.lifecycle.registries.files import BLOCK_BYTES, NoSuchFile, RegistryUnreachable
+from service.lifecycle.serving.registries.files import BLOCK_BYTES, NoSuchFile, RegistryUnreachable
 
 TIMEOUT = httpx.Timeout(30, connect=5)
 

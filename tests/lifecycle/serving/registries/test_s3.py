@@ -11,12 +11,12 @@ import pytest
 
 from service.catalog.manifest import read_manifest
 from service.errors import CatalogError, LoadRefused, NotFound, RegistryUnavailable
-from service.lifecycle.registries import fetching
-from service.lifecycle.registries.files import RegistryUnreachable
-from service.lifecycle.registries.registry import RemoteRegistry, Unfetched, open_registry
-from service.lifecycle.repository import Repository, read_catalog
-from tests.lifecycle.registries.conftest import S3
-from tests.lifecycle.test_repository import LOAN, Checks, LoadsAll, UnderTest, write
+from service.lifecycle.serving.registries import fetching
+from service.lifecycle.serving.registries.files import RegistryUnreachable
+from service.lifecycle.serving.registries.registry import RemoteRegistry, Unfetched, open_registry
+from service.lifecycle.serving.repository import Repository, read_catalog
+from tests.lifecycle.serving.registries.conftest import S3
+from tests.lifecycle.serving.test_repository import LOAN, Checks, LoadsAll, UnderTest, write
 
 ADDRESS = "s3://models/production"
 

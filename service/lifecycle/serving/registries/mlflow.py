@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 from service.catalog.plain_yaml import read_yaml
 from service.errors import CatalogError, SetupError
-from service.lifecycle.registries.files import Files, NoSuchFile, RegistryUnreachable
-from service.lifecycle.registries.filesystems import FilesystemFiles
-from service.lifecycle.registries.http_files import HttpRegistry
+from service.lifecycle.serving.registries.files import Files, NoSuchFile, RegistryUnreachable
+from service.lifecycle.serving.registries.filesystems import FilesystemFiles
+from service.lifecycle.serving.registries.http_files import HttpRegistry
 
 _ADDRESS = re.compile(r"mlflow:models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w.-]+))", re.ASCII)
 
