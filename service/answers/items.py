@@ -113,6 +113,24 @@ class SegmentItem(Item):
     ] = None
 
 
+class StabilityItem(Item):
+    """How much of the ranking is left near the input, at the worst that was found where the prediction is the same."""
+
+    rank_correlation: Annotated[
+        float | None, ALWAYS, Field(description="the lowest of the absolute attributions with those near by")
+    ] = None
+    top_share: Annotated[
+        float | None, ALWAYS, Field(description="the smallest share of the five largest that are still the largest")
+    ] = None
+    radius: Annotated[float, ALWAYS, Field(description="how far each number may move, as a share of its range")]
+    bound: Annotated[
+        float,
+        ALWAYS,
+        Field(description="how far the label's probability may move; else the output, as a share of its change"),
+    ]
+    why: Annotated[str | None, ALWAYS, Field(description="why there is no figure, where there is none")] = None
+
+
 class DisclosureItem(Item):
     """How the key's policy limits what is shown."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from service.access.visibility import Item
-from service.answers.items import DisclosureItem, ReasonItem, RecordedNoise
+from service.answers.items import DisclosureItem, ReasonItem, RecordedNoise, StabilityItem
 from service.numerics.ranking import rank_correlation
 
 PRINCIPAL = 5
@@ -82,7 +82,13 @@ class RobustnessReply(Item):
     id: Annotated[str, Field(description="of the explanation")]
     statements: Annotated[tuple[StatementItem, ...], Field(description="signs, orders, reasons, the strongest first")]
     choices: Annotated[tuple[ChoiceItem, ...], Field(description="the record, and one choice after the other changed")]
-    evaluations: Annotated[int, Field(description="gradient points spent")]
+    stability: Annotated[
+        StabilityItem | None,
+        Field(
+            description="how much of the ranking is left near the input; absent for a key whose policy limits values"
+        ),
+    ] = None
+    evaluations: Annotated[int, Field(description="gradient points spent on the choices")]
     disclosure: Annotated[
         DisclosureItem | None, Field(description="what the key's policy keeps back, where it does")
     ] = None

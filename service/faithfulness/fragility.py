@@ -35,6 +35,10 @@ from service.methods.spec import Facts, Number
 from service.numerics.quadrature import gauss_legendre
 from service.numerics.ranking import rank_correlation
 
+RADIUS = 0.02
+"""Of the usual ball, as a share of each input's range."""
+BOUND = 0.05
+"""How far the probability usually may move."""
 HALVINGS = 7
 """How often a row is tried: as it was drawn, then at half the way, and so on."""
 NODES = 16
@@ -234,8 +238,8 @@ def _rows(facts: Facts) -> int:
 
 
 OPTIONS = (
-    Number("radius", 0.02, 0.0001, 1.0, "the largest change of an input, as a share of its range"),
-    Number("bound", 0.05, 0.0001, 1.0, "the largest change of the label's probability; else a share of the change"),
+    Number("radius", RADIUS, 0.0001, 1.0, "the largest change of an input, as a share of its range"),
+    Number("bound", BOUND, 0.0001, 1.0, "the largest change of the label's probability; else a share of the change"),
     Number("samples", 8, 0, 1000, "random inputs in the ball, each of which is explained"),
     Number("steps", 8, 0, 1000, "of the gradient search, of which each explains two inputs"),
     Number("top", 5, 1, 1000, "the largest components, whose place the search attacks"),

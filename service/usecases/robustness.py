@@ -28,6 +28,7 @@ from service.ledger.entries import LogChanged, Stored
 from service.methods.registry import BY_NAME
 from service.methods.spec import Facts
 from service.usecases.explaining import all_of, refuse_method
+from service.usecases.fragility import stability_of
 from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, baseline_of, expected_points
 from service.usecases.replaying import missing_parts, plan_of, version_of
 
@@ -91,6 +92,9 @@ class Robustness:
         }
         if 0 not in computed:
             raise NotFound(NOTHING_STATED)
+        stability = None
+        if not policy.limits_values:
+            stability = await stability_of(self._engine, version, plan, explained[0], caller.account)
         items = [
             _item(version, computed[0], choice, computed.get(place), explanation, policy)
             for place, (choice, explanation) in enumerate(zip(choices, of_choices, strict=True))
@@ -99,6 +103,7 @@ class Robustness:
             id=stored.id,
             statements=statements(version.manifest.inputs.component_labels, computed[0], computed),
             choices=tuple(items),
+            stability=stability,
             evaluations=sum(one.evaluations for one in explained),
             disclosure=DisclosureItem.of(policy) if policy.limits_values else None,
         )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 
+from service.access.callers import Caller
 from service.access.permissions import Policy, Quota
 from service.answers.robustness import Shown, statements
+from service.catalog.review_rules import Review
+from service.domain import Context
+from service.usecases.explaining import Request
+from service.usecases.planning import Parameters
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -98,6 +106,9 @@ async def test_a_policy_limits_what_the_table_says(
         whole = await table(asking, first["id"])
     async with service.client(limited) as client:
         found = await table(client, first["id"])
+        (own,) = (await explain([fresh], by=client, stability=True))["explanations"]
+    assert "stability" in whole
+    assert "stability" not in {*found, *own}
     assert found["disclosure"] == {"top": 2, "digits": 1}
     assert all(len(choice["attributions"]) <= 2 and "rank_correlation" not in choice for choice in found["choices"])
     values = [*found["choices"][0]["attributions"].values()]
@@ -109,3 +120,31 @@ async def test_a_policy_limits_what_the_table_says(
         assert_problem(await client.get(f"/v1/explanations/{first['id']}/robustness"), 403)
     async with service.client(spent) as client:
         assert "quota" in assert_problem(await client.get(f"/v1/explanations/{first['id']}/robustness"), 429)
+
+
+async def test_stability_on_request_is_answered_recorded_and_raises_flags(
+    service: Service, explain: Explain, client: httpx.AsyncClient, fresh: dict[str, Any], assert_problem: AssertProblem
+) -> None:
+    """The figure is the metric's own, of the same plan; a review rule may name it."""
+    (answer,) = (await explain([fresh], stability=True))["explanations"]
+    record = (await client.get(f"/v1/explanations/{answer['id']}")).json()
+    found = answer["stability"]
+    assert found == record["stability"] == (await table(client, answer["id"]))["stability"]
+    assert 0 < found["rank_correlation"] < 1
+    assert 0 <= found["top_share"] <= 1
+    refused = {"instances": [fresh], "parameters": {"stability": True, "deadline_ms": 9000}}
+    assert "deadline" in assert_problem(await client.post(EXPLAIN, json=refused), 422)
+
+    listed = service.services.catalog.find("loan", "1")
+    review = Review.model_validate({"rules": {"fragile": "rank_stability < 1", "steady": "rank_stability >= 1"}})
+    version = replace(listed, manifest=listed.manifest.model_copy(update={"review": review}))
+    row, caller = version.manifest.inputs.read(fresh), Caller("robust", "key")
+
+    async def flags(*, stability: bool) -> tuple[str, ...]:
+        asked = Parameters(stability=stability)
+        request = Request(version, [row], asked, [Context()], caller, use_cache=True, received=time.monotonic())
+        (explained,) = await service.services.explaining.explain(request)
+        return explained.explanation.flags
+
+    assert await asyncio.to_thread(service.call, flags(stability=True)) == ("fragile",)
+    assert await asyncio.to_thread(service.call, flags(stability=False)) == ()
