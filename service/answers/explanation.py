@@ -191,8 +191,10 @@ def answered(
     cached: bool,
     detail: Detail = PLAIN,
     stability: StabilityItem | None = None,
+    further_flags: Sequence[str] = (),
 ) -> Answered:
-    """The answer under this id. What could not be computed is left out, never null."""
+    """The answer under this id, with the flags that rules raise and `further_flags`. What could not be computed is left
+    out, never null."""
     manifest, row = version.manifest, Row(plan.input, places)
 
     def by_component(values: tuple[float, ...] | None, detail: Detail) -> Any:
@@ -243,7 +245,7 @@ def answered(
         reason=explanation.reason,  # type: ignore[arg-type]
         evaluations=explanation.evaluations,
         baseline=BaselineItem(name=baseline.name, version=baseline.version, digest=baseline.digest, size=baseline.size),
-        flags=tuple(flags_of(manifest, plan, explanation, segments, stability, adds_up=has_reasons)),
+        flags=(*flags_of(manifest, plan, explanation, segments, stability, adds_up=has_reasons), *further_flags),
         cached=cached,
         stability=stability,
         reasons=principal_reasons(manifest, explanation) if has_reasons else None,

@@ -33,12 +33,14 @@ from service.faithfulness.subject import Measured, Measuring, Subject, no_figure
 from service.methods.questions import Outputs, Steps, evaluated, outputs_at
 from service.methods.spec import Facts, Number
 from service.numerics.quadrature import gauss_legendre
-from service.numerics.ranking import rank_correlation
+from service.numerics.ranking import largest, rank_correlation, top_count, top_share
 
 RADIUS = 0.02
 """Of the usual ball, as a share of each input's range."""
 BOUND = 0.05
 """How far the probability usually may move."""
+TOP = 5
+"""So many of the largest components are usually compared."""
 HALVINGS = 7
 """How often a row is tried: as it was drawn, then at half the way, and so on."""
 NODES = 16
@@ -58,12 +60,8 @@ def rank_stability(subject: Subject) -> Measuring:
 
 def top_stability(subject: Subject) -> Measuring:
     """See the module's docstring."""
-    count = _top_count(subject)
-
-    def share(own: Floats, other: Floats) -> float:
-        return len({*_top(own, count)} & {*_top(other, count)}) / count
-
-    return _lowest(subject, share)
+    count = int(subject.number("top"))
+    return _lowest(subject, lambda own, other: top_share(own, other, count))
 
 
 def _lowest(subject: Subject, likeness: Callable[[Floats, Floats], float]) -> Measuring:
@@ -168,8 +166,9 @@ def _search(subject: Subject, ball: _Ball) -> Steps[Floats]:
 
 def _goal(subject: Subject) -> Floats:
     """What the search goes up, as weights [components] of sizes: the mean of the others less that of the top ones."""
-    sizes, count = np.abs(subject.judged), _top_count(subject)
-    is_top = np.isin(np.arange(len(sizes)), _top(sizes, count))
+    sizes = np.abs(subject.judged)
+    count = top_count(len(sizes), int(subject.number("top")))
+    is_top = np.isin(np.arange(len(sizes)), largest(sizes, count))
     return np.where(is_top, -1.0 / count, 1.0 / (len(sizes) - count))
 
 
@@ -218,17 +217,6 @@ def _of_inputs(subject: Subject, values: Floats) -> Floats:
     return spread
 
 
-def _top_count(subject: Subject) -> int:
-    """The `top`; of few components half, of which the others could take the place."""
-    return max(1, min(int(subject.number("top")), len(subject.removable) // 2))
-
-
-def _top(sizes: Floats, count: int) -> list[int]:
-    """The places of so many of the largest."""
-    places: list[int] = np.argsort(-sizes, kind="stable")[:count].tolist()
-    return places
-
-
 def _explained(facts: Facts) -> int:
     return int(facts.number("samples") + PROPOSALS * facts.number("steps"))
 
@@ -242,7 +230,7 @@ OPTIONS = (
     Number("bound", BOUND, 0.0001, 1.0, "the largest change of the label's probability; else a share of the change"),
     Number("samples", 8, 0, 1000, "random inputs in the ball, each of which is explained"),
     Number("steps", 8, 0, 1000, "of the gradient search, of which each explains two inputs"),
-    Number("top", 5, 1, 1000, "the largest components, whose place the search attacks"),
+    Number("top", TOP, 1, 1000, "the largest components, whose place the search attacks"),
 )
 RANK_STABILITY = MetricSpec(
     name="rank_stability",

@@ -20,6 +20,7 @@ from service.engine.protocol import ChunkReport
 from service.monitoring.busy import BusySeconds
 from service.monitoring.instruments import Counter, Registry
 from service.monitoring.labels import CACHE_RESULTS, CACHES, REASONS, RESTARTS, VERDICTS, MethodLabels, outcome
+from service.monitoring.near_duplicates import FLAG as NEAR_DUPLICATE
 from service.monitoring.review import Segment
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -232,7 +233,7 @@ class Metrics:
         for version in versions:
             key = version.key
             manifest = version.manifest
-            flags, segments = manifest.review.all_rules, manifest.inputs.segment_names
+            flags, segments = (*manifest.review.all_rules, NEAR_DUPLICATE), manifest.inputs.segment_names
             self.expect(key.name, manifest.defaults.method, flags, segments)
             self.model_info.labels(key.name, key.version, key.digest).set(version.is_ready)
 

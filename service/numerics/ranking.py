@@ -29,6 +29,26 @@ def rank_correlation(one: Floats, other: Floats) -> float:
     return float(first @ second) / spread if spread else math.nan
 
 
+def largest(sizes: Floats, count: int) -> list[int]:
+    """The places of so many of the largest; of equals the first."""
+    places: list[int] = np.argsort(-sizes, kind="stable")[:count].tolist()
+    return places
+
+
+def top_share(one: Floats, other: Floats, count: int) -> float:
+    """The share of the `count` largest of the one that are among those of the other: their top-k intersection.
+
+    Of few values half are compared, whose place the others can take.
+    """
+    count = top_count(len(one), count)
+    return len({*largest(one, count)} & {*largest(other, count)}) / count
+
+
+def top_count(values: int, count: int) -> int:
+    """How many of so many values are compared where `count` were meant to be."""
+    return max(1, min(count, values // 2))
+
+
 def normalised_gain(reference: Floats, order_by: Floats) -> float:
     """nDCG: how much of the reference's importance is still found at the top when features are ordered by another.
 

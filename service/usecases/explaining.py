@@ -33,6 +33,7 @@ from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger
 from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
+from service.monitoring.near_duplicates import NearDuplicates
 from service.monitoring.review import holds
 from service.monitoring.timings import RequestTimings
 from service.usecases.fragility import stability_of
@@ -135,6 +136,8 @@ class Explaining:
         self._metrics = metrics
         self._health = health
         self._max_points = max_points
+        self._near_duplicates = NearDuplicates()
+        self._forgotten = cache.forgotten
         self._flights: dict[_FlightKey, _Flight] = {}
 
     @property
@@ -237,6 +240,7 @@ class Explaining:
             planned, digests, results, stabilities, _each(request.contexts, times), ids, strict=True
         ):
             prediction = outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
+            further = [] if cached else self._unlike_others(request, plan, explanation)
             answer = answered(
                 version,
                 plan,
@@ -246,6 +250,7 @@ class Explaining:
                 cached=cached,
                 detail=parameters.detail,
                 stability=stability,
+                further_flags=further,
             )
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
@@ -274,6 +279,13 @@ class Explaining:
             limited_answer(prediction, answer, policy, timings)
             for (prediction, answer), timings in zip(untimed, timing_items, strict=True)
         ]
+
+    def _unlike_others(self, request: Request, plan: Plan, explanation: Explanation) -> Sequence[str]:
+        """The flag of an explanation that the key's others contradict, if they do."""
+        if self._forgotten != self._cache.forgotten:  # a person was erased, whose inputs may be among them
+            self._near_duplicates.clear()
+            self._forgotten = self._cache.forgotten
+        return self._near_duplicates.flags(request.caller.key_id, request.version, plan, explanation)
 
     async def _stabilities(
         self, request: Request, plans: Sequence[Plan], explanations: Sequence[Explanation]

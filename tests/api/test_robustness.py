@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -14,9 +14,14 @@ from service.access.callers import Caller
 from service.access.permissions import Policy, Quota
 from service.answers.robustness import Shown, statements
 from service.catalog.review_rules import Review
-from service.domain import Context
-from service.usecases.explaining import Request
+from service.domain import Context, Explanation, Timings
+from service.engine.protocol import Engine
+from service.monitoring.health import Health
+from service.monitoring.metrics import Metrics
+from service.monitoring.near_duplicates import FLAG
+from service.usecases.explaining import Explaining, Request
 from service.usecases.planning import Parameters
+from tests.engine.stand_in import StandIn
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem, Explain
@@ -148,3 +153,46 @@ async def test_stability_on_request_is_answered_recorded_and_raises_flags(
 
     assert await asyncio.to_thread(service.call, flags(stability=True)) == ("fragile",)
     assert await asyncio.to_thread(service.call, flags(stability=False)) == ()
+
+
+@dataclass(slots=True)
+class Turning(StandIn):
+    """The service's engine, whose attributions are given backwards once it `turns`."""
+
+    engine: Engine
+    turns: bool = False
+
+    async def explain(self, *asked: Any) -> tuple[Explanation, Timings]:
+        explanation, timings = await self.engine.explain(*asked)
+        values = np.array(explanation.attributions)
+        by_size = np.argsort(np.abs(values))
+        values[by_size] = values[by_size[::-1]]
+        turned = replace(explanation, attributions=tuple(values.tolist()))
+        return (turned if self.turns else explanation), timings
+
+
+async def test_an_unlike_explanation_of_nearly_the_same_input_is_flagged_on_record(
+    service: Service, make_key: MakeKey, fresh: dict[str, Any]
+) -> None:
+    """It waits for review as those of rules do; after an erasure nothing is known to compare with."""
+    key, version, state = make_key(tenant="gamed"), service.services.catalog.find("loan", "1"), service.services
+    engine, caller = Turning(state.engine), Caller(key.tenant, key.id)
+    explaining = Explaining(
+        engine, state.cache, state.ledger, "required", Metrics(), Health(engine, 0.0), max_points=200_000
+    )
+
+    async def flags(income: float, *, turned: bool = False) -> tuple[str, ...]:
+        engine.turns = turned
+        row = version.manifest.inputs.read({**fresh, "applicant_income": fresh["applicant_income"] + income})
+        request = Request(version, [row], Parameters(), [Context()], caller, use_cache=False, received=time.monotonic())
+        (answer,) = await explaining.explain(request)
+        return answer.explanation.flags
+
+    assert await asyncio.to_thread(service.call, flags(0)) == ()
+    assert await asyncio.to_thread(service.call, flags(1)) == ()
+    assert FLAG in await asyncio.to_thread(service.call, flags(2, turned=True))
+    async with service.client(key) as client:
+        queue = await client.get("/v1/explanations", params={"flag": FLAG, "reviewed": False})
+    assert len(queue.json()["explanations"]) == 1
+    await asyncio.to_thread(service.call, state.cache.forget_results())
+    assert FLAG not in await asyncio.to_thread(service.call, flags(3, turned=True))

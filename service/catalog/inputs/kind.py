@@ -180,6 +180,8 @@ class Inputs(Declaration, ABC):
     kind: str
     axes: ClassVar[tuple[Axis, ...]]
     """Of what methods see of a row."""
+    near: ClassVar[float] = 0.02
+    """Inputs of no larger distance are nearly the same."""
     is_read_at_once: ClassVar[bool] = False
     """Whether an instance is read in microseconds; texts and files take their time."""
     are_prompts: ClassVar[bool] = False
@@ -348,6 +350,18 @@ class Inputs(Declaration, ABC):
     def removable(self, row: Floats) -> Mask:
         """Which components of a row [columns] can be removed: [components]."""
         return np.ones(self.component_count, dtype=np.bool_)
+
+    def distances(self, rows: Floats, row: Floats) -> Floats:
+        """How far `rows` [n, columns] are from one, [n]: the largest difference of a number, as a share of its
+        range."""
+        farthest: Floats = (np.abs(rows - row) / self._spans).max(axis=1)
+        return farthest
+
+    @cached_property
+    def _spans(self) -> Floats:
+        """The width of each range [columns]; 1 where it has but one value."""
+        low, high = (np.array(limit) for limit in self.bounds)
+        return np.where(high > low, high - low, 1.0)
 
     def continuous(self, row: Floats) -> Mask:
         """Which components of a row [columns] can take any value near their own, as methods see it: [components]."""

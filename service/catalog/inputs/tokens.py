@@ -107,6 +107,7 @@ class TokenInputs(Inputs):
     """
 
     kind: Literal["tokens"]
+    near: ClassVar[float] = 0.1
     axes: ClassVar[tuple[Axis, ...]] = (Axis.POSITION, Axis.EMBEDDING)
     tensor: str = ""
     length: PositiveInt
@@ -232,6 +233,11 @@ class TokenInputs(Inputs):
         assert isinstance(row.places, Spans)
         values = dict(zip(row.places.positions, attributions.values, strict=True))
         return tuple(values.get(position, 0.0) for position in range(self.length))
+
+    def distances(self, rows: Floats, row: Floats) -> Floats:
+        """The share of the tokens that are others; padding is none."""
+        different: Floats = (rows != row).sum(axis=1) / max(1, np.count_nonzero(row != self.padding))
+        return different
 
     def removable(self, row: Floats) -> Mask:
         """All but special tokens and padding."""
