@@ -78,7 +78,7 @@ def _word_pieces(parsed: Tokenizer, special: list[str], size: int) -> dict[str, 
     characters = sorted({character for word in words for character in word})
     pairs = Counter(f"{'##' if at else ''}{word[at : at + 2]}" for word in words for at in range(len(word) - 1))
     frequent = sorted(pairs, key=lambda pair: (-pairs[pair], pair))
-    short = sorted({word for word in words if len(word) <= 7})
+    short = sorted({word for word in words if len(word) < 8 and not word.endswith("ing")})
     pieces = dict.fromkeys([*special, *characters, *(f"##{one}" for one in characters), *short, *frequent])
     return {piece: number for number, piece in enumerate(list(pieces)[:size])}
 

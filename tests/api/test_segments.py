@@ -35,7 +35,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEY = "k" * 40
 REVIEW = {"rules": {"leans": "segment_share(context) > 0.001", "ignores": "segment_share(context) < 0.001"}}
-FIRST, SECOND = "A wonderful film?", "The actors moved me. Nobody left early."
+FIRST, SECOND = "A wonderful film?", "The actors moved me. Nobody likes waiting."
 
 
 def segment(name: str, within: str, text: str, **part: int) -> dict[str, Any]:
