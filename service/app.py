@@ -72,6 +72,7 @@ from service.settings import Settings
 from service.usecases.counterfactual import Counterfactuals
 from service.usecases.explaining import Explaining
 from service.usecases.replaying import Replaying
+from service.usecases.robustness import Robustness
 
 ROUTERS = (
     explain.router,  # first, for it has the most requests
@@ -210,6 +211,7 @@ async def _open_services(
         explaining=explaining,
         replaying=Replaying(engine, catalog),
         counterfactuals=Counterfactuals(engine, catalog, KeptSets(settings.data / BASELINES)),
+        robustness=Robustness(engine, catalog),
         cache=stores.cache,
         keys=stores.keys,
         authenticator=authenticator,

@@ -120,8 +120,8 @@ class Settings(BaseSettings):
     in the ledger, `signing_key` the file with the private key that signs its checkpoints; hosts that share a database
     share both. `retention` has the months for which personal data is kept, by class, `job_days` the days for which jobs
     and exports can be looked up once they have ended. `stability_share` is the share of explanations that are computed
-    once more, from another sample of the baseline. `trusted_artefacts` are the exported torch programs that may be
-    opened, by digest: such a file is code.
+    again, from another sample of the baseline and near the input. `trusted_artefacts` are the exported torch programs
+    that may be opened, by digest: such a file is code.
     `keep_alive_seconds` is how long an idle connection stays open: longer than a proxy keeps its own, which is a minute
     for most, or the proxy sends a request into a connection that is being closed.
     `max_connections` may be open at once, fewer where the system lets this process open few files.

@@ -159,6 +159,8 @@ ERRORS_BY_COMPONENT = Mark(_errors_by_component, is_measured=True)
 """How far the values by component may be off as they are shown: rounded up on their grid, and never to 0."""
 ON_COMPONENT_GRID = Mark(lambda value, limits: on_grid(value, limits.component_step), is_measured=True)
 """A figure computed from the values of components, rounded as they are."""
+WITHHELD = Mark(lambda _value, _limits: ABSENT)
+"""What only keys without limits are shown."""
 SHARE = Mark(lambda value, limits: on_grid(value, step_of((1.0,), limits.policy)), is_measured=True)
 """A figure from 0 to 1, rounded relative to 1."""
 ERROR = Mark(_error)

@@ -10,12 +10,12 @@ Each field says how it is shown under a policy (`service.access.visibility`); a 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import TypeVar
 
 from service.access.permissions import Policy
-from service.access.visibility import Limits, limited_to, outputs_in, step_of
+from service.access.visibility import Limits, limited_to, on_grid, outputs_in, step_of
 from service.answers.explanation import Explained
 from service.answers.items import DisclosureItem
 from service.catalog.outputs.registry import AnyPrediction
@@ -43,8 +43,13 @@ def limited(explanation: T, policy: Policy, prediction: AnyPrediction | None = N
     values = () if attributions is None else attributions.values
     outputs = chain(outputs_in(prediction), outputs_in(explanation))
     limits = Limits(policy, _largest(values, policy.top), step_of(values, policy), step_of(outputs, policy))
-    disclosure = DisclosureItem(top=policy.top, digits=policy.digits, outputs=None if policy.outputs else False)
-    return limited_to(explanation, limits).adding(disclosure=disclosure)
+    return limited_to(explanation, limits).adding(disclosure=DisclosureItem.of(policy))
+
+
+def shown_values(values: Sequence[float], policy: Policy) -> dict[int, float]:
+    """Of the values of components those that the policy shows, by their places, rounded as it says."""
+    kept, step = _largest(values, policy.top), step_of(values, policy)
+    return {at: on_grid(value, step) for at, value in enumerate(values) if kept is None or at in kept}
 
 
 def _largest(values: Collection[float], top: int | None) -> frozenset[int] | None:

@@ -18,6 +18,7 @@ from service.access.visibility import (
     JOINT_PARTS,
     OUTPUT,
     PARTS,
+    WITHHELD,
     Item,
 )
 from service.answers.items import (
@@ -29,6 +30,7 @@ from service.answers.items import (
     ReasonItem,
     RecordedBaseline,
     SegmentItem,
+    StabilityItem,
     TimingsItem,
 )
 from service.answers.reasons import principal_reasons
@@ -146,6 +148,11 @@ class Explained(Item):
         FIRST_PARTS,
         Field(description="the principal reasons, the strongest first; for models with reason texts"),
     ] = None
+    stability: Annotated[
+        StabilityItem | None,
+        WITHHELD,
+        Field(description="with `stability`: how much of the ranking is left near the input"),
+    ] = None
     disclosure: Annotated[
         DisclosureItem | None, ALWAYS, Field(description="what the key's policy keeps back, where it does")
     ] = None
@@ -183,6 +190,7 @@ def answered(
     id: str,
     cached: bool,
     detail: Detail = PLAIN,
+    stability: StabilityItem | None = None,
 ) -> Answered:
     """The answer under this id. What could not be computed is left out, never null."""
     manifest, row = version.manifest, Row(plan.input, places)
@@ -205,7 +213,7 @@ def answered(
 
     tokens = version.outputs.token_items(explanation.target, explanation.outputs)
     is_complete = explanation.attributions is not None
-    gives_reasons = _gives_reasons(plan, explanation)
+    has_reasons = gives_reasons(plan, explanation)
     baseline, noise = plan.baseline, plan.noise
     segments = _segments(manifest.inputs.segments_of(row), explanation.attributions)
     return Answered(
@@ -235,9 +243,10 @@ def answered(
         reason=explanation.reason,  # type: ignore[arg-type]
         evaluations=explanation.evaluations,
         baseline=BaselineItem(name=baseline.name, version=baseline.version, digest=baseline.digest, size=baseline.size),
-        flags=tuple(flags_of(manifest, plan, explanation, segments, adds_up=gives_reasons)),
+        flags=tuple(flags_of(manifest, plan, explanation, segments, stability, adds_up=has_reasons)),
         cached=cached,
-        reasons=principal_reasons(manifest, explanation) if gives_reasons else None,
+        stability=stability,
+        reasons=principal_reasons(manifest, explanation) if has_reasons else None,
     )
 
 
@@ -262,7 +271,7 @@ def _group(manifest: Manifest, group: GroupShare) -> GroupItem:
     return GroupItem(features=members, dividend=group.dividend, value=group.value)
 
 
-def _gives_reasons(plan: Plan, explanation: Explanation) -> bool:
+def gives_reasons(plan: Plan, explanation: Explanation) -> bool:
     """Whether the values are what each feature moved the output by, accurately enough."""
     is_variance = plan.noise is not None and plan.noise.kind is NoiseKind.VARGRAD
     error = explanation.completeness_error

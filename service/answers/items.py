@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from service.access.permissions import Policy
 from service.access.visibility import ALWAYS, ON_COMPONENT_GRID, OUTPUT_OR_NULL, SHARE, Item
 
 
@@ -112,6 +113,24 @@ class SegmentItem(Item):
     ] = None
 
 
+class StabilityItem(Item):
+    """How much of the ranking is left near the input, at the worst that was found where the prediction is the same."""
+
+    rank_correlation: Annotated[
+        float | None, ALWAYS, Field(description="the lowest of the absolute attributions with those near by")
+    ] = None
+    top_share: Annotated[
+        float | None, ALWAYS, Field(description="the smallest share of the five largest that are still the largest")
+    ] = None
+    radius: Annotated[float, ALWAYS, Field(description="how far each number may move, as a share of its range")]
+    bound: Annotated[
+        float,
+        ALWAYS,
+        Field(description="how far the label's probability may move; else the output, as a share of its change"),
+    ]
+    why: Annotated[str | None, ALWAYS, Field(description="why there is no figure, where there is none")] = None
+
+
 class DisclosureItem(Item):
     """How the key's policy limits what is shown."""
 
@@ -120,6 +139,11 @@ class DisclosureItem(Item):
         int | None, ALWAYS, Field(description="values are rounded to so many significant digits of the largest")
     ] = None
     outputs: Annotated[bool | None, ALWAYS, Field(description="false: no outputs are shown")] = None
+
+    @classmethod
+    def of(cls, policy: Policy) -> DisclosureItem:
+        """That of a policy."""
+        return cls(top=policy.top, digits=policy.digits, outputs=None if policy.outputs else False)
 
 
 class TimingsItem(Item):

@@ -27,6 +27,7 @@ from service.monitoring.tracing import Tracing
 from service.usecases.counterfactual import Counterfactuals
 from service.usecases.explaining import Explaining, LedgerMode
 from service.usecases.replaying import Replaying
+from service.usecases.robustness import Robustness
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Services:
     explaining: Explaining
     replaying: Replaying
     counterfactuals: Counterfactuals
+    robustness: Robustness
     cache: Cache
     keys: Keys
     authenticator: Authenticator

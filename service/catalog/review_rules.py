@@ -27,6 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 QUANTITIES = {
     "protected_share": "the share of the protected features in the sum of absolute attributions",
     "segment_share": "the share of the segment in brackets in the sum of absolute attributions",
+    "rank_stability": "the lowest rank correlation near the input, of requests that ask for `stability`",
     "completeness_error": "the relative completeness error",
     "attribution_error": "the estimated relative error of the attributions",
     "tolerance": "the completeness error that the request accepted",
@@ -42,6 +43,7 @@ OF_OUTPUTS = frozenset({"margin", "probability", "value"})
 COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 PROTECTED_SHARE = "protected_share"
 SEGMENT_SHARE = "segment_share"
+RANK_STABILITY = "rank_stability"
 LABEL = "label"
 NAME = r"^[a-z][a-z0-9_]{0,31}$"
 MAX_RULES = 5

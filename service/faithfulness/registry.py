@@ -5,6 +5,7 @@ from __future__ import annotations
 from service.faithfulness.complexity import ENTROPY, GINI
 from service.faithfulness.curves import ABPC, AOPC_LERF, AOPC_MORF, DELETION, DELETION_AGAINST_RANDOM, INSERTION
 from service.faithfulness.drops import AVERAGE_DROP, AVERAGE_DROP_IN_DELETION, INCREASE_IN_CONFIDENCE
+from service.faithfulness.fragility import RANK_STABILITY, TOP_STABILITY
 from service.faithfulness.infidelity_and_sensitivity import INFIDELITY, MAX_SENSITIVITY
 from service.faithfulness.information_curves import AIC, SIC
 from service.faithfulness.localisation import ENERGY_POINTING_GAME, LOCALISATION, POINTING_GAME
@@ -25,6 +26,8 @@ METRICS: tuple[MetricSpec, ...] = (
     SIC,
     INFIDELITY,
     MAX_SENSITIVITY,
+    RANK_STABILITY,
+    TOP_STABILITY,
     MONOTONICITY,
     POINTING_GAME,
     ENERGY_POINTING_GAME,

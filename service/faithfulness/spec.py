@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from service.faithfulness.subject import Measuring, Subject
+from service.domain import OptionValue
+from service.faithfulness.subject import Measure, Measuring, Subject
 from service.methods.spec import Choice, Facts, Number, everywhere
 
 STEPS = Number("steps", 20, 1, 1000, "how often a part of the components is removed; at most as often as there are any")
@@ -56,3 +57,11 @@ class MetricSpec:
     rows: Rows = no_rows
     explains: Callable[[Facts], int] = no_rows
     not_applicable: Callable[[Facts], str | None] = everywhere
+
+    def defaults(self) -> dict[str, OptionValue]:
+        """The options where none is named, by name."""
+        return {option.name: option.default for option in self.options}
+
+    def asked(self, **options: OptionValue) -> Measure:
+        """What asks for it, with these options and the usual ones; of a metric that removes nothing."""
+        return Measure(self.name, None, tuple(sorted({**self.defaults(), **options}.items())))

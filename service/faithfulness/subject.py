@@ -14,6 +14,7 @@ import numpy as np
 
 from service.catalog.inputs.kind import Inputs
 from service.catalog.inputs.removal import Mask, Removal
+from service.catalog.outputs.kind import OutputKind
 from service.domain import Floats, Indices, OptionValue, OutputSpace, read_target
 from service.methods.problem import Method, Problem
 from service.methods.questions import Outputs, Steps, deployed_at
@@ -55,9 +56,9 @@ Measuring = Steps[Measured]
 class Subject:
     """One explanation that is to be judged: all a metric may know.
 
-    `problem` is what was explained, `values` [components] the attributions. `row` [columns] is the input as the
-    artefact takes it, `baselines` [K, columns] the rows of the explanation's baseline. `attribute` explains another
-    problem by the same method. `measure` is what to measure.
+    `problem` is what was explained, `values` [components] the attributions; `inputs` and `outputs` are the model's.
+    `row` [columns] is the input as the artefact takes it, `baselines` [K, columns] the rows of the explanation's
+    baseline. `attribute` explains another problem by the same method. `measure` is what to measure.
 
     What one metric asked is kept in `known` for the next: the same curve gives several figures.
     """
@@ -65,6 +66,7 @@ class Subject:
     problem: Problem
     values: Floats
     inputs: Inputs
+    outputs: OutputKind
     row: Floats
     baselines: Floats
     attribute: Callable[[Problem], Method]

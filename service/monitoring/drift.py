@@ -5,7 +5,8 @@ Of every version whose attributions are of named features there is, over the lat
 - how much each feature counts: the nDCG against the reference profile of `answerable models check` falls when the
   order of the features changes;
 - the protected features' share, for all and for each cohort that the manifest declares;
-- the rank correlation with the same explanations under another sample of the baseline.
+- the rank correlation with the same explanations under another sample of the baseline, and the lowest with those of
+  inputs near by.
 
 Only explanations like those of the profile count (the manifest's default method, baseline, output space and target),
 and only those that were computed: what the cache repeats was counted before. They are summed up `BATCH` at a time,
@@ -65,6 +66,7 @@ class Drift:
     _importance: RecentMean = field(init=False)
     _shares: dict[str, RecentMean] = field(init=False)
     _stability: RecentMean = field(init=False, default_factory=RecentMean)
+    _near_by: RecentMean = field(init=False, default_factory=RecentMean)
     _waiting: list[tuple[tuple[float, ...], Mapping[str, str]]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,8 +88,16 @@ class Drift:
         if math.isfinite(correlation):
             self._stability.add(np.array([correlation]))
 
+    def observe_near_by(self, correlation: float) -> None:
+        """Adds the lowest rank correlation of one explanation with those at inputs near by."""
+        self._near_by.add(np.array([correlation]))
+
     def counts(self, plan: Plan) -> bool:
-        """Whether it is like those of the profile."""
+        """Whether it is like those of the profile, which are of named features."""
+        return bool(self.manifest.inputs.components) and self.is_usual(plan)
+
+    def is_usual(self, plan: Plan) -> bool:
+        """Whether it is as the manifest's defaults have it, of the usual target."""
         manifest = self.manifest
         outputs, defaults = manifest.outputs, manifest.defaults
         return (
@@ -95,7 +105,6 @@ class Drift:
             and plan.baseline.name == defaults.baseline
             and plan.output_space == outputs.default_space
             and plan.noise is None
-            and bool(manifest.inputs.components)
             and outputs.is_usual(plan.target)
         )
 
@@ -135,4 +144,10 @@ class Drift:
     def stability(self) -> float | None:
         """The mean rank correlation under other samples of the baseline; None while there are too few."""
         mean = self._stability.mean
+        return None if mean is None else float(mean)
+
+    @property
+    def near_by(self) -> float | None:
+        """The mean of the lowest rank correlations near an input; None while there are too few."""
+        mean = self._near_by.mean
         return None if mean is None else float(mean)

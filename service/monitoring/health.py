@@ -25,7 +25,7 @@ class Health:
     """The drift of each version, by name, version and manifest. Used on the event loop, which it never blocks."""
 
     def __init__(self, engine: Engine, stability_share: float) -> None:
-        self._probe = StabilityProbe(engine, stability_share, self.observe_stability)
+        self._probe = StabilityProbe(engine, stability_share, self.observe_stability, self.observe_near_by)
         self._states: dict[tuple[str, str, str], _VersionState] = {}
         self._published: dict[tuple[str, str], _VersionState] = {}
         self._reading: set[asyncio.Task[None]] = set()
@@ -35,13 +35,17 @@ class Health:
         self._of(version).drift.observe(plan, explanation, cohort)
 
     def consider(self, version: ModelVersion, plan: Plan, explanation: Explanation, expected_points: int) -> None:
-        """Computes a small share of the explanations that count once more, from another sample of the baseline."""
-        if self._of(version).drift.counts(plan):
+        """Probes the stability of a small share of the explanations by the manifest's defaults."""
+        if self._of(version).drift.is_usual(plan):
             self._probe.consider(version, plan, explanation, expected_points)
 
     def observe_stability(self, version: ModelVersion, correlation: float) -> None:
         """Adds the rank correlation of an explanation and of one from another sample of the baseline."""
         self._of(version).drift.observe_stability(correlation)
+
+    def observe_near_by(self, version: ModelVersion, correlation: float) -> None:
+        """Adds the lowest rank correlation of an explanation and of those at inputs near by."""
+        self._of(version).drift.observe_near_by(correlation)
 
     def follow(self, versions: Iterable[ModelVersion]) -> None:
         """From now on watches the versions that are ready, each against its own profile, and forgets all others.
@@ -56,12 +60,13 @@ class Health:
 
     def show(self, metrics: Metrics) -> None:
         """Sets the gauges of the versions that are watched."""
-        for gauge in (metrics.ndcg, metrics.stability, metrics.protected_share, metrics.baseline_age):
+        for gauge in (metrics.ndcg, metrics.stability, metrics.near_by, metrics.protected_share, metrics.baseline_age):
             gauge.clear()
         for labels, state in self._published.items():
             figures = (
                 (metrics.ndcg, state.drift.ndcg),
                 (metrics.stability, state.drift.stability),
+                (metrics.near_by, state.drift.near_by),
                 (metrics.baseline_age, None if state.baseline_made is None else time.time() - state.baseline_made),
             )
             for gauge, figure in figures:

@@ -93,6 +93,11 @@ class Metrics:
         self.stability = gauge(
             "attribution_stability", "Mean rank correlation under another sample of the baseline set.", version
         )
+        self.near_by = gauge(
+            "attribution_stability_near_by",
+            "Mean of the lowest rank correlation with attributions near the input, where the prediction is the same.",
+            version,
+        )
         self.protected_share = gauge(
             "protected_share",
             "Mean share of the protected features, from 0 to 1, by declared cohort.",

@@ -8,7 +8,16 @@ from typing import Protocol
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
 from service.catalog.outputs.kind import OutputKind, Outputs, are_finite
-from service.catalog.review_rules import LABEL, OF_OUTPUTS, PROTECTED_SHARE, SEGMENT_SHARE, Figure, Rule, parts_of
+from service.catalog.review_rules import (
+    LABEL,
+    OF_OUTPUTS,
+    PROTECTED_SHARE,
+    RANK_STABILITY,
+    SEGMENT_SHARE,
+    Figure,
+    Rule,
+    parts_of,
+)
 from service.domain import Explanation, OutputSpace, Plan
 
 
@@ -34,10 +43,24 @@ class Segment(Protocol):
     def share(self) -> float | None: ...
 
 
+class Stability(Protocol):
+    """How much of an explanation's ranking is left near its input."""
+
+    @property
+    def rank_correlation(self) -> float | None: ...
+
+
 def flags_of(
-    manifest: Manifest, plan: Plan, explanation: Explanation, segments: Sequence[Segment] = (), *, adds_up: bool
+    manifest: Manifest,
+    plan: Plan,
+    explanation: Explanation,
+    segments: Sequence[Segment] = (),
+    stability: Stability | None = None,
+    *,
+    adds_up: bool,
 ) -> list[str]:
-    """The names of the rules that fired; `segments` are those that came with the instance.
+    """The names of the rules that fired; `segments` are those that came with the instance, `stability` what was found
+    where that was asked for.
 
     `adds_up` says whether the attributions are what each feature moved the output by; others have no shares.
     """
@@ -48,11 +71,13 @@ def flags_of(
     figures: dict[str, Figure] = {
         name: shares.get(of or "") if own == SEGMENT_SHARE else _figure(name, manifest, plan, explanation)
         for name, (own, of) in ((name, parts_of(name)) for name in review.quantities)
-        if name != PROTECTED_SHARE
+        if name not in (PROTECTED_SHARE, RANK_STABILITY)
     }
     if PROTECTED_SHARE in review.quantities:
         share = protected_share(manifest.inputs, explanation.attributions) if adds_up else None
         figures[PROTECTED_SHARE] = share
+    if RANK_STABILITY in review.quantities:
+        figures[RANK_STABILITY] = None if stability is None else stability.rank_correlation
     return [flag for flag, rule in review.all_rules.items() if rule.fires(figures)]
 
 

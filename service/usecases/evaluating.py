@@ -51,7 +51,7 @@ def read_measures(
 
 
 def _obstacle(version: ModelVersion, spec: MetricSpec, has_boxes: bool) -> str | None:
-    obstacle = spec.not_applicable(_facts(version, _defaults(spec)))
+    obstacle = spec.not_applicable(_facts(version, spec.defaults()))
     if obstacle is None and spec.takes_boxes and not has_boxes:
         return "it compares maps with boxes around objects, which `boxes` has for each of the instances of a job"
     return obstacle
@@ -62,12 +62,8 @@ def _facts(version: ModelVersion, options: Mapping[str, OptionValue]) -> Facts:
     return Facts(version.traits, 1, options)
 
 
-def _defaults(spec: MetricSpec) -> dict[str, OptionValue]:
-    return {option.name: option.default for option in spec.options}
-
-
 def _measure(version: ModelVersion, spec: MetricSpec, requested: Mapping[str, object]) -> Measure:
-    by_name, read = {option.name: option for option in spec.options}, _defaults(spec)
+    by_name, read = {option.name: option for option in spec.options}, spec.defaults()
     names = [*by_name, *([REPLACE] if spec.removes else [])]
     for name, value in requested.items():
         if name == REPLACE and spec.removes:

@@ -17,7 +17,7 @@ from service.access.quotas import charged, counted
 from service.answers.cache import Cache, plan_cache_digest
 from service.answers.disclosure import limited, limited_prediction
 from service.answers.explanation import Answered, ExplanationItem, answered
-from service.answers.items import TimingsItem
+from service.answers.items import StabilityItem, TimingsItem
 from service.answers.record import ledger_entry
 from service.answers.replies import RememberedReply
 from service.catalog.inputs.kind import Row
@@ -35,6 +35,7 @@ from service.monitoring.health import Health
 from service.monitoring.metrics import Metrics
 from service.monitoring.review import holds
 from service.monitoring.timings import RequestTimings
+from service.usecases.fragility import stability_of
 from service.usecases.planning import Parameters, deadline_of, expected_points, make_plans, read_when
 from service.usecases.references import check_explained, plans_of, referred_rows
 
@@ -215,7 +216,7 @@ class Explaining:
 
         async def all_results() -> list[_Result]:
             calls = [self._result(request, plan, digest, deadline) for plan, digest in zip(plans, digests, strict=True)]
-            return await _all(calls)
+            return await all_of(calls)
 
         measured = request.timings
         measured.version, measured.explanations, measured.submitted = version.key.version, len(plans), time.monotonic()
@@ -227,16 +228,24 @@ class Explaining:
 
         if parameters.strict:
             _refuse_not_converged([explanation for explanation, _, _ in results])
+        stabilities = await self._stabilities(request, plans, [explanation for explanation, _, _ in results])
         outputs, times = version.outputs, parameters.explanations
         untimed = []
         entries: list[Entry] = []
         ids = request.ids or [uuid7() for _ in plans]
-        for (row, plan), digest, (explanation, cached, _), context, own_id in zip(
-            planned, digests, results, _each(request.contexts, times), ids, strict=True
+        for (row, plan), digest, (explanation, cached, _), stability, context, own_id in zip(
+            planned, digests, results, stabilities, _each(request.contexts, times), ids, strict=True
         ):
             prediction = outputs.prediction_item(explanation.outputs, plan.output_space, truncated=row.truncated)
             answer = answered(
-                version, plan, explanation, row.places, id=own_id, cached=cached, detail=parameters.detail
+                version,
+                plan,
+                explanation,
+                row.places,
+                id=own_id,
+                cached=cached,
+                detail=parameters.detail,
+                stability=stability,
             )
             if not cached:
                 self._health.observe(version, plan, explanation, context.cohort)
@@ -265,6 +274,16 @@ class Explaining:
             limited_answer(prediction, answer, policy, timings)
             for (prediction, answer), timings in zip(untimed, timing_items, strict=True)
         ]
+
+    async def _stabilities(
+        self, request: Request, plans: Sequence[Plan], explanations: Sequence[Explanation]
+    ) -> Sequence[StabilityItem | None]:
+        """Of each explanation how much of its ranking is left near its input, where that is asked for."""
+        if not request.parameters.stability:
+            return [None] * len(plans)
+        version, account = request.version, request.caller.account
+        pairs = zip(plans, explanations, strict=True)
+        return await all_of([stability_of(self._engine, version, plan, one, account) for plan, one in pairs])
 
     async def _planned(self, request: Request, deadline: float | None) -> list[tuple[Row, Plan]]:
         """The plans, each with the row that it explains; the artefact is asked first about what targets refer to."""
@@ -328,7 +347,7 @@ class Explaining:
     ) -> list[tuple[float, ...]]:
         seconds_left = _seconds_left(deadline)
         calls = [self._engine.predict(version.ref, row, seconds_left) for row in rows]
-        return [prediction.outputs[space] for prediction in await _all(calls)]
+        return [prediction.outputs[space] for prediction in await all_of(calls)]
 
     async def _result(self, request: Request, plan: Plan, plan_digest: str, deadline: float | None) -> _Result:
         if not request.use_cache:
@@ -446,7 +465,7 @@ def _each(items: Sequence[T], times: int) -> list[T]:
     return [item for item in items for _ in range(times)]
 
 
-async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all calls; the first error cancels the others and is raised as it is."""
     if len(calls) == 1:
         return [await calls[0]]

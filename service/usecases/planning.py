@@ -58,9 +58,10 @@ class Parameters:
     """The `parameters` of a request; None stands for the manifest's default.
 
     `channels` asks for an image's attributions by channel too, `over` for sums of a series', `units` for those of a
-    text's words or sentences in the place of its tokens'. `targets` are several to explain of each instance, in the
-    place of the one `target`; `places` are where each stands among the parameters, of which one may have become two.
-    `when` says in the language of review rules which instances are explained; the others are predicted only.
+    text's words or sentences in the place of its tokens', `stability` for how much of the ranking is left near the
+    input. `targets` are several to explain of each instance, in the place of the one `target`; `places` are where each
+    stands among the parameters, of which one may have become two. `when` says in the language of review rules which
+    instances are explained; the others are predicted only.
     """
 
     method: str | None = None
@@ -72,6 +73,7 @@ class Parameters:
     tolerance: float | None = None
     tolerance_of: str = ToleranceOf.ATTRIBUTION
     errors: bool = False
+    stability: bool = False
     max_evaluations: int | None = None
     seed: int = 0
     deadline_ms: int | None = None
@@ -161,7 +163,7 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
     manifest = version.manifest
     method = _method(parameters.method or manifest.defaults.method)
     space = manifest.outputs.read_space(parameters.output_space)
-    baseline = _baseline(version, with_baseline_read(version, parameters).baseline, row, tenant)
+    baseline = baseline_of(version, with_baseline_read(version, parameters).baseline, row, tenant)
     options = _options(version, method, parameters.options)
     facts = Facts(_traits(version), baseline.size, options)
     not_applicable = method.not_applicable(facts)
@@ -179,6 +181,8 @@ def make_plan(version: ModelVersion, row: tuple[float, ...], parameters: Paramet
         raise _wrong("over", "over sums attributions of a series; this model takes none")
     if parameters.units is not None and Axis.POSITION not in manifest.inputs.axes:
         raise _wrong("units", "units sum attributions of a text; this model takes none")
+    if parameters.stability and parameters.deadline_ms is not None:
+        raise _wrong("stability", "stability is computed behind all other work, and can have no deadline")
     if parameters.seed < 0:
         raise _wrong("seed", "seed must not be negative")
     target = _target(version, parameters)
@@ -303,7 +307,11 @@ def _method(name: str) -> MethodSpec:
     return BY_NAME[name]
 
 
-def _baseline(version: ModelVersion, requested: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
+def baseline_of(version: ModelVersion, requested: object, row: tuple[float, ...], tenant: str | None) -> BaselineChoice:
+    """The baseline that is requested for a row: a set by its name, the inputs' own, or one that has been read.
+
+    Raises InvalidRequest.
+    """
     inputs = version.manifest.inputs
     if requested is None:
         requested = version.manifest.defaults.baseline

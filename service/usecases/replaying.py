@@ -77,9 +77,9 @@ class Replaying:
         if record.model is None:
             return not_computed("differs", (), "record")
         try:
-            version = self._version(record.model)
+            version = version_of(self._catalog, record.model)
             differences = [*_environment_differences(record, version)]
-            missing = [*_missing(record, version, stored.tenant)]
+            missing = [*missing_parts(record, version, stored.tenant)]
         except NOT_WHOLE:
             return not_computed("differs", (), "record")
         if missing:
@@ -118,13 +118,15 @@ class Replaying:
             differences=tuple(differences),
         )
 
-    def _version(self, model: ModelItem) -> ModelVersion:
-        try:
-            return self._catalog.find(model.name, model.version)
-        except NotFound:
-            raise ReplayImpossible(f"{model.name}@{model.version} is not served here; load it to replay this") from None
-        except ModelNotReady:
-            raise ModelNotReady(f"{model.name}@{model.version} is not ready") from None
+
+def version_of(catalog: Catalog, model: ModelItem) -> ModelVersion:
+    """The version that a record names, as it is served here. Raises ReplayImpossible, ModelNotReady."""
+    try:
+        return catalog.find(model.name, model.version)
+    except NotFound:
+        raise ReplayImpossible(f"{model.name}@{model.version} is not served here; load it to replay this") from None
+    except ModelNotReady:
+        raise ModelNotReady(f"{model.name}@{model.version} is not ready") from None
 
 
 def plan_of(record: RecordItem, personal: Personal, version: ModelVersion) -> Plan:
@@ -184,7 +186,7 @@ def _environment_differences(record: RecordItem, version: ModelVersion) -> Itera
             yield _difference(f"environment.{name}", recorded.get(name), now.get(name))
 
 
-def _missing(record: RecordItem, version: ModelVersion, tenant: str) -> Iterator[DifferenceItem]:
+def missing_parts(record: RecordItem, version: ModelVersion, tenant: str) -> Iterator[DifferenceItem]:
     """What the record was computed with and the tenant cannot use here any more: the artefact, the baseline set."""
     model, baseline = record.model, record.baseline
     if model is not None and model.digest != version.key.digest:

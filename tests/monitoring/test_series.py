@@ -65,7 +65,7 @@ def worst() -> Metrics:
         metrics.model_info.labels(model, "2", "sha256:1").set(1)  # replaced files that are still meant
         for version in ("1", "2"):
             metrics.model_info.labels(model, version, "sha256:0").set(1)
-            for gauge in (metrics.ndcg, metrics.stability, metrics.baseline_age):
+            for gauge in (metrics.ndcg, metrics.stability, metrics.near_by, metrics.baseline_age):
                 gauge.labels(model, version).set(1)
             for cohort in ("all", *map(str, range(MAX_COHORTS))):
                 metrics.protected_share.labels(model, version, cohort).set(0.1)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from service.domain import Explanation, OutputSpace, Plan, Timings
-from service.engine.protocol import Engine
+from service.engine.protocol import Engine, Evaluation
+from service.faithfulness.subject import Measured
 from service.lifecycle.checking.trial import Trial, load_trial
 from service.monitoring.health import Health
 from service.usecases.planning import Parameters, make_plan
@@ -23,11 +24,17 @@ class Recorder:
     def __init__(self, explanation: Explanation) -> None:
         self._explanation = explanation
         self.plans: list[Plan] = []
+        self.judged: list[Plan] = []
 
     async def explain(self, _ref: object, plan: Plan, *_: Any) -> tuple[Explanation, Timings]:
         """Keeps the plan."""
         self.plans.append(plan)
         return self._explanation, Timings(0.0, 0.0)
+
+    async def evaluate(self, _ref: object, plan: Plan, *_: Any) -> Evaluation:
+        """Keeps the plan, and finds that little is left of the ranking."""
+        self.judged.append(plan)
+        return Evaluation((Measured(0.25),))
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +66,9 @@ async def test_only_explanations_of_the_usual_target_are_computed_again(trial: T
     assert [each.target for each in engine.plans] == [explanation.target]
     assert engine.plans[0].baseline.name == "resampled"
     assert health._of(version).drift._stability.count == 1
+    assert [each.target for each in engine.judged] == [explanation.target]
+    assert engine.judged[0].baseline == plan.baseline
+    drift = health._of(version).drift
+    for _ in range(29):
+        health.observe_near_by(version, 0.75)
+    assert drift.near_by == pytest.approx((0.25 + 29 * 0.75) / 30, abs=1e-3)

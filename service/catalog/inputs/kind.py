@@ -349,6 +349,10 @@ class Inputs(Declaration, ABC):
         """Which components of a row [columns] can be removed: [components]."""
         return np.ones(self.component_count, dtype=np.bool_)
 
+    def continuous(self, row: Floats) -> Mask:
+        """Which components of a row [columns] can take any value near their own, as methods see it: [components]."""
+        return self.removable(row)
+
     @property
     def removals(self) -> tuple[str, ...]:
         """What can stand in the place of removed components, by name, the usual one first; see `removal`."""

@@ -23,6 +23,7 @@ from service.catalog.inputs.features import (
     reason_groups,
 )
 from service.catalog.inputs.kind import PLAIN, ZEROS, Detail, InputItem, Inputs, Number, Row
+from service.catalog.inputs.removal import Mask
 from service.catalog.inputs.table_rows import read_row
 from service.catalog.nearest import Searches
 from service.catalog.traits import Axis
@@ -212,6 +213,11 @@ class TabularInputs(Inputs):
             elif feature.whole:
                 nearest[at] = np.rint(values[at])
         return nearest
+
+    def continuous(self, row: Floats) -> Mask:
+        """Those without categories and whole numbers."""
+        fixed = {at for at, feature in enumerate(self.features) if feature.categories or feature.whole}
+        return np.array([fixed.isdisjoint(component.members) for component in self.components])
 
     @property
     def imputed(self) -> dict[str, float]:

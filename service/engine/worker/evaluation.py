@@ -37,6 +37,7 @@ def evaluate(
         problem,
         problem.components_of(np.array(attributions)[: model.length]),
         model.manifest.inputs,
+        model.manifest.outputs,
         posed.row,
         posed.baseline.artefact_rows,
         posed.attribute,
