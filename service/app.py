@@ -40,7 +40,7 @@ from service.api.tokens import Issuer, Tokens
 from service.api.traffic import ObservedRequests
 from service.api.transport import Bodies, RequestIds
 from service.api.turns import Turns
-from service.background.evaluating import EVALUATE, EvaluateRows
+from service.background.evaluating import EvaluateRows
 from service.background.exporting import Exports
 from service.background.jobs import EXPLAIN, ExplainRows, Runner, Work
 from service.catalog.baselines import BASELINES, KeptSets
@@ -58,7 +58,7 @@ from service.ledger.opening import open_checkpoint_signer, open_database
 from service.ledger.restoring import catch_up
 from service.ledger.set_subjects import SetSubjects
 from service.ledger.spent_quotas import SpentQuotas
-from service.ledger.stored_jobs import EXPORT
+from service.ledger.stored_jobs import EVALUATE, EXPORT
 from service.ledger.writer_process import WriterProcess
 from service.lifecycle.serving.evaluations import EVALUATIONS, Evaluations
 from service.lifecycle.serving.registries.registry import Registry, open_registry

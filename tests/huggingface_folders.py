@@ -3,6 +3,7 @@ sentences."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -58,14 +59,28 @@ def trained_tokenizer(kind: str) -> Tokenizer:
         else:
             parsed.post_processor = processors.ByteLevel(trim_offsets=False)
     else:
-        parsed = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        parsed = Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
         parsed.normalizer = normalizers.BertNormalizer()
         parsed.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         parsed.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special)
+        parsed.model = models.WordPiece(_word_pieces(parsed, special, 150), unk_token="[UNK]")
+        parsed.add_special_tokens(special)
+        return parsed
     parsed.train_from_iterator(TEXTS, trainer)
     return parsed
+
+
+def _word_pieces(parsed: Tokenizer, special: list[str], size: int) -> dict[str, int]:
+    """All characters, short words and the most frequent pairs: `WordPieceTrainer` decides otherwise in every run."""
+    normalised = [parsed.normalizer.normalize_str(text) for text in TEXTS]
+    words = [word for text in normalised for word, _ in parsed.pre_tokenizer.pre_tokenize_str(text)]
+    characters = sorted({character for word in words for character in word})
+    pairs = Counter(f"{'##' if at else ''}{word[at : at + 2]}" for word in words for at in range(len(word) - 1))
+    frequent = sorted(pairs, key=lambda pair: (-pairs[pair], pair))
+    short = sorted({word for word in words if len(word) < 8 and not word.endswith("ing")})
+    pieces = dict.fromkeys([*special, *characters, *(f"##{one}" for one in characters), *short, *frequent])
+    return {piece: number for number, piece in enumerate(list(pieces)[:size])}
 
 
 def special_tokens(kind: str) -> dict[str, str]:

@@ -14,9 +14,9 @@ from service.api.model_schemas import FigureItem
 from service.api.problems import answers
 from service.api.requests import ApiRequest
 from service.api.routing import new_router
-from service.background.evaluating import EVALUATE, EvaluateSpec, figures_of, finished_rows
+from service.background.evaluating import EvaluateSpec, figures_of, finished_rows
 from service.faithfulness.summary import Figure
-from service.ledger.stored_jobs import State
+from service.ledger.stored_jobs import EVALUATE, State
 
 router = new_router("Evaluations")
 

@@ -22,7 +22,7 @@ from service.api.queries import QueryModel
 from service.api.requests import ApiRequest
 from service.api.routing import Reply, new_router
 from service.api.schemas import ContextBody, ExplainParameters, Strict, check_size
-from service.background.evaluating import EVALUATE, EvaluateSpec
+from service.background.evaluating import EvaluateSpec
 from service.background.jobs import EXPLAIN, ExplainSpec, sealed_payload, sealed_spec, stored_input
 from service.catalog.inputs.instances import read_instances
 from service.catalog.inputs.kind import Row
@@ -34,7 +34,7 @@ from service.ledger import Stored, Vault
 from service.ledger.entries import Remembered, RequestKey
 from service.ledger.ids import uuid7
 from service.ledger.ledger import Ledger
-from service.ledger.stored_jobs import DONE, Job, JobRow, State
+from service.ledger.stored_jobs import DONE, EVALUATE, Job, JobRow, State
 from service.usecases.evaluating import read_measures
 from service.usecases.explaining import refuse_method, rule_of
 from service.usecases.references import check_explained, check_request

@@ -35,7 +35,6 @@ from service.usecases.planning import Parameters
 from service.usecases.references import plans_of, referred_rows
 from service.usecases.replaying import plan_of
 
-EVALUATE = "evaluate"
 PAGE = 500
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Row, select
 
 from service.ledger.entries import JOB_CREATED, JOB_ENDED, JOB_FORGOTTEN, JOB_KEPT
 from service.ledger.sealing import CannotBeOpened, Vault
+from service.ledger.stored_jobs import EVALUATE
 from service.ledger.tables import explanations, job_rows, jobs, subjects
 
 JOB_KINDS = frozenset({JOB_CREATED, JOB_ENDED, JOB_KEPT, JOB_FORGOTTEN})
@@ -149,8 +150,11 @@ def _row_faults(connection: Connection, vault: Vault, job: Row[Any], row: Row[An
     if is_over or row.outcome is not None:
         if row.payload is not None or row.subject is not None:
             yield f"{name} has ended, but still holds an input or names a person"
-        has_record = row.outcome == "done" and row.detail is None  # else the detail is what came of it
-        if has_record and not _is_explained(connection, job.tenant, row.explanation_id):
+        if (
+            job.kind != EVALUATE
+            and row.outcome == "done"
+            and not _is_explained(connection, job.tenant, row.explanation_id)
+        ):
             yield f"{name} is done, but its explanation is missing"
         return
     try:

@@ -13,6 +13,8 @@ from service.ledger.tables import job_rows, jobs
 
 EXPORT = "export"
 """The kind of the jobs that export the explanations a search finds; their spec holds the search."""
+EVALUATE = "evaluate"
+"""The kind of the jobs that judge explanations; of their rows there are figures, and no records."""
 DONE, FAILED = "done", "failed"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.accuracy.blind_spots import search
 
 
+@pytest.mark.slow
 def test_two_opposite_steps_are_missed_in_one_gap_only() -> None:
     found = search(40)
     assert all(one.is_covered for one in found if not one.is_in_one_gap)

@@ -220,7 +220,8 @@ async def test_both_of_two_texts_of_different_lengths(client: httpx.AsyncClient)
     short, long = {"text": "a queue"}, {"text": "Nobody likes waiting in a queue for hours without being told why."}
     path = "/v1/models/sentences"
     embedded = (await posted(client, f"{path}:predict", body={"instances": [short, long]}))["predictions"]
-    parameters = {"target": {"similar_to": long, "both": True}, "embedding": False}
+    strictly = {"tolerance_of": "completeness"}
+    parameters = {"target": {"similar_to": long, "both": True}, "embedding": False, **strictly}
     reply = await posted(client, f"{path}:explain", body={"instances": [short], "parameters": parameters})
     alike = cosine(*(one["embedding"] for one in embedded))
     first, second = reply["explanations"]
@@ -236,11 +237,9 @@ async def test_both_of_two_texts_of_different_lengths(client: httpx.AsyncClient)
         replayed = await posted(client, f"/v1/explanations/{explanation['id']}:replay")
         assert replayed["verdict"] == "bit_exact"
     assert len(second["attributions"]) > len(first["attributions"])
-    (alone,) = (
-        await posted(
-            client, f"{path}:explain", body={"instances": [long], "parameters": {"target": {"similar_to": short}}}
-        )
-    )["explanations"]
+    parameters = {"target": {"similar_to": short}, **strictly}
+    reply = await posted(client, f"{path}:explain", body={"instances": [long], "parameters": parameters})
+    (alone,) = reply["explanations"]
     assert (alone["cached"], alone["attributions"]) == (True, second["attributions"])
 
 

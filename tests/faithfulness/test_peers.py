@@ -86,7 +86,7 @@ def test_complexity_and_sparseness(
         assert ours == pytest.approx(theirs, abs=1e-4 if name == "gini" else 1e-5)  # 1e-7 is added to each there
 
 
-@pytest.mark.parametrize("name", ["sic", "aic"])
+@pytest.mark.parametrize("name", ["sic", pytest.param("aic", marks=pytest.mark.slow)])
 def test_information_curves_are_pairs(
     digits: Judge, images: Floats, explained: tuple[Floats, list[int]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_deadline_before_the_first_answer_passes_through(pose: Pose, drive: Dr
         drive(expected_gradients(pose(bent, X, BASELINES)), bent, answers=0)
 
 
+@pytest.mark.slow
 def test_two_standard_errors_cover_the_population_in_nineteen_draws_of_twenty(pose: Pose, drive: Drive) -> None:
     """Of baseline sets drawn from a population, of which the true value is the mean."""
     draws = np.random.default_rng(8)

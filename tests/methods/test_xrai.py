@@ -139,6 +139,7 @@ def test_on_a_grey_photograph_and_a_linear_model_it_is_pairs_from_the_pixels_to_
     np.testing.assert_allclose(ours, theirs.ravel(), rtol=0, atol=1e-6 * np.abs(weights_of(x.shape)).max())
 
 
+@pytest.mark.slow
 def test_on_a_colour_photograph_its_regions_and_their_order_are_pairs_with_the_same_options(
     posed: Posed, drive: Drive
 ) -> None:

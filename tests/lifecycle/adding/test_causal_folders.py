@@ -94,6 +94,7 @@ def test_what_a_language_model_has_not_is_refused(writer: Path, options: dict[st
         prepared(writer, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("environment")
 def test_it_is_added_and_checked_by_one_command(
     writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -241,6 +241,7 @@ def test_an_export_is_pooled_as_the_network_is(mode: str, exported: Path, tmp_pa
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_an_export_is_compared_with_the_network(exported: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     graph, network = added(exported / "onnx" / "model.onnx", tmp_path / "a"), added(exported, tmp_path / "b")
@@ -334,6 +335,7 @@ def test_options_of_classifiers_are_refused(option: dict[str, Any], folder: Path
         added(folder, tmp_path, **option)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("environment")
 def test_a_folder_is_added_by_one_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "add", str(folder), "--models", str(tmp_path / "models"), "--yes"]) == 0
