@@ -93,7 +93,7 @@ class _Ball:
     def around(cls, subject: Subject) -> _Ball:
         problem = subject.problem
         moves = subject.inputs.continuous(subject.row).astype(np.float64)
-        return cls(subject, _of_inputs(subject, moves) * subject.number("radius") * (problem.high - problem.low))
+        return cls(subject, problem.per_input(moves) * subject.number("radius") * (problem.high - problem.low))
 
     def inside(self, inputs: Floats) -> Floats:
         """The nearest inputs [n, inputs] in the ball, of which the range is a part."""
@@ -152,7 +152,7 @@ def _search(subject: Subject, ball: _Ball) -> Steps[Floats]:
     weights, at = np.zeros_like(subject.values), problem.input
     weights[subject.removable] = goal * np.sign(subject.judged)
     for _ in range(int(subject.number("steps"))):
-        slopes = yield from _slopes(subject, at, _of_inputs(subject, weights))
+        slopes = yield from _slopes(subject, at, problem.per_input(weights))
         proposed = yield from ball.kept(at + ball.reach / STEPS_ACROSS * np.sign(slopes), whole)
         if not proposed:
             break
@@ -203,18 +203,6 @@ def _scaled(vector: Floats, reach: Floats) -> _Scaled:
     shares = np.abs(vector)[reach > 0] / reach[reach > 0]
     scale = 1.0 / float(shares.max()) if shares.any() else 1.0
     return _Scaled(vector * scale, scale)
-
-
-def _of_inputs(subject: Subject, values: Floats) -> Floats:
-    """For each of the inputs the value of its component, of `values` [components]."""
-    traits = subject.problem.traits
-    if traits.columns:
-        of_columns: Floats = values[np.array(traits.columns)]
-        return of_columns
-    summed = {at % len(traits.shape) for at in traits.summed_axes}
-    kept = [1 if at in summed else size for at, size in enumerate(traits.shape)]
-    spread: Floats = np.broadcast_to(values.reshape(kept), traits.shape).ravel()
-    return spread
 
 
 def _explained(facts: Facts) -> int:

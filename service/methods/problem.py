@@ -119,6 +119,17 @@ class Problem:
         summed: Floats = shaped.sum(axis=self.traits.summed_axes) if self.traits.summed_axes else shaped
         return summed.reshape(*values.shape[:-1], self.traits.components)
 
+    def per_input(self, values: Floats) -> Floats:
+        """For each input the value of its component, of `values` [components]: [inputs]."""
+        traits = self.traits
+        if traits.columns:
+            of_columns: Floats = values[np.array(traits.columns)]
+            return of_columns
+        summed = {at % len(traits.shape) for at in traits.summed_axes}
+        kept = [1 if at in summed else size for at, size in enumerate(traits.shape)]
+        spread: Floats = np.broadcast_to(values.reshape(kept), traits.shape).ravel()
+        return spread
+
     def components_of(self, values: Floats) -> Floats:
         """The `values` of an attribution, which may be one a pixel already, by component: [components]."""
         return values if values.size == self.traits.components else self.per_component(values)

@@ -296,7 +296,7 @@ async def test_drift_and_what_the_dashboards_show(client: httpx.AsyncClient, nam
         10 * MIN_EXPLANATIONS
     ):  # an explanation that comes while another's stability is measured is not looked at
         await explained(client, model, {**EXAMPLE, "age": 20 + age / 10}, target=target)
-        if age >= MIN_EXPLANATIONS and "answerable_attribution_stability" in (shown := await figures()):
+        if age >= MIN_EXPLANATIONS and "answerable_attribution_stability_near_by" in (shown := await figures()):
             break
     assert -1 <= shown["answerable_attribution_stability"] <= 1
     assert 0.5 < shown["answerable_attribution_ndcg"] <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from service.domain import Plan
+from service.catalog.traits import Axis
+from service.domain import OutputSpace, Plan
 from service.faithfulness.fragility import FIXED, UNRANKED
 from service.lifecycle.checking.trial import load_trial
+from service.methods.problem import Problem
 from tests.faithfulness.conftest import Judge, measure
 
 CURVES = np.array([1.3, 1.0, 0.1, 0.2])
@@ -99,3 +102,26 @@ def test_on_a_network_the_gradient_search_finds_more_than_chance(digits: Judge, 
         by_chance.append(found(digits, plan, radius=0.05, samples=8, steps=0, top=8)[1])
         by_ascent.append(found(digits, plan, radius=0.05, samples=0, steps=4, top=8)[1])
     assert np.mean(np.array(by_ascent, dtype=float)) < np.mean(np.array(by_chance, dtype=float)) < 1
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "columns"),
+    [
+        ((Axis.FEATURE,), (4,), ()),
+        ((Axis.FEATURE,), (5,), (0, 1, 1, 2, 0)),
+        ((Axis.CHANNEL, Axis.HEIGHT, Axis.WIDTH), (3, 2, 4), ()),
+        ((Axis.POSITION, Axis.EMBEDDING), (4, 3), ()),
+    ],
+)
+def test_weights_of_inputs_are_those_of_their_components(
+    quadratic: Judge, axes: tuple[Axis, ...], shape: tuple[int, ...], columns: tuple[int, ...]
+) -> None:
+    """However inputs are summed to components: w . sums(v) = spread(w) . v."""
+    traits = replace(quadratic.trial.model.traits, axes=axes, shape=shape, columns=columns)
+    draws = np.random.default_rng(0)
+    values, weights = draws.normal(size=math.prod(shape)), draws.normal(size=traits.components)
+    nothing = np.zeros(0)
+    of_traits = Problem(
+        nothing, 0, nothing, nothing, nothing, 0, nothing, nothing, 0, OutputSpace.VALUE, 0.01, 1, 1, 0, {}, traits
+    )
+    assert weights @ of_traits.per_component(values) == pytest.approx(of_traits.per_input(weights) @ values)
