@@ -22,6 +22,7 @@ from .answers import (
     Reason,
     Record,
     Segment,
+    Stability,
     Timings,
     Verification,
 )
@@ -115,6 +116,7 @@ __all__ = [
     "Retries",
     "Segment",
     "Similarity",
+    "Stability",
     "Target",
     "TargetOf",
     "Timings",

@@ -191,6 +191,17 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stability:
+    """How much of the ranking is left near the input, at the worst that was found; or `why` there is no figure."""
+
+    radius: float
+    bound: float
+    rank_correlation: float | None = None
+    top_share: float | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """In milliseconds."""
 
@@ -232,6 +243,7 @@ class Explanation:
     flags: tuple[str, ...] = ()
     cached: bool = False
     reasons: tuple[Reason, ...] = ()
+    stability: Stability | None = None
     disclosure: Mapping[str, Any] | None = None
     timings_ms: Timings | None = None
     content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

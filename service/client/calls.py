@@ -57,6 +57,7 @@ class Parameters(TypedDict, total=False):
     tolerance: float
     tolerance_of: Literal["attribution", "completeness"]
     errors: bool
+    stability: bool
     max_evaluations: int
     seed: int
     deadline_ms: int

@@ -7,13 +7,13 @@ coarse), and the noise. All is computed at bulk priority and recorded nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from service.access.callers import Caller
 from service.access.permissions import Policy
-from service.access.quotas import charged, counted
+from service.access.quotas import Account, charged, counted
 from service.answers.disclosure import shown_values
 from service.answers.explanation import gives_reasons
 from service.answers.items import DisclosureItem, RecordedNoise
@@ -47,7 +47,7 @@ class _Choice:
 
     told: dict[str, Any]
     plan: Plan | None
-    why: str | None = field(default=None)
+    why: str | None = None
 
 
 class Robustness:
@@ -71,24 +71,11 @@ class Robustness:
             raise ReplayImpossible("the record of the explanation is not what was written") from None
         refuse_method(policy, plan.method)
         choices = [_checked(version, choice) for choice in _choices(version, plan, stored.tenant)]
-        plans = [choice.plan for choice in choices if choice.plan is not None]
-
-        async def all_computed() -> list[Explanation]:
-            return await all_of([self._computed(version, one) for one in plans])
-
-        with counted(caller.account, len(plans)):
-            explained = await charged(
-                caller.account,
-                sum(one.max_evaluations for one in plans),
-                all_computed,
-                lambda done: sum(one.evaluations for one in done),
-            )
-        results = iter(explained)
-        of_choices = [None if choice.plan is None else next(results) for choice in choices]
+        explained = await self._explained(version, choices, caller.account)
         computed = {
-            place: _shown(version, choice.plan, explanation, policy)
-            for place, (choice, explanation) in enumerate(zip(choices, of_choices, strict=True))
-            if choice.plan is not None and explanation is not None and explanation.attributions is not None
+            place: _shown(version, choices[place].plan or plan, explanation, policy)
+            for place, explanation in explained.items()
+            if explanation.attributions is not None
         }
         if 0 not in computed:
             raise NotFound(NOTHING_STATED)
@@ -96,17 +83,31 @@ class Robustness:
         if not policy.limits_values:
             stability = await stability_of(self._engine, version, plan, explained[0], caller.account)
         items = [
-            _item(version, computed[0], choice, computed.get(place), explanation, policy)
-            for place, (choice, explanation) in enumerate(zip(choices, of_choices, strict=True))
+            _item(version, computed[0], choice, computed.get(place), explained.get(place), policy)
+            for place, choice in enumerate(choices)
         ]
         return RobustnessReply(
             id=stored.id,
             statements=statements(version.manifest.inputs.component_labels, computed[0], computed),
             choices=tuple(items),
             stability=stability,
-            evaluations=sum(one.evaluations for one in explained),
+            evaluations=sum(one.evaluations for one in explained.values()),
             disclosure=DisclosureItem.of(policy) if policy.limits_values else None,
         )
+
+    async def _explained(
+        self, version: ModelVersion, choices: Sequence[_Choice], account: Account | None
+    ) -> Mapping[int, Explanation]:
+        """The explanations by the place of their choice, of those that have a plan."""
+        plans = {place: choice.plan for place, choice in enumerate(choices) if choice.plan is not None}
+
+        async def all_computed() -> list[Explanation]:
+            return await all_of([self._computed(version, plan) for plan in plans.values()])
+
+        most = sum(plan.max_evaluations for plan in plans.values())
+        with counted(account, len(plans)):
+            found = await charged(account, most, all_computed, lambda done: sum(one.evaluations for one in done))
+        return dict(zip(plans, found, strict=True))
 
     def _recorded(self, stored: Stored) -> tuple[ModelVersion, Plan]:
         """The version and the plan on record."""
