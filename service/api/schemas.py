@@ -135,8 +135,8 @@ class ExplainParameters(Strict):
     errors: StrictBool = Field(False, description="how far each attribution may be off, too: `attribution_errors`")
     stability: StrictBool = Field(
         False,
-        description="how much of the ranking is left near the input where the prediction is the same: as much work as thirty "
-        "more explanations, behind all other work",
+        description="how much of the ranking is left near the input where the prediction is the same: as much work as "
+        "thirty more explanations, behind all others",
     )
     max_evaluations: StrictInt | None = Field(None, description="budget, in gradient points")
     seed: StrictInt = Field(0, description="of methods that draw, and of noise; recorded as 0 for others")
