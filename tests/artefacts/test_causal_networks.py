@@ -3,7 +3,6 @@ those at its word embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,7 @@ class Pair:
         answers: Floats = self.model.deployed.outputs(np.array(rows, dtype=np.float32))[SPACE].astype(np.float64)
         return answers
 
-    def attributed(self, prompt: Sequence[float], target: Continuation, output: int = 0) -> Floats:
+    def attributed(self, prompt: tuple[float, ...], target: Continuation, output: int = 0) -> Floats:
         """By place: integrated gradients of a number of the outputs, from the masked prompt."""
         ends = self.inputs.own_baseline_for(prompt), prompt
         start, end = (self.model.seen(np.array([self.inputs.with_target(row, target)])) for row in ends)
@@ -257,7 +256,8 @@ def test_inputs_of_another_kind_are_refused(pair: Pair, tmp_path: Path) -> None:
     for file in pair.folder.iterdir():
         (version / file.name).write_bytes(file.read_bytes())
     text = (version / "manifest.yaml").read_text()
-    tokens = text.replace("kind: prompt", "kind: tokens\n  padding: 1\n  side: {attention_mask: mask}")
+    padding = pair.inputs.mask + 1
+    tokens = text.replace("kind: prompt", f"kind: tokens\n  padding: {padding}\n  side: {{attention_mask: mask}}")
     (version / "manifest.yaml").write_text(tokens)
     with pytest.raises(CatalogError, match="outputs of kind tokens are those of prompts"):
         load_model(version, CPU)

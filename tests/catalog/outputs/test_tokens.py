@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from pydantic import TypeAdapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from service.answers.encoding import encode
 from service.answers.reading import read
 from service.catalog.inputs.prompts import PromptInputs
 from service.catalog.inputs.sequences import Tokenizer as Declared
-from service.catalog.outputs.declaration import Outputs
 from service.catalog.outputs.predictions import prediction_kind, target_kind
 from service.catalog.outputs.tokens import Tokens
 from service.domain import Continuation, OutputSpace
@@ -30,8 +27,7 @@ WORDS = ["<unk>", "▁", "▁Paris", "Paris", "▁is", "s", "▁the", "▁capita
 
 
 def unbound() -> Tokens:
-    kind: Tokens = TypeAdapter(Outputs).validate_python({"kind": "tokens", "likeliest": LIKELIEST, "longest": LONGEST})
-    return kind
+    return Tokens(kind="tokens", likeliest=LIKELIEST, longest=LONGEST)
 
 
 @pytest.fixture(scope="module")
