@@ -256,7 +256,8 @@ def test_inputs_of_another_kind_are_refused(pair: Pair, tmp_path: Path) -> None:
     for file in pair.folder.iterdir():
         (version / file.name).write_bytes(file.read_bytes())
     text = (version / "manifest.yaml").read_text()
-    tokens = text.replace("kind: prompt", "kind: tokens\n  padding: 1\n  side: {attention_mask: mask}")
+    padding = pair.inputs.mask + 1
+    tokens = text.replace("kind: prompt", f"kind: tokens\n  padding: {padding}\n  side: {{attention_mask: mask}}")
     (version / "manifest.yaml").write_text(tokens)
     with pytest.raises(CatalogError, match="outputs of kind tokens are those of prompts"):
         load_model(version, CPU)
