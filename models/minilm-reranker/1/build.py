@@ -52,8 +52,8 @@ class Reranker(nn.Module):
         is_token, is_second = attention_mask.to(torch.float32), token_type_ids.to(torch.float32)
         query, document = is_token * (1 - is_second), is_token * is_second
         hidden = self._embedded(input_ids, torch.arange(input_ids.shape[1]) - query.sum(1, keepdim=True) * is_second)
-        together = sum(part.unsqueeze(2) * part.unsqueeze(1) for part in (query, document))
-        unseen = (1 - together).unsqueeze(1) * torch.finfo(torch.float32).min
+        in_query, in_document = (part.unsqueeze(2) * part.unsqueeze(1) for part in (query, document))
+        unseen = (1 - in_query - in_document).unsqueeze(1) * torch.finfo(torch.float32).min
         encoded = self.encoder.encoder(hidden, attention_mask=unseen)[0]
         return (_direction(encoded, query) * _direction(encoded, document)).sum(1, keepdim=True)
 
@@ -63,7 +63,8 @@ class Reranker(nn.Module):
         tables = self.encoder.embeddings
         is_there = (places.unsqueeze(2) == torch.arange(LENGTH)).to(torch.float32)
         own = tables.word_embeddings(tokens) + tables.token_type_embeddings.weight[0]
-        return tables.LayerNorm(own + is_there @ tables.position_embeddings.weight[:LENGTH])
+        embedded: Tensor = tables.LayerNorm(own + is_there @ tables.position_embeddings.weight[:LENGTH])
+        return embedded
 
 
 def _direction(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -116,7 +117,8 @@ def cosines(encoder: SentenceTransformer, texts: Texts) -> NDArray[np.float32]:
     queries, documents = (
         np.asarray(encoder.encode([text[part] for text in texts], normalize_embeddings=True)) for part in (0, 1)
     )
-    return queries @ documents.T
+    every: NDArray[np.float32] = queries @ documents.T
+    return every
 
 
 def check(network: Reranker, tokenizer: Tokenizer, texts: Texts, expected: NDArray[np.float32]) -> None:
