@@ -17,8 +17,8 @@ import torch
 from service.artefacts.huggingface.library import transformers
 from service.catalog.inputs.instances import read_instance
 from service.catalog.inputs.prompts import PromptInputs
-from service.catalog.outputs.tokens import Tokens, TokensPrediction
-from service.domain import Continuation, Explanation, Floats, OutputSpace
+from service.catalog.outputs.tokens import Continuation, Tokens, TokensPrediction
+from service.domain import Explanation, Floats, OutputSpace
 from service.engine.kernels.evaluated import EvaluatedPoints
 from service.engine.kernels.kernel import Segment
 from service.lifecycle.checking.trial import Trial, load_trial
