@@ -62,6 +62,10 @@ class MetricSpec:
         """The options where none is named, by name."""
         return {option.name: option.default for option in self.options}
 
+    def expected_points(self, facts: Facts, of_explanation: int) -> int:
+        """What a figure is expected to cost where one explanation costs so many points."""
+        return self.rows(facts) + of_explanation * self.explains(facts)
+
     def asked(self, **options: OptionValue) -> Measure:
         """What asks for it, with these options and the usual ones; of a metric that removes nothing."""
         return Measure(self.name, None, tuple(sorted({**self.defaults(), **options}.items())))

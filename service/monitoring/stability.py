@@ -96,7 +96,7 @@ class StabilityProbe:
     ) -> None:
         assert version.traits is not None, "it has explained something"
         facts = Facts(version.traits, 1, dict(NEAR_BY.options))
-        cost = RANK_STABILITY.rows(facts) + points * RANK_STABILITY.explains(facts)
+        cost = RANK_STABILITY.expected_points(facts, points)
         evaluation = await self._engine.evaluate(version.ref, plan, (NEAR_BY,), first, cost)
         lowest = evaluation.measured[0].value
         if lowest is not None:

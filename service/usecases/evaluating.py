@@ -97,5 +97,5 @@ def expected_cost(version: ModelVersion, plan: Plan, measures: Sequence[Measure]
     cost = 0 if is_explained else points
     for measure in measures:
         spec, facts = BY_NAME[measure.metric], _facts(version, dict(measure.options))
-        cost += spec.rows(facts) + points * spec.explains(facts)
+        cost += spec.expected_points(facts, points)
     return max(1, cost)

@@ -220,6 +220,11 @@ def expected_points(version: ModelVersion, plan: Plan) -> int:
     return min(plan.max_evaluations, usual * copies * (1 + len(further_outputs(plan.target))))
 
 
+def least_evaluations(method: MethodSpec, facts: Facts, noise: Noise | None, explanations: int) -> int:
+    """The smallest budget that gives any answer where so many `explanations` share it."""
+    return method.least_points(facts) * (1 if noise is None else noise.samples) * explanations
+
+
 def _budget(
     manifest: Manifest,
     parameters: Parameters,
@@ -238,17 +243,15 @@ def _budget(
             detail = f"max_evaluations is {budget}; it must lie between 1 and {max_budget}{of_size}"
             raise _wrong("max_evaluations", detail)
         budget = max_budget
-    min_points = method.least_points(facts)
-    copies = 1 if noise is None else noise.samples
-    if min_points * copies * explanations > budget:
-        by_set = min_points != method.least_points(replace(facts, baseline_size=1))
+    least = least_evaluations(method, facts, noise, explanations)
+    if least > budget:
+        by_set = method.least_points(facts) != method.least_points(replace(facts, baseline_size=1))
         with_set = f" with a baseline set of {facts.baseline_size} rows" if by_set else ""
-        with_noise = "" if noise is None else f" for {copies} noisy copies"
+        with_noise = "" if noise is None else f" for {noise.samples} noisy copies"
         with_tokens = "" if explanations == 1 else f" for a continuation and its {explanations - 1} tokens"
         raise _wrong(
             "max_evaluations",
-            f"{method.name}{with_set} needs at least {min_points * copies * explanations} evaluations{with_noise}"
-            f"{with_tokens}, "
+            f"{method.name}{with_set} needs at least {least} evaluations{with_noise}{with_tokens}, "
             f"max_evaluations is {budget}",
         )
     return budget

@@ -29,7 +29,7 @@ from service.methods.registry import BY_NAME
 from service.methods.spec import Facts
 from service.usecases.explaining import all_of, refuse_method
 from service.usecases.fragility import stability_of
-from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, baseline_of, expected_points
+from service.usecases.planning import NOISE_SAMPLES, NOISE_SCALE, baseline_of, expected_points, least_evaluations
 from service.usecases.replaying import missing_parts, plan_of, version_of
 
 MOST_BASELINES = 6
@@ -176,7 +176,7 @@ def _checked(version: ModelVersion, choice: _Choice) -> _Choice:
     assert version.traits is not None
     method, facts = BY_NAME[plan.method], Facts(version.traits, plan.baseline.size, dict(plan.options))
     copies = 1 if plan.noise is None else plan.noise.samples
-    least = method.least_points(facts) * copies * (1 + len(further_outputs(plan.target)))
+    least = least_evaluations(method, facts, plan.noise, 1 + len(further_outputs(plan.target)))
     why = method.not_applicable(facts)
     if why is None and copies > method.most_copies:
         why = f"{method.name} takes at most {method.most_copies} noisy copies"

@@ -15,13 +15,12 @@ from torch.export import Dim
 
 from service.artefacts.aten import in_plain_torch
 from service.artefacts.deployed import Opened, TorchOutputs
+from service.artefacts.huggingface.networks import EXAMPLES, example_rows
 from service.artefacts.inputs.network_prompts import NetworkPrompts
 from service.artefacts.inputs.registry import causal_inputs
 from service.artefacts.reported import reported
 from service.catalog.manifest import Manifest
 from service.errors import CatalogError
-
-EXAMPLES = 2
 
 
 def open_causal(network: nn.Module, manifest: Manifest, device: torch.device) -> Opened:
@@ -47,17 +46,11 @@ def open_causal(network: nn.Module, manifest: Manifest, device: torch.device) ->
         )
 
     whole = opened(manifest.inputs)
-    rows = manifest.inputs.whole_rows(EXAMPLES)
-    assert rows is not None
-    try:
+    with example_rows(manifest) as rows:
         whole.deployed.outputs(rows)
         encoded = torch.from_numpy(whole.encoding(rows.astype("float64")).astype("float32"))  # type: ignore[misc]
         given: Tensor = encoded.reshape(EXAMPLES, *whole.encoding.shape).to(device).requires_grad_()  # type: ignore[union-attr]
         takes_gradient = whole.twin(given).requires_grad
-    except Exception as error:  # whatever the network's own code raises
-        raise CatalogError(
-            f"the network does not take a row of {rows.shape[1]} tokens, the manifest's length: {reported(error)}"
-        ) from error
     if not takes_gradient:
         raise CatalogError("no gradient reaches the word embeddings: on every way to the logits its values are cut off")
     return whole

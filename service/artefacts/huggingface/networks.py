@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -13,8 +16,11 @@ from torch import Tensor, nn
 from service.artefacts.huggingface.configs import Config, is_causal, read_config
 from service.artefacts.huggingface.library import transformers
 from service.artefacts.reported import reported
+from service.catalog.manifest import Manifest
 from service.errors import CatalogError
 
+EXAMPLES = 2
+"""Rows by which a network is tried."""
 ATTENTION = "eager"
 """The one that every architecture has. Its products and softmax have second derivatives, and the same bits wherever a
 row stands; fused kernels have no second derivative, and on a GPU their gradients are summed in any order."""
@@ -24,6 +30,19 @@ CLASSIFIERS = "a classifier", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"
 CAUSAL_MODELS = "a causal language model", "MODEL_FOR_CAUSAL_LM_MAPPING"
 ENCODERS = "an encoder", "MODEL_MAPPING"
 """What they are called, and where the package lists their networks."""
+
+
+@contextmanager
+def example_rows(manifest: Manifest) -> Iterator[NDArray[np.float32]]:
+    """Whole rows [`EXAMPLES`, columns] for a network to be tried with; whatever it raises becomes a CatalogError."""
+    rows = manifest.inputs.whole_rows(EXAMPLES)
+    assert rows is not None
+    try:
+        yield rows
+    except Exception as error:  # whatever the network's own code raises
+        raise CatalogError(
+            f"the network does not take a row of {rows.shape[1]} tokens, the manifest's length: {reported(error)}"
+        ) from error
 
 
 def read_network(contents: Mapping[str, bytes], config_file: str, *, is_encoder: bool = False) -> nn.Module:

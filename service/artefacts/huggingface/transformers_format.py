@@ -14,7 +14,7 @@ from service.artefacts.aten import in_plain_torch
 from service.artefacts.deployed import Opened, TorchOutputs
 from service.artefacts.huggingface.causal_format import open_causal
 from service.artefacts.huggingface.configs import is_causal, read_config
-from service.artefacts.huggingface.networks import read_network
+from service.artefacts.huggingface.networks import EXAMPLES, example_rows, read_network
 from service.artefacts.huggingface.pooling import pooled
 from service.artefacts.huggingface.sentence_modules import MODULES, read_modules
 from service.artefacts.inputs.network_tokens import NetworkTokens
@@ -23,8 +23,6 @@ from service.artefacts.reported import reported
 from service.catalog.inputs.kind import Inputs
 from service.catalog.manifest import Manifest
 from service.errors import CatalogError
-
-EXAMPLES = 2
 
 
 def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device: torch.device) -> Opened:
@@ -44,7 +42,8 @@ def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device:
             return open_causal(network, manifest, device)
     taken = network_inputs(manifest.inputs, network, None if sentences is None else pooled(sentences.pooling))
     deployed = TorchOutputs(taken.of_rows, device, manifest.inputs.shape, manifest.outputs)
-    _check_shape(deployed, manifest)
+    with example_rows(manifest) as rows:
+        deployed.outputs(rows)
     traced = _trace(taken, device)
 
     def opened(inputs: Inputs) -> Opened:
@@ -59,18 +58,6 @@ def open_transformers(contents: Mapping[str, bytes], manifest: Manifest, device:
         )
 
     return opened(manifest.inputs)
-
-
-def _check_shape(deployed: TorchOutputs, manifest: Manifest) -> None:
-    """Raises CatalogError where the network does not take rows of the manifest's shape."""
-    rows = manifest.inputs.whole_rows(EXAMPLES)
-    assert rows is not None
-    try:
-        deployed.outputs(rows)
-    except Exception as error:  # whatever the network's own code raises
-        raise CatalogError(
-            f"the network does not take a row of {rows.shape[1]} tokens, the manifest's length: {reported(error)}"
-        ) from error
 
 
 def _trace(taken: NetworkTokens, device: torch.device) -> fx.GraphModule:

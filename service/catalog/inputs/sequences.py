@@ -88,19 +88,25 @@ class Spans(Item):
         return Spans(**{**recorded, "segments": tuple(SentSegment(**segment) for segment in sent)})
 
 
+def parse_tokenizer(content: bytes, file: str) -> Parsed:
+    """A tokenizer that neither pads nor truncates. Raises CatalogError where the content is none."""
+    from tokenizers import Tokenizer as Parsed  # the front starts without it
+
+    try:
+        parsed = Parsed.from_str(content.decode())
+    except Exception as error:  # the package raises plain exceptions
+        raise CatalogError(f"{file} is no tokenizer: {error}") from error
+    parsed.no_padding()
+    parsed.no_truncation()
+    return parsed
+
+
 class TextTokenizer:
     """The tokenizer of a version, set to the model's length."""
 
     def __init__(self, content: bytes, declared: Tokenizer, inputs: TokenInputs) -> None:
         """Raises CatalogError when the file is not a tokenizer, or its tokens are not those of the manifest."""
-        from tokenizers import Tokenizer as Parsed  # the front starts without it
-
-        try:
-            parsed = Parsed.from_str(content.decode())
-        except Exception as error:  # the package raises plain exceptions
-            raise CatalogError(f"{declared.file} is no tokenizer: {error}") from error
-        parsed.no_padding()
-        parsed.no_truncation()
+        parsed = parse_tokenizer(content, declared.file)
         if parsed.get_vocab_size() > inputs.vocabulary:
             raise CatalogError(
                 f"{declared.file} has {parsed.get_vocab_size()} tokens, the manifest's vocabulary {inputs.vocabulary}"
@@ -118,7 +124,7 @@ class TextTokenizer:
         self._inputs = inputs
         self._cut: Parsed | None = None
         if declared.truncate:
-            self._cut = Parsed.from_str(parsed.to_str())
+            self._cut = parse_tokenizer(content, declared.file)
             self._cut.enable_truncation(inputs.length, strategy="only_second" if takes_pairs else "longest_first")
 
     def read(self, texts: tuple[str, ...], segments: tuple[SentSegment, ...] = ()) -> Row:

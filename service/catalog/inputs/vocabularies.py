@@ -7,12 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.catalog.inputs.sequences import MAX_CHARACTERS, Tokenizer
+from service.catalog.inputs.sequences import MAX_CHARACTERS, Tokenizer, parse_tokenizer
 from service.catalog.version_files import read_verified
-from service.errors import CatalogError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Parsed
+    pass
 
 BEFORE = ("\n", "a", ".", "1")
 """What a continuation is tokenised behind, up to the first with which it shares no token: many tokenizers take the
@@ -25,15 +24,7 @@ class Vocabulary:
 
     def __init__(self, content: bytes, file: str) -> None:
         """Raises CatalogError when the file is no tokenizer."""
-        from tokenizers import Tokenizer as Parsed  # the front starts without it
-
-        try:
-            parsed = Parsed.from_str(content.decode())
-        except Exception as error:  # the package raises plain exceptions
-            raise CatalogError(f"{file} is no tokenizer: {error}") from error
-        parsed.no_padding()
-        parsed.no_truncation()
-        self._parsed: Parsed = parsed
+        self._parsed = parse_tokenizer(content, file)
         self._shown = self._ids("a")
         self._before = self._parsed.decode(self._shown, skip_special_tokens=False)
 
