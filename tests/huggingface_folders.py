@@ -3,6 +3,7 @@ sentences."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -11,8 +12,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
 
 from service.artefacts.huggingface.library import transformers
+from service.lifecycle.adding.added_inputs import Ask
+from service.lifecycle.adding.adding import AddOptions
+from service.lifecycle.adding.huggingface import prepare_folder
 
 LENGTH = 24
 TEXTS = (
@@ -120,3 +125,53 @@ def save_folder(
     saved = package.PreTrainedTokenizerFast(tokenizer_object=parsed, model_max_length=LENGTH, **special)
     saved.save_pretrained(folder)
     return network
+
+
+def added(
+    source: Path, models: Path, answers: dict[str, str] | None = None, ask: Ask | None = None, **options: Any
+) -> Path:
+    """The version that is made of a folder; a question that begins as one of the `answers` gets that."""
+
+    def answered(question: str, usual: str) -> str:
+        return next((answer for words, answer in (answers or {}).items() if question.startswith(words)), usual)
+
+    prepared = prepare_folder(AddOptions(source, **options), lambda name: (name, "1"), ask or answered)
+    version = models / prepared.name / prepared.version
+    version.mkdir(parents=True)
+    prepared.write(version)
+    return version
+
+
+class _Answering(nn.Module):
+    """A network of the package as exporters take it: tensors in, one `output` out."""
+
+    def __init__(self, network: Any, output: str) -> None:
+        super().__init__()
+        self.network = network
+        self._output = output
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        arguments = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        answered: Tensor = self.network(input_ids=input_ids, **arguments)[self._output]
+        return answered
+
+
+def export_beside(network: Any, output: str, folder: Path) -> None:
+    """Exports a network that answers this `output`, of types of tokens too, into its folder, where optimum puts it."""
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    given = tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Answering(network, output),
+            given,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("rows")},) * len(names),
+            input_names=names,
+            output_names=[output],
+            opset_version=20,
+            verbose=False,
+        )
+    assert program is not None
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(program.model_proto.SerializeToString())

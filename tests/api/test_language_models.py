@@ -23,11 +23,10 @@ from service.catalog.outputs.tokens import Continuation
 from service.client.answers import ByToken, read_explained
 from service.client.outputs import PredictedTokens, Prediction
 from service.domain import Explanation
-from service.lifecycle.adding.adding import AddOptions
-from service.lifecycle.adding.huggingface import prepare_folder
 from service.settings import Settings
-from tests.api.test_values_and_labels import ended, got
+from tests.api.test_values_and_labels import ended, got, posted
 from tests.causal_folders import LENGTH, save_causal_folder
+from tests.huggingface_folders import added
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -60,10 +59,7 @@ async def client(
     folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[httpx.AsyncClient]:
     place = tmp_path_factory.mktemp("models")
-    prepared = prepare_folder(AddOptions(folder), lambda name: (name, "1"), lambda _, usual: usual)
-    version = place / "models" / prepared.name / prepared.version
-    version.mkdir(parents=True)
-    prepared.write(version)
+    version = added(folder, place / "models")
     manifest = (version / "manifest.yaml").read_text() + "review: {rules: {unsure: probability < 0.9}}\n"
     (version / "manifest.yaml").write_text(manifest)
     settings = Settings(_env_file=None, data=data, models=place / "models", key=KEY, workers=1)
@@ -75,17 +71,11 @@ async def client(
             yield one
 
 
-async def asked(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
-    reply = await client.post(path, json=body)
-    assert reply.status_code == 200, reply.text
-    return reply.json()
-
-
 async def explained(client: httpx.AsyncClient, target: Any = None, context: Any = None, **parameters: Any) -> Any:
     """The first explanation of the prompt."""
     given = {**parameters, **({} if target is None else {"target": target})}
     body = {"instances": [PROMPT], "parameters": given, **({} if context is None else {"context": context})}
-    return (await asked(client, EXPLAIN, **body))["explanations"][0]
+    return (await posted(client, EXPLAIN, body=body))["explanations"][0]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +94,7 @@ def log_probability(package: tuple[Any, Any], text: str) -> float:
 
 
 async def test_a_prediction_is_what_follows(client: httpx.AsyncClient, package: tuple[Any, Any]) -> None:
-    (prediction,) = (await asked(client, "/v1/models/writer:predict", instances=[PROMPT]))["predictions"]
+    (prediction,) = (await posted(client, "/v1/models/writer:predict", body={"instances": [PROMPT]}))["predictions"]
     assert set(prediction) == {"next", "output_space"}
     assert prediction["output_space"] == "log_probability"
     likeliest, *others = prediction["next"]
@@ -116,7 +106,7 @@ async def test_a_prediction_is_what_follows(client: httpx.AsyncClient, package: 
 
 
 async def test_without_a_target_the_likeliest_token_is_explained(client: httpx.AsyncClient) -> None:
-    reply = await asked(client, EXPLAIN, instances=[PROMPT])
+    reply = await posted(client, EXPLAIN, body={"instances": [PROMPT]})
     (prediction,), (explanation,) = reply["predictions"], reply["explanations"]
     likeliest = prediction["next"][0]
     assert explanation["target"] == {"continuation": likeliest["token"]}
@@ -175,7 +165,7 @@ async def test_each_token_has_attributions_of_its_own(client: httpx.AsyncClient)
 
 async def test_several_continuations_of_one_prompt(client: httpx.AsyncClient) -> None:
     targets = [{"continuation": OWN}, {"continuation": OTHER}, "predicted"]
-    reply = await asked(client, EXPLAIN, instances=[PROMPT], parameters={"targets": targets})
+    reply = await posted(client, EXPLAIN, body={"instances": [PROMPT], "parameters": {"targets": targets}})
     own, other, _ = reply["explanations"]
     contrast = await explained(client, {"continuation": OWN, "rather_than": OTHER})
     assert own["output"] - other["output"] == pytest.approx(contrast["output"], abs=CLOSE)
@@ -190,7 +180,7 @@ async def test_it_is_recorded_and_replayed_bit_for_bit(client: httpx.AsyncClient
     for name in ("target", "output", "attributions", "continuation", "evaluations"):
         assert record[name] == explanation[name], name
     assert record["parameters"]["target"] is None
-    replay = await asked(client, f"/v1/explanations/{explanation['id']}:replay")
+    replay = await posted(client, f"/v1/explanations/{explanation['id']}:replay", body={})
     assert replay["verdict"] == "bit_exact", replay
     again = await explained(client, target, tolerance=0.03)
     assert again["cached"]
@@ -215,7 +205,7 @@ async def test_what_is_erased_includes_the_continuation(client: httpx.AsyncClien
     """What somebody asked about is theirs as much as the prompt is."""
     secret = {"continuation": " brilliant", "rather_than": " a wonderful"}
     explanation = await explained(client, secret, context={"subject": "Ada"}, tolerance=0.03)
-    await asked(client, "/v1/subjects/Ada:erase")
+    await posted(client, "/v1/subjects/Ada:erase", body={})
     record = await client.get(f"/v1/explanations/{explanation['id']}")
     assert record.status_code == 410
     assert not files_with(data, b"brilliant", b"wonderful")
@@ -253,7 +243,7 @@ async def test_what_cannot_be_explained_is_refused(
 
 
 async def test_only_what_the_rule_holds_for_is_explained(client: httpx.AsyncClient) -> None:
-    reply = await asked(client, EXPLAIN, instances=[PROMPT], parameters={"when": "probability > 0.99"})
+    reply = await posted(client, EXPLAIN, body={"instances": [PROMPT], "parameters": {"when": "probability > 0.99"}})
     assert reply["explanations"] == [None]
     assert reply["predictions"][0]["next"]
     refused = await client.post(EXPLAIN, json={"instances": [PROMPT], "parameters": {"when": "label == a"}})

@@ -23,10 +23,10 @@ from service.answers.reading import read
 from service.app import create_app
 from service.client.answers import ByToken, read_explained, read_record
 from service.settings import Settings
-from tests.artefacts.test_huggingface import served
+from tests.api.test_values_and_labels import posted
 from tests.causal_folders import save_causal_folder
 from tests.conftest import PATIENCE_SECONDS
-from tests.huggingface_folders import save_folder, trained_tokenizer
+from tests.huggingface_folders import added, save_folder, trained_tokenizer
 
 if TYPE_CHECKING:
     from tests.api.conftest import AssertProblem
@@ -73,7 +73,7 @@ def make_models(folder: Path) -> Path:
     save_folder(sources / "ranker", "roberta", num_labels=1)
     save_causal_folder(sources / "writer", "gpt2")
     for name, instance in INSTANCES.items():
-        version = served(sources / name, models, are_pairs=True) if name == "ranker" else served(sources / name, models)
+        version = added(sources / name, models, are_pairs=True) if name == "ranker" else added(sources / name, models)
         manifest = yaml.safe_load((version / "manifest.yaml").read_text())
         manifest["inputs"]["segments"] = ["context"]
         manifest |= {"review": REVIEW, "example": instance}
@@ -93,15 +93,9 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
             yield one
 
 
-async def asked(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
-    reply = await client.post(path, json=body)
-    assert reply.status_code == 200, reply.text
-    return reply.json()
-
-
 async def explained(client: httpx.AsyncClient, model: str, instance: Any = None, **parameters: Any) -> Any:
     body = {"instances": [INSTANCES[model] if instance is None else instance], "parameters": parameters}
-    return (await asked(client, f"/v1/models/{model}:explain", **body))["explanations"][0]
+    return (await posted(client, f"/v1/models/{model}:explain", body=body))["explanations"][0]
 
 
 def encoding_of(model: str) -> Any:
@@ -175,14 +169,13 @@ async def test_units_are_sums_on_record_and_in_replays(client: httpx.AsyncClient
     assert [one["attribution"] for one in own] == pytest.approx(expected, abs=1e-12)
     record = (await client.get(f"/v1/explanations/{summed['id']}")).json()
     assert (record["attributions"], record["segments"]) == (summed["attributions"], summed["segments"])
-    replay = await asked(client, f"/v1/explanations/{summed['id']}:replay")
+    replay = await posted(client, f"/v1/explanations/{summed['id']}:replay", body={})
     assert replay["verdict"] == "bit_exact", replay
 
 
 async def test_the_client_reads_segments_and_words(client: httpx.AsyncClient) -> None:
-    reply = await asked(
-        client, "/v1/models/ranker:explain", instances=[INSTANCES["ranker"]], parameters={"units": "words"}
-    )
+    body = {"instances": [INSTANCES["ranker"]], "parameters": {"units": "words"}}
+    reply = await posted(client, "/v1/models/ranker:explain", body=body)
     explanation = read_explained(reply["explanations"][0], reply["predictions"][0])
     assert [(one.name, one.part) for one in explanation.segments] == [("query", 0), ("context", 1), ("who", 1)]
     assert sum(one.share or 0 for one in explanation.segments[:2]) == pytest.approx(1)
@@ -226,14 +219,14 @@ async def test_a_text_without_a_listed_segment_is_predicted_but_not_explained(
     client: httpx.AsyncClient, assert_problem: AssertProblem
 ) -> None:
     bare = {"text": SECOND}
-    await asked(client, "/v1/models/film:predict", instances=[bare])
+    await posted(client, "/v1/models/film:predict", body={"instances": [bare]})
     for path in ("/v1/models/film:explain", "/v1/jobs"):
         body = {"instances": [INSTANCES["film"], bare], **({"model": "film"} if path == "/v1/jobs" else {})}
         reply = await client.post(path, json=body)
         assert "no segment is called 'context'" in assert_problem(reply, 422)
         assert [one["pointer"] for one in reply.json()["errors"]] == ["/instances/1/segments"]
     when = {"when": "probability < 0"}
-    reply = await asked(client, "/v1/models/film:explain", instances=[bare], parameters=when)
+    reply = await posted(client, "/v1/models/film:explain", body={"instances": [bare], "parameters": when})
     assert reply["explanations"] == [None]
 
 

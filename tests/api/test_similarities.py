@@ -20,7 +20,7 @@ from service.lifecycle.checking.assessing import assess
 from service.lifecycle.checking.limits import Limits
 from service.settings import Settings
 from tests.api.test_values_and_labels import ended, got, posted
-from tests.lifecycle.adding.test_huggingface_folders import added
+from tests.huggingface_folders import added
 from tests.lifecycle.adding.test_sentence_folders import save_sentences
 from tests.linear_models import EXAMPLE, FEATURES, Linear, baselines, write_version
 

@@ -22,11 +22,10 @@ from service.engine.kernels.gradient import GradientKernel
 from service.engine.kernels.kernel import DeployedKernel, Segment
 from service.engine.kernels.network import Network
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import AddOptions
-from service.lifecycle.adding.huggingface import prepare_folder
 from service.methods.questions import Deployed, Points, Readout
 from service.numerics.links import IDENTITY
 from tests.causal_folders import CONFIGURATIONS, LENGTH, save_causal_folder
+from tests.huggingface_folders import added
 
 CPU = torch.device("cpu")
 SPACE = OutputSpace.LOG_PROBABILITY
@@ -34,17 +33,8 @@ PROMPT, OWN, OTHER = "Nobody likes waiting in a queue", " for hours without", " 
 STEPS = 12
 
 
-def served(source: Path, models: Path, **options: Any) -> Path:
-    """The version that `answerable models add` makes of a folder, which asks nothing but its name."""
-
-    def ask(question: str, usual: str) -> str:
-        raise AssertionError(f"asked {question!r}, {usual!r}")
-
-    prepared = prepare_folder(AddOptions(source, **options), lambda name: (name, "1"), ask)
-    version = models / prepared.name / prepared.version
-    version.mkdir(parents=True)
-    prepared.write(version)
-    return version
+def no_questions(question: str, usual: str) -> str:
+    raise AssertionError(f"asked {question!r}, {usual!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +103,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.set_num_threads(1)
     source = tmp_path_factory.mktemp("folders") / request.param
     save_causal_folder(source, request.param)
-    version = served(source, tmp_path_factory.mktemp("models"))
+    version = added(source, tmp_path_factory.mktemp("models"), ask=no_questions)
     package = transformers()
     network = package.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager").eval()
     return Pair(network, package.AutoTokenizer.from_pretrained(source), load_model(version, CPU), version)

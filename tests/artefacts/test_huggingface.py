@@ -33,29 +33,18 @@ from service.engine.protocol import Source
 from service.engine.worker.device_models import DeviceModels
 from service.engine.worker.environment import environment_of, libraries_of
 from service.errors import CatalogError
-from service.lifecycle.adding.adding import AddOptions
-from service.lifecycle.adding.huggingface import prepare_folder
 from service.lifecycle.checking.trial import SHAPES, Trial, load_trial
 from service.methods.questions import Deployed, Points, Readout
 from service.numerics.links import SOFTMAX
 from service.usecases.planning import Parameters, make_plan
 from tests.engine.conftest import ref_of
-from tests.huggingface_folders import CONFIGURATIONS, LENGTH, save_folder
+from tests.huggingface_folders import CONFIGURATIONS, LENGTH, added, save_folder
 from tests.methods.conftest import run_in_process
 
 CPU = torch.device("cpu")
 TEXT = "The actors were brilliant, but nobody likes a queue."
 LABELS = {0: "bad", 1: "mixed", 2: "good"}
 STEPS, TARGET = 12, 1
-
-
-def served(source: Path, models: Path, **options: Any) -> Path:
-    """The version that `answerable models add` makes of a folder, without its check."""
-    prepared = prepare_folder(AddOptions(source, **options), lambda name: (name, "1"), lambda _, usual: usual)
-    version = models / prepared.name / prepared.version
-    version.mkdir(parents=True)
-    prepared.write(version)
-    return version
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +77,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.set_num_threads(1)
     source = tmp_path_factory.mktemp("folders") / request.param
     save_folder(source, request.param, id2label=LABELS)
-    version = served(source, tmp_path_factory.mktemp("models"))
+    version = added(source, tmp_path_factory.mktemp("models"))
     package = transformers()
     network = package.AutoModelForSequenceClassification.from_pretrained(source, attn_implementation="eager").eval()
     return Pair(network, package.AutoTokenizer.from_pretrained(source), load_model(version, CPU), version)
@@ -191,7 +180,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trial(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     torch.set_num_threads(1)
-    return load_trial(served(bert, tmp_path_factory.mktemp("models")), CPU)
+    return load_trial(added(bert, tmp_path_factory.mktemp("models")), CPU)
 
 
 def explained(trial: Trial, *texts: str, **parameters: Any) -> list[Explanation]:
@@ -235,7 +224,7 @@ def test_an_explanation_is_the_same_alone_and_amid_others(trial: Trial) -> None:
 
 
 def test_all_files_are_in_the_digest(bert: Path, tmp_path: Path) -> None:
-    version = served(bert, tmp_path)
+    version = added(bert, tmp_path)
     manifest, key, _ = read_manifest(version)
     names = {path.name for path in bert.iterdir()}
     assert {*manifest.artefact.sha256_by_file} == names
@@ -249,7 +238,7 @@ def test_all_files_are_in_the_digest(bert: Path, tmp_path: Path) -> None:
 
 
 def test_a_replay_needs_the_same_version_of_the_package(bert: Path, tmp_path: Path) -> None:
-    version = served(bert, tmp_path)
+    version = added(bert, tmp_path)
     models = DeviceModels(torch.device("cpu"))
     loaded = models.load(ref_of(version), Source(version, version), {}, Calibration(SHAPES))
     assert loaded.environment == {"dtype": "float32", "transformers": transformers().__version__}
@@ -258,7 +247,7 @@ def test_a_replay_needs_the_same_version_of_the_package(bert: Path, tmp_path: Pa
 
 
 def test_nothing_is_fetched(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = served(bert, tmp_path)
+    version = added(bert, tmp_path)
 
     def refuse(*_: object) -> None:
         raise AssertionError("a connection was opened")
@@ -271,14 +260,14 @@ def test_nothing_is_fetched(bert: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_configuration_may_ask_for_tuples(bert: Path, tmp_path: Path) -> None:
     source = tmp_path / "tuples"
     save_folder(source, "bert", id2label=LABELS, return_dict=False)
-    assert load_model(served(source, tmp_path), CPU).parity < 1e-6
+    assert load_model(added(source, tmp_path), CPU).parity < 1e-6
 
 
 def test_half_precision_is_computed_with_in_single(bert: Path, tmp_path: Path) -> None:
     source = tmp_path / "half"
     network = save_folder(source, "bert", id2label=LABELS)
     network.half().save_pretrained(source)
-    model = load_model(served(source, tmp_path), CPU)
+    model = load_model(added(source, tmp_path), CPU)
     row = np.array([model.manifest.inputs.read({"text": TEXT}, tmp_path / "half" / "1").values])
     with torch.no_grad():
         expected = network.float()(torch.from_numpy(row).long(), torch.from_numpy(row != 0).long()).logits.numpy()
@@ -347,7 +336,7 @@ def test_what_does_not_fit_is_refused(name: str, tmp_path: Path) -> None:
     change, sentence = WRONG[name]
     source = tmp_path / "bert"
     save_folder(source, "bert", id2label=LABELS)
-    version = served(source, tmp_path / "models")
+    version = added(source, tmp_path / "models")
     change(version)
     manifest = yaml.safe_load((version / "manifest.yaml").read_text())
     for file in [file for file in manifest["artefact"]["files"] if (version / file).exists()]:

@@ -35,8 +35,8 @@ from service.lifecycle.checking.trial import Trial, load_trial
 from service.methods.questions import Points, Readout
 from service.numerics.links import SOFTMAX
 from service.usecases.planning import Parameters, make_plan
-from tests.artefacts.test_huggingface import CPU, STEPS, TARGET, served
-from tests.huggingface_folders import LENGTH, save_folder
+from tests.artefacts.test_huggingface import CPU, STEPS, TARGET
+from tests.huggingface_folders import LENGTH, added, save_folder
 
 QUERY, DOCUMENT = "A wonderful film?", "The actors moved me."
 LABELS = {0: "contradiction", 1: "entailment", 2: "neutral"}
@@ -121,7 +121,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     network = save_pairs(source, "bert" if request.param == "onnx" else request.param)
     if request.param == "onnx":
         export(network, source)
-    version = served(source, tmp_path_factory.mktemp("models"))
+    version = added(source, tmp_path_factory.mktemp("models"))
     tokenizer = transformers().AutoTokenizer.from_pretrained(source)
     return PairModel(network, tokenizer, load_model(version, CPU), version)
 
@@ -241,7 +241,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     torch.set_num_threads(1)
     source = tmp_path_factory.mktemp("folders") / "entailment"
     save_pairs(source, "bert")
-    return load_trial(served(source, tmp_path_factory.mktemp("models")), CPU)
+    return load_trial(added(source, tmp_path_factory.mktemp("models")), CPU)
 
 
 def test_a_pair_is_explained_recorded_and_read_back(trial: Trial) -> None:
@@ -277,7 +277,7 @@ def test_a_baseline_must_be_divided_where_the_pair_is(trial: Trial) -> None:
 
 def test_a_model_of_one_text_takes_no_pair(tmp_path: Path) -> None:
     save_folder(tmp_path / "one", "bert", id2label={0: "bad", 1: "good"})
-    version = served(tmp_path / "one", tmp_path / "models")
+    version = added(tmp_path / "one", tmp_path / "models")
     with pytest.raises(InvalidRequest, match=r"the model takes one text; .* name the `separator`"):
         load_model(version, CPU).manifest.inputs.read({"text": [QUERY, DOCUMENT]}, version)
 
@@ -285,4 +285,4 @@ def test_a_model_of_one_text_takes_no_pair(tmp_path: Path) -> None:
 def test_a_tokenizer_that_puts_nothing_between_is_refused(tmp_path: Path) -> None:
     save_folder(tmp_path / "gpt2", "gpt2", num_labels=1)
     with pytest.raises(CatalogError, match="puts no token between two texts"):
-        served(tmp_path / "gpt2", tmp_path / "models", are_pairs=True)
+        added(tmp_path / "gpt2", tmp_path / "models", are_pairs=True)

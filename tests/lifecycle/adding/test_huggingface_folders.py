@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from service.__main__ import main
 from service.artefacts.huggingface.library import transformers
@@ -23,30 +21,13 @@ from service.catalog.inputs.tokens import TokenInputs
 from service.catalog.manifest import Manifest, read_manifest
 from service.catalog.outputs.values import Values
 from service.errors import CatalogError
-from service.lifecycle.adding.added_inputs import Ask
-from service.lifecycle.adding.adding import AddOptions
-from service.lifecycle.adding.huggingface import EXAMPLE, prepare_folder
+from service.lifecycle.adding.huggingface import EXAMPLE
 from service.lifecycle.adding.huggingface_folders import read_folder
 from service.lifecycle.checking.trial import load_trial
 from service.usecases.planning import Parameters, make_plan
-from tests.huggingface_folders import LENGTH, save_folder
+from tests.huggingface_folders import LENGTH, added, export_beside, save_folder
 
 TEXT = "This product broke after two days."
-
-
-def added(
-    source: Path, models: Path, answers: dict[str, str] | None = None, ask: Ask | None = None, **options: Any
-) -> Path:
-    """The version that is made of a folder; a question that begins as one of the `answers` gets that."""
-
-    def answered(question: str, usual: str) -> str:
-        return next((answer for words, answer in (answers or {}).items() if question.startswith(words)), usual)
-
-    prepared = prepare_folder(AddOptions(source, **options), lambda name: (name, "1"), ask or answered)
-    version = models / prepared.name / prepared.version
-    version.mkdir(parents=True)
-    prepared.write(version)
-    return version
 
 
 def declared(version: Path) -> tuple[Manifest, TokenInputs]:
@@ -174,42 +155,12 @@ def test_names_can_be_others_and_are_asked_for_where_there_are_none(bert: Path, 
         added(bert, tmp_path / "two", labels=("a", "b"))
 
 
-class Logits(nn.Module):
-    """A network of the package as exporters take it: tensors in, one out."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        arguments = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        logits: Tensor = self.network(input_ids=input_ids, **arguments).logits
-        return logits
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the network's weights, and its export where optimum puts it."""
     folder = tmp_path_factory.mktemp("exported") / "bert"
     network = save_folder(folder, "bert", id2label={0: "bad", 1: "mixed", 2: "good"})
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    given = tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in names)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shapes = ({0: torch.export.Dim("rows")},) * len(names)
-        program = torch.onnx.export(
-            Logits(network),
-            given,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=names,
-            output_names=["logits"],
-            opset_version=20,
-            verbose=False,
-        )
-    assert program is not None
-    (folder / "onnx").mkdir()
-    (folder / "onnx" / "model.onnx").write_bytes(program.model_proto.SerializeToString())
+    export_beside(network, "logits", folder)
     return folder
 
 

@@ -21,8 +21,8 @@ from service.domain import OutputSpace
 from service.errors import CatalogError
 from service.lifecycle.adding.adding import AddOptions, add_model
 from service.lifecycle.adding.huggingface import EXAMPLE, QUERY
-from tests.huggingface_folders import save_folder
-from tests.lifecycle.adding.test_huggingface_folders import added, declared
+from tests.huggingface_folders import added, save_folder
+from tests.lifecycle.adding.test_huggingface_folders import declared
 
 PAIRS = [["A debate?", "The committee approved the proposal."], ["a queue", ""]]
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"

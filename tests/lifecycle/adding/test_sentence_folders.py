@@ -30,8 +30,8 @@ from service.lifecycle.checking.comparison import compare
 from service.lifecycle.checking.trial import load_trial
 from service.methods.questions import Points, Readout
 from service.numerics.links import UNIT_LENGTH
-from tests.huggingface_folders import CAUSAL, LENGTH, save_folder
-from tests.lifecycle.adding.test_huggingface_folders import added, declared, edit, environment  # noqa: F401
+from tests.huggingface_folders import CAUSAL, LENGTH, added, export_beside, save_folder
+from tests.lifecycle.adding.test_huggingface_folders import declared, edit, environment  # noqa: F401
 
 CPU = torch.device("cpu")
 WIDTH = 32
@@ -185,43 +185,13 @@ def test_the_network_may_lie_in_a_folder_of_its_own(folder: Path, tmp_path: Path
     np.testing.assert_allclose(ours, embedded_by_package(folder, short), atol=1e-5)
 
 
-class Encoder(nn.Module):
-    """A network of the package as exporters take it: tensors in, the tokens' embeddings out."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        arguments = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        hidden: Tensor = self.network(input_ids=input_ids, **arguments).last_hidden_state
-        return hidden
-
-
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Path:
     """The folder with the network's export where optimum puts it."""
     network = transformers().AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    given = tuple(torch.ones(2, LENGTH, dtype=torch.int64) for _ in names)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shapes = ({0: torch.export.Dim("rows")},) * len(names)
-        program = torch.onnx.export(
-            Encoder(network),
-            given,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=names,
-            output_names=["last_hidden_state"],
-            opset_version=20,
-            verbose=False,
-        )
-    assert program is not None
     whole = folder.parent / "exported"
     shutil.copytree(folder, whole)
-    (whole / "onnx").mkdir()
-    (whole / "onnx" / "model.onnx").write_bytes(program.model_proto.SerializeToString())
+    export_beside(network, "last_hidden_state", whole)
     return whole
 
 
