@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
+import pytest_asyncio
 
 from service.access.callers import Caller
 from service.access.permissions import Policy, Quota
@@ -24,6 +25,8 @@ from service.usecases.planning import Parameters
 from tests.engine.stand_in import StandIn
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.api.conftest import AssertProblem, Explain
     from tests.conftest import MakeKey, Service
 
@@ -60,12 +63,19 @@ def test_statements_of_a_linear_model() -> None:
     ]  # fmt: skip
 
 
+@pytest_asyncio.fixture
+async def asking(service: Service, make_key: MakeKey) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a tenant that has no baseline sets of its own, whatever other tests have added."""
+    async with service.client(make_key(tenant="robust")) as client:
+        yield client
+
+
 async def test_each_choice_is_what_an_explanation_with_it_says(
-    explain: Explain, client: httpx.AsyncClient, fresh: dict[str, Any], assert_problem: AssertProblem
+    explain: Explain, asking: httpx.AsyncClient, fresh: dict[str, Any], assert_problem: AssertProblem
 ) -> None:
     asked = {"method": "expected_gradients", "seed": 4, "max_evaluations": 1024}
-    (first,) = (await explain([fresh], **asked))["explanations"]
-    found = await table(client, first["id"])
+    (first,) = (await explain([fresh], by=asking, **asked))["explanations"]
+    found = await table(asking, first["id"])
 
     record, *others = found["choices"]
     assert record["changed"] == "nothing"
@@ -78,9 +88,9 @@ async def test_each_choice_is_what_an_explanation_with_it_says(
         with_choice = {name: choice[name] for name in ("baseline", "seed", "tolerance", "noise") if name in choice}
         if "why" in choice:  # the noisy copies have too small a budget
             body = {"instances": [fresh], "parameters": {**asked, **with_choice}}
-            assert assert_problem(await client.post(EXPLAIN, json=body), 422)
+            assert assert_problem(await asking.post(EXPLAIN, json=body), 422)
             continue
-        (own,) = (await explain([fresh], **{**asked, **with_choice}))["explanations"]
+        (own,) = (await explain([fresh], by=asking, **{**asked, **with_choice}))["explanations"]
         assert choice["attributions"] == {name: own["attributions"][name] for name in choice["attributions"]}
         assert choice["converged"] == own["converged"]
         values[at] = own["attributions"]
@@ -100,15 +110,19 @@ async def test_each_choice_is_what_an_explanation_with_it_says(
 
 
 async def test_a_policy_limits_what_the_table_says(
-    explain: Explain, service: Service, make_key: MakeKey, fresh: dict[str, Any], assert_problem: AssertProblem
+    explain: Explain,
+    asking: httpx.AsyncClient,
+    service: Service,
+    make_key: MakeKey,
+    fresh: dict[str, Any],
+    assert_problem: AssertProblem,
 ) -> None:
     """Every choice counts as a request, and nothing is said of what the key is not shown."""
     limited = make_key(tenant="robust", policy=Policy(top=2, digits=1))
     other_methods = make_key(tenant="robust", policy=Policy(methods=frozenset({"saliency"})))
     spent = make_key(tenant="robust", quota=Quota(7, None, "day"))
-    async with service.client(make_key(tenant="robust")) as asking:
-        (first,) = (await explain([fresh], by=asking))["explanations"]
-        whole = await table(asking, first["id"])
+    (first,) = (await explain([fresh], by=asking))["explanations"]
+    whole = await table(asking, first["id"])
     async with service.client(limited) as client:
         found = await table(client, first["id"])
         (own,) = (await explain([fresh], by=client, stability=True))["explanations"]
